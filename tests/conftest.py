@@ -1,0 +1,21 @@
+"""Shared by all tests: compilation cache, strict ranks, float64 on request."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CACHE = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def x64():
+    """Float64 arrays for the length of one test."""
+    with jax.enable_x64(True):
+        yield

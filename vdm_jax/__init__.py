@@ -1,0 +1,1 @@
+"""vdm_jax: train, distil and sample video diffusion models in JAX."""

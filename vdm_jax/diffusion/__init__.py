@@ -1,0 +1,1 @@
+"""Pure diffusion mathematics on arrays: knows no network and no system."""
