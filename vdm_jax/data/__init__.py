@@ -1,0 +1,48 @@
+"""Data sets: where clips come from, and how they reach the training step."""
+
+import numpy as np
+
+from vdm_jax.data import pipeline, shapes
+from vdm_jax.data.source import Source
+from vdm_jax.errors import UserError
+
+MEASURED = 256  # clips behind the mean and the variance
+
+
+def open_source(config) -> Source:
+    """The data set that config.data.source names, as its training part.
+
+    Raises:
+      UserError: an unknown name, or what the source says of its settings and files.
+    """
+    openers = {"shapes": shapes.open_shapes}
+    name = config.data.source
+    if name not in openers:
+        raise UserError(f"config.data.source={name!r}: one of {', '.join(openers)}")
+    return openers[name](config)
+
+
+def resolve(config, source: Source):
+    """Fills in what config.data leaves None from the data; returns the config.
+
+    attributes: the label vocabulary of the source. mean, variance: scalars over the
+    pixels, in [-1, 1], of some training clips; the same on every process.
+    """
+    data = config.data
+    if data.attributes is None:
+        data.attributes = source.attributes
+    if data.mean is None or data.variance is None:
+        clips = min(MEASURED, len(source.split(False)))
+        dataset = pipeline._dataset(
+            config, source.split(False), seed=0, batch_size=1, images=0, flip=False
+        )
+        mean, square = 0.0, 0.0
+        for i in range(clips):
+            x = dataset[i]["video"] / 127.5 - 1
+            mean += x.mean() / clips
+            square += np.square(x).mean() / clips
+        data.mean = float(mean) if data.mean is None else data.mean
+        data.variance = (
+            float(square - mean**2) if data.variance is None else data.variance
+        )
+    return config

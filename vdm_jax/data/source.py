@@ -67,5 +67,9 @@ class Source(Protocol):
         ...
 
     def split(self, held_out: bool) -> "Source":
-        """The held-out part, or the training part; they share no frame."""
+        """The held-out part, or the training part; they share no frame.
+
+        A source starts as its training part, and a split of a split refers to the
+        whole: `source.split(True).split(False)` is the training part.
+        """
         ...

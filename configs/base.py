@@ -1,0 +1,139 @@
+"""Every field of a config, with what it means: the experiments change some of them.
+
+Not an experiment by itself. A config is plain data: `--config.train.steps=1000` changes
+a field, an unknown field or a wrong type is refused.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """A complete config; the network's levels are the experiment's to fill in."""
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = ""  # workdir whose (EMA) parameters a new run starts from
+
+    config.video = dict(frames=16, height=64, width=64, channels=3, fps=8)
+
+    config.data = dict(
+        source="folder",  # "shapes", "clips", "folder", "tfds"
+        path="",  # folder of videos; names of clips; TFDS data_dir
+        tfds_name="",
+        batch_size=128,  # over all devices and processes
+        images=0,  # independent frames added to each video (VDM, section 3)
+        stride=1,  # source frames from one frame of a clip to the next
+        target_fps=0.0,  # or: re-time every file to this rate; 0 keeps its own
+        flip=False,  # mirror half of the clips
+        crop="center",  # or "random"
+        held_out=0.1,  # share of the files never trained on
+        workers=0,  # loading processes; 0 loads in threads of this one
+        cache_dir="",  # of decoded clips; "" is ~/.cache/vdm_jax
+        cache_gib=4.0,
+        max_bad_share=0.2,  # of unusable files, before the run stops
+        # Filled in from the data where None:
+        attributes=None,  # label vocabulary, one tuple of names an attribute
+        mean=None,  # of the pixels in [-1, 1]
+        variance=None,
+    )
+
+    config.network = dict(
+        levels=(),  # dict(channels, blocks, mixing=(parts after each block, ...))
+        middle=("spatial_attention", "temporal_attention"),
+        head_dim=64,
+        patch=1,  # space-to-depth stem; 1 is a 3x3 convolution
+        extra_up_block=True,  # one block more on the way up than down (VDM)
+        relative_position="shaw",  # or "bias": in temporal attention
+        attention="einsum",  # or "fused"
+        dropout=0.0,
+        remat="none",  # "full" or "dots" trade compute for memory
+        dtype="float32",  # of convolutions and products; "bfloat16" on accelerators
+        out_channels=3,
+    )
+
+    config.conditioning = dict(
+        width=1024,
+        layers=2,
+        label_drop=0.0,  # share of examples without label: classifier-free guidance
+        attribute_drop=0.0,  # share of single attributes left open
+        frame_position=False,  # tell each frame its number, not only relative time
+        text_width=0,  # of text token embeddings, pooled by attention; 0 is no text
+        text_drop=0.0,
+    )
+
+    config.diffusion = dict(
+        logsnr_min=-20.0,
+        logsnr_max=20.0,
+        shift=0.0,  # of logsnr; negative is noisier
+        output="v",  # of the network; or "eps", "x"
+        precondition=False,  # by the data's mean and variance, v outputs only
+        weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
+    )
+
+    config.train = dict(
+        steps=100_000,
+        learning_rate=3e-4,
+        warmup=1000,  # steps
+        final=1.0,  # share of the rate left at the end of a cosine decay; 1 is constant
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.0,
+        clip=1.0,  # global norm of the gradient
+        ema=0.9999,
+        accumulate=1,  # parts of a batch whose gradients are averaged
+        trainable=((".*", True),),  # (path pattern, trains): the first match decides
+        checkpoint_every=1000,
+        keep_checkpoints=3,
+        log_every=50,
+        preview_every=1000,
+        validate_every=1000,
+        max_nonfinite=10,  # skipped updates in a row before the run stops
+    )
+
+    config.mesh = dict(data=-1, fsdp=1)  # -1: all the devices that fsdp leaves
+
+    config.sample = dict(
+        num=16,
+        steps=256,
+        sampler="ancestral",  # or "ddim"
+        gamma=0.1,  # of the ancestral sampler's variance
+        guidance=0.0,  # w of (1 + w) conditional - w unconditional
+        threshold=1.0,  # clip x to +-this at every step; 0 is off
+        label="",  # one name an attribute, comma separated; "" draws them
+        batch_size=16,
+    )
+    return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The tiny shape that all `:smoke` variants share: trains and samples in seconds."""
+    config.video.update(frames=8, height=16, width=16)
+    config.data.batch_size = 2
+    config.network.update(
+        levels=(
+            dict(channels=8, blocks=1, mixing=("temporal_conv",)),
+            dict(
+                channels=16,
+                blocks=1,
+                mixing=("spatial_attention", "temporal_attention"),
+            ),
+        ),
+        middle=("spatial_attention", "temporal_attention"),
+        head_dim=8,
+        patch=2,
+        extra_up_block=False,
+        relative_position="bias",
+        dropout=0.0,
+        dtype="float32",
+        remat="none",
+    )
+    config.conditioning.update(width=16, layers=1)
+    config.train.update(
+        steps=4,
+        warmup=1,
+        checkpoint_every=2,
+        log_every=2,
+        preview_every=2,
+        validate_every=4,
+    )
+    config.sample.update(num=2, steps=2, batch_size=8)
+    return config

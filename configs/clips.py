@@ -1,0 +1,58 @@
+"""Real clips that come inside packages: unconditional video of a few scenes.
+
+    python train.py --config=configs/clips.py --workdir=runs/clips
+
+`config.data.path` names the clips: "published" are those with a stated licence and no
+identifiable person; "all" adds those for training at home. A few clips are largely
+memorised: the report shows the nearest training clip beside each sample.
+Result: models/clips, whose README has the figures.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, smoke
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The complete, locked config of a variant."""
+    config = base()
+    config.video.update(frames=8, height=32, width=32, fps=8)
+    config.data.update(
+        source="clips", path="published", batch_size=8, images=4, stride=2, flip=True
+    )
+    config.network.update(
+        levels=(
+            dict(channels=64, blocks=1, mixing=("temporal_conv",)),
+            dict(
+                channels=128,
+                blocks=2,
+                mixing=("temporal_conv", "spatial_attention", "temporal_attention"),
+            ),
+        ),
+        middle=("spatial_attention", "temporal_attention"),
+        head_dim=32,
+        patch=2,
+        extra_up_block=False,
+        relative_position="bias",
+    )
+    config.conditioning.update(width=256, layers=2)
+    config.diffusion.update(shift=-1.0, precondition=True)
+    config.train.update(
+        steps=6000,
+        learning_rate=1e-3,
+        warmup=100,
+        final=0.05,
+        weight_decay=0.01,
+        ema=0.998,
+        checkpoint_every=250,
+        log_every=20,
+        preview_every=500,
+        validate_every=500,
+    )
+    config.sample.update(steps=64, sampler="ddim", batch_size=16)
+
+    if variant == "smoke":
+        smoke(config)
+    return config.lock()

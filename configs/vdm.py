@@ -1,0 +1,87 @@
+"""The models of Video Diffusion Models (Ho et al. 2022), appendix A hyper-parameters.
+
+    python train.py --config=configs/vdm.py:kinetics600 --config.data.path=VIDEOS ...
+
+Not run: each took the authors 64 to 256 TPU-v4 chips. Where the paper is silent
+(warm-up, clipping) the values are those of Salimans & Ho's released code. Parameter
+counts are in docs/networks.md.
+Variants: `:ucf101` (unconditional; `:bair` and `:kinetics600` too, whose given frames
+enter at sampling), `:text_small`, `:text_large`, `:text_128`, and `:smoke`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, smoke
+
+VARIANTS = (
+    "ucf101",
+    "bair",
+    "kinetics600",
+    "text_small",
+    "text_large",
+    "text_128",
+    "smoke",
+)
+ATTENTION = ("spatial_attention", "temporal_attention")
+
+
+def levels(base_channels: int, multipliers: tuple, blocks: int, size: int) -> tuple:
+    """Attention at resolutions 8, 16 and 32, none above."""
+    return tuple(
+        dict(
+            channels=base_channels * multiplier,
+            blocks=blocks,
+            mixing=ATTENTION if size >> i <= 32 else (),
+        )
+        for i, multiplier in enumerate(multipliers)
+    )
+
+
+def get_config(variant: str = "ucf101") -> ConfigDict:
+    """The complete, locked config of a variant."""
+    config = base()
+    config.data.images = 8
+    config.network.update(
+        levels=levels(256, (1, 2, 4, 8), 2, 64), dtype="bfloat16", dropout=0.1
+    )
+    config.train.update(checkpoint_every=5000, preview_every=10_000)
+
+    if variant == "ucf101":
+        config.data.update(source="tfds", tfds_name="ucf101")
+        config.conditioning.layers = 4
+        config.diffusion.update(output="eps", weighting="snr")
+        config.train.steps = 60_000
+    if variant == "bair":
+        config.data.update(
+            source="tfds", tfds_name="bair_robot_pushing_small", flip=True
+        )
+        config.network.levels = levels(128, (1, 2, 3, 4), 3, 64)
+        config.train.update(
+            steps=660_000, learning_rate=2e-4, b2=0.999, weight_decay=0.01, ema=0.999
+        )
+        config.sample.gamma = 0.0
+    if variant == "kinetics600":
+        config.data.batch_size = 256
+        config.train.update(steps=220_000, learning_rate=2e-4)
+        config.sample.update(steps=128, gamma=0.0)
+    if variant.startswith("text"):
+        config.network.dropout = 0.0
+        config.conditioning.update(layers=4, text_width=1024, text_drop=0.1)
+        config.diffusion.update(output="eps", weighting="snr")
+        config.sample.gamma = 0.3
+    if variant == "text_small":
+        config.network.levels = levels(128, (1, 2, 4, 8), 2, 64)
+        config.train.steps = 200_000
+    if variant == "text_large":
+        config.train.update(steps=700_000, learning_rate=2e-4)
+    if variant == "text_128":
+        config.video.update(frames=9, height=128, width=128)
+        config.data.images = 7
+        config.network.update(
+            levels=levels(128, (1, 2, 4, 8, 16), 2, 128), head_dim=128
+        )
+        config.train.update(steps=800_000, learning_rate=2e-4)
+    if variant == "smoke":
+        config.data.update(source="shapes", images=2)
+        smoke(config)
+    return config.lock()

@@ -1,0 +1,219 @@
+"""Laws of the weightings and of the diffusion loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion import losses, process, schedules
+
+# Each weighting as its paper defines it: a factor on the squared error of x.
+# Progressive Distillation section 4 has the first four, Min-SNR (gamma = 5) the last.
+ON_X = {
+    "constant": lambda snr: np.ones_like(snr),
+    "snr": lambda snr: snr,
+    "truncated_snr": lambda snr: np.maximum(snr, 1),
+    "snr_plus_one": lambda snr: snr + 1,
+    "min_snr": lambda snr: np.minimum(snr, 5),
+}
+LEVELS = np.array([-20.0, -5.0, -1.0, 0.0, 1.5, 1.7, 5.0, 20.0])
+SHAPE = (len(LEVELS), 3, 2, 2, 1)
+
+
+def at(logsnr, dtype=np.float64):
+    logsnr = np.asarray(logsnr, np.float64)
+    alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
+    sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
+    return schedules.Step(0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma)))
+
+
+def videos(count, dtype=np.float64, shape=SHAPE):
+    rng = np.random.default_rng(1)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(count)]
+
+
+def network(out, kind="v"):
+    """A denoiser whose network puts out `out`, whatever it is shown."""
+    return lambda z, step, cond: process.PREDICTIONS[kind](out, z, step)
+
+
+def over(a):
+    """[b] against [b, f, h, w, c]."""
+    return a.reshape(a.shape + (1,) * (5 - a.ndim))
+
+
+def example_mean(a):
+    return np.mean(np.asarray(a), axis=(1, 2, 3, 4))
+
+
+def test_the_table_has_the_five_weightings():
+    assert set(losses.WEIGHTINGS) == set(ON_X)
+
+
+@pytest.mark.parametrize("name", list(ON_X))
+def test_weightings_by_their_definition_on_x(name, x64):
+    x, eps, out = videos(3)
+    step = at(LEVELS)
+    loss, prediction = losses.diffusion_loss(
+        network(out), x, eps, step, None, weighting=name
+    )
+    assert loss.shape == LEVELS.shape
+    expected = ON_X[name](np.exp(LEVELS)) * example_mean((x - prediction.x) ** 2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9)
+
+
+def test_snr_identities(x64):
+    """eps error = SNR x error, v error = (1 + SNR) x error, truncated = the larger."""
+    x, eps, out = videos(3)
+    step = at(LEVELS)
+    loss = {
+        name: losses.diffusion_loss(network(out), x, eps, step, None, weighting=name)
+        for name in ON_X
+    }
+    prediction = loss["snr"][1]
+    z = process.diffuse(x, eps, step)
+    seen = process.PREDICTIONS["v"](out, z, step)
+    np.testing.assert_allclose(prediction.x, seen.x, atol=1e-12)
+    v = over(step.alpha) * eps - over(step.sigma) * x
+    x_error = example_mean((x - seen.x) ** 2)
+    eps_error = example_mean((eps - seen.eps) ** 2)
+    v_error = example_mean((v - out) ** 2)
+    for name, expected in {
+        "constant": x_error,
+        "snr": eps_error,
+        "truncated_snr": np.maximum(x_error, eps_error),
+        "snr_plus_one": v_error,
+    }.items():
+        np.testing.assert_allclose(loss[name][0], expected, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("name", list(ON_X))
+def test_weights_on_the_v_error_are_bounded(name):
+    step = at(np.linspace(-20, 20, 401), np.float32)
+    weight = np.asarray(losses.WEIGHTINGS[name](step))
+    assert weight.shape in [(401,), ()]
+    assert np.isfinite(weight).all() and (weight >= 0).all() and (weight <= 1).all()
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "x"])
+@pytest.mark.parametrize("name", list(ON_X))
+def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
+    x, eps, out = videos(3, np.float32)
+    step = at(np.resize([-20.0, 20.0], len(x)), np.float32)
+
+    def loss(out):
+        return losses.diffusion_loss(
+            network(out, kind), x, eps, step, None, weighting=name
+        )[0]
+
+    value, gradient = jax.jit(
+        lambda out: (loss(out), jax.grad(lambda o: jnp.mean(loss(o)))(out))
+    )(out)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", list(ON_X))
+def test_float32_of_a_v_network_is_accurate_at_every_level(name):
+    arrays = videos(3, np.float32)
+    step = at(LEVELS, np.float32)
+    x, eps, out = arrays
+    loss, _ = losses.diffusion_loss(network(out), x, eps, step, None, weighting=name)
+    x, eps, out = (np.float64(a) for a in arrays)
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(-s * LEVELS))) for s in (1, -1))
+    v = over(alpha) * eps - over(sigma) * x
+    weight = ON_X[name](np.exp(LEVELS)) * sigma**2
+    np.testing.assert_allclose(loss, weight * example_mean((v - out) ** 2), rtol=1e-5)
+
+
+def test_loss_of_a_network_that_puts_out_zero(x64):
+    """alpha^2 + sigma^2 E[x^2], and (1 + E[x^2]) / 2 over all times.
+
+    eps is +-1 and orthogonal to x in every example, so that no average is left.
+    """
+    n, shape = 64, (64, 2, 4, 4, 1)
+    signs = np.resize([1.0, -1.0], shape[2:])
+    eps = jnp.asarray(np.broadcast_to(signs, shape))
+    x = jnp.full(shape, 0.6)
+    t = (np.arange(n) + 0.5) / n
+    step = schedules.step_at(schedules.Cosine(), t)
+    loss, _ = losses.diffusion_loss(network(jnp.zeros(shape)), x, eps, step, None)
+    np.testing.assert_allclose(loss, step.alpha**2 + 0.36 * step.sigma**2, rtol=1e-12)
+    np.testing.assert_allclose(jnp.mean(loss), (1 + 0.36) / 2, rtol=1e-12)
+
+
+def test_a_perfect_network_has_no_loss(x64):
+    x, eps = videos(2)
+    step = at(LEVELS)
+    v = over(step.alpha) * eps - over(step.sigma) * x
+    for name in ON_X:
+        loss, _ = losses.diffusion_loss(
+            network(v), x, eps, step, None, weighting=name
+        )
+        np.testing.assert_allclose(loss, 0, atol=1e-24)
+
+
+def test_the_denoiser_sees_z_the_step_and_the_condition(x64):
+    x, eps, out = videos(3)
+    step = at(LEVELS)
+    seen = []
+
+    def denoise(z, step, cond):
+        seen.append((z, step, cond))
+        return process.PREDICTIONS["v"](out, z, step)
+
+    cond = {"label": jnp.arange(len(x))}
+    losses.diffusion_loss(denoise, x, eps, step, cond)
+    ((z, given, passed),) = seen
+    np.testing.assert_allclose(
+        z, over(step.alpha) * x + over(step.sigma) * eps, atol=1e-15
+    )
+    np.testing.assert_array_equal(given.logsnr, LEVELS)
+    assert passed is cond
+
+
+@pytest.mark.parametrize("name", list(ON_X))
+def test_levels_per_frame(name, x64):
+    """With a level per frame an example's loss is the mean of its frames' losses."""
+    x, eps, out = videos(3, shape=(2, 3, 2, 2, 1))
+    levels = np.array([[-7.0, 0.3, 6.0], [2.0, -1.0, 12.0]])
+    together, _ = losses.diffusion_loss(
+        network(out), x, eps, at(levels), None, weighting=name
+    )
+    alone = [
+        losses.diffusion_loss(
+            network(out[:, i : i + 1]),
+            x[:, i : i + 1],
+            eps[:, i : i + 1],
+            at(levels[:, i]),
+            None,
+            weighting=name,
+        )[0]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 5, 16])
+def test_stratified_times_put_one_time_in_each_stratum(n):
+    draw = jax.jit(losses.stratified_times, static_argnums=1)
+    for seed in range(20):
+        t = np.asarray(draw(jax.random.key(seed), n))
+        assert t.shape == (n,) and (t >= 0).all() and (t <= 1).all()
+        gaps = np.sort(t)
+        # Rounding may carry a time on an edge over it, hence the allowance.
+        assert (gaps >= np.arange(n) / n - 1e-6).all()
+        assert (gaps <= (np.arange(n) + 1) / n + 1e-6).all()
+
+
+def test_stratified_times_are_uniform():
+    """Over keys: all of [0, 1) alike, also within a stratum; other keys other times."""
+    n = 8
+    keys = jax.random.split(jax.random.key(0), 2000)
+    t = np.asarray(jax.vmap(lambda key: losses.stratified_times(key, n))(keys))
+    for values in (t.ravel(), (t * n % 1).ravel()):
+        values = np.sort(values)
+        distance = np.abs(values - (np.arange(values.size) + 0.5) / values.size).max()
+        # Fewer independent numbers than values if a batch shares one offset.
+        assert distance < 1.95 / np.sqrt(len(keys))
+    assert len(np.unique(t[:, 0])) > 1990

@@ -1,0 +1,221 @@
+"""Laws of the forward process and of predictions: T-PARAM and T-POST."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion import process, schedules
+
+LEVELS = [-20.0, -5.0, 0.0, 5.0, 20.0]
+KINDS = ["v", "eps", "x"]
+TIMES = [(0.0, 0.4), (0.25, 0.5), (0.6, 0.61), (0.75, 1.0), (0.0, 1.0)]
+
+
+def at(logsnr, dtype=np.float64):
+    """The step at a given logsnr; numpy in, so float64 only under x64."""
+    logsnr = np.float64(logsnr)
+    alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
+    sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
+    return schedules.Step(0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma)))
+
+
+def pair(shape=(2, 3, 4, 4, 1), dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for _ in "ab"]
+
+
+def output(kind, x, eps, step):
+    """What a perfect network of this kind puts out for one known (x, eps)."""
+    return {"x": x, "eps": eps, "v": step.alpha * eps - step.sigma * x}[kind]
+
+
+def steps(schedule, s, t):
+    return [schedules.step_at(schedule, np.float64(u)) for u in (s, t)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_every_parameterisation_finds_x_and_eps(kind, logsnr, x64):
+    x, eps = pair()
+    step = at(logsnr)
+    z = process.diffuse(x, eps, step)
+    np.testing.assert_allclose(z, step.alpha * x + step.sigma * eps, atol=1e-15)
+    prediction = process.PREDICTIONS[kind](output(kind, x, eps, step), z, step)
+    np.testing.assert_allclose(prediction.x, x, atol=1e-9)
+    np.testing.assert_allclose(prediction.eps, eps, atol=1e-9)
+    v = step.alpha * eps - step.sigma * x
+    np.testing.assert_allclose(process.velocity(prediction, step), v, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
+    """x -> v -> x, eps -> x -> eps, ... for outputs that fit no clean video."""
+    z, out = pair()
+    step = at(logsnr)
+    first = process.PREDICTIONS[kind](out, z, step)
+    assert isinstance(first, process.Prediction)
+    scale = max(1.0, np.abs(first.x).max(), np.abs(first.eps).max())
+    np.testing.assert_allclose(
+        step.alpha * first.x + step.sigma * first.eps, z, rtol=0, atol=1e-9
+    )
+    for other in KINDS:
+        through = {
+            "x": first.x,
+            "eps": first.eps,
+            "v": process.velocity(first, step),
+        }[other]
+        again = process.PREDICTIONS[other](through, z, step)
+        atol = 1e-9 * scale
+        np.testing.assert_allclose(again.x, first.x, rtol=0, atol=atol)
+        np.testing.assert_allclose(again.eps, first.eps, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
+    """eps amplifies rounding by sigma/alpha in x, x by alpha/sigma in eps, v by 1."""
+    x, eps = pair(dtype=np.float32)
+    step = at(logsnr, np.float32)
+    z = process.diffuse(x, eps, step)
+    prediction = process.PREDICTIONS[kind](output(kind, x, eps, step), z, step)
+    gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
+    gain = np.maximum(gain, 1) * {"v": [0, 0], "eps": [1, 0], "x": [0, 1]}[kind]
+    # Seven roundings of numbers of at most 8, of 2^-24 each, amplified.
+    x_error, eps_error = np.maximum(gain, 1) * 56 * 2.0**-24
+    assert prediction.x.dtype == prediction.eps.dtype == jnp.float32
+    np.testing.assert_allclose(prediction.x, x, rtol=0, atol=x_error)
+    np.testing.assert_allclose(prediction.eps, eps, rtol=0, atol=eps_error)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_with_x_rebuilds_eps(logsnr, x64):
+    z, x = pair()
+    step = at(logsnr)
+    prediction = process.with_x(x, z, step)
+    np.testing.assert_array_equal(prediction.x, x)
+    rebuilt = (z - step.alpha * x) / step.sigma
+    np.testing.assert_allclose(prediction.eps, rebuilt, rtol=1e-9)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_edm_of_unit_data_is_minus_v(logsnr, x64):
+    """Karras et al. 2022, Table 1, sigma_data=1: D = c_skip y + c_out F gives F = -v."""
+    z, v = pair()
+    step = at(logsnr)
+    denoised = process.PREDICTIONS["v"](v, z, step).x
+    sigma, noisy = step.sigma / step.alpha, z / step.alpha
+    c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
+    np.testing.assert_allclose((denoised - c_skip * noisy) / c_out, -v, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2,), (2, 3)])
+def test_levels_per_example_and_per_frame(kind, shape, x64):
+    """A step of [b] or [b, f] does to each part what a step of [] does to it alone."""
+    z, out = pair()
+    levels = np.linspace(-8, 8, 6).reshape(2, 3)[:, : shape[1] if shape[1:] else 1]
+    levels = levels.reshape(shape)
+    step = at(levels)
+
+    def all_of(z, out, step):
+        prediction = process.PREDICTIONS[kind](out, z, step)
+        again = process.with_x(prediction.x, z, step)
+        v = process.velocity(prediction, step)
+        return prediction, again, v, process.diffuse(out, z, step)
+
+    together = all_of(z, out, step)
+    for i in np.ndindex(shape):
+        alone = all_of(z[i], out[i], at(levels[i]))
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-12),
+            together,
+            alone,
+        )
+
+
+def condition(mean, covariance, value):
+    """Mean and covariance of y[0] given y[1:] = value, y Gaussian: any such y."""
+    gain = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0])
+    rest = covariance[0, 0] - gain @ covariance[1:, 0]
+    return mean[0] + gain @ (value - mean[1:]), rest
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+@pytest.mark.parametrize("s, t", TIMES)
+def test_posterior_is_the_conditional_of_the_joint(s, t, shift, x64):
+    """q(z_s|z_t,x) read from the joint Gaussian of (z_s, z_t) given x.
+
+    The joint is built from the definition only: z_s = alpha_s x + sigma_s e and
+    z_t = (alpha_t/alpha_s) z_s + fresh noise, so that z_t has its own marginal.
+    """
+    step_s, step_t = steps(schedules.Cosine(shift=shift), s, t)
+    ratio = step_t.alpha / step_s.alpha
+    covariance = np.array(
+        [
+            [step_s.sigma**2, ratio * step_s.sigma**2],
+            [ratio * step_s.sigma**2, step_t.sigma**2],
+        ]
+    )
+    z_coef, x_coef, var = process.posterior(step_s, step_t)
+    for x, z in [(1.0, 0.0), (0.0, 1.0), (-0.7, 1.9)]:
+        mean = np.array([step_s.alpha, step_t.alpha]) * x
+        expected, expected_var = condition(mean, covariance, np.array([z]))
+        np.testing.assert_allclose(z_coef * z + x_coef * x, expected, atol=1e-12)
+        np.testing.assert_allclose(var, expected_var, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+@pytest.mark.parametrize("s, t", TIMES)
+def test_transition_composes_with_the_marginal(s, t, shift, x64):
+    """q(z_t|z_s) q(z_s|x) integrates to q(z_t|x): mean and variance."""
+    step_s, step_t = steps(schedules.Cosine(shift=shift), s, t)
+    scale, var = process.transition(step_s, step_t)
+    np.testing.assert_allclose(scale * step_s.alpha, step_t.alpha, atol=1e-12)
+    total = var + scale**2 * step_s.sigma**2
+    np.testing.assert_allclose(total, step_t.sigma**2, atol=1e-12)
+
+
+@pytest.mark.parametrize("s, t", TIMES)
+def test_posterior_and_transition_are_one_joint(s, t, x64):
+    """Bayes: both factorisations give the same covariance of (z_s, z_t)."""
+    step_s, step_t = steps(schedules.Cosine(), s, t)
+    scale, _ = process.transition(step_s, step_t)
+    z_coef, x_coef, var = process.posterior(step_s, step_t)
+    covariance = z_coef * step_t.sigma**2
+    np.testing.assert_allclose(covariance, scale * step_s.sigma**2, atol=1e-12)
+    total = var + z_coef**2 * step_t.sigma**2
+    np.testing.assert_allclose(total, step_s.sigma**2, atol=1e-12)
+    mean = z_coef * step_t.alpha + x_coef
+    np.testing.assert_allclose(mean, step_s.alpha, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "t, s, expected",
+    [
+        (0.5, 0.25, [0.22419744, 0.76533931, 1.21330414e-1, 4.14202546e-1]),
+        (1, 0.75, [0.00010125, 0.38270440, 8.53537329e-1, 9.99999986e-1]),
+    ],
+)
+def test_step_vectors(t, s, expected, x64):
+    """z_coef, x_coef, posterior and transition variance worked out by hand."""
+    pair_ = steps(schedules.Cosine(), s, t)
+    found = [*process.posterior(*pair_), process.transition(*pair_)[1]]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
+
+
+def test_small_steps_keep_their_variance_in_float32():
+    """1 - exp(-small) by expm1: the variance of a small step is not rounded away."""
+    low, high = np.float32([-0.001, 0.0]), np.float32([0.0, 0.001])
+    single = [at(v, np.float32) for v in (high, low)]
+
+    def variances(step_s, step_t):
+        post, var = process.posterior(step_s, step_t), process.transition(step_s, step_t)
+        return np.float64([post[1], post[2], var[1]])
+
+    sigma2 = 1 / (1 + np.exp(np.float64([high, low])))
+    one_minus_r = -np.expm1(np.float64(low) - np.float64(high))
+    alpha_s = np.sqrt(1 / (1 + np.exp(-np.float64(high))))
+    expected = one_minus_r * np.array([alpha_s, sigma2[0], sigma2[1]])
+    np.testing.assert_allclose(variances(*single), expected, rtol=1e-5)

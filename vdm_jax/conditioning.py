@@ -1,0 +1,86 @@
+"""What a network is told, from raw conditions and keep masks to its `Inputs`.
+
+A raw condition enters as data (labels as integers) beside a keep mask per example.
+Dropping one, for classifier-free guidance, flips its mask: the pytree never changes
+and nothing recompiles. VDM uses a zero null embedding (section 3).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.networks.inputs import Inputs
+from vdm_jax.networks.layers import noise_features
+
+Cond = dict[str, Any]
+
+
+def frame_features(frames: int, width: int, dtype) -> jax.Array:
+    """Sinusoidal features of the frame's number, [f, width]: absolute time in a clip."""
+    half = width // 2
+    frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=dtype) / (half - 1))
+    angle = jnp.arange(frames, dtype=dtype)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class LabelEncoder(nn.Module):
+    """One embedding a value for each attribute, summed; unknown or dropped ones are 0.
+
+    labels: int [b, attributes], -1 for unknown. keep: bool [b]. -> [b, width]
+    """
+
+    cardinalities: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
+        total = jnp.zeros((labels.shape[0], self.width))
+        for i, size in enumerate(self.cardinalities):
+            table = nn.Embed(
+                size,
+                self.width,
+                embedding_init=nn.initializers.normal(1.0),
+                name=f"attribute_{i}",
+            )
+            known = keep & (labels[:, i] >= 0)
+            total += jnp.where(known[:, None], table(jnp.maximum(labels[:, i], 0)), 0)
+        return total
+
+
+class Conditioner(nn.Module):
+    """Noise level, labels and frame position, mixed by a small MLP into one vector.
+
+    cardinalities: number of values of each label attribute, () for none.
+    frame_position: tell each frame its place in the clip; without it the network sees
+    relative time only, as in VDM, and an example longer than in training is fair.
+    """
+
+    width: int
+    layers: int
+    cardinalities: tuple[int, ...] = ()
+    frame_position: bool = False
+
+    @nn.compact
+    def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
+        """logsnr: [b] or [b, f]. -> Inputs with vector [b, width] or [b, f, width]."""
+        vector = nn.Dense(self.width, name="noise")(noise_features(logsnr, self.width))
+        if self.cardinalities:
+            encode = LabelEncoder(self.cardinalities, self.width, name="label")
+            label = encode(cond["label"], cond["keep"]["label"])
+            vector += label.reshape(label.shape[0], *(1,) * (vector.ndim - 2), -1)
+        frame_mask = cond.get("frame_mask")
+        if self.frame_position:
+            features = frame_features(frames, self.width, vector.dtype)
+            place = nn.Dense(self.width, name="frame")(features)[None]
+            if frame_mask is not None:  # an independent image has no place in time
+                place = jnp.where(frame_mask[..., None], place, 0)
+            if vector.ndim == 2:
+                vector = vector[:, None]
+            batch = vector.shape[0]
+            place = jnp.broadcast_to(place, (batch, *place.shape[1:]))
+            vector = jnp.broadcast_to(vector, place.shape) + place
+        for i in range(self.layers):
+            vector = nn.Dense(self.width, name=f"mlp_{i}")(nn.swish(vector))
+        return Inputs(vector=vector, frame_mask=frame_mask)

@@ -1,0 +1,225 @@
+"""From a source to batches, on Grain.
+
+The stream is a function of (config, source, batch number) and nothing else: the order
+comes from a seeded permutation of each epoch, all chance within an example from
+(seed, position in the stream). So a position is the whole state of the iterator, and
+the global batches are the same for every number of threads, workers and processes.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from vdm_jax.data.source import BadClip, Source
+from vdm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+TRIES = 100  # unusable items in a row before giving up on a position
+THREADS = 2  # decode ahead of the training step when there are no worker processes
+AHEAD = 4  # batches in the buffer
+
+
+@dataclasses.dataclass
+class _Load:
+    """(batch number, indices of the global batch) -> this process's share of it."""
+
+    source: Source
+    seed: int
+    frames: int
+    images: int
+    flip: bool
+    max_bad_share: float
+    share: slice
+    bad: dict[str, BadClip] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, number: int, indices: Sequence[int]) -> Batch:
+        positions = range(number * len(indices), (number + 1) * len(indices))
+        pairs = zip(positions[self.share], indices[self.share], strict=True)
+        examples = [self._example(position, int(index)) for position, index in pairs]
+        batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+        if self.images:
+            mask = np.arange(self.frames + self.images) < self.frames
+            batch["frame_mask"] = np.tile(mask, (len(examples), 1))
+        return batch
+
+    def _example(self, position: int, index: int) -> Batch:
+        """A clip, and the extra images appended to its frames."""
+        clip = self._clip(position, 0, index, self.frames)
+        slots = range(1, self.images + 1)
+        images = [self._clip(position, slot, None, 1)["video"] for slot in slots]
+        return clip | {"video": np.concatenate([clip["video"], *images])}
+
+    def _clip(self, position: int, slot: int, index: int | None, frames: int) -> dict:
+        """Item `index`, or a random one; where it is unusable, a random other one.
+
+        Every attempt has a generator of its own: how far a failing load got before it
+        failed leaves no trace in the stream.
+        """
+        for attempt in range(TRIES):
+            rng = np.random.default_rng((self.seed, position, slot, attempt))
+            if index is None:
+                index = int(rng.integers(len(self.source)))
+            try:
+                clip = dict(self.source.load(index, rng, frames))
+            except BadClip as error:
+                self._skip(error)
+                index = None
+                continue
+            if self.flip and rng.random() < 0.5:
+                clip["video"] = clip["video"][:, :, ::-1]
+            return clip
+        raise UserError(
+            f"{self.source.name}: {TRIES} unusable clips in a row, the last was {error}"
+        )
+
+    def _skip(self, error: BadClip) -> None:
+        """Names an unusable item once; too many of them stop the run."""
+        if self.bad.setdefault(error.name, error) is not error:  # atomic: no lock
+            return
+        bad, items = len(self.bad), len(self.source)
+        print(f"skipped {error} ({bad} of {items} clips)", file=sys.stderr, flush=True)
+        if bad > self.max_bad_share * items:
+            raise UserError(
+                f"{self.source.name}: {bad} of {items} clips are unusable, more than "
+                f"config.data.max_bad_share={self.max_bad_share}; the last was {error}"
+            )
+
+
+def _dataset(
+    config, source: Source, *, seed: int, batch_size: int, images: int, flip: bool,
+    share: slice = slice(None),
+) -> grain.MapDataset[Batch]:  # fmt: skip
+    """The endless sequence of batches, by number."""
+    if config.data.flip and not source.flip:
+        raise UserError(
+            f"config.data.flip=True: left and right have a meaning in {source.name}; "
+            "set it to False"
+        )
+    load = _Load(
+        source, seed, config.video.frames, images, flip, config.data.max_bad_share, share
+    )
+    items = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
+    return items.batch(batch_size, batch_fn=list).map_with_index(load)
+
+
+class Batches:
+    """An endless iterator of batches whose state is a count."""
+
+    def __init__(self, dataset: grain.MapDataset[Batch], workers: int):
+        self._dataset, self._workers = dataset, workers
+        self._count, self._iterator = 0, None
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._count += 1
+        # out of the shared memory in which workers hand over their arrays
+        return {k: np.array(v) for k, v in batch.items()} if self._workers else batch
+
+    def _start(self) -> grain.DatasetIterator[Batch]:
+        rest = self._dataset[self._count :]
+        if not self._workers:
+            return iter(rest.to_iter_dataset(grain.ReadOptions(THREADS, AHEAD)))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain sends the flags to its workers
+        one_thread = rest.to_iter_dataset(grain.ReadOptions(0, 0))
+        ahead = -(-AHEAD // self._workers)
+        return iter(
+            one_thread.mp_prefetch(
+                grain.multiprocessing.MultiprocessingOptions(self._workers, ahead)
+            )
+        )
+
+    def get_state(self) -> dict[str, int]:
+        """Goes through JSON; valid for any number of workers and processes."""
+        return {"batches": self._count}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """The next batch is the one that followed `get_state`."""
+        self.close()
+        self._count = int(state["batches"])
+
+    def close(self) -> None:
+        """Stops threads and workers; `next` starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def train_batches(
+    config, source: Source, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """Batches of the training part.
+
+    Process p of n loads rows p b/n .. (p+1) b/n of each global batch and nothing else.
+
+    Yields:
+      dict of video uint8 [b, f + k, h, w, c], the last k = config.data.images frames
+      independent images; frame_mask bool [b, f + k] (False on the images) if k > 0;
+      label int32 [b, attributes] if the source has any; caption str [b].
+
+    Raises:
+      UserError: fewer clips than a batch, a batch that the processes cannot share, a
+        flip that would make labels untrue, or (from `next`) too many unusable clips.
+    """
+    source, batch_size = source.split(False), config.data.batch_size
+    if len(source) < batch_size:
+        raise UserError(
+            f"{source.name} has {len(source)} clips for training, fewer than one batch "
+            f"of config.data.batch_size={batch_size}: lower it or add clips"
+        )
+    if batch_size % process_count:
+        raise UserError(
+            f"config.data.batch_size={batch_size} does not divide among "
+            f"{process_count} processes: the nearest that does is "
+            f"{max(round(batch_size / process_count), 1) * process_count}"
+        )
+    local = batch_size // process_count
+    dataset = _dataset(
+        config, source, seed=config.seed, batch_size=batch_size,
+        images=config.data.images, flip=config.data.flip,
+        share=slice(process_index * local, (process_index + 1) * local),
+    )  # fmt: skip
+    return Batches(dataset, config.data.workers)
+
+
+def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
+    """The first n clips of a fixed shuffle of the held-out part, without images.
+
+    Raises:
+      UserError: nothing is held out, or too many unusable clips.
+    """
+    source = source.split(True)
+    if not len(source):
+        raise UserError(f"{source.name} holds out no clip: raise config.data.held_out")
+    dataset = _dataset(
+        config, source, seed=seed, batch_size=n, images=0, flip=False
+    )  # fmt: skip
+    return dataset[0]
+
+
+def fingerprint(config, source: Source) -> dict:
+    """What must be equal for a resumed run to go on with the same stream.
+
+    Workers, threads and the number of processes are not in it: they change nothing.
+    """
+    digest = hashlib.sha256(repr((source.names, source.sizes)).encode())
+    fields = ("batch_size", "images", "stride", "target_fps", "flip", "crop")
+    return {
+        "seed": config.seed,
+        **{field: config.data[field] for field in fields},
+        **{field: config.video[field] for field in ("frames", "height", "width")},
+        "source": source.name,
+        "items": len(source),
+        "digest": digest.hexdigest(),
+    }

@@ -1,0 +1,174 @@
+"""What a clip of moving shapes shows, read from its pixels by template matching.
+
+No network takes part: every frame is compared with every shape at every position and in
+every colour, as the data set renders them, and the best fit in squared error wins. A
+template that explains a frame no better than plain black counts as "nothing there".
+"""
+
+import functools
+
+import numpy as np
+
+from vdm_jax.data import shapes
+
+NAMES = ("shape", "colour", "direction", "speed")
+CHANCE = dict(zip(NAMES, (1 / n for n in shapes.LABELS), strict=True)) | {
+    "joint": 1 / 72
+}
+CHUNK = 256  # frames scored at once
+
+GRID = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
+MARGIN = 1 / 4  # how far centres may lie outside the data set's range, in radii
+STILL = 1 / 4  # a displacement below this share of the slow speed is no movement
+
+
+@functools.lru_cache(maxsize=4)
+def _bank(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grid of centres y [p], x [q] and templates [shape, p, q, height * width]."""
+    geometry = shapes.Geometry(1, height, width)
+    low = (min(shapes.EXTENT) - MARGIN) * geometry.radius
+
+    def axis(size: int) -> np.ndarray:
+        points = int(np.ceil((size - 2 * low) / (GRID * geometry.radius))) + 1
+        return np.linspace(low, size - low, points)
+
+    ys, xs = axis(height), axis(width)
+    y, x = (a.ravel() for a in np.meshgrid(ys, xs, indexing="ij"))
+    bank = np.stack(
+        [shapes.coverage(s, x, y, geometry) for s in range(shapes.LABELS[0])]
+    )
+    return ys, xs, bank.reshape(len(bank), len(ys), len(xs), height * width)
+
+
+def _refine(score: np.ndarray, at: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Peaks between grid points: the vertex of the parabola through three scores.
+
+    score [n, p] is a cut through each peak, at [n] its highest point.
+    """
+    inner = np.clip(at, 1, len(grid) - 2)
+    rows = np.arange(len(at))
+    before, here, after = (score[rows, inner + k] for k in (-1, 0, 1))
+    bend = np.minimum(before - 2 * here + after, -1e-6)
+    shift = np.clip(0.5 * (before - after) / bend, -1, 1)
+    return grid[inner] + shift * (grid[1] - grid[0])
+
+
+def _fit(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [n, shape, colour] and centres (x, y) [n, shape, colour, 2] of best fits.
+
+    The score is the squared error of black minus that of the template, in px^2. Colours
+    are orthonormal, so a template meets its own colour's channel only.
+    """
+    n, height, width, _ = frames.shape
+    ys, xs, bank = _bank(height, width)
+    energy = np.square(bank).sum(-1)
+    colours, shape_count = len(shapes.COLOURS), len(bank)
+    grey = np.moveaxis(frames @ shapes.COLOURS.T, -1, 1).reshape(n * colours, -1)
+    scores = np.empty((n, shape_count, colours), np.float32)
+    centres = np.empty((n, shape_count, colours, 2), np.float32)
+    rows = np.arange(n * colours)
+    for s in range(shape_count):
+        templates = bank[s].reshape(-1, height * width)
+        score = 2 * (grey @ templates.T) - energy[s].ravel()
+        best = score.argmax(1)
+        scores[:, s] = score[rows, best].reshape(n, colours)
+        score = score.reshape(-1, len(ys), len(xs))
+        i, j = np.unravel_index(best, score.shape[1:])
+        x = _refine(score[rows, i], j, xs)
+        y = _refine(score[rows, :, j], i, ys)
+        centres[:, s] = np.stack([x, y], -1).reshape(n, colours, 2)
+    return scores, centres
+
+
+def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
+    """Direction and speed [n, 2] of paths [n, frames, 2], -1 where undecidable.
+
+    The direction must be the same on every displacement, so that shuffled frames have
+    none. The speed is that of the straight line with the least squared distance.
+    """
+    slow, fast = shapes.SPEEDS * geometry.fast
+    steps = np.diff(centres, axis=1)
+    along = steps @ shapes.DIRECTIONS.T  # [n, frames - 1, direction]
+    heading = np.where(along.max(-1) > STILL * slow, along.argmax(-1), -1)
+    same = (heading == heading[:, :1]).all(1)
+    time = np.arange(geometry.frames) - (geometry.frames - 1) / 2
+    slope = np.einsum("f,nfc->nc", time, centres) / np.square(time).sum()
+    speed = np.linalg.norm(slope, axis=-1)
+    is_one = (speed > slow / 2) & (speed < fast + slow / 2)
+    return np.stack(
+        [
+            np.where(same, heading[:, 0], -1),
+            np.where(is_one, (speed > (slow + fast) / 2).astype(int), -1),
+        ],
+        -1,
+    )
+
+
+def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
+    """Attributes of clips of one moving shape on black.
+
+    Args:
+      videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2.
+
+    Returns:
+      attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable:
+        all four if a frame shows nothing, colour if two colours show something,
+        direction and speed by `_motion`. Shape and colour fit the clip as a whole best.
+      fit_error: [n] px^2 a frame: the squared difference from the best template of
+        that shape and colour, values in [0, 1], summed over pixels and channels,
+        averaged over frames. 1 is the energy of one pure primary pixel; an empty
+        frame has that of a whole shape, about 3.14 radius^2.
+      centres: [n, f, 2] (x, y) in pixels.
+    """
+    n, f, height, width, _ = videos.shape
+    geometry = shapes.Geometry(f, height, width)
+    if videos.dtype == np.uint8:
+        frames = videos.reshape(-1, height, width, 3).astype(np.float32) / 255
+    else:
+        frames = (videos.reshape(-1, height, width, 3).astype(np.float32) + 1) / 2
+    chunks = [_fit(frames[i : i + CHUNK]) for i in range(0, n * f, CHUNK)]
+    scores, centres = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    scores = scores.reshape(n, f, *scores.shape[1:])
+    centres = centres.reshape(n, f, *centres.shape[1:])
+
+    total = scores.sum(1)  # [n, shape, colour]
+    shape, colour = np.unravel_index(total.reshape(n, -1).argmax(1), total.shape[1:])
+    clips = np.arange(n)
+    centres = centres[clips, :, shape, colour]
+    one_colour = (total.max(1) > 0).sum(1) == 1
+    seen = (scores[clips, :, shape, colour] > 0).all(1)
+    attributes = np.column_stack(
+        [shape, np.where(one_colour, colour, -1), _motion(centres, geometry)]
+    )
+    return {
+        "attributes": np.where(seen[:, None], attributes, -1).astype(np.int32),
+        "fit_error": _residual(frames.reshape(videos.shape), shape, colour, centres),
+        "centres": centres,
+    }
+
+
+def _residual(videos, shape, colour, centres) -> np.ndarray:
+    """Squared error [n] a frame against templates rendered at the refined centres."""
+    n, f, height, width, _ = videos.shape
+    geometry = shapes.Geometry(f, height, width)
+    errors = np.empty(n, np.float32)
+    for i in range(n):
+        template = shapes.coverage(int(shape[i]), *centres[i].T, geometry)
+        coloured = template[..., None] * shapes.COLOURS[colour[i]]
+        errors[i] = np.square(videos[i] - coloured).sum() / f
+    return errors
+
+
+def accuracy(measured: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Share of clips that show what was asked, by attribute and for all four at once.
+
+    labels: int [n, 4]; an attribute that was not asked for (-1) is always right.
+    """
+    right = (measured["attributes"] == labels) | (labels < 0)
+    shares = dict(zip(NAMES, right.mean(0).tolist(), strict=True))
+    return shares | {"joint": float(right.all(1).mean())}
+
+
+def spread(measured: dict[str, np.ndarray]) -> float:
+    """Standard deviation in pixels, over clips, of the clip's mean position."""
+    return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))

@@ -1,0 +1,316 @@
+"""Cheap honest statistics of videos: no network, numpy in float64, seconds on a CPU.
+
+Every figure stands in a table beside the same figure of real clips that were spoilt
+in one way each, because alone it says little: a flat mean may pass where motion was
+asked for. docs/evaluation.md says what each one shows and what it does not.
+
+Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped to
+that range, as they are when written to a file. All pixel units are those of [-1, 1].
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from vdm_jax.errors import UserError
+
+CELLS = 8  # a frame is described on a grid of 8x8 cells
+Row = dict[str, str | float]
+
+
+def pixels(video: np.ndarray) -> np.ndarray:
+    """Float64 in [-1, 1] of uint8 0..255, or of floats, which are clipped."""
+    video = np.asarray(video)
+    if video.dtype == np.uint8:
+        return video / 127.5 - 1.0
+    if not np.issubdtype(video.dtype, np.floating):
+        raise UserError(
+            f"videos of type {video.dtype}: give uint8, or float in [-1, 1]"
+        )
+    if not np.isfinite(video).all():
+        raise UserError("videos with NaN or infinite pixels: nothing can be measured")
+    return np.clip(video.astype(np.float64), -1.0, 1.0)
+
+
+# --- Frechet distance ------------------------------------------------------------
+
+
+def frechet(
+    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
+) -> float:
+    """Frechet (2-Wasserstein) distance, squared, of two Gaussians [d], [d, d].
+
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2
+    (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, section 3).
+
+    With S = A A^T the last trace is the sum of the singular values of A1^T A2, whose
+    squares are the eigenvalues of S1^1/2 S2 S1^1/2: the root is never taken of
+    rounding errors, so covariances of low rank (few clips) cost no digits.
+    """
+    difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
+    factor1, factor2 = _factor(cov1), _factor(cov2)
+    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
+    total = difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * cross
+    return max(float(total), 0.0)
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """A with A A^T = cov; eigenvalues below 0 are rounding and count as 0."""
+    values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
+    return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features, both [n, d].
+
+    Covariances are unbiased (n - 1); the distance is not: it is too large by an
+    amount that falls with n, so sets of unequal n are refused.
+    """
+    if a.shape != b.shape:
+        raise UserError(
+            f"{len(a)} frames against {len(b)}: Frechet distances are comparable at "
+            "equal numbers only"
+        )
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    return frechet(a.mean(0), cov_a, b.mean(0), cov_b)
+
+
+# --- what is seen of a frame ------------------------------------------------------
+
+
+def area_weights(size: int, cells: int) -> np.ndarray:
+    """[cells, size]: the share of each pixel in each cell's mean; rows sum to 1.
+
+    A cell is 1/cells of the length, wherever its ends fall within a pixel.
+    """
+    edges = np.arange(cells + 1) * size / cells
+    left = np.maximum(edges[:-1, None], np.arange(size))
+    right = np.minimum(edges[1:, None], np.arange(size) + 1)
+    return np.maximum(right - left, 0.0) * cells / size
+
+
+def pixel_features(videos: np.ndarray) -> np.ndarray:
+    """[n*f, 256]: what the Frechet distances see of each RGB frame.
+
+    First the mean colour of each of 8x8 cells (192), then the mean length of the
+    gradient in each (64, averaged over the channels). Cells have equal areas; where
+    the size does not divide by 8 their borders cut through pixels.
+    """
+    return np.concatenate([_features(pixels(video)) for video in _checked(videos)])
+
+
+def motion_features(videos: np.ndarray) -> np.ndarray:
+    """[n*(f-1), 256]: the same features of the differences of neighbouring frames."""
+    return np.concatenate(
+        [_features(np.diff(pixels(video), axis=0)) for video in _checked(videos)]
+    )
+
+
+def _features(frames: np.ndarray) -> np.ndarray:
+    """[f, h, w, c] -> [f, 8*8*(c+1)]."""
+    across = np.diff(frames, axis=2, append=frames[:, :, -1:])  # 0 at the far edge
+    down = np.diff(frames, axis=1, append=frames[:, -1:])
+    gradient = np.hypot(across, down).mean(-1, keepdims=True)
+    _, h, w, _ = frames.shape
+    rows, columns = area_weights(h, CELLS), area_weights(w, CELLS)
+
+    def cells(x: np.ndarray) -> np.ndarray:
+        return np.einsum("ih,jw,fhwc->fijc", rows, columns, x, optimize=True).reshape(
+            len(x), -1
+        )
+
+    return np.concatenate([cells(frames), cells(gradient)], axis=1)
+
+
+def motion(videos: np.ndarray) -> float:
+    """Mean |difference of neighbouring frames|, in pixel values of [-1, 1]."""
+    means = [np.abs(np.diff(pixels(v), axis=0)).mean() for v in _checked(videos)]
+    return float(np.mean(means))
+
+
+def sharpness(videos: np.ndarray) -> float:
+    """Mean |Laplacian| (the four neighbours less four times the pixel), edges held."""
+    kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float64)[None, :, :, None]
+    means = [
+        np.abs(ndimage.convolve(pixels(video), kernel, mode="nearest")).mean()
+        for video in videos
+    ]
+    return float(np.mean(means))
+
+
+# --- nearest training clip --------------------------------------------------------
+
+
+def nearest_training(
+    samples: np.ndarray, training: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each sample the index of its nearest training clip, and the distance, [n].
+
+    Distance is the root mean square of the pixel differences over the whole clip, on
+    [-1, 1]: 0 for a copy. A shifted or mirrored copy is not found, and a blurred
+    sample is near to everything: look at the pairs too.
+    """
+    _same_shape(samples, training)
+    flat = pixels(samples).reshape(len(samples), -1)
+    best = np.full(len(samples), np.inf)
+    index = np.zeros(len(samples), np.int64)
+    for start in range(0, len(training), 256):  # bounds the float64 copies in memory
+        clips = pixels(training[start : start + 256]).reshape(-1, flat.shape[1])
+        score = (clips**2).sum(1) - 2 * flat @ clips.T  # distance^2 less |sample|^2
+        found = score.argmin(1)
+        value = score[np.arange(len(flat)), found]
+        index = np.where(value < best, found + start, index)
+        best = np.minimum(value, best)
+    # Anew from the pixels: the scores cancel, and a copy would not come out as 0.
+    distance = [
+        np.sqrt(np.mean((pixels(s) - pixels(training[i])) ** 2))
+        for s, i in zip(samples, index, strict=True)
+    ]
+    return index, np.array(distance)
+
+
+# --- the table --------------------------------------------------------------------
+
+
+def _frozen(x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x[:, :1], x.shape)
+
+
+def _video_mean(x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x.mean(1, keepdims=True), x.shape)
+
+
+def _blur(x: np.ndarray) -> np.ndarray:
+    return ndimage.uniform_filter(x, size=(1, 1, 4, 4, 1), mode="nearest")
+
+
+def _global_mean(x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x.mean((0, 1)), x.shape)
+
+
+def _noise(x: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1.0, 1.0, x.shape)
+
+
+SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "frozen frame": _frozen,
+    "per-video mean": _video_mean,
+    "4x4 blur": _blur,
+    "global mean": _global_mean,
+    "noise": _noise,
+}
+"""Real clips [n,f,h,w,c] in [-1, 1], spoilt in one way each: first frame held; mean
+over a clip's frames, held; mean over windows of 4x4 pixels; mean over all clips and
+frames, held; uniform noise in their place."""
+
+COLUMNS = {
+    "row": ("", ""),
+    "frame_fd": ("frame FD", ".2f"),
+    "motion_fd": ("motion FD", ".3f"),
+    "motion": ("motion / real", ".2f"),
+    "sharpness": ("sharpness / real", ".2f"),
+    "nearer": ("nearer to training", ".2f"),
+}
+"""Keys of a row of the table: heading and format."""
+
+
+def table(
+    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, seed: int = 0
+) -> list[Row]:
+    """Rows of the samples, of real clips and of real clips spoilt, measured alike.
+
+    samples and held_out hold n clips each. Of the training clips (at least 2n; among
+    all of them the nearest are sought) n are drawn as the reference of every row, and
+    n others for the row 'training real', which is as good as n clips can look, and
+    for the SPOILT rows: so those differ from it by the spoiling alone.
+
+    A row has the keys of COLUMNS: frame_fd and motion_fd in squared pixel units;
+    motion and sharpness divided by the reference's (NaN where that is 0); nearer, the
+    share of clips that are nearer to a training clip than the median held-out clip.
+    """
+    n = len(samples)
+    _same_shape(samples, training)
+    _same_shape(samples, held_out)
+    if len(held_out) != n or len(training) < 2 * n:
+        raise UserError(
+            f"{n} samples, {len(held_out)} held-out, {len(training)} training clips: "
+            "Frechet distances compare at equal numbers only; give as many held-out "
+            "clips as samples, and at least twice as many training clips"
+        )
+    drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
+    reference, other = drawn[:n], pixels(drawn[n:])
+    frames, moves = pixel_features(reference), motion_features(reference)
+    real_motion, real_sharpness = motion(reference), sharpness(reference)
+    median = np.median(nearest_training(held_out, training)[1])
+
+    def row(name: str, videos: np.ndarray) -> Row:
+        return {
+            "row": name,
+            "frame_fd": feature_distance(pixel_features(videos), frames),
+            "motion_fd": feature_distance(motion_features(videos), moves),
+            "motion": _ratio(motion(videos), real_motion),
+            "sharpness": _ratio(sharpness(videos), real_sharpness),
+            "nearer": float(np.mean(nearest_training(videos, training)[1] < median)),
+        }
+
+    real = {"samples": samples, "training real": other, "held-out real": held_out}
+    return [row(name, videos) for name, videos in real.items()] + [
+        row(name, spoil(other)) for name, spoil in SPOILT.items()
+    ]
+
+
+def protocol(samples: np.ndarray, training: np.ndarray) -> str:
+    """What a table was measured on, in one line: tables compare where it is equal."""
+    n, f, h, w, _ = samples.shape
+    return (
+        f"{n} clips a row, {f} frames of {h}x{w}, against {n} training clips; nearest "
+        f"among {len(training)} training clips; 8x8 colour and gradient features"
+    )
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and formatted cells of a table, for the terminal and for the report."""
+    headings = [heading for heading, _ in COLUMNS.values()]
+    return headings, [
+        [_cell(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows
+    ]
+
+
+def text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as aligned plain text: first column left, the others right."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        name, *values = row
+        right = [v.rjust(w) for v, w in zip(values, widths[1:], strict=True)]
+        return "  ".join([name.ljust(widths[0]), *right]).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(headings), rule, *map(line, rows)])
+
+
+def _cell(value: str | float, form: str) -> str:
+    missing = not isinstance(value, str) and np.isnan(value)
+    return "–" if missing else format(value, form)
+
+
+def _ratio(value: float, real: float) -> float:
+    return value / real if real > 0 else float("nan")
+
+
+def _checked(videos: np.ndarray) -> np.ndarray:
+    if np.ndim(videos) != 5 or len(videos) < 2 or np.shape(videos)[1] < 2:
+        raise UserError(
+            f"videos of shape {np.shape(videos)}: statistics need [n, f, h, w, c] with "
+            "at least 2 clips of 2 frames"
+        )
+    return videos
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    if np.ndim(a) != 5 or np.ndim(b) != 5 or a.shape[1:] != b.shape[1:] or not len(b):
+        raise UserError(
+            f"clips of shapes {np.shape(a)} and {np.shape(b)} cannot be compared: give "
+            "[n, f, h, w, c] with the same frames, size and channels"
+        )

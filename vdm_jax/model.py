@@ -1,0 +1,193 @@
+"""A model: a network, what it is told, its schedule and scaling, built from a config.
+
+The one way in for every verb: `build(config)` for a new model, `load(workdir)` for a
+trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdm_jax.conditioning import Cond, Conditioner
+from vdm_jax.diffusion import process, schedules
+from vdm_jax.diffusion.process import Array, Denoiser, Prediction, expand
+from vdm_jax.errors import UserError
+from vdm_jax.networks import unet3d
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Immutable; parameters are passed to its functions and never held.
+
+    shape: (frames, height, width, channels) of a video. mean, variance: of the data in
+    [-1, 1], for the preconditioning; 0 and 1 make it the plain network of the papers.
+    """
+
+    network: unet3d.UNet3D
+    conditioner: Conditioner
+    schedule: schedules.Cosine
+    shape: tuple[int, int, int, int]
+    attributes: tuple[tuple[str, ...], ...] = ()
+    output: str = "v"
+    mean: float = 0.0
+    variance: float = 1.0
+    label_drop: float = 0.0
+    attribute_drop: float = 0.0
+
+    def encode(self, video: Array) -> Array:
+        """uint8 video [b, f, h, w, c] -> what is diffused, in [-1, 1]."""
+        return video.astype(jnp.float_) / 127.5 - 1.0
+
+    def conditions(self, batch: dict[str, Array]) -> Cond:
+        """The raw conditions in a batch, all kept."""
+        cond: Cond = {"keep": {}}
+        if "frame_mask" in batch:
+            cond["frame_mask"] = batch["frame_mask"]
+        if self.attributes:
+            cond["label"] = batch["label"]
+            cond["keep"]["label"] = jnp.ones(batch["label"].shape[0], bool)
+        return cond
+
+    def drop(self, cond: Cond, key: Array) -> Cond:
+        """Training's random dropping: the whole label, and single attributes of it."""
+        if not self.attributes:
+            return cond
+        whole, single = jax.random.split(key)
+        label = cond["label"]
+        keep = jax.random.bernoulli(whole, 1 - self.label_drop, label.shape[:1])
+        lost = jax.random.bernoulli(single, self.attribute_drop, label.shape)
+        label = jnp.where(lost, -1, label)
+        return {**cond, "label": label, "keep": {**cond["keep"], "label": keep}}
+
+    def null(self, cond: Cond) -> Cond:
+        """The unconditional twin: every keep mask false, the rest shared."""
+        return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters. Compiled without optimisation: it runs once."""
+        frames, *_ = self.shape
+        z = jax.ShapeDtypeStruct((1, *self.shape), jnp.float_)
+        labels = np.zeros((1, len(self.attributes)), np.int32)
+        cond = self.conditions({"label": labels})
+
+        def init(key):
+            first, second = jax.random.split(key)
+            x = jnp.zeros(z.shape, z.dtype)
+            told = self.conditioner.init(first, jnp.zeros(1, z.dtype), frames, cond)
+            inputs = self.conditioner.apply(told, jnp.zeros(1, z.dtype), frames, cond)
+            network = self.network.init(second, x, inputs)
+            return {"conditioner": told["params"], "network": network["params"]}
+
+        return (
+            jax.jit(init)
+            .lower(key)
+            .compile({"xla_backend_optimization_level": "0"})(key)
+        )
+
+    def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
+        """`denoise(z, step, cond)` with these parameters; dropout only with a key.
+
+        Preconditioning, for v outputs: v = E[v | z] for data of this mean and variance
+        if it were Gaussian, plus the residual's standard deviation times the network,
+        which sees z standardised (after Karras et al. 2022, section 5).
+        """
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        train = dropout_key is not None
+
+        def denoise(z: Array, step: schedules.Step, cond: Cond) -> Prediction:
+            batch, frames = z.shape[:2]
+            logsnr = jnp.asarray(step.logsnr, z.dtype)
+            if logsnr.ndim == 0:
+                logsnr = jnp.broadcast_to(logsnr, (batch,))
+            inputs = self.conditioner.apply(
+                {"params": params["conditioner"]}, logsnr, frames, cond
+            )
+            alpha, sigma = (expand(jnp.asarray(a, z.dtype), z) for a in step[2:])
+            spread = alpha**2 * self.variance + sigma**2
+            centred = z - alpha * self.mean
+            output = self.network.apply(
+                {"params": params["network"]},
+                centred / jnp.sqrt(spread),
+                inputs,
+                train,
+                rngs=rngs,
+            ).astype(z.dtype)
+            if self.output == "v":
+                linear = alpha * sigma * (1 - self.variance) / spread * centred
+                scale = jnp.sqrt(self.variance / spread)
+                output = linear - sigma * self.mean + scale * output
+            return process.PREDICTIONS[self.output](output, z, step)
+
+        return denoise
+
+
+def network_spec(config: ConfigDict) -> unet3d.UNetSpec:
+    """The U-Net's frozen spec from its plain data in the config."""
+    fields = config.network.to_dict()
+    levels = tuple(
+        unet3d.LevelSpec(**{**level, "mixing": tuple(level["mixing"])})
+        for level in fields.pop("levels")
+    )
+    fields["middle"] = tuple(fields["middle"])
+    return unet3d.UNetSpec(levels=levels, **fields)
+
+
+def build(config: ConfigDict) -> Model:
+    """The model a config describes; raises UserError for sizes that do not fit."""
+    video, diffusion, told = config.video, config.diffusion, config.conditioning
+    if diffusion.output not in process.PREDICTIONS:
+        raise UserError(
+            f"diffusion.output={diffusion.output!r}: one of "
+            + ", ".join(process.PREDICTIONS)
+        )
+    if diffusion.precondition and diffusion.output != "v":
+        raise UserError(
+            f"diffusion.precondition is for output 'v', not {diffusion.output!r}: "
+            "set diffusion.precondition=False"
+        )
+    spec = network_spec(config)
+    unet3d.check(spec, video.height, video.width)
+    attributes = tuple(tuple(names) for names in config.data.attributes or ())
+    scaling = {}
+    if diffusion.precondition:
+        scaling = {"mean": config.data.mean, "variance": config.data.variance}
+    return Model(
+        network=unet3d.UNet3D(spec),
+        conditioner=Conditioner(
+            width=told.width,
+            layers=told.layers,
+            cardinalities=tuple(len(names) for names in attributes),
+            frame_position=told.frame_position,
+        ),
+        schedule=schedules.Cosine(
+            diffusion.logsnr_min, diffusion.logsnr_max, diffusion.shift
+        ),
+        shape=(video.frames, video.height, video.width, video.channels),
+        attributes=attributes,
+        output=diffusion.output,
+        label_drop=told.label_drop,
+        attribute_drop=told.attribute_drop,
+        **scaling,
+    )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The complete config of a run or of a shipped model."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
+            "training run or a folder of models/"
+        )
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error

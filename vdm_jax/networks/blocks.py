@@ -1,0 +1,185 @@
+"""The residual block, and the parts that mix space and time after it.
+
+A part is a Linen module made as part(spec, name=...) and called as
+part(x [b, f, h, w, c], inputs) -> the same shape. It adds to x through a
+zero-initialised projection, so a fresh part is the identity.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from vdm_jax.networks.attention import POSITIONS, attention, frame_attention_mask
+from vdm_jax.networks.inputs import Inputs
+from vdm_jax.networks.layers import GroupNorm, constrain, conv, dense, wide, zeros
+from vdm_jax.networks.spec import UNetSpec
+
+
+class ResBlock(nn.Module):
+    """GN, swish, conv; GN scaled and shifted by the vector, swish, dropout, conv."""
+
+    spec: UNetSpec
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, channels]."""
+        h = conv(nn.swish(GroupNorm(name="norm_0")(x)), self.channels, "conv_0")
+        h = nn.swish(GroupNorm(name="norm_1")(h, inputs.vector))
+        h = nn.Dropout(self.spec.dropout, deterministic=not train)(h)
+        h = conv(h, self.channels, "conv_1", kernel_init=zeros)
+        if x.shape[-1] != self.channels:
+            x = dense(x, self.channels, "skip")
+        return x + h
+
+
+class SpatialAttention(nn.Module):
+    """Every pixel reads the pixels of its own frame: [(b f), h w, c]."""
+
+    splits_heads = True
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, c]."""
+        b, f, h, w, c = x.shape
+        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
+        q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
+        y = attention(q, k, v, backend=self.spec.attention)
+        return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
+
+
+class CrossAttention(nn.Module):
+    """Every pixel of every frame reads inputs.tokens, before them a learned null.
+
+    The null is never masked: where all else is (no text, or text dropped for guidance)
+    there is still one token to read. Its place in the order is 0.
+    """
+
+    splits_heads = True
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, c]."""
+        if inputs.tokens is None:
+            raise ValueError("cross_attention reads inputs.tokens, which is None")
+        b, f, h, w, c = x.shape
+        tokens, mask = inputs.tokens.astype(x.dtype), inputs.token_mask
+        shape = (1, 1, tokens.shape[-1])
+        null = self.param("null", nn.initializers.normal(1.0), shape, wide(x))
+        null = jnp.broadcast_to(null.astype(x.dtype), (b, 1, tokens.shape[-1]))
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)[:, None]
+        y = GroupNorm(name="norm")(x).reshape(b, f * h * w, c)
+        tokens = jnp.concatenate([null, tokens], axis=1)
+        (q,) = split_heads(dense(y, c, "q", use_bias=False), self.spec, 1)
+        k, v = split_heads(dense(tokens, 2 * c, "kv", use_bias=False), self.spec, 2)
+        y = attention(q, k, v, mask=mask, backend=self.spec.attention)
+        return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
+
+
+class TemporalAttention(nn.Module):
+    """Every pixel reads the same pixel of the other frames: [(b h w), f, c].
+
+    Positions are relative (spec.relative_position), so a clip has no absolute time
+    unless the vector brings one.
+    """
+
+    splits_heads = True
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, c]."""
+        b, f, h, w, c = x.shape
+        spec = self.spec
+        mask = None
+        if inputs.frame_mask is not None:
+            mask = frame_attention_mask(inputs.frame_mask)[:, None]
+        position = POSITIONS[spec.relative_position](name="position")
+        y = GroupNorm(name="norm")(x, inputs.vector).reshape(b, f, h * w, c)
+        qkv = split_heads(dense(y, 3 * c, "qkv", use_bias=False), spec, 3)
+        q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv)  # [b, hw, f, heads, d]
+        y = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            backend=spec.attention,
+            **position(f, c // spec.head_dim, spec.head_dim, x.dtype),
+        )
+        y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
+        return x + dense(y, c, "out", kernel_init=zeros)
+
+
+class TemporalConv(nn.Module):
+    """GN scaled and shifted by the vector, swish, convolution over three frames.
+
+    Not causal; beyond the ends frames are 0. Independent images read as 0 and receive
+    nothing. As one product of the three shifted copies: on a CPU a third of the time
+    of the convolution that it equals, backward included.
+    """
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, c]."""
+        y = nn.swish(GroupNorm(name="norm")(x, inputs.vector))
+        m = inputs.frame_mask
+        m = None if m is None else m[:, :, None, None, None].astype(x.dtype)
+        y = y if m is None else y * m
+        none = jnp.zeros_like(y[:, :1])
+        before = jnp.concatenate([none, y[:, :-1]], axis=1)
+        after = jnp.concatenate([y[:, 1:], none], axis=1)
+        y = jnp.concatenate([before, y, after], axis=-1)
+        y = dense(y, x.shape[-1], "conv", kernel_init=zeros)
+        return x + (y if m is None else y * m)
+
+
+def split_heads(x: jax.Array, spec: UNetSpec, copies: int) -> list[jax.Array]:
+    """[..., copies c] -> copies of [..., c / head_dim, head_dim]."""
+    x = x.reshape(*x.shape[:-1], -1, spec.head_dim)
+    return jnp.split(x, copies, axis=-2)
+
+
+PARTS: Mapping[str, Callable] = FrozenDict(
+    spatial_attention=SpatialAttention,
+    cross_attention=CrossAttention,
+    temporal_attention=TemporalAttention,
+    temporal_conv=TemporalConv,
+)
+
+
+class Block(nn.Module):
+    """A residual block and the parts after it, each named as in the table."""
+
+    spec: UNetSpec
+    channels: int
+    mixing: tuple[str, ...]
+    parts: Mapping[str, Callable] = PARTS
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, channels]."""
+        x = ResBlock(self.spec, self.channels, name="resnet")(x, inputs, train)
+        for name in self.mixing:
+            x = self.parts[name](self.spec, name=name)(constrain(x), inputs)
+        return constrain(x)
+
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+def block(spec: UNetSpec) -> Callable:
+    """The Block class, recomputed in the backward pass as spec.remat says."""
+    if spec.remat == "none":
+        return Block
+    return nn.remat(Block, policy=REMAT[spec.remat], static_argnums=(3,))

@@ -1,0 +1,243 @@
+"""Videos that a person looks at: mp4, gif, contact sheet, and the arrays themselves.
+
+Every file is written beside its place and moved there whole (files.replacing). Videos
+are uint8 [f, h, w, c], c 1 or 3; several of one shape are [n, f, h, w, c].
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vdm_jax.errors import UserError
+from vdm_jax.video_io.files import replacing
+
+GUTTER = 2  # pixels between the frames of a sheet
+BACKGROUND, INK = (245, 245, 245), (20, 20, 20)
+
+
+def display_scale(height: int, width: int, short_side: int = 128) -> int:
+    """Smallest whole factor that brings the short side to ``short_side`` pixels."""
+    return max(1, -(-short_side // min(height, width)))
+
+
+def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
+    """[..., h, w, c] -> [..., h*scale, w*scale, c] by repeating pixels: no blur."""
+    return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def tile(videos: np.ndarray, columns: int | None = None, gutter: int = 1) -> np.ndarray:
+    """[n, f, h, w, c] -> one video [f, H, W, c] showing all of them in a grid."""
+    number, frames, height, width, channels = videos.shape
+    columns = columns or int(np.ceil(np.sqrt(number)))
+    rows = -(-number // columns)
+    cells = np.full(
+        (rows * columns, frames, height + gutter, width + gutter, channels),
+        BACKGROUND[0],
+        videos.dtype,
+    )
+    cells[:number, :, :height, :width] = videos
+    grid = cells.reshape(rows, columns, *cells.shape[1:])
+    grid = grid.transpose(2, 0, 3, 1, 4, 5).reshape(
+        frames, rows * cells.shape[2], columns * cells.shape[3], channels
+    )
+    return grid[:, : grid.shape[1] - gutter, : grid.shape[2] - gutter]
+
+
+def _rgb(video: np.ndarray) -> np.ndarray:
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"a video is uint8 [f, h, w, 1 or 3], not {video.dtype} {video.shape}"
+        )
+    return np.broadcast_to(video, (*video.shape[:3], 3))
+
+
+def write_video(
+    path: str | Path,
+    video: np.ndarray,
+    fps: float,
+    scale: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write [f, h, w, c] uint8 as an mp4 that browsers play: H.264, yuv420p.
+
+    Pixels are repeated ``scale`` times (default: short side of at least 128), so that
+    the halved chroma of yuv420p blurs nothing of a small sample; an odd side gets its
+    last row or column twice. Raises UserError if the file exists.
+    """
+    video = _rgb(video)
+    video = enlarge(video, scale or display_scale(*video.shape[1:3]))
+    height, width = video.shape[1:3]
+    video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
+    with (
+        replacing(path, overwrite) as temporary,
+        av.open(
+            str(temporary), "w", format="mp4", options={"movflags": "faststart"}
+        ) as container,
+    ):
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_range = BT709, LIMITED
+        context.color_primaries = context.color_trc = BT709
+        for pixels in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and of the 16..235 range
+
+
+def write_gif(
+    path: str | Path,
+    video: np.ndarray,
+    fps: float,
+    scale: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write [f, h, w, c] uint8 as a looping gif.
+
+    One palette of 256 colours serves all frames, so that still parts do not flicker.
+    A gif counts hundredths of a second: durations are rounded so that they add up.
+    """
+    video = _rgb(video)
+    scale = scale or display_scale(*video.shape[1:3])
+    frames, height, width, _ = video.shape
+    palette = Image.fromarray(
+        np.ascontiguousarray(video.reshape(frames * height, width, 3))
+    ).quantize(256, Image.Quantize.MEDIANCUT)
+    pictures = [
+        Image.fromarray(np.ascontiguousarray(pixels))
+        .quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        .resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        for pixels in video
+    ]
+    ticks = np.round(100 * np.arange(frames + 1) / fps).astype(int)
+    durations = np.maximum(np.diff(ticks), 2) * 10  # players slow down below 20 ms
+    with replacing(path, overwrite) as temporary:
+        pictures[0].save(
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations.tolist(),
+            loop=0,
+            optimize=False,
+        )
+
+
+def write_sheet(
+    path: str | Path,
+    videos: np.ndarray | Sequence[np.ndarray],
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    scale: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a contact sheet PNG: a row for each video, its frames from left to right.
+
+    ``columns`` frames evenly spread from first to last (default: all, at most 16);
+    ``labels`` stand above their rows.
+    """
+    videos = [_rgb(video) for video in videos]
+    columns = columns or min(16, max(len(video) for video in videos))
+    height, width = videos[0].shape[1:3]
+    scale = scale or display_scale(height, width, short_side=64)
+    height, width = height * scale, width * scale
+    text_height = 16 if labels is not None else 0
+    row_height = height + text_height + GUTTER
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + GUTTER) + GUTTER, len(videos) * row_height + GUTTER),
+        BACKGROUND,
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for row, video in enumerate(videos):
+        top = GUTTER + row * row_height
+        if labels is not None:
+            text = _fit(labels[row], font, sheet.width - 2 * GUTTER)
+            draw.text((GUTTER, top), text, fill=INK, font=font)
+        places = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
+        for column, place in enumerate(places.astype(int)):
+            cell = Image.fromarray(enlarge(video[place], scale))
+            left = GUTTER + column * (width + GUTTER)
+            sheet.paste(cell, (left, top + text_height))
+    with replacing(path, overwrite) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _fit(text: str, font, width: int) -> str:
+    """Shorten one line of text to ``width`` pixels."""
+    text = " ".join(text.split())
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
+    return text
+
+
+def claim(folder: str | Path, stem: str, overwrite: bool = False) -> None:
+    """Make ``folder`` and see that no output of ``stem`` stands there.
+
+    Called before the work, so that an hour of sampling does not end at a name taken.
+    Raises UserError; with ``overwrite`` the old outputs are removed, so that none of a
+    longer earlier run stays among the new ones.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: the output needs a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
+    taken = [path for path in folder.iterdir() if ours.fullmatch(path.name)]
+    if taken and not overwrite:
+        raise UserError(
+            f"{folder} already holds {taken[0].name}: another --out, or --overwrite"
+        )
+    for path in taken:
+        path.unlink()
+
+
+def write_all(
+    folder: str | Path,
+    stem: str,
+    videos: np.ndarray,
+    fps: float,
+    meta: dict,
+    labels: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write samples [n, f, h, w, c] uint8 in all forms; return the files made.
+
+    STEM-000.mp4 ... one mp4 a video; STEM.mp4 and STEM.gif all of them in a grid;
+    STEM.png the contact sheet; STEM.npz the array ``videos``; STEM.json ``meta`` (seed,
+    command), written last: where it stands, the rest is complete.
+    """
+    claim(folder, stem, overwrite)
+    folder = Path(folder)
+    paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
+    for path, video in zip(paths, videos, strict=True):
+        write_video(path, video, fps)
+    scale = display_scale(*videos.shape[2:4], short_side=96)
+    grid = enlarge(tile(videos, gutter=1), scale)
+    write_video(folder / f"{stem}.mp4", grid, fps, scale=1)
+    write_gif(folder / f"{stem}.gif", tile(videos, gutter=1), fps, scale=scale)
+    write_sheet(folder / f"{stem}.png", videos, labels=labels)
+    with replacing(folder / f"{stem}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, videos=videos)
+    described = {**meta, "fps": fps, "shape": list(videos.shape)}
+    if labels is not None:
+        described["labels"] = list(labels)
+    with replacing(folder / f"{stem}.json") as temporary:
+        temporary.write_text(json.dumps(described, indent=1) + "\n")
+    made = [folder / f"{stem}.{kind}" for kind in ("mp4", "gif", "png", "npz", "json")]
+    return paths + made
