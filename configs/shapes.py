@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
             ),
         ),
         middle=("temporal_conv", "temporal_attention", "spatial_attention"),
-        head_dim=32,
+        head_dim=48,
         patch=2,
         extra_up_block=False,
         relative_position="bias",

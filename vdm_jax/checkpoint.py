@@ -17,6 +17,7 @@ file system: local disks, NFS and the like, but not gs:// paths, which have none
 
 import errno
 import json
+import logging
 import os
 import shutil
 import sys
@@ -39,6 +40,9 @@ T = TypeVar("T")
 MANIFEST, LEAVES, EXTRA, STATE = "manifest.json", "leaves.json", "extra.json", "state"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 22
+
+# Orbax's threads log a page of traceback each for the error that `result()` raises.
+logging.getLogger("absl").addFilter(lambda r: "_SignalingThread" not in str(r.msg))
 
 
 class Checkpoints:
@@ -121,7 +125,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 _write_json(folder / LEAVES, leaves)
                 _write_json(folder / EXTRA, extra)
-            response = ocp.save_async(folder / STATE, named)
+            response = ocp.save_async(str(folder / STATE), named)
 
         def commit() -> None:
             with self._explaining_no_space(step, named):
@@ -177,7 +181,7 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            arrays = ocp.load(self.directory / str(step) / STATE, targets)
+            arrays = ocp.load(str(self.directory / str(step) / STATE), targets)
         treedef = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
         return state, self.extra(step)
@@ -206,8 +210,8 @@ class Checkpoints:
             self._set_aside(step, damage)
         if steps or any(self.directory.glob("bad-*")):
             raise UserError(
-                f"no usable checkpoint in {self.directory}, though steps were committed "
-                "there: put back a copy of one, or remove the directory to start afresh",
+                f"{self.directory} held checkpoints but no usable one is left: put "
+                "back a copy of one, or remove the directory to start afresh",
                 status=4,
             )
         return None
@@ -252,16 +256,17 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore raises a ValueError
-            if not _is_no_space(error):
+            reason = _no_space(error)
+            if reason is None:
                 raise
             free = shutil.disk_usage(self.directory).free
             need = sum(x.size * x.dtype.itemsize for x in named.values())
             kept = [old for old in self.steps() if old != step]
             shutil.rmtree(self.directory / f"saving-{step}", ignore_errors=True)
             raise UserError(
-                f"no space to save step {step} in {self.directory}: {free / 1e6:.0f} MB "
-                f"free, up to {need / 1e6:.0f} MB needed beside those of steps "
-                f"{kept or 'none'}, which are as they were; free some and run again"
+                f"step {step} could not be saved in {self.directory} ({reason}): up to "
+                f"{need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; steps "
+                f"{kept or 'none'} are as they were; make room and run again"
             ) from error
 
 
@@ -321,18 +326,13 @@ def _damage(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, (size, _) in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
     for name, entry in manifest.items():
         try:
-            if _size_and_crc(folder / name) != entry:
-                return f"{name} is damaged: its checksum differs"
+            found = _size_and_crc(folder / name)
         except OSError as error:
-            return f"{name} cannot be read ({error})"
+            return f"{name} cannot be read ({error.strerror})"
+        if found != entry:
+            return f"{name} is damaged: size and checksum {found} instead of {entry}"
     return None
 
 
@@ -368,7 +368,11 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _is_no_space(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in NO_SPACE
-    return any(f"os_error_code='{code}'" in str(error) for code in NO_SPACE)
+def _no_space(error: Exception) -> str | None:
+    """The system's words, if the error is that a file could not grow."""
+    for code in NO_SPACE:
+        if f"os_error_code='{code}'" in str(error) or (
+            isinstance(error, OSError) and error.errno == code
+        ):
+            return os.strerror(code).lower()
+    return None

@@ -7,12 +7,14 @@ config files, with status 2. Anything else keeps its traceback and status 1.
 import difflib
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from vdm_jax.errors import UserError
 
@@ -99,3 +101,147 @@ def train() -> None:
         train(FLAGS.config, Path(FLAGS.workdir).absolute())
 
     run(verb, "Train a video diffusion model; the same command again resumes.")
+
+
+SETTINGS = {
+    "steps": "sampler steps, 1 to 1024",
+    "sampler": "ddim or ancestral",
+    "gamma": "variance of the ancestral sampler, 0 to 1",
+    "guidance": "w of (1 + w) conditional - w unconditional; 0 is off",
+    "threshold": "clip the predicted video to +-this at every step; 0 is off",
+    "batch_size": "videos at a time",
+    "num": "how many videos",
+    "label": "one name an attribute, comma separated; an omitted one is left open",
+}
+KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+TYPES = {"steps": int, "gamma": float, "guidance": float, "threshold": float}
+TYPES |= {"sampler": str, "batch_size": int, "num": int, "label": str}
+
+
+def _sampling_flags(*names: str) -> None:
+    """Flags whose default is the model's own config.sample."""
+    for name in names:
+        KINDS[TYPES[name]](name, None, f"{SETTINGS[name]} (default: the model's own)")
+    flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
+
+
+def _settings(config, *names: str) -> None:
+    """What was given on the command line, into config.sample."""
+    with config.unlocked():
+        for name in names:
+            if FLAGS[name].value is not None:
+                config.sample[name] = FLAGS[name].value
+
+
+def command() -> str:
+    """The command line as typed, for the files that say where they came from."""
+    return shlex.join(["python", *sys.argv])
+
+
+def sample() -> None:
+    """sample.py"""
+    _workdir_flag("a run, or a folder of models/")
+    names = tuple(SETTINGS)
+    _sampling_flags(*names)
+    flags.DEFINE_string("out", None, "folder for the videos")
+    flags.mark_flag_as_required("out")
+    flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
+
+    def verb() -> None:
+        _start_jax()
+        from vdm_jax import model, sampling, video_io
+
+        out = Path(FLAGS.out)
+        video_io.claim(out, "samples", FLAGS.overwrite)
+        loaded = model.load(FLAGS.workdir)
+        _settings(loaded.config, *names)
+        ask = loaded.config.sample
+        labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
+        with tqdm(unit="step", disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            videos = sampling.sample(
+                loaded.model,
+                loaded.params,
+                ask.num,
+                labels=labels,
+                seed=FLAGS.seed,
+                progress=progress,
+                **sampling.settings(ask),
+            )
+        texts = [sampling.label_text(loaded.model, row) for row in labels or ()]
+        meta = {"command": command(), "seed": FLAGS.seed, "sample": ask.to_dict()}
+        made = video_io.write_all(
+            out,
+            "samples",
+            sampling.to_uint8(videos),
+            loaded.config.video.fps,
+            meta | {"workdir": FLAGS.workdir, "step": loaded.step},
+            labels=texts or None,
+            overwrite=FLAGS.overwrite,
+        )
+        print(f"{len(videos)} videos in {out}; see {made[-3]}")
+
+    run(verb, "Sample videos from a trained model.")
+
+
+def evaluate() -> None:
+    """evaluate.py"""
+    _workdir_flag("a run, or a folder of models/")
+    names = ("steps", "sampler", "gamma", "threshold", "batch_size")
+    _sampling_flags(*names)
+    flags.DEFINE_integer("num", 64, "videos a row", 2)
+    flags.DEFINE_list("guidance", None, "weights to compare, comma separated")
+    flags.DEFINE_string("out", None, "folder of the report (default: WORKDIR/report)")
+    flags.DEFINE_list("beside", [], "folders of sample.py's, shown in the report too")
+    flags.DEFINE_list("commands", [], "commands to list in the report")
+
+    def verb() -> None:
+        _start_jax()
+        from vdm_jax import model
+        from vdm_jax.evaluation import evaluate
+
+        loaded = model.load(FLAGS.workdir)
+        _settings(loaded.config, *names)
+        weights = FLAGS.guidance or [loaded.config.sample.guidance]
+        try:
+            weights = [float(weight) for weight in weights]
+        except ValueError as error:
+            raise UserError(f"--guidance={','.join(weights)}: numbers") from error
+        out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")
+        evaluate.evaluate(
+            loaded,
+            Path(FLAGS.workdir),
+            out,
+            num=FLAGS.num,
+            weights=weights,
+            seed=FLAGS.seed,
+            beside=[Path(folder) for folder in FLAGS.beside],
+            commands=[*FLAGS.commands, command()],
+        )
+
+    run(verb, "Measure a trained model against real clips; write a report.")
+
+
+def export() -> None:
+    """python -m vdm_jax.export: a run as a shipped model."""
+    _workdir_flag("a run")
+    flags.DEFINE_string("out", None, "folder to write, as models/NAME")
+    flags.mark_flag_as_required("out")
+
+    def verb() -> None:
+        from vdm_jax import model
+        from vdm_jax.weights import params
+
+        loaded, out = model.load(FLAGS.workdir), Path(FLAGS.out)
+        out.mkdir(parents=True, exist_ok=True)
+        params.write(out / "params.safetensors", loaded.params)
+        text = loaded.config.to_json_best_effort(indent=1)
+        (out / "config.json").write_text(text + "\n")
+        size = (out / "params.safetensors").stat().st_size / 1e6
+        print(f"step {loaded.step}, {size:.2f} MB in {out / 'params.safetensors'}")
+
+    run(verb, "Write the averaged parameters of a run as half-precision safetensors.")

@@ -49,6 +49,24 @@ class LabelEncoder(nn.Module):
         return total
 
 
+class TextPooling(nn.Module):
+    """Token embeddings to one vector by attention pooling (VDM, section 4.3).
+
+    tokens: [b, l, d]; mask: bool [b, l]; keep: bool [b]. -> [b, width], 0 if dropped
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array, keep: jax.Array):
+        tokens = nn.LayerNorm()(tokens)
+        score = nn.Dense(1, name="score")(tokens)[..., 0]
+        # An empty text has no token to look at: its weights are 0, not NaN.
+        weight = nn.softmax(jnp.where(mask, score, jnp.finfo(score.dtype).min)) * mask
+        pooled = jnp.einsum("bl,bld->bd", weight, nn.Dense(self.width)(tokens))
+        return jnp.where(keep[:, None], pooled, 0)
+
+
 class Conditioner(nn.Module):
     """Noise level, labels and frame position, mixed by a small MLP into one vector.
 
@@ -61,15 +79,24 @@ class Conditioner(nn.Module):
     layers: int
     cardinalities: tuple[int, ...] = ()
     frame_position: bool = False
+    text: bool = False
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
         """logsnr: [b] or [b, f]. -> Inputs with vector [b, width] or [b, f, width]."""
         vector = nn.Dense(self.width, name="noise")(noise_features(logsnr, self.width))
+
+        def per_frame(a: jax.Array) -> jax.Array:  # [b, width], broadcast as vector is
+            return a[:, None] if vector.ndim == 3 else a
+
         if self.cardinalities:
             encode = LabelEncoder(self.cardinalities, self.width, name="label")
-            label = encode(cond["label"], cond["keep"]["label"])
-            vector += label.reshape(label.shape[0], *(1,) * (vector.ndim - 2), -1)
+            vector += per_frame(encode(cond["label"], cond["keep"]["label"]))
+        if self.text:
+            pool = TextPooling(self.width, name="text")
+            vector += per_frame(
+                pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
+            )
         frame_mask = cond.get("frame_mask")
         if self.frame_position:
             features = frame_features(frames, self.width, vector.dtype)

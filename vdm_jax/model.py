@@ -7,18 +7,19 @@ trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.conditioning import Cond, Conditioner
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, expand
 from vdm_jax.errors import UserError
 from vdm_jax.networks import unet3d
+from vdm_jax.weights import params as params_file
 
 Params = Any
 
@@ -41,10 +42,12 @@ class Model:
     variance: float = 1.0
     label_drop: float = 0.0
     attribute_drop: float = 0.0
+    text_width: int = 0
+    text_drop: float = 0.0
 
     def encode(self, video: Array) -> Array:
         """uint8 video [b, f, h, w, c] -> what is diffused, in [-1, 1]."""
-        return video.astype(jnp.float_) / 127.5 - 1.0
+        return video.astype(jnp.result_type(float)) / 127.5 - 1.0
 
     def conditions(self, batch: dict[str, Array]) -> Cond:
         """The raw conditions in a batch, all kept."""
@@ -54,43 +57,63 @@ class Model:
         if self.attributes:
             cond["label"] = batch["label"]
             cond["keep"]["label"] = jnp.ones(batch["label"].shape[0], bool)
+        if self.text_width:
+            if "text" not in batch:
+                raise UserError(
+                    "conditioning.text_width > 0 asks for text embeddings, and this "
+                    "data source makes none: set conditioning.text_width=0"
+                )
+            cond |= {"text": batch["text"], "text_mask": batch["text_mask"]}
+            cond["keep"]["text"] = jnp.ones(batch["text"].shape[0], bool)
         return cond
 
     def drop(self, cond: Cond, key: Array) -> Cond:
-        """Training's random dropping: the whole label, and single attributes of it."""
-        if not self.attributes:
-            return cond
-        whole, single = jax.random.split(key)
-        label = cond["label"]
-        keep = jax.random.bernoulli(whole, 1 - self.label_drop, label.shape[:1])
-        lost = jax.random.bernoulli(single, self.attribute_drop, label.shape)
-        label = jnp.where(lost, -1, label)
-        return {**cond, "label": label, "keep": {**cond["keep"], "label": keep}}
+        """Training's random dropping: whole conditions, and single attributes."""
+        shares = {"label": self.label_drop, "text": self.text_drop}
+        key, single = jax.random.split(key)
+        keep = {
+            name: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - share, old.shape)
+            for i, (name, share) in enumerate(shares.items())
+            if (old := cond["keep"].get(name)) is not None
+        }
+        cond = {**cond, "keep": keep}
+        if "label" in cond:
+            label = cond["label"]
+            lost = jax.random.bernoulli(single, self.attribute_drop, label.shape)
+            cond["label"] = jnp.where(lost, -1, label)
+        return cond
+
+    @property
+    def guidable(self) -> bool:
+        """Whether training dropped every condition that guidance would drop."""
+        drops = [self.label_drop] * bool(self.attributes)
+        drops += [self.text_drop] * bool(self.text_width)
+        return bool(drops) and all(drop > 0 for drop in drops)
 
     def null(self, cond: Cond) -> Cond:
         """The unconditional twin: every keep mask false, the rest shared."""
         return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
 
+    def fresh(self, key: Array) -> Params:
+        """New parameters, traceable: for eval_shape and for `init`."""
+        dtype = jnp.result_type(float)
+        batch = {
+            "label": jnp.zeros((1, len(self.attributes)), jnp.int32),
+            "text": jnp.zeros((1, 1, self.text_width), dtype),
+            "text_mask": jnp.ones((1, 1), bool),
+        }
+        cond = self.conditions(batch)
+        told = (jnp.zeros(1, dtype), self.shape[0], cond)
+        first, second = jax.random.split(key)
+        inputs, conditioner = self.conditioner.init_with_output(first, *told)
+        z = jnp.zeros((1, *self.shape), dtype)
+        network = self.network.init(second, z, inputs)
+        return {"conditioner": conditioner["params"], "network": network["params"]}
+
     def init(self, key: Array) -> Params:
-        """Fresh parameters. Compiled without optimisation: it runs once."""
-        frames, *_ = self.shape
-        z = jax.ShapeDtypeStruct((1, *self.shape), jnp.float_)
-        labels = np.zeros((1, len(self.attributes)), np.int32)
-        cond = self.conditions({"label": labels})
-
-        def init(key):
-            first, second = jax.random.split(key)
-            x = jnp.zeros(z.shape, z.dtype)
-            told = self.conditioner.init(first, jnp.zeros(1, z.dtype), frames, cond)
-            inputs = self.conditioner.apply(told, jnp.zeros(1, z.dtype), frames, cond)
-            network = self.network.init(second, x, inputs)
-            return {"conditioner": told["params"], "network": network["params"]}
-
-        return (
-            jax.jit(init)
-            .lower(key)
-            .compile({"xla_backend_optimization_level": "0"})(key)
-        )
+        """New parameters. Compiled without optimisation, since it runs once."""
+        quick = {"xla_backend_optimization_level": "0"}
+        return jax.jit(self.fresh).lower(key).compile(quick)(key)
 
     def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
         """`denoise(z, step, cond)` with these parameters; dropout only with a key.
@@ -166,6 +189,7 @@ def build(config: ConfigDict) -> Model:
             layers=told.layers,
             cardinalities=tuple(len(names) for names in attributes),
             frame_position=told.frame_position,
+            text=told.text_width > 0,
         ),
         schedule=schedules.Cosine(
             diffusion.logsnr_min, diffusion.logsnr_max, diffusion.shift
@@ -175,6 +199,8 @@ def build(config: ConfigDict) -> Model:
         output=diffusion.output,
         label_drop=told.label_drop,
         attribute_drop=told.attribute_drop,
+        text_width=told.text_width,
+        text_drop=told.text_drop,
         **scaling,
     )
 
@@ -191,3 +217,37 @@ def read_config(workdir: Path) -> ConfigDict:
         return ConfigDict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+
+
+class Loaded(NamedTuple):
+    """A trained model: its averaged parameters, its config, its finished steps."""
+
+    model: Model
+    params: Params
+    config: ConfigDict
+    step: int
+
+
+def load(workdir: str | Path) -> Loaded:
+    """A run's newest good checkpoint, or a shipped model's params.safetensors.
+
+    The one way in for every verb that needs a trained model. Half-precision files are
+    cast to the model's own precision here and nowhere else.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    model = build(config)
+    shapes = jax.eval_shape(model.fresh, jax.random.key(0))
+    shipped = workdir / "params.safetensors"
+    if shipped.is_file():
+        return Loaded(model, params_file.read(shipped, shapes), config, -1)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
+    part = "ema" if averaged else "params"
+    state, _ = checkpoints.restore(step, {part: shapes})
+    return Loaded(model, state[part], config, step)

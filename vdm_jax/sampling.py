@@ -120,7 +120,7 @@ def sample(
     chosen = make_sampler(sampler, gamma)
     if labels is None:
         labels = np.full((num, len(model.attributes)), -1, np.int32)
-    table = samplers.padded(chosen.table(model.schedule, steps), np.dtype(jnp.float_))
+    table = samplers.padded(chosen.table(model.schedule, steps), np.dtype(jnp.result_type(float)))
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -152,6 +152,50 @@ def sample(
     return np.clip(np.concatenate(out)[:num], -1.0, 1.0)
 
 
+def settings(config) -> dict:
+    """The keyword arguments of `sample` that a config's `sample` section holds."""
+    names = ("steps", "sampler", "gamma", "guidance", "threshold", "batch_size")
+    return {name: config[name] for name in names}
+
+
+def draw_labels(
+    model: Model, num: int, asked: str = "", seed: int = 0
+) -> np.ndarray | None:
+    """Labels int32 [num, attributes]: as asked, else drawn evenly; None without any.
+
+    asked: value names, comma separated, at most one an attribute, in any order
+    ("red,circle,left,fast"); an attribute that is not named stays open, -1.
+    """
+    if not model.attributes:
+        if asked:
+            raise UserError(f"--label={asked}: this model was trained without labels")
+        return None
+    if not asked:
+        rng = np.random.default_rng(seed)
+        # Each value as often as the others, in an order of its own.
+        columns = [
+            rng.permutation(np.arange(num) % len(names)) for names in model.attributes
+        ]
+        return np.stack(columns, axis=1).astype(np.int32)
+    label = np.full(len(model.attributes), -1, np.int32)
+    for name in asked.split(","):
+        places = [i for i, names in enumerate(model.attributes) if name in names]
+        if not places:
+            known = "; ".join(", ".join(names) for names in model.attributes)
+            raise UserError(f"--label={asked}: no value {name!r}; there are {known}")
+        if label[places[0]] >= 0:
+            raise UserError(f"--label={asked}: two values for one attribute")
+        label[places[0]] = model.attributes[places[0]].index(name)
+    return np.tile(label, (num, 1))
+
+
+def label_text(model: Model, label: np.ndarray) -> str:
+    """The names of a label's values, open ones left out."""
+    return ",".join(
+        names[i] for names, i in zip(model.attributes, label, strict=True) if i >= 0
+    )
+
+
 def check(model: Model, *, num: int, steps: int, guidance: float, batch_size: int):
     """Ranges of the sampling settings, checked before anything compiles."""
     for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
@@ -163,10 +207,11 @@ def check(model: Model, *, num: int, steps: int, guidance: float, batch_size: in
         raise UserError(
             f"guidance={guidance}: a finite weight w >= 0 of (1+w) cond - w uncond"
         )
-    if guidance and not (model.attributes and model.label_drop):
+    if guidance and not model.guidable:
         raise UserError(
-            f"guidance={guidance} needs a model trained with labels and "
-            "conditioning.label_drop > 0; this one was not: use --guidance=0"
+            f"guidance={guidance} needs a model trained with conditions that were "
+            "sometimes dropped (conditioning.label_drop > 0); this one was not: use "
+            "--guidance=0"
         )
 
 

@@ -95,6 +95,15 @@ def state_shardings(mesh: Mesh, tree, rules=PARAM_RULES):
     return jax.tree.map(one, match(tree, rules, "sharding"), tree)
 
 
+def with_shardings(tree, shardings):
+    """Shapes that know where their arrays shall live, for lowering and restoring."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        tree,
+        shardings,
+    )
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Each process's own part of a batch -> one global array split over the mesh."""
     sharding = batch_sharding(mesh)

@@ -145,6 +145,14 @@ def test_a_step_of_the_loop_takes_its_own_weight(x64):
     assert np.abs(found - run(denoise, z, 0, n)).max() > 0.1
 
 
+def test_one_weight_serves_every_step(x64):
+    z, cond = noise(), condition()
+    for index in (0, 3, 1000):
+        step = at(1.0, index)
+        found, expected = guided(2.5)(z, step, cond), guided([2.5])(z, at(1.0), cond)
+        np.testing.assert_array_equal(found.x, expected.x)
+
+
 @pytest.mark.parametrize("shape", [(B,), (B, 2)])
 def test_weights_per_example_and_per_frame(shape, x64):
     weights = np.random.default_rng(5).uniform(0, 4, (6, *shape))

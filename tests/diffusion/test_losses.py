@@ -147,9 +147,7 @@ def test_a_perfect_network_has_no_loss(x64):
     step = at(LEVELS)
     v = over(step.alpha) * eps - over(step.sigma) * x
     for name in ON_X:
-        loss, _ = losses.diffusion_loss(
-            network(v), x, eps, step, None, weighting=name
-        )
+        loss, _ = losses.diffusion_loss(network(v), x, eps, step, None, weighting=name)
         np.testing.assert_allclose(loss, 0, atol=1e-24)
 
 

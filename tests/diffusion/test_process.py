@@ -101,7 +101,7 @@ def test_with_x_rebuilds_eps(logsnr, x64):
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_edm_of_unit_data_is_minus_v(logsnr, x64):
-    """Karras et al. 2022, Table 1, sigma_data=1: D = c_skip y + c_out F gives F = -v."""
+    """F = -v in D = c_skip y + c_out F (Karras et al. 2022, Table 1, unit data)."""
     z, v = pair()
     step = at(logsnr)
     denoised = process.PREDICTIONS["v"](v, z, step).x
@@ -211,7 +211,10 @@ def test_small_steps_keep_their_variance_in_float32():
     single = [at(v, np.float32) for v in (high, low)]
 
     def variances(step_s, step_t):
-        post, var = process.posterior(step_s, step_t), process.transition(step_s, step_t)
+        post, var = (
+            process.posterior(step_s, step_t),
+            process.transition(step_s, step_t),
+        )
         return np.float64([post[1], post[2], var[1]])
 
     sigma2 = 1 / (1 + np.exp(np.float64([high, low])))

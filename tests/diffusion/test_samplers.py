@@ -164,9 +164,7 @@ def test_ddim_maps_the_mean_to_the_mean(x64):
     table = samplers.ddim().table(COSINE, n)
     z = jnp.full((1, 1, 2, 2, 1), table["alpha"][0] * 0.7)
     for i in range(n):
-        z = loop(
-            samplers.ddim(), gaussian(mean, 0.4), z, table, i, i + 1, None, None
-        )
+        z = loop(samplers.ddim(), gaussian(mean, 0.4), z, table, i, i + 1, None, None)
         alpha = table["alpha"][i + 1] if i + 1 < n else 1.0
         np.testing.assert_allclose(z, alpha * 0.7, rtol=0, atol=1e-12)
 
@@ -300,9 +298,7 @@ def test_the_network_is_asked_at_every_grid_point_but_the_clean_one(sampler, shi
     z = jnp.ones((1, 2, 2, 2, 1))
     table = padded(sampler.table(schedule, n), 8)
     with jax.disable_jit():
-        loop(
-            sampler, denoise, z, table, 0, n, lambda i, d: jnp.zeros(z.shape), "cond"
-        )
+        loop(sampler, denoise, z, table, 0, n, lambda i, d: jnp.zeros(z.shape), "cond")
     index, logsnr, alpha, sigma, cond = zip(*asked, strict=True)
     assert index == (0, 1, 2, 3, 4) and set(cond) == {"cond"}
     step = schedules.step_at(schedule, 1 - np.arange(n) / n)
@@ -351,6 +347,14 @@ def test_padding_changes_nothing(sampler):
     np.testing.assert_allclose(run_videos(sampler, 9), bare, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 7, samplers.MAX_STEPS])
+def test_padded_tables_have_one_shape_and_the_same_rows(n):
+    table = samplers.ancestral(0.3).table(COSINE, n)
+    for key, value in samplers.padded(table, np.float32).items():
+        assert value.shape == (samplers.MAX_STEPS,) and value.dtype == np.float32
+        np.testing.assert_array_equal(value[:n], table[key].astype(np.float32))
+
+
 @each_sampler
 def test_one_program_serves_every_number_of_steps(sampler):
     traces = []
@@ -365,17 +369,17 @@ def test_one_program_serves_every_number_of_steps(sampler):
         return loop(sampler, denoise, z, table, start, stop, noise, None)
 
     z = jnp.ones((1, 2, 2, 2, 1))
-    run(z, padded(sampler.table(COSINE, 1)), 0, 1)
+    run(z, samplers.padded(sampler.table(COSINE, 1), z.dtype), 0, 1)
     once = len(traces)
     for start, n in [(0, 2), (3, 7), (0, 256), (10, 100)]:
-        out = run(z, padded(sampler.table(COSINE, n)), start, n)
+        out = run(z, samplers.padded(sampler.table(COSINE, n), z.dtype), start, n)
         assert np.isfinite(out).all()
     # XLA's loop may be traced more than once for its one compilation, not per n.
     assert len(traces) == once and run._cache_size() == 1
 
 
 @each_sampler
-def test_a_chunk_of_a_video_of_its_own(sampler, x64):
+def test_videos_of_a_batch_do_not_mix(sampler, x64):
     """A batch is its examples side by side: no step mixes them."""
     n, shape = 5, (2, 3, 4, 4, 1)
     rng = np.random.default_rng(10)
@@ -421,9 +425,6 @@ def test_no_two_draws_give_the_same_numbers():
     assert len(np.unique(rows, axis=0)) == len(rows)
     # Not even in part: single float32 normals coincide by chance a few times only.
     assert len(np.unique(rows)) > rows.size - 40
-    # Nor shifted copies: two draws are uncorrelated.
-    overlap = np.abs(np.corrcoef(rows[:, 1:4].T, rows[:, :3].T)[:3, 3:]).max()
-    assert overlap < 0.15
 
 
 def test_a_draw_is_the_same_for_every_batch_split():
@@ -464,10 +465,14 @@ def test_a_run_with_keyed_noise_is_the_same_for_every_batch_split(sampler):
     def run(videos):
         keys = samplers.video_keys(0, 0, 0, jnp.asarray(videos))
         shape = (3, 4, 4, 1)
-        noise = lambda index, draw: samplers.normal(keys, index, draw, shape)  # noqa: E731
-        z = samplers.normal(keys, n, 0, shape)
+
+        def noise(index, draw):
+            return samplers.normal(keys, index + 1, draw, shape)
+
+        z = samplers.normal(keys, 0, 0, shape)
         return loop(sampler, tanh_denoiser, z, table, 0, n, noise, None)
 
     whole = run(range(4))
     halves = np.concatenate([run([0, 1]), run([2, 3])])
+    assert np.abs(whole[:1] - whole[1:]).max() > 0.1
     np.testing.assert_allclose(halves, whole, rtol=0, atol=1e-6)

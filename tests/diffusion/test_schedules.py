@@ -52,7 +52,7 @@ def test_logsnr_decreases_strictly_between_its_ends(shift):
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_a_step_is_consistent(shift):
-    """alpha^2 + sigma^2 = 1, logsnr = log alpha^2/sigma^2, angle = atan2(sigma, alpha)."""
+    """alpha^2 + sigma^2 = 1, and logsnr and angle are those of alpha and sigma."""
     schedule = schedules.Cosine(shift=shift)
     step = schedules.step_at(schedule, GRID)
     np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, atol=1e-12)
@@ -79,7 +79,16 @@ def test_angle_is_linear_in_time():
     np.testing.assert_allclose(angle, b + (np.pi / 2 - 2 * b) * GRID, atol=1e-12)
 
 
-def test_logsnr_goes_back_to_time():
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_time_is_the_inverse_of_logsnr(shift):
+    schedule = schedules.Cosine(shift=shift)
+    found = schedule.time(schedule.logsnr(GRID))
+    np.testing.assert_allclose(found, GRID, rtol=0, atol=1e-12)
+    single = schedule.time(schedule.logsnr(jnp.asarray(GRID, jnp.float32)))
+    np.testing.assert_allclose(single, GRID, rtol=0, atol=1e-5)
+
+
+def test_logsnr_is_the_angle_that_the_network_embeds():
     """atan(exp(-logsnr/2)) is the angle again, hence t."""
     schedule = schedules.Cosine()
     angle = np.arctan(np.exp(-schedule.logsnr(GRID) / 2))

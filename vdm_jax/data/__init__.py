@@ -32,17 +32,12 @@ def resolve(config, source: Source):
     if data.attributes is None:
         data.attributes = source.attributes
     if data.mean is None or data.variance is None:
-        clips = min(MEASURED, len(source.split(False)))
-        dataset = pipeline._dataset(
-            config, source.split(False), seed=0, batch_size=1, images=0, flip=False
-        )
-        mean, square = 0.0, 0.0
-        for i in range(clips):
-            x = dataset[i]["video"] / 127.5 - 1
-            mean += x.mean() / clips
-            square += np.square(x).mean() / clips
+        part, counts = source.split(False), np.zeros(256)
+        for clip in pipeline.fixed_clips(config, part, min(MEASURED, len(part))):
+            counts += np.bincount(clip["video"].ravel(), minlength=256)
+        level = np.arange(256) / 127.5 - 1
+        mean = np.average(level, weights=counts)
+        variance = np.average((level - mean) ** 2, weights=counts)
         data.mean = float(mean) if data.mean is None else data.mean
-        data.variance = (
-            float(square - mean**2) if data.variance is None else data.variance
-        )
+        data.variance = float(variance) if data.variance is None else data.variance
     return config

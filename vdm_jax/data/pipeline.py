@@ -9,7 +9,7 @@ the global batches are the same for every number of threads, workers and process
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -61,6 +61,7 @@ class _Load:
         Every attempt has a generator of its own: how far a failing load got before it
         failed leaves no trace in the stream.
         """
+        last = None
         for attempt in range(TRIES):
             rng = np.random.default_rng((self.seed, position, slot, attempt))
             if index is None:
@@ -69,13 +70,13 @@ class _Load:
                 clip = dict(self.source.load(index, rng, frames))
             except BadClip as error:
                 self._skip(error)
-                index = None
+                index, last = None, error
                 continue
             if self.flip and rng.random() < 0.5:
                 clip["video"] = clip["video"][:, :, ::-1]
             return clip
         raise UserError(
-            f"{self.source.name}: {TRIES} unusable clips in a row, the last was {error}"
+            f"{self.source.name}: {TRIES} unusable clips in a row, the last was {last}"
         )
 
     def _skip(self, error: BadClip) -> None:
@@ -101,9 +102,8 @@ def _dataset(
             f"config.data.flip=True: left and right have a meaning in {source.name}; "
             "set it to False"
         )
-    load = _Load(
-        source, seed, config.video.frames, images, flip, config.data.max_bad_share, share
-    )
+    frames, max_bad_share = config.video.frames, config.data.max_bad_share
+    load = _Load(source, seed, frames, images, flip, max_bad_share, share)
     items = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
 
@@ -193,19 +193,29 @@ def train_batches(
     return Batches(dataset, config.data.workers)
 
 
+def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
+    """The first n clips of a fixed shuffle of one part of a source, in batches of one.
+
+    Without images or flips; beyond the last item the next shuffle goes on.
+    """
+    dataset = _dataset(config, part, seed=seed, batch_size=1, images=0, flip=False)
+    return (dataset[i] for i in range(n))
+
+
 def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
-    """The first n clips of a fixed shuffle of the held-out part, without images.
+    """`fixed_clips` of the held-out part as one batch.
 
     Raises:
       UserError: nothing is held out, or too many unusable clips.
     """
-    source = source.split(True)
-    if not len(source):
-        raise UserError(f"{source.name} holds out no clip: raise config.data.held_out")
-    dataset = _dataset(
-        config, source, seed=seed, batch_size=n, images=0, flip=False
-    )  # fmt: skip
-    return dataset[0]
+    held_out = source.split(True)
+    if not len(held_out):
+        raise UserError(
+            f"{source.name} holds out no clip of {config.video.frames} frames: fewer "
+            "frames, a smaller config.data.stride or a larger config.data.held_out"
+        )
+    clips = list(fixed_clips(config, held_out, n, seed))
+    return {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
 
 
 def fingerprint(config, source: Source) -> dict:

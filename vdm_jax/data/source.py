@@ -35,10 +35,10 @@ class Source(Protocol):
 
     Attributes:
       name: of the data set, for messages and the resume fingerprint.
-      names: of the items, for messages and the fingerprint; () where the items are
-        made up by index and have none.
-      sizes: bytes (or frames) of each item in the order of `names`, for the
-        fingerprint: a file replaced under its old name changes it.
+      names: of the files (or records) behind the items, for the fingerprint; () where
+        there are none.
+      sizes: bytes (or frames) of each in the order of `names`, for the fingerprint: a
+        file replaced under its old name changes it.
       attributes: the label vocabulary, one tuple of value names for each attribute;
         () if the items carry no labels.
       flip: whether left and right may be swapped without making a label or a caption

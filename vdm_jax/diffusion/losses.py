@@ -60,5 +60,5 @@ def stratified_times(key: Array, n: int, dtype=None) -> Array:
     Each is uniform; together they cover the schedule, which lowers the variance of
     the loss (Kingma et al. 2021, appendix I.1).
     """
-    offset = jax.random.uniform(key, (), dtype or jnp.float_)
+    offset = jax.random.uniform(key, (), dtype)
     return (offset + jnp.arange(n, dtype=offset.dtype) / n) % 1.0

@@ -147,6 +147,6 @@ def normal(
 
     def one(key):
         key = jax.random.fold_in(jax.random.fold_in(key, step), draw)
-        return jax.random.normal(key, shape, dtype or jnp.float_)
+        return jax.random.normal(key, shape, dtype)
 
     return jax.vmap(one)(keys)

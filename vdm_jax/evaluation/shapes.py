@@ -112,12 +112,13 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
       attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable:
-        all four if a frame shows nothing, colour if two colours show something,
-        direction and speed by `_motion`. Shape and colour fit the clip as a whole best.
+        all four if a frame shows nothing, shape if the bright pixels do not cover
+        between 1/2 and 3/2 of one, colour if two colours show something, direction
+        and speed by `_motion`. Shape and colour fit the clip as a whole best.
       fit_error: [n] px^2 a frame: the squared difference from the best template of
         that shape and colour, values in [0, 1], summed over pixels and channels,
-        averaged over frames. 1 is the energy of one pure primary pixel; an empty
-        frame has that of a whole shape, about 3.14 radius^2.
+        averaged over frames: 1 is the energy of one wholly wrong primary pixel, a
+        shape has pi radius^2 of them.
       centres: [n, f, 2] (x, y) in pixels.
     """
     n, f, height, width, _ = videos.shape
@@ -136,9 +137,16 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
     clips = np.arange(n)
     centres = centres[clips, :, shape, colour]
     one_colour = (total.max(1) > 0).sum(1) == 1
+    bright = (frames @ shapes.COLOURS.T > 0.5).reshape(n, -1, len(shapes.COLOURS))
+    area = bright.sum(1)[clips, colour] / f / (np.pi * geometry.radius**2)
+    one_shape = abs(area - 1) < 0.5
     seen = (scores[clips, :, shape, colour] > 0).all(1)
     attributes = np.column_stack(
-        [shape, np.where(one_colour, colour, -1), _motion(centres, geometry)]
+        [
+            np.where(one_shape, shape, -1),
+            np.where(one_colour, colour, -1),
+            _motion(centres, geometry),
+        ]
     )
     return {
         "attributes": np.where(seen[:, None], attributes, -1).astype(np.int32),
@@ -172,3 +180,34 @@ def accuracy(measured: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, f
 def spread(measured: dict[str, np.ndarray]) -> float:
     """Standard deviation in pixels, over clips, of the clip's mean position."""
     return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))
+
+
+def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """One line of the table: accuracies, mean fit error in px^2 a frame, spread."""
+    measured = measure(videos)
+    return accuracy(measured, labels) | {
+        "fit_error": float(measured["fit_error"].mean()),
+        "spread": spread(measured),
+    }
+
+
+def references(
+    geometry: shapes.Geometry, n: int = 216, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """What the measure says of n clips whose truth is known, and of chance.
+
+    Held-out clips, the same with Gaussian noise of deviation .2 (of a range of 2), with
+    their frames in random order, and uniform noise: `row`s by name.
+    """
+    source = shapes.Shapes(geometry, held_out=True)
+    rng = np.random.default_rng(seed)
+    clips = [source.load(i, rng, geometry.frames) for i in range(n)]
+    real = np.stack([c["video"] for c in clips])
+    labels = np.stack([c.get("label") for c in clips])
+    rows = {
+        "real": real,
+        "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),
+        "shuffled frames": np.stack([rng.permutation(clip) for clip in real]),
+        "noise": rng.uniform(-1, 1, real.shape),
+    }
+    return {k: row(v, labels) for k, v in rows.items()} | {"chance": CHANCE}

@@ -182,7 +182,7 @@ def _video_mean(x: np.ndarray) -> np.ndarray:
 
 
 def _blur(x: np.ndarray) -> np.ndarray:
-    return ndimage.uniform_filter(x, size=(1, 1, 4, 4, 1), mode="nearest")
+    return ndimage.uniform_filter(x, size=4, axes=(2, 3), mode="nearest")
 
 
 def _global_mean(x: np.ndarray) -> np.ndarray:

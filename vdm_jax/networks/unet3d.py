@@ -31,6 +31,14 @@ DTYPES = ("float32", "bfloat16")
 __all__ = ["LevelSpec", "UNet3D", "UNetSpec", "check"]
 
 
+def nearest_init(key, shape, dtype=None):
+    """A kernel whose four sub-pixels start equal, so that `grow` starts as nearest
+    neighbour upsampling and without a checkerboard (arXiv:1707.02937).
+    """
+    kernel = nn.initializers.lecun_normal()(key, (shape[0], shape[1] // 4), dtype)
+    return jnp.tile(kernel, (1, 4))
+
+
 class Down(nn.Module):
     """The stem and the way down; returns what the way up will read."""
 
@@ -92,8 +100,9 @@ class Up(nn.Module):
                     x, inputs, train
                 )
             if i:
-                x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-                x = constrain(conv(x, x.shape[-1], f"grow_{i}"))
+                width = 4 * spec.levels[i - 1].channels
+                x = dense(x, width, f"grow_{i}", kernel_init=nearest_init)
+                x = constrain(depth_to_space(x, 2))
         return x
 
 

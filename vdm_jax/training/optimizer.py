@@ -17,7 +17,7 @@ def learning_rate(config) -> Callable[[jax.Array], jax.Array]:
     decay = max(config.steps - config.warmup, 1)
 
     def rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float_)
+        step = jnp.asarray(step, jnp.result_type(float))
         warm = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
         progress = jnp.clip((step - config.warmup) / decay, 0.0, 1.0)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))

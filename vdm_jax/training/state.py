@@ -8,11 +8,10 @@ import jax
 
 @flax.struct.dataclass
 class TrainState:
-    """`ema` is None when no average is kept; counters are int32 []."""
+    """`ema` is None when no average is kept; `step` and `skipped` are int32 []."""
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
     skipped: jax.Array  # updates left out because loss or gradient was not finite
-    bad_in_a_row: jax.Array

@@ -41,7 +41,6 @@ def init_state(params, tx: optax.GradientTransformation, ema: bool) -> TrainStat
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         opt_state=tx.init(params),
         skipped=jnp.zeros((), jnp.int32),
-        bad_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 
@@ -80,7 +79,7 @@ def make_step(
     """One update: (state, frozen, batch, key) -> (state, metrics).
 
     `rate(step, frozen)` gives the learning rate. A non-finite loss or gradient leaves
-    everything but the counters as it was. The EMA's decay grows to `ema` as
+    everything but the two counters as it was. The EMA's decay grows to `ema` as
     (1 + step) / (10 + step), so that a short run is not averaged with its start.
     """
 
@@ -103,13 +102,7 @@ def make_step(
         new = (params, averaged, opt_state)
         old = (state.params, state.ema, state.opt_state)
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        bad = (~finite).astype(jnp.int32)
-        state = TrainState(
-            state.step + 1,
-            *new,
-            skipped=state.skipped + bad,
-            bad_in_a_row=(state.bad_in_a_row + bad) * bad,
-        )
+        state = TrainState(state.step + 1, *new, skipped=state.skipped + ~finite)
         scalars = {"loss": loss, "grad_norm": norm, "learning_rate": lr}
         return state, {**scalars, **metrics, "finite": finite}
 

@@ -3,27 +3,180 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdm_jax import data, sampling, sharding
+from vdm_jax import data, sampling, sharding, video_io
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
+from vdm_jax.training.checks import check
+from vdm_jax.training.fit import fit
+from vdm_jax.training.run import Run, open_run
+from vdm_jax.training.state import TrainState
 
-BANDS = ((-20.0, -5.0), (-5.0, 0.0), (0.0, 5.0), (5.0, 20.0))  # of logsnr
+BANDS = ((-20, -5), (-5, 0), (0, 5), (5, 20))  # of logsnr, for the validation loss
+PREVIEWS = 8  # videos drawn from the same noise again and again
+VALIDATION_CLIPS = 64
+
+
+def train(
+    config: ConfigDict, workdir: Path, time_limit: float | None = None
+) -> TrainState:
+    """Train to config.train.steps, or go on from where the workdir stands.
+
+    Every process of a run calls this together. Raises UserError before anything is
+    written if the config is wrong; SystemExit as `fit` does.
+    """
+    check(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    source = data.open_source(config)
+    config = data.resolve(config, source)
+    model = models.build(config)
+
+    tx = optim.optimizer(config.train)
+    rate = optim.learning_rate(config.train)
+    loss_fn = steps.make_loss(model, config.diffusion.weighting)
+    step = steps.make_step(
+        loss_fn,
+        tx,
+        lambda count, frozen: rate(count),
+        config.train.ema,
+        config.train.accumulate,
+    )
+    key = jax.random.key(config.seed)
+    fingerprint = pipeline.fingerprint(config, source)
+    with (
+        open_run(workdir, config, fingerprint, time_limit) as run,
+        jax.set_mesh(mesh),
+        sharding.activation_rules(),
+    ):
+        batches = pipeline.train_batches(
+            config, source, jax.process_index(), jax.process_count()
+        )
+
+        def init(params=None) -> TrainState:
+            params = model.init(key) if params is None else params
+            start = jax.jit(
+                lambda p: steps.init_state(p, tx, config.train.ema > 0),
+                out_shardings=shardings,
+            )
+            return start(params)
+
+        abstract = jax.eval_shape(
+            lambda: steps.init_state(model.fresh(key), tx, config.train.ema > 0)
+        )
+        shardings = sharding.state_shardings(mesh, abstract)
+        abstract = sharding.with_shardings(abstract, shardings)
+        state = run.resume(
+            abstract, init, batches, lambda other: models.load(other).params
+        )
+        shapes = batch_shapes(config, model, mesh)
+        compiled = (
+            jax.jit(
+                step,
+                donate_argnums=0,
+                out_shardings=(shardings, sharding.replicated(mesh)),
+            )
+            .lower(abstract, {}, shapes, key)
+            .compile()
+        )
+        describe(run, model, mesh, abstract, compiled, source)
+        return fit(
+            compiled,
+            state,
+            {},
+            batches,
+            until=config.train.steps,
+            run=run,
+            config_train=config.train,
+            key=key,
+            put=lambda batch: sharding.put_batch(mesh, {k: batch[k] for k in shapes}),
+            observers=observers(config, model, mesh, source, run),
+            diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
+        )
+
+
+def batch_shapes(config, model: models.Model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What of a batch goes to the devices, over all processes."""
+    b, (frames, *size) = config.data.batch_size, model.shape
+    shapes = {"video": ((b, frames + config.data.images, *size), np.uint8)}
+    if config.data.images:
+        shapes["frame_mask"] = ((b, frames + config.data.images), np.bool_)
+    if model.attributes:
+        shapes["label"] = ((b, len(model.attributes)), np.int32)
+    split = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def describe(run: Run, model: models.Model, mesh, abstract, compiled, source) -> None:
+    """What a person wants to know before the first step is paid for."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    device = mesh.devices.flat[0]
+    clips, held = len(source.split(False)), len(source.split(True))
+    run.logger.say(
+        f"{mesh.size} x {device.device_kind} in {jax.process_count()} process(es), "
+        f"mesh {dict(mesh.shape)}"
+    )
+    run.logger.say(f"{count:,} parameters; videos of {model.shape}")
+    run.logger.say(f"{source.name}: {clips:,} clips for training, {held:,} held out")
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        run.logger.say(f"{peak / 2**20:,.0f} MiB a device at the peak of a step")
+
+
+def observers(config, model: models.Model, mesh, source, run: Run) -> tuple:
+    """What is looked at on the way: samples from fixed noise, and held-out loss."""
+    validate = make_validation(model)
+    clips = VALIDATION_CLIPS + -VALIDATION_CLIPS % mesh.size
+    held_out = len(source.split(True)) > 0
+    batch = pipeline.held_out_batch(config, source, clips) if held_out else {}
+    batch = {k: batch[k] for k in ("video", "label") if k in batch}
+    labels = sampling.draw_labels(model, PREVIEWS, config.sample.label, config.seed)
+
+    def preview(state: TrainState) -> None:
+        videos = sampling.sample(
+            model,
+            state.params if state.ema is None else state.ema,
+            PREVIEWS,
+            labels=labels,
+            seed=config.seed,
+            mesh=mesh,
+            **sampling.settings(config.sample),
+        )
+        if run.logger.active:
+            videos = sampling.to_uint8(videos)
+            write_preview(run, int(state.step), videos, config.video.fps)
+
+    def validation(state: TrainState) -> dict[str, float]:
+        params = state.params if state.ema is None else state.ema
+        return {k: float(v) for k, v in validate(params, batch).items()}
+
+    return (
+        (config.train.preview_every, "sampling", preview),
+        *([(config.train.validate_every, "validating", validation)] * held_out),
+    )
 
 
 def make_validation(model: models.Model):
-    """(params, batch) -> loss in each band of logsnr, with the same noise every time."""
+    """(params, batch) -> loss in each band of logsnr, with the same noise every time.
+
+    logsnr is spread evenly over the band, not as training draws it, so that bands can
+    be compared between schedules.
+    """
 
     @jax.jit
     def validate(params, batch):
         x = model.encode(batch["video"])
         cond = model.conditions(batch)
+        denoise = model.denoiser(params)
         out = {}
         for i, (low, high) in enumerate(BANDS):
             time_key, noise_key = jax.random.split(jax.random.key(i))
@@ -31,8 +184,21 @@ def make_validation(model: models.Model):
             t = model.schedule.time(low + (high - low) * spread)
             step = schedules.step_at(model.schedule, t)
             eps = jax.random.normal(noise_key, x.shape, x.dtype)
-            loss, _ = losses.diffusion_loss(model.denoiser(params), x, eps, step, cond)
-            out[f"val/loss_{low:+.0f}_{high:+.0f}"] = loss.mean()
+            loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond)
+            out[f"val/loss_{low}_{high}"] = loss.mean()
         return out
 
     return validate
+
+
+def write_preview(run: Run, step: int, videos: np.ndarray, fps: float) -> None:
+    """The samples of one look: a gif and a contact sheet for people, the arrays."""
+    folder, stem = run.workdir / "samples", f"step-{step:07d}"
+    folder.mkdir(exist_ok=True)
+    grid = video_io.tile(videos)
+    scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
+    video_io.write_gif(folder / f"{stem}.gif", grid, fps, scale=scale)
+    video_io.write_sheet(folder / f"{stem}.png", videos)
+    with video_io.replacing(folder / f"{stem}.npz") as path, open(path, "wb") as file:
+        np.savez_compressed(file, videos=videos)
+    run.logger.video(step, "samples", grid, fps)

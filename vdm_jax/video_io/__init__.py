@@ -1,1 +1,54 @@
 """Reading and writing of videos: all of PyAV and Pillow lives in this room."""
+
+from vdm_jax.video_io.cache import FrameCache, IndexStore
+from vdm_jax.video_io.decode import (
+    cover_size,
+    crop,
+    frames,
+    inspect,
+    is_flat,
+    probe,
+    read,
+    read_frames,
+)
+from vdm_jax.video_io.files import BadVideo, replacing, slug
+from vdm_jax.video_io.info import VideoInfo, clip, cost, describe, starts
+from vdm_jax.video_io.write import (
+    claim,
+    display_scale,
+    enlarge,
+    tile,
+    write_all,
+    write_gif,
+    write_sheet,
+    write_video,
+)
+
+__all__ = [
+    "BadVideo",
+    "FrameCache",
+    "IndexStore",
+    "VideoInfo",
+    "claim",
+    "clip",
+    "cost",
+    "cover_size",
+    "crop",
+    "describe",
+    "display_scale",
+    "enlarge",
+    "frames",
+    "inspect",
+    "is_flat",
+    "probe",
+    "read",
+    "read_frames",
+    "replacing",
+    "slug",
+    "starts",
+    "tile",
+    "write_all",
+    "write_gif",
+    "write_sheet",
+    "write_video",
+]

@@ -25,7 +25,7 @@ MAX_FRAMES = 1_000_000  # a file; nine hours at 30 fps, 8 MB of time stamps
 MAX_SECONDS = 12 * 3600.0
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .gif .webp".split()
+    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif", ".webp"}
 )
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 

@@ -1,0 +1,393 @@
+"""What a checkpoint promises, under every damage and at every moment of a kill."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vdm_jax.checkpoint import Checkpoints
+from vdm_jax.errors import UserError
+
+
+class Moments(NamedTuple):
+    mu: Any
+    nu: Any
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def make(seed: int, width: int = 8, ema: bool = True) -> State:
+    def tree(n):
+        kernel = jax.random.normal(
+            jax.random.fold_in(jax.random.key(seed), n), (3, width)
+        )
+        return {"in/out": {"kernel": kernel, "half": kernel[0].astype(jnp.bfloat16)}}
+
+    opt_state = (Moments(tree(2), tree(3)), (), {"count": jnp.int32(seed)})
+    return State(jnp.int32(seed), tree(0), tree(1) if ema else None, opt_state)
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def saved(directory: Path, *steps: int, keep: int = 2) -> Checkpoints:
+    """The directory with these steps saved, the state of each made from its number."""
+    checkpoints = Checkpoints(directory, keep)
+    for step in steps:
+        checkpoints.save(step, make(step), {"data": {"batches": step}})
+    checkpoints.wait()
+    return checkpoints
+
+
+def assert_good(directory: Path, step: int):
+    """The step is offered, and holds what was saved under its number."""
+    checkpoints = Checkpoints(directory)
+    assert checkpoints.latest() == step
+    state, extra = checkpoints.restore(step, abstract(make(0)))
+    assert_same(state, make(step))
+    assert extra == {"data": {"batches": step}}
+
+
+def test_restores_every_bit(tmp_path):
+    saved(tmp_path, 3).close()
+    assert_good(tmp_path, 3)
+
+
+def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    # Large: still being written, if not copied, when the buffer is used again.
+    x = jnp.arange(4_000_000, dtype=jnp.float32)
+    checkpoints.save(1, {"x": x}, {})
+    y = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(x)
+    jax.block_until_ready(y)
+    checkpoints.wait()
+    state, _ = checkpoints.restore(1, {"x": y})
+    np.testing.assert_array_equal(state["x"], np.arange(4_000_000, dtype=np.float32))
+
+
+def test_a_part_can_be_asked_for(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    part, _ = checkpoints.restore(1, {"ema": abstract(make(0).ema)})
+    assert_same(part, {"ema": make(1).ema})
+    shapes = {n: (x.shape, x.dtype) for n, x in checkpoints.leaves(1).items()}
+    assert shapes["ema/in/out/half"] == ((8,), jnp.bfloat16)
+    assert len(shapes) == len(jax.tree.leaves(make(1)))
+
+
+@pytest.mark.parametrize(
+    ("other", "names"),
+    [
+        (make(0, width=4), ["ema/in/out/kernel: here float32[3, 4], there float32[3,"]),
+        (make(0, ema=False), ["ema/in/out/kernel: here absent, there float32[3, 8]"]),
+        (make(0).replace(opt_state=()), ["opt_state/0/mu/in/out/kernel: here absent"]),
+        (
+            make(0).replace(step=jnp.float32(0)),  # Orbax alone would cast it
+            ["step: here float32[], there int32[]"],
+        ),
+        ({"ema": {"more": jnp.zeros(2)}}, ["ema/more: here float32[2], there absent"]),
+    ],
+    ids=["shape", "no ema", "no optimiser", "dtype", "name"],
+)  # fmt: skip
+def test_another_tree_is_refused_by_name(tmp_path, other, names):
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(1, abstract(other))
+    message = str(caught.value)
+    assert all(name in message for name in names)
+    assert caught.value.status == 2 and "\n" not in message
+    assert message.count("; ") <= 5
+
+
+def test_a_step_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7.*\[1, 2\]"):
+        saved(tmp_path, 1, 2).restore(7, abstract(make(0)))
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(p for p in directory.rglob("*") if p.is_file())
+
+
+def largest(directory: Path) -> Path:
+    return max(files(directory), key=lambda p: p.stat().st_size)
+
+
+def flip(path: Path, at: float = 0.5):
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(directory: Path):
+    path = largest(directory)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def delete_half(directory: Path):
+    for path in files(directory)[::2]:
+        path.unlink()
+
+
+def empty_directory(directory: Path):
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "emptied file": lambda d: os.truncate(largest(d), 0),
+    "emptied": empty_directory,
+    "half deleted": delete_half,
+    "byte flipped": lambda d: flip(largest(d)),
+    "no manifest": lambda d: (d / "manifest.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path, damage, capfd):
+    saved(tmp_path, 1, 2).close()
+    damage(tmp_path / "2")
+    assert_good(tmp_path, 1)
+    assert (tmp_path / "bad-2").is_dir() and not (tmp_path / "2").exists()
+    error = capfd.readouterr().err
+    assert str(tmp_path / "2") in error and "bad-2" in error
+    saved(tmp_path, 2).close()  # the run comes by that step again
+    assert_good(tmp_path, 2)
+    damage(tmp_path / "2")
+    assert_good(tmp_path, 1)
+    assert (tmp_path / "bad-2.2").is_dir()
+
+
+def test_one_flipped_bit_in_any_file_is_noticed(tmp_path):
+    saved(tmp_path / "a", 1, 2).close()
+    for path in files(tmp_path / "a" / "2"):
+        copy = tmp_path / "b"
+        shutil.copytree(tmp_path / "a", copy)
+        if path.stat().st_size:
+            flip(copy / path.relative_to(tmp_path / "a"), random.Random(0).random())
+        else:
+            (copy / path.relative_to(tmp_path / "a")).write_bytes(b"x")
+        assert Checkpoints(copy).latest() == 1, path
+        shutil.rmtree(copy)
+
+
+def test_nothing_usable_left_is_never_a_fresh_start(tmp_path):
+    assert Checkpoints(tmp_path).latest() is None
+    saved(tmp_path, 1, 2).close()
+    for step in (1, 2):
+        flip(largest(tmp_path / str(step)))
+    for _ in range(2):  # the second start sees only what the first has set aside
+        with pytest.raises(UserError) as caught:
+            Checkpoints(tmp_path).latest()
+        assert caught.value.status == 4
+
+
+def test_reading_changes_nothing(tmp_path):
+    saved(tmp_path, 1, 2).close()
+    flip(largest(tmp_path / "2"))
+    (tmp_path / "saving-3").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.latest() == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Checkpoints(tmp_path / "none", read_only=True).latest() is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_keeps_the_newest(tmp_path):
+    assert saved(tmp_path, 1, 2, 10, keep=2).steps() == [2, 10]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "2"]
+    with pytest.raises(UserError, match="keep_checkpoints=1: at least 2"):
+        Checkpoints(tmp_path, keep=1)
+    with pytest.raises(UserError, match="gs://bucket"):
+        Checkpoints("gs://bucket/run")
+    with pytest.raises(ValueError, match="already saved"):
+        saved(tmp_path, 10)
+
+
+class Kill(BaseException):
+    """Stands for kill -9: no handler of ours may see it."""
+
+
+class Clock:
+    """Lets so many calls through, then kills."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+    def ticking(self, function):
+        def call(*args, **kwargs):
+            if not self.left:
+                raise Kill
+            self.left -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def halfway(self, remove):
+        def call(directory):
+            files(directory)[0].unlink()
+            if not self.left:
+                raise Kill
+            remove(directory)
+
+        return call
+
+
+def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
+    """Every call that changes the disk in a commit is made the last one, in turn."""
+    saved(tmp_path / "a", 1, 2).close()
+    moments = 0
+    while True:
+        directory = tmp_path / str(moments)
+        shutil.copytree(tmp_path / "a", directory)
+        checkpoints = Checkpoints(directory)
+        with monkeypatch.context() as patch:
+            clock = Clock(moments)
+            patch.setattr(os, "fsync", clock.ticking(os.fsync))
+            patch.setattr(Path, "rename", clock.ticking(Path.rename))
+            patch.setattr(shutil, "rmtree", clock.ticking(clock.halfway(shutil.rmtree)))
+            try:
+                checkpoints.save(3, make(3), {"data": {"batches": 3}})
+                checkpoints.wait()
+                killed = False
+            except Kill:
+                killed = True
+        renamed = (directory / "3").exists()
+        assert_good(directory, 3 if renamed else 2)
+        # What is left looks like a step only if it is one.
+        assert {p.name for p in directory.iterdir()} <= {"1", "2", "3"}
+        for step in reversed(Checkpoints(directory).steps()):
+            assert_good(directory, step)
+            shutil.rmtree(directory / str(step))
+        if not killed:
+            break
+        moments += 1
+    assert moments > 8
+    assert renamed
+
+
+SAVER = """
+import sys
+import jax.numpy as jnp
+from vdm_jax.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1])
+step = checkpoints.latest() or 0
+if step:
+    state, _ = checkpoints.restore(step, {"x": jnp.zeros(1_000_000)})
+    assert (state["x"] == step).all()
+while True:
+    step += 1
+    checkpoints.save(step, {"x": jnp.full(1_000_000, float(step))}, {})
+    print(step, flush=True)
+"""
+
+
+def test_kill_9_while_saving(tmp_path):
+    moments = random.Random(0)
+    before = 0
+    for _ in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVER, tmp_path], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout
+            for _ in range(3):
+                reached = int(child.stdout.readline())
+            try:
+                child.wait(moments.uniform(0, 0.2))
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGKILL)
+        checkpoints = Checkpoints(tmp_path)
+        step = checkpoints.latest()
+        assert step and step >= max(reached - 1, before)
+        state, _ = checkpoints.restore(step, {"x": jnp.zeros(1_000_000)})
+        np.testing.assert_array_equal(state["x"], np.full(1_000_000, float(step)))
+        assert not any(tmp_path.glob("bad-*"))
+        before = step
+
+
+def test_disk_full_leaves_the_old_steps_and_one_line(tmp_path, caplog):
+    checkpoints = saved(tmp_path, 1, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"x": jax.random.normal(jax.random.key(0), (1_000_000,))}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            checkpoints.save(3, big, {})
+            while True:  # told as soon as it is known, not at the next save
+                checkpoints.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = str(caught.value)
+    assert "step 3" in message and "4.0 MB needed" in message and "[1, 2]" in message
+    assert not caplog.records  # no pages of traceback around the line
+    checkpoints.close()
+    assert not (tmp_path / "saving-3").exists()
+    assert_good(tmp_path, 2)
+
+
+MESHES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from vdm_jax.checkpoint import Checkpoints
+def shaped(data, fsdp):
+    mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2,
+                         devices=jax.devices()[: data * fsdp])
+    return NamedSharding(mesh, P("fsdp"))
+x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, {"x": jax.device_put(x, shaped(1, 8))}, {})
+checkpoints.wait()
+for mesh in (8, 1), (4, 2), (1, 4), (1, 1):
+    spec = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shaped(*mesh))
+    y = checkpoints.restore(1, {"x": spec})[0]["x"]
+    assert y.sharding == spec.sharding and (np.asarray(y) == x).all(), mesh
+"""
+
+
+def test_onto_other_meshes(tmp_path):
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", MESHES, tmp_path],
+        env=environment, check=True,
+    )  # fmt: skip
+
+
+def test_a_sharding_is_kept_as_asked(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    spec = NamedSharding(mesh, PartitionSpec())
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), make(0)
+    )
+    state, _ = checkpoints.restore(1, wanted)
+    assert all(x.sharding == spec for x in jax.tree.leaves(state))

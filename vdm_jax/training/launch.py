@@ -1,0 +1,153 @@
+"""Several processes: started together before any JAX call, and left together."""
+
+import importlib.util
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+
+import jax
+
+from vdm_jax.errors import UserError
+
+# Where JAX finds the processes by itself. It is asked to only where one of these says
+# so: on a lone machine it would search for clusters, and wait for what is not there.
+Env = Mapping[str, str]
+CLUSTERS: dict[str, Callable[[Env], bool]] = {
+    "Slurm": lambda env: (
+        int(env.get("SLURM_NTASKS", 1)) > 1
+        and {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
+        <= set(env)
+    ),
+    "Open MPI": lambda env: "OMPI_MCA_orte_hnp_uri" in env,
+    "TPU on GKE": lambda env: (
+        "TPU_WORKER_HOSTNAMES" in env or "TPU_PROCESS_ADDRESSES" in env
+    ),
+    # JAX sets TPU_SKIP_MDS_QUERY when it is imported and finds no chip.
+    "TPU VM": lambda env: (
+        "TPU_SKIP_MDS_QUERY" not in env
+        and importlib.util.find_spec("libtpu") is not None
+    ),
+    "Kubernetes": lambda env: (
+        "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    ),
+}
+
+COORDINATOR_LINGERS = 2.0  # seconds
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    initialization_timeout: int = 1800,
+    heartbeat_timeout: int = 60,
+    shutdown_timeout: int = 60,
+) -> None:
+    """Join the other processes of the run, if there are any; before any JAX call.
+
+    What is None is read from VDM_COORDINATOR, VDM_NUM_PROCESSES and VDM_PROCESS_ID;
+    where these are not set either, JAX finds out by itself under Slurm, Open MPI,
+    Kubernetes and on TPUs, and elsewhere nothing is done: a single process.
+
+    Args:
+      coordinator: host:port of process 0, the same for all.
+      num_processes: of the whole run.
+      process_id: of this one, 0 .. num_processes - 1.
+      initialization_timeout: seconds to wait for all to come.
+      heartbeat_timeout: seconds of silence after which a process is taken for dead and
+        all others abort (status 134).
+      shutdown_timeout: seconds to wait for the others at the end.
+
+    Raises:
+      UserError (2): some but not all three are given, or they do not fit together.
+    """
+    given = {
+        "coordinator": coordinator or os.environ.get("VDM_COORDINATOR"),
+        "num_processes": _number(num_processes, "VDM_NUM_PROCESSES"),
+        "process_id": _number(process_id, "VDM_PROCESS_ID"),
+    }
+    cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
+    if any(value is not None for value in given.values()):
+        address, processes, number = _checked(**given)
+        if processes == 1:
+            return
+        where = {
+            "coordinator_address": address,
+            "num_processes": processes,
+            "process_id": number,
+            "cluster_detection_method": "deactivate",
+        }
+    elif cluster is not None:
+        where = {}
+    else:
+        return
+    # Of a signal `fit` decides; JAX's own handler would swallow it outside the loop.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        **where,
+        initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+        shutdown_timeout_seconds=shutdown_timeout,
+    )
+    sys.excepthook = _leave_with_traceback
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} "
+        f"({f'coordinator {address}' if where else cluster}): timeouts "
+        f"start {initialization_timeout} s, heartbeat {heartbeat_timeout} s, "
+        f"end {shutdown_timeout} s",
+        flush=True,
+    )
+
+
+def leave(status: int) -> None:
+    """End this process with a status after an error that the others may not have.
+
+    A normal exit would wait for them, and they for this one. The coordinator goes
+    last: when it is gone the others are ended at once, with a status of their own.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(COORDINATOR_LINGERS)
+        os._exit(status)
+    sys.exit(status)
+
+
+def _leave_with_traceback(kind, error, trace) -> None:
+    traceback.print_exception(kind, error, trace)
+    leave(1)
+
+
+def _number(value: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if value is not None or not text:
+        return value
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{variable}={text!r}: must be a whole number") from error
+
+
+def _checked(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int]:
+    """The three, consistent; raises UserError saying which is not."""
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError(
+            f"coordinator={coordinator}, num_processes={num_processes}, process_id="
+            f"{process_id}: give all three (as flags or VDM_COORDINATOR, "
+            "VDM_NUM_PROCESSES, VDM_PROCESS_ID), or none of them"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UserError(f"coordinator={coordinator!r}: must be host:port of process 0")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"process_id={process_id} with num_processes={num_processes}: must be at "
+            "least 0 and less than num_processes"
+        )
+    return coordinator, num_processes, process_id

@@ -1,0 +1,234 @@
+"""A run's directory: one owner, one config, its checkpoints and logs, and resuming.
+
+workdir/config.json  checkpoints/  metrics.jsonl  logs/  .lock
+"""
+
+import dataclasses
+import fcntl
+import fnmatch
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from vdm_jax.checkpoint import Checkpoints, on_first_process
+from vdm_jax.errors import UserError
+from vdm_jax.training.logging import Logger
+from vdm_jax.training.stop import Stop
+
+# Config field -> whether it may differ from what the run was started with. The first
+# pattern that fits decides. What may change is printed; what may not would make the
+# checkpoint another model's, or its data position another stream's.
+MAY_CHANGE = (
+    ("network.remat", True),
+    ("network.dtype", True),
+    ("network.dropout", True),
+    ("data.path", True),  # the fingerprint looks at the clips themselves
+    ("data.workers", True),
+    ("data.cache_*", True),
+    ("data.max_bad_share", True),
+    ("diffusion.weighting", True),
+    ("seed", False),
+    ("video.*", False),
+    ("data.*", False),
+    ("network.*", False),
+    ("conditioning.*", False),
+    ("diffusion.*", False),
+    ("train.trainable", False),
+    ("*", True),
+)
+
+
+class Data(Protocol):
+    """An endless iterator of batches that can be put back to where it was."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> Any:
+        """JSON-able; the next batch after `set_state` is the one it stood before."""
+        ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run. `restored` is the step of its newest good checkpoint, or None."""
+
+    workdir: Path
+    config: Any  # ConfigDict
+    fingerprint: dict[str, Any]
+    checkpoints: Checkpoints
+    logger: Logger
+    stop: Stop
+    restored: int | None
+
+    def resume(
+        self,
+        abstract_state,
+        init: Callable[[Any], Any],
+        data: Data,
+        load_params: Callable[[str], Any],
+    ):
+        """The state to go on with: own checkpoint, else init_from, else fresh; says so.
+
+        Args:
+          abstract_state: of the state, with shardings, for `Checkpoints.restore`.
+          init: parameters, or None for new ones -> state at step 0.
+          data: is put to where it stood.
+          load_params: workdir -> its parameters, for config.init_from.
+
+        Raises:
+          UserError (2): the data set-up is another, or the checkpoint does not fit.
+        """
+        other = self.config.init_from
+        if self.restored is not None:
+            extra = self.checkpoints.extra(self.restored)
+            _check_fingerprint(extra["fingerprint"], self.fingerprint, self.workdir)
+            state, extra = self.checkpoints.restore(self.restored, abstract_state)
+            data.set_state(extra["data"])
+            unused = f"; init_from={other} is not used" if other else ""
+            self.logger.say(
+                f"going on from step {self.restored} of {self.workdir}{unused}"
+            )
+            return state
+        self.logger.say(
+            f"{self.workdir} holds no checkpoint: starting at step 0 with "
+            + (f"the parameters of {other}" if other else "new parameters")
+        )
+        return init(load_params(other) if other else None)
+
+    def save(self, step: int, state, data: Data) -> None:
+        """Save the state and the position of the data, in the background."""
+        extra = {"data": data.get_state(), "fingerprint": self.fingerprint}
+        self.checkpoints.save(step, state, extra)
+
+
+@contextmanager
+def open_run(
+    workdir: str | Path,
+    config,
+    fingerprint: dict[str, Any],
+    time_limit: float | None = None,
+) -> Iterator[Run]:
+    """Own a workdir for the length of a with block. All processes call it together.
+
+    Args:
+      config: complete, as it will be written to config.json.
+      fingerprint: of the data (`data.fingerprint`); a resumed run must have the same.
+      time_limit: seconds from now after which `fit` saves and leaves with status 42.
+
+    Raises:
+      UserError (2): not a directory, in use, or begun with a config that does not fit.
+      UserError (4): its checkpoints are all damaged.
+    """
+    workdir = Path(workdir).absolute()
+    with ExitStack() as stack:
+        on_first_process(lambda: stack.enter_context(_owning(workdir)))
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=config.train.keep_checkpoints
+        )
+        stack.callback(checkpoints.close)
+        restored = checkpoints.latest()
+        text = json.dumps(config.to_dict(), indent=2)
+        changes = on_first_process(
+            lambda: _put_config(workdir / "config.json", text, restored is not None)
+        )
+        logger = Logger(workdir, restored or 0)
+        stack.callback(logger.close)
+        for change in changes:
+            logger.say(f"changed since the run was begun: {change}")
+        yield Run(
+            workdir,
+            config,
+            fingerprint,
+            checkpoints,
+            logger,
+            Stop(time_limit),
+            restored,
+        )
+
+
+@contextmanager
+def _owning(workdir: Path) -> Iterator[None]:
+    """Lock the directory; the system lets go of it when the process ends, any how."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be used ({error.strerror}): give a directory "
+            "that can be written"
+        ) from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by {file.read().strip() or 'another process'}: "
+                "stop that run first, or give another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _put_config(path: Path, text: str, resuming: bool) -> list[str]:
+    """Write config.json; when resuming, first compare it. Returns what changed."""
+    changes = []
+    if resuming:
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}) though there are checkpoints beside "
+                "it: put back a copy"
+            ) from error
+        changes = _compare(before, json.loads(text), path.parent)
+    new = path.with_suffix(".tmp")
+    new.write_text(text + "\n")
+    os.replace(new, path)
+    return changes
+
+
+def _compare(before: dict, after: dict, workdir: Path) -> list[str]:
+    """Changes as lines; raises UserError for the first that is not allowed."""
+    old, new = dict(_flat(before)), dict(_flat(after))
+    changes = []
+    for name in {**old, **new}:
+        a, b = old.get(name, "absent"), new.get(name, "absent")
+        if a == b:
+            continue
+        allowed = next(may for p, may in MAY_CHANGE if fnmatch.fnmatchcase(name, p))
+        if not allowed and name in old and name in new:
+            raise UserError(
+                f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "
+                f"or give another --workdir and --config.init_from={workdir}"
+            )
+        changes.append(f"config.{name} {a!r} -> {b!r}")
+    return changes
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_fingerprint(before: dict, after: dict, workdir: Path) -> None:
+    after = json.loads(json.dumps(after))
+    for name in {**before, **after}:
+        a, b = before.get(name), after.get(name)
+        if a != b:
+            raise UserError(
+                f"the data changed: {name} is {b!r}, but {workdir} was begun with "
+                f"{a!r}: go on with the same data, or give another --workdir and "
+                f"--config.init_from={workdir}"
+            )

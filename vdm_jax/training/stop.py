@@ -1,0 +1,101 @@
+"""When to stop: signals and a time limit, agreed upon by all processes at one step."""
+
+import functools
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+GO_ON, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
+EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
+ASKS = {
+    signal.SIGTERM: RESTART,  # a scheduler takes the machine away
+    signal.SIGUSR1: RESTART,  # or is about to: Slurm's --signal=USR1@600
+    signal.SIGINT: INTERRUPT,  # Ctrl-C
+}
+
+
+class Stop:
+    """Collects requests to stop on this process; says when all of them know.
+
+    A signal reaches the processes of a run at different steps, or only one of them.
+    So a request is a number that travels with the steps: each poll sends the largest
+    of all processes' around, and the next poll, one step later, reads it. All save the
+    same step then, and no step waits for another process.
+
+    Args:
+      time_limit: seconds from now after which a restart is asked for.
+    """
+
+    def __init__(self, time_limit: float | None = None):
+        self.reason = ""  # of the request on this process, for people
+        self._request = GO_ON
+        self._signalled = False
+        self._deadline = time.monotonic() + (time_limit or math.inf)
+        self._sent: jax.Array | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are requests inside; a second one ends the process at once."""
+        before = {number: signal.signal(number, self._on_signal) for number in ASKS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def poll(self) -> int:
+        """Once a step, on all processes: what they agreed on. Does not wait."""
+        if self._single:
+            return self._own()
+        sent, self._sent = self._sent, self._largest(self._own())
+        return GO_ON if sent is None else int(sent)
+
+    def requested(self) -> int:
+        """As `poll`, but of this moment, and waiting: for long work between steps."""
+        return self._own() if self._single else int(self._largest(self._own()))
+
+    def _own(self) -> int:
+        if time.monotonic() > self._deadline and not self._request:
+            self._request, self.reason = RESTART, "time limit"
+        return self._request
+
+    def _on_signal(self, number: int, frame) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if self._signalled:
+            os._exit(128 + number)
+        self._signalled = True
+        self._request, self.reason = (
+            max(self._request, ASKS[signal.Signals(number)]),
+            name,
+        )
+        print(
+            f"{name}: saving after this step; once more leaves at once", file=sys.stderr
+        )
+
+    @functools.cached_property
+    def _single(self) -> bool:
+        return jax.process_count() == 1
+
+    @functools.cached_property
+    def _largest(self):
+        """The largest of all processes' numbers, computed beside the training step."""
+        mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
+        split, everywhere = NamedSharding(mesh, P("all")), NamedSharding(mesh, P())
+        largest = jax.jit(jnp.max, out_shardings=everywhere)
+
+        def of_all(own: int) -> jax.Array:
+            numbers = np.full(jax.local_device_count(), own, np.int32)
+            return largest(jax.make_array_from_process_local_data(split, numbers))
+
+        return of_all

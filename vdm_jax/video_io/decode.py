@@ -1,0 +1,164 @@
+"""Videos in: an index, then any frames by number, at the size that is wanted.
+
+``probe`` and ``read_frames`` run the decoder in this process. What trains on files of
+unknown make uses ``guard.Guard``, which runs the same two in a child with limits.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+
+from vdm_jax.video_io import containers, stills
+from vdm_jax.video_io.files import BadVideo, kind
+from vdm_jax.video_io.info import VideoInfo, clip, starts
+
+# swscale with these flags is an area mean to .5 of 255 and without bias; without them
+# colours come out one level dark and edges wrong by up to 48.
+EXACT = (
+    Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.BITEXACT
+)
+
+FLAT = 8  # of 255 levels: the noise of a coded black frame
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Index a video file or a folder of frames. Raises BadVideo with the reason."""
+    path = os.fspath(path)
+    found = kind(path)
+    module = containers if found in containers.DEMUXERS else stills
+    return module.index(path, found)
+
+
+def inspect(path: str | os.PathLike) -> VideoInfo:
+    """Probe a video that is to be learned from: BadVideo too if nothing is in it.
+
+    Most files show content in their first frame and cost no more than that.
+    """
+    info = probe(path)
+    if all(is_flat(frame) for frame in frames(info, size=(32, 32))):
+        raise BadVideo(path, "constant: every frame is one flat colour")
+    return info
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Whether every picture of uint8 [..., h, w, c] is one colour, within FLAT."""
+    return bool((np.ptp(pixels, axis=(-3, -2)) <= FLAT).all())
+
+
+def cover_size(
+    height: int, width: int, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The smallest size of the same shape that covers ``size``; None keeps its own."""
+    if size is None:
+        return height, width
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+
+
+def frames(
+    info: VideoInfo,
+    numbers: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode frames ``numbers`` (increasing; None: all) resized to cover ``size``.
+
+    Gives uint8 [H, W, 3] of cover_size, upright. Raises BadVideo at the first frame
+    that is damaged or missing.
+    """
+    numbers = range(info.frames) if numbers is None else numbers
+    shown = cover_size(info.height, info.width, size)
+    if info.kind in containers.DEMUXERS:
+        turns = info.rotation // 90 % 4
+        stored = shown[::-1] if turns % 2 else shown
+        for frame in containers.pictures(info, numbers):
+            yield np.rot90(_resized(frame, *stored), turns)
+    else:
+        for pixels in stills.pictures(info, numbers):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+            yield _resized(frame, *shown) if pixels.shape[:2] != shown else pixels
+
+
+def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """Area mean when shrinking (no aliasing), bicubic when enlarging."""
+    shrinks = height * width < frame.height * frame.width
+    method = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+    resized = frame.reformat(
+        width=width,
+        height=height,
+        format="rgb24",
+        interpolation=method | EXACT,
+        threads=1,
+    )
+    return resized.to_ndarray()
+
+
+def read_frames(
+    info: VideoInfo, numbers: Sequence[int], size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Frames by number, in any order and with repeats, as uint8 [f, H, W, 3].
+
+    ``size`` (h, w): shrunk or enlarged to cover it, not cropped. Raises BadVideo.
+    """
+    unique, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+    if len(unique) == 0 or unique[0] < 0 or unique[-1] >= info.frames:
+        raise ValueError(f"frames {unique[:1]}..{unique[-1:]} of {info.frames}")
+    return np.stack(list(frames(info, unique.tolist(), size)))[places]
+
+
+def survey(
+    info: VideoInfo, size: tuple[int, int], previews: int
+) -> tuple[np.ndarray, bool]:
+    """Decode all of a video, keep little: is it whole, and does anything move?
+
+    Returns ``previews`` frames spread evenly, uint8 [previews, h, w, 3], and whether
+    some pixel ever leaves its first value by more than FLAT. Raises BadVideo.
+    """
+    wanted = np.round(np.linspace(0, info.frames - 1, previews)).astype(int)
+    first, kept, moves = None, {}, False
+    for number, frame in enumerate(frames(info, size=size)):
+        first = frame.astype(np.int16) if first is None else first
+        moves = moves or bool(np.abs(frame - first).max() > FLAT)
+        if number in wanted:
+            kept[number] = frame
+    return crop(np.stack([kept[number] for number in wanted]), size), moves
+
+
+def crop(
+    video: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Cut [f, H, W, c] to ``size`` (h, w): the middle, or a place that rng draws."""
+    down, right = video.shape[1] - size[0], video.shape[2] - size[1]
+    top, left = down // 2, right // 2
+    if rng is not None:
+        top, left = int(rng.integers(down + 1)), int(rng.integers(right + 1))
+    return video[:, top : top + size[0], left : left + size[1]]
+
+
+def read(
+    path: str | os.PathLike,
+    start: int = 0,
+    count: int | None = None,
+    stride: int = 1,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    index: VideoInfo | None = None,
+) -> np.ndarray:
+    """Read one clip as uint8 [f, h, w, 3].
+
+    ``count`` frames from frame ``start`` on (None: to the end), each ``stride``-th or
+    at ``fps`` by time stamps; ``size`` (h, w) resizes to cover it and cuts the middle
+    out. ``index`` saves probing again. Raises BadVideo, also for too short a file.
+    """
+    info = index or probe(path)
+    if count is None:
+        count = len(range(start, info.frames, stride))
+    if start >= starts(info, count, stride, fps):
+        raise ValueError(f"no clip of {count} frames starts at frame {start}")
+    video = read_frames(info, clip(info, start, count, stride, fps).tolist(), size)
+    return video if size is None else crop(video, size)

@@ -1,0 +1,155 @@
+"""gif, animated webp and folders of pictures through Pillow.
+
+Any picture becomes RGB uint8 by these rules: turned as its EXIF data says, alpha
+composited on black, 16 bits a channel cut to 8, grey repeated, CMYK and palettes
+converted.
+"""
+
+import contextlib
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vdm_jax.video_io.files import IMAGE_SUFFIXES, BadVideo, check_frame, check_length
+from vdm_jax.video_io.info import VideoInfo
+
+# What Pillow raises on broken files; its warning on large ones is made an error.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """An image whose size passes; BadVideo for all that Pillow finds wrong in it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=["GIF", "WEBP", "PNG", "JPEG"])
+        with image:
+            check_frame(path, image.height, image.width)
+            yield image
+    except BROKEN as error:
+        raise BadVideo(path, f"damaged or cut off ({error})") from error
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image -> uint8 [h, w, 3] by the rules at the top."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return np.repeat(deep[..., None].astype(np.uint8), 3, axis=-1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def frame_paths(folder: str | os.PathLike) -> list[Path]:
+    """The pictures of a folder in natural order: frame2 before frame10."""
+
+    def natural(path: Path) -> list[tuple[int, int, str]]:
+        parts = re.split(r"(\d+)", path.name.lower())
+        return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+
+    return sorted(
+        (
+            path
+            for path in Path(folder).iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        ),
+        key=natural,
+    )
+
+
+def index(path: str, kind: str) -> VideoInfo:
+    """Index an animated picture or a folder of frames. Raises BadVideo."""
+    if kind == "frames":
+        return _index_folder(path)
+    with _opened(path) as image:
+        if kind == "gif":
+            _check_gif_end(path)
+        frames = getattr(image, "n_frames", 1)
+        check_length(path, frames)
+        pts = np.zeros(frames, np.int64)  # milliseconds
+        for number in range(1, frames):
+            pts[number] = pts[number - 1] + _milliseconds(image, number - 1)
+        check_length(path, frames, float(pts[-1]) / 1000)
+        height, width = rgb(image).shape[:2]
+    return _info(path, kind, height, width, pts, Fraction(1, 1000), [0])
+
+
+def _milliseconds(image: Image.Image, number: int) -> int:
+    """How long a frame is shown; browsers show those of 10 ms and less for 100."""
+    image.seek(number)
+    image.load()
+    shown = round(image.info.get("duration", 0))
+    return shown if shown > 10 else 100
+
+
+def _check_gif_end(path: str) -> None:
+    with open(path, "rb") as file:
+        file.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
+        if not file.read().rstrip(b"\0").endswith(b";"):  # the trailer, 0x3B
+            raise BadVideo(path, "truncated: a gif without its end mark")
+
+
+def _index_folder(path: str) -> VideoInfo:
+    paths = frame_paths(path)
+    if not paths:
+        raise BadVideo(path, "a folder without png or jpg frames")
+    check_length(path, len(paths))
+    with _opened(paths[0]) as image:
+        height, width = rgb(image).shape[:2]
+    pts, every = np.arange(len(paths)), range(len(paths))
+    return _info(path, "frames", height, width, pts, None, every)
+
+
+def _info(path, kind, height, width, pts, time_base, keyframes) -> VideoInfo:
+    keys = np.array(keyframes, np.int64)
+    return VideoInfo(
+        path, kind, kind, height, width, 0, pts, time_base, keys, pts[keys]
+    )
+
+
+def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """The frames ``numbers`` (increasing) as uint8 [h, w, 3]. Raises BadVideo."""
+    if info.kind == "frames":
+        try:
+            paths = frame_paths(info.path)
+        except OSError as error:
+            raise BadVideo(info.path, f"cannot be opened ({error})") from error
+        if len(paths) != info.frames:
+            raise BadVideo(info.path, f"{len(paths)} frames now, {info.frames} before")
+        for number in numbers:
+            with _opened(paths[number]) as image:
+                yield _same_size(rgb(image), info, paths[number].name)
+        return
+    with _opened(info.path) as image:
+        for number in numbers:
+            image.seek(number)
+            yield _same_size(rgb(image), info, f"frame {number}")
+
+
+def _same_size(pixels: np.ndarray, info: VideoInfo, name: str) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    if (height, width) != (info.height, info.width):
+        raise BadVideo(
+            info.path,
+            f"{name} is {width}x{height}, the first frame {info.width}x{info.height}",
+        )
+    return pixels
