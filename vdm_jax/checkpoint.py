@@ -41,8 +41,18 @@ MANIFEST, LEAVES, EXTRA, STATE = "manifest.json", "leaves.json", "extra.json", "
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 22
 
-# Orbax's threads log a page of traceback each for the error that `result()` raises.
-logging.getLogger("absl").addFilter(lambda r: "_SignalingThread" not in str(r.msg))
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Orbax tells every save in twenty lines, and an error in a traceback a thread.
+
+    The error itself is raised by `result()`.
+    """
+    return "orbax" not in record.pathname or (
+        record.levelno > logging.INFO and "_SignalingThread" not in str(record.msg)
+    )
+
+
+logging.getLogger("absl").addFilter(_worth_saying)
 
 
 class Checkpoints:

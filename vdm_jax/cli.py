@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -41,6 +41,8 @@ def _parse(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error)
         raise UserError(" ".join(message.split())) from error
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every save at INFO
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag: every setting is --name=value")
     return rest
@@ -80,7 +82,6 @@ def _start_jax() -> None:
         folder = str(Path.home() / ".cache" / "vdm_jax" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def train() -> None:

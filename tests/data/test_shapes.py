@@ -84,15 +84,15 @@ def test_paths_stay_inside_and_follow_the_label(size):
             assert extent - 1e-4 <= x.min() and x.max() <= width - extent + 1e-4
             assert extent - 1e-4 <= y.min() and y.max() <= height - extent + 1e-4
             steps = np.diff(np.stack([x, y], 1), axis=0)
-            speed = geometry.fast * (1.0 if label[3] else 0.5)
+            speed = geometry.fast * (1.0 if label[3] else 0.6)
             heading = [(-1, 0), (1, 0), (0, -1), (0, 1)][label[2]]
             expected = np.tile(np.multiply(heading, speed), (frames - 1, 1))
             np.testing.assert_allclose(steps, expected, atol=1e-4)
 
 
 def test_speeds_at_the_default_size():
-    assert GEOMETRY.fast == pytest.approx(1.0, abs=0.01)
-    assert GEOMETRY.radius == pytest.approx(3.6)
+    assert GEOMETRY.fast == pytest.approx(0.893, abs=0.001)
+    assert GEOMETRY.radius == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("size", SIZES)

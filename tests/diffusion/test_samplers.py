@@ -5,6 +5,7 @@ its start and its noises. Its output variance is then read from its Jacobian: no
 Monte Carlo, and no second copy of the recursion.
 """
 
+import functools
 import itertools
 
 import jax
@@ -20,6 +21,7 @@ ROWS = 256  # padded length of a table
 SAMPLERS = {"ddim": samplers.ddim()} | {
     f"ancestral({g})": samplers.ancestral(g) for g in (0.0, 0.1, 0.3, 1.0)
 }
+DDIM = SAMPLERS["ddim"]
 FEW = {name: SAMPLERS[name] for name in ("ddim", "ancestral(0.3)")}
 each_sampler = pytest.mark.parametrize("sampler", list(FEW.values()), ids=list(FEW))
 
@@ -60,11 +62,12 @@ def gaussian(mean, spread):
     return denoise
 
 
-def affine(sampler, table, n, spread, stop=None):
+@functools.partial(jax.jit, static_argnums=0)
+def affine(sampler, spread, table, stop):
     """d out / d start [s] and d out / d noise [s, rows] of runs on N(0, spread^2)."""
-    spread = jnp.asarray(spread, jnp.result_type(float)).reshape(-1, 1, 1, 1, 1)
+    spread = spread.reshape(-1, 1, 1, 1, 1)
 
-    def run(start, noises, table, stop):
+    def run(start, noises):
         def noise(index, draw):
             return jnp.broadcast_to(noises[index], spread.shape)
 
@@ -72,15 +75,15 @@ def affine(sampler, table, n, spread, stop=None):
         denoise = gaussian(0.0, spread)
         return loop(sampler, denoise, z, table, 0, stop, noise, None).ravel()
 
-    jacobian = jax.jit(jax.jacfwd(run, (0, 1)))
-    zeros = jnp.zeros(len(table["logsnr"]))
-    return jacobian(jnp.zeros(()), zeros, table, n if stop is None else stop)
+    zeros = jnp.zeros(len(table["logsnr"]), spread.dtype)
+    return jax.jacfwd(run, (0, 1))(zeros[0], zeros)
 
 
 def std(sampler, schedule, n, spread, stop=None, start=1.0, rows=ROWS):
     """Standard deviation of the real sampler's output, start ~ N(0, start^2)."""
     table = padded(sampler.table(schedule, n), rows)
-    of_start, of_noise = affine(sampler, table, n, spread, stop)
+    spread = jnp.asarray(spread, float)
+    of_start, of_noise = affine(sampler, spread, table, n if stop is None else stop)
     return np.sqrt((of_start * start) ** 2 + np.sum(np.square(of_noise), axis=1))
 
 
@@ -105,7 +108,7 @@ def test_variance_in_float32(name):
 @pytest.mark.parametrize("n, about", [(8, 0.85625), (64, 0.98091), (256, 0.99519)])
 def test_ddim_on_unit_gaussians_is_a_product_of_cosines(n, about, x64):
     """v^ = 0, so a step multiplies z by the cosine of its angle; the last goes to 0."""
-    found = std(samplers.ddim(), COSINE, n, [1.0])[0]
+    found = std(DDIM, COSINE, n, [1.0])[0]
     b = np.arctan(np.exp(-10.0))
     a = np.pi / 2 - 2 * b
     exact = np.cos(a / n) ** (n - 1) * np.cos(a / n + b)
@@ -117,7 +120,7 @@ def test_ddim_on_unit_gaussians_is_a_product_of_cosines(n, about, x64):
 @pytest.mark.parametrize("n", [1, 2, 5, 16])
 def test_upper_variance_is_exact_on_unit_gaussians(n, shift, x64):
     """gamma = 1, s = 1: every step keeps variance 1, the last leaves alpha_{1/n}."""
-    schedule, sampler = schedules.Cosine(shift=shift), samplers.ancestral(1.0)
+    schedule, sampler = schedules.Cosine(shift=shift), SAMPLERS["ancestral(1.0)"]
     before = std(sampler, schedule, n, [1.0], stop=n - 1, rows=16)[0]
     np.testing.assert_allclose(before, 1, rtol=0, atol=1e-12)
     alpha = schedules.step_at(schedule, np.float64(1 / n)).alpha
@@ -126,7 +129,7 @@ def test_upper_variance_is_exact_on_unit_gaussians(n, shift, x64):
 
 
 def test_upper_variance_is_exact_in_float32():
-    found = std(samplers.ancestral(1.0), COSINE, 16, [1.0], stop=15, rows=16)[0]
+    found = std(SAMPLERS["ancestral(1.0)"], COSINE, 16, [1.0], stop=15, rows=16)[0]
     np.testing.assert_allclose(found, 1, rtol=0, atol=1e-5)
 
 
@@ -134,7 +137,7 @@ def test_upper_variance_is_exact_in_float32():
 @pytest.mark.parametrize("n", [2, 5, 16])
 def test_lower_variance_is_exact_on_a_point(n, shift, x64):
     """gamma = 0, s = 0: z_{1/n} has the standard deviation sigma_{1/n}, the end 0."""
-    schedule, sampler = schedules.Cosine(shift=shift), samplers.ancestral(0.0)
+    schedule, sampler = schedules.Cosine(shift=shift), SAMPLERS["ancestral(0.0)"]
     first, last = schedules.step_at(schedule, np.array([1.0, 1 / n])).sigma
     before = std(sampler, schedule, n, [0.0], n - 1, start=first, rows=16)[0]
     np.testing.assert_allclose(before, last, rtol=0, atol=1e-12)
@@ -147,9 +150,9 @@ def test_ddim_converges_to_the_probability_flow(spread, x64):
     counts = [32, 64, 128, 256]
     end = schedules.step_at(COSINE, np.float64(1.0))
     exact = spread / np.sqrt(end.alpha**2 * spread**2 + end.sigma**2)
-    table = [padded(samplers.ddim().table(COSINE, n)) for n in counts]
+    table = [padded(DDIM.table(COSINE, n)) for n in counts]
     found = [
-        affine(samplers.ddim(), rows, n, [spread])[0][0]
+        affine(DDIM, jnp.asarray([spread]), rows, n)[0][0]
         for rows, n in zip(table, counts, strict=True)
     ]
     error = np.abs(np.array(found) - exact)
@@ -161,10 +164,10 @@ def test_ddim_converges_to_the_probability_flow(spread, x64):
 def test_ddim_maps_the_mean_to_the_mean(x64):
     """The flow through alpha_t mu: start there and every step stays on it."""
     n, mean = 16, jnp.asarray(0.7)
-    table = samplers.ddim().table(COSINE, n)
+    table = DDIM.table(COSINE, n)
     z = jnp.full((1, 1, 2, 2, 1), table["alpha"][0] * 0.7)
     for i in range(n):
-        z = loop(samplers.ddim(), gaussian(mean, 0.4), z, table, i, i + 1, None, None)
+        z = loop(DDIM, gaussian(mean, 0.4), z, table, i, i + 1, None, None)
         alpha = table["alpha"][i + 1] if i + 1 < n else 1.0
         np.testing.assert_allclose(z, alpha * 0.7, rtol=0, atol=1e-12)
 
@@ -226,6 +229,7 @@ def test_the_last_step_returns_x(sampler, n, x64):
     np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def one_step(sampler, row):
     """d z_s / d (z_t, x^, noise) of one row of a four-step run."""
     table = sampler.table(COSINE, 4)
@@ -238,7 +242,7 @@ def one_step(sampler, row):
             sampler, denoise, full[0], table, row, row + 1, noise, None
         ).ravel()[0]
 
-    return [float(a) for a in jax.jacfwd(run, (0, 1, 2))(0.3, 0.2, 0.1)]
+    return jax.jacfwd(run, (0, 1, 2))(0.3, 0.2, 0.1)
 
 
 # Row of a four-step run -> coefficients of z_t and x^, and the std by gamma;
@@ -257,7 +261,7 @@ ANCESTRAL_VECTORS = {
 
 @pytest.mark.parametrize("row, gamma", list(ANCESTRAL_VECTORS))
 def test_ancestral_step_vectors(row, gamma, x64):
-    found = one_step(samplers.ancestral(gamma), row)
+    found = one_step(SAMPLERS[f"ancestral({gamma})"], row)
     expected = ANCESTRAL_VECTORS[row, gamma]
     np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
 
@@ -266,7 +270,7 @@ def test_ancestral_step_vectors(row, gamma, x64):
     "row, expected", [(2, [0.54122576, 0.54116644]), (0, [0.92387085, 0.38266246])]
 )
 def test_ddim_step_vectors(row, expected, x64):
-    *found, of_noise = one_step(samplers.ddim(), row)
+    *found, of_noise = one_step(DDIM, row)
     np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
     assert of_noise == 0
 
@@ -274,7 +278,7 @@ def test_ddim_step_vectors(row, expected, x64):
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_ddim_is_a_rotation(shift, x64):
     """z_s = cos(d) z - sin(d) v^, d the difference of the angles."""
-    n, schedule, sampler = 6, schedules.Cosine(shift=shift), samplers.ddim()
+    n, schedule, sampler = 6, schedules.Cosine(shift=shift), DDIM
     z = jnp.asarray(np.random.default_rng(8).standard_normal((2, 3, 4, 4, 1)))
     angle = np.append(schedule.angle(1 - np.arange(n) / n), 0.0)
     table = sampler.table(schedule, n)
@@ -321,10 +325,24 @@ def test_tables_are_finite_float64_on_the_host(sampler, n):
     np.testing.assert_allclose(table["sigma"], step.sigma, atol=1e-12)
 
 
+def test_ancestral_draws_once_a_row():
+    drawn = []
+
+    def noise(index, draw):
+        drawn.append((int(index), draw))
+        return jnp.zeros(z.shape)
+
+    z, sampler = jnp.ones((1, 1, 1, 1, 1)), SAMPLERS["ancestral(0.3)"]
+    with jax.disable_jit():
+        table = sampler.table(COSINE, 6)
+        loop(sampler, tanh_denoiser, z, table, 2, 5, noise, None)
+    assert drawn == [(2, 0), (3, 0), (4, 0)]
+
+
 def test_ddim_draws_nothing():
     z = jnp.ones((1, 1, 1, 1, 1))
-    table = samplers.ddim().table(COSINE, 3)
-    loop(samplers.ddim(), tanh_denoiser, z, table, 0, 3, None, None)
+    table = DDIM.table(COSINE, 3)
+    loop(DDIM, tanh_denoiser, z, table, 0, 3, None, None)
 
 
 def test_the_names_of_the_samplers():
@@ -349,7 +367,7 @@ def test_padding_changes_nothing(sampler):
 
 @pytest.mark.parametrize("n", [1, 7, samplers.MAX_STEPS])
 def test_padded_tables_have_one_shape_and_the_same_rows(n):
-    table = samplers.ancestral(0.3).table(COSINE, n)
+    table = SAMPLERS["ancestral(0.3)"].table(COSINE, n)
     for key, value in samplers.padded(table, np.float32).items():
         assert value.shape == (samplers.MAX_STEPS,) and value.dtype == np.float32
         np.testing.assert_array_equal(value[:n], table[key].astype(np.float32))

@@ -1,11 +1,14 @@
 """Data sets: where clips come from, and how they reach the training step."""
 
+import importlib
+
 import numpy as np
 
-from vdm_jax.data import pipeline, shapes
+from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
+SOURCES = ("shapes", "clips", "folder", "tfds")  # modules here, imported when asked for
 MEASURED = 256  # clips behind the mean and the variance
 
 
@@ -15,11 +18,11 @@ def open_source(config) -> Source:
     Raises:
       UserError: an unknown name, or what the source says of its settings and files.
     """
-    openers = {"shapes": shapes.open_shapes}
     name = config.data.source
-    if name not in openers:
-        raise UserError(f"config.data.source={name!r}: one of {', '.join(openers)}")
-    return openers[name](config)
+    if name not in SOURCES:
+        raise UserError(f"config.data.source={name!r}: one of {', '.join(SOURCES)}")
+    module = importlib.import_module(f"vdm_jax.data.{name}")
+    return getattr(module, f"open_{name}")(config)
 
 
 def resolve(config, source: Source):

@@ -15,6 +15,7 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.data.assets import TRAILER, Asset, install
+from vdm_jax.data.folder import ClipShape
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
 from vdm_jax.video_io.cache import default_folder, key, write_entry
@@ -128,11 +129,7 @@ class Clips:
     names: tuple[str, ...]
     videos: tuple[video_io.VideoInfo, ...]
     cache: video_io.FrameCache
-    frames: int
-    size: tuple[int, int]
-    stride: int
-    fps: float
-    crop: str
+    shape: ClipShape
     held_out: bool = False
 
     name = "clips"
@@ -153,7 +150,8 @@ class Clips:
         """int [n, 2]: (file, first frame) of every clip inside one run."""
         found = []
         for i, (name, video) in enumerate(zip(self.names, self.videos, strict=True)):
-            starts = video_io.starts(video, self.frames, self.stride, self.fps)
+            shape = self.shape
+            starts = video_io.starts(video, shape.frames, shape.stride, shape.fps)
             scenes = FOOTAGE[name].scenes or ((0, video.frames),)
             for low, high in runs(scenes, self.held_out):
                 for start in range(low, min(high, starts)):
@@ -162,8 +160,9 @@ class Clips:
         return np.array(found, np.int64).reshape(-1, 2)
 
     def _numbers(self, file: int, start: int) -> np.ndarray:
+        shape = self.shape
         return video_io.clip(
-            self.videos[file], start, self.frames, self.stride, self.fps
+            self.videos[file], start, shape.frames, shape.stride, shape.fps
         )
 
     def __len__(self) -> int:
@@ -172,11 +171,11 @@ class Clips:
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """The clip that starts at item `index`, or a window of `frames` out of it."""
         file, start = self.items[index].tolist()
-        first = int(rng.integers(self.frames - frames + 1))
+        first = int(rng.integers(self.shape.frames - frames + 1))
         video = self.read(file, self._numbers(file, start)[first : first + frames])
-        place = rng if self.crop == "random" else None
+        place = rng if self.shape.crop == "random" else None
         return Clip(
-            video=video_io.crop(video, self.size, place),
+            video=video_io.crop(video, self.shape.size, place),
             label=np.array([file], np.int32),
             caption="",
         )
@@ -184,23 +183,22 @@ class Clips:
     def read(self, file: int, numbers: np.ndarray) -> np.ndarray:
         """Frames by number from the cache, which decodes the file if it must."""
         info = self.videos[file]
-        shape = (info.frames, *video_io.cover_size(info.height, info.width, self.size))
+        size = self.shape.size
 
         def fill(path: Path) -> None:
             print(f"decoding {self.names[file]}", file=sys.stderr, flush=True)
-            write_entry(path, video_io.frames(info, size=self.size), shape)
+            write_entry(path, video_io.frames(info, size=size), self._stored(info))
 
-        return self.cache.read(key(info.path, self.size), numbers.tolist(), fill)
+        return self.cache.read(key(info.path, size), numbers.tolist(), fill)
+
+    def _stored(self, info: video_io.VideoInfo) -> tuple[int, int, int]:
+        cover = video_io.cover_size(info.height, info.width, self.shape.size)
+        return info.frames, *cover
 
     @property
     def bytes(self) -> int:
         """What all files take in the cache."""
-        return sum(
-            self.cache.entry_bytes(
-                (v.frames, *video_io.cover_size(v.height, v.width, self.size))
-            )
-            for v in self.videos
-        )
+        return sum(self.cache.entry_bytes(self._stored(info)) for info in self.videos)
 
     def split(self, held_out: bool) -> "Clips":
         """The last 18 of every 60 frames, or the others."""
@@ -255,27 +253,26 @@ def open_clips(config) -> Clips:
     data, video = config.data, config.video
     if video.channels != 3:
         raise UserError(f"config.video.channels={video.channels}: clips have 3")
+    shape = ClipShape(
+        video.frames, video.height, video.width, video.channels,
+        data.stride, data.target_fps or 0.0, data.crop,
+    )  # fmt: skip
+    shape.check()
     names = choose(data.path)
+    paths = locate(names)
     folder = Path(data.cache_dir or default_folder())
     index = video_io.IndexStore(folder)
+    cache = video_io.FrameCache(folder, int(data.cache_gib * 2**30))
     try:
-        source = Clips(
-            names,
-            tuple(index.probe(path, video_io.probe) for path in locate(names)),
-            video_io.FrameCache(folder, int(data.cache_gib * 2**30)),
-            video.frames,
-            (video.height, video.width),
-            data.stride,
-            data.target_fps,
-            data.crop,
-        )
+        videos = tuple(index.probe(path, video_io.probe) for path in paths)
+        source = Clips(names, videos, cache, shape)
         if not len(source):
             raise UserError(
                 f"no clip of {video.frames} frames fits into the "
                 f"{PERIOD - HELD_OUT} consecutive training frames of a file: lower "
                 "config.video.frames or config.data.stride, or raise target_fps"
             )
-        if source.bytes > source.cache.max_bytes:
+        if source.bytes > cache.max_bytes:
             raise UserError(
                 f"config.data.cache_gib={data.cache_gib}: these clips at "
                 f"{video.height}x{video.width} take {source.bytes / 2**30:.3g} GiB"
@@ -284,4 +281,6 @@ def open_clips(config) -> Clips:
             source.read(file, np.array([0]))
     except video_io.BadVideo as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"config.data.cache_dir={folder}: {error}") from error
     return source

@@ -135,7 +135,7 @@ def scan(
             else:
                 files.append((name, result))
     guard.close()
-    label = layout.labels(name for name, _ in files)
+    label = layout.labels(found.videos)
     kept = tuple(
         File(name, _bytes(info.path), info, label.get(name), captions[name],
              first=0, last=info.frames)
@@ -310,21 +310,25 @@ class Folder:
             clip["label"] = np.array([label], np.int32)
         return clip
 
+    def _clip(self, file: File, start: int) -> np.ndarray:
+        """Numbers of the frames of the clip that starts at frame ``start``."""
+        shape, first = self._shape, file.first
+        chosen = video_io.clip(
+            file.part, start - first, shape.frames, shape.stride, shape.fps
+        )
+        return chosen + first
+
     def _draw(
         self, file: File, low: int, high: int, rng: np.random.Generator, frames: int
     ) -> np.ndarray | None:
         """Frames from a random start, cropped; None if all draws are blank."""
-        shape, part = self._shape, file.part
+        shape = self._shape
         for _ in range(DRAWS):
-            start = int(rng.integers(low, high)) - file.first
-            if frames == 1:  # any frame that a clip of this window could show
-                every = video_io.clip(
-                    part, start, shape.frames, shape.stride, shape.fps
-                )
-                numbers = every[[int(rng.integers(len(every)))]]
+            if frames == 1:  # any frame within reach of the window's clips
+                numbers = rng.integers(low, self._clip(file, high - 1)[-1] + 1, size=1)
             else:
-                numbers = video_io.clip(part, start, frames, shape.stride, shape.fps)
-            video = self._store.read(file, (numbers + file.first).tolist())
+                numbers = self._clip(file, int(rng.integers(low, high)))[:frames]
+            video = self._store.read(file, numbers.tolist())
             random = rng if shape.crop == "random" else None
             video = video_io.crop(video, shape.size, random)
             if not video_io.is_flat(video):

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -19,10 +20,12 @@ from vdm_jax.data.source import BadClip, Source
 from vdm_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, Any]  # a Clip
 
 TRIES = 100  # unusable items in a row before giving up on a position
 THREADS = 2  # decode ahead of the training step when there are no worker processes
 AHEAD = 4  # batches in the buffer
+ENDLESS = 2**48  # examples; Grain's own infinity overflows in batches of one
 
 
 @dataclasses.dataclass
@@ -48,14 +51,16 @@ class _Load:
             batch["frame_mask"] = np.tile(mask, (len(examples), 1))
         return batch
 
-    def _example(self, position: int, index: int) -> Batch:
+    def _example(self, position: int, index: int) -> Example:
         """A clip, and the extra images appended to its frames."""
         clip = self._clip(position, 0, index, self.frames)
         slots = range(1, self.images + 1)
         images = [self._clip(position, slot, None, 1)["video"] for slot in slots]
         return clip | {"video": np.concatenate([clip["video"], *images])}
 
-    def _clip(self, position: int, slot: int, index: int | None, frames: int) -> dict:
+    def _clip(
+        self, position: int, slot: int, index: int | None, frames: int
+    ) -> Example:
         """Item `index`, or a random one; where it is unusable, a random other one.
 
         Every attempt has a generator of its own: how far a failing load got before it
@@ -67,7 +72,7 @@ class _Load:
             if index is None:
                 index = int(rng.integers(len(self.source)))
             try:
-                clip = dict(self.source.load(index, rng, frames))
+                clip: Example = {**self.source.load(index, rng, frames)}
             except BadClip as error:
                 self._skip(error)
                 index, last = None, error
@@ -104,7 +109,8 @@ def _dataset(
         )
     frames, max_bad_share = config.video.frames, config.data.max_bad_share
     load = _Load(source, seed, frames, images, flip, max_bad_share, share)
-    items = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
+    epochs = ENDLESS // len(source)
+    items = grain.MapDataset.range(len(source)).shuffle(seed).repeat(epochs)
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
 
 
@@ -172,6 +178,7 @@ def train_batches(
       UserError: fewer clips than a batch, a batch that the processes cannot share, a
         flip that would make labels untrue, or (from `next`) too many unusable clips.
     """
+    _check_ranges(config)
     source, batch_size = source.split(False), config.data.batch_size
     if len(source) < batch_size:
         raise UserError(
@@ -193,13 +200,21 @@ def train_batches(
     return Batches(dataset, config.data.workers)
 
 
+def _check_ranges(config) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed={config.seed}: from 0 to {2**32 - 1}")
+    for field, least in (("batch_size", 1), ("images", 0), ("workers", 0)):
+        if config.data[field] < least:
+            raise UserError(f"config.data.{field}={config.data[field]}: >= {least}")
+
+
 def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
     """The first n clips of a fixed shuffle of one part of a source, in batches of one.
 
     Without images or flips; beyond the last item the next shuffle goes on.
     """
     dataset = _dataset(config, part, seed=seed, batch_size=1, images=0, flip=False)
-    return (dataset[i] for i in range(n))
+    return (cast(Batch, dataset[i]) for i in range(n))
 
 
 def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:

@@ -22,7 +22,7 @@ ATTRIBUTES = (
 LABELS = tuple(len(values) for values in ATTRIBUTES)  # 3 x 3 x 4 x 2 = 72 labels
 COLOURS = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1)], np.float32)
 DIRECTIONS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)], np.float32)  # (x, y), y down
-SPEEDS = np.array([0.5, 1.0], np.float32)  # in units of the fast one
+SPEEDS = np.array([0.6, 1.0], np.float32)  # in units of the fast one
 
 # Half of a shape's extent in units of the disc's radius, from equal areas: pi = 4 a^2
 # for the square and pi = 8 a b - 4 b^2 for the cross with arms of half thickness b.
@@ -55,14 +55,14 @@ class Geometry:
 
     @property
     def radius(self) -> float:
-        """Of the disc: 3.6 at 16 pixels."""
-        return 9 / 40 * min(self.height, self.width)
+        """Of the disc: 4 at 16 pixels."""
+        return min(self.height, self.width) / 4
 
     @property
     def fast(self) -> float:
         """Pixels a frame: the clip crosses 7/8 of the widest shape's room.
 
-        1.003 at 8 frames of 16x16. The rest of the room is for a random start.
+        0.89 at 8 frames of 16x16. The rest of the room is for a random start.
         """
         room = min(self.height, self.width) - 2 * max(EXTENT) * self.radius
         return 7 / 8 * room / (self.frames - 1)
@@ -107,12 +107,13 @@ def path(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres x, y [frames] of a straight path wholly inside the frame.
 
-    Uniform among the paths of this label (3 of 4 numbers in `label` matter).
+    Uniform among the starts from which a fast one stays inside, for both speeds: a
+    slow one that could start anywhere would hide its heading.
     """
     shape, _, direction, speed = label
     extent = EXTENT[shape] * geometry.radius
     step = SPEEDS[speed] * geometry.fast * DIRECTIONS[direction]
-    travel = step * (geometry.frames - 1)
+    travel = geometry.fast * DIRECTIONS[direction] * (geometry.frames - 1)
     size = np.array([geometry.width, geometry.height], np.float32)
     low = extent + np.maximum(-travel, 0)
     high = size - extent - np.maximum(travel, 0)

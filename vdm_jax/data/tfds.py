@@ -13,16 +13,17 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 from google.protobuf import json_format
 from PIL import Image, UnidentifiedImageError
 from tensorflow_datasets.core import example_parser, features, naming, splits
-from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
+from tensorflow_datasets.core import proto as untyped
 
 from vdm_jax import video_io
 from vdm_jax.data.folder import LUMA, ClipShape
@@ -37,7 +38,9 @@ CAPTIONS = ("caption", "captions", "text", "description")
 VIDEOS = ("video", "mp4", "clip")  # names under which bytes are taken for a video file
 
 Path_ = tuple[str, ...]  # of a feature inside nested dictionaries
-Pick = Callable[[int], np.ndarray]  # number of frames -> frames of the clip
+
+proto: Any = untyped  # classes made from .proto files when they are imported
+Feature: Any = proto.feature_pb2.Feature
 
 
 @dataclasses.dataclass
@@ -49,8 +52,8 @@ class Layout:
     captions: list[Path_] = dataclasses.field(default_factory=list)
 
 
-def survey(feature: feature_pb2.Feature, layout: Layout, path=(), repeated=False):
-    """Fills in the layout; turns every Video into the pictures as which it is stored."""
+def survey(feature: Any, layout: Layout, path=(), repeated=False):
+    """Fills in the layout; turns every Video into the pictures that it is stored as."""
     content = feature.WhichOneof("content")
     name = path[-1] if path else ""
     if content == "features_dict":
@@ -77,14 +80,14 @@ def survey(feature: feature_pb2.Feature, layout: Layout, path=(), repeated=False
         layout.videos[path] = "file"
 
 
-def _as_pictures(feature: feature_pb2.Feature) -> None:
+def _as_pictures(feature: Any) -> None:
     """Video -> Sequence(Image): the same bytes, and no tensorflow to construct."""
     video, prefix = feature.video, "tensorflow_datasets.core.features."
     length, *shape = video.shape.dimensions or (-1, -1, -1, 3)
-    picture = feature_pb2.Feature(
+    picture = Feature(
         python_class_name=f"{prefix}image_feature.Image",
-        image=feature_pb2.ImageFeature(
-            shape=feature_pb2.Shape(dimensions=shape),
+        image=proto.feature_pb2.ImageFeature(
+            shape=proto.feature_pb2.Shape(dimensions=shape),
             dtype=video.dtype or "uint8",
             encoding_format=video.encoding_format or "png",
         ),
@@ -94,87 +97,300 @@ def _as_pictures(feature: feature_pb2.Feature) -> None:
     feature.sequence.length = length
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The training or the held-out records, in the files of one split."""
+
+    records: ArrayRecordDataSource
+    index: np.ndarray  # which of them belong to this part
+    files: tuple[str, ...]
+    ends: np.ndarray  # records up to the end of each file
+
+    def read(self, item: int) -> tuple[str, bytes]:
+        """A record and its name. Raises BadClip where its checksum fails."""
+        key = int(self.index[item])
+        file = int(np.searchsorted(self.ends, key, side="right"))
+        first = self.ends[file - 1] if file else 0
+        name = f"{Path(self.files[file]).name} record {key - first}"
+        try:
+            return name, self.records[key]
+        except RuntimeError as error:  # of the array_record reader
+            raise BadClip(name, str(error).split(";")[0].split(" (")[0]) from error
+
+
+@dataclasses.dataclass(frozen=True)
 class Tfds:
     """The source: see data/source.py for the protocol."""
 
-    flip = True
+    name: str
+    attributes: tuple[tuple[str, ...], ...]
+    layout: Layout
+    path: Path_  # of the video
+    parser: example_parser.ExampleParserNp
+    features: features.FeatureConnector
+    parts: tuple[Part, Part]
+    shape: ClipShape
+    guard: Guard
+    held_out: bool = False
 
-    def __init__(
-        self,
-        directory: Path,
-        video: str | None,
-        shape: ClipShape,
-        share: float,
-        held_out: bool,
-    ):
-        self._args = (directory, video, shape, share)
-        self._directory, self._shape = directory, shape
-        info, feature = _read_metadata(directory)
-        layout = Layout()
-        survey(feature, layout)
-        self._path, self._kind = _choose(layout, video, directory)
-        self._features = features.FeatureConnector.from_proto(feature)
-        self._features.load_metadata(os.fspath(directory), feature_name=None)
-        self._labels = tuple(layout.labels)
-        self._captions = tuple(layout.captions)
-        self.attributes = tuple(tuple(self._at(p).names) for p in self._labels)
-        self.name = f"tfds {directory.parent.name} {directory.name}"
-        self._open(info, share, held_out)
-        self._start()
+    @property
+    def flip(self) -> bool:
+        """Not where a label or a caption may speak of left and right."""
+        values = " ".join(value for names in self.attributes for value in names)
+        sided = re.search(r"(?<![a-z])(left|right)", values, re.IGNORECASE)
+        return not self.layout.captions and not sided
 
-    def _open(self, info, share: float, held_out: bool) -> None:
-        """The records of one part: a split of the data set, or every k-th record."""
-        template = naming.ShardedFileTemplate(
-            dataset_name=info.name,
-            data_dir=self._directory,
-            filetype_suffix=info.file_format,
-        )
-        every = splits.SplitDict.from_proto(info.splits, template)
-        train, held = _parts(list(every), self._directory)
-        split = every[held if held_out and held else train]
-        paths = [os.fspath(path) for path in split.filepaths]
-        try:
-            self._records = ArrayRecordDataSource(paths)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self._directory}: {split.name}: {error}") from error
-        if len(self._records) != split.num_examples:
-            raise UserError(
-                f"{self._directory}: dataset_info.json speaks of {split.num_examples} "
-                f"examples in {split.name}, its files hold {len(self._records)}"
-            )
-        self._ends = np.cumsum(split.shard_lengths)
-        self._paths = tuple(paths)
-        index = np.arange(len(self._records))
-        if not held and share:  # no split of its own: every k-th record
-            period = max(round(1 / share), 2)
-            index = index[(index % period == period - 1) == held_out]
-        elif not held and held_out:
-            index = index[:0]
-        self._index = index
-        self.names = tuple(Path(path).name for path in paths)
-        self.sizes = tuple(os.path.getsize(path) for path in paths)
+    @property
+    def part(self) -> Part:
+        """The one that this view shows."""
+        return self.parts[self.held_out]
 
-    def _start(self) -> None:
-        """What does not pickle."""
-        serialized = self._features.get_serialized_info()
-        self._parser = example_parser.ExampleParserNp(serialized)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files."""
+        return tuple(Path(file).name for file in self.part.files)
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_parser"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the files, in bytes."""
+        return tuple(os.path.getsize(file) for file in self.part.files)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.part.index)
 
     def split(self, held_out: bool) -> "Tfds":
         """`validation` or `test` where there is one, else every k-th record."""
-        return Tfds(*self._args, held_out)
+        return dataclasses.replace(self, held_out=held_out)
 
-    def _at(self, path: Path_) -> Any:
-        feature: Any = self._features
-        for key in path:
-            feature = getattr(feature, "feature", feature)[key]
-        return feature
+    def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
+        """A random clip of record `index`."""
+        name, record = self.part.read(index)
+        example = self.parser.parse_example(record)
+
+        def pick(number: int) -> np.ndarray:
+            span = (self.shape.frames - 1) * self.shape.stride + 1
+            if number < span:
+                raise BadClip(name, f"too short: {number} frames, a clip spans {span}")
+            start = int(rng.integers(number - span + 1))
+            every = start + self.shape.stride * np.arange(self.shape.frames)
+            return every if frames > 1 else every[[rng.integers(len(every))]]
+
+        try:
+            video = self._frames(_get(example, self.path), pick)
+        except (video_io.BadVideo, UnidentifiedImageError) as error:
+            reason = getattr(error, "reason", "a frame is no picture")
+            raise BadClip(name, reason) from error
+        if video_io.is_flat(video):
+            raise BadClip(name, "constant")
+        place = rng if self.shape.crop == "random" else None
+        video = video_io.crop(resize(video, self.shape.size), self.shape.size, place)
+        if self.shape.channels == 1:
+            video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
+        clip = Clip(video=video, caption=self._caption(example, rng))
+        if self.attributes:
+            label = [int(_get(example, path)) for path in self.layout.labels]
+            clip["label"] = np.array(label, np.int32)
+        return clip
+
+    def _frames(self, value: Any, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The frames of one clip, uint8 [f, h, w, 3], at their own size."""
+        kind = self.layout.videos[self.path]
+        if kind == "tensor":
+            video = _get(self.features, self.path).decode_example_np(value)
+            video = video[pick(len(video))]
+            return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
+        if kind == "pictures":
+            chosen = [value[i] for i in pick(len(value))]
+            return np.stack([rgb(Image.open(io.BytesIO(png))) for png in chosen])
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(value)
+            file.flush()
+            info = self.guard.inspect(file.name)
+            return self.guard.read_frames(info, pick(info.frames).tolist())
+
+    def _caption(self, example: Any, rng: np.random.Generator) -> str:
+        if not self.layout.captions:
+            return ""
+        texts = np.atleast_1d(_get(example, self.layout.captions[0]))
+        return texts[int(rng.integers(len(texts)))].decode() if len(texts) else ""
+
+
+def _get(tree: Any, path: Path_) -> Any:
+    """What stands at a path of nested dictionaries, of values or of features."""
+    for key in path:
+        tree = getattr(tree, "feature", tree)[key]
+    return tree
+
+
+def resize(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [f, h, w, c] to the smallest size of its shape that covers `size`.
+
+    Every new pixel is the mean over its area, exactly; enlarging repeats pixels.
+    """
+
+    def weights(old: int, new: int) -> np.ndarray:
+        edges = np.arange(new + 1) * old / new
+        cells = np.arange(old)
+        upto = np.clip(edges[:, None] - cells, 0, 1)  # of each cell below each edge
+        return np.diff(upto, axis=0) * new / old
+
+    old = video.shape[1:3]
+    new = video_io.cover_size(old[0], old[1], size)
+    if new == old:
+        return video
+    down, across = weights(old[0], new[0]), weights(old[1], new[1])
+    resized = np.einsum("Hh,fhwc,Ww->fHWc", down, video, across, optimize=True)
+    return np.rint(resized).astype(np.uint8)
+
+
+def find(name: str, data_dir: str) -> tuple[Path, str]:
+    """The directory of a prepared data set and the chosen feature ("" = the only one).
+
+    name: NAME[/CONFIG][:VERSION][@FEATURE]; the newest version by default. data_dir:
+    "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"config.data.tfds_name={name!r}: NAME[/CONFIG][:VERSION][@FEATURE]"
+        )
+    name, wanted, feature = match.groups()
+    home = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    root = Path(data_dir or home).expanduser()
+    found = {path.name: path for path in _directories(root / name)}
+    versions = [key for key in found if VERSION.fullmatch(key)]
+    if wanted in versions or (versions and not wanted):
+        newest = max(versions, key=lambda v: [int(n) for n in v.split(".")])
+        return found[wanted or newest], feature or ""
+    if versions:
+        raise UserError(f"{name}: no version {wanted}, but {', '.join(versions)}")
+    configs = [k for k, p in found.items() if any(map(_is_version, _directories(p)))]
+    if configs:
+        choices = ", ".join(f"{name}/{config}" for config in sorted(configs))
+        raise UserError(f"config.data.tfds_name={name!r}: one of {choices}")
+    raise UserError(
+        f"no prepared data set {name} in {root}: preparing needs tensorflow, once, on "
+        f"any machine: tfds build {name} --file_format=array_record --data_dir={root}"
+    )
+
+
+def _directories(path: Path) -> list[Path]:
+    return [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
+
+
+def _is_version(path: Path) -> bool:
+    return VERSION.fullmatch(path.name) is not None
+
+
+def _parse(path: Path, message: Any) -> Any:
+    """A JSON file of a prepared data set."""
+    try:
+        return json_format.Parse(path.read_text(), message)
+    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): the data set must "
+            "be prepared again, by TFDS 4.3 or newer"
+        ) from error
+
+
+def _part(info: Any, directory: Path) -> Part:
+    """All records of a split, if they are as many as promised."""
+    files = tuple(os.fspath(path) for path in info.filepaths)
+    try:
+        records = ArrayRecordDataSource(files)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{directory}: split {info.name}: {error}") from error
+    if len(records) != info.num_examples:
+        raise UserError(
+            f"{directory}: dataset_info.json counts {info.num_examples} examples in "
+            f"split {info.name}, its files hold {len(records)}"
+        )
+    return Part(records, np.arange(len(records)), files, np.cumsum(info.shard_lengths))
+
+
+def _divide(
+    every: splits.SplitDict, share: float, directory: Path
+) -> tuple[Part, Part]:
+    """The training and the held-out part."""
+    names = list(every)
+    if not names:
+        raise UserError(f"{directory}: dataset_info.json names no split")
+    train = "train" if "train" in names else names[0]
+    part = _part(every[train], directory)
+    for name in ("validation", "test"):
+        if name in names and name != train:
+            return part, _part(every[name], directory)
+    period = max(round(1 / share), 2) if share else len(part.index) + 1
+    held = part.index % period == period - 1
+    training, held_out = part.index[~held], part.index[held]
+    replace = dataclasses.replace
+    return replace(part, index=training), replace(part, index=held_out)
+
+
+def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
+    """Which feature is the video."""
+    paths = {"/".join(path): path for path in layout.videos}
+    if feature in paths:
+        return paths[feature]
+    if not feature and len(paths) == 1:
+        return next(iter(paths.values()))
+    if not feature and "video" in paths:
+        return paths["video"]
+    if not paths:
+        raise UserError(
+            f"{directory} has no video feature: Video, a sequence of Images, a uint8 "
+            f"Tensor of 4 dimensions, or bytes under one of {', '.join(VIDEOS)}"
+        )
+    raise UserError(
+        f"{directory}: {feature or 'which feature'} is the video? add one of "
+        f"{', '.join('@' + name for name in paths)} to config.data.tfds_name"
+    )
+
+
+def open_tfds(config) -> Tfds:
+    """The source for a config: config.data.tfds_name in folder config.data.path.
+
+    Raises:
+      UserError: not prepared or damaged, another file format, no video in it.
+    """
+    data, video = config.data, config.video
+    shape = ClipShape(
+        video.frames, video.height, video.width, video.channels,
+        data.stride, data.target_fps or 0.0, data.crop,
+    )  # fmt: skip
+    shape.check()
+    if shape.fps:
+        raise UserError(
+            "config.data.target_fps: examples of TFDS have no frame rate; set it to 0 "
+            "and use config.data.stride"
+        )
+    directory, chosen = find(data.tfds_name, data.path)
+    info = _parse(directory / "dataset_info.json", proto.dataset_info_pb2.DatasetInfo())
+    if info.file_format != "array_record":
+        raise UserError(
+            f"{directory} is in {info.file_format or 'tfrecord'} format, which needs "
+            "tensorflow: prepare it again with tfds build --file_format=array_record"
+        )
+    feature = _parse(directory / "features.json", Feature())
+    layout = Layout()
+    survey(feature, layout)
+    path = _choose(layout, chosen, directory)
+    connector = features.FeatureConnector.from_proto(feature)
+    connector.load_metadata(os.fspath(directory), feature_name=None)
+    template = naming.ShardedFileTemplate(
+        dataset_name=info.name,
+        data_dir=epath.Path(directory),
+        filetype_suffix="array_record",
+    )
+    every = splits.SplitDict.from_proto(info.splits, template)
+    return Tfds(
+        name=f"tfds {info.name} {info.config_name} {info.version}".replace("  ", " "),
+        attributes=tuple(tuple(_get(connector, p).names) for p in layout.labels),
+        layout=layout,
+        path=path,
+        parser=example_parser.ExampleParserNp(connector.get_serialized_info()),
+        features=connector,
+        parts=_divide(every, data.held_out, directory),
+        shape=shape,
+        guard=Guard(),
+    )

@@ -136,9 +136,10 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
     shape, colour = np.unravel_index(total.reshape(n, -1).argmax(1), total.shape[1:])
     clips = np.arange(n)
     centres = centres[clips, :, shape, colour]
-    one_colour = (total.max(1) > 0).sum(1) == 1
-    bright = (frames @ shapes.COLOURS.T > 0.5).reshape(n, -1, len(shapes.COLOURS))
-    area = bright.sum(1)[clips, colour] / f / (np.pi * geometry.radius**2)
+    one_colour = np.count_nonzero(total.max(1) > 0, axis=1) == 1
+    light: np.ndarray = (frames @ shapes.COLOURS.T).reshape(n, -1, total.shape[2])
+    bright = np.count_nonzero(light > 0.5, axis=1)[clips, colour]
+    area = bright / f / (np.pi * geometry.radius**2)
     one_shape = abs(area - 1) < 0.5
     seen = (scores[clips, :, shape, colour] > 0).all(1)
     attributes = np.column_stack(
@@ -161,7 +162,8 @@ def _residual(videos, shape, colour, centres) -> np.ndarray:
     geometry = shapes.Geometry(f, height, width)
     errors = np.empty(n, np.float32)
     for i in range(n):
-        template = shapes.coverage(int(shape[i]), *centres[i].T, geometry)
+        x, y = centres[i].T
+        template = shapes.coverage(int(shape[i]), x, y, geometry)
         coloured = template[..., None] * shapes.COLOURS[colour[i]]
         errors[i] = np.square(videos[i] - coloured).sum() / f
     return errors
@@ -203,7 +205,7 @@ def references(
     rng = np.random.default_rng(seed)
     clips = [source.load(i, rng, geometry.frames) for i in range(n)]
     real = np.stack([c["video"] for c in clips])
-    labels = np.stack([c.get("label") for c in clips])
+    labels = np.stack([c["label"] for c in clips if "label" in c])
     rows = {
         "real": real,
         "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),

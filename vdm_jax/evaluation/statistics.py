@@ -8,6 +8,7 @@ Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped
 that range, as they are when written to a file. All pixel units are those of [-1, 1].
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import ndimage
 from vdm_jax.errors import UserError
 
 CELLS = 8  # a frame is described on a grid of 8x8 cells
-Row = dict[str, str | float]
+Row = dict[str, str | int | float]
 
 
 def pixels(video: np.ndarray) -> np.ndarray:
@@ -43,22 +44,8 @@ def frechet(
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2
     (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, section 3).
-
-    With S = A A^T the last trace is the sum of the singular values of A1^T A2, whose
-    squares are the eigenvalues of S1^1/2 S2 S1^1/2: the root is never taken of
-    rounding errors, so covariances of low rank (few clips) cost no digits.
     """
-    difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
-    factor1, factor2 = _factor(cov1), _factor(cov2)
-    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
-    total = difference @ difference + np.trace(cov1) + np.trace(cov2) - 2 * cross
-    return max(float(total), 0.0)
-
-
-def _factor(cov: np.ndarray) -> np.ndarray:
-    """A with A A^T = cov; eigenvalues below 0 are rounding and count as 0."""
-    values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    return _distance(mean1, _factor(cov1), mean2, _factor(cov2))
 
 
 def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -72,8 +59,34 @@ def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
             f"{len(a)} frames against {len(b)}: Frechet distances are comparable at "
             "equal numbers only"
         )
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    return frechet(a.mean(0), cov_a, b.mean(0), cov_b)
+    # R of Q R = X - mean has R^T R = (n - 1) S, without forming S.
+    factors = [np.linalg.qr(x - x.mean(0)).R.T / np.sqrt(len(x) - 1) for x in (a, b)]
+    return _distance(a.mean(0), factors[0], b.mean(0), factors[1])
+
+
+def _distance(
+    mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray
+) -> float:
+    """The distance from factors [d, k] of the covariances, S = A A^T.
+
+    The last trace is then the sum of the singular values of A1^T A2: their squares are
+    the eigenvalues of S1^1/2 S2 S1^1/2.
+    """
+    difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
+    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
+    spread = (factor1**2).sum() + (factor2**2).sum()
+    return max(float(difference @ difference + spread - 2 * cross), 0.0)
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """A with A A^T = cov.
+
+    Where the rank is low some eigenvalues are rounding errors instead of 0, and the
+    root of 1e-16 is 1e-8: what is within rounding of 0 is taken as 0 before the root.
+    """
+    values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
+    rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max()
+    return vectors * np.sqrt(np.where(values > rounding, values, 0.0))
 
 
 # --- what is seen of a frame ------------------------------------------------------
@@ -206,6 +219,7 @@ frames, held; uniform noise in their place."""
 
 COLUMNS = {
     "row": ("", ""),
+    "clips": ("clips", "d"),
     "frame_fd": ("frame FD", ".2f"),
     "motion_fd": ("motion FD", ".3f"),
     "motion": ("motion / real", ".2f"),
@@ -220,24 +234,28 @@ def table(
 ) -> list[Row]:
     """Rows of the samples, of real clips and of real clips spoilt, measured alike.
 
-    samples and held_out hold n clips each. Of the training clips (at least 2n; among
-    all of them the nearest are sought) n are drawn as the reference of every row, and
-    n others for the row 'training real', which is as good as n clips can look, and
-    for the SPOILT rows: so those differ from it by the spoiling alone.
+    All rows have the same number n of clips: that of the samples, of the held-out
+    clips or half that of the training clips, whichever is least, repeated clips not
+    counted. Of the training clips (among all of them the nearest are sought) n are
+    drawn as the reference of every row, and n others for the row 'training real',
+    which is as good as n clips can look, and for the SPOILT rows: so those differ from
+    it by the spoiling alone.
 
-    A row has the keys of COLUMNS: frame_fd and motion_fd in squared pixel units;
-    motion and sharpness divided by the reference's (NaN where that is 0); nearer, the
-    share of clips that are nearer to a training clip than the median held-out clip.
+    A row has the keys of COLUMNS: clips is n; frame_fd and motion_fd in squared pixel
+    units; motion and sharpness divided by the reference's (NaN where that is 0);
+    nearer, the share of clips nearer to a training clip than the median held-out clip.
+    Raises UserError for clips of different shapes or if n is below 2.
     """
-    n = len(samples)
     _same_shape(samples, training)
     _same_shape(samples, held_out)
-    if len(held_out) != n or len(training) < 2 * n:
+    training, held_out = distinct(training), distinct(held_out)
+    n = min(len(samples), len(held_out), len(training) // 2)
+    if n < 2:
         raise UserError(
-            f"{n} samples, {len(held_out)} held-out, {len(training)} training clips: "
-            "Frechet distances compare at equal numbers only; give as many held-out "
-            "clips as samples, and at least twice as many training clips"
+            f"{len(samples)} samples, {len(held_out)} held-out and {len(training)} "
+            "training clips that differ: statistics need at least 2, 2 and 4"
         )
+    samples, held_out = samples[:n], held_out[:n]
     drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
     reference, other = drawn[:n], pixels(drawn[n:])
     frames, moves = pixel_features(reference), motion_features(reference)
@@ -247,6 +265,7 @@ def table(
     def row(name: str, videos: np.ndarray) -> Row:
         return {
             "row": name,
+            "clips": n,
             "frame_fd": feature_distance(pixel_features(videos), frames),
             "motion_fd": feature_distance(motion_features(videos), moves),
             "motion": _ratio(motion(videos), real_motion),
@@ -260,12 +279,21 @@ def table(
     ]
 
 
+def distinct(videos: np.ndarray) -> np.ndarray:
+    """The videos [n, ...] in their order, without those that are there already."""
+    first: dict[bytes, int] = {}
+    for i, video in enumerate(videos):
+        first.setdefault(hashlib.sha256(video.tobytes()).digest(), i)
+    return videos[list(first.values())]
+
+
 def protocol(samples: np.ndarray, training: np.ndarray) -> str:
     """What a table was measured on, in one line: tables compare where it is equal."""
-    n, f, h, w, _ = samples.shape
+    _, f, h, w, _ = samples.shape
     return (
-        f"{n} clips a row, {f} frames of {h}x{w}, against {n} training clips; nearest "
-        f"among {len(training)} training clips; 8x8 colour and gradient features"
+        f"{f} frames of {h}x{w}; as many training clips as a row has are the "
+        f"reference; nearest among {len(distinct(training))} training clips; 8x8 "
+        "colour and gradient features"
     )
 
 
@@ -290,7 +318,7 @@ def text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headings), rule, *map(line, rows)])
 
 
-def _cell(value: str | float, form: str) -> str:
+def _cell(value: str | int | float, form: str) -> str:
     missing = not isinstance(value, str) and np.isnan(value)
     return "–" if missing else format(value, form)
 

@@ -45,7 +45,11 @@ def _einsum(q, k, v, mask, bias, shaw):
 
 
 def _dot_product(q, k, v, mask, bias, shaw):
-    """jax.nn's, which only knows an additive bias: no Shaw vectors."""
+    """jax.nn.dot_product_attention: an additive bias, no Shaw vectors.
+
+    The door to fused kernels as jax learns to choose them. Its softmax is float32 even
+    for float64.
+    """
     if shaw is not None:
         raise ValueError("attention: 'dot_product' has no Shaw vectors; use 'einsum'")
     *lead, n, h, d = q.shape
@@ -104,14 +108,14 @@ class ShawPosition(nn.Module):
     reach: int = 16
 
     @nn.compact
-    def __call__(self, frames: int, heads: int, dim: int, dtype) -> dict:
-        """-> {"shaw": (a_k [f, f, d], a_v [f, f, d])}."""
+    def __call__(self, q: jax.Array) -> dict:
+        """q [..., f, h, d] -> {"shaw": (a_k [f, f, d], a_v [f, f, d])}."""
+        frames, _, dim = q.shape[-3:]
         index = np.clip(offsets(frames), -self.reach, self.reach) + self.reach
-        shape = (2 * self.reach + 1, dim)
-        init = nn.initializers.normal(dim**-0.5)
-        keys = self.param("keys", init, shape, wide(jnp.zeros((), dtype)))
-        values = self.param("values", init, shape, wide(jnp.zeros((), dtype)))
-        return {"shaw": (keys[index].astype(dtype), values[index].astype(dtype))}
+        shape, init = (2 * self.reach + 1, dim), nn.initializers.normal(dim**-0.5)
+        a_k = self.param("keys", init, shape, wide(q))
+        a_v = self.param("values", init, shape, wide(q))
+        return {"shaw": (a_k[index].astype(q.dtype), a_v[index].astype(q.dtype))}
 
 
 class BiasPosition(nn.Module):
@@ -121,13 +125,12 @@ class BiasPosition(nn.Module):
     reach: int = 32
 
     @nn.compact
-    def __call__(self, frames: int, heads: int, dim: int, dtype) -> dict:
-        """-> {"bias": [h, f, f]}."""
+    def __call__(self, q: jax.Array) -> dict:
+        """q [..., f, h, d] -> {"bias": [h, f, f]}."""
+        frames, heads, _ = q.shape[-3:]
         index = relative_buckets(frames, self.buckets, self.reach)
-        shape = (heads, self.buckets)
-        init = nn.initializers.normal(1.0)
-        table = self.param("table", init, shape, wide(jnp.zeros((), dtype)))
-        return {"bias": table[:, index]}
+        shape, init = (heads, self.buckets), nn.initializers.normal(1.0)
+        return {"bias": self.param("table", init, shape, wide(q))[:, index]}
 
 
 POSITIONS = {"shaw": ShawPosition, "bias": BiasPosition}

@@ -5,6 +5,7 @@ part(x [b, f, h, w, c], inputs) -> the same shape. It adds to x through a
 zero-initialised projection, so a fresh part is the identity.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -100,18 +101,11 @@ class TemporalAttention(nn.Module):
         mask = None
         if inputs.frame_mask is not None:
             mask = frame_attention_mask(inputs.frame_mask)[:, None]
-        position = POSITIONS[spec.relative_position](name="position")
         y = GroupNorm(name="norm")(x, inputs.vector).reshape(b, f, h * w, c)
         qkv = split_heads(dense(y, 3 * c, "qkv", use_bias=False), spec, 3)
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv)  # [b, hw, f, heads, d]
-        y = attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            backend=spec.attention,
-            **position(f, c // spec.head_dim, spec.head_dim, x.dtype),
-        )
+        position = POSITIONS[spec.relative_position](name="position")(q)
+        y = attention(q, k, v, mask=mask, **position, backend=spec.attention)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return x + dense(y, c, "out", kernel_init=zeros)
 
@@ -119,9 +113,9 @@ class TemporalAttention(nn.Module):
 class TemporalConv(nn.Module):
     """GN scaled and shifted by the vector, swish, convolution over three frames.
 
-    Not causal; beyond the ends frames are 0. Independent images read as 0 and receive
-    nothing. As one product of the three shifted copies: on a CPU a third of the time
-    of the convolution that it equals, backward included.
+    Not causal; frames beyond the ends are 0. Independent images read as 0 and receive
+    nothing. Written as one product of three shifted copies: on a CPU a third of the
+    time of the convolution that it equals, backward included.
     """
 
     spec: UNetSpec
@@ -130,15 +124,18 @@ class TemporalConv(nn.Module):
     def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
         y = nn.swish(GroupNorm(name="norm")(x, inputs.vector))
-        m = inputs.frame_mask
-        m = None if m is None else m[:, :, None, None, None].astype(x.dtype)
-        y = y if m is None else y * m
+        if inputs.frame_mask is None:
+            return x + self.convolve(y)
+        of_video = inputs.frame_mask[:, :, None, None, None].astype(x.dtype)
+        return x + self.convolve(y * of_video) * of_video
+
+    def convolve(self, y: jax.Array) -> jax.Array:
+        """y_-1 W_-1 + y_0 W_0 + y_+1 W_+1 + b."""
         none = jnp.zeros_like(y[:, :1])
         before = jnp.concatenate([none, y[:, :-1]], axis=1)
         after = jnp.concatenate([y[:, 1:], none], axis=1)
         y = jnp.concatenate([before, y, after], axis=-1)
-        y = dense(y, x.shape[-1], "conv", kernel_init=zeros)
-        return x + (y if m is None else y * m)
+        return dense(y, none.shape[-1], "conv", kernel_init=zeros)
 
 
 def split_heads(x: jax.Array, spec: UNetSpec, copies: int) -> list[jax.Array]:
@@ -159,9 +156,9 @@ class Block(nn.Module):
     """A residual block and the parts after it, each named as in the table."""
 
     spec: UNetSpec
+    parts: Mapping[str, Callable]
     channels: int
     mixing: tuple[str, ...]
-    parts: Mapping[str, Callable] = PARTS
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
@@ -172,14 +169,22 @@ class Block(nn.Module):
         return constrain(x)
 
 
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-}
+def products(primitive, *args, **params) -> bool:
+    """Keep convolutions and unbatched matrix products; recompute norms and attention.
+
+    The scores of attention are batched products: cheap to make, large to keep.
+    """
+    unbatched = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    convolution = primitive is jax.lax.conv_general_dilated_p
+    return convolution or unbatched(primitive, *args, **params)
 
 
-def block(spec: UNetSpec) -> Callable:
-    """The Block class, recomputed in the backward pass as spec.remat says."""
-    if spec.remat == "none":
-        return Block
-    return nn.remat(Block, policy=REMAT[spec.remat], static_argnums=(3,))
+REMAT = {"full": jax.checkpoint_policies.nothing_saveable, "dots": products}
+
+
+def block(spec: UNetSpec, parts: Mapping[str, Callable]) -> Callable:
+    """-> make(channels, mixing, name=...): a Block, recomputed as spec.remat says."""
+    cls = Block
+    if spec.remat != "none":
+        cls = nn.remat(Block, policy=REMAT[spec.remat], static_argnums=(3,))
+    return functools.partial(cls, spec, parts)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.spmd import with_logical_constraint
 
 zeros = nn.initializers.zeros_init()
 AXES = ("batch", "frames", "height", "width", "channel")
@@ -56,7 +57,7 @@ def unfold_frames(x: jax.Array, frames: int) -> jax.Array:
 
 def constrain(x: jax.Array) -> jax.Array:
     """Pin [b, f, h, w, c] to the logical axes; nothing where no rules are set."""
-    return nn.with_logical_constraint(x, AXES)
+    return with_logical_constraint(x, AXES)
 
 
 def groups(channels: int) -> int:
@@ -74,8 +75,8 @@ class GroupNorm(nn.Module):
 
     Statistics over (h, w, channels of the group) of one frame: over (f, h, w) they
     would mix frames, and independent images would leak into the video beside them.
-    With a vector, y = norm(x) (1 + scale) + shift, (scale, shift) = Dense(swish(vector))
-    (arXiv:2105.05233, section 3 "adaptive group normalization").
+    With a vector y = norm(x) (1 + scale) + shift, scale and shift being
+    Dense(swish(vector)): adaptive group normalization (arXiv:2105.05233, section 3).
     """
 
     @nn.compact
@@ -85,6 +86,7 @@ class GroupNorm(nn.Module):
         g, dtype = groups(c), wide(x)
         scale = self.param("scale", nn.initializers.ones_init(), (c,), dtype)
         shift = self.param("bias", zeros, (c,), dtype)
+        scale, shift = (p.reshape(1, 1, 1, c) for p in (scale, shift))
 
         # Reduce space first, channel by channel, then the channels of a group on the
         # small result: no large array is ever split into [groups, channels / groups].

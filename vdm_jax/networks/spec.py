@@ -29,7 +29,7 @@ class UNetSpec:
                        too, and a level has one block more on the way up than down.
                        False: as many blocks up as down, and only theirs are skips
     relative_position  "shaw" or "bias", in temporal attention (attention.POSITIONS)
-    attention          "einsum" or "fused" (attention.BACKENDS)
+    attention          "einsum" or "dot_product" (attention.BACKENDS)
     dropout            before the second convolution of a residual block
     remat              "none", or a policy by which blocks are recomputed in the
                        backward pass: "full" keeps nothing, "dots" the products

@@ -40,7 +40,7 @@ def nearest_init(key, shape, dtype=None):
 
 
 class Down(nn.Module):
-    """The stem and the way down; returns what the way up will read."""
+    """The stem and the way down; also returns what the way up will read."""
 
     spec: UNetSpec
     parts: Mapping[str, Callable] = PARTS
@@ -48,7 +48,7 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False):
         """[b, f, h, w, c] -> x [b, f, h', w', c'], skips in the order they are made."""
-        spec, Block = self.spec, block(self.spec)
+        spec, make = self.spec, block(self.spec, self.parts)
         if inputs.concat is not None:
             z = jnp.concatenate([z, inputs.concat.astype(z.dtype)], axis=-1)
         x = conv(space_to_depth(z, spec.patch), spec.levels[0].channels, "stem")
@@ -57,12 +57,11 @@ class Down(nn.Module):
         for i, level in enumerate(spec.levels):
             if i:
                 x = dense(space_to_depth(x, 2), x.shape[-1], f"shrink_{i}")
+                x = constrain(x)
                 skips += [x] if spec.extra_up_block else []
             for j in range(level.blocks):
                 name = f"level_{i}_block_{j}"
-                x = Block(spec, level.channels, level.mixing, self.parts, name=name)(
-                    x, inputs, train
-                )
+                x = make(level.channels, level.mixing, name=name)(x, inputs, train)
                 skips.append(x)
         return x, skips
 
@@ -76,9 +75,9 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
-        spec, Block, c = self.spec, block(self.spec), x.shape[-1]
-        x = Block(spec, c, spec.middle, self.parts, name="block_0")(x, inputs, train)
-        return Block(spec, c, (), self.parts, name="block_1")(x, inputs, train)
+        make, c = block(self.spec, self.parts), x.shape[-1]
+        x = make(c, self.spec.middle, name="block_0")(x, inputs, train)
+        return make(c, (), name="block_1")(x, inputs, train)
 
 
 class Up(nn.Module):
@@ -88,17 +87,17 @@ class Up(nn.Module):
     parts: Mapping[str, Callable] = PARTS
 
     @nn.compact
-    def __call__(self, x: jax.Array, skips, inputs: Inputs, train: bool = False):
+    def __call__(
+        self, x: jax.Array, skips: list, inputs: Inputs, train: bool = False
+    ) -> jax.Array:
         """[b, f, h, w, c] -> x at the first level's width and resolution."""
-        spec, Block = self.spec, block(self.spec)
-        skips = list(skips)
+        spec, make = self.spec, block(self.spec, self.parts)
+        left = list(skips)
         for i, level in reversed(list(enumerate(spec.levels))):
             for j in range(level.blocks + spec.extra_up_block):
+                x = jnp.concatenate([x, left.pop()], axis=-1)
                 name = f"level_{i}_block_{j}"
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = Block(spec, level.channels, level.mixing, self.parts, name=name)(
-                    x, inputs, train
-                )
+                x = make(level.channels, level.mixing, name=name)(x, inputs, train)
             if i:
                 width = 4 * spec.levels[i - 1].channels
                 x = dense(x, width, f"grow_{i}", kernel_init=nearest_init)
@@ -129,14 +128,19 @@ class UNet3D(nn.Module):
         x, skips = Down(spec, parts, name="down")(z, inputs, train)
         x = Middle(spec, parts, name="middle")(x, inputs, train)
         if inputs.residuals is not None:
-            *to_skips, to_middle = inputs.residuals
-            skips = [s + r for s, r in zip(skips, to_skips, strict=True)]
-            x = x + to_middle
+            *skips, x = add([*skips, x], inputs.residuals)
         x = Up(spec, parts, name="up")(x, skips, inputs, train)
 
         x = nn.swish(GroupNorm(name="norm")(x, inputs.vector))
         x = conv(x, spec.out_channels * spec.patch**2, "out", kernel_init=zeros)
         return depth_to_space(x, spec.patch).astype(out_dtype)
+
+
+def add(xs: list, residuals: tuple) -> list:
+    """Each array plus its residual, in the array's dtype."""
+    if len(xs) != len(residuals):
+        raise ValueError(f"residuals: {len(residuals)} arrays for {len(xs)} places")
+    return [x + r.astype(x.dtype) for x, r in zip(xs, residuals, strict=True)]
 
 
 def check(

@@ -116,14 +116,13 @@ class Meter:
 
     @contextlib.contextmanager
     def compiling(self, step: int) -> Iterator[None]:
-        """Around the call of the step, which compiles the first time."""
+        """Around the call of the step, which the first time may have to compile."""
         started = time.perf_counter()
         yield
         if not self._since:
             self._since = time.perf_counter()
             seconds = self._since - started
-            self._logger.say(f"compiled the training step in {seconds:.1f} s")
-            self._logger.scalars(step, {"train/compile_seconds": seconds})
+            self._logger.scalars(step, {"train/first_call_seconds": seconds})
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -43,7 +43,7 @@ class Logger:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by name, as in {"train/loss": 0.1}; non-finite ones as null."""
-        if not self.active:
+        if not (self.active and values):
             return
         row = {name: float(value) for name, value in values.items()}
         for name, value in row.items():

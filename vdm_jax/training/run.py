@@ -127,7 +127,7 @@ def open_run(
     """
     workdir = Path(workdir).absolute()
     with ExitStack() as stack:
-        on_first_process(lambda: stack.enter_context(_owning(workdir)))
+        on_first_process(lambda: stack.enter_context(owning(workdir)))
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         )
@@ -153,7 +153,7 @@ def open_run(
 
 
 @contextmanager
-def _owning(workdir: Path) -> Iterator[None]:
+def owning(workdir: Path) -> Iterator[None]:
     """Lock the directory; the system lets go of it when the process ends, any how."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def make_step(
         loss, metrics, grads = gradients(
             loss_fn, state.params, frozen, batch, key, accumulate
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         lr = rate(state.step, frozen)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

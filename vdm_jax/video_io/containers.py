@@ -21,8 +21,6 @@ DEMUXERS = {
     "avi": "avi",
     "mpeg": "mpeg",
 }
-# Seeking in these goes by decoding time stamps, in the others by presentation ones.
-SEEK_BY_DTS = frozenset({"mp4", "mov", "avi"})
 
 
 def _open(path: str, kind: str):
@@ -89,13 +87,13 @@ def index(path: str, kind: str) -> VideoInfo:
 
 
 def _packets(container, stream, path: str):
-    """The first frame, and (pts, dts, is keyframe) of every packet that is shown."""
+    """The first frame, and (pts, is keyframe) of every packet that is shown."""
     first, packets = None, []
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise BadVideo(path, f"damaged or cut off at packet {len(packets)}")
         if packet.size and not packet.is_discard and _is_shown(packet, stream):
-            packets.append((packet.pts, packet.dts, packet.is_keyframe))
+            packets.append((packet.pts, packet.is_keyframe))
             check_length(path, len(packets))
         if first is None:
             first = next(iter(packet.decode()), None)
@@ -121,19 +119,16 @@ def _shown_size(frame, stream) -> tuple[int, int]:
 
 
 def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoInfo:
-    keys = sorted(packet for packet in packets if packet[2])
+    keys = sorted(pts for pts, is_keyframe in packets if is_keyframe)
     # What precedes the first keyframe cannot be decoded (a cut out of a longer stream).
-    begin = keys[0][0] if keys else min(packet[0] for packet in packets)
-    pts = np.array(sorted(p[0] for p in packets if p[0] >= begin), np.int64)
-    if kind == "mpeg" or not keys:  # no index to seek by
-        keys = [(begin, begin)]
-    by_dts = kind in SEEK_BY_DTS
-    seeks = [key[0] if key[1] is None or not by_dts else key[1] for key in keys]
+    begin = keys[0] if keys else min(pts for pts, _ in packets)
+    pts = np.array(sorted(pts for pts, _ in packets if pts >= begin), np.int64)
+    if kind == "mpeg":  # no index to seek by
+        keys = []
     return VideoInfo(
         pts=pts,
         time_base=time_base,
-        keyframes=np.searchsorted(pts, [key[0] for key in keys]).astype(np.int64),
-        seeks=np.array(seeks, np.int64),
+        keyframes=np.searchsorted(pts, keys or [begin]).astype(np.int64),
         **common,
     )
 
@@ -149,7 +144,6 @@ def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInf
         pts=np.arange(number),
         time_base=1 / rate,
         keyframes=np.zeros(1, np.int64),
-        seeks=np.zeros(1, np.int64),
         counted=True,
         **common,
     )
@@ -166,7 +160,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
         with _open(info.path, info.kind) as container:
             stream = _stream(container, info.path)
             if at > 0:
-                container.seek(int(info.seeks[at]), stream=stream)
+                container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
             reached = False
             for number, frame in _numbered(container, stream, info):
                 if not reached and at > 0 and number > wanted[0]:
@@ -188,8 +182,8 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
         raise BadVideo(
             info.path, f"at frame {wanted[0]} of {info.frames}: {_words(error)}"
         ) from error
-    start = np.zeros(1, np.int64)
-    yield from pictures(dataclasses.replace(info, keyframes=start, seeks=start), wanted)
+    unsought = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
+    yield from pictures(unsought, wanted)
 
 
 def _numbered(container, stream, info: VideoInfo):

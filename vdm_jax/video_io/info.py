@@ -21,8 +21,8 @@ class VideoInfo:
 
     ``height`` and ``width`` are as displayed: rotation and pixel aspect applied.
     ``pts`` int64 [frames] are presentation times in units of ``time_base`` seconds
-    (None: a folder of frames, which has no clock). A reader that starts at
-    ``keyframes[i]`` seeks to the time stamp ``seeks[i]``; frame 0 is always a keyframe.
+    (None: a folder of frames, which has no clock). Decoding can start at the frames
+    ``keyframes``; 0 is always one of them.
     ``counted``: decoded frames carry no dependable time stamps, their order is all.
     """
 
@@ -35,7 +35,6 @@ class VideoInfo:
     pts: np.ndarray
     time_base: Fraction | None
     keyframes: np.ndarray
-    seeks: np.ndarray
     counted: bool = False
 
     @property
@@ -73,7 +72,6 @@ class VideoInfo:
         return dataclasses.asdict(self) | {
             "pts": self.pts.tolist(),
             "keyframes": self.keyframes.tolist(),
-            "seeks": self.seeks.tolist(),
             "time_base": None if self.time_base is None else str(self.time_base),
         }
 
@@ -81,7 +79,7 @@ class VideoInfo:
     def from_json(cls, data: dict) -> "VideoInfo":
         """The index that to_json described."""
         fields = dict(data)
-        for name in ("pts", "keyframes", "seeks"):
+        for name in ("pts", "keyframes"):
             fields[name] = np.array(data[name], np.int64)
         fields["time_base"] = data["time_base"] and Fraction(data["time_base"])
         return cls(**fields)

@@ -121,9 +121,7 @@ def _index_folder(path: str) -> VideoInfo:
 
 def _info(path, kind, height, width, pts, time_base, keyframes) -> VideoInfo:
     keys = np.array(keyframes, np.int64)
-    return VideoInfo(
-        path, kind, kind, height, width, 0, pts, time_base, keys, pts[keys]
-    )
+    return VideoInfo(path, kind, kind, height, width, 0, pts, time_base, keys)
 
 
 def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:

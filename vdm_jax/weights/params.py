@@ -29,10 +29,11 @@ def flatten(tree) -> dict[str, np.ndarray]:
 def write(path: Path, params, dtype=np.float16) -> None:
     """Write parameters as `dtype`, whole or not at all."""
     # Contiguous row-major copies: safetensors writes the buffer as it lies.
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf), dtype)
-        for name, leaf in flatten(params).items()
-    }
+    with np.errstate(over="ignore"):  # what overflows is found and named below
+        arrays = {
+            name: np.ascontiguousarray(jax.device_get(leaf), dtype)
+            for name, leaf in flatten(params).items()
+        }
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{name} is not finite as {np.dtype(dtype)}: not written")

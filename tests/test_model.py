@@ -1,0 +1,128 @@
+"""The model around the network: preconditioning, dropping, building, loading."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from vdm_jax import model as models
+from vdm_jax.diffusion import process, schedules
+from vdm_jax.errors import UserError
+from vdm_jax.weights import params as params_file
+
+ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
+
+
+def smoke_config():
+    config = shapes.get_config("smoke").unlock()
+    config.data.update(attributes=ATTRIBUTES, mean=-0.3, variance=0.2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.build(smoke_config())
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(jax.random.key(0))
+
+
+def ask(model, params, z, t, label=None):
+    batch = {"label": np.zeros((len(z), 2), np.int32) if label is None else label}
+    step = schedules.step_at(model.schedule, jnp.asarray(t))
+    return model.denoiser(params)(z, step, model.conditions(batch)), step
+
+
+def test_preconditioned_start_is_the_best_linear_prediction(model, params):
+    """At init the network is 0: what is left must be E[x | z] of Gaussian data."""
+    z = jax.random.normal(jax.random.key(1), (3, *model.shape))
+    for t in (0.02, 0.5, 0.98):
+        prediction, step = ask(model, params, z, [t] * 3)
+        alpha, sigma = step.alpha[0], step.sigma[0]
+        mean, variance = model.mean, model.variance
+        gain = alpha * variance / (alpha**2 * variance + sigma**2)
+        exact = mean + gain * (z - alpha * mean)
+        np.testing.assert_allclose(prediction.x, exact, atol=2e-5)
+
+
+def test_identity_preconditioning_is_the_plain_v_network(model, params):
+    """At init v = 0, so its loss is E[v^2] = alpha^2 + sigma^2 E[x^2]."""
+    plain = dataclasses.replace(model, mean=0.0, variance=1.0)
+    z = jax.random.normal(jax.random.key(1), (2, *model.shape))
+    prediction, step = ask(plain, params, z, [0.3, 0.9])
+    np.testing.assert_allclose(process.velocity(prediction, step), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["v", "eps", "x"])
+def test_every_prediction_explains_z(model, params, output):
+    other = dataclasses.replace(model, output=output, mean=0.0, variance=1.0)
+    noisy = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    z = jax.random.normal(jax.random.key(1), (2, *model.shape))
+    prediction, step = ask(other, noisy, z, [0.3, 0.7])
+    np.testing.assert_allclose(
+        process.diffuse(prediction.x, prediction.eps, step), z, atol=1e-5
+    )
+
+
+def test_drop_leaves_out_the_share_it_names(model):
+    n = 4000
+    dropping = dataclasses.replace(model, label_drop=0.3, attribute_drop=0.1)
+    cond = dropping.conditions({"label": jnp.ones((n, 2), jnp.int32)})
+    dropped = dropping.drop(cond, jax.random.key(0))
+    assert jax.tree.structure(dropped) == jax.tree.structure(cond)
+    assert abs(1 - dropped["keep"]["label"].mean() - 0.3) < 0.03
+    assert abs((dropped["label"] < 0).mean() - 0.1) < 0.02
+
+
+def test_guidable_needs_every_condition_dropped(model):
+    assert model.guidable
+    assert not dataclasses.replace(model, label_drop=0.0).guidable
+    assert not dataclasses.replace(model, attributes=()).guidable
+
+
+def test_a_shipped_model_is_loaded(model, params, tmp_path):
+    config = smoke_config()
+    (tmp_path / "config.json").write_text(config.to_json())
+    params_file.write(tmp_path / "params.safetensors", params)
+    loaded = models.load(tmp_path)
+    assert loaded.model == model
+    for a, b in zip(
+        jax.tree.leaves(params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+        assert b.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"diffusion": {"output": "noise"}}, "one of v, eps, x"),
+        ({"diffusion": {"output": "eps"}}, "precondition"),
+        ({"video": {"height": 18}}, "height"),
+        ({"network": {"head_dim": 7}}, "head_dim"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, message):
+    config = smoke_config()
+    for section, fields in change.items():
+        config[section].update(fields)
+    with pytest.raises(UserError, match=message):
+        models.build(config)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no config.json"):
+        models.load(tmp_path)
+    (tmp_path / "config.json").write_text(smoke_config().to_json())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        models.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        models.load(tmp_path)

@@ -1,0 +1,147 @@
+"""Who is taken for part of a run of several processes, and how one of them leaves."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from vdm_jax.errors import UserError
+from vdm_jax.training import launch
+
+SLURM = {
+    "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+}  # fmt: skip
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Arguments that jax.distributed.initialize is called with; nothing is started."""
+    made = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: made.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    known = ("VDM_", "SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "JOB_")
+    for name in [n for n in os.environ if n.startswith(known)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # as JAX sets it without a chip
+    return made
+
+
+def test_a_lone_machine_is_left_alone(calls):
+    hook = sys.excepthook
+    launch.start()
+    launch.start("localhost:1234", 1, 0)
+    assert not calls and sys.excepthook is hook
+
+
+def test_flags_come_before_variables(calls, monkeypatch, capsys):
+    for name, value in (
+        ("COORDINATOR", "a:1"),
+        ("NUM_PROCESSES", "4"),
+        ("PROCESS_ID", "3"),
+    ):
+        monkeypatch.setenv(f"VDM_{name}", value)
+    launch.start()
+    launch.start("b:2", 8, 0, heartbeat_timeout=7)
+    first, second = calls
+    assert first["coordinator_address"] == "a:1"
+    assert (first["num_processes"], first["process_id"]) == (4, 3)
+    assert second["coordinator_address"] == "b:2"
+    assert (second["num_processes"], second["process_id"]) == (8, 0)
+    assert second["heartbeat_timeout_seconds"] == 7
+    assert "heartbeat 7 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        SLURM,
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+    ],
+    ids=["slurm", "mpi", "gke", "kubernetes"],
+)
+def test_clusters_are_left_to_jax(calls, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    launch.start()
+    [how] = calls
+    assert not {"coordinator_address", "num_processes", "process_id"} & set(how)
+    launch.start("b:2", 8, 0)  # flags come first here too
+    assert calls[1]["cluster_detection_method"] == "deactivate"
+
+
+def test_an_allocation_without_srun_is_one_process(calls, monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS"):
+        monkeypatch.setenv(name, SLURM[name])
+    launch.start()
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("a:1", 2, None), "give all three"),
+        ((None, None, 1), "give all three"),
+        (("a", 2, 0), "host:port"),
+        (("a:b", 2, 0), "host:port"),
+        (("a:1", 2, 2), "process_id=2 with num_processes=2"),
+        (("a:1", 2, -1), "process_id=-1"),
+        (("a:1", 0, 0), "num_processes=0"),
+    ],
+)
+def test_flags_that_do_not_fit_together(calls, given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        launch.start(*given)
+    assert caught.value.status == 2 and not calls
+
+
+def test_a_variable_that_is_no_number(calls, monkeypatch):
+    monkeypatch.setenv("VDM_PROCESS_ID", "two")
+    with pytest.raises(UserError, match="VDM_PROCESS_ID='two'"):
+        launch.start("a:1", 2)
+
+
+def test_leaving_alone_is_an_ordinary_exit():
+    with pytest.raises(SystemExit) as caught:
+        launch.leave(3)
+    assert caught.value.code == 3
+
+
+PAIR = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import multihost_utils
+from vdm_jax.training import launch
+rank = int(sys.argv[2])
+launch.start(sys.argv[1], 2, rank)
+multihost_utils.process_allgather(jnp.ones(()))
+if rank == 1:
+    raise ValueError("only here")
+multihost_utils.process_allgather(jnp.ones(()))
+"""
+
+
+def test_an_error_on_one_process_ends_all_soon():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    started = time.monotonic()
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR, address, str(rank)],
+            stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate()[1] for process in pair]
+    assert time.monotonic() - started < 30
+    assert pair[1].returncode == 1 and "ValueError: only here" in errors[1]
+    assert pair[0].returncode not in (0, 42)

@@ -1,0 +1,199 @@
+"""One owner, one config, and where a run goes on from."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vdm_jax.errors import UserError
+from vdm_jax.training.logging import Logger
+from vdm_jax.training.run import MAY_CHANGE, open_run
+
+STATE = {"params": jnp.arange(3.0), "step": jnp.int32(7)}
+
+
+class Counter:
+    """Data whose batches are numbers."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __next__(self):
+        self.count += 1
+        return np.full((2, 1), self.count, np.float32)
+
+    def get_state(self):
+        return {"batches": self.count}
+
+    def set_state(self, state):
+        self.count = state["batches"]
+
+
+def config(**changes) -> ConfigDict:
+    value = ConfigDict(
+        {
+            "seed": 0,
+            "init_from": "",
+            "video": {"frames": 8},
+            "data": {"batch_size": 2, "path": "a", "attributes": (("x", "y"),)},
+            "network": {"levels": ({"channels": 8},), "remat": "none"},
+            "train": {"steps": 4, "keep_checkpoints": 2, "trainable": ((".*", True),)},
+        }
+    )
+    value.update_from_flattened_dict(changes)
+    return value.lock()
+
+
+def begin(workdir, *, fingerprint=None, **changes):
+    """What a run restores from this directory, having saved step 7 if it was empty."""
+    data = Counter()
+    with open_run(workdir, config(**changes), fingerprint or {"items": 5}) as run:
+        state = run.resume(
+            jax.eval_shape(lambda: STATE) if run.restored else None,
+            lambda params: {
+                **STATE,
+                "params": jnp.zeros(3) if params is None else params,
+            },
+            data,
+            lambda other: jnp.full(3, float(other)),
+        )
+        if run.restored is None:
+            data.count = 70
+            run.save(7, STATE, data)
+    return state, data
+
+
+def test_own_checkpoint_first_then_init_from_then_fresh(tmp_path, capsys):
+    state, _ = begin(tmp_path / "fresh")
+    assert (state["params"] == 0).all()
+    assert "starting at step 0 with new parameters" in capsys.readouterr().out
+    state, _ = begin(tmp_path / "other", init_from="9")
+    assert (state["params"] == 9).all()
+    assert "starting at step 0 with the parameters of 9" in capsys.readouterr().out
+    state, data = begin(tmp_path / "other", init_from="9")
+    np.testing.assert_array_equal(state["params"], STATE["params"])
+    assert state["step"] == 7 and data.count == 70
+    out = capsys.readouterr().out
+    assert "going on from step 7" in out and "init_from=9 is not used" in out
+
+
+def test_config_is_written_complete(tmp_path):
+    begin(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == json.loads(json.dumps(config().to_dict()))
+
+
+def test_harmless_changes_are_printed(tmp_path, capsys):
+    begin(tmp_path)
+    capsys.readouterr()
+    begin(tmp_path, **{"train.steps": 9, "data.path": "b", "network.remat": "full"})
+    out = capsys.readouterr().out
+    assert "config.train.steps 4 -> 9" in out
+    assert "config.data.path 'a' -> 'b'" in out
+    assert out.count("changed") == 3
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 9
+    begin(tmp_path, **{"train.steps": 9, "data.path": "b", "network.remat": "full"})
+    assert "changed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new"),
+    [
+        ("seed", 0, 1),
+        ("video.frames", 8, 16),
+        ("data.batch_size", 2, 4),
+        ("network.levels", [{"channels": 8}], ({"channels": 16},)),
+        ("train.trainable", [[".*", True]], ((".*", False),)),
+    ],
+)
+def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old, new):
+    begin(tmp_path)
+    with pytest.raises(UserError) as caught:
+        begin(tmp_path, **{field: new})
+    message = str(caught.value)
+    assert caught.value.status == 2
+    assert f"config.{field}={json.loads(json.dumps(new))!r}" in message
+    assert f"with {old!r}" in message and f"init_from={tmp_path}" in message
+    begin(tmp_path)
+
+
+def test_before_the_first_checkpoint_everything_may_change(tmp_path):
+    with open_run(tmp_path, config(), {}):
+        pass
+    begin(tmp_path, seed=1)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_other_data_is_refused(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(UserError, match="items is 6, but .* was begun with 5"):
+        begin(tmp_path, fingerprint={"items": 6})
+
+
+def test_every_field_has_an_answer():
+    assert MAY_CHANGE[-1][0] == "*"
+
+
+HOLDER = """
+import sys
+from vdm_jax.training.run import owning
+from pathlib import Path
+with owning(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_second_run_is_refused_until_the_first_is_gone_even_killed(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout
+        assert holder.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
+            begin(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+    begin(tmp_path)  # the lock file still names the dead
+
+
+def test_workdir_must_be_a_directory(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(UserError, match=f"--workdir={path} cannot be used"):
+        begin(path)
+    with pytest.raises(UserError, match="keep_checkpoints=1"):
+        begin(tmp_path / "run", **{"train.keep_checkpoints": 1})
+
+
+def test_resuming_leaves_no_scalar_twice(tmp_path):
+    logger = Logger(tmp_path)
+    for step in range(1, 6):
+        logger.scalars(step, {"train/loss": step, "bad": np.nan})
+    logger.close()
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 3, "tr')  # a kill cut this one short
+    logger = Logger(tmp_path, step=3)
+    logger.scalars(4, {"train/loss": 40})
+    logger.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["train/loss"]) for row in rows] == [
+        (1, 1), (2, 2), (3, 3), (4, 40),
+    ]  # fmt: skip
+    assert rows[0]["bad"] is None
+
+
+def test_videos_reach_tensorboard_as_gif(tmp_path):
+    logger = Logger(tmp_path)
+    video = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
+    logger.video(3, "samples", video, fps=8)
+    logger.close()
+    [events] = (tmp_path / "logs").iterdir()
+    assert b"GIF89a" in events.read_bytes()

@@ -1,0 +1,131 @@
+"""One update: accumulation, skipping, averaging, freezing, the rate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import base
+from vdm_jax.errors import UserError
+from vdm_jax.training import optimizer, step
+
+
+def loss_fn(params, frozen, batch, key):
+    """Least squares: its gradient is known."""
+    error = batch["x"] @ params["w"] - batch["y"] * params["scale"]
+    return (error**2).mean(), {"error": abs(error).mean()}
+
+
+def problem(n=8):
+    x = jax.random.normal(jax.random.key(1), (n, 3))
+    return {"x": x, "y": jnp.ones(n)}
+
+
+def params():
+    return {"w": jnp.array([1.0, 2.0, 3.0]), "scale": jnp.ones(())}
+
+
+def train_config(**changes) -> ConfigDict:
+    config = base().train
+    config.update(clip=1e9, weight_decay=0.0, **changes)
+    return config
+
+
+def updated(batch, *, ema=0.9, accumulate=1, steps=1, tx=None):
+    tx = tx or optimizer.optimizer(train_config())
+    state = step.init_state(params(), tx, ema > 0)
+    update = jax.jit(
+        step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), ema, accumulate)
+    )
+    for _ in range(steps):
+        state, metrics = update(state, {}, batch, jax.random.key(0))
+    return state, metrics
+
+
+def test_the_first_adam_step_is_the_sign_of_the_gradient():
+    state, metrics = updated(problem())
+    grads = jax.grad(lambda p: loss_fn(p, {}, problem(), None)[0])(params())
+    for name, grad in grads.items():
+        expected = params()[name] - 0.1 * jnp.sign(grad)
+        np.testing.assert_allclose(state.params[name], expected, atol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads))
+
+
+def test_accumulation_is_the_whole_batch():
+    whole, parts = updated(problem(), steps=3), updated(problem(), accumulate=4, steps=3)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_non_finite_update_changes_nothing_and_is_counted():
+    bad = problem() | {"y": jnp.full(8, jnp.nan)}
+    state, metrics = updated(bad)
+    assert not metrics["finite"]
+    assert (state.step, state.skipped) == (1, 1)
+    for a, b in zip(
+        jax.tree.leaves(params()), jax.tree.leaves(state.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+    good, _ = updated(problem())
+    assert good.skipped == 0
+
+
+def test_the_first_bad_tensor_is_named():
+    key = jax.random.key(0)
+    bad = problem() | {"y": jnp.full(8, jnp.nan)}
+    assert step.first_non_finite(loss_fn, params(), {}, bad, key) == "batch y"
+    broken = params() | {"w": jnp.array([jnp.inf, 0, 0])}
+    named = step.first_non_finite(loss_fn, broken, {}, problem(), key)
+    assert named == "parameter w"
+    large = params() | {"w": jnp.full(3, 1e30)}
+    assert step.first_non_finite(loss_fn, large, {}, problem(), key) == "the loss"
+    assert step.first_non_finite(loss_fn, params(), {}, problem(), key) is None
+
+
+def test_the_average_is_a_moving_one():
+    """The decay grows as (1 + n) / (10 + n): checked by the same recursion in NumPy."""
+    tx = optimizer.optimizer(train_config())
+    state = step.init_state(params(), tx, True)
+    update = jax.jit(step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), 0.15))
+    average = np.asarray(params()["w"])
+    for n in range(4):
+        state, _ = update(state, {}, problem(), jax.random.key(0))
+        decay = min(0.15, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * np.asarray(state.params["w"])
+    np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
+    assert updated(problem(), ema=0)[0].ema is None
+
+
+def test_frozen_parameters_stay_and_unmatched_ones_are_named():
+    table = (("w", False), (".*", True))
+    tx = optimizer.optimizer(train_config(trainable=table))
+    state, _ = updated(problem(), tx=tx, steps=2)
+    np.testing.assert_array_equal(state.params["w"], params()["w"])
+    assert state.params["scale"] != params()["scale"]
+    with pytest.raises(UserError, match="scale"):
+        optimizer.optimizer(train_config(trainable=(("w", True),))).init(params())
+
+
+def test_the_rate_warms_up_and_decays():
+    rate = optimizer.learning_rate(
+        train_config(steps=110, warmup=10, learning_rate=2.0, final=0.1)
+    )
+    np.testing.assert_allclose(rate(0), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(rate(9), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(rate(60), 1.1, rtol=1e-6)
+    np.testing.assert_allclose(rate(110), 0.2, rtol=1e-6)
+    constant = optimizer.learning_rate(train_config(steps=110, warmup=10))
+    np.testing.assert_allclose(constant(100), constant(50))
+
+
+def test_weight_decay_is_decoupled():
+    """With no gradient Adam stands still and the decay alone shrinks the parameter."""
+    config = train_config()
+    config.weight_decay = 0.5
+    tx = optimizer.optimizer(config)
+    still = {"x": jnp.zeros((8, 3)), "y": jnp.zeros(8)}
+    state, _ = updated(still, tx=tx)
+    np.testing.assert_allclose(state.params["w"], params()["w"] * (1 - 0.1 * 0.5))

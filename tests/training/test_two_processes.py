@@ -1,0 +1,197 @@
+"""Two processes of four simulated devices each, on loopback, as one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vdm_jax.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 300  # seconds after which processes that wait for each other are ended
+
+# The loop alone: a model of three numbers, whose batches are rows of one stream.
+TOY = textwrap.dedent("""
+    import sys, time
+    import jax, jax.numpy as jnp, numpy as np, optax
+    from ml_collections import ConfigDict
+    from vdm_jax.training import launch
+    workdir, until, pause, address, count, rank = sys.argv[1:]
+    if address:
+        launch.start(address, int(count), int(rank))
+    from vdm_jax import sharding
+    from vdm_jax.training.fit import fit
+    from vdm_jax.training.run import open_run
+    from vdm_jax.training.step import init_state, make_step
+
+    class Data:
+        number = 0
+        def __next__(self):
+            time.sleep(float(pause))
+            self.number += 1
+            x = np.random.default_rng(self.number).normal(size=(16, 3))
+            n, i = jax.process_count(), jax.process_index()
+            return {"x": np.split(x.astype(np.float32), n)[i]}
+        def get_state(self):
+            return self.number
+        def set_state(self, number):
+            self.number = number
+
+    def loss_fn(params, frozen, batch, key):
+        noise = jax.random.normal(key, batch["x"].shape)
+        return jnp.mean((params["kernel"] * (batch["x"] + noise) - 1) ** 2), {}
+
+    train = dict(steps=9, checkpoint_every=10**6, keep_checkpoints=2, log_every=1,
+                 max_nonfinite=2)
+    config = ConfigDict({"init_from": "", "train": train})
+    tx = optax.scale_by_adam()
+    new = lambda: init_state({"kernel": jnp.ones((1, 3))}, tx, ema=True)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    placed = sharding.state_shardings(mesh, jax.eval_shape(new))
+    step = jax.jit(make_step(loss_fn, tx, lambda step, frozen: jnp.float32(0.01), 0.9),
+                   donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+    data = Data()
+    with open_run(workdir, config, {}) as run, jax.set_mesh(mesh):
+        state = run.resume(
+            sharding.with_shardings(jax.eval_shape(new), placed),
+            lambda params: jax.jit(new, out_shardings=placed)(),
+            data, lambda path: None)
+        fit(step, state, {}, data, until=int(until), run=run, config_train=config.train,
+            key=jax.random.key(0), put=lambda batch: sharding.put_batch(mesh, batch),
+            observers=((1, "noting", lambda state: {"asked": run.stop.requested()}),))
+""")
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start(command, count: int) -> list[subprocess.Popen]:
+    """The processes of a run over eight devices; `command(address, count, rank)`."""
+    where = address() if count > 1 else ""
+    return [
+        subprocess.Popen(
+            [sys.executable, *command(where, count, rank)],
+            cwd=ROOT, env=environment(8 // count), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def finish(processes, status: int = 0) -> list[str]:
+    """What they printed, all having ended with this status."""
+    try:
+        outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == status, output
+    return outputs
+
+
+def logged(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def reach(workdir: Path, step: int, processes) -> None:
+    """Wait until the run has logged this step."""
+    deadline = time.monotonic() + LIMIT
+    while max((row["step"] for row in logged(workdir)), default=0) < step:
+        running = all(process.poll() is None for process in processes)
+        if not running or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            pytest.fail("\n".join(process.communicate()[0] for process in processes))
+        time.sleep(0.05)
+
+
+def last(workdir: Path) -> tuple[int, dict[str, np.ndarray], dict]:
+    """Step, arrays and data position of the newest checkpoint."""
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.latest()
+    assert step is not None
+    nested: dict = {}
+    for name, leaf in checkpoints.leaves(step).items():
+        *above, end = name.split("/")
+        place = nested
+        for part in above:
+            place = place.setdefault(part, {})
+        place[end] = leaf
+    state, extra = checkpoints.restore(step, nested)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return step, {str(p): np.asarray(x) for p, x in leaves}, extra
+
+
+def check_pair(tmp_path, command, at: int, extra: int):
+    """Train, stop one by SIGTERM, resume; equal to one process that never stopped."""
+    pair = start(lambda *where: command(tmp_path / "pair", 10**6, *where), 2)
+    reach(tmp_path / "pair", at, pair)
+    pair[1].send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    outputs = finish(pair, status=42)
+    assert time.monotonic() - sent < 20
+    stopped, *_ = last(tmp_path / "pair")
+    assert stopped >= at and f"saved step {stopped}" in outputs[0]
+    assert "SIGTERM: saving" in outputs[1]
+
+    until = stopped + extra
+    outputs = finish(start(lambda *w: command(tmp_path / "pair", until, *w), 2))
+    assert f"going on from step {stopped}" in outputs[0]
+    finish(start(lambda *w: command(tmp_path / "one", until, *w), 1))
+    (step_a, a, extra_a), (step_b, b, extra_b) = (
+        last(tmp_path / "pair"),
+        last(tmp_path / "one"),
+    )
+    assert (step_a, extra_a) == (step_b, extra_b) and a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    losses = [
+        [row["train/loss"] for row in logged(tmp_path / name) if "train/loss" in row]
+        for name in ("pair", "one")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loop_on_two_processes(tmp_path):
+    def command(workdir, until, *where):
+        pause = 0.05 if until == 10**6 else 0
+        return ["-W", "error", "-c", TOY, *map(str, (workdir, until, pause, *where))]
+
+    check_pair(tmp_path, command, at=3, extra=3)
+
+
+@pytest.mark.slow
+def test_train_py_on_two_processes(tmp_path):
+    def command(workdir, until, where, count, rank):
+        several = [
+            f"--coordinator={where}", f"--num_processes={count}", f"--process_id={rank}"
+        ]  # fmt: skip
+        return [
+            "train.py", "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
+            f"--config.train.steps={until}", "--config.data.batch_size=8",
+            "--config.train.final=1.0",  # the schedule must not depend on `until`
+            "--config.train.preview_every=0", "--config.train.validate_every=0",
+            "--config.train.log_every=1", *(several if count > 1 else ()),
+        ]  # fmt: skip
+
+    check_pair(tmp_path, command, at=3, extra=3)
