@@ -35,3 +35,23 @@ lint: setup
 
 clean:
 	rm -rf .venv .cache runs
+
+bench: setup .venv-peer/ready
+	$(BIN)/python benchmarks/race.py
+
+# torchvision is only imported by the peer's trainer and is not installed.
+.venv-peer/ready:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/pip install -q torch==2.13.0 einops einops-exts rotary-embedding-torch
+	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
+	@touch $@
+
+# Sample the shipped models, train one from scratch, sample it, measure it.
+DEMO := runs/demo
+demo: setup
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shipped-shapes --overwrite
+	$(BIN)/python sample.py --workdir=models/clips --num=8 --out=$(DEMO)/shipped-clips --overwrite
+	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
+	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
+	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 \
+	  --beside=$(DEMO)/shipped-shapes,$(DEMO)/shipped-clips --commands="make demo"

@@ -215,6 +215,21 @@ def test_hidden_vp8_frames_are_not_counted(made, tmp_path):
     assert len(video_io.read(path)) == FRAMES - 2
 
 
+def test_an_edit_list_cuts_the_start_exactly(made, tmp_path):
+    """As phones trim: frames before the edit stay in the file and are not shown."""
+    data = bytearray(made["dense.mp4"].read_bytes())
+    place = data.index(b"elst") + 12  # version and flags, one entry: duration, start
+    duration, start = struct.unpack_from(">Ii", data, place)
+    per_frame = start // 2  # two frames of reordering
+    struct.pack_into(">i", data, place + 4, start + 3 * per_frame)
+    path = tmp_path / "trimmed.mp4"
+    path.write_bytes(data)
+    info, full = video_io.probe(path), video_io.read(made["dense.mp4"])
+    assert info.frames == FRAMES - 3 and info.keyframes.tolist() == [0, 5, 13, 21]
+    assert (video_io.read(path) == full[3:]).all()
+    assert (video_io.read_frames(info, [0, 4, 6]) == full[[3, 7, 9]]).all()
+
+
 # ---- time ----
 
 UNEVEN = np.cumsum([0] + [40, 40, 80, 20] * 6)[:FRAMES].tolist()

@@ -113,7 +113,7 @@ def sample(
     +-this at every step, 0 for none. progress(done, total) counts steps of batches.
     Raises UserError for settings out of range.
     """
-    check(model, num=num, steps=steps, guidance=guidance, batch_size=batch_size)
+    check(model, num, steps, guidance, threshold, batch_size)
     mesh = mesh or sharding.make_mesh()
     batch = min(batch_size, num)
     batch += -batch % mesh.size
@@ -196,13 +196,22 @@ def label_text(model: Model, label: np.ndarray) -> str:
     )
 
 
-def check(model: Model, *, num: int, steps: int, guidance: float, batch_size: int):
+def check(
+    model: Model,
+    num: int,
+    steps: int,
+    guidance: float,
+    threshold: float,
+    batch_size: int,
+) -> None:
     """Ranges of the sampling settings, checked before anything compiles."""
     for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: at least 1")
     if steps > samplers.MAX_STEPS:
         raise UserError(f"steps={steps}: at most {samplers.MAX_STEPS}")
+    if not (np.isfinite(threshold) and threshold >= 0):
+        raise UserError(f"threshold={threshold}: 0 (off) or a finite bound on |x|")
     if not (np.isfinite(guidance) and guidance >= 0):
         raise UserError(
             f"guidance={guidance}: a finite weight w >= 0 of (1+w) cond - w uncond"

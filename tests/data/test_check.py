@@ -106,6 +106,11 @@ def test_wrong_input_is_one_line_and_status_2(check, flags):
     assert status == 2 and not out and err.count("\n") == 1
 
 
+def test_a_sheet_that_cannot_be_written(check, videos):
+    status, out, err = check(f"--sheet={videos / 'short.mp4' / 'sheet.png'}")
+    assert status == 2 and not out and "--sheet=" in err and err.count("\n") == 1
+
+
 def test_an_empty_folder_is_status_2(check, tmp_path):
     (tmp_path / "none").mkdir()
     status, out, err = check(where=tmp_path / "none")

@@ -1,10 +1,12 @@
 """Laws of the folder source: what it finds, what it holds out, what it loads."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import pickle
 import types
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -295,7 +297,19 @@ def test_one_file_is_split_in_time_or_not_at_all():
     assert (train.last, out.first) == (4, 4)  # at least a clip
     train, out = folder.split([stub("a", 7)], 0.1, SHAPE)
     assert len(train) == 1 and not out
+    assert folder.split([stub("a", 4)], 0.1, SHAPE)[1] == ()
     assert folder.split([stub("a", 100)], 0.0, SHAPE)[1] == ()
+
+
+def test_one_file_that_slows_down_is_not_split():
+    """Its end alone would be slower than the rate asked for."""
+    pts = np.cumsum([0] + [1] * 90 + [9] * 9)
+    info = dataclasses.replace(stub("a", 100).info, pts=pts, time_base=Fraction(1, 40))
+    file = dataclasses.replace(stub("a", 100), info=info)
+    shape = folder.ClipShape(4, 24, 32, fps=10.0)
+    train, out = folder.split([file], 0.1, shape)
+    assert len(train) == 1 and not out
+    assert folder.split([file], 0.5, shape)[1]
 
 
 def test_parts_of_one_file_share_no_frame(videos, opened):
@@ -462,6 +476,10 @@ def test_grey_and_flip(videos, opened):
     (videos / "a.txt").write_text("a ball rolls to the Left side")
     assert not opened(held_out=0.0).flip
     (videos / "a.txt").write_text("brightly lit")
+    for label in ("move_left", "b"):
+        make_mp4(videos / label / "c.mp4")
+    assert not opened(held_out=0.0).flip
+    (videos / "move_left").rename(videos / "move_up")
     assert opened(held_out=0.0).flip
 
 

@@ -128,7 +128,8 @@ def test_pixels_show_the_label():
         x, y = centre_of_mass(video[..., colour].astype(float))
         along = [-np.diff(x), np.diff(x), -np.diff(y), np.diff(y)][direction]
         across = np.diff(y) if direction < 2 else np.diff(x)
-        np.testing.assert_allclose(along, 1.0 if speed else 0.5, atol=0.13)
+        speed = GEOMETRY.fast * (1.0 if speed else 0.6)
+        np.testing.assert_allclose(along, speed, atol=0.13)
         np.testing.assert_allclose(across, 0, atol=0.13)
 
 

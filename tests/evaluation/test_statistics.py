@@ -239,6 +239,7 @@ def test_reference_and_spoilt_clips_share_no_clip():
 def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
     rows = statistics.table(clips(0, samples), clips(1, training), clips(2, held_out))
     assert {row["clips"] for row in rows} == {n}
+    assert statistics.cells(rows)[0][0] == f"{n} clips a row"
     assert all(np.isfinite(row["frame_fd"]) for row in rows)
 
 

@@ -39,11 +39,11 @@ def test_group_norm_is_flax_group_norm_of_each_frame(
     vector = draw(*((b, f, d) if per_frame else (b, d)), seed=1)
     norm = layers.GroupNorm()
     params = random_params(norm, x, vector)
-    own = params["params"]
+    own = jax.tree.map(np.asarray, params["params"])
     flax_norm = nn.GroupNorm(layers.groups(c), param_dtype=x.dtype)
     affine = {"params": {"scale": own["scale"], "bias": own["bias"]}}
     y = flax_norm.apply(affine, x.reshape(b * f, 4, 2, c))
-    told = np.broadcast_to(vector.reshape(b, -1, d), (b, f, d))
+    told = np.broadcast_to(np.asarray(vector).reshape(b, -1, d), (b, f, d))
     told = told / (1 + np.exp(-told)) @ own["vector"]["kernel"] + own["vector"]["bias"]
     told = told.reshape(b * f, 1, 1, 2 * c)
     expected = (y * (1 + told[..., :c]) + told[..., c:]).reshape(x.shape)

@@ -71,7 +71,12 @@ def run(arguments: argparse.Namespace) -> str:
         "sheet": arguments.sheet,
     }
     labels = [_caption(file) for file in files[:ROWS]]
-    video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
+    try:
+        video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
+    except OSError as error:
+        raise UserError(f"--sheet={arguments.sheet} cannot be written: {error}") from (
+            error
+        )
     return json.dumps(facts, indent=1) if arguments.json else _text(facts, shape)
 
 

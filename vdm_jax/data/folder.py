@@ -123,17 +123,24 @@ def scan(
         except BadVideo as error:
             return name, error.reason
 
-    files = []
+    names = list(captions)
     threads = min(8, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        names = list(captions)
         results = pool.map(index, names)
-        progress = tqdm(results, "indexing", len(names), leave=False, disable=None)
-        for name, result in zip(names, progress, strict=True):
-            if isinstance(result, tuple):
-                dropped.append(result)
-            else:
-                files.append((name, result))
+        try:
+            results = list(
+                tqdm(results, "indexing", len(names), leave=False, disable=None)
+            )
+        except OSError as error:
+            raise UserError(
+                f"{store.folder} cannot be written ({error}): another cache_dir"
+            ) from error
+    files = []
+    for name, result in zip(names, results, strict=True):
+        if isinstance(result, tuple):
+            dropped.append(result)
+        else:
+            files.append((name, result))
     guard.close()
     label = layout.labels(found.videos)
     kept = tuple(
@@ -210,10 +217,15 @@ def _split_in_time(file: File, share: float, shape: ClipShape):
     room = video_io.starts(file.info, shape.frames, shape.stride, shape.fps)
     span = file.info.frames - room + 1  # frames that a clip reaches over
     end = min(round(file.info.frames * (1 - share)), file.info.frames - span)
-    if end < span:
+    if end < 1:
         return (file,), ()
-    train = dataclasses.replace(file, last=end)
-    return (train,), (dataclasses.replace(file, first=end),)
+    parts = dataclasses.replace(file, last=end), dataclasses.replace(file, first=end)
+    try:
+        for part in parts:
+            video_io.starts(part.part, shape.frames, shape.stride, shape.fps)
+    except BadVideo:  # too short for two, or too slow in one of them
+        return (file,), ()
+    return parts[:1], parts[1:]
 
 
 def windows(file: File, shape: ClipShape) -> list[tuple[int, int]]:
@@ -263,7 +275,7 @@ class Folder:
         values = tuple(sorted({file.label for file in every if file.label is not None}))
         self.attributes = (values,) if values else ()
         texts = " ".join([*values, *(c for file in every for c in file.captions)])
-        self.flip = not re.search(r"\b(left|right)", texts, re.IGNORECASE)
+        self.flip = not re.search(r"(?<![a-z])(left|right)", texts, re.IGNORECASE)
         self._items, names = [], []
         for file in self.files:
             cut = windows(file, shape)
@@ -377,10 +389,7 @@ def open_folder(config) -> Folder:
     )  # fmt: skip
     folder = data.cache_dir or cache.default_folder()
     guard = Guard()
-    try:
-        files, report = scan(data.path, shape, cache.IndexStore(folder), guard)
-    except OSError as error:
-        raise UserError(f"config.data.cache_dir={folder}: {error}") from error
+    files, report = scan(data.path, shape, cache.IndexStore(folder), guard)
     frames = cache.FrameCache(folder, int(data.cache_gib * 2**30))
     cached = _worth_caching(files, shape, frames.max_bytes)
     store = _Store(shape.size, frames, guard, cached)

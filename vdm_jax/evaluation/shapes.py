@@ -141,7 +141,7 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
     bright = np.count_nonzero(light > 0.5, axis=1)[clips, colour]
     area = bright / f / (np.pi * geometry.radius**2)
     one_shape = abs(area - 1) < 0.5
-    seen = (scores[clips, :, shape, colour] > 0).all(1)
+    seen = np.greater(scores[clips, :, shape, colour], 0).all(1)
     attributes = np.column_stack(
         [
             np.where(one_shape, shape, -1),
@@ -150,7 +150,7 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
         ]
     )
     return {
-        "attributes": np.where(seen[:, None], attributes, -1).astype(np.int32),
+        "attributes": np.where(seen.reshape(n, 1), attributes, -1).astype(np.int32),
         "fit_error": _residual(frames.reshape(videos.shape), shape, colour, centres),
         "centres": centres,
     }

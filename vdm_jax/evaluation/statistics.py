@@ -218,15 +218,14 @@ over a clip's frames, held; mean over windows of 4x4 pixels; mean over all clips
 frames, held; uniform noise in their place."""
 
 COLUMNS = {
-    "row": ("", ""),
-    "clips": ("clips", "d"),
+    "row": ("{clips} clips a row", ""),
     "frame_fd": ("frame FD", ".2f"),
     "motion_fd": ("motion FD", ".3f"),
     "motion": ("motion / real", ".2f"),
     "sharpness": ("sharpness / real", ".2f"),
     "nearer": ("nearer to training", ".2f"),
 }
-"""Keys of a row of the table: heading and format."""
+"""Keys of a row that are shown: heading and format."""
 
 
 def table(
@@ -241,7 +240,7 @@ def table(
     which is as good as n clips can look, and for the SPOILT rows: so those differ from
     it by the spoiling alone.
 
-    A row has the keys of COLUMNS: clips is n; frame_fd and motion_fd in squared pixel
+    A row has the keys of COLUMNS, and clips, which is n; frame_fd and motion_fd in squared pixel
     units; motion and sharpness divided by the reference's (NaN where that is 0);
     nearer, the share of clips nearer to a training clip than the median held-out clip.
     Raises UserError for clips of different shapes or if n is below 2.
@@ -299,7 +298,7 @@ def protocol(samples: np.ndarray, training: np.ndarray) -> str:
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells of a table, for the terminal and for the report."""
-    headings = [heading for heading, _ in COLUMNS.values()]
+    headings = [heading.format(**rows[0]) for heading, _ in COLUMNS.values()]
     return headings, [
         [_cell(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows
     ]

@@ -55,7 +55,11 @@ class IndexStore:
         self, path: str | os.PathLike, probe: Callable[[str], VideoInfo]
     ) -> VideoInfo:
         """The stored index of ``path``; else ``probe`` it. Raises BadVideo."""
-        place = self.folder / f"{key(path, probe.__name__)}.json"
+        try:
+            place = self.folder / f"{key(path, probe.__name__)}.json"
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror})"
+            raise BadVideo(path, reason, lasting=False) from error
         stored = self._load(place)
         if stored is None:
             stored = {}

@@ -78,7 +78,7 @@ def index(path: str, kind: str) -> VideoInfo:
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             # AVI knows decoding times only: with B-frames its frames come mislabelled.
             stamped = not (kind == "avi" and stream.codec_context.has_b_frames)
-        pts = [packet[0] for packet in packets]
+        pts = [pts for pts, _, shown in packets if shown]
         if stamped and None not in pts and len(set(pts)) == len(pts):
             return _by_packets(packets, kind, time_base, common)
         return _by_decoding(path, kind, rate, common)
@@ -87,17 +87,18 @@ def index(path: str, kind: str) -> VideoInfo:
 
 
 def _packets(container, stream, path: str):
-    """The first frame, and (pts, is keyframe) of every packet that is shown."""
+    """The first frame, and (pts, is a keyframe, is shown) of every packet."""
     first, packets = None, []
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise BadVideo(path, f"damaged or cut off at packet {len(packets)}")
-        if packet.size and not packet.is_discard and _is_shown(packet, stream):
-            packets.append((packet.pts, packet.is_keyframe))
+        if packet.size:
+            shown = not packet.is_discard and _is_shown(packet, stream)
+            packets.append((packet.pts, packet.is_keyframe, shown))
             check_length(path, len(packets))
         if first is None:
             first = next(iter(packet.decode()), None)
-    if first is None:
+    if first is None or not any(shown for _, _, shown in packets):
         raise BadVideo(path, "no frame in its video stream")
     return first, packets
 
@@ -119,16 +120,20 @@ def _shown_size(frame, stream) -> tuple[int, int]:
 
 
 def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoInfo:
-    keys = sorted(pts for pts, is_keyframe in packets if is_keyframe)
-    # What precedes the first keyframe cannot be decoded (a cut out of a longer stream).
-    begin = keys[0] if keys else min(pts for pts, _ in packets)
-    pts = np.array(sorted(pts for pts, _ in packets if pts >= begin), np.int64)
+    # An edited file may start amid a group: its keyframe is there, but not shown. What
+    # precedes the first keyframe cannot be decoded (a cut out of a longer stream).
+    keys = sorted(pts for pts, is_keyframe, _ in packets if is_keyframe)
+    begin = keys[0] if keys else packets[0][0]
+    pts = np.array(
+        sorted(pts for pts, _, shown in packets if shown and pts >= begin), np.int64
+    )
     if kind == "mpeg":  # no index to seek by
         keys = []
+    numbers = np.unique(np.searchsorted(pts, keys or [begin]))
     return VideoInfo(
         pts=pts,
         time_base=time_base,
-        keyframes=np.searchsorted(pts, keys or [begin]).astype(np.int64),
+        keyframes=numbers[numbers < len(pts)].astype(np.int64),
         **common,
     )
 

@@ -120,7 +120,11 @@ class Guard:
             ) from None
         except (EOFError, BrokenPipeError):
             code = _kill(child)
-            raise BadVideo(path, f"the decoder crashed (status {code})") from None
+            # Killed from outside (by the system, short of memory) or ended by an error
+            # of this program, the file is not to blame for good.
+            lasting = code < 0 and code not in (-signal.SIGKILL, -signal.SIGTERM)
+            reason = f"the decoder crashed (status {code})"
+            raise BadVideo(path, reason, lasting) from None
         except BaseException:  # an interrupt amid an answer: the child is out of step
             _kill(child)
             raise

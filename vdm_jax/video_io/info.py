@@ -15,7 +15,7 @@ from vdm_jax.video_io.files import BadVideo
 SAME_RATE = 0.01  # 23.976 and 24 fps are one rate: frames are taken one by one
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VideoInfo:
     """The index of one video.
 

@@ -19,6 +19,7 @@ from vdm_jax.video_io.files import replacing
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, INK = (245, 245, 245), (20, 20, 20)
+BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and of the 16..235 range
 
 
 def display_scale(height: int, width: int, short_side: int = 128) -> int:
@@ -95,9 +96,6 @@ def write_video(
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and of the 16..235 range
 
 
 def write_gif(

