@@ -120,9 +120,9 @@ def ours(layout: str) -> dict:
         cond = model.conditions({})
         denoise = model.denoiser(params)
         carry = sampler.init(z)
-        return samplers.loop(
-            sampler, denoise, carry, table, row, row + 1, noise, cond
-        )[0]
+        return samplers.loop(sampler, denoise, carry, table, row, row + 1, noise, cond)[
+            0
+        ]
 
     def train() -> None:
         nonlocal state

@@ -105,7 +105,7 @@ def base() -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The tiny shape that all `:smoke` variants share: trains and samples in seconds."""
+    """The tiny shape that all `:smoke` variants share; runs in seconds."""
     config.video.update(frames=8, height=16, width=16)
     config.data.batch_size = 2
     config.network.update(

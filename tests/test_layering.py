@@ -62,7 +62,9 @@ def test_an_arrow_up_is_seen():
     assert arrows_up("networks", "from vdm_jax.diffusion import process") == {
         "diffusion"
     }
-    assert arrows_up("data", "def f():\n    import vdm_jax.training.fit") == {"training"}
+    assert arrows_up("data", "def f():\n    import vdm_jax.training.fit") == {
+        "training"
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")))

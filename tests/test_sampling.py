@@ -63,9 +63,7 @@ def test_first_counts_on(trained):
     labels = np.zeros((2, 2), np.int32)
     settings = {"steps": 2, "batch_size": 1}
     both = sampling.sample(model, params, 2, labels=labels, **settings)
-    second = sampling.sample(
-        model, params, 1, labels=labels[1:], first=1, **settings
-    )
+    second = sampling.sample(model, params, 1, labels=labels[1:], first=1, **settings)
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 

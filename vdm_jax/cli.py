@@ -74,7 +74,7 @@ def _workdir_flag(meaning: str) -> None:
 
 
 def _start_jax() -> None:
-    """Persistent compilation cache, on by default: JAX_COMPILATION_CACHE_DIR moves it."""
+    """Keep compiled programs; JAX_COMPILATION_CACHE_DIR says where."""
     import jax
 
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")

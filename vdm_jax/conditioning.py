@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import noise_features
+from vdm_jax.networks.layers import dense, noise_features
 
 Cond = dict[str, Any]
 
 
 def frame_features(frames: int, width: int, dtype) -> jax.Array:
-    """Sinusoidal features of the frame's number, [f, width]: absolute time in a clip."""
+    """Sinusoidal features of a frame's place in its clip, [f, width]."""
     half = width // 2
     frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=dtype) / (half - 1))
     angle = jnp.arange(frames, dtype=dtype)[:, None] * frequency[None]
@@ -36,11 +36,13 @@ class LabelEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
-        total = jnp.zeros((labels.shape[0], self.width))
+        dtype = jnp.result_type(float)  # float64 where that is switched on
+        total = jnp.zeros((labels.shape[0], self.width), dtype)
         for i, size in enumerate(self.cardinalities):
             table = nn.Embed(
                 size,
                 self.width,
+                param_dtype=dtype,
                 embedding_init=nn.initializers.normal(1.0),
                 name=f"attribute_{i}",
             )
@@ -59,11 +61,11 @@ class TextPooling(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array, keep: jax.Array):
-        tokens = nn.LayerNorm()(tokens)
-        score = nn.Dense(1, name="score")(tokens)[..., 0]
+        tokens = nn.LayerNorm(param_dtype=tokens.dtype)(tokens)
+        score = dense(tokens, 1, "score")[..., 0]
         # An empty text has no token to look at: its weights are 0, not NaN.
         weight = nn.softmax(jnp.where(mask, score, jnp.finfo(score.dtype).min)) * mask
-        pooled = jnp.einsum("bl,bld->bd", weight, nn.Dense(self.width)(tokens))
+        pooled = jnp.einsum("bl,bld->bd", weight, dense(tokens, self.width, "value"))
         return jnp.where(keep[:, None], pooled, 0)
 
 
@@ -84,7 +86,7 @@ class Conditioner(nn.Module):
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
         """logsnr: [b] or [b, f]. -> Inputs with vector [b, width] or [b, f, width]."""
-        vector = nn.Dense(self.width, name="noise")(noise_features(logsnr, self.width))
+        vector = dense(noise_features(logsnr, self.width), self.width, "noise")
 
         def per_frame(a: jax.Array) -> jax.Array:  # [b, width], broadcast as vector is
             return a[:, None] if vector.ndim == 3 else a
@@ -100,7 +102,7 @@ class Conditioner(nn.Module):
         frame_mask = cond.get("frame_mask")
         if self.frame_position:
             features = frame_features(frames, self.width, vector.dtype)
-            place = nn.Dense(self.width, name="frame")(features)[None]
+            place = dense(features, self.width, "frame")[None]
             if frame_mask is not None:  # an independent image has no place in time
                 place = jnp.where(frame_mask[..., None], place, 0)
             if vector.ndim == 2:
@@ -109,5 +111,5 @@ class Conditioner(nn.Module):
             place = jnp.broadcast_to(place, (batch, *place.shape[1:]))
             vector = jnp.broadcast_to(vector, place.shape) + place
         for i in range(self.layers):
-            vector = nn.Dense(self.width, name=f"mlp_{i}")(nn.swish(vector))
+            vector = dense(nn.swish(vector), self.width, f"mlp_{i}")
         return Inputs(vector=vector, frame_mask=frame_mask)

@@ -74,9 +74,7 @@ def _chunk(
         return samplers.normal(keys, i + 1, draw, model.shape, dtype)
 
     with sharding.activation_rules():
-        return samplers.loop(
-            sampler, denoise, carry, table, start, stop, noise, cond
-        )
+        return samplers.loop(sampler, denoise, carry, table, start, stop, noise, cond)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler", "seed", "mesh"))
@@ -106,21 +104,22 @@ def sample(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Sample videos number `first` to `first + num`: float32 [num, f, h, w, c], [-1, 1].
+    """Sample videos number `first` to `first + num`: [num, f, h, w, c] in [-1, 1].
 
     labels: int [num, attributes], -1 for an attribute left open; None for all open.
     guidance: VDM's w, (1 + w) conditional - w unconditional. threshold: clip x to
     +-this at every step, 0 for none. progress(done, total) counts steps of batches.
     Raises UserError for settings out of range.
     """
-    check(model, num, steps, guidance, threshold, batch_size)
+    check(model, num, steps, guidance, threshold, batch_size, seed)
     mesh = mesh or sharding.make_mesh()
     batch = min(batch_size, num)
     batch += -batch % mesh.size
     chosen = make_sampler(sampler, gamma)
     if labels is None:
         labels = np.full((num, len(model.attributes)), -1, np.int32)
-    table = samplers.padded(chosen.table(model.schedule, steps), np.dtype(jnp.result_type(float)))
+    dtype = jnp.result_type(float)
+    table = samplers.padded(chosen.table(model.schedule, steps), dtype)
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -148,7 +147,7 @@ def sample(
                 )
                 jax.block_until_ready(carry)
                 progress(k * steps + min(row + CHUNK, steps), len(starts) * steps)
-            out.append(np.asarray(sharding.everywhere(mesh, carry[0]), np.float32))
+            out.append(np.asarray(sharding.everywhere(mesh, carry[0])))
     return np.clip(np.concatenate(out)[:num], -1.0, 1.0)
 
 
@@ -203,11 +202,14 @@ def check(
     guidance: float,
     threshold: float,
     batch_size: int,
+    seed: int,
 ) -> None:
     """Ranges of the sampling settings, checked before anything compiles."""
     for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: at least 1")
+    if not 0 <= seed < 2**32:  # beyond, random keys would repeat
+        raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
     if steps > samplers.MAX_STEPS:
         raise UserError(f"steps={steps}: at most {samplers.MAX_STEPS}")
     if not (np.isfinite(threshold) and threshold >= 0):

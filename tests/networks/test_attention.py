@@ -108,16 +108,16 @@ def test_no_bias_lifts_a_masked_pair(given, backend):
     assert np.all(np.asarray(grads[2])[:, np.arange(M) != 1] == 0)
 
 
-def test_softmax_of_bfloat16_is_wide(given):
-    """1000 + 1 and 1000 differ by 1, which bfloat16 scores would lose."""
-    q = jnp.full((1, 1, 1, 1), 1.0, jnp.bfloat16)
-    k = jnp.zeros((1, 2, 1, 1), jnp.bfloat16)
-    v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
-    bias = jnp.asarray([1000.0, 1001.0]).reshape(1, 1, 2)
-    for backend in att.BACKENDS:
-        got = attention(q, k, v, bias=bias, backend=backend)
-        assert got.dtype == jnp.bfloat16
-        np.testing.assert_allclose(got.item(), 1 / (1 + math.exp(-1)), rtol=4e-3)
+@pytest.mark.parametrize("backend", att.BACKENDS)
+def test_softmax_of_bfloat16_is_wide(backend):
+    """Scores of 1000 and 1001 are one number in bfloat16."""
+    q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
+    v = jnp.arange(2.0).reshape(1, 2, 1, 1) * q
+    bias = jnp.broadcast_to(jnp.asarray([1000.0, 1001.0]), (1, 2, 2))
+    got = attention(q, 0 * q, v, bias=bias, backend=backend)
+    assert got.dtype == jnp.bfloat16
+    expected = 1 / (1 + math.exp(-1))
+    np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=4e-3)
 
 
 def test_frame_mask_by_its_sentence():

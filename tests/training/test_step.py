@@ -54,7 +54,10 @@ def test_the_first_adam_step_is_the_sign_of_the_gradient():
 
 
 def test_accumulation_is_the_whole_batch():
-    whole, parts = updated(problem(), steps=3), updated(problem(), accumulate=4, steps=3)
+    whole, parts = (
+        updated(problem(), steps=3),
+        updated(problem(), accumulate=4, steps=3),
+    )
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

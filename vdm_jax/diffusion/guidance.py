@@ -21,7 +21,7 @@ def _pair(a: Array, b: Array) -> Array:
 
 
 def cfg(denoise: Denoiser, null: Callable, combine: Combine) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022; VDM section 3).
+    """Classifier-free guidance (Ho & Salimans 2022; VDM section 2).
 
     `null(cond)` is the unconditional twin of a condition, of the same structure. Both
     branches go through the network in one call of twice the batch.
@@ -41,16 +41,15 @@ def cfg(denoise: Denoiser, null: Callable, combine: Combine) -> Denoiser:
 def linear(weights: Array) -> Combine:
     """(1 + w) conditional - w unconditional, the convention of VDM: w = 0 is off.
 
-    weights: [] or one row per sampler step, [n] or [n, b], looked up by `step.index`.
+    weights: [] or one row a sampler step, [n], [n, b] or [n, b, f], looked up by
+    `step.index`.
     Imagen's weight is this one plus 1.
     """
 
     def combine(step: Step, given: Prediction, free: Prediction) -> Prediction:
         w = weights[step.index] if jnp.ndim(weights) else weights
         w = expand(jnp.asarray(w, given.x.dtype), given.x)
-        return Prediction(
-            *(g + w * (g - f) for g, f in zip(given, free, strict=True))
-        )
+        return Prediction(*(g + w * (g - f) for g, f in zip(given, free, strict=True)))
 
     return combine
 

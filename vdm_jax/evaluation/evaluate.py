@@ -45,7 +45,8 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, num)["video"]
-    training = stack(pipeline.fixed_clips(config, source.split(False), training_size(num)))
+    clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
+    training = stack(clips)
     asked = {**sampling.settings(config.sample)}
     labels = sampling.draw_labels(model, num, seed=seed)
     samples: dict[float, np.ndarray] = {}

@@ -240,10 +240,10 @@ def table(
     which is as good as n clips can look, and for the SPOILT rows: so those differ from
     it by the spoiling alone.
 
-    A row has the keys of COLUMNS, and clips, which is n; frame_fd and motion_fd in squared pixel
-    units; motion and sharpness divided by the reference's (NaN where that is 0);
-    nearer, the share of clips nearer to a training clip than the median held-out clip.
-    Raises UserError for clips of different shapes or if n is below 2.
+    A row has the keys of COLUMNS, and clips, which is n. frame_fd and motion_fd are in
+    squared pixel units, motion and sharpness are divided by the reference's (NaN where
+    that is 0), nearer is the share of clips that are nearer to a training clip than the
+    median held-out clip. Raises UserError for unlike shapes, or if n is below 2.
     """
     _same_shape(samples, training)
     _same_shape(samples, held_out)

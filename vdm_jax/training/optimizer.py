@@ -21,7 +21,8 @@ def learning_rate(config) -> Callable[[jax.Array], jax.Array]:
         warm = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
         progress = jnp.clip((step - config.warmup) / decay, 0.0, 1.0)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return config.learning_rate * warm * (config.final + (1 - config.final) * cosine)
+        share = config.final + (1 - config.final) * cosine
+        return config.learning_rate * warm * share
 
     return rate
 

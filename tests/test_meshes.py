@@ -1,0 +1,117 @@
+"""The same training and the same videos on one device and on eight.
+
+Each case is train.py or sample.py in a process of its own, on simulated CPU devices.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from vdm_jax.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+SIZES = ("--config.data.batch_size=8", f"--config.train.steps={STEPS}")
+QUIET = tuple(
+    f"--config.train.{name}_every={STEPS}"
+    for name in ("checkpoint", "preview", "validate")
+)
+
+
+def call(devices: int, x64: bool, script: str, *flags: str) -> str:
+    cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
+    done = subprocess.run(
+        [sys.executable, script, *flags],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": f"{cache}/xla",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_ENABLE_X64": str(int(x64)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def trained(folder: Path, devices: int, x64: bool, *mesh: str) -> dict[str, np.ndarray]:
+    """Every array of the state after STEPS steps, by name."""
+    config = "--config=configs/shapes.py:smoke"
+    call(devices, x64, "train.py", config, f"--workdir={folder}", *SIZES, *QUIET, *mesh)
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    assert checkpoints.latest() == STEPS
+    names = checkpoints.leaves(STEPS)
+    wanted = {name: leaf for name, leaf in names.items() if name.startswith("params/")}
+    with jax.enable_x64(x64):
+        tree = traverse_util.unflatten_dict(wanted, sep="/")
+        state, _ = checkpoints.restore(STEPS, tree)
+    flat = traverse_util.flatten_dict(state, sep="/")
+    return {name: np.asarray(leaf) for name, leaf in flat.items()}
+
+
+MESHES = {
+    "data=8": ("--config.mesh.data=8",),
+    "fsdp=8": ("--config.mesh.data=1", "--config.mesh.fsdp=8"),
+    "4x2": ("--config.mesh.data=4", "--config.mesh.fsdp=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("one") / "run", 1, True)
+
+
+def largest(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max(abs(a[name] - b[name]).max() for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_train_as_one(single, mesh, tmp_path):
+    assert next(iter(single.values())).dtype == np.float64
+    eight = trained(tmp_path / "run", 8, True, *MESHES[mesh])
+    assert largest(single, eight) < 1e-10
+
+
+@pytest.mark.slow
+def test_the_loss_in_float32_is_the_same(tmp_path):
+    losses = []
+    for devices in (1, 8):
+        trained(tmp_path / str(devices), devices, False)
+        lines = (tmp_path / str(devices) / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        losses.append([r["train/loss"] for r in rows if "train/loss" in r])
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-3), (True, 1e-9)])
+def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
+    """64 DDIM steps; the second arm splits its batch too."""
+    run = tmp_path / "run"
+    trained(run, 1, x64)
+    videos = []
+    for devices, batch in ((1, 8), (8, 8), (1, 3)):
+        out = tmp_path / f"{devices}-{batch}"
+        call(
+            devices, x64, "-c",
+            "import sys, numpy as np; from vdm_jax import model, sampling;"
+            f"m = model.load({str(run)!r});"
+            "labels = sampling.draw_labels(m.model, 8);"
+            "v = sampling.sample(m.model, m.params, 8, labels=labels, steps=64,"
+            f" guidance=1.0, batch_size={batch}); np.save({str(out)!r}, v)",
+        )  # fmt: skip
+        videos.append(np.load(f"{out}.npy"))
+    assert abs(videos[0] - videos[1]).max() < tolerance
+    assert abs(videos[0] - videos[2]).max() < tolerance
