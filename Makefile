@@ -23,6 +23,7 @@ setup: .venv/ready
 	    -r requirements-assets.txt && \
 	  $(BIN)/pip install -q --disable-pip-version-check --no-deps -e . ; \
 	fi
+	$(BIN)/python -m vdm_jax.data.assets
 	@touch $@
 
 test: setup

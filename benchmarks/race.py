@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PEER = "video-diffusion-pytorch 0.7.0"
@@ -37,14 +38,17 @@ def peer() -> dict:
     """The peer's training step (its own L1 loss, Adam) and one sampling step."""
     import types
 
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     # Its trainer's video export wants torchvision, whose wheel may not fit this torch.
     for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
         sys.modules[name] = types.ModuleType(name)
-    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-    sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]
-    from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+    for part in ("transforms", "utils"):
+        setattr(sys.modules["torchvision"], part, sys.modules[f"torchvision.{part}"])
+    from video_diffusion_pytorch import (  # pyright: ignore[reportMissingImports]
+        GaussianDiffusion,
+        Unet3D,
+    )
 
     torch.manual_seed(0)
     shape = (SIZE["batch"], 3, SIZE["frames"], SIZE["side"], SIZE["side"])
@@ -82,7 +86,7 @@ def ours(layout: str) -> dict:
     from vdm_jax.diffusion import samplers
     from vdm_jax.training import optimizer, step
 
-    config = base()
+    config: Any = base()
     config.video.update(frames=8, height=32, width=32)
     config.data.attributes = ()
     attention = ("spatial_attention", "temporal_attention")
@@ -100,7 +104,10 @@ def ours(layout: str) -> dict:
     tx = optimizer.optimizer(config.train)
     update = jax.jit(
         step.make_step(
-            step.make_loss(model, "snr_plus_one"), tx, lambda *_: 1e-4, ema=0.999
+            step.make_loss(model, "snr_plus_one"),
+            tx,
+            lambda *_: jnp.asarray(1e-4),
+            ema=0.999,
         ),
         donate_argnums=0,
     )
@@ -172,7 +179,9 @@ def main() -> None:
             seen[side].append(turn(python, side))
     rows = []
     for side, turns in seen.items():
-        row = {"name": PEER if side == "peer" else f"vdm_jax, {side} layout"}
+        row: dict[str, Any] = {
+            "name": PEER if side == "peer" else f"vdm_jax, {side} layout"
+        }
         row["parameters"] = turns[0]["parameters"]
         for what in ("train", "sample"):
             row[f"{what}_seconds"] = statistics.median(

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant."""
     config = base()
     config.video.update(frames=16, height=64, width=64, fps=8)
-    config.data.update(batch_size=16, images=4, target_fps=8.0, flip=True)
+    config.data.update(batch_size=16, images=4, target_fps=8.0)
     mixing = ("spatial_attention", "temporal_attention", "temporal_conv")
     config.network.update(
         levels=(

@@ -112,7 +112,7 @@ class Model:
 
     def init(self, key: Array) -> Params:
         """New parameters. Compiled without optimisation, since it runs once."""
-        quick = {"xla_backend_optimization_level": "0"}
+        quick: Any = {"xla_backend_optimization_level": "0"}
         return jax.jit(self.fresh).lower(key).compile(quick)(key)
 
     def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
@@ -136,13 +136,14 @@ class Model:
             alpha, sigma = (expand(jnp.asarray(a, z.dtype), z) for a in step[2:])
             spread = alpha**2 * self.variance + sigma**2
             centred = z - alpha * self.mean
-            output = self.network.apply(
+            output: Any = self.network.apply(
                 {"params": params["network"]},
                 centred / jnp.sqrt(spread),
                 inputs,
                 train,
                 rngs=rngs,
-            ).astype(z.dtype)
+            )
+            output = output.astype(z.dtype)
             if self.output == "v":
                 linear = alpha * sigma * (1 - self.variance) / spread * centred
                 scale = jnp.sqrt(self.variance / spread)
@@ -152,7 +153,7 @@ class Model:
         return denoise
 
 
-def network_spec(config: ConfigDict) -> unet3d.UNetSpec:
+def network_spec(config: Any) -> unet3d.UNetSpec:
     """The U-Net's frozen spec from its plain data in the config."""
     fields = config.network.to_dict()
     levels = tuple(
@@ -163,7 +164,7 @@ def network_spec(config: ConfigDict) -> unet3d.UNetSpec:
     return unet3d.UNetSpec(levels=levels, **fields)
 
 
-def build(config: ConfigDict) -> Model:
+def build(config: Any) -> Model:
     """The model a config describes; raises UserError for sizes that do not fit."""
     video, diffusion, told = config.video, config.diffusion, config.conditioning
     if diffusion.output not in process.PREDICTIONS:
@@ -205,7 +206,7 @@ def build(config: ConfigDict) -> Model:
     )
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
@@ -224,7 +225,7 @@ class Loaded(NamedTuple):
 
     model: Model
     params: Params
-    config: ConfigDict
+    config: Any
     step: int
 
 

@@ -168,7 +168,7 @@ def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit, spec):
         skips = [s + r for s, r in zip(skips, residuals[:-1], strict=True)]
         x = Up(spec).apply(own["up"], x, skips, inputs)
         x = nn.swish(layers.GroupNorm().apply(own["norm"], x, inputs.vector))
-        return nn.Conv(3, (3, 3)).apply(own["out"], layers.fold_frames(x))
+        return nn.Conv(3, (3, 3)).apply(own["out"], x.reshape(B * F, HW, HW, -1))
 
     low, skips = jax.eval_shape(Down(spec).apply, own["down"], z, inputs)
     places = [place.shape for place in (*skips, low)]
@@ -352,11 +352,11 @@ WRONG = {
     "levels[0].mixing='conv' must be one of spatial_attention, cross_attention, temp": {
         "levels": levels((8, 1, ("conv",)))
     },
-    "middle.mixing names temporal_conv twice": {"middle": ("temporal_conv",) * 2},
+    "middle names temporal_conv twice": {"middle": ("temporal_conv",) * 2},
     "levels[1].channels=30 must be a multiple of 4 (head_dim): nearest 28 or 32": {
         "levels": levels((8, 1), (30, 1, TEMPORAL))
     },
-    "middle.channels=6 must be a multiple of 4 (head_dim): nearest 4 or 8": {
+    "levels[0].channels=6 must be a multiple of 4 (head_dim): nearest 4 or 8": {
         "levels": levels((6, 1)),
         "middle": ("spatial_attention",),
     },

@@ -6,7 +6,7 @@ section 4 and appendix D for v.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vdm_jax.diffusion.schedules import Array, Step, namespace
 
@@ -18,7 +18,7 @@ class Prediction(NamedTuple):
     eps: Array
 
 
-Denoiser = Callable[[Array, Step, object], Prediction]
+Denoiser = Callable[[Array, Step, Any], Prediction]  # (z, step, cond)
 
 
 def expand(a: Array, like: Array) -> Array:

@@ -7,7 +7,6 @@ float64 is never lost.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,9 +26,8 @@ def wide(x: jax.Array) -> Any:
 
 def dense(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
     """Linear map of the last axis, in x's dtype with wide parameters."""
-    return nn.Dense(features, name=name, dtype=x.dtype, param_dtype=wide(x), **kwargs)(
-        x
-    )
+    dtypes = {"dtype": x.dtype, "param_dtype": wide(x)}
+    return nn.Dense(features, name=name, **dtypes, **kwargs)(x)
 
 
 def conv(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
@@ -39,20 +37,10 @@ def conv(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
     Video Diffusion Models (arXiv:2204.03458, section 3) with the same result, on the
     path that every backend has tuned.
     """
-    layer = nn.Conv(
-        features, (3, 3), name=name, dtype=x.dtype, param_dtype=wide(x), **kwargs
-    )
-    return unfold_frames(layer(fold_frames(x)), x.shape[1])
-
-
-def fold_frames(x: jax.Array) -> jax.Array:
-    """[b, f, ...] -> [(b f), ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def unfold_frames(x: jax.Array, frames: int) -> jax.Array:
-    """[(b f), ...] -> [b, f, ...]."""
-    return x.reshape(-1, frames, *x.shape[1:])
+    dtypes = {"dtype": x.dtype, "param_dtype": wide(x)}
+    layer = nn.Conv(features, (3, 3), name=name, **dtypes, **kwargs)
+    y = layer(rearrange(x, "b f h w c -> (b f) h w c"))
+    return rearrange(y, "(b f) h w c -> b f h w c", f=x.shape[1])
 
 
 def constrain(x: jax.Array) -> jax.Array:
@@ -63,8 +51,8 @@ def constrain(x: jax.Array) -> jax.Array:
 def groups(channels: int) -> int:
     """Group count: the largest divisor of `channels` up to min(32, channels / 4).
 
-    32 from 128 channels on, as in the reference U-Nets; four or more channels a group
-    below that, where single channels would be normalised to nothing but their shape.
+    32 for the usual widths from 128 on, as in the reference U-Nets; below that, groups
+    of four channels or more, since a group of one would lose the channel's own scale.
     """
     most = max(1, min(32, channels // 4))
     return next(g for g in range(most, 0, -1) if channels % g == 0)
@@ -128,7 +116,6 @@ class MLP(nn.Module):
 
     width: int
     layers: int = 2
-    last_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -136,8 +123,7 @@ class MLP(nn.Module):
         x = x.astype(wide(x))
         for i in range(self.layers - 1):
             x = nn.swish(dense(x, self.width, f"dense_{i}"))
-        last = f"dense_{self.layers - 1}"
-        return dense(x, self.width, last, kernel_init=self.last_init)
+        return dense(x, self.width, f"dense_{self.layers - 1}")
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

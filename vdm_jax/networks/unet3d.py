@@ -173,23 +173,25 @@ def check(
     for i, level in enumerate(spec.levels):
         _at_least(f"levels[{i}].channels", level.channels, 1)
         _at_least(f"levels[{i}].blocks", level.blocks, 1)
-    places = [
-        (f"levels[{i}]", lv.channels, lv.mixing) for i, lv in enumerate(spec.levels)
-    ]
-    for field, channels, mixing in (
-        *places,
-        ("middle", spec.levels[-1].channels, spec.middle),
-    ):
-        for name in mixing:
-            _one_of(f"{field}.mixing", name, parts)
-            if mixing.count(name) > 1:
-                raise UserError(f"network.{field}.mixing names {name} twice: once only")
-            if getattr(parts[name], "splits_heads", False):
-                _divides(f"{field}.channels", channels, spec.head_dim, "head_dim")
+    for i, level in enumerate(spec.levels):
+        _check_parts(f"levels[{i}].mixing", level.mixing, i, spec, parts)
+    _check_parts("middle", spec.middle, len(spec.levels) - 1, spec, parts)
 
     unit = spec.patch * 2 ** (len(spec.levels) - 1)
     for field, size in (("height", height), ("width", width)):
         _divides(f"video.{field}", size, unit, "patch * 2^(levels - 1)")
+
+
+def _check_parts(field, mixing, i, spec, parts):
+    for name in mixing:
+        _one_of(field, name, parts)
+        if mixing.count(name) > 1:
+            raise UserError(f"network.{field} names {name} twice: once is the rule")
+        if getattr(parts[name], "splits_heads", False):
+            channels = spec.levels[i].channels
+            _divides(
+                f"network.levels[{i}].channels", channels, spec.head_dim, "head_dim"
+            )
 
 
 def _one_of(field, value, known):

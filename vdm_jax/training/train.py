@@ -1,10 +1,10 @@
 """Training, from a config to a finished run: reads downwards."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from vdm_jax import data, sampling, sharding, video_io
 from vdm_jax import model as models
@@ -22,9 +22,7 @@ PREVIEWS = 8  # videos drawn from the same noise again and again
 VALIDATION_CLIPS = 64
 
 
-def train(
-    config: ConfigDict, workdir: Path, time_limit: float | None = None
-) -> TrainState:
+def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainState:
     """Train to config.train.steps, or go on from where the workdir stands.
 
     Every process of a run calls this together. Raises UserError before anything is
@@ -101,10 +99,10 @@ def train(
 
 def batch_shapes(config, model: models.Model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """What of a batch goes to the devices, over all processes."""
-    b, (frames, *size) = config.data.batch_size, model.shape
-    shapes = {"video": ((b, frames + config.data.images, *size), np.uint8)}
+    b, frames = config.data.batch_size, model.shape[0] + config.data.images
+    shapes: dict[str, tuple] = {"video": ((b, frames, *model.shape[1:]), np.uint8)}
     if config.data.images:
-        shapes["frame_mask"] = ((b, frames + config.data.images), np.bool_)
+        shapes["frame_mask"] = ((b, frames), np.bool_)
     if model.attributes:
         shapes["label"] = ((b, len(model.attributes)), np.int32)
     split = sharding.batch_sharding(mesh)
@@ -125,6 +123,9 @@ def describe(run: Run, model: models.Model, mesh, abstract, compiled, source) ->
     )
     run.logger.say(f"{count:,} parameters; videos of {model.shape}")
     run.logger.say(f"{source.name}: {clips:,} clips for training, {held:,} held out")
+    found = getattr(source, "report", None)  # of a folder: kept, dropped and why
+    for line in found.lines() if found else ():
+        run.logger.say(line)
     memory = compiled.memory_analysis()
     if memory is not None:
         peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
