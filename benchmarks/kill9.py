@@ -103,18 +103,8 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
 def arrays(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
     """Every array of a checkpoint by name, and what was saved beside them."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    nested: dict = {}
-    leaves = checkpoints.leaves(step)
-    for name, leaf in leaves.items():
-        *above, last = name.split("/")
-        place = nested
-        for part in above:
-            place = place.setdefault(part, {})
-        place[last] = leaf
-    state, extra = checkpoints.restore(step, nested)
-    found = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x)
-            for p, x in found}, extra  # fmt: skip
+    found = checkpoints.arrays(step)
+    return {n: np.asarray(x) for n, x in found.items()}, checkpoints.extra(step)
 
 
 def compare(a: Path, b: Path, step: int) -> dict:

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
         levels=(
             dict(channels=48, blocks=1, mixing=("temporal_conv",)),
             dict(channels=96, blocks=1, mixing=mixing),
-            dict(channels=144, blocks=1, mixing=mixing),
+            dict(channels=96, blocks=1, mixing=mixing),
         ),
         middle=("spatial_attention", "temporal_attention"),
         head_dim=48,

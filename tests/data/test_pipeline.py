@@ -112,6 +112,9 @@ def test_the_seed_decides_the_stream():
     a, b = stream(Numbered(), 6), stream(Numbered(), 6)
     assert_same(a, b)
     assert (items_of(a) != items_of(stream(Numbered(), 6, seed=1))).any()
+    one = [stream(Numbered(items=1), 6, batch_size=1, seed=seed) for seed in (0, 1)]
+    chance = [[b["video"][0, 0, 0, 0, 1] for b in batches] for batches in one]
+    assert chance[0] != chance[1]  # also within the examples
 
 
 def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
@@ -198,6 +201,10 @@ def test_images_are_appended_behind_the_unchanged_video():
         assert b["frame_mask"].dtype == bool and "frame_mask" not in a
         others |= set(b["video"][:, 3:, 0, 0, 0].ravel().tolist())
     assert others == set(range(10))  # from all items
+    alone = stream(Numbered(items=1), 6, batch_size=1, images=2)
+    chance = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
+    assert (np.ptp(chance, axis=1) > 0).all()  # the draws share no generator
+    assert (chance[:, 0] != chance[:, 1]).any() and (chance[:, 1] != chance[:, 2]).any()
 
 
 def test_flips_mirror_half_of_the_clips_and_leave_labels():

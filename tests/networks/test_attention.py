@@ -112,7 +112,7 @@ def test_no_bias_lifts_a_masked_pair(given, backend):
 def test_softmax_of_bfloat16_is_wide(backend):
     """Scores of 1000 and 1001 are one number in bfloat16."""
     q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
-    v = jnp.arange(2.0).reshape(1, 2, 1, 1) * q
+    v = jnp.arange(2, dtype=q.dtype).reshape(1, 2, 1, 1) * q
     bias = jnp.broadcast_to(jnp.asarray([1000.0, 1001.0]), (1, 2, 2))
     got = attention(q, 0 * q, v, bias=bias, backend=backend)
     assert got.dtype == jnp.bfloat16

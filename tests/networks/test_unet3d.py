@@ -19,17 +19,16 @@ from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, U
 
 TEMPORAL = ("temporal_conv", "temporal_attention")
 SPEC = UNetSpec(
-    levels=(
-        LevelSpec(8, 1, TEMPORAL),
-        LevelSpec(12, 1, ("spatial_attention", "temporal_attention")),
-    ),
+    levels=(LevelSpec(8, 1, TEMPORAL), LevelSpec(12, 1, ("spatial_attention",))),
     middle=("temporal_conv",),
     head_dim=4,
     relative_position="bias",
     extra_up_block=False,
 )
 VDM = dataclasses.replace(SPEC, relative_position="shaw", extra_up_block=True)
-PATCHED = dataclasses.replace(SPEC, patch=2)
+ONE_LEVEL = dataclasses.replace(
+    SPEC, levels=(LevelSpec(8, 1, ("spatial_attention", *TEMPORAL)),), middle=()
+)
 B, F, HW = 2, 5, 4
 MIXED = jnp.asarray([[True, True, True, False, False]])
 
@@ -55,7 +54,7 @@ def test_output_is_zero_at_initialisation(draw, quick_jit):
     inputs = Inputs(vector=draw(64, 6, seed=2))
 
     def run(key, z):
-        model = UNet3D(VDM)
+        model = UNet3D(ONE_LEVEL)
         params = model.init(key, z[:1], Inputs(vector=inputs.vector[:1]))
         return model.apply(params, z, inputs)
 
@@ -66,7 +65,9 @@ def test_output_is_zero_at_initialisation(draw, quick_jit):
     np.testing.assert_allclose(loss.mean(), expected, rtol=0.03)
 
 
-@pytest.mark.parametrize("spec", [SPEC, VDM, PATCHED], ids=["lean", "vdm", "patched"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, dataclasses.replace(VDM, patch=2)], ids=["lean bias", "vdm shaw"]
+)
 def test_images_are_what_an_image_network_makes_of_them(x64, build, spec):
     """T-ARCH 2: frames that are all independent, against each frame alone."""
     apply, params, z, inputs = build(spec, frame_mask=jnp.zeros((B, F), bool))
@@ -81,11 +82,10 @@ def test_images_are_what_an_image_network_makes_of_them(x64, build, spec):
     assert np.abs(together - out).max() > 1e-2
 
 
-@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["lean", "vdm"])
-def test_jacobian_between_frames(build, quick_jit, spec):
+def test_jacobian_between_frames(build, quick_jit):
     """T-ARCH 3, forward mode: frame i moves with frame j only if both are video."""
-    _, params, z, inputs = build(spec, b=1, frame_mask=MIXED)
-    model = UNet3D(spec)
+    _, params, z, inputs = build(SPEC, b=1, frame_mask=MIXED)
+    model = UNet3D(SPEC)
 
     def f(z):
         return model.apply(params, z, inputs)
@@ -102,24 +102,24 @@ def test_jacobian_between_frames(build, quick_jit, spec):
     assert np.all(jacobian[allowed] > 1e-3)
 
 
-@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["bias", "shaw"])
-def test_time_is_relative(x64, build, draw, spec):
+@pytest.mark.parametrize("position", ["bias", "shaw"])
+def test_time_is_relative(x64, build, draw, position):
     """T-ARCH 4: a clip that stands later in the frames, images before it, is the same.
 
     Run backwards it is not, unless the positions and the kernel over frames are made
     symmetric.
     """
+    spec = dataclasses.replace(ONE_LEVEL, relative_position=position)
+    vector = draw(1, 6, seed=1)
     early = jnp.asarray([[True] * 4 + [False] * 2])
-    apply, params, z, _ = build(spec, b=1, f=6, vector=draw(1, 6, seed=1))
-    vector = Inputs(vector=draw(1, 6, seed=1))
-    first = apply(params, z, vector.replace(frame_mask=early))
-    late = apply(
-        params, jnp.roll(z, 2, axis=1), vector.replace(frame_mask=early[:, ::-1])
-    )
-    np.testing.assert_allclose(late[:, 2:], first[:, :4], rtol=0, atol=1e-12)
+    apply, params, z, _ = build(spec, b=1, f=6, vector=vector, frame_mask=early)
 
-    reverse = apply(params, z[:, ::-1], vector)[:, ::-1]
-    assert np.abs(reverse - apply(params, z, vector)).max() > 1e-2
+    def run(z, frame_mask=jnp.ones((1, 6), bool)):  # noqa: B008
+        return apply(params, z, Inputs(vector=vector, frame_mask=frame_mask))
+
+    late = run(jnp.roll(z, 2, axis=1), early[:, ::-1])
+    np.testing.assert_allclose(late[:, 2:], run(z, early)[:, :4], rtol=0, atol=1e-12)
+    assert np.abs(run(z[:, ::-1])[:, ::-1] - run(z)).max() > 1e-2
 
     def symmetric(path, leaf):
         names = [key.key for key in path]
@@ -133,80 +133,65 @@ def test_time_is_relative(x64, build, draw, spec):
         return leaf
 
     params = jax.tree_util.tree_map_with_path(symmetric, params)
-    reverse = apply(params, z[:, ::-1], vector)[:, ::-1]
-    np.testing.assert_allclose(reverse, apply(params, z, vector), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(run(z[:, ::-1])[:, ::-1], run(z), rtol=0, atol=1e-12)
 
 
 def test_one_set_of_parameters_for_all_lengths_and_sizes(build, draw):
     """T-ARCH 5."""
-    apply, params, _, _ = build(VDM)
+    apply, params, z, inputs = build(VDM)
+    assert apply(params, z, inputs).shape == z.shape
     for f, h, w in ((1, 4, 4), (7, 4, 4), (3, 8, 4)):
         z, inputs = draw(1, f, h, w, 3), Inputs(vector=draw(1, 6))
-        assert apply(params, z, inputs).shape == z.shape
-        shapes = jax.eval_shape(UNet3D(VDM).init, jax.random.key(0), z, inputs)
-        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+        told = (jax.random.key(0), z, inputs)
+        out, others = jax.eval_shape(UNet3D(VDM).init_with_output, *told)
+        assert out.shape == z.shape
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, others)
 
 
 def test_concat_is_channels_beside_z(build, draw):
     k = draw(B, F, HW, HW, 2, seed=3)
-    apply, params, z, inputs = build(PATCHED, concat=k)
+    apply, params, z, inputs = build(dataclasses.replace(ONE_LEVEL, patch=2), concat=k)
     beside = apply(
         params, jnp.concatenate([z, k], axis=-1), inputs.replace(concat=None)
     )
     np.testing.assert_array_equal(apply(params, z, inputs), beside)
 
 
-@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["lean", "vdm"])
-def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit, spec):
+def test_skips_in_both_layouts(draw):
+    z, inputs = draw(1, 2, 8, 4, 3), Inputs()
+    for spec, sizes in ((SPEC, [8, 4]), (VDM, [8, 8, 4, 4])):
+        key = jax.random.key(0)
+        (_, skips), _ = jax.eval_shape(Down(spec).init_with_output, key, z, inputs)
+        assert [skip.shape[2] for skip in skips] == sizes
+
+
+def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit):
     """Against Down, Middle, Up and the output layers called one by one."""
-    apply, params, z, inputs = build(spec)
+    apply, params, z, inputs = build(VDM)
     own = {name: {"params": tree} for name, tree in params["params"].items()}
 
     def by_hand(z, residuals):
-        x, skips = Down(spec).apply(own["down"], z, inputs)
-        x = Middle(spec).apply(own["middle"], x, inputs) + residuals[-1]
+        x, skips = Down(VDM).apply(own["down"], z, inputs)
+        x = Middle(VDM).apply(own["middle"], x, inputs) + residuals[-1]
         skips = [s + r for s, r in zip(skips, residuals[:-1], strict=True)]
-        x = Up(spec).apply(own["up"], x, skips, inputs)
+        x = Up(VDM).apply(own["up"], x, skips, inputs)
         x = nn.swish(layers.GroupNorm().apply(own["norm"], x, inputs.vector))
         return nn.Conv(3, (3, 3)).apply(own["out"], x.reshape(B * F, HW, HW, -1))
 
-    low, skips = jax.eval_shape(Down(spec).apply, own["down"], z, inputs)
-    places = [place.shape for place in (*skips, low)]
-    assert len(places) == (5 if spec.extra_up_block else 3)
-    residuals = tuple(draw(*shape, seed=i) for i, shape in enumerate(places))
+    low, skips = jax.eval_shape(Down(VDM).apply, own["down"], z, inputs)
+    shapes = [place.shape for place in (*skips, low)]
+    residuals = tuple(draw(*shape, seed=i) for i, shape in enumerate(shapes))
     got = apply(params, z, inputs.replace(residuals=residuals))
     expected = quick_jit(by_hand)(z, residuals).reshape(z.shape)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-    plain = apply(params, z, inputs)
-    assert np.abs(got - plain).max() > 1e-2
-    none = jax.tree.map(jnp.zeros_like, residuals)
-    same = apply(params, z, inputs.replace(residuals=none))
-    np.testing.assert_allclose(same, plain, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=f"1 arrays for {len(places)} places"):
-        apply(params, z, inputs.replace(residuals=none[:1]))
-
-
-def test_the_vector_reaches_the_output_norm(draw, quick_jit):
-    """At initialisation every block is closed to it, save for the output layers."""
-    z, vector = draw(1, 2, HW, HW, 3), draw(1, 6, seed=1)
-
-    def run(key, z, vector):
-        params = UNet3D(SPEC).init(key, z, Inputs(vector=vector))
-        out = params["params"]["out"]
-        out = {**out, "kernel": jnp.ones_like(out["kernel"])}
-        params = {"params": {**params["params"], "out": out}}
-        return UNet3D(SPEC).apply(params, z, Inputs(vector=vector))
-
-    run = quick_jit(run)
-    one, other = (run(jax.random.key(0), z, v) for v in (vector, -vector))
-    assert np.abs(one - other).max() > 1e-2
+    with pytest.raises(ValueError, match="1 arrays for 5 places"):
+        apply(params, z, inputs.replace(residuals=residuals[:1]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, dtype):
     """Value and every gradient, on noise, on black frames and on outliers."""
-    spec = dataclasses.replace(SPEC, dtype=dtype)
+    spec = dataclasses.replace(ONE_LEVEL, dtype=dtype)
     z = draw(4, 3, HW, HW, 3).at[1].set(0).at[2].mul(1e3)
     logsnr = jnp.asarray([-20.0, 20.0, 20.0, -20.0])
     inputs = Inputs(
@@ -236,16 +221,16 @@ def test_bfloat16_computes_what_float32_does(build, spec):
 
 
 def test_float64_is_not_lost(x64, build):
-    apply, params, z, inputs = build(VDM, frame_mask=jnp.ones((B, F), bool))
+    _, params, z, inputs = build(VDM, frame_mask=jnp.ones((B, F), bool))
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
-    jaxpr = jax.make_jaxpr(apply)(params, z, inputs)
-    assert apply(params, z, inputs).dtype == jnp.float64
+    jaxpr = jax.make_jaxpr(UNet3D(VDM).apply)(params, z, inputs)
+    assert jaxpr.out_avals[0].dtype == jnp.float64
     assert "f32[" not in str(jaxpr) and "bf16[" not in str(jaxpr)
 
 
 def test_compiled_and_not_compiled_agree(build):
-    _, params, z, inputs = build(SPEC)
-    model = UNet3D(SPEC)
+    _, params, z, inputs = build(ONE_LEVEL)
+    model = UNet3D(ONE_LEVEL)
     eager = model.apply(params, z, inputs)
     np.testing.assert_allclose(
         jax.jit(model.apply)(params, z, inputs), eager, rtol=1e-5, atol=1e-5
@@ -310,7 +295,7 @@ def test_activations_are_pinned_where_rules_are_set(build):
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
     rules = (("batch", "data"), *((axis, None) for axis in layers.AXES[1:]))
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        assert pins() >= 6 + 9  # after each residual block and each part
+        assert pins() >= 6 + 7  # after each residual block and each part
 
 
 def test_a_system_brings_its_own_parts(draw):

@@ -189,7 +189,7 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
     assert caught.value.status == 3 and "\n" not in message
     assert "2 updates in a row up to step 4" in message
     assert "first bad: batch x" in message and "learning_rate" in message
-    assert "Step 2 is the last saved" in message
+    assert "last saved: step 2" in message
     assert steps(tmp_path) == [2]
 
 
@@ -206,6 +206,15 @@ def test_a_bad_state_is_never_saved(tmp_path):
         train(tmp_path, step=blow_up)
     assert caught.value.status == 3
     assert steps(tmp_path) == [2]
+
+
+def test_a_bad_start_is_refused(tmp_path, monkeypatch):
+    bad = new_state().replace(params={"w": jnp.full((1, 3), jnp.nan)})
+    monkeypatch.setitem(globals(), "new_state", lambda: bad)
+    with pytest.raises(
+        UserError, match="step 0; first bad: params/w; last saved: none"
+    ):
+        train(tmp_path)
 
 
 class Scalar:

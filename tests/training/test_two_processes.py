@@ -10,7 +10,6 @@ import textwrap
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -129,21 +128,12 @@ def reach(workdir: Path, step: int, processes) -> None:
         time.sleep(0.05)
 
 
-def last(workdir: Path) -> tuple[int, dict[str, np.ndarray], dict]:
+def last(workdir: Path) -> tuple[int, dict, dict]:
     """Step, arrays and data position of the newest checkpoint."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest()
     assert step is not None
-    nested: dict = {}
-    for name, leaf in checkpoints.leaves(step).items():
-        *above, end = name.split("/")
-        place = nested
-        for part in above:
-            place = place.setdefault(part, {})
-        place[end] = leaf
-    state, extra = checkpoints.restore(step, nested)
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return step, {str(p): np.asarray(x) for p, x in leaves}, extra
+    return step, checkpoints.arrays(step), checkpoints.extra(step)
 
 
 def check_pair(tmp_path, command, at: int, extra: int):
@@ -151,9 +141,7 @@ def check_pair(tmp_path, command, at: int, extra: int):
     pair = start(lambda *where: command(tmp_path / "pair", 10**6, *where), 2)
     reach(tmp_path / "pair", at, pair)
     pair[1].send_signal(signal.SIGTERM)
-    sent = time.monotonic()
     outputs = finish(pair, status=42)
-    assert time.monotonic() - sent < 20
     stopped, *_ = last(tmp_path / "pair")
     assert stopped >= at and f"saved step {stopped}" in outputs[0]
     assert "SIGTERM: saving" in outputs[1]
@@ -162,10 +150,8 @@ def check_pair(tmp_path, command, at: int, extra: int):
     outputs = finish(start(lambda *w: command(tmp_path / "pair", until, *w), 2))
     assert f"going on from step {stopped}" in outputs[0]
     finish(start(lambda *w: command(tmp_path / "one", until, *w), 1))
-    (step_a, a, extra_a), (step_b, b, extra_b) = (
-        last(tmp_path / "pair"),
-        last(tmp_path / "one"),
-    )
+    step_a, a, extra_a = last(tmp_path / "pair")
+    step_b, b, extra_b = last(tmp_path / "one")
     assert (step_a, extra_a) == (step_b, extra_b) and a.keys() == b.keys()
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -63,25 +63,30 @@ def evaluate(
     first = samples[weights[0]]
     rows = statistics.table(first, training, held_out)
     protocol = statistics.protocol(first, training)
-    tables = [(f"Pixel statistics, guidance {weights[0]:g}", *statistics.cells(rows))]
+    tables = [
+        report.Table(
+            f"Pixel statistics, guidance {weights[0]:g}",
+            *statistics.cells(rows),
+            highlight=(0,),
+            note=PIXEL_NOTE,
+        )
+    ]
     results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked}
     if source.name == "shapes" and labels is not None:
         by_row = shape_rows(model, samples, labels)
-        tables.insert(0, ("Does it show what the label asks?", *shape_cells(by_row)))
+        title = "Does it show what the label asks?"
+        tables.insert(0, report.Table(title, *shape_cells(by_row), note=SHAPES_NOTE))
         results["shapes"] = by_row
-    for title, headings, cells in tables:
-        print(f"\n{title}\n{statistics.text(headings, cells)}")
+    for table in tables:
+        print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
     print(f"\n{protocol}")
 
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     video_io.write_sheet(out / "samples.png", first[:SHOWN])
     sections = [*shown_beside(beside), *learning(workdir, config.video.fps)]
     sections += compare(first, held_out, training, config.video.fps)
-    sections += [
-        report.Table(title, headings, cells, highlight=(0,), note=NOTES[title[:5]])
-        for title, headings, cells in tables
-    ]
-    sections += [report.Commands("The commands", commands), facts(loaded, seed)]
+    sections += [*tables, report.Commands("The commands", commands)]
+    sections.append(facts(loaded, seed))
     page = out / "index.html"
     report.write(
         page,
@@ -95,17 +100,19 @@ def evaluate(
     return results
 
 
-NOTES = {
-    "Does ": "Attributes read from the pixels by template matching, no network in it. "
-    "Direction must be right on every displacement. Fit error in px^2 a frame, spread "
-    "is the deviation of the clips' mean position in pixels. Guidance w is that of "
-    "(1 + w) conditional - w unconditional.",
-    "Pixel": "Frechet distances of simple pixel features: lower is nearer to real "
-    "clips, 'training real' is as low as this many clips can be. Motion and sharpness "
-    "are ratios to real. 'Nearer' is the share nearer to a training clip than the "
-    "median held-out clip is: far above .5 means copying. The spoilt rows say what "
-    "each number notices.",
-}
+SHAPES_NOTE = (
+    "Attributes read from the pixels by template matching, no network in it. Direction "
+    "must be right on every displacement. Fit error in px^2 a frame, spread is the "
+    "deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
+    "conditional - w unconditional."
+)
+PIXEL_NOTE = (
+    "Frechet distances of simple pixel features: lower is nearer to real clips, and "
+    "'training real' is as low as this many clips can be. Motion and sharpness are "
+    "ratios to real. 'Nearer' is the share nearer to a training clip than the median "
+    "held-out clip is: far above .5 means copying. The spoilt rows say what each of the "
+    "numbers notices."
+)
 
 
 def training_size(num: int) -> int:

@@ -55,6 +55,7 @@ def fit(
     if done >= until:
         run.logger.say(f"nothing to train: step {done} of {until} is reached")
         return state
+    _check_state(run, state, done)  # compiled before a signal leaves little time
     meter = Meter(run.logger, until, config_train.log_every)
     late = None  # the step whose metrics are still on the devices
     request = GO_ON
@@ -169,7 +170,7 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _check_state(run: Run, state, done: int) -> None:
-    """A state that is not finite is never saved over a good one."""
+    """A state that is not finite is not trained, and never saved over a good one."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -184,8 +185,8 @@ def _check_state(run: Run, state, done: int) -> None:
 def _give_up(run: Run, what: str, first: str | None) -> None:
     saved = run.checkpoints.steps()
     raise UserError(
-        f"not finite: {what}; first bad: {first or 'not found again'}. Step "
-        f"{saved[-1] if saved else 0} is the last saved. Try a lower "
-        "config.train.learning_rate, a longer warmup, or config.network.dtype=float32",
+        f"not finite: {what}; first bad: {first or 'not found again'}; last saved: "
+        f"{f'step {saved[-1]}' if saved else 'none'}. Try a lower config.train."
+        "learning_rate, a longer warmup, or config.network.dtype=float32",
         status=3,
     )
