@@ -64,6 +64,7 @@ def base() -> ConfigDict:
         logsnr_min=-20.0,
         logsnr_max=20.0,
         shift=0.0,  # of logsnr; negative is noisier
+        train_shifts=(),  # in training examples take turns among these; () is shift
         output="v",  # of the network; or "eps", "x"
         precondition=False,  # by the data's mean and variance, v outputs only
         weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS

@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         relative_position="bias",
     )
     config.conditioning.update(width=192, label_drop=0.1)
-    config.diffusion.update(precondition=True)
+    config.diffusion.update(train_shifts=(0.0, -2.0), precondition=True)
     config.train.update(
         steps=2400,
         learning_rate=1.5e-3,

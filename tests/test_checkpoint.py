@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vdm_jax import checkpoint
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 
@@ -271,7 +272,10 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         checkpoints = Checkpoints(directory)
         with monkeypatch.context() as patch:
             clock = Clock(moments)
-            patch.setattr(os, "fsync", clock.ticking(os.fsync))
+            for name in "_write_json", "_sync":
+                patch.setattr(
+                    checkpoint, name, clock.ticking(getattr(checkpoint, name))
+                )
             patch.setattr(Path, "rename", clock.ticking(Path.rename))
             patch.setattr(shutil, "rmtree", clock.ticking(clock.halfway(shutil.rmtree)))
             try:

@@ -34,7 +34,8 @@ class Model:
 
     network: unet3d.UNet3D
     conditioner: Conditioner
-    schedule: schedules.Cosine
+    schedule: schedules.Cosine  # of sampling
+    training_schedule: schedules.Schedule
     shape: tuple[int, int, int, int]
     attributes: tuple[tuple[str, ...], ...] = ()
     output: str = "v"
@@ -180,6 +181,12 @@ def build(config: Any) -> Model:
     spec = network_spec(config)
     unet3d.check(spec, video.height, video.width)
     attributes = tuple(tuple(names) for names in config.data.attributes or ())
+    schedule = schedules.Cosine(
+        diffusion.logsnr_min, diffusion.logsnr_max, diffusion.shift
+    )
+    turns = tuple(
+        dataclasses.replace(schedule, shift=shift) for shift in diffusion.train_shifts
+    )
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
@@ -192,9 +199,8 @@ def build(config: Any) -> Model:
             frame_position=told.frame_position,
             text=told.text_width > 0,
         ),
-        schedule=schedules.Cosine(
-            diffusion.logsnr_min, diffusion.logsnr_max, diffusion.shift
-        ),
+        schedule=schedule,
+        training_schedule=schedules.TakingTurns(turns) if turns else schedule,
         shape=(video.frames, video.height, video.width, video.channels),
         attributes=attributes,
         output=diffusion.output,

@@ -330,7 +330,7 @@ WRONG = {
         "attention": "dot_product",
         "relative_position": "shaw",
     },
-    "number of levels=0 must be 1 or more": {"levels": ()},
+    "levels is empty: it must hold one level or more": {"levels": ()},
     "levels[0].blocks=0 must be 1 or more": {"levels": levels((8, 0))},
     "patch=0 must be 1 or more": {"patch": 0},
     "dropout=1.0 must be in [0, 1)": {"dropout": 1.0},

@@ -39,10 +39,6 @@ class Schedule(Protocol):
         """Diffusion time in [0, 1] -> phi = atan(sigma / alpha), increasing."""
         ...
 
-    def time(self, logsnr: Array) -> Array:
-        """The inverse: logsnr -> diffusion time."""
-        ...
-
 
 def namespace(x: Array):
     """The module, numpy or jax.numpy, that computes on `x`."""
@@ -100,3 +96,21 @@ class Cosine:
         xp = namespace(logsnr)
         low, high = self._ends()
         return (xp.arctan(xp.exp((self.shift - logsnr) / 2)) - low) / (high - low)
+
+
+@dataclasses.dataclass(frozen=True)
+class TakingTurns:
+    """For training: the examples of a batch [b] take turns among several schedules.
+
+    Detail is learned at little noise, motion and place at much; a small model trained
+    on one schedule learns one of them late.
+    """
+
+    schedules: tuple[Cosine, ...]
+
+    def angle(self, t: Array) -> Array:
+        """Diffusion times [b] -> phi [b]."""
+        xp = namespace(t)
+        angles = xp.stack([schedule.angle(t) for schedule in self.schedules])
+        turn = xp.arange(t.shape[0]) % len(self.schedules)
+        return xp.take_along_axis(angles, turn[None], axis=0)[0]

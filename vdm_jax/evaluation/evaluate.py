@@ -110,8 +110,8 @@ PIXEL_NOTE = (
     "Frechet distances of simple pixel features: lower is nearer to real clips, and "
     "'training real' is as low as this many clips can be. Motion and sharpness are "
     "ratios to real. 'Nearer' is the share nearer to a training clip than the median "
-    "held-out clip is: far above .5 means copying. The spoilt rows say what each of the "
-    "numbers notices."
+    "held-out clip is: far above .5 means copying. The spoilt rows say what each of "
+    "the numbers notices."
 )
 
 

@@ -164,7 +164,8 @@ def check(
             "network.attention=dot_product adds a bias but no Shaw vectors: "
             "set relative_position=bias, or attention=einsum"
         )
-    _at_least("the number of levels", len(spec.levels), 1)
+    if not spec.levels:
+        raise UserError("network.levels is empty: it must hold one level or more")
     for field in ("head_dim", "patch", "out_channels"):
         _at_least(field, getattr(spec, field), 1)
     if not 0 <= spec.dropout < 1:
@@ -173,7 +174,6 @@ def check(
     for i, level in enumerate(spec.levels):
         _at_least(f"levels[{i}].channels", level.channels, 1)
         _at_least(f"levels[{i}].blocks", level.blocks, 1)
-    for i, level in enumerate(spec.levels):
         _check_parts(f"levels[{i}].mixing", level.mixing, i, spec, parts)
     _check_parts("middle", spec.middle, len(spec.levels) - 1, spec, parts)
 
@@ -188,10 +188,8 @@ def _check_parts(field, mixing, i, spec, parts):
         if mixing.count(name) > 1:
             raise UserError(f"network.{field} names {name} twice: once is the rule")
         if getattr(parts[name], "splits_heads", False):
-            channels = spec.levels[i].channels
-            _divides(
-                f"network.levels[{i}].channels", channels, spec.head_dim, "head_dim"
-            )
+            where, channels = f"network.levels[{i}].channels", spec.levels[i].channels
+            _divides(where, channels, spec.head_dim, "head_dim")
 
 
 def _one_of(field, value, known):

@@ -24,7 +24,7 @@ def make_loss(model: Model, weighting: str) -> LossFn:
         x = model.encode(batch["video"])
         t = losses.stratified_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        step = schedules.step_at(model.schedule, t)
+        step = schedules.step_at(model.training_schedule, t)
         cond = model.drop(model.conditions(batch), drop_key)
         denoise = model.denoiser(params, dropout_key)
         loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond, weighting)
