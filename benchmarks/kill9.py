@@ -30,21 +30,21 @@ ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "deleting")
 
 
-def command(workdir: Path, steps: int) -> list[str]:
+def command(workdir: Path, steps: int, every: int = 5) -> list[str]:
     """Training with a checkpoint every few steps and nothing else beside it."""
     return [
         sys.executable, "train.py", "--config=configs/shapes.py:smoke",
         f"--workdir={workdir}", f"--config.train.steps={steps}",
-        "--config.train.checkpoint_every=5", "--config.train.keep_checkpoints=2",
+        f"--config.train.checkpoint_every={every}", "--config.train.keep_checkpoints=2",
         "--config.train.log_every=5", "--config.train.preview_every=0",
         "--config.train.validate_every=0",
     ]  # fmt: skip
 
 
 def train(workdir: Path, steps: int) -> None:
-    """Run to the end, or raise with what was printed."""
+    """Run to the end without further checkpoints, or raise with what was printed."""
     done = subprocess.run(
-        command(workdir, steps), cwd=ROOT, capture_output=True, text=True
+        command(workdir, steps, every=steps), cwd=ROOT, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"exit status {done.returncode}:\n{done.stdout}{done.stderr}")

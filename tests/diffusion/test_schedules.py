@@ -138,3 +138,14 @@ def test_a_step_has_the_shape_of_its_times(shape):
     step = schedules.step_at(schedules.Cosine(), jnp.full(shape, 0.3), index=7)
     assert step.logsnr.shape == step.alpha.shape == step.sigma.shape == shape
     assert int(step.index) == 7
+
+
+def test_examples_take_turns_among_schedules():
+    """Each example has the level of its own schedule at its own time."""
+    plain, noisy = schedules.Cosine(), schedules.Cosine(shift=-3.0)
+    turns = schedules.TakingTurns((plain, noisy))
+    t = np.linspace(0.1, 0.9, 5)
+    angle = turns.angle(t)
+    np.testing.assert_array_equal(angle[0::2], plain.angle(t[0::2]))
+    np.testing.assert_array_equal(angle[1::2], noisy.angle(t[1::2]))
+    np.testing.assert_allclose(turns.angle(jnp.asarray(t)), angle, atol=1e-6)

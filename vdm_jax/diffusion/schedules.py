@@ -112,5 +112,5 @@ class TakingTurns:
         """Diffusion times [b] -> phi [b]."""
         xp = namespace(t)
         angles = xp.stack([schedule.angle(t) for schedule in self.schedules])
-        turn = xp.arange(t.shape[0]) % len(self.schedules)
-        return xp.take_along_axis(angles, turn[None], axis=0)[0]
+        example = xp.arange(t.shape[0])
+        return angles[example % len(self.schedules), example]
