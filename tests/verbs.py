@@ -44,7 +44,7 @@ def _child(verb: str, flags: list[str], out: str, err: str, cache: str) -> None:
     getattr(cli, verb)()
 
 
-def call(verb: str, *flags: str, timeout: float = 300) -> Done:
+def call(verb: str, *flags: str, timeout: float = 500) -> Done:
     """`python VERB.py FLAGS`, from the repository's root, with the tests' cache."""
     cache = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla"
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,8 @@ def random_params():
             draw = rng.standard_normal(leaf.shape)
             if name == "kernel":
                 draw = draw / math.sqrt(math.prod(leaf.shape[:-1]))
+            elif name in ("keys", "values"):
+                draw = draw / math.sqrt(leaf.shape[-1])
             elif name == "scale":
                 draw = 1 + 0.2 * draw
             elif name == "bias":

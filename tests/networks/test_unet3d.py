@@ -1,6 +1,7 @@
 """Laws of the U-Net: T-ARCH 1 to 5, the doors, precision, remat and `check`."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import AxisType
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.networks import layers
-from vdm_jax.networks.blocks import PARTS
+from vdm_jax.networks.blocks import PARTS, block
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, Up, check
 
@@ -209,8 +210,9 @@ def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, d
         assert np.isfinite(grad).all(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("spec", [SPEC, VDM], ids=["bias", "shaw"])
-def test_bfloat16_computes_what_float32_does(build, spec):
+@pytest.mark.parametrize("position", ["bias", "shaw"])
+def test_bfloat16_computes_what_float32_does(build, position):
+    spec = dataclasses.replace(ONE_LEVEL, relative_position=position)
     apply, params, z, inputs = build(spec)
     half, half_params, _, _ = build(dataclasses.replace(spec, dtype="bfloat16"))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half_params))
@@ -251,36 +253,43 @@ def primitives(jaxpr):
 
 def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit):
     """Dropout included: the masks of the second forward pass are those of the first."""
-    levels = (LevelSpec(8, 1, ("spatial_attention",)),)
-    base = UNetSpec(levels, head_dim=4, dropout=0.3, extra_up_block=False)
-    z, inputs = draw(B, 2, HW, HW, 3), Inputs(vector=draw(B, 6, seed=1))
-    params = random_params(UNet3D(base), z, inputs)
+    base = dataclasses.replace(SPEC, dropout=0.3)
+    x, inputs = draw(B, 2, HW, HW, 8), Inputs(vector=draw(B, 6, seed=1))
+    made = {
+        remat: block(dataclasses.replace(base, remat=remat), PARTS)(8, TEMPORAL)
+        for remat in ("none", "full", "dots")
+    }
+    params = random_params(made["none"], x, inputs)
 
-    def grad(remat):
-        model = UNet3D(dataclasses.replace(base, remat=remat))
-
+    def grad(params, remat):
         def loss(params):
             rngs = {"dropout": jax.random.key(0)}
-            out = model.apply(params, z, inputs, True, rngs=rngs)
-            return jnp.mean(out * z)
+            return jnp.mean(made[remat].apply(params, x, inputs, True, rngs=rngs) * x)
 
-        names = list(primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
-        return quick_jit(jax.grad(loss))(params), names
+        return jax.grad(loss)(params)
 
-    (off, plain), (full, all_again), (dots, some_again) = map(
-        grad, ("none", "full", "dots")
-    )
-    for grads in (full, dots):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-            grads,
-            off,
-        )
-    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(off))
-    convolutions, roots = "conv_general_dilated", "rsqrt"
-    assert all_again.count(convolutions) > plain.count(convolutions)
-    assert some_again.count(convolutions) == plain.count(convolutions)
-    assert some_again.count(roots) > plain.count(roots)
+    grads = quick_jit(lambda p: {remat: grad(p, remat) for remat in made})(params)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["none"]))
+    for remat in ("full", "dots"):
+        same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        jax.tree.map(same, grads[remat], grads["none"])
+
+    def count(remat, name):
+        traced = jax.make_jaxpr(functools.partial(grad, remat=remat))(params)
+        return list(primitives(traced.jaxpr)).count(name)
+
+    convolutions = {remat: count(remat, "conv_general_dilated") for remat in made}
+    assert convolutions["full"] > convolutions["none"] == convolutions["dots"]
+    assert count("dots", "rsqrt") > count("none", "rsqrt")
+
+
+def test_remat_holds_every_block(build):
+    spec = dataclasses.replace(ONE_LEVEL, remat="full")
+    _, params, z, inputs = build(spec)
+    jaxpr = jax.make_jaxpr(UNet3D(spec).apply)(params, z, inputs).jaxpr
+    names = [equation.primitive.name for equation in jaxpr.eqns]
+    assert names.count("remat2") + names.count("checkpoint") == 4
+    assert "rsqrt" in names and names.count("rsqrt") == 1  # only the output norm's
 
 
 def test_activations_are_pinned_where_rules_are_set(build):

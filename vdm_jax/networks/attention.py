@@ -1,5 +1,6 @@
 """Attention: one entry point, two backends, and positions relative in time."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -25,11 +26,10 @@ def attention(q, k, v, *, mask=None, bias=None, shaw=None, backend="einsum"):
 
 def _einsum(q, k, v, mask, bias, shaw):
     dtype = wide(q)
-    scores = jnp.einsum("...nhd,...mhd->...hnm", q, k, preferred_element_type=dtype)
+    einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    scores = einsum("...nhd,...mhd->...hnm", q, k)
     if shaw is not None:  # q_i . (k_j + a_k[i, j]), arXiv:1803.02155, equation 4
-        scores += jnp.einsum(
-            "...nhd,nmd->...hnm", q, shaw[0], preferred_element_type=dtype
-        )
+        scores += einsum("...nhd,nmd->...hnm", q, shaw[0])
     scores = scores / math.sqrt(q.shape[-1])
     lead = (1,) * (q.ndim - 3)
     if bias is not None:
@@ -38,10 +38,10 @@ def _einsum(q, k, v, mask, bias, shaw):
         hidden = jnp.asarray(-0.7 * jnp.finfo(dtype).max, dtype)
         scores = jnp.where(mask[..., None, :, :], scores, hidden)
     p = nn.softmax(scores).astype(v.dtype)
-    out = jnp.einsum("...hnm,...mhd->...nhd", p, v)
+    out = einsum("...hnm,...mhd->...nhd", p, v)
     if shaw is not None:  # sum_j p_ij (v_j + a_v[i, j]), equation 3
-        out += jnp.einsum("...hnm,nmd->...nhd", p, shaw[1])
-    return out
+        out += einsum("...hnm,nmd->...nhd", p, shaw[1])
+    return out.astype(v.dtype)
 
 
 def _dot_product(q, k, v, mask, bias, shaw):

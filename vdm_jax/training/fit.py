@@ -56,6 +56,7 @@ def fit(
         run.logger.say(f"nothing to train: step {done} of {until} is reached")
         return state
     _check_state(run, state, done)  # compiled before a signal leaves little time
+    run.checkpoints.wait()  # for processes that were slower to compile
     meter = Meter(run.logger, until, config_train.log_every)
     late = None  # the step whose metrics are still on the devices
     request = GO_ON
