@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Shapes are learned at little noise, directions at much.
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
     config.train.update(
-        steps=3000,
+        steps=2600,
         learning_rate=2e-3,
         warmup=60,
         final=0.05,

@@ -173,7 +173,9 @@ def sample() -> None:
                 progress=progress,
                 **sampling.settings(ask),
             )
-        texts = [sampling.label_text(loaded.model, row) for row in labels or ()]
+        texts = None
+        if labels is not None:
+            texts = [sampling.label_text(loaded.model, row) for row in labels]
         meta = {"command": command(), "seed": FLAGS.seed, "sample": ask.to_dict()}
         made = video_io.write_all(
             out,
@@ -181,7 +183,7 @@ def sample() -> None:
             sampling.to_uint8(videos),
             loaded.config.video.fps,
             meta | {"workdir": FLAGS.workdir, "step": loaded.step},
-            labels=texts or None,
+            labels=texts,
             overwrite=FLAGS.overwrite,
         )
         print(f"{len(videos)} videos in {out}; see {made[-3]}")

@@ -39,6 +39,7 @@ def write(path: Path, params, dtype=np.float16) -> None:
             raise UserError(f"{name} is not finite as {np.dtype(dtype)}: not written")
     part = path.with_name(path.name + ".part")
     save_file(arrays, part)
+    part.chmod(0o644)  # the library makes files that only their owner reads
     os.replace(part, path)
 
 
