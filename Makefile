@@ -9,7 +9,7 @@ setup: .venv/ready
 
 .venv/ready: requirements.txt requirements-dev.txt requirements-assets.txt constraints.txt pyproject.toml
 	@if command -v uv >/dev/null 2>&1 && [ "$(UV)" != no ]; then \
-	  uv venv -q --clear --python $(PYTHON) .venv && \
+	  uv venv -q --seed --clear --python $(PYTHON) .venv && \
 	  uv pip install -q --python $(BIN)/python -c constraints.txt \
 	    -r requirements.txt -r requirements-dev.txt && \
 	  uv pip install -q --python $(BIN)/python --no-deps --require-hashes \
@@ -47,12 +47,11 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# Sample the shipped models, train one from scratch, sample it, measure it.
+# Sample the shipped model, train one from scratch, sample it, measure it.
 DEMO := runs/demo
 demo: setup
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shipped-shapes --overwrite
-	$(BIN)/python sample.py --workdir=models/clips --num=8 --out=$(DEMO)/shipped-clips --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shipped --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 \
-	  --beside=$(DEMO)/shipped-shapes,$(DEMO)/shipped-clips --commands="make demo"
+	  --beside=$(DEMO)/shipped --commands="make demo"
