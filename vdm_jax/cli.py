@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from vdm_jax.errors import UserError
+from vdm_jax.training import launch
 
 FLAGS = flags.FLAGS
 
@@ -28,7 +29,7 @@ def run(verb: Callable[[], None], description: str) -> None:
         app.run(lambda argv: verb(), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.status)
+        launch.leave(error.status)  # without waiting for processes that go on
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -91,15 +92,16 @@ def train() -> None:
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
     flags.DEFINE_integer("num_processes", None, "how many processes take part")
     flags.DEFINE_integer("process_id", None, "which of them this is")
+    flags.DEFINE_float(
+        "time_limit", None, "seconds after which to save and exit with status 42", 1.0
+    )
 
     def verb() -> None:
         _start_jax()
-        from vdm_jax.training import launch
-
         launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         from vdm_jax.training.train import train
 
-        train(FLAGS.config, Path(FLAGS.workdir).absolute())
+        train(FLAGS.config, Path(FLAGS.workdir).absolute(), FLAGS.time_limit)
 
     run(verb, "Train a video diffusion model; the same command again resumes.")
 

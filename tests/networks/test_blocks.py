@@ -58,6 +58,18 @@ def test_a_fresh_part_is_the_identity(given, quick_jit, random_params, name):
     assert np.abs(moved - x).max() > 0.1
 
 
+def test_a_fresh_residual_block_is_its_skip(given, quick_jit):
+    x, inputs = given()
+    for channels in (C, 12):
+        block = blocks.ResBlock(SPEC, channels)
+        init = quick_jit(
+            lambda key, block=block: block.init_with_output(key, x, inputs)
+        )
+        out, params = init(jax.random.key(0))
+        skip = params["params"].get("skip", {"kernel": jnp.eye(C)})
+        np.testing.assert_allclose(out, x @ skip["kernel"], rtol=1e-5, atol=1e-5)
+
+
 def test_temporal_convolution_is_a_convolution(x64, given, build):
     """Its product of shifted copies against lax's own, kernel 3 over frames."""
     x, _ = given()

@@ -26,10 +26,10 @@ def attention(q, k, v, *, mask=None, bias=None, shaw=None, backend="einsum"):
 
 def _einsum(q, k, v, mask, bias, shaw):
     dtype = wide(q)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    scores = einsum("...nhd,...mhd->...hnm", q, k)
+    wide_einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    scores = wide_einsum("...nhd,...mhd->...hnm", q, k)
     if shaw is not None:  # q_i . (k_j + a_k[i, j]), arXiv:1803.02155, equation 4
-        scores += einsum("...nhd,nmd->...hnm", q, shaw[0])
+        scores += wide_einsum("...nhd,nmd->...hnm", q, shaw[0])
     scores = scores / math.sqrt(q.shape[-1])
     lead = (1,) * (q.ndim - 3)
     if bias is not None:
@@ -38,10 +38,11 @@ def _einsum(q, k, v, mask, bias, shaw):
         hidden = jnp.asarray(-0.7 * jnp.finfo(dtype).max, dtype)
         scores = jnp.where(mask[..., None, :, :], scores, hidden)
     p = nn.softmax(scores).astype(v.dtype)
-    out = einsum("...hnm,...mhd->...nhd", p, v)
+    # In v's dtype: XLA's CPU lacks some bfloat16 products with a float32 result.
+    out = jnp.einsum("...hnm,...mhd->...nhd", p, v)
     if shaw is not None:  # sum_j p_ij (v_j + a_v[i, j]), equation 3
-        out += einsum("...hnm,nmd->...nhd", p, shaw[1])
-    return out.astype(v.dtype)
+        out += jnp.einsum("...hnm,nmd->...nhd", p, shaw[1])
+    return out
 
 
 def _dot_product(q, k, v, mask, bias, shaw):

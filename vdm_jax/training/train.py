@@ -1,5 +1,6 @@
 """Training, from a config to a finished run: reads downwards."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             abstract, init, batches, lambda other: models.load(other).params
         )
         shapes = batch_shapes(config, model, mesh)
+        started = time.perf_counter()
         compiled = (
             jax.jit(
                 step,
@@ -81,6 +83,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             .lower(abstract, {}, shapes, key)
             .compile()
         )
+        seconds = time.perf_counter() - started
+        run.logger.say(f"compiled the training step in {seconds:.1f} s")
         describe(run, model, mesh, abstract, compiled, source)
         return fit(
             compiled,
