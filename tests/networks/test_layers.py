@@ -105,16 +105,6 @@ def test_noise_features_stay_wide():
         layers.noise_features(logsnr, 7)
 
 
-def test_mlp_by_hand(x64, draw, random_params):
-    x = draw(4, 3)
-    mlp = layers.MLP(5, layers=2)
-    params = random_params(mlp, x)
-    first, last = (params["params"][k] for k in ("dense_0", "dense_1"))
-    hidden = nn.swish(x @ first["kernel"] + first["bias"].reshape(1, -1))
-    expected = hidden @ last["kernel"] + last["bias"].reshape(1, -1)
-    np.testing.assert_allclose(mlp.apply(params, x), expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_space_to_depth_round_trip(draw, patch):
     x = draw(2, 3, 6, 12, 5)

@@ -111,21 +111,6 @@ def noise_features(logsnr: jax.Array, dim: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-class MLP(nn.Module):
-    """`layers` Dense layers of `width` with swish between them; wide throughout."""
-
-    width: int
-    layers: int = 2
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., d] -> [..., width]."""
-        x = x.astype(wide(x))
-        for i in range(self.layers - 1):
-            x = nn.swish(dense(x, self.width, f"dense_{i}"))
-        return dense(x, self.width, f"dense_{self.layers - 1}")
-
-
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """[..., h, w, c] -> [..., h/p, w/p, p p c]: the pixels of a patch as channels."""
     return rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=patch, q=patch)
