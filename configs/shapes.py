@@ -32,14 +32,14 @@ def get_config(variant: str = "") -> ConfigDict:
                 mixing=("temporal_conv", "temporal_attention", "spatial_attention"),
             ),
         ),
-        middle=("temporal_conv", "temporal_attention", "spatial_attention"),
+        middle=("temporal_attention", "spatial_attention"),
         head_dim=48,
         patch=2,
         extra_up_block=False,
         relative_position="bias",
     )
     config.conditioning.update(
-        width=128, layers=2, label_drop=0.1, attribute_drop=0.05, frame_position=True
+        width=96, layers=2, label_drop=0.1, attribute_drop=0.05, frame_position=True
     )
     # Shapes are learned at little noise, directions at much.
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)

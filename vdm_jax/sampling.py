@@ -113,6 +113,8 @@ def sample(
     """
     check(model, num, steps, guidance, threshold, batch_size, seed)
     mesh = mesh or sharding.make_mesh()
+    # A loaded model's parameters are on one device; a run's are where they shall be.
+    params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(batch_size, num)
     batch += -batch % mesh.size
     chosen = make_sampler(sampler, gamma)
