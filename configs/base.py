@@ -72,6 +72,7 @@ def base() -> ConfigDict:
 
     config.train = dict(
         steps=100_000,
+        optimizer="adam",  # or "muon": fewer steps, a larger learning rate
         learning_rate=3e-4,
         warmup=1000,  # steps
         final=1.0,  # share of the rate left at the end of a cosine decay; 1 is constant

@@ -45,7 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
     config.train.update(
         steps=2600,
-        learning_rate=2e-3,
+        optimizer="muon",
+        learning_rate=5e-3,
         warmup=60,
         final=0.05,
         weight_decay=0.01,

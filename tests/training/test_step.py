@@ -132,3 +132,30 @@ def test_weight_decay_is_decoupled():
     still = {"x": jnp.zeros((8, 3)), "y": jnp.zeros(8)}
     state, _ = updated(still, tx=tx)
     np.testing.assert_allclose(state.params["w"], params()["w"] * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5)])
+def test_the_first_muon_step_is_the_polar_factor_of_a_kernel_and_adam_s_of_the_rest(
+    shape,
+):
+    """By its singular vectors; the iteration leaves singular values near 1, not at 1."""
+    tree = {"out": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(4)}}
+    grads = {
+        "out": {
+            "kernel": jax.random.normal(jax.random.key(0), shape),
+            "bias": jnp.array([3.0, -2.0, 1.0, -0.1]),
+        }
+    }
+    tx = optimizer.optimizer(train_config(optimizer="muon"))
+    updates, _ = tx.update(grads, tx.init(tree), tree)
+    np.testing.assert_allclose(
+        updates["out"]["bias"], jnp.sign(grads["out"]["bias"]), atol=1e-4
+    )
+    gradient, update = (
+        np.asarray(t["out"]["kernel"]).reshape(-1, shape[-1]) for t in (grads, updates)
+    )
+    u, _, vt = np.linalg.svd(gradient, full_matrices=False)
+    turned = u.T @ update @ vt.T / (0.2 * max(gradient.shape) ** 0.5)
+    diagonal = np.diagonal(turned)
+    np.testing.assert_allclose(turned, np.diag(diagonal), atol=1e-3)
+    assert (abs(diagonal - 1) < 0.4).all(), diagonal

@@ -6,6 +6,7 @@ import jax
 
 from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.errors import UserError
+from vdm_jax.training.optimizer import OPTIMIZERS
 
 # (field, lowest, highest): both included.
 RANGES = (
@@ -59,11 +60,13 @@ def check(config) -> None:
             f"config.train.warmup={train.warmup} is longer than the "
             f"{train.steps} steps of training: lower it"
         )
-    if config.diffusion.weighting not in WEIGHTINGS:
-        raise UserError(
-            f"config.diffusion.weighting={config.diffusion.weighting!r}: one of "
-            + ", ".join(WEIGHTINGS)
-        )
+    names = {"diffusion.weighting": WEIGHTINGS, "train.optimizer": OPTIMIZERS}
+    for field, known in names.items():
+        group, name = field.split(".")
+        if config[group][name] not in known:
+            raise UserError(
+                f"config.{field}={config[group][name]!r}: one of {', '.join(known)}"
+            )
     shares = jax.device_count() * train.accumulate
     if data.batch_size % shares:
         nearest = max(round(data.batch_size / shares), 1) * shares
