@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Shapes are learned at little noise, directions at much.
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
     config.train.update(
-        steps=2600,
+        steps=3000,
         optimizer="muon",
         learning_rate=5e-3,
         warmup=60,
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.update(steps=32, sampler="ddim", guidance=1.0, batch_size=64)
 
     if variant == "demo":
-        config.train.update(steps=1100, preview_every=200, validate_every=200)
+        config.train.update(steps=1000, preview_every=200, validate_every=200)
     if variant == "smoke":
         smoke(config)
     return config.lock()
