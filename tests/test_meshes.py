@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import verbs
+
 ROOT = Path(__file__).parents[1]
 STEPS = 20
 SIZES = ("--config.data.batch_size=8", f"--config.train.steps={STEPS}")
@@ -44,16 +46,8 @@ def trained(folder: Path, devices: int, x64: bool, *mesh: str) -> dict[str, np.n
     """The parameters after STEPS steps, by name."""
     config = "--config=configs/shapes.py:smoke"
     call(devices, x64, "train.py", config, f"--workdir={folder}", *SIZES, *QUIET, *mesh)
-    # In a process that has float64 switched on, as this one has not.
-    call(
-        1, x64, "-c",
-        "import numpy as np; from vdm_jax.checkpoint import Checkpoints;"
-        f"c = Checkpoints({str(folder / 'checkpoints')!r}, read_only=True);"
-        f"assert c.latest() == {STEPS};"
-        f"np.savez({str(folder / 'arrays.npz')!r}, **c.arrays({STEPS}))",
-    )  # fmt: skip
-    with np.load(folder / "arrays.npz") as arrays:
-        return {name: arrays[name] for name in arrays if name.startswith("params/")}
+    arrays = verbs.arrays(folder / "checkpoints", STEPS, x64)
+    return {name: a for name, a in arrays.items() if name.startswith("params/")}
 
 
 MESHES = {
@@ -79,6 +73,13 @@ def test_eight_devices_train_as_one(single, mesh, tmp_path):
     assert next(iter(single.values())).dtype == np.float64
     eight = trained(tmp_path / "run", 8, True, *MESHES[mesh])
     assert largest(single, eight) < 1e-10
+
+
+@pytest.mark.slow
+def test_eight_devices_start_from_the_parameters_of_one(tmp_path):
+    trained(tmp_path / "one", 1, False)
+    given = f"--config.init_from={tmp_path / 'one'}"
+    trained(tmp_path / "eight", 8, False, *MESHES["4x2"], given)
 
 
 @pytest.mark.slow

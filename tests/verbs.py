@@ -6,9 +6,12 @@ Processes are forked from a server that has imported JAX but not started it.
 import dataclasses
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 PRELOAD = [
@@ -70,3 +73,22 @@ def refused(verb: str, *flags: str) -> str:
     assert "Traceback" not in done.stderr
     assert lines[-1].startswith("error: ")
     return lines[-1]
+
+
+def arrays(checkpoints: Path, step: int, x64: bool) -> dict[str, np.ndarray]:
+    """A checkpoint's arrays by name, read by a process that may have float64 on."""
+    code = (
+        "import sys, numpy as np; from vdm_jax.checkpoint import Checkpoints;"
+        "c = Checkpoints(sys.argv[1], read_only=True);"
+        "np.savez(sys.argv[3], **c.arrays(int(sys.argv[2])))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "arrays.npz"
+        subprocess.run(
+            [sys.executable, "-c", code, str(checkpoints), str(step), str(out)],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "JAX_ENABLE_X64": str(int(x64))},
+        )
+        with np.load(out) as found:
+            return dict(found)

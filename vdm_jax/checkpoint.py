@@ -180,7 +180,7 @@ class Checkpoints:
             parts = {str(key) for key in abstract_state}
             saved = {n: x for n, x in saved.items() if n.split("/")[0] in parts}
         wanted = dict(_named(abstract_state))
-        _check_fit(saved, wanted, f"checkpoint {self.directory / str(step)}")
+        check_fit(saved, wanted, f"checkpoint {self.directory / str(step)}")
         arrays = self._load(step, wanted)
         treedef = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
@@ -316,8 +316,12 @@ def _named(tree) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def _check_fit(saved: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
-    """Raise UserError with the first five arrays that are not alike on both sides."""
+def check_fit(saved, wanted, what: str) -> None:
+    """Raise UserError if two trees differ in the name, shape or dtype of any array.
+
+    It names `what` and the first five that do.
+    """
+    saved, wanted = dict(_named(saved)), dict(_named(wanted))
 
     def describe(leaves: dict[str, Any], name: str) -> str:
         leaf = leaves.get(name)

@@ -34,9 +34,10 @@ def run(verb: Callable[[], None], description: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's own parsing, with its many exceptions turned into UserError."""
-    for flag in argv[1:]:
-        if flag.startswith("--config="):
-            _check_config_file(flag.removeprefix("--config="))
+    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name in ("--config", "-config"):
+            _check_config_file(value if equals else following)
     try:
         rest = FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -50,16 +51,23 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _check_config_file(value: str) -> None:
-    """The file exists and knows the variant: `configs/NAME.py[:variant]`."""
+    """The file exists and knows the variant: `configs/NAME.py[:variant]`.
+
+    It is run here once, so that a bug in it shows as one, with its traceback.
+    """
     path, _, variant = value.partition(":")
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--config={path}: no such file{hint}")
-    variants = runpy.run_path(path).get("VARIANTS", ("",))
+    module = runpy.run_path(path)
+    if "get_config" not in module:
+        raise UserError(f"{path} is not a config: it defines no get_config()")
+    variants = module.get("VARIANTS", ("",))
     if variant not in variants:
         known = ", ".join(repr(v) for v in variants if v) or "none"
         raise UserError(f"{path} has no variant {variant!r}; it has: {known}")
+    module["get_config"](*[variant] * bool(variant))
 
 
 def _config_flag() -> None:
@@ -236,17 +244,20 @@ def export() -> None:
     _workdir_flag("a run")
     flags.DEFINE_string("out", None, "folder to write, as models/NAME")
     flags.mark_flag_as_required("out")
+    flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
-        from vdm_jax import model
+        from vdm_jax import model, video_io
         from vdm_jax.weights import params
 
-        loaded, out = model.load(FLAGS.workdir), Path(FLAGS.out)
-        out.mkdir(parents=True, exist_ok=True)
-        params.write(out / "params.safetensors", loaded.params)
+        loaded, out = model.load(FLAGS.workdir), video_io.make_folder(FLAGS.out)
+        file = out / "params.safetensors"
+        with video_io.replacing(file, FLAGS.overwrite) as path:
+            params.write(path, loaded.params)
         text = loaded.config.to_json_best_effort(indent=1)
-        (out / "config.json").write_text(text + "\n")
-        size = (out / "params.safetensors").stat().st_size / 1e6
-        print(f"step {loaded.step}, {size:.2f} MB in {out / 'params.safetensors'}")
+        with video_io.replacing(out / "config.json", FLAGS.overwrite) as path:
+            path.write_text(text + "\n")
+        size = file.stat().st_size / 1e6
+        print(f"step {loaded.step}, {size:.2f} MB in {file}")
 
     run(verb, "Write the averaged parameters of a run as half-precision safetensors.")

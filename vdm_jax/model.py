@@ -212,6 +212,9 @@ def build(config: Any) -> Model:
     )
 
 
+SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
+
+
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
     path = Path(workdir) / "config.json"
@@ -221,9 +224,16 @@ def read_config(workdir: Path) -> Any:
             "training run or a folder of models/"
         )
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+        fields = json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is not JSON: {error}") from error
+    lacking = SECTIONS - (fields.keys() if isinstance(fields, dict) else set())
+    if lacking:
+        raise UserError(
+            f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
+            "the file that training wrote"
+        )
+    return ConfigDict(fields)
 
 
 class Loaded(NamedTuple):

@@ -111,7 +111,17 @@ def sample(
     +-this at every step, 0 for none. progress(done, total) counts steps of batches.
     Raises UserError for settings out of range.
     """
-    check(model, num, steps, guidance, threshold, batch_size, seed)
+    check(
+        model,
+        num,
+        seed,
+        steps=steps,
+        sampler=sampler,
+        gamma=gamma,
+        guidance=guidance,
+        threshold=threshold,
+        batch_size=batch_size,
+    )
     mesh = mesh or sharding.make_mesh()
     # A loaded model's parameters are on one device; a run's are where they shall be.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
@@ -200,13 +210,20 @@ def label_text(model: Model, label: np.ndarray) -> str:
 def check(
     model: Model,
     num: int,
+    seed: int,
+    *,
     steps: int,
+    sampler: str,
+    gamma: float,
     guidance: float,
     threshold: float,
     batch_size: int,
-    seed: int,
 ) -> None:
-    """Ranges of the sampling settings, checked before anything compiles."""
+    """Raise UserError for settings of `sample` out of range, before anything compiles.
+
+    The keywords are those of `settings`.
+    """
+    make_sampler(sampler, gamma)
     for name, value in (("num", num), ("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: at least 1")

@@ -1,5 +1,6 @@
 """``python -m vdm_jax.data check``: what it says is what training would find."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import folder as folder_config
 from vdm_jax import video_io
 from vdm_jax.data import __main__ as command
+from vdm_jax.data import check as data_check
 
 SMALL = ["--frames=4", "--height=16", "--width=16"]
 
@@ -45,6 +48,8 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def check(videos, tmp_path, capsys):
     def run(*flags, where=videos):
+        if not any(flag.startswith(("--fps", "--stride")) for flag in flags):
+            flags += ("--stride=1",)
         sheet = f"--sheet={tmp_path / 'sheet.png'}"
         cache = f"--cache-dir={videos.parent / 'cache'}"
         status = command.main(["check", str(where), sheet, cache, *SMALL, *flags])
@@ -98,6 +103,18 @@ def test_a_rate_drops_the_slow(check):
     status, out, err = check("--fps=100")
     assert status == 2 and not out and err.count("\n") == 1
     assert err.startswith("error: ") and "frames would repeat" in err
+
+
+def test_the_defaults_are_those_of_the_config():
+    parser = argparse.ArgumentParser()
+    data_check.add_arguments(parser)
+    given = parser.parse_args(["videos"])
+    config = folder_config.get_config()
+    video, data = config.video, config.data
+    assert (given.frames, given.height, given.width) == (
+        video.frames, video.height, video.width,
+    )  # fmt: skip
+    assert (given.fps, given.held_out) == (data.target_fps, data.held_out)
 
 
 @pytest.mark.parametrize("flags", [["--stride=0"], ["--frames=31"], ["--held-out=2"]])

@@ -52,6 +52,7 @@ def config(folder_, cache_dir_, **changes):
     video = {"frames": 4, "height": HEIGHT, "width": WIDTH, "channels": 3, "fps": 8}
     data = {"path": str(folder_), "stride": 1, "target_fps": 0.0, "crop": "center"}
     data |= {"held_out": 0.25, "cache_dir": str(cache_dir_), "cache_gib": 0.01}
+    data |= {"max_bad_share": 1.0}
     video |= {name: changes[name] for name in video if name in changes}
     data |= {name: changes[name] for name in data if name in changes}
     assert set(changes) <= set(video) | set(data)
@@ -86,6 +87,16 @@ def rng(seed=0):
 
 
 # ---- what is found ----
+
+
+def test_too_many_unusable_files_stop_before_training(videos, opened):
+    for n in range(3):
+        make_mp4(videos / f"{n}.mp4", n)
+    for n in range(2):
+        (videos / f"bad{n}.mp4").write_bytes(b"")
+    assert len(opened(max_bad_share=0.4).report.dropped) == 2
+    with pytest.raises(UserError, match=r"2 of 5 .*max_bad_share=0.3.*bad0.mp4: empty"):
+        opened(max_bad_share=0.3)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_weight_decay_is_decoupled():
 def test_the_first_muon_step_is_the_polar_factor_of_a_kernel_and_adam_s_of_the_rest(
     shape,
 ):
-    """By its singular vectors; the iteration leaves singular values near 1, not at 1."""
+    """By its singular vectors; its singular values are near 1, not at 1."""
     tree = {"out": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(4)}}
     grads = {
         "out": {

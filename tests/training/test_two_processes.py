@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import verbs
 from vdm_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +71,14 @@ TOY = textwrap.dedent("""
 """)
 
 
-def environment(devices: int) -> dict[str, str]:
+def environment(devices: int, x64: bool) -> dict[str, str]:
     # Unoptimised code: compiling takes most of the time here.
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0"
     )
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    choices = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64))}
+    return {**os.environ, "XLA_FLAGS": flags, **choices}
 
 
 def address() -> str:
@@ -85,13 +87,13 @@ def address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def start(command, count: int) -> list[subprocess.Popen]:
+def start(command, count: int, x64: bool) -> list[subprocess.Popen]:
     """The processes of a run over eight devices; `command(address, count, rank)`."""
     where = address() if count > 1 else ""
     return [
         subprocess.Popen(
             [sys.executable, *command(where, count, rank)],
-            cwd=ROOT, env=environment(8 // count), text=True,
+            cwd=ROOT, env=environment(8 // count, x64), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(count)
@@ -128,17 +130,18 @@ def reach(workdir: Path, step: int, processes) -> None:
         time.sleep(0.05)
 
 
-def last(workdir: Path) -> tuple[int, dict, dict]:
+def last(workdir: Path, x64: bool) -> tuple[int, dict, dict]:
     """Step, arrays and data position of the newest checkpoint."""
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    folder = workdir / "checkpoints"
+    checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.latest()
     assert step is not None
-    return step, checkpoints.arrays(step), checkpoints.extra(step)
+    return step, verbs.arrays(folder, step, x64), checkpoints.extra(step)
 
 
-def check_pair(tmp_path, command, at: int, extra: int):
+def check_pair(tmp_path, command, at: int, extra: int, x64: bool = False):
     """Train, stop one by SIGTERM, resume; equal to one process that never stopped."""
-    pair = start(lambda *where: command(tmp_path / "pair", 10**6, *where), 2)
+    pair = start(lambda *where: command(tmp_path / "pair", 10**6, *where), 2, x64)
     reach(tmp_path / "pair", at, pair)
     pair[1].send_signal(signal.SIGTERM)
     outputs = finish(pair, status=42)
@@ -147,14 +150,15 @@ def check_pair(tmp_path, command, at: int, extra: int):
     assert "SIGTERM: saving" in outputs[1]
 
     until = stopped + extra
-    outputs = finish(start(lambda *w: command(tmp_path / "pair", until, *w), 2))
+    outputs = finish(start(lambda *w: command(tmp_path / "pair", until, *w), 2, x64))
     assert f"going on from step {stopped}" in outputs[0]
-    finish(start(lambda *w: command(tmp_path / "one", until, *w), 1))
-    step_a, a, extra_a = last(tmp_path / "pair")
-    step_b, b, extra_b = last(tmp_path / "one")
+    finish(start(lambda *w: command(tmp_path / "one", until, *w), 1, x64))
+    step_a, a, extra_a = last(tmp_path / "pair", x64)
+    step_b, b, extra_b = last(tmp_path / "one", x64)
     assert (step_a, extra_a) == (step_b, extra_b) and a.keys() == b.keys()
+    tolerances = {"rtol": 0, "atol": 1e-10} if x64 else {"rtol": 1e-4, "atol": 1e-5}
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], **tolerances, err_msg=name)
     losses = [
         [row["train/loss"] for row in logged(tmp_path / name) if "train/loss" in row]
         for name in ("pair", "one")
@@ -172,7 +176,8 @@ def test_the_loop_on_two_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_train_py_on_two_processes(tmp_path):
+@pytest.mark.parametrize("x64", [False, True])
+def test_train_py_on_two_processes(tmp_path, x64):
     def command(workdir, until, where, count, rank):
         several = [
             f"--coordinator={where}", f"--num_processes={count}", f"--process_id={rank}"
@@ -185,4 +190,4 @@ def test_train_py_on_two_processes(tmp_path):
             "--config.train.log_every=1", *(several if count > 1 else ()),
         ]  # fmt: skip
 
-    check_pair(tmp_path, command, at=3, extra=3)
+    check_pair(tmp_path, command, at=3, extra=3, x64=x64)

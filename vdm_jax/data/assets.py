@@ -114,4 +114,5 @@ if __name__ == "__main__":
     try:
         print(fetch(TRAILER))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)

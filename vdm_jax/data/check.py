@@ -30,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", help="the folder of videos")
     for name, default in (("frames", 16), ("height", 64), ("width", 64)):
         parser.add_argument(f"--{name}", type=int, default=default, help="of a clip")
-    parser.add_argument("--stride", type=int, default=1, help="take one frame in N")
-    parser.add_argument(
-        "--fps", type=float, default=0.0, help="take frames at this rate (0: by stride)"
+    taken = parser.add_mutually_exclusive_group()
+    taken.add_argument(
+        "--fps", type=float, default=8.0, help="take frames at this rate"
     )
+    taken.add_argument("--stride", type=int, help="take one frame in N instead")
     parser.add_argument(
         "--held-out", type=float, default=0.1, help="share of the files to hold out"
     )
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> str:
     """Check a folder; return the text to print. Raises UserError if nothing is kept."""
     shape = ClipShape(
         arguments.frames, arguments.height, arguments.width,
-        stride=arguments.stride, fps=arguments.fps,
+        stride=1 if arguments.stride is None else arguments.stride,
+        fps=arguments.fps if arguments.stride is None else 0.0,
     )  # fmt: skip
     place = arguments.cache_dir or cache.default_folder()
     guard = Guard()

@@ -167,13 +167,15 @@ def nothing_left(path: str, found: int, dropped: Sequence[Dropped]) -> str:
             f"{path}: no video found (mp4, mov, webm, mkv, avi, mpg, gif, webp, or "
             "folders of png or jpg frames)"
         )
+    return f"{path}: none of {found} videos can be used; {commonest(dropped)}"
+
+
+def commonest(dropped: Sequence[Dropped]) -> str:
+    """The commonest reason, by an example."""
     kinds = collections.Counter(reason.split(":")[0] for _, reason in dropped)
     kind, number = kinds.most_common(1)[0]
     name, reason = next(item for item in dropped if item[1].split(":")[0] == kind)
-    return (
-        f"{path}: none of {found} videos can be used; {number} for the reason of "
-        f"{name}: {reason}"
-    )
+    return f"{number} for the reason of {name}: {reason}"
 
 
 def _bytes(path: str) -> int:
@@ -390,6 +392,12 @@ def open_folder(config) -> Folder:
     folder = data.cache_dir or cache.default_folder()
     guard = Guard()
     files, report = scan(data.path, shape, cache.IndexStore(folder), guard)
+    if len(report.dropped) > data.max_bad_share * report.found:
+        raise UserError(
+            f"{data.path}: {len(report.dropped)} of {report.found} videos cannot be "
+            f"used, more than config.data.max_bad_share={data.max_bad_share}; "
+            f"{commonest(report.dropped)}; `python -m vdm_jax.data check` names all"
+        )
     frames = cache.FrameCache(folder, int(data.cache_gib * 2**30))
     cached = _worth_caching(files, shape, frames.max_bytes)
     store = _Store(shape.size, frames, guard, cached)

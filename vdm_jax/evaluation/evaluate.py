@@ -42,12 +42,16 @@ def evaluate(
     sample.py wrote, shown first.
     """
     model, config = loaded.model, loaded.config
-    out.mkdir(parents=True, exist_ok=True)
+    asked = {**sampling.settings(config.sample)}
+    for weight in weights:
+        asked["guidance"] = weight
+        sampling.check(model, num, seed, **asked)
+    shown = shown_beside(beside)
+    video_io.make_folder(out)
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, num)["video"]
     clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
     training = stack(clips)
-    asked = {**sampling.settings(config.sample)}
     labels = sampling.draw_labels(model, num, seed=seed)
     samples: dict[float, np.ndarray] = {}
     for weight in weights:
@@ -82,8 +86,8 @@ def evaluate(
     print(f"\n{protocol}")
 
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    video_io.write_sheet(out / "samples.png", first[:SHOWN])
-    sections = [*shown_beside(beside), *learning(workdir, config.video.fps)]
+    video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
+    sections = [*shown, *learning(workdir, config.video.fps)]
     sections += compare(first, held_out, training, config.video.fps)
     sections += [*tables, report.Commands("The commands", commands)]
     sections.append(facts(loaded, seed))

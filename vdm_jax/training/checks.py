@@ -24,9 +24,15 @@ RANGES = (
     ("data.cache_gib", 0, 1e6),
     ("data.max_bad_share", 0, 1),
     ("network.dropout", 0, 0.999),
+    ("conditioning.width", 4, 2**16),
+    ("conditioning.layers", 0, 64),
+    ("conditioning.text_width", 0, 2**16),
     ("conditioning.label_drop", 0, 0.999),
     ("conditioning.attribute_drop", 0, 0.999),
     ("conditioning.text_drop", 0, 0.999),
+    ("diffusion.logsnr_min", -30, 30),
+    ("diffusion.logsnr_max", -30, 30),
+    ("diffusion.shift", -30, 30),
     ("train.steps", 1, 2**31 - 1),
     ("train.learning_rate", 0, 10),
     ("train.warmup", 0, 2**31 - 1),
@@ -67,6 +73,19 @@ def check(config) -> None:
             raise UserError(
                 f"config.{field}={config[group][name]!r}: one of {', '.join(known)}"
             )
+    diffusion = config.diffusion
+    if diffusion.logsnr_min >= diffusion.logsnr_max:
+        raise UserError(
+            f"config.diffusion.logsnr_min={diffusion.logsnr_min} must be below "
+            f"logsnr_max={diffusion.logsnr_max}"
+        )
+    for shift in diffusion.train_shifts:
+        if not -30 <= shift <= 30:
+            raise UserError(f"config.diffusion.train_shifts={shift}: from -30 to 30")
+    if config.conditioning.width % 2:
+        raise UserError(
+            f"config.conditioning.width={config.conditioning.width} must be even"
+        )
     shares = jax.device_count() * train.accumulate
     if data.batch_size % shares:
         nearest = max(round(data.batch_size / shares), 1) * shares

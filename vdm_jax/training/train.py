@@ -9,6 +9,7 @@ import numpy as np
 
 from vdm_jax import data, sampling, sharding, video_io
 from vdm_jax import model as models
+from vdm_jax.checkpoint import check_fit
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.training import optimizer as optim
@@ -23,6 +24,10 @@ PREVIEWS = 8  # videos drawn from the same noise again and again
 VALIDATION_CLIPS = 64
 
 
+class Interrupted(Exception):
+    """A preview is left: the run was asked to stop, and saves at its next step."""
+
+
 def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainState:
     """Train to config.train.steps, or go on from where the workdir stands.
 
@@ -34,6 +39,9 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
     source = data.open_source(config)
     config = data.resolve(config, source)
     model = models.build(config)
+    asked = sampling.settings(config.sample)
+    sampling.check(model, config.sample.num, config.seed, **asked)
+    sampling.draw_labels(model, 1, config.sample.label)
 
     tx = optim.optimizer(config.train)
     rate = optim.learning_rate(config.train)
@@ -69,9 +77,13 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
         )
         shardings = sharding.state_shardings(mesh, abstract)
         abstract = sharding.with_shardings(abstract, shardings)
-        state = run.resume(
-            abstract, init, batches, lambda other: models.load(other).params
-        )
+
+        def load(other: str):
+            params = models.load(other).params
+            check_fit(params, abstract.params, f"config.init_from={other}")
+            return jax.device_put(params, shardings.params)
+
+        state = run.resume(abstract, init, batches, load)
         shapes = batch_shapes(config, model, mesh)
         started = time.perf_counter()
         compiled = (
@@ -146,16 +158,24 @@ def observers(config, model: models.Model, mesh, source, run: Run) -> tuple:
     batch = {k: batch[k] for k in ("video", "label") if k in batch}
     labels = sampling.draw_labels(model, PREVIEWS, config.sample.label, config.seed)
 
+    def leave_when_asked(done: int, total: int) -> None:
+        if run.stop.requested():
+            raise Interrupted
+
     def preview(state: TrainState) -> None:
-        videos = sampling.sample(
-            model,
-            state.params if state.ema is None else state.ema,
-            PREVIEWS,
-            labels=labels,
-            seed=config.seed,
-            mesh=mesh,
-            **sampling.settings(config.sample),
-        )
+        try:
+            videos = sampling.sample(
+                model,
+                state.params if state.ema is None else state.ema,
+                PREVIEWS,
+                labels=labels,
+                seed=config.seed,
+                mesh=mesh,
+                progress=leave_when_asked,
+                **sampling.settings(config.sample),
+            )
+        except Interrupted:
+            return
         if run.logger.active:
             videos = sampling.to_uint8(videos)
             write_preview(run, int(state.step), videos, config.video.fps)
@@ -197,13 +217,17 @@ def make_validation(model: models.Model):
 
 
 def write_preview(run: Run, step: int, videos: np.ndarray, fps: float) -> None:
-    """The samples of one look: a gif and a contact sheet for people, the arrays."""
+    """The samples of one look: a gif and a contact sheet for people, the arrays.
+
+    A run that went back to an older checkpoint makes some of them again.
+    """
     folder, stem = run.workdir / "samples", f"step-{step:07d}"
     folder.mkdir(exist_ok=True)
     grid = video_io.tile(videos)
     scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
-    video_io.write_gif(folder / f"{stem}.gif", grid, fps, scale=scale)
-    video_io.write_sheet(folder / f"{stem}.png", videos)
-    with video_io.replacing(folder / f"{stem}.npz") as path, open(path, "wb") as file:
+    gif, sheet, arrays = (folder / f"{stem}.{kind}" for kind in ("gif", "png", "npz"))
+    video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
+    video_io.write_sheet(sheet, videos, overwrite=True)
+    with video_io.replacing(arrays, overwrite=True) as path, open(path, "wb") as file:
         np.savez_compressed(file, videos=videos)
     run.logger.video(step, "samples", grid, fps)

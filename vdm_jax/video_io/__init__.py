@@ -11,7 +11,7 @@ from vdm_jax.video_io.decode import (
     read,
     read_frames,
 )
-from vdm_jax.video_io.files import BadVideo, replacing, slug
+from vdm_jax.video_io.files import BadVideo, make_folder, replacing, slug
 from vdm_jax.video_io.info import VideoInfo, clip, cost, describe, starts
 from vdm_jax.video_io.write import (
     claim,
@@ -43,6 +43,7 @@ __all__ = [
     "probe",
     "read",
     "read_frames",
+    "make_folder",
     "replacing",
     "slug",
     "starts",

@@ -167,6 +167,18 @@ def slug(text: str, length: int = 60) -> str:
     )
 
 
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder for output, or say in a UserError why it cannot be had."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be a folder for output ({error.strerror}): give another"
+        ) from error
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the block ends.
@@ -177,7 +189,7 @@ def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path
     path = Path(path)
     if not overwrite and path.exists():
         raise UserError(f"{path} exists already: another name, or --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, temporary = tempfile.mkstemp(
         prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
     )

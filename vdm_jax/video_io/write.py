@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.errors import UserError
-from vdm_jax.video_io.files import replacing
+from vdm_jax.video_io.files import make_folder, replacing
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, INK = (245, 245, 245), (20, 20, 20)
@@ -184,25 +184,20 @@ def _fit(text: str, font, width: int) -> str:
     return text
 
 
-def claim(folder: str | Path, stem: str, overwrite: bool = False) -> None:
-    """Make ``folder`` and see that no output of ``stem`` stands there.
+def claim(folder: str | Path, stem: str, overwrite: bool = False) -> list[Path]:
+    """Make ``folder``; return the outputs of ``stem`` that stand there.
 
     Called before the work, so that an hour of sampling does not end at a name taken.
-    Raises UserError; with ``overwrite`` the old outputs are removed, so that none of a
-    longer earlier run stays among the new ones.
+    Raises UserError if there are any and ``overwrite`` is False. Deletes nothing.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: the output needs a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     ours = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
     taken = [path for path in folder.iterdir() if ours.fullmatch(path.name)]
     if taken and not overwrite:
         raise UserError(
             f"{folder} already holds {taken[0].name}: another --out, or --overwrite"
         )
-    for path in taken:
-        path.unlink()
+    return taken
 
 
 def write_all(
@@ -218,9 +213,11 @@ def write_all(
 
     STEM-000.mp4 ... one mp4 a video; STEM.mp4 and STEM.gif all of them in a grid;
     STEM.png the contact sheet; STEM.npz the array ``videos``; STEM.json ``meta`` (seed,
-    command), written last: where it stands, the rest is complete.
+    command), written last: where it stands, the rest is complete. With ``overwrite``
+    old outputs are removed first, so that none of a longer run stays among the new.
     """
-    claim(folder, stem, overwrite)
+    for path in claim(folder, stem, overwrite):
+        path.unlink()
     folder = Path(folder)
     paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     for path, video in zip(paths, videos, strict=True):
