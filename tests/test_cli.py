@@ -207,3 +207,6 @@ def test_every_config_trains_and_samples(config, tmp_path):
     assert done.returncode == 0, done.stderr
     videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
     assert videos.shape[-1] == (1 if grey else 3)
+    if grey:
+        done = call("evaluate", f"--workdir={tmp_path}/run", "--num=2")
+        assert done.returncode == 0, done.stderr

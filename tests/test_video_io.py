@@ -909,7 +909,7 @@ def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
     video_io.write_all(out, "s", videos[:1], 8, {}, overwrite=True)
     names = sorted(p.name for p in out.iterdir())
     assert names == ["s-000.mp4", "s-old.mp4", *whole]
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="folder for output"):
         video_io.claim(out / "s.png", "t")
 
 

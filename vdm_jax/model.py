@@ -162,6 +162,7 @@ def network_spec(config: Any) -> unet3d.UNetSpec:
         for level in fields.pop("levels")
     )
     fields["middle"] = tuple(fields["middle"])
+    fields["out_channels"] = config.video.channels
     return unet3d.UNetSpec(levels=levels, **fields)
 
 

@@ -145,7 +145,7 @@ def check_pair(tmp_path, command, at: int, extra: int, x64: bool = False):
     reach(tmp_path / "pair", at, pair)
     pair[1].send_signal(signal.SIGTERM)
     outputs = finish(pair, status=42)
-    stopped, *_ = last(tmp_path / "pair")
+    stopped, *_ = last(tmp_path / "pair", x64)
     assert stopped >= at and f"saved step {stopped}" in outputs[0]
     assert "SIGTERM: saving" in outputs[1]
 

@@ -54,19 +54,20 @@ class Logger:
         self._file.flush()
 
     def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """A video that plays in TensorBoard's image tab: uint8 [f, h, w, 3]."""
+        """A video that plays in TensorBoard's image tab: uint8 [f, h, w, 1 or 3]."""
         if not self.active:
             return
         # The writer's own add_video needs moviepy; a GIF is an image to TensorBoard.
+        video = np.broadcast_to(video, (*video.shape[:3], 3))
         frames = [Image.fromarray(frame) for frame in video]
         gif = io.BytesIO()
         frames[0].save(
             gif, "GIF", save_all=True, append_images=frames[1:],
             duration=round(1000 / fps), loop=0,
         )  # fmt: skip
-        _, height, width, channels = video.shape
+        height, width = video.shape[1:3]
         image = Summary.Image(
-            height=height, width=width, colorspace=channels,
+            height=height, width=width, colorspace=3,
             encoded_image_string=gif.getvalue(),
         )  # fmt: skip
         summary = Summary(value=[Summary.Value(tag=name, image=image)])

@@ -176,6 +176,8 @@ def make_folder(path: str | os.PathLike) -> Path:
         raise UserError(
             f"{path} cannot be a folder for output ({error.strerror}): give another"
         ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} cannot be written to: give another folder")
     return path
 
 
