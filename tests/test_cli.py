@@ -169,6 +169,9 @@ def test_export_ships_a_model_that_samples(run, tmp_path):
     assert done.returncode == 0, done.stderr
     done = call("sample", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        "params.safetensors", "config.json", "metrics.jsonl", "curve.html",
+    }  # fmt: skip
     assert "--overwrite" in refused("export", f"--workdir={run}", f"--out={out}")
     assert (
         call("export", f"--workdir={run}", f"--out={out}", "--overwrite").returncode

@@ -240,7 +240,7 @@ def evaluate() -> None:
 
 
 def export() -> None:
-    """python -m vdm_jax.export: a run as a shipped model."""
+    """python -m vdm_jax.export: a run as a shipped model, with its log and curve."""
     _workdir_flag("a run")
     flags.DEFINE_string("out", None, "folder to write, as models/NAME")
     flags.mark_flag_as_required("out")
@@ -248,6 +248,7 @@ def export() -> None:
 
     def verb() -> None:
         from vdm_jax import model, video_io
+        from vdm_jax.evaluation import curve, report
         from vdm_jax.weights import params
 
         loaded, out = model.load(FLAGS.workdir), video_io.make_folder(FLAGS.out)
@@ -257,6 +258,16 @@ def export() -> None:
         text = loaded.config.to_json_best_effort(indent=1)
         with video_io.replacing(out / "config.json", FLAGS.overwrite) as path:
             path.write_text(text + "\n")
+        log = Path(FLAGS.workdir) / "metrics.jsonl"
+        if log.is_file():
+            with video_io.replacing(out / log.name, FLAGS.overwrite) as path:
+                path.write_bytes(log.read_bytes())
+            report.write(
+                out / "curve.html",
+                title=f"{out.name}: {loaded.step} steps",
+                lead=f"The log of the run behind {out.name}, which stands beside it.",
+                sections=[report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))],
+            )
         size = file.stat().st_size / 1e6
         print(f"step {loaded.step}, {size:.2f} MB in {file}")
 

@@ -49,10 +49,12 @@ def evaluate(
     shown = shown_beside(beside)
     video_io.make_folder(out)
     source = data.open_source(config)
-    held_out = pipeline.held_out_batch(config, source, num)["video"]
+    kept = pipeline.held_out_batch(config, source, num)
+    held_out = kept["video"]
     clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
     training = stack(clips)
-    labels = sampling.draw_labels(model, num, seed=seed)
+    # Asked for in the held-out clips' own proportions: else the mixture is measured.
+    labels = kept["label"] if model.attributes else None
     samples: dict[float, np.ndarray] = {}
     for weight in weights:
         started = time.perf_counter()
