@@ -266,7 +266,9 @@ def export() -> None:
                 out / "curve.html",
                 title=f"{out.name}: {loaded.step} steps",
                 lead=f"The log of the run behind {out.name}, which stands beside it.",
-                sections=[report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))],
+                sections=[
+                    report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))
+                ],
             )
         size = file.stat().st_size / 1e6
         print(f"step {loaded.step}, {size:.2f} MB in {file}")

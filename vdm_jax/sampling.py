@@ -240,8 +240,8 @@ def check(
     if guidance and not model.guidable:
         raise UserError(
             f"guidance={guidance} needs a model trained with conditions that were "
-            "sometimes dropped (conditioning.label_drop > 0); this one was not: use "
-            "--guidance=0"
+            "sometimes dropped (conditioning.label_drop > 0); this one was not: "
+            "set guidance to 0"
         )
 
 

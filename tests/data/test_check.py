@@ -80,6 +80,7 @@ def test_json_holds_the_facts(check, tmp_path):
 def test_text_names_what_was_dropped_and_why(check):
     status, out, err = check()
     assert status == 0 and not err
+    assert "refuses" not in check("--max-bad-share=0.5")[1]
     for words in (
         "found     6 videos",
         "short.mp4: too short: 3 frames, a clip spans 4 frames",
@@ -87,6 +88,7 @@ def test_text_names_what_was_dropped_and_why(check):
         "1 of 3 videos have one, 2 in all",
         "no motion 1: dogs/c.mp4",
         "not there 1: lost.mp4",
+        "training refuses this folder: 0.50 of it are dropped",
     ):
         assert words in out, words
 
@@ -115,6 +117,7 @@ def test_the_defaults_are_those_of_the_config():
         video.frames, video.height, video.width,
     )  # fmt: skip
     assert (given.fps, given.held_out) == (data.target_fps, data.held_out)
+    assert given.max_bad_share == data.max_bad_share
 
 
 @pytest.mark.parametrize("flags", [["--stride=0"], ["--frames=31"], ["--held-out=2"]])

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", type=float, default=0.1, help="share of the files to hold out"
     )
+    parser.add_argument(
+        "--max-bad-share", type=float, default=0.2, help="as config.data.max_bad_share"
+    )
     parser.add_argument("--cache-dir", default="", help="as config.data.cache_dir")
     parser.add_argument(
         "--sheet",
@@ -54,6 +57,7 @@ def run(arguments: argparse.Namespace) -> str:
         stride=1 if arguments.stride is None else arguments.stride,
         fps=arguments.fps if arguments.stride is None else 0.0,
     )  # fmt: skip
+    video_io.make_folder(Path(arguments.sheet).parent)
     place = arguments.cache_dir or cache.default_folder()
     guard = Guard()
     files, report = folder.scan(arguments.dir, shape, cache.IndexStore(place), guard)
@@ -62,12 +66,14 @@ def run(arguments: argparse.Namespace) -> str:
     dropped = sorted([*report.dropped, *broken])
     if not files:
         raise UserError(folder.nothing_left(arguments.dir, report.found, dropped))
+    share = len(dropped) / report.found
     facts = {
         "folder": report.root,
         "found": report.found,
         "kept": len(files),
         "dropped": [{"file": name, "reason": reason} for name, reason in dropped],
         **_facts(files, shape, arguments.held_out),
+        "refused": share > arguments.max_bad_share,
         "still": still,
         "not_there": list(report.unmatched),
         "sheet": arguments.sheet,
@@ -79,7 +85,12 @@ def run(arguments: argparse.Namespace) -> str:
         raise UserError(f"--sheet={arguments.sheet} cannot be written: {error}") from (
             error
         )
-    return json.dumps(facts, indent=1) if arguments.json else _text(facts, shape)
+    if arguments.json:
+        return json.dumps(facts, indent=1)
+    return _text(facts, shape) + (
+        f"\ntraining refuses this folder: {share:.2f} of it are dropped, more than "
+        f"config.data.max_bad_share={arguments.max_bad_share}"
+    ) * bool(facts["refused"])
 
 
 def _decode(files: Iterable[File], shape: ClipShape, guard: Guard):

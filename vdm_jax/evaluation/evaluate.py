@@ -15,7 +15,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.data import shapes as moving_shapes
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, shapes, statistics
-from vdm_jax.model import Loaded
+from vdm_jax.model import Loaded, read_config
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
@@ -42,11 +42,11 @@ def evaluate(
     sample.py wrote, shown first.
     """
     model, config = loaded.model, loaded.config
-    asked = {**sampling.settings(config.sample)}
-    for weight in weights:
-        asked["guidance"] = weight
-        sampling.check(model, num, seed, **asked)
-    shown = shown_beside(beside)
+    settings = sampling.settings(config.sample)
+    asked: list[dict[str, Any]] = [settings | {"guidance": w} for w in weights]
+    for given in asked:
+        sampling.check(model, num, seed, **given)
+    shown = shown_beside(beside, config.data.source)
     video_io.make_folder(out)
     source = data.open_source(config)
     kept = pipeline.held_out_batch(config, source, num)
@@ -56,11 +56,10 @@ def evaluate(
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
     labels = kept["label"] if model.attributes else None
     samples: dict[float, np.ndarray] = {}
-    for weight in weights:
+    for weight, given in zip(weights, asked, strict=True):
         started = time.perf_counter()
-        asked["guidance"] = weight
         videos = sampling.sample(
-            model, loaded.params, num, labels=labels, seed=seed, **asked
+            model, loaded.params, num, labels=labels, seed=seed, **given
         )
         samples[weight] = sampling.to_uint8(videos)
         seconds = time.perf_counter() - started
@@ -77,7 +76,8 @@ def evaluate(
             note=PIXEL_NOTE,
         )
     ]
-    results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked}
+    results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked[0]}
+    results["weights"] = list(weights)
     if source.name == "shapes" and labels is not None:
         by_row = shape_rows(model, samples, labels)
         title = "Does it show what the label asks?"
@@ -153,8 +153,8 @@ def shape_cells(rows: dict[str, dict[str, float]]):
     ]
 
 
-def shown_beside(folders: Sequence[Path]) -> list[report.Section]:
-    """Grids of what sample.py has written."""
+def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
+    """What sample.py has written; of another data source, beside its real clips."""
     sections = []
     for folder in folders:
         path = folder / "samples.npz"
@@ -166,7 +166,20 @@ def shown_beside(folders: Sequence[Path]) -> list[report.Section]:
         film = report.Film(described["command"], videos[:SHOWN])
         title = f"Samples of {described['workdir']}"
         sections.append(report.Films(title, [film], described["fps"]))
+        config = read_config(Path(described["workdir"]))
+        if config.data.source != source:
+            sections += compare(
+                videos, *real(config, len(videos)), config.video.fps, f"{title}: "
+            )
     return sections
+
+
+def real(config, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out clips [num] and training clips of a config's data."""
+    source = data.open_source(config)
+    held_out = pipeline.held_out_batch(config, source, num)["video"]
+    clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
+    return held_out, stack(clips)
 
 
 def learning(workdir: Path, fps: float) -> list[report.Section]:
@@ -195,17 +208,22 @@ def learning(workdir: Path, fps: float) -> list[report.Section]:
     return sections
 
 
-def compare(samples, held_out, training, fps: float) -> list[report.Section]:
-    """Samples beside real clips, and each beside the training clip nearest to it."""
+def compare(
+    samples, held_out, training, fps: float, of: str = ""
+) -> list[report.Section]:
+    """Samples beside real clips, and each beside the training clip nearest to it.
+
+    A few clips of real footage are memorised by a small model: the pairs show it.
+    """
     index, distance = statistics.nearest_training(samples[:SHOWN], training)
     films = [
         report.Film("held-out clips", held_out[:SHOWN]),
         report.Film("samples", samples[:SHOWN]),
     ]
     return [
-        report.Films("Real clips and samples", films, fps),
+        report.Films(f"{of}Real clips and samples", films, fps),
         report.Pairs(
-            "Is it remembered?", samples[:SHOWN], training[index], distance, fps
+            f"{of}Is it remembered?", samples[:SHOWN], training[index], distance, fps
         ),
     ]
 

@@ -216,8 +216,9 @@ def write_all(
     command), written last: where it stands, the rest is complete. With ``overwrite``
     old outputs are removed first, so that none of a longer run stays among the new.
     """
-    for path in claim(folder, stem, overwrite):
-        path.unlink()
+    taken = claim(folder, stem, overwrite)
+    for path in sorted(taken, key=lambda path: path.suffix != ".json"):
+        path.unlink()  # the .json first: it says that the rest is there
     folder = Path(folder)
     paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     for path, video in zip(paths, videos, strict=True):
