@@ -5,6 +5,7 @@ a field, an unknown field or a wrong type is refused.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
@@ -30,10 +31,12 @@ def base() -> ConfigDict:
         cache_dir="",  # of decoded clips; "" is ~/.cache/vdm_jax
         cache_gib=4.0,
         max_bad_share=0.2,  # of unusable files, before the run stops
-        # Filled in from the data where None:
-        attributes=None,  # label vocabulary, one tuple of names an attribute
-        mean=None,  # of the pixels in [-1, 1]
-        variance=None,
+        # Filled in from the data where left open:
+        attributes=placeholder(
+            tuple
+        ),  # label vocabulary, one tuple of names an attribute
+        mean=placeholder(float),  # of the pixels in [-1, 1]
+        variance=placeholder(float),
     )
 
     config.network = dict(

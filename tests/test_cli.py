@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.verbs import call, refused
-from vdm_jax import video_io
+from vdm_jax import model, video_io
+from vdm_jax.weights import params as params_file
 
 SMOKE = "--config=configs/shapes.py:smoke"
 
@@ -42,6 +43,8 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.conditioning.layers=-1"], "layers=-1"),
     ([SMOKE, "--config.diffusion.logsnr_min=20"], "must be below"),
     ([SMOKE, "--config.diffusion.shift=nan"], "shift=nan"),
+    ([SMOKE, "--config.diffusion.train_shifts=('a','b')"], "train_shifts holds 'a'"),
+    ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
 ]
 
 
@@ -81,8 +84,14 @@ def test_the_same_command_goes_on(run):
     assert done.returncode == 0, done.stderr
     assert "going on from step 4" in done.stdout
     assert "train.steps 4 -> 6" in done.stdout
+    config = (run / "config.json").read_text()
     refusal = refused("train", SMOKE, f"--workdir={run}", "--config.seed=5")
     assert "seed=5" in refusal and "begun with 0" in refusal
+    adam = "--config.train.optimizer=adam"
+    assert "begun with 'muon'" in refused("train", SMOKE, f"--workdir={run}", adam)
+    mean = "--config.data.mean=0.5"
+    assert "mean is 0.5" in refused("train", SMOKE, f"--workdir={run}", mean)
+    assert (run / "config.json").read_text() == config
 
 
 def test_an_older_checkpoint_goes_on_past_previews_that_were_made(run, tmp_path):
@@ -102,10 +111,17 @@ def test_an_older_checkpoint_goes_on_past_previews_that_were_made(run, tmp_path)
 def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     run, tmp_path
 ):
+    # With another seed, which would draw other new ones, and a rate of 0.
     flags = [SMOKE, f"--config.init_from={run}", "--config.train.steps=1"]
-    done = call("train", *flags, f"--workdir={tmp_path}/a")
+    still = ["--config.seed=7", "--config.train.learning_rate=0"]
+    done = call("train", *flags, *still, f"--workdir={tmp_path}/a")
     assert done.returncode == 0, done.stderr
     assert f"the parameters of {run}" in done.stdout
+    given, taken = (
+        params_file.flatten(model.load(path).params) for path in (run, tmp_path / "a")
+    )
+    for name in given:
+        np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)
     wider = "--config.conditioning.width=32"
     refusal = refused("train", *flags, wider, f"--workdir={tmp_path}/b")
     assert f"init_from={run}" in refusal and "arrays differ" in refusal

@@ -252,15 +252,23 @@ def export() -> None:
         from vdm_jax.weights import params
 
         loaded, out = model.load(FLAGS.workdir), video_io.make_folder(FLAGS.out)
+        if loaded.step < 0:
+            raise UserError(f"{FLAGS.workdir} is an exported model: give a run")
+        names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
+        taken = [name for name in names if (out / name).exists()]
+        if taken and not FLAGS.overwrite:
+            raise UserError(
+                f"{out} already holds {taken[0]}: another --out, or --overwrite"
+            )
         file = out / "params.safetensors"
-        with video_io.replacing(file, FLAGS.overwrite) as path:
+        with video_io.replacing(file, overwrite=True) as path:
             params.write(path, loaded.params)
         text = loaded.config.to_json_best_effort(indent=1)
-        with video_io.replacing(out / "config.json", FLAGS.overwrite) as path:
+        with video_io.replacing(out / "config.json", overwrite=True) as path:
             path.write_text(text + "\n")
         log = Path(FLAGS.workdir) / "metrics.jsonl"
         if log.is_file():
-            with video_io.replacing(out / log.name, FLAGS.overwrite) as path:
+            with video_io.replacing(out / log.name, overwrite=True) as path:
                 path.write_bytes(log.read_bytes())
             report.write(
                 out / "curve.html",

@@ -36,6 +36,8 @@ def config(folder, path="bunny", frames=8, **changes):
                 "crop": "center",
                 "workers": 0,
                 "max_bad_share": 0.2,
+                "mean": None,
+                "variance": None,
                 "cache_dir": str(folder),
                 "cache_gib": 0.1,
             },

@@ -87,6 +87,8 @@ def config(folder, name, frames=4, **changes):
                 "crop": "center",
                 "workers": 0,
                 "max_bad_share": 0.2,
+                "mean": None,
+                "variance": None,
                 "held_out": 0.25,
             },
         }

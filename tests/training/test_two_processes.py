@@ -191,3 +191,20 @@ def test_train_py_on_two_processes(tmp_path, x64):
         ]  # fmt: skip
 
     check_pair(tmp_path, command, at=3, extra=3, x64=x64)
+
+
+def test_a_preview_is_left_when_asked_to_stop(tmp_path):
+    """One process; a preview of 1024 steps, after which the signal would come late."""
+    command = [
+        "train.py", "--config=configs/shapes.py:smoke", f"--workdir={tmp_path}/run",
+        "--config.train.log_every=1", "--config.train.preview_every=1",
+        "--config.train.validate_every=0", "--config.sample.steps=1024",
+        "--config.train.steps=100", "--config.train.checkpoint_every=100",
+        "--config.data.batch_size=8",
+    ]  # fmt: skip
+    processes = start(lambda *where: command, 1, False)
+    reach(tmp_path / "run", 1, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    (output,) = finish(processes, status=42)
+    assert not list((tmp_path / "run").glob("samples/*")), output
+    assert last(tmp_path / "run", False)[0] <= 3

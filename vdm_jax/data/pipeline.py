@@ -247,4 +247,5 @@ def fingerprint(config, source: Source) -> dict:
         "source": source.name,
         "items": len(source),
         "digest": digest.hexdigest(),
+        **{field: config.data[field] for field in ("mean", "variance")},
     }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,8 +99,8 @@ def evaluate(
         page,
         title=f"vdm_jax: {workdir.name}",
         lead=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
-        f"{model.shape[2]}, {asked['sampler']} in {asked['steps']} steps, beside real "
-        "clips that were kept from training.",
+        f"{model.shape[2]}, {settings['sampler']} in {settings['steps']} steps, beside "
+        "real clips that were kept from training.",
         sections=sections,
     )
     print(f"\nthe report: {page}")

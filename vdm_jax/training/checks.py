@@ -80,8 +80,16 @@ def check(config) -> None:
             f"logsnr_max={diffusion.logsnr_max}"
         )
     for shift in diffusion.train_shifts:
-        if not -30 <= shift <= 30:
-            raise UserError(f"config.diffusion.train_shifts={shift}: from -30 to 30")
+        if not isinstance(shift, int | float) or not -30 <= shift <= 30:
+            raise UserError(
+                f"config.diffusion.train_shifts holds {shift!r}: numbers from -30 to 30"
+            )
+    for name, low in (("mean", -1.0), ("variance", 1e-6)):  # None: from the data
+        value = data[name]
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not low <= value <= 1:
+            raise UserError(f"config.data.{name}={value!r}: from {low} to 1")
     if config.conditioning.width % 2:
         raise UserError(
             f"config.conditioning.width={config.conditioning.width} must be even"

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     ("network.dtype", True),
     ("network.dropout", True),
     ("data.path", True),  # the fingerprint looks at the clips themselves
+    ("data.mean", True),  # and at these
+    ("data.variance", True),
     ("data.workers", True),
     ("data.cache_*", True),
     ("data.max_bad_share", True),
@@ -38,6 +40,7 @@ MAY_CHANGE = (
     ("conditioning.*", False),
     ("diffusion.*", False),
     ("train.trainable", False),
+    ("train.optimizer", False),
     ("*", True),
 )
 
@@ -82,12 +85,10 @@ class Run:
           load_params: workdir -> its parameters, for config.init_from.
 
         Raises:
-          UserError (2): the data set-up is another, or the checkpoint does not fit.
+          UserError (2): the checkpoint does not fit.
         """
         other = self.config.init_from
         if self.restored is not None:
-            extra = self.checkpoints.extra(self.restored)
-            _check_fingerprint(extra["fingerprint"], self.fingerprint, self.workdir)
             state, extra = self.checkpoints.restore(self.restored, abstract_state)
             data.set_state(extra["data"])
             unused = f"; init_from={other} is not used" if other else ""
@@ -122,7 +123,8 @@ def open_run(
       time_limit: seconds from now after which `fit` saves and leaves with status 42.
 
     Raises:
-      UserError (2): not a directory, in use, or begun with a config that does not fit.
+      UserError (2): not a directory, in use, or begun with a config or data that do not
+        fit. Nothing is changed then.
       UserError (4): its checkpoints are all damaged.
     """
     workdir = Path(workdir).absolute()
@@ -134,9 +136,14 @@ def open_run(
         stack.callback(checkpoints.close)
         restored = checkpoints.latest()
         text = json.dumps(config.to_dict(), indent=2)
+        resuming = restored is not None
         changes = on_first_process(
-            lambda: _put_config(workdir / "config.json", text, restored is not None)
+            lambda: _changes(workdir / "config.json", text) if resuming else []
         )
+        if resuming:
+            extra = checkpoints.extra(restored)
+            _check_fingerprint(extra["fingerprint"], fingerprint, workdir)
+        on_first_process(lambda: _put(workdir / "config.json", text))
         logger = Logger(workdir, restored or 0)
         stack.callback(logger.close)
         for change in changes:
@@ -178,22 +185,23 @@ def owning(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _put_config(path: Path, text: str, resuming: bool) -> list[str]:
-    """Write config.json; when resuming, first compare it. Returns what changed."""
-    changes = []
-    if resuming:
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}) though there are checkpoints beside "
-                "it: put back a copy"
-            ) from error
-        changes = _compare(before, json.loads(text), path.parent)
+def _changes(path: Path, text: str) -> list[str]:
+    """What changed since config.json was written, if it may."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}) though there are checkpoints beside "
+            "it: put back a copy"
+        ) from error
+    return _compare(before, json.loads(text), path.parent)
+
+
+def _put(path: Path, text: str) -> None:
+    """Replace a file, whole or not at all."""
     new = path.with_suffix(".tmp")
     new.write_text(text + "\n")
     os.replace(new, path)
-    return changes
 
 
 def _compare(before: dict, after: dict, workdir: Path) -> list[str]:

@@ -81,7 +81,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
         def load(other: str):
             params = models.load(other).params
             check_fit(params, abstract.params, f"config.init_from={other}")
-            return jax.device_put(params, shardings.params)
+            # By way of the host: a device array is not sent to other processes.
+            return jax.device_put(jax.tree.map(np.asarray, params), shardings.params)
 
         state = run.resume(abstract, init, batches, load)
         shapes = batch_shapes(config, model, mesh)
