@@ -47,7 +47,8 @@ bench: setup .venv-peer/ready
 # torchvision is only imported by the peer's trainer and is not installed.
 .venv-peer/ready:
 	$(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/pip install -q torch==2.13.0 einops einops-exts rotary-embedding-torch
+	.venv-peer/bin/pip install -q torch==2.13.0 numpy pillow tqdm \
+	  einops einops-exts rotary-embedding-torch
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 

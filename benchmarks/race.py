@@ -46,6 +46,7 @@ def peer() -> dict:
         sys.modules[name] = types.ModuleType(name)
     for part in ("transforms", "utils"):
         setattr(sys.modules["torchvision"], part, sys.modules[f"torchvision.{part}"])
+    sys.modules["torchvision.transforms"].__dict__["ToTensor"] = object
     from video_diffusion_pytorch import (  # pyright: ignore[reportMissingImports]
         GaussianDiffusion,
         Unet3D,

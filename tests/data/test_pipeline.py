@@ -30,8 +30,6 @@ def config(**changes):
                 "crop": "center",
                 "workers": 0,
                 "max_bad_share": 0.2,
-                "mean": None,
-                "variance": None,
                 "attributes": None,
                 "mean": None,
                 "variance": None,
