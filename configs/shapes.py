@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.update(steps=32, sampler="ddim", guidance=1.0, batch_size=64)
 
     if variant == "demo":
-        config.train.update(steps=1000, preview_every=200, validate_every=200)
+        config.train.update(steps=1250, preview_every=250, validate_every=250)
     if variant == "smoke":
         smoke(config)
     return config.lock()
