@@ -3,6 +3,11 @@
     make bench
 
 Setting: dim 32, multipliers 1,2,4,8, 8 frames of 32x32, batch 4, float32, all cores.
+Two layouts of ours: "lean" has spatial attention at 16x16 and below, no block more on the
+way up and an additive bias for time; "vdm" has spatial attention at 32x32 too, the extra
+blocks and Shaw's vectors, as the paper. The peer has linear attention at all sizes but
+the smallest, and attention once a level where ours follows every block.
+
 Each side runs in processes of its own and they take turns, so that a change in the
 machine's speed falls on both; the figures are medians over all turns. The peer lives in
 an environment of its own (.venv-peer). Writes benchmarks/race.json.
@@ -83,6 +88,7 @@ def ours(layout: str) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
+    jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".cache" / "xla"))
     from configs.base import base
     from vdm_jax import model as models
     from vdm_jax.diffusion import samplers
@@ -91,10 +97,12 @@ def ours(layout: str) -> dict:
     config: Any = base()
     config.video.update(frames=8, height=32, width=32)
     config.data.attributes = ()
-    attention = ("spatial_attention", "temporal_attention")
+    both = ("spatial_attention", "temporal_attention")
+    first = both if layout == "vdm" else ("temporal_attention",)
     config.network.update(
         levels=tuple(
-            dict(channels=32 * m, blocks=2, mixing=attention) for m in (1, 2, 4, 8)
+            dict(channels=32 * m, blocks=2, mixing=both if m > 1 else first)
+            for m in (1, 2, 4, 8)
         ),
         head_dim=32,
         extra_up_block=layout == "vdm",
@@ -143,11 +151,8 @@ def ours(layout: str) -> dict:
     def sample() -> None:
         one_step(state.params, z, 500).block_until_ready()
 
-    started = time.perf_counter()
-    train()
     return {
         "parameters": sum(p.size for p in jax.tree.leaves(params)),
-        "first_step": time.perf_counter() - started,
         "train": timed(train),
         "sample": timed(sample),
     }
@@ -179,6 +184,7 @@ def main() -> None:
     for _ in range(given.turns):
         for side, python in sides.items():
             seen[side].append(turn(python, side))
+            print(f"{side}: {seen[side][-1]}", flush=True)
     rows = []
     for side, turns in seen.items():
         row: dict[str, Any] = {
