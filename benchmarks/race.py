@@ -3,10 +3,10 @@
     make bench
 
 Setting: dim 32, multipliers 1,2,4,8, 8 frames of 32x32, batch 4, float32, all cores.
-Two layouts of ours: "lean" has spatial attention at 16x16 and below, no block more on the
-way up and an additive bias for time; "vdm" has spatial attention at 32x32 too, the extra
-blocks and Shaw's vectors, as the paper. The peer has linear attention at all sizes but
-the smallest, and attention once a level where ours follows every block.
+Two layouts of ours: "lean" has spatial attention at 16x16 and below, no block more on
+the way up and an additive bias for time; "vdm" has spatial attention at 32x32 too, the
+extra blocks and Shaw's vectors, as the paper. The peer has linear attention at all
+sizes but the smallest, and attention once a level where ours follows every block.
 
 Each side runs in processes of its own and they take turns, so that a change in the
 machine's speed falls on both; the figures are medians over all turns. The peer lives in
