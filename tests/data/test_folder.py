@@ -301,6 +301,13 @@ def test_both_parts_get_a_file(share):
         assert train and out
 
 
+def test_a_small_folder_keeps_most_of_its_files():
+    unlucky = sorted(
+        (stub(str(n)) for n in range(200)), key=lambda f: folder._hash(f.name)
+    )
+    assert len(folder.split(unlucky[:7], 0.1, SHAPE)[1]) == 2  # all below the share
+
+
 def test_one_file_is_split_in_time_or_not_at_all():
     (train,), (out,) = folder.split([stub("a", 100)], 0.1, SHAPE)
     assert (train.first, train.last, out.first, out.last) == (0, 90, 90, 100)

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -191,7 +192,8 @@ def split(
     """The training and the held-out files.
 
     A file is held out by a hash of its name: adding files moves none of the others.
-    Each part gets at least one of two files or more. A single file is split in time,
+    Each part gets at least one of two files or more, and the held-out one at most twice
+    its share, which chance may exceed among a few. A single file is split in time,
     its end held out, where both parts have room for a clip; else all of it trains.
     """
     if not 0 <= share < 1:
@@ -203,7 +205,8 @@ def split(
     rank = {file.name: _hash(file.name) for file in files}
     ordered = sorted(files, key=lambda file: rank[file.name])
     number = sum(rank[file.name] < share for file in files)
-    number = min(max(number, 1), len(files) - 1)
+    most = min(math.ceil(2 * share * len(files)), len(files) - 1)  # of a few files
+    number = min(max(number, 1), most)
     out = {file.name for file in ordered[:number]}
     train = tuple(file for file in files if file.name not in out)
     return train, tuple(file for file in files if file.name in out)
