@@ -49,11 +49,8 @@ def evaluate(
         sampling.check(model, num, seed, **given)
     shown = shown_beside(beside, config.data.source)
     video_io.make_folder(out)
-    source = data.open_source(config)
-    kept = pipeline.held_out_batch(config, source, num)
+    kept, training = real(config, num)
     held_out = kept["video"]
-    clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
-    training = stack(clips)
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
     labels = kept["label"] if model.attributes else None
     samples: dict[float, np.ndarray] = {}
@@ -79,7 +76,7 @@ def evaluate(
     ]
     results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked[0]}
     results["weights"] = list(weights)
-    if source.name == "shapes" and labels is not None:
+    if config.data.source == "shapes" and labels is not None:
         by_row = shape_rows(model, samples, labels)
         title = "Does it show what the label asks?"
         tables.insert(0, report.Table(title, *shape_cells(by_row), note=SHAPES_NOTE))
@@ -169,18 +166,19 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
         sections.append(report.Films(title, [film], described["fps"]))
         config = read_config(Path(described["workdir"]))
         if config.data.source != source:
+            kept, training = real(config, len(videos))
             sections += compare(
-                videos, *real(config, len(videos)), config.video.fps, f"{title}: "
+                videos, kept["video"], training, config.video.fps, f"{title}: "
             )
     return sections
 
 
-def real(config, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out clips [num] and training clips of a config's data."""
+def real(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A batch of held-out clips, and training clips, of a config's data."""
     source = data.open_source(config)
-    held_out = pipeline.held_out_batch(config, source, num)["video"]
+    kept = pipeline.held_out_batch(config, source, num)
     clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
-    return held_out, stack(clips)
+    return kept, stack(clips)
 
 
 def learning(workdir: Path, fps: float) -> list[report.Section]:
