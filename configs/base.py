@@ -17,7 +17,7 @@ def base() -> ConfigDict:
     config.video = dict(frames=16, height=64, width=64, channels=3, fps=8)
 
     config.data = dict(
-        source="folder",  # "shapes", "clips", "folder", "tfds"
+        source="folder",  # "shapes", "bouncing", "clips", "folder", "tfds"
         path="",  # folder of videos; names of clips; TFDS data_dir
         tfds_name="",
         batch_size=128,  # over all devices and processes
@@ -65,9 +65,11 @@ def base() -> ConfigDict:
     config.diffusion = dict(
         logsnr_min=-20.0,
         logsnr_max=20.0,
+        schedule="cosine",  # or "interpolated", "linear", "flow", "karras"
         shift=0.0,  # of logsnr; negative is noisier
+        noise_shift=0.0,  # of "interpolated": at the noise; `shift` at the data
         train_shifts=(),  # in training examples take turns among these; () is shift
-        output="v",  # of the network; or "eps", "x"
+        output="v",  # of the network; or "eps", "x", "flow"
         precondition=False,  # by the data's mean and variance, v outputs only
         weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
     )
@@ -98,10 +100,19 @@ def base() -> ConfigDict:
     config.sample = dict(
         num=16,
         steps=256,
-        sampler="ancestral",  # or "ddim"
+        sampler="ancestral",  # or "ddim", "dpm", "heun", "stochastic"
         gamma=0.1,  # of the ancestral sampler's variance
+        churn=0.0,  # of Heun's: S_churn of EDM
+        corrector=0.0,  # delta of a Langevin step after each step; 0 is off
+        schedule="",  # of the steps; "" is the model's own, for Heun "karras"
         guidance=0.0,  # w of (1 + w) conditional - w unconditional
+        # Or interval:LOW:HIGH (logsnr), oscillating:LOW:FIRST, frames:FIRST.
+        guidance_schedule="constant",
+        combine="linear",  # or "rescaled", "projected": how guidance mixes
         threshold=1.0,  # clip x to +-this at every step; 0 is off
+        percentile=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
+        reconstruction=4.0,  # w_r of reconstruction guidance; 0 is replacement alone
+        reconstruction_schedule="constant",  # or "exact": grows towards the noise
         label="",  # one name an attribute, comma separated; "" draws them
         batch_size=16,
     )

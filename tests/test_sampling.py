@@ -11,6 +11,7 @@ from configs import shapes
 from vdm_jax import model as models
 from vdm_jax import sampling
 from vdm_jax.errors import UserError
+from vdm_jax.sampling import blocks
 
 ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
 
@@ -32,8 +33,10 @@ def trained():
 def draw(trained, num=3, **settings):
     model, params = trained
     labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
+    where = {k: settings.pop(k) for k in ("seed", "first", "progress") if k in settings}
     settings = {"steps": 4, "guidance": 1.0, "batch_size": 3, **settings}
-    return sampling.sample(model, params, num, labels=labels, **settings)
+    asked = sampling.Settings(**settings)
+    return sampling.sample(model, params, num, asked, labels=labels, **where)
 
 
 def test_a_video_does_not_depend_on_its_batch(trained):
@@ -54,25 +57,27 @@ def test_seeds_and_videos_differ(trained):
     assert abs(a - b).mean() > 0.01
     model, params = trained
     same_label = np.zeros((2, 2), np.int32)
-    pair = sampling.sample(model, params, 2, labels=same_label, steps=2, batch_size=2)
+    pair = sampling.sample(
+        model, params, 2, sampling.Settings(steps=2, batch_size=2), labels=same_label
+    )
     assert abs(pair[0] - pair[1]).mean() > 0.01
 
 
 def test_first_counts_on(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
-    settings = {"steps": 2, "batch_size": 1}
-    both = sampling.sample(model, params, 2, labels=labels, **settings)
-    second = sampling.sample(model, params, 1, labels=labels[1:], first=1, **settings)
+    settings = sampling.Settings(steps=2, batch_size=1)
+    both = sampling.sample(model, params, 2, settings, labels=labels)
+    second = sampling.sample(model, params, 1, settings, labels=labels[1:], first=1)
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
 def test_one_program_serves_every_number_of_steps_and_every_weight(trained):
     draw(trained, steps=4, guidance=1.0)
-    before = sampling._chunk._cache_size()
+    before = blocks._chunk._cache_size()
     for steps, guidance in ((2, 1.0), (20, 0.5), (7, 3.0)):
         draw(trained, steps=steps, guidance=guidance)
-    assert sampling._chunk._cache_size() == before
+    assert blocks._chunk._cache_size() == before
 
 
 def test_progress_reaches_its_total(trained):
@@ -102,13 +107,13 @@ def test_a_wrong_label_names_what_there_is(trained, asked):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps=0: at least 1"),
-        ({"steps": 2000}, "at most 1024"),
+        ({"steps": 0}, "steps=0: from 1 to 1024"),
+        ({"steps": 2000}, "from 1 to 1024"),
         ({"guidance": -1.0}, "w >= 0"),
-        ({"guidance": float("nan")}, "finite"),
-        ({"guidance": float("inf")}, "finite"),
-        ({"sampler": "heum"}, "one of ddim, ancestral"),
-        ({"sampler": "ancestral", "gamma": 1.5}, "0 to 1"),
+        ({"guidance": float("nan")}, "guidance=nan"),
+        ({"guidance": float("inf")}, "guidance=inf"),
+        ({"sampler": "heum"}, "one of ddim, ancestral, dpm"),
+        ({"sampler": "ancestral", "gamma": 1.5}, "gamma=1.5: from 0 to 1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"threshold": -1.0}, "threshold"),
     ],
@@ -123,7 +128,7 @@ def test_guidance_needs_dropped_conditions(trained):
 
     never = dataclasses.replace(model, label_drop=0.0)
     with pytest.raises(UserError, match="sometimes dropped"):
-        sampling.sample(never, params, 1, guidance=1.0)
+        sampling.sample(never, params, 1, sampling.Settings(guidance=1.0))
 
 
 def test_uint8_is_the_inverse_of_encode(trained):

@@ -115,24 +115,34 @@ def train() -> None:
 
 
 SETTINGS = {
-    "steps": "sampler steps, 1 to 1024",
-    "sampler": "ddim or ancestral",
-    "gamma": "variance of the ancestral sampler, 0 to 1",
-    "guidance": "w of (1 + w) conditional - w unconditional; 0 is off",
-    "threshold": "clip the predicted video to +-this at every step; 0 is off",
-    "batch_size": "videos at a time",
-    "num": "how many videos",
-    "label": "one name an attribute, comma separated; an omitted one is left open",
+    "steps": (int, "sampler steps, 1 to 1024"),
+    "sampler": (str, "ddim, ancestral, dpm, heun or stochastic"),
+    "gamma": (float, "variance of the ancestral sampler, 0 to 1"),
+    "churn": (float, "of Heun's sampler: S_churn of EDM"),
+    "corrector": (float, "delta of a Langevin step after each step; 0 is off"),
+    "schedule": (str, "of the steps: cosine, interpolated, linear, flow or karras"),
+    "guidance": (float, "w of (1 + w) conditional - w unconditional; 0 is off"),
+    "guidance_schedule": (
+        str,
+        "constant, interval:LOW:HIGH of logsnr, oscillating:LOW:FIRST, frames:FIRST",
+    ),
+    "combine": (str, "how guidance mixes: linear, rescaled or projected"),
+    "threshold": (float, "clip the predicted video to +-this at every step; 0 is off"),
+    "percentile": (float, "dynamic thresholding instead, as 99.5; 0 is off"),
+    "reconstruction": (float, "w_r of what is given; 0 is replacement alone"),
+    "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
+    "batch_size": (int, "videos at a time"),
+    "num": (int, "how many videos"),
+    "label": (str, "one name an attribute, comma separated; an omitted one is open"),
 }
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-TYPES = {"steps": int, "gamma": float, "guidance": float, "threshold": float}
-TYPES |= {"sampler": str, "batch_size": int, "num": int, "label": str}
 
 
 def _sampling_flags(*names: str) -> None:
     """Flags whose default is the model's own config.sample."""
     for name in names:
-        KINDS[TYPES[name]](name, None, f"{SETTINGS[name]} (default: the model's own)")
+        kind, meaning = SETTINGS[name]
+        KINDS[kind](name, None, f"{meaning} (default: the model's own)")
     flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
 
 
@@ -149,11 +159,77 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+VERBS = ("extend", "between", "inpaint", "upscale")
+# Flags that mean something beside one of the verbs only -> which.
+BESIDE = {
+    "given": ("extend", "between"),
+    "backward": ("extend",),
+    "mask": ("inpaint",),
+    "factor": ("upscale",),
+}
+
+
+def _given_flags() -> None:
+    """What of the videos is given, and how long and large they shall be."""
+    flags.DEFINE_string("extend", None, "a clip to go on from")
+    flags.DEFINE_bool("backward", False, "--extend: what came before the clip")
+    flags.DEFINE_string("between", None, "a clip to fill in the frames between")
+    flags.DEFINE_integer("given", None, "frames of the clip that are given", 1)
+    flags.DEFINE_string("inpaint", None, "a clip to paint anew where --mask is white")
+    flags.DEFINE_string("mask", None, "a png, jpg or video of the clip's shape")
+    flags.DEFINE_string("upscale", None, "a small clip whose large version to make")
+    flags.DEFINE_integer("factor", None, "--upscale: shrink the clip by this first", 2)
+    flags.DEFINE_integer("frames", None, "length of the output", 1)
+    flags.DEFINE_integer("overlap", None, "frames from block to block (default: half)")
+    flags.DEFINE_string("tiles", "1", "ROWSxCOLUMNS of the model's size, or their one")
+    flags.DEFINE_bool("windows", False, "all frames at once, by overlapping windows")
+    flags.DEFINE_string("negative", None, "a label to be guided away from")
+
+
+def _given(loaded):
+    """(Known of the output, a note on the clip behind it) as the flags ask."""
+    from vdm_jax.sampling import given
+
+    verbs = [verb for verb in VERBS if FLAGS[verb].value is not None]
+    if len(verbs) > 1:
+        raise UserError(f"--{verbs[0]} and --{verbs[1]}: one of them at a time")
+    for flag, of in BESIDE.items():
+        if FLAGS[flag].present and not set(of) & set(verbs):
+            raise UserError(f"--{flag} goes with --" + " or --".join(of))
+    sides = FLAGS.tiles.split("x")
+    if not all(n.isdecimal() and 1 <= int(n) <= 64 for n in sides) or len(sides) > 2:
+        raise UserError(
+            f"--tiles={FLAGS.tiles}: as 2x3, rows and columns, or 2 for both"
+        )
+    tiles = int(sides[0]), int(sides[-1])
+    block = loaded.model.shape[0]
+    if FLAGS.overlap is not None and not 0 <= FLAGS.overlap < block:
+        raise UserError(f"--overlap={FLAGS.overlap}: from 0 to {block - 1} frames")
+    wanted = given.Wanted(
+        loaded.model, loaded.config.video.fps, FLAGS.frames or 0, tiles
+    )
+    if not verbs:
+        return given.nothing(wanted)
+    options = {
+        "extend": {"given": FLAGS.given or 0, "backward": FLAGS.backward},
+        "between": {"given": FLAGS.given or 0},
+        "inpaint": {"mask": FLAGS.mask},
+        "upscale": {"factor": FLAGS.factor or 0},
+    }
+    verb = verbs[0]
+    known, note = getattr(given, verb)(wanted, FLAGS[verb].value, **options[verb])
+    used, there = len(note["frames_of_clip"]), note["frames_in_clip"]
+    rest = ", the rest is ignored" if used < there else ""
+    print(f"{note['clip']}: {used} of its {there} frames are given{rest}", flush=True)
+    return known, note
+
+
 def sample() -> None:
     """sample.py"""
     _workdir_flag("a run, or a folder of models/")
     names = tuple(SETTINGS)
     _sampling_flags(*names)
+    _given_flags()
     flags.DEFINE_string("out", None, "folder for the videos")
     flags.mark_flag_as_required("out")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
@@ -167,26 +243,41 @@ def sample() -> None:
         loaded = model.load(FLAGS.workdir)
         _settings(loaded.config, *names)
         ask = loaded.config.sample
+        settings = sampling.Settings.of(ask)
+        sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
+        negative = None
+        if FLAGS.negative:
+            if not settings.guidance:
+                raise UserError("--negative needs --guidance above 0, which it turns")
+            negative = sampling.draw_labels(loaded.model, ask.num, FLAGS.negative)
+        known, note = _given(loaded)
         with tqdm(unit="step", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            videos = sampling.sample(
-                loaded.model,
-                loaded.params,
-                ask.num,
-                labels=labels,
-                seed=FLAGS.seed,
-                progress=progress,
-                **sampling.settings(ask),
-            )
+            model, params = loaded.model, loaded.params
+            common: dict = dict(labels=labels, negative=negative, seed=FLAGS.seed)
+            common |= {"progress": progress}
+            if FLAGS.windows:
+                bare = known.low is None and not known.mask.any()
+                videos = sampling.sample(
+                    model, params, ask.num, settings, **common,
+                    known=None if bare else known, size=known.video.shape[1:4],
+                )  # fmt: skip
+            else:
+                videos = sampling.fill(
+                    model, params, ask.num, settings, known, **common,
+                    overlap=FLAGS.overlap, backward=FLAGS.backward,
+                )  # fmt: skip
         texts = None
         if labels is not None:
             texts = [sampling.label_text(loaded.model, row) for row in labels]
         meta = {"command": command(), "seed": FLAGS.seed, "sample": ask.to_dict()}
+        if note:
+            meta["given"] = note
         made = video_io.write_all(
             out,
             "samples",
@@ -198,13 +289,13 @@ def sample() -> None:
         )
         print(f"{len(videos)} videos in {out}; see {made[-3]}")
 
-    run(verb, "Sample videos from a trained model.")
+    run(verb, "Sample videos from a trained model; extend, fill in, repaint, enlarge.")
 
 
 def evaluate() -> None:
     """evaluate.py"""
     _workdir_flag("a run, or a folder of models/")
-    names = ("steps", "sampler", "gamma", "threshold", "batch_size")
+    names = tuple(n for n in SETTINGS if n not in ("guidance", "num", "label"))
     _sampling_flags(*names)
     flags.DEFINE_integer("num", 64, "videos a row", 2)
     flags.DEFINE_list("guidance", None, "weights to compare, comma separated")

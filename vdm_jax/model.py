@@ -34,7 +34,7 @@ class Model:
 
     network: unet3d.UNet3D
     conditioner: Conditioner
-    schedule: schedules.Cosine  # of sampling
+    schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
     shape: tuple[int, int, int, int]
     attributes: tuple[tuple[str, ...], ...] = ()
@@ -134,7 +134,7 @@ class Model:
             inputs = self.conditioner.apply(
                 {"params": params["conditioner"]}, logsnr, frames, cond
             )
-            alpha, sigma = (expand(jnp.asarray(a, z.dtype), z) for a in step[2:])
+            alpha, sigma = (expand(jnp.asarray(a, z.dtype), z) for a in step[2:4])
             spread = alpha**2 * self.variance + sigma**2
             centred = z - alpha * self.mean
             output: Any = self.network.apply(
@@ -166,6 +166,33 @@ def network_spec(config: Any) -> unet3d.UNetSpec:
     return unet3d.UNetSpec(levels=levels, **fields)
 
 
+def make_schedule(diffusion: Any) -> schedules.Schedule:
+    """The schedule that a config's diffusion section names, with its range."""
+    name, known = diffusion.schedule, schedules.SCHEDULES
+    if name not in known:
+        raise UserError(f"diffusion.schedule={name!r}: one of {', '.join(known)}")
+    takes = {field.name for field in dataclasses.fields(known[name])}
+    for field in ("shift", "noise_shift"):
+        if diffusion[field] and field not in takes:
+            raise UserError(
+                f"diffusion.{field}={diffusion[field]}: schedule {name!r} has none; "
+                "set it to 0"
+            )
+    if diffusion.train_shifts and name not in ("cosine", "flow"):
+        raise UserError(
+            f"diffusion.train_shifts moves schedule 'cosine' or 'flow', not {name!r}: "
+            "set it to ()"
+        )
+    if diffusion.output == "eps" and diffusion.logsnr_min < -20:
+        raise UserError(
+            f"diffusion.logsnr_min={diffusion.logsnr_min} with an eps output, which "
+            "says nothing of the video where no signal is left: -20 or more, or "
+            "diffusion.output='v'"
+        )
+    fields = ("logsnr_min", "logsnr_max", "shift", "noise_shift")
+    return known[name](**{f: diffusion[f] for f in fields if f in takes})
+
+
 def build(config: Any) -> Model:
     """The model a config describes; raises UserError for sizes that do not fit."""
     video, diffusion, told = config.video, config.diffusion, config.conditioning
@@ -182,11 +209,10 @@ def build(config: Any) -> Model:
     spec = network_spec(config)
     unet3d.check(spec, video.height, video.width)
     attributes = tuple(tuple(names) for names in config.data.attributes or ())
-    schedule = schedules.Cosine(
-        diffusion.logsnr_min, diffusion.logsnr_max, diffusion.shift
-    )
+    schedule = make_schedule(diffusion)
     turns = tuple(
-        dataclasses.replace(schedule, shift=shift) for shift in diffusion.train_shifts
+        dataclasses.replace(schedule, shift=shift)  # type: ignore[call-arg]
+        for shift in diffusion.train_shifts
     )
     scaling = {}
     if diffusion.precondition:

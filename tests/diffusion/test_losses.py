@@ -8,13 +8,15 @@ import pytest
 from vdm_jax.diffusion import losses, process, schedules
 
 # Each weighting as its paper defines it: a factor on the squared error of x.
-# Progressive Distillation section 4 has the first four, Min-SNR (gamma = 5) the last.
+# Progressive Distillation section 4 has the first four, Min-SNR (gamma = 5) the
+# next; of flow matching, |eps - x|^2.
 ON_X = {
     "constant": lambda snr: np.ones_like(snr),
     "snr": lambda snr: snr,
     "truncated_snr": lambda snr: np.maximum(snr, 1),
     "snr_plus_one": lambda snr: snr + 1,
     "min_snr": lambda snr: np.minimum(snr, 5),
+    "flow": lambda snr: (np.sqrt(snr) + 1) ** 2,
 }
 LEVELS = np.array([-20.0, -5.0, -1.0, 0.0, 1.5, 1.7, 5.0, 20.0])
 SHAPE = (len(LEVELS), 3, 2, 2, 1)
@@ -46,7 +48,7 @@ def example_mean(a):
     return np.mean(np.asarray(a), axis=(1, 2, 3, 4))
 
 
-def test_the_table_has_the_five_weightings():
+def test_the_table_has_these_weightings():
     assert set(losses.WEIGHTINGS) == set(ON_X)
 
 

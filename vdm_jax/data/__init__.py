@@ -8,7 +8,8 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
-SOURCES = ("shapes", "clips", "folder", "tfds")  # modules here, imported when asked for
+# Modules here, imported when asked for.
+SOURCES = ("shapes", "bouncing", "clips", "folder", "tfds")
 MEASURED = 256  # clips behind the mean and the variance
 
 

@@ -29,6 +29,7 @@ WEIGHTINGS: dict[str, Callable[[Step], Array]] = {
     "snr": lambda step: step.alpha**2,  # SNR: the eps loss of DDPM
     "truncated_snr": lambda step: jnp.maximum(step.alpha**2, step.sigma**2),
     "snr_plus_one": lambda step: jnp.ones_like(step.alpha),  # SNR + 1: the v loss
+    "flow": lambda step: (step.alpha + step.sigma) ** 2,  # on eps - x: flow matching
     "min_snr": lambda step: jnp.minimum(step.alpha**2, MIN_SNR_GAMMA * step.sigma**2),
 }
 

@@ -65,11 +65,49 @@ def with_x(x: Array, z: Array, step: Step) -> Prediction:
     return Prediction(x=x, eps=(z - alpha * x) / sigma)
 
 
+def from_flow(u: Array, z: Array, step: Step) -> Prediction:
+    """Of flow matching's velocity u = eps - x; divides by alpha + sigma, at least 1."""
+    alpha, sigma = levels(step, z)
+    total = alpha + sigma
+    return Prediction(x=(z - sigma * u) / total, eps=(z + alpha * u) / total)
+
+
 PREDICTIONS: dict[str, Callable[[Array, Array, Step], Prediction]] = {
     "v": from_v,
     "eps": from_eps,
     "x": with_x,
+    "flow": from_flow,
 }
+
+
+def edm_sigma(step: Step) -> Array:
+    """The noise level of EDM, whose state is z / alpha (Karras et al. 2022, eq. 1)."""
+    return step.sigma / step.alpha
+
+
+def flow_time(step: Step) -> Array:
+    """tau of (1 - tau) x + tau eps, flow matching's state, z / (alpha + sigma)."""
+    return step.sigma / (step.alpha + step.sigma)
+
+
+def of_edm(denoise: Callable[[Array, Array, Any], Array]) -> Denoiser:
+    """The denoiser of a model of EDM: D(z / alpha, sigma / alpha, cond) -> x."""
+
+    def denoiser(z: Array, step: Step, cond: Any) -> Prediction:
+        state = z / expand(step.alpha, z)
+        return with_x(denoise(state, edm_sigma(step), cond), z, step)
+
+    return denoiser
+
+
+def of_flow(flow: Callable[[Array, Array, Any], Array]) -> Denoiser:
+    """The denoiser of a flow model: u((1 - tau) x + tau eps, tau, cond) -> eps - x."""
+
+    def denoiser(z: Array, step: Step, cond: Any) -> Prediction:
+        state = z / expand(step.alpha + step.sigma, z)
+        return from_flow(flow(state, flow_time(step), cond), z, step)
+
+    return denoiser
 
 
 def transition(step_s: Step, step_t: Step) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Samplers: each is a table, a step, and the one loop.
 
 The table is made on the host in float64: one row a step, from t = 1 down, with the
-noise level at which the denoiser is asked and the coefficients of the update. Its
+noise levels at which the denoiser is asked and the coefficients of the update. Its
 last grid point is phi = 0 (alpha 1, sigma 0) and not the clipped end, so the last row
 returns the predicted video by itself and no sampler has a branch for it.
 
@@ -10,6 +10,7 @@ are traced: one compiled program serves every number of steps, and the host can 
 it in chunks. Noise is an argument too, a function of (step, draw): see `normal`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,18 +42,47 @@ class Sampler(NamedTuple):
 
 
 def grid(schedule: Schedule, n: int) -> tuple[Step, Step]:
-    """Noise levels of n uniform steps of time from 1 to 0: (from [n], to [n])."""
-    angle = schedule.angle(np.linspace(1.0, 0.0, n + 1))
-    angle[-1] = 0.0
+    """Noise levels of n steps from noise to data: (from [n], to [n]).
+
+    The schedule chooses where they are (`Schedule.times`); the last goes to phi = 0.
+    """
+    angle = np.append(schedule.angle(schedule.times(n)), 0.0)
     with np.errstate(divide="ignore"):
-        logsnr = schedules.logsnr_of_angle(angle)
-    points = Step(np.arange(n + 1), logsnr, np.cos(angle), np.sin(angle))
-    return Step(*(a[:-1] for a in points)), Step(*(a[1:] for a in points))
+        points = schedules.step_of_angle(angle, np.arange(n + 1))
+    return _rows(points, slice(None, -1)), _rows(points, slice(1, None))
 
 
-def _calls(step: Step) -> Table:
-    """The columns every table has: the noise level at which a row asks."""
-    return {"logsnr": step.logsnr, "alpha": step.alpha, "sigma": step.sigma}
+def _rows(points: Step, rows: slice) -> Step:
+    index, logsnr, alpha, sigma, _ = points
+    return Step(index[rows], logsnr[rows], alpha[rows], sigma[rows])
+
+
+def _end(schedule: Schedule) -> Step:
+    """The clipped end of a schedule: where a call that would stand at phi = 0 is made.
+
+    Its coefficient in the table is 0; at phi = 0 itself the network has no input.
+    """
+    return schedules.step_at(schedule, np.zeros(1))
+
+
+def _calls(step: Step, name: str = "") -> Table:
+    """The columns that say at which noise level a row makes a call."""
+    levels = {"logsnr": step.logsnr, "alpha": step.alpha, "sigma": step.sigma}
+    return {name + key: value for key, value in levels.items()}
+
+
+def _asked(row: dict[str, Array], step: Step, name: str, call: int) -> Step:
+    """The noise level of a row's call beyond the first, from the columns of `name`."""
+    keys = "logsnr", "alpha", "sigma"
+    return Step(step.index, *(row[name + key] for key in keys), call)
+
+
+def _second_calls(schedule: Schedule, s: Step, name: str) -> Table:
+    """Columns of calls at the target of each row, the last one's at the clipped end."""
+    end = _end(schedule)
+    inner = _rows(s, slice(None, -1))
+    points = (np.append(a, b) for a, b in zip(inner[1:4], end[1:4], strict=True))
+    return _calls(Step(s.index, *points, call=0), name)
 
 
 def _ddim_table(schedule: Schedule, n: int) -> Table:
@@ -69,6 +99,25 @@ def _ddim_step(denoise, carry, step, row, noise, cond):
 def ddim() -> Sampler:
     """z_s = alpha_s x + sigma_s eps, deterministic (Song et al. 2021, equation 12)."""
     return Sampler(_ddim_table, _ddim_step)
+
+
+def _inversion_table(schedule: Schedule, n: int) -> Table:
+    t, s = grid(schedule, n)
+    table = {
+        **_second_calls(schedule, s, ""),
+        "next_alpha": t.alpha,
+        "next_sigma": t.sigma,
+    }
+    return {key: value[::-1] for key, value in table.items()}
+
+
+def inversion() -> Sampler:
+    """DDIM from data to noise, the way that DDIM takes back (Song et al. 2021, 4.3).
+
+    The prediction at the near end of each step stands for the one at its far end, so
+    there and back differ by O(1 / n). Row i is the step n - 1 - i of `ddim`.
+    """
+    return Sampler(_inversion_table, _ddim_step)
 
 
 def _ancestral_step(denoise, carry, step, row, noise, cond):
@@ -94,7 +143,140 @@ def ancestral(gamma: float = 0.0) -> Sampler:
     return Sampler(table, _ancestral_step)
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "ancestral": ancestral}
+def _dpm_table(schedule: Schedule, n: int) -> Table:
+    t, s = grid(schedule, n)
+    h = (s.logsnr - t.logsnr) / 2  # of log(alpha / sigma); infinite in the last row
+    back = np.zeros(n)  # 1 / (2 r), r the ratio of the step before to this one
+    back[1:-1] = h[1:-1] / (2 * h[:-2])
+    weight = -s.alpha * np.expm1(-h)
+    return {
+        **_calls(t),
+        "z_coef": s.sigma / t.sigma,
+        "x_coef": weight * (1 + back),
+        "last_coef": -weight * back,
+    }
+
+
+def _dpm_step(denoise, carry, step, row, noise, cond):
+    z, last = carry
+    x = denoise(z, step, cond).x
+    moved = row["z_coef"] * z + row["x_coef"] * x + row["last_coef"] * last
+    return moved, x
+
+
+def dpm() -> Sampler:
+    """DPM-Solver++(2M), second order, one call a step (Lu et al. 2022, algorithm 2).
+
+    The first and the last step have no memory to use, or no need of it: there it is
+    DDIM.
+    """
+    return Sampler(_dpm_table, _dpm_step, lambda z: (z, jnp.zeros_like(z)))
+
+
+def _heun_step(denoise, carry, step, row, noise, cond):
+    z, memory = carry
+    z = row["scale"] * z + row["churn_std"] * noise(0)
+    x, eps = denoise(z, step, cond)
+    ahead = row["next_alpha"] * x + row["next_sigma"] * eps
+    there = denoise(ahead, _asked(row, step, "next_call_", 1), cond)
+    return ahead + row["correction"] * (there.eps - eps), memory
+
+
+def heun(
+    churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1
+) -> Sampler:
+    """EDM's second-order sampler (Karras et al. 2022, algorithm 2): two calls a step.
+
+    In EDM's state z / alpha the slope in sigma / alpha is eps: an Euler step, which is
+    DDIM, then half of the change of eps. The last step stays an Euler step, its second
+    call counts for nothing. churn, s_min, s_max, s_noise: the paper's S_churn, S_tmin,
+    S_tmax (of sigma / alpha), S_noise; churn never leaves the schedule's range. Meant
+    for `Karras` levels: a first step from logsnr -20 is too long for a trapezoid.
+    """
+
+    def table(schedule: Schedule, n: int) -> Table:
+        t, s = grid(schedule, n)
+        edm, edm_next = process.edm_sigma(t), process.edm_sigma(s)
+        inside = (edm >= s_min) & (edm <= s_max)
+        factor = 1 + min(churn / n, math.sqrt(2) - 1) * inside
+        noisiest = schedule.angle(np.ones(1))
+        angle = np.minimum(np.arctan2(factor * t.sigma, t.alpha), noisiest)
+        raised = schedules.step_of_angle(angle, t.index)
+        edm_raised = process.edm_sigma(raised)
+        added = np.sqrt(np.maximum(edm_raised**2 - edm**2, 0))
+        return {
+            **_calls(raised),
+            **_second_calls(schedule, s, "next_call_"),
+            "scale": raised.alpha / t.alpha,
+            "churn_std": s_noise * raised.alpha * added,
+            "next_alpha": s.alpha,
+            "next_sigma": s.sigma,
+            "correction": s.alpha * (edm_next - edm_raised) / 2 * (s.sigma > 0),
+        }
+
+    return Sampler(table, _heun_step)
+
+
+def _stochastic_step(denoise, carry, step, row, noise, cond):
+    z, memory = carry
+    x, eps = denoise(z, step, cond)
+    ahead = row["far_alpha"] * x + row["far_sigma"] * eps
+    return row["scale"] * ahead + row["std"] * noise(0), memory
+
+
+def stochastic() -> Sampler:
+    """Two steps of DDIM down, one back up with fresh noise (Meng et al. 2022, 3.3).
+
+    For a distilled model that knows the double step from every grid point; the last
+    step is a single one.
+    """
+
+    def table(schedule: Schedule, n: int) -> Table:
+        t, s = grid(schedule, n)
+        far = _rows(s, slice(1, None))  # of all rows but the last
+        scale, variance = process.transition(far, _rows(s, slice(None, -1)))
+        return {
+            **_calls(t),
+            "far_alpha": np.append(far.alpha, 1.0),
+            "far_sigma": np.append(far.sigma, 0.0),
+            "scale": np.append(scale, 1.0),
+            "std": np.append(np.sqrt(variance), 0.0),
+        }
+
+    return Sampler(table, _stochastic_step)
+
+
+def corrected(sampler: Sampler, delta: float = 0.1) -> Sampler:
+    """A sampler followed by one step of Langevin dynamics at each level (VDM, 3.1).
+
+    z - delta / 2 sigma eps(z) + sqrt(delta) sigma noise: twice the calls. There is none
+    after the last step.
+    """
+
+    def table(schedule: Schedule, n: int) -> Table:
+        s = grid(schedule, n)[1]
+        return {
+            **sampler.table(schedule, n),
+            **_second_calls(schedule, s, "corrector_"),
+            "drift": delta / 2 * s.sigma,
+            "corrector_std": math.sqrt(delta) * s.sigma,
+        }
+
+    def step(denoise, carry, at, row, noise, cond):
+        z, memory = sampler.step(denoise, carry, at, row, noise, cond)
+        eps = denoise(z, _asked(row, at, "corrector_", 2), cond).eps
+        return z - row["drift"] * eps + row["corrector_std"] * noise(1), memory
+
+    return Sampler(table, step, sampler.init)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddim": ddim,
+    "ancestral": ancestral,
+    "dpm": dpm,
+    "heun": heun,
+    "stochastic": stochastic,
+}
 
 
 def padded(table: Table, dtype) -> dict[str, Array]:

@@ -1,12 +1,12 @@
 """The evaluate verb: samples beside real clips, measured, printed and reported."""
 
+import dataclasses
 import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -43,10 +43,10 @@ def evaluate(
     sample.py wrote, shown first.
     """
     model, config = loaded.model, loaded.config
-    settings = sampling.settings(config.sample)
-    asked: list[dict[str, Any]] = [settings | {"guidance": w} for w in weights]
+    settings = sampling.Settings.of(config.sample)
+    asked = [dataclasses.replace(settings, guidance=w) for w in weights]
     for given in asked:
-        sampling.check(model, num, seed, **given)
+        sampling.check(model, num, seed, given)
     shown = shown_beside(beside, config.data.source)
     video_io.make_folder(out)
     kept, training = real(config, num)
@@ -57,7 +57,7 @@ def evaluate(
     for weight, given in zip(weights, asked, strict=True):
         started = time.perf_counter()
         videos = sampling.sample(
-            model, loaded.params, num, labels=labels, seed=seed, **given
+            model, loaded.params, num, given, labels=labels, seed=seed
         )
         samples[weight] = sampling.to_uint8(videos)
         seconds = time.perf_counter() - started
@@ -74,7 +74,12 @@ def evaluate(
             note=PIXEL_NOTE,
         )
     ]
-    results = {"protocol": protocol, "pixels": rows, "seed": seed, "sample": asked[0]}
+    results = {
+        "protocol": protocol,
+        "pixels": rows,
+        "seed": seed,
+        "sample": dataclasses.asdict(asked[0]),
+    }
     results["weights"] = list(weights)
     if config.data.source == "shapes" and labels is not None:
         by_row = shape_rows(model, samples, labels)
@@ -96,7 +101,7 @@ def evaluate(
         page,
         title=f"vdm_jax: {workdir.name}",
         lead=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
-        f"{model.shape[2]}, {settings['sampler']} in {settings['steps']} steps, beside "
+        f"{model.shape[2]}, {settings.sampler} in {settings.steps} steps, beside "
         "real clips that were kept from training.",
         sections=sections,
     )

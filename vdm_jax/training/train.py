@@ -39,8 +39,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
     source = data.open_source(config)
     config = data.resolve(config, source)
     model = models.build(config)
-    asked = sampling.settings(config.sample)
-    sampling.check(model, config.sample.num, config.seed, **asked)
+    asked = sampling.Settings.of(config.sample)
+    sampling.check(model, config.sample.num, config.seed, asked)
     sampling.draw_labels(model, 1, config.sample.label)
 
     tx = optim.optimizer(config.train)
@@ -169,11 +169,11 @@ def observers(config, model: models.Model, mesh, source, run: Run) -> tuple:
                 model,
                 state.params if state.ema is None else state.ema,
                 PREVIEWS,
+                sampling.Settings.of(config.sample),
                 labels=labels,
                 seed=config.seed,
                 mesh=mesh,
                 progress=leave_when_asked,
-                **sampling.settings(config.sample),
             )
         except Interrupted:
             return
@@ -207,8 +207,8 @@ def make_validation(model: models.Model):
         for i, (low, high) in enumerate(BANDS):
             time_key, noise_key = jax.random.split(jax.random.key(i))
             spread = losses.stratified_times(time_key, x.shape[0], x.dtype)
-            t = model.schedule.time(low + (high - low) * spread)
-            step = schedules.step_at(model.schedule, t)
+            angle = schedules.angle_of_logsnr(low + (high - low) * spread)
+            step = schedules.step_of_angle(angle)
             eps = jax.random.normal(noise_key, x.shape, x.dtype)
             loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond)
             out[f"val/loss_{low}_{high}"] = loss.mean()

@@ -10,6 +10,7 @@ from vdm_jax.video_io.decode import (
     probe,
     read,
     read_frames,
+    read_picture,
 )
 from vdm_jax.video_io.files import BadVideo, make_folder, replacing, slug
 from vdm_jax.video_io.info import VideoInfo, clip, cost, describe, starts
@@ -43,6 +44,7 @@ __all__ = [
     "probe",
     "read",
     "read_frames",
+    "read_picture",
     "make_folder",
     "replacing",
     "slug",

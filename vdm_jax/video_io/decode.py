@@ -111,6 +111,21 @@ def read_frames(
     return np.stack(list(frames(info, unique.tolist(), size)))[places]
 
 
+def read_picture(
+    path: str | os.PathLike, size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """A png or jpg as a video of one frame, uint8 [1, h, w, 3], and its own (h, w).
+
+    Resized to cover ``size`` (h, w) and cut to its middle, as `read` does. Raises
+    BadVideo.
+    """
+    pixels = stills.picture(path)
+    height, width = pixels.shape[:2]
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+    shown = _resized(frame, *cover_size(height, width, size))
+    return crop(shown[None], size), (height, width)
+
+
 def survey(
     info: VideoInfo, size: tuple[int, int], previews: int
 ) -> tuple[np.ndarray, bool]:

@@ -76,6 +76,12 @@ def frame_paths(folder: str | os.PathLike) -> list[Path]:
     )
 
 
+def picture(path: str | os.PathLike) -> np.ndarray:
+    """One picture as uint8 [h, w, 3]. Raises BadVideo."""
+    with _opened(path) as image:
+        return rgb(image)
+
+
 def index(path: str, kind: str) -> VideoInfo:
     """Index an animated picture or a folder of frames. Raises BadVideo."""
     if kind == "frames":

@@ -1,0 +1,23 @@
+"""Bouncing shapes, whose motion can go on: the model to extend videos with.
+
+    python train.py --config=configs/bouncing.py --workdir=runs/bouncing
+    python sample.py --workdir=runs/bouncing --frames=64 --out=out
+
+Result: models/bouncing, whose README has the figures.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The complete, locked config of a variant: configs/shapes.py on other paths."""
+    config = shapes.get_config(variant).unlock()
+    config.data.source = "bouncing"
+    config.sample.update(guidance=0.0)
+    if not variant:
+        config.train.steps = 2600
+    return config.lock()

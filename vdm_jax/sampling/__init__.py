@@ -1,0 +1,20 @@
+"""From a trained model to videos: its own size, longer, larger, from given ones."""
+
+from vdm_jax.sampling import given
+from vdm_jax.sampling.blocks import Known, invert, sample, to_uint8
+from vdm_jax.sampling.labels import draw_labels, label_text
+from vdm_jax.sampling.long import fill
+from vdm_jax.sampling.settings import Settings, check
+
+__all__ = [
+    "Known",
+    "Settings",
+    "check",
+    "draw_labels",
+    "fill",
+    "given",
+    "invert",
+    "label_text",
+    "sample",
+    "to_uint8",
+]

@@ -1,0 +1,300 @@
+"""Model + parameters + conditions -> videos: the one way that every verb samples.
+
+Batches of one compiled shape, a chunk of steps at a time, over whatever mesh is in
+context. A video's noise comes from its own number, so the same seed gives the same
+video for every batch size, device count and process count.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax import sharding
+from vdm_jax.diffusion import guidance as guiding
+from vdm_jax.diffusion import samplers
+from vdm_jax.diffusion.windows import places, windows
+from vdm_jax.model import Model, Params
+from vdm_jax.sampling.settings import (
+    Settings,
+    check,
+    guidance_weights,
+    make_sampler,
+    make_schedule,
+    reconstruction_weights,
+)
+
+CHUNK = 8  # steps between two looks from the host: progress, Ctrl-C
+DEFAULT = Settings()
+REPLACED = 8  # noise draws of known pixels are numbered from here, a sampler's from 0
+
+
+class Known(NamedTuple):
+    """What is known of the videos: given pixels, and a smaller version of the whole.
+
+    video: [n, f, h, w, c] in [-1, 1]; mask: bool [n, f, h, w, 1], true where `video` is
+    given; low: [n, f, h', w', c], area means of the video, or None. n is 1 for all
+    videos alike, or their number.
+    """
+
+    video: np.ndarray
+    mask: np.ndarray
+    low: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What of the settings makes another program; all else is an argument of it."""
+
+    model: Model
+    sampler: samplers.Sampler
+    mesh: Mesh
+    combine: str = ""  # "" without guidance
+    threshold: float = 0.0
+    percentile: float = 0.0
+    reconstruct: bool = False
+    size: tuple[int, int, int] | None = None  # larger than the model's: windows
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (*self.size, self.model.shape[3]) if self.size else self.model.shape
+
+
+def _residual(known: Known) -> Callable[[jax.Array], list[jax.Array]]:
+    """Known minus predicted: of the given pixels, and of the area means.
+
+    A mean of k pixels has a k-th of their variance: times sqrt(k), one weight w_r means
+    the same for both terms.
+    """
+
+    def residual(x: jax.Array) -> list[jax.Array]:
+        parts = [jnp.where(known.mask, known.video - x, 0)]
+        if known.low is not None:
+            h, w = known.low.shape[2:4]
+            scale = (x.shape[2] * x.shape[3] / (h * w)) ** 0.5
+            parts.append(scale * (known.low - guiding.down(x, h, w)))
+        return parts
+
+    return residual
+
+
+def _denoiser(plan: _Plan, params, null, known: Known | None, weights, noise):
+    """The network with every guidance around it, in the order of `guidance`."""
+    model = plan.model
+    denoise = model.denoiser(params)
+    if plan.size:
+        overlap = tuple(n // 2 for n in model.shape[:3])
+        where = places(plan.size, model.shape[:3], overlap)
+        denoise = windows(denoise, model.shape[:3], where)
+    if plan.combine:
+        combine = guiding.COMBINES[plan.combine](weights["guidance"])
+        denoise = guiding.cfg(denoise, lambda cond: null, combine)
+    if plan.reconstruct:
+        assert known is not None
+        w_r = weights["reconstruction"]
+        denoise = guiding.reconstruct(denoise, _residual(known), w_r)
+    if plan.percentile:
+        denoise = guiding.clip_percentile(denoise, plan.percentile)
+    elif plan.threshold:
+        denoise = guiding.clip_x(denoise, plan.threshold)
+    if known is not None:
+        fresh = lambda step: noise(step.index, REPLACED + step.call)  # noqa: E731
+        denoise = guiding.replace(denoise, known.video, known.mask, fresh)
+    return denoise
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="carry")
+def _chunk(
+    params, cond, null, known, keys, carry, table, start, stop, weights, *, plan: _Plan
+):
+    """Rows start..stop for one batch. What is no part of the plan is an argument."""
+    split = sharding.batch_sharding(plan.mesh)
+    keys, carry, cond, null, known = jax.lax.with_sharding_constraint(
+        (keys, carry, cond, null, known), split
+    )
+    dtype = carry[0].dtype
+
+    def noise(i, draw):
+        return samplers.normal(keys, i + 1, draw, plan.shape, dtype)
+
+    denoise = _denoiser(plan, params, null, known, weights, noise)
+    with sharding.activation_rules():
+        return samplers.loop(
+            plan.sampler, denoise, carry, table, start, stop, noise, cond
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "seed", "block"))
+def _begin(videos, start, *, plan: _Plan, seed: int, block: int):
+    """Keys, and the starting carry: `start`, or noise by the videos' numbers."""
+    keys = samplers.video_keys(seed, 0, block, videos)
+    z = samplers.normal(keys, 0, 0, plan.shape) if start is None else start
+    return jax.lax.with_sharding_constraint(
+        (keys, plan.sampler.init(z)), sharding.batch_sharding(plan.mesh)
+    )
+
+
+def sample(
+    model: Model,
+    params: Params,
+    num: int,
+    settings: Settings = DEFAULT,
+    *,
+    labels: np.ndarray | None = None,
+    negative: np.ndarray | None = None,
+    known: Known | None = None,
+    start: np.ndarray | None = None,
+    size: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    block: int = 0,
+    first: int = 0,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Sample videos number `first` to `first + num`: [num, f, h, w, c] in [-1, 1].
+
+    Args:
+      labels: int [num, attributes], -1 for an attribute left open; None for all open.
+      negative: labels to be guided away from, instead of from no label.
+      known: what is given of the videos; given pixels come back as they are.
+      start: [num, f, h, w, c] to start from instead of noise, as `invert` leaves it.
+      size: frames, height, width, none smaller than the model's: larger ones are made
+        by overlapping windows whose predictions are averaged at every call.
+      block: a number that tells the blocks of a long video's noise apart.
+      progress: called as progress(done, total) with steps of batches.
+
+    Raises:
+      UserError: settings out of range.
+    """
+    check(model, num, seed, settings)
+    if known is not None:  # one shape of mask, one program
+        known = known._replace(
+            mask=np.broadcast_to(known.mask, known.video[..., :1].shape)
+        )
+    plan = _Plan(
+        model,
+        make_sampler(settings),
+        mesh or sharding.make_mesh(),
+        combine=settings.combine if settings.guidance else "",
+        threshold=settings.threshold,
+        percentile=settings.percentile,
+        reconstruct=known is not None and settings.reconstruction > 0,
+        size=size if size and size != model.shape[:3] else None,
+    )
+    videos = _run(
+        plan, params, num, settings,
+        labels=labels, negative=negative, known=known, start=start,
+        seed=seed, block=block, first=first, progress=progress,
+    )  # fmt: skip
+    return np.clip(videos, -1.0, 1.0)
+
+
+INVERSION = samplers.inversion()
+
+
+def invert(
+    model: Model,
+    params: Params,
+    videos: np.ndarray,
+    settings: Settings = DEFAULT,
+    *,
+    labels: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """The noise [n, f, h, w, c] that DDIM takes back to `videos`, in [-1, 1].
+
+    Of the settings, steps, schedule and batch_size count: nothing is guided or clipped.
+    """
+    check(model, len(videos), 0, settings)
+    plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())
+    return _run(plan, params, len(videos), settings, labels, start=videos,
+                progress=progress)  # fmt: skip
+
+
+def _run(
+    plan: _Plan,
+    params,
+    num: int,
+    settings: Settings,
+    labels=None,
+    negative=None,
+    known: Known | None = None,
+    start=None,
+    seed: int = 0,
+    block: int = 0,
+    first: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """`num` videos, batch by batch, as the sampler leaves them."""
+    model, mesh, steps = plan.model, plan.mesh, settings.steps
+    # A loaded model's parameters are on one device; a run's are where they shall be.
+    params = jax.device_put(params, sharding.state_shardings(mesh, params))
+    batch = min(settings.batch_size, num)
+    batch += -batch % mesh.size
+    dtype = jnp.result_type(float)
+    rows = plan.sampler.table(make_schedule(model, settings), steps)
+    table, weights = arguments(rows, settings, plan.shape[0], model.variance, dtype)
+    starts = range(0, num, batch)
+    out = []
+    with jax.set_mesh(mesh):
+        for k, at in enumerate(starts):
+            numbers = np.arange(at, at + batch)
+            # A last batch is filled up with copies of the last video.
+            of = functools.partial(_take, rows=np.minimum(numbers, num - 1))
+            keys, carry = _begin(
+                numbers + first,
+                None if start is None else of(start),
+                plan=plan, seed=seed, block=block,
+            )  # fmt: skip
+            cond = _conditions(model, None if labels is None else of(labels), batch)
+            null = model.null(cond)
+            if negative is not None:
+                null = _conditions(model, of(negative), batch)
+            held = None if known is None else jax.tree.map(of, known)
+            for row in range(0, steps, CHUNK):
+                stop = min(row + CHUNK, steps)
+                carry = _chunk(
+                    params, cond, null, held, keys, carry, table, row, stop, weights,
+                    plan=plan,
+                )  # fmt: skip
+                jax.block_until_ready(carry)
+                progress(k * steps + stop, len(starts) * steps)
+            out.append(np.asarray(sharding.everywhere(mesh, carry[0])))
+    return np.concatenate(out)[:num]
+
+
+def arguments(rows, settings: Settings, frames: int, variance: float, dtype):
+    """A sampler's table and the weights of each of its rows, padded to one shape."""
+    given = {
+        "guidance": guidance_weights(settings, rows["logsnr"], frames),
+        "reconstruction": reconstruction_weights(settings, rows["logsnr"], variance),
+    }
+    pad = max(samplers.MAX_STEPS, len(rows["logsnr"])) - len(rows["logsnr"])
+    weights = {
+        key: np.pad(w, [(0, pad)] + [(0, 0)] * (w.ndim - 1)).astype(dtype)
+        for key, w in given.items()
+    }
+    return samplers.padded(rows, dtype), weights
+
+
+def _take(a: Any, rows: np.ndarray) -> np.ndarray:
+    """Those rows of an array, or its only row for all of them."""
+    a = np.asarray(a)
+    return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
+
+
+def _conditions(model: Model, labels, batch: int):
+    if labels is None:
+        labels = np.full((batch, len(model.attributes)), -1, np.int32)
+    return model.conditions({"label": labels})
+
+
+def to_uint8(video: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> 0..255, rounded."""
+    return np.round((video + 1) * 127.5).clip(0, 255).astype(np.uint8)

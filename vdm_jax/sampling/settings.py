@@ -1,0 +1,174 @@
+"""How to sample: one frozen set of numbers, checked before anything compiles."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from vdm_jax.diffusion import guidance as guiding
+from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.errors import UserError
+from vdm_jax.model import Model
+
+ZERO_SNR = -15.0  # of logsnr: from here on an eps output says nothing of x in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a config's `sample` section and the flags of sample.py say.
+
+    guidance is VDM's w, (1 + w) conditional - w unconditional; 0 is off.
+    """
+
+    steps: int = 64
+    sampler: str = "ddim"  # diffusion/samplers.py SAMPLERS
+    gamma: float = 0.0  # of the ancestral sampler's variance
+    churn: float = 0.0  # of Heun's: S_churn
+    corrector: float = 0.0  # delta of a Langevin step after each; 0 is off
+    schedule: str = ""  # of the steps; "" is the model's own, for Heun "karras"
+    guidance: float = 0.0
+    guidance_schedule: str = "constant"  # see `guidance_weights`
+    combine: str = "linear"  # diffusion/guidance.py COMBINES
+    threshold: float = 1.0  # clip x to +-this at every step; 0 is off
+    percentile: float = 0.0  # dynamic thresholding instead, as 99.5; 0 is off
+    reconstruction: float = 4.0  # w_r of reconstruction guidance; 0 replaces only
+    reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
+    batch_size: int = 16
+
+    @classmethod
+    def of(cls, sample) -> "Settings":
+        """From a config's `sample` section; what an older one lacks is the default."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: sample[name] for name in names if name in sample})
+
+
+def make_sampler(settings: Settings) -> samplers.Sampler:
+    """The sampler, one object for equal settings: a static argument of a jit."""
+    name = settings.sampler
+    used = {"ancestral": ("gamma",), "heun": ("churn",)}.get(name, ())
+    options = tuple((option, getattr(settings, option)) for option in used)
+    return _cached(name, options, settings.corrector)
+
+
+@functools.cache
+def _cached(name: str, options: tuple, corrector: float) -> samplers.Sampler:
+    sampler = samplers.SAMPLERS[name](**dict(options))
+    return samplers.corrected(sampler, corrector) if corrector else sampler
+
+
+def make_schedule(model: Model, settings: Settings) -> schedules.Schedule:
+    """Where the steps are: the model's own noise levels, or those of a name."""
+    name = settings.schedule or ("karras" if settings.sampler == "heun" else "")
+    return schedules.SCHEDULES[name]() if name else model.schedule
+
+
+SCHEDULES_HELP = (
+    "constant, interval:LOW:HIGH (of logsnr), oscillating:LOW:FIRST (the lower weight "
+    "and the share of steps before it) or frames:FIRST (the first frame's weight)"
+)
+
+
+def guidance_weights(settings: Settings, logsnr: np.ndarray, frames: int) -> np.ndarray:
+    """Weights [n, 1, frames] for a table whose rows have these logsnr.
+
+    settings.guidance_schedule: "constant"; "interval:LOW:HIGH", guided only where
+    logsnr is between; "oscillating:LOW:FIRST", the full weight for the first share of
+    the steps, then LOW and the full one in turn; "frames:FIRST", from FIRST at the
+    first frame evenly to the full weight at the last.
+    """
+    w, n = settings.guidance, len(logsnr)
+    name, *words = settings.guidance_schedule.split(":")
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = [np.nan]
+    asked = f"guidance_schedule={settings.guidance_schedule!r}"
+    counts = {"constant": (0,), "interval": (2,), "oscillating": (1, 2), "frames": (1,)}
+    if len(numbers) not in counts.get(name, ()) or not np.isfinite(numbers).all():
+        raise UserError(f"{asked}: {SCHEDULES_HELP}")
+    if name == "frames":
+        if numbers[0] < 0:
+            raise UserError(f"{asked}: a weight >= 0")
+        return guiding.by_frame(n, numbers[0], w, frames)
+    if name == "interval":
+        if numbers[0] >= numbers[1]:
+            raise UserError(f"{asked}: LOW must be below HIGH")
+        rows = guiding.interval(logsnr, w, *numbers)
+    elif name == "oscillating":
+        if not (numbers[0] >= 0 and 0 <= numbers[-1] <= 1):
+            raise UserError(f"{asked}: a weight >= 0 and a share from 0 to 1")
+        rows = guiding.oscillating(n, w, *numbers)
+    else:
+        rows = guiding.constant(n, w)
+    return np.tile(rows[:, None, None], (1, 1, frames))
+
+
+def reconstruction_weights(
+    settings: Settings, logsnr: np.ndarray, variance: float
+) -> np.ndarray:
+    """w_r [n] for a table whose rows have these logsnr."""
+    w = settings.reconstruction
+    if settings.reconstruction_schedule == "exact":
+        return guiding.exact_weights(logsnr, w, variance)
+    return guiding.constant(len(logsnr), w)
+
+
+NAMES = {
+    "sampler": samplers.SAMPLERS,
+    "schedule": {"": None, **schedules.SCHEDULES},
+    "combine": guiding.COMBINES,
+    "reconstruction_schedule": {"constant": None, "exact": None},
+}
+# (setting, lowest, highest): both included.
+RANGES = (
+    ("steps", 1, samplers.MAX_STEPS),
+    ("gamma", 0, 1),
+    ("churn", 0, 1e3),
+    ("corrector", 0, 1),
+    ("guidance", 0, 1e3),
+    ("threshold", 0, 1e3),
+    ("percentile", 0, 100),
+    ("reconstruction", 0, 1e4),
+    ("batch_size", 1, 2**20),
+)
+MEANING = {
+    "gamma": "the variance of the ancestral sampler",
+    "corrector": "delta of the Langevin corrector, 0 is off",
+    "guidance": "a weight w >= 0 of (1+w) cond - w uncond",
+    "threshold": "0 (off) or a bound on |x|",
+    "percentile": "0 (off) or a percentile of |x|",
+    "reconstruction": "a weight w_r, 0 is replacement alone",
+}
+
+
+def check(model: Model, num: int, seed: int, settings: Settings) -> None:
+    """Raise UserError for settings out of range, before anything compiles."""
+    for field, known in NAMES.items():
+        if (value := getattr(settings, field)) not in known:
+            names = ", ".join(name or "''" for name in known)
+            raise UserError(f"{field}={value!r} is not known: one of {names}")
+    if num < 1:
+        raise UserError(f"num={num}: at least 1")
+    if not 0 <= seed < 2**32:  # beyond, random keys would repeat
+        raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
+    for field, low, high in RANGES:
+        value = getattr(settings, field)
+        if not (np.isfinite(value) and low <= value <= high):
+            meaning = f", {MEANING[field]}" if field in MEANING else ""
+            raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")
+    guidance_weights(settings, np.zeros(settings.steps), model.shape[0])
+    if settings.guidance and not model.guidable:
+        raise UserError(
+            f"guidance={settings.guidance} needs a model trained with conditions that "
+            "were sometimes dropped (conditioning.label_drop > 0); this one was not: "
+            "set guidance to 0"
+        )
+    start = make_schedule(model, settings).angle(np.ones(1))
+    starts_at = float(schedules.logsnr_of_angle(start)[0])
+    bounded = settings.threshold or settings.percentile
+    if model.output == "eps" and starts_at < ZERO_SNR and not bounded:
+        raise UserError(
+            f"threshold=0 with an eps output that starts at logsnr={starts_at:.3g}: "
+            "with no signal left eps says nothing of the video, so it must be bounded: "
+            "set threshold to 1, or schedule to karras, which starts with some signal"
+        )
