@@ -39,14 +39,20 @@ def rooms(shape: int, geometry: Geometry) -> np.ndarray:
 
 
 def path(
-    label: np.ndarray, rng: np.random.Generator, geometry: Geometry
+    label: np.ndarray,
+    rng: np.random.Generator,
+    geometry: Geometry,
+    pace: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres x, y [frames]: place, heading and the other coordinate are uniform."""
+    """Centres x, y [frames]: place, heading and the other coordinate are uniform.
+
+    pace: of a fast shape in pixels a frame, default the geometry's own.
+    """
     shape, _, axis, speed = label
     room = rooms(shape, geometry)
     centres = np.tile(room * rng.random(2), (geometry.frames, 1))
     start = 2 * room[axis] * rng.random()
-    step = shapes.SPEEDS[speed] * geometry.fast
+    step = shapes.SPEEDS[speed] * (geometry.fast if pace is None else pace)
     centres[:, axis] = triangle(start + step * np.arange(geometry.frames), room[axis])
     x, y = (centres + shapes.EXTENT[shape] * geometry.radius).T
     return x, y

@@ -74,7 +74,7 @@ def _calls(step: Step, name: str = "") -> Table:
 def _asked(row: dict[str, Array], step: Step, name: str, call: int) -> Step:
     """The noise level of a row's call beyond the first, from the columns of `name`."""
     keys = "logsnr", "alpha", "sigma"
-    return Step(step.index, *(row[name + key] for key in keys), call)
+    return Step(step.index, *(row[name + key] for key in keys), call=call)
 
 
 def _second_calls(schedule: Schedule, s: Step, name: str) -> Table:

@@ -15,14 +15,14 @@ from vdm_jax import data, sampling, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data import shapes as moving_shapes
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import curve, report, shapes, statistics
+from vdm_jax.evaluation import bouncing, curve, report, shapes, statistics
 from vdm_jax.model import Loaded, read_config
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
 LEARNING = 5  # looks at the training, from the first to the last
 
-SHAPE_COLUMNS = (*shapes.NAMES, "joint", "fit_error", "spread")
+MEASURES: dict = {"shapes": shapes, "bouncing": bouncing}  # by config.data.source
 
 
 def evaluate(
@@ -81,10 +81,12 @@ def evaluate(
         "sample": dataclasses.asdict(asked[0]),
     }
     results["weights"] = list(weights)
-    if config.data.source == "shapes" and labels is not None:
-        by_row = shape_rows(model, samples, labels)
+    if config.data.source in MEASURES and labels is not None:
+        measure = MEASURES[config.data.source]
+        by_row = shape_rows(model, measure, samples, labels)
         title = "Does it show what the label asks?"
-        tables.insert(0, report.Table(title, *shape_cells(by_row), note=SHAPES_NOTE))
+        cells = shape_cells(by_row, measure.NAMES)
+        tables.insert(0, report.Table(title, *cells, note=measure.NOTE))
         results["shapes"] = by_row
     for table in tables:
         print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
@@ -109,12 +111,6 @@ def evaluate(
     return results
 
 
-SHAPES_NOTE = (
-    "Attributes read from the pixels by template matching, no network in it. Direction "
-    "must be right on every displacement. Fit error in px^2 a frame, spread is the "
-    "deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
-    "conditional - w unconditional."
-)
 PIXEL_NOTE = (
     "Frechet distances of simple pixel features: lower is nearer to real clips, and "
     "'training real' is as low as this many clips can be. Motion and sharpness are "
@@ -134,25 +130,25 @@ def stack(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
     return np.concatenate([clip["video"] for clip in clips])
 
 
-def shape_rows(model, samples, labels) -> dict[str, dict[str, float]]:
+def shape_rows(model, measure, samples, labels) -> dict[str, dict[str, float]]:
     """Attribute accuracies: of the measure on known clips first, then of samples."""
     frames, height, width, _ = model.shape
-    rows = shapes.references(moving_shapes.Geometry(frames, height, width))
+    rows = measure.references(moving_shapes.Geometry(frames, height, width))
     for weight, videos in samples.items():
-        rows[f"samples, w={weight:g}"] = shapes.row(videos, labels)
+        rows[f"samples, w={weight:g}"] = measure.row(videos, labels)
     return rows
 
 
-def shape_cells(rows: dict[str, dict[str, float]]):
+def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
     """Headings and formatted cells."""
-    headings = ["", *(name.replace("_", " ") for name in SHAPE_COLUMNS)]
+    columns = (*names, "joint", "fit_error", "spread")
+    headings = ["", *(name.replace("_", " ") for name in columns)]
 
     def cell(row: dict[str, float], name: str) -> str:
         return f"{row[name]:.3f}" if name in row else "–"
 
     return headings, [
-        [name, *(cell(row, column) for column in SHAPE_COLUMNS)]
-        for name, row in rows.items()
+        [name, *(cell(row, column) for column in columns)] for name, row in rows.items()
     ]
 
 

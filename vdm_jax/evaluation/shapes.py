@@ -6,6 +6,7 @@ template that explains a frame no better than plain black counts as "nothing the
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,6 +16,12 @@ NAMES = ("shape", "colour", "direction", "speed")
 CHANCE = dict(zip(NAMES, (1 / n for n in shapes.LABELS), strict=True)) | {
     "joint": 1 / 72
 }
+NOTE = (
+    "Attributes read from the pixels by template matching, no network in it. Direction "
+    "must be right on every displacement. Fit error in px^2 a frame, spread is the "
+    "deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
+    "conditional - w unconditional."
+)
 CHUNK = 256  # frames scored at once
 
 GRID = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
@@ -104,17 +111,18 @@ def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
     )
 
 
-def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
-    """Attributes of clips of one moving shape on black.
+def look(videos: np.ndarray) -> dict[str, np.ndarray]:
+    """The one shape that every clip shows best, and where it is.
 
     Args:
-      videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2.
+      videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
 
     Returns:
-      attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable:
-        all four if a frame shows nothing, shape if the bright pixels do not cover
-        between 1/2 and 3/2 of one, colour if two colours show something, direction
-        and speed by `_motion`. Shape and colour fit the clip as a whole best.
+      shape, colour: int [n], best for the clip as a whole: indices into
+        shapes.ATTRIBUTES.
+      certain: bool [n, 2], of the two: false for shape if the bright pixels do not
+        cover between 1/2 and 3/2 of one, for colour if two show something.
+      seen: bool [n], whether every frame shows that shape better than nothing.
       fit_error: [n] px^2 a frame: the squared difference from the best template of
         that shape and colour, values in [0, 1], summed over pixels and channels,
         averaged over frames: 1 is the energy of one wholly wrong primary pixel, a
@@ -132,27 +140,44 @@ def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
     scores = scores.reshape(n, f, *scores.shape[1:])
     centres = centres.reshape(n, f, *centres.shape[1:])
 
-    total = scores.sum(1)  # [n, shape, colour]
+    total: np.ndarray = scores.sum(1)  # [n, shape, colour]
     shape, colour = np.unravel_index(total.reshape(n, -1).argmax(1), total.shape[1:])
     clips = np.arange(n)
     centres = centres[clips, :, shape, colour]
-    one_colour = np.count_nonzero(total.max(1) > 0, axis=1) == 1
+    shown = np.count_nonzero(total.max(1) > 0, axis=1)
     light: np.ndarray = (frames @ shapes.COLOURS.T).reshape(n, -1, total.shape[2])
     bright = np.count_nonzero(light > 0.5, axis=1)[clips, colour]
     area = bright / f / (np.pi * geometry.radius**2)
-    one_shape = abs(area - 1) < 0.5
-    seen = np.greater(scores[clips, :, shape, colour], 0).all(1)
-    attributes = np.column_stack(
-        [
-            np.where(one_shape, shape, -1),
-            np.where(one_colour, colour, -1),
-            _motion(centres, geometry),
-        ]
-    )
     return {
-        "attributes": np.where(seen.reshape(n, 1), attributes, -1).astype(np.int32),
+        "shape": shape,
+        "colour": colour,
+        "certain": np.stack([np.less(abs(area - 1), 0.5), np.equal(shown, 1)], -1),
+        "seen": np.all(scores[clips, :, shape, colour] > 0, axis=1),
         "fit_error": _residual(frames.reshape(videos.shape), shape, colour, centres),
         "centres": centres,
+    }
+
+
+def attributes(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.ndarray:
+    """int32 [n, 4]: shape, colour and the two of motion [n, 2]; -1 where undecidable.
+
+    seen: of `look`; all four are undecidable if a frame shows nothing.
+    """
+    looks = np.stack([seen["shape"], seen["colour"]], -1)
+    every = np.concatenate([np.where(seen["certain"], looks, -1), motion], -1)
+    return np.where(seen["seen"][:, None], every, -1).astype(np.int32)
+
+
+def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
+    """Attributes of clips of one moving shape on black.
+
+    videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2. Returns attributes int32
+    [n, 4], indices into shapes.ATTRIBUTES, and fit_error and centres of `look`.
+    """
+    seen = look(videos)
+    motion = _motion(seen["centres"], shapes.Geometry(*videos.shape[1:4]))
+    return {"attributes": attributes(seen, motion)} | {
+        key: seen[key] for key in ("fit_error", "centres")
     }
 
 
@@ -169,13 +194,15 @@ def _residual(videos, shape, colour, centres) -> np.ndarray:
     return errors
 
 
-def accuracy(measured: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+def accuracy(
+    measured: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str] = NAMES
+) -> dict[str, float]:
     """Share of clips that show what was asked, by attribute and for all four at once.
 
     labels: int [n, 4]; an attribute that was not asked for (-1) is always right.
     """
     right = (measured["attributes"] == labels) | (labels < 0)
-    shares = dict(zip(NAMES, right.mean(0).tolist(), strict=True))
+    shares = dict(zip(names, right.mean(0).tolist(), strict=True))
     return shares | {"joint": float(right.all(1).mean())}
 
 
