@@ -110,7 +110,7 @@ def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
     for i in range(num):
         rng = np.random.default_rng((3, i))
         label = np.array(np.unravel_index(i % 36, bouncing.LABELS))
-        x, y = bouncing.path(label, rng, longer, pace=geometry.fast)
+        x, y = bouncing.path(label, rng, longer, step=bouncing.pace(geometry))
         grey = shapes.coverage(int(label[0]), x, y, geometry)
         clips.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
     return np.stack(clips).astype(np.uint8)
@@ -118,7 +118,7 @@ def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
 
 def main() -> None:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Extension, measured from pixels.")
     parser.add_argument("--workdir", default="models/bouncing")
     parser.add_argument("--out", type=Path, default=Path("runs/extension"))
     parser.add_argument("--num", type=int, default=64)
@@ -161,30 +161,25 @@ def main() -> None:
     first = sampling.sample(
         loaded.model, loaded.params, args.num, settings, seed=args.seed + 1
     )
-    arms = [(w, c, 1) for c in CORRECTORS for w in WEIGHTS]
-    for arm in arms:
-        if name(*arm) not in rows:
-            keep(name(*arm), *_timed(run(loaded, first, *arm, args), arm[2]))
 
-    def best(some) -> tuple:
-        return min(some, key=lambda a: rows[name(*a)]["ratio"]["position"])
+    def add(weight: int, corrector: float, blocks: int) -> None:
+        label = name(weight, corrector, blocks)
+        if label not in rows:
+            made, seconds = run(loaded, first, weight, corrector, blocks, args)
+            keep(label, made, blocks, seconds)
 
-    for chosen in (
-        best([a for a in arms if a[0]]),
-        best([a for a in arms if not a[0]]),
-    ):
-        arm = (*chosen[:2], LONG)
-        if name(*arm) not in rows:
-            keep(name(*arm), *_timed(run(loaded, first, *arm, args), LONG))
+    arms = [(weight, corrector) for corrector in CORRECTORS for weight in WEIGHTS]
+    for weight, corrector in arms:
+        add(weight, corrector, 1)
+
+    def seam(of: tuple[int, float]) -> float:
+        return rows[name(*of, 1)]["ratio"]["position"]
+
+    for some in ([a for a in arms if a[0]], [a for a in arms if not a[0]]):
+        add(*min(some, key=seam), LONG)
     table = [cells(label, row) for label, row in rows.items()]
     print(statistics.text(list(HEADINGS), table))
     print(f"{args.num} videos, {args.steps} steps, {jax.devices()[0].device_kind}")
-
-
-def _timed(
-    made: tuple[np.ndarray, float], blocks: int
-) -> tuple[np.ndarray, int, float]:
-    return made[0], blocks, made[1]
 
 
 if __name__ == "__main__":

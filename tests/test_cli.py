@@ -1,10 +1,12 @@
 """What a user sees: one line and status 2 for every mistake, before any compile."""
 
 import importlib.util
+import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.verbs import call, refused
 from vdm_jax import model, video_io
@@ -36,7 +38,11 @@ TRAIN_MISTAKES = [
     (["--config", "configs/shapes.py:smoek"], "no variant 'smoek'"),
     (["-config=configs/shape.py"], "did you mean configs/shapes.py"),
     ([SMOKE, "--config.train.optimizer=lion"], "one of adam, muon"),
-    ([SMOKE, "--config.sample.sampler=dpm"], "one of ddim, ancestral"),
+    ([SMOKE, "--config.sample.sampler=euler"], "one of ddim, ancestral"),
+    ([SMOKE, "--config.sample.combine=sum"], "one of linear, rescaled"),
+    ([SMOKE, "--config.diffusion.schedule=sigmoid"], "one of cosine"),
+    ([SMOKE, "--config.diffusion.schedule=karras"], "schedule 'karras' has none"),
+    ([SMOKE, "--config.diffusion.noise_shift=1"], "noise_shift=1"),
     ([SMOKE, "--config.sample.steps=0"], "steps=0"),
     ([SMOKE, "--config.sample.label=purple"], "no value 'purple'"),
     ([SMOKE, "--config.conditioning.width=15"], "must be even"),
@@ -152,6 +158,15 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
         (["--label=purple"], "no value 'purple'"),
         (["--seed=-1"], "seed"),
         (["--seed=4294967296"], "seed"),
+        (["--extend=a.mp4", "--inpaint=a.mp4"], "one of them at a time"),
+        (["--mask=a.png"], "--mask goes with --inpaint"),
+        (["--given=2"], "--given goes with --extend or --between"),
+        (["--extend=/absent.mp4"], "/absent.mp4"),
+        (["--frames=4"], "at least 8"),
+        (["--overlap=8"], "from 0 to 7"),
+        (["--tiles=0x2"], "--tiles=0x2"),
+        (["--negative=red", "--guidance=0"], "--negative needs --guidance"),
+        (["--guidance_schedule=sine", "--guidance=1"], "oscillating:LOW:FIRST"),
         (["--workdir=/absent"], "holds no config.json"),
     ],
 )
@@ -200,6 +215,45 @@ def test_a_spoilt_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
     refusal = refused("sample", f"--workdir={tmp_path}", f"--out={tmp_path}/s")
     assert "config.json is not" in refusal
+
+
+VERBS = {
+    "extend": ["--extend={clip}", "--frames=14", "--given=3"],
+    "inpaint": ["--inpaint={clip}", "--mask={mask}", "--sampler=dpm"],
+    "upscale": ["--upscale={clip}", "--factor=2", "--tiles=1x2", "--windows"],
+}
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_the_verbs_write_what_they_are_asked(run, tmp_path, verb):
+    """From a file, through the model, to a file: given pixels are the file's."""
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (1, 16, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", videos=video)
+    mask = np.zeros((16, 16, 3), np.uint8)
+    mask[:8] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    clip = tmp_path / "samples.npz"
+    if verb == "upscale":  # a file at the output's size does not exist: it is shrunk
+        clip = tmp_path / "clip.mp4"
+        video_io.write_video(clip, video[0], 8)
+    files = {"clip": clip, "mask": tmp_path / "mask.png"}
+    flags = [flag.format(**files) for flag in VERBS[verb]]
+    out = tmp_path / "s"
+    done = call("sample", f"--workdir={run}", f"--out={out}", "--num=2", *flags)
+    assert done.returncode == 0, done.stderr
+    made = np.load(out / "samples.npz")["videos"]
+    described = json.loads((out / "samples.json").read_text())
+    assert described["given"]["clip"] == str(clip)
+    assert "the rest is ignored" in done.stdout
+    if verb == "extend":
+        assert made.shape == (2, 14, 16, 16, 3)
+        np.testing.assert_array_equal(made[:, :3], np.stack([video[0, :3]] * 2))
+    if verb == "inpaint":
+        np.testing.assert_array_equal(made[0, :, 8:], video[0, :8, 8:])
+        assert (made[0, :, :8] != video[0, :8, :8]).mean() > 0.5
+    if verb == "upscale":
+        assert made.shape == (2, 8, 16, 32, 3)
 
 
 @pytest.mark.parametrize("config", ["clips", "folder", "folder, grey", "vdm"])

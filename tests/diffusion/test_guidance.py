@@ -226,3 +226,387 @@ def test_guidance_then_threshold(x64):
     found = guidance.clip_x(guided([4.0]))(z, step, cond)
     expected = np.clip(guided([4.0])(z, step, cond).x, -1, 1)
     np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
+
+
+# Weights by the step.
+
+
+def test_constant_weights():
+    np.testing.assert_array_equal(guidance.constant(3, 2), [2.0, 2.0, 2.0])
+
+
+def test_interval_weights_are_on_between_two_levels():
+    logsnr = schedules.step_at(schedules.Cosine(), np.linspace(1, 0.1, 10)).logsnr
+    weights = guidance.interval(logsnr, 3.0, low=-4.0, high=logsnr[6])
+    on = (logsnr >= -4.0) & (logsnr <= logsnr[6])
+    assert on.any() and not on.all()
+    np.testing.assert_array_equal(weights, 3.0 * on)
+
+
+@pytest.mark.parametrize("n, high_first", [(20, 2), (11, 2), (4, 1), (1, 1)])
+def test_oscillating_weights_are_high_first_then_take_turns(n, high_first):
+    weights = guidance.oscillating(n, 15.0, 1.0)
+    after = np.resize([1.0, 15.0], n - high_first)
+    np.testing.assert_array_equal(weights, [15.0] * high_first + list(after))
+
+
+def test_oscillating_weights_of_a_given_first_share():
+    weights = guidance.oscillating(6, 15.0, 1.0, first=0.5)
+    np.testing.assert_array_equal(weights, [15.0, 15.0, 15.0, 1.0, 15.0, 1.0])
+
+
+def test_weights_that_grow_over_the_frames(x64):
+    weights = guidance.by_frame(6, 1.0, 2.5, SHAPE[1])
+    z, cond, step = noise(), condition(), at(0.5, index=2)
+    c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
+    found = guided(weights)(z, step, cond).x
+    for frame, w in enumerate([1.0, 2.5]):
+        expected = (1 + w) * c[:, frame] - w * u[:, frame]
+        np.testing.assert_allclose(found[:, frame], expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        guidance.by_frame(2, 1.0, 2.5, 4)[1, 0], [1.0, 1.5, 2.0, 2.5]
+    )
+
+
+# Ways to combine.
+
+
+def two_branches(step, dtype=np.float64):
+    """Two predictions of one z that have nothing else in common."""
+    z, given, free = (
+        jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE), dtype)
+        for i in range(3)
+    )
+    given = 0.3 + 0.5 * given
+    return z, process.with_x(given, z, step), process.with_x(free, z, step)
+
+
+def along_videos(x):
+    return np.asarray(x).reshape(B, -1)
+
+
+@pytest.mark.parametrize("name", list(guidance.COMBINES))
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_every_combination_explains_z_and_knows_no_weight(name, logsnr, x64):
+    step = at(logsnr, index=1)
+    z, given, free = two_branches(step)
+    weights = jnp.asarray([0.0, 4.0])
+    found = guidance.COMBINES[name](weights)(step, given, free)
+    explained = step.alpha * found.x + step.sigma * found.eps
+    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-9)
+    assert np.abs(found.x - given.x).max() > 0.1
+    if name == "rescaled":  # its default share keeps some of the spread
+        return
+    off = guidance.COMBINES[name](weights)(step._replace(index=0), given, free)
+    np.testing.assert_allclose(off.x, given.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(off.eps, given.eps, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaled_brings_the_spread_of_a_video_back(share, x64):
+    """share std(c) / std(cfg) + 1 - share, times the x of plain guidance."""
+    step, w = at(-1.0), jnp.asarray(4.0)
+    _, given, free = two_branches(step)
+    found = guidance.rescaled(w, share)(step, given, free)
+    plain = guidance.linear(w)(step, given, free).x
+    target, wide = along_videos(given.x).std(1), along_videos(plain).std(1)
+    assert (wide > 1.5 * target).all()
+    ratio = along_videos(found.x) / along_videos(plain)
+    expected = share * target / wide + 1 - share
+    np.testing.assert_allclose(ratio, np.tile(expected[:, None], 32), rtol=1e-9)
+    if share == 1:
+        np.testing.assert_allclose(along_videos(found.x).std(1), target, rtol=1e-9)
+
+
+def test_no_weight_is_no_rescaling(x64):
+    step = at(-1.0)
+    _, given, free = two_branches(step)
+    found = guidance.rescaled(jnp.asarray(0.0))(step, given, free)
+    np.testing.assert_allclose(found.x, given.x, rtol=0, atol=1e-12)
+
+
+def test_projected_guidance_leaves_out_what_lies_along_x(x64):
+    step, w = at(-1.0), jnp.asarray(4.0)
+    _, given, free = two_branches(step)
+    plain = guidance.linear(w)(step, given, free)
+    whole = guidance.projected(w, parallel=1.0)(step, given, free)
+    np.testing.assert_allclose(whole.x, plain.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(whole.eps, plain.eps, rtol=0, atol=1e-12)
+    across = along_videos(guidance.projected(w)(step, given, free).x - given.x)
+    x, change = along_videos(given.x), along_videos(plain.x - given.x)
+    np.testing.assert_allclose((across * x).sum(1), 0, atol=1e-9)
+    # What is left out is along x; a half of it counts half.
+    along = change - across
+    share = (change * x).sum(1, keepdims=True) / (x**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(along, share * x, rtol=0, atol=1e-12)
+    half = guidance.projected(w, parallel=0.5)(step, given, free).x - given.x
+    np.testing.assert_allclose(along_videos(half), across + along / 2, atol=1e-12)
+
+
+# Dynamic thresholding.
+
+WILD = np.array([-3, -1, 0.5, 0.2, 2, 0.1, 0, 1.5, -0.5, 0.9])
+TAMED = [-1, -0.476190, 0.238095, 0.095238, 0.952381]
+TAMED += [0.047619, 0, 0.714286, -0.238095, 0.428571]  # by s = 2.1
+
+
+def fixed(x):
+    return lambda z, step, cond: process.with_x(x, z, step)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_dynamic_threshold_vector(frames, x64):
+    """One s for all frames of a video, its own for each video, never below 1."""
+    shape = (2, frames, 10 // frames, 1, 1)
+    x = jnp.asarray(np.stack([WILD, WILD / 4])).reshape(shape)
+    z, step = 2 * noise(shape=shape), at(0.7)
+    found = guidance.clip_percentile(fixed(x), percentile=90)(z, step, None)
+    first, second = np.asarray(found.x).reshape(2, 10)
+    np.testing.assert_allclose(first, TAMED, rtol=0, atol=5e-7)
+    np.testing.assert_allclose(first, np.clip(WILD, -2.1, 2.1) / 2.1, atol=1e-12)
+    np.testing.assert_array_equal(second, WILD / 4)
+    explained = step.alpha * found.x + step.sigma * found.eps
+    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+
+
+def test_dynamic_threshold_stays_in_range_by_default():
+    x = 3 * noise(np.float32)
+    found = guidance.clip_percentile(fixed(x))(x, at(0.0, dtype=np.float32), None)
+    assert found.x.dtype == jnp.float32 and np.abs(found.x).max() == 1
+
+
+# Replacement.
+
+EVERY = {name: make() for name, make in samplers.SAMPLERS.items()} | {
+    "corrected": samplers.corrected(samplers.ancestral(0.1)),
+    "churned": samplers.heun(churn=10.0),
+    "corrected heun": samplers.corrected(samplers.heun(churn=10.0)),
+}
+
+
+def mask_of(shape=SHAPE):
+    return jnp.asarray(np.random.default_rng(8).random((*shape[:-1], 1)) < 0.4)
+
+
+def tanh_denoiser(z, step, cond):
+    """A denoiser that mixes pixels, nonlinear."""
+    x = 0.9 * jnp.tanh(z + 0.5 * jnp.roll(z, 1, axis=1) + jnp.roll(z, 1, axis=2) ** 2)
+    return process.with_x(x, z, step)
+
+
+@pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
+def test_replaced_pixels_end_as_they_are_known(sampler):
+    """Bit for bit, and the others do not."""
+    known, mask = noise(np.float32) / 2, mask_of()
+    draws = noise(np.float32, (4, *SHAPE))
+
+    @jax.jit
+    def run(table, n):
+        fresh = lambda s: jnp.roll(draws[s.index], 5 + s.call, 2)  # noqa: E731
+        fn = guidance.replace(tanh_denoiser, known, mask, fresh)
+        draw = lambda i, number: jnp.roll(draws[i], number, 3)  # noqa: E731
+        return loop(sampler, fn, draws[0], table, 0, n, draw, None)
+
+    for n in (1, 4):
+        z = run(samplers.padded(sampler.table(schedules.Cosine(), n), np.float32), n)
+        np.testing.assert_array_equal(z[mask], known[mask])
+        assert np.isfinite(z).all() and (z[~mask] != known[~mask]).all()
+
+
+@pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
+def test_every_call_replaces_with_a_noise_of_its_own(sampler):
+    asked, n = [], 3
+
+    def noise_of(step):
+        asked.append((int(step.index), int(step.call)))
+        return noise(np.float32)
+
+    known, mask = jnp.zeros(SHAPE), mask_of()
+    fn = guidance.replace(tanh_denoiser, known, mask, noise_of)
+    table = sampler.table(schedules.Cosine(), n)
+    with jax.disable_jit():
+        zeros = lambda i, d: jnp.zeros(SHAPE)  # noqa: E731
+        loop(sampler, fn, noise(np.float32), table, 0, n, zeros, None)
+    assert len(set(asked)) == len(asked) >= n
+    assert {index for index, _ in asked} == set(range(n))
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
+    """q(z_t | known) where the mask is true, z elsewhere; both stay explained."""
+    step, mask, known = at(logsnr), mask_of(), noise() / 2
+    eps, z = noise() + 1, noise()[::-1]
+    seen = []
+
+    def record(z, step, cond):
+        seen.append(z)
+        return tanh_denoiser(z, step, cond)
+
+    found = guidance.replace(record, known, mask, lambda step: eps)(z, step, None)
+    mixed = np.where(mask, step.alpha * known + step.sigma * eps, z)
+    np.testing.assert_allclose(seen[0], mixed, rtol=0, atol=1e-12)
+    inner = tanh_denoiser(jnp.asarray(mixed), step, None)
+    np.testing.assert_allclose(found.x, np.where(mask, known, inner.x), atol=1e-12)
+    np.testing.assert_allclose(found.eps, np.where(mask, eps, inner.eps), rtol=1e-9)
+    explained = step.alpha * found.x + step.sigma * found.eps
+    np.testing.assert_allclose(explained, mixed, rtol=0, atol=1e-9)
+
+
+# Reconstruction guidance.
+
+
+def missing(known, mask):
+    """The residual of the known pixels."""
+    return lambda x: jnp.where(mask, known - x, 0)
+
+
+@pytest.mark.parametrize("logsnr", [-20.0, -4.0, 0.0, 4.0])
+def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
+    """x - w alpha d(|known - x|^2 / 2)/dz by finite differences: a sum, not a mean."""
+    z, known, mask, step, w = noise(), noise()[::-1] / 2, mask_of(), at(logsnr), 3.0
+
+    def half_squares(z):
+        x = tanh_denoiser(z, step, None).x
+        return jnp.sum(jnp.where(mask, (known - x) ** 2, 0)) / 2
+
+    inner = tanh_denoiser(z, step, None)
+    fn = guidance.reconstruct(tanh_denoiser, missing(known, mask), w)
+    found = fn(z, step, None)
+    slope = -(found.x - inner.x) / (w * step.alpha)
+    for place in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
+        h = jnp.zeros(SHAPE).at[place].set(1e-5)
+        expected = (half_squares(z + h) - half_squares(z - h)) / 2e-5
+        np.testing.assert_allclose(slope[place], expected, rtol=1e-6, atol=1e-9)
+    explained = step.alpha * found.x + step.sigma * found.eps
+    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+
+
+def test_nothing_left_to_reconstruct_is_no_correction(x64):
+    z, step = noise(), at(-1.0)
+    plain = tanh_denoiser(z, step, None)
+    fn = guidance.reconstruct(tanh_denoiser, missing(plain.x, mask_of()), 9.0)
+    np.testing.assert_array_equal(fn(z, step, None).x, plain.x)
+
+
+def test_reconstruction_of_a_gaussian(x64):
+    """x + w alpha k (known - x) where known; k = dx/dz; weights by row, parts summed.
+
+    Each video has its own noise level, as it may in training.
+    """
+    z, known, mask = noise(), noise()[::-1] / 2, mask_of()
+    step = at(np.array([-3.0, 0.0, 5.0]), index=1)
+    weights = jnp.asarray([[0.0], [2.0], [5.0]])
+
+    def plain(z, step, cond):
+        return gaussian(jnp.asarray(0.1), SPREAD, z, step)
+
+    def residual(x):
+        r = missing(known, mask)(x)
+        return {"one": r, "two": [2 * r]}  # squares add up to five times those of r
+
+    alpha, sigma = over(step.alpha, z), over(step.sigma, z)
+    k = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+    x = plain(z, step, None).x
+    expected = x + jnp.where(mask, 5 * 2.0 * alpha * k * (known - x), 0)
+    found = guidance.reconstruct(plain, residual, weights)(z, step, None)
+    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
+    explained = alpha * found.x + sigma * found.eps
+    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_the_exact_weight_finds_known_gaussian_pixels(logsnr, x64):
+    """w = 1 + exp(-logsnr) / s^2: what is known is then the mean, whatever z."""
+    z, known, mask, step = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
+    weights = guidance.exact_weights(np.array([logsnr]), w=1.0, variance=SPREAD**2)
+    np.testing.assert_allclose(weights, 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12)
+    plain = lambda z, step, cond: gaussian(jnp.asarray(0.1), SPREAD, z, step)  # noqa: E731
+    fn = guidance.reconstruct(plain, missing(known, mask), jnp.asarray(weights))
+    expected = np.where(mask, known, plain(z, step, None).x)
+    np.testing.assert_allclose(fn(z, step, None).x, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("logsnr", [-4.0, 0.0, 4.0])
+def test_reconstruction_is_the_missing_term_of_two_gaussians(logsnr, x64):
+    """E[b | z, a] = E[b | z] + sigma^2 / alpha d log q(a | z) / dz_b, exactly.
+
+    q(a | z) is a Gaussian of variance p, so its weight is sigma^2 / (alpha^2 p), the
+    exact weight where a and b are independent; a is the first of two pixels.
+    """
+    covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
+    step, z, a = at(logsnr), np.array([0.4, -0.9]), 0.7
+    alpha, sigma = float(step.alpha), float(step.sigma)
+    total = alpha**2 * covariance + sigma**2 * np.eye(2)
+    gain = alpha * covariance @ np.linalg.inv(total)
+    posterior = covariance - alpha * gain @ covariance
+
+    def plain(z, step, cond):
+        x = jnp.asarray(gain) @ z.ravel()
+        return process.with_x(x.reshape(z.shape), z, step)
+
+    def residual(x):
+        return a - x[:, :, 0]
+
+    w = sigma**2 / (alpha**2 * posterior[0, 0])
+    fn = guidance.reconstruct(plain, residual, w)
+    found = fn(jnp.asarray(z).reshape(1, 1, 2, 1, 1), step, None).x.ravel()
+    # Given a and z, b depends on its own z alone.
+    given = covariance[1, 0] / covariance[0, 0] * a
+    rest = covariance[1, 1] - covariance[1, 0] ** 2 / covariance[0, 0]
+    weight = alpha * rest / (alpha**2 * rest + sigma**2)
+    np.testing.assert_allclose(found[1], given + weight * (z[1] - alpha * given))
+    np.testing.assert_allclose(found[0], a)
+
+
+# The area mean, and enlarging with it.
+
+
+@pytest.mark.parametrize("k, l", [(1, 1), (2, 2), (3, 2), (4, 6)])
+def test_down_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
+    h, w = 2, 3
+    x = noise(shape=(2, 3, h * k, w * l, 2))
+    pooled = np.asarray(x).reshape(2, 3, h, k, w, l, 2).mean((3, 5))
+    np.testing.assert_allclose(guidance.down(x, h, w), pooled, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("small", [(1, 1), (3, 2), (4, 5), (5, 7)])
+def test_down_keeps_constants_and_means_at_any_size(small, x64):
+    x = noise(shape=(1, 2, 5, 7, 3))
+    found = guidance.down(x, *small)
+    assert found.shape == (1, 2, *small, 3)
+    constant = guidance.down(jnp.ones_like(x), *small)
+    np.testing.assert_allclose(constant, 1, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.mean((2, 3)), x.mean((2, 3)), atol=1e-12)
+    if small == (5, 7):
+        np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
+
+
+def test_down_shares_a_pixel_by_area(x64):
+    """Three to two: each covers one pixel and a half."""
+    x = jnp.asarray([1.0, 10.0, 100.0]).reshape(1, 1, 3, 1, 1)
+    found = guidance.down(x, 2, 1).ravel()
+    np.testing.assert_allclose(found, [(1 + 5) / 1.5, (5 + 100) / 1.5])
+
+
+@pytest.mark.parametrize("logsnr", [-6.0, 0.0, 6.0])
+@pytest.mark.parametrize("k", [2, 4])
+def test_enlarging_a_white_field_is_exact(k, logsnr, x64):
+    """E[x | z, down(x)] by linear algebra: weight k^2 (1 + exp(-logsnr) / s^2)."""
+    z, step = noise(), at(logsnr)
+    size = 4 // k
+    low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3
+    plain = lambda z, step, cond: gaussian(jnp.asarray(0.0), SPREAD, z, step)  # noqa: E731
+    weight = k**2 * guidance.exact_weights(np.float64(logsnr), 1.0, SPREAD**2)
+    fn = guidance.reconstruct(
+        plain, lambda x: low - guidance.down(x, size, size), weight
+    )
+    found = fn(z, step, None).x
+    pool = np.kron(np.eye(size), np.full((1, k), 1 / k))
+    pool = np.kron(pool, pool)  # [size^2, 16]
+    alpha, sigma = float(step.alpha), float(step.sigma)
+    posterior = np.eye(16) / (1 / SPREAD**2 + alpha**2 / sigma**2)
+    gain = posterior @ pool.T @ np.linalg.inv(pool @ posterior @ pool.T)
+    x, y = (np.reshape(a, (B, 2, -1)) for a in (plain(z, step, None).x, low))
+    expected = x + (y - x @ pool.T) @ gain.T
+    np.testing.assert_allclose(found.reshape(B, 2, -1), expected, atol=1e-12)
+    np.testing.assert_allclose(guidance.down(found, size, size), low, atol=1e-9)

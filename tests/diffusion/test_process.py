@@ -8,7 +8,7 @@ import pytest
 from vdm_jax.diffusion import process, schedules
 
 LEVELS = [-20.0, -5.0, 0.0, 5.0, 20.0]
-KINDS = ["v", "eps", "x"]
+KINDS = ["v", "eps", "x", "flow"]
 TIMES = [(0.0, 0.4), (0.25, 0.5), (0.6, 0.61), (0.75, 1.0), (0.0, 1.0)]
 
 
@@ -27,7 +27,8 @@ def pair(shape=(2, 3, 4, 4, 1), dtype=np.float64):
 
 def output(kind, x, eps, step):
     """What a perfect network of this kind puts out for one known (x, eps)."""
-    return {"x": x, "eps": eps, "v": step.alpha * eps - step.sigma * x}[kind]
+    v = step.alpha * eps - step.sigma * x
+    return {"x": x, "eps": eps, "v": v, "flow": eps - x}[kind]
 
 
 def steps(schedule, s, t):
@@ -65,6 +66,7 @@ def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
             "x": first.x,
             "eps": first.eps,
             "v": process.velocity(first, step),
+            "flow": first.eps - first.x,
         }[other]
         again = process.PREDICTIONS[other](through, z, step)
         atol = 1e-9 * scale
@@ -75,13 +77,17 @@ def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
-    """eps amplifies rounding by sigma/alpha in x, x by alpha/sigma in eps, v by 1."""
+    """eps amplifies rounding by sigma/alpha in x, x by alpha/sigma in eps, v by 1.
+
+    So does flow, which divides by alpha + sigma >= 1.
+    """
     x, eps = pair(dtype=np.float32)
     step = at(logsnr, np.float32)
     z = process.diffuse(x, eps, step)
     prediction = process.PREDICTIONS[kind](output(kind, x, eps, step), z, step)
     gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
-    gain = np.maximum(gain, 1) * {"v": [0, 0], "eps": [1, 0], "x": [0, 1]}[kind]
+    lossy = {"v": [0, 0], "eps": [1, 0], "x": [0, 1], "flow": [0, 0]}[kind]
+    gain = np.maximum(gain, 1) * lossy
     # Seven roundings of numbers of at most 8, of 2^-24 each, amplified.
     x_error, eps_error = np.maximum(gain, 1) * 56 * 2.0**-24
     assert prediction.x.dtype == prediction.eps.dtype == jnp.float32
@@ -108,6 +114,85 @@ def test_edm_of_unit_data_is_minus_v(logsnr, x64):
     sigma, noisy = step.sigma / step.alpha, z / step.alpha
     c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
     np.testing.assert_allclose((denoised - c_skip * noisy) / c_out, -v, atol=1e-9)
+
+
+def edm_of(v):
+    """A model of EDM with F = -v: D(y, sigma), unit data."""
+
+    def denoise(y, sigma, cond):
+        assert cond == "cond"
+        sigma = sigma.reshape(sigma.shape + (1,) * (y.ndim - sigma.ndim))
+        c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
+        return c_skip * y + c_out * -v
+
+    return denoise
+
+
+@pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
+def test_a_model_of_edm_is_a_denoiser(levels, x64):
+    z, v = pair()
+    step = at(levels)
+    found = process.of_edm(edm_of(v))(z, step, "cond")
+    expected = process.from_v(v, z, step)
+    np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-9)
+    # eps is rebuilt from x, which amplifies its rounding by alpha / sigma.
+    np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_edm_at_its_own_spread_is_the_exact_gaussian(logsnr, x64):
+    """F = 0 leaves c_skip y, E[x|y] of N(0, sigma_data^2)."""
+    (z, _), step, data = pair(), at(logsnr), 0.5
+
+    def skip(y, sigma, cond):
+        return data**2 / (sigma**2 + data**2) * y
+
+    found = process.of_edm(skip)(z, step, None)
+    variance = step.alpha**2 * data**2 + step.sigma**2
+    expected = step.alpha * data**2 * z / variance
+    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.eps, step.sigma * z / variance, atol=1e-9)
+
+
+@pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
+def test_a_flow_model_is_a_denoiser(levels, x64):
+    """It is asked at tau = sigma / (alpha + sigma), of (1 - tau) x + tau eps."""
+    x, eps = pair()
+    step = at(levels)
+    alpha, sigma = process.levels(step, x)
+    z, asked = alpha * x + sigma * eps, []
+
+    def flow(state, tau, cond):
+        asked.append((state, tau, cond))
+        return eps - x
+
+    found = process.of_flow(flow)(z, step, "cond")
+    np.testing.assert_allclose(found.x, x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.eps, eps, rtol=0, atol=1e-12)
+    ((state, tau, cond),) = asked
+    assert cond == "cond"
+    np.testing.assert_allclose(tau, step.sigma / (step.alpha + step.sigma), rtol=1e-12)
+    tau = process.expand(tau, x)
+    np.testing.assert_allclose(state, (1 - tau) * x + tau * eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
+    """u = (sigma - alpha) z + (alpha + sigma) v, for outputs that fit no video too."""
+    z, v = pair()
+    step = at(logsnr)
+    u = (step.sigma - step.alpha) * z + (step.alpha + step.sigma) * v
+    found, expected = process.from_flow(u, z, step), process.from_v(v, z, step)
+    np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("logsnr", LEVELS)
+def test_other_names_of_the_level(logsnr, x64):
+    step = at(logsnr)
+    np.testing.assert_allclose(process.edm_sigma(step), np.exp(-logsnr / 2), rtol=1e-9)
+    tau = 1 / (1 + np.exp(logsnr / 2))
+    np.testing.assert_allclose(process.flow_time(step), tau, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -64,9 +64,22 @@ def missing_term(known, weights):
     return ar1_given(known)
 
 
+def residual_of(known):
+    return lambda x: jnp.where(MASK, known - x, 0)
+
+
 def reconstruction(known, weights):
-    residual = lambda x: jnp.where(MASK, known - x, 0)  # noqa: E731
-    return guidance.reconstruct(ar1, residual, weights)
+    return guidance.reconstruct(ar1, residual_of(known), weights)
+
+
+def reconstruction_by_level(known, weights):
+    """w = 1 + exp(-logsnr) of the level at which each call is made; unit variance."""
+
+    def denoise(z, step, cond):
+        w = 1 + jnp.exp(-step.logsnr)
+        return guidance.reconstruct(ar1, residual_of(known), w)(z, step, cond)
+
+    return denoise
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -128,12 +141,22 @@ def test_extending_a_gaussian_video(sampler, method, n, w, kl, seam, x64):
     np.testing.assert_allclose(found, (kl, seam), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
+# The weight that is exact of a pixel by itself, 96 steps.
+EXACT_OF_A_PIXEL = pytest.mark.parametrize(
     "sampler, kl, seam", [(ANCESTRAL, 0.1212, 0.8987), (CORRECTED, 0.0537, 0.8912)]
 )
-def test_extending_with_the_weight_that_is_exact_of_a_pixel(sampler, kl, seam, x64):
-    n = 96
-    logsnr = sampler.table(COSINE, n)["logsnr"]
+
+
+@EXACT_OF_A_PIXEL
+def test_a_weight_by_the_level_of_each_call(sampler, kl, seam, x64):
+    found = judged(sampler, reconstruction_by_level, 96)
+    np.testing.assert_allclose(found, (kl, seam), rtol=0, atol=1e-3)
+
+
+@EXACT_OF_A_PIXEL
+def test_exact_weights(sampler, kl, seam, x64):
+    """Made for a table; the corrector's call stands at another level than its row."""
+    logsnr = sampler.table(COSINE, 96)["logsnr"]
     weights = guidance.exact_weights(logsnr, w=1.0, variance=1.0)
-    found = judged(sampler, reconstruction, n, weights)
+    found = judged(sampler, reconstruction, 96, weights)
     np.testing.assert_allclose(found, (kl, seam), rtol=0, atol=1e-3)

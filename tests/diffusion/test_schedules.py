@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import schedules
+from vdm_jax.diffusion import process, samplers, schedules
 
 # t, logsnr, alpha, sigma of the cosine schedule clipped at +-20, worked out apart
 # from this package.
@@ -149,3 +149,171 @@ def test_examples_take_turns_among_schedules():
     np.testing.assert_array_equal(angle[0::2], plain.angle(t[0::2]))
     np.testing.assert_array_equal(angle[1::2], noisy.angle(t[1::2]))
     np.testing.assert_allclose(turns.angle(jnp.asarray(t)), angle, atol=1e-6)
+
+
+# Laws of every schedule, and the ends of its logsnr.
+
+RANGES = {
+    "cosine": (20.0, -20.0),
+    "interpolated": (20.0, -20.0),
+    "linear": (20.0, -np.log(np.expm1(10.05))),  # it stops before -20
+    "flow": (20.0, -20.0),
+    "karras": (-2 * np.log(0.002), -2 * np.log(80.0)),
+}
+EVERY = [(schedules.SCHEDULES[name](), *ends) for name, ends in RANGES.items()]
+EVERY += [
+    (schedules.Cosine(-9.0, 7.0, shift=-3.0), 7.0, -9.0),
+    (schedules.Interpolated(-9.0, 7.0, 1.0, -3.0), 7.0, -9.0),
+    (schedules.Linear(-9.0, 7.0), 7.0, -9.0),
+    (schedules.Flow(-9.0, 7.0, shift=1.5), 7.0, -9.0),
+]
+each_schedule = pytest.mark.parametrize("schedule, first, last", EVERY)
+
+
+def test_every_schedule_has_its_laws_tested():
+    assert set(RANGES) == set(schedules.SCHEDULES)
+
+
+@each_schedule
+def test_noise_grows_with_time_between_the_ends(schedule, first, last):
+    """logsnr falls strictly inside the range, and rests at its ends at most."""
+    step = schedules.step_at(schedule, GRID)
+    np.testing.assert_allclose(step.logsnr[[0, -1]], [first, last], rtol=0, atol=1e-9)
+    inside = (step.logsnr < first - 1e-6) & (step.logsnr > last + 1e-6)
+    assert inside.sum() > len(GRID) / 2
+    assert (np.diff(step.logsnr[inside]) < 0).all()
+    assert (np.diff(step.logsnr) <= 1e-12).all()
+    assert (np.diff(schedule.angle(GRID)) >= 0).all()
+    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=0, atol=1e-12)
+    ratio = 2 * np.log(step.alpha / step.sigma)
+    np.testing.assert_allclose(step.logsnr, ratio, rtol=0, atol=1e-9)
+
+
+@each_schedule
+def test_host_and_device_agree(schedule, first, last, x64):
+    host = schedules.step_at(schedule, GRID)
+    device = jax.jit(lambda t: schedules.step_at(schedule, t))(jnp.asarray(GRID))
+    for name, atol in {"alpha": 1e-12, "sigma": 1e-12, "logsnr": 1e-8}.items():
+        a, b = getattr(host, name), getattr(device, name)
+        assert isinstance(a, np.ndarray) and a.dtype == b.dtype == np.float64
+        np.testing.assert_allclose(b, a, rtol=0, atol=atol)
+
+
+@each_schedule
+def test_float32_keeps_alpha_and_sigma(schedule, first, last):
+    step = schedules.step_at(schedule, jnp.asarray(GRID, jnp.float32))
+    host = schedules.step_at(schedule, np.float64(np.float32(GRID)))
+    assert step.alpha.dtype == step.sigma.dtype == step.logsnr.dtype == jnp.float32
+    assert (np.asarray(step.alpha) > 0).all() and (np.asarray(step.sigma) > 0).all()
+    np.testing.assert_allclose(step.alpha, host.alpha, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(step.sigma, host.sigma, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=0, atol=1e-6)
+
+
+@each_schedule
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_sampler_goes_from_noise_to_the_clean_video(schedule, first, last, n):
+    """Every step starts where the last one ended; the end is phi = 0 itself."""
+    start, stop = samplers.grid(schedule, n)
+    assert start.index.tolist() == list(range(n))
+    np.testing.assert_allclose(start.logsnr[0], last, rtol=0, atol=1e-9)
+    for name in ("logsnr", "alpha", "sigma"):
+        here, there = getattr(start, name), getattr(stop, name)
+        np.testing.assert_array_equal(here[1:], there[:-1])
+    assert stop.alpha[-1] == 1 and stop.sigma[-1] == 0 and stop.logsnr[-1] == np.inf
+    if not isinstance(schedule, schedules.Karras):
+        expected = schedules.step_at(schedule, 1 - np.arange(n) / n)
+        np.testing.assert_allclose(start.logsnr, expected.logsnr, atol=1e-9)
+
+
+def test_linear_is_the_schedule_of_ddpm():
+    """A thousand betas from 1e-4 to .02, multiplied up; continuous time is near it.
+
+    The integral of beta starts half a beta away from their sum (logsnr .1 off at the
+    first step) and leaves out log(1 - beta) + beta (.07 at the last one).
+    """
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    step = schedules.step_at(schedules.Linear(), np.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(step.alpha, np.sqrt(kept), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(step.sigma, np.sqrt(1 - kept), rtol=0, atol=2e-3)
+    logsnr = np.log(kept / (1 - kept))
+    np.testing.assert_allclose(step.logsnr, logsnr, rtol=0, atol=0.1)
+
+
+def shifted_cosine(t, shift, low=-20.0, high=20.0):
+    """-2 log tan(a t + b) of the moved range, and moved back."""
+    b = np.arctan(np.exp(-(high - shift) / 2))
+    a = np.arctan(np.exp(-(low - shift) / 2)) - b
+    return -2 * np.log(np.tan(a * t + b)) + shift
+
+
+def test_interpolated_goes_from_one_shift_to_the_other():
+    schedule = schedules.Interpolated(shift=1.0, noise_shift=-3.0)
+    t = GRID[1:-1]
+    expected = (1 - t) * shifted_cosine(t, 1.0) + t * shifted_cosine(t, -3.0)
+    found = schedules.step_at(schedule, t).logsnr
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    same = schedules.Interpolated(shift=-2.0, noise_shift=-2.0)
+    cosine = schedules.Cosine(shift=-2.0)
+    np.testing.assert_allclose(same.angle(GRID), cosine.angle(GRID), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0, 1.5])
+def test_flow_is_the_straight_path_with_its_time_shifted(shift):
+    """sigma / alpha = tau' / (1 - tau'), tau' = s tau / (1 + (s - 1) tau)."""
+    tau, s = GRID[1:-1], np.exp(-shift / 2)
+    moved = s * tau / (1 + (s - 1) * tau)
+    step = schedules.step_at(schedules.Flow(shift=shift), tau)
+    np.testing.assert_allclose(step.sigma / step.alpha, moved / (1 - moved), rtol=1e-9)
+    plain = schedules.step_at(schedules.Flow(), tau)
+    np.testing.assert_allclose(step.logsnr, plain.logsnr + shift, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [2, 5, 18])
+def test_karras_levels(n):
+    """(s_max^(1/7) + i / (N - 1) (s_min^(1/7) - s_max^(1/7)))^7, then 0."""
+    high, low = 80.0 ** (1 / 7), 0.002 ** (1 / 7)
+    expected = (high + np.arange(n) / (n - 1) * (low - high)) ** 7
+    start, stop = samplers.grid(schedules.Karras(), n)
+    np.testing.assert_allclose(start.sigma / start.alpha, expected, rtol=1e-9)
+    found = stop.sigma / stop.alpha
+    np.testing.assert_allclose(found, np.append(expected[1:], 0), rtol=1e-9)
+
+
+def test_karras_with_other_numbers():
+    schedule = schedules.Karras(sigma_min=0.1, sigma_max=10.0, rho=3.0)
+    sigma = process.edm_sigma(samplers.grid(schedule, 3)[0])
+    middle = ((0.1 ** (1 / 3) + 10.0 ** (1 / 3)) / 2) ** 3
+    np.testing.assert_allclose(sigma, [10.0, middle, 0.1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size, base", [(128, 64), (32, 64), (64, 32)])
+def test_resolution_shift_scales_by_the_sizes(size, base):
+    """alpha / sigma is base / size times the unshifted one."""
+    shift = schedules.resolution_shift(size, base)
+    np.testing.assert_allclose(shift, 2 * np.log(base / size))
+    t = np.linspace(0.1, 0.9, 9)
+    wide = {"logsnr_min": -60.0, "logsnr_max": 60.0}  # as good as unclipped
+    shifted, plain = (
+        schedules.step_at(schedules.Cosine(**wide, shift=s), t) for s in (shift, 0.0)
+    )
+    ratio = (shifted.alpha / shifted.sigma) / (plain.alpha / plain.sigma)
+    np.testing.assert_allclose(ratio, base / size, rtol=1e-9)
+
+
+def test_images_of_the_base_size_are_not_shifted():
+    assert schedules.resolution_shift(64) == 0 > schedules.resolution_shift(128)
+
+
+def test_angle_and_logsnr_are_inverses(x64):
+    logsnr = np.linspace(-20, 20, 401)
+    for as_array in (np.asarray, jnp.asarray):
+        angle = schedules.angle_of_logsnr(as_array(logsnr))
+        np.testing.assert_allclose(
+            schedules.logsnr_of_angle(angle), logsnr, rtol=0, atol=1e-6
+        )
+        step = schedules.step_of_angle(angle, index=3)
+        assert type(step.alpha) is type(angle) and step.index == 3
+        np.testing.assert_allclose(np.arctan2(step.sigma, step.alpha), angle)
+        np.testing.assert_allclose(step.alpha**2, 1 / (1 + np.exp(-logsnr)))
+        np.testing.assert_allclose(step.sigma**2, 1 / (1 + np.exp(logsnr)))

@@ -27,6 +27,14 @@ WORDS = (
 )
 
 
+FASTER = 1.75  # than moving shapes: 1.56 pixels a frame at 8 frames of 16x16
+
+
+def pace(geometry: Geometry) -> float:
+    """Of a fast shape, in pixels a frame."""
+    return FASTER * geometry.fast
+
+
 def triangle(u, room):
     """The reflected path: 0 at u = 0, `room` at u = room, back to 0 at 2 room."""
     return room - abs(u % (2 * room) - room)
@@ -42,18 +50,19 @@ def path(
     label: np.ndarray,
     rng: np.random.Generator,
     geometry: Geometry,
-    pace: float | None = None,
+    step: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres x, y [frames]: place, heading and the other coordinate are uniform.
 
-    pace: of a fast shape in pixels a frame, default the geometry's own.
+    step: of a fast shape in pixels a frame, default `pace` of the geometry.
     """
     shape, _, axis, speed = label
     room = rooms(shape, geometry)
     centres = np.tile(room * rng.random(2), (geometry.frames, 1))
     start = 2 * room[axis] * rng.random()
-    step = shapes.SPEEDS[speed] * (geometry.fast if pace is None else pace)
-    centres[:, axis] = triangle(start + step * np.arange(geometry.frames), room[axis])
+    fast = pace(geometry) if step is None else step
+    gone = shapes.SPEEDS[speed] * fast * np.arange(geometry.frames)
+    centres[:, axis] = triangle(start + gone, room[axis])
     x, y = (centres + shapes.EXTENT[shape] * geometry.radius).T
     return x, y
 

@@ -38,7 +38,7 @@ def fit_path(
     Args:
       centres: [n, k, 2] (x, y) in pixels, of consecutive frames.
       shape: index into shapes.ATTRIBUTES[0]: how near the edge it turns.
-      geometry: of the data; its `fast` is the unit of speed.
+      geometry: of the data; `bouncing.pace` of it is the unit of speed.
 
     Returns:
       axis [n], 0 across or 1 down; phase [n] and speed [n] in pixels of the path,
@@ -48,7 +48,8 @@ def fit_path(
     room = bouncing.rooms(shape, geometry)
     edge = shapes.EXTENT[shape] * geometry.radius
     fits = [
-        _fit_axis(centres - edge, axis, room[axis], geometry.fast) for axis in (0, 1)
+        _fit_axis(centres - edge, axis, room[axis], bouncing.pace(geometry))
+        for axis in (0, 1)
     ]
     axis = np.argmin([fit["error"] for fit in fits], axis=0)
     rows = np.arange(len(centres))
@@ -139,7 +140,7 @@ def measure(videos: np.ndarray, geometry: shapes.Geometry) -> dict[str, np.ndarr
     it is none of the two; axis and speed are if the path misses by 1 pixel (RMS).
     """
     seen = moving.look(videos)
-    slow, fast = shapes.SPEEDS * geometry.fast
+    slow, fast = shapes.SPEEDS * bouncing.pace(geometry)
     motion = np.full((len(videos), 2), -1)
     for shape in np.unique(seen["shape"]):
         of = np.flatnonzero(seen["shape"] == shape)

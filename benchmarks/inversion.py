@@ -1,0 +1,49 @@
+"""There and back: DDIM inversion of real clips, then DDIM, against the clips.
+
+    python benchmarks/inversion.py --workdir=models/shapes
+
+Prints the root mean square difference in pixels of [-1, 1] by the number of steps, and
+the slope of its logarithm, which is -1 for a method of first order.
+"""
+
+import argparse
+
+import numpy as np
+
+from vdm_jax import data, sampling
+from vdm_jax import model as models
+from vdm_jax.data import pipeline
+from vdm_jax.evaluation import statistics
+
+STEPS = (16, 32, 64, 128, 256, 512)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="DDIM inversion, there and back.")
+    parser.add_argument("--workdir", default="models/shapes")
+    parser.add_argument("--num", type=int, default=32)
+    args = parser.parse_args()
+    model, params, config, _ = models.load(args.workdir)
+    source = data.open_source(config)
+    batch = pipeline.held_out_batch(config, source, args.num)
+    videos = np.asarray(model.encode(batch["video"]))
+    rms = []
+    for steps in STEPS:
+        told = {"labels": batch.get("label")}
+        settings = sampling.Settings(steps=steps, threshold=0.0, batch_size=args.num)
+        z = sampling.invert(model, params, videos, settings, **told)
+        back = sampling.sample(model, params, args.num, settings, start=z, **told)
+        rms.append(float(np.sqrt(np.mean((back - videos) ** 2))))
+        print(f"{steps} steps: {rms[-1]:.4f}; inverted noise has mean {z.mean():+.3f}, "
+              f"deviation {z.std():.3f}", flush=True)  # fmt: skip
+    slopes = np.diff(np.log(rms)) / np.diff(np.log(STEPS))
+    rows = [
+        [str(n), f"{r:.4f}", f"{slope:.2f}" if slope < 0 else "–"]
+        for n, r, slope in zip(STEPS, rms, [0, *slopes], strict=True)
+    ]
+    print(statistics.text(["steps", "RMS", "slope"], rows))
+
+
+if __name__ == "__main__":
+    main()

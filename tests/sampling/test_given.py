@@ -1,0 +1,160 @@
+"""Clips and masks of a user's, read into what is known of the output."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import sampling, video_io
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import given
+
+RATE = 8.0
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """24 frames of 24x32 at twice the model's rate, each of one grey: 10 times its
+    number.
+    """
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    grey = 10 * np.arange(24, dtype=np.uint8)[:, None, None, None]
+    video = np.broadcast_to(grey, (24, 24, 32, 3))
+    video_io.write_video(path, video, 2 * RATE, scale=2)
+    return str(path)
+
+
+@pytest.fixture
+def wanted(trained):
+    return given.Wanted(trained[0], RATE)
+
+
+def greys(known):
+    """Mean of each given frame in 0..255, and where they are."""
+    places = np.flatnonzero(known.mask[0].all(axis=(1, 2, 3)))
+    return sampling.to_uint8(known.video[0, places]).mean((1, 2, 3)), places.tolist()
+
+
+def longer(wanted, frames, tiles=(1, 1)):
+    return given.Wanted(wanted.model, wanted.fps, frames, tiles)
+
+
+def test_extend_takes_the_first_frames_at_the_model_s_rate(wanted, clip):
+    known, note = given.extend(wanted, clip)
+    assert known.video.shape == (1, 16, 16, 16, 3)
+    grey, places = greys(known)
+    assert places == [0, 1, 2, 3] and note["places"] == places
+    np.testing.assert_allclose(grey, [0, 20, 40, 60], atol=2)
+    assert note["frames_of_clip"] == [0, 2, 4, 6]
+    assert (note["width"], note["height"], note["output"]) == (64, 48, "16x16")
+    assert "nearest to 8 fps" in note["timing"]
+
+
+def test_extend_backward_puts_them_at_the_end(wanted, clip):
+    known, note = given.extend(longer(wanted, 20), clip, 3, backward=True)
+    grey, places = greys(known)
+    assert places == [17, 18, 19]
+    np.testing.assert_allclose(grey, [0, 20, 40], atol=2)
+
+
+def test_between_spreads_frames_and_keeps_their_distance_in_time(wanted, clip):
+    known, note = given.between(wanted, clip)
+    assert greys(known)[1] == [0, 7]
+    known, note = given.between(longer(wanted, 9), clip, 5)
+    grey, places = greys(known)
+    assert places == [0, 2, 4, 6, 8]
+    np.testing.assert_allclose(grey, [0, 40, 80, 120, 160], atol=2)  # a quarter second
+    every = greys(given.between(longer(wanted, 12), clip)[0])[1]
+    assert every == [0, 6, 11]  # two in every block
+
+
+def test_a_generated_file_is_taken_as_it_is(wanted, tmp_path):
+    video = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", videos=video)
+    known, note = given.extend(wanted, str(tmp_path / "samples.npz"))
+    np.testing.assert_array_equal(sampling.to_uint8(known.video[0, :4]), video[0, :4])
+    # The mp4 beside it is enlarged for the eye; coming back it is nearly the same.
+    video_io.write_video(tmp_path / "a.mp4", video[0], RATE)
+    known, _ = given.extend(wanted, str(tmp_path / "a.mp4"))
+    error = sampling.to_uint8(known.video[0, :4]).astype(int) - video[0, :4]
+    assert np.abs(error).mean() < 10  # of pure noise, which H.264 likes least
+
+
+def test_white_of_the_mask_is_painted(wanted, clip, tmp_path):
+    mask = np.zeros((48, 64, 3), np.uint8)
+    mask[:24] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    known, note = given.inpaint(wanted, clip, str(tmp_path / "mask.png"))
+    assert known.mask.shape == (1, 8, 16, 16, 1)
+    assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()
+    assert note["painted"] == 0.5
+    moving = np.zeros((8, 24, 32, 3), np.uint8)
+    moving[4:] = 255
+    video_io.write_video(tmp_path / "mask.mp4", moving, RATE)
+    known, _ = given.inpaint(wanted, clip, str(tmp_path / "mask.mp4"))
+    assert known.mask[0, :4].all() and not known.mask[0, 4:].any()
+
+
+def test_upscale_keeps_the_small_clip_as_area_means(wanted, clip, tmp_path):
+    known, note = given.upscale(wanted, clip, 4)
+    assert known.low.shape == (1, 8, 4, 4, 3) and not known.mask.any()
+    np.testing.assert_allclose(known.low.mean((0, 2, 3, 4)) * 127.5 + 127.5,
+                               20 * np.arange(8), atol=2)  # fmt: skip
+    assert (note["low"], note["output"]) == ("4x4", "16x16")
+    small = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 10, 3), dtype=np.uint8)
+    np.savez(tmp_path / "small.npz", videos=small)
+    known, _ = given.upscale(wanted, str(tmp_path / "small.npz"))
+    np.testing.assert_array_equal(sampling.to_uint8(known.low[0]), small[0, :, :, 1:9])
+    known, _ = given.upscale(longer(wanted, 8, (3, 2)), str(tmp_path / "small.npz"))
+    assert known.video.shape[2:4] == (48, 32) and known.low.shape[2:4] == (8, 5)
+
+
+def test_grey_models_get_grey_clips(wanted, clip, trained):
+    import dataclasses
+
+    model = dataclasses.replace(trained[0], shape=(8, 16, 16, 1))
+    known, _ = given.extend(given.Wanted(model, RATE), clip)
+    assert known.video.shape[-1] == 1
+    np.testing.assert_allclose(greys(known)[0], [0, 20, 40, 60], atol=2)
+
+
+def mask_file(folder, height, width, value=255):
+    path = folder / "mask.png"
+    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda w, c, d: given.extend(longer(w, 64), c, 9), "at most 8"),
+        (lambda w, c, d: given.extend(longer(w, 8), c, 8), "fewer than the output"),
+        (lambda w, c, d: given.extend(longer(w, 4), c), "at least 8"),
+        (lambda w, c, d: given.between(w, c, 1), "at least 2"),
+        (lambda w, c, d: given.between(w, c, 9), "fewer than the output"),
+        (lambda w, c, d: given.between(longer(w, 64), c, 60), "too short"),
+        (lambda w, c, d: given.inpaint(longer(w, 16), c, ""), "--mask=FILE"),
+        (lambda w, c, d: given.inpaint(longer(w, 40), c, "x.png"), "too short"),
+        (lambda w, c, d: given.inpaint(w, c, mask_file(d, 48, 48)), "48x48, the clip"),
+        (lambda w, c, d: given.inpaint(w, c, mask_file(d, 48, 64, 0)), "no white"),
+        (lambda w, c, d: given.inpaint(w, c, f"{d}/absent.png"), "absent.png"),
+        (lambda w, c, d: given.upscale(w, c), "--factor=2 shrinks"),
+        (lambda w, c, d: given.upscale(w, c, 17), "from 2 to 16"),
+        (lambda w, c, d: given.extend(w, f"{d}/absent.mp4"), "absent.mp4"),
+        (lambda w, c, d: given.extend(w, f"{d}/absent.npz"), "holds no videos"),
+        (lambda w, c, d: given.extend(w, __file__), "not a video"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(wanted, clip, tmp_path, ask, message):
+    with pytest.raises(UserError) as refusal:
+        ask(wanted, clip, tmp_path)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_npz_of_another_size_or_too_short_is_refused(wanted, tmp_path):
+    path = str(tmp_path / "samples.npz")
+    np.savez(path, videos=np.zeros((1, 3, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="3 frames, 4 are needed"):
+        given.extend(wanted, path)
+    np.savez(path, videos=np.zeros((1, 8, 20, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="16x20, the output 16x16"):
+        given.extend(wanted, path)

@@ -1,0 +1,103 @@
+"""What a user can ask of a sampler, and what is refused before anything compiles."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs.base import base
+from vdm_jax import sampling
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import settings as asked
+
+LOGSNR = np.array([-8.0, -2.0, 0.0, 2.0, 8.0])
+
+
+def weights(schedule, w=5.0, frames=3):
+    settings = sampling.Settings(guidance=w, guidance_schedule=schedule)
+    return asked.guidance_weights(settings, LOGSNR, frames)
+
+
+def test_the_config_has_every_setting_and_the_defaults_are_fields():
+    names = {field.name for field in dataclasses.fields(sampling.Settings)}
+    assert set(base().sample) == names | {"num", "label"}
+    read = sampling.Settings.of({"steps": 7, "num": 3, "label": ""})
+    assert read == sampling.Settings(steps=7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [5, 5, 5, 5, 5]),
+        ("interval:-2:2", [0, 5, 5, 5, 0]),
+        ("oscillating:1", [5, 1, 5, 1, 5]),
+        ("oscillating:1:0.5", [5, 5, 5, 1, 5]),
+        ("oscillating:0:0", [0, 5, 0, 5, 0]),
+    ],
+)
+def test_weights_by_the_step(schedule, expected):
+    found = weights(schedule)
+    assert found.shape == (5, 1, 3)
+    np.testing.assert_array_equal(found, np.tile(np.array(expected)[:, None, None], 3))
+
+
+def test_weights_by_the_frame():
+    np.testing.assert_allclose(weights("frames:1")[2, 0], [1, 3, 5])
+
+
+def test_reconstruction_weights():
+    settings = sampling.Settings(reconstruction=2.0)
+    found = asked.reconstruction_weights(settings, LOGSNR, 0.25)
+    np.testing.assert_array_equal(found, [2] * 5)
+    exact = dataclasses.replace(settings, reconstruction_schedule="exact")
+    found = asked.reconstruction_weights(exact, LOGSNR, 0.25)
+    np.testing.assert_allclose(found, 2 * (1 + np.exp(-LOGSNR) / 0.25))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance_schedule": "sine"}, "constant, interval"),
+        ({"guidance_schedule": "constant:1"}, "constant, interval"),
+        ({"guidance_schedule": "interval:2:-2"}, "LOW must be below HIGH"),
+        ({"guidance_schedule": "interval:a:b"}, "constant, interval"),
+        ({"guidance_schedule": "interval:nan:2"}, "constant, interval"),
+        ({"guidance_schedule": "oscillating:-1"}, "a weight >= 0"),
+        ({"guidance_schedule": "oscillating:1:2"}, "share from 0 to 1"),
+        ({"guidance_schedule": "frames:-1"}, "a weight >= 0"),
+        ({"schedule": "sigmoid"}, "one of '', cosine"),
+        ({"combine": "sum"}, "one of linear, rescaled, projected"),
+        ({"reconstruction": -1.0}, "w_r, 0 is replacement"),
+        ({"reconstruction_schedule": "linear"}, "one of constant, exact"),
+        ({"corrector": 2.0}, "Langevin corrector"),
+        ({"churn": -1.0}, "churn=-1.0"),
+        ({"percentile": 101.0}, "percentile of |x|"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(trained, change, message):
+    with pytest.raises(UserError) as refusal:
+        sampling.check(trained[0], 1, 0, sampling.Settings(**change))
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_eps_output_needs_a_bound_where_no_signal_is_left(trained):
+    model = dataclasses.replace(trained[0], output="eps")
+    unbound = sampling.Settings(threshold=0.0)
+    with pytest.raises(UserError, match="eps output that starts at logsnr=-20"):
+        sampling.check(model, 1, 0, unbound)
+    for allowed in (
+        sampling.Settings(),
+        dataclasses.replace(unbound, percentile=99.5),
+        dataclasses.replace(unbound, schedule="karras"),
+    ):
+        sampling.check(model, 1, 0, allowed)
+    sampling.check(trained[0], 1, 0, unbound)  # v says all of it
+
+
+def test_heun_steps_on_karras_levels_unless_told(trained):
+    model = trained[0]
+    heun = sampling.Settings(sampler="heun")
+    assert asked.make_schedule(model, heun).times(2)[-1] == 0
+    own = dataclasses.replace(heun, schedule="cosine")
+    assert asked.make_schedule(model, own).times(2)[-1] == 0.5
+    assert asked.make_schedule(model, sampling.Settings()) is model.schedule
