@@ -109,7 +109,7 @@ def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
     clips = []
     for i in range(num):
         rng = np.random.default_rng((3, i))
-        label = np.array(np.unravel_index(i % 36, bouncing.LABELS))
+        label = np.array(np.unravel_index(i % 72, shapes.LABELS))
         x, y = bouncing.path(label, rng, longer, step=bouncing.pace(geometry))
         grey = shapes.coverage(int(label[0]), x, y, geometry)
         clips.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))

@@ -30,7 +30,7 @@ def main() -> None:
     videos = np.asarray(model.encode(batch["video"]))
     rms = []
     for steps in STEPS:
-        told = {"labels": batch.get("label")}
+        told: dict = {"labels": batch.get("label")}
         settings = sampling.Settings(steps=steps, threshold=0.0, batch_size=args.num)
         z = sampling.invert(model, params, videos, settings, **told)
         back = sampling.sample(model, params, args.num, settings, start=z, **told)

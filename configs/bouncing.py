@@ -1,5 +1,7 @@
 """Bouncing shapes, whose motion can go on: the model to extend videos with.
 
+It starts from models/shapes, which knows the shapes, and learns how they move on.
+
     python train.py --config=configs/bouncing.py --workdir=runs/bouncing
     python sample.py --workdir=runs/bouncing --frames=64 --out=out
 
@@ -17,6 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant: configs/shapes.py on other paths."""
     config = shapes.get_config(variant).unlock()
     config.data.source = "bouncing"
+    if not variant:
+        config.init_from = "models/shapes"
+        config.train.steps = 2600
     # Half of the training without a label: what goes on must be read from the frames.
     config.conditioning.label_drop = 0.5
     config.sample.update(guidance=0.0)

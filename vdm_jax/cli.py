@@ -258,20 +258,23 @@ def sample() -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            model, params = loaded.model, loaded.params
-            common: dict = dict(labels=labels, negative=negative, seed=FLAGS.seed)
-            common |= {"progress": progress}
+            def make(how, **more):
+                return how(
+                    loaded.model, loaded.params, ask.num, settings, labels=labels,
+                    negative=negative, seed=FLAGS.seed, progress=progress, **more,
+                )  # fmt: skip
+
             if FLAGS.windows:
                 bare = known.low is None and not known.mask.any()
-                videos = sampling.sample(
-                    model, params, ask.num, settings, **common,
-                    known=None if bare else known, size=known.video.shape[1:4],
-                )  # fmt: skip
+                size = known.video.shape[1:4]
+                videos = make(sampling.sample, known=None if bare else known, size=size)
             else:
-                videos = sampling.fill(
-                    model, params, ask.num, settings, known, **common,
-                    overlap=FLAGS.overlap, backward=FLAGS.backward,
-                )  # fmt: skip
+                videos = make(
+                    sampling.fill,
+                    known=known,
+                    overlap=FLAGS.overlap,
+                    backward=FLAGS.backward,
+                )
         texts = None
         if labels is not None:
             texts = [sampling.label_text(loaded.model, row) for row in labels]

@@ -518,10 +518,12 @@ def test_reconstruction_of_a_gaussian(x64):
 def test_the_exact_weight_finds_known_gaussian_pixels(logsnr, x64):
     """w = 1 + exp(-logsnr) / s^2: what is known is then the mean, whatever z."""
     z, known, mask, step = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
-    weights = guidance.exact_weights(np.array([logsnr]), w=1.0, variance=SPREAD**2)
-    np.testing.assert_allclose(weights, 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12)
+    weights = guidance.growing(1.0, 1 / SPREAD**2)
+    np.testing.assert_allclose(
+        weights(step), 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12
+    )
     plain = lambda z, step, cond: gaussian(jnp.asarray(0.1), SPREAD, z, step)  # noqa: E731
-    fn = guidance.reconstruct(plain, missing(known, mask), jnp.asarray(weights))
+    fn = guidance.reconstruct(plain, missing(known, mask), weights)
     expected = np.where(mask, known, plain(z, step, None).x)
     np.testing.assert_allclose(fn(z, step, None).x, expected, rtol=0, atol=1e-9)
 
@@ -596,7 +598,7 @@ def test_enlarging_a_white_field_is_exact(k, logsnr, x64):
     size = 4 // k
     low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3
     plain = lambda z, step, cond: gaussian(jnp.asarray(0.0), SPREAD, z, step)  # noqa: E731
-    weight = k**2 * guidance.exact_weights(np.float64(logsnr), 1.0, SPREAD**2)
+    weight = guidance.growing(k**2, k**2 / SPREAD**2)
     fn = guidance.reconstruct(
         plain, lambda x: low - guidance.down(x, size, size), weight
     )

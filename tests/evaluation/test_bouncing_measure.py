@@ -10,12 +10,12 @@ GEOMETRY = shapes.Geometry(8, 16, 16)
 LONG = shapes.Geometry(20, 16, 16)
 
 
-def videos(n=36, geometry=LONG, step=None):
+def videos(n=72, geometry=LONG, step=None):
     """uint8 [n, f, h, w, 3], labels and centres, at the speeds of eight frames."""
     rng = np.random.default_rng(0)
     made, centres, labels = [], [], []
     for i in range(n):
-        label = np.array(np.unravel_index(i % 36, bouncing.LABELS))
+        label = np.array(np.unravel_index(i % 72, shapes.LABELS))
         fast = bouncing.pace(GEOMETRY) if step is None else step
         x, y = bouncing.path(label, rng, geometry, fast)
         grey = shapes.coverage(int(label[0]), x, y, geometry)
@@ -44,7 +44,7 @@ def test_a_fitted_path_is_the_one_that_was_drawn(long):
     for shape in range(3):
         of = labels[:, 0] == shape
         path = measure.fit_path(centres[of], shape, GEOMETRY)
-        np.testing.assert_array_equal(path["axis"], labels[of, 2])
+        np.testing.assert_array_equal(path["axis"], labels[of, 2] // 2)
         speed = shapes.SPEEDS[labels[of, 3]] * bouncing.pace(GEOMETRY)
         np.testing.assert_allclose(path["speed"], speed, atol=0.01)
         assert path["error"].max() < 1e-3

@@ -47,11 +47,9 @@ def test_weights_by_the_frame():
 
 def test_reconstruction_weights():
     settings = sampling.Settings(reconstruction=2.0)
-    found = asked.reconstruction_weights(settings, LOGSNR, 0.25)
-    np.testing.assert_array_equal(found, [2] * 5)
+    assert asked.reconstruction_weight(settings, 0.25) == (2.0, 0.0)
     exact = dataclasses.replace(settings, reconstruction_schedule="exact")
-    found = asked.reconstruction_weights(exact, LOGSNR, 0.25)
-    np.testing.assert_allclose(found, 2 * (1 + np.exp(-LOGSNR) / 0.25))
+    assert asked.reconstruction_weight(exact, 0.25) == (2.0, 8.0)
 
 
 @pytest.mark.parametrize(

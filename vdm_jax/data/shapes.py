@@ -122,9 +122,9 @@ def path(
     return x, y
 
 
-def caption(label: np.ndarray, rng: np.random.Generator, vocabulary=WORDS) -> str:
+def caption(label: np.ndarray, rng: np.random.Generator) -> str:
     """One of the sentences that describe a label; every attribute has its word."""
-    choice = [words[i] for words, i in zip(vocabulary, label, strict=True)]
+    choice = [words[i] for words, i in zip(WORDS, label, strict=True)]
     words = [options[int(rng.integers(len(options)))] for options in choice]
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(*words)
 

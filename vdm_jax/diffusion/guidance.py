@@ -50,8 +50,16 @@ def cfg(denoise: Denoiser, null: Callable, combine: Combine) -> Denoiser:
     return guided
 
 
-def weight_of(weights: Array, step: Step) -> Array:
-    """The weight of a step: `weights` itself if it is a number, else its row."""
+Weights = Array | Callable[[Step], Array]
+
+
+def weight_of(weights: Weights, step: Step) -> Array:
+    """The weight of a step: a number, the row of an array, or a function of the step.
+
+    A row holds for all calls of a step; a function can tell their levels apart.
+    """
+    if callable(weights):
+        return weights(step)
     return weights[step.index] if jnp.ndim(weights) else weights
 
 
@@ -182,7 +190,7 @@ def clip_percentile(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
 
 
 def reconstruct(
-    denoise: Denoiser, residual: Callable[[Array], Any], weights: Array
+    denoise: Denoiser, residual: Callable[[Array], Any], weights: Weights
 ) -> Denoiser:
     """Reconstruction guidance (VDM, section 3.1, equations 6 and 7).
 
@@ -190,7 +198,7 @@ def reconstruct(
     squares, not their mean, so that the weight is the paper's.
 
     residual(x): known minus predicted, an array or a tree of arrays whose squares are
-    summed; x [b, f, h, w, c] is not clipped. weights: as for `linear`.
+    summed; x [b, f, h, w, c] is not clipped. weights: as for `weight_of`.
     """
 
     def guided(z: Array, step: Step, cond) -> Prediction:
@@ -205,14 +213,14 @@ def reconstruct(
     return guided
 
 
-def exact_weights(logsnr: np.ndarray, w: float, variance: float) -> np.ndarray:
-    """w (1 + exp(-logsnr) / variance): for w = 1 exact of independent Gaussian pixels.
+def growing(base: Array, slope: Array) -> Callable[[Step], Array]:
+    """base + slope / SNR, a weight for `reconstruct` that grows towards the noise.
 
-    The posterior's variance of known pixels is 1 / (1 / variance + SNR), where VDM
-    writes 1 / SNR. The weight grows without bound towards the noise; it meets a
-    gradient that falls as fast.
+    With base = 1 and slope = 1 / variance it is exact of independent Gaussian pixels of
+    that variance: the posterior's variance of known pixels is 1 / (1 / variance + SNR),
+    where VDM writes 1 / SNR. It meets a gradient that falls as fast as it grows.
     """
-    return w * (1 + np.exp(-logsnr) / variance)
+    return lambda step: base + slope * jnp.exp(-step.logsnr)
 
 
 def replace(

@@ -26,7 +26,7 @@ from vdm_jax.sampling.settings import (
     guidance_weights,
     make_sampler,
     make_schedule,
-    reconstruction_weights,
+    reconstruction_weight,
 )
 
 CHUNK = 8  # steps between two looks from the host: progress, Ctrl-C
@@ -96,7 +96,7 @@ def _denoiser(plan: _Plan, params, null, known: Known | None, weights, noise):
         denoise = guiding.cfg(denoise, lambda cond: null, combine)
     if plan.reconstruct:
         assert known is not None
-        w_r = weights["reconstruction"]
+        w_r = guiding.growing(*weights["reconstruction"])
         denoise = guiding.reconstruct(denoise, _residual(known), w_r)
     if plan.percentile:
         denoise = guiding.clip_percentile(denoise, plan.percentile)
@@ -271,14 +271,12 @@ def _run(
 
 def arguments(rows, settings: Settings, frames: int, variance: float, dtype):
     """A sampler's table and the weights of each of its rows, padded to one shape."""
-    given = {
-        "guidance": guidance_weights(settings, rows["logsnr"], frames),
-        "reconstruction": reconstruction_weights(settings, rows["logsnr"], variance),
-    }
-    pad = max(samplers.MAX_STEPS, len(rows["logsnr"])) - len(rows["logsnr"])
+    guided = guidance_weights(settings, rows["logsnr"], frames)
+    pad = max(samplers.MAX_STEPS, len(guided)) - len(guided)
+    guided = np.pad(guided, [(0, pad), (0, 0), (0, 0)])
     weights = {
-        key: np.pad(w, [(0, pad)] + [(0, 0)] * (w.ndim - 1)).astype(dtype)
-        for key, w in given.items()
+        "guidance": guided.astype(dtype),
+        "reconstruction": np.array(reconstruction_weight(settings, variance), dtype),
     }
     return samplers.padded(rows, dtype), weights
 

@@ -103,14 +103,14 @@ def guidance_weights(settings: Settings, logsnr: np.ndarray, frames: int) -> np.
     return np.tile(rows[:, None, None], (1, 1, frames))
 
 
-def reconstruction_weights(
-    settings: Settings, logsnr: np.ndarray, variance: float
-) -> np.ndarray:
-    """w_r [n] for a table whose rows have these logsnr."""
+def reconstruction_weight(settings: Settings, variance: float) -> tuple[float, float]:
+    """(base, slope) of w_r for `guidance.growing`; "constant" has slope 0.
+
+    variance: of the data, for "exact".
+    """
     w = settings.reconstruction
-    if settings.reconstruction_schedule == "exact":
-        return guiding.exact_weights(logsnr, w, variance)
-    return guiding.constant(len(logsnr), w)
+    exact = settings.reconstruction_schedule == "exact"
+    return w, w / variance if exact else 0.0
 
 
 NAMES = {
