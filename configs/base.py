@@ -14,7 +14,7 @@ def base() -> ConfigDict:
     config.seed = 0
     config.init_from = ""  # workdir whose (EMA) parameters a new run starts from
 
-    config.video = dict(frames=16, height=64, width=64, channels=3, fps=8)
+    config.video = dict(frames=16, height=64, width=64, channels=3, fps=8.0)
 
     config.data = dict(
         source="folder",  # "shapes", "bouncing", "clips", "folder", "tfds"

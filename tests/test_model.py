@@ -1,6 +1,7 @@
 """The model around the network: preconditioning, dropping, building, loading."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -100,10 +101,46 @@ def test_a_shipped_model_is_loaded(model, params, tmp_path):
         assert b.dtype == np.float32
 
 
+def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):
+    fields = json.loads(smoke_config().to_json())
+    for name in ("schedule", "noise_shift"):
+        del fields["diffusion"][name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert models.build(models.read_config(tmp_path)) == model
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", schedules.Cosine(shift=-1.0)),
+        ("interpolated", schedules.Interpolated(shift=-1.0)),
+        ("flow", schedules.Flow(shift=-1.0)),
+    ],
+)
+def test_a_schedule_by_its_name(schedule, expected):
+    config = smoke_config()
+    config.diffusion.update(schedule=schedule, train_shifts=())
+    assert models.build(config).schedule == expected
+    config.diffusion.update(schedule="linear", shift=0.0)
+    assert models.build(config).schedule == schedules.Linear()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"diffusion": {"output": "noise"}}, "one of v, eps, x"),
+        ({"diffusion": {"schedule": "linear"}}, "shift=-1.0: schedule 'linear' has"),
+        ({"diffusion": {"schedule": "interpolated"}}, "train_shifts moves"),
+        (
+            {
+                "diffusion": {
+                    "output": "eps",
+                    "logsnr_min": -25.0,
+                    "precondition": False,
+                }
+            },
+            "logsnr_min=-25.0 with an eps output",
+        ),
         ({"diffusion": {"output": "eps"}}, "precondition"),
         ({"video": {"height": 18}}, "height"),
         ({"network": {"head_dim": 7}}, "head_dim"),

@@ -239,6 +239,8 @@ def build(config: Any) -> Model:
     )
 
 
+# Fields younger than some runs, with what those did before there was a choice.
+LATER = {"diffusion": {"schedule": "cosine", "noise_shift": 0.0}}
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
@@ -260,6 +262,8 @@ def read_config(workdir: Path) -> Any:
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
+    for section, later in LATER.items():
+        fields[section] = later | fields[section]
     return ConfigDict(fields)
 
 

@@ -9,12 +9,12 @@ from vdm_jax.sampling import blocks
 # All draw two videos at once, so that they share their programs.
 QUICK = sampling.Settings(steps=3, batch_size=2)
 SAMPLERS = {
-    "ddim": QUICK,
-    "exact": sampling.Settings(steps=3, reconstruction_schedule="exact"),
-    "heun": sampling.Settings(steps=3, sampler="heun", churn=5.0),
-    "corrected": sampling.Settings(steps=3, sampler="ancestral", corrector=0.1),
-    "replacement": sampling.Settings(
-        steps=3, sampler="dpm", reconstruction=0.0, percentile=90.0
+    "reconstruction": QUICK,
+    "replacement, heun": sampling.Settings(
+        steps=3, sampler="heun", churn=5.0, reconstruction=0.0
+    ),
+    "replacement, corrected": sampling.Settings(
+        steps=3, sampler="ancestral", corrector=0.1, reconstruction=0.0, percentile=90.0
     ),
 }
 

@@ -1,0 +1,85 @@
+"""The pictures of the README: each verb of sample.py, what is given beside what comes.
+
+    python benchmarks/verbs.py
+
+Writes docs/{extend,between,inpaint,upscale}.gif. On the left what is given (grey where
+nothing is), on the right what the model makes of it. The bouncing clip is a held-out
+one; the real one is footage that models/clips was trained on.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vdm_jax import video_io
+from vdm_jax.data import bouncing, clips, shapes
+
+GREY = 90
+MADE = 3  # videos beside what is given
+
+
+def run(out: Path, *flags: str) -> np.ndarray:
+    """sample.py; its videos, uint8 [n, f, h, w, 3]."""
+    command = [sys.executable, "sample.py", f"--num={MADE}", f"--out={out}", *flags]
+    subprocess.run([*command, "--overwrite"], check=True)
+    with np.load(out / "samples.npz") as arrays:
+        return arrays["videos"]
+
+
+def show(name: str, given: np.ndarray, made: np.ndarray, fps: float) -> None:
+    """A gif with a column of what is given, then one each of what was made."""
+    grid = video_io.tile(np.concatenate([given[None], made]), columns=1 + len(made))
+    scale = video_io.display_scale(*made.shape[2:4], short_side=96)
+    path = Path("docs") / f"{name}.gif"
+    video_io.write_gif(path, grid, fps, scale=scale, overwrite=True)
+    print(path, flush=True)
+
+
+def framed(made: np.ndarray, places) -> np.ndarray:
+    """What is given of a video: those frames, grey between them."""
+    given = np.full_like(made[0], GREY)
+    given[places] = made[0, places]
+    return given
+
+
+def main() -> None:
+    """Make all four."""
+    parser = argparse.ArgumentParser(description="The pictures of the README.")
+    parser.add_argument("--bouncing", default="models/bouncing")
+    parser.add_argument("--out", type=Path, default=Path("runs/verbs"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    source = bouncing.Bouncing(shapes.Geometry(8, 16, 16), held_out=True)
+    clip = args.out / "clip.mp4"
+    video = source.load(41, np.random.default_rng(0), 8)["video"]
+    video_io.write_video(clip, video, 8, overwrite=True)
+
+    on = f"--workdir={args.bouncing}"
+    made = run(args.out / "extend", on, f"--extend={clip}", "--frames=32")
+    show("extend", framed(made, slice(0, 4)), made, 8)
+    made = run(args.out / "between", on, f"--between={clip}", "--given=2")
+    show("between", framed(made, [0, 7]), made, 8)
+
+    real = clips.locate(clips.choose("bunny"))[0]
+    on = "--workdir=models/clips"
+    height, width = video_io.probe(real).height, video_io.probe(real).width
+    mask = np.zeros((height, width, 3), np.uint8)
+    middle = slice(height // 4, 3 * height // 4), slice(width // 3, 2 * width // 3)
+    mask[middle] = 255
+    Image.fromarray(mask).save(args.out / "mask.png")
+    mask_flag = f"--mask={args.out}/mask.png"
+    made = run(args.out / "inpaint", on, f"--inpaint={real}", mask_flag)
+    small, _ = video_io.read_picture(args.out / "mask.png", made.shape[2:4])
+    show("inpaint", np.where(small > 127, GREY, made[0]).astype(np.uint8), made, 12.5)
+
+    made = run(args.out / "upscale", on, f"--upscale={real}", "--factor=4")
+    low = video_io.read(real, count=8, fps=12.5, size=(8, 8))
+    show("upscale", video_io.enlarge(low, 4), made, 12.5)
+
+
+if __name__ == "__main__":
+    main()
