@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--sampler", default="ancestral")
-    parser.add_argument("--gamma", type=float, default=0.0)
+    parser.add_argument("--gamma", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
@@ -157,7 +157,9 @@ def main() -> None:
         keep(f"real, {blocks} blocks", real(geometry, args.num, frames), blocks, 0.0)
 
     # The same first blocks for every arm: from noise, nothing asked, no guidance.
-    settings = sampling.Settings(steps=64, batch_size=args.batch_size)
+    settings = sampling.Settings(
+        steps=128, sampler="ancestral", gamma=0.3, batch_size=args.batch_size
+    )
     first = sampling.sample(
         loaded.model, loaded.params, args.num, settings, seed=args.seed + 1
     )

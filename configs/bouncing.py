@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.source = "bouncing"
     if not variant:
         config.init_from = "models/shapes"
-        config.train.steps = 2600
-    # Half of the training without a label: what goes on must be read from the frames.
-    config.conditioning.label_drop = 0.5
-    config.sample.update(guidance=0.0)
+        config.train.steps = 3000
+    # Mostly without a label: what goes on must be read from the frames before.
+    config.conditioning.label_drop = 0.9
+    config.sample.update(steps=64, sampler="ancestral", gamma=0.3, guidance=0.0)
     return config.lock()

@@ -166,6 +166,8 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
         (["--overlap=8"], "from 0 to 7"),
         (["--tiles=0x2"], "--tiles=0x2"),
         (["--negative=red", "--guidance=0"], "--negative needs --guidance"),
+        (["--negative=purple", "--guidance=1"], "--negative=purple"),
+        (["--windows", "--overlap=2"], "--overlap is of blocks"),
         (["--guidance_schedule=sine", "--guidance=1"], "oscillating:LOW:FIRST"),
         (["--workdir=/absent"], "holds no config.json"),
     ],
@@ -245,6 +247,8 @@ def test_the_verbs_write_what_they_are_asked(run, tmp_path, verb):
     made = np.load(out / "samples.npz")["videos"]
     described = json.loads((out / "samples.json").read_text())
     assert described["given"]["clip"] == str(clip)
+    # A label drawn at random would contradict what the clip shows.
+    assert "labels" not in described and "is left open" in done.stdout
     assert "the rest is ignored" in done.stdout
     if verb == "extend":
         assert made.shape == (2, 14, 16, 16, 3)

@@ -946,3 +946,16 @@ def test_the_child_module_needs_neither_jax_nor_the_rest():
     code = "import sys, vdm_jax.video_io.guard; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert guard.MEMORY > files.MAX_PIXELS * 3 * 16
+
+
+def test_resize_is_the_mean_over_areas():
+    video = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 3), np.uint8)
+    blocks = video.reshape(2, 3, 4, 5, 4, 3).mean((2, 4))
+    assert abs(video_io.resize(video, (3, 5)) - blocks).max() <= 0.5 + 1e-9
+    np.testing.assert_array_equal(video_io.resize(video, (12, 20)), video)
+    for size in [(5, 7), (3, 20), (12, 3), (30, 31)]:
+        made = video_io.resize(video, size)
+        assert made.shape[1:3] == video_io.cover_size(12, 20, size)
+        np.testing.assert_allclose(made.mean((1, 2)), video.mean((1, 2)), atol=0.6)
+    flat = np.full_like(video, 77)
+    np.testing.assert_array_equal(video_io.resize(flat, (7, 9)), 77)

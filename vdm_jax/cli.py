@@ -4,6 +4,7 @@ A UserError becomes one line on stderr and its exit status; so do mistakes in fl
 config files, with status 2. Anything else keeps its traceback and status 1.
 """
 
+import dataclasses
 import difflib
 import os
 import runpy
@@ -159,6 +160,10 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+# Settings that evaluate.py has no use for, or takes as lists of its own.
+NOT_MEASURED = (
+    "guidance", "num", "label", "reconstruction", "reconstruction_schedule",
+)  # fmt: skip
 VERBS = ("extend", "between", "inpaint", "upscale")
 # Flags that mean something beside one of the verbs only -> which.
 BESIDE = {
@@ -203,10 +208,13 @@ def _given(loaded):
         )
     tiles = int(sides[0]), int(sides[-1])
     block = loaded.model.shape[0]
+    if FLAGS.windows and FLAGS.overlap is not None:
+        raise UserError("--overlap is of blocks: --windows overlap by half")
     if FLAGS.overlap is not None and not 0 <= FLAGS.overlap < block:
         raise UserError(f"--overlap={FLAGS.overlap}: from 0 to {block - 1} frames")
+    config = loaded.config
     wanted = given.Wanted(
-        loaded.model, loaded.config.video.fps, FLAGS.frames or 0, tiles
+        loaded.model, config.video.fps, FLAGS.frames or 0, tiles, config.sample.num
     )
     if not verbs:
         return given.nothing(wanted)
@@ -250,8 +258,15 @@ def sample() -> None:
         if FLAGS.negative:
             if not settings.guidance:
                 raise UserError("--negative needs --guidance above 0, which it turns")
-            negative = sampling.draw_labels(loaded.model, ask.num, FLAGS.negative)
+            negative = sampling.draw_labels(
+                loaded.model, ask.num, FLAGS.negative, flag="negative"
+            )
         known, note = _given(loaded)
+        if note and not ask.label:  # a drawn label would contradict the clip
+            labels = None
+            if settings.guidance and negative is None and loaded.model.attributes:
+                print("no --label: what the clip shows is left open, and unguided")
+                settings = dataclasses.replace(settings, guidance=0.0)
         with tqdm(unit="step", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -298,7 +313,7 @@ def sample() -> None:
 def evaluate() -> None:
     """evaluate.py"""
     _workdir_flag("a run, or a folder of models/")
-    names = tuple(n for n in SETTINGS if n not in ("guidance", "num", "label"))
+    names = tuple(name for name in SETTINGS if name not in NOT_MEASURED)
     _sampling_flags(*names)
     flags.DEFINE_integer("num", 64, "videos a row", 2)
     flags.DEFINE_list("guidance", None, "weights to compare, comma separated")

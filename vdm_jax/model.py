@@ -190,7 +190,7 @@ def make_schedule(diffusion: Any) -> schedules.Schedule:
             "diffusion.output='v'"
         )
     fields = ("logsnr_min", "logsnr_max", "shift", "noise_shift")
-    return known[name](**{f: diffusion[f] for f in fields if f in takes})
+    return schedules.named(name, **{field: diffusion[field] for field in fields})
 
 
 def build(config: Any) -> Model:

@@ -304,19 +304,6 @@ def test_grey_tensors_and_grey_models(tmp_path):
         assert any(window_of(b["video"], clip) is not None for clip in clips)
 
 
-def test_resize_is_the_mean_over_areas():
-    video = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 3), np.uint8)
-    blocks = video.reshape(2, 3, 4, 5, 4, 3).mean((2, 4))
-    assert abs(tfds.resize(video, (3, 5)) - blocks).max() <= 0.5 + 1e-9
-    np.testing.assert_array_equal(tfds.resize(video, (12, 20)), video)
-    for size in [(5, 7), (3, 20), (12, 3), (30, 31)]:
-        made = tfds.resize(video, size)
-        assert made.shape[1:3] == video_io.cover_size(12, 20, size)
-        np.testing.assert_allclose(made.mean((1, 2)), video.mean((1, 2)), atol=0.6)
-    flat = np.full_like(video, 77)
-    np.testing.assert_array_equal(tfds.resize(flat, (7, 9)), 77)
-
-
 def test_too_short_and_constant_records_are_bad_clips(tmp_path):
     clips = [CLIPS[0], CLIPS[1][:3], np.full_like(CLIPS[2], 40), *CLIPS[3:]]
     features = F.FeaturesDict({"video": TENSOR})

@@ -1,5 +1,7 @@
 """Clips and masks of a user's, read into what is known of the output."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,13 +106,13 @@ def test_upscale_keeps_the_small_clip_as_area_means(wanted, clip, tmp_path):
     np.savez(tmp_path / "small.npz", videos=small)
     known, _ = given.upscale(wanted, str(tmp_path / "small.npz"))
     np.testing.assert_array_equal(sampling.to_uint8(known.low[0]), small[0, :, :, 1:9])
+    known, _ = given.upscale(wanted, str(tmp_path / "small.npz"), 4)
+    assert known.low.shape == (1, 8, 4, 4, 3)
     known, _ = given.upscale(longer(wanted, 8, (3, 2)), str(tmp_path / "small.npz"))
     assert known.video.shape[2:4] == (48, 32) and known.low.shape[2:4] == (8, 5)
 
 
 def test_grey_models_get_grey_clips(wanted, clip, trained):
-    import dataclasses
-
     model = dataclasses.replace(trained[0], shape=(8, 16, 16, 1))
     known, _ = given.extend(given.Wanted(model, RATE), clip)
     assert known.video.shape[-1] == 1
@@ -135,12 +137,15 @@ def mask_file(folder, height, width, value=255):
         (lambda w, c, d: given.inpaint(longer(w, 16), c, ""), "--mask=FILE"),
         (lambda w, c, d: given.inpaint(longer(w, 40), c, "x.png"), "too short"),
         (lambda w, c, d: given.inpaint(w, c, mask_file(d, 48, 48)), "48x48, the clip"),
-        (lambda w, c, d: given.inpaint(w, c, mask_file(d, 48, 64, 0)), "no white"),
+        (
+            lambda w, c, d: given.inpaint(w, c, mask_file(d, 48, 64, 0)),
+            "no white (255)",
+        ),
         (lambda w, c, d: given.inpaint(w, c, f"{d}/absent.png"), "absent.png"),
         (lambda w, c, d: given.upscale(w, c), "--factor=2 shrinks"),
         (lambda w, c, d: given.upscale(w, c, 17), "from 2 to 16"),
         (lambda w, c, d: given.extend(w, f"{d}/absent.mp4"), "absent.mp4"),
-        (lambda w, c, d: given.extend(w, f"{d}/absent.npz"), "holds no videos"),
+        (lambda w, c, d: given.extend(w, f"{d}/absent.npz"), "is no samples.npz"),
         (lambda w, c, d: given.extend(w, __file__), "not a video"),
     ],
 )
@@ -150,11 +155,61 @@ def test_what_does_not_fit_is_one_line(wanted, clip, tmp_path, ask, message):
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_an_npz_of_another_size_or_too_short_is_refused(wanted, tmp_path):
+def test_an_npz_that_is_too_short_is_refused(wanted, tmp_path):
     path = str(tmp_path / "samples.npz")
     np.savez(path, videos=np.zeros((1, 3, 16, 16, 3), np.uint8))
     with pytest.raises(UserError, match="3 frames, 4 are needed"):
         given.extend(wanted, path)
-    np.savez(path, videos=np.zeros((1, 8, 20, 16, 3), np.uint8))
-    with pytest.raises(UserError, match="16x20, the output 16x16"):
-        given.extend(wanted, path)
+
+
+def test_between_takes_the_frames_at_their_own_places(wanted, tmp_path):
+    path = str(tmp_path / "samples.npz")
+    video = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 16, 3), np.uint8)
+    np.savez(path, videos=video)
+    known, note = given.between(longer(wanted, 16), path, 3)
+    assert note["places"] == note["frames_of_clip"] == [0, 8, 15]
+    made = sampling.to_uint8(known.video[0, [0, 8, 15]])
+    np.testing.assert_array_equal(made, video[0, [0, 8, 15]])
+
+
+BROKEN = {
+    "float": np.zeros((1, 8, 16, 16, 3)),
+    "one video": np.zeros((8, 16, 16, 3), np.uint8),
+    "none": np.zeros((0, 8, 16, 16, 3), np.uint8),
+    "four channels": np.zeros((1, 8, 16, 16, 4), np.uint8),
+    "a number": np.uint8(3),
+}
+
+
+@pytest.mark.parametrize("what", [*BROKEN, "cut", "flipped", "empty", "an array"])
+def test_a_broken_npz_is_one_line(wanted, tmp_path, what):
+    path = tmp_path / "samples.npz"
+    good = np.random.default_rng(0).integers(0, 256, (1, 8, 16, 16, 3), np.uint8)
+    np.savez_compressed(path, videos=BROKEN.get(what, good))
+    data = bytearray(path.read_bytes())
+    if what == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    if what == "flipped":
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    if what == "empty":
+        path.write_bytes(b"")
+    if what == "an array":
+        np.save(tmp_path / "samples.npy", good)
+        (tmp_path / "samples.npy").replace(path)
+    with pytest.raises(UserError, match="is no samples.npz of sample.py") as refusal:
+        given.extend(wanted, str(path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_video_larger_than_memory_is_refused(wanted):
+    with pytest.raises(UserError, match="do not fit into this machine's memory"):
+        given.nothing(longer(wanted, 10**9))
+
+
+def test_a_webp_of_one_picture_is_a_mask(wanted, clip, tmp_path):
+    mask = np.zeros((48, 64, 3), np.uint8)
+    mask[:24] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.webp", lossless=True)
+    known, _ = given.inpaint(wanted, clip, str(tmp_path / "mask.webp"))
+    assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()

@@ -1,9 +1,12 @@
 """Longer and larger videos, and videos of which something is given."""
 
+import jax
 import numpy as np
 import pytest
 
 from vdm_jax import sampling
+from vdm_jax.diffusion import samplers
+from vdm_jax.errors import UserError
 from vdm_jax.sampling import blocks
 
 # All draw two videos at once, so that they share their programs.
@@ -159,32 +162,50 @@ def test_inversion_is_what_ddim_takes_back(trained):
 
 
 def test_programs_are_compiled_once_for_all_numbers(trained):
-    """Steps and weights are arguments; guided, given and reconstructed are programs."""
+    """Steps, weights, seeds and blocks are arguments; what is given is a program."""
     model, params = trained
-    size = blocks._chunk._cache_size
 
-    def plain(**settings):
+    def programs():
+        return blocks._chunk._cache_size(), blocks._begin._cache_size()
+
+    def plain(seed=0, **settings):
         # A batch of its own, so that nothing is left from other tests.
-        sampling.sample(model, params, 5, sampling.Settings(**settings, batch_size=5))
+        asked = sampling.Settings(**settings, batch_size=5)
+        sampling.sample(model, params, 5, asked, seed=seed)
 
     def extended(places, frames, **settings):
         known, _ = given(model, frames, places)
         asked = sampling.Settings(**settings, batch_size=5)
         sampling.fill(model, params, 5, asked, known)
 
-    at = size()
+    chunk, begin = programs()
     for steps in (2, 9, 20):
-        plain(steps=steps)
-    assert size() == at + 1
+        plain(steps=steps, seed=steps)
+    assert programs() == (chunk + 1, begin + 1)
     for steps, weight, schedule in (
         (2, 0.5, "constant"), (9, 3.0, "oscillating:1"), (4, 7.0, "frames:1"),
     ):  # fmt: skip
         plain(steps=steps, guidance=weight, guidance_schedule=schedule)
-    assert size() == at + 2
+    assert programs() == (chunk + 2, begin + 2)
     for places, frames, steps, weight in (
         (slice(0, 4), 20, 2, 1.0), ([0, 7], 8, 9, 4.0), ([3], 12, 3, 9.0),
     ):  # fmt: skip
         extended(places, frames, steps=steps, reconstruction=weight)
-    assert size() == at + 3
-    extended([], 16, steps=2)  # a first block of which nothing is given, then another
-    assert size() == at + 3
+    assert programs() == (chunk + 3, begin + 3)
+    extended([], 16, steps=2)  # a first block of which nothing is given, then others
+    assert programs() == (chunk + 3, begin + 3)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_a_traced_seed_is_the_same_seed(seed):
+    keys = samplers.video_keys(seed, 0, 3, np.arange(2))
+    traced = jax.jit(lambda s, b: samplers.video_keys(s, 0, b, np.arange(2)))
+    same = traced(np.uint32(seed), np.uint32(3))
+    np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(keys))
+
+
+def test_a_small_version_needs_a_weight(trained):
+    model, params = trained
+    known = given(model, 8, [])[0]._replace(low=np.zeros((1, 8, 4, 4, 3)))
+    with pytest.raises(UserError, match="a weight above 0"):
+        sampling.fill(model, params, 1, SAMPLERS["replacement, heun"], known)

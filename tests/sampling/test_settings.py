@@ -7,6 +7,7 @@ import pytest
 
 from configs.base import base
 from vdm_jax import sampling
+from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import settings as asked
 
@@ -41,6 +42,10 @@ def test_weights_by_the_step(schedule, expected):
     np.testing.assert_array_equal(found, np.tile(np.array(expected)[:, None, None], 3))
 
 
+def test_a_low_weight_may_be_above_one():
+    np.testing.assert_array_equal(weights("oscillating:2")[:, 0, 0], [5, 2, 5, 2, 5])
+
+
 def test_weights_by_the_frame():
     np.testing.assert_allclose(weights("frames:1")[2, 0], [1, 3, 5])
 
@@ -55,6 +60,7 @@ def test_reconstruction_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"guidance_schedule": "frames:2"}, "goes with a guidance above 0"),
         ({"guidance_schedule": "sine"}, "constant, interval"),
         ({"guidance_schedule": "constant:1"}, "constant, interval"),
         ({"guidance_schedule": "interval:2:-2"}, "LOW must be below HIGH"),
@@ -99,3 +105,16 @@ def test_heun_steps_on_karras_levels_unless_told(trained):
     own = dataclasses.replace(heun, schedule="cosine")
     assert asked.make_schedule(model, own).times(2)[-1] == 0.5
     assert asked.make_schedule(model, sampling.Settings()) is model.schedule
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
+    narrow = schedules.Cosine(-6.0, 7.0, shift=-1.0)
+    model = dataclasses.replace(trained[0], schedule=narrow)
+    made = asked.make_schedule(model, sampling.Settings(schedule=name))
+    low, high = schedules.logsnr_range(made)
+    assert -6.001 < low < high < 7.001
+    assert getattr(made, "shift", -1.0) == -1.0
+    if name == "cosine":
+        t = np.linspace(0, 1, 9)
+        np.testing.assert_allclose(made.angle(t), narrow.angle(t), rtol=1e-9)

@@ -123,6 +123,17 @@ def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old,
     begin(tmp_path)
 
 
+def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
+    """The run knew no choice of schedule: going on along another one is a change."""
+    begin(tmp_path)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    old["diffusion"] = {"shift": 0.0}
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="diffusion.schedule='flow'.*begun with 'cos"):
+        begin(tmp_path, **{"diffusion.schedule": "flow", "diffusion.shift": 0.0})
+
+
 def test_before_the_first_checkpoint_everything_may_change(tmp_path):
     with open_run(tmp_path, config(), {}):
         pass

@@ -183,7 +183,9 @@ class Tfds:
         if video_io.is_flat(video):
             raise BadClip(name, "constant")
         place = rng if self.shape.crop == "random" else None
-        video = video_io.crop(resize(video, self.shape.size), self.shape.size, place)
+        video = video_io.crop(
+            video_io.resize(video, self.shape.size), self.shape.size, place
+        )
         if self.shape.channels == 1:
             video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
         clip = Clip(video=video, caption=self._caption(example, rng))
@@ -220,27 +222,6 @@ def _get(tree: Any, path: Path_) -> Any:
     for key in path:
         tree = getattr(tree, "feature", tree)[key]
     return tree
-
-
-def resize(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [f, h, w, c] to the smallest size of its shape that covers `size`.
-
-    Every new pixel is the mean over its area, exactly; enlarging repeats pixels.
-    """
-
-    def weights(old: int, new: int) -> np.ndarray:
-        edges = np.arange(new + 1) * old / new
-        cells = np.arange(old)
-        upto = np.clip(edges[:, None] - cells, 0, 1)  # of each cell below each edge
-        return np.diff(upto, axis=0) * new / old
-
-    old = video.shape[1:3]
-    new = video_io.cover_size(old[0], old[1], size)
-    if new == old:
-        return video
-    down, across = weights(old[0], new[0]), weights(old[1], new[1])
-    resized = np.einsum("Hh,fhwc,Ww->fHWc", down, video, across, optimize=True)
-    return np.rint(resized).astype(np.uint8)
 
 
 def find(name: str, data_dir: str) -> tuple[Path, str]:

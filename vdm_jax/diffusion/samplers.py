@@ -307,11 +307,12 @@ def loop(
     return jax.lax.fori_loop(start, stop, body, carry)
 
 
-def video_keys(seed: int, stage: int, block: int, videos: Array) -> Array:
+def video_keys(seed: Array, stage: Array, block: Array, videos: Array) -> Array:
     """One key a video, from the video's own number and never from its place.
 
     A batch may be split, padded or spread over devices and processes, and each video
-    still sees the same noise. videos: int [b] -> keys [b].
+    still sees the same noise. seed, stage, block: 32 bits, traced or not; videos: int
+    [b] -> keys [b].
     """
     key = jax.random.key(seed)
     for part in (stage, block):

@@ -224,6 +224,28 @@ SCHEDULES: dict[str, type] = {
 }
 
 
+def named(name: str, logsnr_min: float, logsnr_max: float, **shifts) -> Schedule:
+    """A schedule of `SCHEDULES` held to a range of logsnr, with the shifts it takes.
+
+    Karras keeps EDM's own ends where they lie inside the range.
+    """
+    made = SCHEDULES[name]
+    if made is Karras:
+        low, high = (math.exp(-end / 2) for end in (logsnr_max, logsnr_min))
+        usual = Karras()
+        return Karras(max(low, usual.sigma_min), min(high, usual.sigma_max))
+    takes = {field.name for field in dataclasses.fields(made)}
+    shifts = {key: value for key, value in shifts.items() if key in takes}
+    return made(logsnr_min=logsnr_min, logsnr_max=logsnr_max, **shifts)
+
+
+def logsnr_range(schedule: Schedule) -> tuple[float, float]:
+    """(lowest, highest) logsnr of a schedule."""
+    angle = schedule.angle(np.array([1.0, 0.0]))
+    low, high = logsnr_of_angle(angle)
+    return float(low), float(high)
+
+
 @dataclasses.dataclass(frozen=True)
 class TakingTurns(Schedule):
     """For training: the examples of a batch [b] take turns among several schedules.

@@ -19,6 +19,7 @@ from vdm_jax import sharding
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers
 from vdm_jax.diffusion.windows import places, windows
+from vdm_jax.errors import UserError
 from vdm_jax.model import Model, Params
 from vdm_jax.sampling.settings import (
     Settings,
@@ -129,8 +130,8 @@ def _chunk(
         )
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "seed", "block"))
-def _begin(videos, start, *, plan: _Plan, seed: int, block: int):
+@functools.partial(jax.jit, static_argnames="plan")
+def _begin(videos, start, seed, block, *, plan: _Plan):
     """Keys, and the starting carry: `start`, or noise by the videos' numbers."""
     keys = samplers.video_keys(seed, 0, block, videos)
     z = samplers.normal(keys, 0, 0, plan.shape) if start is None else start
@@ -172,6 +173,11 @@ def sample(
       UserError: settings out of range.
     """
     check(model, num, seed, settings)
+    if known is not None and known.low is not None and not settings.reconstruction:
+        raise UserError(
+            "reconstruction=0 replaces given pixels and cannot follow a small version: "
+            "a weight above 0"
+        )
     if known is not None:  # one shape of mask, one program
         known = known._replace(
             mask=np.broadcast_to(known.mask, known.video[..., :1].shape)
@@ -250,7 +256,7 @@ def _run(
             keys, carry = _begin(
                 numbers + first,
                 None if start is None else of(start),
-                plan=plan, seed=seed, block=block,
+                np.uint32(seed), np.uint32(block), plan=plan,
             )  # fmt: skip
             cond = _conditions(model, None if labels is None else of(labels), batch)
             null = model.null(cond)

@@ -6,6 +6,9 @@ it at the model's rate; the note that comes with it says how.
 
 import dataclasses
 import math
+import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from vdm_jax.model import Model
 from vdm_jax.sampling.blocks import Known
 from vdm_jax.video_io import BadVideo
 
+COPIES = 4  # of the whole output in float32, at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
@@ -28,6 +33,7 @@ class Wanted:
     fps: float
     frames: int = 0
     tiles: tuple[int, int] = (1, 1)
+    num: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,6 +44,14 @@ class Wanted:
     def length(self, default: int) -> int:
         """Frames, checked: no fewer than the model makes at a time."""
         frames, block = self.frames or default, self.model.shape[0]
+        pixels = frames * math.prod(self.size) * self.model.shape[3]
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if COPIES * 4 * self.num * pixels > memory:
+            raise UserError(
+                f"--frames={frames}: {self.num} videos of {self.size[1]}x"
+                f"{self.size[0]} do not fit into this machine's memory "
+                f"({memory / 2**30:.0f} GiB): fewer frames, videos or tiles"
+            )
         if frames < block:
             raise UserError(
                 f"--frames={frames}: this model makes {block} frames at a time; "
@@ -53,6 +67,9 @@ class Wanted:
 
 
 Note = dict[str, Any]
+# What NumPy raises on files that are not, or no longer, an npz with videos.
+BROKEN = (OSError, KeyError, ValueError, EOFError, TypeError, IndexError)
+BROKEN += (zipfile.BadZipFile, zlib.error)
 
 
 def nothing(wanted: Wanted) -> tuple[Known, Note]:
@@ -74,15 +91,15 @@ def extend(
             f"--given={given}: more than the {block} frames of a block; at most {block}"
         )
     _check_given(given, frames)
-    places = np.arange(given) + (frames - given) * backward
-    return _at(wanted, clip, frames, places, wanted.fps)
+    first = np.arange(given)
+    return _at(wanted, clip, frames, first, first + (frames - given) * backward)
 
 
 def between(wanted: Wanted, clip: str, given: int = 0) -> tuple[Known, Note]:
-    """A clip's first `given` frames, spread evenly from the output's first to its last.
+    """`given` frames of a clip, spread evenly from the output's first to its last.
 
-    given: 0 gives both ends of every block. They are taken from the clip at their own
-    distance in time, so that the output plays at the model's rate.
+    given: 0 gives both ends of every block. A frame of the output is that of the clip
+    at its own time, so the clip must be as long as the output.
     """
     block = wanted.model.shape[0]
     frames = wanted.length(block)
@@ -91,8 +108,7 @@ def between(wanted: Wanted, clip: str, given: int = 0) -> tuple[Known, Note]:
         raise UserError(f"--given={given}: at least 2 frames have something between")
     _check_given(given, frames)
     places = np.round(np.linspace(0, frames - 1, given)).astype(int)
-    rate = wanted.fps * (given - 1) / (frames - 1)
-    return _at(wanted, clip, frames, places, rate)
+    return _at(wanted, clip, frames, places, places)
 
 
 def inpaint(wanted: Wanted, clip: str, mask: str) -> tuple[Known, Note]:
@@ -102,8 +118,9 @@ def inpaint(wanted: Wanted, clip: str, mask: str) -> tuple[Known, Note]:
     """
     if not mask:
         raise UserError("--inpaint needs --mask=FILE, white where to paint")
-    known, note = _at(wanted, clip, *_whole(wanted), wanted.fps)
-    frames = known.video.shape[1]
+    frames = wanted.length(wanted.model.shape[0])
+    every = np.arange(frames)
+    known, note = _at(wanted, clip, frames, every, every)
     white, size = _read_mask(mask, frames, wanted)
     if size[0] * note["height"] != size[1] * note["width"]:
         raise UserError(
@@ -112,7 +129,10 @@ def inpaint(wanted: Wanted, clip: str, mask: str) -> tuple[Known, Note]:
         )
     paint = white > 127
     if not paint.any():
-        raise UserError(f"--mask={mask} has no white pixel: nothing to paint")
+        raise UserError(
+            f"--mask={mask} has no white (255) left at the output's size of "
+            f"{wanted.size[1]}x{wanted.size[0]}: nothing to paint"
+        )
     note = note | {"mask": mask, "painted": float(paint.mean())}
     return known._replace(mask=known.mask & ~paint), note
 
@@ -129,9 +149,9 @@ def upscale(wanted: Wanted, clip: str, factor: int = 0) -> tuple[Known, Note]:
         raise UserError(f"--factor={factor}: from 2 to {min(height, width)}")
     if factor:
         low = height // factor, width // factor
-        video, note = _read(clip, frames, wanted.fps, low)
+        video, note = _read(clip, np.arange(frames), wanted.fps, low)
     else:
-        video, note = _read(clip, frames, wanted.fps, None)
+        video, note = _read(clip, np.arange(frames), wanted.fps, None)
         scale = min(video.shape[1] / height, video.shape[2] / width)
         low = max(1, round(height * scale)), max(1, round(width * scale))
         if scale >= 1:
@@ -154,16 +174,11 @@ def _check_given(given: int, frames: int) -> None:
         )
 
 
-def _whole(wanted: Wanted) -> tuple[int, np.ndarray]:
-    frames = wanted.length(wanted.model.shape[0])
-    return frames, np.arange(frames)
-
-
 def _at(
-    wanted: Wanted, clip: str, frames: int, places: np.ndarray, fps: float
+    wanted: Wanted, clip: str, frames: int, numbers: np.ndarray, places: np.ndarray
 ) -> tuple[Known, Note]:
-    """A clip's first frames at these places of the output."""
-    video, note = _read(clip, len(places), fps, wanted.size)
+    """Frames of a clip, counted at the model's rate, at these places of the output."""
+    video, note = _read(clip, numbers, wanted.fps, wanted.size)
     known = wanted.empty(frames)
     known.video[0, places] = _encode(wanted.model, video)
     known.mask[0, places] = True
@@ -180,67 +195,80 @@ def _encode(model: Model, video: np.ndarray) -> np.ndarray:
 
 
 def _read(
-    path: str, count: int, fps: float, size: tuple[int, int] | None
+    path: str, numbers: np.ndarray, fps: float, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, Note]:
-    """The first `count` frames at `fps`: uint8 [count, h, w, 3 or 1], and how.
+    """Frames of a clip at `fps`, by number: uint8 [n, h, w, 3 or 1], and how.
 
-    A video file or a folder of frames; or the first video of a samples.npz, taken as it
-    is.
+    A video file or a folder of frames; or the first video of a samples.npz. `size` (h,
+    w) resizes to cover it and cuts the middle out.
     """
     if Path(path).suffix == ".npz":
-        return _read_npz(path, count, size)
-    try:
-        info = video_io.probe(path)
-        numbers = video_io.clip(info, 0, count, fps=fps)
-        video_io.starts(info, count, fps=fps)
-        video = video_io.read(path, count=count, fps=fps, size=size, index=info)
-    except BadVideo as error:
-        raise UserError(str(error)) from error
-    return video, {
+        video = _read_npz(path)
+        if len(video) <= numbers[-1]:
+            raise UserError(
+                f"{path}: too short: {len(video)} frames, {numbers[-1] + 1} are needed"
+            )
+        chosen, (height, width), there = numbers, video.shape[1:3], len(video)
+        timing, video = "every frame", video[numbers]
+        if size:
+            video = video_io.resize(video, size)
+    else:
+        try:
+            info = video_io.probe(path)
+            count = int(numbers[-1]) + 1
+            video_io.starts(info, count, fps=fps)
+            chosen = video_io.clip(info, 0, count, fps=fps)[numbers]
+            video = video_io.read_frames(info, chosen.tolist(), size)
+        except BadVideo as error:
+            raise UserError(str(error)) from error
+        height, width, there = info.height, info.width, info.frames
+        timing = video_io.describe(info, fps=fps)
+    note = {
         "clip": path,
-        "frames_of_clip": numbers.tolist(),
-        "frames_in_clip": info.frames,
-        "height": info.height,
-        "width": info.width,
-        "timing": video_io.describe(info, fps=fps),
+        "frames_of_clip": chosen.tolist(),
+        "frames_in_clip": there,
+        "height": height,
+        "width": width,
+        "timing": timing,
     }
+    return (video_io.crop(video, size) if size else video), note
 
 
-def _read_npz(path: str, count: int, size) -> tuple[np.ndarray, Note]:
+def _read_npz(path: str) -> np.ndarray:
+    """The first video of a samples.npz, uint8 [f, h, w, c]."""
+    what = f"{path} is no samples.npz of sample.py"
     try:
         with np.load(path) as arrays:
-            video = arrays["videos"][0]
-    except (OSError, KeyError, ValueError) as error:
+            videos = arrays["videos"]
+    except BROKEN as error:
+        raise UserError(f"{what}: {error}") from error
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
         raise UserError(
-            f"{path} holds no videos: a samples.npz of sample.py"
-        ) from error
-    if len(video) < count:
-        raise UserError(f"{path}: too short: {len(video)} frames, {count} are needed")
-    if size and video.shape[1:3] != size:
-        raise UserError(
-            f"{path} is {video.shape[2]}x{video.shape[1]}, the output "
-            f"{size[1]}x{size[0]}: give the mp4, which is resized"
+            f"{what}: its videos are {videos.dtype} {videos.shape}, not uint8 "
+            "[n, f, h, w, 1 or 3]"
         )
-    return video[:count], {
-        "clip": path,
-        "frames_of_clip": list(range(count)),
-        "frames_in_clip": len(video),
-        "height": video.shape[1],
-        "width": video.shape[2],
-        "timing": "every frame",
-    }
+    if not videos.size:
+        raise UserError(f"{what}: it holds no video")
+    return videos[0]
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def _read_mask(
     path: str, frames: int, wanted: Wanted
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """[1 or frames, h, w, 1] at the output's size, and its own (width, height)."""
-    if Path(path).suffix.lower() in (".png", ".jpg", ".jpeg"):
-        try:
+    try:
+        picture = Path(path).suffix.lower() in PICTURES
+        if picture and (path[-5:].lower() != ".webp" or _is_still(path)):
             video, (height, width) = video_io.read_picture(path, wanted.size)
-        except BadVideo as error:
-            raise UserError(str(error)) from error
-    else:
-        video, note = _read(path, frames, wanted.fps, wanted.size)
-        height, width = note["height"], note["width"]
-    return video.mean(-1, keepdims=True), (width, height)
+            return video.mean(-1, keepdims=True), (width, height)
+    except BadVideo as error:
+        raise UserError(str(error)) from error
+    video, note = _read(path, np.arange(frames), wanted.fps, wanted.size)
+    return video.mean(-1, keepdims=True), (note["width"], note["height"])
+
+
+def _is_still(path: str) -> bool:
+    return video_io.probe(path).frames == 1

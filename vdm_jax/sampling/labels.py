@@ -7,16 +7,17 @@ from vdm_jax.model import Model
 
 
 def draw_labels(
-    model: Model, num: int, asked: str = "", seed: int = 0
+    model: Model, num: int, asked: str = "", seed: int = 0, flag: str = "label"
 ) -> np.ndarray | None:
     """Labels int32 [num, attributes]: as asked, else drawn evenly; None without any.
 
     asked: value names, comma separated, at most one an attribute, in any order
-    ("red,circle,left,fast"); an attribute that is not named stays open, -1.
+    ("red,circle,left,fast"); an attribute that is not named stays open, -1. flag: what
+    it was asked with, for messages.
     """
     if not model.attributes:
         if asked:
-            raise UserError(f"--label={asked}: this model was trained without labels")
+            raise UserError(f"--{flag}={asked}: this model was trained without labels")
         return None
     if not asked:
         rng = np.random.default_rng(seed)
@@ -30,9 +31,9 @@ def draw_labels(
         places = [i for i, names in enumerate(model.attributes) if name in names]
         if not places:
             known = "; ".join(", ".join(names) for names in model.attributes)
-            raise UserError(f"--label={asked}: no value {name!r}; there are {known}")
+            raise UserError(f"--{flag}={asked}: no value {name!r}; there are {known}")
         if label[places[0]] >= 0:
-            raise UserError(f"--label={asked}: two values for one attribute")
+            raise UserError(f"--{flag}={asked}: two values for one attribute")
         label[places[0]] = model.attributes[places[0]].index(name)
     return np.tile(label, (num, 1))
 

@@ -57,9 +57,16 @@ def _cached(name: str, options: tuple, corrector: float) -> samplers.Sampler:
 
 
 def make_schedule(model: Model, settings: Settings) -> schedules.Schedule:
-    """Where the steps are: the model's own noise levels, or those of a name."""
+    """Where the steps are: the model's own noise levels, or a named schedule's.
+
+    That one keeps to the range of the model's own, and to its shifts where it has any.
+    """
     name = settings.schedule or ("karras" if settings.sampler == "heun" else "")
-    return schedules.SCHEDULES[name]() if name else model.schedule
+    own = model.schedule
+    if not name:
+        return own
+    shifts = {key: getattr(own, key, 0.0) for key in ("shift", "noise_shift")}
+    return schedules.named(name, *schedules.logsnr_range(own), **shifts)
 
 
 SCHEDULES_HELP = (
@@ -95,7 +102,7 @@ def guidance_weights(settings: Settings, logsnr: np.ndarray, frames: int) -> np.
             raise UserError(f"{asked}: LOW must be below HIGH")
         rows = guiding.interval(logsnr, w, *numbers)
     elif name == "oscillating":
-        if not (numbers[0] >= 0 and 0 <= numbers[-1] <= 1):
+        if not (numbers[0] >= 0 and all(0 <= share <= 1 for share in numbers[1:])):
             raise UserError(f"{asked}: a weight >= 0 and a share from 0 to 1")
         rows = guiding.oscillating(n, w, *numbers)
     else:
@@ -157,6 +164,11 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
             meaning = f", {MEANING[field]}" if field in MEANING else ""
             raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")
     guidance_weights(settings, np.zeros(settings.steps), model.shape[0])
+    if settings.guidance_schedule != "constant" and not settings.guidance:
+        raise UserError(
+            f"guidance_schedule={settings.guidance_schedule!r} goes with a guidance "
+            "above 0"
+        )
     if settings.guidance and not model.guidable:
         raise UserError(
             f"guidance={settings.guidance} needs a model trained with conditions that "

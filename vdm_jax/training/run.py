@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
+from vdm_jax.model import LATER
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
@@ -194,6 +195,8 @@ def _changes(path: Path, text: str) -> list[str]:
             f"{path} cannot be read ({error}) though there are checkpoints beside "
             "it: put back a copy"
         ) from error
+    for section in LATER.keys() & before.keys():
+        before[section] = LATER[section] | before[section]
     return _compare(before, json.loads(text), path.parent)
 
 

@@ -11,6 +11,7 @@ from vdm_jax.video_io.decode import (
     read,
     read_frames,
     read_picture,
+    resize,
 )
 from vdm_jax.video_io.files import BadVideo, make_folder, replacing, slug
 from vdm_jax.video_io.info import VideoInfo, clip, cost, describe, starts
@@ -47,6 +48,7 @@ __all__ = [
     "read_picture",
     "make_folder",
     "replacing",
+    "resize",
     "slug",
     "starts",
     "tile",
