@@ -19,10 +19,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant: configs/shapes.py on other paths."""
     config = shapes.get_config(variant).unlock()
     config.data.source = "bouncing"
-    if not variant:
-        config.init_from = "models/shapes"
-        config.train.steps = 3000
     # Mostly without a label: what goes on must be read from the frames before.
     config.conditioning.label_drop = 0.9
-    config.sample.update(steps=64, sampler="ancestral", gamma=0.3, guidance=0.0)
+    config.sample.guidance = 0.0
+    if not variant:
+        config.init_from = "models/shapes"
+        config.sample.update(steps=64, sampler="ancestral", gamma=0.3)
     return config.lock()

@@ -260,7 +260,9 @@ def test_the_verbs_write_what_they_are_asked(run, tmp_path, verb):
         assert made.shape == (2, 8, 16, 32, 3)
 
 
-@pytest.mark.parametrize("config", ["clips", "folder", "folder, grey", "vdm"])
+@pytest.mark.parametrize(
+    "config", ["bouncing", "clips", "folder", "folder, grey", "vdm"]
+)
 def test_every_config_trains_and_samples(config, tmp_path):
     """The smoke variants of shapes.py is `run`; of the others, this."""
     config, _, grey = config.partition(", ")

@@ -43,6 +43,7 @@ def config(**changes) -> ConfigDict:
             "video": {"frames": 8},
             "data": {"batch_size": 2, "path": "a", "attributes": (("x", "y"),)},
             "network": {"levels": ({"channels": 8},), "remat": "none"},
+            "diffusion": {"schedule": "cosine", "noise_shift": 0.0},
             "train": {"steps": 4, "keep_checkpoints": 2, "trainable": ((".*", True),)},
         }
     )
@@ -128,10 +129,10 @@ def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
     begin(tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
-    old["diffusion"] = {"shift": 0.0}
+    del old["diffusion"]["schedule"]
     path.write_text(json.dumps(old))
     with pytest.raises(UserError, match="diffusion.schedule='flow'.*begun with 'cos"):
-        begin(tmp_path, **{"diffusion.schedule": "flow", "diffusion.shift": 0.0})
+        begin(tmp_path, **{"diffusion.schedule": "flow"})
 
 
 def test_before_the_first_checkpoint_everything_may_change(tmp_path):
