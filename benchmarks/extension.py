@@ -144,7 +144,7 @@ def main() -> None:
     def keep(label: str, videos: np.ndarray, blocks: int, seconds: float) -> None:
         rows[label] = figures(videos, geometry) | {"blocks": blocks, "seconds": seconds}
         stem = args.out / label.replace(", ", "-").replace(" ", "-")
-        grid = video_io.tile(videos[:SHOWN], columns=4)
+        grid = video_io.tile(videos[: SHOWN // 2], columns=SHOWN // 2)
         gif, sheet = stem.with_suffix(".gif"), stem.with_suffix(".png")
         video_io.write_gif(gif, grid, loaded.config.video.fps, scale=4, overwrite=True)
         video_io.write_sheet(sheet, videos[:SHOWN], overwrite=True)

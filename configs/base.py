@@ -111,7 +111,7 @@ def base() -> ConfigDict:
         combine="linear",  # or "rescaled", "projected": how guidance mixes
         threshold=1.0,  # clip x to +-this at every step; 0 is off
         percentile=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
-        reconstruction=4.0,  # w_r of reconstruction guidance; 0 is replacement alone
+        reconstruction=9.0,  # w_r of reconstruction guidance; 0 is replacement alone
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
         label="",  # one name an attribute, comma separated; "" draws them
         batch_size=16,

@@ -238,7 +238,7 @@ def _read_npz(path: str) -> np.ndarray:
     """The first video of a samples.npz, uint8 [f, h, w, c]."""
     what = f"{path} is no samples.npz of sample.py"
     try:
-        with np.load(path) as arrays:
+        with open(path, "rb") as file, np.load(file) as arrays:
             videos = arrays["videos"]
     except BROKEN as error:
         raise UserError(f"{what}: {error}") from error

@@ -31,7 +31,7 @@ class Settings:
     combine: str = "linear"  # diffusion/guidance.py COMBINES
     threshold: float = 1.0  # clip x to +-this at every step; 0 is off
     percentile: float = 0.0  # dynamic thresholding instead, as 99.5; 0 is off
-    reconstruction: float = 4.0  # w_r of reconstruction guidance; 0 replaces only
+    reconstruction: float = 9.0  # w_r of reconstruction guidance; 0 replaces only
     reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
     batch_size: int = 16
 
