@@ -167,7 +167,7 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
         (["--tiles=0x2"], "--tiles=0x2"),
         (["--negative=red", "--guidance=0"], "--negative needs --guidance"),
         (["--negative=purple", "--guidance=1"], "--negative=purple"),
-        (["--windows", "--overlap=2"], "--overlap is of blocks"),
+        (["--windows=true", "--overlap=2"], "--overlap is of blocks"),
         (["--guidance_schedule=sine", "--guidance=1"], "oscillating:LOW:FIRST"),
         (["--workdir=/absent"], "holds no config.json"),
     ],

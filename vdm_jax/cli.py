@@ -164,6 +164,8 @@ def command() -> str:
 NOT_MEASURED = (
     "guidance", "num", "label", "reconstruction", "reconstruction_schedule",
 )  # fmt: skip
+# w_r where all pixels are known in the mean: above 2 the last steps overshoot.
+UPSCALING = 1.0
 VERBS = ("extend", "between", "inpaint", "upscale")
 # Flags that mean something beside one of the verbs only -> which.
 BESIDE = {
@@ -251,6 +253,9 @@ def sample() -> None:
         loaded = model.load(FLAGS.workdir)
         _settings(loaded.config, *names)
         ask = loaded.config.sample
+        if FLAGS.upscale is not None and FLAGS.reconstruction is None:
+            with loaded.config.unlocked():
+                ask.reconstruction = UPSCALING
         settings = sampling.Settings.of(ask)
         sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
