@@ -336,5 +336,7 @@ def test_resolve_measures_what_is_not_set():
 
 
 def test_unknown_sources_are_named():
-    with pytest.raises(UserError, match="'movies': one of shapes, clips, folder, tfds"):
+    with pytest.raises(
+        UserError, match="'movies': one of shapes, bouncing, clips, folder, tfds"
+    ):
         data.open_source(config(source="movies"))
