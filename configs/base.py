@@ -113,7 +113,7 @@ def base() -> ConfigDict:
         percentile=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
         reconstruction=9.0,  # w_r of reconstruction guidance; 0 is replacement alone
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
-        label="",  # one name an attribute, comma separated; "" draws them
+        label="",  # names, comma separated, one an attribute; "" draws them; "none"
         batch_size=16,
     )
     return config

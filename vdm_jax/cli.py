@@ -134,7 +134,10 @@ SETTINGS = {
     "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
     "batch_size": (int, "videos at a time"),
     "num": (int, "how many videos"),
-    "label": (str, "one name an attribute, comma separated; an omitted one is open"),
+    "label": (
+        str,
+        "one name an attribute, comma separated, an omitted one open; none: all open",
+    ),
 }
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
@@ -268,10 +271,11 @@ def sample() -> None:
             )
         known, note = _given(loaded)
         if note and not ask.label:  # a drawn label would contradict the clip
-            labels = None
-            if settings.guidance and negative is None and loaded.model.attributes:
-                print("no --label: what the clip shows is left open, and unguided")
-                settings = dataclasses.replace(settings, guidance=0.0)
+            labels = sampling.draw_labels(loaded.model, ask.num, "none")
+        told = labels is not None and (labels >= 0).any()
+        if settings.guidance and negative is None and not told:
+            print("no label is asked for: nothing is guided", flush=True)
+            settings = dataclasses.replace(settings, guidance=0.0)
         with tqdm(unit="step", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -298,7 +302,8 @@ def sample() -> None:
         texts = None
         if labels is not None:
             texts = [sampling.label_text(loaded.model, row) for row in labels]
-        meta = {"command": command(), "seed": FLAGS.seed, "sample": ask.to_dict()}
+        asked = ask.to_dict() | dataclasses.asdict(settings)
+        meta = {"command": command(), "seed": FLAGS.seed, "sample": asked}
         if note:
             meta["given"] = note
         made = video_io.write_all(

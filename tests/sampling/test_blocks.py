@@ -74,6 +74,7 @@ def test_labels_are_read_by_name(trained):
         sampling.draw_labels(model, 2, "y,b"), [[1, 1], [1, 1]]
     )
     np.testing.assert_array_equal(sampling.draw_labels(model, 1, "x"), [[-1, 0]])
+    np.testing.assert_array_equal(sampling.draw_labels(model, 1, "none"), [[-1, -1]])
     assert sampling.label_text(model, np.array([-1, 0])) == "x"
     drawn = sampling.draw_labels(model, 6, seed=3)
     assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]

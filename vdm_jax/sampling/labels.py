@@ -12,8 +12,8 @@ def draw_labels(
     """Labels int32 [num, attributes]: as asked, else drawn evenly; None without any.
 
     asked: value names, comma separated, at most one an attribute, in any order
-    ("red,circle,left,fast"); an attribute that is not named stays open, -1. flag: what
-    it was asked with, for messages.
+    ("red,circle,left,fast"); an attribute that is not named stays open, -1; "none"
+    leaves all open. flag: what it was asked with, for messages.
     """
     if not model.attributes:
         if asked:
@@ -27,7 +27,7 @@ def draw_labels(
         ]
         return np.stack(columns, axis=1).astype(np.int32)
     label = np.full(len(model.attributes), -1, np.int32)
-    for name in asked.split(","):
+    for name in asked.split(",") if asked != "none" else ():
         places = [i for i, names in enumerate(model.attributes) if name in names]
         if not places:
             known = "; ".join(", ".join(names) for names in model.attributes)
