@@ -67,20 +67,17 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
     frame of each added stretch; and over the rest of those.
     """
     block = geometry.frames
+    before = measure.continuation(videos[:, :block], geometry)
     errors = measure.continuation(videos, geometry)
     seams = np.arange(block, videos.shape[1], block - block // 2)
     late = np.setdiff1d(np.arange(block, videos.shape[1]), seams)
-    inside = {k: float(e[:, measure.BEFORE : block].mean()) for k, e in errors.items()}
+    inside = {k: float(e[:, measure.BEFORE :].mean()) for k, e in before.items()}
     at_seam = {k: float(e[:, seams].mean()) for k, e in errors.items()}
     same = measure.consistent(videos, geometry)
     return {
         "seam": at_seam,
         "inside": inside,
         "ratio": {k: at_seam[k] / inside[k] for k in at_seam},
-        "median_ratio": {
-            k: float(np.median(e[:, seams]) / np.median(e[:, measure.BEFORE : block]))
-            for k, e in errors.items()
-        },
         "late": float(errors["position"][:, late].mean()),
         "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
         "all": float(same.all(1).mean()),

@@ -19,7 +19,7 @@ LENGTHS = 32, 256
 
 
 def watch(command: list[str]) -> tuple[float, float, list[float]]:
-    """Peak MiB, seconds, and the resident MiB once a second, of a process."""
+    """Peak MiB, seconds, and the resident MiB twice a second, of a process."""
     started, seen = time.perf_counter(), []
     process = subprocess.Popen(command)
     peak = 0.0

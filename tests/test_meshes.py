@@ -107,8 +107,9 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             "import sys, numpy as np; from vdm_jax import model, sampling;"
             f"m = model.load({str(run)!r});"
             "labels = sampling.draw_labels(m.model, 8);"
-            "v = sampling.sample(m.model, m.params, 8, labels=labels, steps=64,"
-            f" guidance=1.0, batch_size={batch}); np.save({str(out)!r}, v)",
+            f"s = sampling.Settings(steps=64, guidance=1.0, batch_size={batch});"
+            "v = sampling.sample(m.model, m.params, 8, s, labels=labels);"
+            f"np.save({str(out)!r}, v)",
         )  # fmt: skip
         videos.append(np.load(f"{out}.npy"))
     assert abs(videos[0] - videos[1]).max() < tolerance

@@ -130,7 +130,10 @@ SETTINGS = {
     "combine": (str, "how guidance mixes: linear, rescaled or projected"),
     "threshold": (float, "clip the predicted video to +-this at every step; 0 is off"),
     "percentile": (float, "dynamic thresholding instead, as 99.5; 0 is off"),
-    "reconstruction": (float, "w_r of what is given; 0 is replacement alone"),
+    "reconstruction": (
+        float,
+        "w_r of what is given, 1 for --upscale; 0 is replacement alone",
+    ),
     "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
     "batch_size": (int, "videos at a time"),
     "num": (int, "how many videos"),
@@ -184,12 +187,14 @@ def _given_flags() -> None:
     flags.DEFINE_string("extend", None, "a clip to go on from")
     flags.DEFINE_bool("backward", False, "--extend: what came before the clip")
     flags.DEFINE_string("between", None, "a clip to fill in the frames between")
-    flags.DEFINE_integer("given", None, "frames of the clip that are given", 1)
+    flags.DEFINE_integer("given", None, "frames of the clip (default: half a block)", 1)
     flags.DEFINE_string("inpaint", None, "a clip to paint anew where --mask is white")
-    flags.DEFINE_string("mask", None, "a png, jpg or video of the clip's shape")
+    flags.DEFINE_string("mask", None, "a picture or video of the clip's shape")
     flags.DEFINE_string("upscale", None, "a small clip whose large version to make")
     flags.DEFINE_integer("factor", None, "--upscale: shrink the clip by this first", 2)
-    flags.DEFINE_integer("frames", None, "length of the output", 1)
+    flags.DEFINE_integer(
+        "frames", None, "length (default: one block, to extend two)", 1
+    )
     flags.DEFINE_integer("overlap", None, "frames from block to block (default: half)")
     flags.DEFINE_string("tiles", "1", "ROWSxCOLUMNS of the model's size, or their one")
     flags.DEFINE_bool("windows", False, "all frames at once, by overlapping windows")
@@ -275,7 +280,9 @@ def sample() -> None:
         told = labels is not None and (labels >= 0).any()
         if settings.guidance and negative is None and not told:
             print("no label is asked for: nothing is guided", flush=True)
-            settings = dataclasses.replace(settings, guidance=0.0)
+            settings = dataclasses.replace(
+                settings, guidance=0.0, guidance_schedule="constant"
+            )
         with tqdm(unit="step", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:

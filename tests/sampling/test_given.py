@@ -66,7 +66,7 @@ def test_between_spreads_frames_and_keeps_their_distance_in_time(wanted, clip):
     assert places == [0, 2, 4, 6, 8]
     np.testing.assert_allclose(grey, [0, 40, 80, 120, 160], atol=2)  # a quarter second
     every = greys(given.between(longer(wanted, 12), clip)[0])[1]
-    assert every == [0, 6, 11]  # two in every block
+    assert every == [0, 6, 11]
 
 
 def test_a_generated_file_is_taken_as_it_is(wanted, tmp_path):

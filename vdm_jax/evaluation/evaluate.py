@@ -44,7 +44,8 @@ def evaluate(
     """
     model, config = loaded.model, loaded.config
     settings = sampling.Settings.of(config.sample)
-    asked = [dataclasses.replace(settings, guidance=w) for w in weights]
+    plain = dataclasses.replace(settings, guidance_schedule="constant")
+    asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
     for given in asked:
         sampling.check(model, num, seed, given)
     shown = shown_beside(beside, config.data.source)

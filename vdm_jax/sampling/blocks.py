@@ -173,6 +173,14 @@ def sample(
       UserError: settings out of range.
     """
     check(model, num, seed, settings)
+    size = size or model.shape[:3]
+    if any(n < least for n, least in zip(size, model.shape, strict=False)) or (
+        known is not None and known.video.shape[1:4] != size
+    ):
+        raise UserError(
+            f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
+            "the videos that are known"
+        )
     if known is not None and known.low is not None and not settings.reconstruction:
         raise UserError(
             "reconstruction=0 replaces given pixels and cannot follow a small version: "
@@ -190,7 +198,7 @@ def sample(
         threshold=settings.threshold,
         percentile=settings.percentile,
         reconstruct=known is not None and settings.reconstruction > 0,
-        size=size if size and size != model.shape[:3] else None,
+        size=size if size != model.shape[:3] else None,
     )
     videos = _run(
         plan, params, num, settings,
@@ -215,7 +223,8 @@ def invert(
 ) -> np.ndarray:
     """The noise [n, f, h, w, c] that DDIM takes back to `videos`, in [-1, 1].
 
-    Of the settings, steps, schedule and batch_size count: nothing is guided or clipped.
+    Of the settings, steps, schedule (or the sampler that chooses it) and batch_size
+    count: nothing is guided or clipped.
     """
     check(model, len(videos), 0, settings)
     plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())

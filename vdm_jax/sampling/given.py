@@ -98,7 +98,8 @@ def extend(
 def between(wanted: Wanted, clip: str, given: int = 0) -> tuple[Known, Note]:
     """`given` frames of a clip, spread evenly from the output's first to its last.
 
-    given: 0 gives both ends of every block. A frame of the output is that of the clip
+    given: 0 gives the first, the last, and so many between that none is more than a
+    block from the next. A frame of the output is that of the clip
     at its own time, so the clip must be as long as the output.
     """
     block = wanted.model.shape[0]
@@ -150,6 +151,11 @@ def upscale(wanted: Wanted, clip: str, factor: int = 0) -> tuple[Known, Note]:
     if factor:
         low = height // factor, width // factor
         video, note = _read(clip, np.arange(frames), wanted.fps, low)
+        if note["height"] < low[0] or note["width"] < low[1]:
+            raise UserError(
+                f"--upscale={clip} is {note['width']}x{note['height']}, smaller than "
+                f"{low[1]}x{low[0]}: leave out --factor={factor}"
+            )
     else:
         video, note = _read(clip, np.arange(frames), wanted.fps, None)
         scale = min(video.shape[1] / height, video.shape[2] / width)

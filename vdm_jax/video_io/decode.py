@@ -114,7 +114,7 @@ def read_frames(
 def read_picture(
     path: str | os.PathLike, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A png or jpg as a video of one frame, uint8 [1, h, w, 3], and its own (h, w).
+    """A png, jpg or webp as a video of one frame, uint8 [1, h, w, 3]; its own (h, w).
 
     Resized to cover ``size`` (h, w) and cut to its middle, as `read` does. Raises
     BadVideo.
