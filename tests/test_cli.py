@@ -167,6 +167,8 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
         (["--tiles=0x2"], "--tiles=0x2"),
         (["--negative=red", "--guidance=0"], "--negative needs --guidance"),
         (["--negative=purple", "--guidance=1"], "--negative=purple"),
+        (["--gamma=0.5"], "--gamma goes with --sampler=ancestral"),
+        (["--churn=1", "--sampler=dpm"], "--churn goes with --sampler=heun"),
         (["--windows=true", "--overlap=2"], "--overlap is of blocks"),
         (["--guidance_schedule=sine", "--guidance=1"], "oscillating:LOW:FIRST"),
         (["--workdir=/absent"], "holds no config.json"),

@@ -96,7 +96,7 @@ def test_the_loss_in_float32_is_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-3), (True, 1e-9)])
 def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
-    """64 DDIM steps; the second arm splits its batch too."""
+    """64 DDIM steps, plain and given frames; the third arm splits its batch too."""
     run = tmp_path / "run"
     trained(run, 1, x64)
     videos = []
@@ -109,7 +109,9 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             "labels = sampling.draw_labels(m.model, 8);"
             f"s = sampling.Settings(steps=64, guidance=1.0, batch_size={batch});"
             "v = sampling.sample(m.model, m.params, 8, s, labels=labels);"
-            f"np.save({str(out)!r}, v)",
+            "known = sampling.Known(v[:1], np.arange(8).reshape(1, 8, 1, 1, 1) < 4);"
+            "w = sampling.fill(m.model, m.params, 8, s, known, labels=labels);"
+            f"np.save({str(out)!r}, np.stack([v, w]))",
         )  # fmt: skip
         videos.append(np.load(f"{out}.npy"))
     assert abs(videos[0] - videos[1]).max() < tolerance

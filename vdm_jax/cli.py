@@ -159,6 +159,9 @@ def _settings(config, *names: str) -> None:
         for name in names:
             if FLAGS[name].value is not None:
                 config.sample[name] = FLAGS[name].value
+    for name, sampler in (("gamma", "ancestral"), ("churn", "heun")):
+        if FLAGS[name].present and config.sample.sampler != sampler:
+            raise UserError(f"--{name} goes with --sampler={sampler}")
 
 
 def command() -> str:
