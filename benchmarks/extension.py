@@ -30,7 +30,8 @@ LONG = 4  # blocks added by the best arms
 SHOWN = 8
 HEADINGS = (
     "arm", "added", "position", "inside", "ratio", "velocity", "inside", "ratio",
-    "late position", "shape", "colour", "axis", "speed", "all", "fit error", "seconds",
+    "median position", "median inside", "late position",
+    "shape", "colour", "axis", "speed", "all", "fit error", "seconds",
 )  # fmt: skip
 
 
@@ -71,33 +72,41 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
     errors = measure.continuation(videos, geometry)
     seams = np.arange(block, videos.shape[1], block - block // 2)
     late = np.setdiff1d(np.arange(block, videos.shape[1]), seams)
-    inside = {k: float(e[:, measure.BEFORE :].mean()) for k, e in before.items()}
-    at_seam = {k: float(e[:, seams].mean()) for k, e in errors.items()}
+    inside = {k: e[:, measure.BEFORE :] for k, e in before.items()}
+    at_seam = {k: e[:, seams] for k, e in errors.items()}
     same = measure.consistent(videos, geometry)
-    return {
-        "seam": at_seam,
-        "inside": inside,
-        "ratio": {k: at_seam[k] / inside[k] for k in at_seam},
-        "late": float(errors["position"][:, late].mean()),
+    found = {
+        "inside": {k: float(e.mean()) for k, e in inside.items()},
+        "median inside": {k: float(np.median(e)) for k, e in inside.items()},
         "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
         "all": float(same.all(1).mean()),
         "fit_error": float(measure.moving.look(videos)["fit_error"].mean()),
     }
+    if not len(seams):  # the first blocks themselves
+        return found
+    return found | {
+        "seam": {k: float(e.mean()) for k, e in at_seam.items()},
+        "median seam": {k: float(np.median(e)) for k, e in at_seam.items()},
+        "ratio": {k: float(at_seam[k].mean() / inside[k].mean()) for k in inside},
+        "late": float(errors["position"][:, late].mean()),
+    }
 
 
 def cells(label: str, row: dict) -> list[str]:
-    """One row of the table, formatted."""
-    seam, inside, ratio = row["seam"], row["inside"], row["ratio"]
+    """One row of the table, formatted; of the first blocks, what there is."""
     text = [label, str(row["blocks"])]
     for key in ("position", "velocity"):
-        text += [f"{seam[key]:.3f}", f"{inside[key]:.3f}", f"{ratio[key]:.2f}"]
-    text.append(f"{row['late']:.3f}")
+        for of in ("seam", "inside", "ratio"):
+            text.append(f"{row[of][key]:.3f}" if of in row else "–")
+    for of in ("median seam", "median inside"):
+        text.append(f"{row[of]['position']:.3f}" if of in row else "–")
+    text.append(f"{row['late']:.3f}" if "late" in row else "–")
     text += [f"{row['consistent'][key]:.2f}" for key in measure.NAMES]
-    return text + [
-        f"{row['all']:.2f}",
-        f"{row['fit_error']:.2f}",
-        f"{row['seconds']:.0f}",
-    ]
+    return (
+        text
+        + [f"{row[k]:.2f}" for k in ("all", "fit_error")]
+        + [f"{row['seconds']:.0f}"]
+    )
 
 
 def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
@@ -160,6 +169,9 @@ def main() -> None:
     first = sampling.sample(
         loaded.model, loaded.params, args.num, settings, seed=args.seed + 1
     )
+
+    if "first blocks" not in rows:
+        keep("first blocks", sampling.to_uint8(first), 0, 0.0)
 
     def add(weight: int, corrector: float, blocks: int) -> None:
         label = name(weight, corrector, blocks)

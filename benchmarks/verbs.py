@@ -76,8 +76,19 @@ def main() -> None:
     small, _ = video_io.read_picture(args.out / "mask.png", made.shape[2:4])
     show("inpaint", np.where(small > 127, GREY, made[0]).astype(np.uint8), made, 12.5)
 
-    made = run(args.out / "upscale", on, f"--upscale={real}", "--factor=4")
     low = video_io.read(real, count=8, fps=12.5, size=(8, 8))
+    large = video_io.read(real, count=8, fps=12.5, size=(32, 32))
+
+    def rms(videos: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((videos.astype(float) - large) ** 2)))
+
+    flags = (on, f"--upscale={real}", "--factor=4")
+    print(f"repeated pixels: RMS {rms(video_io.enlarge(low, 4)):.1f} to the real film")
+    for weight in (9, 2):
+        made = run(args.out / f"upscale-{weight}", *flags, f"--reconstruction={weight}")
+        print(f"w_r = {weight}: RMS {rms(made):.1f}", flush=True)
+    made = run(args.out / "upscale", *flags)
+    print(f"w_r = 1: RMS {rms(made):.1f}", flush=True)
     show("upscale", video_io.enlarge(low, 4), made, 12.5)
 
 

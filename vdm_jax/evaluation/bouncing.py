@@ -177,7 +177,8 @@ def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     labels: of the data, int [n, 4]; of the direction the axis counts.
     """
-    labels = np.where(np.arange(4) == 2, np.where(labels < 0, -1, labels // 2), labels)
+    labels = labels.copy()
+    labels[:, 2] = np.where(labels[:, 2] < 0, -1, bouncing.AXES[labels[:, 2]])
     measured = measure(videos, shapes.Geometry(*videos.shape[1:4]))
     return moving.accuracy(measured, labels, NAMES) | {
         "fit_error": float(measured["fit_error"].mean()),
@@ -190,14 +191,5 @@ def references(
 ) -> dict[str, dict[str, float]]:
     """What the measure says of held-out clips, of spoilt ones, and of chance."""
     source = bouncing.Bouncing(geometry, held_out=True)
-    rng = np.random.default_rng(seed)
-    clips = [source.load(i, rng, geometry.frames) for i in range(n)]
-    real = np.stack([c["video"] for c in clips])
-    labels = np.stack([c["label"] for c in clips if "label" in c])
-    rows = {
-        "real": real,
-        "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),
-        "shuffled frames": np.stack([rng.permutation(clip) for clip in real]),
-        "noise": rng.uniform(-1, 1, real.shape),
-    }
+    rows, labels = moving.spoilt(source, n, seed)
     return {k: row(v, labels) for k, v in rows.items()} | {"chance": CHANCE}

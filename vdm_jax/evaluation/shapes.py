@@ -220,23 +220,27 @@ def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def references(
-    geometry: shapes.Geometry, n: int = 216, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """What the measure says of n clips whose truth is known, and of chance.
+def spoilt(source, n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """n clips of a source of shapes as they are and spoilt, by name; their labels.
 
-    Held-out clips, the same with Gaussian noise of deviation .2 (of a range of 2), with
-    their frames in random order, and uniform noise: `row`s by name.
+    The same with Gaussian noise of deviation .2 (of a range of 2), with their frames in
+    random order, and uniform noise.
     """
-    source = shapes.Shapes(geometry, held_out=True)
     rng = np.random.default_rng(seed)
-    clips = [source.load(i, rng, geometry.frames) for i in range(n)]
+    clips = [source.load(i, rng, source.geometry.frames) for i in range(n)]
     real = np.stack([c["video"] for c in clips])
-    labels = np.stack([c["label"] for c in clips if "label" in c])
     rows = {
         "real": real,
         "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),
         "shuffled frames": np.stack([rng.permutation(clip) for clip in real]),
         "noise": rng.uniform(-1, 1, real.shape),
     }
+    return rows, np.stack([c["label"] for c in clips])
+
+
+def references(
+    geometry: shapes.Geometry, n: int = 216, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """What the measure says of held-out clips, of spoilt ones, and of chance."""
+    rows, labels = spoilt(shapes.Shapes(geometry, held_out=True), n, seed)
     return {k: row(v, labels) for k, v in rows.items()} | {"chance": CHANCE}

@@ -254,7 +254,7 @@ def _run(
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
     rows = plan.sampler.table(make_schedule(model, settings), steps)
-    table, weights = arguments(rows, settings, plan.shape[0], model.variance, dtype)
+    table, weights = _arguments(rows, settings, plan.shape[0], model.variance, dtype)
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -284,7 +284,7 @@ def _run(
     return np.concatenate(out)[:num]
 
 
-def arguments(rows, settings: Settings, frames: int, variance: float, dtype):
+def _arguments(rows, settings: Settings, frames: int, variance: float, dtype):
     """A sampler's table and the weights of each of its rows, padded to one shape."""
     guided = guidance_weights(settings, rows["logsnr"], frames)
     pad = max(samplers.MAX_STEPS, len(guided)) - len(guided)

@@ -99,8 +99,8 @@ def between(wanted: Wanted, clip: str, given: int = 0) -> tuple[Known, Note]:
     """`given` frames of a clip, spread evenly from the output's first to its last.
 
     given: 0 gives the first, the last, and so many between that none is more than a
-    block from the next. A frame of the output is that of the clip
-    at its own time, so the clip must be as long as the output.
+    block from the next. A frame of the output is that of the clip at its own time, so
+    the clip must be as long as the output.
     """
     block = wanted.model.shape[0]
     frames = wanted.length(block)
@@ -258,23 +258,19 @@ def _read_npz(path: str) -> np.ndarray:
     return videos[0]
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+STILLS = (".png", ".jpg", ".jpeg")
 
 
 def _read_mask(
     path: str, frames: int, wanted: Wanted
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """[1 or frames, h, w, 1] at the output's size, and its own (width, height)."""
+    suffix = Path(path).suffix.lower()
     try:
-        picture = Path(path).suffix.lower() in PICTURES
-        if picture and (path[-5:].lower() != ".webp" or _is_still(path)):
+        if suffix in STILLS or suffix == ".webp" and video_io.probe(path).frames == 1:
             video, (height, width) = video_io.read_picture(path, wanted.size)
             return video.mean(-1, keepdims=True), (width, height)
     except BadVideo as error:
         raise UserError(str(error)) from error
     video, note = _read(path, np.arange(frames), wanted.fps, wanted.size)
     return video.mean(-1, keepdims=True), (note["width"], note["height"])
-
-
-def _is_still(path: str) -> bool:
-    return video_io.probe(path).frames == 1

@@ -43,8 +43,7 @@ def fill(
     first = starts(frames, block, half)
     if backward:
         first = [frames - block - at for at in first]
-    video = np.repeat(known.video, num // len(known.video), axis=0)
-    mask = np.repeat(known.mask, num // len(known.mask), axis=0)
+    video, mask = (np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in known[:2])
     for number, at in enumerate(first):
         reach = slice(at, at + block)
         given, low = mask[:, reach], None if known.low is None else known.low[:, reach]
