@@ -211,6 +211,8 @@ def _given(loaded):
     verbs = [verb for verb in VERBS if FLAGS[verb].value is not None]
     if len(verbs) > 1:
         raise UserError(f"--{verbs[0]} and --{verbs[1]}: one of them at a time")
+    if verbs and not FLAGS[verbs[0]].value:
+        raise UserError(f"--{verbs[0]}= needs a clip")
     for flag, of in BESIDE.items():
         if FLAGS[flag].present and not set(of) & set(verbs):
             raise UserError(f"--{flag} goes with --" + " or --".join(of))
