@@ -65,6 +65,6 @@ def fill(
                     number * total + done, len(first) * total
                 ),
             )
-            video[:, reach] = np.where(given, video[:, reach], made)
+            video[:, reach] = made  # given pixels in it, as they were
             mask[:, reach] = True
     return video
