@@ -60,6 +60,7 @@ def base() -> ConfigDict:
         frame_position=False,  # tell each frame its number, not only relative time
         text_width=0,  # of text token embeddings, pooled by attention; 0 is no text
         text_drop=0.0,
+        guidance_range=(),  # of weights that a guided student is told: distill.py's
     )
 
     config.diffusion = dict(
@@ -79,7 +80,8 @@ def base() -> ConfigDict:
         optimizer="adam",  # or "muon": fewer steps, a larger learning rate
         learning_rate=3e-4,
         warmup=1000,  # steps
-        final=1.0,  # share of the rate left at the end of a cosine decay; 1 is constant
+        decay="cosine",  # or "linear"
+        final=1.0,  # share of the rate left at the end of the decay; 1 is constant
         b1=0.9,
         b2=0.99,
         weight_decay=0.0,
@@ -116,6 +118,42 @@ def base() -> ConfigDict:
         label="",  # names, comma separated, one an attribute; "" draws them; "none"
         batch_size=16,
     )
+    return config
+
+
+def distillation() -> ConfigDict:
+    """A complete config of distill.py; all else is the teacher's own config."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.distill = dict(
+        start=1024,  # steps of the teacher's sampler, a power of two
+        end=8,  # of the last student
+        guidance=(),  # lowest and highest weight w to be told; () is unguided
+        sampler="ddim",  # of the students, or "stochastic", which knows double steps
+        weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
+        told_updates=50_000,  # of the first round of a guided distillation
+        updates=50_000,  # of a round
+        last_updates=100_000,  # of the rounds to 2 steps and to 1, the hardest
+        # What a round is judged by: "agreement" with its teacher from the same noise
+        # (1 is the same video), or "joint", the attributes of moving shapes.
+        metric="agreement",
+        num=256,  # videos behind the metric
+        tolerance=0.1,  # a round that loses more stops the run
+    )
+
+    config.data = dict(batch_size=128, workers=0, path="")  # "": the teacher's
+
+    config.train = dict(
+        base().train.to_dict(),
+        learning_rate=1e-4,
+        warmup=0,
+        decay="linear",  # within each round
+        final=0.0,
+        ema=0.0,
+    )
+
+    config.mesh = dict(data=-1, fsdp=1)
     return config
 
 

@@ -94,10 +94,8 @@ def _start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def train() -> None:
-    """train.py"""
-    _config_flag()
-    _workdir_flag("where the run lives; the same command again resumes it")
+def _launch_flags() -> None:
+    """Of the verbs that train: several processes, and when to leave."""
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
     flags.DEFINE_integer("num_processes", None, "how many processes take part")
     flags.DEFINE_integer("process_id", None, "which of them this is")
@@ -105,14 +103,43 @@ def train() -> None:
         "time_limit", None, "seconds after which to save and exit with status 42", 1.0
     )
 
+
+def _launch() -> None:
+    _start_jax()
+    launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+
+
+def train() -> None:
+    """train.py"""
+    _config_flag()
+    _workdir_flag("where the run lives; the same command again resumes it")
+    _launch_flags()
+
     def verb() -> None:
-        _start_jax()
-        launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        _launch()
         from vdm_jax.training.train import train
 
         train(FLAGS.config, Path(FLAGS.workdir).absolute(), FLAGS.time_limit)
 
     run(verb, "Train a video diffusion model; the same command again resumes.")
+
+
+def distill() -> None:
+    """distill.py"""
+    _config_flag()
+    flags.DEFINE_string("teacher", None, "a run, or a folder of models/")
+    flags.mark_flag_as_required("teacher")
+    _workdir_flag("where the students go; the same command again goes on")
+    _launch_flags()
+
+    def verb() -> None:
+        _launch()
+        from vdm_jax.training.distillation import distill
+
+        workdir = Path(FLAGS.workdir).absolute()
+        distill(FLAGS.config, FLAGS.teacher, workdir, FLAGS.time_limit)
+
+    run(verb, "Distil a teacher into a student of a few steps, round by round.")
 
 
 SETTINGS = {
@@ -274,8 +301,11 @@ def sample() -> None:
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
         negative = None
         if FLAGS.negative:
-            if not settings.guidance:
-                raise UserError("--negative needs --guidance above 0, which it turns")
+            if not sampling.two_branches(loaded.model, settings):
+                raise UserError(
+                    "--negative needs --guidance above 0, which it turns, and a model "
+                    "that is not a guided student, which has one branch only"
+                )
             negative = sampling.draw_labels(
                 loaded.model, ask.num, FLAGS.negative, flag="negative"
             )
@@ -283,7 +313,8 @@ def sample() -> None:
         if note and not ask.label:  # a drawn label would contradict the clip
             labels = sampling.draw_labels(loaded.model, ask.num, "none")
         told = labels is not None and (labels >= 0).any()
-        if settings.guidance and negative is None and not told:
+        branches = sampling.two_branches(loaded.model, settings)
+        if branches and negative is None and not told:
             print("no label is asked for: nothing is guided", flush=True)
             settings = dataclasses.replace(
                 settings, guidance=0.0, guidance_schedule="constant"

@@ -15,6 +15,7 @@ from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import dense, noise_features
 
 Cond = dict[str, Any]
+WAVES = 8  # of the features of a guidance weight
 
 
 def frame_features(frames: int, width: int, dtype) -> jax.Array:
@@ -22,6 +23,17 @@ def frame_features(frames: int, width: int, dtype) -> jax.Array:
     half = width // 2
     frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half, dtype=dtype) / (half - 1))
     angle = jnp.arange(frames, dtype=dtype)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def weight_features(weight: jax.Array, low: float, high: float) -> jax.Array:
+    """Fourier features of guidance weights, [b] -> [b, 2 WAVES].
+
+    sin and cos of 1 to WAVES quarter turns over the range: smooth, so that the weights
+    between those seen are known too.
+    """
+    turns = jnp.arange(1, WAVES + 1, dtype=weight.dtype) * (jnp.pi / 2)
+    angle = ((weight - low) / (high - low))[:, None] * turns
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -75,6 +87,8 @@ class Conditioner(nn.Module):
     cardinalities: number of values of each label attribute, () for none.
     frame_position: tell each frame its place in the clip; without it the network sees
     relative time only, as in VDM, and an example longer than in training is fair.
+    guidance: the range of weights that a guided student is told (Meng et al. 2022,
+    section 3.1), () for none. Its branch starts at zero: the student as its teacher.
     """
 
     width: int
@@ -82,6 +96,7 @@ class Conditioner(nn.Module):
     cardinalities: tuple[int, ...] = ()
     frame_position: bool = False
     text: bool = False
+    guidance: tuple[float, ...] = ()
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
@@ -98,6 +113,12 @@ class Conditioner(nn.Module):
             pool = TextPooling(self.width, name="text")
             vector += per_frame(
                 pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
+            )
+        if self.guidance:
+            features = weight_features(cond["guidance"], *self.guidance)
+            zero = nn.initializers.zeros_init()
+            vector += per_frame(
+                dense(features, self.width, "guidance", kernel_init=zero)
             )
         frame_mask = cond.get("frame_mask")
         if self.frame_position:

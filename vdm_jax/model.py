@@ -30,6 +30,8 @@ class Model:
 
     shape: (frames, height, width, channels) of a video. mean, variance: of the data in
     [-1, 1], for the preconditioning; 0 and 1 make it the plain network of the papers.
+    guidance_range: lowest and highest weight w of (1 + w) conditional - w unconditional
+    that a guided student is told, in place of a second branch; () for all others.
     """
 
     network: unet3d.UNet3D
@@ -45,6 +47,7 @@ class Model:
     attribute_drop: float = 0.0
     text_width: int = 0
     text_drop: float = 0.0
+    guidance_range: tuple[float, ...] = ()
 
     def encode(self, video: Array) -> Array:
         """uint8 video [b, f, h, w, c] -> what is diffused, in [-1, 1]."""
@@ -91,6 +94,10 @@ class Model:
         drops += [self.text_drop] * bool(self.text_width)
         return bool(drops) and all(drop > 0 for drop in drops)
 
+    def tell(self, cond: Cond, weight: Array) -> Cond:
+        """With the guidance weight [b] that a guided student is told."""
+        return {**cond, "guidance": weight}
+
     def null(self, cond: Cond) -> Cond:
         """The unconditional twin: every keep mask false, the rest shared."""
         return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
@@ -104,6 +111,8 @@ class Model:
             "text_mask": jnp.ones((1, 1), bool),
         }
         cond = self.conditions(batch)
+        if self.guidance_range:
+            cond = self.tell(cond, jnp.zeros(1, dtype))
         told = (jnp.zeros(1, dtype), self.shape[0], cond)
         first, second = jax.random.split(key)
         inputs, conditioner = self.conditioner.init_with_output(first, *told)
@@ -214,6 +223,7 @@ def build(config: Any) -> Model:
         dataclasses.replace(schedule, shift=shift)  # type: ignore[call-arg]
         for shift in diffusion.train_shifts
     )
+    guidance_range = tuple(told.guidance_range)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
@@ -225,6 +235,7 @@ def build(config: Any) -> Model:
             cardinalities=tuple(len(names) for names in attributes),
             frame_position=told.frame_position,
             text=told.text_width > 0,
+            guidance=guidance_range,
         ),
         schedule=schedule,
         training_schedule=schedules.TakingTurns(turns) if turns else schedule,
@@ -235,18 +246,39 @@ def build(config: Any) -> Model:
         attribute_drop=told.attribute_drop,
         text_width=told.text_width,
         text_drop=told.text_drop,
+        guidance_range=guidance_range,
         **scaling,
     )
 
 
 # Fields younger than some runs, with what those did before there was a choice.
-LATER = {"diffusion": {"schedule": "cosine", "noise_shift": 0.0}}
+LATER = {
+    "conditioning": {"guidance_range": ()},
+    "diffusion": {"schedule": "cosine", "noise_shift": 0.0},
+    "train": {"decay": "cosine"},
+}
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
+
+
+STUDENTS = "rounds.json"  # of a distillation: its finished rounds
+
+
+def resolve(workdir: Path) -> Path:
+    """The workdir itself; of a distillation, that of its last student."""
+    path = workdir / STUDENTS
+    if not path.is_file():
+        return workdir
+    rounds = json.loads(path.read_text())
+    if not rounds:
+        raise UserError(
+            f"{workdir} has no student yet: its first round is not finished"
+        )
+    return workdir / rounds[-1]["path"]
 
 
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
-    path = Path(workdir) / "config.json"
+    path = resolve(Path(workdir)) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
@@ -262,8 +294,8 @@ def read_config(workdir: Path) -> Any:
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
-    for section, later in LATER.items():
-        fields[section] = later | fields[section]
+    for section in LATER.keys() & fields.keys():
+        fields[section] = LATER[section] | fields[section]
     return ConfigDict(fields)
 
 
@@ -282,7 +314,7 @@ def load(workdir: str | Path) -> Loaded:
     The one way in for every verb that needs a trained model. Half-precision files are
     cast to the model's own precision here and nowhere else.
     """
-    workdir = Path(workdir)
+    workdir = resolve(Path(workdir))
     config = read_config(workdir)
     model = build(config)
     shapes = jax.eval_shape(model.fresh, jax.random.key(0))

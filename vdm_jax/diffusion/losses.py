@@ -51,8 +51,13 @@ def diffusion_loss(
     """
     prediction = denoise(diffuse(x, eps, step), step, cond)
     error = velocity(prediction, step) - velocity(Prediction(x, eps), step)
-    weighted = expand(WEIGHTINGS[weighting](step), error) * error**2
-    return weighted.reshape(weighted.shape[0], -1).mean(axis=1), prediction
+    return weighted(error, step, weighting), prediction
+
+
+def weighted(error: Array, step: Step, weighting: str) -> Array:
+    """A v error [b, f, h, w, c], squared, weighted and averaged, [b]."""
+    square = expand(WEIGHTINGS[weighting](step), error) * error**2
+    return square.reshape(square.shape[0], -1).mean(axis=1)
 
 
 def stratified_times(key: Array, n: int, dtype=None) -> Array:

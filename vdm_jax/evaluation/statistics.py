@@ -89,6 +89,17 @@ def _factor(cov: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(np.where(values > rounding, values, 0.0))
 
 
+def agreement(videos: np.ndarray, reference: np.ndarray) -> float:
+    """How far videos [n, ...] are those of a reference, one by one: 1 is the same.
+
+    1 - mean square difference / variance of the reference over its n videos, pixel by
+    pixel: 0 is no nearer than the reference's mean video, unrelated samples have -1.
+    """
+    spread = float(np.var(reference, axis=0).mean())
+    error = float(np.square(videos - reference).mean())
+    return 1 - error / spread if spread else 0.0
+
+
 # --- what is seen of a frame ------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from vdm_jax.sampling import given
 from vdm_jax.sampling.blocks import Known, invert, sample, to_uint8
 from vdm_jax.sampling.labels import draw_labels, label_text
 from vdm_jax.sampling.long import fill
-from vdm_jax.sampling.settings import Settings, check
+from vdm_jax.sampling.settings import Settings, check, two_branches
 
 __all__ = [
     "Known",
@@ -17,4 +17,5 @@ __all__ = [
     "label_text",
     "sample",
     "to_uint8",
+    "two_branches",
 ]

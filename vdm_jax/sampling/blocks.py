@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 from vdm_jax import sharding
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers
+from vdm_jax.diffusion.process import Denoiser, Prediction
+from vdm_jax.diffusion.schedules import Step
 from vdm_jax.diffusion.windows import places, windows
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model, Params
@@ -28,6 +30,7 @@ from vdm_jax.sampling.settings import (
     make_sampler,
     make_schedule,
     reconstruction_weight,
+    two_branches,
 )
 
 CHUNK = 8  # steps between two looks from the host: progress, Ctrl-C
@@ -84,10 +87,22 @@ def _residual(known: Known) -> Callable[[jax.Array], list[jax.Array]]:
     return residual
 
 
+def _told(model: Model, denoise: Denoiser, weights: jax.Array) -> Denoiser:
+    """A guided student: the weight of the step is a condition, not a second branch."""
+
+    def guided(z: jax.Array, step: Step, cond) -> Prediction:
+        w = jnp.broadcast_to(weights[step.index, 0, 0], z.shape[:1])
+        return denoise(z, step, model.tell(cond, w))
+
+    return guided
+
+
 def _denoiser(plan: _Plan, params, null, known: Known | None, weights, noise):
     """The network with every guidance around it, in the order of `guidance`."""
     model = plan.model
     denoise = model.denoiser(params)
+    if model.guidance_range:
+        denoise = _told(model, denoise, weights["guidance"])
     if plan.size:
         overlap = tuple(n // 2 for n in model.shape[:3])
         where = places(plan.size, model.shape[:3], overlap)
@@ -194,7 +209,7 @@ def sample(
         model,
         make_sampler(settings),
         mesh or sharding.make_mesh(),
-        combine=settings.combine if settings.guidance else "",
+        combine=settings.combine if two_branches(model, settings) else "",
         threshold=settings.threshold,
         percentile=settings.percentile,
         reconstruct=known is not None and settings.reconstruction > 0,

@@ -148,6 +148,33 @@ MEANING = {
 }
 
 
+def two_branches(model: Model, settings: Settings) -> bool:
+    """Whether a step asks the network twice: guided, and not a student told the weight.
+
+    That one knows the outcome of both.
+    """
+    return settings.guidance > 0 and not model.guidance_range
+
+
+def _check_told(model: Model, settings: Settings, weights: np.ndarray) -> None:
+    """What a guided student was not taught."""
+    low, high = model.guidance_range
+    if settings.guidance_schedule.startswith("interval"):
+        weights = np.append(weights, (0.0, settings.guidance))
+    if settings.guidance_schedule.startswith("frames") or settings.combine != "linear":
+        raise UserError(
+            f"guidance_schedule={settings.guidance_schedule!r}, combine="
+            f"{settings.combine!r}: a guided student has one weight for all frames and "
+            "combines linearly"
+        )
+    for weight in (weights.min(), weights.max()):
+        if not low <= weight <= high:
+            raise UserError(
+                f"guidance weight {weight:g}: this student was told weights from "
+                f"{low:g} to {high:g}"
+            )
+
+
 def check(model: Model, num: int, seed: int, settings: Settings) -> None:
     """Raise UserError for settings out of range, before anything compiles."""
     for field, known in NAMES.items():
@@ -163,13 +190,15 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         if not (np.isfinite(value) and low <= value <= high):
             meaning = f", {MEANING[field]}" if field in MEANING else ""
             raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")
-    guidance_weights(settings, np.zeros(settings.steps), model.shape[0])
+    weights = guidance_weights(settings, np.zeros(settings.steps), model.shape[0])
     if settings.guidance_schedule != "constant" and not settings.guidance:
         raise UserError(
             f"guidance_schedule={settings.guidance_schedule!r} goes with a guidance "
             "above 0"
         )
-    if settings.guidance and not model.guidable:
+    if model.guidance_range:
+        _check_told(model, settings, weights)
+    if two_branches(model, settings) and not model.guidable:
         raise UserError(
             f"guidance={settings.guidance} needs a model trained with conditions that "
             "were sometimes dropped (conditioning.label_drop > 0); this one was not: "

@@ -6,7 +6,7 @@ import jax
 
 from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.errors import UserError
-from vdm_jax.training.optimizer import OPTIMIZERS
+from vdm_jax.training.optimizer import DECAYS, OPTIMIZERS
 
 # (field, lowest, highest): both included.
 RANGES = (
@@ -66,7 +66,11 @@ def check(config) -> None:
             f"config.train.warmup={train.warmup} is longer than the "
             f"{train.steps} steps of training: lower it"
         )
-    names = {"diffusion.weighting": WEIGHTINGS, "train.optimizer": OPTIMIZERS}
+    names = {
+        "diffusion.weighting": WEIGHTINGS,
+        "train.optimizer": OPTIMIZERS,
+        "train.decay": DECAYS,
+    }
     for field, known in names.items():
         group, name = field.split(".")
         if config[group][name] not in known:

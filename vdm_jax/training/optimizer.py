@@ -9,20 +9,26 @@ from optax import contrib
 
 from vdm_jax import sharding
 
+DECAYS = {
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+}
 
-def learning_rate(config) -> Callable[[jax.Array], jax.Array]:
-    """Step -> rate: linear warm-up, then cosine to `final` times the peak.
 
-    final = 1 keeps it constant, as the VDM configurations do.
+def learning_rate(config) -> Callable[..., jax.Array]:
+    """(step, steps) -> rate: linear warm-up, then a decay to `final` times the peak.
+
+    steps: of the run, config.steps unless told; may be traced. final = 1 keeps the rate
+    constant, as the VDM configurations do.
     """
-    decay = max(config.steps - config.warmup, 1)
 
-    def rate(step: jax.Array) -> jax.Array:
+    def rate(step: jax.Array, steps: int | jax.Array = config.steps) -> jax.Array:
         step = jnp.asarray(step, jnp.result_type(float))
         warm = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
+        decay = jnp.maximum(steps - config.warmup, 1)
         progress = jnp.clip((step - config.warmup) / decay, 0.0, 1.0)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        share = config.final + (1 - config.final) * cosine
+        left = DECAYS[config.decay](progress)
+        share = config.final + (1 - config.final) * left
         return config.learning_rate * warm * share
 
     return rate

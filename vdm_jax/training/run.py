@@ -197,7 +197,7 @@ def _changes(path: Path, text: str) -> list[str]:
         ) from error
     for section in LATER.keys() & before.keys():
         before[section] = LATER[section] | before[section]
-    return _compare(before, json.loads(text), path.parent)
+    return compare(before, json.loads(text), path.parent)
 
 
 def _put(path: Path, text: str) -> None:
@@ -207,7 +207,9 @@ def _put(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
-def _compare(before: dict, after: dict, workdir: Path) -> list[str]:
+def compare(
+    before: dict, after: dict, workdir: Path, may_change=MAY_CHANGE
+) -> list[str]:
     """Changes as lines; raises UserError for the first that is not allowed."""
     old, new = dict(_flat(before)), dict(_flat(after))
     changes = []
@@ -215,7 +217,7 @@ def _compare(before: dict, after: dict, workdir: Path) -> list[str]:
         a, b = old.get(name, "absent"), new.get(name, "absent")
         if a == b:
             continue
-        allowed = next(may for p, may in MAY_CHANGE if fnmatch.fnmatchcase(name, p))
+        allowed = next(may for p, may in may_change if fnmatch.fnmatchcase(name, p))
         if not allowed and name in old and name in new:
             raise UserError(
                 f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "

@@ -1,0 +1,44 @@
+"""The shipped shapes model, guided, from 128 steps to 1, on two cores.
+
+    python distill.py --config=configs/distill_shapes.py --teacher=models/shapes \\
+        --workdir=runs/distilled
+
+Result: docs/experiments.md; its student of eight steps is models/shapes_8step.
+Variants: `:smoke` takes seconds, with a teacher of configs/shapes.py:smoke.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import distillation
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The complete, locked config of a variant."""
+    config = distillation()
+    config.distill.update(
+        start=128,
+        end=1,
+        guidance=(0.0, 4.0),
+        told_updates=300,
+        updates=100,
+        last_updates=200,
+        metric="joint",
+        num=200,
+    )
+    config.data.batch_size = 16
+    config.train.update(
+        optimizer="muon",
+        learning_rate=1e-3,
+        checkpoint_every=100,
+        keep_checkpoints=2,
+        log_every=20,
+    )
+    if variant == "smoke":
+        config.distill.update(
+            start=4, told_updates=4, updates=4, last_updates=4, num=4, tolerance=2.0
+        )
+        config.data.batch_size = 2
+        config.train.update(checkpoint_every=2, log_every=2)
+    return config.lock()

@@ -1,0 +1,693 @@
+"""Laws of progressive distillation: Salimans & Ho 2022; guided, Meng et al. 2022.
+
+For Gaussian data the exact denoiser is a line in z, and so is every target made of
+it: students are fitted exactly, by the loss itself, and whole chains of halvings have
+a known end.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion import (
+    distillation,
+    guidance,
+    losses,
+    process,
+    samplers,
+    schedules,
+)
+
+COSINE = schedules.Cosine()
+SCHEDULES = {
+    "cosine": COSINE,
+    "shifted": schedules.Cosine(shift=-3.0),
+    "flow": schedules.Flow(),  # of unequal halves
+}
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+DOUBLE = [False, True]
+ROWS = 64  # of a batch that holds every step, so that one shape serves every n
+VIDEO = (2, 2, 2, 1)
+
+
+def over(a, like):
+    """[] or [b] against [b, f, h, w, c]."""
+    return jnp.reshape(a, jnp.shape(a) + (1,) * (like.ndim - jnp.ndim(a)))
+
+
+def normal(*shape, seed=0, dtype=float):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def gaussian(mean, spread):
+    """The exact denoiser of N(mean, spread^2), each [] or [b]."""
+
+    def denoise(z, step, cond):
+        m, s, alpha, sigma = (over(a, z) for a in (mean, spread, *step[2:4]))
+        off = (z - alpha * m) / (alpha**2 * s**2 + sigma**2)
+        return process.Prediction(m + alpha * s**2 * off, sigma * off)
+
+    return denoise
+
+
+def slope(angle, spread):
+    """v^ = slope z of N(0, spread^2)."""
+    a, s = np.cos(angle), np.sin(angle)
+    return a * s * (1 - spread**2) / (a**2 * spread**2 + s**2)
+
+
+def smooth(seed, kind="v"):
+    """A nonlinear teacher that mixes pixels, and says what no data would."""
+    mix = normal(8, 8, seed=seed)
+
+    def denoise(z, step, cond):
+        flat, level = z.reshape(len(z), -1), step.logsnr[:, None] / 9
+        out = 3 * jnp.sin(flat @ mix + level) + flat * jnp.cos(2 * level)
+        return process.PREDICTIONS[kind](out.reshape(z.shape), z, step)
+
+    return denoise
+
+
+def recorded(denoise, calls):
+    def recording(z, step, cond):
+        calls.append((z, step, cond))
+        return denoise(z, step, cond)
+
+    return recording
+
+
+def grid(schedule, n):
+    """phi of t = 0, 1/n, ..., 1 in a sampler of n steps; float64, of t = 0 it is 0."""
+    t = samplers.grid(schedule, n)[0]
+    return np.append(0.0, np.arctan2(t.sigma, t.alpha)[::-1])
+
+
+def every(n, rows=ROWS):
+    """Steps i [rows]: 1..n and again."""
+    return np.resize(np.arange(1, n + 1), rows)
+
+
+def stops(schedule, i, n, double=False):
+    """phi at start, middle and end of steps i of n, off the samplers' grids."""
+    halves, fine = 2 if double else 1, grid(schedule, 2 * n)
+    return [fine[np.maximum(2 * i - k * halves, 0)] for k in range(3)]
+
+
+def ddim(denoise, z, start, end, cond=None):
+    """alpha_s x + sigma_s eps, of angles [b]."""
+    step = schedules.step_of_angle(jnp.asarray(start, z.dtype))
+    x, eps = denoise(z, step, cond)
+    return over(jnp.cos(end), z) * x + over(jnp.sin(end), z) * eps
+
+
+def target_of(teacher, schedule, z, i, n, double=False, cond=None):
+    at = distillation.interval(schedule, jnp.asarray(i), n, double)
+    return distillation.two_steps(teacher, schedule, z, at, cond), at
+
+
+# Where steps begin, turn and end.
+
+
+@each_schedule
+@pytest.mark.parametrize("double", DOUBLE)
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_steps_stand_on_the_grids_of_the_samplers(n, double, schedule, x64):
+    """Plain: the halves are steps of one of 2n. Double: they are steps of one of n."""
+    i = every(n)
+    at = distillation.interval(schedule, jnp.asarray(i), n, double)
+    for found, expected in zip(at, stops(schedule, i, n, double), strict=True):
+        assert found.shape == i.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+
+
+@each_schedule
+@pytest.mark.parametrize("n", [1, 3, 1000, 8192])
+def test_the_last_step_ends_at_exactly_zero(n, schedule):
+    """Not at the clipped end; a double one goes there from i = 2 as well. float32."""
+    i = every(n, 8192)
+    plain = distillation.interval(schedule, jnp.asarray(i), n)
+    double = distillation.interval(schedule, jnp.asarray(i), n, double=True)
+    for at in (plain, double):
+        assert all(angle.dtype == jnp.float32 for angle in at)
+        assert (at.start > 0).all()
+    for angle, last in [
+        (plain.middle, 0),
+        (plain.end, 1),
+        (double.middle, 1),
+        (double.end, 2),
+    ]:
+        np.testing.assert_array_equal(angle == 0, i <= last)
+        assert (angle >= 0).all() and (angle < plain.start).all()
+    expected = stops(schedule, i, n)
+    np.testing.assert_allclose(plain.start, expected[0], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(plain.middle, expected[1], rtol=1e-6, atol=1e-8)
+
+
+@each_schedule
+@pytest.mark.parametrize("double", DOUBLE)
+def test_the_teacher_is_asked_at_both_starts_and_never_without_noise(double, schedule):
+    """It has no input at phi = 0: there the call stands at the schedule's own end."""
+    n, calls, cond = 8, [], {"label": jnp.arange(8)}
+    i, z, teacher = every(n, n), normal(n, *VIDEO), recorded(smooth(0), calls)
+    target, _ = target_of(teacher, schedule, z, i, n, double, cond)
+    assert target.shape == z.shape and target.dtype == jnp.float32
+    start, middle, _ = stops(schedule, i, n, double)
+    middle = np.maximum(middle, schedule.angle(np.zeros(())))
+    assert len(calls) == 2
+    np.testing.assert_array_equal(calls[0][0], z)
+    for (_, step, passed), angle in zip(calls, (start, middle), strict=True):
+        assert passed is cond
+        there = schedules.step_of_angle(angle)
+        assert all(np.shape(a) == (n,) for a in step[1:4])
+        np.testing.assert_allclose(step.logsnr, there.logsnr, atol=5e-3)
+        np.testing.assert_allclose(step.alpha, there.alpha, atol=1e-6)
+        np.testing.assert_allclose(step.sigma, there.sigma, rtol=1e-5, atol=1e-9)
+
+
+# The target.
+
+# N, i -> x1, z between, x2, z'', x~ and v~ for N(0, .5^2) and z = 1.
+VECTORS = {
+    (4, 3): [0.10748276, 0.92267329, 0.16675978, 0.82380052, 0.14106036, 0.26155609],
+    (1, 1): [0.00001135, 0.70711481, 0.20000227, 0.20000227, 0.20000227, -0.19995687],
+}
+
+
+@pytest.mark.parametrize("n, i", list(VECTORS))
+def test_vectors(n, i, x64):
+    calls, z, denoise = [], jnp.ones((1, 1, 1, 1, 1)), gaussian(0.0, 0.5)
+    v, at = target_of(recorded(denoise, calls), COSINE, z, [i], n)
+    (_, first, _), (between, second, _) = calls
+    found = [
+        denoise(z, first, None).x,
+        between,
+        denoise(between, second, None).x,
+        distillation.rotate(z, v, at.start - at.end),
+        process.from_v(v, z, first).x,
+        v,
+    ]
+    np.testing.assert_allclose(np.ravel(found), VECTORS[n, i], rtol=0, atol=6e-9)
+
+
+@each_schedule
+@pytest.mark.parametrize("kind", ["v", "x"])
+@pytest.mark.parametrize("double", DOUBLE)
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_one_step_of_the_target_is_two_of_the_teacher(n, double, kind, schedule, x64):
+    """From every i, the last interval included: nothing is approximated or clipped."""
+    i, z, teacher = every(n), 3 * normal(ROWS, *VIDEO), smooth(n, kind)
+    start, middle, end = stops(schedule, i, n, double)
+    floor = np.maximum(middle, schedule.angle(np.zeros(())))
+    expected = ddim(teacher, z, start, middle)
+    then = ddim(teacher, expected, floor, end)
+    one = over(jnp.asarray(middle == end), z)  # a double step from 1/n is a single one
+    expected = jnp.where(one, expected, then)
+    v, _ = target_of(teacher, schedule, z, i, n, double)
+    student = lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
+    found = ddim(student, z, start, end)
+    assert np.abs(found - z).max() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_two_turns_merge_into_one(seed, x64):
+    """Halves of any size, also none, also backwards (towards the noise)."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0.01, np.pi / 2 - 0.01, (3, 32))
+    angles = np.sort(angles, axis=0)[::-1] if seed else np.sort(angles, axis=0)
+    angles[2, :4] = angles[1, :4]
+    angles[1, 4:8] = angles[0, 4:8]
+    start, middle, end = angles
+    z, v1, v2 = (2 * normal(32, *VIDEO, seed=seed + k) for k in range(3))
+    fixed = lambda v: lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
+    between = ddim(fixed(v1), z, start, middle)
+    expected = ddim(fixed(v2), between, middle, end)
+    at = distillation.Interval(*map(jnp.asarray, angles))
+    v = distillation.merge(z, v1, v2, at)
+    found = ddim(fixed(v), z, start, end)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("turn", [-0.7, 0.0, 1e-4, 1.3])
+def test_a_step_of_ddim_is_a_rotation(turn, x64):
+    z, v = normal(3, *VIDEO), normal(3, *VIDEO, seed=1)
+    start = np.array([0.75, 0.9, 1.4])
+    student = lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
+    expected = ddim(student, z, start, start - turn)
+    found = distillation.rotate(z, v, jnp.full(3, turn))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+
+
+def printed(denoise, z, i, n):
+    """Algorithm 2 of Salimans & Ho, in the precision of z: the target for x.
+
+    In the last interval, where it would be 0 / 0, the teacher's second x.
+    """
+    angle = [COSINE.angle(np.maximum(i - k / 2, 0) / n) for k in range(3)]
+    step, half, end = (
+        schedules.Step(0, *(a.astype(z.dtype) for a in schedules.step_of_angle(a)[1:4]))
+        for a in angle
+    )
+    tall = lambda a: a.reshape(-1, 1, 1, 1, 1)  # noqa: E731
+    x, eps = (np.asarray(a, z.dtype) for a in denoise(z, step, None))
+    z_half = tall(half.alpha) * x + tall(half.sigma) * eps
+    x2, eps = (np.asarray(a, z.dtype) for a in denoise(z_half, half, None))
+    z_end = tall(end.alpha) * x2 + tall(end.sigma) * eps
+    ratio = tall(end.sigma / step.sigma)
+    x_target = (z_end - ratio * z) / (tall(end.alpha) - ratio * tall(step.alpha))
+    return np.where(tall(i == 1), x2, x_target)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def x_target(spread, z, i, n):
+    v, at = target_of(gaussian(0.0, spread), COSINE, z, i, n)
+    return process.from_v(v, z, schedules.step_of_angle(at.start)).x
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 64])
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_the_target_is_that_of_algorithm_2(spread, n, x64):
+    i, z = every(n), np.asarray(normal(ROWS, 1, 1, 2, 1))
+    found = x_target(spread, z, i, n)
+    expected = printed(gaussian(0.0, spread), z, i, n)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-13)
+
+
+def test_float32_targets_are_exact_where_the_printed_form_cancels():
+    """Both against float64, for every i: 1e-6 up to 8192 steps; algorithm 2 loses 1e-3.
+
+    It divides by a difference that falls with the length of the step.
+    """
+    rows, error = 8192, {}
+    z = np.random.default_rng(5).standard_normal((rows, 1, 1, 1, 1)).astype(np.float32)
+    for n in (1, 2, 16, 512, 1024, 8192):
+        i = every(n, rows)
+        with jax.enable_x64(True):
+            exact = np.asarray(x_target(0.5, z.astype(np.float64), i, n))
+        error[n] = [
+            np.abs(form - exact).max()
+            for form in (x_target(0.5, z, i, n), printed(gaussian(0.0, 0.5), z, i, n))
+        ]
+        assert error[n][0] < 1e-6, error
+    assert error[512][1] > 5e-5 and error[8192][1] > 1e-3, error
+
+
+# Gaussian data: lines, fitted by the loss, and the chain of halvings.
+
+
+def along(k, c):
+    """The denoiser v^ = k z + c, each [] or [b]."""
+    return lambda z, step, cond: process.from_v(over(k, z) * z + over(c, z), z, step)
+
+
+def by_time(lines, n):
+    """Lines [2, kinds, rows], of t = row / n; the condition is the kind, [] or [b]."""
+
+    def denoise(z, step, kind):
+        row = jnp.round(COSINE.time(step.logsnr) * n).astype(int)
+        return along(*lines[:, kind, row])(z, step, None)
+
+    return denoise
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def fitted(target, z, at, weighting="snr_plus_one"):
+    """The line [2, b] of least loss: it is a parabola in each line, so one step."""
+
+    def total(line):
+        student = along(*line)
+        args = student, target, z, at, None, weighting
+        return jnp.sum(distillation.student_loss(*args))
+
+    zero = jnp.zeros((2, len(z)), z.dtype)
+    gradient = jax.grad(total)
+    here = gradient(zero)
+    bend = [gradient(zero.at[j].set(1)) - here for j in (0, 1)]
+    bend = jnp.moveaxis(jnp.stack(bend), 2, 0)  # [b, 2, 2], symmetric
+    return -jnp.linalg.solve(bend, here.T[..., None])[..., 0].T
+
+
+def data(kinds, rows, mean, spread, seed=3):
+    """(kind [b], clean videos and noise [b, 1, 2, 2, 1]), b = kinds rows."""
+    kind = np.repeat(np.arange(kinds), rows)
+    shape = kinds * rows, 1, 2, 2, 1
+    x = over(np.asarray(mean)[kind], jnp.zeros(shape))
+    x = x + over(np.asarray(spread)[kind], x) * normal(*shape, seed=seed)
+    return kind, x, normal(*shape, seed=seed + 1)
+
+
+@jax.jit
+def halved(lines, n, kind, x, eps):
+    """The lines that n steps of a student learn of a teacher's, of 2n steps."""
+    rows = len(x) // lines.shape[1]
+    i = jnp.tile(jnp.arange(rows), lines.shape[1]) % n + 1
+    at = distillation.interval(COSINE, i, n)
+    z = process.diffuse(x, eps, schedules.step_of_angle(at.start))
+    target = distillation.two_steps(by_time(lines, 2 * n), COSINE, z, at, kind)
+    return jnp.full_like(lines, jnp.nan).at[:, kind, i].set(fitted(target, z, at.start))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sample(denoiser, parts, z, table, n, cond):
+    """A run of the real DDIM."""
+    carry = samplers.ddim().init(z)
+    denoise = denoiser(*parts)
+    return samplers.loop(samplers.ddim(), denoise, carry, table, 0, n, None, cond)[0]
+
+
+def table_of(n):
+    return samplers.padded(samplers.ddim().table(COSINE, n), np.float64)
+
+
+@pytest.mark.parametrize("weighting", list(losses.WEIGHTINGS))
+@pytest.mark.parametrize("spread", [1.0, 0.5])
+def test_a_line_learns_the_known_slope(spread, weighting):
+    """cos d - sin d k of both halves, multiplied; in float32, whatever the weights."""
+    n, i = 16, every(16, 16)
+    x, eps = (normal(n, 1, 2, 2, 1, seed=k) for k in (1, 2))
+    phi = stops(COSINE, i, n)
+    z = process.diffuse(spread * x, eps, schedules.step_of_angle(jnp.asarray(phi[0])))
+    target, at = target_of(gaussian(0.0, spread), COSINE, z, i, n)
+    found = fitted(target, z, at.start, weighting)
+    kept = [
+        np.cos(a - b) - np.sin(a - b) * slope(a, spread)
+        for a, b in zip(phi, phi[1:], strict=False)
+    ]
+    turn = phi[0] - phi[2]
+    expected = (np.cos(turn) - kept[0] * kept[1]) / np.sin(turn)
+    assert np.abs(expected - slope(phi[0], spread)).max() > 0.01
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found[1], 0, rtol=0, atol=1e-3)
+
+
+def test_ten_halvings_keep_the_map_of_the_teacher(x64):
+    """1024 steps to 1: DDIM's own spread, .9988 (s = 1) and .9985 (s = .5), not 1."""
+    n, spread = 1024, np.array([1.0, 0.5])
+    k = slope(COSINE.angle(np.arange(n + 1) / n), spread[:, None])
+    lines = jnp.stack([k, np.zeros_like(k)])
+    kind, x, eps = data(2, n // 2, [0.0, 0.0], spread)
+    z, which = jnp.ones((2, 1, 1, 1, 1)), jnp.arange(2)
+
+    def ratio(lines, n):
+        return np.ravel(sample(by_time, (lines, n), z, table_of(n), n, which)) / spread
+
+    teacher = ratio(lines, n)
+    np.testing.assert_allclose(teacher, [0.9988, 0.9985], rtol=0, atol=5e-5)
+    while n > 1:
+        n //= 2
+        lines = halved(lines, n, kind, x, eps)
+        np.testing.assert_allclose(ratio(lines, n), teacher, rtol=0, atol=1e-10)
+    assert halved._cache_size() == 1
+
+
+# Guided: classes N(c, s^2) and N(0.25, s^2) without a class.
+
+MEANS, NO_CLASS, SPREAD, WEIGHTS = np.array([0.8, -0.3]), 0.25, 0.5, np.array([0.5, 3])
+
+
+def class_denoise(z, step, cond):
+    mean = jnp.where(cond["keep"], jnp.asarray(MEANS)[cond["label"]], NO_CLASS)
+    return gaussian(mean, SPREAD)(z, step, None)
+
+
+def null(cond):
+    return cond | {"keep": jnp.zeros_like(cond["keep"])}
+
+
+def guided(weights):
+    """Guidance by one weight an example."""
+    return guidance.cfg(class_denoise, null, guidance.linear(lambda step: weights))
+
+
+def test_guided_distillation_in_two_stages(x64):
+    """Stage one has the line of the moved Gaussian; halving it keeps guided DDIM's end.
+
+    Meng et al., sections 3.1 and 3.2: two kinds of example, each of its own weight.
+    """
+    n = 64
+    kind, x, eps = data(2, n, MEANS, [SPREAD, SPREAD])
+    i = np.tile(np.arange(1, n + 1), 2)
+    angle = jnp.asarray(grid(COSINE, n)[i])
+    step = schedules.step_of_angle(angle)
+    z = process.diffuse(x, eps, step)
+    cond = {"label": jnp.asarray(kind), "keep": jnp.ones(kind.shape, bool)}
+    teacher = guided(jnp.asarray(WEIGHTS[kind]))
+    target = process.velocity(teacher(z, step, cond), step)
+    line = fitted(target, z, angle)
+    # The exact denoiser of N(c + w (c - u), s^2): v^ = k (z - alpha m) - sigma m.
+    mean = (MEANS + WEIGHTS * (MEANS - NO_CLASS))[kind]
+    k = slope(angle, SPREAD)
+    expected = [k, -(k * np.cos(angle) + np.sin(angle)) * mean]
+    np.testing.assert_allclose(line, expected, rtol=0, atol=1e-9)
+
+    lines = jnp.full((2, 2, n + 1), jnp.nan).at[:, kind, i].set(line)
+    start, which = normal(2, 1, 2, 2, 1, seed=9), jnp.arange(2)
+    one_each = {"label": which, "keep": jnp.ones(2, bool)}
+    parts = (jnp.asarray(WEIGHTS),)
+    expected = sample(guided, parts, start, table_of(n), n, one_each)
+    while n > 1:
+        n //= 2
+        lines = halved(lines, n, kind, x, eps)
+        found = sample(by_time, (lines, n), start, table_of(n), n, which)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    unguided = sample(guided, (0 * parts[0],), start, table_of(64), 64, one_each)
+    assert (np.abs(unguided - expected).min((1, 2, 3, 4)) > 0.2).all()
+
+
+# For the stochastic sampler.
+
+
+def flow_map(spread, n):
+    """The denoiser whose DDIM step from t to t - 1 / n is the exact flow's."""
+
+    def denoise(z, step, cond):
+        t = COSINE.time(step.logsnr) - 1 / n
+        here = jnp.arctan2(step.sigma, step.alpha)
+        there = jnp.where(t < 1e-9, 0.0, COSINE.angle(t))
+        kept = flow(here, there, spread)
+        k = (jnp.cos(here - there) - kept) / jnp.sin(here - there)
+        return along(k, jnp.zeros_like(k))(z, step, cond)
+
+    return denoise
+
+
+def flow(start, end, spread):
+    """sqrt(V_s / V_t): what the flow makes of z = 1, for data N(0, spread^2)."""
+    variance = [(np.cos(a) * spread) ** 2 + np.sin(a) ** 2 for a in (end, start)]
+    return (variance[0] / variance[1]) ** 0.5
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_double_targets_of_an_exact_flow_are_the_flow(n, x64):
+    """Two steps of 1 / n; from t = 1 / n the one that is left."""
+    i, z = every(n), 2 * normal(ROWS, *VIDEO)
+    v, at = target_of(flow_map(0.5, n), COSINE, z, i, n, double=True)
+    start, _, end = stops(COSINE, i, n, double=True)
+    found = distillation.rotate(z, v, at.start - at.end)
+    expected = over(jnp.asarray(flow(start, end, 0.5)), z) * z
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@jax.jit
+def variance(slopes, table, n, start):
+    """Of the real stochastic sampler's output, from its Jacobian; slopes by row."""
+    sampler, shape = samplers.stochastic(), (1, 1, 1, 1, 1)
+
+    def run(z, draws):
+        denoise = lambda z, step, cond: along(slopes[step.index], 0.0)(z, step, cond)  # noqa: E731
+        noise = lambda i, draw: jnp.broadcast_to(draws[i], shape)  # noqa: E731
+        carry = sampler.init(jnp.broadcast_to(z, shape))
+        return samplers.loop(sampler, denoise, carry, table, 0, n, noise, None)[
+            0
+        ].ravel()[0]
+
+    of_start, of_noise = jax.jacfwd(run, (0, 1))(start, jnp.zeros_like(slopes))
+    return (of_start * start) ** 2 + jnp.sum(of_noise**2)
+
+
+def stochastic_variance(n, double, spread=0.5):
+    """Of a student of the exact flow that learnt double steps or, wrongly, plain."""
+    i, teacher = every(n, 8), flow_map(spread, n if double else 2 * n)
+    slopes, _ = target_of(teacher, COSINE, jnp.ones((8, 1, 1, 1, 1)), i, n, double)
+    slopes = np.pad(np.ravel(slopes)[n - 1 :: -1], (0, 8 - n))
+    table = samplers.stochastic().table(COSINE, n)
+    table = {key: np.pad(value, (0, 8 - n)) for key, value in table.items()}
+    first = COSINE.angle(np.ones(()))
+    start = np.hypot(np.cos(first) * spread, np.sin(first))
+    return float(variance(jnp.asarray(slopes), table, n, start))
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_the_stochastic_sampler_needs_double_steps(n, x64):
+    """With them it keeps the variance of the data, exactly; with plain ones it fails.
+
+    Meng et al., section 3.3.
+    """
+    found = stochastic_variance(n, double=True)
+    np.testing.assert_allclose(found, 0.25, rtol=0, atol=1e-10)
+    assert abs(stochastic_variance(n, double=False) - 0.25) > 0.02
+
+
+# The loss.
+
+LEVELS = np.array([-20.0, -5.0, -1.0, 0.0, 1.5, 1.7, 5.0, 20.0])
+
+# A factor on the squared error of x, as each paper defines it: Salimans & Ho, section
+# 4; Min-SNR (gamma = 5); of flow matching, the error of eps - x.
+ON_X = {
+    "constant": lambda snr: np.ones_like(snr),
+    "snr": lambda snr: snr,
+    "truncated_snr": lambda snr: np.maximum(snr, 1),
+    "snr_plus_one": lambda snr: snr + 1,
+    "min_snr": lambda snr: np.minimum(snr, 5),
+    "flow": lambda snr: (np.sqrt(snr) + 1) ** 2,
+}
+
+
+def test_every_weighting_is_written_out_here():
+    assert set(ON_X) == set(losses.WEIGHTINGS)
+
+
+@pytest.mark.parametrize("name", list(ON_X))
+def test_the_loss_weighs_the_error_of_x(name, x64):
+    """And the default is SNR + 1, the error of v."""
+    z, target, out = (normal(len(LEVELS), *VIDEO, seed=k) for k in range(3))
+    angle = jnp.asarray(np.arctan(np.exp(-LEVELS / 2)))
+    student = lambda z, step, cond: process.from_v(out, z, step)  # noqa: E731
+    args = student, target, z, angle, None
+    found = distillation.student_loss(*args, weighting=name)
+    alpha, sigma = (over(np.sqrt(1 / (1 + np.exp(k * LEVELS))), z) for k in (-1, 1))
+    x, x_hat = (alpha * z - sigma * v for v in (target, out))
+    square = np.mean((x - x_hat) ** 2, axis=(1, 2, 3, 4))
+    assert found.shape == LEVELS.shape
+    np.testing.assert_allclose(found, ON_X[name](np.exp(LEVELS)) * square, rtol=1e-9)
+    if name == "snr_plus_one":
+        np.testing.assert_array_equal(distillation.student_loss(*args), found)
+
+
+def test_the_student_is_asked_at_the_start_with_z_and_the_condition(x64):
+    calls, z, cond = [], normal(len(LEVELS), *VIDEO), {"label": jnp.arange(8)}
+    angle = jnp.asarray(np.arctan(np.exp(-LEVELS / 2)))
+    student = recorded(smooth(1), calls)
+    loss = distillation.student_loss(student, jnp.zeros_like(z), z, angle, cond)
+    assert loss.shape == LEVELS.shape
+    ((seen, step, passed),) = calls
+    assert passed is cond
+    np.testing.assert_array_equal(seen, z)
+    np.testing.assert_allclose(step.logsnr, LEVELS, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=1e-12)
+    np.testing.assert_allclose(step.alpha**2 / step.sigma**2, np.exp(LEVELS))
+
+
+def test_a_student_of_the_target_has_no_loss_and_one_of_eps_a_vast_one(x64):
+    """An error e of eps is one of e / alpha in v and x: 2e4 e at t = 1."""
+    z, error = normal(2, *VIDEO), 1e-3
+    v, at = target_of(smooth(2), COSINE, z, [4, 1], 4)
+    step = schedules.step_of_angle(at.start)
+    right = process.from_v(v, z, step)
+    students = {
+        "right": lambda z, step, cond: right,
+        "v": lambda z, step, cond: process.from_v(v + error, z, step),
+        "eps": lambda z, step, cond: process.from_eps(right.eps + error, z, step),
+    }
+    loss = {
+        name: distillation.student_loss(student, v, z, at.start, None)
+        for name, student in students.items()
+    }
+    np.testing.assert_allclose(loss["right"], 0, atol=1e-24)
+    np.testing.assert_allclose(loss["v"], error**2, rtol=1e-9)
+    np.testing.assert_allclose(loss["eps"], (error / step.alpha) ** 2, rtol=1e-6)
+    assert loss["eps"][0] > 4e8 * error**2 and loss["eps"][1] < 2 * error**2
+
+
+@pytest.mark.parametrize("double", DOUBLE)
+def test_no_gradient_reaches_the_teacher(double):
+    """Exactly none; also where teacher and student share their weights."""
+    z, i = normal(4, *VIDEO), every(4, 4)
+    weights = {"k": jnp.ones(()), "c": jnp.full((), 0.3)}
+
+    def network(w):
+        def denoise(z, step, cond):
+            return process.from_v(jnp.tanh(w["k"] * z + w["c"]), z, step)
+
+        return denoise
+
+    def loss(teacher, student):
+        v, at = target_of(network(teacher), COSINE, z, i, 4, double)
+        loss = distillation.student_loss(network(student), v, z, at.start, None)
+        return jnp.sum(loss)
+
+    of_teacher, of_student = jax.grad(loss, (0, 1))(weights, weights)
+    shared = jax.grad(lambda w: loss(w, w))(weights)
+    for name in weights:
+        assert of_teacher[name] == 0
+        assert np.abs(of_student[name]) > 1e-2
+        np.testing.assert_array_equal(shared[name], of_student[name])
+
+
+# Which steps are drawn.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def drawn(batch, n, keys=1, seed=0):
+    """Steps [keys, batch]."""
+    keys = jax.random.split(jax.random.key(seed), keys)
+    return jax.vmap(lambda key: distillation.random_steps(key, batch, n))(keys)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 8191, 8192])
+def test_steps_are_within_1_to_n(n, batch):
+    i = np.asarray(drawn(batch, n, 4000))
+    assert i.shape == (4000, batch) and i.dtype == np.int32
+    assert i.min() >= 1 and i.max() <= n
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("n", [2, 5, 8, 8192])
+def test_each_place_of_a_batch_draws_every_step_alike(n, batch):
+    keys, bins = 4000, min(n, 16)
+    i = np.asarray(drawn(batch, n, keys, seed=1))
+    for place in i.T:
+        share = np.bincount((place - 1) * bins // n, minlength=bins) / keys
+        assert np.abs(share - 1 / bins).max() < 5 * np.sqrt(1 / bins / keys)
+
+
+@pytest.mark.parametrize("n, batch", [(1, 1), (3, 3), (16, 16), (16, 32), (8192, 8192)])
+def test_a_batch_of_n_has_every_step_once(n, batch):
+    """And one of 2n every step twice."""
+    i = np.sort(drawn(batch, n, 50, seed=2), axis=1)
+    once = np.repeat(np.arange(1, n + 1), batch // n)
+    np.testing.assert_array_equal(i, np.broadcast_to(once, i.shape))
+
+
+def test_another_key_draws_other_steps():
+    i = np.asarray(drawn(4, 8192, 50, seed=3))
+    assert len(np.unique(i, axis=0)) == 50
+    np.testing.assert_array_equal(i, drawn(4, 8192, 50, seed=3))
+
+
+@pytest.mark.parametrize("double", DOUBLE)
+def test_one_program_serves_every_number_of_steps(double):
+    """n is traced; what it gives is what a program of its own gives."""
+    traces = []
+
+    def update(z, key, n):
+        traces.append(n)
+        i = distillation.random_steps(key, len(z), n)
+        v, at = target_of(smooth(3), COSINE, z, i, n, double)
+        student = smooth(4)
+        return i, v, distillation.student_loss(student, v, z, at.start, None)
+
+    z = normal(8, *VIDEO)
+    traced = jax.jit(update)
+    for n in (64, 32, 1):
+        key = jax.random.key(n)
+        found = traced(z, key, n)
+        assert len(traces) == 1 and traced._cache_size() == 1
+        for a, b in zip(found, update(z, key, n), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        traces.pop()
