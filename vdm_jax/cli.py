@@ -369,6 +369,9 @@ def evaluate() -> None:
     names = tuple(name for name in SETTINGS if name not in NOT_MEASURED)
     _sampling_flags(*names)
     flags.DEFINE_integer("num", 64, "videos a row", 2)
+    flags.DEFINE_integer(
+        "deciding", None, "videos of a distillation's deciding rows (default: --num)", 2
+    )
     flags.DEFINE_list("guidance", None, "weights to compare, comma separated")
     flags.DEFINE_string("out", None, "folder of the report (default: WORKDIR/report)")
     flags.DEFINE_list("beside", [], "folders of sample.py's, shown in the report too")
@@ -379,13 +382,13 @@ def evaluate() -> None:
         from vdm_jax import model
         from vdm_jax.evaluation import evaluate
 
+        if (Path(FLAGS.workdir) / "distill.json").is_file():
+            return _evaluate_students()
+        if FLAGS.deciding is not None:
+            raise UserError("--deciding goes with the --workdir of a distillation")
         loaded = model.load(FLAGS.workdir)
         _settings(loaded.config, *names)
-        weights = FLAGS.guidance or [loaded.config.sample.guidance]
-        try:
-            weights = [float(weight) for weight in weights]
-        except ValueError as error:
-            raise UserError(f"--guidance={','.join(weights)}: numbers") from error
+        weights = _weights([loaded.config.sample.guidance])
         out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")
         evaluate.evaluate(
             loaded,
@@ -399,6 +402,45 @@ def evaluate() -> None:
         )
 
     run(verb, "Measure a trained model against real clips; write a report.")
+
+
+OF_ROWS = ("batch_size", "gamma", "threshold", "percentile")  # hold for every row
+
+
+def _evaluate_students() -> None:
+    """evaluate.py on the workdir of a distillation: rows of its own."""
+    from vdm_jax.evaluation import students
+
+    own = {name for name in SETTINGS if name not in (*NOT_MEASURED, *OF_ROWS)}
+    for name in (*sorted(own), "beside"):
+        if FLAGS[name].present:
+            raise UserError(
+                f"--{name}: a distillation is measured row by row, over steps and "
+                "samplers; without this flag"
+            )
+    weights = _weights([None])
+    if len(weights) > 1:
+        raise UserError(f"--guidance={','.join(FLAGS.guidance)}: one weight at a time")
+    students.evaluate(
+        Path(FLAGS.workdir),
+        Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
+        num=FLAGS.num,
+        deciding=FLAGS.deciding or FLAGS.num,
+        asked={name: FLAGS[name].value for name in OF_ROWS if FLAGS[name].present},
+        guidance=weights[0],
+        seed=FLAGS.seed,
+        commands=[*FLAGS.commands, command()],
+    )
+
+
+def _weights(default: list) -> list:
+    """The numbers of --guidance."""
+    if not FLAGS.guidance:
+        return default
+    try:
+        return [float(weight) for weight in FLAGS.guidance]
+    except ValueError as error:
+        raise UserError(f"--guidance={','.join(FLAGS.guidance)}: numbers") from error
 
 
 def export() -> None:

@@ -183,6 +183,7 @@ def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return moving.accuracy(measured, labels, NAMES) | {
         "fit_error": float(measured["fit_error"].mean()),
         "spread": moving.spread(measured),
+        "spread_error": moving.spread_error(measured),
     }
 
 

@@ -91,15 +91,16 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Lines over training steps; the first line in the accent colour."""
+    """Lines over training steps, or x_name; the first line in the accent colour."""
 
     title: str
     lines: Sequence[curve.Line]
     note: str = ""
     log_x: bool = False
+    x_name: str = "step"
 
     def body(self) -> str:
-        return curve.draw(self.lines, log_x=self.log_x)
+        return curve.draw(self.lines, x_name=self.x_name, log_x=self.log_x)
 
 
 @dataclass(frozen=True)

@@ -211,12 +211,23 @@ def spread(measured: dict[str, np.ndarray]) -> float:
     return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))
 
 
+def spread_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
+    """Standard error of `spread`, by a bootstrap over clips."""
+    place, n = measured["centres"].mean(1), len(measured["centres"])
+    drawn = np.random.default_rng(0).integers(n, size=(draws, n))
+    return float(np.sqrt(place[drawn].var(1).mean(-1)).std())
+
+
 def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """One line of the table: accuracies, mean fit error in px^2 a frame, spread."""
+    """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
+
+    spread_error stands for the figures that are compared.
+    """
     measured = measure(videos)
     return accuracy(measured, labels) | {
         "fit_error": float(measured["fit_error"].mean()),
         "spread": spread(measured),
+        "spread_error": spread_error(measured),
     }
 
 

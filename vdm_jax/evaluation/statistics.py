@@ -64,6 +64,33 @@ def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
     return _distance(a.mean(0), factors[0], b.mean(0), factors[1])
 
 
+def distance_error(
+    a: np.ndarray, b: np.ndarray, draws: int = 50, seed: int = 0
+) -> float:
+    """Standard error of `feature_distance` by a bootstrap over the videos of `a`.
+
+    a, b: [n, k, d], k features of each of n videos, which are drawn as a whole. The
+    drawn distances themselves are too large, since a video that comes twice is one
+    video less: their deviation is used, not their place.
+    """
+    n, k, _ = a.shape
+    flat, target = a.reshape(n * k, -1), b.reshape(len(b) * k, -1)
+    mean, cov = target.mean(0), np.cov(target, rowvar=False)
+    factor, spread = _factor(cov), np.trace(cov)
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        counts = np.repeat(np.bincount(rng.integers(n, size=n), minlength=n), k)
+        centre = counts @ flat / (n * k)
+        centred = flat - centre
+        cov = centred.T @ (centred * counts[:, None]) / (n * k - 1)
+        # The eigenvalues that `_distance` has as squares, without a factor of cov.
+        values = np.linalg.eigvalsh(factor.T @ cov @ factor)
+        cross = np.sqrt(np.maximum(values, 0)).sum()
+        off = centre - mean
+        found.append(off @ off + np.trace(cov) + spread - 2 * cross)
+    return float(np.std(found))
+
+
 def _distance(
     mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray
 ) -> float:

@@ -137,7 +137,9 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
         schedule="",
         corrector=0.0,
         # What the teacher is asked by default, if the student knows it.
-        guidance=float(np.clip(made.sample.guidance, told[0], told[1])) if told else 0.0,
+        guidance=float(np.clip(made.sample.guidance, told[0], told[1]))
+        if told
+        else 0.0,
         guidance_schedule="constant",
         combine="linear",
     )

@@ -1,0 +1,330 @@
+"""A distillation, measured: quality against the number of network calls.
+
+Its students beside samplers of the undistilled teacher, all from the same labels and
+the same noise. Each row is kept as it is finished: the same command goes on.
+
+    OUT/rows/student-0008.json, .npz  ...  results.json  index.html
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdm_jax import data, sampling, video_io
+from vdm_jax import model as models
+from vdm_jax.data import pipeline
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import curve, report, statistics
+from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
+
+SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
+LARGEST = 64  # steps of a row
+DECIDING = (8, 4)  # steps of the rows that more videos are made for
+PAGE = 12  # videos of a row on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A row: a sampler of the teacher, or one of the students (path)."""
+
+    sampler: str
+    steps: int
+    num: int
+    path: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        return f"{'student' if self.path else self.sampler}-{self.steps:04d}"
+
+    @property
+    def name(self) -> str:
+        """What a person reads."""
+        who = "student" if self.path else f"teacher, {self.sampler}"
+        return f"{who}, {self.steps} steps"
+
+
+def plan(rounds: Sequence[dict], start: int, num: int, deciding: int) -> list[Arm]:
+    """The rows, the reference first: the teacher's DDIM at the most steps of a row."""
+    most = min(start, LARGEST)
+    arms = [Arm("ddim", most, deciding)]
+    for row in sorted(rounds, key=lambda row: -row["steps"]):
+        n = row["steps"]
+        if n <= LARGEST:
+            arms.append(
+                Arm("", n, deciding if n in DECIDING else num, path=row["path"])
+            )
+    n = most
+    while n >= rounds[-1]["steps"]:
+        for sampler in SAMPLERS:
+            decides = n in DECIDING and sampler != "ancestral"
+            arm = Arm(sampler, n, deciding if decides else num)
+            if arm.key != arms[0].key:
+                arms.append(arm)
+        n //= 2
+    return arms
+
+
+def evaluate(
+    workdir: Path,
+    out: Path,
+    *,
+    num: int,
+    deciding: int,
+    asked: dict[str, Any],
+    guidance: float | None,
+    seed: int,
+    commands: Sequence[str],
+) -> list[dict]:
+    """Make and measure every row; print the table, write the report, return the rows.
+
+    num: videos of a row; deciding: of the reference and the rows of DECIDING steps.
+    asked: settings of sampling that hold for every row. guidance: the weight, told to
+    the students and given to both branches of the teacher; None for their own.
+    """
+    begun = json.loads((workdir / "distill.json").read_text())
+    done = workdir / models.STUDENTS
+    rounds = json.loads(done.read_text()) if done.is_file() else []
+    if not rounds:
+        raise UserError(
+            f"{workdir} has no student yet: its first round is not finished"
+        )
+    teacher = models.load(begun["teacher"])
+    arms = plan(rounds, begun["distill"]["start"], num, deciding)
+    config = models.read_config(workdir)
+    weight = float(config.sample.guidance if guidance is None else guidance)
+    folder = video_io.make_folder(out / "rows")
+    most = max(arm.num for arm in arms)
+    source = data.open_source(config)
+    kept = pipeline.held_out_batch(config, source, most)
+    labels = kept.get("label") if teacher.model.attributes else None
+    measure = _Measure(kept["video"], labels, config.data.source)
+
+    rows = []
+    for arm in arms:
+        loaded = models.load(workdir / arm.path) if arm.path else teacher
+        settings = dataclasses.replace(
+            sampling.Settings.of(loaded.config.sample),
+            steps=arm.steps,
+            guidance=weight,
+            **asked,
+        )
+        if not arm.path:
+            settings = dataclasses.replace(settings, sampler=arm.sampler)
+        sampling.check(loaded.model, arm.num, seed, settings)
+        origin = {
+            "arm": dataclasses.asdict(arm),
+            "settings": dataclasses.asdict(settings),
+            "seed": seed,
+            "of": next((r for r in rounds if r["path"] == arm.path), begun["teacher"]),
+            "step": loaded.step,
+        }
+        row, videos = _row(folder, arm, origin, loaded, settings, labels, measure, seed)
+        rows.append(row)
+        print(_line(row), flush=True)
+        if arm is arms[0]:
+            measure.reference = videos
+    clips = pipeline.fixed_clips(config, source.split(False), most)
+    rows.append(measure.real(stack(clips)))
+    _write(workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands)
+    return rows
+
+
+def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
+    """(figures, videos) of a row: kept ones, or made now."""
+    path, arrays = folder / f"{arm.key}.json", folder / f"{arm.key}.npz"
+    origin = json.loads(json.dumps(origin))
+    if path.is_file() and arrays.is_file():
+        kept = json.loads(path.read_text())
+        if kept["origin"] == origin:
+            with np.load(arrays) as found:
+                return kept["figures"], found["videos"]
+    asked = None if labels is None else labels[: arm.num]
+
+    def made(count: int, settings: sampling.Settings) -> np.ndarray:
+        told = None if asked is None else asked[:count]
+        return sampling.sample(
+            loaded.model, loaded.params, count, settings, labels=told, seed=seed
+        )
+
+    batch = min(settings.batch_size, arm.num)
+    made(batch, dataclasses.replace(settings, steps=1))  # compiled before it is timed
+    started = time.perf_counter()
+    videos = sampling.to_uint8(made(arm.num, settings))
+    seconds = (time.perf_counter() - started) / arm.num
+    calls = arm.steps * (2 if sampling.two_branches(loaded.model, settings) else 1)
+    figures = {"row": arm.name, "calls": calls, "seconds": seconds}
+    figures |= measure(videos)
+    with video_io.replacing(arrays, overwrite=True) as new, open(new, "wb") as file:
+        np.savez_compressed(file, videos=videos)
+    with video_io.replacing(path, overwrite=True) as new:
+        new.write_text(json.dumps({"figures": figures, "origin": origin}, indent=1))
+    return figures, videos
+
+
+class _Measure:
+    """Figures of videos that have the labels and the noise of the reference.
+
+    Frechet distances are to held-out clips of the same labels; ratios are to the
+    distances of as many videos of the reference.
+    """
+
+    def __init__(self, real: np.ndarray, labels: np.ndarray | None, source: str):
+        self.clips, self.labels = real, labels
+        self.attributes = MEASURES.get(source) if labels is not None else None
+        self.reference: np.ndarray | None = None  # its videos, once they are made
+
+    def _distances(self, videos: np.ndarray, errors: bool = True) -> dict[str, float]:
+        found, n = {}, len(videos)
+        for name, features in FEATURES.items():
+            a, b = features(videos), features(self.clips[:n])
+            found[name] = statistics.feature_distance(a, b)
+            if errors:
+                a, b = (x.reshape(n, -1, x.shape[1]) for x in (a, b))
+                found[f"{name}_error"] = statistics.distance_error(a, b)
+        return found
+
+    def __call__(self, videos: np.ndarray) -> dict[str, float]:
+        n = len(videos)
+        found: dict[str, float] = {"videos": n}
+        if self.attributes:
+            assert self.labels is not None
+            found |= self.attributes.row(videos, self.labels[:n])
+        found |= self._distances(videos)
+        first = videos if self.reference is None else self.reference[:n]
+        beside = self._distances(first, errors=False)
+        off = statistics.pixels(videos) - statistics.pixels(first)
+        found |= {f"{name}_ratio": found[name] / beside[name] for name in beside}
+        return found | {"off": float(np.sqrt(np.square(off).mean()))}
+
+    def real(self, clips: np.ndarray) -> dict[str, Any]:
+        """Training clips, as many as the reference: as near as these can be."""
+        found: dict[str, Any] = {"row": "real clips", "videos": len(clips)}
+        if self.attributes:
+            row = self.attributes.row(clips, np.full_like(self.labels, -1))
+            found |= {key: row[key] for key in ("fit_error", "spread", "spread_error")}
+        return found | self._distances(clips)
+
+
+FEATURES = {
+    "frame_fd": statistics.pixel_features,
+    "motion_fd": statistics.motion_features,
+}
+COLUMNS = {
+    "row": ("", ""),
+    "calls": ("calls", ",d"),
+    "videos": ("videos", ",d"),
+    "joint": ("all four", ".3f"),
+    "fit_error": ("fit error", ".3f"),
+    "spread": ("spread", ".3f"),
+    "spread_error": ("±", ".3f"),
+    "frame_fd": ("frame FD", ".3f"),
+    "frame_fd_error": ("±", ".3f"),
+    "frame_fd_ratio": ("ratio", ".2f"),
+    "motion_fd": ("motion FD", ".3f"),
+    "motion_fd_error": ("±", ".3f"),
+    "motion_fd_ratio": ("ratio", ".2f"),
+    "off": ("from the teacher", ".3f"),
+    "seconds": ("s a video", ".3f"),
+}
+NOTE = (
+    "The first row is what all others are held against: ratios are to its distances "
+    "with as many videos, 'from the teacher' is the root mean square to its video of "
+    "the same number, which starts from the same noise. ± is a standard error, by a "
+    "bootstrap over videos; a 95% interval is twice as wide to either side. Frechet "
+    "distances compare at equal numbers of videos only. Calls are of the network: "
+    "guidance asks the teacher twice a step, a guided student once. Seconds are "
+    "without compiling."
+)
+
+
+def cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Headings and formatted cells, of the columns that any row has."""
+    shown = {k: v for k, v in COLUMNS.items() if any(k in row for row in rows)}
+
+    def cell(row: dict, key: str, form: str) -> str:
+        return format(row[key], form) if key in row else "–"
+
+    return [heading for heading, _ in shown.values()], [
+        [cell(row, key, form) for key, (_, form) in shown.items()] for row in rows
+    ]
+
+
+def _line(row: dict) -> str:
+    """What is said when a row is finished."""
+    parts = [
+        f"{heading} {row[key]:{form}}"
+        for key, (heading, form) in COLUMNS.items()
+        if key in row and heading not in ("", "±")
+    ]
+    return f"{row['row']}: " + ", ".join(parts)
+
+
+def _curves(rows: Sequence[dict], key: str) -> list[curve.Line]:
+    """A figure against calls: the students first, then each sampler of the teacher."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if key in row and "calls" in row:
+            who = row["row"].rsplit(",", 1)[0]
+            lines.setdefault(who, []).append((row["calls"], row[key]))
+    order = sorted(lines, key=lambda who: not who.startswith("student"))
+    return [curve.Line(who, *np.array(sorted(lines[who])).T) for who in order]
+
+
+def _write(
+    workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands
+) -> None:
+    """results.json, and the page: rows of videos from the same noise, curves, table."""
+    headings, body = cells(rows)
+    print(f"\n{statistics.text(headings, body)}")
+    results = {"rows": rows, "seed": seed, "guidance": weight, "rounds": rounds}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    config = teacher.config
+    films = [report.Film("real clips", measure.clips[:PAGE], columns=PAGE)]
+    shown = [arms[0], *(a for a in arms if a.path)]
+    shown += [a for a in arms[1:] if a.sampler == "ddim"]
+    for arm in shown:
+        with np.load(out / "rows" / f"{arm.key}.npz") as found:
+            films.append(report.Film(arm.name, found["videos"][:PAGE], columns=PAGE))
+    sections: list[report.Section] = [
+        report.Films(
+            "From the same noise",
+            films,
+            config.video.fps,
+            note="A column is one noise and one label: the teacher, its students, and "
+            "the teacher hurried. The real clips have the labels, not the noise.",
+        )
+    ]
+    for key in ("spread", "frame_fd", "motion_fd", "joint"):
+        if lines := _curves(rows, key):
+            title = f"{COLUMNS[key][0].capitalize()} by calls"
+            sections.append(report.Curve(title, lines, x_name="calls", log_x=True))
+    sections.append(
+        report.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE)
+    )
+    sections.append(
+        report.Table(
+            "Rounds",
+            ["steps", "updates", "loss", "metric", "seconds"],
+            [
+                [str(r["steps"]), str(r["updates"]), f"{r['loss']:.5f}",
+                 f"{r['metric']:.3f}", f"{r['seconds']:.0f}"]
+                for r in rounds
+            ],
+        )
+    )  # fmt: skip
+    sections += [report.Commands("The commands", commands), facts(teacher, seed)]
+    last = rounds[-1]["steps"]
+    report.write(
+        out / "index.html",
+        title=f"vdm_jax: {workdir.name}",
+        lead=f"A teacher and its students down to {last} "
+        f"{'steps' if last > 1 else 'step'}, guidance weight {weight:g}.",
+        sections=sections,
+    )
+    print(f"\nthe report: {out / 'index.html'}")
