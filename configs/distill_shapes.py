@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
         updates=100,
         last_updates=200,
         metric="joint",
-        num=200,
+        num=96,
     )
     config.data.batch_size = 16
     config.train.update(

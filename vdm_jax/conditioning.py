@@ -33,7 +33,7 @@ def weight_features(weight: jax.Array, low: float, high: float) -> jax.Array:
     between those seen are known too.
     """
     turns = jnp.arange(1, WAVES + 1, dtype=weight.dtype) * (jnp.pi / 2)
-    angle = ((weight - low) / (high - low))[:, None] * turns
+    angle = ((weight - low) / (high - low))[:, None] * turns[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 

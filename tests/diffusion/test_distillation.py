@@ -244,7 +244,7 @@ def test_a_step_of_ddim_is_a_rotation(turn, x64):
 def printed(denoise, z, i, n):
     """Algorithm 2 of Salimans & Ho, in the precision of z: the target for x.
 
-    In the last interval, where it would be 0 / 0, the teacher's second x.
+    In the last interval, whose end there is the clipped one, the teacher's second x.
     """
     angle = [COSINE.angle(np.maximum(i - k / 2, 0) / n) for k in range(3)]
     step, half, end = (

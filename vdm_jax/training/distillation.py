@@ -199,6 +199,10 @@ def inherit(student: Model, params: Params, key: jax.Array) -> Params:
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 
+def _averaged(state) -> Params:
+    return state.params if state.ema is None else state.ema
+
+
 class _Rounds:
     """What all rounds share: models, data, mesh, and one program for each loss."""
 
@@ -243,6 +247,8 @@ class _Rounds:
         batches = pipeline.train_batches(config, self.source, *share)
         with contextlib.closing(batches):
             state = run.resume(self.abstract, start, batches, lambda origin: teacher)
+            if int(state.step) >= each.updates:
+                return _averaged(state)  # its checkpoint was the last thing done
             loss_fn, update = self._program(run, each.told, frozen, shapes, key)
             state = fit(
                 update,
@@ -258,7 +264,7 @@ class _Rounds:
                 ),
                 diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
             )
-        return state.params if state.ema is None else state.ema
+        return _averaged(state)
 
     def _program(self, run: Run, told: bool, frozen, shapes, key):
         """(loss, one update), compiled for the told round and for all the others."""
@@ -296,8 +302,12 @@ class _Rounds:
             self.student, distill.num, config.sample.label, self.config.seed
         )
 
+        # A limit that has passed already leaves when this is done: with one that is
+        # shorter than this takes, the same command would never get further.
+        before = run.stop.requested()
+
         def leave_when_asked(done: int, total: int) -> None:
-            if run.stop.requested():
+            if run.stop.requested() > before:
                 raise Interrupted
 
         def made(model: Model, params: Params, **how) -> np.ndarray:

@@ -87,6 +87,11 @@ def check(distill: Any, source: str, teacher: Model) -> None:
             raise UserError(
                 f"config.distill.{name}={distill[name]!r}: one of {', '.join(values)}"
             )
+    if not np.allclose(teacher.schedule.times(4), (1, 0.75, 0.5, 0.25)):
+        raise UserError(
+            "this teacher's schedule (diffusion.schedule) chooses its steps unevenly "
+            "in time: two of them are not one of a student; give a teacher of another"
+        )
     weights = tuple(distill.guidance)
     if not weights:
         return
@@ -130,16 +135,15 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
         "preview_every": 0,
         "validate_every": 0,
     }
-    told = made.conditioning.guidance_range
+    told, weight = made.conditioning.guidance_range, 0.0
+    if told:  # what the teacher is asked by default, if the student knows it
+        weight = float(np.clip(made.sample.guidance, told[0], told[1]))
     made.sample.update(
         steps=step.steps,
         sampler="ddim" if step.told else distill.sampler,
         schedule="",
         corrector=0.0,
-        # What the teacher is asked by default, if the student knows it.
-        guidance=float(np.clip(made.sample.guidance, told[0], told[1]))
-        if told
-        else 0.0,
+        guidance=weight,
         guidance_schedule="constant",
         combine="linear",
     )

@@ -12,6 +12,7 @@ from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import losses, schedules
+from vdm_jax.errors import UserError
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training.checks import check
@@ -35,6 +36,11 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
     written if the config is wrong; SystemExit as `fit` does.
     """
     check(config)
+    if config.conditioning.guidance_range:
+        raise UserError(
+            f"config.conditioning.guidance_range={config.conditioning.guidance_range}: "
+            "only distill.py makes students that are told a weight; set it to ()"
+        )
     mesh = sharding.make_mesh(**config.mesh)
     source = data.open_source(config)
     config = data.resolve(config, source)

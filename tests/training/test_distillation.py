@@ -1,0 +1,409 @@
+"""Rounds around fit: what a student starts from, what a kill leaves behind."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import distill_shapes, shapes
+from tests import verbs
+from vdm_jax import model as models
+from vdm_jax import sampling
+from vdm_jax.diffusion import process, schedules
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import students
+from vdm_jax.training import distillation, rounds
+from vdm_jax.training.distillation import distill
+from vdm_jax.weights import params as params_file
+
+UPDATES = 4
+PROGRAM = distillation._Rounds._program
+
+
+def teacher_config():
+    """The smallest network that is told everything: it compiles in seconds."""
+    config = shapes.get_config("smoke").unlock()
+    config.network.update(
+        levels=(dict(channels=8, blocks=1, mixing=("temporal_conv",)),),
+        middle=(),
+        patch=4,
+    )
+    config.conditioning.update(width=8, layers=1)
+    attributes = (("a", "b", "c"), ("x", "y", "z"), ("l", "r", "u", "d"), ("s", "f"))
+    config.data.update(attributes=attributes, mean=-0.9, variance=0.2)
+    return config
+
+
+def noisy(params, scale=0.05):
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    return jax.tree.map(
+        lambda p: p + scale * jax.random.normal(next(keys), p.shape, p.dtype), params
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A shipped model whose output is not zero."""
+    folder = tmp_path_factory.mktemp("teacher")
+    config = teacher_config()
+    model = models.build(config)
+    params_file.write(
+        folder / "params.safetensors", noisy(model.init(jax.random.key(0)))
+    )
+    (folder / "config.json").write_text(config.to_json_best_effort())
+    return folder
+
+
+def config(**changes):
+    value = distill_shapes.get_config("smoke").unlock()
+    value.distill.update(
+        start=8, told_updates=UPDATES, updates=UPDATES, last_updates=UPDATES, num=4
+    )
+    value.update_from_flattened_dict(changes)
+    return value.lock()
+
+
+def last(workdir):
+    return models.load(workdir).params
+
+
+def equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), a, b)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Of each kind of round one, for all distillations of this file."""
+    kept = {}
+
+    def once(self, run, told, *args):
+        kind = told, self.config.distill.sampler, bool(self.config.distill.guidance)
+        if kind not in kept:
+            kept[kind] = PROGRAM(self, run, told, *args)
+        return kept[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distillation._Rounds, "_program", once)
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def done(teacher, tmp_path_factory):
+    """A finished guided distillation: 8 steps, told, then 4, 2, 1."""
+    workdir = tmp_path_factory.mktemp("done")
+    distill(config(), str(teacher), workdir)
+    return workdir
+
+
+def test_one_program_for_the_told_round_and_one_for_all_others(
+    teacher, tmp_path, monkeypatch
+):
+    """Neither the teacher nor the numbers of steps and updates compile anew."""
+    compiled = []
+    monkeypatch.setattr(distillation._Rounds, "_program", PROGRAM)
+    monkeypatch.setattr(distillation, "describe", lambda *args: compiled.append(args))
+    value = config(**{"distill.last_updates": UPDATES + 1})
+    assert len(distill(value, str(teacher), tmp_path)) == 4
+    assert len(compiled) == 2
+
+
+def test_rounds_json_and_the_students(done, teacher):
+    workdir = done
+    found = json.loads((workdir / "rounds.json").read_text())
+    assert [row["steps"] for row in found] == [8, 4, 2, 1]
+    for row in found:
+        assert set(row) == {"steps", "updates", "loss", "metric", "seconds", "path"}
+        assert row["updates"] == UPDATES and row["loss"] > 0 and row["seconds"] > 0
+        own = models.read_config(workdir / row["path"])
+        assert own.sample.steps == row["steps"] and own.sample.sampler == "ddim"
+        assert own.network == models.read_config(teacher).network
+        assert own.conditioning.guidance_range == [0.0, 4.0]
+        assert (workdir / row["path"] / "samples" / "step-0000004.gif").is_file()
+    assert models.read_config(workdir).sample.steps == 1
+    assert equal(last(workdir), last(workdir / "rounds/0001"))
+    assert not equal(last(workdir), last(workdir / "rounds/0002"))
+
+
+def test_a_second_call_finds_nothing_to_do(done, teacher):
+    workdir = done
+    before = last(workdir)
+    distill(config(), str(teacher), workdir)
+    assert equal(before, last(workdir))
+
+
+def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
+    """In a round, after its last checkpoint, after its row; in the first and later."""
+    put, accept, count = distillation.sharding.put_batch, distillation._accept, [0]
+
+    class Killed(Exception):
+        pass
+
+    def killed(*args, **how):
+        raise Killed
+
+    def put_until(mesh, batch):
+        count[0] -= 1
+        return put(mesh, batch) if count[0] else killed()
+
+    def accept_and_die(*args):
+        accept(*args)
+        killed()
+
+    def dies(room, name, how):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(room, name, how)
+            distill(config(), str(teacher), tmp_path)
+
+    for updates in (1, 3):  # before the checkpoint of the second update, and after
+        count[0] = updates
+        dies(distillation.sharding, "put_batch", put_until)
+    dies(distillation, "_accept", killed)
+    dies(distillation, "_accept", accept_and_die)
+    dies(distillation, "_accept", killed)
+    count[0] = 7  # in the last round
+    dies(distillation.sharding, "put_batch", put_until)
+    assert len(json.loads((tmp_path / "rounds.json").read_text())) == 3
+    distill(config(), str(teacher), tmp_path)
+    assert equal(last(tmp_path), last(done))
+
+
+def test_a_time_limit_saves_and_leaves(done, teacher, tmp_path):
+    """However short it is, something is done each time."""
+    calls = 0
+    while True:
+        calls += 1
+        try:
+            distill(config(), str(teacher), tmp_path, time_limit=0.001)
+            break
+        except SystemExit as left:
+            assert left.code == 42
+    assert calls > 4
+    assert equal(last(tmp_path), last(done))
+
+
+def test_a_told_student_begins_as_its_teacher(teacher):
+    """At every weight: the branch adds zero, to the last bit."""
+    loaded = models.load(teacher)
+    one = rounds.rounds(config().distill)[0]
+    own = rounds.student_config(config(), loaded.config, one, "")
+    student = models.build(own)
+    params = distillation.inherit(student, loaded.params, jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (5, *student.shape))
+    labels = {"label": jnp.array([[0, 1, 2, 1], [2, -1, 3, 0]] * 2 + [[-1] * 4])}
+    step = schedules.step_of_angle(jnp.linspace(0.1, 1.5, 5))
+    cond = loaded.model.conditions(labels)
+    expected = loaded.model.denoiser(loaded.params)(z, step, cond)
+    for weight in (0.0, 1.3, 4.0):
+        told = student.tell(cond, jnp.full(5, weight))
+        found = student.denoiser(params)(z, step, told)
+        assert equal(tuple(found), tuple(expected))
+    assert jnp.abs(expected.x).max() > 0.1
+
+
+def test_the_told_loss_is_that_of_both_branches(teacher):
+    """Its value is the mean square of w (conditional - unconditional) at the start."""
+    loaded = models.load(teacher)
+    value = config(**{"distill.guidance": (1.9999, 2.0)})
+    one = rounds.rounds(value.distill)[0]
+    own = rounds.student_config(value, loaded.config, one, "")
+    own.unlock().conditioning.update(label_drop=0.0, attribute_drop=0.0)
+    student = models.build(own)
+    params = distillation.inherit(student, loaded.params, jax.random.key(0))
+    batch = {
+        "video": np.random.default_rng(0).integers(
+            0, 256, (64, *student.shape), np.uint8
+        ),
+        "label": np.tile(np.array([[0, 1, 2, 1]], np.int32), (64, 1)),
+    }
+    loss_fn = distillation.told_loss(student, loaded.model, "snr_plus_one")
+    loss, _ = loss_fn(params, {"teacher": loaded.params}, batch, jax.random.key(3))
+
+    time_key, noise_key, _ = jax.random.split(jax.random.key(3), 3)
+    t = (jax.random.uniform(time_key, ()) + jnp.arange(64) / 64) % 1.0
+    step = schedules.step_at(student.schedule, t)
+    x = jnp.asarray(batch["video"]) / 127.5 - 1
+    z = process.diffuse(x, jax.random.normal(noise_key, x.shape), step)
+    given = loaded.model.conditions({"label": jnp.asarray(batch["label"])})
+    v = [
+        process.velocity(loaded.model.denoiser(loaded.params)(z, step, cond), step)
+        for cond in (given, loaded.model.null(given))
+    ]
+    np.testing.assert_allclose(loss, 4 * jnp.square(v[0] - v[1]).mean(), rtol=1e-3)
+
+
+def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
+    """The same as its denoiser, told the weight by hand."""
+    loaded = models.load(done / "rounds/0008")
+    params = noisy(loaded.params)  # so that the weight matters
+    labels = np.array([[0, 1, 2, 1], [1, 2, 0, 0]], np.int32)
+    made = {
+        w: sampling.sample(
+            loaded.model,
+            params,
+            2,
+            sampling.Settings(steps=1, guidance=w, threshold=0.0),
+            labels=labels,
+        )
+        for w in (0.0, 3.0)
+    }
+    assert abs(made[0.0] - made[3.0]).max() > 1e-3
+    keys = sampling.blocks.samplers.video_keys(0, 0, 0, jnp.arange(2))
+    z = sampling.blocks.samplers.normal(keys, 0, 0, loaded.model.shape)
+    cond = loaded.model.conditions({"label": jnp.asarray(labels)})
+    step = schedules.step_of_angle(loaded.model.schedule.angle(jnp.ones(2)))
+    told = loaded.model.tell(cond, jnp.full(2, 3.0))
+    x = loaded.model.denoiser(params)(z, step, told).x
+    np.testing.assert_allclose(made[3.0], jnp.clip(x, -1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(guidance=5.0), "told weights from 0 to 4"),
+        (dict(guidance=4.0, guidance_schedule="oscillating:9"), "weight 9"),
+        (dict(guidance=4.0, guidance_schedule="frames:1"), "one weight for all frames"),
+        (dict(guidance=4.0, combine="rescaled"), "combines linearly"),
+    ],
+)
+def test_a_told_student_is_not_asked_what_it_was_not_told(done, settings, message):
+    student = models.load(done).model
+    with pytest.raises(UserError, match=message):
+        sampling.check(student, 2, 0, sampling.Settings(**settings))
+
+
+def test_oscillating_guidance_reaches_a_told_student(done):
+    """Both weights, from row to row."""
+    loaded = models.load(done / "rounds/0008")
+    params, labels = noisy(loaded.params), np.zeros((1, 4), np.int32)
+
+    def made(**how):
+        settings = sampling.Settings(steps=4, guidance=4.0, threshold=0.0, **how)
+        return sampling.sample(loaded.model, params, 1, settings, labels=labels)
+
+    turns = made(guidance_schedule="oscillating:0:0.5")
+    assert abs(turns - made()).max() > 1e-3
+
+
+def test_unguided_and_stochastic_by_agreement(teacher, tmp_path):
+    value = config(
+        **{
+            "distill.guidance": (),
+            "distill.sampler": "stochastic",
+            "distill.metric": "agreement",
+            "distill.end": 2,
+        }
+    )
+    found = distill(value, str(teacher), tmp_path)
+    assert [row["steps"] for row in found] == [4, 2]
+    assert all(-1 < row["metric"] <= 1 for row in found)
+    own = models.read_config(tmp_path)
+    assert own.sample.sampler == "stochastic" and own.conditioning.guidance_range == []
+
+
+def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatch):
+    metrics = iter([0.9, 0.85, 0.6, 0.6, 0.6, 0.6])
+    monkeypatch.setattr(distillation._Rounds, "measure", lambda *args: next(metrics))
+    value = config(**{"distill.tolerance": 0.1})
+    with pytest.raises(UserError, match="joint fell from 0.850 to 0.600") as caught:
+        distill(value, str(teacher), tmp_path)
+    assert caught.value.status == 5
+    assert len(json.loads((tmp_path / "rounds.json").read_text())) == 2
+    with pytest.raises(UserError, match="fell"):  # it is not passed by asking again
+        distill(value, str(teacher), tmp_path)
+    more = config(**{"distill.tolerance": 0.5, "distill.last_updates": UPDATES + 2})
+    found = distill(more, str(teacher), tmp_path)
+    assert [row["updates"] for row in found] == [4, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.start": 48}, "a power of two"),
+        ({"distill.start": 2048}, "a power of two up to 1024"),
+        ({"distill.end": 8}, "end=8: below distill.start=8"),
+        ({"distill.updates": 0}, "updates=0: at least 1"),
+        ({"distill.guidance": (2.0, 1.0)}, "the lowest and the highest"),
+        ({"distill.guidance": (1.0,)}, "the lowest and the highest"),
+        ({"distill.guidance": ("a", "b")}, "the lowest and the highest"),
+        ({"distill.sampler": "heun"}, "one of ddim, stochastic"),
+        ({"distill.weighting": "sum"}, "one of constant"),
+        ({"distill.metric": "fid"}, "one of agreement, joint"),
+        ({"distill.tolerance": float("nan")}, "tolerance=nan"),
+        ({"train.decay": "steps"}, "one of cosine, linear"),
+        ({"data.batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_wrong_settings_are_refused_and_leave_nothing(
+    teacher, tmp_path, changes, message
+):
+    with pytest.raises(UserError, match=message):
+        distill(config(**changes), str(teacher), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_may_not_change_when_it_goes_on(done, teacher):
+    workdir = done
+    for changes in (
+        {"seed": 1},
+        {"distill.start": 16},
+        {"distill.guidance": (0.0, 2.0)},
+        {"distill.sampler": "stochastic"},
+    ):
+        with pytest.raises(UserError, match=list(changes)[0]):
+            distill(config(**changes), str(teacher), workdir)
+
+
+def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
+    own = teacher_config()
+    own.conditioning.label_drop = 0.0
+    with pytest.raises(UserError, match="sometimes dropped"):
+        rounds.check(config().distill, "shapes", models.build(own))
+    own.conditioning.update(label_drop=0.1, guidance_range=(0.0, 4.0))
+    with pytest.raises(UserError, match="a guided student already"):
+        rounds.check(config().distill, "shapes", models.build(own))
+
+
+def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
+    """And says of every row how many calls it takes."""
+    workdir = done
+    ask = dict(
+        num=3, deciding=4, asked={}, guidance=None, seed=0, commands=["evaluate"]
+    )
+    rows = students.evaluate(workdir, tmp_path, **ask)
+    by_name = {row["row"]: row for row in rows}
+    assert by_name["student, 4 steps"]["calls"] == 4
+    assert by_name["teacher, dpm, 4 steps"]["calls"] == 8
+    assert by_name["student, 4 steps"]["videos"] == 4
+    assert by_name["teacher, ancestral, 4 steps"]["videos"] == 3
+    assert by_name["teacher, ddim, 8 steps"]["off"] == 0
+    assert (tmp_path / "index.html").stat().st_size > 10_000
+    monkeypatch.setattr(students.sampling, "sample", lambda *args, **how: 1 / 0)
+    assert students.evaluate(workdir, tmp_path, **ask) == rows
+    with pytest.raises(ZeroDivisionError):
+        students.evaluate(workdir, tmp_path, **ask | {"seed": 1})
+
+
+def test_the_guidance_features_are_a_fourier_series():
+    """Orthogonal over two ranges' length, and of the range's own scale."""
+    from vdm_jax.conditioning import weight_features
+
+    w = jnp.linspace(2.0, 10.0, 400, endpoint=False)  # a turn of the slowest
+    found = np.asarray(weight_features(w, 2.0, 4.0))
+    np.testing.assert_allclose(found.T @ found / 200, np.eye(16), atol=1e-3)
+    np.testing.assert_allclose(found, weight_features(w / 2, 1.0, 2.0), atol=1e-5)
+
+
+def test_the_verb_by_its_command(tmp_path):
+    """train.py, distill.py, sample.py, evaluate.py, as a user calls them."""
+    message = verbs.refused(
+        "distill", "--config=configs/distill_shapes.py:smoke",
+        "--teacher=/absent", f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert "/absent" in message
+    message = verbs.refused(
+        "train", "--config=configs/shapes.py:smoke", f"--workdir={tmp_path}/run",
+        "--config.conditioning.guidance_range=(0.0, 1.0)",
+    )  # fmt: skip
+    assert "only distill.py" in message
