@@ -132,7 +132,9 @@ def distillation() -> ConfigDict:
         guidance=(),  # lowest and highest weight w to be told; () is unguided
         sampler="ddim",  # of the students, or "stochastic", which knows double steps
         weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
-        told_updates=50_000,  # of the first round of a guided distillation
+        # Of the first round of a guided distillation, which has more to learn:
+        told_updates=50_000,
+        told_learning_rate=1e-4,
         updates=50_000,  # of a round
         last_updates=100_000,  # of the rounds to 2 steps and to 1, the hardest
         # What a round is judged by: "agreement" with its teacher from the same noise

@@ -20,10 +20,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start=128,
         end=1,
-        guidance=(0.0, 4.0),
-        told_updates=300,
-        updates=100,
-        last_updates=200,
+        guidance=(0.0, 2.0),
+        told_updates=1000,
+        told_learning_rate=5e-3,
+        updates=200,
+        last_updates=400,
         metric="joint",
         num=96,
     )

@@ -1,5 +1,6 @@
 """Rounds around fit: what a student starts from, what a kill leaves behind."""
 
+import functools
 import json
 
 import jax
@@ -59,7 +60,12 @@ def teacher(tmp_path_factory):
 def config(**changes):
     value = distill_shapes.get_config("smoke").unlock()
     value.distill.update(
-        start=8, told_updates=UPDATES, updates=UPDATES, last_updates=UPDATES, num=4
+        start=8,
+        guidance=(0.0, 4.0),
+        told_updates=UPDATES,
+        updates=UPDATES,
+        last_updates=UPDATES,
+        num=4,
     )
     value.update_from_flattened_dict(changes)
     return value.lock()
@@ -121,6 +127,8 @@ def test_rounds_json_and_the_students(done, teacher):
         assert own.network == models.read_config(teacher).network
         assert own.conditioning.guidance_range == [0.0, 4.0]
         assert (workdir / row["path"] / "samples" / "step-0000004.gif").is_file()
+    rates = [models.read_config(workdir / r["path"]).train.learning_rate for r in found]
+    assert rates == [5e-3, 1e-3, 1e-3, 1e-3]
     assert models.read_config(workdir).sample.steps == 1
     assert equal(last(workdir), last(workdir / "rounds/0001"))
     assert not equal(last(workdir), last(workdir / "rounds/0002"))
@@ -194,10 +202,15 @@ def test_a_told_student_begins_as_its_teacher(teacher):
     labels = {"label": jnp.array([[0, 1, 2, 1], [2, -1, 3, 0]] * 2 + [[-1] * 4])}
     step = schedules.step_of_angle(jnp.linspace(0.1, 1.5, 5))
     cond = loaded.model.conditions(labels)
-    expected = loaded.model.denoiser(loaded.params)(z, step, cond)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def predict(model, params, cond):
+        return model.denoiser(params)(z, step, cond)
+
+    expected = predict(loaded.model, loaded.params, cond)
     for weight in (0.0, 1.3, 4.0):
         told = student.tell(cond, jnp.full(5, weight))
-        found = student.denoiser(params)(z, step, told)
+        found = predict(student, params, told)
         assert equal(tuple(found), tuple(expected))
     assert jnp.abs(expected.x).max() > 0.1
 
@@ -218,7 +231,8 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
         "label": np.tile(np.array([[0, 1, 2, 1]], np.int32), (64, 1)),
     }
     loss_fn = distillation.told_loss(student, loaded.model, "snr_plus_one")
-    loss, _ = loss_fn(params, {"teacher": loaded.params}, batch, jax.random.key(3))
+    frozen = {"teacher": loaded.params}
+    loss, _ = jax.jit(loss_fn)(params, frozen, batch, jax.random.key(3))
 
     time_key, noise_key, _ = jax.random.split(jax.random.key(3), 3)
     t = (jax.random.uniform(time_key, ()) + jnp.arange(64) / 64) % 1.0
@@ -226,10 +240,14 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
     x = jnp.asarray(batch["video"]) / 127.5 - 1
     z = process.diffuse(x, jax.random.normal(noise_key, x.shape), step)
     given = loaded.model.conditions({"label": jnp.asarray(batch["label"])})
-    v = [
-        process.velocity(loaded.model.denoiser(loaded.params)(z, step, cond), step)
-        for cond in (given, loaded.model.null(given))
-    ]
+
+    @jax.jit
+    def v_of(cond):
+        return process.velocity(
+            loaded.model.denoiser(loaded.params)(z, step, cond), step
+        )
+
+    v = v_of(given), v_of(loaded.model.null(given))
     np.testing.assert_allclose(loss, 4 * jnp.square(v[0] - v[1]).mean(), rtol=1e-3)
 
 
@@ -254,7 +272,7 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
     cond = loaded.model.conditions({"label": jnp.asarray(labels)})
     step = schedules.step_of_angle(loaded.model.schedule.angle(jnp.ones(2)))
     told = loaded.model.tell(cond, jnp.full(2, 3.0))
-    x = loaded.model.denoiser(params)(z, step, told).x
+    x = jax.jit(lambda z: loaded.model.denoiser(params)(z, step, told).x)(z)
     np.testing.assert_allclose(made[3.0], jnp.clip(x, -1, 1), atol=1e-5)
 
 
@@ -367,9 +385,15 @@ def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
 
 def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     """And says of every row how many calls it takes."""
+    monkeypatch.setattr(students, "DRAWS", 2)
     workdir = done
     ask = dict(
-        num=3, deciding=4, asked={}, guidance=None, seed=0, commands=["evaluate"]
+        num=3,
+        deciding=4,
+        asked={"batch_size": 3},
+        guidance=None,
+        seed=0,
+        commands=["evaluate"],
     )
     rows = students.evaluate(workdir, tmp_path, **ask)
     by_name = {row["row"]: row for row in rows}

@@ -26,6 +26,7 @@ SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
 DECIDING = (8, 4)  # steps of the rows that more videos are made for
 PAGE = 12  # videos of a row on the page
+DRAWS = 50  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def evaluate(
     source = data.open_source(config)
     kept = pipeline.held_out_batch(config, source, most)
     labels = kept.get("label") if teacher.model.attributes else None
-    measure = _Measure(kept["video"], labels, config.data.source)
+    measure = Measure(kept["video"], labels, config.data.source)
 
     rows = []
     for arm in arms:
@@ -167,7 +168,7 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     return figures, videos
 
 
-class _Measure:
+class Measure:
     """Figures of videos that have the labels and the noise of the reference.
 
     Frechet distances are to held-out clips of the same labels; ratios are to the
@@ -186,7 +187,7 @@ class _Measure:
             found[name] = statistics.feature_distance(a, b)
             if errors:
                 a, b = (x.reshape(n, -1, x.shape[1]) for x in (a, b))
-                found[f"{name}_error"] = statistics.distance_error(a, b)
+                found[f"{name}_error"] = statistics.distance_error(a, b, DRAWS)
         return found
 
     def __call__(self, videos: np.ndarray) -> dict[str, float]:

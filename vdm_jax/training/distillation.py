@@ -276,7 +276,7 @@ class _Rounds:
         else:
             double = distill.sampler == "stochastic"
             loss_fn = halving_loss(self.student, distill.weighting, double)
-        rate = optim.learning_rate(self.config.train)
+        rate = optim.learning_rate(run.config.train)
         step = steps.make_step(
             loss_fn,
             self.tx,

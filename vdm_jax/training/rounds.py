@@ -135,6 +135,8 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
         "preview_every": 0,
         "validate_every": 0,
     }
+    if step.told:
+        made.train.learning_rate = distill.told_learning_rate
     told, weight = made.conditioning.guidance_range, 0.0
     if told:  # what the teacher is asked by default, if the student knows it
         weight = float(np.clip(made.sample.guidance, told[0], told[1]))
