@@ -52,12 +52,14 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# Sample the shipped models, train one from scratch, sample it, measure it.
+# A distilled student of 8 steps beside its teacher at 64 and at 8; then sample, train one from scratch, sample it, measure it.
 DEMO := runs/demo
 demo: setup
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --out=$(DEMO)/shapes --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(DEMO)/teacher --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/hurried --overwrite
 	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --out=$(DEMO)/clips --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 \
-	  --beside=$(DEMO)/shapes,$(DEMO)/clips --commands="make demo"
+	  --beside=$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/hurried,$(DEMO)/clips --commands="make demo"

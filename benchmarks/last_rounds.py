@@ -35,7 +35,7 @@ from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.evaluation import statistics, students
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
-from vdm_jax.training.distillation import _drawn
+from vdm_jax.training.distillation import draw
 
 ROOT = Path(__file__).parents[1]
 POINTS = 8
@@ -101,7 +101,7 @@ def train(arm: str, n: int, loaded, count: int, seed: int):
 
     def loss_fn(params, frozen, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = _drawn(model, batch, rest)
+        x, cond, weight = draw(model, batch, rest)
         if model.guidance_range:
             cond = model.tell(cond, weight)
         z, angle, aim = target(model, frozen, params, x, cond, n, (step_key, noise_key))

@@ -382,7 +382,7 @@ def evaluate() -> None:
         from vdm_jax import model
         from vdm_jax.evaluation import evaluate
 
-        if (Path(FLAGS.workdir) / "distill.json").is_file():
+        if (Path(FLAGS.workdir) / model.DISTILLATION).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
@@ -467,10 +467,12 @@ def export() -> None:
         file = out / "params.safetensors"
         with video_io.replacing(file, overwrite=True) as path:
             params.write(path, loaded.params)
+        with loaded.config.unlocked():
+            loaded.config.init_from = ""  # a path of the machine that trained it
         text = loaded.config.to_json_best_effort(indent=1)
         with video_io.replacing(out / "config.json", overwrite=True) as path:
             path.write_text(text + "\n")
-        log = Path(FLAGS.workdir) / "metrics.jsonl"
+        log = model.resolve(Path(FLAGS.workdir)) / "metrics.jsonl"
         if log.is_file():
             with video_io.replacing(out / log.name, overwrite=True) as path:
                 path.write_bytes(log.read_bytes())

@@ -260,20 +260,25 @@ LATER = {
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
-STUDENTS = "rounds.json"  # of a distillation: its finished rounds
+# A distillation's workdir: what was asked, and its finished rounds.
+DISTILLATION, STUDENTS = "distill.json", "rounds.json"
 
 
 def resolve(workdir: Path) -> Path:
     """The workdir itself; of a distillation, that of its last student."""
+    if not (workdir / DISTILLATION).is_file():
+        return workdir
+    return workdir / students(workdir)[-1]["path"]
+
+
+def students(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a distillation's finished rounds, of which there is one at least."""
     path = workdir / STUDENTS
     if not path.is_file():
-        return workdir
-    rounds = json.loads(path.read_text())
-    if not rounds:
         raise UserError(
             f"{workdir} has no student yet: its first round is not finished"
         )
-    return workdir / rounds[-1]["path"]
+    return json.loads(path.read_text())
 
 
 def read_config(workdir: Path) -> Any:

@@ -128,7 +128,7 @@ def test_rounds_json_and_the_students(done, teacher):
         assert own.conditioning.guidance_range == [0.0, 4.0]
         assert (workdir / row["path"] / "samples" / "step-0000004.gif").is_file()
     rates = [models.read_config(workdir / r["path"]).train.learning_rate for r in found]
-    assert rates == [5e-3, 1e-3, 1e-3, 1e-3]
+    assert rates == [2e-3, 1e-3, 1e-3, 1e-3]
     assert models.read_config(workdir).sample.steps == 1
     assert equal(last(workdir), last(workdir / "rounds/0001"))
     assert not equal(last(workdir), last(workdir / "rounds/0002"))
@@ -194,7 +194,7 @@ def test_a_time_limit_saves_and_leaves(done, teacher, tmp_path):
 def test_a_told_student_begins_as_its_teacher(teacher):
     """At every weight: the branch adds zero, to the last bit."""
     loaded = models.load(teacher)
-    one = rounds.rounds(config().distill)[0]
+    one = rounds.planned(config().distill)[0]
     own = rounds.student_config(config(), loaded.config, one, "")
     student = models.build(own)
     params = distillation.inherit(student, loaded.params, jax.random.key(0))
@@ -219,7 +219,7 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
     """Its value is the mean square of w (conditional - unconditional) at the start."""
     loaded = models.load(teacher)
     value = config(**{"distill.guidance": (1.9999, 2.0)})
-    one = rounds.rounds(value.distill)[0]
+    one = rounds.planned(value.distill)[0]
     own = rounds.student_config(value, loaded.config, one, "")
     own.unlock().conditioning.update(label_drop=0.0, attribute_drop=0.0)
     student = models.build(own)

@@ -154,8 +154,10 @@ def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
 
 
 def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
-    """What sample.py has written; of another data source, beside its real clips."""
-    sections = []
+    """What sample.py has written: of the same data source, side by side, to compare a
+    teacher and its students; of another, each beside its real clips.
+    """
+    sections, alike = [], []
     for folder in folders:
         path = folder / "samples.npz"
         if not path.is_file():
@@ -164,14 +166,21 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
             videos = arrays["videos"]
         described = json.loads((folder / "samples.json").read_text())
         film = report.Film(described["command"], videos[:SHOWN])
+        config = read_config(Path(described["workdir"]))
+        if config.data.source == source:
+            alike.append(film)
+            fps = described["fps"]
+            continue
         title = f"Samples of {described['workdir']}"
         sections.append(report.Films(title, [film], described["fps"]))
-        config = read_config(Path(described["workdir"]))
-        if config.data.source != source:
-            kept, training = real(config, len(videos))
-            sections += compare(
-                videos, kept["video"], training, config.video.fps, f"{title}: "
-            )
+        kept, training = real(config, len(videos))
+        sections += compare(
+            videos, kept["video"], training, config.video.fps, f"{title}: "
+        )
+    if alike:
+        note = "Of one seed: where the labels are the same, so is the noise."
+        first = report.Films("Samples of shipped models", alike, fps, note=note)
+        sections.insert(0, first)
     return sections
 
 

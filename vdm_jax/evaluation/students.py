@@ -18,7 +18,6 @@ import numpy as np
 from vdm_jax import data, sampling, video_io
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
 from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
 
@@ -88,13 +87,8 @@ def evaluate(
     asked: settings of sampling that hold for every row. guidance: the weight, told to
     the students and given to both branches of the teacher; None for their own.
     """
-    begun = json.loads((workdir / "distill.json").read_text())
-    done = workdir / models.STUDENTS
-    rounds = json.loads(done.read_text()) if done.is_file() else []
-    if not rounds:
-        raise UserError(
-            f"{workdir} has no student yet: its first round is not finished"
-        )
+    begun = json.loads((workdir / models.DISTILLATION).read_text())
+    rounds = models.students(workdir)
     teacher = models.load(begun["teacher"])
     arms = plan(rounds, begun["distill"]["start"], num, deciding)
     config = models.read_config(workdir)

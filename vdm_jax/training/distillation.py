@@ -32,7 +32,7 @@ from vdm_jax.evaluation import curve, statistics
 from vdm_jax.evaluation.evaluate import MEASURES
 from vdm_jax.model import Model, Params
 from vdm_jax.training import optimizer as optim
-from vdm_jax.training import rounds as planning
+from vdm_jax.training import rounds
 from vdm_jax.training import step as steps
 from vdm_jax.training.checks import check
 from vdm_jax.training.fit import fit
@@ -63,11 +63,11 @@ def distill(
     """
     started = time.monotonic()
     loaded = models.load(teacher)
-    planning.check(config.distill, loaded.config.data.source, loaded.model)
-    plan = planning.rounds(config.distill)
+    rounds.check(config.distill, loaded.config.data.source, loaded.model)
+    plan = rounds.planned(config.distill)
     origins = [teacher, *(str(workdir / each.path) for each in plan)]
     configs = [
-        planning.student_config(config, loaded.config, each, origin)
+        rounds.student_config(config, loaded.config, each, origin)
         for each, origin in zip(plan, origins, strict=False)
     ]
     for each in configs:
@@ -127,7 +127,7 @@ def told_loss(student: Model, teacher: Model, weighting: str) -> steps.LossFn:
 
     def loss_fn(params, frozen, batch, key):
         time_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = _drawn(student, batch, rest)
+        x, cond, weight = draw(student, batch, rest)
         t = losses.stratified_times(time_key, x.shape[0], x.dtype)
         angle = student.schedule.angle(t)
         step = schedules.step_of_angle(angle)
@@ -153,7 +153,7 @@ def halving_loss(model: Model, weighting: str, double: bool) -> steps.LossFn:
 
     def loss_fn(params, frozen, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = _drawn(model, batch, rest)
+        x, cond, weight = draw(model, batch, rest)
         if model.guidance_range:
             cond = model.tell(cond, weight)
         n = frozen["steps"]
@@ -171,7 +171,7 @@ def halving_loss(model: Model, weighting: str, double: bool) -> steps.LossFn:
     return loss_fn
 
 
-def _drawn(model: Model, batch, key):
+def draw(model: Model, batch, key):
     """(videos, conditions dropped as in training, guidance weights [b])."""
     drop_key, weight_key = jax.random.split(key)
     x = model.encode(batch["video"])
@@ -189,7 +189,7 @@ def inherit(student: Model, params: Params, key: jax.Array) -> Params:
     fresh = student.init(key)
     given = flatten(params)
     new = {
-        name: leaf
+        name: np.asarray(leaf)  # the same on every process
         for name, leaf in flatten(fresh).items()
         if name not in given and re.fullmatch(TOLD, name)
     }
@@ -348,12 +348,12 @@ def _driving(workdir: Path, config, teacher: str, step: int) -> Iterator[list[Ro
     text = json.dumps(asked, indent=2)
 
     def begin() -> dict[str, Any]:
-        path, done = workdir / "distill.json", workdir / models.STUDENTS
+        path, done = workdir / models.DISTILLATION, workdir / models.STUDENTS
         rows = json.loads(done.read_text()) if done.is_file() else []
         changes = []
         if path.is_file():
             before = json.loads(path.read_text())
-            changes = compare(before, json.loads(text), workdir, planning.MAY_CHANGE)
+            changes = compare(before, json.loads(text), workdir, rounds.MAY_CHANGE)
         with video_io.replacing(path, overwrite=True) as new:
             new.write_text(text + "\n")
         return {"rows": rows, "changes": changes}

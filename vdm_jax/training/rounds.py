@@ -43,7 +43,7 @@ class Round:
         return f"rounds/{self.steps:04d}"
 
 
-def rounds(distill: Any) -> list[Round]:
+def planned(distill: Any) -> list[Round]:
     """The rounds that a config's distill section asks for."""
     found = []
     if distill.guidance:
