@@ -292,3 +292,46 @@ def test_every_config_trains_and_samples(config, tmp_path):
     if grey:
         done = call("evaluate", f"--workdir={tmp_path}/run", "--num=2")
         assert done.returncode == 0, done.stderr
+
+
+DISTIL = "--config=configs/distill_shapes.py:smoke"
+DISTIL_MISTAKES = [
+    ([SMOKE], "one of train.py: give one of distill.py"),
+    ([DISTIL, "--teacher=/absent"], "/absent is not a run"),
+    ([DISTIL, "--config.distill.start=12"], "a power of two"),
+    ([DISTIL, "--config.distill.steps=8"], "steps"),
+    ([DISTIL, "--config.distill.guidance=(2.0,)"], "the lowest and the highest"),
+    ([DISTIL, "--config.distill.told_learning_rate=-1.0"], "learning_rate=-1"),
+    ([DISTIL, "--config.data.path=/absent", "--config.mesh.data=3"], "mesh data=3"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), DISTIL_MISTAKES)
+def test_distill_refuses(run, tmp_path, flags, message):
+    flags = [f"--workdir={tmp_path}/d", f"--teacher={run}", *flags]
+    assert message in refused("distill", *flags)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_distillation_from_end_to_end(run, tmp_path):
+    """Its workdir is its last student to every verb."""
+    workdir = f"--workdir={tmp_path}/d"
+    assert "of distill.py" in refused("train", DISTIL, workdir)
+    flags = [f"--teacher={run}", "--config.distill.guidance=()", DISTIL]
+    two = "--config.distill.start=2"
+    done = call("distill", workdir, *flags, two, "--config.distill.metric=agreement")
+    assert done.returncode == 0, done.stderr
+    assert "1 steps: agreement" in done.stdout
+    done = call("sample", workdir, f"--out={tmp_path}/s", "--num=2")
+    assert done.returncode == 0, done.stderr
+    asked = json.loads((tmp_path / "s" / "samples.json").read_text())["sample"]
+    assert asked["steps"] == 1 and asked["guidance"] == 0
+    assert "row by row" in refused("evaluate", workdir, "--steps=4")
+    done = call("evaluate", workdir, "--num=2")
+    assert done.returncode == 0, done.stderr
+    assert "student, 1 steps: calls 1" in done.stdout
+    done = call("export", workdir, f"--out={tmp_path}/e")
+    assert done.returncode == 0, done.stderr
+    exported = json.loads((tmp_path / "e" / "config.json").read_text())
+    assert exported["init_from"] == "" and exported["sample"]["steps"] == 1
+    assert (tmp_path / "e" / "metrics.jsonl").is_file()

@@ -83,6 +83,32 @@ def test_eight_devices_start_from_the_parameters_of_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp=8", "4x2"])
+def test_eight_devices_distil_as_one(mesh, tmp_path):
+    """The told round and a halving one, the teacher sharded like the student."""
+    teacher = tmp_path / "teacher"
+    trained(teacher, 1, True)
+    students = []
+    for devices, flags in ((1, ()), (8, MESHES[mesh])):
+        workdir = tmp_path / str(devices)
+        call(
+            devices, True, "distill.py", "--config=configs/distill_shapes.py:smoke",
+            f"--teacher={teacher}", f"--workdir={workdir}",
+            "--config.data.batch_size=8", "--config.distill.end=2", *flags,
+            f"--config.distill.told_updates={STEPS}",
+            f"--config.distill.last_updates={STEPS}",
+            f"--config.train.checkpoint_every={STEPS}",
+        )  # fmt: skip
+        arrays = verbs.arrays(workdir / "rounds/0002/checkpoints", STEPS, True)
+        params = {n: a for n, a in arrays.items() if n.startswith("params/")}
+        students.append(params)
+    before = verbs.arrays(teacher / "checkpoints", STEPS, True)
+    assert max(abs(a - before[n]).max() for n, a in students[0].items()
+               if n in before) > 1e-3  # fmt: skip
+    assert largest(*students) < 1e-10
+
+
+@pytest.mark.slow
 def test_the_loss_in_float32_is_the_same(tmp_path):
     losses = []
     for devices in (1, 8):

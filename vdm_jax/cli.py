@@ -116,6 +116,8 @@ def train() -> None:
     _launch_flags()
 
     def verb() -> None:
+        if "distill" in FLAGS.config:
+            raise UserError("--config is one of distill.py: give one of train.py")
         _launch()
         from vdm_jax.training.train import train
 
@@ -133,6 +135,11 @@ def distill() -> None:
     _launch_flags()
 
     def verb() -> None:
+        if "distill" not in FLAGS.config:
+            raise UserError(
+                "--config is one of train.py: give one of distill.py, as "
+                "configs/distill_shapes.py"
+            )
         _launch()
         from vdm_jax.training.distillation import distill
 

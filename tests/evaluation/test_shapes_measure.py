@@ -145,3 +145,14 @@ def test_accuracy_ignores_what_was_not_asked_and_counts_undecidable_as_wrong():
     got = measure.accuracy(measured, labels)
     expected = {"shape": 1, "colour": 0.5, "direction": 1, "speed": 1, "joint": 0.5}
     assert got == expected
+
+
+def test_the_error_of_the_spread_is_its_deviation_over_fresh_clips():
+    rng = np.random.default_rng(0)
+
+    def fresh():
+        return {"centres": rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)}
+
+    over = np.std([measure.spread(fresh()) for _ in range(500)])
+    found = np.mean([measure.spread_error(fresh()) for _ in range(5)])
+    assert found == pytest.approx(over, rel=0.15)

@@ -268,3 +268,30 @@ def test_text_is_aligned():
         "x     1.00   –",
         "long   2.5   3",
     ]
+
+
+def test_agreement_is_1_for_the_same_0_for_the_mean_and_minus_1_for_others():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 4000, 2, 2, 2, 1))
+    assert statistics.agreement(a, a) == 1
+    mean = np.broadcast_to(a.mean(0), a.shape)
+    assert statistics.agreement(mean, a) == pytest.approx(0, abs=1e-9)
+    assert statistics.agreement(b, a) == pytest.approx(-1, abs=0.05)
+
+
+def test_the_bootstrap_error_is_the_deviation_over_fresh_videos():
+    """Features of one video are alike: the error is that of n videos, not of n k."""
+    rng = np.random.default_rng(0)
+    n, k, d = 60, 4, 3
+    target = rng.standard_normal((n, k, d))
+
+    def fresh():
+        place = rng.standard_normal((n, 1, d)) + 1
+        return place + 0.1 * rng.standard_normal((n, k, d))
+
+    def distance(a):
+        return statistics.feature_distance(*(x.reshape(-1, d) for x in (a, target)))
+
+    over = np.std([distance(fresh()) for _ in range(300)])
+    found = [statistics.distance_error(fresh(), target, draws=100) for _ in range(8)]
+    assert np.mean(found) == pytest.approx(over, rel=0.2)

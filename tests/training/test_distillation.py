@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from configs import distill_shapes, shapes
-from tests import verbs
 from vdm_jax import model as models
 from vdm_jax import sampling
 from vdm_jax.diffusion import process, schedules
@@ -17,6 +16,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation import students
 from vdm_jax.training import distillation, rounds
 from vdm_jax.training.distillation import distill
+from vdm_jax.training.train import train
 from vdm_jax.weights import params as params_file
 
 UPDATES = 4
@@ -419,15 +419,8 @@ def test_the_guidance_features_are_a_fourier_series():
     np.testing.assert_allclose(found, weight_features(w / 2, 1.0, 2.0), atol=1e-5)
 
 
-def test_the_verb_by_its_command(tmp_path):
-    """train.py, distill.py, sample.py, evaluate.py, as a user calls them."""
-    message = verbs.refused(
-        "distill", "--config=configs/distill_shapes.py:smoke",
-        "--teacher=/absent", f"--workdir={tmp_path}/run",
-    )  # fmt: skip
-    assert "/absent" in message
-    message = verbs.refused(
-        "train", "--config=configs/shapes.py:smoke", f"--workdir={tmp_path}/run",
-        "--config.conditioning.guidance_range=(0.0, 1.0)",
-    )  # fmt: skip
-    assert "only distill.py" in message
+def test_train_makes_no_told_students(tmp_path):
+    config = teacher_config()
+    config.conditioning.guidance_range = (0.0, 1.0)
+    with pytest.raises(UserError, match=r"only distill\.py"):
+        train(config, tmp_path / "run")
