@@ -16,6 +16,7 @@ counting 1 and an update 3. Writes a JSON beside this, and prints it as a table.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -148,7 +149,8 @@ def main() -> None:
     measure = students.Measure(kept["video"], kept["label"], eight.config.data.source)
 
     def sampled(loaded, params, n: int) -> np.ndarray:
-        settings = sampling.Settings.of(loaded.config.sample | {"steps": n})
+        own = sampling.Settings.of(loaded.config.sample)
+        settings = dataclasses.replace(own, sampler="ddim", steps=n)
         videos = sampling.sample(
             loaded.model, params, args.num, settings,
             labels=kept["label"], seed=args.seed,

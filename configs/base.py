@@ -71,6 +71,7 @@ def base() -> ConfigDict:
         noise_shift=0.0,  # of "interpolated": at the noise; `shift` at the data
         train_shifts=(),  # in training examples take turns among these; () is shift
         output="v",  # of the network; or "eps", "x", "flow"
+        student_steps=0,  # that a student was distilled for; 0 is any number
         precondition=False,  # by the data's mean and variance, v outputs only
         weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
     )
@@ -127,7 +128,9 @@ def distillation() -> ConfigDict:
     config.seed = 0
 
     config.distill = dict(
-        start=1024,  # steps of the teacher's sampler, a power of two
+        # Steps of the teacher's sampler, a power of two: the first student has half of
+        # them. (Of a stochastic one, whose steps are double, the teacher takes half.)
+        start=1024,
         end=8,  # of the last student
         guidance=(),  # lowest and highest weight w to be told; () is unguided
         sampler="ddim",  # of the students, or "stochastic", which knows double steps
@@ -137,8 +140,8 @@ def distillation() -> ConfigDict:
         told_learning_rate=1e-4,
         updates=50_000,  # of a round
         last_updates=100_000,  # of the rounds to 2 steps and to 1, the hardest
-        # What a round is judged by: "agreement" with its teacher from the same noise
-        # (1 is the same video), or "joint", the attributes of moving shapes.
+        # What a round is judged by: "agreement" with the teacher from the same noise (1
+        # is the same videos, 0 as far as their mean), or "joint", of moving shapes.
         metric="agreement",
         num=256,  # videos behind the metric
         tolerance=0.1,  # a round that loses more stops the run
@@ -146,8 +149,11 @@ def distillation() -> ConfigDict:
 
     config.data = dict(batch_size=128, workers=0, path="")  # "": the teacher's
 
+    train = base().train.to_dict()
+    for of_training in ("steps", "preview_every", "validate_every"):
+        del train[of_training]
     config.train = dict(
-        base().train.to_dict(),
+        train,
         learning_rate=1e-4,
         warmup=0,
         decay="linear",  # within each round

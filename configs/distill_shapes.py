@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
         start=128,
         end=1,
         guidance=(0.0, 2.0),
-        told_updates=1000,
+        told_updates=4000,
         told_learning_rate=2e-3,
-        updates=200,
-        last_updates=400,
+        updates=300,
+        last_updates=600,
         metric="joint",
         num=96,
     )
@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.update(
         optimizer="muon",
         learning_rate=1e-3,
-        checkpoint_every=100,
+        checkpoint_every=200,
         keep_checkpoints=2,
         log_every=20,
     )

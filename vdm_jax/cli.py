@@ -144,7 +144,8 @@ def distill() -> None:
         from vdm_jax.training.distillation import distill
 
         workdir = Path(FLAGS.workdir).absolute()
-        distill(FLAGS.config, FLAGS.teacher, workdir, FLAGS.time_limit)
+        teacher = str(Path(FLAGS.teacher).absolute())
+        distill(FLAGS.config, teacher, workdir, FLAGS.time_limit)
 
     run(verb, "Distil a teacher into a student of a few steps, round by round.")
 
@@ -305,6 +306,9 @@ def sample() -> None:
                 ask.reconstruction = UPSCALING
         settings = sampling.Settings.of(ask)
         sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
+        known = loaded.config.diffusion.student_steps
+        if known and settings.steps != known:
+            print(f"this student was made for {known} steps", flush=True)
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
         negative = None
         if FLAGS.negative:

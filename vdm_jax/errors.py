@@ -6,7 +6,8 @@ class UserError(Exception):
 
     The message is one line: what is wrong, and what would be right. The verbs turn
     this type, and nothing else, into that line and the exit status: 2 wrong input,
-    3 non-finite training, 4 checkpoints were committed here and none verifies.
+    3 non-finite training, 4 checkpoints were committed here and none verifies, 5 a
+    round of a distillation lost more than it may.
     """
 
     def __init__(self, message: str, status: int = 2):

@@ -253,8 +253,8 @@ def build(config: Any) -> Model:
 
 # Fields younger than some runs, with what those did before there was a choice.
 LATER = {
-    "conditioning": {"guidance_range": ()},
-    "diffusion": {"schedule": "cosine", "noise_shift": 0.0},
+    "conditioning": {"guidance_range": []},
+    "diffusion": {"schedule": "cosine", "noise_shift": 0.0, "student_steps": 0},
     "train": {"decay": "cosine"},
 }
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
@@ -278,7 +278,15 @@ def students(workdir: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{workdir} has no student yet: its first round is not finished"
         )
-    return json.loads(path.read_text())
+    return read_json(path)
+
+
+def read_json(path: Path) -> Any:
+    """A file of a run; UserError if it is not JSON, or not UTF-8."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; put back a copy") from error
 
 
 def read_config(workdir: Path) -> Any:
@@ -289,10 +297,7 @@ def read_config(workdir: Path) -> Any:
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
             "training run or a folder of models/"
         )
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is not JSON: {error}") from error
+    fields = read_json(path)
     lacking = SECTIONS - (fields.keys() if isinstance(fields, dict) else set())
     if lacking:
         raise UserError(

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vdm_jax.errors import UserError
+from vdm_jax.model import LATER
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.run import MAY_CHANGE, open_run
 
@@ -43,8 +44,14 @@ def config(**changes) -> ConfigDict:
             "video": {"frames": 8},
             "data": {"batch_size": 2, "path": "a", "attributes": (("x", "y"),)},
             "network": {"levels": ({"channels": 8},), "remat": "none"},
-            "diffusion": {"schedule": "cosine", "noise_shift": 0.0},
-            "train": {"steps": 4, "keep_checkpoints": 2, "trainable": ((".*", True),)},
+            "conditioning": {**LATER["conditioning"], "guidance_range": ()},
+            "diffusion": LATER["diffusion"],
+            "train": {
+                **LATER["train"],
+                "steps": 4,
+                "keep_checkpoints": 2,
+                "trainable": ((".*", True),),
+            },
         }
     )
     value.update_from_flattened_dict(changes)
@@ -133,6 +140,20 @@ def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
     path.write_text(json.dumps(old))
     with pytest.raises(UserError, match="diffusion.schedule='flow'.*begun with 'cos"):
         begin(tmp_path, **{"diffusion.schedule": "flow"})
+
+
+def test_every_younger_field_goes_on_with_its_old_meaning(tmp_path, capsys):
+    """Also those that are no longer tuples after their way through JSON."""
+    begin(tmp_path)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    for section, fields in LATER.items():
+        for name in fields:
+            del old[section][name]
+    path.write_text(json.dumps(old))
+    capsys.readouterr()
+    begin(tmp_path)
+    assert "changed" not in capsys.readouterr().out
 
 
 def test_before_the_first_checkpoint_everything_may_change(tmp_path):

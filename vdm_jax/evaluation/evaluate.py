@@ -178,8 +178,8 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
             videos, kept["video"], training, config.video.fps, f"{title}: "
         )
     if alike:
-        note = "Of one seed: where the labels are the same, so is the noise."
-        first = report.Films("Samples of shipped models", alike, fps, note=note)
+        note = "Where the seed and the labels are the same, so is the noise."
+        first = report.Films("Samples side by side", alike, fps, note=note)
         sections.insert(0, first)
     return sections
 

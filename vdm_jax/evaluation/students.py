@@ -18,8 +18,10 @@ import numpy as np
 from vdm_jax import data, sampling, video_io
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
 from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
+from vdm_jax.weights import params as params_file
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
@@ -52,7 +54,7 @@ class Arm:
 def plan(rounds: Sequence[dict], start: int, num: int, deciding: int) -> list[Arm]:
     """The rows, the reference first: the teacher's DDIM at the most steps of a row."""
     most = min(start, LARGEST)
-    arms = [Arm("ddim", most, deciding)]
+    arms = [Arm("ddim", most, max(num, deciding))]
     for row in sorted(rounds, key=lambda row: -row["steps"]):
         n = row["steps"]
         if n <= LARGEST:
@@ -90,9 +92,19 @@ def evaluate(
     begun = json.loads((workdir / models.DISTILLATION).read_text())
     rounds = models.students(workdir)
     teacher = models.load(begun["teacher"])
+    digest = params_file.digest(teacher.params)
+    if digest != begun["digest"]:
+        raise UserError(
+            f"{begun['teacher']} is not, or not any more, the teacher of {workdir}: "
+            "put it back, to measure its students beside it"
+        )
     arms = plan(rounds, begun["distill"]["start"], num, deciding)
     config = models.read_config(workdir)
     weight = float(config.sample.guidance if guidance is None else guidance)
+    settings = [_settings(workdir, arm, teacher.config, weight, asked) for arm in arms]
+    student = models.build(config)
+    for arm, each in zip(arms, settings, strict=True):
+        sampling.check(student if arm.path else teacher.model, arm.num, seed, each)
     folder = video_io.make_folder(out / "rows")
     most = max(arm.num for arm in arms)
     source = data.open_source(config)
@@ -101,25 +113,16 @@ def evaluate(
     measure = Measure(kept["video"], labels, config.data.source)
 
     rows = []
-    for arm in arms:
+    for arm, each in zip(arms, settings, strict=True):
         loaded = models.load(workdir / arm.path) if arm.path else teacher
-        settings = dataclasses.replace(
-            sampling.Settings.of(loaded.config.sample),
-            steps=arm.steps,
-            guidance=weight,
-            **asked,
-        )
-        if not arm.path:
-            settings = dataclasses.replace(settings, sampler=arm.sampler)
-        sampling.check(loaded.model, arm.num, seed, settings)
         origin = {
             "arm": dataclasses.asdict(arm),
-            "settings": dataclasses.asdict(settings),
+            "settings": dataclasses.asdict(each),
             "seed": seed,
-            "of": next((r for r in rounds if r["path"] == arm.path), begun["teacher"]),
-            "step": loaded.step,
+            "teacher": digest,
+            "parameters": params_file.digest(loaded.params),
         }
-        row, videos = _row(folder, arm, origin, loaded, settings, labels, measure, seed)
+        row, videos = _row(folder, arm, origin, loaded, each, labels, measure, seed)
         rows.append(row)
         print(_line(row), flush=True)
         if arm is arms[0]:
@@ -128,6 +131,25 @@ def evaluate(
     rows.append(measure.real(stack(clips)))
     _write(workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands)
     return rows
+
+
+def _settings(workdir, arm: Arm, teacher, weight: float, asked) -> sampling.Settings:
+    """How a row is sampled: the teacher plainly, of its own settings only clipping."""
+    if arm.path:
+        own = models.read_config(workdir / arm.path).sample
+        how = {}
+    else:
+        own = teacher.sample
+        how = {"sampler": arm.sampler, "schedule": "", "corrector": 0.0}
+    return dataclasses.replace(
+        sampling.Settings.of(own),
+        steps=arm.steps,
+        guidance=weight,
+        guidance_schedule="constant",
+        combine="linear",
+        **how,
+        **asked,
+    )
 
 
 def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
@@ -155,6 +177,7 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     calls = arm.steps * (2 if sampling.two_branches(loaded.model, settings) else 1)
     figures = {"row": arm.name, "calls": calls, "seconds": seconds}
     figures |= measure(videos)
+    path.unlink(missing_ok=True)  # figures never stand beside other videos
     with video_io.replacing(arrays, overwrite=True) as new, open(new, "wb") as file:
         np.savez_compressed(file, videos=videos)
     with video_io.replacing(path, overwrite=True) as new:
@@ -295,9 +318,15 @@ def _write(
             "the teacher hurried. The real clips have the labels, not the noise.",
         )
     ]
-    for key in ("spread", "frame_fd", "motion_fd", "joint"):
+    titles = {
+        "spread": "Spread",
+        "frame_fd_ratio": "Frame Frechet distance over the first row's",
+        "motion_fd_ratio": "Motion Frechet distance over the first row's",
+        "joint": "All four attributes right",
+    }
+    for key, name in titles.items():
         if lines := _curves(rows, key):
-            title = f"{COLUMNS[key][0].capitalize()} by calls"
+            title = f"{name}, by calls"
             sections.append(report.Curve(title, lines, x_name="calls", log_x=True))
     sections.append(
         report.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE)

@@ -188,6 +188,8 @@ def sample(
       UserError: settings out of range.
     """
     check(model, num, seed, settings)
+    if negative is not None and not two_branches(model, settings):
+        raise UserError("a negative label needs guidance with two branches")
     size = size or model.shape[:3]
     if any(n < least for n, least in zip(size, model.shape, strict=False)) or (
         known is not None and known.video.shape[1:4] != size
@@ -239,7 +241,7 @@ def invert(
     """The noise [n, f, h, w, c] that DDIM takes back to `videos`, in [-1, 1].
 
     Of the settings, steps, schedule (or the sampler that chooses it) and batch_size
-    count: nothing is guided or clipped.
+    count: nothing is guided or clipped. (A guided student is told settings.guidance.)
     """
     check(model, len(videos), 0, settings)
     plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,12 +40,21 @@ from vdm_jax.training.fit import fit
 from vdm_jax.training.rounds import Round
 from vdm_jax.training.run import Run, compare, open_run, owning
 from vdm_jax.training.stop import EXIT_STATUS
-from vdm_jax.training.train import Interrupted, batch_shapes, describe, write_preview
+from vdm_jax.training.train import (
+    Interrupted,
+    batch_shapes,
+    compile_step,
+    describe,
+    write_preview,
+)
+from vdm_jax.weights import params as params_file
 from vdm_jax.weights.params import flatten
 
 FELL = 5  # exit status: a round lost more quality than it may
 TOLD = "conditioner/guidance/.*"  # parameters that a guided student has more
 PREVIEWS = 8  # videos of the sheet that each round leaves
+REFERENCE, LOOK = "teacher.npz", 64  # the teacher's videos, of so many steps at most
+ANEW = "give another --workdir to begin anew"
 
 Row = dict[str, Any]
 
@@ -63,7 +73,7 @@ def distill(
     """
     started = time.monotonic()
     loaded = models.load(teacher)
-    rounds.check(config.distill, loaded.config.data.source, loaded.model)
+    rounds.check(config.distill, loaded.config, loaded.model)
     plan = rounds.planned(config.distill)
     origins = [teacher, *(str(workdir / each.path) for each in plan)]
     configs = [
@@ -73,36 +83,35 @@ def distill(
     for each in configs:
         check(each)
     mesh = sharding.make_mesh(**config.mesh)
-    driver = _Rounds(
-        config, models.build(configs[0]), loaded, data.open_source(configs[0]), mesh
-    )
+    student, source = models.build(configs[0]), data.open_source(configs[0])
     for each in configs:
         asked = sampling.Settings.of(each.sample)
-        sampling.check(driver.student, config.distill.num, config.seed, asked)
+        sampling.check(student, config.distill.num, config.seed, asked)
 
+    digest = params_file.digest(loaded.params)
     with (
-        _driving(workdir, config, teacher, loaded.step) as rows,
+        _driving(workdir, config, teacher, digest) as rows,
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
-        params: Params | None = None  # of the round before, while they are at hand
+        driver = _Rounds(config, student, loaded, source, mesh)
+        baseline = driver.look_at_teacher(workdir, loaded)
+        params = driver.put(_newest(workdir, rows) if rows else loaded.params)
+        del loaded  # its parameters are not needed any more
         for each, own in list(zip(plan, configs, strict=True))[len(rows) :]:
-            if params is None:
-                first = each.number == 0
-                origin = loaded if first else models.load(origins[each.number])
-                params = driver.put(origin.params)
-            fingerprint = pipeline.fingerprint(own, driver.source)
+            fingerprint = pipeline.fingerprint(own, source)
             left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
             with (
-                open_run(workdir / each.path, own, fingerprint, left) as run,
+                open_run(workdir / each.path, own, fingerprint, left, ANEW) as run,
                 run.stop.listening(),
             ):
-                before, params = params, driver.train(run, each, params)
+                params = driver.train(run, each, params)
                 try:
-                    metric = driver.measure(run, each, before, params)
+                    metric = driver.measure(run, each, params)
                 except Interrupted:
                     _leave(run)
-                _accept(workdir, rows, each, metric, config.distill)
+                before = rows[-1]["metric"] if rows else baseline
+                _accept(workdir, rows, each, metric, before, config.distill)
                 run.logger.say(
                     f"{each.steps} steps: {config.distill.metric} {metric:.3f}, "
                     f"in {each.path}"
@@ -110,6 +119,27 @@ def distill(
                 if run.stop.requested() and each is not plan[-1]:
                     _leave(run)
     return rows
+
+
+def _newest(workdir: Path, rows: list[Row]) -> Params:
+    """The last finished student. One whose last checkpoint is damaged is not finished.
+
+    Its row goes, and with it the round is taken up where it still stands.
+    """
+    while rows:
+        found = models.load(workdir / rows[-1]["path"])
+        if found.step >= rows[-1]["updates"]:
+            return found.params
+        print(
+            f"{rows[-1]['path']} stands at step {found.step} of "
+            f"{rows[-1]['updates']}: it is taken up again",
+            file=sys.stderr,
+        )
+        rows.pop()
+    raise UserError(
+        f"the last checkpoint of {workdir}'s first round is damaged: delete "
+        f"{models.STUDENTS} there to take the round up again"
+    )
 
 
 def _leave(run: Run) -> NoReturn:
@@ -122,7 +152,7 @@ def told_loss(student: Model, teacher: Model, weighting: str) -> steps.LossFn:
     """Stage one of Meng et al. 2022 (section 3.1): both branches in one call.
 
     frozen: {"teacher": its parameters}. The weight is drawn evenly from the range that
-    the student is told, the noise level as for training.
+    the student is told, the time evenly from 0 to 1.
     """
 
     def loss_fn(params, frozen, batch, key):
@@ -206,9 +236,10 @@ def _averaged(state) -> Params:
 class _Rounds:
     """What all rounds share: models, data, mesh, and one program for each loss."""
 
-    def __init__(self, config, student: Model, loaded: models.Loaded, source, mesh):
-        self.config, self.student, self.teacher = config, student, loaded.model
+    def __init__(self, config, student: Model, teacher: models.Loaded, source, mesh):
+        self.config, self.student, self.teacher = config, student, teacher.model
         self.source, self.mesh = source, mesh
+        self.attributes = MEASURES.get(teacher.config.data.source)
         self.tx = optim.optimizer(config.train)
         self.averages = config.train.ema > 0
         state = jax.eval_shape(
@@ -247,7 +278,12 @@ class _Rounds:
         batches = pipeline.train_batches(config, self.source, *share)
         with contextlib.closing(batches):
             state = run.resume(self.abstract, start, batches, lambda origin: teacher)
-            if int(state.step) >= each.updates:
+            if int(state.step) > each.updates:
+                raise UserError(
+                    f"{run.workdir} has made {int(state.step)} updates, more than the "
+                    f"{each.updates} asked for: ask for as many at least"
+                )
+            if int(state.step) == each.updates:
                 return _averaged(state)  # its checkpoint was the last thing done
             loss_fn, update = self._program(run, each.told, frozen, shapes, key)
             state = fit(
@@ -284,24 +320,71 @@ class _Rounds:
             self.config.train.ema,
             self.config.train.accumulate,
         )
-        started = time.perf_counter()
-        outputs = (self.shardings, sharding.replicated(self.mesh))
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=outputs)
-        update = jitted.lower(self.abstract, frozen, shapes, key).compile()
-        seconds = time.perf_counter() - started
-        run.logger.say(f"compiled the training step in {seconds:.1f} s")
+        update = compile_step(run, step, self.mesh, self.abstract, frozen, shapes, key)
         describe(run, self.student, self.mesh, self.abstract, update, self.source)
         self._programs[told] = loss_fn, update
         return loss_fn, update
 
-    def measure(self, run: Run, each: Round, teacher: Params, params: Params) -> float:
-        """The metric of a finished round; leaves a sheet of its samples."""
-        distill, config = self.config.distill, run.config
-        settings = sampling.Settings.of(config.sample)
-        labels = sampling.draw_labels(
-            self.student, distill.num, config.sample.label, self.config.seed
-        )
+    def look_at_teacher(self, workdir: Path, loaded: models.Loaded) -> float:
+        """What the first round's metric is held against; keeps the teacher's videos.
 
+        They are of DDIM, in config.distill.start steps but no more than LOOK, with the
+        weight that the students are asked for by default.
+        """
+        distill, path = self.config.distill, workdir / REFERENCE
+        if not on_first_process(path.is_file):
+            weight = float(loaded.config.sample.guidance)
+            if distill.guidance:
+                weight = float(np.clip(weight, *distill.guidance))
+            elif not loaded.model.guidance_range:
+                weight = 0.0
+            settings = dataclasses.replace(
+                sampling.Settings.of(loaded.config.sample),
+                sampler="ddim",
+                steps=min(distill.start, LOOK),
+                schedule="",
+                corrector=0.0,
+                guidance=weight,
+                guidance_schedule="constant",
+                combine="linear",
+            )
+            videos = self._sample(loaded.model, loaded.params, settings)
+
+            def keep() -> None:
+                with (
+                    video_io.replacing(path, overwrite=True) as new,
+                    open(new, "wb") as file,
+                ):
+                    np.savez_compressed(file, videos=videos)
+
+            on_first_process(keep)
+        with np.load(path) as kept:
+            self.reference = kept["videos"]
+        return self._metric(self.reference)
+
+    def _sample(self, model: Model, params: Params, settings, progress=None):
+        """uint8 videos: of the same labels and the same noise, whoever makes them."""
+        distill, config = self.config.distill, self.config
+        labels = sampling.draw_labels(self.student, distill.num, "", config.seed)
+        videos = sampling.sample(
+            model, params, distill.num, settings, labels=labels, seed=config.seed,
+            mesh=self.mesh, progress=progress or (lambda done, total: None),
+        )  # fmt: skip
+        return sampling.to_uint8(videos)
+
+    def _metric(self, videos: np.ndarray) -> float:
+        distill = self.config.distill
+        if distill.metric == "agreement":
+            return statistics.agreement(
+                *(statistics.pixels(v) for v in (videos, self.reference))
+            )
+        assert self.attributes is not None  # rounds.check has seen to it
+        labels = sampling.draw_labels(self.student, distill.num, "", self.config.seed)
+        return float(self.attributes.row(videos, labels)["joint"])
+
+    def measure(self, run: Run, each: Round, params: Params) -> float:
+        """The metric of a finished round; leaves a sheet of its samples."""
+        settings = sampling.Settings.of(run.config.sample)
         # A limit that has passed already leaves when this is done: with one that is
         # shorter than this takes, the same command would never get further.
         before = run.stop.requested()
@@ -310,52 +393,45 @@ class _Rounds:
             if run.stop.requested() > before:
                 raise Interrupted
 
-        def made(model: Model, params: Params, **how) -> np.ndarray:
-            return sampling.sample(
-                model,
-                params,
-                distill.num,
-                dataclasses.replace(settings, **how),
-                labels=labels,
-                seed=self.config.seed,
-                mesh=self.mesh,
-                progress=leave_when_asked,
-            )
-
-        videos = made(self.student, params)
+        videos = self._sample(self.student, params, settings, leave_when_asked)
         if run.logger.active:
-            shown = sampling.to_uint8(videos[:PREVIEWS])
-            write_preview(run, each.updates, shown, config.video.fps)
-        if distill.metric == "joint":
-            row = MEASURES[config.data.source].row(sampling.to_uint8(videos), labels)
-            return float(row["joint"])
-        # Without noise on the way: a stochastic student's own steps are double ones.
-        n = each.steps
-        if settings.sampler == "stochastic":
-            n = max(n // 2, 1)
-            videos = made(self.student, params, sampler="ddim", steps=n)
-        model = self.teacher if each.number == 0 else self.student
-        twice = n if each.told else 2 * n
-        return statistics.agreement(
-            videos, made(model, teacher, sampler="ddim", steps=twice)
-        )
+            write_preview(run, each.updates, videos[:PREVIEWS], run.config.video.fps)
+        if self.config.distill.metric == "agreement" and settings.sampler != "ddim":
+            # Without noise on the way: a stochastic student's own steps are double.
+            plain = dataclasses.replace(
+                settings, sampler="ddim", steps=max(each.steps // 2, 1)
+            )
+            videos = self._sample(self.student, params, plain, leave_when_asked)
+        return self._metric(videos)
 
 
 @contextlib.contextmanager
-def _driving(workdir: Path, config, teacher: str, step: int) -> Iterator[list[Row]]:
+def _driving(workdir: Path, config, teacher: str, digest: str) -> Iterator[list[Row]]:
     """Own the workdir of a distillation; the rows of its finished rounds."""
-    asked = {"teacher": teacher, "teacher_step": step, **config.to_dict()}
-    text = json.dumps(asked, indent=2)
+    own = {"teacher": teacher, "digest": digest}
+    asked = json.loads(json.dumps(config.to_dict()))
 
     def begin() -> dict[str, Any]:
-        path, done = workdir / models.DISTILLATION, workdir / models.STUDENTS
-        rows = json.loads(done.read_text()) if done.is_file() else []
+        path = workdir / models.DISTILLATION
+        rows = models.students(workdir) if (workdir / models.STUDENTS).is_file() else []
         changes = []
-        if path.is_file():
-            before = json.loads(path.read_text())
-            changes = compare(before, json.loads(text), workdir, rounds.MAY_CHANGE)
+        if not path.is_file() and (workdir / "config.json").is_file():
+            raise UserError(f"{workdir} holds a model already: give another --workdir")
+        if path.is_file() and any((workdir / "rounds").glob("*/checkpoints/[0-9]*")):
+            before = models.read_json(path)
+            if before.pop("digest") != digest and not rows:
+                raise UserError(
+                    f"--teacher={teacher} is not, or not any more, the teacher that "
+                    f"{workdir} was begun with ({before['teacher']}): {ANEW}"
+                )
+            before.pop("teacher")
+            changes = compare(before, asked, workdir, ANEW, rounds.MAY_CHANGE)
+        else:
+            (workdir / REFERENCE).unlink(missing_ok=True)  # of another teacher
+        if rows:  # what they came from stays on record
+            own.update({name: models.read_json(path)[name] for name in own})
         with video_io.replacing(path, overwrite=True) as new:
-            new.write_text(text + "\n")
+            new.write_text(json.dumps(own | asked, indent=2) + "\n")
         return {"rows": rows, "changes": changes}
 
     with contextlib.ExitStack() as stack:
@@ -369,10 +445,11 @@ def _driving(workdir: Path, config, teacher: str, step: int) -> Iterator[list[Ro
         yield begun["rows"]
 
 
-def _accept(workdir: Path, rows: list[Row], each: Round, metric: float, distill):
+def _accept(
+    workdir: Path, rows: list[Row], each: Round, metric: float, before: float, distill
+) -> None:
     """Add the row of a finished round to rounds.json, unless it fell too far."""
-    before = rows[-1]["metric"] if rows else metric
-    if before - metric > distill.tolerance:
+    if not before - metric <= distill.tolerance:  # nor if it is not a number
         raise UserError(
             f"{each.steps} steps: {distill.metric} fell from {before:.3f} to "
             f"{metric:.3f}, by more than config.distill.tolerance={distill.tolerance}: "
@@ -389,7 +466,7 @@ def _accept(workdir: Path, rows: list[Row], each: Round, metric: float, distill)
             "updates": each.updates,
             "loss": float(logged["train/loss"][1][-1]),
             "metric": metric,
-            "seconds": round(float(np.diff(at, prepend=0) @ step_time), 1),
+            "seconds": round(float(np.diff(at, prepend=0) @ step_time), 3),
             "path": each.path,
         }
         with video_io.replacing(workdir / models.STUDENTS, overwrite=True) as new:

@@ -13,8 +13,6 @@ from vdm_jax.model import Model
 
 # What may differ when a distillation goes on; the first pattern that fits decides.
 MAY_CHANGE = (
-    ("teacher", True),  # where it lies now
-    ("teacher_step", False),
     ("seed", False),
     ("distill.start", False),
     ("distill.guidance", False),
@@ -23,6 +21,9 @@ MAY_CHANGE = (
     ("distill.num", False),
     ("*", True),  # of the rounds to come
 )
+
+
+SHORTEST = 1e-5  # of a step, in radians: in float32 a shorter one has lost its length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,10 @@ def planned(distill: Any) -> list[Round]:
     return found
 
 
-def check(distill: Any, source: str, teacher: Model) -> None:
+def check(distill: Any, config: Any, teacher: Model) -> None:
     """Raise UserError for a distill section that is wrong or does not fit.
 
-    source: config.data.source of the teacher.
+    config: the teacher's.
     """
     for name in ("start", "end"):
         n = distill[name]
@@ -67,9 +68,12 @@ def check(distill: Any, source: str, teacher: Model) -> None:
             raise UserError(
                 f"config.distill.{name}={n}: a power of two up to {samplers.MAX_STEPS}"
             )
-    if distill.end >= distill.start:
+    least = 2 if distill.sampler == "stochastic" else 1
+    if not least <= distill.end < distill.start:
         raise UserError(
-            f"config.distill.end={distill.end}: below distill.start={distill.start}"
+            f"config.distill.end={distill.end}: from {least} to below distill.start="
+            f"{distill.start}; a stochastic student of 2 steps knows the one to the "
+            "data already"
         )
     least = {"updates": 1, "last_updates": 1, "told_updates": 1, "num": 2}
     for name, low in least.items():
@@ -77,21 +81,45 @@ def check(distill: Any, source: str, teacher: Model) -> None:
             raise UserError(f"config.distill.{name}={distill[name]}: at least {low}")
     if not 0 <= distill.tolerance <= 2:
         raise UserError(f"config.distill.tolerance={distill.tolerance}: from 0 to 2")
+    measured = config.data.source in MEASURES and bool(teacher.attributes)
     known = {
         "sampler": ("ddim", "stochastic"),
         "weighting": tuple(losses.WEIGHTINGS),
-        "metric": ("agreement", *["joint"] * (source in MEASURES)),
+        "metric": ("agreement", *["joint"] * measured),
     }
     for name, values in known.items():
         if distill[name] not in values:
             raise UserError(
                 f"config.distill.{name}={distill[name]!r}: one of {', '.join(values)}"
             )
+    _check_teacher(distill, config, teacher)
+    _check_guidance(distill, teacher)
+
+
+def _check_teacher(distill: Any, config: Any, teacher: Model) -> None:
+    if teacher.text_width:
+        raise UserError("this teacher is told by text, which cannot be distilled yet")
     if not np.allclose(teacher.schedule.times(4), (1, 0.75, 0.5, 0.25)):
         raise UserError(
             "this teacher's schedule (diffusion.schedule) chooses its steps unevenly "
             "in time: two of them are not one of a student; give a teacher of another"
         )
+    angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start + 1)[1:])
+    if np.diff(angles).min() < SHORTEST:
+        raise UserError(
+            f"config.distill.start={distill.start}: some of the steps along this "
+            "teacher's schedule have no length, where it is held to its range of "
+            "logsnr; a smaller start, or a teacher of a wider range"
+        )
+    known = config.diffusion.student_steps
+    if known and distill.start != known:
+        raise UserError(
+            f"config.distill.start={distill.start}: this teacher is a student of "
+            f"{known} steps and knows no others; set start to that"
+        )
+
+
+def _check_guidance(distill: Any, teacher: Model) -> None:
     weights = tuple(distill.guidance)
     if not weights:
         return
@@ -130,6 +158,7 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
     if distill.guidance:
         made.conditioning.guidance_range = tuple(map(float, distill.guidance))
     made.diffusion.weighting = distill.weighting
+    made.diffusion.student_steps = 0 if step.told else step.steps
     made.train = config.train.to_dict() | {
         "steps": step.updates,
         "preview_every": 0,

@@ -115,6 +115,7 @@ def open_run(
     config,
     fingerprint: dict[str, Any],
     time_limit: float | None = None,
+    instead: str = "give another --workdir and --config.init_from={workdir}",
 ) -> Iterator[Run]:
     """Own a workdir for the length of a with block. All processes call it together.
 
@@ -122,6 +123,7 @@ def open_run(
       config: complete, as it will be written to config.json.
       fingerprint: of the data (`data.fingerprint`); a resumed run must have the same.
       time_limit: seconds from now after which `fit` saves and leaves with status 42.
+      instead: what a refusal advises besides keeping to what the run was begun with.
 
     Raises:
       UserError (2): not a directory, in use, or begun with a config or data that do not
@@ -139,11 +141,11 @@ def open_run(
         text = json.dumps(config.to_dict(), indent=2)
         resuming = restored is not None
         changes = on_first_process(
-            lambda: _changes(workdir / "config.json", text) if resuming else []
+            lambda: _changes(workdir / "config.json", text, instead) if resuming else []
         )
         if resuming:
             extra = checkpoints.extra(restored)
-            _check_fingerprint(extra["fingerprint"], fingerprint, workdir)
+            _check_fingerprint(extra["fingerprint"], fingerprint, workdir, instead)
         on_first_process(lambda: _put(workdir / "config.json", text))
         logger = Logger(workdir, restored or 0)
         stack.callback(logger.close)
@@ -186,7 +188,7 @@ def owning(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _changes(path: Path, text: str) -> list[str]:
+def _changes(path: Path, text: str, instead: str) -> list[str]:
     """What changed since config.json was written, if it may."""
     try:
         before = json.loads(path.read_text())
@@ -197,7 +199,7 @@ def _changes(path: Path, text: str) -> list[str]:
         ) from error
     for section in LATER.keys() & before.keys():
         before[section] = LATER[section] | before[section]
-    return compare(before, json.loads(text), path.parent)
+    return compare(before, json.loads(text), path.parent, instead)
 
 
 def _put(path: Path, text: str) -> None:
@@ -208,7 +210,7 @@ def _put(path: Path, text: str) -> None:
 
 
 def compare(
-    before: dict, after: dict, workdir: Path, may_change=MAY_CHANGE
+    before: dict, after: dict, workdir: Path, instead: str, may_change=MAY_CHANGE
 ) -> list[str]:
     """Changes as lines; raises UserError for the first that is not allowed."""
     old, new = dict(_flat(before)), dict(_flat(after))
@@ -221,7 +223,7 @@ def compare(
         if not allowed and name in old and name in new:
             raise UserError(
                 f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "
-                f"or give another --workdir and --config.init_from={workdir}"
+                f"or {instead.format(workdir=workdir)}"
             )
         changes.append(f"config.{name} {a!r} -> {b!r}")
     return changes
@@ -235,13 +237,13 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _check_fingerprint(before: dict, after: dict, workdir: Path) -> None:
+def _check_fingerprint(before: dict, after: dict, workdir: Path, instead: str) -> None:
     after = json.loads(json.dumps(after))
     for name in {**before, **after}:
         a, b = before.get(name), after.get(name)
         if a != b:
             raise UserError(
                 f"the data changed: {name} is {b!r}, but {workdir} was begun with "
-                f"{a!r}: go on with the same data, or give another --workdir and "
-                f"--config.init_from={workdir}"
+                f"{a!r}: go on with the same data, or "
+                + instead.format(workdir=workdir)
             )

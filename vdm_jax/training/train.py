@@ -41,6 +41,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             f"config.conditioning.guidance_range={config.conditioning.guidance_range}: "
             "only distill.py makes students that are told a weight; set it to ()"
         )
+    if (workdir / models.DISTILLATION).is_file():
+        raise UserError(f"{workdir} is a distillation's: give another --workdir")
     mesh = sharding.make_mesh(**config.mesh)
     source = data.open_source(config)
     config = data.resolve(config, source)
@@ -92,18 +94,7 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
 
         state = run.resume(abstract, init, batches, load)
         shapes = batch_shapes(config, model, mesh)
-        started = time.perf_counter()
-        compiled = (
-            jax.jit(
-                step,
-                donate_argnums=0,
-                out_shardings=(shardings, sharding.replicated(mesh)),
-            )
-            .lower(abstract, {}, shapes, key)
-            .compile()
-        )
-        seconds = time.perf_counter() - started
-        run.logger.say(f"compiled the training step in {seconds:.1f} s")
+        compiled = compile_step(run, step, mesh, abstract, {}, shapes, key)
         describe(run, model, mesh, abstract, compiled, source)
         return fit(
             compiled,
@@ -118,6 +109,17 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             observers=observers(config, model, mesh, source, run),
             diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
         )
+
+
+def compile_step(run: Run, step, mesh, state, *others):
+    """One update, of a state that is given away: shapes with shardings -> program."""
+    started = time.perf_counter()
+    outputs = jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=outputs)
+    compiled = jitted.lower(state, *others).compile()
+    seconds = time.perf_counter() - started
+    run.logger.say(f"compiled the training step in {seconds:.1f} s")
+    return compiled
 
 
 def batch_shapes(config, model: models.Model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
