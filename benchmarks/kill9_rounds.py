@@ -4,8 +4,8 @@
 
 Distils the smallest shapes model, guided, from 8 steps to 1, once without interruption,
 then again while it is killed with SIGKILL: at random moments, while a checkpoint is
-being written, and between two rounds, when the last checkpoint of one stands and its
-row is not yet in rounds.json. Writes a JSON beside this.
+being written, between two rounds, when the last checkpoint of one stands and its row is
+not yet in rounds.json, and while it starts. Writes a JSON beside this.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import jax
 from kill9 import compare, names, newest
 
 ROOT = Path(__file__).parents[1]
-MOMENTS = ("anywhere", "anywhere", "saving", "between")
+MOMENTS = ("anywhere", "anywhere", "saving", "between", "starting")
 STEPS = (8, 4, 2, 1)  # of the students
 UPDATES = 40
 
@@ -72,13 +72,16 @@ def kill_once(workdir: Path, line: list[str], moment: str, rng: random.Random) -
                     raise SystemExit(f"ended before its kill:\n{log.read_text()}")
                 time.sleep(0.002)
 
-        wait_for(lambda: progress(workdir) > before)
+        if moment == "starting":
+            time.sleep(rng.uniform(0, 15))
+        else:
+            wait_for(lambda: progress(workdir) > before)
         if moment == "anywhere":
             time.sleep(rng.uniform(0, 1.5))
         elif moment == "between":
             wait_for(lambda: progress(workdir)[1] == UPDATES)
             time.sleep(rng.uniform(0, 0.3))
-        else:
+        elif moment == "saving":
             folder = workdir / "rounds" / f"{STEPS[progress(workdir)[0]]:04d}"
             wait_for(lambda: any(n.startswith("saving") for n in names(folder)))
             time.sleep(rng.uniform(0, 0.1))

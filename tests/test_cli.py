@@ -317,7 +317,7 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
     """Its workdir is its last student to every verb."""
     workdir = f"--workdir={tmp_path}/d"
     assert "of distill.py" in refused("train", DISTIL, workdir)
-    flags = [f"--teacher={run}", "--config.distill.guidance=()", DISTIL]
+    flags = [f"--teacher={run}", DISTIL, "--config.distill.guidance=()"]
     two = "--config.distill.start=2"
     done = call("distill", workdir, *flags, two, "--config.distill.metric=agreement")
     assert done.returncode == 0, done.stderr
