@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--workdir", default="models/shapes")
     parser.add_argument("--num", type=int, default=32)
     args = parser.parse_args()
-    model, params, config, _ = models.load(args.workdir)
+    loaded = models.load(args.workdir)
+    model, params, config = loaded.model, loaded.params, loaded.config
     source = data.open_source(config)
     batch = pipeline.held_out_batch(config, source, args.num)
     videos = np.asarray(model.encode(batch["video"]))

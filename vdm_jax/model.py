@@ -6,14 +6,17 @@ trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax.checkpoint import Checkpoints
+from vdm_jax import sharding
+from vdm_jax.checkpoint import MANIFEST, Checkpoints
 from vdm_jax.conditioning import Cond, Conditioner
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, expand
@@ -310,27 +313,39 @@ def read_config(workdir: Path) -> Any:
 
 
 class Loaded(NamedTuple):
-    """A trained model: its averaged parameters, its config, its finished steps."""
+    """A trained model: its averaged parameters, its config, its finished steps.
+
+    checksum: of the parameters as they lie on disk.
+    """
 
     model: Model
     params: Params
     config: Any
     step: int
+    checksum: str
 
 
-def load(workdir: str | Path) -> Loaded:
+def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
     """A run's newest good checkpoint, or a shipped model's params.safetensors.
 
     The one way in for every verb that needs a trained model. Half-precision files are
-    cast to the model's own precision here and nowhere else.
+    cast to the model's own precision here and nowhere else. With a mesh the parameters
+    are where a run on it has them; without one on the first device, or on the host.
     """
     workdir = resolve(Path(workdir))
     config = read_config(workdir)
     model = build(config)
     shapes = jax.eval_shape(model.fresh, jax.random.key(0))
+    shardings = None
+    if mesh is not None:
+        shardings = sharding.state_shardings(mesh, shapes)
+        shapes = sharding.with_shardings(shapes, shardings)
     shipped = workdir / "params.safetensors"
     if shipped.is_file():
-        return Loaded(model, params_file.read(shipped, shapes), config, -1)
+        params = params_file.read(shipped, shapes)
+        if shardings is not None:
+            params = jax.device_put(params, shardings)
+        return Loaded(model, params, config, -1, _checksum(shipped))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
@@ -340,4 +355,10 @@ def load(workdir: str | Path) -> Loaded:
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    return Loaded(model, state[part], config, step)
+    manifest = checkpoints.directory / str(step) / MANIFEST
+    return Loaded(model, state[part], config, step, _checksum(manifest))
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file: of parameters, or of the manifest of a checkpoint's files."""
+    return f"{zlib.crc32(path.read_bytes()):08x}"

@@ -488,7 +488,7 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
     # Without guidance the told student of as many steps is the teacher, nearly.
     assert by_name["student, 8 steps"]["off"] < 0.05
-    changed = json.dumps(begun | {"teacher": str(own), "digest": "0"})
+    changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
     (workdir / "distill.json").write_text(changed)
     with pytest.raises(UserError, match="not any more, the teacher"):
         students.evaluate(workdir, tmp_path / "out", num=4, deciding=3, **ask)

@@ -21,7 +21,6 @@ from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
 from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
-from vdm_jax.weights import params as params_file
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
@@ -92,8 +91,7 @@ def evaluate(
     begun = json.loads((workdir / models.DISTILLATION).read_text())
     rounds = models.students(workdir)
     teacher = models.load(begun["teacher"])
-    digest = params_file.digest(teacher.params)
-    if digest != begun["digest"]:
+    if teacher.checksum != begun["checksum"]:
         raise UserError(
             f"{begun['teacher']} is not, or not any more, the teacher of {workdir}: "
             "put it back, to measure its students beside it"
@@ -119,8 +117,8 @@ def evaluate(
             "arm": dataclasses.asdict(arm),
             "settings": dataclasses.asdict(each),
             "seed": seed,
-            "teacher": digest,
-            "parameters": params_file.digest(loaded.params),
+            "teacher": teacher.checksum,
+            "parameters": loaded.checksum,
         }
         row, videos = _row(folder, arm, origin, loaded, each, labels, measure, seed)
         rows.append(row)

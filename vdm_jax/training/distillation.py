@@ -5,6 +5,7 @@ ends as a workdir of its own. What rounds differ by (the teacher, the number of 
 and of updates) are arguments of one compiled step: it compiles once for all of them.
 
     WORKDIR/distill.json  what was asked
+            teacher.npz   the first teacher's videos, to compare students with
             rounds.json   a row for every finished round
             rounds/0064/  a run: config.json, checkpoints/, metrics.jsonl, samples/
 """
@@ -47,7 +48,6 @@ from vdm_jax.training.train import (
     describe,
     write_preview,
 )
-from vdm_jax.weights import params as params_file
 from vdm_jax.weights.params import flatten
 
 FELL = 5  # exit status: a round lost more quality than it may
@@ -72,7 +72,8 @@ def distill(
       SystemExit: as `fit` does; the same call goes on.
     """
     started = time.monotonic()
-    loaded = models.load(teacher)
+    mesh = sharding.make_mesh(**config.mesh)
+    loaded = models.load(teacher, mesh)
     rounds.check(config.distill, loaded.config, loaded.model)
     plan = rounds.planned(config.distill)
     origins = [teacher, *(str(workdir / each.path) for each in plan)]
@@ -82,21 +83,19 @@ def distill(
     ]
     for each in configs:
         check(each)
-    mesh = sharding.make_mesh(**config.mesh)
     student, source = models.build(configs[0]), data.open_source(configs[0])
     for each in configs:
         asked = sampling.Settings.of(each.sample)
         sampling.check(student, config.distill.num, config.seed, asked)
 
-    digest = params_file.digest(loaded.params)
     with (
-        _driving(workdir, config, teacher, digest) as rows,
+        _driving(workdir, config, teacher, loaded.checksum) as rows,
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
         driver = _Rounds(config, student, loaded, source, mesh)
         baseline = driver.look_at_teacher(workdir, loaded)
-        params = driver.put(_newest(workdir, rows) if rows else loaded.params)
+        params = _newest(workdir, rows, mesh) if rows else loaded.params
         del loaded  # its parameters are not needed any more
         for each, own in list(zip(plan, configs, strict=True))[len(rows) :]:
             fingerprint = pipeline.fingerprint(own, source)
@@ -121,13 +120,13 @@ def distill(
     return rows
 
 
-def _newest(workdir: Path, rows: list[Row]) -> Params:
+def _newest(workdir: Path, rows: list[Row], mesh) -> Params:
     """The last finished student. One whose last checkpoint is damaged is not finished.
 
     Its row goes, and with it the round is taken up where it still stands.
     """
     while rows:
-        found = models.load(workdir / rows[-1]["path"])
+        found = models.load(workdir / rows[-1]["path"], mesh)
         if found.step >= rows[-1]["updates"]:
             return found.params
         print(
@@ -254,11 +253,6 @@ class _Rounds:
         """Step 0. Copies: the teacher's own arrays are not to be given away."""
         params = jax.tree.map(jnp.copy, params)
         return steps.init_state(params, self.tx, self.averages)
-
-    def put(self, params: Params) -> Params:
-        """Loaded parameters, sharded as a student's are, by way of the host."""
-        shardings = sharding.state_shardings(self.mesh, params)
-        return jax.device_put(jax.tree.map(np.asarray, params), shardings)
 
     def train(self, run: Run, each: Round, teacher: Params) -> Params:
         """A round to its last update, or on from its checkpoint."""
@@ -406,9 +400,9 @@ class _Rounds:
 
 
 @contextlib.contextmanager
-def _driving(workdir: Path, config, teacher: str, digest: str) -> Iterator[list[Row]]:
+def _driving(workdir: Path, config, teacher: str, checksum: str) -> Iterator[list[Row]]:
     """Own the workdir of a distillation; the rows of its finished rounds."""
-    own = {"teacher": teacher, "digest": digest}
+    own = {"teacher": teacher, "checksum": checksum}
     asked = json.loads(json.dumps(config.to_dict()))
 
     def begin() -> dict[str, Any]:
@@ -419,7 +413,7 @@ def _driving(workdir: Path, config, teacher: str, digest: str) -> Iterator[list[
             raise UserError(f"{workdir} holds a model already: give another --workdir")
         if path.is_file() and any((workdir / "rounds").glob("*/checkpoints/[0-9]*")):
             before = models.read_json(path)
-            if before.pop("digest") != digest and not rows:
+            if before.pop("checksum") != checksum and not rows:
                 raise UserError(
                     f"--teacher={teacher} is not, or not any more, the teacher that "
                     f"{workdir} was begun with ({before['teacher']}): {ANEW}"

@@ -87,10 +87,9 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
         abstract = sharding.with_shardings(abstract, shardings)
 
         def load(other: str):
-            params = models.load(other).params
+            params = models.load(other, mesh).params
             check_fit(params, abstract.params, f"config.init_from={other}")
-            # By way of the host: a device array is not sent to other processes.
-            return jax.device_put(jax.tree.map(np.asarray, params), shardings.params)
+            return params
 
         state = run.resume(abstract, init, batches, load)
         shapes = batch_shapes(config, model, mesh)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,15 +24,6 @@ def flatten(tree) -> dict[str, np.ndarray]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in leaves
     }
-
-
-def digest(params) -> str:
-    """CRC-32 of names and values: whether two sets of parameters are the same."""
-    value = 0
-    for name, leaf in sorted(flatten(params).items()):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.asarray(jax.device_get(leaf)).tobytes(), value)
-    return f"{value:08x}"
 
 
 def write(path: Path, params, dtype=np.float16) -> None:
