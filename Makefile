@@ -52,7 +52,8 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# A distilled student of 8 steps beside its teacher at 64 and at 8; then sample, train one from scratch, sample it, measure it.
+# A student of 8 steps beside its teacher at 64 and at 8; then a model from scratch,
+# trained, sampled and measured.
 DEMO := runs/demo
 demo: setup
 	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite

@@ -127,6 +127,22 @@ def compare(a: Path, b: Path, step: int) -> dict:
     }
 
 
+def write(path: Path, target: str, result: dict, kills: list, seconds: float) -> None:
+    """The JSON; exits with a word if the two runs differ."""
+    report = {
+        "target": target,
+        "result": result,
+        "kills": kills,
+        "seconds": round(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    if result["differing"] or not result["data_equal"]:
+        raise SystemExit("the runs differ")
+
+
 def main() -> None:
     """The whole experiment, as a table and as JSON."""
     parser = argparse.ArgumentParser()
@@ -159,18 +175,8 @@ def main() -> None:
               for w in ("saving", "deleting", "bad")}  # fmt: skip
     result |= {"kills": len(kills), "within": within}
     print(json.dumps(result, indent=1))
-    report = {
-        "target": "no bit differs; each start goes on from the newest step",
-        "result": result,
-        "kills": kills,
-        "seconds": round(time.monotonic() - started),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    if result["differing"] or not result["data_equal"]:
-        raise SystemExit("the runs differ")
+    target = "no bit differs; each start goes on from the newest step"
+    write(args.out, target, result, kills, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
         start=128,
         end=1,
         guidance=(0.0, 2.0),
-        told_updates=4000,
+        told_updates=1000,
         told_learning_rate=2e-3,
-        updates=300,
-        last_updates=600,
+        updates=200,
+        last_updates=400,
         metric="joint",
         num=96,
     )

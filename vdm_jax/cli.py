@@ -306,9 +306,9 @@ def sample() -> None:
                 ask.reconstruction = UPSCALING
         settings = sampling.Settings.of(ask)
         sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
-        known = loaded.config.diffusion.student_steps
-        if known and settings.steps != known:
-            print(f"this student was made for {known} steps", flush=True)
+        made_for = loaded.config.diffusion.student_steps
+        if made_for and settings.steps != made_for:
+            print(f"this student was made for {made_for} steps", flush=True)
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
         negative = None
         if FLAGS.negative:

@@ -277,11 +277,12 @@ def resolve(workdir: Path) -> Path:
 def students(workdir: Path) -> list[dict[str, Any]]:
     """The rows of a distillation's finished rounds, of which there is one at least."""
     path = workdir / STUDENTS
-    if not path.is_file():
+    rows = read_json(path) if path.is_file() else []
+    if not rows:
         raise UserError(
             f"{workdir} has no student yet: its first round is not finished"
         )
-    return read_json(path)
+    return rows
 
 
 def read_json(path: Path) -> Any:
