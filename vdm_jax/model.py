@@ -265,6 +265,7 @@ SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 # A distillation's workdir: what was asked, and its finished rounds.
 DISTILLATION, STUDENTS = "distill.json", "rounds.json"
+ROW = {"steps", "updates", "loss", "metric", "seconds", "path"}
 
 
 def resolve(workdir: Path) -> Path:
@@ -278,6 +279,9 @@ def students(workdir: Path) -> list[dict[str, Any]]:
     """The rows of a distillation's finished rounds, of which there is one at least."""
     path = workdir / STUDENTS
     rows = read_json(path) if path.is_file() else []
+    known = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not known or any(ROW - row.keys() for row in rows):
+        raise UserError(f"{path} is not what distill.py wrote; put back a copy")
     if not rows:
         raise UserError(
             f"{workdir} has no student yet: its first round is not finished"

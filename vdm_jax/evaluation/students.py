@@ -88,7 +88,12 @@ def evaluate(
     asked: settings of sampling that hold for every row. guidance: the weight, told to
     the students and given to both branches of the teacher; None for their own.
     """
-    begun = json.loads((workdir / models.DISTILLATION).read_text())
+    begun = models.read_json(workdir / models.DISTILLATION)
+    if not {"teacher", "checksum", "distill"} <= begun.keys():
+        raise UserError(
+            f"{workdir / models.DISTILLATION} is not what distill.py wrote; put back a "
+            "copy"
+        )
     rounds = models.students(workdir)
     teacher = models.load(begun["teacher"])
     if teacher.checksum != begun["checksum"]:

@@ -409,26 +409,29 @@ def _driving(workdir: Path, config, teacher: str, checksum: str) -> Iterator[lis
         path = workdir / models.DISTILLATION
         rows = models.students(workdir) if (workdir / models.STUDENTS).is_file() else []
         changes = []
-        if not path.is_file() and (workdir / "config.json").is_file():
-            raise UserError(f"{workdir} holds a model already: give another --workdir")
         if path.is_file() and any((workdir / "rounds").glob("*/checkpoints/[0-9]*")):
             before = models.read_json(path)
-            if before.pop("checksum") != checksum and not rows:
+            if before.pop("checksum", None) != checksum and not rows:
                 raise UserError(
                     f"--teacher={teacher} is not, or not any more, the teacher that "
-                    f"{workdir} was begun with ({before['teacher']}): {ANEW}"
+                    f"{workdir} was begun with ({before.get('teacher')}): {ANEW}"
                 )
-            before.pop("teacher")
+            before.pop("teacher", None)
             changes = compare(before, asked, workdir, ANEW, rounds.MAY_CHANGE)
         else:
             (workdir / REFERENCE).unlink(missing_ok=True)  # of another teacher
         if rows:  # what they came from stays on record
-            own.update({name: models.read_json(path)[name] for name in own})
+            own.update({k: v for k, v in models.read_json(path).items() if k in own})
         with video_io.replacing(path, overwrite=True) as new:
             new.write_text(json.dumps(own | asked, indent=2) + "\n")
         return {"rows": rows, "changes": changes}
 
+    def refuse_a_model() -> None:  # before a lock is left in it
+        if (workdir / "config.json").is_file():
+            raise UserError(f"{workdir} holds a model already: give another --workdir")
+
     with contextlib.ExitStack() as stack:
+        on_first_process(refuse_a_model)
         on_first_process(lambda: stack.enter_context(owning(workdir)))
         begun = on_first_process(begin)
         if jax.process_index() == 0:
