@@ -524,6 +524,28 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
         students.evaluate(workdir, tmp_path, **ask | {"seed": 1})
 
 
+def test_an_eps_teacher_is_clipped_where_it_says_nothing_of_x(monkeypatch):
+    """At t = 1 alpha is 5e-5: what it errs in eps it errs 22,000 times in x."""
+    value = teacher_config().unlock()
+    value.diffusion.update(output="eps", precondition=False)
+    model = models.build(value)
+    params = noisy(model.init(jax.random.key(0)))
+    frozen = {"teacher": params, "steps": np.int32(1)}
+    batch = {"video": jnp.zeros((4, *model.shape)), "label": jnp.zeros((4, 4), int)}
+    furthest = []
+
+    def two_steps(teacher, schedule, z, at, cond):
+        x = teacher(z, schedules.step_of_angle(at.start), cond).x
+        furthest.append(float(jnp.abs(x).max()))
+        return z
+
+    monkeypatch.setattr(distillation.distillation, "two_steps", two_steps)
+    for limit in (0.0, 1.0):
+        loss_fn = distillation.halving_loss(model, "snr", False, limit)
+        loss_fn(params, frozen, batch, jax.random.key(1))
+    assert furthest[0] > 1000 and furthest[1] == 1
+
+
 def test_the_guidance_features_are_a_fourier_series():
     """Orthogonal over two ranges' length, and of the range's own scale."""
     from vdm_jax.conditioning import weight_features

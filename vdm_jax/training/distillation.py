@@ -173,11 +173,15 @@ def told_loss(student: Model, teacher: Model, weighting: str) -> steps.LossFn:
     return loss_fn
 
 
-def halving_loss(model: Model, weighting: str, double: bool) -> steps.LossFn:
+def halving_loss(
+    model: Model, weighting: str, double: bool, limit: float = 0.0
+) -> steps.LossFn:
     """Progressive distillation (Salimans & Ho 2022, algorithm 2), at every weight.
 
     frozen: {"teacher": parameters of the same model, "steps": the student's, int []}.
-    double: for the stochastic sampler (`distillation.interval`).
+    double: for the stochastic sampler (`distillation.interval`). limit: of the
+    teacher's |x|, 0 for none; an eps output, whose x = (z - sigma eps) / alpha is
+    nothing where no signal is left, needs one.
     """
 
     def loss_fn(params, frozen, batch, key):
@@ -191,6 +195,8 @@ def halving_loss(model: Model, weighting: str, double: bool) -> steps.LossFn:
         step = schedules.step_of_angle(at.start)
         z = process.diffuse(x, jax.random.normal(noise_key, x.shape, x.dtype), step)
         teacher = model.denoiser(frozen["teacher"])
+        if limit:
+            teacher = guidance.clip_x(teacher, limit)
         target = distillation.two_steps(teacher, model.schedule, z, at, cond)
         loss = distillation.student_loss(
             model.denoiser(params), target, z, at.start, cond, weighting
@@ -241,6 +247,7 @@ class _Rounds:
         self.attributes = MEASURES.get(teacher.config.data.source)
         self.tx = optim.optimizer(config.train)
         self.averages = config.train.ema > 0
+        self.limit = teacher.config.sample.threshold
         state = jax.eval_shape(
             lambda: self._state(student.fresh(jax.random.key(0))),
         )
@@ -305,7 +312,8 @@ class _Rounds:
             loss_fn = told_loss(self.student, self.teacher, distill.weighting)
         else:
             double = distill.sampler == "stochastic"
-            loss_fn = halving_loss(self.student, distill.weighting, double)
+            limit = self.limit if self.student.output == "eps" else 0.0
+            loss_fn = halving_loss(self.student, distill.weighting, double, limit)
         rate = optim.learning_rate(run.config.train)
         step = steps.make_step(
             loss_fn,
