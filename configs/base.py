@@ -140,6 +140,9 @@ def distillation() -> ConfigDict:
         told_learning_rate=1e-4,
         updates=50_000,  # of a round
         last_updates=100_000,  # of the rounds to 2 steps and to 1, the hardest
+        # How often the other rounds train their last steps, whose errors no later step
+        # mends: times are u^late, u even; 1 is the papers' way.
+        late=1.0,
         # What a round is judged by: "agreement" with the teacher from the same noise (1
         # is the same videos, 0 as far as their mean), or "joint", of moving shapes.
         metric="agreement",

@@ -21,17 +21,18 @@ def get_config(variant: str = "") -> ConfigDict:
         start=128,
         end=1,
         guidance=(0.0, 2.0),
-        told_updates=1000,
+        told_updates=4000,
         told_learning_rate=2e-3,
-        updates=200,
-        last_updates=400,
+        updates=300,
+        last_updates=600,
+        late=2.0,
         metric="joint",
         num=96,
     )
     config.data.batch_size = 16
     config.train.update(
         optimizer="muon",
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         checkpoint_every=200,
         keep_checkpoints=2,
         log_every=20,

@@ -7,7 +7,9 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CACHE = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla"
+# One for each worker: JAX does not write its files whole, and the other would read them.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+CACHE = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla" / WORKER
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

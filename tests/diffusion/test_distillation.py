@@ -672,6 +672,17 @@ def test_a_batch_of_n_has_every_step_once(n, batch):
     np.testing.assert_array_equal(i, np.broadcast_to(once, i.shape))
 
 
+def test_late_draws_the_last_steps_more_often():
+    """Step i of n is drawn as often as u^late lies between (i - 1) / n and i / n."""
+    n, late, keys = 8, 2.0, 4000
+    i = jax.vmap(lambda key: distillation.random_steps(key, 3, n, jnp.float32(late)))(
+        jax.random.split(jax.random.key(5), keys)
+    )
+    share = np.bincount(np.ravel(i), minlength=n + 1)[1:] / i.size
+    ends = (np.arange(n + 1) / n) ** (1 / late)
+    assert np.abs(share - np.diff(ends)).max() < 5 * np.sqrt(0.25 / keys)
+
+
 def test_another_key_draws_other_steps():
     i = np.asarray(drawn(4, 8192, 50, seed=3))
     assert len(np.unique(i, axis=0)) == 50

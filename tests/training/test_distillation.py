@@ -368,6 +368,7 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
         ({"distill.weighting": "sum"}, "one of constant"),
         ({"distill.metric": "fid"}, "one of agreement, joint"),
         ({"distill.tolerance": float("nan")}, "tolerance=nan"),
+        ({"distill.late": 0.5}, "late=0.5: from 1 to 4"),
         ({"train.decay": "steps"}, "one of cosine, linear"),
         ({"data.batch_size": 0}, "batch_size=0"),
     ],
@@ -530,7 +531,7 @@ def test_an_eps_teacher_is_clipped_where_it_says_nothing_of_x(monkeypatch):
     value.diffusion.update(output="eps", precondition=False)
     model = models.build(value)
     params = noisy(model.init(jax.random.key(0)))
-    frozen = {"teacher": params, "steps": np.int32(1)}
+    frozen = {"teacher": params, "steps": np.int32(1), "late": np.float32(1)}
     batch = {"video": jnp.zeros((4, *model.shape)), "label": jnp.zeros((4, 4), int)}
     furthest = []
 

@@ -178,7 +178,8 @@ def halving_loss(
 ) -> steps.LossFn:
     """Progressive distillation (Salimans & Ho 2022, algorithm 2), at every weight.
 
-    frozen: {"teacher": parameters of the same model, "steps": the student's, int []}.
+    frozen: {"teacher": parameters of the same model, "steps": the student's, int [],
+    "late": how often the last of them are drawn (`distillation.random_steps`)}.
     double: for the stochastic sampler (`distillation.interval`). limit: of the
     teacher's |x|, 0 for none; an eps output, whose x = (z - sigma eps) / alpha is
     nothing where no signal is left, needs one.
@@ -190,7 +191,7 @@ def halving_loss(
         if model.guidance_range:
             cond = model.tell(cond, weight)
         n = frozen["steps"]
-        i = distillation.random_steps(step_key, x.shape[0], n)
+        i = distillation.random_steps(step_key, x.shape[0], n, frozen["late"])
         at = distillation.interval(model.schedule, i, n, double)
         step = schedules.step_of_angle(at.start)
         z = process.diffuse(x, jax.random.normal(noise_key, x.shape, x.dtype), step)
@@ -265,7 +266,11 @@ class _Rounds:
         """A round to its last update, or on from its checkpoint."""
         config, mesh = run.config, self.mesh
         key = jax.random.key(config.seed)
-        numbers = {"steps": np.int32(each.steps), "updates": np.int32(each.updates)}
+        numbers = {
+            "steps": np.int32(each.steps),
+            "updates": np.int32(each.updates),
+            "late": np.float32(each.late),
+        }
         frozen = {"teacher": teacher} | jax.device_put(
             numbers, sharding.replicated(mesh)
         )

@@ -31,13 +31,14 @@ class Round:
     """A student of so many steps; `told`: of as many as its teacher has.
 
     That is the first round of a guided distillation: the student learns the guidance
-    weight, both branches in one call.
+    weight, both branches in one call. late: how often its last steps are drawn.
     """
 
     number: int
     steps: int
     updates: int
     told: bool = False
+    late: float = 1.0
 
     @property
     def path(self) -> str:
@@ -51,8 +52,10 @@ def planned(distill: Any) -> list[Round]:
         found.append(Round(0, distill.start, distill.told_updates, told=True))
     n = distill.start // 2
     while n >= distill.end:
-        updates = distill.last_updates if n <= 2 else distill.updates
-        found.append(Round(len(found), n, updates))
+        hard = n <= 2  # to draw the first step less often would not do
+        updates = distill.last_updates if hard else distill.updates
+        late = 1.0 if hard else float(distill.late)
+        found.append(Round(len(found), n, updates, late=late))
         n //= 2
     return found
 
@@ -79,6 +82,8 @@ def check(distill: Any, config: Any, teacher: Model) -> None:
     for name, low in least.items():
         if distill[name] < low:
             raise UserError(f"config.distill.{name}={distill[name]}: at least {low}")
+    if not 1 <= distill.late <= 4:
+        raise UserError(f"config.distill.late={distill.late}: from 1 to 4")
     if not 0 <= distill.tolerance <= 2:
         raise UserError(f"config.distill.tolerance={distill.tolerance}: from 0 to 2")
     measured = config.data.source in MEASURES and bool(teacher.attributes)
