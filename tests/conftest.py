@@ -7,7 +7,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# One for each worker: JAX does not write its files whole, and the other would read them.
+# One for each worker: the other would read files that JAX has half written.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 CACHE = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla" / WORKER
 
