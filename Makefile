@@ -48,7 +48,7 @@ bench: setup .venv-peer/ready
 .venv-peer/ready:
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/pip install -q torch==2.13.0 numpy pillow tqdm \
-	  einops einops-exts rotary-embedding-torch
+	  einops einops-exts rotary-embedding-torch psutil diffusers==0.42.1
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 

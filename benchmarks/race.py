@@ -1,33 +1,56 @@
-"""Training and sampling step against video-diffusion-pytorch, both sides in one run.
+"""A training step and a sampling step against the peers, all sides in one run.
 
     make bench
 
-Setting: dim 32, multipliers 1,2,4,8, 8 frames of 32x32, batch 4, float32, all cores.
-Two layouts of ours: "lean" has spatial attention at 16x16 and below, no block more on
-the way up and an additive bias for time; "vdm" has spatial attention at 32x32 too, the
-extra blocks and Shaw's vectors, as the paper. The peer has linear attention at all
-sizes but the smallest, and attention once a level where ours follows every block.
+Setting: dim 32, multipliers 1, 2, 4, 8, 8 frames of 32x32, batch 4, float32, all cores.
 
-Each side runs in processes of its own and they take turns, so that a change in the
-machine's speed falls on both; the figures are medians over all turns. The peer lives in
-an environment of its own (.venv-peer). Writes benchmarks/race.json.
+- video-diffusion-pytorch 0.7.0: a level has two residual blocks, then linear attention
+  over the frame and attention over time; attention over the frame in the middle.
+- diffusers 0.42.1, UNet3DConditionModel at the same widths, its other settings its own.
+- vdm_jax, the peer's layout: blocks and attention where video-diffusion-pytorch has
+  them.
+- vdm_jax, VDM's layout: both kinds of attention after every block, at all sizes, one
+  block more a level on the way up, Shaw's vectors.
+
+Every measurement is a process of its own, and the sides take turns, so that a change in
+the machine's speed falls on all; the figures are medians. Our first turn finds an empty
+compilation cache, the others a warm one. FLOPs are counted from the unoptimised program
+(XLA) and from the calls of matrix products and convolutions (torch). The peers live in
+an environment of their own (.venv-peer). Writes benchmarks/race.json.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PEER = "video-diffusion-pytorch 0.7.0"
 SIZE = {"batch": 4, "frames": 8, "side": 32}
 STEPS = 5  # timed a turn, after one that is not
+SIDES = {
+    "vdp": "video-diffusion-pytorch 0.7.0",
+    "diffusers": "diffusers 0.42.1 UNet3DConditionModel",
+    "peer": "vdm_jax, the peer's layout",
+    "vdm": "vdm_jax, VDM's layout",
+}
+# Of video-diffusion-pytorch's, for the peer's layout.
+TARGETS = {"train": 0.35, "sample": 0.20, "memory": 0.9}
+COLD, WARM = 25, 12  # seconds to the end of the first training step
+
+
+def since_start() -> float:
+    """Seconds since this process was made."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def timed(step) -> list[float]:
@@ -40,7 +63,35 @@ def timed(step) -> list[float]:
     return seconds[1:]
 
 
-def peer() -> dict:
+def measured(parameters: int, flops: dict[str, float], train, sample) -> dict:
+    """What every side reports. flops: of a training and of a sampling step."""
+    train()
+    first = since_start()
+    seen = {"train": timed(train), "sample": timed(sample)}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return seen | {
+        "parameters": parameters,
+        "flops": flops,
+        "first": first,
+        "memory": kilobytes / 2**20,
+    }
+
+
+def torch_flops(train, sample) -> dict[str, float]:
+    """Of one call each."""
+    from torch.utils.flop_counter import (  # pyright: ignore[reportMissingImports]
+        FlopCounterMode,
+    )
+
+    found = {}
+    for name, step in (("train", train), ("sample", sample)):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found[name] = float(counter.get_total_flops())
+    return found
+
+
+def vdp() -> dict:
     """The peer's training step (its own L1 loss, Adam) and one sampling step."""
     import types
 
@@ -58,13 +109,11 @@ def peer() -> dict:
     )
 
     torch.manual_seed(0)
-    shape = (SIZE["batch"], 3, SIZE["frames"], SIZE["side"], SIZE["side"])
+    b, f, side = SIZE.values()
     net = Unet3D(dim=32, dim_mults=(1, 2, 4, 8))
-    diffusion = GaussianDiffusion(
-        net, image_size=SIZE["side"], num_frames=SIZE["frames"], timesteps=1000
-    )
+    diffusion = GaussianDiffusion(net, image_size=side, num_frames=f, timesteps=1000)
     adam = torch.optim.Adam(net.parameters(), 1e-4)
-    video = torch.rand(shape)
+    video = torch.rand((b, 3, f, side, side))
 
     def train() -> None:
         adam.zero_grad()
@@ -73,13 +122,50 @@ def peer() -> dict:
 
     def sample() -> None:
         with torch.no_grad():
-            diffusion.p_sample(video, torch.full((SIZE["batch"],), 500))
+            diffusion.p_sample(video, torch.full((b,), 500))
 
-    return {
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "train": timed(train),
-        "sample": timed(sample),
-    }
+    return torch_side(net, train, sample)
+
+
+def diffusers() -> dict:
+    """Mean squared error, Adam; a call without gradients."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from diffusers import (  # pyright: ignore[reportMissingImports]
+        UNet3DConditionModel,
+    )
+
+    torch.manual_seed(0)
+    b, f, side = SIZE.values()
+    net = UNet3DConditionModel(
+        sample_size=side,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(32, 64, 128, 256),
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=32,
+    )
+    adam = torch.optim.Adam(net.parameters(), 1e-4)
+    video, t = torch.rand((b, 3, f, side, side)), torch.full((b,), 500)
+    text = torch.zeros((b, 1, 32))
+
+    def train() -> None:
+        adam.zero_grad()
+        found = net(video, t, encoder_hidden_states=text).sample
+        (found - video).square().mean().backward()
+        adam.step()
+
+    def sample() -> None:
+        with torch.no_grad():
+            net(video, t, encoder_hidden_states=text)
+
+    return torch_side(net, train, sample)
+
+
+def torch_side(net, train, sample) -> dict:
+    """Counting last: it would slow the first step."""
+    found = measured(sum(p.numel() for p in net.parameters()), {}, train, sample)
+    return found | {"flops": torch_flops(train, sample)}
 
 
 def ours(layout: str) -> dict:
@@ -88,46 +174,47 @@ def ours(layout: str) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    jax.config.update("jax_compilation_cache_dir", str(HERE.parent / ".cache" / "xla"))
     from configs.base import base
     from vdm_jax import model as models
     from vdm_jax.diffusion import samplers
     from vdm_jax.training import optimizer, step
 
+    b, f, side = SIZE.values()
     config: Any = base()
-    config.video.update(frames=8, height=32, width=32)
+    config.video.update(frames=f, height=side, width=side)
     config.data.attributes = ()
-    both = ("spatial_attention", "temporal_attention")
-    first = both if layout == "vdm" else ("temporal_attention",)
+    as_peer = layout == "peer"
+    over_frame = "linear_attention" if as_peer else "spatial_attention"
     config.network.update(
         levels=tuple(
-            dict(channels=32 * m, blocks=2, mixing=both if m > 1 else first)
+            dict(
+                channels=32 * m,
+                blocks=2,
+                mixing=(over_frame, "temporal_attention"),
+                once=as_peer,
+            )
             for m in (1, 2, 4, 8)
         ),
+        middle=("spatial_attention", "temporal_attention"),
         head_dim=32,
-        extra_up_block=layout == "vdm",
-        relative_position="bias" if layout == "lean" else "shaw",
+        extra_up_block=not as_peer,
+        relative_position="bias" if as_peer else "shaw",
     )
     config.conditioning.width = 128
     model = models.build(config)
     params = model.init(jax.random.key(0))
     tx = optimizer.optimizer(config.train)
-    update = jax.jit(
-        step.make_step(
-            step.make_loss(model, "snr_plus_one"),
-            tx,
-            lambda *_: jnp.asarray(1e-4),
-            ema=0.999,
-        ),
-        donate_argnums=0,
+    update = step.make_step(
+        step.make_loss(model, "snr_plus_one"),
+        tx,
+        lambda *_: jnp.asarray(1e-4),
+        ema=0.999,
     )
     state = step.init_state(params, tx, ema=True)
-    b = SIZE["batch"]
     batch = {"video": np.zeros((b, *model.shape), np.uint8)}
     sampler = samplers.ancestral(0.1)
     table = samplers.padded(sampler.table(model.schedule, 1000), np.float32)
 
-    @jax.jit
     def one_step(params, z, row):
         keys = samplers.video_keys(0, 0, 0, jnp.arange(b))
 
@@ -135,87 +222,115 @@ def ours(layout: str) -> dict:
             return samplers.normal(keys, i + 1, draw, model.shape)
 
         cond = model.conditions({})
-        denoise = model.denoiser(params)
-        carry = sampler.init(z)
-        return samplers.loop(sampler, denoise, carry, table, row, row + 1, noise, cond)[
-            0
-        ]
+        carry = samplers.loop(
+            sampler, model.denoiser(params), sampler.init(z), table, row, row + 1,
+            noise, cond,
+        )  # fmt: skip
+        return carry[0]
+
+    given = state, {}, batch, jax.random.key(0)
+    lowered = jax.jit(update, donate_argnums=0).lower(*given)
+    compiled = lowered.compile()
 
     def train() -> None:
         nonlocal state
-        state, metrics = update(state, {}, batch, jax.random.key(0))
+        state, metrics = compiled(state, {}, batch, jax.random.key(0))
         metrics["loss"].block_until_ready()
 
     z = jnp.zeros((b, *model.shape))
+    stepped = jax.jit(one_step)
 
     def sample() -> None:
-        one_step(state.params, z, 500).block_until_ready()
+        stepped(state.params, z, 500).block_until_ready()
 
-    return {
-        "parameters": sum(p.size for p in jax.tree.leaves(params)),
-        "train": timed(train),
-        "sample": timed(sample),
+    flops = {
+        "train": lowered.cost_analysis()["flops"],
+        "sample": stepped.lower(params, z, 500).cost_analysis()["flops"],
     }
+    size = sum(p.size for p in jax.tree.leaves(params))
+    return measured(size, flops, train, sample)
 
 
-def turn(python: str, side: str) -> dict:
+def turn(side: str, python: str, cache: str) -> dict:
     """One side's measurement in a process of its own."""
     command = [python, str(Path(__file__)), f"--side={side}"]
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+    )
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def summary(side: str, turns: list[dict]) -> dict[str, Any]:
+    """Medians; memory and the first step of the turns whose cache is warm."""
+    later = turns[1:] or turns
+    row: dict[str, Any] = {"name": SIDES[side], "parameters": turns[0]["parameters"]}
+    for what in ("train", "sample"):
+        row[what] = statistics.median(s for one in turns for s in one[what])
+        row[f"{what}_gflops"] = turns[0]["flops"][what] / 1e9
+        row[f"{what}_gflops_a_second"] = row[f"{what}_gflops"] / row[what]
+    row["memory"] = statistics.median(one["memory"] for one in later)
+    row["cold_memory"] = turns[0]["memory"]
+    row["first_cold"] = turns[0]["first"]
+    row["first_warm"] = statistics.median(one["first"] for one in later)
+    return row
+
+
 def main() -> None:
     """Take turns, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=["peer", "lean", "vdm"])
+    parser.add_argument("--side", choices=list(SIDES))
+    parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--peer-python", default=".venv-peer/bin/python")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     if given.side:
         sys.path.insert(0, str(HERE.parent))
-        print(json.dumps(peer() if given.side == "peer" else ours(given.side)))
+        of_torch = {"vdp": vdp, "diffusers": diffusers}
+        side = of_torch.get(given.side, lambda: ours(given.side))
+        print(json.dumps(side()))
         return
 
-    sides = {"peer": given.peer_python, "lean": sys.executable, "vdm": sys.executable}
+    sides = given.sides.split(",")
     seen: dict[str, list[dict]] = {side: [] for side in sides}
-    for _ in range(given.turns):
-        for side, python in sides.items():
-            seen[side].append(turn(python, side))
-            print(f"{side}: {seen[side][-1]}", flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(given.turns):
+            for side in sides:
+                python = given.peer_python if side in ("vdp", "diffusers") else None
+                seen[side].append(turn(side, python or sys.executable, cache))
+                print(f"{side}: {seen[side][-1]}", flush=True)
+    found = {side: summary(side, turns) for side, turns in seen.items()}
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU"
+    about = {"better": "lower", "machine": machine, "command": "make bench"}
     rows = []
-    for side, turns in seen.items():
-        row: dict[str, Any] = {
-            "name": PEER if side == "peer" else f"vdm_jax, {side} layout"
-        }
-        row["parameters"] = turns[0]["parameters"]
-        for what in ("train", "sample"):
-            row[f"{what}_seconds"] = statistics.median(
-                second for one in turns for second in one[what]
-            )
-            row[f"{what}_ratio"] = (
-                row[f"{what}_seconds"] / rows[0][f"{what}_seconds"] if rows else 1.0
-            )
-        rows.append(row)
-    result = {
-        "target": "of the peer's time, as a plain prototype reached: training .39, "
-        "sampling .22 at the lean layout; .55 and .35 at VDM's",
-        "rows": rows,
-        "better": "lower",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU",
-        "turns": given.turns,
-        "command": "make bench",
-        "setting": SIZE,
-    }
+    if "vdp" in found and "peer" in found:
+        for what, target in TARGETS.items():
+            ratio = found["peer"][what] / found["vdp"][what]
+            name = f"{what}, the peer's layout over {SIDES['vdp']}"
+            rows.append({"name": name, "target": target, "result": ratio} | about)
+        for name, target in (("first_cold", COLD), ("first_warm", WARM)):
+            row = {"name": name, "target": target, "result": found["peer"][name]}
+            rows.append(row | about)
+    result = {"rows": rows, "sides": found, "turns": given.turns, "setting": SIZE}
     (HERE / "race.json").write_text(json.dumps(result, indent=1) + "\n")
-    for row in rows:
+    for row in found.values():
         print(
-            f"{row['name']:32s} {row['parameters'] / 1e6:5.1f} M  "
-            f"train {row['train_seconds']:.2f} s ({row['train_ratio']:.2f})  "
-            f"sample {row['sample_seconds']:.2f} s ({row['sample_ratio']:.2f})"
+            f"{row['name']:40s} {row['parameters'] / 1e6:5.1f} M"
+            + "".join(
+                f"  {what} {row[what]:.2f} s ({row[f'{what}_gflops']:.0f} GFLOP, "
+                f"{row[f'{what}_gflops_a_second']:.0f} a second)"
+                for what in ("train", "sample")
+            )
+            + f"  {row['memory']:.2f} GiB ({row['cold_memory']:.2f} cold)"
+            f"  first step {row['first_cold']:.1f} s cold, {row['first_warm']:.1f} warm"
         )
+    for row in rows:
+        print(f"{row['name']}: {row['result']:.2f}, target {row['target']}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.networks import blocks
+from vdm_jax.networks import blocks, layers
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.unet3d import LevelSpec, UNetSpec
 
@@ -105,6 +105,30 @@ def test_temporal_convolution_of_images_beside_a_clip_is_the_clip_alone(given, b
     out = apply(x, inputs)
     alone = apply(x[:1, :3], Inputs())
     np.testing.assert_allclose(out[:1, :3], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_attention_is_a_matrix_of_two_softmaxes(x64, given, build):
+    """rho(q) rho(k)' v, pixel by pixel, written out; frames do not meet."""
+    x, inputs = given()
+    x = x.astype(jnp.float64)
+    apply, params = build(blocks.LinearAttention(SPEC), x, inputs)
+    found = np.asarray(apply(x, inputs) - x)
+    norm = layers.GroupNorm().apply({"params": params["norm"]}, x)
+    qkv = np.asarray(norm.reshape(B, F, HW * HW, C) @ params["qkv"]["kernel"])
+    heads = C // SPEC.head_dim
+    expected = np.zeros((B, F, HW * HW, C))
+    for b, f, head in np.ndindex(B, F, heads):
+        q, k, v = (
+            part[:, head * SPEC.head_dim :][:, : SPEC.head_dim]
+            for part in np.split(qkv[b, f], 3, axis=-1)
+        )
+        q = np.exp(q) / np.exp(q).sum(1, keepdims=True)
+        k = np.exp(k) / np.exp(k).sum(0, keepdims=True)
+        here = slice(head * SPEC.head_dim, (head + 1) * SPEC.head_dim)
+        expected[b, f, :, here] = (q @ k.T) @ v / np.sqrt(SPEC.head_dim)
+    kernel, bias = (np.asarray(params["out"][name]) for name in ("kernel", "bias"))
+    out = expected @ kernel + bias
+    np.testing.assert_allclose(found, out.reshape(x.shape), atol=1e-10)
 
 
 def test_masked_tokens_are_not_read(given, build, draw):

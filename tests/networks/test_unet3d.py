@@ -166,6 +166,17 @@ def test_skips_in_both_layouts(draw):
         assert [skip.shape[2] for skip in skips] == sizes
 
 
+@pytest.mark.parametrize("extra", [False, True])
+def test_once_a_level_has_its_parts_after_the_last_block(draw, extra):
+    level = LevelSpec(8, 2, TEMPORAL, once=True)
+    spec = dataclasses.replace(SPEC, levels=(level,), extra_up_block=extra)
+    model, z = UNet3D(spec), draw(1, 2, 4, 4, 3)
+    params = jax.eval_shape(model.init, jax.random.key(0), z, Inputs())["params"]
+    for way, blocks in (("down", 2), ("up", 2 + extra)):
+        has = [set(params[way][f"level_0_block_{j}"]) for j in range(blocks)]
+        assert has == [{"resnet"}] * (blocks - 1) + [{"resnet", *TEMPORAL}]
+
+
 def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit):
     """Against Down, Middle, Up and the output layers called one by one."""
     apply, params, z, inputs = build(VDM)
@@ -343,7 +354,7 @@ WRONG = {
     "levels[0].blocks=0 must be 1 or more": {"levels": levels((8, 0))},
     "patch=0 must be 1 or more": {"patch": 0},
     "dropout=1.0 must be in [0, 1)": {"dropout": 1.0},
-    "levels[0].mixing='conv' must be one of spatial_attention, cross_attention, temp": {
+    "levels[0].mixing='conv' must be one of spatial_attention, linear_attention": {
         "levels": levels((8, 1, ("conv",)))
     },
     "middle names temporal_conv twice": {"middle": ("temporal_conv",) * 2},

@@ -269,32 +269,15 @@ COLUMNS = {
 def table(
     samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, seed: int = 0
 ) -> list[Row]:
-    """Rows of the samples, of real clips and of real clips spoilt, measured alike.
+    """Rows of `compared`, measured by their pixels.
 
-    All rows have the same number n of clips: that of the samples, of the held-out
-    clips or half that of the training clips, whichever is least, repeated clips not
-    counted. Of the training clips (among all of them the nearest are sought) n are
-    drawn as the reference of every row, and n others for the row 'training real',
-    which is as good as n clips can look, and for the SPOILT rows: so those differ from
-    it by the spoiling alone.
-
-    A row has the keys of COLUMNS, and clips, which is n. frame_fd and motion_fd are in
-    squared pixel units, motion and sharpness are divided by the reference's (NaN where
-    that is 0), nearer is the share of clips that are nearer to a training clip than the
-    median held-out clip. Raises UserError for unlike shapes, or if n is below 2.
+    A row has the keys of COLUMNS, and clips, their number. frame_fd and motion_fd are
+    in squared pixel units, motion and sharpness are divided by the reference's (NaN
+    where that is 0), nearer is the share of clips that are nearer to a training clip
+    (any of them) than the median held-out clip. Raises UserError as `compared` does.
     """
-    _same_shape(samples, training)
-    _same_shape(samples, held_out)
-    training, held_out = distinct(training), distinct(held_out)
-    n = min(len(samples), len(held_out), len(training) // 2)
-    if n < 2:
-        raise UserError(
-            f"{len(samples)} samples, {len(held_out)} held-out and {len(training)} "
-            "training clips that differ: statistics need at least 2, 2 and 4"
-        )
-    samples, held_out = samples[:n], held_out[:n]
-    drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
-    reference, other = drawn[:n], pixels(drawn[n:])
+    reference, named = compared(samples, training, held_out, seed)
+    n, held_out = len(reference), named["held-out real"]()
     frames, moves = pixel_features(reference), motion_features(reference)
     real_motion, real_sharpness = motion(reference), sharpness(reference)
     median = np.median(nearest_training(held_out, training)[1])
@@ -310,10 +293,40 @@ def table(
             "nearer": float(np.mean(nearest_training(videos, training)[1] < median)),
         }
 
-    real = {"samples": samples, "training real": other, "held-out real": held_out}
-    return [row(name, videos) for name, videos in real.items()] + [
-        row(name, spoil(other)) for name, spoil in SPOILT.items()
-    ]
+    return [row(name, videos()) for name, videos in named.items()]
+
+
+def compared(
+    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, dict[str, Callable[[], np.ndarray]]]:
+    """The reference [n, ...], and what stands beside it: samples, real clips, spoilt
+    ones; each made when it is asked for.
+
+    All have the same number n of clips: that of the samples, of the held-out clips or
+    half that of the training clips, whichever is least, repeated clips not counted. Of
+    the training clips n are drawn as the reference, and n others for 'training real',
+    which is as good as n clips can look, and for the SPOILT rows: so those differ from
+    it by the spoiling alone. Raises UserError for unlike shapes, or if n is below 2.
+    """
+    _same_shape(samples, training)
+    _same_shape(samples, held_out)
+    training, held_out = distinct(training), distinct(held_out)
+    n = min(len(samples), len(held_out), len(training) // 2)
+    if n < 2:
+        raise UserError(
+            f"{len(samples)} samples, {len(held_out)} held-out and {len(training)} "
+            "training clips that differ: statistics need at least 2, 2 and 4"
+        )
+    drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
+    other = drawn[n:]
+    rows: dict[str, Callable[[], np.ndarray]] = {
+        "samples": lambda: samples[:n],
+        "training real": lambda: other,
+        "held-out real": lambda: held_out[:n],
+    }
+    for name, spoil in SPOILT.items():
+        rows[name] = lambda spoil=spoil: spoil(pixels(other))
+    return drawn[:n], rows
 
 
 def distinct(videos: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ zero-initialised projection, so a fresh part is the identity.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -50,6 +51,30 @@ class SpatialAttention(nn.Module):
         y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
         q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
         y = attention(q, k, v, backend=self.spec.attention)
+        return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
+
+
+class LinearAttention(nn.Module):
+    """Every pixel reads a few sums over its own frame, at a cost linear in the pixels.
+
+    softmax_d(q) (softmax_n(k)' v) / sqrt(d) for each head (Shen et al. 2021,
+    arXiv:1812.01243, section 3.2): for sizes at which SpatialAttention costs too much.
+    """
+
+    splits_heads = True
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """[b, f, h, w, c] -> [b, f, h, w, c]."""
+        b, f, h, w, c = x.shape
+        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
+        q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
+        q, k = q.astype(wide(x)), k.astype(wide(x))
+        q = (nn.softmax(q, axis=-1) / math.sqrt(self.spec.head_dim)).astype(v.dtype)
+        k = nn.softmax(k, axis=2).astype(v.dtype)  # over the pixels
+        sums = jnp.einsum("bfnhd,bfnhe->bfhde", k, v)
+        y = jnp.einsum("bfnhd,bfhde->bfnhe", q, sums)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
 
 
@@ -146,6 +171,7 @@ def split_heads(x: jax.Array, spec: UNetSpec, copies: int) -> list[jax.Array]:
 
 PARTS: Mapping[str, Callable] = FrozenDict(
     spatial_attention=SpatialAttention,
+    linear_attention=LinearAttention,
     cross_attention=CrossAttention,
     temporal_attention=TemporalAttention,
     temporal_conv=TemporalConv,

@@ -10,11 +10,17 @@ class LevelSpec:
     channels  width of every residual block of the level
     blocks    residual blocks on the way down
     mixing    parts applied in this order after each residual block (blocks.PARTS)
+    once      True: after the last block only, on the way down and on the way up
     """
 
     channels: int
     blocks: int
     mixing: tuple[str, ...] = ()
+    once: bool = False
+
+    def after(self, block: int, blocks: int) -> tuple[str, ...]:
+        """The parts after a block, of so many on this way."""
+        return () if self.once and block + 1 < blocks else self.mixing
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Down(nn.Module):
                 skips += [x] if spec.extra_up_block else []
             for j in range(level.blocks):
                 name = f"level_{i}_block_{j}"
-                x = make(level.channels, level.mixing, name=name)(x, inputs, train)
+                mixing = level.after(j, level.blocks)
+                x = make(level.channels, mixing, name=name)(x, inputs, train)
                 skips.append(x)
         return x, skips
 
@@ -94,10 +95,11 @@ class Up(nn.Module):
         spec, make = self.spec, block(self.spec, self.parts)
         left = list(skips)
         for i, level in reversed(list(enumerate(spec.levels))):
-            for j in range(level.blocks + spec.extra_up_block):
+            blocks = level.blocks + spec.extra_up_block
+            for j in range(blocks):
                 x = jnp.concatenate([x, left.pop()], axis=-1)
-                name = f"level_{i}_block_{j}"
-                x = make(level.channels, level.mixing, name=name)(x, inputs, train)
+                name, mixing = f"level_{i}_block_{j}", level.after(j, blocks)
+                x = make(level.channels, mixing, name=name)(x, inputs, train)
             if i:
                 width = 4 * spec.levels[i - 1].channels
                 x = dense(x, width, f"grow_{i}", kernel_init=nearest_init)
