@@ -329,7 +329,7 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
     assert "row by row" in refused("evaluate", workdir, "--steps=4")
     done = call("evaluate", workdir, "--num=2")
     assert done.returncode == 0, done.stderr
-    assert "student, 1 steps: calls 1" in done.stdout
+    assert "student, 1 step: calls 1" in done.stdout
     done = call("export", workdir, f"--out={tmp_path}/e")
     assert done.returncode == 0, done.stderr
     exported = json.loads((tmp_path / "e" / "config.json").read_text())

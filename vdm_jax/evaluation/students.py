@@ -47,7 +47,7 @@ class Arm:
     def name(self) -> str:
         """What a person reads."""
         who = "student" if self.path else f"teacher, {self.sampler}"
-        return f"{who}, {self.steps} steps"
+        return f"{who}, {self.steps} step{'s' * (self.steps > 1)}"
 
 
 def plan(rounds: Sequence[dict], start: int, num: int, deciding: int) -> list[Arm]:
