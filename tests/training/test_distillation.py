@@ -145,7 +145,7 @@ def test_rounds_json_and_the_students(done, teacher):
         assert own.conditioning.guidance_range == [0.0, 4.0]
         assert (workdir / row["path"] / "samples" / "step-0000004.gif").is_file()
     rates = [models.read_config(workdir / r["path"]).train.learning_rate for r in found]
-    assert rates == [2e-3, 1e-3, 1e-3, 1e-3]
+    assert rates == [2e-3, *[config().train.learning_rate] * 3]
     assert models.read_config(workdir).sample.steps == 1
     assert equal(last(workdir), last(workdir / "rounds/0001"))
     assert not equal(last(workdir), last(workdir / "rounds/0002"))
