@@ -7,10 +7,11 @@ config files, with status 2. Anything else keeps its traceback and status 1.
 import dataclasses
 import difflib
 import os
+import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -376,7 +377,14 @@ def sample() -> None:
 
 def evaluate() -> None:
     """evaluate.py"""
-    _workdir_flag("a run, or a folder of models/")
+    flags.DEFINE_string("workdir", None, "a run, or a folder of models/")
+    flags.DEFINE_string("videos", None, "or: a folder of anybody's videos")
+    flags.DEFINE_string("reference", None, "a folder of real ones, for --videos")
+    flags.DEFINE_integer("frames", 16, "of a clip, for --videos", 2)
+    flags.DEFINE_integer("stride", 1, "from one of them to the next", 1)
+    flags.DEFINE_string("size", None, "HEIGHTxWIDTH (default: of the first video)")
+    flags.DEFINE_bool("fvd", False, "FVD and the like too: seconds a clip on a CPU")
+    flags.DEFINE_list("against", [], "reports of others, to put their figures beside")
     names = tuple(name for name in SETTINGS if name not in NOT_MEASURED)
     _sampling_flags(*names)
     flags.DEFINE_integer("num", 64, "videos a row", 2)
@@ -393,6 +401,13 @@ def evaluate() -> None:
         from vdm_jax import model
         from vdm_jax.evaluation import evaluate
 
+        if FLAGS.videos:
+            return _evaluate_files(names)
+        for name in OF_FILES:
+            if FLAGS[name].present:
+                raise UserError(f"--{name} goes with --videos")
+        if not FLAGS.workdir:
+            raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
         if (Path(FLAGS.workdir) / model.DISTILLATION).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:
@@ -409,10 +424,56 @@ def evaluate() -> None:
             weights=weights,
             seed=FLAGS.seed,
             beside=[Path(folder) for folder in FLAGS.beside],
+            against=[Path(folder) for folder in FLAGS.against],
+            networks=_networks(),
             commands=[*FLAGS.commands, command()],
         )
 
     run(verb, "Measure a trained model against real clips; write a report.")
+
+
+def _networks():
+    """For --fvd; their weights are looked for before anything is sampled."""
+    from vdm_jax.evaluation.perceptual import Networks
+
+    if not FLAGS.fvd:
+        return None
+    networks = Networks()
+    networks.check()
+    return networks
+
+
+OF_FILES = ("reference", "frames", "stride", "size")
+
+
+def _evaluate_files(of_models: Sequence[str]) -> None:
+    """evaluate.py on two folders of videos."""
+    from vdm_jax.evaluation import files
+
+    for name in ("workdir", "deciding", "guidance", "beside", *of_models):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} is of a model: without it, or without --videos")
+    if not FLAGS.reference or not FLAGS.out:
+        raise UserError("--videos needs --reference=DIR and --out=DIR")
+    size = None
+    if FLAGS.size:
+        found = re.fullmatch(r"(\d+)x(\d+)", FLAGS.size)
+        if not found or min(map(int, found.groups())) < 8:
+            raise UserError(f"--size={FLAGS.size}: HEIGHTxWIDTH in pixels, as 64x64")
+        size = int(found[1]), int(found[2])
+    files.compare(
+        Path(FLAGS.videos),
+        Path(FLAGS.reference),
+        Path(FLAGS.out),
+        num=FLAGS.num,
+        frames=FLAGS.frames,
+        stride=FLAGS.stride,
+        size=size,
+        networks=_networks(),
+        seed=FLAGS.seed,
+        against=[Path(folder) for folder in FLAGS.against],
+        commands=[*FLAGS.commands, command()],
+    )
 
 
 OF_ROWS = ("batch_size", "gamma", "threshold", "percentile")  # hold for every row
@@ -423,7 +484,7 @@ def _evaluate_students() -> None:
     from vdm_jax.evaluation import students
 
     own = {name for name in SETTINGS if name not in (*NOT_MEASURED, *OF_ROWS)}
-    for name in (*sorted(own), "beside"):
+    for name in (*sorted(own), "beside", "against", "fvd"):
         if FLAGS[name].present:
             raise UserError(
                 f"--{name}: a distillation is measured row by row, over steps and "

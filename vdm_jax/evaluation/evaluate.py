@@ -15,11 +15,22 @@ from vdm_jax import data, sampling, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data import shapes as moving_shapes
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import bouncing, curve, report, shapes, statistics
-from vdm_jax.model import Loaded, read_config
+from vdm_jax.evaluation import (
+    bouncing,
+    curve,
+    perceptual,
+    report,
+    shapes,
+    statistics,
+)
+from vdm_jax.evaluation import protocol as protocols
+from vdm_jax.evaluation.perceptual import Networks
+from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.model import Loaded, read_config, read_json
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
+RESULTS = "results.json"
 LEARNING = 5  # looks at the training, from the first to the last
 
 MEASURES: dict = {"shapes": shapes, "bouncing": bouncing}  # by config.data.source
@@ -34,13 +45,17 @@ def evaluate(
     weights: Sequence[float],
     seed: int,
     beside: Sequence[Path],
+    against: Sequence[Path],
+    networks: Networks | None,
     commands: Sequence[str],
 ) -> dict:
     """Measure `num` samples at each guidance weight; print, write the report, return.
 
-    The first weight's samples are those of the page and of the pixel statistics; at
-    `out` stand index.html, results.json and the contact sheet. beside: folders that
-    sample.py wrote, shown first.
+    The first weight's samples are those of the page and of the tables; at `out` stand
+    index.html, results.json and the contact sheet. beside: folders that sample.py
+    wrote, shown first. against: reports of other models, whose figures are put beside,
+    if they were measured alike. networks: for FVD and the like, seconds a clip; or
+    None.
     """
     model, config = loaded.model, loaded.config
     settings = sampling.Settings.of(config.sample)
@@ -52,6 +67,8 @@ def evaluate(
     video_io.make_folder(out)
     kept, training = real(config, num)
     held_out = kept["video"]
+    protocol = of_run(config, training, held_out, num, seed, networks)
+    others = read_others(against, protocol)
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
     labels = kept["label"] if model.attributes else None
     samples: dict[float, np.ndarray] = {}
@@ -65,35 +82,26 @@ def evaluate(
         print(f"guidance {weight:g}: {num} videos in {seconds:.0f} s", flush=True)
 
     first = samples[weights[0]]
-    rows = statistics.table(first, training, held_out)
-    protocol = statistics.protocol(first, training)
-    tables = [
-        report.Table(
-            f"Pixel statistics, guidance {weights[0]:g}",
-            *statistics.cells(rows),
-            highlight=(0,),
-            note=PIXEL_NOTE,
-        )
-    ]
+    tables, figures = measure(first, training, held_out, networks, others)
     results = {
         "protocol": protocol,
-        "pixels": rows,
+        **figures,
         "seed": seed,
         "sample": dataclasses.asdict(asked[0]),
+        "weights": list(weights),
     }
-    results["weights"] = list(weights)
     if config.data.source in MEASURES and labels is not None:
-        measure = MEASURES[config.data.source]
-        by_row = shape_rows(model, measure, samples, labels)
+        attributes = MEASURES[config.data.source]
+        by_row = shape_rows(model, attributes, samples, labels)
         title = "Does it show what the label asks?"
-        cells = shape_cells(by_row, measure.NAMES)
-        tables.insert(0, report.Table(title, *cells, note=measure.NOTE))
+        cells = shape_cells(by_row, attributes.NAMES)
+        tables.insert(0, report.Table(title, *cells, note=attributes.NOTE))
         results["shapes"] = by_row
     for table in tables:
         print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
-    print(f"\n{protocol}")
+    print(f"\n{protocols.describe(protocol)}")
 
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
     sections = [*shown, *learning(workdir, config.video.fps)]
     sections += compare(first, held_out, training, config.video.fps)
@@ -118,6 +126,83 @@ PIXEL_NOTE = (
     "ratios to real. 'Nearer' is the share nearer to a training clip than the median "
     "held-out clip is: far above .5 means copying. The spoilt rows say what each of "
     "the numbers notices."
+)
+
+
+def of_run(
+    config, training, held_out, num: int, seed: int, networks: Networks | None
+) -> Protocol:
+    """How the samples of a run are measured."""
+    distinct = [len(statistics.distinct(x)) for x in (training, held_out)]
+    frames, height, width = training.shape[1:4]
+    return {
+        "clips": min(num, distinct[0] // 2, distinct[1]),
+        "training clips": distinct[0],
+        "data": f"{config.data.source} {config.data.path}".strip(),
+        "frames": frames,
+        "stride": config.data.stride,
+        "size": f"{height}x{width}",
+        "encoding": "pixels",
+        "seed": seed,
+        **(networks.protocol(frames) if networks else {}),
+    }
+
+
+def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
+    """results.json of other reports by the names of their folders.
+
+    Raises UserError for one that was measured otherwise.
+    """
+    found = {}
+    for folder in against:
+        path = folder / RESULTS
+        if not path.is_file():
+            raise UserError(f"{folder} holds no {RESULTS}: give a report's folder")
+        other = read_json(path)
+        protocols.check_alike(own, other.get("protocol"), path)
+        found[str(folder)] = other
+    return found
+
+
+def measure(
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None,
+    networks: Networks | None,
+    others: dict[str, dict],
+) -> tuple[list[report.Table], dict[str, list[dict]]]:
+    """Tables, and their rows by name: of pixels, and of networks if asked for.
+
+    others: of `read_others`; their samples stand below ours.
+    """
+    pixels = statistics.table(samples, training, held_out)
+    figures = {"pixels": pixels}
+    if networks:
+        figures["networks"] = perceptual.table(samples, training, held_out, networks)
+    tables = []
+    for name, (title, columns, note) in TABLES.items():
+        if name in figures:
+            own, *spoilt = figures[name]
+            beside = [
+                other[name][0] | {"row": folder} for folder, other in others.items()
+            ]
+            cells = statistics.cells([own, *beside, *spoilt], columns)
+            tables.append(report.Table(title, *cells, highlight=(0,), note=note))
+    if networks:
+        claims = perceptual.claims(pixels, figures["networks"])
+        headings = ["", "figure", "asked", ""]
+        tables.append(report.Table("More than a toy?", headings, claims, note=CLAIMS))
+    return tables, figures
+
+
+TABLES = {
+    "pixels": ("Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
+    "networks": ("By networks", perceptual.COLUMNS, perceptual.NOTE),
+}
+CLAIMS = (
+    "What a flat colour, a still picture and a blur cannot pass together. FVD and the "
+    "frame distance hardly see motion, so motion and sharpness are asked for beside "
+    "them; and few real clips are memorised, so look at the nearest ones."
 )
 
 

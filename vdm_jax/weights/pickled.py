@@ -5,6 +5,7 @@ stand for the small classes below: numpy's own would be handed whatever the file
 and a dtype whose flags it sets makes bytes into pointers.
 """
 
+import io
 import math
 import pickle
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.weights import opcodes
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 DEPTH = 16  # of dicts, lists and tuples within one another
@@ -27,6 +29,7 @@ BROKEN = (
     KeyError,
     MemoryError,
     OverflowError,
+    RecursionError,
     TypeError,
     ValueError,
 )
@@ -87,11 +90,13 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
-        with path.open("rb") as file:
-            found = _plain(_Arrays(file).load(), set())
-            if file.read(1):
-                raise pickle.UnpicklingError("more follows behind its end")
-            return found
+        # In memory, where reading what a length promises allocates what is there.
+        stream = io.BytesIO(path.read_bytes())
+        opcodes.check(stream)
+        found = _plain(_Arrays(stream).load(), set())
+        if stream.read(1):
+            raise pickle.UnpicklingError("more follows behind its end")
+        return found
     except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(

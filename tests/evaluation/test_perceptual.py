@@ -1,0 +1,156 @@
+"""The table of networks, with cheap ones in their place; protocols; folders."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vdm_jax import video_io
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import evaluate, files, perceptual, protocol, statistics
+
+PROTOCOL: protocol.Protocol = {"clips": 8, "frames": 8, "size": "16x16"}
+
+
+class Cheap(perceptual.Networks):
+    """Means of cells in the place of what the networks see."""
+
+    def __init__(self):
+        self.asked = []
+
+    def logits(self, name, videos):
+        self.asked.append(name)
+        return statistics.pixel_features(videos).reshape(len(videos), -1)[:, ::97]
+
+    def frames(self, name, videos):
+        found = statistics.pixel_features(videos)
+        return found.reshape(*videos.shape[:2], -1)[:, :, ::5]
+
+    def diversity(self, videos):
+        return float(np.std(statistics.pixels(videos), axis=0).mean())
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Squares that drift over a ramp: uint8 [40, 8, 16, 16, 3]."""
+    rng = np.random.default_rng(0)
+    videos = np.zeros((40, 8, 16, 16, 3), np.uint8)
+    videos[:] = (np.arange(16) * 6)[:, None]
+    for video in videos:
+        colour, (y, x), dx = rng.integers(90, 255, 3), rng.integers(0, 9, 2), 1
+        for t, frame in enumerate(video):
+            left = min(x + dx * (t // 2), 12)
+            frame[y : y + 4, left : left + 4] = colour
+    return videos
+
+
+@pytest.mark.parametrize("f", [2, 3, 8, 15, 16, 20])
+def test_short_clips_are_played_forth_and_back(f):
+    videos = np.arange(f)[None, :, None, None, None] * np.ones((2, 1, 1, 1, 1))
+    found = perceptual.played(videos)[0, :, 0, 0, 0]
+    assert len(found) == max(f, 16)
+    assert (found[:f] == np.arange(f)).all()
+    assert (np.abs(np.diff(found)) == 1).all()
+
+
+def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
+    networks = Cheap()
+    rows = perceptual.table(clips[:8], clips[8:32], clips[32:], networks)
+    pixels = statistics.table(clips[:8], clips[8:32], clips[32:])
+    names = ["samples", "training real", "held-out real", *statistics.SPOILT]
+    assert [row["row"] for row in rows] == [row["row"] for row in pixels] == names
+    assert networks.asked == ["reference", *names]
+    by_name = {row["row"]: row for row in rows}
+    assert all(row["clips"] == 8 for row in rows)
+    for figure in ("fvd", "frame_distance"):
+        assert by_name["noise"][figure] > by_name["training real"][figure]
+    assert by_name["global mean"]["diversity"] == pytest.approx(0, abs=1e-6)
+    cells = statistics.cells(rows, perceptual.COLUMNS)
+    assert cells[0][0] == "8 clips a row" and len(cells[1]) == len(rows)
+
+
+def test_without_held_out_clips_their_row_is_left_out(clips):
+    rows = statistics.table(clips[:8], clips[8:], None)
+    assert "held-out real" not in [row["row"] for row in rows]
+    assert all(np.isnan(row["nearer"]) for row in rows)
+
+
+def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
+    spoilt = [
+        {"row": name, "fvd": fvd, "frame_distance": frame}
+        for name, fvd, frame in (
+            ("frozen frame", 300.0, 9.0),
+            ("per-video mean", 200.0, 20.0),
+            ("4x4 blur", 400.0, 30.0),
+            ("global mean", 500.0, 40.0),
+        )
+    ]
+
+    def said(fvd, frame, motion, sharpness):
+        pixels = [{"row": "samples", "motion": motion, "sharpness": sharpness}]
+        own = {"row": "samples", "fvd": fvd, "frame_distance": frame}
+        return [row[-1] for row in perceptual.claims(pixels, [own, *spoilt])]
+
+    assert said(100.0, 5.0, 1.0, 1.0) == ["yes"] * 4
+    assert said(199.0, 19.9, 0.5, 0.8) == ["yes"] * 4
+    assert said(200.0, 20.0, 0.49, 0.79) == ["no"] * 4
+    assert said(500.0, 40.0, 1.5, 1.25) == ["no"] * 4
+    assert said(250.0, 5.0, 1.0, 1.0) == ["no", "yes", "yes", "yes"]
+
+
+def report_of(folder: Path, measured) -> Path:
+    folder.mkdir()
+    rows = [{"row": "samples", "frame_fd": 1.0}]
+    (folder / "results.json").write_text(
+        json.dumps({"protocol": measured, "pixels": rows})
+    )
+    return folder
+
+
+def test_others_are_compared_only_where_measured_alike(tmp_path):
+    alike = report_of(tmp_path / "alike", PROTOCOL)
+    assert list(evaluate.read_others([alike], PROTOCOL)) == [str(alike)]
+    for name, value in (("clips", 16), ("frames", 9), ("seed", 1)):
+        other = report_of(tmp_path / name, PROTOCOL | {name: value})
+        with pytest.raises(UserError, match=f"with {name} {value}, this would be"):
+            evaluate.read_others([alike, other], PROTOCOL)
+    older = report_of(tmp_path / "older", "a line of words")
+    with pytest.raises(UserError, match="holds no protocol"):
+        evaluate.read_others([older], PROTOCOL)
+    with pytest.raises(UserError, match="holds no results.json"):
+        evaluate.read_others([tmp_path / "none"], PROTOCOL)
+
+
+def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
+    """One folder of files, one of sample.py's."""
+    real, own = tmp_path / "real", tmp_path / "own"
+    for folder in (real, own):
+        folder.mkdir()
+    for i, clip in enumerate(clips[:12]):
+        video_io.write_video(real / f"{i:02d}.mp4", clip, fps=8)
+    (real / "notes.txt").write_text("not a video")
+    np.savez(own / "samples.npz", videos=clips[20:28])
+    given = dict(num=6, frames=4, stride=2, size=None, networks=Cheap(), seed=0)
+    found = files.compare(
+        own, real, tmp_path / "out", **given, against=[], commands=["evaluate"]
+    )
+    assert found["protocol"]["clips"] == 6 and found["protocol"]["size"] == "16x16"
+    assert found["protocol"]["encoding"] == "pixels, reference files"
+    assert {row["clips"] for row in found["networks"] + found["pixels"]} == {6}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "More than a toy?" in page and "global mean" in page
+    assert "FVD" in capsys.readouterr().out
+    again = files.compare(
+        own, real, tmp_path / "again", **given, against=[tmp_path / "out"],
+        commands=[],
+    )  # fmt: skip
+    assert again["networks"] == found["networks"]
+    with pytest.raises(UserError, match="with frames 4, this would be with 3"):
+        files.compare(
+            own, real, tmp_path / "not", **{**given, "frames": 3},
+            against=[tmp_path / "out"], commands=[],
+        )  # fmt: skip
+    assert not (tmp_path / "not").exists()
+    with pytest.raises(UserError, match="--frames=4 at most"):
+        files.read(own, 6, 5, 2, None)

@@ -1,0 +1,125 @@
+"""Anybody's videos, measured beside real ones: two folders of files, no model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vdm_jax import video_io
+from vdm_jax.data import folder
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import evaluate, report, statistics
+from vdm_jax.evaluation import protocol as protocols
+from vdm_jax.evaluation.perceptual import Networks
+from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.video_io import cache
+from vdm_jax.video_io.guard import Guard
+
+SAMPLES = "samples.npz"  # what sample.py writes: its pixels, before any codec
+
+
+def read(
+    path: Path, num: int, frames: int, stride: int, size: tuple[int, int] | None
+) -> tuple[np.ndarray, str]:
+    """(uint8 [n, f, h, w, 3], how they were encoded): one clip of each video.
+
+    From the first frame on, n at most `num`, in the order of the names. size: (h, w)
+    to cover and to cut the middle out of; None for the size of the first video.
+    """
+    if (path / SAMPLES).is_file():
+        return _read_samples(path / SAMPLES, num, frames, stride, size), "pixels"
+    shape = folder.ClipShape(frames, 1, 1, stride=stride)
+    files, found = folder.scan(
+        str(path), shape, cache.IndexStore(cache.default_folder()), Guard()
+    )
+    for line in found.lines()[1:]:
+        print(line)
+    chosen = files[:num]
+    size = size or (chosen[0].info.height, chosen[0].info.width)
+    clips = [
+        video_io.read(file.info.path, 0, frames, stride, size=size, index=file.info)
+        for file in chosen
+    ]
+    return np.stack(clips), "files"
+
+
+def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
+    with np.load(path) as arrays:
+        videos = arrays["videos"][:num, ::stride]
+    if videos.shape[1] < frames:
+        raise UserError(
+            f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
+            f"--frames={videos.shape[1]} at most"
+        )
+    videos = np.repeat(videos, 3, -1) if videos.shape[-1] == 1 else videos
+    videos = videos[:, :frames]
+    if size is None or size == videos.shape[2:4]:
+        return videos
+    return np.stack([video_io.crop(video_io.resize(v, size), size) for v in videos])
+
+
+def compare(
+    videos: Path,
+    reference: Path,
+    out: Path,
+    *,
+    num: int,
+    frames: int,
+    stride: int,
+    size: tuple[int, int] | None,
+    networks: Networks | None,
+    seed: int,
+    against: Sequence[Path],
+    commands: Sequence[str],
+) -> dict:
+    """Measure the videos of one folder beside those of another; print, write, return.
+
+    Of the reference twice as many are read: half of them show what real videos get.
+    Writes OUT/index.html and OUT/results.json.
+    """
+    own, encoding = read(videos, num, frames, stride, size)
+    size = (own.shape[2], own.shape[3])
+    real, of_reference = read(reference, 2 * num, frames, stride, size)
+    protocol: Protocol = {
+        "clips": min(len(own), len(real) // 2),
+        "frames": frames,
+        "stride": stride,
+        "size": f"{size[0]}x{size[1]}",
+        "encoding": f"{encoding}, reference {of_reference}",
+        "seed": seed,
+    }
+    if networks:
+        protocol |= networks.protocol(frames)
+    others = evaluate.read_others(against, protocol)
+    tables, figures = evaluate.measure(own, real, None, networks, others)
+    for table in tables:
+        print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
+    print(f"\n{protocols.describe(protocol)}")
+    video_io.make_folder(out)
+    results = {"protocol": protocol, **figures}
+    (out / evaluate.RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    shown = evaluate.SHOWN
+    index, distance = statistics.nearest_training(own[:shown], real)
+    fps = 8.0
+    report.write(
+        out / "index.html",
+        title=f"vdm_jax: {videos.name}",
+        lead=f"Videos of {videos} beside those of {reference}.",
+        sections=[
+            report.Films(
+                "Reference and videos",
+                [
+                    report.Film("reference", real[:shown]),
+                    report.Film("videos", own[:shown]),
+                ],
+                fps,
+            ),
+            report.Pairs("The nearest of the reference", own[:shown], real[index],
+                         distance, fps),
+            *tables,
+            report.Commands("The commands", commands),
+        ],
+    )  # fmt: skip
+    print(f"\nthe report: {out / 'index.html'}")
+    return results
