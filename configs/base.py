@@ -143,9 +143,6 @@ def distillation() -> ConfigDict:
         # How often the other rounds train their last steps, whose errors no later step
         # mends: times are u^late, u even; 1 is the papers' way.
         late=1.0,
-        # Students of fewer steps than this learn all from the student of this many,
-        # whose several steps are one of theirs; 0: each from the one before.
-        anchor=0,
         # What a round is judged by: "agreement" with the teacher from the same noise (1
         # is the same videos, 0 as far as their mean), or "joint", of moving shapes.
         metric="agreement",

@@ -636,44 +636,6 @@ def test_no_gradient_reaches_the_teacher(double):
     np.testing.assert_array_equal(of_target, 0)
 
 
-# Many steps as one.
-
-
-@each_schedule
-@pytest.mark.parametrize("each", [1, 2, 3, 8])
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_a_student_with_the_exact_target_lands_on_many_steps(n, each, schedule, x64):
-    """DDIM written out in x and eps, not in angles; traced numbers, no gradient."""
-    z, teacher = normal(ROWS, *VIDEO), smooth(5)
-    i = jnp.arange(ROWS) % n + 1
-
-    def aim(z):
-        args = schedule, z, i, jnp.asarray(n), jnp.asarray(each), None
-        return distillation.many_steps(teacher, *args)
-
-    at, end = z, None
-    for taken in range(each):
-        t = (i * each - taken) / (n * each)
-        step = schedules.step_of_angle(schedule.angle(t))
-        x, eps = teacher(at, step, None)
-        s = t - 1 / (n * each)
-        there = schedules.step_of_angle(schedule.angle(jnp.maximum(s, 0)))
-        alpha, sigma = (
-            jnp.where(s < 1e-9, last, level)
-            for last, level in ((1.0, there.alpha), (0.0, there.sigma))
-        )
-        at = end = over(alpha, z) * x + over(sigma, z) * eps
-    start = schedules.step_of_angle(schedule.angle(i / n))
-    x, eps = process.from_v(jax.jit(aim)(z), z, start)
-    s = (i - 1) / n
-    there = schedules.step_of_angle(schedule.angle(s))
-    alpha = jnp.where(s == 0, 1.0, there.alpha)
-    sigma = jnp.where(s == 0, 0.0, there.sigma)
-    found = over(alpha, z) * x + over(sigma, z) * eps
-    np.testing.assert_allclose(found, end, rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(jax.grad(lambda z: aim(z).sum())(z), 0)
-
-
 # Which steps are drawn.
 
 

@@ -85,11 +85,10 @@ def programs():
     """Of each kind of round one, for all distillations of this file."""
     kept = {}
 
-    def once(self, run, each, *args):
-        distill = self.config.distill
-        kind = each.kind, distill.sampler, bool(distill.guidance)
+    def once(self, run, told, *args):
+        kind = told, self.config.distill.sampler, bool(self.config.distill.guidance)
         if kind not in kept:
-            kept[kind] = PROGRAM(self, run, each, *args)
+            kept[kind] = PROGRAM(self, run, told, *args)
         return kept[kind]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -193,34 +192,6 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == 3
     distill(config(), str(teacher), tmp_path)
     assert equal(last(tmp_path), last(done))
-
-
-def test_students_below_the_anchor_learn_from_it(done, teacher, tmp_path, monkeypatch):
-    """All from one teacher, each starting where the one before ended; killed too."""
-    told = []
-    train = distillation._Rounds.train
-
-    def seen(self, run, each, first, of):
-        told.append((each.steps, each.each, each.anchored, first, of))
-        if len(told) == 3:
-            raise KeyboardInterrupt
-        return train(self, run, each, first, of)
-
-    monkeypatch.setattr(distillation._Rounds, "train", seen)
-    asked = config(**{"distill.anchor": 4})
-    with pytest.raises(KeyboardInterrupt):
-        distill(asked, str(teacher), tmp_path)
-    distill(asked, str(teacher), tmp_path)
-    rounds = {steps: rest for steps, *rest in told}
-    assert [(n, *r[:2]) for n, r in rounds.items()] == [
-        (8, 2, False), (4, 2, False), (2, 2, True), (1, 4, True)
-    ]  # fmt: skip
-    at = {n: models.load(tmp_path / f"rounds/000{n}").params for n in rounds}
-    for n, before in ((2, 4), (1, 2)):
-        first, of = rounds[n][2:]
-        assert equal(first, at[before]) and equal(of, at[4])
-    assert equal(at[4], models.load(done / "rounds/0004").params)
-    assert not equal(at[1], last(done))
 
 
 def test_a_time_limit_saves_and_leaves(done, teacher, tmp_path):
@@ -398,12 +369,6 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
         ({"distill.metric": "fid"}, "one of agreement, joint"),
         ({"distill.tolerance": float("nan")}, "tolerance=nan"),
         ({"distill.late": 0.5}, "late=0.5: from 1 to 4"),
-        ({"distill.anchor": 1}, "anchor=1: 0, or the steps of a student before"),
-        ({"distill.anchor": 3}, "before the last, 8, 4, 2"),
-        (
-            {"distill.anchor": 4, "distill.end": 2, "distill.sampler": "stochastic"},
-            "anchor=4 with sampler='stochastic'",
-        ),
         ({"train.decay": "steps"}, "one of cosine, linear"),
         ({"data.batch_size": 0}, "batch_size=0"),
     ],

@@ -83,36 +83,6 @@ def two_steps(
     return jax.lax.stop_gradient(merge(z, v1, v2, at))
 
 
-def many_steps(
-    teacher: Denoiser,
-    schedule: Schedule,
-    z: Array,
-    i: Array,
-    n: Array,
-    each: Array,
-    cond,
-) -> Array:
-    """The same for a student's step i of n that is `each` of the teacher's.
-
-    i: int [b]; n, each: int [], may be traced. `two_steps` is `each` = 2, in a form
-    that keeps its digits where steps are short.
-    """
-
-    def angle(taken: Array) -> Array:
-        left = i * each - taken
-        return jnp.where(left == 0, 0.0, schedule.angle(left / (n * each)))
-
-    def take(number: Array, z: Array) -> Array:
-        here = angle(number)
-        step = schedules.step_of_angle(jnp.maximum(here, schedule.angle(0.0)))
-        v = velocity(teacher(z, step, cond), step)
-        return rotate(z, v, here - angle(number + 1))
-
-    end = jax.lax.fori_loop(0, each, take, z)
-    turn = expand(angle(jnp.zeros_like(each)) - angle(each), z)
-    return jax.lax.stop_gradient((jnp.cos(turn) * z - end) / jnp.sin(turn))
-
-
 def student_loss(
     student: Denoiser,
     target: Array,

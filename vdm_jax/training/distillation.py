@@ -97,7 +97,6 @@ def distill(
         baseline = driver.look_at_teacher(workdir, loaded)
         params = _newest(workdir, rows, mesh) if rows else loaded.params
         del loaded  # its parameters are not needed any more
-        anchor = None  # parameters of the student that all later ones learn from
         for each, own in list(zip(plan, configs, strict=True))[len(rows) :]:
             fingerprint = pipeline.fingerprint(own, source)
             left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
@@ -105,11 +104,7 @@ def distill(
                 open_run(workdir / each.path, own, fingerprint, left, ANEW) as run,
                 run.stop.listening(),
             ):
-                if each.anchored and anchor is None:
-                    anchored_to = rounds.Round(0, config.distill.anchor, 0).path
-                    anchor = models.load(workdir / anchored_to, mesh).params
-                teacher_params = anchor if each.anchored else params
-                params = driver.train(run, each, params, teacher_params)
+                params = driver.train(run, each, params)
                 try:
                     metric = driver.measure(run, each, params)
                 except Interrupted:
@@ -179,20 +174,15 @@ def told_loss(student: Model, teacher: Model, weighting: str) -> steps.LossFn:
 
 
 def halving_loss(
-    model: Model,
-    weighting: str,
-    double: bool,
-    limit: float = 0.0,
-    anchored: bool = False,
+    model: Model, weighting: str, double: bool, limit: float = 0.0
 ) -> steps.LossFn:
     """Progressive distillation (Salimans & Ho 2022, algorithm 2), at every weight.
 
     frozen: {"teacher": parameters of the same model, "steps": the student's, int [],
-    "each": of the teacher's in one of them, "late": how often the last of them are
-    drawn (`distillation.random_steps`)}. double: for the stochastic sampler
-    (`distillation.interval`). limit: of the teacher's |x|, 0 for none; an eps output,
-    whose x = (z - sigma eps) / alpha is nothing where no signal is left, needs one.
-    anchored: any number of the teacher's steps is one of the student's, not two.
+    "late": how often the last of them are drawn (`distillation.random_steps`)}.
+    double: for the stochastic sampler (`distillation.interval`). limit: of the
+    teacher's |x|, 0 for none; an eps output, whose x = (z - sigma eps) / alpha is
+    nothing where no signal is left, needs one.
     """
 
     def loss_fn(params, frozen, batch, key):
@@ -208,12 +198,7 @@ def halving_loss(
         teacher = model.denoiser(frozen["teacher"])
         if limit:
             teacher = guidance.clip_x(teacher, limit)
-        if anchored:
-            target = distillation.many_steps(
-                teacher, model.schedule, z, i, n, frozen["each"], cond
-            )
-        else:
-            target = distillation.two_steps(teacher, model.schedule, z, at, cond)
+        target = distillation.two_steps(teacher, model.schedule, z, at, cond)
         loss = distillation.student_loss(
             model.denoiser(params), target, z, at.start, cond, weighting
         )
@@ -270,20 +255,19 @@ class _Rounds:
         self.shardings = sharding.state_shardings(mesh, state)
         self.abstract = sharding.with_shardings(state, self.shardings)
         self._start = jax.jit(self._state, out_shardings=self.shardings)
-        self._programs: dict[tuple[bool, bool], Any] = {}
+        self._programs: dict[bool, Any] = {}
 
     def _state(self, params: Params):
         """Step 0. Copies: the teacher's own arrays are not to be given away."""
         params = jax.tree.map(jnp.copy, params)
         return steps.init_state(params, self.tx, self.averages)
 
-    def train(self, run: Run, each: Round, first: Params, teacher: Params) -> Params:
-        """A round from these parameters to its last update, or on from a checkpoint."""
+    def train(self, run: Run, each: Round, teacher: Params) -> Params:
+        """A round to its last update, or on from its checkpoint."""
         config, mesh = run.config, self.mesh
         key = jax.random.key(config.seed)
         numbers = {
             "steps": np.int32(each.steps),
-            "each": np.int32(each.each),
             "updates": np.int32(each.updates),
             "late": np.float32(each.late),
         }
@@ -293,13 +277,13 @@ class _Rounds:
         shapes = batch_shapes(config, self.student, mesh)
 
         def start(_) -> Any:
-            told = inherit(self.student, first, key) if each.told else first
-            return self._start(told)
+            first = inherit(self.student, teacher, key) if each.told else teacher
+            return self._start(first)
 
         share = jax.process_index(), jax.process_count()
         batches = pipeline.train_batches(config, self.source, *share)
         with contextlib.closing(batches):
-            state = run.resume(self.abstract, start, batches, lambda origin: first)
+            state = run.resume(self.abstract, start, batches, lambda origin: teacher)
             if int(state.step) > each.updates:
                 raise UserError(
                     f"{run.workdir} has made {int(state.step)} updates, more than the "
@@ -307,7 +291,7 @@ class _Rounds:
                 )
             if int(state.step) == each.updates:
                 return _averaged(state)  # its checkpoint was the last thing done
-            loss_fn, update = self._program(run, each, frozen, shapes, key)
+            loss_fn, update = self._program(run, each.told, frozen, shapes, key)
             state = fit(
                 update,
                 state,
@@ -324,19 +308,17 @@ class _Rounds:
             )
         return _averaged(state)
 
-    def _program(self, run: Run, each: Round, frozen, shapes, key):
-        """(loss, one update), compiled once for each kind of round."""
-        if each.kind in self._programs:
-            return self._programs[each.kind]
+    def _program(self, run: Run, told: bool, frozen, shapes, key):
+        """(loss, one update), compiled for the told round and for all the others."""
+        if told in self._programs:
+            return self._programs[told]
         distill = self.config.distill
-        if each.told:
+        if told:
             loss_fn = told_loss(self.student, self.teacher, distill.weighting)
         else:
             double = distill.sampler == "stochastic"
             limit = self.limit if self.student.output == "eps" else 0.0
-            loss_fn = halving_loss(
-                self.student, distill.weighting, double, limit, each.anchored
-            )
+            loss_fn = halving_loss(self.student, distill.weighting, double, limit)
         rate = optim.learning_rate(run.config.train)
         step = steps.make_step(
             loss_fn,
@@ -347,7 +329,7 @@ class _Rounds:
         )
         update = compile_step(run, step, self.mesh, self.abstract, frozen, shapes, key)
         describe(run, self.student, self.mesh, self.abstract, update, self.source)
-        self._programs[each.kind] = loss_fn, update
+        self._programs[told] = loss_fn, update
         return loss_fn, update
 
     def look_at_teacher(self, workdir: Path, loaded: models.Loaded) -> float:

@@ -31,9 +31,7 @@ class Round:
     """A student of so many steps; `told`: of as many as its teacher has.
 
     That is the first round of a guided distillation: the student learns the guidance
-    weight, both branches in one call. late: how often its last steps are drawn. each:
-    of its teacher's steps in one of its own. anchored: the teacher is not the student
-    of the round before, but that of distill.anchor steps.
+    weight, both branches in one call. late: how often its last steps are drawn.
     """
 
     number: int
@@ -41,13 +39,6 @@ class Round:
     updates: int
     told: bool = False
     late: float = 1.0
-    each: int = 2
-    anchored: bool = False
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        """What its compiled update depends on."""
-        return self.told, self.anchored
 
     @property
     def path(self) -> str:
@@ -64,9 +55,7 @@ def planned(distill: Any) -> list[Round]:
         hard = n <= 2  # to draw the first step less often would not do
         updates = distill.last_updates if hard else distill.updates
         late = 1.0 if hard else float(distill.late)
-        anchored = n < distill.anchor
-        each = distill.anchor // n if anchored else 2
-        found.append(Round(len(found), n, updates, False, late, each, anchored))
+        found.append(Round(len(found), n, updates, late=late))
         n //= 2
     return found
 
@@ -93,17 +82,6 @@ def check(distill: Any, config: Any, teacher: Model) -> None:
     for name, low in least.items():
         if distill[name] < low:
             raise UserError(f"config.distill.{name}={distill[name]}: at least {low}")
-    students = [each.steps for each in planned(distill)]
-    if distill.anchor and distill.anchor not in students[:-1]:
-        raise UserError(
-            f"config.distill.anchor={distill.anchor}: 0, or the steps of a student "
-            f"before the last, {', '.join(map(str, students[:-1])) or 'of which none'}"
-        )
-    if distill.anchor and distill.sampler != "ddim":
-        raise UserError(
-            f"config.distill.anchor={distill.anchor} with sampler={distill.sampler!r}, "
-            "whose steps are double: set anchor to 0"
-        )
     if not 1 <= distill.late <= 4:
         raise UserError(f"config.distill.late={distill.late}: from 1 to 4")
     if not 0 <= distill.tolerance <= 2:
