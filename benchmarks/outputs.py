@@ -7,8 +7,8 @@ or eps, each trained with the loss of its own output, then distilled from 32 ste
 with as many updates each. Printed for the students and for the teacher's DDIM is the
 share of samples within three deviations of a point, and the energy distance to data (0
 is the same; Szekely & Rizzo 2013). Where no signal is left an eps output says nothing
-of x: it is shown with x clipped to [-1, 1], in the targets too, and without. Writes a
-JSON beside this.
+of x: it is shown with x clipped to [-1, 1], in the targets too, as v is here, and
+without. Writes a JSON beside this.
 """
 
 import functools

@@ -424,6 +424,40 @@ def test_teachers_that_do_not_suit(changes, message):
         rounds.check(config().distill, own, models.build(own))
 
 
+def test_an_eps_teacher_needs_a_weight_and_a_limit():
+    own = teacher_config()
+    own.diffusion.update(output="eps", precondition=False)
+    asked = config().unlock().distill
+    with pytest.raises(UserError, match="snr_plus_one' of a teacher with an eps"):
+        rounds.check(asked, own, models.build(own))
+    asked.weighting = "snr"
+    rounds.check(asked, own, models.build(own))
+    own.sample.threshold = 0.0
+    with pytest.raises(UserError, match="eps output and sample.threshold=0"):
+        rounds.check(asked, own, models.build(own))
+
+
+def test_an_eps_teacher_is_taught_with_its_threshold(teacher, tmp_path, monkeypatch):
+    limits = []
+
+    def loss(*args):
+        limits.append(args[3])
+        raise KeyboardInterrupt
+
+    value = json.loads((teacher / "config.json").read_text())
+    value["diffusion"] |= {"output": "eps", "precondition": False}
+    value["sample"]["threshold"] = 1.25
+    eps = tmp_path / "eps"
+    shutil.copytree(teacher, eps)
+    (eps / "config.json").write_text(json.dumps(value))
+    monkeypatch.setattr(distillation, "halving_loss", loss)
+    monkeypatch.setattr(distillation._Rounds, "_program", PROGRAM)
+    asked = config(**{"distill.guidance": (), "distill.weighting": "snr"})
+    with pytest.raises(KeyboardInterrupt):
+        distill(asked, str(eps), tmp_path / "run")
+    assert limits == [1.25]
+
+
 def test_a_damaged_last_checkpoint_takes_its_round_up_again(done, teacher, tmp_path):
     """And never teaches the next one with what stood before."""
     workdir = tmp_path / "copy"

@@ -102,6 +102,17 @@ def check(distill: Any, config: Any, teacher: Model) -> None:
 
 
 def _check_teacher(distill: Any, config: Any, teacher: Model) -> None:
+    if teacher.output == "eps":  # its x and v divide by alpha, which is next to 0
+        if distill.weighting not in ("snr", "min_snr"):
+            raise UserError(
+                f"config.distill.weighting={distill.weighting!r} of a teacher with an "
+                "eps output, whose v has no bound: snr or min_snr"
+            )
+        if not config.sample.threshold > 0:
+            raise UserError(
+                "this teacher has an eps output and sample.threshold=0, and its x has "
+                "no bound: set the threshold in its config.json to its data's range"
+            )
     if teacher.text_width:
         raise UserError("this teacher is told by text, which cannot be distilled yet")
     if not np.allclose(teacher.schedule.times(4), (1, 0.75, 0.5, 0.25)):
