@@ -63,15 +63,14 @@ def timed(step) -> list[float]:
     return seconds[1:]
 
 
-def measured(parameters: int, flops: dict[str, float], train, sample) -> dict:
-    """What every side reports. flops: of a training and of a sampling step."""
+def measured(parameters: int, train, sample) -> dict:
+    """What every side reports, but for its FLOPs."""
     train()
     first = since_start()
     seen = {"train": timed(train), "sample": timed(sample)}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return seen | {
         "parameters": parameters,
-        "flops": flops,
         "first": first,
         "memory": kilobytes / 2**20,
     }
@@ -164,7 +163,7 @@ def diffusers() -> dict:
 
 def torch_side(net, train, sample) -> dict:
     """Counting last: it would slow the first step."""
-    found = measured(sum(p.numel() for p in net.parameters()), {}, train, sample)
+    found = measured(sum(p.numel() for p in net.parameters()), train, sample)
     return found | {"flops": torch_flops(train, sample)}
 
 
@@ -243,12 +242,11 @@ def ours(layout: str) -> dict:
     def sample() -> None:
         stepped(state.params, z, 500).block_until_ready()
 
-    flops = {
-        "train": xla_flops(lowered),
-        "sample": xla_flops(stepped.lower(params, z, 500)),
-    }
     size = sum(p.size for p in jax.tree.leaves(params))
-    return measured(size, flops, train, sample)
+    found = measured(size, train, sample)
+    of_sample = stepped.lower(state.params, z, 500)
+    flops = {"train": xla_flops(lowered), "sample": xla_flops(of_sample)}
+    return found | {"flops": flops}  # counted last: it would delay the first step
 
 
 def xla_flops(lowered: Any) -> float:
