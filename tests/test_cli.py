@@ -64,6 +64,36 @@ def test_train_needs_its_flags(tmp_path):
     assert "workdir" in refused("train", SMOKE)
 
 
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "distill"])
+def test_a_verb_without_flags_says_what_it_needs(verb):
+    assert "--workdir" in refused(verb)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--videos={own}"], "needs --reference=DIR and --out=DIR"),
+        (["--frames=8", "--workdir=models/shapes"], "--frames goes with --videos"),
+        (["--videos={own}", "--guidance=1"], "--guidance is of a model"),
+        (["{all}", "--size=big"], "HEIGHTxWIDTH"),
+        (["{all}", "--frames=9"], "--frames=8 at most"),
+        (["{all}", "--reference={empty}"], "no video found"),
+        (["{all}", "--videos={broken}"], "holds no videos of sample.py"),
+        (["{all}", "--against={empty}"], "holds no results.json"),
+    ],
+)
+def test_evaluate_refuses_folders(tmp_path, flags, message):
+    places = {name: tmp_path / name for name in ("own", "empty", "broken", "out")}
+    for name in ("own", "empty", "broken"):
+        places[name].mkdir()
+    np.savez(places["own"] / "samples.npz", videos=np.zeros((4, 8, 16, 16, 3), "u1"))
+    (places["broken"] / "samples.npz").write_text("cut")
+    whole = ["--videos={own}", "--reference={own}", "--out={out}", "--frames=8"]
+    flags = [f for flag in flags for f in (whole if flag == "{all}" else [flag])]
+    assert message in refused("evaluate", *(f.format(**places) for f in flags))
+    assert not places["out"].exists()
+
+
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert "file" in refused("train", SMOKE, f"--workdir={tmp_path}/file")

@@ -6,6 +6,7 @@ config files, with status 2. Anything else keeps its traceback and status 1.
 
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import runpy
@@ -36,7 +37,7 @@ def run(verb: Callable[[], None], description: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's own parsing, with its many exceptions turned into UserError."""
-    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for flag, following in itertools.pairwise([*argv[1:], ""]):
         name, equals, value = flag.partition("=")
         if name in ("--config", "-config"):
             _check_config_file(value if equals else following)

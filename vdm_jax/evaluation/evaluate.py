@@ -27,10 +27,11 @@ from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
 from vdm_jax.model import Loaded, read_config, read_json
+from vdm_jax.sampling.given import BROKEN
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
-RESULTS = "results.json"
+RESULTS, SAMPLES = "results.json", "samples.npz"
 LEARNING = 5  # looks at the training, from the first to the last
 
 MEASURES: dict = {"shapes": shapes, "bouncing": bouncing}  # by config.data.source
@@ -170,15 +171,19 @@ def measure(
     held_out: np.ndarray | None,
     networks: Networks | None,
     others: dict[str, dict],
+    seed: int = 0,
 ) -> tuple[list[report.Table], dict[str, list[dict]]]:
     """Tables, and their rows by name: of pixels, and of networks if asked for.
 
-    others: of `read_others`; their samples stand below ours.
+    others: of `read_others`; their samples stand below ours. seed: of the training
+    clips that are drawn as the reference.
     """
-    pixels = statistics.table(samples, training, held_out)
+    pixels = statistics.table(samples, training, held_out, seed)
     figures = {"pixels": pixels}
     if networks:
-        figures["networks"] = perceptual.table(samples, training, held_out, networks)
+        figures["networks"] = perceptual.table(
+            samples, training, held_out, networks, seed
+        )
     tables = []
     for name, (title, columns, note) in TABLES.items():
         if name in figures:
@@ -244,11 +249,9 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
     """
     sections, alike = [], []
     for folder in folders:
-        path = folder / "samples.npz"
-        if not path.is_file():
-            raise UserError(f"{folder} holds no samples.npz: give a --out of sample.py")
-        with np.load(path) as arrays:
-            videos = arrays["videos"]
+        if not (folder / SAMPLES).is_file():
+            raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
+        videos = sampled(folder)
         described = json.loads((folder / "samples.json").read_text())
         film = report.Film(described["command"], videos[:SHOWN])
         config = read_config(Path(described["workdir"]))
@@ -267,6 +270,19 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
         first = report.Films("Samples side by side", alike, fps, note=note)
         sections.insert(0, first)
     return sections
+
+
+def sampled(folder: Path) -> np.ndarray:
+    """The videos [n, f, h, w, c] that sample.py wrote, before any codec."""
+    path = folder / SAMPLES
+    try:
+        with np.load(path) as arrays:
+            videos = arrays["videos"]
+    except BROKEN as error:
+        raise UserError(f"{path} holds no videos of sample.py: {error}") from error
+    if videos.ndim != 5 or videos.dtype != np.uint8:
+        raise UserError(f"{path}: videos of {videos.dtype} {videos.shape}, not uint8")
+    return videos
 
 
 def real(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -16,8 +16,6 @@ from vdm_jax.evaluation.protocol import Protocol
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.guard import Guard
 
-SAMPLES = "samples.npz"  # what sample.py writes: its pixels, before any codec
-
 
 def read(
     path: Path, num: int, frames: int, stride: int, size: tuple[int, int] | None
@@ -27,8 +25,8 @@ def read(
     From the first frame on, n at most `num`, in the order of the names. size: (h, w)
     to cover and to cut the middle out of; None for the size of the first video.
     """
-    if (path / SAMPLES).is_file():
-        return _read_samples(path / SAMPLES, num, frames, stride, size), "pixels"
+    if (path / evaluate.SAMPLES).is_file():
+        return _read_samples(path, num, frames, stride, size), "pixels"
     shape = folder.ClipShape(frames, 1, 1, stride=stride)
     files, found = folder.scan(
         str(path), shape, cache.IndexStore(cache.default_folder()), Guard()
@@ -45,8 +43,7 @@ def read(
 
 
 def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
-    with np.load(path) as arrays:
-        videos = arrays["videos"][:num, ::stride]
+    videos = evaluate.sampled(path)[:num, ::stride]
     if videos.shape[1] < frames:
         raise UserError(
             f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
@@ -92,7 +89,7 @@ def compare(
     if networks:
         protocol |= networks.protocol(frames)
     others = evaluate.read_others(against, protocol)
-    tables, figures = evaluate.measure(own, real, None, networks, others)
+    tables, figures = evaluate.measure(own, real, None, networks, others, seed)
     for table in tables:
         print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")

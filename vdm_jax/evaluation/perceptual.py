@@ -67,6 +67,7 @@ class Networks:
     def protocol(frames: int) -> Protocol:
         """What the figures depend on beside the videos."""
         found: Protocol = {"FVD": i3d.PROTOCOL, "frame distance": efficientnet.PROTOCOL}
+        found["diversity"] = f"LPIPS 0.1, AlexNet, weights {lpips.WEIGHTS.sha256}"
         if frames < FRAMES:
             found["FVD"] = f"{i3d.PROTOCOL}, played forth and back to {FRAMES} frames"
         return found
