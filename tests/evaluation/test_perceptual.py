@@ -146,6 +146,10 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
         commands=[],
     )  # fmt: skip
     assert again["networks"] == found["networks"]
+    other = files.compare(
+        own, real, tmp_path / "other", **{**given, "seed": 1}, against=[], commands=[]
+    )
+    assert other["networks"][0]["fvd"] != found["networks"][0]["fvd"]
     with pytest.raises(UserError, match="with frames 4, this would be with 3"):
         files.compare(
             own, real, tmp_path / "not", **{**given, "frames": 3},

@@ -424,6 +424,13 @@ def test_teachers_that_do_not_suit(changes, message):
         rounds.check(config().distill, own, models.build(own))
 
 
+def test_late_is_of_the_rounds_above_two_steps():
+    plan = rounds.planned(config(**{"distill.late": 3.0}).distill)
+    assert {each.steps: each.late for each in plan if not each.told} == {
+        4: 3.0, 2: 1.0, 1: 1.0
+    }  # fmt: skip
+
+
 def test_an_eps_teacher_needs_a_weight_and_a_limit():
     own = teacher_config()
     own.diffusion.update(output="eps", precondition=False)
