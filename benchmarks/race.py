@@ -68,12 +68,12 @@ def measured(parameters: int, train, sample) -> dict:
     train()
     first = since_start()
     seen = {"train": timed(train), "sample": timed(sample)}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return seen | {
-        "parameters": parameters,
-        "first": first,
-        "memory": kilobytes / 2**20,
-    }
+    return seen | {"parameters": parameters, "first": first, "memory": resident()}
+
+
+def resident() -> float:
+    """GiB of this process at its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def torch_flops(train, sample) -> dict[str, float]:
@@ -167,8 +167,12 @@ def torch_side(net, train, sample) -> dict:
     return found | {"flops": torch_flops(train, sample)}
 
 
-def ours(layout: str) -> dict:
-    """Our training step (v loss, Adam, EMA) and one ancestral step, same shapes."""
+def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple, tuple]:
+    """Our training step (v loss, Adam, EMA) and one ancestral step of the same shapes.
+
+    options: changes to sections of the config, by their names. -> the two, to be
+    compiled, and what each is called with.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -200,6 +204,9 @@ def ours(layout: str) -> dict:
         relative_position="bias" if as_peer else "shaw",
     )
     config.conditioning.width = 128
+    config.train.update(optimizer="adam", ema=0.999, accumulate=1)
+    for section, changes in (options or {}).items():
+        config[section].update(changes)
     model = models.build(config)
     params = model.init(jax.random.key(0))
     tx = optimizer.optimizer(config.train)
@@ -207,9 +214,10 @@ def ours(layout: str) -> dict:
         step.make_loss(model, "snr_plus_one"),
         tx,
         lambda *_: jnp.asarray(1e-4),
-        ema=0.999,
+        config.train.ema,
+        config.train.accumulate,
     )
-    state = step.init_state(params, tx, ema=True)
+    state = step.init_state(params, tx, ema=config.train.ema > 0)
     batch = {"video": np.zeros((b, *model.shape), np.uint8)}
     sampler = samplers.ancestral(0.1)
     table = samplers.padded(sampler.table(model.schedule, 1000), np.float32)
@@ -227,25 +235,33 @@ def ours(layout: str) -> dict:
         )  # fmt: skip
         return carry[0]
 
+    z = jnp.zeros((b, *model.shape))
+    train = jax.jit(update, donate_argnums=0)
     given = state, {}, batch, jax.random.key(0)
-    lowered = jax.jit(update, donate_argnums=0).lower(*given)
+    return train, jax.jit(one_step), given, (params, z, 500)
+
+
+def ours(layout: str) -> dict:
+    """Our side."""
+    import jax
+
+    update, one_step, given, of_sample = programs(layout)
+    state = given[0]
+    lowered = update.lower(*given)
     compiled = lowered.compile()
 
     def train() -> None:
         nonlocal state
-        state, metrics = compiled(state, {}, batch, jax.random.key(0))
+        state, metrics = compiled(state, *given[1:])
         metrics["loss"].block_until_ready()
 
-    z = jnp.zeros((b, *model.shape))
-    stepped = jax.jit(one_step)
-
     def sample() -> None:
-        stepped(state.params, z, 500).block_until_ready()
+        one_step(state.params, *of_sample[1:]).block_until_ready()
 
-    size = sum(p.size for p in jax.tree.leaves(params))
+    size = sum(p.size for p in jax.tree.leaves(state.params))
     found = measured(size, train, sample)
-    of_sample = stepped.lower(state.params, z, 500)
-    flops = {"train": xla_flops(lowered), "sample": xla_flops(of_sample)}
+    sampled = one_step.lower(state.params, *of_sample[1:])
+    flops = {"train": xla_flops(lowered), "sample": xla_flops(sampled)}
     return found | {"flops": flops}  # counted last: it would delay the first step
 
 

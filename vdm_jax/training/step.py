@@ -91,17 +91,23 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         lr = rate(state.step, frozen)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        averaged = state.ema
-        if state.ema is not None:
-            decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-            averaged = jax.tree.map(
-                lambda e, p: p + decay.astype(p.dtype) * (e - p), state.ema, params
-            )
-        new = (params, averaged, opt_state)
-        old = (state.params, state.ema, state.opt_state)
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        def updated(state):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+            averaged = state.ema
+            if state.ema is not None:
+                decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+                averaged = jax.tree.map(
+                    lambda e, p: p + decay.astype(p.dtype) * (e - p), state.ema, params
+                )
+            return params, averaged, opt_state
+
+        # A branch: choosing leaf by leaf makes XLA copy every donated buffer first.
+        def kept(state):
+            return state.params, state.ema, state.opt_state
+
+        new = jax.lax.cond(finite, updated, kept, state)
         state = TrainState(state.step + 1, *new, skipped=state.skipped + ~finite)
         scalars = {"loss": loss, "grad_norm": norm, "learning_rate": lr}
         return state, {**scalars, **metrics, "finite": finite}

@@ -1,0 +1,102 @@
+"""Time and memory of a training step under each option of it, beside the plain step.
+
+    python -m benchmarks.options
+
+The setting and the network of benchmarks/race.py (the peer's layout). Every measurement
+is a process of its own, and the options take turns; the figures are medians. *Working
+memory* is what the compiled program asks for beside its arguments, *resident* the
+process at its peak. Prints the table and writes benchmarks/options.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from benchmarks import race
+
+HERE = Path(__file__).parent
+STEPS = 5
+OPTIONS: dict[str, dict] = {
+    "plain": {},
+    "dtype=bfloat16": {"network": {"dtype": "bfloat16"}},
+    "remat=dots": {"network": {"remat": "dots"}},
+    "remat=full": {"network": {"remat": "full"}},
+    "attention=dot_product": {"network": {"attention": "dot_product"}},
+    "accumulate=2": {"train": {"accumulate": 2}},
+    "accumulate=4": {"train": {"accumulate": 4}},
+    "optimizer=muon": {"train": {"optimizer": "muon"}},
+    "ema=0": {"train": {"ema": 0.0}},
+}
+
+
+def measure(option: str) -> dict:
+    """Seconds of STEPS steps, and GiB."""
+    update, _, (state, *others), _ = race.programs("peer", OPTIONS[option])
+    compiled = update.lower(state, *others).compile()
+    working = compiled.memory_analysis().temp_size_in_bytes
+    seconds = []
+    for _ in range(STEPS + 1):
+        started = time.perf_counter()
+        state, metrics = compiled(state, *others)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
+    return {
+        "seconds": seconds[1:],
+        "working": working / 2**30,
+        "resident": race.resident(),
+    }
+
+
+def main() -> None:
+    """Take turns, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--option", choices=list(OPTIONS))
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    if args.option:
+        print(json.dumps(measure(args.option)))
+        return
+    seen: dict[str, list[dict]] = {option: [] for option in OPTIONS}
+    for _ in range(args.turns):
+        for option, found in seen.items():
+            command = [sys.executable, "-m", "benchmarks.options", f"--option={option}"]
+            done = subprocess.run(
+                command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True
+            )
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(option, found[-1], flush=True)
+    rows = []
+    print("| | a step | | working memory | | resident |\n|---|---|---|---|---|---|")
+    for option, found in seen.items():
+        row = {
+            "option": option,
+            "seconds": statistics.median(s for one in found for s in one["seconds"]),
+            "working": found[0]["working"],
+            "resident": statistics.median(one["resident"] for one in found),
+        }
+        rows.append(row)
+        time_ratio, memory = (row[k] / rows[0][k] for k in ("seconds", "working"))
+        print(
+            f"| `{option}` | {row['seconds']:.2f} s | {time_ratio:.2f} | "
+            f"{row['working']:.2f} GiB | {memory:.2f} | {row['resident']:.2f} GiB |"
+        )
+    result = {
+        "rows": rows,
+        "turns": args.turns,
+        "setting": race.SIZE,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU",
+        "command": "python -m benchmarks.options",
+    }
+    (HERE / "options.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
