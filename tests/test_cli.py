@@ -220,8 +220,14 @@ def test_evaluate_prints_and_reports(run, tmp_path):
     for row in ("real", "chance", "samples, w=1", "frozen frame"):
         assert row in done.stdout
     assert (tmp_path / "index.html").stat().st_size > 10_000
-    flags = [f"--workdir={run}", f"--out={tmp_path}", "--num=4", "--steps=1"]
-    assert call("evaluate", *flags).returncode == 0  # a second report replaces it
+    flags = [f"--workdir={run}", f"--out={tmp_path}", "--num=4", "--steps=2"]
+    done = call("evaluate", *flags, "--fewer=1")  # a second report replaces the first
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["pixels"]
+    assert [row["row"] for row in rows[:2]] == ["samples", "samples, 1 steps"]
+    assert rows[0]["frame_fd"] != rows[1]["frame_fd"]
+    assert "Frame FD against steps" in (tmp_path / "index.html").read_text()
+    assert "numbers of steps" in refused("evaluate", *flags, "--fewer=0")
     assert "/absent" in refused("evaluate", *flags, "--beside=/absent")
     assert "guidance=-1" in refused("evaluate", *flags, "--guidance=0,-1")
     occupied = f"--out={tmp_path}/index.html"

@@ -393,6 +393,7 @@ def evaluate() -> None:
         "deciding", None, "videos of a distillation's deciding rows (default: --num)", 2
     )
     flags.DEFINE_list("guidance", None, "weights to compare, comma separated")
+    flags.DEFINE_list("fewer", [], "numbers of steps to compare, beside --steps")
     flags.DEFINE_string("out", None, "folder of the report (default: WORKDIR/report)")
     flags.DEFINE_list("beside", [], "folders of sample.py's, shown in the report too")
     flags.DEFINE_list("commands", [], "commands to list in the report")
@@ -428,6 +429,7 @@ def evaluate() -> None:
             against=[Path(folder) for folder in FLAGS.against],
             networks=_networks(),
             commands=[*FLAGS.commands, command()],
+            fewer=_fewer(),
         )
 
     run(verb, "Measure a trained model against real clips; write a report.")
@@ -451,7 +453,7 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
     """evaluate.py on two folders of videos."""
     from vdm_jax.evaluation import files
 
-    for name in ("workdir", "deciding", "guidance", "beside", *of_models):
+    for name in ("workdir", "deciding", "guidance", "fewer", "beside", *of_models):
         if FLAGS[name].present:
             raise UserError(f"--{name} is of a model: without it, or without --videos")
     if not FLAGS.reference or not FLAGS.out:
@@ -485,7 +487,7 @@ def _evaluate_students() -> None:
     from vdm_jax.evaluation import students
 
     own = {name for name in SETTINGS if name not in (*NOT_MEASURED, *OF_ROWS)}
-    for name in (*sorted(own), "beside", "against", "fvd"):
+    for name in (*sorted(own), "fewer", "beside", "against", "fvd"):
         if FLAGS[name].present:
             raise UserError(
                 f"--{name}: a distillation is measured row by row, over steps and "
@@ -514,6 +516,14 @@ def _weights(default: list) -> list:
         return [float(weight) for weight in FLAGS.guidance]
     except ValueError as error:
         raise UserError(f"--guidance={','.join(FLAGS.guidance)}: numbers") from error
+
+
+def _fewer() -> list[int]:
+    """The numbers of --fewer."""
+    given = ",".join(FLAGS.fewer)
+    if not all(re.fullmatch("[1-9][0-9]*", steps) for steps in FLAGS.fewer):
+        raise UserError(f"--fewer={given}: numbers of steps, as 4,8,16")
+    return [int(steps) for steps in FLAGS.fewer]
 
 
 def export() -> None:

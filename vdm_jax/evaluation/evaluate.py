@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def evaluate(
     against: Sequence[Path],
     networks: Networks | None,
     commands: Sequence[str],
+    fewer: Sequence[int] = (),
 ) -> dict:
     """Measure `num` samples at each guidance weight; print, write the report, return.
 
@@ -56,13 +57,19 @@ def evaluate(
     index.html, results.json and the contact sheet. beside: folders that sample.py
     wrote, shown first. against: reports of other models, whose figures are put beside,
     if they were measured alike. networks: for FVD and the like, seconds a clip; or
-    None.
+    None. fewer: numbers of steps, to sample the first weight in too from that noise.
     """
     model, config = loaded.model, loaded.config
     settings = sampling.Settings.of(config.sample)
     plain = dataclasses.replace(settings, guidance_schedule="constant")
     asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
     for given in asked:
+        sampling.check(model, num, seed, given)
+    hurried = {
+        f"samples, {steps} steps": dataclasses.replace(asked[0], steps=steps)
+        for steps in fewer
+    }
+    for given in hurried.values():
         sampling.check(model, num, seed, given)
     shown = shown_beside(beside, config.data.source)
     video_io.make_folder(out)
@@ -72,18 +79,23 @@ def evaluate(
     others = read_others(against, protocol)
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
     labels = kept["label"] if model.attributes else None
-    samples: dict[float, np.ndarray] = {}
-    for weight, given in zip(weights, asked, strict=True):
+
+    def sample(name: str, given: sampling.Settings) -> np.ndarray:
         started = time.perf_counter()
         videos = sampling.sample(
             model, loaded.params, num, given, labels=labels, seed=seed
         )
-        samples[weight] = sampling.to_uint8(videos)
         seconds = time.perf_counter() - started
-        print(f"guidance {weight:g}: {num} videos in {seconds:.0f} s", flush=True)
+        print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
+        return sampling.to_uint8(videos)
 
+    samples = {
+        weight: sample(f"guidance {weight:g}", given)
+        for weight, given in zip(weights, asked, strict=True)
+    }
+    more = {name: sample(name, given) for name, given in hurried.items()}
     first = samples[weights[0]]
-    tables, figures = measure(first, training, held_out, networks, others)
+    tables, figures = measure(first, training, held_out, networks, others, more=more)
     results = {
         "protocol": protocol,
         **figures,
@@ -106,6 +118,8 @@ def evaluate(
     video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
     sections = [*shown, *learning(workdir, config.video.fps)]
     sections += compare(first, held_out, training, config.video.fps)
+    steps = [asked[0].steps, *fewer]
+    sections += by_steps(steps, figures["pixels"][: len(steps)])
     sections += [*tables, report.Commands("The commands", commands)]
     sections.append(facts(loaded, seed))
     page = out / "index.html"
@@ -172,13 +186,14 @@ def measure(
     networks: Networks | None,
     others: dict[str, dict],
     seed: int = 0,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[report.Table], dict[str, list[dict]]]:
     """Tables, and their rows by name: of pixels, and of networks if asked for.
 
     others: of `read_others`; their samples stand below ours. seed: of the training
-    clips that are drawn as the reference.
+    clips that are drawn as the reference. more: other samples, for the pixel table.
     """
-    pixels = statistics.table(samples, training, held_out, seed)
+    pixels = statistics.table(samples, training, held_out, seed, more)
     figures = {"pixels": pixels}
     if networks:
         figures["networks"] = perceptual.table(
@@ -317,6 +332,22 @@ def learning(workdir: Path, fps: float) -> list[report.Section]:
         note = "The same noise and labels at each look."
         sections.append(report.Films("Learning", films, fps, note=note))
     return sections
+
+
+def by_steps(steps: Sequence[int], rows: Sequence[dict]) -> list[report.Section]:
+    """Figures of the same noise in several numbers of steps, if there are any."""
+    if len(steps) < 2:
+        return []
+    titles = {"frame_fd": "Frame FD against steps", "motion_fd": "Motion FD"}
+    lines = {
+        key: [curve.Line("samples", np.array(steps), np.array([r[key] for r in rows]))]
+        for key in titles
+    }
+    note = "The lower, the nearer to real clips; the same noise and labels at each."
+    return [
+        report.Curve(title, lines[key], note, log_x=True, x_name="steps")
+        for key, title in titles.items()
+    ]
 
 
 def compare(

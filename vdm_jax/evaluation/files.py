@@ -13,20 +13,27 @@ from vdm_jax.evaluation import evaluate, report, statistics
 from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.model import read_json
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.guard import Guard
+
+SLOW = 8.0  # frames a second in the page, for videos without a clock
 
 
 def read(
     path: Path, num: int, frames: int, stride: int, size: tuple[int, int] | None
-) -> tuple[np.ndarray, str]:
-    """(uint8 [n, f, h, w, 3], how they were encoded): one clip of each video.
+) -> tuple[np.ndarray, str, float]:
+    """(uint8 [n, f, h, w, 3], how they were encoded, frames a second of the first):
+    one clip of each video.
 
     From the first frame on, n at most `num`, in the order of the names. size: (h, w)
     to cover and to cut the middle out of; None for the size of the first video.
     """
     if (path / evaluate.SAMPLES).is_file():
-        return _read_samples(path, num, frames, stride, size), "pixels"
+        videos = _read_samples(path, num, frames, stride, size)
+        told = path / "samples.json"
+        fps = read_json(told)["fps"] if told.is_file() else SLOW
+        return videos, "pixels", fps / stride
     shape = folder.ClipShape(frames, 1, 1, stride=stride)
     files, found = folder.scan(
         str(path), shape, cache.IndexStore(cache.default_folder()), Guard()
@@ -39,7 +46,7 @@ def read(
         video_io.read(file.info.path, 0, frames, stride, size=size, index=file.info)
         for file in chosen
     ]
-    return np.stack(clips), "files"
+    return np.stack(clips), "files", (chosen[0].info.fps or SLOW) / stride
 
 
 def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
@@ -75,9 +82,9 @@ def compare(
     Of the reference twice as many are read: half of them show what real videos get.
     Writes OUT/index.html and OUT/results.json.
     """
-    own, encoding = read(videos, num, frames, stride, size)
+    own, encoding, fps = read(videos, num, frames, stride, size)
     size = (own.shape[2], own.shape[3])
-    real, of_reference = read(reference, 2 * num, frames, stride, size)
+    real, of_reference, _ = read(reference, 2 * num, frames, stride, size)
     protocol: Protocol = {
         "clips": min(len(own), len(real) // 2),
         "frames": frames,
@@ -98,7 +105,6 @@ def compare(
     (out / evaluate.RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     shown = evaluate.SHOWN
     index, distance = statistics.nearest_training(own[:shown], real)
-    fps = 8.0
     report.write(
         out / "index.html",
         title=f"vdm_jax: {videos.name}",

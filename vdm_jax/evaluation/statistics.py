@@ -273,8 +273,9 @@ def table(
     training: np.ndarray,
     held_out: np.ndarray | None,
     seed: int = 0,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
-    """Rows of `compared`, measured by their pixels.
+    """Rows of `compared`, measured by their pixels; more: of other samples, by name.
 
     A row has the keys of COLUMNS, and clips, their number. frame_fd and motion_fd are
     in squared pixel units, motion and sharpness are divided by the reference's (NaN
@@ -306,7 +307,10 @@ def table(
             "nearer": nearer(videos),
         }
 
-    return [row(name, videos()) for name, videos in named.items()]
+    rows = [row(name, videos()) for name, videos in named.items()]
+    return (
+        rows[:1] + [row(name, of[:n]) for name, of in (more or {}).items()] + rows[1:]
+    )
 
 
 def compared(
