@@ -79,7 +79,7 @@ class GroupNorm(nn.Module):
 
         # The mean of a group, brought to each of its channels, as two small products:
         # what is split into [groups, channels / groups] and repeated costs more.
-        member = (jnp.arange(c)[:, None] // (c // g) == jnp.arange(g)).astype(dtype)
+        member = jnp.repeat(jnp.eye(g, dtype=dtype), c // g, axis=0)  # [c, g]
         product = functools.partial(jnp.matmul, precision="highest")
 
         def mean(y):  # [b, f, n, c] -> [b, f, 1, c]
