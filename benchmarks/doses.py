@@ -90,7 +90,8 @@ def main() -> None:
             found = i3d.fvd(networks.logits(f"{kind} {dose}", spoilt), aim)
             rows.append({"name": kind, "dose": dose, "fvd": found})
             strips.append(spoilt[0])
-            labels.append(f"{kind} {dose:g}: FVD {found:.0f}")
+            told = f"{kind} {dose:g}" if len(doses) > 1 else kind
+            labels.append(f"{told}: FVD {found:.0f}")
             print(labels[-1], flush=True)
     itself = i3d.fvd(aim, aim)
     print(f"against itself: {itself:.1e}")
@@ -106,7 +107,7 @@ def main() -> None:
     }
     (HERE / "doses.json").write_text(json.dumps(result, indent=1) + "\n")
     picture = HERE.parent / "docs" / "doses.png"
-    video_io.write_sheet(picture, strips, 8, labels, scale=1, overwrite=True)
+    video_io.write_sheet(picture, strips, 4, labels, scale=1, overwrite=True)
 
 
 if __name__ == "__main__":
