@@ -1,6 +1,6 @@
 """Where the time of a training step and of a sampling step goes.
 
-    python -m benchmarks.profile
+    python -m benchmarks.parts
 
 The programs of benchmarks/race.py, run under JAX's profiler. Every instruction of a
 compiled program says which line of the network it came from; the time of the
