@@ -3,9 +3,10 @@
     python -m benchmarks.options
 
 The setting and the network of benchmarks/race.py (the peer's layout). Every measurement
-is a process of its own, and the options take turns; the figures are medians. *Working
-memory* is what the compiled program asks for beside its arguments, *resident* the
-process at its peak. Prints the table and writes benchmarks/options.json.
+is a process of its own, and the options take turns, of which the first, which compiles,
+does not count; the figures are medians. *Working memory* is what the compiled program
+asks for beside its arguments, *resident* the process at its peak. Prints the table and
+writes benchmarks/options.json.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,14 +67,18 @@ def main() -> None:
         print(json.dumps(measure(args.option)))
         return
     seen: dict[str, list[dict]] = {option: [] for option in OPTIONS}
-    for _ in range(args.turns):
-        for option, found in seen.items():
-            command = [sys.executable, "-m", "benchmarks.options", f"--option={option}"]
-            done = subprocess.run(
-                command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True
-            )
-            found.append(json.loads(done.stdout.splitlines()[-1]))
-            print(option, found[-1], flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+        for turn in range(args.turns + 1):
+            for option, found in seen.items():
+                command = [sys.executable, "-m", "benchmarks.options"]
+                done = subprocess.run(
+                    [*command, f"--option={option}"], cwd=HERE.parent, env=environment,
+                    stdout=subprocess.PIPE, text=True, check=True,
+                )  # fmt: skip
+                if turn:
+                    found.append(json.loads(done.stdout.splitlines()[-1]))
+                    print(option, found[-1], flush=True)
     rows = []
     print("| | a step | | working memory | | resident |\n|---|---|---|---|---|---|")
     for option, found in seen.items():

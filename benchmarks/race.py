@@ -14,13 +14,19 @@ Setting: dim 32, multipliers 1, 2, 4, 8, 8 frames of 32x32, batch 4, float32, al
 
 Every measurement is a process of its own, and the sides take turns, so that a change in
 the machine's speed falls on all; the figures are medians. Our first turn finds an empty
-compilation cache, the others a warm one. FLOPs are counted from the unoptimised program
-(XLA) and from the calls of matrix products and convolutions (torch). The peers live in
-an environment of their own (.venv-peer). Writes benchmarks/race.json.
+compilation cache, the others a warm one. FLOPs are those of matrix products and
+convolutions by their sizes, padding included, on all sides: from the traced program,
+and from torch's calls. The peers live in an environment of their own (.venv-peer).
+Writes benchmarks/race.json.
+
+The peer's layout is not all that the peer does: its attention has 8 heads of 32 at
+every level where ours has as many as the width holds, and it has one attention over
+time more, a 7x7 stem and a last block. So read the time per FLOP beside the time.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -259,15 +265,40 @@ def ours(layout: str) -> dict:
         one_step(state.params, *of_sample[1:]).block_until_ready()
 
     size = sum(p.size for p in jax.tree.leaves(state.params))
-    found = measured(size, train, sample)
-    sampled = one_step.lower(state.params, *of_sample[1:])
-    flops = {"train": xla_flops(lowered), "sample": xla_flops(sampled)}
-    return found | {"flops": flops}  # counted last: it would delay the first step
+    found = measured(size, train, sample)  # counting first would delay the first step
+    return found | {"flops": counted(layout)}
 
 
-def xla_flops(lowered: Any) -> float:
-    """Of a program before it is optimised."""
-    return lowered.cost_analysis()["flops"]
+def counted(layout: str) -> dict[str, float]:
+    """FLOPs of one call each."""
+    import jax
+
+    update, one_step, given, of_sample = programs(layout)
+    traced = {"train": (update, given), "sample": (one_step, of_sample)}
+    return {
+        name: products(jax.make_jaxpr(step)(*args).jaxpr)
+        for name, (step, args) in traced.items()
+    }
+
+
+def products(jaxpr: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a program; loops go once."""
+    from jax.extend.core import jaxprs_in_params
+
+    total = 0.0
+    for equation in jaxpr.eqns:
+        total += sum(map(products, jaxprs_in_params(equation.params)))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = [equation.invars[0].aval.shape[axis] for axis in contracted]
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, axes = equation.invars[1].aval.shape, equation.params
+            out_features = axes["dimension_numbers"].rhs_spec[0]
+            inner = [n for axis, n in enumerate(kernel) if axis != out_features]
+        else:
+            continue
+        total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(inner)
+    return total
 
 
 def turn(side: str, python: str, cache: str) -> dict:

@@ -76,6 +76,7 @@ def test_a_verb_without_flags_says_what_it_needs(verb):
         (["--frames=8", "--workdir=models/shapes"], "--frames goes with --videos"),
         (["--videos={own}", "--guidance=1"], "--guidance is of a model"),
         (["{all}", "--size=big"], "HEIGHTxWIDTH"),
+        (["{all}", "--size=40000x40000"], "from 8 to 1024"),
         (["{all}", "--frames=9"], "--frames=8 at most"),
         (["{all}", "--reference={empty}"], "no video found"),
         (["{all}", "--videos={broken}"], "holds no videos of sample.py"),
@@ -221,10 +222,11 @@ def test_evaluate_prints_and_reports(run, tmp_path):
         assert row in done.stdout
     assert (tmp_path / "index.html").stat().st_size > 10_000
     flags = [f"--workdir={run}", f"--out={tmp_path}", "--num=4", "--steps=2"]
-    done = call("evaluate", *flags, "--fewer=1")  # a second report replaces the first
+    done = call("evaluate", *flags, "--fewer=1,2,1")  # replaces the first report
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())["pixels"]
-    assert [row["row"] for row in rows[:2]] == ["samples", "samples, 1 steps"]
+    names = [row["row"] for row in rows[:3]]
+    assert names == ["samples", "samples, 1 steps", "training real"]
     assert rows[0]["frame_fd"] != rows[1]["frame_fd"]
     assert "Frame FD against steps" in (tmp_path / "index.html").read_text()
     assert "numbers of steps" in refused("evaluate", *flags, "--fewer=0")

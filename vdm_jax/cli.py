@@ -383,7 +383,9 @@ def evaluate() -> None:
     flags.DEFINE_string("reference", None, "a folder of real ones, for --videos")
     flags.DEFINE_integer("frames", 16, "of a clip, for --videos", 2)
     flags.DEFINE_integer("stride", 1, "from one of them to the next", 1)
-    flags.DEFINE_string("size", None, "HEIGHTxWIDTH (default: of the first video)")
+    flags.DEFINE_string(
+        "size", None, "HEIGHTxWIDTH (default: of the first video, 224 at most)"
+    )
     flags.DEFINE_bool("fvd", False, "FVD and the like too: seconds a clip on a CPU")
     flags.DEFINE_list("against", [], "reports of others, to put their figures beside")
     names = tuple(name for name in SETTINGS if name not in NOT_MEASURED)
@@ -461,9 +463,11 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
     size = None
     if FLAGS.size:
         found = re.fullmatch(r"(\d+)x(\d+)", FLAGS.size)
-        if not found or min(map(int, found.groups())) < 8:
-            raise UserError(f"--size={FLAGS.size}: HEIGHTxWIDTH in pixels, as 64x64")
-        size = int(found[1]), int(found[2])
+        size = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not (min(size) >= 8 and max(size) <= 1024):
+            raise UserError(
+                f"--size={FLAGS.size}: HEIGHTxWIDTH, as 64x64, from 8 to 1024 pixels"
+            )
     files.compare(
         Path(FLAGS.videos),
         Path(FLAGS.reference),

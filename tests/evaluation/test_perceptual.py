@@ -27,7 +27,7 @@ class Cheap(perceptual.Networks):
         found = statistics.pixel_features(videos)
         return found.reshape(*videos.shape[:2], -1)[:, :, ::5]
 
-    def diversity(self, videos):
+    def diversity(self, name, videos):
         return float(np.std(statistics.pixels(videos), axis=0).mean())
 
 
@@ -99,19 +99,83 @@ def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
     assert said(250.0, 5.0, 1.0, 1.0) == ["no", "yes", "yes", "yes"]
 
 
-def report_of(folder: Path, measured) -> Path:
+def report_of(folder: Path, measured, rows=None) -> Path:
     folder.mkdir()
-    rows = [{"row": "samples", "frame_fd": 1.0}]
+    rows = [dict.fromkeys(statistics.COLUMNS, 1.0)] if rows is None else rows
     (folder / "results.json").write_text(
         json.dumps({"protocol": measured, "pixels": rows})
     )
     return folder
 
 
+def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch):
+    """The real class, its networks in place of which a record stands."""
+    given = []
+
+    def logits(params, videos, progress):
+        assert params == "i3d" and progress
+        given.append(videos)
+        return videos.mean((1, 2, 3))
+
+    monkeypatch.setattr(perceptual.i3d, "load", lambda: "i3d")
+    monkeypatch.setattr(perceptual.i3d, "logits", logits)
+    networks = perceptual.Networks(tmp_path)
+    grey = perceptual.rounded(statistics.pixels(clips[:2, ..., :1]))
+    assert (grey == clips[:2, ..., :1]).all() and grey.shape[-1] == 3
+    first = networks.logits("a", clips[:2])
+    assert (networks.logits("a", clips[:2]) == first).all() and len(given) == 1
+    assert (given[0] == perceptual.played(clips[:2])).all()
+    monkeypatch.setattr(perceptual.i3d, "PROTOCOL", "another")
+    networks.logits("a", clips[:2])
+    assert len(given) == 2
+    assert "forth and back to 16" in str(networks.protocol(8)["FVD"])
+    assert networks.protocol(16)["FVD"] == "another"
+
+
+def test_the_figures_are_of_their_own_features(clips):
+    """Against the functions of which the table is made, on the clips it names."""
+    networks = Cheap()
+    rows = perceptual.table(clips[:8], clips[8:32], clips[32:], networks)
+    reference, named = statistics.compared(clips[:8], clips[8:32], clips[32:])
+    for row in rows:
+        videos = perceptual.rounded(named[row["row"]]())
+        pair = [networks.logits("", v) for v in (videos, reference)]
+        assert row["fvd"] == perceptual.i3d.fvd(*pair)
+        error = statistics.distance_error(*(x[:, None] for x in pair), draws=30)
+        assert row["fvd_error"] == pytest.approx(error)
+        score = perceptual.i3d.i3d_inception_score(pair[0])[0]
+        assert row["class_score"] == score
+        frames = [networks.frames("", v) for v in (videos, reference)]
+        flat = (x.reshape(-1, x.shape[-1]) for x in frames)
+        assert row["frame_distance"] == statistics.feature_distance(*flat)
+    spoilt = statistics.SPOILT["frozen frame"](
+        statistics.pixels(named["training real"]())
+    )
+    assert (named["frozen frame"]() == spoilt).all()
+
+
+@pytest.mark.parametrize("rows", [[], {}, [1], [{}], [{"row": "samples"}]])
+def test_a_report_without_its_figures_is_named(tmp_path, rows):
+    with pytest.raises(UserError, match="holds no figures of pixels"):
+        evaluate.read_others([report_of(tmp_path / "a", PROTOCOL, rows)], PROTOCOL)
+    (tmp_path / "a" / "results.json").write_text("[]")
+    with pytest.raises(UserError, match="is no report"):
+        evaluate.read_others([tmp_path / "a"], PROTOCOL)
+
+
+def test_curves_by_steps_are_of_their_rows():
+    rows = [{"frame_fd": 1.0, "motion_fd": 0.1}, {"frame_fd": 3.0, "motion_fd": 0.2}]
+    frame, move = evaluate.by_steps([64, 8], rows)
+    assert frame.lines[0].x.tolist() == [64, 8]
+    assert frame.lines[0].y.tolist() == [1.0, 3.0]
+    assert move.lines[0].y.tolist() == [0.1, 0.2]
+    assert evaluate.by_steps([64], rows[:1]) == []
+
+
 def test_others_are_compared_only_where_measured_alike(tmp_path):
     alike = report_of(tmp_path / "alike", PROTOCOL)
     assert list(evaluate.read_others([alike], PROTOCOL)) == [str(alike)]
-    for name, value in (("clips", 16), ("frames", 9), ("seed", 1)):
+    for name, value in (("clips", 16), ("frames", 9), ("size", "8x8"), ("more", 1)):
         other = report_of(tmp_path / name, PROTOCOL | {name: value})
         with pytest.raises(UserError, match=f"with {name} {value}, this would be"):
             evaluate.read_others([alike, other], PROTOCOL)
@@ -138,6 +202,8 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
     assert found["protocol"]["clips"] == 6 and found["protocol"]["size"] == "16x16"
     assert found["protocol"]["encoding"] == "pixels, reference files"
     assert {row["clips"] for row in found["networks"] + found["pixels"]} == {6}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["pixels"][0]["nearer"] is None  # there are no held-out clips
     page = (tmp_path / "out" / "index.html").read_text()
     assert "More than a toy?" in page and "global mean" in page
     assert "FVD" in capsys.readouterr().out
@@ -150,6 +216,13 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
         own, real, tmp_path / "other", **{**given, "seed": 1}, against=[], commands=[]
     )
     assert other["networks"][0]["fvd"] != found["networks"][0]["fvd"]
+    for i, clip in enumerate(clips[20:32]):  # others in the reference's place
+        video_io.write_video(real / f"{i:02d}.mp4", clip, fps=8, overwrite=True)
+    with pytest.raises(UserError, match="with real clips"):
+        files.compare(
+            own, real, tmp_path / "not", **given, against=[tmp_path / "out"],
+            commands=[],
+        )  # fmt: skip
     with pytest.raises(UserError, match="with frames 4, this would be with 3"):
         files.compare(
             own, real, tmp_path / "not", **{**given, "frames": 3},
@@ -160,5 +233,12 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
         files.read(own, 6, 5, 2, None)
     # played at the rate of what was read: every second frame at 8 a second
     assert files.read(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
-    (own / "samples.json").write_text('{"fps": 6}')
+    told = own / "samples.json"
+    told.write_text('{"command": "c", "workdir": "w", "fps": 6}')
     assert files.read(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)
+    for text in ("[]", "{}", '{"command": "c", "workdir": "w", "fps": 0}'):
+        told.write_text(text)
+        with pytest.raises(UserError, match="is not what sample.py writes"):
+            files.read(own, 6, 4, 2, None)
+    drawn = [files.read(real, 3, 4, 1, None, seed)[0] for seed in (0, 1)]
+    assert (drawn[0] != drawn[1]).any()

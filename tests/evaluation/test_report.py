@@ -136,6 +136,14 @@ def test_a_film_longer_than_webp_allows_is_a_png():
     assert image["src"].startswith("data:image/png;")
 
 
+def test_films_of_large_videos_stay_small():
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 256, 256, 3), np.uint8)
+    text = report.Films("t", [report.Film("a", noise)], fps=8).body()
+    (image,) = Page(text).all("img")
+    assert image["src"].startswith("data:image/webp;")
+    assert len(text) < 4_000_000  # noise is the worst: film takes a fifth of it
+
+
 def test_pairs_come_nearest_first_with_the_sample_on_the_left():
     samples, nearest = videos(3, seed=1), videos(3, seed=2)
     pairs = report.Pairs("t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8)

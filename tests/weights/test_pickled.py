@@ -131,6 +131,17 @@ def test_the_hand_made_one_is_an_array(tmp_path):
 LAUGHS = []
 for _ in range(12):
     LAUGHS = [LAUGHS] * 8  # 8^12 lists in 300 bytes, no deeper than others
+
+
+def nested(memoize: bytes, levels: int, before: bytes, after: bytes) -> bytes:
+    """() within itself, two a level: by its place in the memo, or copied."""
+    tree = b"\x80\x04" + before + b")" + memoize
+    for level in range(levels):
+        again = b"h" + bytes([level]) if memoize else b"2"
+        tree += again + b"\x86" + memoize
+    return tree + after
+
+
 ODD = {
     "object dtype": array(dtype(b"O8")),
     "object array": pickle.dumps(np.array([{}, run], object), 4),
@@ -161,6 +172,10 @@ ODD = {
     "ndarray called": b"\x80\x04cnumpy\nndarray\n(K\x02tR.",
     "ndarray built": build(b"cnumpy\nndarray\n", b"(NX\x01\0\0\0a}t"),
     "reconstruct built": build(b"cnumpy._core.multiarray\n_reconstruct\n", b"}"),
+    "text for a size": array(dtype(b"f4"), b"(X\x01\0\0\0aJ\0\xca\x9a\x3bt"),
+    "a tuple of tuples for a type": nested(b"\x94", 26, b"cnumpy\ndtype\n", b"\x85R."),
+    "a tuple of tuples for a key": nested(b"\x94", 31, b"}", b"K\x01s."),
+    "the same by copies": nested(b"", 31, b"}", b"K\x01s."),
     "integer": pickle.dumps({"a": 1}, 4),
     "bytes": pickle.dumps({"a": b"1"}, 4),
     "set": pickle.dumps({"a"}, 4),

@@ -65,6 +65,7 @@ def evaluate(
     asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
     for given in asked:
         sampling.check(model, num, seed, given)
+    fewer = sorted({*fewer} - {settings.steps}, reverse=True)
     hurried = {
         f"samples, {steps} steps": dataclasses.replace(asked[0], steps=steps)
         for steps in fewer
@@ -99,7 +100,6 @@ def evaluate(
     results = {
         "protocol": protocol,
         **figures,
-        "seed": seed,
         "sample": dataclasses.asdict(asked[0]),
         "weights": list(weights),
     }
@@ -114,11 +114,11 @@ def evaluate(
         print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
 
-    (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    write_results(out, results)
     video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
     sections = [*shown, *learning(workdir, config.video.fps)]
     sections += compare(first, held_out, training, config.video.fps)
-    steps = [asked[0].steps, *fewer]
+    steps = [settings.steps, *fewer]
     sections += by_steps(steps, figures["pixels"][: len(steps)])
     sections += [*tables, report.Commands("The commands", commands)]
     sections.append(facts(loaded, seed))
@@ -159,6 +159,7 @@ def of_run(
         "size": f"{height}x{width}",
         "encoding": "pixels",
         "seed": seed,
+        "real clips": protocols.digest(training, held_out),
         **(networks.protocol(frames) if networks else {}),
     }
 
@@ -174,9 +175,30 @@ def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
         if not path.is_file():
             raise UserError(f"{folder} holds no {RESULTS}: give a report's folder")
         other = read_json(path)
+        if not isinstance(other, dict):
+            raise UserError(f"{path} is no report of evaluate.py: measure it again")
         protocols.check_alike(own, other.get("protocol"), path)
+        for name in ("pixels", "networks") if "FVD" in own else ("pixels",):
+            match other.get(name):
+                case [dict(row), *_] if {*TABLES[name][1]} <= {*row}:
+                    continue
+            raise UserError(f"{path} holds no figures of {name}: measure it again")
         found[str(folder)] = other
     return found
+
+
+def write_results(out: Path, results: dict) -> None:
+    """OUT/results.json, strictly JSON: null for what there is no figure of."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and np.isnan(value) else value
+
+    text = json.dumps(plain(results), indent=1, allow_nan=False)
+    (out / RESULTS).write_text(text + "\n")
 
 
 def measure(
@@ -267,7 +289,7 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
         if not (folder / SAMPLES).is_file():
             raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
         videos = sampled(folder)
-        described = json.loads((folder / "samples.json").read_text())
+        described = told(folder)
         film = report.Film(described["command"], videos[:SHOWN])
         config = read_config(Path(described["workdir"]))
         if config.data.source == source:
@@ -285,6 +307,18 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
         first = report.Films("Samples side by side", alike, fps, note=note)
         sections.insert(0, first)
     return sections
+
+
+def told(folder: Path) -> dict:
+    """What sample.py has written of its videos: command, workdir, fps."""
+    path = folder / "samples.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no samples.json: give a --out of sample.py")
+    match found := read_json(path):
+        case {"command": str(), "workdir": str(), "fps": int() | float() as fps}:
+            if fps > 0:
+                return found
+    raise UserError(f"{path} is not what sample.py writes: sample again")
 
 
 def sampled(folder: Path) -> np.ndarray:
@@ -343,7 +377,7 @@ def by_steps(steps: Sequence[int], rows: Sequence[dict]) -> list[report.Section]
         key: [curve.Line("samples", np.array(steps), np.array([r[key] for r in rows]))]
         for key in titles
     }
-    note = "The lower, the nearer to real clips; the same noise and labels at each."
+    note = "The lower, the nearer to real clips; the same first noise and labels."
     return [
         report.Curve(title, lines[key], note, log_x=True, x_name="steps")
         for key, title in titles.items()

@@ -1,6 +1,5 @@
 """Anybody's videos, measured beside real ones: two folders of files, no model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,26 +12,32 @@ from vdm_jax.evaluation import evaluate, report, statistics
 from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
-from vdm_jax.model import read_json
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.guard import Guard
 
+LARGE = 224  # pixels, which is what the networks see; larger frames cost memory only
 SLOW = 8.0  # frames a second in the page, for videos without a clock
 
 
 def read(
-    path: Path, num: int, frames: int, stride: int, size: tuple[int, int] | None
+    path: Path,
+    num: int,
+    frames: int,
+    stride: int,
+    size: tuple[int, int] | None,
+    seed: int = 0,
 ) -> tuple[np.ndarray, str, float]:
     """(uint8 [n, f, h, w, 3], how they were encoded, frames a second of the first):
     one clip of each video.
 
-    From the first frame on, n at most `num`, in the order of the names. size: (h, w)
-    to cover and to cut the middle out of; None for the size of the first video.
+    From the first frame on, n at most `num`, drawn by the seed from all of them. size:
+    (h, w) to cover and to cut the middle out of; None for the size of the first video,
+    shrunk to LARGE at most.
     """
     if (path / evaluate.SAMPLES).is_file():
         videos = _read_samples(path, num, frames, stride, size)
-        told = path / "samples.json"
-        fps = read_json(told)["fps"] if told.is_file() else SLOW
+        described = (path / "samples.json").is_file()
+        fps = evaluate.told(path)["fps"] if described else SLOW
         return videos, "pixels", fps / stride
     shape = folder.ClipShape(frames, 1, 1, stride=stride)
     files, found = folder.scan(
@@ -40,8 +45,11 @@ def read(
     )
     for line in found.lines()[1:]:
         print(line)
-    chosen = files[:num]
-    size = size or (chosen[0].info.height, chosen[0].info.width)
+    order = np.random.default_rng(seed).permutation(len(files))[:num]
+    chosen = [files[i] for i in order]
+    height, width = chosen[0].info.height, chosen[0].info.width
+    scale = min(1.0, LARGE / max(height, width))
+    size = size or (round(height * scale), round(width * scale))
     clips = [
         video_io.read(file.info.path, 0, frames, stride, size=size, index=file.info)
         for file in chosen
@@ -82,16 +90,17 @@ def compare(
     Of the reference twice as many are read: half of them show what real videos get.
     Writes OUT/index.html and OUT/results.json.
     """
-    own, encoding, fps = read(videos, num, frames, stride, size)
+    own, encoding, fps = read(videos, num, frames, stride, size, seed)
     size = (own.shape[2], own.shape[3])
-    real, of_reference, _ = read(reference, 2 * num, frames, stride, size)
+    real, of_reference, _ = read(reference, 2 * num, frames, stride, size, seed)
     protocol: Protocol = {
-        "clips": min(len(own), len(real) // 2),
+        "clips": min(len(own), len(statistics.distinct(real)) // 2),
         "frames": frames,
         "stride": stride,
         "size": f"{size[0]}x{size[1]}",
         "encoding": f"{encoding}, reference {of_reference}",
         "seed": seed,
+        "real clips": protocols.digest(real),
     }
     if networks:
         protocol |= networks.protocol(frames)
@@ -102,7 +111,7 @@ def compare(
     print(f"\n{protocols.describe(protocol)}")
     video_io.make_folder(out)
     results = {"protocol": protocol, **figures}
-    (out / evaluate.RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    evaluate.write_results(out, results)
     shown = evaluate.SHOWN
     index, distance = statistics.nearest_training(own[:shown], real)
     report.write(

@@ -196,7 +196,7 @@ def logits(
     size = min(batch_size, len(videos))
     found, params = [], jax.device_put(params)
     starts = range(0, len(videos), size)
-    for start in tqdm(starts, "I3D", disable=not progress, unit="batch"):
+    for start in tqdm(starts, "I3D", disable=None if progress else True, unit="batch"):
         batch = statistics.pixels(videos[start : start + size]).astype(np.float32)
         short = size - len(batch)  # filled up, so that one shape is compiled
         batch = np.pad(batch, [(0, short)] + 4 * [(0, 0)])

@@ -23,6 +23,8 @@ from vdm_jax.evaluation import statistics
 from vdm_jax.evaluation.batches import in_batches
 from vdm_jax.weights import pickled
 
+PROTOCOL = f"LPIPS 0.1, AlexNet, weights {WEIGHTS.sha256}"
+
 SHIFT = (-0.030, -0.088, -0.188)  # the mean and deviation of ImageNet's
 SCALE = (0.458, 0.448, 0.450)  # channels, on [-1, 1]
 # Convolutions of AlexNet: stride, padding, whether a pool of 3x3, stride 2, is before.

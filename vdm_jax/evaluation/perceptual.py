@@ -17,7 +17,6 @@ from vdm_jax.video_io.cache import default_folder
 
 FRAMES = 16  # of a clip that FVD is given; a shorter one is played forth and back
 DRAWS = 30  # of the bootstraps
-SPLITS = 10  # of the class score, where there are clips enough
 COLUMNS = {
     "row": ("{clips} clips a row", ""),
     "fvd": ("FVD", ".0f"),
@@ -31,9 +30,10 @@ NOTE = (
     "FVD: Frechet distance of I3D's logits. Frame distance: of EfficientNet-lite0's "
     "features of single frames (not FID, which is another network's). Class score: an "
     "inception score over I3D's 400 classes. Diversity: mean LPIPS of pairs of videos. "
-    "± is a standard error by a bootstrap over the clips. All fall or rise with the "
-    "number of clips, so read them beside the other rows: real clips, and real clips "
-    "spoilt in one way each."
+    "± is a standard error by a bootstrap over the row's own clips: the chance of the "
+    "reference is not in it, and with few clips it is rather too wide. All fall or "
+    "rise with the number of clips, so read them beside the other rows: real clips, "
+    "and real clips spoilt in one way each."
 )
 
 
@@ -50,10 +50,10 @@ def played(videos: np.ndarray, frames: int = FRAMES) -> np.ndarray:
 
 
 def rounded(videos: np.ndarray) -> np.ndarray:
-    """uint8, as videos are when they are written: all rows have steps alike."""
-    if videos.dtype == np.uint8:
-        return videos
-    return np.round((statistics.pixels(videos) + 1) * 127.5).astype(np.uint8)
+    """uint8 RGB, as videos are when they are written: all rows have steps alike."""
+    if videos.dtype != np.uint8:
+        videos = np.round((statistics.pixels(videos) + 1) * 127.5).astype(np.uint8)
+    return np.repeat(videos, 3, axis=-1) if videos.shape[-1] == 1 else videos
 
 
 class Networks:
@@ -67,7 +67,7 @@ class Networks:
     def protocol(frames: int) -> Protocol:
         """What the figures depend on beside the videos."""
         found: Protocol = {"FVD": i3d.PROTOCOL, "frame distance": efficientnet.PROTOCOL}
-        found["diversity"] = f"LPIPS 0.1, AlexNet, weights {lpips.WEIGHTS.sha256}"
+        found["diversity"] = lpips.PROTOCOL
         if frames < FRAMES:
             found["FVD"] = f"{i3d.PROTOCOL}, played forth and back to {FRAMES} frames"
         return found
@@ -104,11 +104,16 @@ class Networks:
         )
         return found.reshape(*videos.shape[:2], -1)
 
-    def diversity(self, videos: np.ndarray) -> float:
+    def diversity(self, name: str, videos: np.ndarray) -> float:
         """Mean LPIPS of pairs; NaN where the frames are too small for it."""
         if min(videos.shape[2:4]) < lpips.LEAST:
             return float("nan")
-        return lpips.diversity(self._params(lpips), videos)
+
+        def extract(videos):
+            return np.array([lpips.diversity(self._params(lpips), videos)])
+
+        found = features.cached(self.folder, name, lpips.PROTOCOL, videos, extract)
+        return float(found[0])
 
 
 def table(
@@ -130,7 +135,7 @@ def table(
         videos = rounded(make())
         logits = networks.logits(name, videos)
         frames = networks.frames(name, videos)
-        score, _ = i3d.i3d_inception_score(logits, SPLITS if n >= 10 * SPLITS else 1)
+        score, _ = i3d.i3d_inception_score(logits)
         flat, aim = (x.reshape(-1, x.shape[-1]) for x in (frames, of_frame))
         rows.append(
             {
@@ -145,7 +150,7 @@ def table(
                     frames, of_frame, DRAWS
                 ),
                 "class_score": score,
-                "diversity": networks.diversity(videos),
+                "diversity": networks.diversity(name, videos),
             }
         )
     return rows

@@ -20,6 +20,7 @@ import base64
 import html
 import importlib.resources
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve
 from vdm_jax.video_io.files import replacing
 
 LOSSLESS = 1_500_000  # pixels of a film's picture; a larger one is compressed
+ROOM = 4_000_000  # pixels of a film's picture; a larger one is shrunk first
 WEBP_SIDE = 16_383  # pixels; what is longer becomes a PNG
 
 
@@ -222,7 +225,7 @@ def _films(films: Sequence[Film], fps: float) -> str:
 
 
 def _film(film: Film, fps: float) -> str:
-    frames, edge = _grid(film.videos, film.columns)
+    frames, edge = _grid(_small(film), film.columns)
     count, height, width, _ = frames.shape
     words = f"{film.caption}: {len(film.videos)} clips, {count} frames"
     return (
@@ -231,6 +234,18 @@ def _film(film: Film, fps: float) -> str:
         f'--frames:{count};--seconds:{count / fps:.4f}s">'
         f"<figcaption>{html.escape(film.caption)}</figcaption></figure>"
     )
+
+
+def _small(film: Film) -> np.ndarray:
+    """Its videos, shrunk where the frames in a row would have more than ROOM pixels."""
+    n, f, h, w, _ = film.videos.shape
+    columns = min(film.columns, n)
+    wide, tall = f * w * columns, h * -(-n // columns)
+    if wide * tall <= LOSSLESS:
+        return film.videos
+    scale = min(1.0, math.sqrt(ROOM / (wide * tall)), 0.9 * WEBP_SIDE / wide)
+    size = max(round(h * scale), 1), max(round(w * scale), 1)
+    return np.stack([video_io.resize(video, size) for video in film.videos])
 
 
 def _grid(videos: np.ndarray, columns: int) -> tuple[np.ndarray, int]:

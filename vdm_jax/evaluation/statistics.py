@@ -386,8 +386,8 @@ def text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headings), rule, *map(line, rows)])
 
 
-def _cell(value: str | int | float, form: str) -> str:
-    missing = not isinstance(value, str) and np.isnan(value)
+def _cell(value: str | int | float | None, form: str) -> str:
+    missing = value is None or (not isinstance(value, str) and np.isnan(value))
     return "–" if missing else format(value, form)
 
 

@@ -1,20 +1,38 @@
-"""A look at a pickle before it is loaded: what it would allocate without holding it."""
+"""A look at a pickle before it is loaded: what it would cost without holding it."""
 
 import pickletools
 from typing import BinaryIO
+
+# What these push is no tuple of the pickle's own making.
+PLAIN = (
+    "UNICODE", "BYTES", "STRING", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "DICT",
+    "LIST", "PERSID",
+)  # fmt: skip
 
 
 def check(stream: BinaryIO) -> None:
     """Read one pickle to its end without running it, and go back to its beginning.
 
     The loader allocates as many slots of its memo as a pickle of five bytes asks for,
-    gigabytes of them; whole pickles number them in order.
+    gigabytes of them; whole pickles number them in order. And a tuple that stands twice
+    in another, which does so again, needs no space, but no end of time where its hash
+    or its text is asked for; what arrays are written with never takes a tuple twice.
 
     Raises:
-      ValueError: a pickle that is cut short, or whose memo has gaps.
+      ValueError: a pickle that is cut short, whose memo has gaps, or which takes a
+        tuple twice.
     """
     start = stream.tell()
+    previous, slots, plain = "", set(), set()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if "PUT" in opcode.name and not 0 <= (argument or 0) <= count:
-            raise ValueError(f"slot {argument} of its memo comes after {count} steps")
+        name = opcode.name
+        if "PUT" in name or name == "MEMOIZE":
+            slot = len(slots) if name == "MEMOIZE" else argument
+            if not 0 <= (slot or 0) <= count:
+                raise ValueError(f"slot {slot} of its memo comes after {count} steps")
+            slots.add(slot)
+            (plain.add if previous.endswith(PLAIN) else plain.discard)(slot)
+        elif name == "DUP" or (name.endswith("GET") and argument not in plain):
+            raise ValueError("it takes twice what is no text, array or dictionary")
+        previous = name
     stream.seek(start)

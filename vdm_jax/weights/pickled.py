@@ -39,13 +39,16 @@ class _Dtype:
     """numpy.dtype("f4", False, True), and a state with its byte order."""
 
     def __init__(self, code: str, *_):
-        if code not in DTYPES:
-            raise pickle.UnpicklingError(f"an array of type {str(code)[:20]!r}")
+        # Types first: of a tree of tuples few bytes make a text or a hash without end.
+        if type(code) is not str or code not in DTYPES:
+            shown = code[:20] if type(code) is str else type(code).__name__
+            raise pickle.UnpicklingError(f"an array of type {shown!r}")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple):
         _, order, subarray, names, fields, *_ = state
-        if order not in ("<", ">", "|") or (subarray, names, fields) != (None,) * 3:
+        plain = subarray is names is fields is None
+        if type(order) is not str or order not in ("<", ">", "|") or not plain:
             raise pickle.UnpicklingError("an array of a compound type")
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -58,8 +61,12 @@ class _Array:
 
     def __setstate__(self, state: tuple):
         _, shape, kind, fortran, data = state
+        if type(shape) is not tuple or any(type(n) is not int for n in shape):
+            raise pickle.UnpicklingError("an array whose shape is not whole numbers")
+        if type(data) is not bytes or not isinstance(kind, _Dtype):
+            raise pickle.UnpicklingError("an array that is not bytes of a type")
         if len(data) != math.prod(shape) * kind.dtype.itemsize:
-            raise pickle.UnpicklingError(f"{len(data)} bytes for shape {shape}")
+            raise pickle.UnpicklingError(f"{len(data)} bytes for shape {shape[:8]}")
         order = "F" if fortran else "C"  # the rest is checked by numpy
         self.value = np.ndarray(shape, kind.dtype, data, order=order)
 

@@ -99,8 +99,11 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: ("storage", type, key, device, count[, None])."""
         kind, dtype, key, _, count, *view = pid
-        if kind != "storage" or dtype not in STORAGES.values() or any(view):
-            raise ValueError(f"a storage is described as {pid!r:.80}")
+        known = any(dtype is storage for storage in STORAGES.values())
+        if type(kind) is not str or kind != "storage" or not known or any(view):
+            raise ValueError("a storage is not described as torch does")
+        if type(key) not in (str, int):
+            raise ValueError(f"a {type(key).__name__} where a storage's key is due")
         return _Storage(str(key), dtype, _whole(count))
 
 
@@ -119,7 +122,8 @@ def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
 
 def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**40:
-        raise ValueError(f"{value!r:.80} where a count is due")
+        shown = f"{value:.3g}" if type(value) is int else type(value).__name__
+        raise ValueError(f"{shown} where a count is due")
     return value
 
 
@@ -131,7 +135,8 @@ def _described(stream: io.BytesIO) -> dict[str, _Tensor]:
     for name, entry in found.items():
         if not isinstance(name, str) or not isinstance(entry, _Tensor):
             kind = type(entry).__name__
-            raise UserError(f"holds {name!r:.80}, a {kind}: give a state dict alone")
+            shown = f"{name!r:.80}" if isinstance(name, str | int) else "an entry"
+            raise UserError(f"holds {shown}, a {kind}: give a state dict alone")
     return found
 
 
@@ -159,6 +164,9 @@ def _zip(path: Path) -> tuple[dict[str, _Tensor], Values]:
         if len(names) != 1:
             raise ValueError("an archive without one NAME/data.pkl")
         folder = names[0].removesuffix("data.pkl")
+        # Entries may overlap in the file, and then hold more than it does.
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("the entries hold more than the file does")
         content = {
             name.removeprefix(folder): archive.read(name)
             for name in archive.namelist()
