@@ -76,6 +76,20 @@ def test_a_non_finite_update_changes_nothing_and_is_counted():
     assert good.skipped == 0
 
 
+def test_a_gradient_that_is_not_finite_is_enough():
+    """The loss is: sqrt at 0."""
+
+    def loss_fn(params, frozen, batch, key):
+        return jnp.sqrt(params["w"]).sum(), {}
+
+    tx = optimizer.optimizer(train_config())
+    state = step.init_state({"w": jnp.zeros(2)}, tx, True)
+    update = jax.jit(step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), 0.9))
+    state, metrics = update(state, {}, problem(), jax.random.key(0))
+    assert metrics["loss"] == 0 and not metrics["finite"]
+    assert state.skipped == 1 and (state.params["w"] == 0).all()
+
+
 def test_the_first_bad_tensor_is_named():
     key = jax.random.key(0)
     bad = problem() | {"y": jnp.full(8, jnp.nan)}
