@@ -4,9 +4,10 @@
 
 The setting and the network of benchmarks/race.py (the peer's layout). Every measurement
 is a process of its own, and the options take turns, of which the first, which compiles,
-does not count; the figures are medians. *Working memory* is what the compiled program
-asks for beside its arguments, *resident* the process at its peak. Prints the table and
-writes benchmarks/options.json.
+does not count; the figures are medians. *Kept* is what the forward pass keeps for the
+backward one, before a compiler changes anything; *working memory* what the compiled
+program asks for beside its arguments. Prints the table and writes
+benchmarks/options.json.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from benchmarks import race
+from vdm_jax.training import step
 
 HERE = Path(__file__).parent
 STEPS = 5
@@ -39,6 +42,24 @@ OPTIONS: dict[str, dict] = {
 }
 
 
+def kept(option: str) -> float:
+    """GiB that the backward pass reads, beside the parameters."""
+    config, model = race.setting("peer", OPTIONS[option])
+    b = race.SIZE["batch"] // config.train.accumulate
+    batch = {"video": np.zeros((b, *model.shape), np.uint8)}
+    loss = step.make_loss(model, "snr_plus_one")
+
+    def backward(params):
+        return jax.vjp(lambda p: loss(p, {}, batch, jax.random.key(0))[0], params)[1]
+
+    params = jax.eval_shape(model.fresh, jax.random.key(0))
+    read, given = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (jax.eval_shape(backward, params), params)
+    )
+    return (read - given) / 2**30
+
+
 def measure(option: str) -> dict:
     """Seconds of STEPS steps, and GiB."""
     update, _, (state, *others), _ = race.programs("peer", OPTIONS[option])
@@ -52,8 +73,8 @@ def measure(option: str) -> dict:
         seconds.append(time.perf_counter() - started)
     return {
         "seconds": seconds[1:],
+        "kept": kept(option),
         "working": working / 2**30,
-        "resident": race.resident(),
     }
 
 
@@ -80,20 +101,19 @@ def main() -> None:
                     found.append(json.loads(done.stdout.splitlines()[-1]))
                     print(option, found[-1], flush=True)
     rows = []
-    print("| | a step | | working memory | | resident |\n|---|---|---|---|---|---|")
+    print("| | a step | | kept | | working memory | |\n|---|---|---|---|---|---|---|")
     for option, found in seen.items():
         row = {
             "option": option,
             "seconds": statistics.median(s for one in found for s in one["seconds"]),
+            "kept": found[0]["kept"],
             "working": found[0]["working"],
-            "resident": statistics.median(one["resident"] for one in found),
         }
         rows.append(row)
-        time_ratio, memory = (row[k] / rows[0][k] for k in ("seconds", "working"))
-        print(
-            f"| `{option}` | {row['seconds']:.2f} s | {time_ratio:.2f} | "
-            f"{row['working']:.2f} GiB | {memory:.2f} | {row['resident']:.2f} GiB |"
-        )
+        cells = [f"`{option}`"]
+        for key, unit in (("seconds", "s"), ("kept", "GiB"), ("working", "GiB")):
+            cells += [f"{row[key]:.2f} {unit}", f"{row[key] / rows[0][key]:.2f}"]
+        print(f"| {' | '.join(cells)} |")
     result = {
         "rows": rows,
         "turns": args.turns,

@@ -173,22 +173,12 @@ def torch_side(net, train, sample) -> dict:
     return found | {"flops": torch_flops(train, sample)}
 
 
-def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple, tuple]:
-    """Our training step (v loss, Adam, EMA) and one ancestral step of the same shapes.
-
-    options: changes to sections of the config, by their names. -> the two, to be
-    compiled, and what each is called with.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
+def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
+    """Config and model. options: changes to sections of the config, by their names."""
     from configs.base import base
     from vdm_jax import model as models
-    from vdm_jax.diffusion import samplers
-    from vdm_jax.training import optimizer, step
 
-    b, f, side = SIZE.values()
+    _, f, side = SIZE.values()
     config: Any = base()
     config.video.update(frames=f, height=side, width=side)
     config.data.attributes = ()
@@ -213,7 +203,23 @@ def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple,
     config.train.update(optimizer="adam", ema=0.999, accumulate=1)
     for section, changes in (options or {}).items():
         config[section].update(changes)
-    model = models.build(config)
+    return config, models.build(config)
+
+
+def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple, tuple]:
+    """Our training step (v loss, Adam, EMA) and one ancestral step of the same shapes.
+
+    -> the two, to be compiled, and what each is called with.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vdm_jax.diffusion import samplers
+    from vdm_jax.training import optimizer, step
+
+    b = SIZE["batch"]
+    config, model = setting(layout, options)
     params = model.init(jax.random.key(0))
     tx = optimizer.optimizer(config.train)
     update = step.make_step(
