@@ -132,6 +132,12 @@ def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch)
     assert networks.protocol(16)["FVD"] == "another"
 
 
+def test_a_folder_that_cannot_keep_features_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be a folder for output"):
+        perceptual.Networks(tmp_path / "file" / "features").check()
+
+
 def test_the_figures_are_of_their_own_features(clips):
     """Against the functions of which the table is made, on the clips it names."""
     networks = Cheap()

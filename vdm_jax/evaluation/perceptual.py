@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax import video_io
 from vdm_jax.evaluation import efficientnet, features, i3d, lpips, statistics
 from vdm_jax.evaluation.protocol import Protocol
 from vdm_jax.video_io.cache import default_folder
@@ -73,7 +74,10 @@ class Networks:
         return found
 
     def check(self) -> None:
-        """Raise UserError if weights are missing, with the command that brings them."""
+        """Raise UserError if weights are missing, with the command that brings them,
+        or if features cannot be kept.
+        """
+        video_io.make_folder(self.folder)
         for asset in (i3d.WEIGHTS, efficientnet.WEIGHTS, lpips.WEIGHTS):
             asset.verified()
 
