@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from vdm_jax import data, sampling, video_io
 from vdm_jax.data import pipeline
@@ -83,9 +84,16 @@ def evaluate(
 
     def sample(name: str, given: sampling.Settings) -> np.ndarray:
         started = time.perf_counter()
-        videos = sampling.sample(
-            model, loaded.params, num, given, labels=labels, seed=seed
-        )
+        with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            videos = sampling.sample(
+                model, loaded.params, num, given, labels=labels, seed=seed,
+                progress=progress,
+            )  # fmt: skip
         seconds = time.perf_counter() - started
         print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
         return sampling.to_uint8(videos)
