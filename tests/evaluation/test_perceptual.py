@@ -160,7 +160,10 @@ def test_the_figures_are_of_their_own_features(clips):
     assert (named["frozen frame"]() == spoilt).all()
 
 
-@pytest.mark.parametrize("rows", [[], {}, [1], [{}], [{"row": "samples"}]])
+WORDS = dict.fromkeys(statistics.COLUMNS, "a word")
+
+
+@pytest.mark.parametrize("rows", [[], {}, [1], [{}], [{"row": "samples"}], [WORDS]])
 def test_a_report_without_its_figures_is_named(tmp_path, rows):
     with pytest.raises(UserError, match="holds no figures of pixels"):
         evaluate.read_others([report_of(tmp_path / "a", PROTOCOL, rows)], PROTOCOL)

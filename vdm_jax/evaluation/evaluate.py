@@ -188,7 +188,10 @@ def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
         protocols.check_alike(own, other.get("protocol"), path)
         for name in ("pixels", "networks") if "FVD" in own else ("pixels",):
             match other.get(name):
-                case [dict(row), *_] if {*TABLES[name][1]} <= {*row}:
+                case [dict(row), *_] if all(
+                    isinstance(row.get(key, ""), float | int | None)
+                    for key in [*TABLES[name][1]][1:]
+                ):
                     continue
             raise UserError(f"{path} holds no figures of {name}: measure it again")
         found[str(folder)] = other
