@@ -200,6 +200,23 @@ def test_what_is_odd_is_refused_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text for a size", "shape is not whole numbers"),
+        ("a tuple of tuples for a type", "takes twice"),
+        ("a tuple of tuples for a key", "takes twice"),
+        ("the same by copies", "takes twice"),
+    ],
+)
+def test_what_would_cost_without_end_is_refused_before_it_does(tmp_path, name, reason):
+    """Refused later it would be too, after gigabytes or minutes."""
+    path = tmp_path / "a.pickle"
+    path.write_bytes(ODD[name])
+    with pytest.raises(UserError, match=reason):
+        pickled.read(path)
+
+
 SMALL = pickle.dumps({"a": np.arange(3.0), "b": ("c", np.ones((2, 2)))}, 4)
 
 
