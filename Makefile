@@ -62,5 +62,5 @@ demo: setup
 	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --out=$(DEMO)/clips --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
-	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 \
+	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --fewer=4,8,16 \
 	  --beside=$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/hurried,$(DEMO)/clips --commands="make demo"
