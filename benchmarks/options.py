@@ -1,23 +1,22 @@
 """Time and memory of a training step under each option of it, beside the plain step.
 
-    python -m benchmarks.options
+    python -m benchmarks.options                  the race's setting
+    python -m benchmarks.options --setting=vdm    for an accelerator: VDM's text_small
 
-The setting and the network of benchmarks/race.py (the peer's layout). Every measurement
-is a process of its own, and the options take turns, of which the first, which compiles,
-does not count; the figures are medians. *Kept* is what the forward pass keeps for the
-backward one, before a compiler changes anything; *working memory* what the compiled
-program asks for beside its arguments. Prints the table and writes
-benchmarks/options.json.
+The race's setting and network are those of benchmarks/race.py (the peer's layout); vdm
+is the widths and attention of Video Diffusion Models' smaller text model (without the
+text) at its 16 frames of 64x64. The options take turns, of which the first, which
+compiles, does not count; the figures are medians. *Kept* is what the forward pass keeps
+for the backward one, before a compiler changes anything; *working memory* what the
+compiled program asks for beside its arguments. Prints the table and writes
+benchmarks/options.json, or --out.
 """
 
 import argparse
+import functools
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,26 +24,56 @@ import jax
 import numpy as np
 
 from benchmarks import race
+from configs.vdm import levels
 from vdm_jax.training import step
 
 HERE = Path(__file__).parent
 STEPS = 5
-OPTIONS: dict[str, dict] = {
-    "plain": {},
-    "dtype=bfloat16": {"network": {"dtype": "bfloat16"}},
-    "remat=dots": {"network": {"remat": "dots"}},
-    "remat=full": {"network": {"remat": "full"}},
-    "attention=dot_product": {"network": {"attention": "dot_product"}},
-    "accumulate=2": {"train": {"accumulate": 2}},
-    "accumulate=4": {"train": {"accumulate": 4}},
-    "optimizer=muon": {"train": {"optimizer": "muon"}},
-    "ema=0": {"train": {"ema": 0.0}},
+SETTINGS: dict[str, tuple[str, dict]] = {  # layout, changes to the config
+    "race": ("peer", {}),
+    "vdm": (
+        "vdm",
+        {
+            "video": {"frames": 16, "height": 64, "width": 64},
+            "network": {"levels": levels(128, (1, 2, 4), 1, 64), "head_dim": 64},
+        },
+    ),
+}
+OPTIONS = {
+    "race": (
+        "plain",
+        "dtype=bfloat16",
+        "remat=dots",
+        "remat=full",
+        "accumulate=2",
+        "accumulate=4",
+        "optimizer=muon",
+        "ema=0",
+    ),
+    "vdm": (
+        "dtype=bfloat16",
+        "dtype=bfloat16 attention=cudnn",
+        "dtype=bfloat16 remat=dots",
+        "dtype=bfloat16 remat=full",
+        "dtype=float32",
+    ),
 }
 
 
-def kept(option: str) -> float:
+def changes(setting: str, option: str) -> dict[str, dict]:
+    """To the sections of a config."""
+    found = {name: dict(values) for name, values in SETTINGS[setting][1].items()}
+    for pair in option.split() if option != "plain" else ():
+        field, value = pair.split("=")
+        section = "train" if field in ("accumulate", "optimizer", "ema") else "network"
+        typed = {"accumulate": int, "ema": float}.get(field, str)(value)
+        found.setdefault(section, {})[field] = typed
+    return found
+
+
+def kept(layout: str, options: dict) -> float:
     """GiB that the backward pass reads, beside the parameters."""
-    config, model = race.setting("peer", OPTIONS[option])
+    config, model = race.setting(layout, options)
     b = race.SIZE["batch"] // config.train.accumulate
     batch = {"video": np.zeros((b, *model.shape), np.uint8)}
     loss = step.make_loss(model, "snr_plus_one")
@@ -60,68 +89,78 @@ def kept(option: str) -> float:
     return (read - given) / 2**30
 
 
-def measure(option: str) -> dict:
-    """Seconds of STEPS steps, and GiB."""
-    update, _, (state, *others), _ = race.programs("peer", OPTIONS[option])
-    compiled = update.lower(state, *others).compile()
-    working = compiled.memory_analysis().temp_size_in_bytes
+def timed(compiled, given: tuple) -> list[float]:
+    """Seconds of STEPS steps, after one that does not count."""
+    state, *others = given
     seconds = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()
         state, metrics = compiled(state, *others)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
-    return {
-        "seconds": seconds[1:],
-        "kept": kept(option),
-        "working": working / 2**30,
-    }
+    return seconds[1:]
 
 
 def main() -> None:
     """Take turns, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--option", choices=list(OPTIONS))
+    parser.add_argument("--setting", choices=list(SETTINGS), default="race")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "options.json")
     args = parser.parse_args()
-    if args.option:
-        print(json.dumps(measure(args.option)))
-        return
-    seen: dict[str, list[dict]] = {option: [] for option in OPTIONS}
-    with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
-        for turn in range(args.turns + 1):
-            for option, found in seen.items():
-                command = [sys.executable, "-m", "benchmarks.options"]
-                done = subprocess.run(
-                    [*command, f"--option={option}"], cwd=HERE.parent, env=environment,
-                    stdout=subprocess.PIPE, text=True, check=True,
-                )  # fmt: skip
-                if turn:
-                    found.append(json.loads(done.stdout.splitlines()[-1]))
-                    print(option, found[-1], flush=True)
+    layout = SETTINGS[args.setting][0]
+    names = OPTIONS[args.setting]
+
+    config, model = race.setting(layout, changes(args.setting, names[0]))
+    params = model.init(jax.random.key(config.seed))
+
+    def start(option: str, params) -> tuple:
+        return race.programs(layout, changes(args.setting, option), params)[2]
+
+    seen: dict[str, list[float]] = {option: [] for option in names}
+    compiled = {}
+    for option in names:  # one by one: a GPU times its kernels while it compiles
+        train = race.programs(layout, changes(args.setting, option), params)[0]
+        given = jax.eval_shape(functools.partial(start, option), params)
+        started = time.perf_counter()
+        compiled[option] = train.lower(*given).compile()
+        took = time.perf_counter() - started
+        print(f"{option}: compiled in {took:.0f} s", flush=True)
+    for _ in range(args.turns):
+        for option, found in seen.items():
+            found += timed(compiled[option], start(option, copied(params)))
+            print(option, [round(s, 4) for s in found[-STEPS:]], flush=True)
+
     rows = []
     print("| | a step | | kept | | working memory | |\n|---|---|---|---|---|---|---|")
     for option, found in seen.items():
+        working = compiled[option].memory_analysis().temp_size_in_bytes
         row = {
             "option": option,
-            "seconds": statistics.median(s for one in found for s in one["seconds"]),
-            "kept": found[0]["kept"],
-            "working": found[0]["working"],
+            "seconds": statistics.median(found),
+            "kept": kept(layout, changes(args.setting, option)),
+            "working": working / 2**30,
         }
         rows.append(row)
         cells = [f"`{option}`"]
         for key, unit in (("seconds", "s"), ("kept", "GiB"), ("working", "GiB")):
-            cells += [f"{row[key]:.2f} {unit}", f"{row[key] / rows[0][key]:.2f}"]
+            cells += [f"{row[key]:.3g} {unit}", f"{row[key] / rows[0][key]:.2f}"]
         print(f"| {' | '.join(cells)} |")
+    size = sum(p.size for p in jax.tree.leaves(params))
     result = {
         "rows": rows,
         "turns": args.turns,
-        "setting": race.SIZE,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU",
-        "command": "python -m benchmarks.options",
+        "setting": {"batch": race.SIZE["batch"], "shape": model.shape},
+        "parameters": size,
+        "machine": f"{platform.machine()}, {race.device()}",
+        "command": f"python -m benchmarks.options --setting={args.setting}",
     }
-    (HERE / "options.json").write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def copied(params):
+    """A step takes its state for good."""
+    return jax.tree.map(jax.numpy.copy, params)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from vdm_jax import data, video_io
 from vdm_jax.data import clips, pipeline
 
 HERE = Path(__file__).parent
-BATCH, FRAMES, SIDE = race.SIZE.values()
+_, BATCH, FRAMES, SIDE = race.SIZE.values()
 KEYFRAMES = {"every frame": 1, "every 12th": 12, "the first only": 10_000}
 ALONE, IN_TRAINING = 0.8, 1.05  # targets
 

@@ -30,6 +30,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SIZE = {"batch": 4, "frames": 8, "side": 32}
+SIZE = {"dim": 32, "batch": 4, "frames": 8, "side": 32}
 STEPS = 5  # timed a turn, after one that is not
 SIDES = {
     "vdp": "video-diffusion-pytorch 0.7.0",
@@ -114,11 +115,13 @@ def vdp() -> dict:
     )
 
     torch.manual_seed(0)
-    b, f, side = SIZE.values()
-    net = Unet3D(dim=32, dim_mults=(1, 2, 4, 8))
+    dim, b, f, side = SIZE.values()
+    device = torch_device()
+    net = Unet3D(dim=dim, dim_mults=(1, 2, 4, 8))
     diffusion = GaussianDiffusion(net, image_size=side, num_frames=f, timesteps=1000)
+    diffusion.to(device)
     adam = torch.optim.Adam(net.parameters(), 1e-4)
-    video = torch.rand((b, 3, f, side, side))
+    video = torch.rand((b, 3, f, side, side), device=device)
 
     def train() -> None:
         adam.zero_grad()
@@ -127,7 +130,7 @@ def vdp() -> dict:
 
     def sample() -> None:
         with torch.no_grad():
-            diffusion.p_sample(video, torch.full((b,), 500))
+            diffusion.p_sample(video, torch.full((b,), 500, device=device))
 
     return torch_side(net, train, sample)
 
@@ -140,19 +143,21 @@ def diffusers() -> dict:
     )
 
     torch.manual_seed(0)
-    b, f, side = SIZE.values()
+    device = torch_device()
+    dim, b, f, side = SIZE.values()
     net = UNet3DConditionModel(
         sample_size=side,
         in_channels=3,
         out_channels=3,
-        block_out_channels=(32, 64, 128, 256),
+        block_out_channels=tuple(dim * m for m in (1, 2, 4, 8)),
         norm_num_groups=8,
         cross_attention_dim=32,
         attention_head_dim=32,
-    )
+    ).to(device)
     adam = torch.optim.Adam(net.parameters(), 1e-4)
-    video, t = torch.rand((b, 3, f, side, side)), torch.full((b,), 500)
-    text = torch.zeros((b, 1, 32))
+    video = torch.rand((b, 3, f, side, side), device=device)
+    t = torch.full((b,), 500, device=device)
+    text = torch.zeros((b, 1, 32), device=device)
 
     def train() -> None:
         adam.zero_grad()
@@ -167,9 +172,30 @@ def diffusers() -> dict:
     return torch_side(net, train, sample)
 
 
+def torch_device() -> str:
+    """A GPU if there is one, its products in TF32 as ours are there."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def torch_side(net, train, sample) -> dict:
     """Counting last: it would slow the first step."""
-    found = measured(sum(p.numel() for p in net.parameters()), train, sample)
+    import torch  # pyright: ignore[reportMissingImports]
+
+    def ended(step):
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    found = measured(
+        sum(p.numel() for p in net.parameters()),
+        lambda: ended(train),
+        lambda: ended(sample),
+    )
+    if torch.cuda.is_available():
+        found["memory"] = torch.cuda.max_memory_allocated() / 2**30
     return found | {"flops": torch_flops(train, sample)}
 
 
@@ -178,7 +204,7 @@ def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
     from configs.base import base
     from vdm_jax import model as models
 
-    _, f, side = SIZE.values()
+    dim, _, f, side = SIZE.values()
     config: Any = base()
     config.video.update(frames=f, height=side, width=side)
     config.data.attributes = ()
@@ -187,7 +213,7 @@ def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
     config.network.update(
         levels=tuple(
             dict(
-                channels=32 * m,
+                channels=dim * m,
                 blocks=2,
                 mixing=(over_frame, "temporal_attention"),
                 once=as_peer,
@@ -199,16 +225,19 @@ def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
         extra_up_block=not as_peer,
         relative_position="bias" if as_peer else "shaw",
     )
-    config.conditioning.width = 128
+    config.conditioning.width = 4 * dim
     config.train.update(optimizer="adam", ema=0.999, accumulate=1)
     for section, changes in (options or {}).items():
         config[section].update(changes)
     return config, models.build(config)
 
 
-def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple, tuple]:
+def programs(
+    layout: str, options: dict | None = None, params: Any = None
+) -> tuple[Any, Any, tuple, tuple]:
     """Our training step (v loss, Adam, EMA) and one ancestral step of the same shapes.
 
+    params: to start from; None makes new ones.
     -> the two, to be compiled, and what each is called with.
     """
     import jax
@@ -220,7 +249,7 @@ def programs(layout: str, options: dict | None = None) -> tuple[Any, Any, tuple,
 
     b = SIZE["batch"]
     config, model = setting(layout, options)
-    params = model.init(jax.random.key(0))
+    params = model.init(jax.random.key(0)) if params is None else params
     tx = optimizer.optimizer(config.train)
     update = step.make_step(
         step.make_loss(model, "snr_plus_one"),
@@ -272,6 +301,9 @@ def ours(layout: str) -> dict:
 
     size = sum(p.size for p in jax.tree.leaves(state.params))
     found = measured(size, train, sample)  # counting first would delay the first step
+    stats = jax.devices()[0].memory_stats()  # None on a CPU
+    if stats:
+        found["memory"] = stats["peak_bytes_in_use"] / 2**30
     return found | {"flops": counted(layout)}
 
 
@@ -309,7 +341,8 @@ def products(jaxpr: Any) -> float:
 
 def turn(side: str, python: str, cache: str) -> dict:
     """One side's measurement in a process of its own."""
-    command = [python, str(Path(__file__)), f"--side={side}"]
+    command = [python, str(Path(__file__)), f"--of={side}"]
+    command += [f"--{name}={value}" for name, value in SIZE.items()]
     done = subprocess.run(
         command,
         cwd=HERE.parent,
@@ -320,6 +353,15 @@ def turn(side: str, python: str, cache: str) -> dict:
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def device() -> str:
+    """What steps run on, in words."""
+    import jax
+
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    kind = jax.devices()[0].device_kind
+    return f"{cores}, CPU" if jax.default_backend() == "cpu" else f"{cores}, {kind}"
 
 
 def summary(side: str, turns: list[dict]) -> dict[str, Any]:
@@ -340,15 +382,19 @@ def summary(side: str, turns: list[dict]) -> dict[str, Any]:
 def main() -> None:
     """Take turns, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=list(SIDES))
+    parser.add_argument("--of", choices=list(SIDES), help="one side's measurement")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--peer-python", default=".venv-peer/bin/python")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "race.json")
+    for name, value in SIZE.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    if given.side:
+    SIZE.update({name: getattr(given, name) for name in SIZE})
+    if given.of:
         sys.path.insert(0, str(HERE.parent))
         of_torch = {"vdp": vdp, "diffusers": diffusers}
-        side = of_torch.get(given.side, lambda: ours(given.side))
+        side = of_torch.get(given.of, lambda: ours(given.of))
         print(json.dumps(side()))
         return
 
@@ -361,8 +407,8 @@ def main() -> None:
                 seen[side].append(turn(side, python or sys.executable, cache))
                 print(f"{side}: {seen[side][-1]}", flush=True)
     found = {side: summary(side, turns) for side, turns in seen.items()}
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU"
-    about = {"better": "lower", "machine": machine, "command": "make bench"}
+    machine = f"{platform.machine()}, {device()}"
+    about = {"better": "lower", "machine": machine, "command": shlex.join(sys.argv)}
     rows = []
     if "vdp" in found and "peer" in found:
         for what, target in TARGETS.items():
@@ -373,12 +419,12 @@ def main() -> None:
             row = {"name": name, "target": target, "result": found["peer"][name]}
             rows.append(row | about)
     result = {"rows": rows, "sides": found, "turns": given.turns, "setting": SIZE}
-    (HERE / "race.json").write_text(json.dumps(result, indent=1) + "\n")
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
     for row in found.values():
         print(
             f"{row['name']:40s} {row['parameters'] / 1e6:5.1f} M"
             + "".join(
-                f"  {what} {row[what]:.2f} s ({row[f'{what}_gflops']:.0f} GFLOP, "
+                f"  {what} {row[what]:.3g} s ({row[f'{what}_gflops']:.0f} GFLOP, "
                 f"{row[f'{what}_gflops_a_second']:.0f} a second)"
                 for what in ("train", "sample")
             )

@@ -46,7 +46,6 @@ def base() -> ConfigDict:
         patch=1,  # space-to-depth stem; 1 is a 3x3 convolution
         extra_up_block=True,  # one block more on the way up than down (VDM)
         relative_position="shaw",  # or "bias": in temporal attention
-        attention="einsum",  # or "dot_product"
         dropout=0.0,
         remat="none",  # "full" or "dots" trade compute for memory
         dtype="float32",  # of convolutions and products; "bfloat16" on accelerators

@@ -10,7 +10,7 @@ import pytest
 from vdm_jax.networks import attention as att
 
 N, M, H, D = 3, 4, 2, 5
-attention = jax.jit(att.attention, static_argnames="backend")
+attention = jax.jit(att.attention)
 
 
 def by_hand(q, k, v, mask=None, bias=None, shaw=None):
@@ -61,44 +61,27 @@ def test_attention_by_hand(x64, given, names):
     np.testing.assert_allclose(got, by_hand(*qkv, **options), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("names", [(), ("mask",), ("bias",), ("mask", "bias")])
-def test_the_backends_agree(given, names):
-    qkv, options = given()
-    options = {name: options[name] for name in names}
-    got = attention(*qkv, **options, backend="dot_product")
-    expected = attention(*qkv, **options)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", att.BACKENDS)
-def test_leading_axes_only_batch(given, draw, backend):
+def test_leading_axes_only_batch(given, draw):
     (q, k, v), options = given()
     mask = options["mask"]
     more = [jnp.stack([a, a[::-1]], axis=1) for a in (q, k, v)]  # [b, 2, n, h, d]
     masks = jnp.stack([mask, mask[::-1]], axis=1)
-    got = attention(*more, mask=masks, backend=backend)
-    one = attention(q, k, v, mask=mask, backend=backend)
+    got = attention(*more, mask=masks)
+    one = attention(q, k, v, mask=mask)
     np.testing.assert_allclose(got[:, 0], one, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got[:, 1], one[::-1], rtol=1e-5, atol=1e-6)
-    same = attention(*more, mask=mask[:, None], backend=backend)
+    same = attention(*more, mask=mask[:, None])
     np.testing.assert_allclose(same[:, 0], one, rtol=1e-5, atol=1e-6)
 
 
-def test_shaw_vectors_have_no_fused_path(given):
-    qkv, options = given()
-    with pytest.raises(ValueError, match="no Shaw vectors"):
-        attention(*qkv, shaw=options["shaw"], backend="dot_product")
-
-
-@pytest.mark.parametrize("backend", att.BACKENDS)
-def test_no_bias_lifts_a_masked_pair(given, backend):
+def test_no_bias_lifts_a_masked_pair(given):
     """Value and gradient, with a bias that would win, and rows of a single key."""
     (q, k, v), _ = given()
     mask = jnp.broadcast_to(jnp.arange(M) == 1, (2, N, M))
     bias = jnp.full((H, N, M), 1e30).at[:, :, 1].set(-1e30)
 
     def total(q, k, v):
-        out = att.attention(q, k, v, mask=mask, bias=bias, backend=backend)
+        out = att.attention(q, k, v, mask=mask, bias=bias)
         return out.sum(), out
 
     grad = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
@@ -108,13 +91,12 @@ def test_no_bias_lifts_a_masked_pair(given, backend):
     assert np.all(np.asarray(grads[2])[:, np.arange(M) != 1] == 0)
 
 
-@pytest.mark.parametrize("backend", att.BACKENDS)
-def test_softmax_of_bfloat16_is_wide(backend):
+def test_softmax_of_bfloat16_is_wide():
     """Scores of 1000 and 1001 are one number in bfloat16."""
     q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
     v = jnp.arange(2, dtype=q.dtype).reshape(1, 2, 1, 1) * q
     bias = jnp.broadcast_to(jnp.asarray([1000.0, 1001.0]), (1, 2, 2))
-    got = attention(q, 0 * q, v, bias=bias, backend=backend)
+    got = attention(q, 0 * q, v, bias=bias)
     assert got.dtype == jnp.bfloat16
     expected = 1 / (1 + math.exp(-1))
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=4e-3)

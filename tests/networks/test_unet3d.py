@@ -343,13 +343,8 @@ def levels(*args):
 
 WRONG = {
     "relative_position='rope' must be one of shaw, bias": {"relative_position": "rope"},
-    "attention='flash' must be one of einsum, dot_product": {"attention": "flash"},
     "remat='all' must be one of none, full, dots": {"remat": "all"},
     "dtype='float16' must be one of float32, bfloat16": {"dtype": "float16"},
-    "no Shaw vectors: set relative_position=bias, or attention=einsum": {
-        "attention": "dot_product",
-        "relative_position": "shaw",
-    },
     "levels is empty: it must hold one level or more": {"levels": ()},
     "levels[0].blocks=0 must be 1 or more": {"levels": levels((8, 0))},
     "patch=0 must be 1 or more": {"patch": 0},
@@ -384,7 +379,7 @@ def test_check_says_what_would_be_right(message):
 
 @pytest.mark.parametrize("height, width", [(20, 12), (6, 2)])
 def test_check_passes_what_can_be_built(draw, height, width):
-    for spec in (SPEC, VDM, dataclasses.replace(SPEC, attention="dot_product")):
+    for spec in (SPEC, VDM):
         check(spec, height, width)
         assert hash(spec) == hash(dataclasses.replace(spec))
         z = draw(1, 2, height, width, 3)

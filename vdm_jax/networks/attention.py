@@ -1,4 +1,4 @@
-"""Attention: one entry point, two backends, and positions relative in time."""
+"""Attention, and positions relative in time."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from vdm_jax.networks.layers import wide
 
 
-def attention(q, k, v, *, mask=None, bias=None, shaw=None, backend="einsum"):
+def attention(q, k, v, *, mask=None, bias=None, shaw=None):
     """softmax(q k' / sqrt(d) + bias) v, the softmax in float32 or wider.
 
     q [..., n, h, d]; k, v [..., m, h, d]; the leading axes only batch.
@@ -21,10 +21,6 @@ def attention(q, k, v, *, mask=None, bias=None, shaw=None, backend="einsum"):
     shaw  (a_k, a_v), each [n, m, d]: vectors added to key and value of each pair
     Returns [..., n, h, d].
     """
-    return BACKENDS[backend](q, k, v, mask, bias, shaw)
-
-
-def _einsum(q, k, v, mask, bias, shaw):
     dtype = wide(q)
     wide_einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
     scores = wide_einsum("...nhd,...mhd->...hnm", q, k)
@@ -43,31 +39,6 @@ def _einsum(q, k, v, mask, bias, shaw):
     if shaw is not None:  # sum_j p_ij (v_j + a_v[i, j]), equation 3
         out += jnp.einsum("...hnm,nmd->...nhd", p, shaw[1])
     return out
-
-
-def _dot_product(q, k, v, mask, bias, shaw):
-    """jax.nn.dot_product_attention: an additive bias, no Shaw vectors.
-
-    The door to fused kernels as jax learns to choose them. Its softmax is float32 even
-    for float64.
-    """
-    if shaw is not None:
-        raise ValueError("attention: 'dot_product' has no Shaw vectors; use 'einsum'")
-    *lead, n, h, d = q.shape
-    m = k.shape[-3]
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (*lead, n, m)).reshape(-1, 1, n, m)
-    out = jax.nn.dot_product_attention(
-        q.reshape(-1, n, h, d),
-        k.reshape(-1, m, h, d),
-        v.reshape(-1, m, h, d),
-        bias=None if bias is None else bias[None],
-        mask=mask,
-    )
-    return out.reshape(q.shape)
-
-
-BACKENDS = {"einsum": _einsum, "dot_product": _dot_product}
 
 
 def frame_attention_mask(frame_mask: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ class SpatialAttention(nn.Module):
         b, f, h, w, c = x.shape
         y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
         q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
-        y = attention(q, k, v, backend=self.spec.attention)
+        y = attention(q, k, v)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
 
 
@@ -104,7 +104,7 @@ class CrossAttention(nn.Module):
         tokens = jnp.concatenate([null, tokens], axis=1)
         (q,) = split_heads(dense(y, c, "q", use_bias=False), self.spec, 1)
         k, v = split_heads(dense(tokens, 2 * c, "kv", use_bias=False), self.spec, 2)
-        y = attention(q, k, v, mask=mask, backend=self.spec.attention)
+        y = attention(q, k, v, mask=mask)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
 
 
@@ -130,7 +130,7 @@ class TemporalAttention(nn.Module):
         qkv = split_heads(dense(y, 3 * c, "qkv", use_bias=False), spec, 3)
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv)  # [b, hw, f, heads, d]
         position = POSITIONS[spec.relative_position](name="position")(q)
-        y = attention(q, k, v, mask=mask, **position, backend=spec.attention)
+        y = attention(q, k, v, mask=mask, **position)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return x + dense(y, c, "out", kernel_init=zeros)
 

@@ -35,7 +35,6 @@ class UNetSpec:
                        too, and a level has one block more on the way up than down.
                        False: as many blocks up as down, and only theirs are skips
     relative_position  "shaw" or "bias", in temporal attention (attention.POSITIONS)
-    attention          "einsum" or "dot_product" (attention.BACKENDS)
     dropout            before the second convolution of a residual block
     remat              "none", or a policy by which blocks are recomputed in the
                        backward pass: "full" keeps nothing, "dots" the products
@@ -49,7 +48,6 @@ class UNetSpec:
     patch: int = 1
     extra_up_block: bool = True
     relative_position: str = "shaw"
-    attention: str = "einsum"
     dropout: float = 0.0
     remat: str = "none"
     dtype: str = "float32"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.attention import BACKENDS, POSITIONS
+from vdm_jax.networks.attention import POSITIONS
 from vdm_jax.networks.blocks import PARTS, REMAT, block
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
@@ -155,17 +155,11 @@ def check(
     """
     names = {
         "relative_position": POSITIONS,
-        "attention": BACKENDS,
         "remat": ("none", *REMAT),
         "dtype": DTYPES,
     }
     for field, known in names.items():
         _one_of(field, getattr(spec, field), known)
-    if spec.attention == "dot_product" and spec.relative_position == "shaw":
-        raise UserError(
-            "network.attention=dot_product adds a bias but no Shaw vectors: "
-            "set relative_position=bias, or attention=einsum"
-        )
     if not spec.levels:
         raise UserError("network.levels is empty: it must hold one level or more")
     for field in ("head_dim", "patch", "out_channels"):
