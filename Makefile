@@ -59,7 +59,7 @@ demo: setup
 	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(DEMO)/teacher --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/hurried --overwrite
-	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --out=$(DEMO)/clips --overwrite
+	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --sampler=ddim --out=$(DEMO)/clips --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --fewer=4,8,16 \
