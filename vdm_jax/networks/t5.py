@@ -65,8 +65,7 @@ class T5Layer(nn.Module):
 class T5(nn.Module):
     """Every token reads all tokens of its text.
 
-    dtype: of the activations, a name: float32 or bfloat16 (float16 overflows in the
-    larger ones); parameters may have another.
+    dtype: of the activations, a name; parameters may have another.
     """
 
     spec: T5Spec = T5Spec()
