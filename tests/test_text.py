@@ -224,6 +224,9 @@ def test_prompts_of_like_length_share_a_program(bert):
     assert text._run._cache_size() == before
     encoder(["red " * 7, ""])  # nine tokens
     assert text._run._cache_size() == before + 1
+    for number in (5, 6, 7, 8):
+        encoder(["left"] * number)
+    assert text._run._cache_size() == before + 2
 
 
 def test_a_text_that_is_too_long_is_refused_and_never_cut(bert):
@@ -309,6 +312,12 @@ def test_a_config_that_does_not_fit_is_told(t5, values, said):
     with pytest.raises(UserError, match=said) as caught:
         text.load(t5)
     assert "\n" not in str(caught.value)
+
+
+def test_a_length_that_is_none_is_refused(bert):
+    (bert / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
+    with pytest.raises(UserError, match="sentence_bert.*max_seq_length='long' is no"):
+        text.load(bert)
 
 
 def test_a_bert_of_another_kind_is_refused(bert):

@@ -193,9 +193,9 @@ class Family(NamedTuple):
 
 
 def _bert(folder: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, folder, config)
-    _one_of(folder, config, "hidden_act", ("gelu",))
-    _one_of(folder, config, "position_embedding_type", ("absolute",))
+    number = functools.partial(_number, folder / "config.json", config)
+    _one_of(folder / "config.json", config, "hidden_act", ("gelu",))
+    _one_of(folder / "config.json", config, "position_embedding_type", ("absolute",))
     spec = BertSpec(
         vocabulary=number("vocab_size"),
         positions=number("max_position_embeddings"),
@@ -208,13 +208,17 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
     )
     # Sentence encoders say to what length they were trained.
     trained = folder / "sentence_bert_config.json"
-    longest = _json(trained)["max_seq_length"] if trained.is_file() else spec.positions
+    longest = spec.positions
+    if trained.is_file():
+        longest = _number(trained, _json(trained), "max_seq_length", longest)
     return Family(Bert(spec, dtype), spec, renames.BERT, min(longest, spec.positions))
 
 
 def _t5(folder: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, folder, config)
-    kind = _one_of(folder, config, "feed_forward_proj", ("relu", "gated-gelu"))
+    number = functools.partial(_number, folder / "config.json", config)
+    kind = _one_of(
+        folder / "config.json", config, "feed_forward_proj", ("relu", "gated-gelu")
+    )
     spec = T5Spec(
         vocabulary=number("vocab_size"),
         width=number("d_model"),
@@ -246,22 +250,18 @@ def _json(path: Path) -> dict:
     return found
 
 
-def _number(folder: Path, config: dict, key: str, default: int | None = None) -> int:
+def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if type(value) is not int or value < 1:
-        raise UserError(
-            f"{folder / 'config.json'}: {key}={value!r} is no positive number"
-        )
+        raise UserError(f"{path}: {key}={value!r} is no positive number")
     return value
 
 
-def _one_of(folder: Path, config: dict, key: str, known: tuple[str, ...]) -> str:
+def _one_of(path: Path, config: dict, key: str, known: tuple[str, ...]) -> str:
     """The value of a key that chooses; the first where it is absent."""
     value = config.get(key, known[0])
     if value not in known:
-        raise UserError(
-            f"{folder / 'config.json'}: {key}={value!r}: {' or '.join(known)}"
-        )
+        raise UserError(f"{path}: {key}={value!r}: {' or '.join(known)}")
     return value
 
 

@@ -154,6 +154,14 @@ def test_keys_of_other_records_are_told(tmp_path):
         Embeddings(tmp_path)
 
 
+def test_a_record_of_another_caption_is_not_taken(tmp_path):
+    made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
+    others = sorted(embeddings.key(f"other {i}") for i in range(len(made)))
+    np.save(tmp_path / made.about["keys"], np.array(others))
+    with pytest.raises(UserError, match="is damaged: a record is not the one of its"):
+        Embeddings(tmp_path)["other 3"]
+
+
 def test_what_float16_does_not_hold_is_not_written(tmp_path):
     with pytest.raises(UserError, match="embedding of '.*' is no float16"):
         embeddings.write(tmp_path, [], lambda t: [np.full((1, 3), 1e6)] * len(t), ABOUT)
