@@ -393,7 +393,7 @@ def test_the_command_writes_what_training_reads(bert, tmp_path, capsys):
         ("left", "clip", "error: no text encoder 'clip': minilm, or"),
         ("\n", "", "has no captions"),
         ("red " * 31, "", "error: a text of 33 tokens, "),
-        (None, "", "captions.txt: No such file or directory: give captions"),
+        (None, "", "captions.txt: No such file or directory: give a folder"),
     ],
 )
 def test_the_command_fails_in_one_line(bert, tmp_path, capsys, content, encoder, said):

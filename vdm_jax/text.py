@@ -193,9 +193,10 @@ class Family(NamedTuple):
 
 
 def _bert(folder: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, folder / "config.json", config)
-    _one_of(folder / "config.json", config, "hidden_act", ("gelu",))
-    _one_of(folder / "config.json", config, "position_embedding_type", ("absolute",))
+    path = folder / "config.json"
+    number = functools.partial(_number, path, config)
+    _one_of(path, config, "hidden_act", ("gelu",))
+    _one_of(path, config, "position_embedding_type", ("absolute",))
     spec = BertSpec(
         vocabulary=number("vocab_size"),
         positions=number("max_position_embeddings"),
@@ -215,10 +216,9 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
 
 
 def _t5(folder: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, folder / "config.json", config)
-    kind = _one_of(
-        folder / "config.json", config, "feed_forward_proj", ("relu", "gated-gelu")
-    )
+    path = folder / "config.json"
+    number = functools.partial(_number, path, config)
+    kind = _one_of(path, config, "feed_forward_proj", ("relu", "gated-gelu"))
     spec = T5Spec(
         vocabulary=number("vocab_size"),
         width=number("d_model"),

@@ -189,13 +189,13 @@ def test_captions_of_a_folder_are_those_that_its_videos_have(tmp_path):
 @pytest.mark.parametrize(
     "name, content, said",
     [
-        ("a.txt", b"\n", "has no captions: a folder of videos"),
-        ("a.jsonl", b"", "has no captions: a folder of videos"),
+        ("a.txt", b"\n", "has no captions: give a folder of videos"),
+        ("a.jsonl", b"", "has no captions: give a folder of videos"),
         ("a.jsonl", b"{", "line 1: not JSON"),
-        ("a.txt", b"\xff", "a.txt: not UTF-8 text: give captions, one a line"),
-        ("a.txt", None, "a.txt: No such file or directory: give captions"),
+        ("a.txt", b"\xff", "a.txt: not UTF-8 text: give a folder"),
+        ("a.txt", None, "a.txt: No such file or directory: give a folder"),
         ("a.jsonl", None, "a.jsonl has no captions"),
-        ("b/c.mp4", b"", "b has no captions: a folder of videos"),
+        ("b/c.mp4", b"", "b has no captions: give a folder of videos"),
     ],
 )
 def test_where_no_caption_is_one_line_says_so(tmp_path, name, content, said):

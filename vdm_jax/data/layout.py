@@ -132,6 +132,10 @@ def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
     """
     path = Path(path)
     dropped: list[Dropped] = []
+    rule = (
+        f"give a folder of videos with a.txt beside a.mp4, {CAPTIONS}, or a text file "
+        "with one caption a line"
+    )
     if path.is_dir():
         by_name, dropped, _ = captions(find(path))
     elif path.suffix == ".jsonl":
@@ -141,13 +145,10 @@ def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
             by_name = {path.name: _lines(path)}
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: {reason}: give captions, one a line") from error
+            raise UserError(f"{path}: {reason}: {rule}") from error
     texts = [text for found in by_name.values() for text in found]
     if not texts:
-        raise UserError(
-            f"{path} has no captions: a folder of videos with a.txt beside a.mp4, "
-            f"{CAPTIONS}, or a text file with one caption a line"
-        )
+        raise UserError(f"{path} has no captions: {rule}")
     return texts, dropped
 
 
