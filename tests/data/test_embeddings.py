@@ -79,7 +79,10 @@ def test_a_command_that_was_stopped_goes_on(tmp_path, small_shards):
     with pytest.raises(UserError, match="has no embeddings.json"):
         Embeddings(tmp_path)
     rest = Letters()
+    mark = names(tmp_path)[0].split("-")[0]
+    (tmp_path / f".{mark}-00002-of-00003.array_record.1.tmp").write_bytes(b"killed")
     made = embeddings.write(tmp_path, CAPTIONS, rest, ABOUT, batch=2)
+    assert len(names(tmp_path)) == 5
     assert len(rest.asked) == 3 and not set(rest.asked) & set(stopped.asked[:8])
     assert made.longest == 1 + max(map(len, CAPTIONS))
     again = Letters()

@@ -153,7 +153,8 @@ def write(
     before = _files(folder)
     with video_io.replacing(folder / INDEX, overwrite=True) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n")
-    for name in before - {about["keys"], *names}:
+    left = {path.name for path in folder.glob(f".{mark}-*.tmp")}  # by a kill
+    for name in left | before - {about["keys"], *names}:
         (folder / name).unlink(missing_ok=True)
     return Embeddings(folder)
 
