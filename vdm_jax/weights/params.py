@@ -43,7 +43,7 @@ def write(path: Path, params, dtype=np.float16) -> None:
     os.replace(part, path)
 
 
-def _unique_names(path: Path) -> None:
+def unique_names(path: Path) -> None:
     """The library lets the last of two tensors of one name win: refuse such a file."""
 
     def pairs(items):
@@ -74,7 +74,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: only .safetensors is read, since pickled weights can run code; "
             "convert it with the safetensors package"
         )
-    _unique_names(path)
+    unique_names(path)
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,0 +1,204 @@
+"""Embeddings of captions on disk: made once, read by the caption.
+
+A folder of ArrayRecord shards, the keys of their records, and embeddings.json, which
+names both and the encoder. A record is the caption's key and float16 [l, width], l its
+tokens: there is no padding, so a mask is all true. `python -m vdm_jax.text` writes one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from vdm_jax import video_io
+from vdm_jax.errors import UserError
+
+RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
+KEY = 32  # bytes of a key: hexadecimal digits
+INDEX = "embeddings.json"
+
+Encode = Callable[[list[str]], list[np.ndarray]]
+
+
+def key(caption: str) -> bytes:
+    """What a caption is found by."""
+    # surrogatepass: what no file holds, but a program may ask for
+    digest = hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()
+    return digest[:KEY].encode()
+
+
+class Embeddings:
+    """embeddings[caption] -> tokens float32 [l, width]; UserError for an unknown one.
+
+    Pickles, for the worker processes of a pipeline.
+
+    Attributes:
+      about: encoder, weights (their sha256), width, longest (tokens) and what else
+        embeddings.json says.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        rule = "write it by python -m vdm_jax.text --captions=... --out=..."
+        try:
+            self.about = json.loads(path.read_text("utf-8"))
+            self.width, self.longest = self.about["width"], self.about["longest"]
+            self.keys = np.load(self.folder / self.about["keys"], allow_pickle=False)
+            shards = [str(self.folder / name) for name in self.about["shards"]]
+            self.records = ArrayRecordDataSource(shards)
+        except FileNotFoundError as error:
+            name = Path(str(error.filename or path)).name
+            raise UserError(f"{self.folder} has no {name}: {rule}") from error
+        except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be read: {rule}") from error
+        if len(self.records) != len(self.keys):
+            raise UserError(
+                f"{path}: {len(self.records)} records of {len(self.keys)}: {rule}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, caption: str) -> bool:
+        return self._place(key(caption)) is not None
+
+    def __getitem__(self, caption: str) -> np.ndarray:
+        wanted = key(caption)
+        place = self._place(wanted)
+        if place is None:
+            raise UserError(
+                f"{self.folder} has no embedding of {caption[:60]!r}: "
+                "run python -m vdm_jax.text on captions that it is among"
+            )
+        try:
+            record = self.records[place]
+        except RuntimeError as error:  # of the reader: a checksum
+            raise UserError(
+                f"{self.folder} is damaged: delete it and write it again"
+            ) from error
+        return _tokens(record, wanted, self.width, self.folder)
+
+    def _place(self, wanted: bytes) -> int | None:
+        place = int(np.searchsorted(self.keys, wanted))
+        there = place < len(self.keys) and self.keys[place] == wanted
+        return place if there else None
+
+
+def _tokens(record: bytes, wanted: bytes, width: int, where: Path) -> np.ndarray:
+    """float32 [l, width] of a record."""
+    if record[:KEY] != wanted or (len(record) - KEY) % (2 * width):
+        raise UserError(f"{where} is damaged: a record is not the one of its key")
+    tokens = np.frombuffer(record, np.float16, offset=KEY)
+    return tokens.reshape(-1, width).astype(np.float32)
+
+
+def write(
+    folder: str | os.PathLike,
+    captions: Iterable[str],
+    encode: Encode,
+    about: dict,
+    batch: int = 64,
+    done: Callable[[int], object] = lambda count: None,
+) -> Embeddings:
+    """Embeddings of every distinct caption, and of "", which stands for none.
+
+    Shards are written whole or not at all under names that follow from captions and
+    `about`: a command that was stopped goes on with the shards that are missing, and
+    one with other captions leaves what was there in force until it is done.
+
+    Args:
+      encode: `batch` captions at the most to their tokens, [l, width] each.
+      about: of the encoder, with its "width"; goes into embeddings.json.
+      done: is told how many captions more are done.
+    """
+    folder = video_io.make_folder(folder)
+    by_key = {key(caption): caption for caption in ("", *captions)}
+    keys = sorted(by_key)
+    content = json.dumps([about, RECORDS], sort_keys=True).encode() + b"".join(keys)
+    mark = hashlib.sha256(content).hexdigest()[:12]
+    parts = [keys[i : i + RECORDS] for i in range(0, len(keys), RECORDS)]
+    names = [
+        f"{mark}-{i:05}-of-{len(parts):05}.array_record" for i in range(len(parts))
+    ]
+    longest = 0
+    for name, part in zip(names, parts, strict=True):
+        length = _longest(folder / name, part, about["width"])
+        if length is None:
+            with video_io.replacing(folder / name, overwrite=True) as temporary:
+                _write_shard(temporary, part, by_key, encode, batch, done)
+            length = _longest(folder / name, part, about["width"])
+        else:
+            done(len(part))
+        if length is None:
+            raise UserError(f"{folder / name} is not what was written: a failing disk?")
+        longest = max(longest, length)
+    about = about | {
+        "longest": longest,
+        "captions": len(keys),
+        "keys": f"{mark}.npy",
+        "shards": names,
+    }
+    with (
+        video_io.replacing(folder / about["keys"], overwrite=True) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.save(file, np.array(keys), allow_pickle=False)
+    before = _files(folder)
+    with video_io.replacing(folder / INDEX, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n")
+    left = {path.name for path in folder.glob(f".{mark}-*.tmp")}  # by a kill
+    for name in left | before - {about["keys"], *names}:
+        (folder / name).unlink(missing_ok=True)
+    return Embeddings(folder)
+
+
+def _write_shard(
+    path: Path,
+    keys: Sequence[bytes],
+    by_key: dict[bytes, str],
+    encode: Encode,
+    batch: int,
+    done: Callable[[int], object],
+) -> None:
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # read one at a time
+    with contextlib.closing(writer):
+        for start in range(0, len(keys), batch):
+            some = keys[start : start + batch]
+            texts = [by_key[k] for k in some]
+            for k, text, tokens in zip(some, texts, encode(texts), strict=True):
+                with np.errstate(over="ignore"):  # what overflows is named here
+                    half = tokens.astype(np.float16)
+                if not np.isfinite(half).all():
+                    raise UserError(f"the embedding of {text[:60]!r} is no float16")
+                writer.write(k + half.tobytes())
+            done(len(some))
+
+
+def _longest(path: Path, keys: Sequence[bytes], width: int) -> int | None:
+    """Tokens of the longest record; None for a shard that is missing or damaged."""
+    try:
+        records = ArrayRecordDataSource([str(path)])
+        if len(records) != len(keys):
+            return None
+        return max(
+            len(_tokens(records[i], wanted, width, path))
+            for i, wanted in enumerate(keys)
+        )
+    except (OSError, RuntimeError, ValueError, UserError):
+        return None
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of the files that embeddings.json speaks of; none if there is none."""
+    try:
+        about = json.loads((folder / INDEX).read_text("utf-8"))
+        return {Path(name).name for name in (about["keys"], *about["shards"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return set()
