@@ -25,9 +25,11 @@ def base() -> ConfigDict:
         stride=1,  # source frames from one frame of a clip to the next
         target_fps=0.0,  # or: re-time every file to this rate; 0 keeps its own
         flip=False,  # mirror half of the clips
+        unseen=0,  # labels of "shapes" that only its held-out part has
         crop="center",  # or "random"
         held_out=0.1,  # share of the files never trained on
         workers=0,  # loading processes; 0 loads in threads of this one
+        embeddings="",  # of the captions: a folder that vdm_jax.text wrote
         cache_dir="",  # of decoded clips; "" is ~/.cache/vdm_jax
         cache_gib=4.0,
         max_bad_share=0.2,  # of unusable files, before the run stops
@@ -57,9 +59,19 @@ def base() -> ConfigDict:
         label_drop=0.0,  # share of examples without label: classifier-free guidance
         attribute_drop=0.0,  # share of single attributes left open
         frame_position=False,  # tell each frame its number, not only relative time
-        text_width=0,  # of text token embeddings, pooled by attention; 0 is no text
+        text_width=0,  # of text token embeddings; 0 is no text
+        encoder="",  # that made them; filled in from data.embeddings
         text_drop=0.0,
         guidance_range=(),  # of weights that a guided student is told: distill.py's
+    )
+
+    # What of a cascade a model is: the video's size is what it makes.
+    config.stage = dict(
+        kind="base",  # or "tsr", "ssr": more frames, or larger ones, of a given video
+        factor=1,  # of the frames, or of height and width
+        fill="repeat",  # between the given frames of "tsr"; or "blank"
+        noise=(0.0, 1.0),  # on the given video in training: cosine times, drawn between
+        crop=(),  # (height, width) trained on, of larger clips
     )
 
     config.diffusion = dict(
@@ -115,6 +127,7 @@ def base() -> ConfigDict:
         percentile=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
         reconstruction=9.0,  # w_r of reconstruction guidance; 0 is replacement alone
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
+        snr=5.0,  # of the noise on what a stage of a cascade is given; inf is none
         label="",  # names, comma separated, one an attribute; "" draws them; "none"
         batch_size=16,
     )

@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
-    ("data", "conditioning"),
+    ("data", "conditioning", "stages"),
     ("text",),
     ("model",),
     ("sampling",),
-    ("evaluation",),
+    ("evaluation", "cascade"),
     ("training",),
     ("cli", "doctor"),
     ("export",),

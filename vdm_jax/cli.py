@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -53,19 +54,25 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def _config_module(path: str, flag: str) -> dict[str, Any]:
+    """What a config file defines; UserError if it is none."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--{flag}={path}: no such file{hint}")
+    module = runpy.run_path(path)
+    if "get_config" not in module:
+        raise UserError(f"{path} is not a config: it defines no get_config()")
+    return module
+
+
 def _check_config_file(value: str) -> None:
     """The file exists and knows the variant: `configs/NAME.py[:variant]`.
 
     It is run here once, so that a bug in it shows as one, with its traceback.
     """
     path, _, variant = value.partition(":")
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--config={path}: no such file{hint}")
-    module = runpy.run_path(path)
-    if "get_config" not in module:
-        raise UserError(f"{path} is not a config: it defines no get_config()")
+    module = _config_module(path, "config")
     variants = module.get("VARIANTS", ("",))
     if variant not in variants:
         known = ", ".join(repr(v) for v in variants if v) or "none"
@@ -77,7 +84,6 @@ def _config_flag() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "configs/NAME.py[:variant]; --config.a.b=value changes a field"
     )
-    flags.mark_flag_as_required("config")
 
 
 def _workdir_flag(meaning: str) -> None:
@@ -114,16 +120,29 @@ def _launch() -> None:
 def train() -> None:
     """train.py"""
     _config_flag()
+    flags.DEFINE_string("cascade", None, "or: a config of stages, trained in turn")
     _workdir_flag("where the run lives; the same command again resumes it")
     _launch_flags()
 
     def verb() -> None:
+        if (FLAGS.config is None) == (FLAGS.cascade is None):
+            raise UserError("give --config, of a model, or --cascade, of several")
+        workdir = Path(FLAGS.workdir).absolute()
+        if FLAGS.cascade is not None:
+            module = _config_module(FLAGS.cascade, "cascade")
+            if "STAGES" not in module:
+                raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
+            _launch()
+            from vdm_jax.training.stages import train_cascade
+
+            stages, config_of = module["STAGES"], module["get_config"]
+            return train_cascade(stages, config_of, workdir, FLAGS.time_limit)
         if "distill" in FLAGS.config:
             raise UserError("--config is one of distill.py: give one of train.py")
         _launch()
         from vdm_jax.training.train import train
 
-        train(FLAGS.config, Path(FLAGS.workdir).absolute(), FLAGS.time_limit)
+        train(FLAGS.config, workdir, FLAGS.time_limit)
 
     run(verb, "Train a video diffusion model; the same command again resumes.")
 
@@ -131,6 +150,7 @@ def train() -> None:
 def distill() -> None:
     """distill.py"""
     _config_flag()
+    flags.mark_flag_as_required("config")
     flags.DEFINE_string("teacher", None, "a run, or a folder of models/")
     flags.mark_flag_as_required("teacher")
     _workdir_flag("where the students go; the same command again goes on")
@@ -172,6 +192,7 @@ SETTINGS = {
         "w_r of what is given, 1 for --upscale; 0 is replacement alone",
     ),
     "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
+    "snr": (float, "signal to noise of what a stage of a cascade is given; inf: none"),
     "batch_size": (int, "videos at a time"),
     "num": (int, "how many videos"),
     "label": (
@@ -208,7 +229,7 @@ def command() -> str:
 
 # Settings that evaluate.py has no use for, or takes as lists of its own.
 NOT_MEASURED = (
-    "guidance", "num", "label", "reconstruction", "reconstruction_schedule",
+    "guidance", "num", "label", "reconstruction", "reconstruction_schedule", "snr",
 )  # fmt: skip
 # w_r where all pixels are known in the mean: above 2 the last steps overshoot.
 UPSCALING = 1.0
@@ -286,7 +307,8 @@ def _given(loaded):
 
 def sample() -> None:
     """sample.py"""
-    _workdir_flag("a run, or a folder of models/")
+    flags.DEFINE_string("workdir", None, "a run, or a folder of models/")
+    _cascade_flags()
     names = tuple(SETTINGS)
     _sampling_flags(*names)
     _given_flags()
@@ -295,7 +317,12 @@ def sample() -> None:
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
+        if (FLAGS.workdir is None) == (FLAGS.cascade is None):
+            raise UserError("give --workdir, a model, or --cascade, models in a row")
         _start_jax()
+        if FLAGS.cascade is not None:
+            return _sample_cascade(names)
+        _only_with("cascade", OF_CASCADES)
         from vdm_jax import model, sampling, video_io
 
         out = Path(FLAGS.out)
@@ -374,6 +401,92 @@ def sample() -> None:
         print(f"{len(videos)} videos in {out}; see {made[-3]}")
 
     run(verb, "Sample videos from a trained model; extend, fill in, repaint, enlarge.")
+
+
+OF_CASCADES = ("prompt", "prompts", "until", "intermediate", "snr")
+NOT_OF_CASCADES = ("label", "reconstruction", "reconstruction_schedule", *BESIDE)
+
+
+def _cascade_flags() -> None:
+    """Of a cascade instead of a model."""
+    flags.DEFINE_string("cascade", None, "or: a cascade's TOML file, or its folder")
+    flags.DEFINE_multi_string("prompt", [], "a text; may be given several times")
+    flags.DEFINE_string("prompts", None, "a file of prompts, one a line")
+    flags.DEFINE_string("until", "", "the stage to end with (default: the last)")
+    flags.DEFINE_bool("intermediate", False, "keep the videos of every stage")
+
+
+def _only_with(flag: str, others: Sequence[str]) -> None:
+    for other in others:
+        if FLAGS[other].present:
+            raise UserError(f"--{other} goes with --{flag}")
+
+
+def _prompts() -> list[str]:
+    """Of --prompt and --prompts, --num videos each; "" where none is given."""
+    texts = list(FLAGS.prompt)
+    if FLAGS.prompts is not None:
+        try:
+            lines = Path(FLAGS.prompts).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts={FLAGS.prompts}: {error}") from error
+        texts += [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"--prompts={FLAGS.prompts} holds no prompt")
+    each = 1 if FLAGS.num is None else FLAGS.num
+    if each < 1:
+        raise UserError(f"--num={each}: at least 1")
+    return [text for text in texts or [""] for _ in range(each)]
+
+
+def _sample_cascade(names: Sequence[str]) -> None:
+    """Prompts through all stages. Settings on the command line go to every stage."""
+    from vdm_jax import cascade as cascades
+    from vdm_jax import sampling, video_io
+
+    for flag in (*NOT_OF_CASCADES, *VERBS, "frames", "overlap", "tiles", "windows"):
+        if FLAGS[flag].present:
+            raise UserError(f"--{flag} is of one model: it goes with --workdir")
+    out = Path(FLAGS.out)
+    prompts = _prompts()
+    read = cascades.read(FLAGS.cascade).until(FLAGS.until)
+    given = {
+        name: FLAGS[name].value
+        for name in names
+        if name not in ("num", *NOT_OF_CASCADES) and FLAGS[name].value is not None
+    }
+    read = read.changed(given)
+    folders = {link.name: out / link.name for link in read.links[:-1]}
+    for folder in [out, *(folders.values() if FLAGS.intermediate else ())]:
+        video_io.claim(folder, "samples", FLAGS.overwrite)
+    told, against = cascades.tell(read, prompts, FLAGS.negative or "")
+    with tqdm(unit="step", disable=None) as bar:
+
+        def progress(name: str, done: int, total: int) -> None:
+            if done <= bar.n:
+                bar.reset()
+            bar.set_description(name)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        videos = cascades.sample(
+            read, len(prompts), told, against, seed=FLAGS.seed, progress=progress
+        )
+    meta = {"command": command(), "seed": FLAGS.seed, "cascade": FLAGS.cascade}
+    for link in read.links:
+        last = link is read.links[-1]
+        if not (last or FLAGS.intermediate):
+            continue
+        made = video_io.write_all(
+            out if last else folders[link.name],
+            "samples",
+            sampling.to_uint8(videos[link.name]),
+            link.config.video.fps,
+            meta | {"stage": link.name, "sample": dataclasses.asdict(link.settings)},
+            labels=prompts,
+            overwrite=FLAGS.overwrite,
+        )
+    print(f"{len(prompts)} videos in {out}; see {made[-3]}")
 
 
 def evaluate() -> None:

@@ -89,6 +89,9 @@ class Conditioner(nn.Module):
     relative time only, as in VDM, and an example longer than in training is fair.
     guidance: the range of weights that a guided student is told (Meng et al. 2022,
     section 3.1), () for none. Its branch starts at zero: the student as its teacher.
+    text: token embeddings, pooled into the vector (VDM, section 4.3) and handed to the
+    parts that read tokens (Saharia et al. 2022, "Imagen", section 2.4). low: a video of
+    lower resolution, beside z, and how noisy it is (Imagen Video, section 2.5).
     """
 
     width: int
@@ -96,6 +99,7 @@ class Conditioner(nn.Module):
     cardinalities: tuple[int, ...] = ()
     frame_position: bool = False
     text: bool = False
+    low: bool = False
     guidance: tuple[float, ...] = ()
 
     @nn.compact
@@ -114,6 +118,9 @@ class Conditioner(nn.Module):
             vector += per_frame(
                 pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
             )
+        if self.low:
+            features = noise_features(cond["low_logsnr"], self.width)
+            vector += per_frame(dense(features, self.width, "low"))
         if self.guidance:
             features = weight_features(cond["guidance"], *self.guidance)
             zero = nn.initializers.zeros_init()
@@ -133,4 +140,13 @@ class Conditioner(nn.Module):
             vector = jnp.broadcast_to(vector, place.shape) + place
         for i in range(self.layers):
             vector = dense(nn.swish(vector), self.width, f"mlp_{i}")
-        return Inputs(vector=vector, frame_mask=frame_mask)
+        token_mask = None
+        if self.text:  # of a dropped one all are masked: the parts' own null is left
+            token_mask = cond["text_mask"] & cond["keep"]["text"][:, None]
+        return Inputs(
+            vector=vector,
+            tokens=cond.get("text"),
+            token_mask=token_mask,
+            concat=cond.get("low"),
+            frame_mask=frame_mask,
+        )

@@ -22,6 +22,7 @@ from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, expand
 from vdm_jax.errors import UserError
 from vdm_jax.networks import unet3d
+from vdm_jax.stages import FILLS, KINDS, Stage
 from vdm_jax.weights import params as params_file
 
 Params = Any
@@ -51,6 +52,7 @@ class Model:
     text_width: int = 0
     text_drop: float = 0.0
     guidance_range: tuple[float, ...] = ()
+    stage: Stage | None = None  # of a cascade, for models that are given a video
 
     def encode(self, video: Array) -> Array:
         """uint8 video [b, f, h, w, c] -> what is diffused, in [-1, 1]."""
@@ -73,6 +75,16 @@ class Model:
             cond |= {"text": batch["text"], "text_mask": batch["text_mask"]}
             cond["keep"]["text"] = jnp.ones(batch["text"].shape[0], bool)
         return cond
+
+    def example(
+        self, batch: dict[str, Array], key: Array, dropping: bool = True
+    ) -> tuple[Array, Cond]:
+        """A batch as training has it: videos to diffuse, and what is told of them."""
+        x, cond = self.encode(batch["video"]), self.conditions(batch)
+        if self.stage is not None:
+            x, low = self.stage.example(x, jax.random.fold_in(key, 0))
+            cond |= low
+        return x, self.drop(cond, key) if dropping else cond
 
     def drop(self, cond: Cond, key: Array) -> Cond:
         """Training's random dropping: whole conditions, and single attributes."""
@@ -114,6 +126,8 @@ class Model:
             "text_mask": jnp.ones((1, 1), bool),
         }
         cond = self.conditions(batch)
+        if self.stage is not None:
+            cond |= self.stage.empty(dtype)
         if self.guidance_range:
             cond = self.tell(cond, jnp.zeros(1, dtype))
         told = (jnp.zeros(1, dtype), self.shape[0], cond)
@@ -205,6 +219,46 @@ def make_schedule(diffusion: Any) -> schedules.Schedule:
     return schedules.named(name, **{field: diffusion[field] for field in fields})
 
 
+def make_stage(config: Any) -> Stage | None:
+    """The super-resolution stage that a config describes, None for a base model."""
+    asked, video = config.stage, config.video
+    if asked.kind == "base":
+        return None
+    if asked.kind not in KINDS:
+        raise UserError(f"stage.kind={asked.kind!r}: one of base, {', '.join(KINDS)}")
+    if asked.fill not in FILLS:
+        raise UserError(f"stage.fill={asked.fill!r}: one of {', '.join(FILLS)}")
+    if asked.factor < 2:
+        raise UserError(f"stage.factor={asked.factor}: 2 or more")
+    low, high = asked.noise
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"stage.noise={tuple(asked.noise)}: times from 0 to 1, in order"
+        )
+    names = ("frames",) if asked.kind == "tsr" else ("height", "width")
+    for name in names:
+        if video[name] % asked.factor:
+            least = max(round(video[name] / asked.factor), 1) * asked.factor
+            raise UserError(
+                f"video.{name}={video[name]} must divide by stage.factor="
+                f"{asked.factor}: the nearest that does is {least}"
+            )
+    for side, name in zip(asked.crop, ("height", "width"), strict=False):
+        if side % asked.factor or not 0 < side <= video[name]:
+            raise UserError(
+                f"stage.crop={tuple(asked.crop)}: a {name} of at most {video[name]} "
+                f"that divides by stage.factor={asked.factor}"
+            )
+    return Stage(
+        kind=asked.kind,
+        factor=asked.factor,
+        shape=(video.frames, video.height, video.width, video.channels),
+        fill=asked.fill,
+        noise=(float(low), float(high)),
+        crop=tuple(asked.crop),
+    )
+
+
 def build(config: Any) -> Model:
     """The model a config describes; raises UserError for sizes that do not fit."""
     video, diffusion, told = config.video, config.diffusion, config.conditioning
@@ -227,6 +281,7 @@ def build(config: Any) -> Model:
         for shift in diffusion.train_shifts
     )
     guidance_range = tuple(told.guidance_range)
+    stage = make_stage(config)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
@@ -239,6 +294,7 @@ def build(config: Any) -> Model:
             frame_position=told.frame_position,
             text=told.text_width > 0,
             guidance=guidance_range,
+            low=stage is not None,
         ),
         schedule=schedule,
         training_schedule=schedules.TakingTurns(turns) if turns else schedule,
@@ -250,16 +306,19 @@ def build(config: Any) -> Model:
         text_width=told.text_width,
         text_drop=told.text_drop,
         guidance_range=guidance_range,
+        stage=stage,
         **scaling,
     )
 
 
 # Fields younger than some runs, with what those did before there was a choice.
 LATER = {
-    "conditioning": {"guidance_range": []},
+    "conditioning": {"guidance_range": [], "encoder": ""},
+    "data": {"unseen": 0, "embeddings": ""},
     "diffusion": {"schedule": "cosine", "noise_shift": 0.0, "student_steps": 0},
     "train": {"decay": "cosine"},
 }
+BASE = {"kind": "base", "factor": 1, "fill": "repeat", "noise": [0.0, 1.0], "crop": []}
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
@@ -312,6 +371,7 @@ def read_config(workdir: Path) -> Any:
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
+    fields = {"stage": BASE} | fields
     for section in LATER.keys() & fields.keys():
         fields[section] = LATER[section] | fields[section]
     return ConfigDict(fields)

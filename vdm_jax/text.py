@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -341,12 +341,23 @@ def _write(given: argparse.Namespace) -> str:
     captions, dropped = layout.every_caption(given.captions)
     for name, reason in dropped:
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    encoder = load(given.encoder, given.dtype, given.param_dtype)
-    about = {
+    made = write(
+        given.out,
+        captions,
+        load(given.encoder, given.dtype, given.param_dtype),
+        dtype=given.dtype,
+        param_dtype=given.param_dtype,
+    )
+    return f"{len(made)} captions of up to {made.longest} tokens in {given.out}"
+
+
+def write(
+    out: str | Path, captions: Iterable[str], encoder: TextEncoder, **about: str
+) -> embeddings.Embeddings:
+    """Embeddings of captions, on disk; about: what else to note there."""
+    about = about | {
         "encoder": encoder.name,
         "weights": encoder.sha256(),
-        "dtype": given.dtype,
-        "param_dtype": given.param_dtype,
         "width": encoder.width,
     }
 
@@ -356,10 +367,9 @@ def _write(given: argparse.Namespace) -> str:
         return [a[m] for a, m in zip(tokens, mask, strict=True)]
 
     with tqdm(unit=" captions", disable=None) as bar:
-        made = embeddings.write(
-            given.out, captions, encode, about, batch=BATCH, done=bar.update
+        return embeddings.write(
+            out, captions, encode, about, batch=BATCH, done=bar.update
         )
-    return f"{len(made)} captions of up to {made.longest} tokens in {given.out}"
 
 
 if __name__ == "__main__":

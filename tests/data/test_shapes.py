@@ -187,3 +187,31 @@ def test_sizes_without_distinct_labels_are_refused(field, value):
     config = ConfigDict({"video": video | {field: value}})
     with pytest.raises(UserError, match="needs config.video.frames >= 2"):
         shapes.open_shapes(config)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_stride_takes_frames_out_of_the_whole_clip(stride):
+    whole = shapes.Shapes(shapes.Geometry(16, 16, 24))
+    few = shapes.Shapes(shapes.Geometry(16 // stride, 16, 24, stride))
+    for index in (0, 5, 71, 72):
+        np.testing.assert_array_equal(
+            load(index, few)["video"], load(index, whole)["video"][::stride]
+        )
+
+
+def test_unseen_labels_are_in_the_held_out_part_alone():
+    unseen = shapes.unseen_labels(12)
+    assert unseen == shapes.unseen_labels(12) and len(set(unseen)) == 12
+    values = np.stack(np.unravel_index(unseen, shapes.LABELS))
+    for row, size in zip(values, shapes.LABELS, strict=True):
+        assert np.bincount(row, minlength=size).min() >= 12 // size - 1
+    source = shapes.Shapes(GEOMETRY, unseen=unseen)
+
+    def numbers(part):
+        labels = [load(i, part)["label"] for i in range(144)]
+        return {int(np.ravel_multi_index(label, shapes.LABELS)) for label in labels}
+
+    assert numbers(source) == set(range(72)) - set(unseen)
+    assert numbers(source.split(True)) == set(range(72))
+    with pytest.raises(UserError, match="config.data.unseen=40: from 0 to 36"):
+        shapes.unseen_labels(40)

@@ -407,7 +407,6 @@ def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
     ("changes", "message"),
     [
         ({"data.attributes": ()}, "metric='joint': one of agreement"),
-        ({"conditioning.text_width": 8}, "told by text"),
         ({"diffusion.student_steps": 4}, "a student of 4 steps"),
         ({"diffusion.schedule": "karras", "diffusion.shift": 0.0}, "unevenly"),
         (

@@ -6,6 +6,8 @@ areas: brightness alone does not tell them apart.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -47,11 +49,15 @@ TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Lengths in pixels that depend on the size of the clip alone."""
+    """Lengths in pixels that depend on the size of the clip alone.
+
+    A clip with a stride is every stride-th frame of one of frames x stride.
+    """
 
     frames: int
     height: int
     width: int
+    stride: int = 1
 
     @property
     def radius(self) -> float:
@@ -59,13 +65,17 @@ class Geometry:
         return min(self.height, self.width) / 4
 
     @property
-    def fast(self) -> float:
-        """Pixels a frame: the clip crosses 7/8 of the widest shape's room.
+    def span(self) -> float:
+        """Pixels that a fast one crosses in the whole clip: 7/8 of the widest's room.
 
-        0.89 at 8 frames of 16x16. The rest of the room is for a random start.
+        The rest of the room is for a random start.
         """
-        room = min(self.height, self.width) - 2 * max(EXTENT) * self.radius
-        return 7 / 8 * room / (self.frames - 1)
+        return 7 / 8 * (min(self.height, self.width) - 2 * max(EXTENT) * self.radius)
+
+    @property
+    def fast(self) -> float:
+        """Pixels from frame to frame: 0.89 at 8 frames of 16x16."""
+        return self.span * self.stride / (self.frames * self.stride - 1)
 
 
 def half_chord(shape: int, dy: np.ndarray, radius: float) -> np.ndarray:
@@ -113,7 +123,7 @@ def path(
     shape, _, direction, speed = label
     extent = EXTENT[shape] * geometry.radius
     step = SPEEDS[speed] * geometry.fast * DIRECTIONS[direction]
-    travel = geometry.fast * DIRECTIONS[direction] * (geometry.frames - 1)
+    travel = geometry.span * DIRECTIONS[direction]
     size = np.array([geometry.width, geometry.height], np.float32)
     low = extent + np.maximum(-travel, 0)
     high = size - extent - np.maximum(travel, 0)
@@ -131,19 +141,39 @@ def caption(label: np.ndarray, rng: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The source. Item i has label number i mod 72 and its own random path.
+    """The source. Item i has the i-th label, over and over, and its own random path.
 
-    Held-out items are drawn from another seed: no path occurs in both parts.
+    Held-out items are drawn from another seed: no path occurs in both parts. unseen:
+    numbers of labels that only held-out items have.
     """
 
     geometry: Geometry
     held_out: bool = False
+    unseen: tuple[int, ...] = ()
 
     name = "shapes"
     names = ()
-    sizes = ()
     attributes = ATTRIBUTES
     flip = False  # it would turn left into right
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What beside the config makes other clips, for the fingerprint."""
+        return self.unseen
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [n, 4]: those that items take in turn."""
+        numbers = np.arange(math.prod(LABELS))
+        if not self.held_out:
+            numbers = np.setdiff1d(numbers, self.unseen)
+        return np.stack(np.unravel_index(numbers, LABELS), axis=1).astype(np.int32)
+
+    @property
+    def captions(self) -> list[str]:
+        """Every sentence that `caption` can make."""
+        words = [list(itertools.chain(*of_value)) for of_value in WORDS]
+        return [t.format(*w) for t in TEMPLATES for w in itertools.product(*words)]
 
     def __len__(self) -> int:
         return 2**31 - 1
@@ -156,7 +186,7 @@ class Shapes:
         """
         geometry = self.geometry
         own = np.random.default_rng((int(self.held_out), index))
-        label = np.array(np.unravel_index(index % math.prod(LABELS), LABELS), np.int32)
+        label = self.labels[index % len(self.labels)]
         x, y = path(label, own, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
@@ -167,6 +197,25 @@ class Shapes:
     def split(self, held_out: bool) -> "Shapes":
         """The same shapes on other paths."""
         return dataclasses.replace(self, held_out=held_out)
+
+
+def unseen_labels(n: int) -> tuple[int, ...]:
+    """Numbers of n labels to leave out: a fixed draw in which all values take turns.
+
+    Raises:
+      UserError: more than half of the labels.
+    """
+    if not 0 <= n <= math.prod(LABELS) // 2:
+        raise UserError(f"config.data.unseen={n}: from 0 to {math.prod(LABELS) // 2}")
+    rng, chosen = np.random.default_rng(0), []
+    while len(chosen) < n:
+        round_ = [rng.permutation(size) for size in LABELS]
+        for k in range(max(LABELS)):
+            values = [order[k % len(order)] for order in round_]
+            number = int(np.ravel_multi_index(values, LABELS))
+            if number not in chosen and len(chosen) < n:
+                chosen.append(number)
+    return tuple(sorted(chosen))
 
 
 def open_shapes(config) -> Shapes:
@@ -182,4 +231,5 @@ def open_shapes(config) -> Shapes:
             f"{video.channels} channels: needs config.video.frames >= 2 (a still "
             "picture has no direction), height and width >= 8, channels = 3"
         )
-    return Shapes(Geometry(video.frames, video.height, video.width))
+    geometry = Geometry(video.frames, video.height, video.width, config.data.stride)
+    return Shapes(geometry, unseen=unseen_labels(config.data.unseen))

@@ -168,14 +168,17 @@ def attributes(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.ndarray:
     return np.where(seen["seen"][:, None], every, -1).astype(np.int32)
 
 
-def measure(videos: np.ndarray) -> dict[str, np.ndarray]:
+def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
     """Attributes of clips of one moving shape on black.
 
-    videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2. Returns attributes int32
+    videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2; stride: of the clips, as
+    in shapes.Geometry. Returns attributes int32
     [n, 4], indices into shapes.ATTRIBUTES, and fit_error and centres of `look`.
     """
     seen = look(videos)
-    motion = _motion(seen["centres"], shapes.Geometry(*videos.shape[1:4]))
+    _, frames, height, width, _ = videos.shape
+    geometry = shapes.Geometry(frames, height, width, stride)
+    motion = _motion(seen["centres"], geometry)
     return {"attributes": attributes(seen, motion)} | {
         key: seen[key] for key in ("fit_error", "centres")
     }
@@ -218,12 +221,12 @@ def spread_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
     return float(np.sqrt(place[drawn].var(1).mean(-1)).std())
 
 
-def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def row(videos: np.ndarray, labels: np.ndarray, stride: int = 1) -> dict[str, float]:
     """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
 
     spread_error stands for the figures that are compared.
     """
-    measured = measure(videos)
+    measured = measure(videos, stride)
     return accuracy(measured, labels) | {
         "fit_error": float(measured["fit_error"].mean()),
         "spread": spread(measured),
@@ -254,4 +257,5 @@ def references(
 ) -> dict[str, dict[str, float]]:
     """What the measure says of held-out clips, of spoilt ones, and of chance."""
     rows, labels = spoilt(shapes.Shapes(geometry, held_out=True), n, seed)
-    return {k: row(v, labels) for k, v in rows.items()} | {"chance": CHANCE}
+    found = {k: row(v, labels, geometry.stride) for k, v in rows.items()}
+    return found | {"chance": CHANCE}

@@ -82,7 +82,8 @@ class CrossAttention(nn.Module):
     """Every pixel of every frame reads inputs.tokens, before them a learned null.
 
     The null is never masked: where all else is (no text, or text dropped for guidance)
-    there is still one token to read. Its place in the order is 0.
+    there is still one token to read. Its place in the order is 0. Tokens, which come
+    from a frozen encoder, are normalised first (Saharia et al. 2022, section 2.4).
     """
 
     splits_heads = True
@@ -94,7 +95,8 @@ class CrossAttention(nn.Module):
         if inputs.tokens is None:
             raise ValueError("cross_attention reads inputs.tokens, which is None")
         b, f, h, w, c = x.shape
-        tokens, mask = inputs.tokens.astype(x.dtype), inputs.token_mask
+        norm = nn.LayerNorm(param_dtype=wide(x), name="token_norm")
+        tokens, mask = norm(inputs.tokens).astype(x.dtype), inputs.token_mask
         shape = (1, 1, tokens.shape[-1])
         null = self.param("null", nn.initializers.normal(1.0), shape, wide(x))
         null = jnp.broadcast_to(null.astype(x.dtype), (b, 1, tokens.shape[-1]))

@@ -1,7 +1,7 @@
 """From a trained model to videos: its own size, longer, larger, from given ones."""
 
 from vdm_jax.sampling import given
-from vdm_jax.sampling.blocks import Known, invert, sample, to_uint8
+from vdm_jax.sampling.blocks import Known, Text, invert, sample, to_uint8
 from vdm_jax.sampling.labels import draw_labels, label_text
 from vdm_jax.sampling.long import fill
 from vdm_jax.sampling.settings import Settings, check, two_branches
@@ -9,6 +9,7 @@ from vdm_jax.sampling.settings import Settings, check, two_branches
 __all__ = [
     "Known",
     "Settings",
+    "Text",
     "check",
     "draw_labels",
     "fill",

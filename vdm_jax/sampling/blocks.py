@@ -32,10 +32,19 @@ from vdm_jax.sampling.settings import (
     reconstruction_weight,
     two_branches,
 )
+from vdm_jax.stages import time_of_snr
 
 CHUNK = 8  # steps between two looks from the host: progress, Ctrl-C
 DEFAULT = Settings()
 REPLACED = 8  # noise draws of known pixels are numbered from here, a sampler's from 0
+AUGMENTED = 1  # of the noise on a given video; beside the starting noise's 0
+
+
+class Text(NamedTuple):
+    """Token embeddings [n, l, width] and which of them there are, bool [n, l]."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
 
 
 class Known(NamedTuple):
@@ -146,9 +155,21 @@ def _chunk(
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _begin(videos, start, seed, block, *, plan: _Plan):
+def _given(keys, low, t, *, plan: _Plan):
+    """What a stage of a cascade is told of the videos that it is given."""
+    stage = plan.model.stage
+    assert stage is not None
+    eps = samplers.normal(keys, 0, AUGMENTED, plan.shape, low.dtype)
+    times = jnp.broadcast_to(t.astype(low.dtype), low.shape[:1])
+    return jax.lax.with_sharding_constraint(
+        stage.conditions(low, times, eps), sharding.batch_sharding(plan.mesh)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _begin(videos, start, seed, stage, block, *, plan: _Plan):
     """Keys, and the starting carry: `start`, or noise by the videos' numbers."""
-    keys = samplers.video_keys(seed, 0, block, videos)
+    keys = samplers.video_keys(seed, stage, block, videos)
     z = samplers.normal(keys, 0, 0, plan.shape) if start is None else start
     return jax.lax.with_sharding_constraint(
         (keys, plan.sampler.init(z)), sharding.batch_sharding(plan.mesh)
@@ -163,10 +184,14 @@ def sample(
     *,
     labels: np.ndarray | None = None,
     negative: np.ndarray | None = None,
+    text: Text | None = None,
+    negative_text: Text | None = None,
+    low: np.ndarray | None = None,
     known: Known | None = None,
     start: np.ndarray | None = None,
     size: tuple[int, int, int] | None = None,
     seed: int = 0,
+    stage: int = 0,
     block: int = 0,
     first: int = 0,
     mesh: Mesh | None = None,
@@ -177,10 +202,15 @@ def sample(
     Args:
       labels: int [num, attributes], -1 for an attribute left open; None for all open.
       negative: labels to be guided away from, instead of from no label.
+      text: of every video, for models that are told by text; negative_text: to be
+        guided away from, instead of from no text.
+      low: [num, f', h', w', c] in [-1, 1], what a stage of a cascade is given; it gets
+        settings.snr of noise.
       known: what is given of the videos; given pixels come back as they are.
       start: [num, f, h, w, c] to start from instead of noise, as `invert` leaves it.
       size: frames, height, width, none smaller than the model's: larger ones are made
         by overlapping windows whose predictions are averaged at every call.
+      stage: a number that tells the noise of a cascade's stages apart.
       block: a number that tells the blocks of a long video's noise apart.
       progress: called as progress(done, total) with steps of batches.
 
@@ -188,8 +218,10 @@ def sample(
       UserError: settings out of range.
     """
     check(model, num, seed, settings)
-    if negative is not None and not two_branches(model, settings):
-        raise UserError("a negative label needs guidance with two branches")
+    against = negative is not None or negative_text is not None
+    if against and not two_branches(model, settings):
+        raise UserError("a negative label or text needs guidance with two branches")
+    _check_low(model, low)
     size = size or model.shape[:3]
     if any(n < least for n, least in zip(size, model.shape, strict=False)) or (
         known is not None and known.video.shape[1:4] != size
@@ -219,8 +251,10 @@ def sample(
     )
     videos = _run(
         plan, params, num, settings,
-        labels=labels, negative=negative, known=known, start=start,
-        seed=seed, block=block, first=first, progress=progress,
+        told=_raw(labels, text, low),
+        negative=_raw(negative, negative_text, low) if against else None,
+        known=known, start=start,
+        seed=seed, stage=stage, block=block, first=first, progress=progress,
     )  # fmt: skip
     return np.clip(videos, -1.0, 1.0)
 
@@ -245,7 +279,7 @@ def invert(
     """
     check(model, len(videos), 0, settings)
     plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())
-    return _run(plan, params, len(videos), settings, labels, start=videos,
+    return _run(plan, params, len(videos), settings, _raw(labels), start=videos,
                 progress=progress)  # fmt: skip
 
 
@@ -254,11 +288,12 @@ def _run(
     params,
     num: int,
     settings: Settings,
-    labels=None,
-    negative=None,
+    told: dict[str, np.ndarray],
+    negative: dict[str, np.ndarray] | None = None,
     known: Known | None = None,
     start=None,
     seed: int = 0,
+    stage: int = 0,
     block: int = 0,
     first: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -282,12 +317,16 @@ def _run(
             keys, carry = _begin(
                 numbers + first,
                 None if start is None else of(start),
-                np.uint32(seed), np.uint32(block), plan=plan,
+                np.uint32(seed), np.uint32(stage), np.uint32(block), plan=plan,
             )  # fmt: skip
-            cond = _conditions(model, None if labels is None else of(labels), batch)
+            given = {}
+            if model.stage is not None:
+                t = np.asarray(time_of_snr(settings.snr))
+                given = _given(keys, of(told["low"]).astype(dtype), t, plan=plan)
+            cond = _conditions(model, jax.tree.map(of, told), batch) | given
             null = model.null(cond)
             if negative is not None:
-                null = _conditions(model, of(negative), batch)
+                null = _conditions(model, jax.tree.map(of, negative), batch) | given
             held = None if known is None else jax.tree.map(of, known)
             for row in range(0, steps, CHUNK):
                 stop = min(row + CHUNK, steps)
@@ -319,10 +358,42 @@ def _take(a: Any, rows: np.ndarray) -> np.ndarray:
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
 
 
-def _conditions(model: Model, labels, batch: int):
-    if labels is None:
-        labels = np.full((batch, len(model.attributes)), -1, np.int32)
-    return model.conditions({"label": labels})
+def _raw(labels=None, text: Text | None = None, low=None) -> dict[str, np.ndarray]:
+    """Raw conditions by their names in a batch, those that there are."""
+    told = {"label": labels, "low": low}
+    if text is not None:
+        told |= {"text": text.tokens, "text_mask": text.mask}
+    return {name: array for name, array in told.items() if array is not None}
+
+
+def _conditions(model: Model, told: dict, batch: int):
+    open_ones = np.full((batch, len(model.attributes)), -1, np.int32)
+    nothing = {
+        "label": open_ones,
+        "text": np.zeros((batch, 1, model.text_width), jnp.result_type(float)),
+        "text_mask": np.zeros((batch, 1), bool),
+    }
+    return model.conditions(nothing | told)
+
+
+def _check_low(model: Model, low: np.ndarray | None) -> None:
+    """A stage is given videos of its own size, a base model none."""
+    if model.stage is None:
+        if low is not None:
+            raise UserError(
+                "a video to start from: this model is no stage that takes one"
+            )
+        return
+    given = model.stage.given
+    if low is None:
+        raise UserError(
+            "this model is a stage of a cascade: it starts from videos of "
+            f"{given}, and there are none; run the whole cascade"
+        )
+    if low.shape[1:] != given:
+        raise UserError(
+            f"videos of {low.shape[1:]} to start from: this stage takes {given}"
+        )
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:

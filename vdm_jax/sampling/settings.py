@@ -9,6 +9,7 @@ from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
+from vdm_jax.stages import Stage, time_of_snr
 
 ZERO_SNR = -15.0  # of logsnr: from here on an eps output says nothing of x in float32
 
@@ -33,6 +34,7 @@ class Settings:
     percentile: float = 0.0  # dynamic thresholding instead, as 99.5; 0 is off
     reconstruction: float = 9.0  # w_r of reconstruction guidance; 0 replaces only
     reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
+    snr: float = 5.0  # of the noise on what a stage is given; inf is none
     batch_size: int = 16
 
     @classmethod
@@ -175,6 +177,18 @@ def _check_told(model: Model, settings: Settings, weights: np.ndarray) -> None:
             )
 
 
+def _check_snr(stage: Stage, snr: float) -> None:
+    """No noise on what a stage is given that it never met in training."""
+    low, high = stage.noise
+    if np.isnan(snr) or snr <= 0 or not low - 1e-3 <= time_of_snr(snr) <= high + 1e-3:
+        least = np.tan(np.pi / 2 * high) ** -2
+        most = np.tan(np.pi / 2 * low) ** -2 if low else np.inf
+        raise UserError(
+            f"snr={snr}: this stage was trained with {least:.3g} to {most:.3g} on what "
+            "it is given"
+        )
+
+
 def check(model: Model, num: int, seed: int, settings: Settings) -> None:
     """Raise UserError for settings out of range, before anything compiles."""
     for field, known in NAMES.items():
@@ -198,6 +212,8 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         )
     if model.guidance_range:
         _check_told(model, settings, weights)
+    if model.stage is not None:
+        _check_snr(model.stage, settings.snr)
     if two_branches(model, settings) and not model.guidable:
         raise UserError(
             f"guidance={settings.guidance} needs a model trained with conditions that "

@@ -34,7 +34,7 @@ from vdm_jax.evaluation import curve, statistics
 from vdm_jax.evaluation.evaluate import MEASURES
 from vdm_jax.model import Model, Params
 from vdm_jax.training import optimizer as optim
-from vdm_jax.training import rounds
+from vdm_jax.training import rounds, told
 from vdm_jax.training import step as steps
 from vdm_jax.training.checks import check
 from vdm_jax.training.fit import fit
@@ -84,6 +84,7 @@ def distill(
     for each in configs:
         check(each)
     student, source = models.build(configs[0]), data.open_source(configs[0])
+    texts = told.open_texts(configs[0])
     for each in configs:
         asked = sampling.Settings.of(each.sample)
         sampling.check(student, config.distill.num, config.seed, asked)
@@ -93,7 +94,7 @@ def distill(
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
-        driver = _Rounds(config, student, loaded, source, mesh)
+        driver = _Rounds(config, student, loaded, source, texts, mesh)
         baseline = driver.look_at_teacher(workdir, loaded)
         params = _newest(workdir, rows, mesh) if rows else loaded.params
         del loaded  # its parameters are not needed any more
@@ -210,8 +211,7 @@ def halving_loss(
 def draw(model: Model, batch, key):
     """(videos, conditions dropped as in training, guidance weights [b])."""
     drop_key, weight_key = jax.random.split(key)
-    x = model.encode(batch["video"])
-    cond = model.drop(model.conditions(batch), drop_key)
+    x, cond = model.example(batch, drop_key)
     low, high = model.guidance_range or (0.0, 0.0)
     weight = jax.random.uniform(weight_key, x.shape[:1], x.dtype, low, high)
     return x, cond, weight
@@ -242,10 +242,15 @@ def _averaged(state) -> Params:
 class _Rounds:
     """What all rounds share: models, data, mesh, and one program for each loss."""
 
-    def __init__(self, config, student: Model, teacher: models.Loaded, source, mesh):
+    def __init__(
+        self, config, student: Model, teacher: models.Loaded, source, texts, mesh
+    ):
         self.config, self.student, self.teacher = config, student, teacher.model
-        self.source, self.mesh = source, mesh
+        self.source, self.texts, self.mesh = source, texts, mesh
         self.attributes = MEASURES.get(teacher.config.data.source)
+        self.asked = told.asked(
+            teacher.config, student, source, texts, config.distill.num, "", config.seed
+        )
         self.tx = optim.optimizer(config.train)
         self.averages = config.train.ema > 0
         self.limit = teacher.config.sample.threshold
@@ -274,7 +279,11 @@ class _Rounds:
         frozen = {"teacher": teacher} | jax.device_put(
             numbers, sharding.replicated(mesh)
         )
-        shapes = batch_shapes(config, self.student, mesh)
+        shapes = batch_shapes(config, self.student, mesh, self.texts)
+
+        def put(batch):
+            batch = told.with_text(batch, self.texts)
+            return sharding.put_batch(mesh, {name: batch[name] for name in shapes})
 
         def start(_) -> Any:
             first = inherit(self.student, teacher, key) if each.told else teacher
@@ -301,9 +310,7 @@ class _Rounds:
                 run=run,
                 config_train=config.train,
                 key=key,
-                put=lambda batch: sharding.put_batch(
-                    mesh, {k: batch[k] for k in shapes}
-                ),
+                put=put,
                 diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
             )
         return _averaged(state)
@@ -370,11 +377,10 @@ class _Rounds:
         return self._metric(self.reference)
 
     def _sample(self, model: Model, params: Params, settings, progress=None):
-        """uint8 videos: of the same labels and the same noise, whoever makes them."""
+        """uint8 videos: asked for the same, of the same noise, whoever makes them."""
         distill, config = self.config.distill, self.config
-        labels = sampling.draw_labels(self.student, distill.num, "", config.seed)
         videos = sampling.sample(
-            model, params, distill.num, settings, labels=labels, seed=config.seed,
+            model, params, distill.num, settings, **self.asked, seed=config.seed,
             mesh=self.mesh, progress=progress or (lambda done, total: None),
         )  # fmt: skip
         return sampling.to_uint8(videos)
@@ -386,8 +392,7 @@ class _Rounds:
                 *(statistics.pixels(v) for v in (videos, self.reference))
             )
         assert self.attributes is not None  # rounds.check has seen to it
-        labels = sampling.draw_labels(self.student, distill.num, "", self.config.seed)
-        return float(self.attributes.row(videos, labels)["joint"])
+        return float(self.attributes.row(videos, self.asked["labels"])["joint"])
 
     def measure(self, run: Run, each: Round, params: Params) -> float:
         """The metric of a finished round; leaves a sheet of its samples."""

@@ -113,8 +113,6 @@ def _check_teacher(distill: Any, config: Any, teacher: Model) -> None:
                 "this teacher has an eps output and sample.threshold=0, and its x has "
                 "no bound: set the threshold in its config.json to its data's range"
             )
-    if teacher.text_width:
-        raise UserError("this teacher is told by text, which cannot be distilled yet")
     if not np.allclose(teacher.schedule.times(4), (1, 0.75, 0.5, 0.25)):
         raise UserError(
             "this teacher's schedule (diffusion.schedule) chooses its steps unevenly "

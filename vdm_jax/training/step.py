@@ -21,11 +21,10 @@ def make_loss(model: Model, weighting: str) -> LossFn:
     def loss_fn(params, frozen, batch, key):
         del frozen
         time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
-        x = model.encode(batch["video"])
+        x, cond = model.example(batch, drop_key)
         t = losses.stratified_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         step = schedules.step_at(model.training_schedule, t)
-        cond = model.drop(model.conditions(batch), drop_key)
         denoise = model.denoiser(params, dropout_key)
         loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond, weighting)
         return loss.mean(), {}

@@ -15,6 +15,7 @@ from vdm_jax.diffusion import losses, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
+from vdm_jax.training import told
 from vdm_jax.training.checks import check
 from vdm_jax.training.fit import fit
 from vdm_jax.training.run import Run, open_run
@@ -46,6 +47,7 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
     mesh = sharding.make_mesh(**config.mesh)
     source = data.open_source(config)
     config = data.resolve(config, source)
+    texts = told.open_texts(config)
     model = models.build(config)
     asked = sampling.Settings.of(config.sample)
     sampling.check(model, config.sample.num, config.seed, asked)
@@ -92,7 +94,12 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             return params
 
         state = run.resume(abstract, init, batches, load)
-        shapes = batch_shapes(config, model, mesh)
+        shapes = batch_shapes(config, model, mesh, texts)
+
+        def put(batch):
+            batch = told.with_text(batch, texts)
+            return sharding.put_batch(mesh, {name: batch[name] for name in shapes})
+
         compiled = compile_step(run, step, mesh, abstract, {}, shapes, key)
         describe(run, model, mesh, abstract, compiled, source)
         return fit(
@@ -104,8 +111,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             run=run,
             config_train=config.train,
             key=key,
-            put=lambda batch: sharding.put_batch(mesh, {k: batch[k] for k in shapes}),
-            observers=observers(config, model, mesh, source, run),
+            put=put,
+            observers=observers(config, model, mesh, source, texts, run),
             diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
         )
 
@@ -121,7 +128,9 @@ def compile_step(run: Run, step, mesh, state, *others):
     return compiled
 
 
-def batch_shapes(config, model: models.Model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    config, model: models.Model, mesh, texts: told.Texts | None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """What of a batch goes to the devices, over all processes."""
     b, frames = config.data.batch_size, model.shape[0] + config.data.images
     shapes: dict[str, tuple] = {"video": ((b, frames, *model.shape[1:]), np.uint8)}
@@ -129,6 +138,8 @@ def batch_shapes(config, model: models.Model, mesh) -> dict[str, jax.ShapeDtypeS
         shapes["frame_mask"] = ((b, frames), np.bool_)
     if model.attributes:
         shapes["label"] = ((b, len(model.attributes)), np.int32)
+    if texts is not None:
+        shapes |= texts.shapes(b)
     split = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
@@ -157,14 +168,17 @@ def describe(run: Run, model: models.Model, mesh, abstract, compiled, source) ->
         run.logger.say(f"{peak / 2**20:,.0f} MiB a device at the peak of a step")
 
 
-def observers(config, model: models.Model, mesh, source, run: Run) -> tuple:
+def observers(config, model: models.Model, mesh, source, texts, run: Run) -> tuple:
     """What is looked at on the way: samples from fixed noise, and held-out loss."""
     validate = make_validation(model)
     clips = VALIDATION_CLIPS + -VALIDATION_CLIPS % mesh.size
     held_out = len(source.split(True)) > 0
     batch = pipeline.held_out_batch(config, source, clips) if held_out else {}
-    batch = {k: batch[k] for k in ("video", "label") if k in batch}
-    labels = sampling.draw_labels(model, PREVIEWS, config.sample.label, config.seed)
+    batch = told.with_text(batch, texts) if held_out else batch
+    kept = ("video", "label", "text", "text_mask")
+    batch = {k: batch[k] for k in kept if k in batch}
+    label = config.sample.label
+    asked = told.asked(config, model, source, texts, PREVIEWS, label, config.seed)
 
     def leave_when_asked(done: int, total: int) -> None:
         if run.stop.requested():
@@ -177,7 +191,7 @@ def observers(config, model: models.Model, mesh, source, run: Run) -> tuple:
                 state.params if state.ema is None else state.ema,
                 PREVIEWS,
                 sampling.Settings.of(config.sample),
-                labels=labels,
+                **asked,
                 seed=config.seed,
                 mesh=mesh,
                 progress=leave_when_asked,
@@ -207,8 +221,7 @@ def make_validation(model: models.Model):
 
     @jax.jit
     def validate(params, batch):
-        x = model.encode(batch["video"])
-        cond = model.conditions(batch)
+        x, cond = model.example(batch, jax.random.key(len(BANDS)), dropping=False)
         denoise = model.denoiser(params)
         out = {}
         for i, (low, high) in enumerate(BANDS):

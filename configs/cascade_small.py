@@ -1,0 +1,94 @@
+"""The topology of Imagen Video for two cores: five stages, told by captions.
+
+    python train.py --config=configs/cascade_small.py:base --workdir=runs/cascade/base
+
+Base, then frames, size, size and frames again: 4 frames of 12x16 to 16 of 48x64, all of
+them the same four seconds. Twelve of the 72 combinations of attributes are never
+trained on. Spatial blocks and temporal attention in the base, temporal convolutions in
+the others; attention over the frame only where it is small, none in the highest
+resolution, which is trained on crops.
+Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
+Not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, smoke
+
+STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2")
+VARIANTS = (*STAGES, "smoke")
+# frames, height, width; the stride in a clip of 16 frames is what is left of them.
+SIZES = {
+    "base": (4, 12, 16),
+    "tsr1": (8, 12, 16),
+    "ssr1": (8, 24, 32),
+    "ssr2": (8, 48, 64),
+    "tsr2": (16, 48, 64),
+}
+SECONDS = 4
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    """The complete, locked config of a stage."""
+    stage = "ssr1" if variant == "smoke" else variant
+    config = base()
+    frames, height, width = SIZES[stage]
+    config.video.update(frames=frames, height=height, width=width, fps=frames / SECONDS)
+    config.data.update(
+        source="shapes", attributes=(), batch_size=16, images=4,
+        stride=16 // frames, unseen=12,
+    )  # fmt: skip
+    frame = ("spatial_attention", "cross_attention")
+    time = "temporal_attention" if stage == "base" else "temporal_conv"
+    config.network.update(
+        levels=(
+            dict(channels=48, blocks=1, mixing=(time,)),
+            dict(channels=96, blocks=1, mixing=(*frame, time)),
+        ),
+        middle=(*frame, time),
+        head_dim=48,
+        patch=2,
+        extra_up_block=False,
+        relative_position="bias",
+    )
+    config.conditioning.update(
+        width=96, layers=2, text_width=384, text_drop=0.1, frame_position=True
+    )
+    # Shapes are learned at little noise, directions at much.
+    config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
+    if stage == "base":  # a convolution finds motion where attention alone does not
+        config.network.levels[0]["mixing"] = ("temporal_conv", "temporal_attention")
+    else:
+        kind = stage.rstrip("12")
+        config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5))
+        config.diffusion.update(shift=0.0, train_shifts=())
+    if stage == "ssr2":
+        config.stage.crop = (24, 32)
+        config.network.levels[1]["mixing"] = (time,)
+        config.network.middle = (time,)
+    if stage == "tsr2":
+        config.data.batch_size = 4
+        config.network.patch = 4
+    config.train.update(
+        steps=3000,
+        optimizer="muon",
+        learning_rate=5e-3,
+        warmup=60,
+        final=0.05,
+        weight_decay=0.01,
+        ema=0.997,
+        checkpoint_every=250,
+        log_every=20,
+        preview_every=500,
+        validate_every=500,
+    )
+    steps = 64 if stage == "base" else 32
+    config.sample.update(
+        steps=steps, sampler="ddim", guidance=1.0, snr=5.0, batch_size=64
+    )
+
+    if variant == "smoke":
+        smoke(config)
+        config.conditioning.update(text_width=0, text_drop=0.0)
+        config.sample.guidance = 0.0
+    return config.lock()

@@ -1,0 +1,93 @@
+"""The seven models of Imagen Video (Ho et al. 2022), trainable one by one.
+
+    python train.py --config=configs/imagen_video.py:ssr2 --config.data.path=VIDEOS ...
+
+Not run. From the paper (section 2 and its figure of the cascade): the stages, their
+order, what each makes (frames, height, width, rate), v-prediction, noise conditioning
+augmentation, temporal attention in the base and temporal convolutions elsewhere,
+spatial attention up to the second spatial model and none above, T5-XXL, joint training
+on images, 256 steps of the base and 128 of the others, and the parameters of each
+model. Our sizing: widths, blocks, where attention stands, heads, batch, rates and the
+distribution of the noise, none of which is published. docs/cascade.md has our
+parameter counts beside the paper's.
+Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:smoke`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, smoke
+
+STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2", "tsr3", "ssr3")
+VARIANTS = (*STAGES, "smoke")
+# The paper's: frames, height, width, frames a second, factor, parameters.
+PAPER = {
+    "base": (16, 24, 40, 3, 1, 5.6e9),
+    "tsr1": (32, 24, 40, 6, 2, 1.7e9),
+    "ssr1": (32, 48, 80, 6, 2, 1.4e9),
+    "ssr2": (32, 192, 320, 6, 4, 1.2e9),
+    "tsr2": (64, 192, 320, 12, 2, 780e6),
+    "tsr3": (128, 192, 320, 24, 2, 630e6),
+    "ssr3": (128, 768, 1280, 24, 4, 340e6),
+}
+# Ours: channels and blocks of each level from full resolution down, first level whose
+# blocks attend over the frame, channels of a pixel folded by the stem.
+OURS = {
+    "base": ((768, 1536, 2304, 3072), (2, 2, 3, 3), 0, 1),
+    "tsr1": ((384, 768, 1280, 1664), (2, 3, 3, 3), 0, 1),
+    "ssr1": ((256, 512, 1024, 1408), (2, 3, 4, 4), 1, 1),
+    "ssr2": ((128, 256, 512, 1024, 1344), (2, 2, 4, 6, 4), 4, 1),
+    "tsr2": ((128, 256, 512, 1024, 1152), (2, 2, 4, 4, 4), 5, 1),
+    "tsr3": ((128, 256, 512, 896, 1024), (2, 2, 4, 4, 4), 5, 1),
+    "ssr3": ((96, 192, 384, 768, 768), (1, 2, 4, 4, 3), 5, 2),
+}
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    """The complete, locked config of a stage."""
+    stage = "ssr1" if variant == "smoke" else variant
+    config = base()
+    frames, height, width, fps, factor, _ = PAPER[stage]
+    channels, blocks, attends, patch = OURS[stage]
+    config.video.update(frames=frames, height=height, width=width, fps=fps)
+    config.data.update(
+        source="folder", attributes=(), target_fps=fps, batch_size=256, images=8
+    )
+    time = "temporal_attention" if stage == "base" else "temporal_conv"
+    frame = ("spatial_attention", "cross_attention")
+    config.network.update(
+        levels=tuple(
+            dict(
+                channels=c,
+                blocks=b,
+                mixing=(*frame, time) if i >= attends else (time,),
+            )
+            for i, (c, b) in enumerate(zip(channels, blocks, strict=True))
+        ),
+        middle=(*frame, time) if attends < len(channels) else (time,),
+        head_dim=64,
+        patch=patch,
+        extra_up_block=True,
+        relative_position="bias",
+        dtype="bfloat16",
+        remat="dots",
+    )
+    config.conditioning.update(
+        width=4 * channels[0], layers=2, text_width=4096, text_drop=0.1
+    )
+    if stage != "base":
+        config.stage.update(kind=stage.rstrip("123"), factor=factor, noise=(0.0, 1.0))
+    if stage == "ssr3":
+        config.stage.crop = (192, 320)
+    config.train.update(
+        steps=500_000, learning_rate=1e-4, warmup=10_000, checkpoint_every=5000
+    )
+    config.sample.update(
+        steps=256 if stage == "base" else 128, guidance=6.0, snr=5.0, percentile=99.5
+    )
+
+    if variant == "smoke":
+        smoke(config)
+        config.data.update(source="shapes", images=2, target_fps=0.0)
+        config.conditioning.update(text_width=0, text_drop=0.0)
+        config.sample.guidance = 0.0
+    return config.lock()

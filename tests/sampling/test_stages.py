@@ -1,0 +1,172 @@
+"""A stage of a cascade through the real model: told by text and by a given video."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from vdm_jax import model as models
+from vdm_jax import sampling
+from vdm_jax.errors import UserError
+from vdm_jax.training import step
+
+WORDS = 5
+
+
+def config_of(kind, **stage):
+    config = shapes.get_config("smoke").unlock()
+    config.video.update(frames=4, height=8, width=8)
+    config.data.update(attributes=(), mean=-0.3, variance=0.2)
+    config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5), **stage)
+    config.conditioning.update(text_width=6, text_drop=0.1)
+    mixing = ("temporal_conv", "cross_attention")
+    config.network.update(
+        levels=(dict(channels=8, blocks=1, mixing=mixing),), middle=(), head_dim=4
+    )
+    return config
+
+
+@pytest.fixture(scope="module", params=["tsr", "ssr"])
+def stage(request):
+    model = models.build(config_of(request.param))
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    params = jax.tree.map(
+        lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape, p.dtype),
+        model.init(jax.random.key(0)),
+    )
+    return model, params
+
+
+def told(model, num=3, seed=0):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(-1, 1, (num, *model.stage.given)).astype(np.float32)
+    tokens = rng.normal(size=(num, WORDS, 6)).astype(np.float32)
+    mask = np.arange(WORDS) < np.arange(1, num + 1)[:, None]
+    return {"low": low, "text": sampling.Text(tokens, mask)}
+
+
+def draw(stage, more, num=3, **settings):
+    model, params = stage
+    settings = {"steps": 4, "guidance": 1.0, "batch_size": 3, **settings}
+    return sampling.sample(model, params, num, sampling.Settings(**settings), **more)
+
+
+def test_a_video_does_not_depend_on_its_batch(stage):
+    more = told(stage[0])
+    whole = draw(stage, more)
+    assert whole.shape == (3, *stage[0].shape)
+    np.testing.assert_allclose(draw(stage, more, batch_size=2), whole, atol=1e-4)
+
+
+def test_every_condition_matters(stage):
+    more, other = told(stage[0]), told(stage[0], seed=1)
+    whole = draw(stage, more)
+    for name in more:
+        changed = draw(stage, more | {name: other[name]})
+        assert abs(changed - whole).mean() > 1e-3, name
+    assert abs(draw(stage, more, snr=math.inf) - whole).mean() > 1e-3
+    assert abs(draw(stage, more | {"stage": 1}) - whole).mean() > 1e-2
+    assert abs(draw(stage, more | {"negative_text": other["text"]}) - whole).mean() > 0
+
+
+def test_masked_tokens_are_not_read(stage):
+    more = told(stage[0])
+    tokens, mask = more["text"]
+    junk = np.where(mask[..., None], tokens, 1e3).astype(np.float32)
+    same = draw(stage, more | {"text": sampling.Text(junk, mask)})
+    np.testing.assert_allclose(same, draw(stage, more), atol=1e-5)
+
+
+def test_both_branches_of_guidance_see_the_same_video(stage):
+    """Guidance between equal texts, none, is no guidance: what is given is shared."""
+    more = told(stage[0])
+    nothing = sampling.Text(more["text"].tokens, np.zeros_like(more["text"].mask))
+    plain = draw(stage, more | {"text": nothing}, guidance=0.0)
+    guided = draw(
+        stage, more | {"text": nothing, "negative_text": nothing}, guidance=5.0
+    )
+    np.testing.assert_allclose(guided, plain, atol=1e-4)
+
+
+def test_training_and_sampling_tell_the_same(stage):
+    """The loss's conditions are those that sampling makes of the same low video."""
+    model, params = stage
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (2, *model.shape), np.uint8)
+    text = {"text": jnp.ones((2, 1, 6)), "text_mask": jnp.ones((2, 1), bool)}
+    x, cond = model.example({"video": video, **text}, jax.random.key(0))
+    low = model.stage.down(model.encode(video))
+    assert low.shape[1:] == model.stage.given
+    t = np.arctan(np.exp(-np.asarray(cond["low_logsnr"]) / 2)) / (np.pi / 2)
+    clear = model.stage.conditions(low, jnp.asarray(t), jnp.zeros(x.shape))["low"]
+    assert clear.shape == cond["low"].shape
+    noise = np.asarray(cond["low"] - clear)[..., :3]
+    sigma = np.sin(np.pi / 2 * t)
+    assert noise.std() == pytest.approx(np.sqrt((sigma**2).mean()), rel=0.1)
+    loss, _ = step.make_loss(model, "snr_plus_one")(
+        params, {}, {"video": video, **text}, jax.random.key(3)
+    )
+    assert np.isfinite(loss)
+
+
+def test_gradients_reach_what_a_stage_is_told(stage):
+    model, params = stage
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (2, *model.shape), np.uint8),
+        "text": rng.normal(size=(2, 2, 6)).astype(np.float32),
+        "text_mask": jnp.ones((2, 2), bool),
+    }
+    grads = jax.grad(
+        lambda p: step.make_loss(model, "snr_plus_one")(
+            p, {}, batch, jax.random.key(0)
+        )[0]
+    )(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"low": None}, "this model is a stage of a cascade: it starts from videos of"),
+        ({"low": np.zeros((3, 1, 1, 1, 3))}, r"videos of \(1, 1, 1, 3\) to start from"),
+    ],
+)
+def test_a_wrong_start_says_what_would_be_right(stage, wrong, message):
+    with pytest.raises(UserError, match=message):
+        draw(stage, told(stage[0]) | wrong)
+
+
+@pytest.mark.parametrize("snr", [0.5, 0.0, -1.0, math.nan])
+def test_a_noise_never_trained_with_is_refused(stage, snr):
+    with pytest.raises(UserError, match="trained with 1 to inf on what it is given"):
+        draw(stage, told(stage[0]), snr=snr)
+
+
+def test_a_base_model_takes_no_video(trained):
+    model, params = trained
+    with pytest.raises(UserError, match="no stage that takes one"):
+        sampling.sample(model, params, 1, low=np.zeros((1, 4, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
+        ({"factor": 1}, "stage.factor=1: 2 or more"),
+        ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
+        ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
+        ({"noise": (0.5, 0.1)}, "times from 0 to 1, in order"),
+        ({"crop": (6, 16)}, "a width of at most 8"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused(changes, message):
+    config = config_of("tsr" if changes.get("factor") == 3 else "ssr")
+    config.stage.update(changes)
+    with pytest.raises(UserError) as error:
+        models.build(config)
+    assert message in str(error.value) and "\n" not in str(error.value)

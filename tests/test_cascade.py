@@ -1,0 +1,171 @@
+"""Stages in a row: the file that names them, and prompts that become videos."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import shapes
+from tests.verbs import call
+from vdm_jax import cascade
+from vdm_jax import model as models
+from vdm_jax.errors import UserError
+from vdm_jax.weights import params as params_file
+
+SIZES = {"base": (2, 8, 8), "tsr": (4, 8, 8), "ssr": (4, 16, 16)}
+FILE = """
+[[stage]]
+name = "base"
+workdir = "base"
+steps = 2
+
+[[stage]]
+name = "tsr"
+workdir = "tsr"
+steps = 3
+snr = 3
+
+[[stage]]
+name = "ssr"
+workdir = "ssr"
+steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three tiny shipped models of random parameters, and the file that names them."""
+    folder = tmp_path_factory.mktemp("cascade")
+    for name, (frames, height, width) in SIZES.items():
+        config = shapes.get_config("smoke").unlock()
+        config.video.update(frames=frames, height=height, width=width, fps=frames)
+        config.data.update(attributes=(), mean=-0.3, variance=0.2)
+        config.conditioning.label_drop = 0.0
+        config.sample.update(guidance=0.0, batch_size=2)
+        if name != "base":
+            config.stage.update(kind=name, factor=2, noise=(0.0, 0.5))
+        config.network.update(
+            levels=(dict(channels=8, blocks=1, mixing=("temporal_conv",)),), middle=()
+        )
+        model = models.build(config)
+        keys = iter(jax.random.split(jax.random.key(1), 1000))
+        params = jax.tree.map(
+            lambda p, keys=keys: p + 0.2 * jax.random.normal(next(keys), p.shape),
+            model.init(jax.random.key(0)),
+        )
+        (folder / name).mkdir()
+        params_file.write(folder / name / "params.safetensors", params)
+        text = config.to_json_best_effort()
+        (folder / name / "config.json").write_text(text)
+    (folder / cascade.FILE).write_text(FILE)
+    return folder
+
+
+def test_the_folder_and_the_file_are_the_same(folder):
+    for path in (folder, folder / cascade.FILE):
+        read = cascade.read(path)
+        assert [link.name for link in read.links] == list(SIZES)
+        assert [link.settings.steps for link in read.links] == [2, 3, 2]
+        assert read.links[1].settings.snr == 3 and read.links[2].settings.snr == 5
+        assert cascade.calls(read) == 7
+    assert [link.name for link in read.until("tsr").links] == ["base", "tsr"]
+    assert [link.settings.steps for link in read.changed({"steps": 9}).links] == [9] * 3
+
+
+def test_every_stage_starts_from_the_one_before(folder):
+    read = cascade.read(folder)
+    seen = []
+    made = cascade.sample(read, 2, seed=3, progress=lambda *at: seen.append(at))
+    assert {k: v.shape[1:4] for k, v in made.items()} == SIZES
+    assert [name for name, done, total in seen if done == total] == list(SIZES)
+    from_tsr = cascade.sample(
+        cascade.Cascade(read.path, read.links, ""), 2, seed=3, given=made["base"]
+    )
+    np.testing.assert_array_equal(from_tsr["ssr"], made["ssr"])
+    other = cascade.sample(read, 2, seed=3, given=-made["base"])
+    assert abs(other["ssr"] - made["ssr"]).mean() > 1e-3
+
+
+def test_the_seed_and_a_videos_number_decide_everything(folder):
+    read = cascade.read(folder)
+    three = cascade.sample(read, 3, seed=3)["ssr"]
+    second = cascade.sample(read, 1, seed=3, first=1)["ssr"]
+    np.testing.assert_allclose(second[0], three[1], atol=1e-4)
+    assert abs(cascade.sample(read, 1, seed=4)["ssr"] - three[:1]).mean() > 1e-2
+
+
+WRONG = {
+    "no cascade": None,
+    "is not TOML": "[[stage",
+    "names no stage": "",
+    "unknown field 'stages': did you mean stage?": "[[stages]]\nname = 'a'",
+    "stage 1: it needs a workdir": "[[stage]]\nname = 'a'",
+    "stage 3: unknown field 'step': did you mean steps?": FILE + "step = 4",
+    "steps='many': int expected": FILE.replace("steps = 3", "steps = 'many'"),
+    "nowhere is not a run": FILE.replace('workdir = "tsr"', 'workdir = "nowhere"'),
+    "steps=0: from 1 to": FILE.replace("steps = 3", "steps = 0"),
+    "snr=0.2: this stage was trained with 1 to inf": FILE.replace(
+        "snr = 3", "snr = 0.2"
+    ),
+    "two stages are called tsr": FILE.replace('name = "ssr"', 'name = "tsr"'),
+    "stage tsr is a base model": FILE.replace('workdir = "tsr"', 'workdir = "base"'),
+    "first stage, base, is given a video": FILE.replace(
+        'workdir = "base"', 'workdir = "tsr"'
+    ),
+    "stage tsr takes videos of (4, 8, 8, 3), and base before it makes (2, 8, 8, 3)": (
+        FILE.replace('workdir = "tsr"', 'workdir = "ssr"')
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_file_says_what_would_be_right(folder, message):
+    path = folder / "wrong.toml"
+    path.unlink(missing_ok=True)
+    if WRONG[message] is not None:
+        path.write_text(WRONG[message])
+    with pytest.raises(UserError) as error:
+        cascade.read(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_stage_and_text_that_nobody_reads(folder):
+    read = cascade.read(folder)
+    with pytest.raises(UserError, match="stage 'ssr2': .* has base, tsr, ssr"):
+        read.until("ssr2")
+    with pytest.raises(UserError, match="trained without text"):
+        cascade.tell(read, ["a red square"])
+    assert cascade.tell(read, ["", ""]) == (None, None)
+
+
+def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
+    out = tmp_path / "out"
+    done = call(
+        "sample", f"--cascade={folder}", f"--out={out}", "--num=2", "--intermediate"
+    )
+    assert done.returncode == 0, done.stderr
+    for where, size in zip(
+        (out / "base", out / "tsr", out), SIZES.values(), strict=True
+    ):
+        with np.load(where / "samples.npz") as kept:
+            assert kept["videos"].shape == (2, *size, 3)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--workdir=x", "--cascade=y"], "give --workdir, a model, or --cascade"),
+        ([], "give --workdir, a model, or --cascade"),
+        (["--cascade={}", "--until=top"], "stage 'top'"),
+        (["--cascade={}", "--prompt=a cat"], "trained without text"),
+        (["--cascade={}", "--label=red"], "--label is of one model"),
+        (["--cascade={}", "--extend=a.mp4"], "--extend is of one model"),
+        (["--cascade={}", "--snr=0.1"], "trained with 1 to inf"),
+        (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
+        (["--workdir=x", "--prompt=a"], "--prompt goes with --cascade"),
+    ],
+)
+def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):
+    flags = [flag.format(folder) for flag in flags]
+    done = call("sample", *flags, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]

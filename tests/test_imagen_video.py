@@ -1,0 +1,40 @@
+"""The seven models of Imagen Video: shapes that chain, and parameters as printed."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import imagen_video as config
+from vdm_jax import model as models
+
+DOC = Path(__file__).parents[1] / "docs" / "cascade.md"
+
+
+def build(stage):
+    made = config.get_config(stage).unlock()
+    made.data.update(mean=0.0, variance=1.0)
+    return models.build(made)
+
+
+def test_every_stage_takes_what_the_one_before_makes():
+    before = build("base")
+    assert before.stage is None and before.shape == (16, 24, 40, 3)
+    for stage in config.STAGES[1:]:
+        model = build(stage)
+        assert model.stage.given == before.shape, stage
+        before = model
+    assert before.shape == (128, 768, 1280, 3)
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_parameters_are_those_of_the_table(stage):
+    model = build(stage)
+    shapes = jax.eval_shape(model.fresh, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count == pytest.approx(config.PAPER[stage][5], rel=0.04)
+    (row,) = (line for line in DOC.read_text().splitlines() if f"| {stage} |" in line)
+    number, unit = re.search(r"([\d.]+) ([BM]) \|$", row).groups()
+    printed = float(number) * {"B": 1e9, "M": 1e6}[unit]
+    assert count == pytest.approx(printed, rel=0.004)

@@ -1,0 +1,240 @@
+"""Stages in a row: prompts in, videos out, each stage given what the one before made.
+
+A cascade is a small TOML file, or a folder that holds one as cascade.toml:
+
+    [[stage]]
+    name = "base"
+    workdir = "base"        # a run or a shipped model, seen from the file
+    steps = 64              # and what else of how to sample differs from its config
+    guidance = 1.0
+
+    [[stage]]
+    name = "tsr1"
+    workdir = "tsr1"
+    snr = 5.0
+
+After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2.2).
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax import model as models
+from vdm_jax import sampling
+from vdm_jax import text as text_encoders
+from vdm_jax.errors import UserError
+from vdm_jax.model import Model
+from vdm_jax.sampling import Settings, Text
+
+FILE = "cascade.toml"
+SETTINGS = {field.name: field.type for field in dataclasses.fields(Settings)}
+
+
+class Link(NamedTuple):
+    """One stage of a cascade. Its parameters are loaded when it is its turn."""
+
+    name: str
+    workdir: Path
+    model: Model
+    config: Any
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """encoder: that of the text that every stage was trained with, "" for none."""
+
+    path: Path
+    links: tuple[Link, ...]
+    encoder: str
+
+    def until(self, name: str) -> "Cascade":
+        """The same, ending with the stage of that name; "" is all of it."""
+        names = [link.name for link in self.links]
+        if name and name not in names:
+            raise UserError(f"stage {name!r}: {self.path} has {', '.join(names)}")
+        end = names.index(name) + 1 if name else len(names)
+        return dataclasses.replace(self, links=self.links[:end])
+
+    def changed(self, settings: dict[str, Any]) -> "Cascade":
+        """The same with these settings at every stage."""
+        links = []
+        for link in self.links:
+            new = dataclasses.replace(link.settings, **settings)
+            sampling.check(link.model, 1, 0, new)
+            links.append(link._replace(settings=new))
+        return dataclasses.replace(self, links=tuple(links))
+
+
+def read(path: str | Path) -> Cascade:
+    """A cascade, its stages checked against each other; nothing is loaded yet.
+
+    Raises:
+      UserError: no such file, not TOML, an unknown field, a workdir that is missing or
+        that does not take what the stage before makes.
+    """
+    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    try:
+        asked = tomllib.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(
+            f"no cascade {path}: a TOML file, or a folder that holds {FILE}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    _known(path, asked, ("stage",), "")
+    stages = asked.get("stage", [])
+    if not isinstance(stages, list) or not stages:
+        raise UserError(f"{path} names no stage: [[stage]], one after the other")
+    links = [_link(path, i, fields) for i, fields in enumerate(stages)]
+    _fits(path, links)
+    encoders = {link.config.conditioning.encoder for link in links}
+    if len(encoders) > 1:
+        raise UserError(
+            f"{path}: stages were trained with text of different encoders: "
+            + ", ".join(sorted(encoders))
+        )
+    return Cascade(path, tuple(links), encoders.pop())
+
+
+def _known(path: Path, fields: dict, known: Sequence[str], where: str) -> None:
+    for field in fields:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+            raise UserError(f"{path}: {where}unknown field {field!r}: {hint}")
+
+
+def _link(path: Path, number: int, fields: Any) -> Link:
+    where = f"stage {number + 1}: "
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: {where}a table, [[stage]]")
+    _known(path, fields, ("name", "workdir", *SETTINGS), where)
+    for field in ("name", "workdir"):
+        if not isinstance(fields.get(field), str) or not fields[field]:
+            raise UserError(f"{path}: {where}it needs a {field}")
+    workdir = path.parent / fields["workdir"]
+    config = models.read_config(workdir)
+    settings = Settings.of(config.sample)
+    given = {}
+    for name in fields.keys() & SETTINGS.keys():
+        kind = type(getattr(settings, name))
+        value = fields[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(
+                f"{path}: {where}{name}={value!r}: {kind.__name__} expected"
+            )
+        given[name] = value
+    model = models.build(config)
+    settings = dataclasses.replace(settings, **given)
+    sampling.check(model, 1, 0, settings)
+    return Link(fields["name"], workdir, model, config, settings)
+
+
+def _fits(path: Path, links: list[Link]) -> None:
+    """Each takes what the one before makes, and no name stands twice."""
+    first, *rest = links
+    if first.model.stage is not None:
+        raise UserError(
+            f"{path}: its first stage, {first.name}, is given a video; begin with a "
+            "base model"
+        )
+    names = [link.name for link in links]
+    for before, link in zip(links, rest, strict=False):
+        if names.count(link.name) > 1:
+            raise UserError(f"{path}: two stages are called {link.name}")
+        stage = link.model.stage
+        if stage is None:
+            raise UserError(
+                f"{path}: stage {link.name} is a base model, which is given no video"
+            )
+        if stage.given != before.model.shape:
+            raise UserError(
+                f"{path}: stage {link.name} takes videos of {stage.given}, and "
+                f"{before.name} before it makes {before.model.shape}"
+            )
+
+
+def tell(
+    cascade: Cascade, prompts: Sequence[str], negative: str = ""
+) -> tuple[Text | None, Text | None]:
+    """Embeddings of the prompts, and of the negative one for each of them.
+
+    Raises:
+      UserError: a prompt that is too long, or any where no stage was told by text.
+    """
+    if not cascade.encoder:
+        if negative or any(prompts):
+            raise UserError(f"{cascade.path}: its stages were trained without text")
+        return None, None
+    encode = text_encoders.load(cascade.encoder)
+    each = sorted({*prompts, negative})  # in one call: of one length
+    tokens, mask, _ = encode(each)
+    texts = Text(np.asarray(tokens), np.asarray(mask))
+
+    def of(wanted: Sequence[str]) -> Text:
+        rows = [each.index(text) for text in wanted]
+        return Text(texts.tokens[rows], texts.mask[rows])
+
+    return of(prompts), of([negative] * len(prompts)) if negative else None
+
+
+def sample(
+    cascade: Cascade,
+    num: int,
+    text: Text | None = None,
+    negative: Text | None = None,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    given: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> dict[str, np.ndarray]:
+    """Videos [num, f, h, w, c] in [-1, 1] of every stage, by its name.
+
+    text: a prompt a video; negative: what unguided ones are told, where a stage is
+    guided. seed and a video's number, from `first` on, decide all of its noise.
+    given: videos to start from instead of the first stage's.
+    progress: called as progress(stage, done, total) with steps of batches.
+    """
+    videos: dict[str, np.ndarray] = {}
+    before = given
+    for number, link in enumerate(cascade.links):
+        if number == 0 and given is not None:
+            videos[link.name] = given
+            continue
+        loaded = models.load(link.workdir)
+        guided = sampling.two_branches(link.model, link.settings)
+        before = videos[link.name] = sampling.sample(
+            loaded.model,
+            loaded.params,
+            num,
+            link.settings,
+            text=text,
+            negative_text=negative if guided else None,
+            low=before,
+            seed=seed,
+            stage=number,
+            first=first,
+            mesh=mesh,
+            progress=lambda done, total, name=link.name: progress(name, done, total),
+        )
+    return videos
+
+
+def calls(cascade: Cascade) -> int:
+    """Of the networks for one video: every step, twice where guided by two branches."""
+    return sum(
+        link.settings.steps * (1 + sampling.two_branches(link.model, link.settings))
+        for link in cascade.links
+    )

@@ -1,0 +1,95 @@
+"""What a model is told in training beside labels: captions' text, and given videos."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax import sampling
+from vdm_jax.data import pipeline
+from vdm_jax.data.embeddings import Embeddings
+from vdm_jax.data.source import Source
+from vdm_jax.errors import UserError
+from vdm_jax.model import Model
+
+
+class Texts:
+    """Embeddings of the captions of batches, padded to the longest there is."""
+
+    def __init__(self, folder: str):
+        self.embeddings = Embeddings(folder)
+        self.width, self.longest = self.embeddings.width, self.embeddings.longest
+
+    def shapes(self, batch: int) -> dict[str, tuple]:
+        """Of what a batch gets."""
+        return {
+            "text": ((batch, self.longest, self.width), np.float32),
+            "text_mask": ((batch, self.longest), np.bool_),
+        }
+
+    def __call__(self, captions: Any) -> dict[str, np.ndarray]:
+        """Strings [b] -> text [b, longest, width] and text_mask [b, longest]."""
+        made = {
+            name: np.zeros(shape, dtype)
+            for name, (shape, dtype) in self.shapes(len(captions)).items()
+        }
+        for row, caption in enumerate(captions):
+            tokens = self.embeddings[str(caption)]
+            made["text"][row, : len(tokens)] = tokens
+            made["text_mask"][row, : len(tokens)] = True
+        return made
+
+
+def open_texts(config: Any) -> Texts | None:
+    """The embeddings that config.data.embeddings names; fills in who made them.
+
+    Raises:
+      UserError: embeddings without a model that is told by text, or of another width.
+    """
+    folder, width = config.data.embeddings, config.conditioning.text_width
+    if not folder:
+        return None
+    texts = Texts(folder)
+    if width != texts.width:
+        raise UserError(
+            f"config.conditioning.text_width={width}: the embeddings in {folder} are "
+            f"{texts.width} wide; set it to that"
+        )
+    config.conditioning.encoder = texts.embeddings.about["encoder"]
+    return texts
+
+
+def with_text(batch: pipeline.Batch, texts: Texts | None) -> pipeline.Batch:
+    """A batch, and the text of its captions."""
+    return batch if texts is None else batch | texts(batch["caption"])
+
+
+def asked(
+    config: Any,
+    model: Model,
+    source: Source,
+    texts: Texts | None,
+    num: int,
+    label: str,
+    seed: int,
+) -> dict[str, Any]:
+    """What `num` samples are asked for, as keywords of sampling.sample.
+
+    Labels as `label` says; the captions of held-out clips (of training ones where none
+    are held out), and for a stage what these clips are brought down to.
+    """
+    found: dict[str, Any] = {"labels": sampling.draw_labels(model, num, label, seed)}
+    if texts is None and model.stage is None:
+        return found
+    part = source.split(True)
+    part = part if len(part) else source.split(False)
+    clips = list(pipeline.fixed_clips(config, part, num, seed))
+    if texts is not None:
+        told = texts([clip["caption"][0] for clip in clips])
+        found["text"] = sampling.Text(told["text"], told["text_mask"])
+    if model.stage is not None:
+        video = np.concatenate([clip["video"] for clip in clips])
+        found["low"] = np.asarray(jax.jit(model.stage.down)(model.encode(video)))
+    if texts is not None and model.attributes:  # of the same clips
+        found["labels"] = np.concatenate([clip["label"] for clip in clips])
+    return found
