@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
         preview_every=1000,
         validate_every=1000,
     )
-    # DDIM leaves clips that cut to another scene; ancestral steps do not.
+    # DDIM left clips that cut to another scene (docs/experiments.md).
     config.sample.update(steps=128, sampler="ancestral", batch_size=16)
 
     if variant == "smoke":
