@@ -16,7 +16,9 @@ import argparse
 import functools
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -52,7 +54,6 @@ OPTIONS = {
     ),
     "vdm": (
         "dtype=bfloat16",
-        "dtype=bfloat16 attention=cudnn",
         "dtype=bfloat16 remat=dots",
         "dtype=bfloat16 remat=full",
         "dtype=float32",
@@ -153,7 +154,7 @@ def main() -> None:
         "setting": {"batch": race.SIZE["batch"], "shape": model.shape},
         "parameters": size,
         "machine": f"{platform.machine()}, {race.device()}",
-        "command": f"python -m benchmarks.options --setting={args.setting}",
+        "command": shlex.join(["python", "-m", "benchmarks.options", *sys.argv[1:]]),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -35,7 +35,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     frames, height, width = SIZES[stage]
     config.video.update(frames=frames, height=height, width=width, fps=frames / SECONDS)
     config.data.update(
-        source="shapes", attributes=(), batch_size=16, images=4,
+        source="shapes", attributes=(), batch_size=16,
         stride=16 // frames, unseen=12,
     )  # fmt: skip
     frame = ("spatial_attention", "cross_attention")

@@ -5,8 +5,8 @@
 Not run. From the paper (section 2 and its figure of the cascade): the stages, their
 order, what each makes (frames, height, width, rate), v-prediction, noise conditioning
 augmentation, temporal attention in the base and temporal convolutions elsewhere,
-spatial attention up to the second spatial model and none above, T5-XXL, joint training
-on images, 256 steps of the base and 128 of the others, and the parameters of each
+spatial attention up to the second spatial model and none above, T5-XXL,
+256 steps of the base and 128 of the others, and the parameters of each
 model. Our sizing: widths, blocks, where attention stands, heads, batch, rates and the
 distribution of the noise, none of which is published. docs/cascade.md has our
 parameter counts beside the paper's.
@@ -49,9 +49,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     frames, height, width, fps, factor, _ = PAPER[stage]
     channels, blocks, attends, patch = OURS[stage]
     config.video.update(frames=frames, height=height, width=width, fps=fps)
-    config.data.update(
-        source="folder", attributes=(), target_fps=fps, batch_size=256, images=8
-    )
+    config.data.update(source="folder", attributes=(), target_fps=fps, batch_size=256)
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
     config.network.update(
@@ -87,7 +85,7 @@ def get_config(variant: str = "base") -> ConfigDict:
 
     if variant == "smoke":
         smoke(config)
-        config.data.update(source="shapes", images=2, target_fps=0.0)
+        config.data.update(source="shapes", target_fps=0.0)
         config.conditioning.update(text_width=0, text_drop=0.0)
         config.sample.guidance = 0.0
     return config.lock()

@@ -6,7 +6,7 @@ import pytest
 
 from configs import shapes
 from tests.verbs import call
-from vdm_jax import cascade
+from vdm_jax import cascade, sampling
 from vdm_jax import model as models
 from vdm_jax.errors import UserError
 from vdm_jax.weights import params as params_file
@@ -135,6 +135,13 @@ def test_an_unknown_stage_and_text_that_nobody_reads(folder):
     with pytest.raises(UserError, match="trained without text"):
         cascade.tell(read, ["a red square"])
     assert cascade.tell(read, ["", ""]) == (None, None)
+
+
+def test_a_negative_text_needs_guidance(folder):
+    read = cascade.read(folder)
+    text = sampling.Text(np.zeros((1, 1, 4)), np.ones((1, 1), bool))
+    with pytest.raises(UserError, match="a negative text needs a stage with guidance"):
+        cascade.sample(read, 1, negative=text)
 
 
 def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):

@@ -163,3 +163,11 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         models.load(tmp_path)
+
+
+def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
+    """`network.attention` named one program twice."""
+    fields = json.loads(smoke_config().to_json())
+    fields["network"]["attention"] = "dot_product"
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert models.build(models.read_config(tmp_path)) == models.build(smoke_config())

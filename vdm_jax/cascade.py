@@ -207,6 +207,13 @@ def sample(
     given: videos to start from instead of the first stage's.
     progress: called as progress(stage, done, total) with steps of batches.
     """
+    if negative is not None and not any(
+        sampling.two_branches(link.model, link.settings) for link in cascade.links
+    ):
+        raise UserError(
+            f"{cascade.path}: a negative text needs a stage with guidance above 0 and "
+            "two branches; here is none"
+        )
     videos: dict[str, np.ndarray] = {}
     before = given
     for number, link in enumerate(cascade.links):

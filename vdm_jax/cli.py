@@ -313,12 +313,13 @@ def sample() -> None:
     _sampling_flags(*names)
     _given_flags()
     flags.DEFINE_string("out", None, "folder for the videos")
-    flags.mark_flag_as_required("out")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
         if (FLAGS.workdir is None) == (FLAGS.cascade is None):
             raise UserError("give --workdir, a model, or --cascade, models in a row")
+        if not FLAGS.out:
+            raise UserError("give --out=FOLDER for the videos")
         _start_jax()
         if FLAGS.cascade is not None:
             return _sample_cascade(names)
@@ -328,6 +329,7 @@ def sample() -> None:
         out = Path(FLAGS.out)
         video_io.claim(out, "samples", FLAGS.overwrite)
         loaded = model.load(FLAGS.workdir)
+        _no_text(loaded.model)
         _settings(loaded.config, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
@@ -420,6 +422,15 @@ def _only_with(flag: str, others: Sequence[str]) -> None:
     for other in others:
         if FLAGS[other].present:
             raise UserError(f"--{other} goes with --{flag}")
+
+
+def _no_text(model) -> None:
+    """One model on the command line has no prompt: it would be sampled without."""
+    if model.text_width:
+        raise UserError(
+            f"{FLAGS.workdir} is told by text: name it in a cascade's file, alone if "
+            "it makes videos from nothing, and run sample.py --cascade --prompt"
+        )
 
 
 def _prompts() -> list[str]:
@@ -530,6 +541,7 @@ def evaluate() -> None:
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
         loaded = model.load(FLAGS.workdir)
+        _no_text(loaded.model)
         _settings(loaded.config, *names)
         weights = _weights([loaded.config.sample.guidance])
         out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")

@@ -82,7 +82,8 @@ class Model:
         """A batch as training has it: videos to diffuse, and what is told of them."""
         x, cond = self.encode(batch["video"]), self.conditions(batch)
         if self.stage is not None:
-            x, low = self.stage.example(x, jax.random.fold_in(key, 0))
+            # `drop` splits this key, and fold_in(key, i) is split(key)[i]: another.
+            x, low = self.stage.example(x, jax.random.fold_in(key, 2))
             cond |= low
         return x, self.drop(cond, key) if dropping else cond
 
@@ -316,9 +317,16 @@ LATER = {
     "conditioning": {"guidance_range": [], "encoder": ""},
     "data": {"unseen": 0, "embeddings": ""},
     "diffusion": {"schedule": "cosine", "noise_shift": 0.0, "student_steps": 0},
+    "stage": {
+        "kind": "base",
+        "factor": 1,
+        "fill": "repeat",
+        "noise": [0.0, 1.0],
+        "crop": [],
+    },
     "train": {"decay": "cosine"},
 }
-BASE = {"kind": "base", "factor": 1, "fill": "repeat", "noise": [0.0, 1.0], "crop": []}
+GONE = {"network": "attention"}  # a choice between two names of one program
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
@@ -356,6 +364,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}; put back a copy") from error
 
 
+def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
+    """A config's fields as an older version wrote them, with what they meant to it."""
+    fields = {"stage": {}} | fields
+    for section, name in GONE.items():
+        if section in fields:
+            fields[section] = {k: v for k, v in fields[section].items() if k != name}
+    for section in LATER.keys() & fields.keys():
+        fields[section] = LATER[section] | fields[section]
+    return fields
+
+
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
     path = resolve(Path(workdir)) / "config.json"
@@ -371,10 +390,7 @@ def read_config(workdir: Path) -> Any:
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
-    fields = {"stage": BASE} | fields
-    for section in LATER.keys() & fields.keys():
-        fields[section] = LATER[section] | fields[section]
-    return ConfigDict(fields)
+    return ConfigDict(up_to_date(fields))
 
 
 class Loaded(NamedTuple):

@@ -170,3 +170,20 @@ def test_a_stage_that_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError) as error:
         models.build(config)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_is_dropped_whatever_the_noise(stage):
+    """The draws are independent: the branch without text is trained at every level."""
+    model, _ = stage
+    n = 512
+    batch = {
+        "video": np.zeros((n, *model.shape), np.uint8),
+        "text": jnp.zeros((n, 1, 6)),
+        "text_mask": jnp.ones((n, 1), bool),
+    }
+    _, cond = jax.jit(model.example)(batch, jax.random.key(0))
+    kept, noise = np.asarray(cond["keep"]["text"]), np.asarray(cond["low_logsnr"])
+    assert 0.05 < 1 - kept.mean() < 0.17
+    rank = noise.argsort().argsort() / n
+    assert abs(rank[~kept].mean() - rank[kept].mean()) < 0.2
+    assert rank[~kept].min() < 0.3 and rank[~kept].max() > 0.7

@@ -70,6 +70,13 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 0 and "step" not in done.stdout
     assert "base: trained" in done.stdout and "tsr1: trained" in done.stdout
+    for verb, more in (
+        ("sample", [f"--out={tmp_path}/out"]),
+        ("evaluate", ["--num=2"]),
+    ):
+        done = call(verb, f"--workdir={workdir}/base", *more)
+        assert done.returncode == 2
+        assert "is told by text: name it in a cascade" in done.stderr.splitlines()[-1]
     # The encoder that made the text is gone: said in a line.
     done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
     assert done.returncode == 2

@@ -100,6 +100,8 @@ def distill(
         del loaded  # its parameters are not needed any more
         for each, own in list(zip(plan, configs, strict=True))[len(rows) :]:
             fingerprint = pipeline.fingerprint(own, source)
+            if texts is not None:
+                fingerprint["text"] = texts.digest
             left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
             with (
                 open_run(workdir / each.path, own, fingerprint, left, ANEW) as run,

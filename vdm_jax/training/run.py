@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.model import LATER
+from vdm_jax.model import up_to_date
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
@@ -28,7 +28,8 @@ MAY_CHANGE = (
     ("network.dtype", True),
     ("network.dropout", True),
     ("data.path", True),  # the fingerprint looks at the clips themselves
-    ("data.mean", True),  # and at these
+    ("data.embeddings", True),  # and at these
+    ("data.mean", True),
     ("data.variance", True),
     ("data.workers", True),
     ("data.cache_*", True),
@@ -197,9 +198,7 @@ def _changes(path: Path, text: str, instead: str) -> list[str]:
             f"{path} cannot be read ({error}) though there are checkpoints beside "
             "it: put back a copy"
         ) from error
-    for section in LATER.keys() & before.keys():
-        before[section] = LATER[section] | before[section]
-    return compare(before, json.loads(text), path.parent, instead)
+    return compare(up_to_date(before), json.loads(text), path.parent, instead)
 
 
 def _put(path: Path, text: str) -> None:

@@ -19,6 +19,8 @@ class Texts:
     def __init__(self, folder: str):
         self.embeddings = Embeddings(folder)
         self.width, self.longest = self.embeddings.width, self.embeddings.longest
+        # Named after the captions and the encoder's weights.
+        self.digest = str(self.embeddings.about["keys"])
 
     def shapes(self, batch: int) -> dict[str, tuple]:
         """Of what a batch gets."""

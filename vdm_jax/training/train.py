@@ -65,6 +65,8 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
     )
     key = jax.random.key(config.seed)
     fingerprint = pipeline.fingerprint(config, source)
+    if texts is not None:
+        fingerprint["text"] = texts.digest
     with (
         open_run(workdir, config, fingerprint, time_limit) as run,
         jax.set_mesh(mesh),
