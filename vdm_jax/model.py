@@ -231,11 +231,9 @@ def make_stage(config: Any) -> Stage | None:
         raise UserError(f"stage.fill={asked.fill!r}: one of {', '.join(FILLS)}")
     if asked.factor < 2:
         raise UserError(f"stage.factor={asked.factor}: 2 or more")
-    low, high = asked.noise
-    if not 0 <= low <= high <= 1:
-        raise UserError(
-            f"stage.noise={tuple(asked.noise)}: times from 0 to 1, in order"
-        )
+    times = tuple(asked.noise)
+    if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
+        raise UserError(f"stage.noise={times}: two times from 0 to 1, in order")
     names = ("frames",) if asked.kind == "tsr" else ("height", "width")
     for name in names:
         if video[name] % asked.factor:
@@ -244,6 +242,10 @@ def make_stage(config: Any) -> Stage | None:
                 f"video.{name}={video[name]} must divide by stage.factor="
                 f"{asked.factor}: the nearest that does is {least}"
             )
+    if len(asked.crop) not in (0, 2):
+        raise UserError(
+            f"stage.crop={tuple(asked.crop)}: (height, width), or () for none"
+        )
     for side, name in zip(asked.crop, ("height", "width"), strict=False):
         if side % asked.factor or not 0 < side <= video[name]:
             raise UserError(
@@ -255,7 +257,7 @@ def make_stage(config: Any) -> Stage | None:
         factor=asked.factor,
         shape=(video.frames, video.height, video.width, video.channels),
         fill=asked.fill,
-        noise=(float(low), float(high)),
+        noise=(float(times[0]), float(times[1])),
         crop=tuple(asked.crop),
     )
 
@@ -283,6 +285,8 @@ def build(config: Any) -> Model:
     )
     guidance_range = tuple(told.guidance_range)
     stage = make_stage(config)
+    if stage is not None and stage.crop:
+        unet3d.check(spec, *stage.crop)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}

@@ -160,13 +160,17 @@ def test_a_base_model_takes_no_video(trained):
         ({"factor": 1}, "stage.factor=1: 2 or more"),
         ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
         ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
-        ({"noise": (0.5, 0.1)}, "times from 0 to 1, in order"),
+        ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),
+        ({"noise": (0.5,)}, "two times from 0 to 1, in order"),
+        ({"crop": (4,)}, "(height, width), or () for none"),
+        ({"crop": (2, 2), "patch": 4}, "height=2 must be a multiple of 4"),
         ({"crop": (6, 16)}, "a width of at most 8"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(changes, message):
     config = config_of("tsr" if changes.get("factor") == 3 else "ssr")
-    config.stage.update(changes)
+    config.network.patch = changes.get("patch", 2)
+    config.stage.update({k: v for k, v in changes.items() if k != "patch"})
     with pytest.raises(UserError) as error:
         models.build(config)
     assert message in str(error.value) and "\n" not in str(error.value)
