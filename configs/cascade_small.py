@@ -38,21 +38,22 @@ def get_config(variant: str = "base") -> ConfigDict:
         source="shapes", attributes=(), batch_size=16,
         stride=16 // frames, unseen=12,
     )  # fmt: skip
+    width = 48 if stage == "base" else 32
     frame = ("spatial_attention", "cross_attention")
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     config.network.update(
         levels=(
-            dict(channels=48, blocks=1, mixing=(time,)),
-            dict(channels=96, blocks=1, mixing=(*frame, time)),
+            dict(channels=width, blocks=1, mixing=(time,)),
+            dict(channels=2 * width, blocks=1, mixing=(*frame, time)),
         ),
         middle=(*frame, time),
-        head_dim=48,
+        head_dim=width,
         patch=2,
         extra_up_block=False,
         relative_position="bias",
     )
     config.conditioning.update(
-        width=96, layers=2, text_width=384, text_drop=0.1, frame_position=True
+        width=2 * width, layers=2, text_width=384, text_drop=0.1, frame_position=True
     )
     # Shapes are learned at little noise, directions at much.
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
@@ -70,7 +71,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.data.batch_size = 4
         config.network.patch = 4
     config.train.update(
-        steps=3000,
+        steps=6000 if stage == "base" else 3000,
         optimizer="muon",
         learning_rate=5e-3,
         warmup=60,

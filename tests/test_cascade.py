@@ -157,6 +157,38 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
             assert kept["videos"].shape == (2, *size, 3)
 
 
+def test_one_command_distils_every_stage(folder, tmp_path):
+    """And again does nothing; what the file said of sampling stays."""
+    two = folder / "two.toml"
+    two.write_text(FILE.split('[[stage]]\nname = "ssr"')[0])
+    flags = (
+        f"--cascade={two}", "--config=configs/distill_cascade.py:smoke",
+        f"--workdir={tmp_path}",
+    )  # fmt: skip
+    for _ in range(2):
+        done = call("distill", *flags)
+        assert done.returncode == 0, done.stderr
+    assert "1 rounds of" in done.stdout and "compiled" not in done.stdout
+    read = cascade.read(tmp_path)
+    assert [link.name for link in read.links] == ["base", "tsr"]
+    assert [link.settings.steps for link in read.links] == [2, 2]
+    assert read.links[1].settings.snr == 3
+    assert cascade.sample(read, 1)["tsr"].shape[1:] == read.links[1].model.shape
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--teacher=x", "--cascade=y"]],
+)
+def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
+    done = call(
+        "distill", "--config=configs/distill_cascade.py:smoke",
+        f"--workdir={tmp_path}", *flags,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "give --teacher, a model, or --cascade" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

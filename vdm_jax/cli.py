@@ -152,7 +152,7 @@ def distill() -> None:
     _config_flag()
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("teacher", None, "a run, or a folder of models/")
-    flags.mark_flag_as_required("teacher")
+    flags.DEFINE_string("cascade", None, "or: a cascade, whose stages are distilled")
     _workdir_flag("where the students go; the same command again goes on")
     _launch_flags()
 
@@ -162,10 +162,18 @@ def distill() -> None:
                 "--config is one of train.py: give one of distill.py, as "
                 "configs/distill_shapes.py"
             )
+        if (FLAGS.teacher is None) == (FLAGS.cascade is None):
+            raise UserError("give --teacher, a model, or --cascade, models in a row")
         _launch()
+        workdir = Path(FLAGS.workdir).absolute()
+        if FLAGS.cascade is not None:
+            from vdm_jax.training.stages import distill_cascade
+
+            return distill_cascade(
+                FLAGS.cascade, FLAGS.config, workdir, FLAGS.time_limit
+            )
         from vdm_jax.training.distillation import distill
 
-        workdir = Path(FLAGS.workdir).absolute()
         teacher = str(Path(FLAGS.teacher).absolute())
         distill(FLAGS.config, teacher, workdir, FLAGS.time_limit)
 

@@ -167,7 +167,8 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
     made.seed = config.seed + step.number  # other batches and noise in each round
     made.init_from = source
     made.mesh = config.mesh.to_dict()
-    made.data.update({k: v for k, v in config.data.items() if v != ""})
+    own = {"batch_size": teacher.data.batch_size, "path": teacher.data.path}
+    made.data.update({k: v or own.get(k, v) for k, v in config.data.items()})
     made.network.dropout = 0.0
     if distill.guidance:
         made.conditioning.guidance_range = tuple(map(float, distill.guidance))

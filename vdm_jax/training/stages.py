@@ -1,6 +1,8 @@
-"""The stages of a cascade, trained one after the other: a directory for each.
+"""The stages of a cascade, trained or distilled one after the other.
 
-workdir/text  embeddings of the captions    workdir/STAGE  a run    cascade.toml
+WORKDIR/text          embeddings of the captions (training)
+        STAGE/        a run, or a distillation
+        cascade.toml  names the stages for `sample.py --cascade`
 """
 
 import time
@@ -8,13 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax import cascade, data, text, video_io
+import numpy as np
+
+from vdm_jax import cascade, data, sampling, text, video_io
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.data.embeddings import INDEX
 from vdm_jax.errors import UserError
+from vdm_jax.training.distillation import distill
 from vdm_jax.training.train import train
 
 Settings = Callable[[str], Any]  # a stage's name to its config
+STUDENTS_KEEP = ("guidance", "snr", "threshold", "percentile")
 
 
 def train_cascade(
@@ -38,10 +44,46 @@ def train_cascade(
             with config.unlocked():
                 config.data.embeddings = str(workdir / "text")
             on_first_process(lambda config=config: embed(config))
-        left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
         print(f"{name}: training in {place}", flush=True)
-        train(config, place, left)
-    on_first_process(lambda: write_file(stages, workdir))
+        train(config, place, left(time_limit, started))
+    on_first_process(lambda: write_file({name: {} for name in stages}, workdir))
+
+
+def distill_cascade(
+    path: str, config: Any, workdir: Path, time_limit: float | None = None
+) -> None:
+    """Distil every stage of a cascade in turn, all as the config says.
+
+    The same call goes on where it stood. Every process of a run calls this together.
+    Raises as `distill` and `cascade.read` do.
+    """
+    started = time.monotonic()
+    links = cascade.read(path).links
+    for link in links:
+        place = workdir / link.name
+        print(f"{link.name}: distilling in {place}", flush=True)
+        teacher = str(link.workdir.absolute())
+        distill(config, teacher, place, left(time_limit, started))
+    fields = {link.name: kept(link, config.distill.guidance) for link in links}
+    on_first_process(lambda: write_file(fields, workdir))
+
+
+def kept(link: cascade.Link, guidance: Sequence[float]) -> dict[str, float]:
+    """What the teachers' file says of sampling that holds for their students too."""
+    own = sampling.Settings.of(link.config.sample)
+    found = {
+        name: float(getattr(link.settings, name))
+        for name in STUDENTS_KEEP
+        if getattr(link.settings, name) != getattr(own, name)
+    }
+    if "guidance" in found:
+        found["guidance"] = float(np.clip(found["guidance"], *guidance or (0.0, 0.0)))
+    return found
+
+
+def left(time_limit: float | None, started: float) -> float | None:
+    """Seconds of a time limit that remain, never none: a stage leaves by itself."""
+    return time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
 
 
 def done(workdir: Path) -> int:
@@ -70,11 +112,18 @@ def embed(config: Any) -> None:
     text.write(folder, captions, text.load())
 
 
-def write_file(stages: Sequence[str], workdir: Path) -> None:
-    """The file by which `sample.py --cascade` finds the stages; never overwritten."""
+def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
+    """The file by which `sample.py --cascade` finds the stages; never overwritten.
+
+    stages: what of sampling differs from a stage's config, by its name.
+    """
     path = workdir / cascade.FILE
     if path.exists():
         return
-    tables = [f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\n' for name in stages]
+    tables = [
+        f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\n'
+        + "".join(f"{field} = {value}\n" for field, value in fields.items())
+        for name, fields in stages.items()
+    ]
     with video_io.replacing(path) as temporary:
         temporary.write_text("\n".join(tables))

@@ -1,0 +1,44 @@
+"""Every stage of the small cascade, guided, from 64 steps to 8, on two cores.
+
+    python distill.py --cascade=runs/cascade --config=configs/distill_cascade.py \\
+        --workdir=runs/cascade_8step
+
+Variants: `:smoke`, for stages of configs/cascade_small.py:smoke.
+Not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import distillation
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The complete, locked config of a variant."""
+    config = distillation()
+    config.distill.update(
+        start=64,
+        end=8,
+        guidance=(0.0, 2.0),
+        told_updates=1000,
+        told_learning_rate=2e-3,
+        updates=300,
+        late=2.0,
+        num=48,
+        tolerance=0.2,
+    )
+    config.data.batch_size = 0  # that of each stage
+    config.train.update(
+        optimizer="muon",
+        learning_rate=5e-4,
+        checkpoint_every=200,
+        keep_checkpoints=2,
+        log_every=20,
+    )
+    if variant == "smoke":
+        config.distill.update(
+            start=4, end=2, guidance=(), updates=2, last_updates=2, num=2, tolerance=2.0
+        )
+        config.train.update(checkpoint_every=2, log_every=2)
+    return config.lock()
