@@ -171,3 +171,66 @@ def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
     fields["network"]["attention"] = "dot_product"
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert models.build(models.read_config(tmp_path)) == models.build(smoke_config())
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """A model told by labels and by text, and a batch of 2 videos and 3 images each."""
+    config = smoke_config()
+    config.conditioning.update(text_width=6, text_drop=0.1, label_drop=0.1)
+    mixing = ("temporal_conv", "cross_attention", "temporal_attention")
+    config.network.update(levels=(dict(channels=8, blocks=1, mixing=mixing),))
+    model = models.build(config)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    params = jax.tree.map(
+        lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape, p.dtype),
+        model.init(jax.random.key(0)),
+    )
+    rng = np.random.default_rng(0)
+    frames = model.shape[0]
+    batch = {
+        "video": rng.integers(0, 256, (2, frames + 3, *model.shape[1:]), np.uint8),
+        "frame_mask": np.tile(np.arange(frames + 3) < frames, (2, 1)),
+        "label": rng.integers(0, 2, (2, 4, 2), np.int32),
+        "text": rng.normal(size=(2, 4, 5, 6)).astype(np.float32),
+        "text_mask": np.arange(5) < rng.integers(1, 6, (2, 4, 1)),
+    }
+
+    def x_of(batch, keep=None):
+        cond = model.conditions(batch)
+        if keep is not None:
+            cond["keep"] = keep(cond["keep"])
+        step = schedules.step_at(model.schedule, jnp.array([0.4, 0.6]))
+        return model.denoiser(params)(model.encode(batch["video"]), step, cond).x
+
+    return model, batch, x_of
+
+
+def part(batch, frames, which):
+    """These frames, told by number `which` of what the batch is told: one for all."""
+    told = {name: batch[name][:, which] for name in ("label", "text", "text_mask")}
+    return told | {name: batch[name][:, frames] for name in ("video", "frame_mask")}
+
+
+def test_an_image_is_told_its_own_label_and_text(joint):
+    """Beside a video, the video and each image are as they are alone."""
+    model, batch, x_of = joint
+    frames, whole = model.shape[0], x_of(batch)
+    video = x_of(part(batch, slice(frames), 0))
+    np.testing.assert_allclose(whole[:, :frames], video, atol=1e-4)
+    for i in range(3):
+        image = x_of(part(batch, slice(frames + i, frames + i + 1), i + 1))
+        np.testing.assert_allclose(whole[:, frames + i], image[:, 0], atol=1e-4)
+        other = x_of(part(batch, slice(frames + i, frames + i + 1), 0))
+        assert abs(whole[:, frames + i] - other[:, 0]).mean() > 1e-2
+
+
+def test_dropping_is_by_the_video_and_by_each_image(joint):
+    model, batch, x_of = joint
+    frames, whole = model.shape[0], x_of(batch)
+    keep = jnp.array([[True, True, False, True]] * 2)
+    some = x_of(batch, lambda old: {name: keep for name in old})
+    changed = abs(np.asarray(some - whole)).mean((0, 2, 3, 4)) > 1e-3
+    assert changed.tolist() == [i == frames + 1 for i in range(frames + 3)]
+    dropped = model.drop(model.conditions(batch), jax.random.key(0))
+    assert all(mask.shape == (2, 4) for mask in dropped["keep"].values())

@@ -3,6 +3,10 @@
 A raw condition enters as data (labels as integers) beside a keep mask per example.
 Dropping one, for classifier-free guidance, flips its mask: the pytree never changes
 and nothing recompiles. VDM uses a zero null embedding (section 3).
+
+Labels and texts are of the video, [b, ...], or in joint training [b, 1 + k, ...], of the
+video and then of each of the k independent images behind its frames; so are their keep
+masks.
 """
 
 from typing import Any
@@ -40,7 +44,7 @@ def weight_features(weight: jax.Array, low: float, high: float) -> jax.Array:
 class LabelEncoder(nn.Module):
     """One embedding a value for each attribute, summed; unknown or dropped ones are 0.
 
-    labels: int [b, attributes], -1 for unknown. keep: bool [b]. -> [b, width]
+    labels: int [..., attributes], -1 for unknown. keep: bool [...]. -> [..., width]
     """
 
     cardinalities: tuple[int, ...]
@@ -49,7 +53,7 @@ class LabelEncoder(nn.Module):
     @nn.compact
     def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
         dtype = jnp.result_type(float)  # float64 where that is switched on
-        total = jnp.zeros((labels.shape[0], self.width), dtype)
+        total = jnp.zeros((*labels.shape[:-1], self.width), dtype)
         for i, size in enumerate(self.cardinalities):
             table = nn.Embed(
                 size,
@@ -58,15 +62,17 @@ class LabelEncoder(nn.Module):
                 embedding_init=nn.initializers.normal(1.0),
                 name=f"attribute_{i}",
             )
-            known = keep & (labels[:, i] >= 0)
-            total += jnp.where(known[:, None], table(jnp.maximum(labels[:, i], 0)), 0)
+            value = labels[..., i]
+            known = (keep & (value >= 0))[..., None]
+            total += jnp.where(known, table(jnp.maximum(value, 0)), 0)
         return total
 
 
 class TextPooling(nn.Module):
     """Token embeddings to one vector by attention pooling (VDM, section 4.3).
 
-    tokens: [b, l, d]; mask: bool [b, l]; keep: bool [b]. -> [b, width], 0 if dropped
+    tokens: [..., l, d]; mask: bool [..., l]; keep: bool [...]. -> [..., width], 0 if
+    dropped
     """
 
     width: int
@@ -77,8 +83,16 @@ class TextPooling(nn.Module):
         score = dense(tokens, 1, "score")[..., 0]
         # An empty text has no token to look at: its weights are 0, not NaN.
         weight = nn.softmax(jnp.where(mask, score, jnp.finfo(score.dtype).min)) * mask
-        pooled = jnp.einsum("bl,bld->bd", weight, dense(tokens, self.width, "value"))
-        return jnp.where(keep[:, None], pooled, 0)
+        value = dense(tokens, self.width, "value")
+        pooled = jnp.einsum("...l,...ld->...d", weight, value)
+        return jnp.where(keep[..., None], pooled, 0)
+
+
+def of_frames(told: jax.Array, frames: int) -> jax.Array:
+    """[b, 1 + k, d], of the video and of k images -> [b, frames, d], of every frame."""
+    images = told.shape[1] - 1
+    video = jnp.repeat(told[:, :1], frames - images, axis=1)
+    return jnp.concatenate([video, told[:, 1:]], axis=1)
 
 
 class Conditioner(nn.Module):
@@ -107,26 +121,31 @@ class Conditioner(nn.Module):
         """logsnr: [b] or [b, f]. -> Inputs with vector [b, width] or [b, f, width]."""
         vector = dense(noise_features(logsnr, self.width), self.width, "noise")
 
-        def per_frame(a: jax.Array) -> jax.Array:  # [b, width], broadcast as vector is
-            return a[:, None] if vector.ndim == 3 else a
+        def add(vector: jax.Array, told: jax.Array) -> jax.Array:
+            """Of every example, [b, d], or also of its images, [b, 1 + k, d]."""
+            if told.ndim == 3:
+                told = of_frames(told, frames)
+            if vector.ndim == told.ndim:
+                return vector + told
+            return (
+                vector[:, None] + told if vector.ndim == 2 else vector + told[:, None]
+            )
 
         if self.cardinalities:
             encode = LabelEncoder(self.cardinalities, self.width, name="label")
-            vector += per_frame(encode(cond["label"], cond["keep"]["label"]))
+            vector = add(vector, encode(cond["label"], cond["keep"]["label"]))
         if self.text:
             pool = TextPooling(self.width, name="text")
-            vector += per_frame(
-                pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
-            )
+            pooled = pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
+            vector = add(vector, pooled)
         if self.low:
             features = noise_features(cond["low_logsnr"], self.width)
-            vector += per_frame(dense(features, self.width, "low"))
+            vector = add(vector, dense(features, self.width, "low"))
         if self.guidance:
             features = weight_features(cond["guidance"], *self.guidance)
             zero = nn.initializers.zeros_init()
-            vector += per_frame(
-                dense(features, self.width, "guidance", kernel_init=zero)
-            )
+            told = dense(features, self.width, "guidance", kernel_init=zero)
+            vector = add(vector, told)
         frame_mask = cond.get("frame_mask")
         if self.frame_position:
             features = frame_features(frames, self.width, vector.dtype)
@@ -142,7 +161,7 @@ class Conditioner(nn.Module):
             vector = dense(nn.swish(vector), self.width, f"mlp_{i}")
         token_mask = None
         if self.text:  # of a dropped one all are masked: the parts' own null is left
-            token_mask = cond["text_mask"] & cond["keep"]["text"][:, None]
+            token_mask = cond["text_mask"] & cond["keep"]["text"][..., None]
         return Inputs(
             vector=vector,
             tokens=cond.get("text"),

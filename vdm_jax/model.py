@@ -65,7 +65,7 @@ class Model:
             cond["frame_mask"] = batch["frame_mask"]
         if self.attributes:
             cond["label"] = batch["label"]
-            cond["keep"]["label"] = jnp.ones(batch["label"].shape[0], bool)
+            cond["keep"]["label"] = jnp.ones(batch["label"].shape[:-1], bool)
         if self.text_width:
             if "text" not in batch:
                 raise UserError(
@@ -73,7 +73,7 @@ class Model:
                     "data source makes none: set conditioning.text_width=0"
                 )
             cond |= {"text": batch["text"], "text_mask": batch["text_mask"]}
-            cond["keep"]["text"] = jnp.ones(batch["text"].shape[0], bool)
+            cond["keep"]["text"] = jnp.ones(batch["text"].shape[:-2], bool)
         return cond
 
     def example(

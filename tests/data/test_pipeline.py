@@ -201,6 +201,9 @@ def test_images_are_appended_behind_the_unchanged_video():
         assert b["frame_mask"].dtype == bool and "frame_mask" not in a
         others |= set(b["video"][:, 3:, 0, 0, 0].ravel().tolist())
     assert others == set(range(10))  # from all items
+    first = joint[0]
+    assert first["label"].shape[:2] == first["caption"].shape == (4, 3)
+    np.testing.assert_array_equal(first["label"][:, 0], plain[0]["label"])
     alone = stream(Numbered(items=1), 6, batch_size=1, images=2)
     chance = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
     assert (np.ptp(chance, axis=1) > 0).all()  # the draws share no generator

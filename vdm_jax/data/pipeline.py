@@ -52,11 +52,15 @@ class _Load:
         return batch
 
     def _example(self, position: int, index: int) -> Example:
-        """A clip, and the extra images appended to its frames."""
+        """A clip, and the extra images appended to its frames, with their own words."""
         clip = self._clip(position, 0, index, self.frames)
+        if not self.images:
+            return clip
         slots = range(1, self.images + 1)
-        images = [self._clip(position, slot, None, 1)["video"] for slot in slots]
-        return clip | {"video": np.concatenate([clip["video"], *images])}
+        clips = [clip, *(self._clip(position, slot, None, 1) for slot in slots)]
+        video = np.concatenate([each["video"] for each in clips])
+        told = clip.keys() - {"video"}
+        return {"video": video} | {k: np.stack([c[k] for c in clips]) for k in told}
 
     def _clip(
         self, position: int, slot: int, index: int | None, frames: int
@@ -172,7 +176,8 @@ def train_batches(
     Yields:
       dict of video uint8 [b, f + k, h, w, c], the last k = config.data.images frames
       independent images; frame_mask bool [b, f + k] (False on the images) if k > 0;
-      label int32 [b, attributes] if the source has any; caption str [b].
+      label int32 [b, attributes] if the source has any; caption str [b]. With images
+      both are [b, 1 + k, ...], of the video and then of each image.
 
     Raises:
       UserError: fewer clips than a batch, a batch that the processes cannot share, a

@@ -79,7 +79,9 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every pixel of every frame reads inputs.tokens, before them a learned null.
+    """Every pixel of every frame reads its tokens, before them a learned null.
+
+    They are inputs.tokens, those of the video or an independent image's own.
 
     The null is never masked: where all else is (no text, or text dropped for guidance)
     there is still one token to read. Its place in the order is 0. Tokens, which come
@@ -99,14 +101,26 @@ class CrossAttention(nn.Module):
         tokens, mask = norm(inputs.tokens).astype(x.dtype), inputs.token_mask
         shape = (1, 1, tokens.shape[-1])
         null = self.param("null", nn.initializers.normal(1.0), shape, wide(x))
-        null = jnp.broadcast_to(null.astype(x.dtype), (b, 1, tokens.shape[-1]))
+        null = null.astype(x.dtype).reshape((1,) * (tokens.ndim - 1) + (-1,))
+        null = jnp.broadcast_to(null, (*tokens.shape[:-2], 1, tokens.shape[-1]))
         if mask is not None:
-            mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)[:, None]
+            before = ((0, 0),) * (mask.ndim - 1) + ((1, 0),)
+            mask = jnp.pad(mask, before, constant_values=True)[..., None, :]
         y = GroupNorm(name="norm")(x).reshape(b, f * h * w, c)
-        tokens = jnp.concatenate([null, tokens], axis=1)
+        tokens = jnp.concatenate([null, tokens], axis=-2)
         (q,) = split_heads(dense(y, c, "q", use_bias=False), self.spec, 1)
         k, v = split_heads(dense(tokens, 2 * c, "kv", use_bias=False), self.spec, 2)
-        y = attention(q, k, v, mask=mask)
+        if tokens.ndim == 3:
+            y = attention(q, k, v, mask=mask)
+        else:  # of the video, then of each image
+            images = tokens.shape[1] - 1
+            start = (f - images) * h * w
+            first, rest = (None, None) if mask is None else (mask[:, 0], mask[:, 1:])
+            video = attention(q[:, :start], k[:, 0], v[:, 0], mask=first)
+            q = q[:, start:].reshape(b, images, h * w, *q.shape[2:])
+            y = attention(q, k[:, 1:], v[:, 1:], mask=rest)
+            y = y.reshape(b, images * h * w, *video.shape[2:])
+            y = jnp.concatenate([video, y], axis=1)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros)
 
 

@@ -16,8 +16,9 @@ class Inputs:
     """What a network sees beside z [b, f, h, w, c].
 
     vector      [b, d] or [b, f, d]: enters by scale and shift after group norms
-    tokens      [b, l, d]: read by the cross-attention parts
-    token_mask  bool [b, l]: True = attend; None = all
+    tokens      [b, l, d]: read by the cross-attention parts; [b, 1 + k, l, d] where the
+                k independent images behind a video's frames have their own
+    token_mask  bool, as tokens but for d: True = attend; None = all
     concat      [b, f, h, w, k]: channels beside z's (known frames, a low-res video)
     frame_mask  bool [b, f]: True = a frame of the video, False = an independent image;
                 None = all frames are of one video

@@ -22,23 +22,24 @@ class Texts:
         # Named after the captions and the encoder's weights.
         self.digest = str(self.embeddings.about["keys"])
 
-    def shapes(self, batch: int) -> dict[str, tuple]:
-        """Of what a batch gets."""
+    def shapes(self, captions: tuple[int, ...]) -> dict[str, tuple]:
+        """Of what a batch gets whose captions are an array of this shape."""
         return {
-            "text": ((batch, self.longest, self.width), np.float32),
-            "text_mask": ((batch, self.longest), np.bool_),
+            "text": ((*captions, self.longest, self.width), np.float32),
+            "text_mask": ((*captions, self.longest), np.bool_),
         }
 
     def __call__(self, captions: Any) -> dict[str, np.ndarray]:
-        """Strings [b] -> text [b, longest, width] and text_mask [b, longest]."""
+        """Strings [...] -> text [..., longest, width] and text_mask [..., longest]."""
+        captions = np.asarray(captions)
         made = {
             name: np.zeros(shape, dtype)
-            for name, (shape, dtype) in self.shapes(len(captions)).items()
+            for name, (shape, dtype) in self.shapes(captions.shape).items()
         }
-        for row, caption in enumerate(captions):
+        for at, caption in np.ndenumerate(captions):
             tokens = self.embeddings[str(caption)]
-            made["text"][row, : len(tokens)] = tokens
-            made["text_mask"][row, : len(tokens)] = True
+            made["text"][at][: len(tokens)] = tokens
+            made["text_mask"][at][: len(tokens)] = True
         return made
 
 

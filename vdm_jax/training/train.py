@@ -136,12 +136,13 @@ def batch_shapes(
     """What of a batch goes to the devices, over all processes."""
     b, frames = config.data.batch_size, model.shape[0] + config.data.images
     shapes: dict[str, tuple] = {"video": ((b, frames, *model.shape[1:]), np.uint8)}
+    told = (b, 1 + config.data.images) if config.data.images else (b,)
     if config.data.images:
         shapes["frame_mask"] = ((b, frames), np.bool_)
     if model.attributes:
-        shapes["label"] = ((b, len(model.attributes)), np.int32)
+        shapes["label"] = ((*told, len(model.attributes)), np.int32)
     if texts is not None:
-        shapes |= texts.shapes(b)
+        shapes |= texts.shapes(told)
     split = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
