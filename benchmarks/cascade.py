@@ -32,10 +32,11 @@ def asked(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
     return labels, [shapes.caption(label, rng) for label in labels]
 
 
-def real(link, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Clips of these labels as the stage's data set has them."""
-    frames, height, width, _ = link.model.shape
-    geometry = shapes.Geometry(frames, height, width, link.config.data.stride)
+def real_clips(config, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Clips of these labels as the stage's data set has them, uint8."""
+    video = config.video
+    size = video.frames, video.height, video.width
+    geometry = shapes.Geometry(*size, config.data.stride)
     rng, clips = np.random.default_rng(seed), []
     for label in labels:
         x, y = shapes.path(label, rng, geometry)
@@ -71,7 +72,7 @@ def main() -> None:
         stride = link.config.data.stride
         made = sampling.to_uint8(videos[link.name])
         rows[link.name] = measure.row(made, labels, stride)
-        clips = real(link, labels, args.seed)
+        clips = real_clips(link.config, labels, args.seed)
         rows[f"{link.name}, real"] = measure.row(clips, labels, stride)
         video_io.write_all(
             args.out / link.name, "samples", made[:16], link.config.video.fps, {},

@@ -229,7 +229,7 @@ def test_dropping_is_by_the_video_and_by_each_image(joint):
     model, batch, x_of = joint
     frames, whole = model.shape[0], x_of(batch)
     keep = jnp.array([[True, True, False, True]] * 2)
-    some = x_of(batch, lambda old: {name: keep for name in old})
+    some = x_of(batch, lambda old: dict.fromkeys(old, keep))
     changed = abs(np.asarray(some - whole)).mean((0, 2, 3, 4)) > 1e-3
     assert changed.tolist() == [i == frames + 1 for i in range(frames + 3)]
     dropped = model.drop(model.conditions(batch), jax.random.key(0))

@@ -4,9 +4,9 @@ A raw condition enters as data (labels as integers) beside a keep mask per examp
 Dropping one, for classifier-free guidance, flips its mask: the pytree never changes
 and nothing recompiles. VDM uses a zero null embedding (section 3).
 
-Labels and texts are of the video, [b, ...], or in joint training [b, 1 + k, ...], of the
-video and then of each of the k independent images behind its frames; so are their keep
-masks.
+Labels and texts are of the video, [b, ...], or in joint training [b, 1 + k, ...], of
+the video and then of each of the k independent images behind its frames; so are their
+keep masks.
 """
 
 from typing import Any

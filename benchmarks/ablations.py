@@ -1,0 +1,232 @@
+"""What in a cascade of moving shapes does what: one choice at a time, the rest equal.
+
+    python -m benchmarks.ablations outputs                     v, eps or x; few steps
+    python -m benchmarks.ablations images                      0, 4 or 8 beside a video
+    python -m benchmarks.ablations augmentation --cascade=runs/cascade
+    python -m benchmarks.ablations guidance --cascade=runs/cascade
+
+Arms are trained from configs/cascade_small.py with --updates each (augmentation: the
+first SSR stage, fed real clips brought down and what the cascade makes of prompts),
+guidance trains none. Prompts are of the labels that training left out. Every figure is
+of --num videos; arms are runs under --workdir, and the same command goes on. --arm=NAME
+stops after one of them. Writes a JSON beside this.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import cascade as benchmark
+from configs import cascade_small
+from vdm_jax import cascade as cascades
+from vdm_jax import model as models
+from vdm_jax import sampling, text
+from vdm_jax.evaluation import shapes as measure
+from vdm_jax.evaluation import statistics
+from vdm_jax.training.stages import done, embed
+from vdm_jax.training.train import train
+
+Row = dict[str, Any]
+FEW = (4, 8, 16, 32, 64)  # steps of the outputs
+SNRS = (math.inf, 10.0, 5.0, 3.0, 1.0)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+SSR = "ssr1"
+# The loss of each output by its own paper: PD section 4, table 1; DDPM for eps.
+OUTPUTS = {
+    "v": {"diffusion.weighting": "snr_plus_one"},
+    "eps": {"diffusion.weighting": "snr"},
+    "x": {"diffusion.weighting": "truncated_snr"},
+}
+ARMS: dict[str, dict[str, tuple[str, Row]]] = {
+    "outputs": {
+        name: ("base", more | {"diffusion.output": name, "diffusion.precondition": 0})
+        for name, more in OUTPUTS.items()
+    },
+    "images": {str(n): ("base", {"data.images": n}) for n in (0, 4, 8)},
+    "augmentation": {
+        "with": (SSR, {}),
+        "without": (SSR, {"stage.noise": (0.0, 0.0), "sample.snr": math.inf}),
+    },
+    "guidance": {},
+}
+
+
+def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
+    """The run of an arm, trained if it is not."""
+    place = args.workdir / args.what / f"{name}-{seed}"
+    config = cascade_small.get_config(stage).unlock()
+    for field, value in changes.items():
+        section, key = field.split(".")
+        config[section][key] = bool(value) if key == "precondition" else value
+    config.seed = seed
+    config.data.embeddings = str(args.workdir / "text")
+    never = args.updates + 1
+    config.train.update(steps=args.updates, preview_every=never, validate_every=never)
+    embed(config)
+    if done(place) < args.updates:
+        train(config.lock(), place)
+    return place
+
+
+def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
+    """uint8 videos of a stage."""
+    loaded = models.load(path)
+    settings = sampling.Settings.of(loaded.config.sample)
+    settings = dataclasses.replace(settings, **changes)
+    tokens, mask, _ = text.load()(prompts)
+    told = sampling.Text(np.asarray(tokens), np.asarray(mask))
+    videos = sampling.sample(
+        loaded.model, loaded.params, len(prompts), settings, text=told, low=low,
+        seed=seed,
+    )  # fmt: skip
+    return sampling.to_uint8(videos)
+
+
+def figures(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -> Row:
+    """What is asked of any of them; frame_fd is to real clips of the same labels."""
+    row = measure.row(videos, labels, config.data.stride)
+    features = (statistics.pixel_features(v) for v in (videos, clips))
+    return row | {"frame_fd": statistics.feature_distance(*features)}
+
+
+def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
+    """Few steps of DDIM, clipped, which eps needs, and without guidance."""
+    config = models.read_config(path)
+    labels, prompts = benchmark.asked(config, args.num, seed)
+    clips = benchmark.real_clips(config, labels, seed)
+    for steps in FEW:
+        made = sample(path, prompts, seed, steps=steps, threshold=1.0, guidance=0.0)
+        yield {"steps": steps} | figures(made, labels, config, clips)
+
+
+def images(args, name: str, path: Path, seed: int) -> Iterator[Row]:
+    """As the stage is sampled."""
+    config = models.read_config(path)
+    labels, prompts = benchmark.asked(config, args.num, seed)
+    clips = benchmark.real_clips(config, labels, seed)
+    made = sample(path, prompts, seed)
+    yield figures(made, labels, config, clips)
+
+
+def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
+    """Fed real and generated videos, with more and more noise on them.
+
+    consistency: mean squared difference between what is made, brought down again, and
+    what was given.
+    """
+    loaded = models.load(path)
+    config, stage = loaded.config, loaded.model.stage
+    assert stage is not None
+    labels, prompts = benchmark.asked(config, args.num, seed)
+    clips = benchmark.real_clips(config, labels, seed)
+    whole = cascades.read(args.cascade)
+    names = [link.name for link in whole.links]
+    before = whole.until(names[names.index(SSR) - 1])
+    told, _ = cascades.tell(before, prompts)
+    generated = list(cascades.sample(before, args.num, told, seed=seed).values())[-1]
+    lows = {
+        "real": np.asarray(stage.down(loaded.model.encode(clips))),
+        "generated": generated,
+    }
+    for source, low in lows.items():
+        for snr in SNRS if name == "with" else (math.inf,):
+            made = sample(path, prompts, seed, low, snr=snr)
+            again = np.asarray(stage.down(loaded.model.encode(made)))
+            row = figures(made, labels, config, clips)
+            row["consistency"] = float(np.mean((again - low) ** 2))
+            yield {"given": source, "snr": snr} | row
+
+
+def guidance(args, seed: int) -> Iterator[Row]:
+    """Of the base: constant, oscillating after the paper, and two ways to clip."""
+    base = cascades.read(args.cascade).links[0]
+    labels, prompts = benchmark.asked(base.config, args.num, seed)
+    clips = benchmark.real_clips(base.config, labels, seed)
+    ways = [{"guidance": w} for w in WEIGHTS]
+    ways += [
+        {"guidance": 8.0, "guidance_schedule": "oscillating:1:16"},
+        {"guidance": 8.0, "percentile": 99.5},
+        {"guidance": 8.0, "threshold": 0.0},
+    ]
+    for way in ways:
+        made = sample(base.workdir, prompts, seed, **way)
+        yield way | figures(made, labels, base.config, clips)
+
+
+MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
+    "outputs": outputs,
+    "images": images,
+    "augmentation": augmentation,
+}
+KEYS = ("joint", "fit_error", "spread", "frame_fd", "consistency")
+
+
+def of_arm(args, name: str, seed: int) -> list[Row]:
+    """The rows of an arm, kept in its run."""
+    stage, changes = ARMS[args.what][name]
+    path = trained(args, stage, changes, name, seed)
+    kept = path / f"rows-{args.num}.json"
+    if not kept.is_file():
+        found = [
+            {"arm": name, "seed": seed} | row
+            for row in MEASURES[args.what](args, name, path, seed)
+        ]
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(kept.read_text())
+
+
+def table(rows: list[Row]) -> str:
+    """One line a row; figures last."""
+    heads = [k for k in rows[0] if k not in (*KEYS, *measure.NAMES, "spread_error")]
+    heads = list(
+        dict.fromkeys([*heads, *(k for row in rows for k in row if k in KEYS)])
+    )
+    cells = [
+        [
+            f"{v:.3f}" if isinstance(v := row.get(k, ""), float) else str(v)
+            for k in heads
+        ]
+        for row in rows
+    ]
+    return statistics.text(heads, cells)
+
+
+def main() -> None:
+    """Train, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=ARMS)
+    parser.add_argument("--cascade")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--num", type=int, default=96)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arm", default="")
+    args = parser.parse_args()
+    args.workdir = args.workdir.absolute()
+    if args.what in ("augmentation", "guidance") and not args.cascade:
+        parser.error(f"{args.what} needs --cascade")
+    rows: list[Row] = []
+    for seed in range(args.seeds):
+        if args.what == "guidance":
+            rows += [{"seed": seed} | row for row in guidance(args, seed)]
+        for name in [args.arm] if args.arm else ARMS[args.what]:
+            rows += of_arm(args, name, seed)
+    print(table(rows))
+    if args.arm:
+        return
+    command = f"python -m benchmarks.ablations {args.what} --seeds={args.seeds}"
+    found = {"command": command, "updates": args.updates, "num": args.num, "rows": rows}
+    path = Path(__file__).with_name(f"ablations_{args.what}.json")
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
