@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, tuple[str, Row]]] = {
 def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
     """The run of an arm, trained if it is not."""
     place = args.workdir / args.what / f"{name}-{seed}"
-    config = cascade_small.get_config(stage).unlock()
+    config: Any = cascade_small.get_config(stage).unlock()
     for field, value in changes.items():
         section, key = field.split(".")
         config[section][key] = bool(value) if key == "precondition" else value

@@ -1,6 +1,6 @@
 """A distilled cascade beside the one that it came from: calls, seconds, accuracy.
 
-    python -m benchmarks.cascade_students --cascade=runs/cascade --students=cascades/shapes
+    python -m benchmarks.cascade_students --cascade=runs/cascade
 
 Speed: --videos at once, the teachers with two branches of guidance in 256 steps of the
 base and 128 of every other stage, in turn with the students as their file says; both

@@ -9,6 +9,7 @@ from tests.verbs import call
 from vdm_jax import cascade, sampling
 from vdm_jax import model as models
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation import evaluate, report
 from vdm_jax.weights import params as params_file
 
 SIZES = {"base": (2, 8, 8), "tsr": (4, 8, 8), "ssr": (4, 16, 16)}
@@ -155,6 +156,12 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
     ):
         with np.load(where / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
+    # In a report: a prompt, and its videos from stage to stage.
+    (section,) = evaluate.shown_beside([out], "shapes")
+    assert [len(film.videos) for film in section.stages] == [2, 2, 2]
+    assert [f.caption.split(":")[0] for f in section.stages] == list(SIZES)
+    page = report.render("title", "lead", [section])
+    assert page.count("<img") == 6 and "tsr: 4 x 8 x 8" in page
 
 
 def test_one_command_distils_every_stage(folder, tmp_path):

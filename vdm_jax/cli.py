@@ -492,7 +492,7 @@ def _sample_cascade(names: Sequence[str]) -> None:
             read, len(prompts), told, against, seed=FLAGS.seed, progress=progress
         )
     meta = {"command": command(), "seed": FLAGS.seed, "cascade": FLAGS.cascade}
-    for link in read.links:
+    for number, link in enumerate(read.links):
         last = link is read.links[-1]
         if not (last or FLAGS.intermediate):
             continue
@@ -501,7 +501,9 @@ def _sample_cascade(names: Sequence[str]) -> None:
             "samples",
             sampling.to_uint8(videos[link.name]),
             link.config.video.fps,
-            meta | {"stage": link.name, "sample": dataclasses.asdict(link.settings)},
+            meta
+            | {"stages": [each.name for each in read.links[: number + 1]]}
+            | {"sample": dataclasses.asdict(link.settings)},
             labels=prompts,
             overwrite=FLAGS.overwrite,
         )

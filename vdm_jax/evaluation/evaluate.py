@@ -301,6 +301,9 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
             raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
         videos = sampled(folder)
         described = told(folder)
+        if "stages" in described:
+            sections.insert(0, prompted(folder, described, videos))
+            continue
         film = report.Film(described["command"], videos[:SHOWN])
         config = read_config(Path(described["workdir"]))
         if config.data.source == source:
@@ -326,10 +329,32 @@ def told(folder: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{folder} holds no samples.json: give a --out of sample.py")
     match found := read_json(path):
-        case {"command": str(), "workdir": str(), "fps": int() | float() as fps}:
+        case {"command": str(), "workdir": str(), "fps": int() | float() as fps} | {
+            "stages": [*_],
+            "labels": [*_],
+            "fps": int() | float() as fps,
+        }:
             if fps > 0:
                 return found
     raise UserError(f"{path} is not what sample.py writes: sample again")
+
+
+def prompted(folder: Path, described: dict, videos: np.ndarray) -> report.Prompted:
+    """What a cascade made of prompts, with all of the stages that were kept."""
+    *before, last = described["stages"]
+    kept = [name for name in before if (folder / name / SAMPLES).is_file()]
+    stages = [(name, sampled(folder / name)) for name in kept] + [(last, videos)]
+    films = []
+    for name, made in stages:
+        _, frames, height, width, _ = made.shape
+        films.append(report.Film(f"{name}: {frames} x {height} x {width}", made))
+    return report.Prompted(
+        "Prompts, stage by stage",
+        described["labels"][:SHOWN],
+        films,
+        videos.shape[1] / described["fps"],
+        note="Frames, height and width of what each stage of the cascade has made.",
+    )
 
 
 def sampled(folder: Path) -> np.ndarray:

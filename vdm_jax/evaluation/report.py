@@ -65,6 +65,29 @@ class Films:
 
 
 @dataclass(frozen=True, eq=False)
+class Prompted:
+    """Prompts, and beside each its videos from stage to stage of a cascade.
+
+    stages: a film of each stage, with a video of every prompt. seconds: of all of them.
+    """
+
+    title: str
+    prompts: Sequence[str]
+    stages: Sequence[Film]
+    seconds: float
+    note: str = ""
+
+    def body(self) -> str:
+        return "".join(self._row(i, prompt) for i, prompt in enumerate(self.prompts))
+
+    def _row(self, i: int, prompt: str) -> str:
+        films = [Film(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
+        figures = "".join(_film(f, f.videos.shape[1] / self.seconds) for f in films)
+        grid = f'<div class="films" style="--columns:1">{figures}</div>'
+        return f"<p>{html.escape(prompt)}</p>{grid}"
+
+
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Each sample beside its nearest training clip, the nearest pair first."""
 
@@ -161,7 +184,7 @@ class Facts:
         return f"<dl>{pairs}</dl>"
 
 
-Section = Films | Pairs | Curve | Table | Commands | Facts
+Section = Films | Prompted | Pairs | Curve | Table | Commands | Facts
 
 
 def write(

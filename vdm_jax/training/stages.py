@@ -77,7 +77,8 @@ def kept(link: cascade.Link, guidance: Sequence[float]) -> dict[str, float]:
         if getattr(link.settings, name) != getattr(own, name)
     }
     if "guidance" in found:
-        found["guidance"] = float(np.clip(found["guidance"], *guidance or (0.0, 0.0)))
+        low, high = guidance or (0.0, 0.0)  # a student not told a weight has none
+        found["guidance"] = float(np.clip(found["guidance"], low, high))
     return found
 
 
