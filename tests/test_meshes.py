@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import verbs
+from vdm_jax.data import embeddings, shapes
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -142,3 +143,56 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
         videos.append(np.load(f"{out}.npy"))
     assert abs(videos[0] - videos[1]).max() < tolerance
     assert abs(videos[0] - videos[2]).max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Embeddings of every sentence of moving shapes, six numbers a word."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+
+    def encode(captions):
+        return [rng.normal(size=(len(c.split()), 6)).astype("f2") for c in captions]
+
+    captions = shapes.Shapes(shapes.Geometry(8, 16, 16)).captions
+    embeddings.write(folder, captions, encode, {"encoder": "/nowhere", "width": 6})
+    return str(folder)
+
+
+def stage(folder: Path, devices: int, text: str, *flags: str) -> dict[str, np.ndarray]:
+    """A stage of a cascade told by text, trained in float64; its parameters."""
+    call(
+        devices, True, "train.py", "--config=configs/cascade_small.py:smoke",
+        f"--workdir={folder}", *SIZES, *QUIET, f"--config.data.embeddings={text}",
+        "--config.conditioning.text_width=6", "--config.conditioning.text_drop=.1",
+        "--config.data.images=2", *flags,
+    )  # fmt: skip
+    arrays = verbs.arrays(folder / "checkpoints", STEPS, True)
+    return {name: a for name, a in arrays.items() if name.startswith("params/")}
+
+
+@pytest.mark.slow
+def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tmp_path):
+    one = stage(tmp_path / "ssr", 1, told)
+    assert largest(one, stage(tmp_path / "8", 8, told, *MESHES["4x2"])) < 1e-10
+    size = ("--config.video.height=8", "--config.video.width=8")
+    stage(tmp_path / "base", 1, told, "--config.stage.kind=base", *size)
+    (tmp_path / "cascade.toml").write_text(
+        "".join(
+            f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\nsteps = 8\nguidance = 1\n'
+            for name in ("base", "ssr")
+        )
+    )
+    videos = []
+    for devices in (1, 8):
+        out = tmp_path / f"{devices}.npy"
+        call(
+            devices, True, "-c",
+            "import numpy as np; from vdm_jax import cascade, sampling;"
+            "tokens = np.random.default_rng(0).normal(size=(8, 5, 6));"
+            "text = sampling.Text(tokens, np.ones((8, 5), bool));"
+            f"made = cascade.sample(cascade.read({str(tmp_path)!r}), 8, text);"
+            f"np.save({str(out)!r}, made['ssr'])",
+        )  # fmt: skip
+        videos.append(np.load(out))
+    assert videos[0].std() > 0.1
+    assert abs(videos[0] - videos[1]).max() < 1e-9
