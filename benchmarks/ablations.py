@@ -26,10 +26,11 @@ from benchmarks import cascade as benchmark
 from configs import cascade_small
 from vdm_jax import cascade as cascades
 from vdm_jax import model as models
-from vdm_jax import sampling, text
+from vdm_jax import sampling
 from vdm_jax.evaluation import shapes as measure
 from vdm_jax.evaluation import statistics
 from vdm_jax.training.stages import done, embed
+from vdm_jax.training.told import Texts
 from vdm_jax.training.train import train
 
 Row = dict[str, Any]
@@ -79,10 +80,10 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
     loaded = models.load(path)
     settings = sampling.Settings.of(loaded.config.sample)
     settings = dataclasses.replace(settings, **changes)
-    tokens, mask, _ = text.load()(prompts)
-    told = sampling.Text(np.asarray(tokens), np.asarray(mask))
+    told = Texts(loaded.config.data.embeddings)(prompts)
+    words = sampling.Text(told["text"], told["text_mask"])
     videos = sampling.sample(
-        loaded.model, loaded.params, len(prompts), settings, text=told, low=low,
+        loaded.model, loaded.params, len(prompts), settings, text=words, low=low,
         seed=seed,
     )  # fmt: skip
     return sampling.to_uint8(videos)
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("what", choices=ARMS)
     parser.add_argument("--cascade")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--num", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arm", default="")

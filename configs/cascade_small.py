@@ -26,6 +26,7 @@ SIZES = {
     "tsr2": (16, 48, 64),
 }
 SECONDS = 4
+CONV = ("temporal_conv",)
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -40,13 +41,14 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     width = 48 if stage == "base" else 32
     frame = ("spatial_attention", "cross_attention")
-    time = "temporal_attention" if stage == "base" else "temporal_conv"
+    # In the base a convolution beside attention, which alone hardly finds directions.
+    time = ("temporal_conv", "temporal_attention") if stage == "base" else CONV
     config.network.update(
         levels=(
-            dict(channels=width, blocks=1, mixing=(time,)),
-            dict(channels=2 * width, blocks=1, mixing=(*frame, time)),
+            dict(channels=width, blocks=1, mixing=time),
+            dict(channels=2 * width, blocks=1, mixing=(*frame, *time)),
         ),
-        middle=(*frame, time),
+        middle=(*frame, *time),
         head_dim=width,
         patch=2,
         extra_up_block=False,
@@ -57,16 +59,14 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     # Shapes are learned at little noise, directions at much.
     config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
-    if stage == "base":  # a convolution finds motion where attention alone does not
-        config.network.levels[0]["mixing"] = ("temporal_conv", "temporal_attention")
-    else:
+    if stage != "base":
         kind = stage.rstrip("12")
         config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5))
         config.diffusion.update(shift=0.0, train_shifts=())
     if stage == "ssr2":
         config.stage.crop = (24, 32)
-        config.network.levels[1]["mixing"] = (time,)
-        config.network.middle = (time,)
+        config.network.levels[1]["mixing"] = CONV
+        config.network.middle = CONV
     if stage == "tsr2":
         config.data.batch_size = 4
         config.network.patch = 4
