@@ -128,6 +128,7 @@ def base() -> ConfigDict:
         reconstruction=9.0,  # w_r of reconstruction guidance; 0 is replacement alone
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
         snr=5.0,  # of the noise on what a stage of a cascade is given; inf is none
+        tiled=False,  # overlapping tiles of the size that a stage's crops had
         label="",  # names, comma separated, one an attribute; "" draws them; "none"
         batch_size=16,
     )

@@ -30,6 +30,24 @@ def mixing(z, step, cond):
     return process.with_x(x, z, step)
 
 
+def told_where(z, step, cond):
+    """A denoiser that reads at every place what it is told there."""
+    return process.with_x(jnp.tanh(z + cond["low"]), z, step)
+
+
+def test_every_window_is_told_its_own_part():
+    z, low = video(), video(1)
+
+    def cut(cond, place):
+        size = (len(z), *WINDOW, 3)
+        return {"low": jax.lax.dynamic_slice(cond["low"], place, size)}
+
+    whole = told_where(z, STEP, {"low": low})
+    parts = windows(told_where, WINDOW, WHERE, cut)(z, STEP, {"low": low})
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def one_after_the_other(denoise, z, step, cond):
     """The average over windows, written out."""
     total, count = [jnp.zeros_like(z) for _ in "xe"], np.zeros(SHAPE)

@@ -147,6 +147,27 @@ def test_a_noise_never_trained_with_is_refused(stage, snr):
         draw(stage, told(stage[0]), snr=snr)
 
 
+def test_tiles_of_the_crops_size():
+    """One tile of all is the whole; of smaller ones each is told what lies under it."""
+    whole = models.build(config_of("ssr"))
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape),
+        whole.init(jax.random.key(0)),
+    )
+    plain, more = draw((whole, params), told(whole)), told(whole)
+    one, four = (models.build(config_of("ssr", crop=(n, n))) for n in (8, 4))
+    tiled = draw((one, params), more, tiled=True)
+    np.testing.assert_allclose(tiled, plain, atol=1e-4)
+    first = draw((four, params), more, tiled=True, steps=1)
+    # No tile that reads the last corner of what is given has the first two pixels.
+    more["low"][:, :, 3:, 3:] *= -1
+    second = draw((four, params), more, tiled=True, steps=1)
+    changed = abs(second - first).mean((0, 1, 4)) > 1e-6
+    assert changed[4:, 4:].all() and not changed[:2].any() and not changed[:, :2].any()
+    with pytest.raises(UserError, match="a stage that was trained on crops"):
+        draw((whole, params), more, tiled=True)
+
+
 def test_a_base_model_takes_no_video(trained):
     model, params = trained
     with pytest.raises(UserError, match="no stage that takes one"):

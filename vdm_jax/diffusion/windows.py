@@ -4,6 +4,9 @@ After Bar-Tal et al. 2023, "MultiDiffusion", equation 5, in time as well as in s
 The windows run one after the other, so memory does not grow with their number.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +37,17 @@ def places(shape, window, overlap) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def windows(denoise: Denoiser, window, where: np.ndarray) -> Denoiser:
+def windows(
+    denoise: Denoiser,
+    window,
+    where: np.ndarray,
+    cut: Callable[[Any, Array], Any] = lambda cond, place: cond,
+) -> Denoiser:
     """A denoiser of large z from one of videos of `window` (frames, height, width).
 
     where: `places`. Predictions are averaged where windows overlap: each explains z,
-    and so does their mean. The condition is every window's; step holds [] or [b].
+    and so does their mean. cut(cond, place), place int [5] as of a slice of z, is what
+    the window there is told; without it all are told the same. step holds [] or [b].
     """
 
     def windowed(z: Array, step: Step, cond) -> Prediction:
@@ -53,7 +62,8 @@ def windows(denoise: Denoiser, window, where: np.ndarray) -> Denoiser:
 
         @jax.checkpoint  # a gradient runs the windows again, one after the other
         def ask(place):
-            return denoise(jax.lax.dynamic_slice(z, place, size), step, cond)
+            part = jax.lax.dynamic_slice(z, place, size)
+            return denoise(part, step, cut(cond, place))
 
         def add(total, place):
             place = (0, *place, 0)

@@ -72,6 +72,7 @@ class _Plan:
     percentile: float = 0.0
     reconstruct: bool = False
     size: tuple[int, int, int] | None = None  # larger than the model's: windows
+    tiled: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -106,13 +107,30 @@ def _told(model: Model, denoise: Denoiser, weights: jax.Array) -> Denoiser:
     return guided
 
 
+def _tiles(model: Model, denoise: Denoiser) -> Denoiser:
+    """A stage's own size from tiles of its crops' size, which overlap by half."""
+    stage = model.stage
+    assert stage is not None
+    window = (model.shape[0], *stage.crop)
+    where = places(model.shape[:3], window, (0, *(n // 2 for n in stage.crop)))
+
+    def cut(cond, place):
+        low = cond["low"]
+        size = (low.shape[0], *window, low.shape[-1])
+        return cond | {"low": jax.lax.dynamic_slice(low, place, size)}
+
+    return windows(denoise, window, where, cut)
+
+
 def _denoiser(plan: _Plan, params, null, known: Known | None, weights, noise):
     """The network with every guidance around it, in the order of `guidance`."""
     model = plan.model
     denoise = model.denoiser(params)
     if model.guidance_range:
         denoise = _told(model, denoise, weights["guidance"])
-    if plan.size:
+    if plan.tiled:
+        denoise = _tiles(model, denoise)
+    elif plan.size:
         overlap = tuple(n // 2 for n in model.shape[:3])
         where = places(plan.size, model.shape[:3], overlap)
         denoise = windows(denoise, model.shape[:3], where)
@@ -248,6 +266,7 @@ def sample(
         percentile=settings.percentile,
         reconstruct=known is not None and settings.reconstruction > 0,
         size=size if size != model.shape[:3] else None,
+        tiled=settings.tiled,
     )
     videos = _run(
         plan, params, num, settings,

@@ -35,6 +35,7 @@ class Settings:
     reconstruction: float = 9.0  # w_r of reconstruction guidance; 0 replaces only
     reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
     snr: float = 5.0  # of the noise on what a stage is given; inf is none
+    tiled: bool = False  # overlapping tiles of the size that a stage's crops had
     batch_size: int = 16
 
     @classmethod
@@ -214,6 +215,11 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         _check_told(model, settings, weights)
     if model.stage is not None:
         _check_snr(model.stage, settings.snr)
+    if settings.tiled and not (model.stage and model.stage.crop):
+        raise UserError(
+            "tiled=True is of a stage that was trained on crops (stage.crop): set it "
+            "to False"
+        )
     if two_branches(model, settings) and not model.guidable:
         raise UserError(
             f"guidance={settings.guidance} needs a model trained with conditions that "
