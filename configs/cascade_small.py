@@ -25,6 +25,7 @@ SIZES = {
     "ssr2": (8, 48, 64),
     "tsr2": (16, 48, 64),
 }
+STEPS = {"base": 6000, "tsr1": 3000, "ssr1": 2000, "ssr2": 2000, "tsr2": 2000}
 SECONDS = 4
 CONV = ("temporal_conv",)
 
@@ -71,7 +72,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.data.batch_size = 4
         config.network.patch = 4
     config.train.update(
-        steps=6000 if stage == "base" else 3000,
+        steps=STEPS[stage],
         optimizer="muon",
         learning_rate=5e-3,
         warmup=60,

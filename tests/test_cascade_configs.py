@@ -1,4 +1,4 @@
-"""The seven models of Imagen Video: shapes that chain, and parameters as printed."""
+"""The configs of cascades: shapes that chain, and parameters as printed."""
 
 import re
 from pathlib import Path
@@ -6,26 +6,37 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs import cascade_gpu, cascade_small
 from configs import imagen_video as config
 from vdm_jax import model as models
+from vdm_jax.training import checks
 
 DOC = Path(__file__).parents[1] / "docs" / "cascade.md"
 
 
-def build(stage):
-    made = config.get_config(stage).unlock()
+def build(stage, module=config):
+    made = module.get_config(stage).unlock()
     made.data.update(mean=0.0, variance=1.0)
+    checks.check(made)
     return models.build(made)
 
 
-def test_every_stage_takes_what_the_one_before_makes():
-    before = build("base")
-    assert before.stage is None and before.shape == (16, 24, 40, 3)
-    for stage in config.STAGES[1:]:
-        model = build(stage)
+@pytest.mark.parametrize(
+    "module, first, last",
+    [
+        (config, (16, 24, 40, 3), (128, 768, 1280, 3)),
+        (cascade_small, (4, 12, 16, 3), (16, 48, 64, 3)),
+        (cascade_gpu, (8, 24, 32, 3), (32, 96, 128, 3)),
+    ],
+)
+def test_every_stage_takes_what_the_one_before_makes(module, first, last):
+    before = build("base", module)
+    assert before.stage is None and before.shape == first
+    for stage in module.STAGES[1:]:
+        model = build(stage, module)
         assert model.stage.given == before.shape, stage
         before = model
-    assert before.shape == (128, 768, 1280, 3)
+    assert before.shape == last
 
 
 @pytest.mark.parametrize("stage", config.STAGES)
