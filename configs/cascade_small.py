@@ -25,6 +25,7 @@ SIZES = {
     "ssr2": (8, 48, 64),
     "tsr2": (16, 48, 64),
 }
+BATCH = {"base": 16, "tsr1": 16, "ssr1": 8, "ssr2": 8, "tsr2": 4}
 STEPS = {"base": 6000, "tsr1": 3000, "ssr1": 2000, "ssr2": 2000, "tsr2": 2000}
 SECONDS = 4
 CONV = ("temporal_conv",)
@@ -37,7 +38,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     frames, height, width = SIZES[stage]
     config.video.update(frames=frames, height=height, width=width, fps=frames / SECONDS)
     config.data.update(
-        source="shapes", attributes=(), batch_size=16,
+        source="shapes", attributes=(), batch_size=BATCH[stage],
         stride=16 // frames, unseen=12,
     )  # fmt: skip
     width = 48 if stage == "base" else 32
@@ -69,7 +70,6 @@ def get_config(variant: str = "base") -> ConfigDict:
         config.network.levels[1]["mixing"] = CONV
         config.network.middle = CONV
     if stage == "tsr2":
-        config.data.batch_size = 4
         config.network.patch = 4
     config.train.update(
         steps=STEPS[stage],
