@@ -7,7 +7,7 @@ order, what each makes (frames, height, width, rate), v-prediction, noise condit
 augmentation, temporal attention in the base and temporal convolutions elsewhere,
 spatial attention up to the second spatial model and none above, T5-XXL,
 256 steps of the base and 128 of the others, and the parameters of each
-model. Our sizing: widths, blocks, where attention stands, heads, batch, rates and the
+model. Our sizing: widths, blocks, where attention stands, heads, batch, images, rates and the
 distribution of the noise, none of which is published. docs/cascade.md has our
 parameter counts beside the paper's.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:smoke`.
@@ -50,6 +50,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     channels, blocks, attends, patch = OURS[stage]
     config.video.update(frames=frames, height=height, width=width, fps=fps)
     config.data.update(source="folder", attributes=(), target_fps=fps, batch_size=256)
+    config.data.images = 8  # joint training everywhere; how many is VDM's, not printed
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
     config.network.update(
@@ -85,7 +86,7 @@ def get_config(variant: str = "base") -> ConfigDict:
 
     if variant == "smoke":
         smoke(config)
-        config.data.update(source="shapes", target_fps=0.0)
+        config.data.update(source="shapes", target_fps=0.0, images=2)
         config.conditioning.update(text_width=0, text_drop=0.0)
         config.sample.guidance = 0.0
     return config.lock()

@@ -18,6 +18,7 @@ After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2.2).
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import model as models
-from vdm_jax import sampling
+from vdm_jax import sampling, video_io
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
@@ -102,6 +103,33 @@ def read(path: str | Path) -> Cascade:
             + ", ".join(sorted(encoders))
         )
     return Cascade(path, tuple(links), encoders.pop())
+
+
+def write(path: Path, stages: dict[str, dict[str, Any]]) -> None:
+    """The file of stages that stand beside it, each in the folder of its name.
+
+    stages: by its name, what of sampling differs from the stage's own config.
+    """
+    tables = []
+    for name, fields in stages.items():
+        table = ["[[stage]]", f'name = "{name}"', f'workdir = "{name}"']
+        for field, value in fields.items():
+            # JSON's words are TOML's but for infinity.
+            word = str(value) if isinstance(value, float) else json.dumps(value)
+            table.append(f"{field} = {word}")
+        tables.append("\n".join(table) + "\n")
+    with video_io.replacing(path, overwrite=True) as temporary:
+        temporary.write_text("\n".join(tables))
+
+
+def differing(link: Link) -> dict[str, Any]:
+    """What a cascade's file says of a stage's sampling that its config does not."""
+    own, asked = Settings.of(link.config.sample), link.settings
+    return {
+        name: getattr(asked, name)
+        for name in SETTINGS
+        if getattr(asked, name) != getattr(own, name)
+    }
 
 
 def _known(path: Path, fields: dict, known: Sequence[str], where: str) -> None:

@@ -666,47 +666,62 @@ def _fewer() -> list[int]:
 
 
 def export() -> None:
-    """python -m vdm_jax.export: a run as a shipped model, with its log and curve."""
-    _workdir_flag("a run")
+    """python -m vdm_jax.export: runs as shipped models, with their logs and curves."""
+    flags.DEFINE_string("workdir", None, "a run")
+    flags.DEFINE_string("cascade", None, "or: a cascade, whose stages are runs")
     flags.DEFINE_string("out", None, "folder to write, as models/NAME")
     flags.mark_flag_as_required("out")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
-        from vdm_jax import model, video_io
-        from vdm_jax.evaluation import curve, report
-        from vdm_jax.weights import params
+        if (FLAGS.workdir is None) == (FLAGS.cascade is None):
+            raise UserError("give --workdir, a run, or --cascade, runs in a row")
+        out = Path(FLAGS.out)
+        if FLAGS.workdir is not None:
+            return _ship(Path(FLAGS.workdir), out)
+        from vdm_jax import cascade
 
-        loaded, out = model.load(FLAGS.workdir), video_io.make_folder(FLAGS.out)
-        if loaded.step < 0:
-            raise UserError(f"{FLAGS.workdir} is an exported model: give a run")
-        names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
-        taken = [name for name in names if (out / name).exists()]
-        if taken and not FLAGS.overwrite:
-            raise UserError(
-                f"{out} already holds {taken[0]}: another --out, or --overwrite"
-            )
-        file = out / "params.safetensors"
-        with video_io.replacing(file, overwrite=True) as path:
-            params.write(path, loaded.params)
-        with loaded.config.unlocked():
-            loaded.config.init_from = ""  # a path of the machine that trained it
-        text = loaded.config.to_json_best_effort(indent=1)
-        with video_io.replacing(out / "config.json", overwrite=True) as path:
-            path.write_text(text + "\n")
-        log = model.resolve(Path(FLAGS.workdir)) / "metrics.jsonl"
-        if log.is_file():
-            with video_io.replacing(out / log.name, overwrite=True) as path:
-                path.write_bytes(log.read_bytes())
-            report.write(
-                out / "curve.html",
-                title=f"{out.name}: {loaded.step} steps",
-                lead=f"The log of the run behind {out.name}, which stands beside it.",
-                sections=[
-                    report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))
-                ],
-            )
-        size = file.stat().st_size / 1e6
-        print(f"step {loaded.step}, {size:.2f} MB in {file}")
+        read = cascade.read(FLAGS.cascade)
+        for link in read.links:
+            _ship(link.workdir, out / link.name)
+        stages = {link.name: cascade.differing(link) for link in read.links}
+        cascade.write(out / cascade.FILE, stages)
 
-    run(verb, "Write the averaged parameters of a run as half-precision safetensors.")
+    run(verb, "Write the averaged parameters of runs as half-precision safetensors.")
+
+
+def _ship(workdir: Path, out: Path) -> None:
+    """A run as a folder of a shipped model."""
+    from vdm_jax import model, video_io
+    from vdm_jax.evaluation import curve, report
+    from vdm_jax.weights import params
+
+    loaded, out = model.load(workdir), video_io.make_folder(out)
+    if loaded.step < 0:
+        raise UserError(f"{workdir} is an exported model: give a run")
+    names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
+    taken = [name for name in names if (out / name).exists()]
+    if taken and not FLAGS.overwrite:
+        raise UserError(
+            f"{out} already holds {taken[0]}: another --out, or --overwrite"
+        )
+    file = out / "params.safetensors"
+    with video_io.replacing(file, overwrite=True) as path:
+        params.write(path, loaded.params)
+    with loaded.config.unlocked():  # paths of the machine that trained it
+        loaded.config.init_from = loaded.config.data.embeddings = ""
+    text = loaded.config.to_json_best_effort(indent=1)
+    with video_io.replacing(out / "config.json", overwrite=True) as path:
+        path.write_text(text + "\n")
+    log = model.resolve(workdir) / "metrics.jsonl"
+    if log.is_file():
+        with video_io.replacing(out / log.name, overwrite=True) as path:
+            path.write_bytes(log.read_bytes())
+        report.write(
+            out / "curve.html",
+            title=f"{out.name}: {loaded.step} steps",
+            lead=f"The log of the run behind {out.name}, which stands beside it.",
+            sections=[report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))],
+        )
+    size = file.stat().st_size / 1e6
+    print(f"step {loaded.step}, {size:.2f} MB in {file}")

@@ -1,4 +1,4 @@
-"""python -m vdm_jax.export --workdir=RUN --out=models/NAME"""
+"""python -m vdm_jax.export --workdir=RUN --out=models/NAME (or --cascade=RUNS)"""
 
 from vdm_jax import cli
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade, data, sampling, text, video_io
+from vdm_jax import cascade, data, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.data.embeddings import INDEX
 from vdm_jax.errors import UserError
@@ -70,12 +70,8 @@ def distill_cascade(
 
 def kept(link: cascade.Link, guidance: Sequence[float]) -> dict[str, float]:
     """What the teachers' file says of sampling that holds for their students too."""
-    own = sampling.Settings.of(link.config.sample)
-    found = {
-        name: float(getattr(link.settings, name))
-        for name in STUDENTS_KEEP
-        if getattr(link.settings, name) != getattr(own, name)
-    }
+    differing = cascade.differing(link).items()
+    found = {name: value for name, value in differing if name in STUDENTS_KEEP}
     if "guidance" in found:
         low, high = guidance or (0.0, 0.0)  # a student not told a weight has none
         found["guidance"] = float(np.clip(found["guidance"], low, high))
@@ -114,17 +110,7 @@ def embed(config: Any) -> None:
 
 
 def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
-    """The file by which `sample.py --cascade` finds the stages; never overwritten.
-
-    stages: what of sampling differs from a stage's config, by its name.
-    """
+    """The file by which `sample.py --cascade` finds the stages; never overwritten."""
     path = workdir / cascade.FILE
-    if path.exists():
-        return
-    tables = [
-        f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\n'
-        + "".join(f"{field} = {value}\n" for field, value in fields.items())
-        for name, fields in stages.items()
-    ]
-    with video_io.replacing(path) as temporary:
-        temporary.write_text("\n".join(tables))
+    if not path.exists():
+        cascade.write(path, stages)
