@@ -52,10 +52,12 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# A student of 8 steps beside its teacher at 64 and at 8; then a model from scratch,
-# trained, sampled and measured.
+# Prompts through a cascade; a student of 8 steps beside its teacher at 64 and at 8; then
+# a model from scratch, trained, sampled and measured.
 DEMO := runs/demo
 demo: setup
+	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
+	  --intermediate --out=$(DEMO)/prompts --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(DEMO)/teacher --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/hurried --overwrite
@@ -63,4 +65,4 @@ demo: setup
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --fewer=4,8,16 \
-	  --beside=$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/hurried,$(DEMO)/clips --commands="make demo"
+	  --beside=$(DEMO)/prompts,$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/hurried,$(DEMO)/clips --commands="make demo"

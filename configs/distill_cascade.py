@@ -1,4 +1,4 @@
-"""Every stage of the small cascade, guided, from 64 steps to 8, on two cores.
+"""Every stage of the small cascade, guided, from 32 steps to 8, on two cores.
 
     python distill.py --cascade=runs/cascade --config=configs/distill_cascade.py \\
         --workdir=runs/cascade_8step
@@ -18,10 +18,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant."""
     config = distillation()
     config.distill.update(
-        start=64,
+        start=32,
         end=8,
         guidance=(0.0, 2.0),
-        told_updates=1000,
+        told_updates=600,
         told_learning_rate=2e-3,
         updates=300,
         late=2.0,

@@ -7,9 +7,9 @@ order, what each makes (frames, height, width, rate), v-prediction, noise condit
 augmentation, temporal attention in the base and temporal convolutions elsewhere,
 spatial attention up to the second spatial model and none above, T5-XXL,
 256 steps of the base and 128 of the others, and the parameters of each
-model. Our sizing: widths, blocks, where attention stands, heads, batch, images, rates and the
-distribution of the noise, none of which is published. docs/cascade.md has our
-parameter counts beside the paper's.
+model. Our sizing: widths, blocks, where attention stands, heads, batch, how many images
+stand beside a video, rates and the distribution of the noise, none of which is
+published. docs/cascade.md has our parameter counts beside the paper's.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:smoke`.
 """
 
