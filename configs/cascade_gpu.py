@@ -33,11 +33,9 @@ def get_config(stage: str) -> ConfigDict:
     config.data.update(stride=32 // frames, batch_size=BATCH[stage], workers=8)
     for level in config.network.levels:
         level["channels"] *= WIDTH
-    config.network.update(
-        head_dim=64, dtype="bfloat16", patch=4 if stage == "tsr2" else 2
-    )
+    config.network.update(head_dim=64, dtype="bfloat16")
     config.conditioning.width *= WIDTH
-    if stage == "ssr2":
+    if config.stage.crop:
         config.stage.crop = (48, 64)
     config.train.update(
         steps=50_000,

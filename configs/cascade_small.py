@@ -5,8 +5,8 @@
 Base, then frames, size, size and frames again: 4 frames of 12x16 to 16 of 48x64, all of
 them the same four seconds. Twelve of the 72 combinations of attributes are never
 trained on. Spatial blocks and temporal attention in the base, temporal convolutions in
-the others; attention over the frame only where it is small, and none in ssr2, which is
-trained on crops.
+the others; attention over the frame only where it is small, and none in ssr2 and tsr2, which
+are trained on crops.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
 Not run.
 """
@@ -65,12 +65,10 @@ def get_config(variant: str = "base") -> ConfigDict:
         kind = stage.rstrip("12")
         config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5))
         config.diffusion.update(shift=0.0, train_shifts=())
-    if stage == "ssr2":
+    if stage in ("ssr2", "tsr2"):
         config.stage.crop = (24, 32)
         config.network.levels[1]["mixing"] = CONV
         config.network.middle = CONV
-    if stage == "tsr2":
-        config.network.patch = 4
     config.train.update(
         steps=STEPS[stage],
         optimizer="muon",
