@@ -5,8 +5,8 @@
 Base, then frames, size, size and frames again: 4 frames of 12x16 to 16 of 48x64, all of
 them the same four seconds. Twelve of the 72 combinations of attributes are never
 trained on. Spatial blocks and temporal attention in the base, temporal convolutions in
-the others; attention over the frame only where it is small, and none in ssr2 and tsr2, which
-are trained on crops.
+the others; attention over the frame only where it is small, and none in ssr2 and tsr2,
+which are trained on crops.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
 Not run.
 """
