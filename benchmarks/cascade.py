@@ -5,7 +5,8 @@
 Prompts are sentences of the labels that training left out. A stage's videos are
 compared with templates at its own size (vdm_jax/evaluation/shapes.py); beside them
 stand real clips of the same labels, brought to the same size, and chance. Prints the
-table, and writes it beside the videos of every stage, to look at.
+table, writes it as a JSON beside this, named after the cascade, and sixteen videos of
+every stage under --out, to look at.
 """
 
 import argparse
@@ -85,8 +86,13 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
     calls = cascades.calls(cascade)
     print(f"{args.num} videos in {seconds:.0f} s, {calls} network calls each")
-    result = {"rows": rows, "num": args.num, "seconds": seconds, "calls": calls}
-    (args.out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "command": f"python -m benchmarks.cascade --cascade={args.cascade} "
+        f"--num={args.num} --seed={args.seed}",
+        "rows": rows, "num": args.num, "seconds": seconds, "calls": calls,
+    }  # fmt: skip
+    path = Path(__file__).with_name(f"cascade_{Path(args.cascade).name}.json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
