@@ -16,6 +16,8 @@ import argparse
 import dataclasses
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ ARMS: dict[str, dict[str, tuple[str, Row]]] = {
 
 def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
     """The run of an arm, trained if it is not."""
-    place = args.workdir / args.what / f"{name}-{seed}"
+    place = args.workdir / args.what / f"{name}-{seed}-{args.updates}"
     config: Any = cascade_small.get_config(stage).unlock()
     for field, value in changes.items():
         section, key = field.split(".")
@@ -172,7 +174,8 @@ def of_arm(args, name: str, seed: int) -> list[Row]:
     """The rows of an arm, kept in its run."""
     stage, changes = ARMS[args.what][name]
     path = trained(args, stage, changes, name, seed)
-    kept = path / f"rows-{args.num}.json"
+    given = Path(args.cascade or "").name
+    kept = path / "-".join(["rows", str(args.num), *[given] * bool(given)])
     if not kept.is_file():
         found = [
             {"arm": name, "seed": seed} | row
@@ -223,7 +226,7 @@ def main() -> None:
     print(table(rows))
     if args.arm:
         return
-    command = f"python -m benchmarks.ablations {args.what} --seeds={args.seeds}"
+    command = shlex.join(["python", "-m", "benchmarks.ablations", *sys.argv[1:]])
     found = {"command": command, "updates": args.updates, "num": args.num, "rows": rows}
     path = Path(__file__).with_name(f"ablations_{args.what}.json")
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -12,7 +12,9 @@ import argparse
 import dataclasses
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -65,8 +67,7 @@ def main() -> None:
     fewer, faster = (rows[0][key] / rows[1][key] for key in ("calls", "seconds"))
     print(f"{fewer:.1f} times fewer calls, {faster:.1f} times faster")
     found = {
-        "command": "python -m benchmarks.cascade_speed --cascade=runs/cascade "
-        f"--turns={args.turns}",
+        "command": f"python -m benchmarks.cascade_speed {shlex.join(sys.argv[1:])}",
         "machine": platform.processor() or platform.machine(),
         "videos": args.videos, "fewer": fewer, "faster": faster, "rows": rows,
     }  # fmt: skip

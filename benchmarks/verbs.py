@@ -4,10 +4,12 @@
 
 Writes docs/{extend,between,inpaint,upscale}.gif. On the left what is given (grey where
 nothing is), on the right what the model makes of it. The bouncing clip is a held-out
-one; the real one is footage that models/clips was trained on.
+one; the real one is footage that models/clips was trained on. docs/cascade.gif has a
+row for each prompt of cascades/shapes and a column for each of its stages.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,13 +48,35 @@ def framed(made: np.ndarray, places) -> np.ndarray:
     return given
 
 
+def show_cascade(cascade: Path, out: Path) -> None:
+    """A gif of every prompt's videos from stage to stage, all as large as the last."""
+    flags = f"--cascade={cascade}", f"--prompts={cascade}/prompts.txt", "--intermediate"
+    command = [sys.executable, "sample.py", *flags, f"--out={out}", "--overwrite"]
+    subprocess.run(command, check=True)
+    about = json.loads((out / "samples.json").read_text())
+    films = []
+    for name in about["stages"]:
+        place = out if name == about["stages"][-1] else out / name
+        with np.load(place / "samples.npz") as arrays:
+            films.append(arrays["videos"])
+    for axis in (1, 2, 3):
+        most = films[-1].shape[axis]
+        films = [np.repeat(film, most // film.shape[axis], axis) for film in films]
+    rows = np.stack(films, axis=1).reshape(-1, *films[-1].shape[1:])
+    grid = video_io.tile(rows, columns=len(films))
+    path = Path("docs") / "cascade.gif"
+    video_io.write_gif(path, grid, about["fps"], scale=2, overwrite=True)
+    print(path, flush=True)
+
+
 def main() -> None:
-    """Make all four."""
+    """Make all of them."""
     parser = argparse.ArgumentParser(description="The pictures of the README.")
     parser.add_argument("--bouncing", default="models/bouncing")
     parser.add_argument("--out", type=Path, default=Path("runs/verbs"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    show_cascade(Path("cascades/shapes"), args.out / "cascade")
     source = bouncing.Bouncing(shapes.Geometry(8, 16, 16), held_out=True)
     clip = args.out / "clip.mp4"
     video = source.load(41, np.random.default_rng(0), 8)["video"]

@@ -163,8 +163,8 @@ def distillation() -> ConfigDict:
         tolerance=0.1,  # a round that loses more stops the run
     )
 
-    # Of batch_size 0 means the teacher's, and so does "" of path.
-    config.data = dict(batch_size=128, workers=0, path="")
+    # Of batch_size 0 means the teacher's, and so does "" of the others.
+    config.data = dict(batch_size=128, workers=0, path="", embeddings="")
 
     train = base().train.to_dict()
     for of_training in ("steps", "preview_every", "validate_every"):

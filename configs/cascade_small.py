@@ -1,12 +1,13 @@
 """The topology of Imagen Video for two cores: five stages, told by captions.
 
-    python train.py --config=configs/cascade_small.py:base --workdir=runs/cascade/base
+    python train.py --cascade=configs/cascade_small.py --workdir=runs/cascade
 
 Base, then frames, size, size and frames again: 4 frames of 12x16 to 16 of 48x64, all of
 them the same four seconds. Twelve of the 72 combinations of attributes are never
 trained on. Spatial blocks and temporal attention in the base, temporal convolutions in
 the others; attention over the frame only where it is small, and none in ssr2 and tsr2,
-which are trained on crops.
+which are trained on crops. No independent images: docs/experiments.md has what they
+would bring and cost.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
 Not run.
 """

@@ -19,6 +19,7 @@ After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2.2).
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,8 +113,8 @@ def write(path: Path, stages: dict[str, dict[str, Any]]) -> None:
     """
     tables = []
     for name, fields in stages.items():
-        table = ["[[stage]]", f'name = "{name}"', f'workdir = "{name}"']
-        for field, value in fields.items():
+        table = ["[[stage]]"]
+        for field, value in ({"name": name, "workdir": name} | fields).items():
             # JSON's words are TOML's but for infinity.
             word = str(value) if isinstance(value, float) else json.dumps(value)
             table.append(f"{field} = {word}")
@@ -148,6 +149,10 @@ def _link(path: Path, number: int, fields: Any) -> Link:
     for field in ("name", "workdir"):
         if not isinstance(fields.get(field), str) or not fields[field]:
             raise UserError(f"{path}: {where}it needs a {field}")
+    if not re.fullmatch(r"\w[\w.-]*", fields["name"]):  # it names folders
+        raise UserError(
+            f"{path}: {where}name={fields['name']!r}: letters, digits, '.', '-', '_'"
+        )
     workdir = path.parent / fields["workdir"]
     config = models.read_config(workdir)
     settings = Settings.of(config.sample)

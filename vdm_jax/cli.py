@@ -546,12 +546,12 @@ def evaluate() -> None:
                 raise UserError(f"--{name} goes with --videos")
         if not FLAGS.workdir:
             raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
+        _no_text(model.build(model.read_config(Path(FLAGS.workdir))))
         if (Path(FLAGS.workdir) / model.DISTILLATION).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
         loaded = model.load(FLAGS.workdir)
-        _no_text(loaded.model)
         _settings(loaded.config, *names)
         weights = _weights([loaded.config.sample.guidance])
         out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")
@@ -682,6 +682,15 @@ def export() -> None:
         from vdm_jax import cascade
 
         read = cascade.read(FLAGS.cascade)
+        taken = [
+            p
+            for p in (out, *(out / link.name for link in read.links))
+            if (p / cascade.FILE).exists() or (p / "config.json").exists()
+        ]
+        if taken and not FLAGS.overwrite:
+            raise UserError(
+                f"{taken[0]} already holds a model: another --out, or --overwrite"
+            )
         for link in read.links:
             _ship(link.workdir, out / link.name)
         stages = {link.name: cascade.differing(link) for link in read.links}

@@ -67,11 +67,6 @@ class Model:
             cond["label"] = batch["label"]
             cond["keep"]["label"] = jnp.ones(batch["label"].shape[:-1], bool)
         if self.text_width:
-            if "text" not in batch:
-                raise UserError(
-                    "conditioning.text_width > 0 asks for text embeddings, and this "
-                    "data source makes none: set conditioning.text_width=0"
-                )
             cond |= {"text": batch["text"], "text_mask": batch["text_mask"]}
             cond["keep"]["text"] = jnp.ones(batch["text"].shape[:-2], bool)
         return cond

@@ -1,12 +1,17 @@
 """A cascade is trained by one command, told by text and by what its clips become."""
 
+import math
+import time
+import tomllib
+
 import numpy as np
 import pytest
 
 from tests.verbs import call
+from vdm_jax import cascade
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
-from vdm_jax.training import told
+from vdm_jax.training import stages, told
 
 CONFIG = """
 from configs import cascade_small
@@ -83,9 +88,70 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
 
 
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A base and a stage told by text, images beside the base's videos."""
+    workdir = tmp_path_factory.mktemp("trained")
+    text = CONFIG.format(embeddings=folder).replace(
+        "return", 'config.data.images = int(variant == "base")\n    return'
+    )
+    (workdir / "config.py").write_text(text)
+    done = call("train", f"--cascade={workdir}/config.py", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_stages_told_by_text_are_distilled_with_guidance(trained, tmp_path):
+    (trained / "file.toml").write_text(
+        '[[stage]]\nname = "base"\nworkdir = "base"\nguidance = 3.0\n'
+        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\nsnr = 3.0\ntiled = false\n'
+    )
+    flags = (
+        f"--cascade={trained}/file.toml", "--config=configs/distill_cascade.py:smoke",
+        f"--workdir={tmp_path}", "--config.distill.guidance=(0.0, 2.0)",
+        "--config.distill.told_updates=2",
+    )  # fmt: skip
+    done = call("distill", *flags)
+    assert done.returncode == 0, done.stderr
+    base, tsr1 = cascade.read(tmp_path).links
+    assert base.settings.guidance == 2.0 and base.model.guidance_range == (0.0, 2.0)
+    assert tsr1.settings.snr == 3.0 and tsr1.settings.guidance == 1.0
+    assert cascade.calls(cascade.read(tmp_path)) == 4  # one branch of two steps each
+    done = call("evaluate", f"--workdir={tmp_path}/base", "--num=2")
+    assert done.returncode == 2
+    assert "is told by text: name it in a cascade" in done.stderr.splitlines()[-1]
+
+
+def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
+    stages.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
+    text = (tmp_path / cascade.FILE).read_text()
+    changed = text.replace('workdir = "base"', 'workdir = "else"\nsteps = 9')
+    (tmp_path / cascade.FILE).write_text(changed)
+    stages.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
+    with open(tmp_path / cascade.FILE, "rb") as file:
+        tables = tomllib.load(file)["stage"]
+    assert tables == [
+        {"name": "base", "workdir": "else", "steps": 9},
+        {"name": "tsr", "workdir": "tsr", "snr": 3.0},
+        {"name": "ssr", "workdir": "ssr", "snr": math.inf},
+    ]
+
+
+def test_a_passed_time_limit_begins_no_stage(tmp_path):
+    assert stages.left(None, 0.0) is None
+    assert 0 < stages.left(60.0, time.monotonic()) <= 60
+    with pytest.raises(SystemExit) as stopped:
+        stages.left(1.0, time.monotonic() - 2)
+    assert stopped.value.code == 42
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (
+            ["--config.conditioning.text_width=6", "--config.data.embeddings="],
+            "and no config.data.embeddings: the folder",
+        ),
         (["--config.conditioning.text_width=8"], "are 6 wide; set it to that"),
         (["--config.data.embeddings=/absent"], "/absent has no embeddings.json"),
     ],

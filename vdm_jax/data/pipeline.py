@@ -253,4 +253,6 @@ def fingerprint(config, source: Source) -> dict:
         "items": len(source),
         "digest": digest.hexdigest(),
         **{field: config.data[field] for field in ("mean", "variance")},
+        # Until images had labels and captions of their own they had their video's.
+        **({"images_told": "their own"} if config.data.images else {}),
     }

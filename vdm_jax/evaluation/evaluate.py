@@ -292,17 +292,18 @@ def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
 
 
 def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
-    """What sample.py has written: of the same data source, side by side, to compare a
-    teacher and its students; of another, each beside its real clips.
+    """What sample.py has written: of a cascade, prompts from stage to stage; of the
+    same data source, side by side, to compare a teacher and its students; of another,
+    each beside its real clips.
     """
-    sections, alike = [], []
+    prompts, sections, alike = [], [], []
     for folder in folders:
         if not (folder / SAMPLES).is_file():
             raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
         videos = sampled(folder)
         described = told(folder)
         if "stages" in described:
-            sections.insert(0, prompted(folder, described, videos))
+            prompts.append(prompted(folder, described, videos))
             continue
         film = report.Film(described["command"], videos[:SHOWN])
         config = read_config(Path(described["workdir"]))
@@ -320,29 +321,31 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[report.Section]:
         note = "Where the seed and the labels are the same, so is the noise."
         first = report.Films("Samples side by side", alike, fps, note=note)
         sections.insert(0, first)
-    return sections
+    return prompts + sections
 
 
 def told(folder: Path) -> dict:
-    """What sample.py has written of its videos: command, workdir, fps."""
+    """What sample.py has written of its videos: command, fps, workdir or stages."""
     path = folder / "samples.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no samples.json: give a --out of sample.py")
     match found := read_json(path):
-        case {"command": str(), "workdir": str(), "fps": int() | float() as fps} | {
-            "stages": [*_],
-            "labels": [*_],
-            "fps": int() | float() as fps,
-        }:
-            if fps > 0:
-                return found
+        case {"command": str(), "fps": int() | float() as fps} if fps > 0:
+            match found:
+                case {"workdir": str()} | {"stages": [str(), *_], "labels": [*_]}:
+                    return found
     raise UserError(f"{path} is not what sample.py writes: sample again")
 
 
 def prompted(folder: Path, described: dict, videos: np.ndarray) -> report.Prompted:
     """What a cascade made of prompts, with all of the stages that were kept."""
     *before, last = described["stages"]
-    kept = [name for name in before if (folder / name / SAMPLES).is_file()]
+    kept = [
+        name
+        for name in before
+        if (folder / name / SAMPLES).is_file()
+        and told(folder / name)["command"] == described["command"]
+    ]
     stages = [(name, sampled(folder / name)) for name in kept] + [(last, videos)]
     films = []
     for name, made in stages:

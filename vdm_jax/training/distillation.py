@@ -60,10 +60,15 @@ Row = dict[str, Any]
 
 
 def distill(
-    config: Any, teacher: str, workdir: Path, time_limit: float | None = None
+    config: Any,
+    teacher: str,
+    workdir: Path,
+    time_limit: float | None = None,
+    more: bool = False,
 ) -> list[Row]:
     """Run all rounds, or those that are left; returns the rows of rounds.json.
 
+    more: something follows, so a request to stop leaves even after the last round.
     Every process of a run calls this together.
 
     Raises:
@@ -118,7 +123,7 @@ def distill(
                     f"{each.steps} steps: {config.distill.metric} {metric:.3f}, "
                     f"in {each.path}"
                 )
-                if run.stop.requested() and each is not plan[-1]:
+                if run.stop.requested() and (more or each is not plan[-1]):
                     _leave(run)
     return rows
 

@@ -31,6 +31,7 @@ def fit(
     put: Callable[[Any], Any],
     observers: Sequence[Observer] = (),
     diagnose: Callable[[Any, Any, Any, jax.Array], str | None] | None = None,
+    more: bool = False,
 ):
     """Train from `state.step` to `until` finished steps; returns the state, saved.
 
@@ -46,6 +47,7 @@ def fit(
       observers: run together by all processes, after a save, and at the last step. One
         that takes long should return when `run.stop.requested()`.
       diagnose: (params, frozen, batch, folded key) -> what is not finite.
+      more: something follows: a request to stop leaves after the last step as well.
 
     Raises:
       UserError (3): `max_nonfinite` updates in a row were not finite, or the state.
@@ -100,7 +102,7 @@ def fit(
                     run.logger.doing("")
         run.checkpoints.wait()
 
-    if request and done < until:
+    if request and (done < until or more):
         why = f" after {run.stop.reason}" if run.stop.reason else ""
         run.logger.say(f"saved step {done}{why}; the same command goes on from there")
         raise SystemExit(EXIT_STATUS[request])

@@ -167,8 +167,9 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
     made.seed = config.seed + step.number  # other batches and noise in each round
     made.init_from = source
     made.mesh = config.mesh.to_dict()
-    own = {"batch_size": teacher.data.batch_size, "path": teacher.data.path}
-    made.data.update({k: v or own.get(k, v) for k, v in config.data.items()})
+    for field, value in config.data.items():
+        if value or field == "workers":
+            made.data[field] = value
     made.network.dropout = 0.0
     if distill.guidance:
         made.conditioning.guidance_range = tuple(map(float, distill.guidance))

@@ -6,6 +6,7 @@ WORKDIR/text          embeddings of the captions (training)
 """
 
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from vdm_jax import cascade, data, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.data.embeddings import INDEX
 from vdm_jax.errors import UserError
+from vdm_jax.training import rounds
 from vdm_jax.training.distillation import distill
+from vdm_jax.training.stop import EXIT_STATUS, RESTART
 from vdm_jax.training.train import train
 
 Settings = Callable[[str], Any]  # a stage's name to its config
-STUDENTS_KEEP = ("guidance", "snr", "threshold", "percentile")
+STUDENTS_KEEP = (
+    "guidance", "snr", "threshold", "percentile", "tiled", "batch_size",
+)  # fmt: skip
 
 
 def train_cascade(
@@ -45,7 +50,8 @@ def train_cascade(
                 config.data.embeddings = str(workdir / "text")
             on_first_process(lambda config=config: embed(config))
         print(f"{name}: training in {place}", flush=True)
-        train(config, place, left(time_limit, started))
+        seconds = left(time_limit, started)
+        train(config, place, seconds, more=name != stages[-1])
     on_first_process(lambda: write_file({name: {} for name in stages}, workdir))
 
 
@@ -59,11 +65,13 @@ def distill_cascade(
     """
     started = time.monotonic()
     links = cascade.read(path).links
+    for link in links:  # all of them before the first takes its hours
+        rounds.check(config.distill, link.config, link.model)
     for link in links:
         place = workdir / link.name
         print(f"{link.name}: distilling in {place}", flush=True)
-        teacher = str(link.workdir.absolute())
-        distill(config, teacher, place, left(time_limit, started))
+        teacher, seconds = str(link.workdir.absolute()), left(time_limit, started)
+        distill(config, teacher, place, seconds, more=link is not links[-1])
     fields = {link.name: kept(link, config.distill.guidance) for link in links}
     on_first_process(lambda: write_file(fields, workdir))
 
@@ -73,14 +81,21 @@ def kept(link: cascade.Link, guidance: Sequence[float]) -> dict[str, float]:
     differing = cascade.differing(link).items()
     found = {name: value for name, value in differing if name in STUDENTS_KEEP}
     if "guidance" in found:
-        low, high = guidance or (0.0, 0.0)  # a student not told a weight has none
+        # A student that is not told a weight has none.
+        low, high = guidance or link.model.guidance_range or (0.0, 0.0)
         found["guidance"] = float(np.clip(found["guidance"], low, high))
     return found
 
 
 def left(time_limit: float | None, started: float) -> float | None:
-    """Seconds of a time limit that remain, never none: a stage leaves by itself."""
-    return time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
+    """Seconds of a time limit that remain; SystemExit where none does, on all hosts."""
+    if not time_limit:
+        return None
+    seconds = on_first_process(lambda: time_limit - (time.monotonic() - started))
+    if seconds <= 0:
+        print("the time limit has passed; the same command goes on", flush=True)
+        raise SystemExit(EXIT_STATUS[RESTART])
+    return seconds
 
 
 def done(workdir: Path) -> int:
@@ -110,7 +125,12 @@ def embed(config: Any) -> None:
 
 
 def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
-    """The file by which `sample.py --cascade` finds the stages; never overwritten."""
+    """The file by which `sample.py --cascade` finds the stages.
+
+    What it says already of one of them, which a person may have changed, stays.
+    """
     path = workdir / cascade.FILE
-    if not path.exists():
-        cascade.write(path, stages)
+    if path.exists():
+        tables = tomllib.loads(path.read_text())["stage"]
+        stages = stages | {t["name"]: t for t in tables if t["name"] in stages}
+    cascade.write(path, stages)

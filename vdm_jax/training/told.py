@@ -47,9 +47,15 @@ def open_texts(config: Any) -> Texts | None:
     """The embeddings that config.data.embeddings names; fills in who made them.
 
     Raises:
-      UserError: embeddings without a model that is told by text, or of another width.
+      UserError: embeddings without a model that is told by text, or of another width,
+        or such a model without them.
     """
     folder, width = config.data.embeddings, config.conditioning.text_width
+    if not folder and width:
+        raise UserError(
+            f"config.conditioning.text_width={width} and no config.data.embeddings: "
+            "the folder that python -m vdm_jax.text wrote of the captions"
+        )
     if not folder:
         return None
     texts = Texts(folder)

@@ -30,9 +30,12 @@ class Interrupted(Exception):
     """A preview is left: the run was asked to stop, and saves at its next step."""
 
 
-def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainState:
+def train(
+    config: Any, workdir: Path, time_limit: float | None = None, more: bool = False
+) -> TrainState:
     """Train to config.train.steps, or go on from where the workdir stands.
 
+    more: something follows, so a request to stop leaves even after the last step.
     Every process of a run calls this together. Raises UserError before anything is
     written if the config is wrong; SystemExit as `fit` does.
     """
@@ -116,6 +119,7 @@ def train(config: Any, workdir: Path, time_limit: float | None = None) -> TrainS
             put=put,
             observers=observers(config, model, mesh, source, texts, run),
             diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
+            more=more,
         )
 
 
