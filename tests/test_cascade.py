@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from tests.verbs import call
+from tests.verbs import ROOT, call
 from vdm_jax import cascade, sampling
 from vdm_jax import model as models
+from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import evaluate, report
 from vdm_jax.weights import params as params_file
@@ -226,3 +227,21 @@ def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):
     done = call("sample", *flags, f"--out={tmp_path / 'out'}")
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():
+    folder = ROOT / "cascades" / "shapes"
+    read = cascade.read(folder)
+    assert [link.model.shape[:3] for link in read.links] == [
+        (4, 12, 16), (8, 12, 16), (8, 24, 32), (8, 48, 64), (16, 48, 64),
+    ]  # fmt: skip
+    assert [link.settings.steps for link in read.links] == [8] * 5
+    assert cascade.calls(read) == 40 and read.encoder == "minilm"
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 10e6
+    unseen = shapes_data.unseen_labels(read.links[0].config.data.unseen)
+    labels = np.stack(np.unravel_index(unseen, shapes_data.LABELS), 1)
+    rng = np.random.default_rng(0)
+    sentences = {
+        shapes_data.caption(label, rng) for label in labels for _ in range(400)
+    }
+    assert set((folder / "prompts.txt").read_text().splitlines()) <= sentences

@@ -370,7 +370,7 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
         ({"distill.tolerance": float("nan")}, "tolerance=nan"),
         ({"distill.late": 0.5}, "late=0.5: from 1 to 4"),
         ({"train.decay": "steps"}, "one of cosine, linear"),
-        ({"data.batch_size": 0}, "batch_size=0"),
+        ({"data.batch_size": -1}, "batch_size=-1"),
     ],
 )
 def test_wrong_settings_are_refused_and_leave_nothing(
