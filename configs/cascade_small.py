@@ -9,7 +9,7 @@ the others; attention over the frame only where it is small, and none in ssr2 an
 which are trained on crops. No independent images: docs/experiments.md has what they
 would bring and cost.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
-Not run.
+Result: cascades/shapes, its students.
 """
 
 from ml_collections import ConfigDict

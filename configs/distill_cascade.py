@@ -4,7 +4,7 @@
         --workdir=runs/cascade_8step
 
 Variants: `:smoke`, for stages of configs/cascade_small.py:smoke.
-Not run.
+Result: cascades/shapes.
 """
 
 from ml_collections import ConfigDict
