@@ -153,7 +153,7 @@ def guidance(args, seed: int) -> Iterator[Row]:
     clips = benchmark.real_clips(base.config, labels, seed)
     ways = [{"guidance": w} for w in WEIGHTS]
     ways += [
-        {"guidance": 8.0, "guidance_schedule": "oscillating:1:16"},
+        {"guidance": 8.0, "guidance_schedule": "oscillating:1:0.1"},
         {"guidance": 8.0, "percentile": 99.5},
         {"guidance": 8.0, "threshold": 0.0},
     ]

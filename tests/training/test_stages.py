@@ -137,6 +137,14 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
+def test_a_spoilt_file_is_named_and_left_alone(tmp_path, text):
+    (tmp_path / cascade.FILE).write_text(text)
+    with pytest.raises(UserError, match="mend or delete it"):
+        stages.write_file({"base": {}}, tmp_path)
+    assert (tmp_path / cascade.FILE).read_text() == text
+
+
 def test_a_passed_time_limit_begins_no_stage(tmp_path):
     assert stages.left(None, 0.0) is None
     assert 0 < stages.left(60.0, time.monotonic()) <= 60

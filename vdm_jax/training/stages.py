@@ -131,6 +131,18 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     """
     path = workdir / cascade.FILE
     if path.exists():
-        tables = tomllib.loads(path.read_text())["stage"]
-        stages = stages | {t["name"]: t for t in tables if t["name"] in stages}
+        try:
+            tables = tomllib.loads(path.read_text())["stage"]
+            said = {table["name"]: table for table in tables}
+        except (
+            tomllib.TOMLDecodeError,
+            UnicodeDecodeError,
+            KeyError,
+            TypeError,
+        ) as bad:
+            raise UserError(
+                f"{path} names no stages ({bad}): mend or delete it; the same command "
+                "then writes it anew, all stages are done"
+            ) from bad
+        stages = stages | {name: said[name] for name in stages if name in said}
     cascade.write(path, stages)
