@@ -164,6 +164,11 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
     assert [f.caption.split(":")[0] for f in section.stages] == list(SIZES)
     page = report.render("title", "lead", [section])
     assert page.count("<img") == 6 and "tsr: 4 x 8 x 8" in page
+    # What another command left there is not shown beside these prompts.
+    about = out / "tsr" / "samples.json"
+    about.write_text(about.read_text().replace("--num=2", "--num=3"))
+    (section,) = evaluate.shown_beside([out], "shapes")
+    assert [f.caption.split(":")[0] for f in section.stages] == ["base", "ssr"]
 
 
 def test_one_command_distils_every_stage(folder, tmp_path):

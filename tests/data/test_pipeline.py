@@ -204,6 +204,10 @@ def test_images_are_appended_behind_the_unchanged_video():
     first = joint[0]
     assert first["label"].shape[:2] == first["caption"].shape == (4, 3)
     np.testing.assert_array_equal(first["label"][:, 0], plain[0]["label"])
+    # Item i is labelled i and has i in its pixels: an image is told what it shows.
+    np.testing.assert_array_equal(
+        first["label"][:, 1:, 0], first["video"][:, 3:, 0, 0, 0]
+    )
     alone = stream(Numbered(items=1), 6, batch_size=1, images=2)
     chance = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
     assert (np.ptp(chance, axis=1) > 0).all()  # the draws share no generator

@@ -1,5 +1,6 @@
 """Laws of the loop: resuming changes nothing, stopping loses nothing."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -141,6 +142,20 @@ def test_a_signal_in_an_observer_counts(tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, observers=((1, "looking", observe),))
     assert steps(tmp_path) == [2]  # the step after the one that was looked at
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("when", ["step", "observer"])
+def test_a_signal_at_the_end_leaves_where_more_follows(tmp_path, when, more):
+    def ask(state=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    data = Data(lambda n: ask() if n == 4 and when == "step" else None)
+    observers = ((0, "looking", ask),) if when == "observer" else ()
+    with pytest.raises(SystemExit) if more else contextlib.nullcontext() as caught:
+        train(tmp_path, data=data, observers=observers, more=more)
+    assert not more or caught.value.code == 42
+    assert steps(tmp_path)[-1] == 4
 
 
 def test_a_time_limit_saves_and_asks_for_a_restart(tmp_path, uninterrupted):

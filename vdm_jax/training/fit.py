@@ -102,6 +102,8 @@ def fit(
                     run.logger.doing("")
         run.checkpoints.wait()
 
+    if more:  # while the last step was looked at, too
+        request = request or run.stop.requested()
     if request and (done < until or more):
         why = f" after {run.stop.reason}" if run.stop.reason else ""
         run.logger.say(f"saved step {done}{why}; the same command goes on from there")
