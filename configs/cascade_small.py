@@ -27,7 +27,7 @@ SIZES = {
     "tsr2": (16, 48, 64),
 }
 BATCH = {"base": 16, "tsr1": 16, "ssr1": 8, "ssr2": 8, "tsr2": 4}
-STEPS = {"base": 6000, "tsr1": 3000, "ssr1": 2000, "ssr2": 2000, "tsr2": 2000}
+STEPS = {"base": 6000, "tsr1": 3000, "ssr1": 2000, "ssr2": 5000, "tsr2": 4500}
 SECONDS = 4
 CONV = ("temporal_conv",)
 

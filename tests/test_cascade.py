@@ -220,11 +220,13 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         ([], "give --workdir, a model, or --cascade"),
         (["--cascade={}", "--until=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
-        (["--cascade={}", "--label=red"], "--label is of one model"),
-        (["--cascade={}", "--extend=a.mp4"], "--extend is of one model"),
+        (["--cascade={}", "--label=red"], "--label goes with --workdir and"),
+        (["--cascade={}", "--extend=a.mp4"], "--extend goes with --workdir and"),
         (["--cascade={}", "--snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
-        (["--workdir=x", "--prompt=a"], "--prompt goes with --cascade"),
+        (["--workdir=x", "--prompt=a"], "no cascade x"),
+        (["--workdir={}/base", "--prompt=a"], "trained without text"),
+        (["--workdir={}/base", "--until=base"], "--until goes with --cascade"),
     ],
 )
 def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):

@@ -13,6 +13,8 @@ A cascade is a small TOML file, or a folder that holds one as cascade.toml:
     workdir = "tsr1"
     snr = 5.0
 
+A base model by itself, a run or a shipped one, is a cascade of one stage.
+
 After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2.2).
 """
 
@@ -82,19 +84,12 @@ def read(path: str | Path) -> Cascade:
       UserError: no such file, not TOML, an unknown field, a workdir that is missing or
         that does not take what the stage before makes.
     """
-    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    try:
-        asked = tomllib.loads(path.read_text())
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(
-            f"no cascade {path}: a TOML file, or a folder that holds {FILE}"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    _known(path, asked, ("stage",), "")
-    stages = asked.get("stage", [])
-    if not isinstance(stages, list) or not stages:
-        raise UserError(f"{path} names no stage: [[stage]], one after the other")
+    path = Path(path)
+    if (models.resolve(path) / "config.json").is_file():
+        stages = [{"name": "base", "workdir": str(path.resolve())}]
+    else:
+        path = path / FILE if path.is_dir() else path
+        stages = _tables(path)
     links = [_link(path, i, fields) for i, fields in enumerate(stages)]
     _fits(path, links)
     encoders = {link.config.conditioning.encoder for link in links}
@@ -104,6 +99,23 @@ def read(path: str | Path) -> Cascade:
             + ", ".join(sorted(encoders))
         )
     return Cascade(path, tuple(links), encoders.pop())
+
+
+def _tables(path: Path) -> list:
+    """What a file says of each stage."""
+    try:
+        asked = tomllib.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(
+            f"no cascade {path}: a TOML file, a folder that holds {FILE}, or a model"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    _known(path, asked, ("stage",), "")
+    stages = asked.get("stage", [])
+    if not isinstance(stages, list) or not stages:
+        raise UserError(f"{path} names no stage: [[stage]], one after the other")
+    return stages
 
 
 def write(path: Path, stages: dict[str, dict[str, Any]]) -> None:

@@ -329,7 +329,7 @@ def sample() -> None:
         if not FLAGS.out:
             raise UserError("give --out=FOLDER for the videos")
         _start_jax()
-        if FLAGS.cascade is not None:
+        if FLAGS.cascade is not None or FLAGS.prompt or FLAGS.prompts is not None:
             return _sample_cascade(names)
         _only_with("cascade", OF_CASCADES)
         from vdm_jax import model, sampling, video_io
@@ -337,7 +337,8 @@ def sample() -> None:
         out = Path(FLAGS.out)
         video_io.claim(out, "samples", FLAGS.overwrite)
         loaded = model.load(FLAGS.workdir)
-        _no_text(loaded.model)
+        if loaded.model.text_width:
+            raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
         _settings(loaded.config, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
@@ -413,12 +414,12 @@ def sample() -> None:
     run(verb, "Sample videos from a trained model; extend, fill in, repaint, enlarge.")
 
 
-OF_CASCADES = ("prompt", "prompts", "until", "intermediate", "snr")
+OF_CASCADES = ("until", "intermediate", "snr")
 NOT_OF_CASCADES = ("label", "reconstruction", "reconstruction_schedule", *BESIDE)
 
 
 def _cascade_flags() -> None:
-    """Of a cascade instead of a model."""
+    """Of a cascade instead of a model, and of prompts."""
     flags.DEFINE_string("cascade", None, "or: a cascade's TOML file, or its folder")
     flags.DEFINE_multi_string("prompt", [], "a text; may be given several times")
     flags.DEFINE_string("prompts", None, "a file of prompts, one a line")
@@ -430,15 +431,6 @@ def _only_with(flag: str, others: Sequence[str]) -> None:
     for other in others:
         if FLAGS[other].present:
             raise UserError(f"--{other} goes with --{flag}")
-
-
-def _no_text(model) -> None:
-    """One model on the command line has no prompt: it would be sampled without."""
-    if model.text_width:
-        raise UserError(
-            f"{FLAGS.workdir} is told by text: name it in a cascade's file, alone if "
-            "it makes videos from nothing, and run sample.py --cascade --prompt"
-        )
 
 
 def _prompts() -> list[str]:
@@ -459,16 +451,20 @@ def _prompts() -> list[str]:
 
 
 def _sample_cascade(names: Sequence[str]) -> None:
-    """Prompts through all stages. Settings on the command line go to every stage."""
+    """Prompts through all stages. Settings on the command line go to every stage.
+
+    A model that is told by text, alone, is a cascade of one stage.
+    """
     from vdm_jax import cascade as cascades
     from vdm_jax import sampling, video_io
 
     for flag in (*NOT_OF_CASCADES, *VERBS, "frames", "overlap", "tiles", "windows"):
         if FLAGS[flag].present:
-            raise UserError(f"--{flag} is of one model: it goes with --workdir")
+            raise UserError(f"--{flag} goes with --workdir and without a prompt")
     out = Path(FLAGS.out)
     prompts = _prompts()
-    read = cascades.read(FLAGS.cascade).until(FLAGS.until)
+    path = FLAGS.cascade or FLAGS.workdir
+    read = cascades.read(path).until(FLAGS.until)
     given = {
         name: FLAGS[name].value
         for name in names
@@ -491,7 +487,7 @@ def _sample_cascade(names: Sequence[str]) -> None:
         videos = cascades.sample(
             read, len(prompts), told, against, seed=FLAGS.seed, progress=progress
         )
-    meta = {"command": command(), "seed": FLAGS.seed, "cascade": FLAGS.cascade}
+    meta = {"command": command(), "seed": FLAGS.seed, "cascade": path}
     for number, link in enumerate(read.links):
         last = link is read.links[-1]
         if not (last or FLAGS.intermediate):
@@ -546,7 +542,11 @@ def evaluate() -> None:
                 raise UserError(f"--{name} goes with --videos")
         if not FLAGS.workdir:
             raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
-        _no_text(model.build(model.read_config(Path(FLAGS.workdir))))
+        if model.build(model.read_config(Path(FLAGS.workdir))).text_width:
+            raise UserError(
+                f"{FLAGS.workdir} is told by text, and evaluate.py tells none: "
+                "python -m benchmarks.cascade --cascade=DIR measures prompts"
+            )
         if (Path(FLAGS.workdir) / model.DISTILLATION).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:

@@ -75,14 +75,17 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 0 and "step" not in done.stdout
     assert "base: trained" in done.stdout and "tsr1: trained" in done.stdout
-    for verb, more in (
-        ("sample", [f"--out={tmp_path}/out"]),
-        ("evaluate", ["--num=2"]),
+    for verb, of, more, message in (
+        ("sample", "base", [], "base is told by text: give --prompt"),
+        ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
+        ("sample", "tsr1", ["--prompt=a"], "base, is given a video; begin with"),
+        # The encoder that made the text is gone: said in a line.
+        ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
+        ("sample", "base", ["--prompt=a", "--frames=8"], "and without a prompt"),
     ):
-        done = call(verb, f"--workdir={workdir}/base", *more)
+        done = call(verb, f"--workdir={workdir}/{of}", f"--out={tmp_path}/o", *more)
         assert done.returncode == 2
-        assert "is told by text: name it in a cascade" in done.stderr.splitlines()[-1]
-    # The encoder that made the text is gone: said in a line.
+        assert message in done.stderr.splitlines()[-1]
     done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
     assert done.returncode == 2
     assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
@@ -117,9 +120,8 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, tmp_path):
     assert base.settings.guidance == 2.0 and base.model.guidance_range == (0.0, 2.0)
     assert tsr1.settings.snr == 3.0 and tsr1.settings.guidance == 1.0
     assert cascade.calls(cascade.read(tmp_path)) == 4  # one branch of two steps each
-    done = call("evaluate", f"--workdir={tmp_path}/base", "--num=2")
-    assert done.returncode == 2
-    assert "is told by text: name it in a cascade" in done.stderr.splitlines()[-1]
+    (alone,) = cascade.read(tmp_path / "base").links  # a student, by itself
+    assert alone.model == base.model and alone.settings.steps == 2
 
 
 def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
