@@ -195,6 +195,12 @@ def test_one_command_distils_every_stage(folder, tmp_path):
     assert [link.settings for link in shipped.links] == [
         link.settings for link in read.links
     ]
+    # Stages that are shipped already are shipped again, as they are.
+    done = call("export", f"--cascade={tmp_path}/shipped", f"--out={tmp_path}/twice")
+    assert done.returncode == 0, done.stderr
+    for name in ("tsr/params.safetensors", "tsr/metrics.jsonl", cascade.FILE):
+        copy = (tmp_path / "twice" / name).read_bytes()
+        assert copy == (tmp_path / "shipped" / name).read_bytes()
     again = cascade.sample(shipped, 1)["tsr"]
     assert again.shape[1:] == read.links[1].model.shape
     assert abs(again - made).mean() < 1e-2

@@ -706,8 +706,6 @@ def _ship(workdir: Path, out: Path) -> None:
     from vdm_jax.weights import params
 
     loaded, out = model.load(workdir), video_io.make_folder(out)
-    if loaded.step < 0:
-        raise UserError(f"{workdir} is an exported model: give a run")
     names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
     taken = [name for name in names if (out / name).exists()]
     if taken and not FLAGS.overwrite:
@@ -722,15 +720,16 @@ def _ship(workdir: Path, out: Path) -> None:
     text = loaded.config.to_json_best_effort(indent=1)
     with video_io.replacing(out / "config.json", overwrite=True) as path:
         path.write_text(text + "\n")
+    what = f"step {loaded.step}" if loaded.step >= 0 else "exported before"
     log = model.resolve(workdir) / "metrics.jsonl"
     if log.is_file():
         with video_io.replacing(out / log.name, overwrite=True) as path:
             path.write_bytes(log.read_bytes())
         report.write(
             out / "curve.html",
-            title=f"{out.name}: {loaded.step} steps",
+            title=f"{out.name}: {what}",
             lead=f"The log of the run behind {out.name}, which stands beside it.",
             sections=[report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))],
         )
     size = file.stat().st_size / 1e6
-    print(f"step {loaded.step}, {size:.2f} MB in {file}")
+    print(f"{what}, {size:.2f} MB in {file}")
