@@ -31,7 +31,7 @@ from vdm_jax import model as models
 from vdm_jax import sampling
 from vdm_jax.evaluation import shapes as measure
 from vdm_jax.evaluation import statistics
-from vdm_jax.training.stages import done, embed
+from vdm_jax.training.stages import done
 from vdm_jax.training.told import Texts
 from vdm_jax.training.train import train
 
@@ -71,7 +71,6 @@ def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
     config.data.embeddings = str(args.workdir / "text")
     never = args.updates + 1
     config.train.update(steps=args.updates, preview_every=never, validate_every=never)
-    embed(config)
     if done(place) < args.updates:
         train(config.lock(), place)
     return place
@@ -170,12 +169,21 @@ MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
 KEYS = ("joint", "fit_error", "spread", "frame_fd", "consistency")
 
 
+def fed(args) -> list[str]:
+    """Names the parameters that make what an arm is given."""
+    if not args.cascade:
+        return []
+    links = cascades.read(args.cascade).links
+    names = [link.name for link in links]
+    before = links[: names.index(SSR)]
+    return [models.load(link.workdir).checksum for link in before]
+
+
 def of_arm(args, name: str, seed: int) -> list[Row]:
     """The rows of an arm, kept in its run."""
     stage, changes = ARMS[args.what][name]
     path = trained(args, stage, changes, name, seed)
-    given = Path(args.cascade or "").name
-    kept = path / "-".join(["rows", str(args.num), *[given] * bool(given)])
+    kept = path / "-".join(["rows", str(args.num), *fed(args)])
     if not kept.is_file():
         found = [
             {"arm": name, "seed": seed} | row
@@ -215,6 +223,8 @@ def main() -> None:
     parser.add_argument("--arm", default="")
     args = parser.parse_args()
     args.workdir = args.workdir.absolute()
+    if args.arm and args.arm not in ARMS[args.what]:
+        parser.error(f"--arm={args.arm}: one of {', '.join(ARMS[args.what]) or 'none'}")
     if args.what in ("augmentation", "guidance") and not args.cascade:
         parser.error(f"{args.what} needs --cascade")
     rows: list[Row] = []

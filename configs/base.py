@@ -61,6 +61,7 @@ def base() -> ConfigDict:
         frame_position=False,  # tell each frame its number, not only relative time
         text_width=0,  # of text token embeddings; 0 is no text
         encoder="",  # that made them; filled in from data.embeddings
+        encoder_sha256="",  # of its weights; filled in too
         text_drop=0.0,
         guidance_range=(),  # of weights that a guided student is told: distill.py's
     )

@@ -3,7 +3,7 @@
     python train.py --cascade=configs/cascade_gpu.py --workdir=runs/cascade_gpu
 
 The stages and their parts are those of configs/cascade_small.py, four times as wide, in
-bfloat16.
+bfloat16, with independent images beside the videos.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`.
 Not run.
 """
@@ -22,6 +22,7 @@ SIZES = {
 }
 BATCH = {"base": 128, "tsr1": 64, "ssr1": 32, "ssr2": 32, "tsr2": 8}
 WIDTH = 4  # times that of the small one
+IMAGES = 4  # independent ones beside each video
 
 
 def get_config(stage: str) -> ConfigDict:
@@ -31,6 +32,7 @@ def get_config(stage: str) -> ConfigDict:
     fps = frames / cascade_small.SECONDS
     config.video.update(frames=frames, height=height, width=width, fps=fps)
     config.data.update(stride=32 // frames, batch_size=BATCH[stage], workers=8)
+    config.data.images = IMAGES
     for level in config.network.levels:
         level["channels"] *= WIDTH
     config.network.update(head_dim=64, dtype="bfloat16")

@@ -53,6 +53,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.data.images = 8  # joint training everywhere; how many is VDM's, not printed
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
+    # Above spatial attention the tokens are read in the middle, but by ssr3, where that
+    # is 24 x 40 positions of 128 frames, and which is to be convolutions alone.
+    text = (time,) if stage == "ssr3" else ("cross_attention", time)
     config.network.update(
         levels=tuple(
             dict(
@@ -62,7 +65,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             )
             for i, (c, b) in enumerate(zip(channels, blocks, strict=True))
         ),
-        middle=(*frame, time) if attends < len(channels) else (time,),
+        middle=(*frame, time) if attends < len(channels) else text,
         head_dim=64,
         patch=patch,
         extra_up_block=True,

@@ -1,5 +1,8 @@
 """Stages in a row: the file that names them, and prompts that become videos."""
 
+import shutil
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from vdm_jax import model as models
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import evaluate, report
+from vdm_jax.evaluation import shapes as measure
 from vdm_jax.weights import params as params_file
 
 SIZES = {"base": (2, 8, 8), "tsr": (4, 8, 8), "ssr": (4, 16, 16)}
@@ -109,8 +113,18 @@ WRONG = {
     "snr=0.2: this stage was trained with 1 to inf": FILE.replace(
         "snr = 3", "snr = 0.2"
     ),
+    "snr is of stages that are given a video": FILE.replace("= 2", "= 2\nsnr = 3", 1),
+    "stage 2: gamma goes with sampler=ancestral": FILE.replace(
+        "steps = 3", "gamma = 0.2"
+    ),
+    "unknown field 'reconstruction'": FILE + "reconstruction = 1.0",
+    "untrained holds no checkpoint yet": FILE.replace(
+        'workdir = "ssr"', 'workdir = "untrained"'
+    ),
     "two stages are called tsr": FILE.replace('name = "ssr"', 'name = "tsr"'),
-    "stage tsr is a base model": FILE.replace('workdir = "tsr"', 'workdir = "base"'),
+    "stage tsr is a base model": FILE.replace(
+        'workdir = "tsr"', 'workdir = "base"'
+    ).replace("snr = 3", ""),
     "first stage, base, is given a video": FILE.replace(
         'workdir = "base"', 'workdir = "tsr"'
     ),
@@ -122,6 +136,8 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_a_wrong_file_says_what_would_be_right(folder, message):
+    (folder / "untrained").mkdir(exist_ok=True)
+    shutil.copy(folder / "ssr" / "config.json", folder / "untrained")
     path = folder / "wrong.toml"
     path.unlink(missing_ok=True)
     if WRONG[message] is not None:
@@ -138,6 +154,28 @@ def test_an_unknown_stage_and_text_that_nobody_reads(folder):
     with pytest.raises(UserError, match="trained without text"):
         cascade.tell(read, ["a red square"])
     assert cascade.tell(read, ["", ""]) == (None, None)
+
+
+@pytest.mark.parametrize("width, weights", [(384, "others"), (512, "")])
+def test_text_of_another_encoder_is_refused(monkeypatch, width, weights):
+    """Where a model knows the weights by their sha256, and by the width in any case."""
+    read = cascade.read(ROOT / "cascades" / "shapes")
+    made = SimpleNamespace(width=width, sha256=lambda: "those")
+    monkeypatch.setattr(cascade.text_encoders, "load", lambda name: made)
+    read.links[0].config.conditioning.encoder_sha256 = weights
+    with pytest.raises(UserError, match="minilm is not the text encoder that"):
+        cascade.tell(read, ["a red square"])
+
+
+def test_settings_go_to_the_stages_that_read_them(folder):
+    read = cascade.read(folder)
+    changed = read.changed({"snr": 10.0, "steps": 7})
+    assert [link.settings.steps for link in changed.links] == [7, 7, 7]
+    assert changed.links[1].settings.snr == 10.0
+    with pytest.raises(UserError, match="churn goes with sampler=heun"):
+        read.changed({"churn": 1.0})
+    with pytest.raises(UserError, match="snr is of stages that are given a video"):
+        read.until("base").changed({"snr": 10.0})
 
 
 def test_a_negative_text_needs_guidance(folder):
@@ -230,6 +268,11 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         (["--cascade={}", "--extend=a.mp4"], "--extend goes with --workdir and"),
         (["--cascade={}", "--snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
+        (["--cascade=README.md/x"], "no cascade README.md/x"),
+        (
+            ["--cascade=cascades/shapes", f"--prompt={'word ' * 300}"],
+            "minilm takes 256",
+        ),
         (["--workdir=x", "--prompt=a"], "no cascade x"),
         (["--workdir={}/base", "--prompt=a"], "trained without text"),
         (["--workdir={}/base", "--until=base"], "--until goes with --cascade"),
@@ -240,6 +283,24 @@ def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):
     done = call("sample", *flags, f"--out={tmp_path / 'out'}")
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
+
+
+RED = "a red circle moves left quickly"
+
+
+def test_the_shipped_cascade_shows_what_prompts_say(tmp_path):
+    """A file and a flag of prompts, two videos of each, in their order."""
+    (tmp_path / "prompts").write_text("a green square moves up slowly\n\n")
+    done = call(
+        "sample", "--cascade=cascades/shapes", f"--prompt={RED}",
+        f"--prompts={tmp_path}/prompts", "--num=2", "--until=tsr1",
+        f"--out={tmp_path}/out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "samples.npz") as kept:
+        found = measure.measure(kept["videos"], 2)["attributes"]
+    circle, square = (0, 0, 0, 1), (1, 1, 2, 0)
+    assert (found == [circle, circle, square, square]).all()
 
 
 def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import cascade_gpu, cascade_small
 from configs import imagen_video as config
 from vdm_jax import model as models
-from vdm_jax.training import checks
+from vdm_jax.training import checks, step
 
 DOC = Path(__file__).parents[1] / "docs" / "cascade.md"
 
@@ -49,3 +50,18 @@ def test_parameters_are_those_of_the_table(stage):
     number, unit = re.search(r"([\d.]+) ([BM]) \|$", row).groups()
     printed = float(number) * {"B": 1e9, "M": 1e6}[unit]
     assert count == pytest.approx(printed, rel=0.004)
+    # What training is given: images with texts of their own beside the video.
+    images, (frames, *size) = config.get_config(stage).data.images, model.shape
+    texts = 2, 1 + images, 7
+    batch = {
+        "video": ((2, frames + images, *size), jnp.uint8),
+        "text": ((*texts, model.text_width), jnp.float32),
+        "text_mask": (texts, jnp.bool_),
+    }
+    loss_fn = step.make_loss(model, "snr_plus_one")
+    loss, _ = jax.eval_shape(
+        lambda params, batch: loss_fn(params, {}, batch, jax.random.key(0)),
+        shapes,
+        {name: jax.ShapeDtypeStruct(*of) for name, of in batch.items()},
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32

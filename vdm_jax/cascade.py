@@ -38,7 +38,12 @@ from vdm_jax.model import Model
 from vdm_jax.sampling import Settings, Text
 
 FILE = "cascade.toml"
-SETTINGS = {field.name: field.type for field in dataclasses.fields(Settings)}
+# What may be said of a stage: all but what is of given frames and pixels.
+SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(Settings)
+    if not field.name.startswith("reconstruction")
+)
 
 
 class Link(NamedTuple):
@@ -60,7 +65,11 @@ class Cascade:
     encoder: str
 
     def until(self, name: str) -> "Cascade":
-        """The same, ending with the stage of that name; "" is all of it."""
+        """The same, ending with the stage of that name; "" is all of it.
+
+        Raises:
+          UserError: no stage has that name.
+        """
         names = [link.name for link in self.links]
         if name and name not in names:
             raise UserError(f"stage {name!r}: {self.path} has {', '.join(names)}")
@@ -68,12 +77,20 @@ class Cascade:
         return dataclasses.replace(self, links=self.links[:end])
 
     def changed(self, settings: dict[str, Any]) -> "Cascade":
-        """The same with these settings at every stage."""
+        """The same with these settings at every stage that reads them.
+
+        Raises:
+          UserError: a setting out of its range, or that no stage reads.
+        """
         links = []
         for link in self.links:
             new = dataclasses.replace(link.settings, **settings)
             sampling.check(link.model, 1, 0, new)
             links.append(link._replace(settings=new))
+        for name in settings:
+            why = [sampling.unread(name, at.model, at.settings) for at in links]
+            if all(why):
+                raise UserError(f"{self.path}: {name} {why[0]}")
         return dataclasses.replace(self, links=tuple(links))
 
 
@@ -91,23 +108,28 @@ def read(path: str | Path) -> Cascade:
         path = path / FILE if path.is_dir() else path
         stages = _tables(path)
     links = [_link(path, i, fields) for i, fields in enumerate(stages)]
-    _fits(path, links)
-    encoders = {link.config.conditioning.encoder for link in links}
-    if len(encoders) > 1:
+    try:
+        chain([(link.name, link.model) for link in links])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    told = [link.config.conditioning for link in links]
+    if not text_encoders.one_encoder(told):
+        names = ", ".join(sorted({each.encoder or "none" for each in told}))
         raise UserError(
-            f"{path}: stages were trained with text of different encoders: "
-            + ", ".join(sorted(encoders))
+            f"{path}: stages were trained with text of different encoders, or of "
+            f"different weights of one: {names}"
         )
-    return Cascade(path, tuple(links), encoders.pop())
+    return Cascade(path, tuple(links), told[0].encoder)
 
 
 def _tables(path: Path) -> list:
     """What a file says of each stage."""
     try:
         asked = tomllib.loads(path.read_text())
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except OSError as error:
         raise UserError(
-            f"no cascade {path}: a TOML file, a folder that holds {FILE}, or a model"
+            f"no cascade {path} ({error.strerror}): a TOML file, a folder that holds "
+            f"{FILE}, or a model"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
@@ -118,12 +140,13 @@ def _tables(path: Path) -> list:
     return stages
 
 
-def write(path: Path, stages: dict[str, dict[str, Any]]) -> None:
+def write(path: Path, stages: dict[str, dict[str, Any]], before: str = "") -> None:
     """The file of stages that stand beside it, each in the folder of its name.
 
     stages: by its name, what of sampling differs from the stage's own config.
+    before: the text of the file that they are added to.
     """
-    tables = []
+    tables = [before.rstrip() + "\n"] if before else []
     for name, fields in stages.items():
         table = ["[[stage]]"]
         for field, value in ({"name": name, "workdir": name} | fields).items():
@@ -169,7 +192,7 @@ def _link(path: Path, number: int, fields: Any) -> Link:
     config = models.read_config(workdir)
     settings = Settings.of(config.sample)
     given = {}
-    for name in fields.keys() & SETTINGS.keys():
+    for name in fields.keys() & set(SETTINGS):
         kind = type(getattr(settings, name))
         value = fields[name]
         if kind is float and type(value) is int:
@@ -179,33 +202,37 @@ def _link(path: Path, number: int, fields: Any) -> Link:
                 f"{path}: {where}{name}={value!r}: {kind.__name__} expected"
             )
         given[name] = value
+    if not models.is_trained(workdir):
+        raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
     model = models.build(config)
     settings = dataclasses.replace(settings, **given)
     sampling.check(model, 1, 0, settings)
+    for name in given:
+        if without := sampling.unread(name, model, settings):
+            raise UserError(f"{path}: {where}{name} {without}")
     return Link(fields["name"], workdir, model, config, settings)
 
 
-def _fits(path: Path, links: list[Link]) -> None:
-    """Each takes what the one before makes, and no name stands twice."""
-    first, *rest = links
-    if first.model.stage is not None:
+def chain(stages: Sequence[tuple[str, Model]]) -> None:
+    """Raise UserError unless each takes what the one before makes, by names of its own.
+
+    stages: name and model, from the base on.
+    """
+    (name, first), *rest = stages
+    if first.stage is not None:
         raise UserError(
-            f"{path}: its first stage, {first.name}, is given a video; begin with a "
-            "base model"
+            f"its first stage, {name}, is given a video; begin with a base model"
         )
-    names = [link.name for link in links]
-    for before, link in zip(links, rest, strict=False):
-        if names.count(link.name) > 1:
-            raise UserError(f"{path}: two stages are called {link.name}")
-        stage = link.model.stage
-        if stage is None:
+    names = [name for name, _ in stages]
+    for (before, made), (name, model) in zip(stages, rest, strict=False):
+        if names.count(name) > 1:
+            raise UserError(f"two stages are called {name}")
+        if model.stage is None:
+            raise UserError(f"stage {name} is a base model, which is given no video")
+        if model.stage.given != made.shape:
             raise UserError(
-                f"{path}: stage {link.name} is a base model, which is given no video"
-            )
-        if stage.given != before.model.shape:
-            raise UserError(
-                f"{path}: stage {link.name} takes videos of {stage.given}, and "
-                f"{before.name} before it makes {before.model.shape}"
+                f"stage {name} takes videos of {model.stage.given}, and {before} "
+                f"before it makes {made.shape}"
             )
 
 
@@ -215,13 +242,21 @@ def tell(
     """Embeddings of the prompts, and of the negative one for each of them.
 
     Raises:
-      UserError: a prompt that is too long, or any where no stage was told by text.
+      UserError: a prompt that is too long, or any where no stage was told by text; an
+        encoder that is not there, or not the one that the stages were trained with.
     """
     if not cascade.encoder:
         if negative or any(prompts):
             raise UserError(f"{cascade.path}: its stages were trained without text")
         return None, None
     encode = text_encoders.load(cascade.encoder)
+    link = cascade.links[0]
+    known = link.config.conditioning.encoder_sha256
+    if encode.width != link.model.text_width or known not in ("", encode.sha256()):
+        raise UserError(
+            f"{cascade.encoder} is not the text encoder that {cascade.path} was "
+            "trained with: its width or its weights are others"
+        )
     each = sorted({*prompts, negative})  # in one call: of one length
     tokens, mask, _ = encode(each)
     texts = Text(np.asarray(tokens), np.asarray(mask))
@@ -251,6 +286,9 @@ def sample(
     guided. seed and a video's number, from `first` on, decide all of its noise.
     given: videos to start from instead of the first stage's.
     progress: called as progress(stage, done, total) with steps of batches.
+
+    Raises:
+      UserError: a negative text where nothing is guided by two branches.
     """
     if negative is not None and not any(
         sampling.two_branches(link.model, link.settings) for link in cascade.links
@@ -285,8 +323,5 @@ def sample(
 
 
 def calls(cascade: Cascade) -> int:
-    """Of the networks for one video: every step, twice where guided by two branches."""
-    return sum(
-        link.settings.steps * (1 + sampling.two_branches(link.model, link.settings))
-        for link in cascade.links
-    )
+    """Of the networks for one video, over all stages."""
+    return sum(sampling.calls(link.model, link.settings) for link in cascade.links)

@@ -414,7 +414,7 @@ def sample() -> None:
     run(verb, "Sample videos from a trained model; extend, fill in, repaint, enlarge.")
 
 
-OF_CASCADES = ("until", "intermediate", "snr")
+OF_CASCADES = ("encoder", "until", "intermediate", "snr")
 NOT_OF_CASCADES = ("label", "reconstruction", "reconstruction_schedule", *BESIDE)
 
 
@@ -423,6 +423,9 @@ def _cascade_flags() -> None:
     flags.DEFINE_string("cascade", None, "or: a cascade's TOML file, or its folder")
     flags.DEFINE_multi_string("prompt", [], "a text; may be given several times")
     flags.DEFINE_string("prompts", None, "a file of prompts, one a line")
+    flags.DEFINE_string(
+        "encoder", None, "of text, if it lies elsewhere than in training"
+    )
     flags.DEFINE_string("until", "", "the stage to end with (default: the last)")
     flags.DEFINE_bool("intermediate", False, "keep the videos of every stage")
 
@@ -465,12 +468,18 @@ def _sample_cascade(names: Sequence[str]) -> None:
     prompts = _prompts()
     path = FLAGS.cascade or FLAGS.workdir
     read = cascades.read(path).until(FLAGS.until)
+    if FLAGS.encoder is not None:
+        read = dataclasses.replace(read, encoder=FLAGS.encoder)
     given = {
         name: FLAGS[name].value
         for name in names
         if name not in ("num", *NOT_OF_CASCADES) and FLAGS[name].value is not None
     }
     read = read.changed(given)
+    for link in read.links:
+        made_for = link.config.diffusion.student_steps
+        if made_for and link.settings.steps != made_for:
+            print(f"{link.name}: this student was made for {made_for} steps")
     folders = {link.name: out / link.name for link in read.links[:-1]}
     for folder in [out, *(folders.values() if FLAGS.intermediate else ())]:
         video_io.claim(folder, "samples", FLAGS.overwrite)

@@ -313,7 +313,7 @@ def build(config: Any) -> Model:
 
 # Fields younger than some runs, with what those did before there was a choice.
 LATER = {
-    "conditioning": {"guidance_range": [], "encoder": ""},
+    "conditioning": {"guidance_range": [], "encoder": "", "encoder_sha256": ""},
     "data": {"unseen": 0, "embeddings": ""},
     "diffusion": {"schedule": "cosine", "noise_shift": 0.0, "student_steps": 0},
     "stage": {
@@ -390,6 +390,13 @@ def read_config(workdir: Path) -> Any:
             "the file that training wrote"
         )
     return ConfigDict(up_to_date(fields))
+
+
+def is_trained(workdir: Path) -> bool:
+    """Whether parameters stand there, though perhaps damaged ones."""
+    workdir = resolve(workdir)
+    saved = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
+    return (workdir / "params.safetensors").is_file() or any(saved)
 
 
 class Loaded(NamedTuple):

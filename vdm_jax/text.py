@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,6 +124,16 @@ def _power_of_two(number: int, least: int = 1) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
+def one_encoder(made: Sequence[Mapping[str, str]]) -> bool:
+    """Whether all texts were embedded by the same one.
+
+    made: "encoder", its name, and "encoder_sha256", of its weights, of each text; those
+    decide where both are known.
+    """
+    names, weights = ({m[k] for m in made} for k in ("encoder", "encoder_sha256"))
+    return len(weights) == 1 if "" not in weights else len(names) == 1
+
+
 # --- loading ---------------------------------------------------------------------
 
 
@@ -197,6 +207,11 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
     number = functools.partial(_number, path, config)
     _one_of(path, config, "hidden_act", ("gelu",))
     _one_of(path, config, "position_embedding_type", ("absolute",))
+    if number("hidden_size") % number("num_attention_heads"):
+        raise UserError(
+            f"{path}: hidden_size={config['hidden_size']} does not divide among "
+            f"num_attention_heads={config['num_attention_heads']}"
+        )
     spec = BertSpec(
         vocabulary=number("vocab_size"),
         positions=number("max_position_embeddings"),

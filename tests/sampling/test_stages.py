@@ -168,6 +168,27 @@ def test_tiles_of_the_crops_size():
         draw((whole, params), more, tiled=True)
 
 
+@pytest.mark.parametrize(
+    "settings, calls",
+    [
+        ({}, 8),  # two branches
+        ({"guidance": 0.0}, 4),
+        ({"guidance": 0.0, "sampler": "heun"}, 8),
+        ({"corrector": 0.1}, 14),  # none after the last step
+        ({"tiled": True}, 72),  # three by three tiles
+    ],
+)
+def test_calls_of_the_network(settings, calls):
+    model = models.build(config_of("ssr", crop=(4, 4)))
+    asked = sampling.Settings(**{"steps": 4, "guidance": 1.0, **settings})
+    assert sampling.calls(model, asked) == calls
+
+
+def test_a_stage_is_not_inverted(stage):
+    with pytest.raises(UserError, match="inversion is of models that are told labels"):
+        sampling.invert(*stage, np.zeros((1, *stage[0].shape), np.float32))
+
+
 def test_a_base_model_takes_no_video(trained):
     model, params = trained
     with pytest.raises(UserError, match="no stage that takes one"):

@@ -1,14 +1,18 @@
 """A cascade is trained by one command, told by text and by what its clips become."""
 
 import math
+import shutil
 import time
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import cascade_small
 from tests.verbs import call
 from vdm_jax import cascade
+from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
 from vdm_jax.training import stages, told
@@ -82,6 +86,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
         # The encoder that made the text is gone: said in a line.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
         ("sample", "base", ["--prompt=a", "--frames=8"], "and without a prompt"),
+        ("sample", "base", ["--prompt=a", "--encoder=/else"], "encoder '/else'"),
     ):
         done = call(verb, f"--workdir={workdir}/{of}", f"--out={tmp_path}/o", *more)
         assert done.returncode == 2
@@ -89,6 +94,49 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
     assert done.returncode == 2
     assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
+
+    # A stage that is trained is not silently another one's.
+    text = config.read_text()
+    config.write_text(text.replace("channels=8", "channels=16"))
+    done = call("train", *flags)
+    assert done.returncode == 2
+    assert "base was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    # Nor is the first begun if the second does not take what it makes.
+    config.write_text(text.replace('variant == "base" else 8', "variant == '' else 8"))
+    done = call("train", f"--cascade={config}", f"--workdir={tmp_path}/other")
+    assert done.returncode == 2 and not (tmp_path / "other").exists()
+    assert "stage tsr1 takes videos of (4, 16, 16, 3)" in done.stderr.splitlines()[-1]
+
+
+def test_captions_that_a_source_knows_are_embedded_where_none_are(
+    monkeypatch, tmp_path
+):
+    config = cascade_small.get_config("base").unlock()
+    config.data.embeddings = str(tmp_path / "text")
+    encoder = FakeEncoder()
+    monkeypatch.setattr(told.text, "load", lambda: encoder)
+    for _ in range(2):
+        texts = told.open_texts(config, SimpleNamespace(captions=["a", "b b"]))
+        assert encoder.asked == [["", "a", "b b"]]  # once
+    assert texts.embeddings["b b"].shape == (2, 384)
+    assert config.conditioning.encoder_sha256 == "weights"
+
+
+class FakeEncoder:
+    name, width = "fake", 384
+
+    def __init__(self):
+        self.asked = []
+
+    def sha256(self):
+        return "weights"
+
+    def __call__(self, texts):
+        self.asked.append(sorted(texts))
+        words = [len(t.split()) or 1 for t in texts]
+        mask = np.arange(max(words)) < np.array(words)[:, None]
+        tokens = np.ones((*mask.shape, 384), np.float32)
+        return encoders.Text(tokens, mask, tokens.mean(1))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +152,7 @@ def trained(folder, tmp_path_factory):
     return workdir
 
 
-def test_stages_told_by_text_are_distilled_with_guidance(trained, tmp_path):
+def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_path):
     (trained / "file.toml").write_text(
         '[[stage]]\nname = "base"\nworkdir = "base"\nguidance = 3.0\n'
         '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\nsnr = 3.0\ntiled = false\n'
@@ -120,6 +168,15 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, tmp_path):
     assert base.settings.guidance == 2.0 and base.model.guidance_range == (0.0, 2.0)
     assert tsr1.settings.snr == 3.0 and tsr1.settings.guidance == 1.0
     assert cascade.calls(cascade.read(tmp_path)) == 4  # one branch of two steps each
+    # Not with what another encoder made of the captions.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    index = other / embeddings.INDEX
+    index.write_text(index.read_text().replace("/nowhere", "/elsewhere"))
+    changes = f"--config.data.embeddings={other}", f"--workdir={tmp_path}/again"
+    done = call("distill", *flags, *changes)
+    assert done.returncode == 2
+    assert "was told text by /nowhere, and the embeddings" in done.stderr
     (alone,) = cascade.read(tmp_path / "base").links  # a student, by itself
     assert alone.model == base.model and alone.settings.steps == 2
 
@@ -127,14 +184,17 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, tmp_path):
 def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     stages.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
     text = (tmp_path / cascade.FILE).read_text()
-    changed = text.replace('workdir = "base"', 'workdir = "else"\nsteps = 9')
+    changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
+    changed += '[[stage]]\nname = "more"\nworkdir = "more"\n'
     (tmp_path / cascade.FILE).write_text(changed)
     stages.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
+    assert (tmp_path / cascade.FILE).read_text().startswith(changed)
     with open(tmp_path / cascade.FILE, "rb") as file:
         tables = tomllib.load(file)["stage"]
     assert tables == [
         {"name": "base", "workdir": "else", "steps": 9},
         {"name": "tsr", "workdir": "tsr", "snr": 3.0},
+        {"name": "more", "workdir": "more"},
         {"name": "ssr", "workdir": "ssr", "snr": math.inf},
     ]
 
@@ -163,7 +223,7 @@ def test_a_passed_time_limit_begins_no_stage(tmp_path):
             "and no config.data.embeddings: the folder",
         ),
         (["--config.conditioning.text_width=8"], "are 6 wide; set it to that"),
-        (["--config.data.embeddings=/absent"], "/absent has no embeddings.json"),
+        (["--config.data.embeddings=/absent"], "/absent are 384 wide; set it to"),
     ],
 )
 def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
@@ -172,6 +232,7 @@ def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
         f"--config.data.embeddings={folder}", *changes,
     )  # fmt: skip
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert "embedding" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,13 @@ def open_source(config) -> Source:
 def resolve(config, source: Source):
     """Fills in what config.data leaves None from the data; returns the config.
 
-    attributes: the label vocabulary of the source. mean, variance: scalars over the
-    pixels, in [-1, 1], of some training clips; the same on every process.
+    attributes: the label vocabulary of the source, none for a model that is told by
+    text instead. mean, variance: scalars over the pixels, in [-1, 1], of some training
+    clips; the same on every process.
     """
     data = config.data
     if data.attributes is None:
-        data.attributes = source.attributes
+        data.attributes = () if config.conditioning.text_width else source.attributes
     if data.mean is None or data.variance is None:
         part, counts = source.split(False), np.zeros(256)
         for clip in pipeline.fixed_clips(config, part, min(MEASURED, len(part))):

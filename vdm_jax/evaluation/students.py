@@ -177,7 +177,7 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     started = time.perf_counter()
     videos = sampling.to_uint8(made(arm.num, settings))
     seconds = (time.perf_counter() - started) / arm.num
-    calls = arm.steps * (2 if sampling.two_branches(loaded.model, settings) else 1)
+    calls = sampling.calls(loaded.model, settings)
     figures = {"row": arm.name, "calls": calls, "seconds": seconds}
     figures |= measure(videos)
     path.unlink(missing_ok=True)  # figures never stand beside other videos

@@ -4,12 +4,13 @@ from vdm_jax.sampling import given
 from vdm_jax.sampling.blocks import Known, Text, invert, sample, to_uint8
 from vdm_jax.sampling.labels import draw_labels, label_text
 from vdm_jax.sampling.long import fill
-from vdm_jax.sampling.settings import Settings, check, two_branches
+from vdm_jax.sampling.settings import Settings, calls, check, two_branches, unread
 
 __all__ = [
     "Known",
     "Settings",
     "Text",
+    "calls",
     "check",
     "draw_labels",
     "fill",
@@ -19,4 +20,5 @@ __all__ = [
     "sample",
     "to_uint8",
     "two_branches",
+    "unread",
 ]

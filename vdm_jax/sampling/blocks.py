@@ -30,6 +30,7 @@ from vdm_jax.sampling.settings import (
     make_sampler,
     make_schedule,
     reconstruction_weight,
+    tile_places,
     two_branches,
 )
 from vdm_jax.stages import time_of_snr
@@ -111,8 +112,7 @@ def _tiles(model: Model, denoise: Denoiser) -> Denoiser:
     """A stage's own size from tiles of its crops' size, which overlap by half."""
     stage = model.stage
     assert stage is not None
-    window = (model.shape[0], *stage.crop)
-    where = places(model.shape[:3], window, (0, *(n // 2 for n in stage.crop)))
+    window, where = (model.shape[0], *stage.crop), tile_places(model)
 
     def cut(cond, place):
         low = cond["low"]
@@ -295,7 +295,14 @@ def invert(
 
     Of the settings, steps, schedule (or the sampler that chooses it) and batch_size
     count: nothing is guided or clipped. (A guided student is told settings.guidance.)
+
+    Raises:
+      UserError: settings out of range, or a model that is given a video or text.
     """
+    if model.stage is not None or model.text_width:
+        raise UserError(
+            "inversion is of models that are told labels or nothing, and no stage"
+        )
     check(model, len(videos), 0, settings)
     plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())
     return _run(plan, params, len(videos), settings, _raw(labels), start=videos,

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from vdm_jax.diffusion import guidance as guiding
-from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.diffusion import samplers, schedules, windows
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
 from vdm_jax.stages import Stage, time_of_snr
@@ -159,6 +159,26 @@ def two_branches(model: Model, settings: Settings) -> bool:
     return settings.guidance > 0 and not model.guidance_range
 
 
+def calls(model: Model, settings: Settings) -> int:
+    """How often the network is asked for one video of the model's own size.
+
+    At every step, by Heun's sampler twice, by the corrector between steps once more;
+    each time by two branches if guided so, and for each tile of a stage in tiles.
+    """
+    asked = settings.steps * (2 if settings.sampler == "heun" else 1)
+    if settings.corrector:
+        asked += settings.steps - 1
+    tiles = len(tile_places(model)) if settings.tiled else 1
+    return asked * (2 if two_branches(model, settings) else 1) * tiles
+
+
+def tile_places(model: Model) -> np.ndarray:
+    """int [k, 3]: where tiles of a stage's crops, overlapping by half, begin."""
+    assert model.stage is not None
+    window = (model.shape[0], *model.stage.crop)
+    return windows.places(model.shape[:3], window, (0, *(n // 2 for n in window[1:])))
+
+
 def _check_told(model: Model, settings: Settings, weights: np.ndarray) -> None:
     """What a guided student was not taught."""
     low, high = model.guidance_range
@@ -182,12 +202,23 @@ def _check_snr(stage: Stage, snr: float) -> None:
     """No noise on what a stage is given that it never met in training."""
     low, high = stage.noise
     if np.isnan(snr) or snr <= 0 or not low - 1e-3 <= time_of_snr(snr) <= high + 1e-3:
-        least = np.tan(np.pi / 2 * high) ** -2
-        most = np.tan(np.pi / 2 * low) ** -2 if low else np.inf
-        raise UserError(
-            f"snr={snr}: this stage was trained with {least:.3g} to {most:.3g} on what "
-            "it is given"
+        least, most = (
+            float(np.tan(np.pi / 2 * t) ** -2) if t > 0 else np.inf for t in (high, low)
         )
+        raise UserError(
+            f"snr={snr}: this stage was trained with {least if high < 1 else 0:.3g} to "
+            f"{most:.3g} on what it is given"
+        )
+
+
+def unread(name: str, model: Model, settings: Settings) -> str:
+    """What a setting needs to mean something; "" where it does."""
+    if name in ("gamma", "churn"):
+        sampler = {"gamma": "ancestral", "churn": "heun"}[name]
+        return "" if settings.sampler == sampler else f"goes with sampler={sampler}"
+    if name == "snr" and model.stage is None:
+        return "is of stages that are given a video"
+    return ""
 
 
 def check(model: Model, num: int, seed: int, settings: Settings) -> None:

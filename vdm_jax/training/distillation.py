@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, sampling, sharding, video_io
+from vdm_jax import data, sampling, sharding, text, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit, on_first_process
 from vdm_jax.data import pipeline
@@ -89,7 +89,14 @@ def distill(
     for each in configs:
         check(each)
     student, source = models.build(configs[0]), data.open_source(configs[0])
-    texts = told.open_texts(configs[0])
+    texts = told.open_texts(configs[0], source)
+    own, now = (each.conditioning for each in (loaded.config, configs[0]))
+    if texts is not None and not text.one_encoder([own, now]):
+        raise UserError(
+            f"the teacher was told text by {own.encoder}, and the embeddings in "
+            f"{configs[0].data.embeddings} are by {now.encoder} or other weights of "
+            "it: give those that the teacher was trained with"
+        )
     for each in configs:
         asked = sampling.Settings.of(each.sample)
         sampling.check(student, config.distill.num, config.seed, asked)

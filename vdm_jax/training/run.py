@@ -142,7 +142,11 @@ def open_run(
         text = json.dumps(config.to_dict(), indent=2)
         resuming = restored is not None
         changes = on_first_process(
-            lambda: _changes(workdir / "config.json", text, instead) if resuming else []
+            lambda: (
+                changes_since(workdir / "config.json", text, instead)
+                if resuming
+                else []
+            )
         )
         if resuming:
             extra = checkpoints.extra(restored)
@@ -189,7 +193,7 @@ def owning(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _changes(path: Path, text: str, instead: str) -> list[str]:
+def changes_since(path: Path, text: str, instead: str) -> list[str]:
     """What changed since config.json was written, if it may."""
     try:
         before = json.loads(path.read_text())

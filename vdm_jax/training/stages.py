@@ -5,6 +5,7 @@ WORKDIR/text          embeddings of the captions (training)
         cascade.toml  names the stages for `sample.py --cascade`
 """
 
+import json
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -13,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade, data, text
+from vdm_jax import cascade
+from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
-from vdm_jax.data.embeddings import INDEX
 from vdm_jax.errors import UserError
 from vdm_jax.training import rounds
-from vdm_jax.training.distillation import distill
+from vdm_jax.training.checks import check
+from vdm_jax.training.distillation import ANEW, distill
+from vdm_jax.training.run import changes_since
 from vdm_jax.training.stop import EXIT_STATUS, RESTART
-from vdm_jax.training.train import train
+from vdm_jax.training.train import prepare, train
 
 Settings = Callable[[str], Any]  # a stage's name to its config
 STUDENTS_KEEP = (
@@ -36,19 +39,24 @@ def train_cascade(
 ) -> None:
     """Train what is not trained yet; the same call goes on where it stood.
 
-    Captions are embedded first where the configs ask for text and name no embeddings.
-    Every process of a run calls this together. Raises as `train` does.
+    Where the configs ask for text and name no embeddings, those are in WORKDIR/text.
+    Every process of a run calls this together. Raises as `train` does, and UserError
+    before anything is written if a stage does not take what the one before makes.
     """
     started = time.monotonic()
-    for name in stages:
-        config, place = config_of(name), workdir / name
+    configs = {name: config_of(name).unlock() for name in stages}
+    for config in configs.values():  # all of them before the first takes its hours
+        check(config)
+        if config.conditioning.text_width and not config.data.embeddings:
+            config.data.embeddings = str(workdir / "text")
+    cascade.chain([(name, models.build(c)) for name, c in configs.items()])
+    for name, config in configs.items():
+        place = workdir / name
         if done(place) >= config.train.steps:
+            prepare(config)
+            changes_since(place / "config.json", json.dumps(config.to_dict()), ANEW)
             print(f"{name}: trained", flush=True)
             continue
-        if config.conditioning.text_width and not config.data.embeddings:
-            with config.unlocked():
-                config.data.embeddings = str(workdir / "text")
-            on_first_process(lambda config=config: embed(config))
         print(f"{name}: training in {place}", flush=True)
         seconds = left(time_limit, started)
         train(config, place, seconds, more=name != stages[-1])
@@ -105,35 +113,16 @@ def done(workdir: Path) -> int:
     return Checkpoints(workdir / "checkpoints", read_only=True).latest() or 0
 
 
-def embed(config: Any) -> None:
-    """The captions that a data source can make, once.
-
-    Raises:
-      UserError: the source does not know all of its captions.
-    """
-    folder = Path(config.data.embeddings)
-    if (folder / INDEX).is_file():
-        return
-    captions = getattr(data.open_source(config), "captions", None)
-    if captions is None:
-        raise UserError(
-            f"config.data.source={config.data.source!r} with text: write embeddings of "
-            "its captions first, python -m vdm_jax.text, and set config.data.embeddings"
-        )
-    print(f"embedding {len(captions):,} captions in {folder}", flush=True)
-    text.write(folder, captions, text.load())
-
-
 def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     """The file by which `sample.py --cascade` finds the stages.
 
-    What it says already of one of them, which a person may have changed, stays.
+    What stands there already, which a person may have changed, stays as it is.
     """
-    path = workdir / cascade.FILE
+    path, before = workdir / cascade.FILE, ""
     if path.exists():
         try:
-            tables = tomllib.loads(path.read_text())["stage"]
-            said = {table["name"]: table for table in tables}
+            before = path.read_text()
+            said = {table["name"] for table in tomllib.loads(before)["stage"]}
         except (
             tomllib.TOMLDecodeError,
             UnicodeDecodeError,
@@ -144,5 +133,7 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
                 f"{path} names no stages ({bad}): mend or delete it; the same command "
                 "then writes it anew, all stages are done"
             ) from bad
-        stages = stages | {name: said[name] for name in stages if name in said}
-    cascade.write(path, stages)
+        stages = {name: stages[name] for name in stages if name not in said}
+        if not stages:
+            return
+    cascade.write(path, stages, before)

@@ -1,13 +1,15 @@
 """What a model is told in training beside labels: captions' text, and given videos."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from vdm_jax import sampling
+from vdm_jax import sampling, text
+from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data import pipeline
-from vdm_jax.data.embeddings import Embeddings
+from vdm_jax.data.embeddings import INDEX, Embeddings
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
@@ -43,8 +45,10 @@ class Texts:
         return made
 
 
-def open_texts(config: Any) -> Texts | None:
+def open_texts(config: Any, source: Source) -> Texts | None:
     """The embeddings that config.data.embeddings names; fills in who made them.
+
+    They are made there first if nothing is and the source knows all of its captions.
 
     Raises:
       UserError: embeddings without a model that is told by text, or of another width,
@@ -58,13 +62,28 @@ def open_texts(config: Any) -> Texts | None:
         )
     if not folder:
         return None
+    captions = getattr(source, "captions", None)
+
+    def embed() -> None:
+        if captions is not None and not (Path(folder) / INDEX).is_file():
+            encoder = text.load()
+            fits(encoder.width)
+            print(f"embedding {len(captions):,} captions in {folder}", flush=True)
+            text.write(folder, captions, encoder)
+
+    def fits(made: int) -> None:
+        if width != made:
+            raise UserError(
+                f"config.conditioning.text_width={width}: the embeddings in {folder} "
+                f"are {made} wide; set it to that"
+            )
+
+    on_first_process(embed)
     texts = Texts(folder)
-    if width != texts.width:
-        raise UserError(
-            f"config.conditioning.text_width={width}: the embeddings in {folder} are "
-            f"{texts.width} wide; set it to that"
-        )
-    config.conditioning.encoder = texts.embeddings.about["encoder"]
+    fits(texts.width)
+    about = texts.embeddings.about
+    config.conditioning.encoder = about["encoder"]
+    config.conditioning.encoder_sha256 = about.get("weights", "")
     return texts
 
 

@@ -11,6 +11,7 @@ from vdm_jax import data, sampling, sharding, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit
 from vdm_jax.data import pipeline
+from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.training import optimizer as optim
@@ -40,22 +41,10 @@ def train(
     written if the config is wrong; SystemExit as `fit` does.
     """
     check(config)
-    if config.conditioning.guidance_range:
-        raise UserError(
-            f"config.conditioning.guidance_range={config.conditioning.guidance_range}: "
-            "only distill.py makes students that are told a weight; set it to ()"
-        )
     if (workdir / models.DISTILLATION).is_file():
         raise UserError(f"{workdir} is a distillation's: give another --workdir")
     mesh = sharding.make_mesh(**config.mesh)
-    source = data.open_source(config)
-    config = data.resolve(config, source)
-    texts = told.open_texts(config)
-    model = models.build(config)
-    asked = sampling.Settings.of(config.sample)
-    sampling.check(model, config.sample.num, config.seed, asked)
-    sampling.draw_labels(model, 1, config.sample.label)
-
+    source, texts, model = prepare(config)
     tx = optim.optimizer(config.train)
     rate = optim.learning_rate(config.train)
     loss_fn = steps.make_loss(model, config.diffusion.weighting)
@@ -121,6 +110,27 @@ def train(
             diagnose=lambda *where: steps.first_non_finite(loss_fn, *where),
             more=more,
         )
+
+
+def prepare(config: Any) -> tuple[Source, told.Texts | None, models.Model]:
+    """What a config asks for; fills in what it leaves open.
+
+    Raises:
+      UserError: parts that do not fit each other or the data.
+    """
+    if config.conditioning.guidance_range:
+        raise UserError(
+            f"config.conditioning.guidance_range={config.conditioning.guidance_range}: "
+            "only distill.py makes students that are told a weight; set it to ()"
+        )
+    source = data.open_source(config)
+    data.resolve(config, source)
+    texts = told.open_texts(config, source)
+    model = models.build(config)
+    asked = sampling.Settings.of(config.sample)
+    sampling.check(model, config.sample.num, config.seed, asked)
+    sampling.draw_labels(model, 1, config.sample.label)
+    return source, texts, model
 
 
 def compile_step(run: Run, step, mesh, state, *others):
