@@ -9,7 +9,7 @@ Arms are trained from configs/cascade_small.py with --updates each (augmentation
 first SSR stage, fed real clips brought down and what the cascade makes of prompts),
 guidance trains none. Prompts are of the labels that training left out. Every figure is
 of --num videos; arms are runs under --workdir, and the same command goes on. --arm=NAME
-stops after one of them. Writes a JSON beside this.
+stops after one of them. Writes a JSON beside this, named after a cascade's file too.
 """
 
 import argparse
@@ -238,7 +238,9 @@ def main() -> None:
         return
     command = shlex.join(["python", "-m", "benchmarks.ablations", *sys.argv[1:]])
     found = {"command": command, "updates": args.updates, "num": args.num, "rows": rows}
-    path = Path(__file__).with_name(f"ablations_{args.what}.json")
+    given = Path(args.cascade or "")
+    name = args.what + f"_{given.stem}" * (given.suffix == ".toml")
+    path = Path(__file__).with_name(f"ablations_{name}.json")
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
