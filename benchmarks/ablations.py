@@ -18,6 +18,7 @@ import json
 import math
 import shlex
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,15 @@ KEYS = ("joint", "fit_error", "spread", "frame_fd", "consistency")
 
 
 def fed(args) -> list[str]:
-    """Names the parameters that make what an arm is given."""
+    """Names what makes that which an arm is given: parameters, and how they sample."""
     if not args.cascade:
         return []
     links = cascades.read(args.cascade).links
     names = [link.name for link in links]
     before = links[: names.index(SSR)]
-    return [models.load(link.workdir).checksum for link in before]
+    told = repr([link.settings for link in before]).encode()
+    checksums = [models.load(link.workdir).checksum for link in before]
+    return [*checksums, f"{zlib.crc32(told):08x}"]
 
 
 def of_arm(args, name: str, seed: int) -> list[Row]:
