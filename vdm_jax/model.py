@@ -219,11 +219,18 @@ def make_stage(config: Any) -> Stage | None:
     """The super-resolution stage that a config describes, None for a base model."""
     asked, video = config.stage, config.video
     if asked.kind == "base":
+        if asked.factor != 1 or asked.crop:
+            raise UserError(
+                f"stage.factor={asked.factor}, stage.crop={tuple(asked.crop)} with "
+                "stage.kind='base', which is given no video: set it to tsr or ssr"
+            )
         return None
     if asked.kind not in KINDS:
         raise UserError(f"stage.kind={asked.kind!r}: one of base, {', '.join(KINDS)}")
     if asked.fill not in FILLS:
         raise UserError(f"stage.fill={asked.fill!r}: one of {', '.join(FILLS)}")
+    if asked.kind == "ssr" and asked.fill != "repeat":
+        raise UserError(f"stage.fill={asked.fill!r} is of stage.kind='tsr'")
     if asked.factor < 2:
         raise UserError(f"stage.factor={asked.factor}: 2 or more")
     times = tuple(asked.noise)

@@ -201,6 +201,8 @@ def test_a_base_model_takes_no_video(trained):
         ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
         ({"factor": 1}, "stage.factor=1: 2 or more"),
         ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
+        ({"kind": "base"}, "stage.kind='base', which is given no video: set"),
+        ({"fill": "blank"}, "stage.fill='blank' is of stage.kind='tsr'"),
         ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
         ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),
         ({"noise": (0.5,)}, "two times from 0 to 1, in order"),
