@@ -1,7 +1,7 @@
 """Stages in a row: the file that names them, and prompts that become videos."""
 
 import shutil
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -156,15 +156,34 @@ def test_an_unknown_stage_and_text_that_nobody_reads(folder):
     assert cascade.tell(read, ["", ""]) == (None, None)
 
 
-@pytest.mark.parametrize("width, weights", [(384, "others"), (512, "")])
-def test_text_of_another_encoder_is_refused(monkeypatch, width, weights):
-    """Where a model knows the weights by their sha256, and by the width in any case."""
+@pytest.mark.parametrize(
+    "width, weights, fits",
+    [(384, "others", False), (512, "", False), (384, "", True), (384, "those", True)],
+)
+def test_text_of_another_encoder_is_refused(monkeypatch, width, weights, fits):
+    """Where a stage knows the weights by their sha256, and by the width in any case."""
     read = cascade.read(ROOT / "cascades" / "shapes")
-    made = SimpleNamespace(width=width, sha256=lambda: "those")
-    monkeypatch.setattr(cascade.text_encoders, "load", lambda name: made)
-    read.links[0].config.conditioning.encoder_sha256 = weights
+    text = sampling.Text(np.zeros((2, 2, width)), np.ones((2, 2), bool))
+    monkeypatch.setattr(
+        cascade.text_encoders, "load", lambda name: Encoder(width, text)
+    )
+    read.links[3].config.conditioning.encoder_sha256 = weights
+    if fits:
+        assert cascade.tell(read, ["a red square"])[0].tokens.shape == (1, 2, width)
+        return
     with pytest.raises(UserError, match="minilm is not the text encoder that"):
         cascade.tell(read, ["a red square"])
+
+
+class Encoder(NamedTuple):
+    width: int
+    text: sampling.Text
+
+    def sha256(self):
+        return "those"
+
+    def __call__(self, texts):
+        return *self.text, None
 
 
 def test_settings_go_to_the_stages_that_read_them(folder):
@@ -268,6 +287,8 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         (["--cascade={}", "--extend=a.mp4"], "--extend goes with --workdir and"),
         (["--cascade={}", "--snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
+        (["--cascade={}", "--encoder=x"], "--encoder: "),
+        (["--workdir={}/ssr"], "is a stage that is given a video: name it"),
         (["--cascade=README.md/x"], "no cascade README.md/x"),
         (
             ["--cascade=cascades/shapes", f"--prompt={'word ' * 300}"],

@@ -55,6 +55,7 @@ def test_parameters_are_those_of_the_table(stage):
     texts = 2, 1 + images, 7
     batch = {
         "video": ((2, frames + images, *size), jnp.uint8),
+        "frame_mask": ((2, frames + images), jnp.bool_),
         "text": ((*texts, model.text_width), jnp.float32),
         "text_mask": (texts, jnp.bool_),
     }

@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import model as models
-from vdm_jax import sampling, video_io
+from vdm_jax import sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
@@ -77,7 +77,7 @@ class Cascade:
         return dataclasses.replace(self, links=self.links[:end])
 
     def changed(self, settings: dict[str, Any]) -> "Cascade":
-        """The same with these settings at every stage that reads them.
+        """The same with these settings at every stage.
 
         Raises:
           UserError: a setting out of its range, or that no stage reads.
@@ -103,7 +103,8 @@ def read(path: str | Path) -> Cascade:
     """
     path = Path(path)
     if (models.resolve(path) / "config.json").is_file():
-        stages = [{"name": "base", "workdir": str(path.resolve())}]
+        name = re.sub(r"[^\w.-]|^[.-]", "_", path.resolve().name) or "model"
+        stages = [{"name": name, "workdir": str(path.resolve())}]
     else:
         path = path / FILE if path.is_dir() else path
         stages = _tables(path)
@@ -140,13 +141,12 @@ def _tables(path: Path) -> list:
     return stages
 
 
-def write(path: Path, stages: dict[str, dict[str, Any]], before: str = "") -> None:
+def text_of(stages: dict[str, dict[str, Any]]) -> str:
     """The file of stages that stand beside it, each in the folder of its name.
 
     stages: by its name, what of sampling differs from the stage's own config.
-    before: the text of the file that they are added to.
     """
-    tables = [before.rstrip() + "\n"] if before else []
+    tables = []
     for name, fields in stages.items():
         table = ["[[stage]]"]
         for field, value in ({"name": name, "workdir": name} | fields).items():
@@ -154,8 +154,7 @@ def write(path: Path, stages: dict[str, dict[str, Any]], before: str = "") -> No
             word = str(value) if isinstance(value, float) else json.dumps(value)
             table.append(f"{field} = {word}")
         tables.append("\n".join(table) + "\n")
-    with video_io.replacing(path, overwrite=True) as temporary:
-        temporary.write_text("\n".join(tables))
+    return "\n".join(tables)
 
 
 def differing(link: Link) -> dict[str, Any]:
@@ -214,7 +213,7 @@ def _link(path: Path, number: int, fields: Any) -> Link:
 
 
 def chain(stages: Sequence[tuple[str, Model]]) -> None:
-    """Raise UserError unless each takes what the one before makes, by names of its own.
+    """Raise UserError unless names differ and each takes what the one before makes.
 
     stages: name and model, from the base on.
     """
@@ -250,9 +249,10 @@ def tell(
             raise UserError(f"{cascade.path}: its stages were trained without text")
         return None, None
     encode = text_encoders.load(cascade.encoder)
-    link = cascade.links[0]
-    known = link.config.conditioning.encoder_sha256
-    if encode.width != link.model.text_width or known not in ("", encode.sha256()):
+    width = cascade.links[0].model.text_width
+    weights = {each.config.conditioning.encoder_sha256 for each in cascade.links}
+    known = max(weights)  # "" of runs that did not write it down
+    if encode.width != width or (known and known != encode.sha256()):
         raise UserError(
             f"{cascade.encoder} is not the text encoder that {cascade.path} was "
             "trained with: its width or its weights are others"

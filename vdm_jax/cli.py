@@ -337,6 +337,11 @@ def sample() -> None:
         out = Path(FLAGS.out)
         video_io.claim(out, "samples", FLAGS.overwrite)
         loaded = model.load(FLAGS.workdir)
+        if loaded.model.stage is not None:
+            raise UserError(
+                f"{FLAGS.workdir} is a stage that is given a video: name it in a "
+                "cascade's file behind the one that makes it, and give --cascade"
+            )
         if loaded.model.text_width:
             raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
         _settings(loaded.config, *names)
@@ -469,6 +474,8 @@ def _sample_cascade(names: Sequence[str]) -> None:
     path = FLAGS.cascade or FLAGS.workdir
     read = cascades.read(path).until(FLAGS.until)
     if FLAGS.encoder is not None:
+        if not read.encoder:
+            raise UserError(f"--encoder: {path} was trained without text")
         read = dataclasses.replace(read, encoder=FLAGS.encoder)
     given = {
         name: FLAGS[name].value
@@ -676,19 +683,19 @@ def _fewer() -> list[int]:
 
 def export() -> None:
     """python -m vdm_jax.export: runs as shipped models, with their logs and curves."""
-    flags.DEFINE_string("workdir", None, "a run")
-    flags.DEFINE_string("cascade", None, "or: a cascade, whose stages are runs")
+    flags.DEFINE_string("workdir", None, "a run, or a shipped model")
+    flags.DEFINE_string("cascade", None, "or: a cascade of such")
     flags.DEFINE_string("out", None, "folder to write, as models/NAME")
     flags.mark_flag_as_required("out")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
         if (FLAGS.workdir is None) == (FLAGS.cascade is None):
-            raise UserError("give --workdir, a run, or --cascade, runs in a row")
+            raise UserError("give --workdir, a model, or --cascade, models in a row")
         out = Path(FLAGS.out)
         if FLAGS.workdir is not None:
             return _ship(Path(FLAGS.workdir), out)
-        from vdm_jax import cascade
+        from vdm_jax import cascade, video_io
 
         read = cascade.read(FLAGS.cascade)
         taken = [
@@ -703,13 +710,14 @@ def export() -> None:
         for link in read.links:
             _ship(link.workdir, out / link.name)
         stages = {link.name: cascade.differing(link) for link in read.links}
-        cascade.write(out / cascade.FILE, stages)
+        with video_io.replacing(out / cascade.FILE, overwrite=True) as path:
+            path.write_text(cascade.text_of(stages))
 
     run(verb, "Write the averaged parameters of runs as half-precision safetensors.")
 
 
 def _ship(workdir: Path, out: Path) -> None:
-    """A run as a folder of a shipped model."""
+    """A run or a shipped model as a folder of a shipped model."""
     from vdm_jax import model, video_io
     from vdm_jax.evaluation import curve, report
     from vdm_jax.weights import params

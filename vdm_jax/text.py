@@ -127,11 +127,12 @@ def _power_of_two(number: int, least: int = 1) -> int:
 def one_encoder(made: Sequence[Mapping[str, str]]) -> bool:
     """Whether all texts were embedded by the same one.
 
-    made: "encoder", its name, and "encoder_sha256", of its weights, of each text; those
-    decide where both are known.
+    made: "encoder", its name, and "encoder_sha256", of its weights, of each text. The
+    weights decide where they are known ("" where not), else the name.
     """
     names, weights = ({m[k] for m in made} for k in ("encoder", "encoder_sha256"))
-    return len(weights) == 1 if "" not in weights else len(names) == 1
+    known = weights - {""}
+    return len(known) < 2 and (weights == known or len(names) == 1)
 
 
 # --- loading ---------------------------------------------------------------------

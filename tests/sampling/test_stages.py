@@ -174,7 +174,7 @@ def test_tiles_of_the_crops_size():
         ({}, 8),  # two branches
         ({"guidance": 0.0}, 4),
         ({"guidance": 0.0, "sampler": "heun"}, 8),
-        ({"corrector": 0.1}, 14),  # none after the last step
+        ({"corrector": 0.1}, 16),
         ({"tiled": True}, 72),  # three by three tiles
     ],
 )
@@ -201,7 +201,7 @@ def test_a_base_model_takes_no_video(trained):
         ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
         ({"factor": 1}, "stage.factor=1: 2 or more"),
         ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
-        ({"kind": "base"}, "stage.kind='base', which is given no video: set"),
+        ({"kind": "base"}, "stage.factor=2 with stage.kind='base', which is given"),
         ({"fill": "blank"}, "stage.fill='blank' is of stage.kind='tsr'"),
         ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
         ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),

@@ -11,7 +11,7 @@ import pytest
 
 from configs import cascade_small
 from tests.verbs import call
-from vdm_jax import cascade
+from vdm_jax import cascade, data
 from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
@@ -30,7 +30,9 @@ def get_config(variant):
     config.sample.update(steps=2, guidance=1.0)
     config.video.frames = 4 if variant == "base" else 8
     config.data.stride = 2 if variant == "base" else 1
-    config.stage.kind = "base" if variant == "base" else "tsr"
+    config.stage.update(kind="tsr")
+    if variant == "base":
+        config.stage.update(kind="base", factor=1, noise=(0.0, 1.0))
     mixing = ("temporal_conv", "cross_attention")
     config.network.levels = (dict(channels=8, blocks=1, mixing=mixing),)
     config.network.middle = ()
@@ -53,6 +55,32 @@ def folder(tmp_path_factory):
     about = {"encoder": "/nowhere", "width": 6}
     embeddings.write(folder, source.captions, encode, about)
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    "made, one",
+    [
+        ([("a", "1"), ("b", "1")], True),
+        ([("a", "1"), ("a", "2")], False),
+        ([("a", ""), ("a", "1")], True),
+        ([("a", ""), ("b", "1")], False),
+        ([("a", ""), ("a", "1"), ("a", "2")], False),
+        ([("a", ""), ("a", "")], True),
+        ([("a", ""), ("", "")], False),
+    ],
+)
+def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
+    texts = [dict(encoder=name, encoder_sha256=sha) for name, sha in made]
+    assert encoders.one_encoder(texts) == one
+
+
+def test_text_takes_the_place_of_labels():
+    for width, labels in ((0, shapes.ATTRIBUTES), (6, ())):
+        config = cascade_small.get_config("smoke").unlock()
+        config.conditioning.text_width = width
+        config.data.update(attributes=None, mean=0.0, variance=1.0)
+        data.resolve(config, data.open_source(config))
+        assert config.data.attributes == labels
 
 
 def test_text_is_padded_to_the_longest(folder):
@@ -82,7 +110,8 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     for verb, of, more, message in (
         ("sample", "base", [], "base is told by text: give --prompt"),
         ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
-        ("sample", "tsr1", ["--prompt=a"], "base, is given a video; begin with"),
+        ("sample", "tsr1", [], "tsr1 is a stage that is given a video"),
+        ("sample", "tsr1", ["--prompt=a"], "tsr1, is given a video; begin with"),
         # The encoder that made the text is gone: said in a line.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
         ("sample", "base", ["--prompt=a", "--frames=8"], "and without a prompt"),
@@ -197,6 +226,11 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
         {"name": "more", "workdir": "more"},
         {"name": "ssr", "workdir": "ssr", "snr": math.inf},
     ]
+    for file in ('stage = [{name = "base"}]', '[[stage]]\nname = "ssr"\n'):
+        (tmp_path / cascade.FILE).write_text(file)
+        with pytest.raises(UserError, match="lacks .*: put it in its place"):
+            stages.write_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
+        assert (tmp_path / cascade.FILE).read_text() == file
 
 
 @pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
@@ -223,7 +257,7 @@ def test_a_passed_time_limit_begins_no_stage(tmp_path):
             "and no config.data.embeddings: the folder",
         ),
         (["--config.conditioning.text_width=8"], "are 6 wide; set it to that"),
-        (["--config.data.embeddings=/absent"], "/absent are 384 wide; set it to"),
+        (["--config.data.embeddings=/absent"], "/absent has none, and those that"),
     ],
 )
 def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):

@@ -249,8 +249,8 @@ def stochastic() -> Sampler:
 def corrected(sampler: Sampler, delta: float = 0.1) -> Sampler:
     """A sampler followed by one step of Langevin dynamics at each level (VDM, 3.1).
 
-    z - delta / 2 sigma eps(z) + sqrt(delta) sigma noise: twice the calls. There is none
-    after the last step.
+    z - delta / 2 sigma eps(z) + sqrt(delta) sigma noise: twice the calls. The one after
+    the last step counts for nothing, since sigma is 0 there.
     """
 
     def table(schedule: Schedule, n: int) -> Table:

@@ -162,14 +162,12 @@ def two_branches(model: Model, settings: Settings) -> bool:
 def calls(model: Model, settings: Settings) -> int:
     """How often the network is asked for one video of the model's own size.
 
-    At every step, by Heun's sampler twice, by the corrector between steps once more;
-    each time by two branches if guided so, and for each tile of a stage in tiles.
+    At every step, by Heun's sampler twice, by the corrector once more; each time by two
+    branches if guided so, and for each tile of a stage in tiles.
     """
-    asked = settings.steps * (2 if settings.sampler == "heun" else 1)
-    if settings.corrector:
-        asked += settings.steps - 1
+    each = 1 + (settings.sampler == "heun") + (settings.corrector > 0)
     tiles = len(tile_places(model)) if settings.tiled else 1
-    return asked * (2 if two_branches(model, settings) else 1) * tiles
+    return settings.steps * each * (1 + two_branches(model, settings)) * tiles
 
 
 def tile_places(model: Model) -> np.ndarray:

@@ -97,6 +97,8 @@ def distill(
             f"{configs[0].data.embeddings} are by {now.encoder} or other weights of "
             "it: give those that the teacher was trained with"
         )
+    for each in configs[1:]:
+        each.conditioning.update(encoder=now.encoder, encoder_sha256=now.encoder_sha256)
     for each in configs:
         asked = sampling.Settings.of(each.sample)
         sampling.check(student, config.distill.num, config.seed, asked)

@@ -28,7 +28,8 @@ MAY_CHANGE = (
     ("network.dtype", True),
     ("network.dropout", True),
     ("data.path", True),  # the fingerprint looks at the clips themselves
-    ("data.embeddings", True),  # and at these
+    ("data.embeddings", True),  # and at these, made by whom the keys' name tells
+    ("conditioning.encoder*", True),
     ("data.mean", True),
     ("data.variance", True),
     ("data.workers", True),
@@ -142,11 +143,7 @@ def open_run(
         text = json.dumps(config.to_dict(), indent=2)
         resuming = restored is not None
         changes = on_first_process(
-            lambda: (
-                changes_since(workdir / "config.json", text, instead)
-                if resuming
-                else []
-            )
+            lambda: changes_since(workdir, config, instead) if resuming else []
         )
         if resuming:
             extra = checkpoints.extra(restored)
@@ -193,8 +190,15 @@ def owning(workdir: Path) -> Iterator[None]:
         yield
 
 
-def changes_since(path: Path, text: str, instead: str) -> list[str]:
-    """What changed since config.json was written, if it may."""
+def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
+    """What of a config changed since a run was begun, as lines.
+
+    instead: what a refusal advises besides keeping to what the run was begun with.
+
+    Raises:
+      UserError: a change of what cannot, or a config.json that cannot be read.
+    """
+    path, after = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -202,7 +206,7 @@ def changes_since(path: Path, text: str, instead: str) -> list[str]:
             f"{path} cannot be read ({error}) though there are checkpoints beside "
             "it: put back a copy"
         ) from error
-    return compare(up_to_date(before), json.loads(text), path.parent, instead)
+    return compare(up_to_date(before), after, workdir, instead)
 
 
 def _put(path: Path, text: str) -> None:

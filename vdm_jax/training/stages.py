@@ -5,7 +5,6 @@ WORKDIR/text          embeddings of the captions (training)
         cascade.toml  names the stages for `sample.py --cascade`
 """
 
-import json
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade
+from vdm_jax import cascade, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
@@ -41,7 +40,8 @@ def train_cascade(
 
     Where the configs ask for text and name no embeddings, those are in WORKDIR/text.
     Every process of a run calls this together. Raises as `train` does, and UserError
-    before anything is written if a stage does not take what the one before makes.
+    before anything is trained if the config of any stage is wrong or not the one that
+    it was begun with, or if it does not take what the one before makes.
     """
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
@@ -51,10 +51,12 @@ def train_cascade(
             config.data.embeddings = str(workdir / "text")
     cascade.chain([(name, models.build(c)) for name, c in configs.items()])
     for name, config in configs.items():
+        prepare(config)
+        if done(workdir / name):
+            changes_since(workdir / name, config, ANEW)
+    for name, config in configs.items():
         place = workdir / name
         if done(place) >= config.train.steps:
-            prepare(config)
-            changes_since(place / "config.json", json.dumps(config.to_dict()), ANEW)
             print(f"{name}: trained", flush=True)
             continue
         print(f"{name}: training in {place}", flush=True)
@@ -118,11 +120,11 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
 
     What stands there already, which a person may have changed, stays as it is.
     """
-    path, before = workdir / cascade.FILE, ""
+    path, new = workdir / cascade.FILE, cascade.text_of(stages)
     if path.exists():
         try:
             before = path.read_text()
-            said = {table["name"] for table in tomllib.loads(before)["stage"]}
+            said = [table["name"] for table in tomllib.loads(before)["stage"]]
         except (
             tomllib.TOMLDecodeError,
             UnicodeDecodeError,
@@ -133,7 +135,15 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
                 f"{path} names no stages ({bad}): mend or delete it; the same command "
                 "then writes it anew, all stages are done"
             ) from bad
-        stages = {name: stages[name] for name in stages if name not in said}
-        if not stages:
+        lacking = {name: stages[name] for name in stages if name not in said}
+        if not lacking:
             return
-    cascade.write(path, stages, before)
+        order = [name for name in [*said, *lacking] if name in stages]
+        if order != list(stages) or "[[stage]]" not in before:
+            raise UserError(
+                f"{path} lacks {', '.join(lacking)}: put it in its place, or delete "
+                "the file; the same command then writes it anew, all stages are done"
+            )
+        new = before.rstrip() + "\n\n" + cascade.text_of(lacking)
+    with video_io.replacing(path, overwrite=True) as temporary:
+        temporary.write_text(new)

@@ -62,29 +62,33 @@ def open_texts(config: Any, source: Source) -> Texts | None:
         )
     if not folder:
         return None
-    captions = getattr(source, "captions", None)
-
-    def embed() -> None:
-        if captions is not None and not (Path(folder) / INDEX).is_file():
-            encoder = text.load()
-            fits(encoder.width)
-            print(f"embedding {len(captions):,} captions in {folder}", flush=True)
-            text.write(folder, captions, encoder)
-
-    def fits(made: int) -> None:
-        if width != made:
-            raise UserError(
-                f"config.conditioning.text_width={width}: the embeddings in {folder} "
-                f"are {made} wide; set it to that"
-            )
-
-    on_first_process(embed)
+    on_first_process(lambda: _embed(source, folder, width))
     texts = Texts(folder)
-    fits(texts.width)
+    if width != texts.width:
+        raise UserError(
+            f"config.conditioning.text_width={width}: the embeddings in {folder} are "
+            f"{texts.width} wide; set it to that"
+        )
     about = texts.embeddings.about
     config.conditioning.encoder = about["encoder"]
     config.conditioning.encoder_sha256 = about.get("weights", "")
     return texts
+
+
+def _embed(source: Source, folder: str, width: int) -> None:
+    """The captions of a source that knows them all, where there are none yet."""
+    captions = getattr(source, "captions", None)
+    if captions is None or (Path(folder) / INDEX).is_file():
+        return
+    encoder = text.load()
+    if width != encoder.width:
+        raise UserError(
+            f"config.data.embeddings={folder} has none, and those that training would "
+            f"make there are {encoder.width} wide, config.conditioning.text_width="
+            f"{width}: set it to that, or write others by python -m vdm_jax.text"
+        )
+    print(f"embedding {len(captions):,} captions in {folder}", flush=True)
+    text.write(folder, captions, encoder)
 
 
 def with_text(batch: pipeline.Batch, texts: Texts | None) -> pipeline.Batch:
