@@ -171,7 +171,7 @@ KEYS = ("joint", "fit_error", "spread", "frame_fd", "consistency")
 
 
 def fed(args) -> list[str]:
-    """Names what makes that which an arm is given: parameters, and how they sample."""
+    """What the videos fed to an arm depend on, as parts of a name."""
     if not args.cascade:
         return []
     links = cascades.read(args.cascade).links
@@ -239,6 +239,7 @@ def main() -> None:
     print(table(rows))
     if args.arm:
         return
+    rows = [{k: "inf" if v == math.inf else v for k, v in r.items()} for r in rows]
     command = shlex.join(["python", "-m", "benchmarks.ablations", *sys.argv[1:]])
     found = {"command": command, "updates": args.updates, "num": args.num, "rows": rows}
     given = Path(args.cascade or "")

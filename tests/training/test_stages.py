@@ -1,5 +1,6 @@
 """A cascade is trained by one command, told by text and by what its clips become."""
 
+import json
 import math
 import shutil
 import time
@@ -52,7 +53,7 @@ def folder(tmp_path_factory):
             rng.normal(size=(len(c.split()), 6)).astype(np.float16) for c in captions
         ]
 
-    about = {"encoder": "/nowhere", "width": 6}
+    about = {"encoder": "/nowhere", "weights": "those", "width": 6}
     embeddings.write(folder, source.captions, encode, about)
     return str(folder)
 
@@ -107,6 +108,12 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 0 and "step" not in done.stdout
     assert "base: trained" in done.stdout and "tsr1: trained" in done.stdout
+    # Nor where a run was begun before the encoder's weights were written down.
+    path = workdir / "base" / "config.json"
+    begun = json.loads(path.read_text())
+    assert begun["conditioning"].pop("encoder_sha256") == "those"
+    path.write_text(json.dumps(begun))
+    assert call("train", *flags).returncode == 0
     for verb, of, more, message in (
         ("sample", "base", [], "base is told by text: give --prompt"),
         ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
@@ -201,7 +208,7 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_pa
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     index = other / embeddings.INDEX
-    index.write_text(index.read_text().replace("/nowhere", "/elsewhere"))
+    index.write_text(index.read_text().replace("those", "others"))
     changes = f"--config.data.embeddings={other}", f"--workdir={tmp_path}/again"
     done = call("distill", *flags, *changes)
     assert done.returncode == 2
