@@ -19,6 +19,7 @@ def config(**changes):
     made = ConfigDict(
         {
             "seed": changes.pop("seed", 0),
+            "conditioning": {"text_width": 0},
             "video": {"frames": 3, "height": 8, "width": 8, "channels": 3, "fps": 8},
             "data": {
                 "source": "shapes",
