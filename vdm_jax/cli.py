@@ -335,15 +335,16 @@ def sample() -> None:
         from vdm_jax import model, sampling, video_io
 
         out = Path(FLAGS.out)
-        video_io.claim(out, "samples", FLAGS.overwrite)
-        loaded = model.load(FLAGS.workdir)
-        if loaded.model.stage is not None:
+        asked = model.build(model.read_config(Path(FLAGS.workdir)))
+        if asked.stage is not None:
             raise UserError(
                 f"{FLAGS.workdir} is a stage that is given a video: name it in a "
                 "cascade's file behind the one that makes it, and give --cascade"
             )
-        if loaded.model.text_width:
+        if asked.text_width:
             raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
+        video_io.claim(out, "samples", FLAGS.overwrite)
+        loaded = model.load(FLAGS.workdir)
         _settings(loaded.config, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:

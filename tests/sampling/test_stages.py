@@ -201,7 +201,6 @@ def test_a_base_model_takes_no_video(trained):
         ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
         ({"factor": 1}, "stage.factor=1: 2 or more"),
         ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
-        ({"kind": "base"}, "stage.factor=2 with stage.kind='base', which is given"),
         ({"fill": "blank"}, "stage.fill='blank' is of stage.kind='tsr'"),
         ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
         ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),

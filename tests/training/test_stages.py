@@ -16,7 +16,7 @@ from vdm_jax import cascade, data
 from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
-from vdm_jax.training import stages, told
+from vdm_jax.training import checks, stages, told
 
 CONFIG = """
 from configs import cascade_small
@@ -73,6 +73,19 @@ def folder(tmp_path_factory):
 def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
     texts = [dict(encoder=name, encoder_sha256=sha) for name, sha in made]
     assert encoders.one_encoder(texts) == one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"factor": 2}, {"fill": "blank"}, {"noise": (0.0, 0.5)}, {"crop": (8, 8)}],
+)
+def test_fields_of_a_stage_without_one_are_refused(changes):
+    config = cascade_small.get_config("base").unlock()
+    checks.check(config)
+    config.stage.update(changes)
+    (name,) = changes
+    with pytest.raises(UserError, match=f"stage.{name}=.*'base', which is given no"):
+        checks.check(config)
 
 
 def test_text_takes_the_place_of_labels():
@@ -137,6 +150,24 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 2
     assert "base was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    # Found before another stage goes on, which base would with a step more.
+    config.write_text(
+        text.replace("channels=8", 'channels=8 if variant == "base" else 16').replace(
+            "return", 'config.train.steps += variant == "base"\n    return'
+        )
+    )
+    done = call("train", *flags)
+    assert done.returncode == 2 and "base: training" not in done.stdout
+    assert "tsr1 was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    # Nor is it one that was told the text of another encoder.
+    other = tmp_path / "embeddings"
+    shutil.copytree(folder, other)
+    index = other / embeddings.INDEX
+    index.write_text(index.read_text().replace("those", "others"))
+    config.write_text(CONFIG.format(embeddings=str(other)))
+    done = call("train", *flags)
+    assert done.returncode == 2
+    assert "with text of different encoders or" in done.stderr.splitlines()[-1]
     # Nor is the first begun if the second does not take what it makes.
     config.write_text(text.replace('variant == "base" else 8', "variant == '' else 8"))
     done = call("train", f"--cascade={config}", f"--workdir={tmp_path}/other")
@@ -221,7 +252,6 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     stages.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
     text = (tmp_path / cascade.FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
-    changed += '[[stage]]\nname = "more"\nworkdir = "more"\n'
     (tmp_path / cascade.FILE).write_text(changed)
     stages.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
     assert (tmp_path / cascade.FILE).read_text().startswith(changed)
@@ -230,10 +260,14 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     assert tables == [
         {"name": "base", "workdir": "else", "steps": 9},
         {"name": "tsr", "workdir": "tsr", "snr": 3.0},
-        {"name": "more", "workdir": "more"},
         {"name": "ssr", "workdir": "ssr", "snr": math.inf},
     ]
-    for file in ('stage = [{name = "base"}]', '[[stage]]\nname = "ssr"\n'):
+    for file in (
+        'stage = [{name = "base"}]',
+        '[[stage]]\nname = "ssr"\n',
+        '[[stage]]\nname = "base"\n[[stage]]\nname = "more"\n',
+        "[[stage]]\nname = [1]\n",
+    ):
         (tmp_path / cascade.FILE).write_text(file)
         with pytest.raises(UserError, match="lacks .*: put it in its place"):
             stages.write_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)

@@ -52,6 +52,10 @@ RANGES = (
 )
 
 
+# What the other fields of a stage are where there is none.
+OF_BASE = {"factor": 1, "fill": "repeat", "noise": (0.0, 1.0), "crop": ()}
+
+
 def check(config) -> None:
     """Raise UserError for the first number out of its range, or that does not fit."""
     for field, low, high in RANGES:
@@ -76,6 +80,13 @@ def check(config) -> None:
         if config[group][name] not in known:
             raise UserError(
                 f"config.{field}={config[group][name]!r}: one of {', '.join(known)}"
+            )
+    for name, without in OF_BASE.items() if config.stage.kind == "base" else ():
+        value = config.stage[name]
+        if (tuple(value) if isinstance(without, tuple) else value) != without:
+            raise UserError(
+                f"config.stage.{name}={value} with config.stage.kind='base', which is "
+                f"given no video: set it to {without}"
             )
     diffusion = config.diffusion
     if diffusion.logsnr_min >= diffusion.logsnr_max:

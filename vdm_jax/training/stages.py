@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade, video_io
+from vdm_jax import cascade, text, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
@@ -40,8 +40,9 @@ def train_cascade(
 
     Where the configs ask for text and name no embeddings, those are in WORKDIR/text.
     Every process of a run calls this together. Raises as `train` does, and UserError
-    before anything is trained if the config of any stage is wrong or not the one that
-    it was begun with, or if it does not take what the one before makes.
+    before anything is trained if the config of any stage is wrong, or not the one that
+    it was begun with, or if it does not take what the one before makes. (The clips of a
+    stage are compared with those that it was begun with at its turn.)
     """
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
@@ -50,10 +51,19 @@ def train_cascade(
         if config.conditioning.text_width and not config.data.embeddings:
             config.data.embeddings = str(workdir / "text")
     cascade.chain([(name, models.build(c)) for name, c in configs.items()])
+    told = []
     for name, config in configs.items():
         prepare(config)
-        if done(workdir / name):
-            changes_since(workdir / name, config, ANEW)
+        told.append(config.conditioning)
+        if done(place := workdir / name):
+            on_first_process(lambda at=place, c=config: changes_since(at, c, ANEW))
+            told.append(models.read_config(place).conditioning)
+    if not text.one_encoder(told):
+        raise UserError(
+            f"{workdir}: the stages were begun, or their configs ask, with text of "
+            "different encoders or of different weights of one: give the embeddings "
+            f"that they were begun with, or {ANEW}"
+        )
     for name, config in configs.items():
         place = workdir / name
         if done(place) >= config.train.steps:
@@ -124,7 +134,7 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     if path.exists():
         try:
             before = path.read_text()
-            said = [table["name"] for table in tomllib.loads(before)["stage"]]
+            said = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
         except (
             tomllib.TOMLDecodeError,
             UnicodeDecodeError,
@@ -138,8 +148,7 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
         lacking = {name: stages[name] for name in stages if name not in said}
         if not lacking:
             return
-        order = [name for name in [*said, *lacking] if name in stages]
-        if order != list(stages) or "[[stage]]" not in before:
+        if [*said, *lacking] != list(stages) or "[[stage]]" not in before:
             raise UserError(
                 f"{path} lacks {', '.join(lacking)}: put it in its place, or delete "
                 "the file; the same command then writes it anew, all stages are done"
