@@ -141,7 +141,7 @@ def _tables(path: Path) -> list:
     return stages
 
 
-def text_of(stages: dict[str, dict[str, Any]]) -> str:
+def as_toml(stages: dict[str, dict[str, Any]]) -> str:
     """The file of stages that stand beside it, each in the folder of its name.
 
     stages: by its name, what of sampling differs from the stage's own config.

@@ -219,15 +219,19 @@ def _sampling_flags(*names: str) -> None:
     flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
 
 
-def _settings(config, *names: str) -> None:
-    """What was given on the command line, into config.sample."""
-    with config.unlocked():
-        for name in names:
-            if FLAGS[name].value is not None:
-                config.sample[name] = FLAGS[name].value
-    for name, sampler in (("gamma", "ancestral"), ("churn", "heun")):
-        if FLAGS[name].present and config.sample.sampler != sampler:
-            raise UserError(f"--{name} goes with --sampler={sampler}")
+def _settings(loaded, *names: str) -> None:
+    """What was given on the command line, into the config's `sample`."""
+    from vdm_jax import sampling
+
+    sample = loaded.config.sample
+    given = [name for name in names if FLAGS[name].value is not None]
+    with loaded.config.unlocked():
+        for name in given:
+            sample[name] = FLAGS[name].value
+    settings = sampling.Settings.of(sample)
+    for name in given:
+        if without := sampling.unread(name, loaded.model, settings):
+            raise UserError(f"--{name} {without}")
 
 
 def command() -> str:
@@ -345,7 +349,7 @@ def sample() -> None:
             raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
         video_io.claim(out, "samples", FLAGS.overwrite)
         loaded = model.load(FLAGS.workdir)
-        _settings(loaded.config, *names)
+        _settings(loaded, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
             with loaded.config.unlocked():
@@ -420,7 +424,7 @@ def sample() -> None:
     run(verb, "Sample videos from a trained model; extend, fill in, repaint, enlarge.")
 
 
-OF_CASCADES = ("encoder", "until", "intermediate", "snr")
+OF_CASCADES = ("encoder", "until", "intermediate")
 NOT_OF_CASCADES = ("label", "reconstruction", "reconstruction_schedule", *BESIDE)
 
 
@@ -569,7 +573,7 @@ def evaluate() -> None:
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
         loaded = model.load(FLAGS.workdir)
-        _settings(loaded.config, *names)
+        _settings(loaded, *names)
         weights = _weights([loaded.config.sample.guidance])
         out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")
         evaluate.evaluate(
@@ -712,7 +716,7 @@ def export() -> None:
             _ship(link.workdir, out / link.name)
         stages = {link.name: cascade.differing(link) for link in read.links}
         with video_io.replacing(out / cascade.FILE, overwrite=True) as path:
-            path.write_text(cascade.text_of(stages))
+            path.write_text(cascade.as_toml(stages))
 
     run(verb, "Write the averaged parameters of runs as half-precision safetensors.")
 

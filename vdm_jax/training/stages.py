@@ -130,7 +130,7 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
 
     What stands there already, which a person may have changed, stays as it is.
     """
-    path, new = workdir / cascade.FILE, cascade.text_of(stages)
+    path, new = workdir / cascade.FILE, cascade.as_toml(stages)
     if path.exists():
         try:
             before = path.read_text()
@@ -153,6 +153,6 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
                 f"{path} lacks {', '.join(lacking)}: put it in its place, or delete "
                 "the file; the same command then writes it anew, all stages are done"
             )
-        new = before.rstrip() + "\n\n" + cascade.text_of(lacking)
+        new = before.rstrip() + "\n\n" + cascade.as_toml(lacking)
     with video_io.replacing(path, overwrite=True) as temporary:
         temporary.write_text(new)
