@@ -181,10 +181,11 @@ def test_captions_that_a_source_knows_are_embedded_where_none_are(
     config = cascade_small.get_config("base").unlock()
     config.data.embeddings = str(tmp_path / "text")
     encoder = FakeEncoder()
-    monkeypatch.setattr(told.text, "load", lambda: encoder)
+    loaded = []
+    monkeypatch.setattr(told.text, "load", lambda: loaded.append(0) or encoder)
     for _ in range(2):
         texts = told.open_texts(config, SimpleNamespace(captions=["a", "b b"]))
-        assert encoder.asked == [["", "a", "b b"]]  # once
+        assert loaded == [0] and encoder.asked == [["", "a", "b b"]]  # once
     assert texts.embeddings["b b"].shape == (2, 384)
     assert config.conditioning.encoder_sha256 == "weights"
 
