@@ -23,6 +23,7 @@ from vdm_jax import sampling, video_io
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.evaluation import bouncing as measure
 from vdm_jax.evaluation import statistics
+from vdm_jax.files import replacing
 
 WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
 CORRECTORS = (0.0, 0.1)
@@ -154,7 +155,7 @@ def main() -> None:
         gif, sheet = stem.with_suffix(".gif"), stem.with_suffix(".png")
         video_io.write_gif(gif, grid, loaded.config.video.fps, scale=4, overwrite=True)
         video_io.write_sheet(sheet, videos[:SHOWN], overwrite=True)
-        with video_io.replacing(file, overwrite=True) as path:
+        with replacing(file, overwrite=True) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
         print(label, json.dumps(rows[label]), flush=True)
 

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
+    ("files",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
     ("data", "conditioning", "stages"),
     ("text",),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
+from vdm_jax.files import replacing
 from vdm_jax.video_io import BadVideo, cache, containers, files, guard
 from vdm_jax.video_io.guard import Guard
 
@@ -916,13 +917,13 @@ def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
 def test_a_broken_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(UserError, match="exists"), video_io.replacing(path):
+    with pytest.raises(UserError, match="exists"), replacing(path):
         pass
-    with pytest.raises(KeyError), video_io.replacing(path, overwrite=True) as temporary:
+    with pytest.raises(KeyError), replacing(path, overwrite=True) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with video_io.replacing(path, overwrite=True) as temporary:
+    with replacing(path, overwrite=True) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1

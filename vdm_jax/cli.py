@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from vdm_jax.errors import UserError
+from vdm_jax.files import make_folder, replacing
 from vdm_jax.training import launch
 
 FLAGS = flags.FLAGS
@@ -700,7 +701,7 @@ def export() -> None:
         out = Path(FLAGS.out)
         if FLAGS.workdir is not None:
             return _ship(Path(FLAGS.workdir), out)
-        from vdm_jax import cascade, video_io
+        from vdm_jax import cascade
 
         read = cascade.read(FLAGS.cascade)
         taken = [
@@ -715,7 +716,7 @@ def export() -> None:
         for link in read.links:
             _ship(link.workdir, out / link.name)
         stages = {link.name: cascade.differing(link) for link in read.links}
-        with video_io.replacing(out / cascade.FILE, overwrite=True) as path:
+        with replacing(out / cascade.FILE, overwrite=True) as path:
             path.write_text(cascade.as_toml(stages))
 
     run(verb, "Write the averaged parameters of runs as half-precision safetensors.")
@@ -723,11 +724,11 @@ def export() -> None:
 
 def _ship(workdir: Path, out: Path) -> None:
     """A run or a shipped model as a folder of a shipped model."""
-    from vdm_jax import model, video_io
+    from vdm_jax import model
     from vdm_jax.evaluation import curve, report
     from vdm_jax.weights import params
 
-    loaded, out = model.load(workdir), video_io.make_folder(out)
+    loaded, out = model.load(workdir), make_folder(out)
     names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
     taken = [name for name in names if (out / name).exists()]
     if taken and not FLAGS.overwrite:
@@ -735,17 +736,17 @@ def _ship(workdir: Path, out: Path) -> None:
             f"{out} already holds {taken[0]}: another --out, or --overwrite"
         )
     file = out / "params.safetensors"
-    with video_io.replacing(file, overwrite=True) as path:
+    with replacing(file, overwrite=True) as path:
         params.write(path, loaded.params)
     with loaded.config.unlocked():  # paths of the machine that trained it
         loaded.config.init_from = loaded.config.data.embeddings = ""
     text = loaded.config.to_json_best_effort(indent=1)
-    with video_io.replacing(out / "config.json", overwrite=True) as path:
+    with replacing(out / "config.json", overwrite=True) as path:
         path.write_text(text + "\n")
     what = f"step {loaded.step}" if loaded.step >= 0 else "exported before"
     log = model.resolve(workdir) / "metrics.jsonl"
     if log.is_file():
-        with video_io.replacing(out / log.name, overwrite=True) as path:
+        with replacing(out / log.name, overwrite=True) as path:
             path.write_bytes(log.read_bytes())
         report.write(
             out / "curve.html",

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from vdm_jax import video_io
 from vdm_jax.errors import UserError
+from vdm_jax.files import replacing
 from vdm_jax.video_io.cache import default_folder
 
 
@@ -148,7 +148,7 @@ def fetch(asset: Asset) -> Path:
             )
             assert member is not None
             content = member.read()
-    with video_io.replacing(place, overwrite=True) as temporary:
+    with replacing(place, overwrite=True) as temporary:
         temporary.write_bytes(content)
     if not asset.intact(place):
         raise UserError(f"{place} is not the expected file of {release}")

@@ -19,6 +19,7 @@ from vdm_jax import video_io
 from vdm_jax.data import folder
 from vdm_jax.data.folder import ClipShape, File
 from vdm_jax.errors import UserError
+from vdm_jax.files import make_folder
 from vdm_jax.video_io import BadVideo, cache
 from vdm_jax.video_io.guard import Guard
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> str:
         stride=1 if arguments.stride is None else arguments.stride,
         fps=arguments.fps if arguments.stride is None else 0.0,
     )  # fmt: skip
-    video_io.make_folder(Path(arguments.sheet).parent)
+    make_folder(Path(arguments.sheet).parent)
     place = arguments.cache_dir or cache.default_folder()
     guard = Guard()
     files, report = folder.scan(arguments.dir, shape, cache.IndexStore(place), guard)

@@ -16,8 +16,8 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from vdm_jax import video_io
 from vdm_jax.errors import UserError
+from vdm_jax.files import make_folder, replacing
 
 RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
 KEY = 32  # bytes of a key: hexadecimal digits
@@ -118,7 +118,7 @@ def write(
       about: of the encoder, with its "width"; goes into embeddings.json.
       done: is told how many captions more are done.
     """
-    folder = video_io.make_folder(folder)
+    folder = make_folder(folder)
     by_key = {key(caption): caption for caption in ("", *captions)}
     keys = sorted(by_key)
     content = json.dumps([about, RECORDS], sort_keys=True).encode() + b"".join(keys)
@@ -131,7 +131,7 @@ def write(
     for name, part in zip(names, parts, strict=True):
         length = _longest(folder / name, part, about["width"])
         if length is None:
-            with video_io.replacing(folder / name, overwrite=True) as temporary:
+            with replacing(folder / name, overwrite=True) as temporary:
                 _write_shard(temporary, part, by_key, encode, batch, done)
             length = _longest(folder / name, part, about["width"])
         else:
@@ -146,12 +146,12 @@ def write(
         "shards": names,
     }
     with (
-        video_io.replacing(folder / about["keys"], overwrite=True) as temporary,
+        replacing(folder / about["keys"], overwrite=True) as temporary,
         temporary.open("wb") as file,
     ):
         np.save(file, np.array(keys), allow_pickle=False)
     before = _files(folder)
-    with video_io.replacing(folder / INDEX, overwrite=True) as temporary:
+    with replacing(folder / INDEX, overwrite=True) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n")
     left = {path.name for path in folder.glob(f".{mark}-*.tmp")}  # by a kill
     for name in left | before - {about["keys"], *names}:

@@ -27,6 +27,7 @@ from vdm_jax.evaluation import (
 from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.files import make_folder
 from vdm_jax.model import Loaded, read_config, read_json
 from vdm_jax.sampling.given import BROKEN
 
@@ -74,7 +75,7 @@ def evaluate(
     for given in hurried.values():
         sampling.check(model, num, seed, given)
     shown = shown_beside(beside, config.data.source)
-    video_io.make_folder(out)
+    make_folder(out)
     kept, training = real(config, num)
     held_out = kept["video"]
     protocol = of_run(config, training, held_out, num, seed, networks)

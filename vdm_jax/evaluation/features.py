@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax import video_io
+from vdm_jax.files import replacing
 
 
 def cached(
@@ -43,7 +44,7 @@ def _write(path: Path, features: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, features, allow_pickle=False)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
-    with video_io.replacing(path, overwrite=True) as temporary:
+    with replacing(path, overwrite=True) as temporary:
         temporary.write_bytes(digest.encode() + b"\n" + content.getvalue())
 
 

@@ -12,6 +12,7 @@ from vdm_jax.evaluation import evaluate, report, statistics
 from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.files import make_folder
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.guard import Guard
 
@@ -109,7 +110,7 @@ def compare(
     for table in tables:
         print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
-    video_io.make_folder(out)
+    make_folder(out)
     results = {"protocol": protocol, **figures}
     evaluate.write_results(out, results)
     shown = evaluate.SHOWN

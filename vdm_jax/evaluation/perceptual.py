@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import video_io
 from vdm_jax.evaluation import efficientnet, features, i3d, lpips, statistics
 from vdm_jax.evaluation.protocol import Protocol
+from vdm_jax.files import make_folder
 from vdm_jax.video_io.cache import default_folder
 
 FRAMES = 16  # of a clip that FVD is given; a shorter one is played forth and back
@@ -77,7 +77,7 @@ class Networks:
         """Raise UserError if weights are missing, with the command that brings them,
         or if features cannot be kept.
         """
-        video_io.make_folder(self.folder)
+        make_folder(self.folder)
         for asset in (i3d.WEIGHTS, efficientnet.WEIGHTS, lpips.WEIGHTS):
             asset.verified()
 

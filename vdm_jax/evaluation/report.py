@@ -31,7 +31,7 @@ from PIL import Image
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve
-from vdm_jax.video_io.files import replacing
+from vdm_jax.files import replacing
 
 LOSSLESS = 1_500_000  # pixels of a film's picture; a larger one is compressed
 ROOM = 4_000_000  # pixels of a film's picture; a larger one is shrunk first

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import data, sampling, video_io
+from vdm_jax import data, sampling
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
 from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
+from vdm_jax.files import make_folder, replacing
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
@@ -108,7 +109,7 @@ def evaluate(
     student = models.build(config)
     for arm, each in zip(arms, settings, strict=True):
         sampling.check(student if arm.path else teacher.model, arm.num, seed, each)
-    folder = video_io.make_folder(out / "rows")
+    folder = make_folder(out / "rows")
     most = max(arm.num for arm in arms)
     source = data.open_source(config)
     kept = pipeline.held_out_batch(config, source, most)
@@ -181,9 +182,9 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     figures = {"row": arm.name, "calls": calls, "seconds": seconds}
     figures |= measure(videos)
     path.unlink(missing_ok=True)  # figures never stand beside other videos
-    with video_io.replacing(arrays, overwrite=True) as new, open(new, "wb") as file:
+    with replacing(arrays, overwrite=True) as new, open(new, "wb") as file:
         np.savez_compressed(file, videos=videos)
-    with video_io.replacing(path, overwrite=True) as new:
+    with replacing(path, overwrite=True) as new:
         new.write_text(json.dumps({"figures": figures, "origin": origin}, indent=1))
     return figures, videos
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, sampling, sharding, text, video_io
+from vdm_jax import data, sampling, sharding, text
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit, on_first_process
 from vdm_jax.data import pipeline
@@ -32,6 +32,7 @@ from vdm_jax.diffusion import distillation, guidance, losses, process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, statistics
 from vdm_jax.evaluation.evaluate import MEASURES
+from vdm_jax.files import replacing
 from vdm_jax.model import Model, Params
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import rounds, told
@@ -382,7 +383,7 @@ class _Rounds:
 
             def keep() -> None:
                 with (
-                    video_io.replacing(path, overwrite=True) as new,
+                    replacing(path, overwrite=True) as new,
                     open(new, "wb") as file,
                 ):
                     np.savez_compressed(file, videos=videos)
@@ -456,7 +457,7 @@ def _driving(workdir: Path, config, teacher: str, checksum: str) -> Iterator[lis
             (workdir / REFERENCE).unlink(missing_ok=True)  # of another teacher
         if rows:  # what they came from stays on record
             own.update({k: v for k, v in models.read_json(path).items() if k in own})
-        with video_io.replacing(path, overwrite=True) as new:
+        with replacing(path, overwrite=True) as new:
             new.write_text(json.dumps(own | asked, indent=2) + "\n")
         return {"rows": rows, "changes": changes}
 
@@ -500,7 +501,7 @@ def _accept(
             "seconds": round(float(np.diff(at, prepend=0) @ step_time), 3),
             "path": each.path,
         }
-        with video_io.replacing(workdir / models.STUDENTS, overwrite=True) as new:
+        with replacing(workdir / models.STUDENTS, overwrite=True) as new:
             new.write_text(json.dumps([*rows, row], indent=1) + "\n")
         return row
 

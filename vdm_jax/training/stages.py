@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade, text, video_io
+from vdm_jax import cascade, text
 from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
+from vdm_jax.files import replacing
 from vdm_jax.training import rounds
 from vdm_jax.training.checks import check
 from vdm_jax.training.distillation import ANEW, distill
@@ -154,5 +155,5 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
                 "the file; the same command then writes it anew, all stages are done"
             )
         new = before.rstrip() + "\n\n" + cascade.as_toml(lacking)
-    with video_io.replacing(path, overwrite=True) as temporary:
+    with replacing(path, overwrite=True) as temporary:
         temporary.write_text(new)

@@ -14,6 +14,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.errors import UserError
+from vdm_jax.files import replacing
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training import told
@@ -266,6 +267,6 @@ def write_preview(run: Run, step: int, videos: np.ndarray, fps: float) -> None:
     gif, sheet, arrays = (folder / f"{stem}.{kind}" for kind in ("gif", "png", "npz"))
     video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
     video_io.write_sheet(sheet, videos, overwrite=True)
-    with video_io.replacing(arrays, overwrite=True) as path, open(path, "wb") as file:
+    with replacing(arrays, overwrite=True) as path, open(path, "wb") as file:
         np.savez_compressed(file, videos=videos)
     run.logger.video(step, "samples", grid, fps)

@@ -13,7 +13,7 @@ from vdm_jax.video_io.decode import (
     read_picture,
     resize,
 )
-from vdm_jax.video_io.files import BadVideo, make_folder, replacing, slug
+from vdm_jax.video_io.files import BadVideo, slug
 from vdm_jax.video_io.info import VideoInfo, clip, cost, describe, starts
 from vdm_jax.video_io.write import (
     claim,
@@ -46,8 +46,6 @@ __all__ = [
     "read",
     "read_frames",
     "read_picture",
-    "make_folder",
-    "replacing",
     "resize",
     "slug",
     "starts",

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.video_io.files import BadVideo, replacing
+from vdm_jax.files import replacing
+from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
 VERSION = "2"  # part of every key: raised when the index or the pixels would change

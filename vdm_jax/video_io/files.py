@@ -6,16 +6,10 @@ whatever files that text names. So only regular files are opened, and the contai
 chosen here by magic bytes and passed to FFmpeg by name: it never gets to guess.
 """
 
-import contextlib
 import os
 import re
 import stat
 import struct
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
-from vdm_jax.errors import UserError
 
 # Limits, checked on the header and again on what is decoded. They are far above honest
 # training clips and keep one hostile or broken file from taking the machine.
@@ -165,46 +159,3 @@ def slug(text: str, length: int = 60) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or (
         "video"
     )
-
-
-def make_folder(path: str | os.PathLike) -> Path:
-    """Make a folder for output, or say in a UserError why it cannot be had."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be a folder for output ({error.strerror}): give another"
-        ) from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path} cannot be written to: give another folder")
-    return path
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place when the block ends.
-
-    A kill at any moment leaves the old file or the new one under the final name, never
-    half of one. Raises UserError if ``path`` exists and ``overwrite`` is False.
-    """
-    path = Path(path)
-    if not overwrite and path.exists():
-        raise UserError(f"{path} exists already: another name, or --overwrite")
-    make_folder(path.parent)
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
-    os.close(handle)
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 600
-    try:
-        yield Path(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

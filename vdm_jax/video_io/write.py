@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.errors import UserError
-from vdm_jax.video_io.files import make_folder, replacing
+from vdm_jax.files import make_folder, replacing
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, INK = (245, 245, 245), (20, 20, 20)

@@ -1,0 +1,116 @@
+"""Paths, whole files and JSON: vdm_jax/files.py."""
+
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from vdm_jax import files
+from vdm_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gs://bucket/run", "s3://b", "hdfs://h/x", "S3:/b", "file:///tmp/x", "", "a\0b"],
+)
+def test_what_is_no_path_is_refused_in_one_line(text):
+    with pytest.raises(UserError, match="--workdir") as caught:
+        files.user_path(text, "--workdir")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["take:1.mp4", "a[b]", "a\\b", "x/~/y", "a:b/c"])
+def test_any_name_of_a_file_system_is_a_path(text):
+    assert str(files.user_path(text, "--workdir")) == text
+
+
+def test_a_tilde_is_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.user_path("~/x", "--out") == tmp_path / "x"
+    with pytest.raises(UserError, match="home"):
+        files.user_path("~nobody-of-that-name/x", "--out")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(KeyError), files.replacing(path, overwrite=True) as new:
+        new.write_text("half")
+        raise KeyError
+    assert files.read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(UserError, match="exists"), files.replacing(path):
+        pass
+
+
+def test_a_new_file_has_the_rights_of_the_umask_and_follows_no_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "a").symlink_to(victim)
+    before = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "a", "new")
+    finally:
+        os.umask(before)
+    assert victim.read_text() == "mine"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_a_name_as_long_as_a_name_can_be(tmp_path):
+    files.write_text(tmp_path / ("n" * 255), "x")
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
+    """RLIMIT_FSIZE answers EFBIG where a full disk answers ENOSPC."""
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    code = (
+        "import signal, sys; from vdm_jax import files\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try: files.write_text(sys.argv[1], 'x' * 100000)\n"
+        "except files.UserError as e: print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )  # fmt: skip
+    assert "file too large" in done.stdout and "MB free" in done.stdout, done
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_no_space_is_known_from_any_kind_of_error():
+    assert files.no_space(OSError(errno.ENOSPC, "x")) == "no space left on device"
+    assert files.no_space(ValueError("... [os_error_code='28']"))
+    assert files.no_space(PermissionError(errno.EACCES, "x")) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff{}", b"[" * 100000, b"1" * 5000, b"\0"]
+)
+def test_bytes_that_are_not_json_are_damage(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(files.Damaged):
+        files.read_json(path)
+
+
+def test_json_above_the_limit_is_damage_and_no_file_is_not(tmp_path):
+    (tmp_path / "a.json").write_text("[1, 2, 3]")
+    assert files.read_json(tmp_path / "a.json") == [1, 2, 3]
+    with pytest.raises(files.Damaged, match="larger"):
+        files.read_json(tmp_path / "a.json", limit=4)
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "b.json")
+
+
+def test_a_line_ends_at_lf_cr_and_both_only():
+    assert files.lines("a\u2028b\x85c\x0cd\r\ne\rf\n") == [
+        "a\u2028b\x85c\x0cd",
+        "e",
+        "f",
+    ]
+    assert files.lines("") == []

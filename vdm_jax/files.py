@@ -1,0 +1,185 @@
+"""Paths and small files: what a path may be, whole files or none, JSON that may be bad.
+
+Every path that a user gives goes through `user_path`, every file that is written
+through `replacing`, every JSON that is read through `read_json`.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_JSON = 64 << 20  # bytes; the largest of our own, a long run's log, is far below
+
+
+class Damaged(ValueError):
+    """A file whose bytes are not what was written: one clause of plain words."""
+
+
+def user_path(text: str | os.PathLike, what: str) -> Path:
+    """Return a path that a user gave, with a leading ``~`` replaced by the home.
+
+    what: how the message names it, as ``--workdir`` or ``config.data.path``.
+
+    Raises UserError for an address with a scheme (``gs://...``), an empty path, a NUL,
+    and a home that is not known.
+    """
+    text = os.fspath(text)
+    if not text:
+        raise UserError(f"{what}= is empty: give a path")
+    if "\0" in text:
+        raise UserError(f"{what}={text!r}: a path holds no NUL")
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text, re.IGNORECASE):
+        raise UserError(
+            f"{what}={text}: {scheme[1]}:// is not supported: give a path of a mounted "
+            "file system"
+        )
+    if not text.startswith("~"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{what}={text}: there is no such home folder; give the whole path"
+        ) from error
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder for output, or say in a UserError why it cannot be had."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be a folder for output ({error.strerror}): give another"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} cannot be written to: give another folder")
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place when the block ends.
+
+    A kill or a power cut at any moment leaves the old file or the new one under the
+    final name, never half of one: the bytes are on disk before the name is. The
+    temporary file is new and nobody else's, so a link that stands in its way is not
+    followed. Raises UserError if ``path`` exists and ``overwrite`` is False, and if the
+    disk is full.
+    """
+    path = Path(path)
+    if not overwrite and os.path.lexists(path):
+        raise UserError(f"{path} exists already: another name, or --overwrite")
+    make_folder(path.parent)
+    with explaining_no_space(path):
+        # A short prefix: the final name may be as long as a name can be.
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            os.fchmod(handle, 0o666 & ~_umask())  # mkstemp gives 600
+            os.close(handle)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str, overwrite: bool = True) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path, overwrite) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
+    """Write a value as a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Put a file's bytes, or a folder's names, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explaining_no_space(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+    """Turn the error of a full disk inside the block into a UserError naming ``path``.
+
+    advice: what holds besides, as "steps [100] are as they were; ".
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # tensorstore raises a ValueError
+        reason = no_space(error)
+        if reason is None:
+            raise
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        free = shutil.disk_usage(folder).free / 1e6
+        raise UserError(
+            f"{path} could not be written ({reason}): {free:.1f} MB free; {advice}make "
+            "room and run again"
+        ) from error
+
+
+def no_space(error: Exception) -> str | None:
+    """Return the system's words if the error is that a file could not grow."""
+    for code in NO_SPACE:
+        if f"os_error_code='{code}'" in str(error) or (
+            getattr(error, "errno", None) == code
+        ):
+            return os.strerror(code).lower()
+    return None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; raise Damaged for anything that is none."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise Damaged("not JSON: nested too deeply") from error
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+        raise Damaged(f"not JSON: {error}") from error
+
+
+def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
+    """Return the value of a JSON file of ours or of a user's.
+
+    Raises Damaged for bytes that are not JSON or more than ``limit``, OSError where the
+    file cannot be read at all, which says nothing about its bytes.
+    """
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise Damaged(f"larger than {limit >> 20} MiB")
+    return parse_json(content)
+
+
+def lines(text: str) -> list[str]:
+    """Split a text where a line ends: at LF, CR LF or CR, and nowhere else.
+
+    ``str.splitlines`` also splits at U+2028, U+2029, U+0085 and others, which stand
+    inside of captions and of JSON strings.
+    """
+    rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return rows[:-1] if rows[-1] == "" else rows
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
