@@ -1,0 +1,144 @@
+"""Inject the faults of docs/reliability.md into real commands, and look at the answers.
+
+    python -m benchmarks.faults                  all of them
+    python -m benchmarks.faults full_samples     those named
+
+A fault is a function of an empty folder. It brings the fault about, runs a command as a
+user would, and returns the line that the user sees; it raises Wrong where the answer is
+another one than docs/reliability.md promises. The status is 1 if any did. Faults that
+this machine does not allow (mounting, say) are skipped by name.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FAULTS: dict[str, Callable[[Path], str]] = {}
+
+
+class Wrong(Exception):
+    """A command answered a fault in another way than is promised."""
+
+
+class Skipped(Exception):
+    """This machine does not allow the fault to be brought about."""
+
+
+class Done(NamedTuple):
+    """What a command said when it had ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line that it wrote to standard error, else to standard output."""
+        lines = self.err.splitlines() or self.out.splitlines() or [""]
+        return lines[-1]
+
+
+def fault(function: Callable[[Path], str]) -> Callable[[Path], str]:
+    """Enter a function of a folder into the table of faults, under its name."""
+    FAULTS[function.__name__] = function
+    return function
+
+
+def start(*command, cwd: Path = ROOT, env: dict | None = None, **options):
+    """Start a command of the repository by this Python; returns the process."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd, env={**os.environ, **(env or {})}, text=True, errors="replace",
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )  # fmt: skip
+
+
+def run(*command, timeout: float = 300, **options) -> Done:
+    """Run a command to its end; Wrong if it has none."""
+    with start(*command, **options) as child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise Wrong(f"still running after {timeout:.0f} s") from error
+    return Done(child.returncode, (out or "").strip(), (err or "").strip())
+
+
+def expect(done: Done, status: int, *words: str) -> str:
+    """The last line of what a command said, which holds the words; Wrong if not so.
+
+    There must be no traceback, whatever the status.
+    """
+    said = f"{done.out[-1000:]}\n{done.err[-2000:]}"
+    if done.status != status:
+        raise Wrong(f"status {done.status} instead of {status}:\n{said}")
+    if "Traceback" in said:
+        raise Wrong(f"a traceback:\n{said}")
+    for word in words:
+        if word not in said:
+            raise Wrong(f"nothing about {word!r}:\n{said}")
+    return f"status {status}: {done.last}"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str, options: str = "") -> Iterator[Path]:
+    """A file system of its own in memory, of so many bytes, as `200k`."""
+    place = folder / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", place],
+        capture_output=True,
+    )
+    if mounted.returncode:
+        raise Skipped("mounting a small file system is not allowed here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def smoke(workdir: Path, *fields: str) -> list[str]:
+    """The command of the smallest training run, without looks at its samples."""
+    return [
+        "train.py", "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
+        "--config.train.preview_every=0", "--config.train.validate_every=0", *fields,
+    ]  # fmt: skip
+
+
+@fault
+def full_samples(folder: Path) -> str:
+    """sample.py --out on a full disk: the arrays come first."""
+    with small_disk(folder, "200k") as disk:
+        command = ["--workdir=models/clips", "--steps=1", "--num=16"]
+        done = run("sample.py", *command, f"--out={disk / 'out'}")
+        return expect(done, 2, "no space left on device")
+
+
+def main(names: list[str]) -> int:
+    """Bring the faults about, one after the other; 1 if any was answered wrongly."""
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        print(f"no fault {unknown[0]!r}; there are {', '.join(FAULTS)}")
+        return 2
+    wrong = 0
+    for name in names or FAULTS:
+        print(f"{name}: {(FAULTS[name].__doc__ or '').splitlines()[0]}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                print("  " + FAULTS[name](Path(folder)), flush=True)
+            except Skipped as reason:
+                print(f"  skipped: {reason}", flush=True)
+            except Wrong as error:
+                wrong += 1
+                print(f"  WRONG: {error}", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
