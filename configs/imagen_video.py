@@ -2,14 +2,10 @@
 
     python train.py --config=configs/imagen_video.py:ssr2 --config.data.path=VIDEOS ...
 
-Not run. From the paper (section 2 and its figure of the cascade): the stages, their
-order, what each makes (frames, height, width, rate), v-prediction, noise conditioning
-augmentation, temporal attention in the base and temporal convolutions elsewhere,
-spatial attention up to the second spatial model and none above, T5-XXL,
-256 steps of the base and 128 of the others, and the parameters of each
-model. Our sizing: widths, blocks, where attention stands, heads, batch, how many images
-stand beside a video, rates and the distribution of the noise, none of which is
-published. docs/cascade.md has our parameter counts beside the paper's.
+Not run. docs/papers.md has every value beside the paper's: shapes, rates, parameters,
+what mixes the frames and how to sample are the paper's; widths, blocks, where attention
+stands, batch, images beside a video, rates and the distribution of the noise are ours,
+as none of them is published. docs/cascade.md has the parameter counts.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:smoke`.
 """
 

@@ -2,9 +2,8 @@
 
     python train.py --config=configs/vdm.py:kinetics600 --config.data.path=VIDEOS ...
 
-Not run: each took the authors 64 to 256 TPU-v4 chips. Where the paper is silent
-(warm-up, clipping) the values are those of Salimans & Ho's released code. Parameter
-counts are in docs/networks.md.
+Not run. docs/papers.md has every value beside the paper's and why it differs, where it
+does. Parameter counts are in docs/networks.md.
 Variants: `:ucf101` (unconditional; `:bair` and `:kinetics600` too, whose given frames
 enter at sampling), `:text_small`, `:text_large`, `:text_128`, and `:smoke`.
 """
@@ -62,11 +61,14 @@ def get_config(variant: str = "ucf101") -> ConfigDict:
         config.train.update(
             steps=660_000, learning_rate=2e-4, b2=0.999, weight_decay=0.01, ema=0.999
         )
-        config.sample.gamma = 0.0
+        # w_r is that of one given frame.
+        config.sample.update(gamma=0.0, corrector=0.1, reconstruction=50.0)
     if variant == "kinetics600":
         config.data.update(batch_size=256, attributes=())
         config.train.update(steps=220_000, learning_rate=2e-4)
-        config.sample.update(steps=128, gamma=0.0)
+        config.sample.update(
+            steps=128, gamma=0.0, corrector=0.1, reconstruction=9.0
+        )  # w_r is that of five given frames
     if variant.startswith("text"):
         config.network.dropout = 0.0
         config.conditioning.update(layers=4, text_width=1024, text_drop=0.1)

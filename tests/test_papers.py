@@ -1,0 +1,131 @@
+"""docs/papers.md: its tables say of a config of a paper what the config says."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, imagen_video, vdm
+
+DOC = Path(__file__).parents[1] / "docs" / "papers.md"
+PAPERS = {
+    "Video Diffusion Models": (vdm.get_config, vdm.VARIANTS[:-1], base.base()),
+    "Imagen Video": (imagen_video.get_config, imagen_video.STAGES, base.base()),
+    "Progressive distillation": (
+        lambda _: base.distillation(),
+        ("default",),
+        ConfigDict({"distill": dict.fromkeys(base.distillation().distill)}),
+    ),
+}
+LEVELS = {"network.levels.channels", "network.levels.blocks", "attention"}
+# Where data is, how often something is saved or looked at, precision and memory.
+LEFT_OUT = re.compile(
+    r"data\.(source|path|tfds_name|attributes|workers|embeddings)"
+    r"|train\.\w+_every|network\.(dtype|remat)|distill\.(guidance|metric|num|"
+    r"tolerance)"
+)
+IMAGE_PARTS = {"spatial_attention", "cross_attention"}
+
+
+def attention(config) -> tuple:
+    """Heights of the frame at which the blocks of a level attend over it."""
+    levels = enumerate(config.network.levels)
+    return tuple(
+        config.video.height // config.network.patch >> i
+        for i, level in levels
+        if "spatial_attention" in level["mixing"]
+    )
+
+
+def time(config) -> tuple:
+    """What mixes frames, the same at all levels."""
+    levels = [level["mixing"] for level in config.network.levels]
+    (found,) = {
+        tuple(part for part in mixing if part not in IMAGE_PARTS)
+        for mixing in (*levels, config.network.middle)
+    }
+    return found
+
+
+def value(config, field: str):
+    """A field; of the levels, one value a level."""
+    if field in ("attention", "time"):
+        return {"attention": attention, "time": time}[field](config)
+    section, name, *part = field.split(".")
+    found = config[section][name]
+    return tuple(level[part[0]] for level in found) if part else found
+
+
+def rows(paper: str) -> list[tuple[list[str], str, object, str, str]]:
+    """(fields, variants, ours, the paper's cell, remark) of each row of a table."""
+    (section,) = (s for s in DOC.read_text().split("\n## ") if s.startswith(paper))
+    found = []
+    for line in re.findall(r"^\| `.*\|$", section, re.M):
+        fields, variants, ours, papers, remark = line[1:-1].split("|")
+        found.append(
+            (
+                re.findall(r"`([^`]+)`", fields),
+                variants.strip(),
+                ast.literal_eval(ours.strip().strip("`")),
+                papers.strip(),
+                remark.strip(),
+            )
+        )
+    return found
+
+
+def chosen(variants: str, known: tuple) -> list[str]:
+    """The variants that a cell names: all, all but some, or some."""
+    everything, but, some = variants.partition("all but ")
+    names = [n.strip() for n in (some if but else everything).split(",")]
+    if names == ["all"]:
+        return [*known]
+    assert {*names} <= {*known}
+    return [n for n in known if (n in names) != bool(but)]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_what_a_table_says_is_ours_is_in_the_config(paper):
+    get_config, known, _ = PAPERS[paper]
+    configs = {name: get_config(name) for name in known}
+    for fields, variants, ours, papers, remark in rows(paper):
+        for name in chosen(variants, known):
+            found = tuple(value(configs[name], field) for field in fields)
+            found = found if len(fields) > 1 else found[0]
+            assert found == ours, f"{paper}, {name}: {', '.join(fields)}"
+        if papers != "not given" and not re.fullmatch(r"`[^`]+`", papers):
+            assert remark, f"{paper}: no reason stands beside {papers}"
+        elif papers != "not given" and ast.literal_eval(papers.strip("`")) != ours:
+            assert remark, f"{paper}: no reason for {ours}, the paper having {papers}"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_field_that_a_config_sets_is_in_its_table_once(paper):
+    get_config, known, plain = PAPERS[paper]
+    for name in known:
+        told = [
+            field
+            for fields, variants, *_ in rows(paper)
+            if name in chosen(variants, known)
+            for field in fields
+        ]
+        assert len(told) == len({*told}), f"{paper}, {name}: a field is told twice"
+        config = get_config(name)
+        for section in plain:
+            if not isinstance(plain[section], ConfigDict):
+                continue
+            for key, default in plain[section].items():
+                field = f"{section}.{key}"
+                if config[section][key] == default or LEFT_OUT.fullmatch(field):
+                    continue
+                parts = LEVELS if field == "network.levels" else {field}
+                assert parts <= {*told}, f"{paper}, {name}: {field} is in no table"
+
+
+def test_video_prediction_is_sampled_as_in_the_paper():
+    bair, kinetics = vdm.get_config("bair").sample, vdm.get_config("kinetics600").sample
+    assert (bair.steps, bair.reconstruction) == (256, 50.0)
+    assert (kinetics.steps, kinetics.reconstruction) == (128, 9.0)
+    assert bair.corrector == kinetics.corrector == 0.1  # delta of the Langevin steps
