@@ -6,7 +6,9 @@ import resource
 import stat
 import subprocess
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 
 from vdm_jax import files
@@ -114,3 +116,96 @@ def test_a_line_ends_at_lf_cr_and_both_only():
         "f",
     ]
     assert files.lines("") == []
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be"]
+)
+def test_a_text_is_utf8_or_what_its_mark_says(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path.write_bytes(f"{mark}eine Katze\r\nspringt 猫\n".encode(encoding))
+    assert files.read_text(path) == "eine Katze\r\nspringt 猫\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"caf\xe9", "not UTF-8"),
+        (b"\xff\xfea", "not UTF-16-LE"),
+        (b"a\0b", "NUL"),
+        ("a cat".encode("utf-16-le"), "NUL"),
+        (b"\xed\xa0\x80", "not UTF-8"),
+        (b"x" * 99, "larger than 98"),
+    ],
+)
+def test_bytes_that_are_no_text_are_damage(tmp_path, content, reason):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(files.Damaged, match=reason):
+        files.read_text(path, limit=98)
+    assert files.no_text("\ud83d") and not files.no_text("😀")
+
+
+def test_arrays_come_back_and_the_first_rows_alone(tmp_path):
+    path = tmp_path / "a.npz"
+    video = np.arange(48, dtype=np.uint8).reshape(4, 3, 4)
+    np.savez_compressed(
+        path, video=video, one=np.float32(2), f=np.asfortranarray(video)
+    )
+    found = files.read_arrays(path)
+    assert sorted(found) == ["f", "one", "video"] and found["one"] == 2
+    assert (found["video"] == video).all() and (found["f"] == video).all()
+    found["video"][0] = 0  # may be written to
+    assert (files.read_arrays(path, rows=2)["video"] == video[:2]).all()
+    with pytest.raises(FileNotFoundError):
+        files.read_arrays(tmp_path / "b.npz")
+
+
+def array_bytes(shape, content=b"", descr="'|u1'"):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+    header = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (array_bytes("(1099511627776,)"), "for an array"),  # a terabyte
+        (array_bytes("(1099511627776,)", b"x" * 9), "for an array"),
+        (array_bytes("(4,)", b"abc"), "for an array"),
+        (array_bytes("(-3,)", b"abc"), "for an array"),
+        (array_bytes("(1,)", b"x" * 8, "'|O'"), "objects"),
+        (array_bytes("(" * 4000), "not a whole npz"),
+        (array_bytes("-" * 9000 + "1"), "not a whole npz"),
+        (b"", "not a whole npz"),
+        (b"nonsense", "not a whole npz"),
+    ],
+)
+def test_an_array_takes_what_its_entry_holds(tmp_path, content, reason):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("videos.npy", content)
+    with pytest.raises(files.Damaged, match=reason):
+        files.read_arrays(path)
+
+
+def test_what_is_packed_small_is_measured_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(1 << 20, np.uint8))
+    assert path.stat().st_size < 1 << 12
+    monkeypatch.setattr(files, "memory", lambda: 1 << 20)
+    with pytest.raises(files.Damaged, match="need more than"):
+        files.read_arrays(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 40, 200, -1])
+def test_a_cut_or_changed_npz_is_damage(tmp_path, keep):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(99))
+    content = bytearray(path.read_bytes())
+    if keep == -1:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[:keep] if keep >= 0 else content)
+    with pytest.raises(files.Damaged):
+        files.read_arrays(path)

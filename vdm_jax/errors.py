@@ -1,4 +1,4 @@
-"""The one exception type for what a user can put right."""
+"""The one exception type for what a user can put right, and how names are shown."""
 
 
 class UserError(Exception):
@@ -11,5 +11,16 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, status: int = 2):
-        super().__init__(message)
+        super().__init__(printable(message))
         self.status = status
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that any UTF-8 terminal, log or report can hold.
+
+    Whatever is no printable character (a line's end or a terminal's code in the name of
+    a file, a byte that is not UTF-8) stands there as its escape, as Python writes it.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )

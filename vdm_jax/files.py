@@ -1,19 +1,27 @@
-"""Paths and small files: what a path may be, whole files or none, JSON that may be bad.
+"""Paths and small files: what a path may be, whole files or none, bytes gone bad.
 
 Every path that a user gives goes through `user_path`, every file that is written
-through `replacing`, every JSON that is read through `read_json`.
+through `replacing`, every JSON that is read through `read_json`, every text of a user
+through `read_text` and every npz through `read_arrays`.
 """
 
+import codecs
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from vdm_jax.errors import UserError
 
@@ -177,6 +185,115 @@ def lines(text: str) -> list[str]:
     """
     rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return rows[:-1] if rows[-1] == "" else rows
+
+
+MARKS = (  # of an encoding, at the beginning of a text; the longer before their starts
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read_text(path: str | os.PathLike, limit: int = MAX_JSON) -> str:
+    """Return the text of a user's file: UTF-8, or what a byte order mark says.
+
+    Raises Damaged for another encoding, a NUL and more than ``limit`` bytes, OSError
+    where the file cannot be read at all.
+    """
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise Damaged(f"larger than {limit} bytes")
+    marks = (pair for pair in MARKS if content.startswith(pair[0]))
+    mark, encoding = next(marks, (b"", "utf-8"))
+    try:
+        text = content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise Damaged(f"not {encoding.upper()} text") from error
+    if reason := no_text(text):
+        raise Damaged(reason)
+    return text
+
+
+def no_text(text: str) -> str:
+    """Say why a string is no text that can be stored and told to a model; "" if it is.
+
+    Half of a surrogate pair cannot be written as UTF-8, and tokenizers refuse it; a NUL
+    ends the text for some readers and not for others.
+    """
+    if "\0" in text:
+        return "holds a NUL, so it is no plain text"
+    if re.search("[\ud800-\udfff]", text):
+        return "holds half of a surrogate pair, which is no character"
+    return ""
+
+
+BROKEN_ARRAYS = (
+    EOFError, MemoryError, NotImplementedError, OverflowError, RecursionError,
+    RuntimeError, SyntaxError, tokenize.TokenError, TypeError, ValueError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def read_arrays(
+    path: str | os.PathLike, rows: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file, or the first ``rows`` rows of each.
+
+    No more is allocated than the entries of the archive hold, and they hold no more
+    than half of this machine's memory. Nothing pickled is read. Raises Damaged for
+    bytes that are no such file, OSError where it cannot be read at all.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            room = memory() // 2
+            if not rows and sum(entry.file_size for entry in entries) > room:
+                raise Damaged(f"its arrays need more than {room >> 30} GiB")
+            for entry in entries:
+                with archive.open(entry) as file:
+                    name = entry.filename.removesuffix(".npy")
+                    arrays[name] = _read_array(file, entry.file_size, rows, room)
+    except BROKEN_ARRAYS as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(f"not a whole npz file: {error}") from error
+    return arrays
+
+
+def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.ndarray:
+    """Read an array of an npz entry of ``size`` bytes, of which it takes all."""
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise Damaged(f"an array in format {version}")
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise Damaged("an array of objects, which could run code")
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise Damaged(f"{size} bytes for an array {shape} of {dtype}")
+    if rows is not None and shape and not fortran:
+        shape = (min(rows, shape[0]), *shape[1:])
+    length = math.prod(shape) * dtype.itemsize
+    if length > room:
+        raise Damaged(f"an array needs more than {room >> 30} GiB")
+    content = bytearray(file.read(length))  # an array may be written to
+    if len(content) != length:
+        raise Damaged("cut short")
+    while rows is None and file.read(1 << 20):  # to the end, where the checksum is
+        pass
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _umask() -> int:
