@@ -84,10 +84,58 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_no_space_is_known_from_any_kind_of_error():
-    assert files.no_space(OSError(errno.ENOSPC, "x")) == "no space left on device"
-    assert files.no_space(ValueError("... [os_error_code='28']"))
-    assert files.no_space(PermissionError(errno.EACCES, "x")) is None
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left on device, .* MB free"),
+        (OSError(errno.EDQUOT, "x"), "disk quota exceeded, .* MB free"),
+        (OSError(errno.EROFS, "x"), "read-only file system"),
+        (OSError(errno.EIO, "x"), "input/output error"),
+        (OSError("4096 requested and 512 written"), "4096 requested"),
+        (ValueError("RESOURCE_EXHAUSTED [os_error_code='28']"), "no space left"),
+    ],
+)
+def test_every_refusal_of_the_system_is_one_line(tmp_path, error, words):
+    with (
+        pytest.raises(UserError, match=f"a.txt could not be written .{words}"),
+        files.replacing(tmp_path / "a.txt"),
+    ):
+        raise error
+    assert not os.listdir(tmp_path)
+
+
+def test_an_error_of_the_program_is_not_the_system_s(tmp_path):
+    with pytest.raises(ValueError, match="a bug"), files.writing(tmp_path / "a"):
+        raise ValueError("a bug")
+
+
+def test_what_is_no_file_cannot_be_replaced(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="is a directory"):
+        files.write_text(tmp_path / "a", "x")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_line_that_does_not_fit_is_not_begun(tmp_path):
+    path = tmp_path / "log"
+    files.append(path, b"one\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(UserError, match="log could not be written .file too large"):
+            files.append(path, b"x" * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    files.append(path, b"two\n")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_what_is_damaged_is_set_aside_beside_what_was_before(tmp_path, capsys):
+    for n in ("", ".2", ".3"):
+        (tmp_path / "a.json").write_text(n)
+        kept = files.set_aside(tmp_path / "a.json", "empty")
+        assert kept == tmp_path / f"bad-a.json{n}" and kept.read_text() == n
+        assert f"a.json: empty; set aside as bad-a.json{n}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-import shutil
+import sys
 import tempfile
 import tokenize
 import zipfile
@@ -83,13 +83,13 @@ def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path
     final name, never half of one: the bytes are on disk before the name is. The
     temporary file is new and nobody else's, so a link that stands in its way is not
     followed. Raises UserError if ``path`` exists and ``overwrite`` is False, and if the
-    disk is full.
+    system refuses to write: inside of the block is nothing but writing.
     """
     path = Path(path)
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists already: another name, or --overwrite")
     make_folder(path.parent)
-    with explaining_no_space(path):
+    with writing(path):
         # A short prefix: the final name may be as long as a name can be.
         handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -104,15 +104,35 @@ def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(
+    path: str | os.PathLike, content: bytes | memoryview, overwrite: bool = False
+) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path, overwrite) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: str | os.PathLike, text: str, overwrite: bool = True) -> None:
     """Write a text file, whole or not at all."""
-    with replacing(path, overwrite) as temporary:
-        temporary.write_text(text, "utf-8")
+    write_bytes(path, text.encode(), overwrite)
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Write a value as a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def append(path: str | os.PathLike, content: bytes) -> None:
+    """Add bytes to the end of a file: all of them, or none and a UserError."""
+    with writing(path), open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -125,33 +145,54 @@ def sync(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def explaining_no_space(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
-    """Turn the error of a full disk inside the block into a UserError naming ``path``.
+def writing(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+    """Turn the system's refusal to write inside the block into a UserError.
 
-    advice: what holds besides, as "steps [100] are as they were; ".
+    The block only writes, so every error of the system in it is about ``path``: a full
+    disk, a quota, a disk that fails or is read-only. advice: what holds besides, as
+    "steps [100] are as they were; ".
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # tensorstore raises a ValueError
-        reason = no_space(error)
-        if reason is None:
+    except (OSError, ValueError, RuntimeError) as error:
+        code = system_code(error)
+        if code is None and not isinstance(error, OSError):
             raise
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        free = shutil.disk_usage(folder).free / 1e6
+        reason = os.strerror(code).lower() if code else str(error)
+        todo = "mend that"
+        if code in NO_SPACE:
+            reason, todo = f"{reason}, {_room(Path(path))}", "make room"
         raise UserError(
-            f"{path} could not be written ({reason}): {free:.1f} MB free; {advice}make "
-            "room and run again"
+            f"{path} could not be written ({reason}): {advice}{todo} and run again"
         ) from error
 
 
-def no_space(error: Exception) -> str | None:
-    """Return the system's words if the error is that a file could not grow."""
-    for code in NO_SPACE:
-        if f"os_error_code='{code}'" in str(error) or (
-            getattr(error, "errno", None) == code
-        ):
-            return os.strerror(code).lower()
-    return None
+def system_code(error: Exception) -> int | None:
+    """Return the system's number of an error, however a library has wrapped it."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+    return int(found[1]) if found else None
+
+
+def _room(path: Path) -> str:
+    """Say what is free on the disk of a path."""
+    place = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    disk = os.statvfs(place)
+    inodes = " and no inode" if disk.f_files and not disk.f_favail else ""
+    return f"{disk.f_bavail * disk.f_frsize / 1e6:.1f} MB{inodes} free"
+
+
+def set_aside(path: str | os.PathLike, damage: str) -> Path:
+    """Rename what is damaged to bad-NAME; say so on standard error, return its path."""
+    path = Path(path)
+    target, again = path.with_name(f"bad-{path.name}"), 2
+    while os.path.lexists(target):
+        target, again = path.with_name(f"bad-{path.name}.{again}"), again + 1
+    with writing(target):
+        path.rename(target)
+    print(f"{path}: {damage}; set aside as {target.name}", file=sys.stderr, flush=True)
+    return target
 
 
 def parse_json(text: str | bytes) -> Any:
