@@ -3,7 +3,9 @@
 import io
 import json
 import pickle
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -453,3 +455,134 @@ def test_configs_and_versions_are_folders(folder, tmp_path):
         tfds.find("many", str(tmp_path))
     assert tfds.find("many/big", str(tmp_path)) == (tmp_path / "many/big/1.10.0", "")
     assert tfds.find("many/big:1.2.0", str(tmp_path))[0].name == "1.2.0"
+
+
+def rename_classes(directory, name):
+    """Let every feature name a class of a user's."""
+    path = directory / "features.json"
+    text = json.dumps(json.loads(path.read_text()))  # without spaces to be matched
+    path.write_text(
+        re.sub(r'"pythonClassName": "[^"]*"', f'"pythonClassName": {name}', text)
+    )
+
+
+@pytest.mark.parametrize("name", ["evil.Image", "evil.", "evil", "", "os.path"])
+def test_a_class_that_features_name_is_not_imported(
+    folder, tmp_path, monkeypatch, name
+):
+    """Neither of the data folder, nor of the current one, nor of anywhere else."""
+    directory = tmp_path / "pictures" / "1.0.0"
+    shutil.copytree(folder / "pictures" / "1.0.0", directory)
+    rename_classes(directory, json.dumps(name))
+    for place in (tmp_path, directory):
+        (place / "evil.py").write_text("raise SystemExit('code of the data has run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tfds.open_tfds(config(tmp_path, "pictures", held_out=0.0))
+    assert len(load_all(source)) == 9 and "evil" not in sys.modules
+    assert source.attributes == (("ape", "bee", "cat"),)
+
+
+def test_features_of_unknown_content_are_left_out(folder, tmp_path, monkeypatch):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    path = directory / "features.json"
+    content = json.loads(path.read_text())
+    custom = {"pythonClassName": "evil.Graph", "jsonFeature": {"json": "{}"}}
+    nested = {"pythonClassName": "x.S", "sequence": {"feature": custom, "length": "-1"}}
+    content["featuresDict"]["features"] |= {"graph": custom, "graphs": nested}
+    path.write_text(json.dumps(content))
+    source = tfds.open_tfds(config(tmp_path, "raw"))
+    assert len(load_all(source)) == 9
+    path.write_text(json.dumps(custom))
+    with pytest.raises(UserError, match="no video feature"):
+        tfds.open_tfds(config(tmp_path, "raw"))
+
+
+def change_features(directory, change):
+    path = directory / "features.json"
+    content = json.loads(path.read_text())
+    change(content["featuresDict"]["features"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("features.json", "[" * 100_000),
+        ("features.json", '{"sequence": {"feature": ' * 3000 + "{}" + "}}" * 3000),
+        ("features.json", "[]"),
+        ("dataset_info.json", "null"),
+        ("dataset_info.json", "1" * 5000),
+    ],
+)
+def test_json_of_any_kind_is_one_kind_of_error(folder, tmp_path, file, text):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    (directory / file).write_text(text)
+    with pytest.raises(UserError, match="cannot be read"):
+        tfds.open_tfds(config(tmp_path, "raw"))
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "1000000000000"])
+def test_a_number_of_labels_that_no_list_holds(folder, tmp_path, count):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    (directory / "label.labels.txt").unlink()
+    change_features(
+        directory, lambda f: f["label"]["classLabel"].update(numClasses=count)
+    )
+    with pytest.raises(UserError, match="label has"):
+        tfds.open_tfds(config(tmp_path, "raw"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f["video"]["tensor"]["shape"].update(
+            dimensions=["-1", "9", "9", "3"]
+        ),
+        lambda f: f["label"]["classLabel"].update(numClasses="1"),
+        lambda f: f.update(video2=f.pop("video")),
+    ],
+)
+def test_records_that_hold_something_else_are_bad_clips(folder, tmp_path, change):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    if (directory / "label.labels.txt").exists():
+        (directory / "label.labels.txt").unlink()
+    change_features(directory, change)
+    source = tfds.open_tfds(config(tmp_path, "raw"))
+    bad = 0
+    for index in range(9):
+        try:
+            source.load(index, np.random.default_rng(0), 4)
+        except BadClip as error:
+            bad += 1
+            assert "\n" not in error.reason
+    assert bad >= 6
+
+
+def test_shards_lie_in_the_folder_of_their_version(folder, tmp_path):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    shard = directory / "raw-train.array_record-00000-of-00001"
+    shard.rename(tmp_path / shard.name)
+    shard.symlink_to(tmp_path / shard.name)
+    with pytest.raises(UserError, match="lies outside"):
+        tfds.open_tfds(config(tmp_path, "raw"))
+
+
+def test_a_frame_is_a_picture_and_no_program(tmp_path):
+    """Pillow would hand PostScript to an interpreter."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 8\n%%EndComments\nshowpage\n"
+    features = F.FeaturesDict({"video": F.Sequence(F.Text())})
+    directory = write(tmp_path, "ps", features, lambda i: {"video": [eps] * 6})
+    picture = {
+        "pythonClassName": "",
+        "image": {"shape": {"dimensions": ["8", "12", "3"]}, "dtype": "uint8"},
+    }
+    change_features(directory, lambda f: f["video"]["sequence"].update(feature=picture))
+    source = tfds.open_tfds(config(tmp_path, "ps", held_out=0.0))
+    with pytest.raises(BadClip, match="not a picture"):
+        source.load(0, np.random.default_rng(0), 4)

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,42 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from google.protobuf import json_format
-from PIL import Image, UnidentifiedImageError
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.core import example_parser, features, naming, splits
 from tensorflow_datasets.core import proto as untyped
 
-from vdm_jax import video_io
+from vdm_jax import files, video_io
 from vdm_jax.data.folder import LUMA, ClipShape
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
+from vdm_jax.video_io import stills
 from vdm_jax.video_io.guard import Guard
-from vdm_jax.video_io.stills import rgb
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 CAPTIONS = ("caption", "captions", "text", "description")
 VIDEOS = ("video", "mp4", "clip")  # names under which bytes are taken for a video file
+
+MOST_VALUES = 100_000  # of a label; features.json may declare any number
+# How a feature is stored -> the class that reads it. Custom ones have a JSON of their
+# own ("json_feature") or the content of one of these.
+CLASSES = {
+    "features_dict": features.FeaturesDict,
+    "sequence": features.Sequence,
+    "tensor": features.Tensor,
+    "image": features.Image,
+    "class_label": features.ClassLabel,
+    "text": features.Text,
+    "bounding_box": features.BBoxFeature,
+    "audio": features.Audio,
+    "translation": features.Translation,
+}
+
+# What TFDS raises on a record that holds something else than it was told.
+MISFITS = (
+    AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
+    DecodeError, zlib.error,
+)  # fmt: skip
 
 Path_ = tuple[str, ...]  # of a feature inside nested dictionaries
 
@@ -52,8 +74,56 @@ class Layout:
     captions: list[Path_] = dataclasses.field(default_factory=list)
 
 
+def readable(feature: Any) -> Any:
+    """Return what of a feature is read, in classes of TFDS's own; None for nothing.
+
+    features.json names a class for every feature, and TFDS imports the module of that
+    name, from wherever Python finds one. How a feature is stored follows from its
+    content alone: the class is taken from our table, the name is not looked at, and
+    what has none of these contents is left out.
+    """
+    content = feature.WhichOneof("content")
+    if content == "video":
+        return _as_pictures(feature.video)
+    if content not in CLASSES:
+        return None
+    ours = Feature(python_class_name=_name(CLASSES[content]))
+    if content == "features_dict":
+        inner = feature.features_dict.features
+        read = {key: readable(value) for key, value in inner.items()}
+        for key in sorted(key for key, value in read.items() if value is not None):
+            ours.features_dict.features[key].CopyFrom(read[key])
+        return ours
+    getattr(ours, content).CopyFrom(getattr(feature, content))
+    if content == "sequence":
+        inner = readable(feature.sequence.feature)
+        if inner is None:
+            return None
+        ours.sequence.feature.CopyFrom(inner)
+    return ours
+
+
+def _as_pictures(video: Any) -> Any:
+    """Video -> Sequence(Image): the same bytes, and no tensorflow to construct."""
+    length, *shape = video.shape.dimensions or (-1, -1, -1, 3)
+    picture = Feature(
+        python_class_name=_name(features.Image),
+        image=proto.feature_pb2.ImageFeature(
+            shape=proto.feature_pb2.Shape(dimensions=shape),
+            dtype=video.dtype or "uint8",
+            encoding_format=video.encoding_format or "png",
+        ),
+    )
+    sequence = proto.feature_pb2.Sequence(feature=picture, length=length)
+    return Feature(python_class_name=_name(features.Sequence), sequence=sequence)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__name__}"
+
+
 def survey(feature: Any, layout: Layout, path=(), repeated=False):
-    """Fills in the layout; turns every Video into the pictures that it is stored as."""
+    """Fill in the layout from what `readable` has left."""
     content = feature.WhichOneof("content")
     name = path[-1] if path else ""
     if content == "features_dict":
@@ -61,9 +131,6 @@ def survey(feature: Any, layout: Layout, path=(), repeated=False):
             survey(value, layout, (*path, key), repeated)
     elif content == "sequence":
         survey(feature.sequence.feature, layout, path, True)
-    elif content == "video":
-        _as_pictures(feature)
-        layout.videos[path] = "pictures"
     elif content == "image" and repeated:
         layout.videos[path] = "pictures"
     elif content == "class_label" and not repeated:
@@ -78,23 +145,6 @@ def survey(feature: Any, layout: Layout, path=(), repeated=False):
         layout.captions.append(path)
     elif content == "text" and name in VIDEOS and not repeated:
         layout.videos[path] = "file"
-
-
-def _as_pictures(feature: Any) -> None:
-    """Video -> Sequence(Image): the same bytes, and no tensorflow to construct."""
-    video, prefix = feature.video, "tensorflow_datasets.core.features."
-    length, *shape = video.shape.dimensions or (-1, -1, -1, 3)
-    picture = Feature(
-        python_class_name=f"{prefix}image_feature.Image",
-        image=proto.feature_pb2.ImageFeature(
-            shape=proto.feature_pb2.Shape(dimensions=shape),
-            dtype=video.dtype or "uint8",
-            encoding_format=video.encoding_format or "png",
-        ),
-    )
-    feature.python_class_name = f"{prefix}sequence_feature.Sequence"
-    feature.sequence.feature.CopyFrom(picture)  # a oneof: this clears `video`
-    feature.sequence.length = length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +215,7 @@ class Tfds:
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """A random clip of record `index`."""
         name, record = self.part.read(index)
-        example = self.parser.parse_example(record)
+        stored, texts, label = self._parse(name, record)
 
         def pick(number: int) -> np.ndarray:
             span = (self.shape.frames - 1) * self.shape.stride + 1
@@ -176,10 +226,9 @@ class Tfds:
             return every if frames > 1 else every[[rng.integers(len(every))]]
 
         try:
-            video = self._frames(_get(example, self.path), pick)
-        except (video_io.BadVideo, UnidentifiedImageError) as error:
-            reason = getattr(error, "reason", "a frame is no picture")
-            raise BadClip(name, reason) from error
+            video = self._frames(name, stored, pick)
+        except video_io.BadVideo as error:
+            raise BadClip(name, error.reason) from error
         if video_io.is_flat(video):
             raise BadClip(name, "constant")
         place = rng if self.shape.crop == "random" else None
@@ -188,33 +237,60 @@ class Tfds:
         )
         if self.shape.channels == 1:
             video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
-        clip = Clip(video=video, caption=self._caption(example, rng))
+        clip = Clip(
+            video=video, caption=texts[int(rng.integers(len(texts)))] if texts else ""
+        )
         if self.attributes:
-            label = [int(_get(example, path)) for path in self.layout.labels]
             clip["label"] = np.array(label, np.int32)
         return clip
 
-    def _frames(self, value: Any, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+    def _parse(self, name: str, record: bytes) -> tuple[Any, list[str], list[int]]:
+        """The video as it is stored, captions and label. Raises BadClip for others."""
+        layout = self.layout
+        try:
+            example = self.parser.parse_example(record)
+            stored = _get(example, self.path)
+            if layout.videos[self.path] == "tensor":
+                stored = _get(self.features, self.path).decode_example_np(stored)
+            told = _get(example, layout.captions[0]) if layout.captions else None
+            told = [] if told is None else told
+            texts = [text.decode() for text in np.atleast_1d(told)]
+            label = [int(_get(example, path)) for path in layout.labels]
+        except MISFITS as error:
+            said = str(error).splitlines()[:1] or [type(error).__name__]
+            reason = f"not what features.json says: {said[0]}"
+            raise BadClip(name, reason) from error
+        if stored is None:
+            raise BadClip(name, "holds no video")
+        for text in texts:
+            if reason := files.no_text(text):
+                raise BadClip(name, f"a caption {reason}")
+        for value, names in zip(label, self.attributes, strict=True):
+            if not -1 <= value < len(names):
+                raise BadClip(name, f"label {value} of {len(names)}")
+        return stored, texts, label
+
+    def _frames(
+        self, name: str, stored: Any, pick: Callable[[int], np.ndarray]
+    ) -> np.ndarray:
         """The frames of one clip, uint8 [f, h, w, 3], at their own size."""
         kind = self.layout.videos[self.path]
         if kind == "tensor":
-            video = _get(self.features, self.path).decode_example_np(value)
-            video = video[pick(len(video))]
+            video = stored[pick(len(stored))]
+            if video.shape[-1] not in (1, 3, 4) or not video.size:
+                raise BadClip(name, f"a tensor {stored.shape}: 1, 3 or 4 channels")
             return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
         if kind == "pictures":
-            chosen = [value[i] for i in pick(len(value))]
-            return np.stack([rgb(Image.open(io.BytesIO(png))) for png in chosen])
+            chosen = [stored[i] for i in pick(len(stored))]
+            frames = [stills.picture(io.BytesIO(picture)) for picture in chosen]
+            if len({frame.shape for frame in frames}) > 1:
+                raise BadClip(name, "its frames differ in size")
+            return np.stack(frames)
         with tempfile.NamedTemporaryFile() as file:
-            file.write(value)
+            file.write(stored)
             file.flush()
             info = self.guard.inspect(file.name)
             return self.guard.read_frames(info, pick(info.frames).tolist())
-
-    def _caption(self, example: Any, rng: np.random.Generator) -> str:
-        if not self.layout.captions:
-            return ""
-        texts = np.atleast_1d(_get(example, self.layout.captions[0]))
-        return texts[int(rng.integers(len(texts)))].decode() if len(texts) else ""
 
 
 def _get(tree: Any, path: Path_) -> Any:
@@ -266,8 +342,11 @@ def _is_version(path: Path) -> bool:
 def _parse(path: Path, message: Any) -> Any:
     """A JSON file of a prepared data set."""
     try:
-        return json_format.Parse(path.read_text(), message)
-    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        content = files.read_json(path)
+        if not isinstance(content, dict):
+            raise files.Damaged("no object")
+        return json_format.ParseDict(content, message)
+    except (OSError, files.Damaged, json_format.ParseError) as error:
         raise UserError(
             f"{path} cannot be read ({str(error).splitlines()[0]}): the data set must "
             "be prepared again, by TFDS 4.3 or newer"
@@ -276,9 +355,15 @@ def _parse(path: Path, message: Any) -> Any:
 
 def _part(info: Any, directory: Path) -> Part:
     """All records of a split, if they are as many as promised."""
-    files = tuple(os.fspath(path) for path in info.filepaths)
+    paths = tuple(os.fspath(path) for path in info.filepaths)
+    root = directory.resolve()
+    for path in paths:
+        if not Path(path).resolve().is_relative_to(root):
+            raise UserError(
+                f"{directory}: split {info.name}: {path} lies outside of it"
+            )
     try:
-        records = ArrayRecordDataSource(files)
+        records = ArrayRecordDataSource(paths)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{directory}: split {info.name}: {error}") from error
     if len(records) != info.num_examples:
@@ -286,7 +371,7 @@ def _part(info: Any, directory: Path) -> Part:
             f"{directory}: dataset_info.json counts {info.num_examples} examples in "
             f"split {info.name}, its files hold {len(records)}"
         )
-    return Part(records, np.arange(len(records)), files, np.cumsum(info.shard_lengths))
+    return Part(records, np.arange(len(records)), paths, np.cumsum(info.shard_lengths))
 
 
 def _divide(
@@ -328,6 +413,29 @@ def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
     )
 
 
+def _connector(
+    feature: Any, layout: Layout, directory: Path
+) -> features.FeatureConnector:
+    """What TFDS reads examples by, with the names of its labels."""
+    where = directory / "features.json"
+    for path in layout.labels:
+        found: Any = feature
+        for key in path:
+            found = found.features_dict.features[key]
+        if not 0 < found.class_label.num_classes <= MOST_VALUES:
+            raise UserError(
+                f"{where}: {'/'.join(path)} has {found.class_label.num_classes} "
+                f"values: from 1 to {MOST_VALUES}"
+            )
+    try:
+        connector = features.FeatureConnector.from_proto(feature)
+        connector.load_metadata(os.fspath(directory), feature_name=None)
+        connector.get_serialized_info()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} describes no features: {error}") from error
+    return connector
+
+
 def open_tfds(config) -> Tfds:
     """The source for a config: config.data.tfds_name in folder config.data.path.
 
@@ -352,12 +460,11 @@ def open_tfds(config) -> Tfds:
             f"{directory} is in {info.file_format or 'tfrecord'} format, which needs "
             "tensorflow: prepare it again with tfds build --file_format=array_record"
         )
-    feature = _parse(directory / "features.json", Feature())
+    feature = readable(_parse(directory / "features.json", Feature())) or Feature()
     layout = Layout()
     survey(feature, layout)
     path = _choose(layout, chosen, directory)
-    connector = features.FeatureConnector.from_proto(feature)
-    connector.load_metadata(os.fspath(directory), feature_name=None)
+    connector = _connector(feature, layout, directory)
     template = naming.ShardedFileTemplate(
         dataset_name=info.name,
         data_dir=epath.Path(directory),

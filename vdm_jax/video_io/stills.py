@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdm_jax.video_io.files import IMAGE_SUFFIXES, BadVideo, check_frame, check_length
 from vdm_jax.video_io.info import VideoInfo
@@ -33,7 +34,7 @@ BROKEN = (
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened(path: Any) -> Iterator[Image.Image]:
     """An image whose size passes; BadVideo for all that Pillow finds wrong in it."""
     try:
         with warnings.catch_warnings():
@@ -42,6 +43,9 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         with image:
             check_frame(path, image.height, image.width)
             yield image
+    except UnidentifiedImageError as error:
+        reason = "not a picture: no png, jpg, gif or webp header"
+        raise BadVideo(path, reason) from error
     except BROKEN as error:
         raise BadVideo(path, f"damaged or cut off ({error})") from error
 
@@ -76,8 +80,8 @@ def frame_paths(folder: str | os.PathLike) -> list[Path]:
     )
 
 
-def picture(path: str | os.PathLike) -> np.ndarray:
-    """One picture as uint8 [h, w, 3]. Raises BadVideo."""
+def picture(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
+    """One picture, of a path or of bytes, as uint8 [h, w, 3]. Raises BadVideo."""
     with _opened(path) as image:
         return rgb(image)
 
