@@ -52,12 +52,22 @@ KINDS = {
     "b.avi": ("avi", "mpeg4", GOP, {"bf": "2"}),
     "mislabelled.avi": ("avi", "libx264", GOP, {"bf": "2"}),
     "a.mpg": ("mpeg", "mpeg2video", GOP, {"bf": "2"}),
+    "a.ts": ("mpegts", "libx264", GOP, {"bf": "2"}),
+    "a.m2ts": ("mpegts", "mpeg2video", GOP, {"bf": "2", "mpegts_m2ts_mode": "1"}),
+    "a.wmv": ("asf", "wmv2", GOP, {}),
+    "a.flv": ("flv", "libx264", GOP, {"bf": "2"}),
+    "a.ogv": ("ogg", "libvpx", GOP, {}),
+    "a.3gp": ("3gp", "libx264", GOP, {"bf": "2"}),
 }
-DENSE = {"dense.mp4", "a.mov", "vp8.webm", "vp9.webm", "a.mkv"}
+DENSE = {"dense.mp4", "a.mov", "vp8.webm", "vp9.webm", "a.mkv", "a.3gp"}
 
 
 def encode(path, container, codec, gop, options, video=VIDEO, fps=25, pts=None, **set_):
-    with av.open(path, "w", format=container, options={"movflags": "faststart"}) as out:
+    muxer = {"movflags": "faststart"}
+    options = dict(options)
+    if "mpegts_m2ts_mode" in options:
+        muxer = {"mpegts_m2ts_mode": options.pop("mpegts_m2ts_mode")}
+    with av.open(path, "w", format=container, options=muxer) as out:
         stream = out.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -319,21 +329,110 @@ def test_a_live_file_without_duration(tmp_path):
 # ---- geometry ----
 
 
-def test_phone_rotation_is_honoured(made, tmp_path):
-    """The QuickTime matrix (0 1 / -1 0) shows the picture turned clockwise."""
-    data = bytearray(made["single.mp4"].read_bytes())
-    one, unit = 1 << 16, 1 << 30
+def with_matrix(path, into, a, b, c, d):
+    """A copy of an mp4 whose pixels are shown at (a x + c y, b x + d y)."""
+    data, one, unit = bytearray(path.read_bytes()), 1 << 16, 1 << 30
     identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, unit)
-    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, unit)
     place = data.index(identity, data.index(b"tkhd"))
-    data[place : place + len(identity)] = clockwise
-    path = tmp_path / "phone.mp4"
-    path.write_bytes(data)
+    a, b, c, d = (round(one * value) for value in (a, b, c, d))
+    struct.pack_into(">9i", data, place, a, b, 0, c, d, 0, 0, 0, unit)
+    into.write_bytes(data)
+    return into
+
+
+SQUARE = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
+TURNED = [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+NO_PLACE = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0)]  # all pixels on a line or a point
+
+
+@pytest.mark.parametrize("matrix", SQUARE + TURNED + NO_PLACE)
+def test_pictures_are_turned_and_mirrored_as_shown(made, tmp_path, matrix):
+    path = with_matrix(made["single.mp4"], tmp_path / "phone.mp4", *matrix)
+    stored = video_io.read(made["single.mp4"])
+    a, b, c, d = (1, 0, 0, 1) if matrix in NO_PLACE else matrix
+    shown = stored if a else stored.transpose(0, 2, 1, 3)
+    shown = shown[:, :, ::-1] if a + c < 0 else shown
+    shown = shown[:, ::-1] if b + d < 0 else shown
     info = video_io.probe(path)
-    assert (info.height, info.width) == (WIDTH, HEIGHT)
-    upright = np.rot90(video_io.read(made["single.mp4"]), -1, (1, 2))
-    assert (video_io.read(path) == upright).all()
+    assert (info.height, info.width) == shown.shape[1:3]
+    assert (video_io.read(path) == shown).all()
     assert video_io.read(path, count=2, size=(24, 16)).shape == (2, 24, 16, 3)
+
+
+@pytest.mark.parametrize("matrix", [(0.996, 0.087, -0.087, 0.996), (1, 0.3, 0, 1)])
+def test_a_slanted_picture_is_refused(made, tmp_path, matrix):
+    path = with_matrix(made["single.mp4"], tmp_path / "phone.mp4", *matrix)
+    with pytest.raises(BadVideo, match="turned or slanted"):
+        video_io.probe(path)
+
+
+def streams_in_a_file(path, clips, flags):
+    """A mkv with a stream for each clip; flags: "default", "attached_pic", ""."""
+    with av.open(str(path), "w", format="matroska") as out:
+        streams = []
+        for clip, flag in zip(clips, flags, strict=True):
+            stream = out.add_stream("libx264", rate=25)
+            stream.height, stream.width = clip.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.disposition = av.stream.Disposition[flag] if flag else 0
+            streams.append(stream)
+        for stream, clip in zip(streams, clips, strict=True):
+            for pixels in clip:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            out.mux(stream.encode())
+
+
+SMALL, EMPTY = footage(5, 16, 16), np.zeros((0, 32, 48, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("clips", "flags", "taken"),
+    [
+        ((SMALL, VIDEO), ("", "default"), 1),
+        ((VIDEO, SMALL), ("", "default"), 1),
+        ((SMALL, VIDEO), ("", ""), 1),  # the larger
+        ((SMALL, SMALL[:3]), ("", ""), 0),
+        ((EMPTY, SMALL), ("default", ""), 1),  # the default one has no frames
+    ],
+)
+def test_the_stream_that_a_player_takes(tmp_path, clips, flags, taken):
+    path = tmp_path / "a.mkv"
+    streams_in_a_file(path, clips, flags)
+    info = video_io.probe(path)
+    assert info.stream == taken
+    assert video_io.read(path).shape == clips[taken].shape
+
+
+def test_a_picture_that_changes_within_a_file(tmp_path):
+    """Streams that adapt change the size: resized. Another shape: refused by name."""
+
+    def joined(path, *clips):
+        with av.open(str(path), "w", format="matroska") as out:
+            copy, at = None, 0
+            for clip in clips:
+                part = io.BytesIO()
+                encode(part, *KINDS["vp9.webm"], video=clip)
+                part.seek(0)
+                with av.open(part) as source:
+                    stream = source.streams.video[0]
+                    copy = copy or out.add_stream_from_template(stream)
+                    for packet in source.demux(stream):
+                        if packet.size:
+                            packet.pts = packet.dts = at = at + 40
+                            packet.stream = copy
+                            out.mux(packet)
+        return path
+
+    small = footage(5, 16, 24)
+    video = video_io.read(joined(tmp_path / "a.mkv", VIDEO[:5], small))
+    assert video.shape == (10, HEIGHT, WIDTH, 3)
+    error = np.abs(video[5:, ::2, ::2].astype(int) - small)
+    assert error.mean() < 8
+    path = joined(tmp_path / "b.mkv", VIDEO[:5], footage(5, 48, 32))
+    info = video_io.probe(path)
+    assert len(video_io.read_frames(info, [0, 4])) == 2
+    with pytest.raises(BadVideo, match="changes from 48x32 to 32x48 at frame 5"):
+        video_io.read(path)
 
 
 def test_pixel_aspect_is_honoured(tmp_path):
@@ -405,11 +504,52 @@ def test_pictures_become_rgb_by_stated_rules(tmp_path):
     Image.fromarray(colour).convert("CMYK").save(folder / "f10.jpg", quality=95)
     Image.fromarray(colour).quantize(4).save(folder / "f11.png")
     Image.fromarray(tall).save(folder / "f12.png", exif=exif)
+    Image.fromarray(colour).save(folder / "f13.bmp")
+    Image.fromarray(colour).save(folder / "f14.tif")
     video = video_io.read(folder).astype(int)
     expected = [(40, 20, 8), (156,) * 3, (200,) * 3, (200, 100, 40), (200, 100, 40)]
     for frame, pixel in zip(video, expected, strict=False):
         assert np.abs(frame - pixel).max() <= 6, pixel
     assert video[5, 0, 0].tolist() == [255] * 3 and video[5].sum() == 255 * 3
+    assert (video[6:] == (200, 100, 40)).all() and len(video) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format"),
+    [
+        ("a.mov", "qtrle", "argb"),
+        ("a.webm", "libvpx-vp9", "yuva420p"),
+        ("a.webp", None, None),
+        ("frames", None, None),
+    ],
+)
+def test_alpha_is_put_on_black(tmp_path, name, codec, format):
+    """Half is opaque, a quarter has 100 of 255, a quarter is clear."""
+    pixels = np.full((32, 32, 4), 200, np.uint8)
+    pixels[:16, :, 3], pixels[16:, :16, 3], pixels[16:, 16:, 3] = 255, 100, 0
+    path = tmp_path / name
+    if codec is None:
+        picture = Image.fromarray(pixels, "RGBA")
+        if name == "frames":
+            path.mkdir()
+            picture.save(path / "a.png")
+        else:
+            picture.save(path, lossless=True, exact=True)
+    else:
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream(codec, rate=10, options={"lossless": "1"})
+            stream.height = stream.width = 32
+            stream.pix_fmt = format
+            for _ in range(3):
+                frame = av.VideoFrame.from_ndarray(pixels, "rgba")
+                out.mux(stream.encode(frame.reformat(format=format)))
+            out.mux(stream.encode())
+    shown = video_io.read(path)[0].astype(int)
+    assert np.abs(shown[:15] - 200).max() <= 1
+    assert np.abs(shown[17:, :15] - 78).max() <= 1
+    assert (shown[17:, 17:] == 0).all()
+    small = video_io.read(path, size=(8, 8))[0]
+    assert np.abs(small[:3].astype(int) - 200).max() <= 1 and (small[5:, 5:] == 0).all()
 
 
 def test_transparent_gif_is_shown_on_black(tmp_path):
@@ -508,12 +648,12 @@ BAD = {
     "cut gif": (cut("a.gif", 0.6), "truncated|cut off"),
     "cut webp": (cut("a.webp", 0.6), "truncated: .* bytes"),
     "audio only": (audio_only, r"no video stream \(audio only\)"),
-    "url": (lambda folder: "http://127.0.0.1/a.mp4", "no URLs"),
-    "concat": (lambda folder: "concat:a.mp4|b.mp4", "no URLs"),
+    "url": (lambda folder: "http://127.0.0.1/a.mp4", "cannot be opened"),
+    "concat": (lambda folder: "concat:a.mp4|b.mp4", "cannot be opened"),
     "missing": (lambda folder: folder / "nope.mp4", "cannot be opened"),
     "nul": (lambda folder: "a\0.mp4", "cannot be opened"),
     "fifo": (pipe, "not a regular file"),
-    "no frames": (nothing, "without png or jpg frames"),
+    "no frames": (nothing, "without pictures as frames"),
     "bomb": (bomb, "limit is|exceeds limit"),
 }
 

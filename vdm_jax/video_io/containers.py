@@ -1,9 +1,11 @@
-"""mp4, mov, mkv, webm, avi and mpeg through PyAV: the index, and frames by number."""
+"""Containers of video through PyAV: the index, and frames by number."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
@@ -20,7 +22,16 @@ DEMUXERS = {
     "webm": "matroska",
     "avi": "avi",
     "mpeg": "mpeg",
+    "mpegts": "mpegts",
+    "m2ts": "mpegts",
+    "asf": "asf",
+    "flv": "flv",
+    "ogg": "ogg",
 }
+SOUGHT = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no index to seek by
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
+SLANT = 0.0087  # of a unit: half a degree
+SAME_SHAPE = 0.03  # of the aspect: the rounding of small pictures
 
 
 def _open(path: str, kind: str):
@@ -33,60 +44,87 @@ def _open(path: str, kind: str):
     )
 
 
-def _stream(container, path: str):
-    """The first stream that is a video, not a cover picture, with its decoder."""
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & Disposition.attached_pic
-    ]
+def _ranked(container, path: str) -> list:
+    """The streams that are videos, in the order in which ffmpeg would choose one.
+
+    That is the default one, or another whose picture has five million pixels more; the
+    first among equals. A cover or a chapter's picture is no video.
+    """
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if not s.disposition & pictures]
     if not streams:
         kinds = sorted({stream.type for stream in container.streams})
+        if container.streams.video:
+            kinds = ["a cover picture" if kind == "video" else kind for kind in kinds]
         raise BadVideo(path, f"no video stream ({', '.join(kinds) or 'nothing'} only)")
-    stream = streams[0]
-    if stream.codec_context is None:
+
+    def rank(stream) -> int:
+        coded = stream.codec_context
+        pixels = coded.width * coded.height if coded else 0
+        return -pixels - 5_000_000 * bool(stream.disposition & Disposition.default)
+
+    return sorted(streams, key=rank)
+
+
+def _decoder(stream, path: str) -> av.VideoCodecContext:
+    """What decodes a stream, in one thread. Raises BadVideo where nothing does."""
+    decoder = stream.codec_context
+    if decoder is None:
         raise BadVideo(path, "no decoder for its video stream")
+    if decoder.name in WITH_ALPHA and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(WITH_ALPHA[decoder.name], "r")
     # One thread: frame threads have deadlocked, and loading is parallel over clips.
-    stream.codec_context.thread_count = 1
+    decoder.thread_count = 1
     check_frame(path, stream.codec_context.height, stream.codec_context.width)
-    return stream
+    return cast(av.VideoCodecContext, decoder)
 
 
-def index(path: str, kind: str) -> VideoInfo:
+def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
     """Index a file by reading its packets once; only the first frame is decoded.
 
     Where packets do not tell the frames' times (several formats leave out time stamps
-    or order them wrongly), frames are counted by decoding all of them.
-    Raises BadVideo.
+    or order them wrongly), frames are counted by decoding all of them. Header fields
+    that tell lengths are not believed. Of the video streams the first is taken that
+    has frames, from the ``rank``-th on in ffmpeg's order. Raises BadVideo.
     """
     try:
         with _open(path, kind) as container:
-            stream = _stream(container, path)
-            check_length(path, stream.frames, (container.duration or 0) / av.time_base)
-            first, packets = _packets(container, stream, path)
-            height, width = _shown_size(first, stream)
-            check_frame(path, height, width)
-            common = {
-                "path": path,
-                "kind": kind,
-                "codec": stream.codec_context.name,
-                "height": height,
-                "width": width,
-                "rotation": first.rotation,
-            }
-            time_base = stream.time_base or Fraction(1, 1000)
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            # AVI knows decoding times only: with B-frames its frames come mislabelled.
-            stamped = not (kind == "avi" and stream.codec_context.has_b_frames)
+            streams = _ranked(container, path)
+            stream = streams[rank]
+            decoder = _decoder(stream, path)
+            first, packets = _packets(container, stream, decoder, path)
+            if first is not None:
+                height, width = _shown_size(first, stream, path)
+                check_frame(path, height, width)
+                rotation, mirrored = _orientation(first, path)
+                common = {
+                    "path": path,
+                    "kind": kind,
+                    "codec": stream.codec_context.name,
+                    "height": height,
+                    "width": width,
+                    "rotation": rotation,
+                    "mirrored": mirrored,
+                    "stream": stream.index,
+                }
+                time_base = stream.time_base or Fraction(1, 1000)
+                rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+                # AVI knows decoding times only: with B-frames its frames come
+                # mislabelled.
+                stamped = not (kind == "avi" and decoder.has_b_frames)
         pts = [pts for pts, _, shown in packets if shown]
+        if first is None or not pts:
+            if rank + 1 < len(streams):
+                return index(path, kind, rank + 1)
+            raise BadVideo(path, "no frame in its video stream")
         if stamped and None not in pts and len(set(pts)) == len(pts):
             return _by_packets(packets, kind, time_base, common)
         return _by_decoding(path, kind, rate, common)
     except FFmpegError as error:
-        raise BadVideo(path, _words(error)) from error
+        raise _bad(path, error) from error
 
 
-def _packets(container, stream, path: str):
+def _packets(container, stream, decoder, path: str):
     """The first frame, and (pts, is a keyframe, is shown) of every packet."""
     first, packets = None, []
     for packet in container.demux(stream):
@@ -97,9 +135,7 @@ def _packets(container, stream, path: str):
             packets.append((packet.pts, packet.is_keyframe, shown))
             check_length(path, len(packets))
         if first is None:
-            first = next(iter(packet.decode()), None)
-    if first is None or not any(shown for _, _, shown in packets):
-        raise BadVideo(path, "no frame in its video stream")
+            first = next(iter(decoder.decode(packet)), None)
     return first, packets
 
 
@@ -111,12 +147,35 @@ def _is_shown(packet, stream) -> bool:
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def _shown_size(frame, stream) -> tuple[int, int]:
+def _shown_size(frame, stream, path: str) -> tuple[int, int]:
     """Height and width after pixel aspect and rotation."""
     aspect = float(stream.sample_aspect_ratio or 1)
     aspect = aspect if 0.2 < aspect < 5 else 1.0  # nonsense in the header
     height, width = frame.height, round(frame.width * aspect)
-    return (width, height) if frame.rotation % 180 else (height, width)
+    turned = _orientation(frame, path)[0] % 180
+    return (width, height) if turned else (height, width)
+
+
+def _orientation(frame, path: str) -> tuple[int, bool]:
+    """(degrees counter-clockwise, mirrored before) from stored to shown.
+
+    From the display matrix, whose first two rows and columns a b / c d put a pixel at
+    (a x + c y, b x + d y). One that maps all on a line or a point says nothing: ffmpeg
+    shows the picture as it is stored. BadVideo for other angles than quarter turns.
+    """
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return 0, False
+    matrix = np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2]
+    scale = np.hypot(*matrix.astype(float))
+    if not scale.all():
+        return 0, False
+    exact = matrix / scale
+    (a, b), (c, d) = whole = np.rint(exact).astype(int).tolist()
+    if np.abs(exact - whole).max() > SLANT or abs(a * d - b * c) != 1:
+        degrees = np.degrees(np.arctan2(exact[1, 0], exact[0, 0]))
+        raise BadVideo(path, f"shown turned or slanted, by {degrees:.0f} degrees")
+    return int(np.degrees(np.arctan2(c, d))), a * d < b * c
 
 
 def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoInfo:
@@ -127,8 +186,9 @@ def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoI
     pts = np.array(
         sorted(pts for pts, _, shown in packets if shown and pts >= begin), np.int64
     )
-    if kind == "mpeg":  # no index to seek by
+    if kind not in SOUGHT:
         keys = []
+    check_length(common["path"], len(pts), float((pts[-1] - pts[0]) * time_base))
     numbers = np.unique(np.searchsorted(pts, keys or [begin]))
     return VideoInfo(
         pts=pts,
@@ -141,10 +201,10 @@ def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoI
 def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInfo:
     with _open(path, kind) as container:
         number = 0
-        for frame in container.decode(_stream(container, path)):
+        for frame in _decoded(container, container.streams[common["stream"]], path):
             number += 1
             check_frame(path, frame.height, frame.width)
-            check_length(path, number)
+            check_length(path, number, float(number / rate))
     return VideoInfo(
         pts=np.arange(number),
         time_base=1 / rate,
@@ -154,19 +214,27 @@ def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInf
     )
 
 
+def _decoded(container, stream, path: str) -> Iterator[av.VideoFrame]:
+    """All frames of a stream from where the container stands."""
+    decoder = _decoder(stream, path)
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
+
+
 def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]:
     """Decode the frames ``numbers`` (increasing), seeking to the keyframe before them.
 
-    Raises BadVideo where one of them is damaged or missing: never fewer frames.
+    Raises BadVideo where one of them is damaged or missing, or its picture has another
+    shape than the first one's: never fewer frames.
     """
     wanted = list(numbers)
     at = int(np.searchsorted(info.keyframes, wanted[0], side="right")) - 1
     try:
         with _open(info.path, info.kind) as container:
-            stream = _stream(container, info.path)
+            stream, reached = container.streams[info.stream], False
             if at > 0:
-                container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
-            reached = False
+                with contextlib.suppress(FFmpegError):  # then it decodes from the start
+                    container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
             for number, frame in _numbered(container, stream, info):
                 if not reached and at > 0 and number > wanted[0]:
                     break  # the seek went too far: from the start, below
@@ -174,7 +242,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                 if number > wanted[0]:
                     raise BadVideo(info.path, f"frame {wanted[0]} does not decode")
                 if number == wanted[0]:
-                    yield _sound(frame, info, number)
+                    yield _sound(frame, stream, info, number)
                     if not wanted[1:]:
                         return
                     wanted = wanted[1:]
@@ -184,8 +252,8 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                 f"frame {wanted[0]} of {info.frames} does not decode: cut or damaged",
             )
     except FFmpegError as error:
-        raise BadVideo(
-            info.path, f"at frame {wanted[0]} of {info.frames}: {_words(error)}"
+        raise _bad(
+            info.path, error, f"at frame {wanted[0]} of {info.frames}: "
         ) from error
     unsought = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
     yield from pictures(unsought, wanted)
@@ -193,7 +261,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
 
 def _numbered(container, stream, info: VideoInfo):
     """Decoded frames with their numbers; what the index does not show is left out."""
-    for order, frame in enumerate(container.decode(stream)):
+    for order, frame in enumerate(_decoded(container, stream, info.path)):
         if info.counted:
             yield order, frame
             continue
@@ -204,14 +272,33 @@ def _numbered(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _sound(frame, info: VideoInfo, number: int):
+def _sound(frame, stream, info: VideoInfo, number: int):
     if frame.is_corrupt:
         raise BadVideo(info.path, f"frame {number} of {info.frames} is damaged")
     check_frame(info.path, frame.height, frame.width)
+    height, width = _shown_size(frame, stream, info.path)
+    # Streams that adapt to a line change their size and not their shape: players, and
+    # what follows here, resize these.
+    same_shape = abs(width * info.height / (height * info.width) - 1) < SAME_SHAPE
+    turned = _orientation(frame, info.path) != (info.rotation, info.mirrored)
+    if turned or not same_shape:
+        raise BadVideo(
+            info.path,
+            f"its picture changes from {info.width}x{info.height} to {width}x{height}"
+            + ", turned or mirrored," * turned
+            + f" at frame {number}",
+        )
     return frame
 
 
-def _words(error: Exception) -> str:
-    """FFmpeg's words without its numbers and paths."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text[0].lower() + text[1:] if text else type(error).__name__
+def _bad(path: str, error: FFmpegError, where: str = "") -> BadVideo:
+    """FFmpeg's words without its numbers and paths.
+
+    Where the system could not read the file its bytes may be sound.
+    """
+    text = error.strerror or str(error) or type(error).__name__
+    return BadVideo(
+        path,
+        where + text[0].lower() + text[1:],
+        lasting=not isinstance(error, OSError),
+    )

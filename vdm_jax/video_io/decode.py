@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from vdm_jax.video_io import containers, stills
-from vdm_jax.video_io.files import BadVideo, kind
+from vdm_jax.video_io.files import BadVideo, check_frame, kind
 from vdm_jax.video_io.info import VideoInfo, clip, starts
 
 # swscale with these flags is an area mean to .5 of 255 and without bias; without them
@@ -73,11 +73,13 @@ def frames(
     """
     numbers = range(info.frames) if numbers is None else numbers
     shown = cover_size(info.height, info.width, size)
+    check_frame(info.path, *shown)  # a thin strip that covers a square is long
     if info.kind in containers.DEMUXERS:
         turns = info.rotation // 90 % 4
         stored = shown[::-1] if turns % 2 else shown
         for frame in containers.pictures(info, numbers):
-            yield np.rot90(_resized(frame, *stored), turns)
+            pixels = _resized(frame, *stored)
+            yield np.rot90(pixels[:, ::-1] if info.mirrored else pixels, turns)
     else:
         for pixels in stills.pictures(info, numbers):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
@@ -85,7 +87,11 @@ def frames(
 
 
 def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """Area mean when shrinking (no aliasing), bicubic when enlarging."""
+    """An area mean when shrinking (no aliasing), bicubic when enlarging; on black."""
+    transparent = any(part.is_alpha for part in frame.format.components)
+    if transparent or frame.format.has_palette:
+        pixels = stills.on_black(frame.to_ndarray(format="rgba"))
+        frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     shrinks = height * width < frame.height * frame.width
     method = Interpolation.AREA if shrinks else Interpolation.BICUBIC
     resized = frame.reformat(

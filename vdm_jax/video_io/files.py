@@ -2,8 +2,9 @@
 
 A path is trusted with nothing. FFmpeg would take ``http://...`` or ``concat:...`` for
 a path, and a text file of its concat or playlist formats renamed ``.mp4`` makes it open
-whatever files that text names. So only regular files are opened, and the container is
-chosen here by magic bytes and passed to FFmpeg by name: it never gets to guess.
+whatever files that text names. So only regular files are opened, as ``file:PATH``, and
+the container is chosen here by magic bytes and passed to FFmpeg by name: it never gets
+to guess.
 """
 
 import os
@@ -18,10 +19,29 @@ MAX_PIXELS = 8192 * 4320  # a frame; full 8K (a 0.75 MB PNG can declare 256 mill
 MAX_FRAMES = 1_000_000  # a file; nine hours at 30 fps, 8 MB of time stamps
 MAX_SECONDS = 12 * 3600.0
 
+OPEN_RIFF = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes of a file that was written as a stream
+
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif", ".webp"}
+    [".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi"]
+    + [".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv"]
+    + [".gif", ".webp"]
 )
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"])
+
+# name -> (place, bytes that stand there) of containers that are told by these alone
+MAGIC = {
+    "mkv": ((0, b"\x1aE\xdf\xa3"),),  # EBML: webm too
+    "avi": ((0, b"RIFF"), (8, b"AVI ")),
+    "webp": ((0, b"RIFF"), (8, b"WEBP")),
+    "gif": ((0, b"GIF8"),),
+    "mpeg": ((0, b"\0\0\1\xba"),),  # a program stream
+    "mpegts": ((0, b"G"), (188, b"G"), (376, b"G")),  # a transport stream's packets
+    "m2ts": ((4, b"G"), (196, b"G"), (388, b"G")),  # the same, with time codes between
+    "asf": ((0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),),
+    "flv": ((0, b"FLV\1"),),
+    "ogg": ((0, b"OggS"),),
+}
+FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}  # of mp4
 
 
 class BadVideo(Exception):
@@ -39,12 +59,9 @@ class BadVideo(Exception):
 def kind(path: str | os.PathLike) -> str:
     """Name the container of a regular file by its first bytes.
 
-    Returns mp4, mov, mkv, webm, avi, mpeg, gif or webp; "frames" for a folder. Raises
-    BadVideo for anything else, and for a file shorter than its own header declares.
+    Returns mp4, mov, webm or a key of MAGIC; "frames" for a folder. Raises BadVideo for
+    anything else, and for a file shorter than its own header declares.
     """
-    name = str(path)
-    if re.match(r"[a-z][a-z0-9+.-]+:", name, re.IGNORECASE):
-        raise BadVideo(path, "not a path of this machine: files only, no URLs")
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -52,11 +69,11 @@ def kind(path: str | os.PathLike) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise BadVideo(path, "not a regular file")
         with open(path, "rb") as file:
-            head = file.read(64)
-            found = _by_magic(path, head, status.st_size)
+            found = _by_magic(path, file.read(512), status.st_size)
             declared = _declared_bytes(file, found, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise BadVideo(path, f"cannot be opened ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadVideo(path, f"cannot be opened ({reason})", lasting=False) from error
     if declared > status.st_size:
         raise BadVideo(
             path,
@@ -71,18 +88,15 @@ def _by_magic(path: str | os.PathLike, head: bytes, size: int) -> str:
         raise BadVideo(path, "empty file")
     if size > MAX_BYTES:
         raise BadVideo(path, f"{size} bytes: the limit is {MAX_BYTES}")
-    if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}:
+    if head[4:8] in FIRST_BOXES:
         return "mp4" if head[4:8] == b"ftyp" and head[8:12] != b"qt  " else "mov"
-    if head[:4] == b"\x1aE\xdf\xa3":  # EBML; the document type stands in the header
-        return "webm" if b"webm" in head else "mkv"
-    if head[:4] == b"RIFF" and head[8:12] in {b"AVI ", b"WEBP"}:
-        return "avi" if head[8:12] == b"AVI " else "webp"
-    if head[:6] in {b"GIF87a", b"GIF89a"}:
-        return "gif"
-    if head[:4] == b"\0\0\1\xba":  # MPEG program stream
-        return "mpeg"
+    for name, marks in MAGIC.items():
+        if all(head[place:].startswith(mark) for place, mark in marks):
+            return "webm" if name == "mkv" and b"webm" in head[:64] else name
     raise BadVideo(
-        path, "not a video: no mp4, mov, webm, mkv, avi, mpeg, gif or webp header"
+        path,
+        "not a video: no header of mp4, mov, webm, mkv, avi, mpeg, mpeg-ts, asf (wmv), "
+        "flv, ogg, gif or webp",
     )
 
 
@@ -90,11 +104,14 @@ def _declared_bytes(file, found: str, size: int) -> int:
     """Bytes that the container says it has; 0 where it does not say.
 
     A cut mp4 with its index in front still plays up to the cut, so the decoder alone
-    would pass it as a shorter clip.
+    would pass it as a shorter clip. A size that a live writer left open is none.
     """
     if found in {"avi", "webp"}:  # RIFF chunk: size after 8 bytes
         file.seek(4)
-        return 8 + struct.unpack("<I", file.read(4))[0]
+        length = struct.unpack("<I", file.read(4))[0]
+        if found == "avi" and (length in OPEN_RIFF or length <= size + 1):
+            return 0  # some writers count the 8 bytes in front too, and one of padding
+        return 8 + length
     if found in {"mkv", "webm"}:
         return _matroska_bytes(file)
     end = 0
@@ -102,13 +119,13 @@ def _declared_bytes(file, found: str, size: int) -> int:
         while end + 8 <= size:
             file.seek(end)
             head = file.read(16)
-            length = struct.unpack(">I", head[:4])[0]
+            length, name = struct.unpack(">I4s", head[:8])
             if length == 1 and len(head) == 16:
                 length = struct.unpack(">Q", head[8:16])[0]
-            if length == 0:  # up to the end of the file
+            if length < 8:  # 0: up to the end of the file; else no box but padding
                 break
-            if length < 8 or not head[4:8].isascii():  # padding behind the last box
-                break
+            if end + length > size and name not in (b"mdat", b"moov", b"moof"):
+                break  # no frame is lost, or these bytes are no box at all
             end += length
     return end
 

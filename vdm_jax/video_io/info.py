@@ -23,7 +23,9 @@ class VideoInfo:
     ``pts`` int64 [frames] are presentation times in units of ``time_base`` seconds
     (None: a folder of frames, which has no clock). Decoding can start at the frames
     ``keyframes``; 0 is always one of them.
+    The shown picture is the stored one, ``mirrored`` (left for right), then turned.
     ``counted``: decoded frames carry no dependable time stamps, their order is all.
+    ``stream`` is the number of the video's stream in its container.
     """
 
     path: str
@@ -35,7 +37,9 @@ class VideoInfo:
     pts: np.ndarray
     time_base: Fraction | None
     keyframes: np.ndarray
+    mirrored: bool = False
     counted: bool = False
+    stream: int = 0
 
     @property
     def frames(self) -> int:
