@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import resource
 import signal
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
-from vdm_jax.files import replacing
+from vdm_jax.files import Damaged, replacing
 from vdm_jax.video_io import BadVideo, cache, containers, files, guard
 from vdm_jax.video_io.guard import Guard
 
@@ -1052,6 +1053,33 @@ def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
     assert names == ["s-000.mp4", "s-old.mp4", *whole]
     with pytest.raises(UserError, match="folder for output"):
         video_io.claim(out / "s.png", "t")
+
+
+def test_arrays_are_written_before_pictures(tmp_path):
+    """On a disk that takes the array alone, nothing that was sampled is lost."""
+    videos = np.zeros((2, 4, 16, 16, 3), np.uint8)
+    video_io.write_all(tmp_path, "s", videos + 1, 8, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"s-000.mp4 could.*s.npz holds all videos"):
+            video_io.write_all(tmp_path, "s", videos, 8, {}, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+    assert (video_io.read_npz(tmp_path / "s.npz") == videos).all()
+    (tmp_path / "s.npz").write_bytes(b"PK")
+    with pytest.raises(Damaged):
+        video_io.read_npz(tmp_path / "s.npz")
+
+
+def test_an_mp4_has_its_index_before_its_pictures(tmp_path):
+    """A browser plays it before it has all."""
+    for n in 1, 300:
+        path = tmp_path / f"{n}.mp4"
+        video_io.write_video(path, np.zeros((n, 8, 8, 3), np.uint8), 8, scale=1)
+        content = path.read_bytes()
+        assert -1 < content.find(b"moov") < content.find(b"mdat")
 
 
 def test_a_broken_write_leaves_the_old_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.training.fit import fit
 from vdm_jax.training.run import open_run
@@ -66,10 +68,13 @@ def new_state():
     return init_state({"w": jnp.linspace(0.5, 2, 3)[None]}, TX, ema=True)
 
 
-def train(workdir, until=4, data=None, drop=None, time_limit=None, **how):
+def train(
+    workdir, until=4, data=None, drop=None, time_limit=None, seen=lambda run: 0, **how
+):
     """Like train.py: resume what is there, go on to `until`."""
     data = data or Data()
     with open_run(workdir, config(), {}, time_limit) as run:
+        seen(run)
         state = run.resume(
             jax.eval_shape(new_state), lambda params: new_state(), data, lambda path: {}
         )
@@ -132,6 +137,42 @@ def test_a_signal_saves_the_step_and_leaves(
     assert caught.value.code == status
     assert steps(tmp_path)[-1] == at
     assert signal.getsignal(number) is before
+    assert same(train(tmp_path), uninterrupted)
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size):
+    """EFBIG where a full disk answers ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "saved"),
+    [("metrics.jsonl", 0, 1), ("samples", 1, 2), ("samples", 4, 4)],
+)
+def test_logs_on_a_full_disk_end_the_run_once_its_state_is_saved(
+    tmp_path, uninterrupted, name, at, saved
+):
+
+    def observe(state):
+        with run_of[0].logger.noting_failure():
+            files.write_bytes(tmp_path / "samples", bytes(1 << 16))
+
+    run_of = []
+    if name == "metrics.jsonl":
+        (tmp_path / name).write_bytes(b'{"step": 0}\n' * 2000)  # 24 kB
+    looks = ((at, "looking", observe),) if at else ()
+    with (
+        pytest.raises(UserError, match="could not be written .file too large") as told,
+        files_no_larger_than(20_000),
+    ):
+        train(tmp_path, observers=looks, seen=run_of.append)
+    assert told.value.status == 2 and steps(tmp_path)[-1] == saved
     assert same(train(tmp_path), uninterrupted)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX.record_writer import masked_crc32c
 
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.curve import read_curve
 from vdm_jax.model import LATER
-from vdm_jax.training.logging import Logger
+from vdm_jax.training.logging import Event, Logger
 from vdm_jax.training.run import MAY_CHANGE, open_run
 
 STATE = {"params": jnp.arange(3.0), "step": jnp.int32(7)}
@@ -215,13 +218,11 @@ def test_resuming_leaves_no_scalar_twice(tmp_path):
     logger = Logger(tmp_path)
     for step in range(1, 6):
         logger.scalars(step, {"train/loss": step, "bad": np.nan})
-    logger.close()
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 3, "tr')  # a kill cut this one short
     logger = Logger(tmp_path, step=3)
     logger.scalars(4, {"train/loss": 40})
-    logger.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["train/loss"]) for row in rows] == [
         (1, 1), (2, 2), (3, 3), (4, 40),
@@ -233,6 +234,66 @@ def test_videos_reach_tensorboard_as_gif(tmp_path):
     logger = Logger(tmp_path)
     video = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
     logger.video(3, "samples", video, fps=8)
-    logger.close()
     [events] = (tmp_path / "logs").iterdir()
     assert b"GIF89a" in events.read_bytes()
+
+
+def events(folder):
+    """The events of TensorBoard's files in logs/, each record's checksums verified."""
+    found = []
+    for path in sorted((folder / "logs").iterdir()):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            data, rest = content[12 : 12 + size], content[12 + size :]
+            sums = struct.unpack("<I", content[8:12]) + struct.unpack("<I", rest[:4])
+            assert sums == (masked_crc32c(content[:8]), masked_crc32c(data))
+            found.append(Event.FromString(data))
+            content = rest[4:]
+    return found
+
+
+def test_tensorboard_reads_scalars_and_hides_what_is_made_again(tmp_path):
+    Logger(tmp_path, step=6).scalars(7, {"a": 1.5, "b/c": 2.0})
+    version, hidden, row = events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    assert (hidden.step, hidden.session_log.status) == (7, 1)  # START
+    assert {v.tag: v.simple_value for v in row.summary.value} == {"a": 1.5, "b/c": 2.0}
+    assert row.step == 7 and row.wall_time > 1e9
+
+
+DAMAGED = {
+    "zeros of a power cut": (b"\0" * 4096, 3, False),
+    "cut": (b'{"step": 4, "train/lo', 3, False),
+    "cut before its end of line": (b'{"step": 3, "train/loss": 3}', 4, False),
+    "not UTF-8": (b"\xff\xfe\n{}\n", 3, True),
+    "deep": (b"[" * 200_000 + b"\n7\n", 3, True),
+    "other types": (b'{"step": "2"}\n[]\nnull\n{"step": 1e999}\n"x"\n', 3, True),
+    "huge numbers": (b'{"step": 3, "train/loss": 1' + b"0" * 400 + b"}\n", 4, False),
+    "huge step": (b'{"step": 1' + b"0" * 400 + b"}\n{}\n", 3, True),
+}
+
+
+@pytest.mark.parametrize(("tail", "rows", "aside"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_log_is_mended(tmp_path, capsys, tail, rows, aside):
+    good = b"".join(b'{"step": %d, "train/loss": 1.0}\n' % n for n in (1, 2, 3))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(good + tail)
+    Logger(tmp_path, step=3).scalars(4, {"train/loss": 2.0})
+    lines = path.read_bytes().splitlines()
+    assert [json.loads(line)["step"] for line in lines[-2:]] == [3, 4]
+    assert len(lines) == rows + 1 and path.read_bytes().startswith(good)
+    assert aside == ("metrics.jsonl: " in capsys.readouterr().err)
+    assert aside == (tmp_path / "bad-metrics.jsonl").is_file()
+    at, loss = read_curve(tmp_path)["train/loss"]
+    assert at[-1] == 4 and loss[-1] == 2
+
+
+def test_logs_that_cannot_be_written_are_refused_before_the_first_step(tmp_path):
+    (tmp_path / "logs").write_text("")
+    with pytest.raises(UserError, match="logs cannot be a folder .*File exists"):
+        begin(tmp_path)
+    (tmp_path / "logs").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl could not .*is a directory"):
+        begin(tmp_path)

@@ -5,16 +5,18 @@ phone and a desk; colours are the page's own (report.css), light or dark.
 """
 
 import html
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.files import Damaged, parse_json
 
 BINS = 80  # points a line is drawn with at most
+LONGEST = 1 << 20  # bytes of a line of metrics.jsonl: far more than a row has
+LARGEST = 1e300  # of a number that can be drawn
 COLOURS = 5  # of the style sheet: .c0 is the accent, the others greys
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -31,20 +33,41 @@ def read_curve(workdir: str | Path) -> Scalars:
     if not path.is_file():
         raise UserError(f"{path} is missing: give the workdir of a run of train.py")
     found: dict[str, dict[int, float]] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            scalars = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(scalars, dict) or "step" not in scalars:
-            continue
-        step = scalars.pop("step")
-        for name, value in scalars.items():
-            if isinstance(value, (int, float)):
-                found.setdefault(name, {})[step] = float(value)
+    for _, row in read_rows(path):
+        row = row or {}
+        for name in [name for name in row if name != "step"]:
+            found.setdefault(name, {})[int(row["step"])] = row[name]
     return {
         name: tuple(np.array(sorted(points.items()), np.float64).T)
         for name, points in found.items()
+    }
+
+
+def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
+    """The lines of a ``metrics.jsonl``, and the numbers of each; None if it is no row.
+
+    A row is a JSON object with a whole ``step``. Zeros, which a power cut leaves for
+    bytes that were not on disk yet, are no line.
+    """
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST):
+            line = line.strip(b"\0\r\n")
+            if line:
+                yield line, _row(line)
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    try:
+        found = parse_json(line)
+    except Damaged:
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    if type(step) is not int or not 0 <= step < 1 << 53:
+        return None
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and abs(value) < LARGEST
     }
 
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.run import Data, Run
-from vdm_jax.training.stop import EXIT_STATUS, GO_ON
+from vdm_jax.training.stop import EXIT_STATUS, GO_ON, RESTART
 
 # Every how many steps, what it is called, and what it does: state -> scalars to log.
 Observer = tuple[int, str, Callable[[Any], Mapping[str, float] | None]]
@@ -50,6 +51,7 @@ def fit(
       more: something follows: a request to stop leaves after the last step as well.
 
     Raises:
+      UserError (2): logs or looks could not be written; the state is saved.
       UserError (3): `max_nonfinite` updates in a row were not finite, or the state.
       SystemExit: stopped after saving; 42 asks for a restart, 130 after Ctrl-C.
     """
@@ -82,6 +84,8 @@ def fit(
             if late is not None:
                 read(*late)
             late = (done, metrics, batch)
+            if run.logger.failure is not None:
+                run.stop.ask(RESTART, "a failure to write")
             request = run.stop.poll()
             run.checkpoints.check()
 
@@ -107,7 +111,9 @@ def fit(
     if request and (done < until or more):
         why = f" after {run.stop.reason}" if run.stop.reason else ""
         run.logger.say(f"saved step {done}{why}; the same command goes on from there")
+        on_first_process(run.logger.check)
         raise SystemExit(EXIT_STATUS[request])
+    on_first_process(run.logger.check)
     return state
 
 

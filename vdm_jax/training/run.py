@@ -150,7 +150,6 @@ def open_run(
             _check_fingerprint(extra["fingerprint"], fingerprint, workdir, instead)
         on_first_process(lambda: _put(workdir / "config.json", text))
         logger = Logger(workdir, restored or 0)
-        stack.callback(logger.close)
         for change in changes:
             logger.say(f"changed since the run was begun: {change}")
         yield Run(

@@ -64,9 +64,13 @@ class Stop:
         """As `poll`, but of this moment, and waiting: for long work between steps."""
         return self._own() if self._single else int(self._largest(self._own()))
 
+    def ask(self, request: int, reason: str) -> None:
+        """Ask all processes to stop, as a signal does: the largest request counts."""
+        self._request, self.reason = max(self._request, request), reason
+
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:
-            self._request, self.reason = RESTART, "time limit"
+            self.ask(RESTART, "time limit")
         return self._request
 
     def _on_signal(self, number: int, frame) -> None:
@@ -75,10 +79,7 @@ class Stop:
         if self._signalled:
             os._exit(128 + number)
         self._signalled = True
-        self._request, self.reason = (
-            max(self._request, ASKS[signal.Signals(number)]),
-            name,
-        )
+        self.ask(ASKS[signal.Signals(number)], name)
         print(
             f"{name}: saving after this step; once more leaves at once", file=sys.stderr
         )

@@ -14,7 +14,6 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.files import replacing
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training import told
@@ -256,17 +255,16 @@ def make_validation(model: models.Model):
 
 
 def write_preview(run: Run, step: int, videos: np.ndarray, fps: float) -> None:
-    """The samples of one look: a gif and a contact sheet for people, the arrays.
+    """The samples of one look: the arrays, a gif and a contact sheet for people.
 
     A run that went back to an older checkpoint makes some of them again.
     """
-    folder, stem = run.workdir / "samples", f"step-{step:07d}"
-    folder.mkdir(exist_ok=True)
+    path = run.workdir / "samples" / f"step-{step:07d}"
     grid = video_io.tile(videos)
     scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
-    gif, sheet, arrays = (folder / f"{stem}.{kind}" for kind in ("gif", "png", "npz"))
-    video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
-    video_io.write_sheet(sheet, videos, overwrite=True)
-    with replacing(arrays, overwrite=True) as path, open(path, "wb") as file:
-        np.savez_compressed(file, videos=videos)
+    with run.logger.noting_failure():
+        video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)
+        gif, sheet = path.with_suffix(".gif"), path.with_suffix(".png")
+        video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
+        video_io.write_sheet(sheet, videos, overwrite=True)
     run.logger.video(step, "samples", grid, fps)

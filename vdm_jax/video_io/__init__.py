@@ -19,9 +19,11 @@ from vdm_jax.video_io.write import (
     claim,
     display_scale,
     enlarge,
+    read_npz,
     tile,
     write_all,
     write_gif,
+    write_npz,
     write_sheet,
     write_video,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "probe",
     "read",
     "read_frames",
+    "read_npz",
     "read_picture",
     "resize",
     "slug",
@@ -52,6 +55,7 @@ __all__ = [
     "tile",
     "write_all",
     "write_gif",
+    "write_npz",
     "write_sheet",
     "write_video",
 ]

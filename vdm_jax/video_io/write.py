@@ -1,10 +1,11 @@
 """Videos that a person looks at: mp4, gif, contact sheet, and the arrays themselves.
 
-Every file is written beside its place and moved there whole (files.replacing). Videos
-are uint8 [f, h, w, c], c 1 or 3; several of one shape are [n, f, h, w, c].
+Every file is made in memory, written beside its place and moved there whole
+(files.replacing). Videos are uint8 [f, h, w, c], c 1 or 3; several of one shape are
+[n, f, h, w, c].
 """
 
-import json
+import io
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,7 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.errors import UserError
-from vdm_jax.files import make_folder, replacing
+from vdm_jax.files import (
+    Damaged,
+    make_folder,
+    read_arrays,
+    write_bytes,
+    write_json,
+    writing,
+)
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, INK = (245, 245, 245), (20, 20, 20)
@@ -76,12 +84,10 @@ def write_video(
     video = enlarge(video, scale or display_scale(*video.shape[1:3]))
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
-    with (
-        replacing(path, overwrite) as temporary,
-        av.open(
-            str(temporary), "w", format="mp4", options={"movflags": "faststart"}
-        ) as container,
-    ):
+    content = io.BytesIO()
+    # Room for the index before the pictures: a browser plays before it has all.
+    room = {"moov_size": str(4096 + 40 * len(video))}
+    with av.open(content, "w", format="mp4", options=room) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
         stream.height, stream.width = video.shape[1:3]
@@ -96,6 +102,7 @@ def write_video(
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    write_bytes(path, content.getbuffer(), overwrite)
 
 
 def write_gif(
@@ -124,16 +131,17 @@ def write_gif(
     ]
     ticks = np.round(100 * np.arange(frames + 1) / fps).astype(int)
     durations = np.maximum(np.diff(ticks), 2) * 10  # players slow down below 20 ms
-    with replacing(path, overwrite) as temporary:
-        pictures[0].save(
-            temporary,
-            "GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations.tolist(),
-            loop=0,
-            optimize=False,
-        )
+    content = io.BytesIO()
+    pictures[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations.tolist(),
+        loop=0,
+        optimize=False,
+    )
+    write_bytes(path, content.getbuffer(), overwrite)
 
 
 def write_sheet(
@@ -172,8 +180,24 @@ def write_sheet(
             cell = Image.fromarray(enlarge(video[place], scale))
             left = GUTTER + column * (width + GUTTER)
             sheet.paste(cell, (left, top + text_height))
-    with replacing(path, overwrite) as temporary:
-        sheet.save(temporary, "PNG")
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_bytes(path, content.getbuffer(), overwrite)
+
+
+def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> None:
+    """Write [n, f, h, w, c] uint8 as the array ``videos`` of an npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, videos=videos)
+    write_bytes(path, content.getbuffer(), overwrite)
+
+
+def read_npz(path: str | Path) -> np.ndarray:
+    """Return the videos that ``write_npz`` wrote; files.Damaged for other bytes."""
+    videos = read_arrays(path).get("videos", np.zeros(0))
+    if videos.dtype != np.uint8 or videos.ndim != 5 or not videos.size:
+        raise Damaged(f"videos of {videos.dtype} {videos.shape}, not uint8 of five")
+    return videos
 
 
 def _fit(text: str, font, width: int) -> str:
@@ -211,15 +235,32 @@ def write_all(
 ) -> list[Path]:
     """Write samples [n, f, h, w, c] uint8 in all forms; return the files made.
 
-    STEM-000.mp4 ... one mp4 a video; STEM.mp4 and STEM.gif all of them in a grid;
-    STEM.png the contact sheet; STEM.npz the array ``videos``; STEM.json ``meta`` (seed,
+    STEM.npz the array ``videos``, written first, as it took longest to make and all
+    else can be made from it; STEM-000.mp4 ... one mp4 a video; STEM.mp4 and STEM.gif
+    all of them in a grid; STEM.png the contact sheet; STEM.json ``meta`` (seed,
     command), written last: where it stands, the rest is complete. With ``overwrite``
-    old outputs are removed first, so that none of a longer run stays among the new.
+    old outputs are removed once the new array stands, so that none of a longer run
+    stays among the new.
+
+    Raises UserError where one cannot be written; it says if the array could.
     """
-    taken = claim(folder, stem, overwrite)
-    for path in sorted(taken, key=lambda path: path.suffix != ".json"):
-        path.unlink()  # the .json first: it says that the rest is there
     folder = Path(folder)
+    taken = claim(folder, stem, overwrite)
+    arrays, about = folder / f"{stem}.npz", folder / f"{stem}.json"
+    with writing(about):
+        about.unlink(missing_ok=True)  # first: it says that the rest is there
+    write_npz(arrays, videos, overwrite)
+    try:
+        with writing(folder):
+            for path in {*taken} - {arrays, about}:
+                path.unlink()
+        return _write_shown(folder, stem, videos, fps, meta, labels)
+    except UserError as error:
+        raise UserError(f"{error}; {arrays} holds all videos") from error
+
+
+def _write_shown(folder, stem, videos, fps, meta, labels) -> list[Path]:
+    """Write all but the array."""
     paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     for path, video in zip(paths, videos, strict=True):
         write_video(path, video, fps)
@@ -228,12 +269,9 @@ def write_all(
     write_video(folder / f"{stem}.mp4", grid, fps, scale=1)
     write_gif(folder / f"{stem}.gif", tile(videos, gutter=1), fps, scale=scale)
     write_sheet(folder / f"{stem}.png", videos, labels=labels)
-    with replacing(folder / f"{stem}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, videos=videos)
     described = {**meta, "fps": fps, "shape": list(videos.shape)}
     if labels is not None:
         described["labels"] = list(labels)
-    with replacing(folder / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(described, indent=1) + "\n")
+    write_json(folder / f"{stem}.json", described)
     made = [folder / f"{stem}.{kind}" for kind in ("mp4", "gif", "png", "npz", "json")]
     return paths + made
