@@ -53,6 +53,20 @@ def test_the_first_adam_step_is_the_sign_of_the_gradient():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads))
 
 
+def test_adam_is_that_of_kingma_and_ba():
+    """Algorithm 1 in NumPy, of gradients that turn and grow."""
+    config = train_config(b1=0.8, b2=0.9)
+    grads = np.array([[1.0, -2.0], [-3.0, 0.5], [4.0, 7.0]])
+    tx = optimizer.adam(config)
+    state = tx.init(jnp.zeros(2))
+    m, v = np.zeros(2), np.zeros(2)
+    for n, g in enumerate(grads, 1):
+        update, state = tx.update(jnp.asarray(g), state)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        expected = m / (1 - 0.8**n) / np.sqrt(v / (1 - 0.9**n))
+        np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
 def test_accumulation_is_the_whole_batch():
     whole, parts = (
         updated(problem(), steps=3),
@@ -60,6 +74,43 @@ def test_accumulation_is_the_whole_batch():
     )
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def noisy_loss(params, frozen, batch, key):
+    """Tells of its noise: the mean and the mean square over its parts."""
+    noise = jax.random.uniform(key)
+    return noise * params["w"].sum(), {"noise": noise, "square": noise**2}
+
+
+def noises(key, accumulate=1, steps=3):
+    """(mean, mean square) of the noises of each step of a run."""
+    tx = optimizer.optimizer(train_config())
+    state = step.init_state(params(), tx, False)
+    update = jax.jit(
+        step.make_step(noisy_loss, tx, lambda *_: jnp.asarray(0.1), 0, accumulate)
+    )
+    found = []
+    for _ in range(steps):
+        state, metrics = update(state, {}, problem(), key)
+        found.append((metrics["noise"], metrics["square"]))
+    return np.array(found)
+
+
+def test_every_step_of_every_seed_has_noise_of_its_own():
+    """That of the run's key folded with the step, as whoever looks back expects."""
+    runs = [noises(key)[:, 0] for key in jax.random.split(jax.random.key(7))]
+    assert len(np.unique(runs)) == 6
+    folded = [
+        jax.random.fold_in(jax.random.split(jax.random.key(7))[0], i) for i in range(3)
+    ]
+    np.testing.assert_array_equal(runs[0], [jax.random.uniform(key) for key in folded])
+
+
+def test_every_part_of_an_accumulated_batch_has_noise_of_its_own():
+    """So their noises spread, as those of as many batches would."""
+    mean, square = noises(jax.random.key(0), accumulate=8).T
+    assert (square - mean**2 > 0.01).all()  # a uniform has 1/12; equal ones have 0
+    assert len(np.unique(mean)) == 3
 
 
 def test_a_non_finite_update_changes_nothing_and_is_counted():
@@ -146,6 +197,37 @@ def test_weight_decay_is_decoupled():
     still = {"x": jnp.zeros((8, 3)), "y": jnp.zeros(8)}
     state, _ = updated(still, tx=tx)
     np.testing.assert_allclose(state.params["w"], params()["w"] * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_what_the_optimiser_sees_is_clipped(name):
+    """Before its own normalisation, by the norm over all that trains.
+
+    By the optimiser alone, of gradients that are clipped by hand: the update itself is
+    as large as ever, and a spike counts for no more than `clip`.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    tree = {"a/kernel": jnp.ones((4, 3)), "b": jnp.ones(3), "frozen": jnp.ones(2)}
+    table = (("frozen", False), (".*", True))
+    config = train_config(optimizer=name, trainable=table)
+    config.clip = 0.02
+    tx, plain = optimizer.optimizer(config), optimizer.OPTIMIZERS[name](config)
+    state = tx.init(tree)
+    trained = {k: v for k, v in tree.items() if k != "frozen"}
+    of_plain = plain.init(trained)
+    for key, size in zip(keys, (1e3, 1e-4, 1.0), strict=True):
+        parts = dict(zip(tree, jax.random.split(key, 3), strict=True))
+        grads = {
+            k: size * jax.random.normal(parts[k], v.shape) for k, v in tree.items()
+        }
+        grads["frozen"] *= 1e3
+        updates, state = tx.update(grads, state, tree)
+        norm = np.sqrt(sum((grads[k] ** 2).sum() for k in trained))
+        clipped = {k: grads[k] * min(1, 0.02 / norm) for k in trained}
+        expected, of_plain = plain.update(clipped, of_plain, trained)
+        for k in trained:
+            np.testing.assert_allclose(updates[k], expected[k], rtol=1e-4, atol=1e-6)
+        assert not updates["frozen"].any()
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5)])

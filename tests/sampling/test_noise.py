@@ -1,0 +1,117 @@
+"""Laws of a whole sampling, of a model whose every answer is known.
+
+Its network is silent, so that the preconditioning alone predicts: the denoiser is the
+exact one of independent Gaussian pixels with the data's mean and variance.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import sampling
+from vdm_jax.diffusion import samplers, schedules
+from vdm_jax.model import Model
+from vdm_jax.sampling import Known, Settings
+from vdm_jax.stages import Stage
+
+SHAPE = (4, 8, 8, 2)
+PARAMS = {"network": {}, "conditioner": {}}
+
+
+class Silent:
+    """A network, or a conditioner, whose answer is 0."""
+
+    def apply(self, params, first, *more, **how):
+        return jnp.zeros_like(first)
+
+
+def gaussian(mean=0.1, variance=0.01, stage=None):
+    """A model of its own, whose programs no other test has compiled."""
+    return Model(
+        Silent(),  # type: ignore[arg-type]
+        Silent(),  # type: ignore[arg-type]
+        schedules.Cosine(),
+        schedules.Cosine(),
+        SHAPE,
+        mean=mean,
+        variance=variance,
+        stage=stage,
+    )
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 4), (8, 1)])
+def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64):
+    """A mean of k pixels has a k-th of their variance: the scale says so."""
+    model, (h, w) = gaussian(), size
+    rng = np.random.default_rng(0)
+    low = rng.uniform(-0.2, 0.2, (2, SHAPE[0], h, w, SHAPE[3]))
+    known = Known(np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool), low)
+    settings = Settings(
+        steps=16, threshold=0.0, reconstruction=1.0, reconstruction_schedule="exact"
+    )
+
+    def parts(**asked):
+        made = sampling.sample(model, PARAMS, 2, settings, **asked)
+        cells = made.reshape(2, SHAPE[0], h, 8 // h, w, 8 // w, SHAPE[3])
+        means = cells.mean((3, 5), keepdims=True)
+        return means.reshape(low.shape), cells - means
+
+    means, rest = parts(known=known)
+    np.testing.assert_allclose(means, low, atol=1e-6)
+    np.testing.assert_allclose(rest, parts()[1], atol=1e-9)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Every noise that any program draws while it runs, video by video."""
+    seen, normal = [], samplers.normal
+
+    def spied(*args):
+        noise = normal(*args)
+        jax.debug.callback(lambda each: seen.extend(np.asarray(each)), noise)
+        return noise
+
+    monkeypatch.setattr(samplers, "normal", spied)
+    return seen
+
+
+HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
+GIVEN = Known(np.zeros((1, *SHAPE)), HALF)
+LOW = {"low": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
+STEPS = 3
+
+
+@pytest.mark.parametrize(
+    "settings, asked, count",
+    [
+        # Of a video: its start, then of each step the sampler's own, the corrector's,
+        # and at each call that of the pixels that are replaced.
+        ({"sampler": "ancestral", "corrector": 0.1}, {"known": GIVEN}, 1 + 4 * STEPS),
+        ({"sampler": "heun", "churn": 5.0}, {"known": GIVEN}, 1 + 3 * STEPS),
+        ({"sampler": "stochastic"}, {"known": GIVEN}, 1 + 2 * STEPS),
+        # And once the noise on what a stage is given.
+        ({"sampler": "ancestral"}, LOW, 2 + STEPS),
+    ],
+)
+def test_no_noise_is_drawn_twice(draws, settings, asked, count):
+    """Neither within a video, nor by other videos, seeds, stages or blocks."""
+    model = gaussian(stage=Stage("ssr", 2, SHAPE) if "low" in asked else None)
+    settings = Settings(steps=STEPS, reconstruction=0.0, batch_size=2, **settings)
+    each = {}, {"seed": 1}, {"stage": 1}, {"block": 1}, {"first": 2}
+    for which in each:
+        sampling.sample(model, PARAMS, 2, settings, **asked, **which)
+    jax.effects_barrier()
+    assert len(draws) == 2 * len(each) * count
+    assert len({noise.tobytes() for noise in draws}) == len(draws)
+
+
+def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
+    known = Known(np.zeros((1, 10, *SHAPE[1:])), np.zeros((1, 10, 1, 1, 1), bool))
+    settings = Settings(steps=STEPS, sampler="ancestral", batch_size=2)
+    for backward in (False, True):
+        draws.clear()
+        sampling.fill(gaussian(), PARAMS, 2, settings, known, backward=backward)
+        jax.effects_barrier()
+        assert len({noise.tobytes() for noise in draws}) == len(draws)
+        assert len(draws) == 2 * (1 + STEPS + 3 * (1 + 2 * STEPS))
