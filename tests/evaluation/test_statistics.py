@@ -279,14 +279,18 @@ def test_agreement_is_1_for_the_same_0_for_the_mean_and_minus_1_for_others():
     assert statistics.agreement(b, a) == pytest.approx(-1, abs=0.05)
 
 
-def test_the_bootstrap_error_is_the_deviation_over_fresh_videos():
-    """Features of one video are alike: the error is that of n videos, not of n k."""
+@pytest.mark.parametrize("mean, spread", [(1, 1), (0, 2)])
+def test_the_bootstrap_error_is_the_deviation_over_fresh_videos(mean, spread):
+    """Features of one video are alike: the error is that of n videos, not of n k.
+
+    Whether sets differ in their means or in their covariances.
+    """
     rng = np.random.default_rng(0)
     n, k, d = 60, 4, 3
     target = rng.standard_normal((n, k, d))
 
     def fresh():
-        place = rng.standard_normal((n, 1, d)) + 1
+        place = mean + spread * rng.standard_normal((n, 1, d))
         return place + 0.1 * rng.standard_normal((n, k, d))
 
     def distance(a):

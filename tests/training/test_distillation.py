@@ -68,6 +68,7 @@ def config(**changes):
         last_updates=UPDATES,
         num=4,
     )
+    value.train.ema = 0.9  # so that what is handed on is not what trains
     value.update_from_flattened_dict(changes)
     return value.lock()
 
@@ -266,6 +267,77 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
 
     v = v_of(given), v_of(loaded.model.null(given))
     np.testing.assert_allclose(loss, 4 * jnp.square(v[0] - v[1]).mean(), rtol=1e-3)
+
+
+class Known:
+    """A model of data that are one point, which its condition and the weight decide.
+
+    x = params * point where the condition is kept and params * other where it is
+    dropped; told a weight, what guidance makes of the two. Two steps of DDIM land where
+    one does.
+    """
+
+    schedule = schedules.Cosine()
+    null = models.Model.null
+    tell = models.Model.tell
+
+    def __init__(self, guidance_range=()):
+        self.guidance_range = guidance_range
+
+    def example(self, batch, key):
+        keep = jax.random.bernoulli(key, 0.5, batch["label"].shape)
+        return batch["video"], {"label": batch["label"], "keep": {"label": keep}}
+
+    def denoiser(self, params):
+        def denoise(z, step, cond):
+            given = jnp.where(cond["keep"]["label"], cond["label"], 0.3)
+            x = given + cond.get("guidance", 0.0) * (given - 0.3)
+            x = params * jnp.broadcast_to(process.expand(x, z), z.shape)
+            return process.with_x(x, z, step)
+
+        return denoise
+
+
+BATCH = {
+    "video": jnp.zeros((64, 1, 1, 1, 1)),
+    "label": jnp.linspace(-1.0, 1.0, 64),
+}
+
+
+@pytest.mark.parametrize("kind", ["told", "told steps", "untold steps"])
+@pytest.mark.parametrize("n", [1, 8])
+def test_who_knows_all_that_the_teacher_does_has_nothing_to_learn(kind, n, x64):
+    """At every weight, dropped or not: both are asked the same, the student told it.
+
+    A student that is off by a share has that share of the point, squared, as its loss:
+    of the weights' own x, so they come from the whole range; and the teacher, whose
+    parameters they are not, has no gradient.
+    """
+    low, high = told = (1.0, 4.0)
+    batch = jax.tree.map(lambda a: a.astype(float), BATCH)
+    if kind == "told":
+        student = Known(told)
+        loss_fn = distillation.told_loss(student, Known(), "constant")
+    else:
+        student = Known(told if kind == "told steps" else ())
+        loss_fn = distillation.halving_loss(student, "constant", False)
+
+    def loss(params, teacher, seed=0):
+        frozen = {"teacher": teacher, "steps": jnp.int32(n), "late": 1.0}
+        return loss_fn(params, frozen, batch, jax.random.key(seed))[0]
+
+    assert loss(1.0, 1.0) < 1e-20
+    found = np.array([loss(1.1, 1.0, seed) for seed in range(20)]) / 0.1**2
+    off = (batch["label"] - 0.3) ** 2
+    given = batch["label"] - 0.3
+    w, w2 = ((high**k - low**k) / (k * (high - low)) for k in (2, 3))
+    w, w2 = (w, w2) if student.guidance_range else (0.0, 0.0)
+    kept = 0.3**2 + 0.6 * (1 + w) * given + (1 + 2 * w + w2) * off
+    expected = float((kept + 0.3**2).mean()) / 2  # half are dropped
+    assert found.mean() == pytest.approx(expected, rel=0.1)
+    assert found.std() < 0.3 * expected  # each video has a weight of its own
+    assert jax.grad(loss)(1.1, 1.0) > 0
+    assert jax.grad(loss, argnums=1)(1.1, 1.0) == 0
 
 
 def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
