@@ -1,5 +1,7 @@
 """What a checkpoint promises, under every damage and at every moment of a kill."""
 
+import errno
+import gc
 import os
 import random
 import resource
@@ -272,7 +274,7 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         checkpoints = Checkpoints(directory)
         with monkeypatch.context() as patch:
             clock = Clock(moments)
-            for name in "_write_json", "_sync":
+            for name in "_write_json", "sync":
                 patch.setattr(
                     checkpoint, name, clock.ticking(getattr(checkpoint, name))
                 )
@@ -395,3 +397,121 @@ def test_a_sharding_is_kept_as_asked(tmp_path):
     )
     state, _ = checkpoints.restore(1, wanted)
     assert all(x.sharding == spec for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a[b]", "*", "**", "a?b", "a\\b", os.fsdecode(b"caf\xe9"), "x/" * 2000 + "x"],
+)
+def test_a_path_that_orbax_cannot_restore_from_is_refused_at_once(tmp_path, name):
+    """It looks for its files with a pattern made of the whole path."""
+    for read_only in (False, True):
+        with pytest.raises(UserError, match="checkpoints cannot be kept in"):
+            Checkpoints(tmp_path / name, read_only=read_only)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a {b}]%41 #:\n'\"&$~@|\t!", "-r/é/.x", "n" * 255, "link/../up", "l/"]
+)
+def test_any_other_path_restores(tmp_path, name):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "l").symlink_to(tmp_path / "elsewhere")
+    place = f"{tmp_path}/{name}"
+    saved(place, 1).close()
+    assert_good(place, 1)
+    if ".." in name:  # where the system finds it, not where the text points
+        assert (tmp_path / "elsewhere" / "up" / "1").is_dir()
+
+
+def test_a_path_of_every_other_character_restores(tmp_path):
+    names = [chr(c) for c in range(1, 127) if chr(c) not in "/*?[\\"]
+    place = tmp_path / "".join(names)
+    saved(place, 1).close()
+    assert_good(place, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, b'{"leaves.json": 1}',
+     b'{"leaves.json":[1,2],"extra.json":[1,2],"state/\\u0000":[1,2]}',
+     b'{"leaves.json":[1,2],"extra.json":[1,2],"state/' + b"x" * 300 + b'":[1,2]}'],
+)  # fmt: skip
+def test_a_manifest_that_is_not_what_was_written_is_damage(tmp_path, content):
+    saved(tmp_path, 1, 2).close()
+    (tmp_path / "2" / "manifest.json").write_bytes(content)
+    assert_good(tmp_path, 1)
+    assert (tmp_path / "bad-2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE],
+    ids=os.strerror,
+)
+@pytest.mark.parametrize("what", ["manifest.json", "leaves.json", "ocdbt", "/2"])
+def test_what_cannot_be_read_for_a_moment_is_not_damaged(
+    tmp_path, monkeypatch, code, what
+):
+    saved(tmp_path, 1, 2).close()
+    (tmp_path / "saving-3").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    real = open
+
+    def failing(path, *args, **kwargs):
+        if what in str(path):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *args, **kwargs)
+
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", failing)
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(UserError, match=os.strerror(code).lower()) as told:
+            checkpoints.latest()
+    assert told.value.status == 2 and "nothing is changed" in str(told.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert_good(tmp_path, 2)
+
+
+def test_a_directory_that_cannot_be_listed_is_never_a_fresh_start(
+    tmp_path, monkeypatch
+):
+    checkpoints = saved(tmp_path, 1)
+
+    def failing(path):
+        raise PermissionError(errno.EACCES, "x")
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(UserError, match="cannot be read .permission denied"):
+        checkpoints.latest()
+
+
+def test_an_error_of_tensorstore_in_reading_is_one_line(tmp_path, caplog):
+    checkpoints = saved(tmp_path, 1)
+    for path in files(tmp_path / "1"):
+        if path.parent.name == "d":  # the data
+            path.unlink()
+            path.mkdir()
+    with pytest.raises(UserError, match="1/state cannot be read .*NOT_FOUND"):
+        checkpoints.restore(1, abstract(make(0)))
+    gc.collect()
+    assert not caplog.records
+
+
+def test_what_a_kill_has_left_may_be_a_link(tmp_path):
+    """Nothing behind it is removed or written."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("")
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    (place / "saving-1").symlink_to(mine)
+    checkpoints = saved(place, 1)
+    assert os.listdir(mine) == ["file"]
+    (place / "saving-2").symlink_to(mine)
+    with pytest.raises(UserError, match="saving-2 could not be written .file exists"):
+        checkpoints.save(2, make(2), {})
+    assert os.listdir(mine) == ["file"]
+    assert_good(place, 1)

@@ -12,13 +12,14 @@
 
 Orbax alone restores a flipped byte silently and lists half-deleted steps; the manifest
 and the renames are here for that. Only renames inside one directory are asked of the
-file system: local disks, NFS and the like, but not gs:// paths, which have none.
+file system: local disks, NFS and the like.
 """
 
 import errno
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -33,13 +34,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
+from vdm_jax.files import Damaged, sync
 
 T = TypeVar("T")
 
 MANIFEST, LEAVES, EXTRA, STATE = "manifest.json", "leaves.json", "extra.json", "state"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 22
+# Errors in opening a file that come of what stands there. Any other is the system's at
+# this moment and says nothing about the bytes.
+ABSENT = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+PATTERN = r"[*?\[\\]|[\ud800-\udfff]"  # what a path of Orbax's cannot hold
+INSIDE = 256  # bytes that Orbax's own names in a checkpoint add to a path, at most
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
@@ -53,6 +62,31 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_worth_saying)
+logging.getLogger("asyncio").addFilter(
+    lambda record: "never retrieved" not in str(record.msg)  # one was, and is raised
+)
+
+
+def usable(directory: str | os.PathLike) -> Path:
+    """The absolute path of a directory, if checkpoints can be kept in it.
+
+    Orbax finds its files with a pattern made of the whole path, and TensorStore takes a
+    path as UTF-8, reads a backslash as a slash and removes .. without looking at links.
+    Where a path holds such, all would seem well and nothing could be restored.
+
+    Raises UserError for it, and for a path that leaves no room for Orbax's own names.
+    """
+    path = files.user_path(directory, "checkpoints").absolute()
+    if ".." in path.parts:
+        path = Path(os.path.realpath(path))
+    if found := re.search(PATTERN, str(path)):
+        raise UserError(
+            f"checkpoints cannot be kept in {path}, for {found[0]!r}: give a directory "
+            "whose path holds none of * ? [ \\ and is UTF-8"
+        )
+    if len(os.fsencode(path)) > os.pathconf("/", "PC_PATH_MAX") - INSIDE:
+        raise UserError(f"checkpoints cannot be kept in {path}: give a shorter path")
+    return path
 
 
 class Checkpoints:
@@ -69,12 +103,7 @@ class Checkpoints:
                 f"train.keep_checkpoints={keep}: at least 2, so that there is one to "
                 "fall back on when the newest is damaged"
             )
-        if "://" in str(directory):
-            raise UserError(
-                f"checkpoints cannot be kept in {directory}: give a directory of a "
-                "mounted file system that all processes share"
-            )
-        self.directory = Path(directory).absolute()
+        self.directory = usable(directory)
         self.keep = keep
         self.read_only = read_only
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -84,8 +113,17 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that were committed, verified or not, in order."""
-        names = [p.name for p in self.directory.glob("*") if p.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(map(int, self._names(r"0|[1-9][0-9]*")))
+
+    def _names(self, pattern: str) -> list[str]:
+        """The directories here whose names match; none where there is no directory."""
+        with reading(self.directory):
+            try:
+                entries = list(os.scandir(self.directory))
+            except FileNotFoundError:
+                return []
+            return [e.name for e in entries if re.fullmatch(pattern, e.name)
+                    and e.is_dir()]  # fmt: skip
 
     def latest(self) -> int | None:
         """The newest step that verifies; None if no step was ever committed here.
@@ -93,13 +131,14 @@ class Checkpoints:
         Damaged ones are set aside as bad-STEP and named on stderr.
 
         Raises:
+          UserError (2): one cannot be read at this moment. Nothing is changed.
           UserError (4): steps were committed here and none of them verifies.
         """
         return on_first_process(self._latest)
 
     def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Name, shape and dtype of every array of a step, in the order of its tree."""
-        saved = json.loads(self._read(step, LEAVES))
+        saved = self._read(step, LEAVES)
         return {
             name: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for name, (shape, dtype) in saved.items()
@@ -107,7 +146,7 @@ class Checkpoints:
 
     def extra(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of a step."""
-        return json.loads(self._read(step, EXTRA))
+        return self._read(step, EXTRA)
 
     def save(self, step: int, state, extra: dict[str, Any]) -> None:
         """Write `state`, and `extra` as JSON, in the background.
@@ -122,7 +161,7 @@ class Checkpoints:
           extra: the same on every process.
 
         Raises:
-          UserError (2): the disk is full.
+          UserError (2): the disk is full, or cannot be written for another reason.
         """
         self.wait()
         if step in self.steps():
@@ -130,20 +169,24 @@ class Checkpoints:
         folder = self.directory / f"saving-{step}"
         named = dict(_named(state))
         leaves = {n: (x.shape, np.dtype(x.dtype).name) for n, x in named.items()}
-        with self._explaining_no_space(step, named):
-            folder.mkdir(exist_ok=True)
-            if jax.process_index() == 0:
+        writing = self._writing(step, sum(x.nbytes for x in named.values()))
+
+        def begin() -> None:
+            with writing():
+                folder.mkdir()  # new, so that no link is followed
                 _write_json(folder / LEAVES, leaves)
                 _write_json(folder / EXTRA, extra)
+
+        on_first_process(begin)
+        with writing():
             response = ocp.save_async(str(folder / STATE), named)
 
         def commit() -> None:
-            with self._explaining_no_space(step, named):
+            with writing():
                 response.result()  # of all processes: Orbax has a barrier in it
                 if jax.process_index() == 0:
                     self._commit(folder, step)
 
-        named = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in named.items()}
         self._pending = self._writer.submit(commit)
 
     def check(self) -> None:
@@ -200,23 +243,29 @@ class Checkpoints:
         }
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        with context:
-            return dict(ocp.load(str(self.directory / str(step) / STATE), targets))
+        place = self.directory / str(step) / STATE
+        with reading(place), context:
+            return dict(ocp.load(str(place), targets))
 
-    def _read(self, step: int, name: str) -> str:
+    def _read(self, step: int, name: str) -> Any:
         if step not in self.steps():
             raise UserError(
                 f"there is no checkpoint of step {step} in {self.directory}; there are "
                 f"{self.steps() or 'none'}"
             )
-        return (self.directory / str(step) / name).read_text()
+        path = self.directory / str(step) / name
+        try:
+            with reading(path):
+                return files.read_json(path)
+        except Damaged as error:  # since it was verified, or it was not
+            raise UserError(f"{path} is {error}: put back a copy") from error
 
     def _prepare(self) -> None:
         """Make the directory, and clear what a kill has left in it."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for pattern in ("saving-*", "deleting-*"):
-            for left in self.directory.glob(pattern):
-                shutil.rmtree(left)
+        with files.writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for left in self._names("(saving|deleting)-.*"):
+                remove(self.directory / left)
 
     def _latest(self) -> int | None:
         steps = self.steps()
@@ -224,8 +273,12 @@ class Checkpoints:
             damage = _damage(self.directory / str(step))
             if damage is None:
                 return step
-            self._set_aside(step, damage)
-        if steps or any(self.directory.glob("bad-*")):
+            if self.read_only:
+                folder = self.directory / str(step)
+                print(f"checkpoint {folder}: {damage}", file=sys.stderr)
+            else:
+                files.set_aside(self.directory / str(step), damage)
+        if steps or self._names("bad-.*"):
             raise UserError(
                 f"{self.directory} held checkpoints but no usable one is left: put "
                 "back a copy of one, or remove the directory to start afresh",
@@ -233,30 +286,18 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, step: int, damage: str) -> None:
-        print(f"checkpoint {self.directory / str(step)}: {damage}", file=sys.stderr)
-        if self.read_only:
-            return
-        target = self.directory / f"bad-{step}"
-        again = 2
-        while target.exists():
-            target = self.directory / f"bad-{step}.{again}"
-            again += 1
-        (self.directory / str(step)).rename(target)
-        print(f"set aside as {target}; using the one before", file=sys.stderr)
-
     def _commit(self, folder: Path, step: int) -> None:
         """Checksums, then the name that makes it a step, then the old ones go."""
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        written = sorted(p for p in folder.rglob("*") if p.is_file())
         manifest = {
-            str(path.relative_to(folder)): _size_and_crc(path, sync=True)
-            for path in files
+            str(path.relative_to(folder)): _size_and_crc(path, durable=True)
+            for path in written
         }
         _write_json(folder / MANIFEST, manifest)
-        for directory in {path.parent for path in files} | {folder}:
-            _sync(directory)
+        for directory in {path.parent for path in written} | {folder}:
+            sync(directory)
         folder.rename(self.directory / str(step))
-        _sync(self.directory)
+        sync(self.directory)
         for old in self.steps()[: -self.keep]:
             # Renamed first: a kill in the middle leaves nothing that looks like a step.
             doomed = self.directory / f"deleting-{old}"
@@ -268,23 +309,49 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    @contextmanager
-    def _explaining_no_space(self, step: int, named: dict[str, Any]) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # tensorstore raises a ValueError
-            reason = _no_space(error)
-            if reason is None:
+    def _writing(self, step: int, size: int):
+        """Contexts in which what cannot be written is told and removed."""
+        before = [old for old in self.steps() if old != step]
+        folder = self.directory / f"saving-{step}"
+        advice = (
+            f"up to {size / 1e6:.1f} MB needed for step {step}; steps "
+            f"{before or 'none'} are as they were; "
+        )
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            try:
+                with files.writing(folder, advice):
+                    yield
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
-            free = shutil.disk_usage(self.directory).free
-            need = sum(x.size * x.dtype.itemsize for x in named.values())
-            kept = [old for old in self.steps() if old != step]
-            shutil.rmtree(self.directory / f"saving-{step}", ignore_errors=True)
-            raise UserError(
-                f"step {step} could not be saved in {self.directory} ({reason}): up to "
-                f"{need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free; steps "
-                f"{kept or 'none'} are as they were; make room and run again"
-            ) from error
+
+        return context
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to read inside the block into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        code, (text, *told) = files.system_code(error), str(error).split(" [tensors")
+        if code is None and not told:
+            raise
+        reason = text if code is None else os.strerror(code).lower()
+        raise UserError(
+            f"{path} cannot be read ({reason}): nothing is changed; the same command "
+            "goes on once it can be"
+        ) from error
+
+
+def remove(folder: Path) -> None:
+    """Remove a directory and all in it, or a link to one."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def on_first_process(decide: Callable[[], T]) -> T:
@@ -342,58 +409,62 @@ def check_fit(saved, wanted, what: str) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a committed step; None if every file is as it was written."""
+    """What is wrong with a committed step; None if every file is as it was written.
+
+    Raises UserError if one cannot be read, which says nothing about its bytes.
+    """
+    name = MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for name, entry in manifest.items():
-        try:
-            found = _size_and_crc(folder / name)
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if found != entry:
-            return f"{name} is damaged: size and checksum {found} instead of {entry}"
+        with reading(folder):
+            manifest = _present(lambda: files.read_json(folder / MANIFEST))
+            if not _is_manifest(manifest):
+                return f"{MANIFEST} is not what was written"
+            for name, entry in manifest.items():
+                found = _present(lambda name=name: _size_and_crc(folder / name))
+                if found != entry:
+                    return f"{name} has size and checksum {found} instead of {entry}"
+    except Damaged as error:
+        return f"{name} is {error}"
     return None
 
 
-def _size_and_crc(path: Path, sync: bool = False) -> list[int]:
-    """Bytes and CRC-32 of a file, which with `sync` is on disk when this returns.
+def _present(read: Callable[[], T]) -> T:
+    """What is read; Damaged if there is no such file."""
+    try:
+        return read()
+    except Damaged:
+        raise
+    except ValueError as error:  # a name with a NUL, or that is not UTF-8
+        raise Damaged("no name of a file") from error
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        raise Damaged(f"missing ({error.strerror})") from error
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether it speaks of all parts of a checkpoint."""
+    return isinstance(found, dict) and {LEAVES, EXTRA, STATE} <= {
+        name.split("/")[0] for name in found
+    }
+
+
+def _write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=0), "utf-8")
+    sync(path)
+
+
+def _size_and_crc(path: Path, durable: bool = False) -> list[int]:
+    """Bytes and CRC-32 of a file, which with `durable` is on disk when this returns.
 
     CRC-32 finds every change of up to 32 bits in a row; it guards against decay, not
     against forgery, and is several times as fast as a cryptographic hash.
     """
     size = crc = 0
     with path.open("rb") as file:
-        if sync:
+        if durable:
             os.fsync(file.fileno())
         while chunk := file.read(CHUNK):
             size += len(chunk)
             crc = zlib.crc32(chunk, crc)
     return [size, crc]
-
-
-def _write_json(path: Path, value) -> None:
-    with path.open("w") as file:
-        json.dump(value, file, indent=0)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _no_space(error: Exception) -> str | None:
-    """The system's words, if the error is that a file could not grow."""
-    for code in NO_SPACE:
-        if f"os_error_code='{code}'" in str(error) or (
-            isinstance(error, OSError) and error.errno == code
-        ):
-            return os.strerror(code).lower()
-    return None
