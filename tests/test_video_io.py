@@ -21,7 +21,7 @@ from PIL import Image
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.files import Damaged, replacing
-from vdm_jax.video_io import BadVideo, cache, containers, files, guard
+from vdm_jax.video_io import BadVideo, cache, containers, files, guard, stills
 from vdm_jax.video_io.guard import Guard
 
 FRAMES, HEIGHT, WIDTH = 26, 32, 48
@@ -703,6 +703,71 @@ def test_flipped_bytes_are_an_error_or_a_whole_video(made, tmp_path, name, child
         assert len(video) == info.frames
 
 
+def riff(length):
+    """An avi that declares so many bytes (plus what it really has: a callable)."""
+
+    def change(data):
+        data[4:8] = struct.pack("<I", length(len(data)) if callable(length) else length)
+
+    return change
+
+
+def appended(tail):
+    return lambda data: data.extend(tail)
+
+
+def header_of_frames(data):
+    """An avi that declares a billion frames, as one written as a stream does."""
+    for mark, place in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        at = data.index(mark) - 0
+        struct.pack_into("<I", data, at + place, 0x3FFFFFFF)
+
+
+def long_mvhd(data):
+    """An mp4 that declares to be 13 hours long."""
+    at = data.index(b"mvhd") + 4 + 4 + 8
+    scale = struct.unpack_from(">I", data, at)[0]
+    struct.pack_into(">I", data, at + 4, 13 * 3600 * scale)
+
+
+def mdat_to_the_end(data):
+    at = data.index(b"mdat") - 4
+    assert at + struct.unpack_from(">I", data, at)[0] == len(data)
+    struct.pack_into(">I", data, at, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("b.avi", riff(0)),
+        ("b.avi", riff(0xFFFFFFFF)),
+        ("b.avi", riff(0x7FFFFFFF)),
+        ("b.avi", riff(lambda size: size)),
+        ("b.avi", header_of_frames),
+        ("b.avi", appended(b"junk" * 99)),
+        ("dense.mp4", appended(b"junk" * 99)),
+        ("dense.mp4", appended(b"\0" * 99)),
+        ("dense.mp4", appended(b"\xff\xd8\xff" * 99)),
+        ("dense.mp4", appended(b"\0\0\x10\0free12")),
+        ("dense.mp4", mdat_to_the_end),
+        ("dense.mp4", long_mvhd),
+        ("a.mkv", appended(b"junk" * 99)),
+        ("a.gif", appended(b"junk" * 99)),
+        ("a.webp", appended(b"junk" * 99)),
+    ],
+)
+def test_sizes_left_open_and_trailing_bytes_change_nothing(
+    made, tmp_path, name, change
+):
+    data = bytearray(made[name].read_bytes())
+    change(data)
+    path = tmp_path / name
+    path.write_bytes(data)
+    info = video_io.probe(path)
+    assert (info.frames, info.fps) == (FRAMES, video_io.probe(made[name]).fps)
+    assert (video_io.read(path) == video_io.read(made[name])).all()
+
+
 def test_damage_to_the_payload_after_indexing(made, tmp_path):
     path = tmp_path / "a.mp4"
     data = made["dense.mp4"].read_bytes()
@@ -746,6 +811,54 @@ def test_constant_videos_are_refused_for_training(tmp_path, made):
     dark = np.where(np.arange(FRAMES)[:, None, None, None] < 20, 0, VIDEO)
     late = make(tmp_path, "a.mkv", video=dark.astype(np.uint8))
     assert video_io.inspect(late).frames == FRAMES
+
+
+NAMES = [
+    "take:1.mkv", "file:a.mkv", "http:a.mkv", "concat:a|b.mkv", "-i.mkv", "100%d.mkv",
+    "a\nb.mkv", " a?b#c&d .mkv", "[a]\\*.mkv", os.fsdecode(b"caf\xe9.mkv"),
+    "\u202e.mkv", "x" * 250 + ".mkv",
+]  # fmt: skip
+
+
+def test_every_name_that_a_file_system_takes_is_read(
+    made, tmp_path, monkeypatch, child
+):
+    """Of a file in the current folder, and of a folder of frames."""
+    monkeypatch.chdir(tmp_path)
+    store = video_io.IndexStore(tmp_path / "cache")
+    for name in NAMES:
+        os.link(made["a.mkv"], name)
+        for probe in (video_io.probe, child.inspect):
+            info = store.probe(name, probe)
+            assert info.frames == FRAMES and info.path == name
+        assert len(child.read_frames(info, [3, 9])) == 2
+        os.unlink(name)
+        os.mkdir(name)
+        os.link(made["frames"] / "frame0.png", os.path.join(name, "0%d.png"))
+        assert video_io.read(name).shape == (1, HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function", "error"),
+    [
+        ("a.mkv", files, "open", OSError),
+        ("a.mkv", containers, "_open", av.error.OSError),
+        ("a.mkv", containers, "_open", av.error.MemoryError),
+        ("frames", stills.Image, "open", OSError),
+    ],
+)
+def test_a_file_that_cannot_be_read_for_a_moment_is_not_condemned(
+    made, tmp_path, monkeypatch, name, module, function, error
+):
+    def failing(*args, **kwargs):
+        raise error(5, "Input/output error")
+
+    store = video_io.IndexStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, failing, raising=False)
+        with pytest.raises(BadVideo, match="nput/output error"):
+            store.probe(made[name], video_io.probe)
+    assert store.probe(made[name], video_io.probe).frames == FRAMES
 
 
 # ---- the child ----
@@ -793,6 +906,37 @@ def test_a_child_out_of_memory_is_a_bad_file(tmp_path):
     child = Guard(memory=700 << 20)
     with pytest.raises(BadVideo, match="ran out of memory"):
         child.read_frames(info, [0] * 200)  # 2.4 GB
+    child.close()
+
+
+def test_less_memory_may_be_allowed_than_the_limit(made):
+    code = "import sys; from vdm_jax.video_io.guard import Guard; "
+    code += "print(Guard().inspect(sys.argv[1]).frames)"
+    limited = ["sh", "-c", 'ulimit -v 3000000; exec "$@"', "sh", sys.executable, "-c"]
+    done = subprocess.run(
+        [*limited, code, made["a.mkv"]], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"{FRAMES}\n", "")
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_file(made, monkeypatch):
+    for program in ("/bin/false", "/nowhere/python"):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(UserError, match="does not start .* ulimit -v"):
+            Guard().inspect(str(made["a.mkv"]))
+
+
+def test_the_child_imports_nothing_from_the_current_folder(made, tmp_path, monkeypatch):
+    for name in ("json", "numpy", "av", "PIL", "vdm_jax", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep + str(pathlib.Path(__file__).parents[1])
+    )
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    child = Guard()
+    assert child.inspect(str(made["a.mkv"])).frames == FRAMES
     child.close()
 
 

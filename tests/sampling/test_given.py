@@ -1,6 +1,7 @@
 """Clips and masks of a user's, read into what is known of the output."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from vdm_jax import sampling, video_io
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import given
+from vdm_jax.video_io.guard import Guard
 
 RATE = 8.0
 
@@ -213,3 +215,17 @@ def test_a_webp_of_one_picture_is_a_mask(wanted, clip, tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.webp", lossless=True)
     known, _ = given.inpaint(wanted, clip, str(tmp_path / "mask.webp"))
     assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()
+
+
+def test_a_clip_is_a_file_whatever_its_name(wanted, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("take:1.mp4", "http:a.mp4"):
+        shutil.copy(clip, name)
+        known, note = given.extend(wanted, name)
+        assert greys(known)[1] == [0, 1, 2, 3] and note["clip"] == name
+
+
+def test_a_clip_that_crashes_the_decoder_ends_in_one_line(wanted, clip, monkeypatch):
+    monkeypatch.setattr(given, "GUARD", Guard(memory=150 << 20))
+    with pytest.raises(UserError, match="decod"):
+        given.extend(wanted, clip)

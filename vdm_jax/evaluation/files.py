@@ -40,22 +40,34 @@ def read(
         described = (path / "samples.json").is_file()
         fps = evaluate.told(path)["fps"] if described else SLOW
         return videos, "pixels", fps / stride
-    shape = folder.ClipShape(frames, 1, 1, stride=stride)
+    shape, guard = folder.ClipShape(frames, 1, 1, stride=stride), Guard()
     files, found = folder.scan(
-        str(path), shape, cache.IndexStore(cache.default_folder()), Guard()
+        str(path), shape, cache.IndexStore(cache.default_folder()), guard
     )
     for line in found.lines()[1:]:
         print(line)
-    order = np.random.default_rng(seed).permutation(len(files))[:num]
-    chosen = [files[i] for i in order]
-    height, width = chosen[0].info.height, chosen[0].info.width
-    scale = min(1.0, LARGE / max(height, width))
-    size = size or (round(height * scale), round(width * scale))
-    clips = [
-        video_io.read(file.info.path, 0, frames, stride, size=size, index=file.info)
-        for file in chosen
-    ]
-    return np.stack(clips), "files", (chosen[0].info.fps or SLOW) / stride
+    clips, fps, dropped = [], None, list(found.dropped)
+    for i in np.random.default_rng(seed).permutation(len(files)):
+        info = files[i].info
+        scale = min(1.0, LARGE / max(info.height, info.width))
+        cover = size or (round(info.height * scale), round(info.width * scale))
+        numbers = video_io.clip(info, 0, frames, stride)
+        try:
+            clip = video_io.crop(
+                guard.read_frames(info, numbers.tolist(), cover), cover
+            )
+        except video_io.BadVideo as error:  # damaged behind what its index tells
+            dropped.append((files[i].name, error.reason))
+            print(f"  {files[i].name}: {error.reason}")
+            continue
+        clips.append(clip)
+        size, fps = cover, fps or info.fps or SLOW
+        if len(clips) == num:
+            break
+    guard.close()
+    if fps is None:
+        raise UserError(folder.nothing_left(str(path), found.found, dropped))
+    return np.stack(clips), "files", fps / stride
 
 
 def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:

@@ -21,8 +21,11 @@ from vdm_jax.errors import UserError
 from vdm_jax.model import Model
 from vdm_jax.sampling.blocks import Known
 from vdm_jax.video_io import BadVideo
+from vdm_jax.video_io.files import IMAGE_SUFFIXES
+from vdm_jax.video_io.guard import Guard
 
 COPIES = 4  # of the whole output in float32, at once
+GUARD = Guard()  # a clip that crashes the decoder, or eats memory, ends in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +223,11 @@ def _read(
             video = video_io.resize(video, size)
     else:
         try:
-            info = video_io.probe(path)
+            info = GUARD.probe(path)
             count = int(numbers[-1]) + 1
             video_io.starts(info, count, fps=fps)
             chosen = video_io.clip(info, 0, count, fps=fps)[numbers]
-            video = video_io.read_frames(info, chosen.tolist(), size)
+            video = GUARD.read_frames(info, chosen.tolist(), size)
         except BadVideo as error:
             raise UserError(str(error)) from error
         height, width, there = info.height, info.width, info.frames
@@ -258,16 +261,17 @@ def _read_npz(path: str) -> np.ndarray:
     return videos[0]
 
 
-STILLS = (".png", ".jpg", ".jpeg")
-
-
 def _read_mask(
     path: str, frames: int, wanted: Wanted
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """[1 or frames, h, w, 1] at the output's size, and its own (width, height)."""
     suffix = Path(path).suffix.lower()
     try:
-        if suffix in STILLS or suffix == ".webp" and video_io.probe(path).frames == 1:
+        if (
+            suffix in IMAGE_SUFFIXES
+            or suffix == ".webp"
+            and video_io.probe(path).frames == 1
+        ):
             video, (height, width) = video_io.read_picture(path, wanted.size)
             return video.mean(-1, keepdims=True), (width, height)
     except BadVideo as error:

@@ -294,11 +294,11 @@ def _sound(frame, stream, info: VideoInfo, number: int):
 def _bad(path: str, error: FFmpegError, where: str = "") -> BadVideo:
     """FFmpeg's words without its numbers and paths.
 
-    Where the system could not read the file its bytes may be sound.
+    Where the system could not read the file, or had no memory, it may be sound.
     """
     text = error.strerror or str(error) or type(error).__name__
     return BadVideo(
         path,
         where + text[0].lower() + text[1:],
-        lasting=not isinstance(error, OSError),
+        lasting=not isinstance(error, (OSError, MemoryError)),
     )

@@ -5,7 +5,7 @@ a truncated file, PyAV issue 2344) and hung (PyAV issue 1962). A training run mu
 end with it. The child has a memory limit, the parent a time limit; both speak lines of
 JSON, pixels follow as bytes.
 
-Run as ``python -m vdm_jax.video_io.guard`` this module is the child.
+The child imports what this process would, but nothing from the current folder.
 """
 
 import contextlib
@@ -21,9 +21,12 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+import vdm_jax
+from vdm_jax.errors import UserError
 from vdm_jax.video_io import cache, decode
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
@@ -32,9 +35,25 @@ MEMORY = 6 << 30  # bytes of address space: sixteen 8K frames in a decoder, and 
 # Time limit: this much, and the work at a tenth of what a slow core does.
 PATIENCE, BYTES_A_SECOND, PIXELS_A_SECOND = 60.0, 20e6, 5e6
 
+# The program of a child: arguments are the limit, this package's file, and sys.path.
+# The package is loaded from its file, so that the folder it lies in is no place to
+# import from either.
+CHILD = """
+import importlib.util, sys
+memory, file, *sys.path[:] = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("vdm_jax", file)
+sys.modules["vdm_jax"] = importlib.util.module_from_spec(spec)
+try:
+    spec.loader.exec_module(sys.modules["vdm_jax"])
+    from vdm_jax.video_io import guard
+except (ImportError, MemoryError, OSError) as error:
+    sys.exit(f"the decoder: {error}")
+guard.serve(int(memory))
+"""
+
 
 class Guard:
-    """inspect, read_frames, survey and fill_entry, done by child processes.
+    """probe, inspect, read_frames, survey and fill_entry, done by child processes.
 
     There is a child for each thread that calls. Children start when needed and end with
     ``close``, with the object, and with this process however it ends; a pickled Guard
@@ -62,11 +81,19 @@ class Guard:
         with self._lock:
             _end_all(self._idle)
 
+    def probe(self, path: str) -> VideoInfo:
+        """As decode.probe."""
+        return self._index("probe", path)
+
     def inspect(self, path: str) -> VideoInfo:
         """As decode.inspect."""
+        return self._index("inspect", path)
+
+    def _index(self, how: str, path: str) -> VideoInfo:
         size = os.path.getsize(path) if os.path.isfile(path) else 0
-        answer, _ = self._call(path, {"do": "inspect", "path": path}, size=size)
-        return VideoInfo.from_json(answer["info"])
+        request = {"do": how, "path": os.path.abspath(path)}
+        answer, _ = self._call(path, request, size=size)
+        return VideoInfo.from_json(answer["info"] | {"path": path})
 
     def read_frames(
         self,
@@ -76,8 +103,8 @@ class Guard:
     ) -> np.ndarray:
         """As decode.read_frames."""
         numbers = [int(number) for number in numbers]
-        request = {"do": "read", "info": info.to_json(), "numbers": numbers}
-        _, video = self._call(info.path, request | {"size": size}, info)
+        request = {"do": "read", "numbers": numbers, "size": size}
+        _, video = self._call(info.path, request, info)
         assert video is not None
         return video
 
@@ -85,15 +112,15 @@ class Guard:
         self, info: VideoInfo, size: tuple[int, int] | None, place: Path
     ) -> None:
         """Decode all of a video into an entry of the frame cache at ``place``."""
-        request = {"do": "fill", "info": info.to_json(), "size": size}
-        self._call(info.path, request | {"place": str(place)}, info)
+        request = {"do": "fill", "size": size, "place": os.path.abspath(place)}
+        self._call(info.path, request, info)
 
     def survey(
         self, info: VideoInfo, size: tuple[int, int], previews: int
     ) -> tuple[np.ndarray, bool]:
         """As decode.survey."""
-        request = {"do": "survey", "info": info.to_json(), "size": size}
-        answer, video = self._call(info.path, request | {"previews": previews}, info)
+        request = {"do": "survey", "size": size, "previews": previews}
+        answer, video = self._call(info.path, request, info)
         assert video is not None
         return video, answer["moves"]
 
@@ -101,10 +128,13 @@ class Guard:
         self, path: str, request: dict, info: VideoInfo | None = None, size: int = 0
     ) -> tuple[dict, np.ndarray | None]:
         pixels = info.frames * info.height * info.width if info else 0
+        if info:  # a child's current folder is that of its start
+            request |= {"info": info.to_json() | {"path": os.path.abspath(path)}}
         work = size / BYTES_A_SECOND + pixels / PIXELS_A_SECOND
         deadline = time.monotonic() + self.patience + work
         with self._lock:
-            child = self._idle.pop() if self._idle else self._spawn()
+            child = self._idle.pop() if self._idle else None
+        child = child or self._spawn(deadline)
         try:
             _send(child, request)
             answer = json.loads(_line(child, deadline))
@@ -138,15 +168,26 @@ class Guard:
             raise BadVideo(path, answer["reason"])
         return answer, video
 
-    def _spawn(self) -> subprocess.Popen:
-        root = str(Path(__file__).parents[2])
-        paths = [root, os.environ.get("PYTHONPATH", "")]
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self.memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
+    def _spawn(self, deadline: float) -> subprocess.Popen:
+        """Start a child. Raises UserError where this machine does not let it start."""
+        assert vdm_jax.__file__
+        arguments = [str(self.memory), vdm_jax.__file__, *vdm_jax.import_path()]
+        child = None
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-c", CHILD, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            )
+            _line(child, deadline)
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            status = _kill(child) if child else error
+            raise UserError(
+                f"the process that decodes videos does not start ({status}): is there "
+                "memory for it? ulimit -v says how much may be used"
+            ) from None
+        return child
 
 
 def _send(child: subprocess.Popen, request: dict) -> None:
@@ -196,8 +237,9 @@ def _end_all(children: list[subprocess.Popen]) -> None:
 
 
 def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
-    if request["do"] == "inspect":
-        return {"info": decode.inspect(request["path"]).to_json()}, None
+    if request["do"] in ("probe", "inspect"):
+        index = getattr(decode, request["do"])
+        return {"info": index(request["path"]).to_json()}, None
     info = VideoInfo.from_json(request["info"])
     size = request["size"] and tuple(request["size"])
     if request["do"] == "read":
@@ -216,9 +258,13 @@ def serve(memory: int) -> None:
     # Signals to the whole group (Ctrl-C, a scheduler) are the parent's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Where less is allowed already, that holds.
+    limits = [memory, *resource.getrlimit(resource.RLIMIT_AS)]
+    memory = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
+    _tell(output, {})  # ready
     for line in sys.stdin.buffer:
         video = None
         try:
@@ -229,12 +275,10 @@ def serve(memory: int) -> None:
             answer = {"memory": True}
         except OSError as error:  # of the cache: no room, no right to write
             answer = {"os_error": [error.errno, error.strerror]}
-        text = json.dumps(answer).encode()
-        output.write(b"%08x" % len(text) + text)
-        if video is not None:
-            output.write(video.tobytes())
-        output.flush()
+        _tell(output, answer, b"" if video is None else video.tobytes())
 
 
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+def _tell(output: BinaryIO, answer: dict, pixels: bytes = b"") -> None:
+    text = json.dumps(answer).encode()
+    output.write(b"%08x" % len(text) + text + pixels)
+    output.flush()

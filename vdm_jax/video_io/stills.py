@@ -46,9 +46,11 @@ def _opened(path: Any) -> Iterator[Image.Image]:
             check_frame(path, image.height, image.width)
             yield image
     except UnidentifiedImageError as error:
-        reason = "not a picture: no png, jpg, gif or webp header"
+        reason = f"not a picture: no header of {', '.join(FORMATS).lower()}"
         raise BadVideo(path, reason) from error
     except BROKEN as error:
+        if system := getattr(error, "strerror", None):  # its bytes may be sound
+            raise BadVideo(path, f"cannot be opened ({system})", False) from error
         raise BadVideo(path, f"damaged or cut off ({error})") from error
 
 
@@ -118,10 +120,26 @@ def _milliseconds(image: Image.Image, number: int) -> int:
 
 
 def _check_gif_end(path: str) -> None:
+    """Raise BadVideo if a gif ends within one of its blocks: Pillow shows what is left.
+
+    What stands behind the last block is no part of it, the end mark may be missing.
+    """
+
+    def skip_colours(flags: int) -> None:
+        if flags & 0x80:
+            file.seek(6 << (flags & 7), os.SEEK_CUR)
+
     with open(path, "rb") as file:
-        file.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
-        if not file.read().rstrip(b"\0").endswith(b";"):  # the trailer, 0x3B
-            raise BadVideo(path, "truncated: a gif without its end mark")
+        try:
+            skip_colours(file.read(13)[10])
+            while (mark := file.read(1)) in (b"!", b","):  # an extension, a picture
+                if mark == b",":
+                    skip_colours(file.read(9)[8])
+                file.seek(1, os.SEEK_CUR)
+                while length := file.read(1)[0]:
+                    file.seek(length, os.SEEK_CUR)
+        except IndexError as error:
+            raise BadVideo(path, "truncated: a gif that ends within a block") from error
 
 
 def _index_folder(path: str) -> VideoInfo:
