@@ -3,7 +3,11 @@
 python evaluate.py --workdir=models/shapes --num=200 --guidance=0,1,2,4
 """
 
-from vdm_jax import cli
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+    from vdm_jax import cli
+
     cli.evaluate()

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("files",),
+    ("command",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
     ("data", "conditioning", "stages"),
     ("text",),

@@ -6,8 +6,7 @@ config files, with status 2. Anything else keeps its traceback and status 1.
 
 import dataclasses
 import difflib
-import itertools
-import os
+import functools
 import re
 import runpy
 import shlex
@@ -20,9 +19,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from vdm_jax.errors import UserError
-from vdm_jax.files import make_folder, replacing
-from vdm_jax.training import launch
+from vdm_jax import command
+from vdm_jax.errors import UserError, printable
+from vdm_jax.files import (
+    Damaged,
+    lines,
+    make_folder,
+    no_text,
+    read_text,
+    replacing,
+    user_path,
+)
 
 FLAGS = flags.FLAGS
 
@@ -30,29 +37,99 @@ FLAGS = flags.FLAGS
 def run(verb: Callable[[], None], description: str) -> None:
     """Parse the command line, run `verb`, exit as the module says."""
     sys.modules["__main__"].__doc__ = description
-    try:
-        app.run(lambda argv: verb(), flags_parser=_parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        launch.leave(error.status)  # without waiting for processes that go on
+    main = functools.partial(app.run, lambda argv: verb(), flags_parser=_parse)
+    command.run(main, _leave)
+
+
+def _leave(status: int) -> None:
+    """End this process, without waiting for others of its run that go on."""
+    launch = sys.modules.get("vdm_jax.training.launch")
+    (launch.leave if launch else sys.exit)(status)
 
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's own parsing, with its many exceptions turned into UserError."""
-    for flag, following in itertools.pairwise([*argv[1:], ""]):
+    argv = list(argv)
+    for at, flag in enumerate(argv[1:], 1):
         name, equals, value = flag.partition("=")
-        if name in ("--config", "-config"):
-            _check_config_file(value if equals else following)
+        if name not in ("--config", "-config"):
+            continue
+        if not equals:  # the value is the next word
+            at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
+        value = str(user_path(value, "--config"))
+        _check_config_file(value)
+        argv[at : at + 1] = [name + equals + value if equals else value]
     try:
         rest = FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error.args[0] if error.args else error)
         raise UserError(" ".join(message.split())) from error
+    for name in FLAGS:
+        _check_text(name)
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every save at INFO
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag: every setting is --name=value")
     return rest
+
+
+# --- kinds of flags ----------------------------------------------------------------
+
+
+class _Path(flags.ArgumentParser):
+    """The parser of every flag that names a file or a folder."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> str:
+        """As the system takes it; UserError for what is no path of a file system."""
+        return str(user_path(argument, f"--{self.name}"))
+
+
+class _Paths(flags.ListParser):
+    """Of several, comma separated."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        """Each as _Path has it."""
+        return [str(user_path(p, f"--{self.name}")) for p in super().parse(argument)]
+
+
+class _Float(flags.FloatParser):
+    """A number: one that is none compares with nothing, so no bound would hold it."""
+
+    def parse(self, argument: float | int | str) -> float:
+        """UserError for NaN."""
+        value = super().parse(argument)
+        if value != value:
+            raise ValueError("not a number")
+        return value
+
+
+def _path_flag(name: str, meaning: str) -> None:
+    flags.DEFINE(_Path(name), name, None, meaning)
+
+
+def _paths_flag(name: str, meaning: str) -> None:
+    flags.DEFINE(_Paths(name), name, [], meaning, flags.ListSerializer(","))
+
+
+def _float_flag(name: str, default: float | None, meaning: str, *bounds: float) -> None:
+    flags.DEFINE(_Float(*bounds), name, default, meaning)
+
+
+def _check_text(name: str) -> None:
+    """Bytes that are not UTF-8 come as surrogates: paths alone may hold such."""
+    flag = FLAGS[name]
+    if not flag.present or isinstance(flag.parser, _Path | _Paths):
+        return
+    for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+        if isinstance(value, str) and (reason := no_text(value)):
+            raise UserError(f"--{name}={value}: {reason}")
 
 
 def _config_module(path: str, flag: str) -> dict[str, Any]:
@@ -88,19 +165,13 @@ def _config_flag() -> None:
 
 
 def _workdir_flag(meaning: str) -> None:
-    flags.DEFINE_string("workdir", None, meaning)
+    _path_flag("workdir", meaning)
     flags.mark_flag_as_required("workdir")
 
 
 def _start_jax() -> None:
-    """Keep compiled programs; JAX_COMPILATION_CACHE_DIR says where."""
-    import jax
-
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None:
-        folder = str(Path.home() / ".cache" / "vdm_jax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    command.start_jax()
+    command.find_devices()
 
 
 def _launch_flags() -> None:
@@ -108,20 +179,23 @@ def _launch_flags() -> None:
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
     flags.DEFINE_integer("num_processes", None, "how many processes take part")
     flags.DEFINE_integer("process_id", None, "which of them this is")
-    flags.DEFINE_float(
+    _float_flag(
         "time_limit", None, "seconds after which to save and exit with status 42", 1.0
     )
 
 
 def _launch() -> None:
-    _start_jax()
+    command.start_jax()
+    from vdm_jax.training import launch
+
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    command.find_devices()
 
 
 def train() -> None:
     """train.py"""
     _config_flag()
-    flags.DEFINE_string("cascade", None, "or: a config of stages, trained in turn")
+    _path_flag("cascade", "or: a config of stages, trained in turn")
     _workdir_flag("where the run lives; the same command again resumes it")
     _launch_flags()
 
@@ -152,8 +226,8 @@ def distill() -> None:
     """distill.py"""
     _config_flag()
     flags.mark_flag_as_required("config")
-    flags.DEFINE_string("teacher", None, "a run, or a folder of models/")
-    flags.DEFINE_string("cascade", None, "or: a cascade, whose stages are distilled")
+    _path_flag("teacher", "a run, or a folder of models/")
+    _path_flag("cascade", "or: a cascade, whose stages are distilled")
     _workdir_flag("where the students go; the same command again goes on")
     _launch_flags()
 
@@ -209,7 +283,7 @@ SETTINGS = {
         "one name an attribute, comma separated, an omitted one open; none: all open",
     ),
 }
-KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: _float_flag}
 
 
 def _sampling_flags(*names: str) -> None:
@@ -235,9 +309,9 @@ def _settings(loaded, *names: str) -> None:
             raise UserError(f"--{name} {without}")
 
 
-def command() -> str:
-    """The command line as typed, for the files that say where they came from."""
-    return shlex.join(["python", *sys.argv])
+def as_typed() -> str:
+    """The command line, for the files that say where they came from."""
+    return printable(shlex.join(["python", *sys.argv]))
 
 
 # Settings that evaluate.py has no use for, or takes as lists of its own.
@@ -258,13 +332,13 @@ BESIDE = {
 
 def _given_flags() -> None:
     """What of the videos is given, and how long and large they shall be."""
-    flags.DEFINE_string("extend", None, "a clip to go on from")
+    _path_flag("extend", "a clip to go on from")
     flags.DEFINE_bool("backward", False, "--extend: what came before the clip")
-    flags.DEFINE_string("between", None, "a clip to fill in the frames between")
+    _path_flag("between", "a clip to fill in the frames between")
     flags.DEFINE_integer("given", None, "frames of the clip (default: half a block)", 1)
-    flags.DEFINE_string("inpaint", None, "a clip to paint anew where --mask is white")
-    flags.DEFINE_string("mask", None, "a picture or video of the clip's shape")
-    flags.DEFINE_string("upscale", None, "a small clip whose large version to make")
+    _path_flag("inpaint", "a clip to paint anew where --mask is white")
+    _path_flag("mask", "a picture or video of the clip's shape")
+    _path_flag("upscale", "a small clip whose large version to make")
     flags.DEFINE_integer("factor", None, "--upscale: shrink the clip by this first", 2)
     flags.DEFINE_integer(
         "frames", None, "length (default: one block, to extend two)", 1
@@ -282,8 +356,6 @@ def _given(loaded):
     verbs = [verb for verb in VERBS if FLAGS[verb].value is not None]
     if len(verbs) > 1:
         raise UserError(f"--{verbs[0]} and --{verbs[1]}: one of them at a time")
-    if verbs and not FLAGS[verbs[0]].value:
-        raise UserError(f"--{verbs[0]}= needs a clip")
     for flag, of in BESIDE.items():
         if FLAGS[flag].present and not set(of) & set(verbs):
             raise UserError(f"--{flag} goes with --" + " or --".join(of))
@@ -320,12 +392,12 @@ def _given(loaded):
 
 def sample() -> None:
     """sample.py"""
-    flags.DEFINE_string("workdir", None, "a run, or a folder of models/")
+    _path_flag("workdir", "a run, or a folder of models/")
     _cascade_flags()
     names = tuple(SETTINGS)
     _sampling_flags(*names)
     _given_flags()
-    flags.DEFINE_string("out", None, "folder for the videos")
+    _path_flag("out", "folder for the videos")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 
     def verb() -> None:
@@ -408,7 +480,7 @@ def sample() -> None:
         if labels is not None:
             texts = [sampling.label_text(loaded.model, row) for row in labels]
         asked = ask.to_dict() | dataclasses.asdict(settings)
-        meta = {"command": command(), "seed": FLAGS.seed, "sample": asked}
+        meta = {"command": as_typed(), "seed": FLAGS.seed, "sample": asked}
         if note:
             meta["given"] = note
         made = video_io.write_all(
@@ -431,12 +503,10 @@ NOT_OF_CASCADES = ("label", "reconstruction", "reconstruction_schedule", *BESIDE
 
 def _cascade_flags() -> None:
     """Of a cascade instead of a model, and of prompts."""
-    flags.DEFINE_string("cascade", None, "or: a cascade's TOML file, or its folder")
+    _path_flag("cascade", "or: a cascade's TOML file, or its folder")
     flags.DEFINE_multi_string("prompt", [], "a text; may be given several times")
-    flags.DEFINE_string("prompts", None, "a file of prompts, one a line")
-    flags.DEFINE_string(
-        "encoder", None, "of text, if it lies elsewhere than in training"
-    )
+    _path_flag("prompts", "a file of prompts, one a line")
+    _path_flag("encoder", "of text, if it lies elsewhere than in training")
     flags.DEFINE_string("until", "", "the stage to end with (default: the last)")
     flags.DEFINE_bool("intermediate", False, "keep the videos of every stage")
 
@@ -452,10 +522,13 @@ def _prompts() -> list[str]:
     texts = list(FLAGS.prompt)
     if FLAGS.prompts is not None:
         try:
-            lines = Path(FLAGS.prompts).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            rows = lines(read_text(FLAGS.prompts))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--prompts={FLAGS.prompts}: {reason}") from error
+        except Damaged as error:
             raise UserError(f"--prompts={FLAGS.prompts}: {error}") from error
-        texts += [line.strip() for line in lines if line.strip()]
+        texts += [row.strip() for row in rows if row.strip()]
         if not texts:
             raise UserError(f"--prompts={FLAGS.prompts} holds no prompt")
     each = 1 if FLAGS.num is None else FLAGS.num
@@ -509,7 +582,7 @@ def _sample_cascade(names: Sequence[str]) -> None:
         videos = cascades.sample(
             read, len(prompts), told, against, seed=FLAGS.seed, progress=progress
         )
-    meta = {"command": command(), "seed": FLAGS.seed, "cascade": path}
+    meta = {"command": as_typed(), "seed": FLAGS.seed, "cascade": path}
     for number, link in enumerate(read.links):
         last = link is read.links[-1]
         if not (last or FLAGS.intermediate):
@@ -530,16 +603,16 @@ def _sample_cascade(names: Sequence[str]) -> None:
 
 def evaluate() -> None:
     """evaluate.py"""
-    flags.DEFINE_string("workdir", None, "a run, or a folder of models/")
-    flags.DEFINE_string("videos", None, "or: a folder of anybody's videos")
-    flags.DEFINE_string("reference", None, "a folder of real ones, for --videos")
+    _path_flag("workdir", "a run, or a folder of models/")
+    _path_flag("videos", "or: a folder of anybody's videos")
+    _path_flag("reference", "a folder of real ones, for --videos")
     flags.DEFINE_integer("frames", 16, "of a clip, for --videos", 2)
     flags.DEFINE_integer("stride", 1, "from one of them to the next", 1)
     flags.DEFINE_string(
         "size", None, "HEIGHTxWIDTH (default: of the first video, 224 at most)"
     )
     flags.DEFINE_bool("fvd", False, "FVD and the like too: seconds a clip on a CPU")
-    flags.DEFINE_list("against", [], "reports of others, to put their figures beside")
+    _paths_flag("against", "reports of others, to put their figures beside")
     names = tuple(name for name in SETTINGS if name not in NOT_MEASURED)
     _sampling_flags(*names)
     flags.DEFINE_integer("num", 64, "videos a row", 2)
@@ -548,8 +621,8 @@ def evaluate() -> None:
     )
     flags.DEFINE_list("guidance", None, "weights to compare, comma separated")
     flags.DEFINE_list("fewer", [], "numbers of steps to compare, beside --steps")
-    flags.DEFINE_string("out", None, "folder of the report (default: WORKDIR/report)")
-    flags.DEFINE_list("beside", [], "folders of sample.py's, shown in the report too")
+    _path_flag("out", "folder of the report (default: WORKDIR/report)")
+    _paths_flag("beside", "folders of sample.py's, shown in the report too")
     flags.DEFINE_list("commands", [], "commands to list in the report")
 
     def verb() -> None:
@@ -587,7 +660,7 @@ def evaluate() -> None:
             beside=[Path(folder) for folder in FLAGS.beside],
             against=[Path(folder) for folder in FLAGS.against],
             networks=_networks(),
-            commands=[*FLAGS.commands, command()],
+            commands=[*FLAGS.commands, as_typed()],
             fewer=_fewer(),
         )
 
@@ -636,7 +709,7 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
         networks=_networks(),
         seed=FLAGS.seed,
         against=[Path(folder) for folder in FLAGS.against],
-        commands=[*FLAGS.commands, command()],
+        commands=[*FLAGS.commands, as_typed()],
     )
 
 
@@ -665,7 +738,7 @@ def _evaluate_students() -> None:
         asked={name: FLAGS[name].value for name in OF_ROWS if FLAGS[name].present},
         guidance=weights[0],
         seed=FLAGS.seed,
-        commands=[*FLAGS.commands, command()],
+        commands=[*FLAGS.commands, as_typed()],
     )
 
 
@@ -689,9 +762,9 @@ def _fewer() -> list[int]:
 
 def export() -> None:
     """python -m vdm_jax.export: runs as shipped models, with their logs and curves."""
-    flags.DEFINE_string("workdir", None, "a run, or a shipped model")
-    flags.DEFINE_string("cascade", None, "or: a cascade of such")
-    flags.DEFINE_string("out", None, "folder to write, as models/NAME")
+    _path_flag("workdir", "a run, or a shipped model")
+    _path_flag("cascade", "or: a cascade of such")
+    _path_flag("out", "folder to write, as models/NAME")
     flags.mark_flag_as_required("out")
     flags.DEFINE_bool("overwrite", False, "replace what stands in --out")
 

@@ -12,9 +12,15 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+
+from vdm_jax.errors import UserError
 
 SETTINGS = re.compile(r"(JAX|XLA|LIBTPU|TPU|CUDA|NCCL|VDM)_")
+
+
+def main() -> None:
+    """Print the report."""
+    print("\n".join(report()))
 
 
 def versions() -> dict[str, str]:
@@ -80,28 +86,32 @@ def _packages() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     import jax
 
+    from vdm_jax import command
+
     yield from ("", "Devices")
     try:
-        yield f"  {machine()}"
-    except RuntimeError as error:  # a backend that was asked for and does not start
-        yield f"  none: {' '.join(str(error).split())}"
+        command.find_devices()
+    except UserError as error:  # those that were asked for do not start
+        yield f"  none: {error}"
         return
+    yield f"  {machine()}"
     if jax.default_backend() == "cpu":
         yield '  for a TPU: pip install -U "jax[tpu]"; NVIDIA: "jax[cuda13]"'
 
 
-def compile_cache() -> str:
-    """Folder of compiled programs, as the verbs set it up."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return str(Path.home() / ".cache" / "vdm_jax" / "xla") if folder is None else folder
-
-
 def _caches() -> Iterator[str]:
-    from vdm_jax.video_io.cache import default_folder
+    from vdm_jax.command import compile_cache
+    from vdm_jax.files import cache_folder
 
     yield from ("", "Caches")
-    yield f"  compiled programs    {compile_cache() or 'off'}"
-    yield f"  decoded videos       {default_folder()}"
+    for what, where in (
+        ("compiled programs", compile_cache),
+        ("decoded videos", cache_folder),
+    ):
+        try:
+            yield f"  {what:20} {where() or 'off'}"
+        except UserError as error:
+            yield f"  {what:20} {error}"
 
 
 def _clips() -> Iterator[str]:
@@ -135,4 +145,6 @@ def _asset(name: str, asset, found: str) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(report()))
+    from vdm_jax import command
+
+    command.run(main)

@@ -61,6 +61,34 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Return this user's folder for caches, which may not be there yet.
+
+    $XDG_CACHE_HOME/vdm_jax, else ~/.cache/vdm_jax; where there is no home that can be
+    written, a private folder under the system's temporary one.
+
+    Raises UserError, naming XDG_CACHE_HOME, where there is none of all these.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(base, "XDG_CACHE_HOME") / "vdm_jax"
+    with contextlib.suppress(RuntimeError):  # no HOME, and nobody knows this user
+        folder = Path.home() / ".cache" / "vdm_jax"
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return folder
+    try:
+        folder = Path(tempfile.gettempdir()) / f"vdm_jax-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} is another user's")
+    except OSError as error:
+        raise UserError(
+            f"no folder for caches: neither the home nor {error.filename or error} can "
+            "be written: set XDG_CACHE_HOME to one that can"
+        ) from error
+    return folder
+
+
 def make_folder(path: str | os.PathLike) -> Path:
     """Make a folder for output, or say in a UserError why it cannot be had."""
     path = Path(path)

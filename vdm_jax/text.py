@@ -27,6 +27,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
+from vdm_jax import command
 from vdm_jax.data import embeddings, layout
 from vdm_jax.data.assets import MINILM
 from vdm_jax.errors import UserError
@@ -337,11 +338,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Write embeddings of captions; return the exit status: 0, or 2 with one line."""
     parser = argparse.ArgumentParser("python -m vdm_jax.text")
     parser.add_argument(
-        "--captions", required=True,
+        "--captions", required=True, type=command.path,
         help="a folder of videos, captions.jsonl, or a text file with one a line",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder for the embeddings")
-    parser.add_argument("--encoder", default="minilm", help="minilm, or a folder")
+    parser.add_argument(
+        "--out", required=True, type=command.path, help="folder for the embeddings"
+    )
+    parser.add_argument(
+        "--encoder",
+        default="minilm",
+        type=lambda name: str(command.path(name)),
+        help="minilm, or a folder",
+    )
     for name in ("dtype", "param_dtype"):
         parser.add_argument(f"--{name}", default="float32", choices=DTYPES)
     given = parser.parse_args(arguments)
@@ -351,6 +359,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     return 0
+
+
+def _command() -> int:
+    command.start_jax()
+    command.find_devices()
+    return main()
 
 
 def _write(given: argparse.Namespace) -> str:
@@ -389,4 +403,4 @@ def write(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(_command)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from vdm_jax import command
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
@@ -22,4 +23,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from vdm_jax import command
 from vdm_jax.errors import UserError
 from vdm_jax.files import replacing
 from vdm_jax.video_io.cache import default_folder
@@ -155,10 +156,11 @@ def fetch(asset: Asset) -> Path:
     return place
 
 
+def main() -> None:
+    """Fetch what no package carries; say where it is."""
+    for wanted in FETCHED:
+        print(fetch(wanted))
+
+
 if __name__ == "__main__":
-    try:
-        for wanted in FETCHED:
-            print(fetch(wanted))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+    command.run(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vdm_jax import video_io
+from vdm_jax import command, video_io
 from vdm_jax.data import folder
 from vdm_jax.data.folder import ClipShape, File
 from vdm_jax.errors import UserError
@@ -28,7 +28,7 @@ PREVIEWS, ROWS = 8, 40  # frames a video and videos in the contact sheet
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``check``; the defaults are those of configs/folder.py."""
-    parser.add_argument("dir", help="the folder of videos")
+    parser.add_argument("dir", type=command.path, help="the folder of videos")
     for name, default in (("frames", 16), ("height", 64), ("width", 64)):
         parser.add_argument(f"--{name}", type=int, default=default, help="of a clip")
     taken = parser.add_mutually_exclusive_group()
@@ -42,10 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bad-share", type=float, default=0.2, help="as config.data.max_bad_share"
     )
-    parser.add_argument("--cache-dir", default="", help="as config.data.cache_dir")
+    parser.add_argument(
+        "--cache-dir", type=command.path, help="as config.data.cache_dir"
+    )
     parser.add_argument(
         "--sheet",
         default="data_check.png",
+        type=command.path,
         help="contact sheet to write (replaced if it is there)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")

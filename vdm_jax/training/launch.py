@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 import time
 import traceback
@@ -35,6 +36,14 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
 }
 
 COORDINATOR_LINGERS = 2.0  # seconds
+PEER_DIED = 134  # exit status: as of SIGABRT, by which JAX itself ends the others
+# What an operation across processes says when one of them is gone.
+PEER = re.compile(
+    "gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat"
+    "|coordination ?service|coordinator|barrier|shutting down|unavailable"
+    "|deadline_exceeded|timed out|peer",
+    re.IGNORECASE,
+)
 
 
 def start(
@@ -118,8 +127,35 @@ def leave(status: int) -> None:
 
 
 def _leave_with_traceback(kind, error, trace) -> None:
+    if lost := peer_lost(error):
+        print(f"error: another process is gone: {lost}", file=sys.stderr)
+        leave(PEER_DIED)
     traceback.print_exception(kind, error, trace)
     leave(1)
+
+
+def peer_lost(error: BaseException | None) -> str:
+    """Say in which words a library told that another process is gone; "" if none did.
+
+    Whichever notices first ends the others: the service that keeps them together (by
+    SIGABRT), or an operation across processes, whose error stands somewhere among the
+    causes of the one that arrives here.
+    """
+    seen: list[BaseException] = []
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is None or error in seen:
+            continue
+        seen.append(error)
+        text = " ".join(str(error).split())
+        if isinstance(error, (RuntimeError, ValueError, OSError, TimeoutError)) and (
+            PEER.search(text)
+        ):
+            return text[:200]
+        left += [error.__cause__, error.__context__]
+        left += getattr(error, "exceptions", ())
+    return ""
 
 
 def _number(value: int | None, variable: str) -> int | None:

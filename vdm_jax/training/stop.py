@@ -1,10 +1,10 @@
 """When to stop: signals and a time limit, agreed upon by all processes at one step."""
 
+import contextlib
 import functools
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,18 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax import command
+
 GO_ON, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
 EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
 ASKS = {
     signal.SIGTERM: RESTART,  # a scheduler takes the machine away
     signal.SIGUSR1: RESTART,  # or is about to: Slurm's --signal=USR1@600
+    signal.SIGHUP: RESTART,  # its terminal is gone
     signal.SIGINT: INTERRUPT,  # Ctrl-C
 }
+# Ignored from the start they stay so: nohup and a shell's & ask for that.
+LEFT_IGNORED = (signal.SIGHUP, signal.SIGINT)
 
 
 class Stop:
@@ -40,13 +45,20 @@ class Stop:
         self.reason = ""  # of the request on this process, for people
         self._request = GO_ON
         self._signalled = False
+        self._heard = False  # whether somebody read what was said so far
         self._deadline = time.monotonic() + (time_limit or math.inf)
         self._sent: jax.Array | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Signals are requests inside; a second one ends the process at once."""
-        before = {number: signal.signal(number, self._on_signal) for number in ASKS}
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in ASKS
+            if number not in LEFT_IGNORED
+            or signal.getsignal(number) is not signal.SIG_IGN
+        }
+        self._heard = not command.unheard()
         try:
             yield
         finally:
@@ -71,6 +83,9 @@ class Stop:
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:
             self.ask(RESTART, "time limit")
+        if self._heard and command.unheard() and not self._request:
+            self.ask(RESTART, "the reader of its output left")
+            _tell(self.reason)
         return self._request
 
     def _on_signal(self, number: int, frame) -> None:
@@ -80,9 +95,7 @@ class Stop:
             os._exit(128 + number)
         self._signalled = True
         self.ask(ASKS[signal.Signals(number)], name)
-        print(
-            f"{name}: saving after this step; once more leaves at once", file=sys.stderr
-        )
+        _tell(name, "; once more leaves at once")
 
     @functools.cached_property
     def _single(self) -> bool:
@@ -100,3 +113,9 @@ class Stop:
             return largest(jax.make_array_from_process_local_data(split, numbers))
 
         return of_all
+
+
+def _tell(reason: str, more: str = "") -> None:
+    """On standard error; not by print, which may be what a signal interrupts."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{reason}: saving after this step{more}\n".encode())

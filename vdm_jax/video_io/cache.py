@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import replacing
+from vdm_jax.files import cache_folder, replacing
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
@@ -30,9 +30,8 @@ STALE = 3600.0  # seconds after which a temporary file belongs to no living proc
 
 
 def default_folder() -> Path:
-    """The cache of this user: $XDG_CACHE_HOME/vdm_jax or ~/.cache/vdm_jax."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vdm_jax"
+    """The cache of this user."""
+    return cache_folder()
 
 
 def key(path: str | os.PathLike, *extra) -> str:

@@ -1,0 +1,225 @@
+"""What every command does around its work: streams, JAX's settings, how it ends.
+
+What is said is not the work: a command whose standard output or error is closed, full
+or no longer read goes on without it. (Training saves first: `training.stop`.)
+"""
+
+import argparse
+import errno
+import io
+import os
+import resource
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from vdm_jax.errors import UserError
+from vdm_jax.files import cache_folder, make_folder, user_path
+
+INTERRUPTED = 130  # exit status after Ctrl-C
+# Settings of JAX that change numbers, or end a program that others let run: a seed's
+# video and a run must not depend on who started them. (XLA_FLAGS are left as they are.)
+PINNED = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_enable_custom_prng": False,
+    "jax_legacy_prng_key": "allow",
+    "jax_debug_key_reuse": False,
+    "jax_default_matmul_precision": None,
+    "jax_allow_f16_reductions": True,
+    "jax_softmax_custom_jvp": False,
+    "jax_use_direct_linearize": True,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+    "jax_no_execution": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_enable_checks": False,
+    "jax_check_tracer_leaks": False,
+    "jax_default_device": None,
+    "jax_transfer_guard": None,
+}
+
+
+def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit):
+    """Run a command to its end: what is wrong is one line on stderr, and a status.
+
+    A UserError has its own status, Ctrl-C 130, and memory that is not there 2. Anything
+    else is a bug of ours and keeps its traceback. ``leave`` ends the process.
+    """
+    mend_streams()
+    try:
+        status = main() or 0
+    except KeyboardInterrupt:
+        status = _say("interrupted", INTERRUPTED)
+    except UserError as error:
+        status = _say(f"error: {error}", error.status)
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        status = _say(f"error: {reason}", 2)
+    leave(status)
+
+
+def _say(text: str, status: int) -> int:
+    print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
+    return status
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what to say if the error is that memory could not be had, else None."""
+    text = " ".join(str(error).split())
+    words = (
+        "RESOURCE_EXHAUSTED: ", "can't start new thread", "failed to map segment",
+        "annot allocate memory",
+    )  # fmt: skip
+    if not (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(word in text for word in words)
+    ):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    advice = "ask for less at a time: a smaller batch_size, fewer videos or frames"
+    if limit != resource.RLIM_INFINITY:
+        advice = f"ulimit -v allows {limit / 2**30:.1f} GiB: raise it, or {advice}"
+    return f"out of memory ({text or type(error).__name__}): {advice}"
+
+
+def path(text: str) -> Path:
+    """Return a path of an argparse flag or argument: its ``type``."""
+    try:
+        return user_path(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+# --- standard streams --------------------------------------------------------------
+
+
+class _Lasting(io.FileIO):
+    """A standard stream that may end before the command: what it loses is dropped."""
+
+    def write(self, data, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            while (written := super().write(data)) is None:  # not ready: non-blocking
+                select.select([], [self], [])
+        except OSError as error:  # no reader, no terminal, no room
+            if error.errno == errno.EPIPE:
+                _unheard.add(self.fileno())
+            return size
+        return written
+
+
+_unheard: set[int] = set()
+
+
+def unheard() -> bool:
+    """Whether the reader of standard output or error has gone away."""
+    return bool(_unheard)
+
+
+def mend_streams() -> None:
+    """Make standard output and error last, and able to say any text.
+
+    A number that is closed is opened on nothing, or the next file to be opened would
+    get it, and what a library prints with it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        old = getattr(sys, name)
+        if old is None:  # closed at the start: the number may be another file's by now
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            continue
+        old.flush()
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+            encoding=old.encoding,
+            errors="backslashreplace",  # any name of a file, any caption
+            line_buffering=old.line_buffering or old.write_through or number == 2,
+        )
+        setattr(sys, name, stream)
+
+
+# --- JAX ---------------------------------------------------------------------------
+
+
+def compile_cache() -> str:
+    """Return the folder of compiled programs; "" is none."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        return str(cache_folder() / "xla")
+    return folder and str(user_path(folder, "JAX_COMPILATION_CACHE_DIR"))
+
+
+def start_jax() -> None:
+    """Set JAX up for a command, before its devices start: the same numbers for all.
+
+    Settings of the environment that change numbers are put back, and named.
+    """
+    import jax
+
+    for name, value in PINNED.items():
+        variable = name.upper()
+        if variable in os.environ and getattr(jax.config, name) != value:
+            jax.config.update(name, value)
+            print(
+                f"{variable}={os.environ[variable]} would change the numbers of a seed "
+                "or a run: it is not heeded",
+                file=sys.stderr,
+            )
+    folder = compile_cache()
+    if folder and not os.path.isdir(folder):  # one that can only be read serves too
+        try:
+            make_folder(folder)
+        except UserError as error:
+            print(
+                f"compiled programs are not kept: {error}: JAX_COMPILATION_CACHE_DIR",
+                file=sys.stderr,
+            )
+            folder = ""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def find_devices() -> None:
+    """Start JAX's devices; UserError if those that JAX_PLATFORMS asks for do not."""
+    import jax
+
+    asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter says nothing
+        if not asked:
+            raise UserError(f"no device starts: {_words(error)}") from error
+        _no_such_devices(asked, error)
+
+
+def _no_such_devices(asked: str, error: Exception) -> NoReturn:
+    import jax
+
+    jax.config.update("jax_platforms", None)
+    try:
+        here = ", ".join(sorted({device.platform for device in jax.devices()}))
+    except RuntimeError:
+        here = "none"
+    raise UserError(
+        f"JAX_PLATFORMS={asked} does not start ({_words(error)}); here is {here}: set "
+        "it to that, or unset it"
+    ) from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or "there is none"
