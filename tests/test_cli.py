@@ -190,7 +190,7 @@ def test_sample_writes_every_form_and_overwrites_only_when_asked(run, tmp_path):
         (["--seed=-1"], "seed"),
         (["--seed=4294967296"], "seed"),
         (["--extend=a.mp4", "--inpaint=a.mp4"], "one of them at a time"),
-        (["--extend="], "--extend= needs a clip"),
+        (["--extend="], "--extend= is empty"),
         (["--mask=a.png"], "--mask goes with --inpaint"),
         (["--given=2"], "--given goes with --extend or --between"),
         (["--extend=/absent.mp4"], "/absent.mp4"),

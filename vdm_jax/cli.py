@@ -115,7 +115,7 @@ def _path_flag(name: str, meaning: str) -> None:
 
 
 def _paths_flag(name: str, meaning: str) -> None:
-    flags.DEFINE(_Paths(name), name, [], meaning, flags.ListSerializer(","))
+    flags.DEFINE(_Paths(name), name, [], meaning, serializer=flags.ListSerializer(","))
 
 
 def _float_flag(name: str, default: float | None, meaning: str, *bounds: float) -> None:

@@ -213,8 +213,9 @@ def _no_such_devices(asked: str, error: Exception) -> NoReturn:
     jax.config.update("jax_platforms", None)
     try:
         here = ", ".join(sorted({device.platform for device in jax.devices()}))
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         here = "none"
+    jax.config.update("jax_platforms", asked)
     raise UserError(
         f"JAX_PLATFORMS={asked} does not start ({_words(error)}); here is {here}: set "
         "it to that, or unset it"

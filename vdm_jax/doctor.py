@@ -136,7 +136,10 @@ def _networks() -> Iterator[str]:
 def _asset(name: str, asset, found: str) -> str:
     from vdm_jax.data.assets import install
 
-    path = asset.find()
+    try:
+        path = asset.find()
+    except UserError as error:
+        return f"  {name:12} {error}"
     if path is None:
         found = f"missing; run: {install([asset])}"
     elif not asset.intact(path):

@@ -77,14 +77,14 @@ def cache_folder() -> Path:
         if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
             return folder
     try:
-        folder = Path(tempfile.gettempdir()) / f"vdm_jax-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"vdm_jax-{os.geteuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             raise PermissionError(f"{folder} is another user's")
     except OSError as error:
         raise UserError(
-            f"no folder for caches: neither the home nor {error.filename or error} can "
-            "be written: set XDG_CACHE_HOME to one that can"
+            f"no folder for caches: there is no home that can be written, and {error}: "
+            "set XDG_CACHE_HOME to a folder that can"
         ) from error
     return folder
 

@@ -1,6 +1,7 @@
 """Who is taken for part of a run of several processes, and how one of them leaves."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -144,4 +145,35 @@ def test_an_error_on_one_process_ends_all_soon():
     errors = [process.communicate()[1] for process in pair]
     assert time.monotonic() - started < 30
     assert pair[1].returncode == 1 and "ValueError: only here" in errors[1]
-    assert pair[0].returncode not in (0, 42)
+    assert pair[0].returncode in (launch.PEER_DIED, -signal.SIGABRT), errors[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1",
+        "INTERNAL: [1] GlooAllReduce failed: Read error: Connection reset by peer",
+        "UNAVAILABLE: NCCL operation ncclAllReduce failed: remote process exited",
+        "DEADLINE_EXCEEDED: Barrier timed out. Id: save",
+        "UNAVAILABLE: failed to connect to all addresses; Socket closed",
+    ],
+)
+def test_whatever_tells_of_a_lost_process_is_known(text):
+    """Also as the cause of what the caller of a failed operation raises."""
+    inner = jax.errors.JaxRuntimeError(text)
+    outer = ValueError("a save failed")
+    outer.__cause__ = ExceptionGroup("of threads", [inner])
+    assert launch.peer_lost(inner) == launch.peer_lost(outer) == text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("only here"),
+        KeyError("barrier"),
+        jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes do not fit"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_a_bug_is_no_lost_process(error):
+    assert launch.peer_lost(error) == ""
