@@ -8,7 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import base
+from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
+from vdm_jax.model import Model
+from vdm_jax.stages import Stage
 from vdm_jax.training import optimizer, step
 
 
@@ -113,6 +116,50 @@ def test_every_part_of_an_accumulated_batch_has_noise_of_its_own():
     assert len(np.unique(mean)) == 3
 
 
+class Silent:
+    """A network, or a conditioner, whose answer is 0; a network draws its dropout."""
+
+    def apply(self, variables, first, *more, rngs=None):
+        dropped = 0 if rngs is None else jax.random.normal(rngs["dropout"], first.shape)
+        return 0 * (first + dropped)
+
+
+class Noise(schedules.Cosine):
+    """A schedule of nothing but noise: there v is minus the video."""
+
+    def angle(self, t):
+        return jnp.full(t.shape, jnp.pi / 2)
+
+
+def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule():
+    """Of a model with everything that draws, by JAX's own check of its keys."""
+    model = Model(
+        Silent(),  # type: ignore[arg-type]
+        Silent(),  # type: ignore[arg-type]
+        schedules.Cosine(),
+        Noise(),
+        (4, 4, 4, 3),
+        attributes=(("a", "b"),),
+        label_drop=0.5,
+        attribute_drop=0.5,
+        text_width=2,
+        text_drop=0.5,
+        stage=Stage("ssr", 2, (4, 8, 8, 3), crop=(4, 4)),
+    )
+    batch = {
+        "video": jnp.full((2, 4, 8, 8, 3), 51, jnp.uint8),  # -.6
+        "label": jnp.zeros((2, 1), jnp.int32),
+        "text": jnp.zeros((2, 1, 2)),
+        "text_mask": jnp.ones((2, 1), bool),
+    }
+    loss_fn = jax.jit(step.make_loss(model, "snr_plus_one"))
+    with jax.debug_key_reuse(True):
+        loss, _ = loss_fn(
+            {"network": {}, "conditioner": {}}, {}, batch, jax.random.key(0)
+        )
+    np.testing.assert_allclose(loss, 0.36, rtol=1e-5)
+
+
 def test_a_non_finite_update_changes_nothing_and_is_counted():
     bad = problem() | {"y": jnp.full(8, jnp.nan)}
     state, metrics = updated(bad)
@@ -187,6 +234,21 @@ def test_the_rate_warms_up_and_decays():
     np.testing.assert_allclose(rate(110), 0.2, rtol=1e-6)
     constant = optimizer.learning_rate(train_config(steps=110, warmup=10))
     np.testing.assert_allclose(constant(100), constant(50))
+
+
+def test_every_update_has_the_rate_of_its_own_step():
+    """Of a loss whose gradient is 1, with nothing between it and the parameter."""
+
+    def loss_fn(params, frozen, batch, key):
+        return params, {}
+
+    tx = optax.identity()
+    state = step.init_state(jnp.zeros(()), tx, False)
+    rate = lambda count, frozen: frozen["first"] + count  # noqa: E731
+    update = jax.jit(step.make_step(loss_fn, tx, rate, 0))
+    for moved, own in zip((2, 5, 9), (2, 3, 4), strict=True):
+        state, metrics = update(state, {"first": 2.0}, {}, jax.random.key(0))
+        assert (state.params, metrics["learning_rate"]) == (-moved, own)
 
 
 def test_weight_decay_is_decoupled():

@@ -1,0 +1,85 @@
+"""What is looked at while a model trains: which parameters, told what, how often."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from vdm_jax import data, sharding
+from vdm_jax import model as models
+from vdm_jax.training import train
+from vdm_jax.training.state import TrainState
+
+
+class Told:
+    """A conditioner: how many of the labels are kept."""
+
+    def apply(self, variables, logsnr, frames, cond):
+        return cond["keep"]["label"].astype(logsnr.dtype)
+
+
+class Constant:
+    """A network: its one parameter where the label is kept."""
+
+    def apply(self, variables, z, kept, train, rngs):
+        assert not train
+        return variables["params"] * kept.reshape(-1, 1, 1, 1, 1) + 0 * z
+
+
+def params(value):
+    return {"network": jnp.float32(value), "conditioner": {}}
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = shapes.get_config("smoke").unlock()
+    config.conditioning.label_drop = 0.5
+    data.resolve(config, data.open_source(config))
+    return config
+
+
+def looked_at(config, ema, monkeypatch):
+    """(parameters of the previews, figures of the validation)."""
+    model = dataclasses.replace(
+        models.build(config), network=Constant(), conditioner=Told()
+    )
+    seen = []
+
+    def sample(model, params, *args, **how):
+        seen.append(params)
+        return np.zeros((train.PREVIEWS, *model.shape))
+
+    monkeypatch.setattr(train.sampling, "sample", sample)
+    run = SimpleNamespace(logger=SimpleNamespace(active=False))
+    state = TrainState(jnp.int32(3), params(1.0), ema, (), jnp.int32(0))
+    source = data.open_source(config)
+    mesh = sharding.make_mesh()
+    (often, _, preview), (seldom, _, validate) = train.observers(
+        config, model, mesh, source, None, run
+    )
+    assert (often, seldom) == (config.train.preview_every, config.train.validate_every)
+    preview(state)
+    figures = validate(state)
+    assert validate(state) == figures  # the same noise each time
+    return seen[0], figures
+
+
+def test_the_average_is_what_is_looked_at_if_there_is_one(config, monkeypatch):
+    """With all conditions kept: a dropped one would answer 0.
+
+    v less a network's n times its scale: the square of n has the scale's as factor.
+    """
+    figures = {}
+    for value, ema in ((0, params(0.0)), (1, None), (2, params(2.0))):
+        previewed, found = looked_at(config, ema, monkeypatch)
+        assert previewed["network"] == value
+        figures[value] = np.array(list(found.values()))
+    factors = (figures[2] - 2 * figures[1] + figures[0]) / 2
+    variance = config.data.variance
+    for factor, band in zip(factors, train.BANDS, strict=True):
+        signal = 1 / (1 + np.exp(-np.linspace(*band, 1000)))  # alpha^2
+        expected = (variance / (signal * variance + 1 - signal)).mean()
+        assert factor == pytest.approx(expected, rel=0.02)
