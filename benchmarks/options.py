@@ -145,7 +145,8 @@ def main() -> None:
         rows.append(row)
         cells = [f"`{option}`"]
         for key, unit in (("seconds", "s"), ("kept", "GiB"), ("working", "GiB")):
-            cells += [f"{row[key]:.3g} {unit}", f"{row[key] / rows[0][key]:.2f}"]
+            row[f"{key}_over"] = row[key] / rows[0][key]
+            cells += [f"{row[key]:.4g} {unit}", f"{row[f'{key}_over']:.2f}"]
         print(f"| {' | '.join(cells)} |")
     size = sum(p.size for p in jax.tree.leaves(params))
     result = {

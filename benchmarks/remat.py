@@ -64,7 +64,8 @@ def main() -> None:
         rows.append(row)
         cells = [f"`{remat}`"]
         for key, unit in (("working", "GiB"), ("gflops", "GFLOP")):
-            cells += [f"{row[key]:.3g} {unit}", f"{row[key] / rows[0][key]:.2f}"]
+            row[f"{key}_over"] = row[key] / rows[0][key]
+            cells += [f"{row[key]:.4g} {unit}", f"{row[f'{key}_over']:.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     result = {
         "rows": rows,

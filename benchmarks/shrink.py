@@ -5,8 +5,12 @@
 Data of one pixel, normal with deviation s. The first teacher is the exact denoiser; a
 student is one line for each of its times, fitted by least squares to `two_steps` on
 drawn data, as training does. Printed is the deviation of what each sampler makes from
-noise, over that of the data, for the students and for DDIM of the exact denoiser.
+noise, over that of the data, for the students and for DDIM of the exact denoiser; it is
+written into benchmarks/shrink.json as well.
 """
+
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ import numpy as np
 
 from vdm_jax.diffusion import distillation, process, samplers, schedules
 
+FILE = Path(__file__).with_suffix(".json")
 SCHEDULE = schedules.Cosine()
 DRAWS = 256  # examples behind each line
 FIRST = 1024
@@ -82,6 +87,12 @@ def main() -> None:
     for n, row in rows.items():
         wide, ddim, narrow, ddim_narrow = (f"{ratio:.4f}" for ratio in row)
         print(f"{n:5}          {wide}   {ddim}           {narrow}   {ddim_narrow}")
+    names = "wide", "wide, ddim", "narrow", "narrow, ddim"
+    found = [
+        {"steps": n} | dict(zip(names, row, strict=True)) for n, row in rows.items()
+    ]
+    command = "python benchmarks/shrink.py"
+    FILE.write_text(json.dumps({"command": command, "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
         preview_every=1000,
         validate_every=1000,
     )
-    # DDIM left clips that cut to another scene (docs/experiments.md).
+    # DDIM left clips that cut to another scene.
     config.sample.update(steps=128, sampler="ancestral", batch_size=16)
 
     if variant == "smoke":
