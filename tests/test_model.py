@@ -72,14 +72,25 @@ def test_every_prediction_explains_z(model, params, output):
     )
 
 
-def test_drop_leaves_out_the_share_it_names(model):
+def test_drop_leaves_out_the_share_it_names_of_each_by_itself(model):
+    """Of label, text and each attribute, of a video and of each image beside it."""
     n = 4000
-    dropping = dataclasses.replace(model, label_drop=0.3, attribute_drop=0.1)
-    cond = dropping.conditions({"label": jnp.ones((n, 2), jnp.int32)})
+    dropping = dataclasses.replace(
+        model, label_drop=0.3, attribute_drop=0.1, text_width=2, text_drop=0.2
+    )
+    batch = {
+        "label": jnp.ones((n, 3, 2), jnp.int32),
+        "text": jnp.zeros((n, 3, 1, 2)),
+        "text_mask": jnp.ones((n, 3, 1), bool),
+    }
+    cond = dropping.conditions(batch)
     dropped = dropping.drop(cond, jax.random.key(0))
     assert jax.tree.structure(dropped) == jax.tree.structure(cond)
-    assert abs(1 - dropped["keep"]["label"].mean() - 0.3) < 0.03
-    assert abs((dropped["label"] < 0).mean() - 0.1) < 0.02
+    lost = [~dropped["keep"]["label"], ~dropped["keep"]["text"], dropped["label"] < 0]
+    lost = np.concatenate([np.reshape(each, (n, -1)) for each in lost], axis=1)
+    shares = [0.3] * 3 + [0.2] * 3 + [0.1] * 6
+    np.testing.assert_allclose(lost.mean(0), shares, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(lost.T), np.eye(12), atol=0.08)
 
 
 def test_guidable_needs_every_condition_dropped(model):

@@ -453,6 +453,47 @@ def test_wrong_settings_are_refused_and_leave_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
+    teacher, tmp_path, monkeypatch, ema
+):
+    """By its average where there is one, on noise and batches of its own.
+
+    The first teacher is sampled with the weight that all students are.
+    """
+    taught, started, keys, weights = [], [], [], []
+
+    def fit(step, state, frozen, batches, *, run, key, **how):
+        def moved(by):
+            return jax.tree.map(lambda leaf: leaf + by, state.params)
+
+        taught.append(frozen["teacher"])
+        started.append(state.params)
+        keys.append((run.config.seed, *jax.random.key_data(key).tolist()))
+        average = None if state.ema is None else moved(2.0)
+        return state.replace(params=moved(1.0), ema=average)
+
+    def sample(self, model, params, settings, progress=None):
+        weights.append(settings.guidance)
+        return np.zeros((4, *model.shape), np.uint8)
+
+    monkeypatch.setattr(distillation, "fit", fit)
+    monkeypatch.setattr(distillation._Rounds, "_sample", sample)
+    monkeypatch.setattr(distillation._Rounds, "_program", lambda *args: (None, None))
+    monkeypatch.setattr(distillation, "write_preview", lambda *args: None)
+    monkeypatch.setattr(distillation, "_accept", lambda *args: None)
+    own = models.load(teacher)
+    own.config.sample.guidance = 1.5
+    monkeypatch.setattr(models, "load", lambda *args: own)
+    distill(config(**{"train.ema": ema}), str(teacher), tmp_path)
+    assert equal(taught[0], own.params) and len(taught) == 4
+    for before, now, first in zip(started, taught[1:], started[1:], strict=False):
+        assert equal(now, jax.tree.map(lambda a: a + (2.0 if ema else 1.0), before))
+        assert equal(now, first)
+    assert len(set(keys)) == len({seed for seed, *_ in keys}) == 4
+    assert weights == [1.5] * 5
+
+
 def test_what_may_not_change_when_it_goes_on(done, teacher):
     workdir = done
     for changes in (
