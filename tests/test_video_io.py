@@ -74,7 +74,8 @@ def encode(path, container, codec, gop, options, video=VIDEO, fps=25, pts=None, 
         stream.pix_fmt = "yuv420p"
         stream.gop_size, stream.bit_rate = gop, 3_000_000
         for name, value in set_.items():
-            setattr(stream, name, value)
+            place = stream if hasattr(stream, name) else stream.codec_context
+            setattr(place, name, value)
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, pixels in enumerate(video):
@@ -569,6 +570,27 @@ def test_transparent_gif_is_shown_on_black(tmp_path):
     for number in range(3):
         assert (video[number, number] == 255).all()
         assert video[number].sum() == 8 * 3 * 255
+
+
+def test_a_picture_whose_exif_data_is_damaged_is_shown_as_stored(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(VIDEO[0]).save(path, exif=b"junk")
+    assert (video_io.read_picture(path, (HEIGHT, WIDTH))[0] == VIDEO[0]).all()
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.ones((4, 4), np.float32)).save(path)
+    with pytest.raises(BadVideo, match="floating-point"):
+        video_io.read_picture(path, (4, 4))
+
+
+def test_a_colour_matrix_that_cannot_be_converted_is_named(made, tmp_path):
+    """YCgCo, which FFmpeg's scaler does not know."""
+    path = tmp_path / "a.mp4"
+    encode(str(path), *KINDS["single.mp4"], video=VIDEO[:2], colorspace=8)
+    with pytest.raises(BadVideo, match="colours cannot be converted"):
+        video_io.read(path)
 
 
 def test_frames_of_unlike_size_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Containers of video through PyAV: the index, and frames by number."""
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -116,7 +117,7 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
         if first is None or not pts:
             if rank + 1 < len(streams):
                 return index(path, kind, rank + 1)
-            raise BadVideo(path, "no frame in its video stream")
+            raise BadVideo(path, "no frame of its video stream is shown")
         if stamped and None not in pts and len(set(pts)) == len(pts):
             return _by_packets(packets, kind, time_base, common)
         return _by_decoding(path, kind, rate, common)
@@ -227,8 +228,8 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
     Raises BadVideo where one of them is damaged or missing, or its picture has another
     shape than the first one's: never fewer frames.
     """
-    wanted = list(numbers)
-    at = int(np.searchsorted(info.keyframes, wanted[0], side="right")) - 1
+    left = collections.deque(numbers)
+    at = int(np.searchsorted(info.keyframes, left[0], side="right")) - 1
     try:
         with _open(info.path, info.kind) as container:
             stream, reached = container.streams[info.stream], False
@@ -236,27 +237,26 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
                     container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
             for number, frame in _numbered(container, stream, info):
-                if not reached and at > 0 and number > wanted[0]:
+                if not reached and at > 0 and number > left[0]:
                     break  # the seek went too far: from the start, below
                 reached = True
-                if number > wanted[0]:
-                    raise BadVideo(info.path, f"frame {wanted[0]} does not decode")
-                if number == wanted[0]:
+                if number > left[0]:
+                    raise BadVideo(info.path, f"frame {left[0]} does not decode")
+                if number == left[0]:
                     yield _sound(frame, stream, info, number)
-                    if not wanted[1:]:
+                    left.popleft()
+                    if not left:
                         return
-                    wanted = wanted[1:]
         if reached or at == 0:
             raise BadVideo(
                 info.path,
-                f"frame {wanted[0]} of {info.frames} does not decode: cut or damaged",
+                f"frame {left[0]} of {info.frames} does not decode: cut or damaged",
             )
     except FFmpegError as error:
-        raise _bad(
-            info.path, error, f"at frame {wanted[0]} of {info.frames}: "
-        ) from error
+        where = f"at frame {left[0]} of {info.frames}: "
+        raise _bad(info.path, error, where) from error
     unsought = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
-    yield from pictures(unsought, wanted)
+    yield from pictures(unsought, left)
 
 
 def _numbered(container, stream, info: VideoInfo):

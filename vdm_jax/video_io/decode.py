@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
 from vdm_jax.video_io import containers, stills
@@ -78,7 +79,11 @@ def frames(
         turns = info.rotation // 90 % 4
         stored = shown[::-1] if turns % 2 else shown
         for frame in containers.pictures(info, numbers):
-            pixels = _resized(frame, *stored)
+            try:
+                pixels = _resized(frame, *stored)
+            except FFmpegError as error:  # a colour matrix that swscale does not know
+                reason = f"its colours cannot be converted ({error.strerror})"
+                raise BadVideo(info.path, reason) from error
             yield np.rot90(pixels[:, ::-1] if info.mirrored else pixels, turns)
     else:
         for pixels in stills.pictures(info, numbers):

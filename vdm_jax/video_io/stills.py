@@ -44,6 +44,8 @@ def _opened(path: Any) -> Iterator[Image.Image]:
             image = Image.open(path, formats=FORMATS)
         with image:
             check_frame(path, image.height, image.width)
+            if image.mode == "F":
+                raise BadVideo(path, "floating-point pixels, whose range is not stated")
             yield image
     except UnidentifiedImageError as error:
         reason = f"not a picture: no header of {', '.join(FORMATS).lower()}"
@@ -56,13 +58,21 @@ def _opened(path: Any) -> Iterator[Image.Image]:
 
 def rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image -> uint8 [h, w, 3] by the rules at the top."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
         deep = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
         return np.repeat(deep[..., None].astype(np.uint8), 3, axis=-1)
     if image.has_transparency_data:
         return on_black(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says; as it is stored where these are damaged."""
+    with warnings.catch_warnings(), contextlib.suppress(*BROKEN):
+        warnings.simplefilter("ignore")
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def on_black(pixels: np.ndarray) -> np.ndarray:
