@@ -147,13 +147,18 @@ def test_the_figures_are_of_their_own_features(clips):
         videos = perceptual.rounded(named[row["row"]]())
         pair = [networks.logits("", v) for v in (videos, reference)]
         assert row["fvd"] == perceptual.i3d.fvd(*pair)
-        error = statistics.distance_error(*(x[:, None] for x in pair), draws=30)
-        assert row["fvd_error"] == pytest.approx(error)
+        one = [x[:, None] for x in pair]
+        assert row["fvd_error"] == statistics.distance_error(*one)
+        assert row["fvd_infinite"] == statistics.extrapolated(*one)
+        figures = row["fvd_kernel"], row["fvd_kernel_error"]
+        assert figures == statistics.kernel_distance(*one)
         score = perceptual.i3d.i3d_inception_score(pair[0])[0]
         assert row["class_score"] == score
         frames = [networks.frames("", v) for v in (videos, reference)]
         flat = (x.reshape(-1, x.shape[-1]) for x in frames)
         assert row["frame_distance"] == statistics.feature_distance(*flat)
+        error = statistics.distance_error(*frames)
+        assert row["frame_distance_error"] == error
     spoilt = statistics.SPOILT["frozen frame"](
         statistics.pixels(named["training real"]())
     )
@@ -170,6 +175,22 @@ def test_a_report_without_its_figures_is_named(tmp_path, rows):
     (tmp_path / "a" / "results.json").write_text("[]")
     with pytest.raises(UserError, match="is no report"):
         evaluate.read_others([tmp_path / "a"], PROTOCOL)
+
+
+def test_a_report_of_before_a_column_is_read_beside_new_ones(clips, tmp_path):
+    """What it lacks is not known; what it has must be a number all the same."""
+    older = report_of(tmp_path / "older", PROTOCOL)
+    others = evaluate.read_others([older], PROTOCOL)
+    tables, figures = evaluate.measure(clips[:8], clips[8:32], None, None, others)
+    assert [table.title for table in tables] == ["Pixel statistics", evaluate.FEW]
+    own, other, *_ = tables[1].rows
+    assert "–" not in own and own[0] == "samples"
+    assert other == [str(older), "1.00", "–", "–", "–", "–", "1.000", *4 * ["–"]]
+    newer = report_of(tmp_path / "newer", PROTOCOL, figures["pixels"])
+    assert evaluate.read_others([newer], PROTOCOL)
+    wrong = figures["pixels"][0] | {"frame_fd_infinite": "many"}
+    with pytest.raises(UserError, match="holds no figures of pixels"):
+        evaluate.read_others([report_of(tmp_path / "w", PROTOCOL, [wrong])], PROTOCOL)
 
 
 def test_curves_by_steps_are_of_their_rows():

@@ -280,7 +280,7 @@ def test_agreement_is_1_for_the_same_0_for_the_mean_and_minus_1_for_others():
 
 
 @pytest.mark.parametrize("mean, spread", [(1, 1), (0, 2)])
-def test_the_bootstrap_error_is_the_deviation_over_fresh_videos(mean, spread):
+def test_the_error_of_a_distance_is_its_deviation_over_fresh_videos(mean, spread):
     """Features of one video are alike: the error is that of n videos, not of n k.
 
     Whether sets differ in their means or in their covariances.
@@ -299,3 +299,45 @@ def test_the_bootstrap_error_is_the_deviation_over_fresh_videos(mean, spread):
     over = np.std([distance(fresh()) for _ in range(300)])
     found = [statistics.distance_error(fresh(), target, draws=100) for _ in range(8)]
     assert np.mean(found) == pytest.approx(over, rel=0.2)
+
+
+@pytest.mark.parametrize("n, d", [(60, 16), (40, 64)])
+def test_the_error_where_nothing_but_chance_differs(n, d):
+    """There the slope is chance too, and a bootstrap is root 3 too wide or more."""
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((n, 1, d))
+    fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
+    over = np.std(
+        [statistics.feature_distance(fresh()[:, 0], target[:, 0]) for _ in range(150)]
+    )
+    found = [statistics.distance_error(fresh(), target) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(over, rel=0.2)
+
+
+def test_the_extrapolated_distance_is_that_of_the_gaussians():
+    """Where the fitted one is far too large: |m|^2 + d / 4 for deviations 1 and 1.5."""
+    rng, n, d = np.random.default_rng(0), 60, 8
+    mean = np.full(d, 0.2)
+    pairs = [
+        (mean + 1.5 * rng.standard_normal((n, 1, d)), rng.standard_normal((n, 1, d)))
+        for _ in range(60)
+    ]
+    fitted = [statistics.feature_distance(a[:, 0], b[:, 0]) for a, b in pairs]
+    found = [statistics.extrapolated(a, b) for a, b in pairs]
+    expected, error = mean @ mean + d / 4, np.std(found) / np.sqrt(len(found))
+    assert np.mean(fitted) > expected + 5 * error
+    assert np.mean(found) == pytest.approx(expected, abs=3 * error)
+
+
+def test_a_distance_and_what_is_said_of_it():
+    a, b = np.random.default_rng(0).standard_normal((2, 9, 4, 3))
+    found = statistics.distances("fd", a, b)
+    columns = statistics.distance_columns("fd", "FD", ".2f")
+    assert found.keys() == columns.keys() and np.isfinite([*found.values()]).all()
+    flat = (x.reshape(-1, 3) for x in (a, b))
+    assert found["fd"] == statistics.feature_distance(*flat)
+    few = statistics.distances("fd", a[:3], b[:3])
+    missing = {name for name, value in few.items() if np.isnan(value)}
+    assert missing == {"fd_error", "fd_infinite", "fd_kernel_error"}
+    same = statistics.distances("fd", np.ones((5, 2, 3)), np.ones((5, 2, 3)))
+    assert [*same.values()] == pytest.approx([0] * 5)

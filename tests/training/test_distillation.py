@@ -627,7 +627,6 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     done, tmp_path, monkeypatch
 ):
     """Whatever its own config asks for; more videos beside than in deciding rows."""
-    monkeypatch.setattr(students, "DRAWS", 2)
     monkeypatch.setattr(students, "SAMPLERS", ("ddim",))
     workdir, own = tmp_path / "copy", tmp_path / "teacher"
     shutil.copytree(done, workdir)
@@ -657,9 +656,9 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(students, "SAMPLERS", ("ddim", "dpm"))
     workdir = done
     ask = dict(
-        num=3,
-        deciding=4,
-        asked={"batch_size": 3},
+        num=4,
+        deciding=5,
+        asked={"batch_size": 4},
         guidance=None,
         seed=0,
         commands=["evaluate"],
@@ -668,8 +667,8 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     by_name = {row["row"]: row for row in rows}
     assert by_name["student, 4 steps"]["calls"] == 4
     assert by_name["teacher, dpm, 4 steps"]["calls"] == 8
-    assert by_name["student, 4 steps"]["videos"] == 4
-    assert by_name["teacher, ddim, 2 steps"]["videos"] == 3
+    assert by_name["student, 4 steps"]["videos"] == 5
+    assert by_name["teacher, ddim, 2 steps"]["videos"] == 4
     assert by_name["teacher, ddim, 8 steps"]["off"] == 0
     assert (tmp_path / "index.html").stat().st_size > 10_000
     monkeypatch.setattr(students.sampling, "sample", lambda *args, **how: 1 / 0)

@@ -188,10 +188,14 @@ def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
             raise UserError(f"{path} is no report of evaluate.py: measure it again")
         protocols.check_alike(own, other.get("protocol"), path)
         for name in ("pixels", "networks") if "FVD" in own else ("pixels",):
+            needed, may = ([*columns][1:] for columns in FIGURES[name])
             match other.get(name):
                 case [dict(row), *_] if all(
-                    isinstance(row.get(key, ""), float | int | None)
-                    for key in [*TABLES[name][1]][1:]
+                    isinstance(value, float | int | None)
+                    for value in [
+                        *(row.get(key, "") for key in needed),
+                        *(row.get(key) for key in may),
+                    ]
                 ):
                     continue
             raise UserError(f"{path} holds no figures of {name}: measure it again")
@@ -234,7 +238,7 @@ def measure(
             samples, training, held_out, networks, seed
         )
     tables = []
-    for name, (title, columns, note) in TABLES.items():
+    for name, title, columns, note in TABLES:
         if name in figures:
             own, *spoilt = figures[name]
             beside = [
@@ -249,10 +253,18 @@ def measure(
     return tables, figures
 
 
-TABLES = {
-    "pixels": ("Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
-    "networks": ("By networks", perceptual.COLUMNS, perceptual.NOTE),
+# Columns that a report of another model must have, and that older ones lack.
+FIGURES = {
+    "pixels": (statistics.COLUMNS, statistics.BIAS),
+    "networks": (perceptual.COLUMNS, perceptual.BIAS),
 }
+FEW = "What few clips do to the distances"
+TABLES = (
+    ("pixels", "Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
+    ("pixels", FEW, statistics.BIAS, statistics.FEW),
+    ("networks", "By networks", perceptual.COLUMNS, perceptual.NOTE),
+    ("networks", f"{FEW} by networks", perceptual.BIAS, statistics.FEW),
+)
 CLAIMS = (
     "What a flat colour, a still picture and a blur cannot pass together. FVD and the "
     "frame distance hardly see motion, so motion and sharpness are asked for beside "

@@ -20,14 +20,13 @@ from vdm_jax import model as models
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
-from vdm_jax.evaluation.evaluate import MEASURES, facts, stack
+from vdm_jax.evaluation.evaluate import MEASURES, facts, stack, write_results
 from vdm_jax.files import make_folder, replacing
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
 DECIDING = (8, 4)  # steps of the rows that more videos are made for
 PAGE = 12  # videos of a row on the page
-DRAWS = 50  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +204,11 @@ class Measure:
         found, n = {}, len(videos)
         for name, features in FEATURES.items():
             a, b = features(videos), features(self.clips[:n])
-            found[name] = statistics.feature_distance(a, b)
             if errors:
-                a, b = (x.reshape(n, -1, x.shape[1]) for x in (a, b))
-                found[f"{name}_error"] = statistics.distance_error(a, b, DRAWS)
+                a, b = (statistics.by_video(x, n) for x in (a, b))
+                found |= statistics.distances(name, a, b)
+            else:
+                found[name] = statistics.feature_distance(a, b)
         return found
 
     def __call__(self, videos: np.ndarray) -> dict[str, float]:
@@ -257,9 +257,9 @@ COLUMNS = {
 NOTE = (
     "The first row is what all others are held against: ratios are to its distances "
     "with as many videos, 'from the teacher' is the root mean square to its video of "
-    "the same number, which starts from the same noise. ± is a standard error, by a "
-    "bootstrap over videos; a 95% interval is twice as wide to either side. Frechet "
-    "distances compare at equal numbers of videos only. Calls are of the network: "
+    "the same number, which starts from the same noise. ± is a standard error by the "
+    "chance of the row's videos. Frechet distances compare at equal numbers of videos "
+    "only. Calls are of the network: "
     "guidance asks the teacher twice a step, a guided student once. Seconds are "
     "without compiling."
 )
@@ -268,13 +268,7 @@ NOTE = (
 def cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells, of the columns that any row has."""
     shown = {k: v for k, v in COLUMNS.items() if any(k in row for row in rows)}
-
-    def cell(row: dict, key: str, form: str) -> str:
-        return format(row[key], form) if key in row else "–"
-
-    return [heading for heading, _ in shown.values()], [
-        [cell(row, key, form) for key, (_, form) in shown.items()] for row in rows
-    ]
+    return statistics.cells(rows, shown)
 
 
 def _line(row: dict) -> str:
@@ -305,7 +299,7 @@ def _write(
     headings, body = cells(rows)
     print(f"\n{statistics.text(headings, body)}")
     results = {"rows": rows, "seed": seed, "guidance": weight, "rounds": rounds}
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_results(out, results)
     config = teacher.config
     films = [report.Film("real clips", measure.clips[:PAGE], columns=PAGE)]
     shown = [arms[0], *(a for a in arms if a.path)]
@@ -335,6 +329,8 @@ def _write(
     sections.append(
         report.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE)
     )
+    bias = statistics.cells(rows, statistics.BIAS | {"row": ("", "")})
+    sections.append(report.Table("What few videos do", *bias, note=statistics.FEW))
     sections.append(
         report.Table(
             "Rounds",
