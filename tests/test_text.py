@@ -230,6 +230,13 @@ def test_prompts_of_like_length_share_a_program(bert):
     assert text._run._cache_size() == before + 2
 
 
+@pytest.mark.parametrize("prompt", ["a \ud83d cat", "a\0cat"])
+def test_what_is_no_text_is_refused(bert, prompt):
+    with pytest.raises(UserError, match="surrogate|NUL") as caught:
+        text.load(bert)(["a cat", prompt])
+    assert str(caught.value).isprintable()
+
+
 def test_a_text_that_is_too_long_is_refused_and_never_cut(bert):
     encoder = text.load(bert)
     assert encoder.longest == 32
@@ -298,8 +305,11 @@ def test_a_missing_file_is_named(t5, lost, said):
     [
         ({"model_type": "gpt2"}, "model_type='gpt2': bert or t5"),
         ({"model_type": None}, "model_type=None: bert or t5"),
-        ({"num_heads": None}, "num_heads=None is no positive number"),
-        ({"num_layers": "two"}, "num_layers='two' is no positive number"),
+        ({"num_heads": None}, "num_heads=None: a number from 1"),
+        ({"num_layers": "two"}, "num_layers='two': a number from 1"),
+        ({"num_layers": 10**12}, "num_layers=1000000000000: a number from 1 to 1000"),
+        ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon='1': a number between"),
+        ({"model_type": [1]}, "model_type=.1.: bert or t5"),
         ({"num_layers": 3}, "lacks what makes layer_2/"),
         ({"num_layers": 1}, "holds what the network does not: encoder.block.1"),
         ({"feed_forward_proj": "relu"}, "holds what the network does not: .*wi_0"),
@@ -317,7 +327,7 @@ def test_a_config_that_does_not_fit_is_told(t5, values, said):
 
 def test_a_length_that_is_none_is_refused(bert):
     (bert / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
-    with pytest.raises(UserError, match="sentence_bert.*max_seq_length='long' is no"):
+    with pytest.raises(UserError, match="sentence_bert.*max_seq_length='long': a"):
         text.load(bert)
 
 
@@ -335,10 +345,12 @@ def test_a_tokenizer_that_is_none_is_refused(bert, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_a_config_that_is_none_is_refused(bert, content):
     (bert / "config.json").write_text(content)
-    with pytest.raises(UserError, match="config.json (is not JSON|holds no object)"):
+    with pytest.raises(
+        UserError, match="config.json (cannot be read: not JSON|holds no object)"
+    ):
         text.load(bert)
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +26,10 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from vdm_jax import command
+from vdm_jax import command, files
 from vdm_jax.data import embeddings, layout
 from vdm_jax.data.assets import MINILM
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.networks.t5 import T5, T5Spec
 from vdm_jax.weights import foreign, renames
@@ -38,6 +37,8 @@ from vdm_jax.weights import foreign, renames
 BATCH = 64  # texts that the network sees at a time
 LEAST = 8  # tokens that a text is padded to
 DTYPES = ("float32", "bfloat16")
+# A config.json may declare any number; layers are made one by one.
+LARGEST = {"num_layers": 1000, "num_hidden_layers": 1000}
 T5_LONGEST = 512  # tokens that T5 was trained with; its positions know no limit
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
@@ -76,9 +77,12 @@ class TextEncoder:
     weights: tuple[Path, ...] = ()
 
     def __call__(self, texts: Sequence[str]) -> Text:
-        """n strings, "" among them if you like; UserError for one that is too long."""
+        """n strings, "" among them if you like; UserError for what cannot be told."""
         if isinstance(texts, str) or not len(texts):
             raise ValueError("give a list of one text or more")
+        for text in texts:
+            if reason := files.no_text(text):
+                raise UserError(f"the text {text[:40]!r} {reason}")
         ids = self.tokenize(texts)
         for text, found in zip(texts, ids, strict=True):
             if len(found) > self.longest:
@@ -169,7 +173,7 @@ def load(
         )
     config = _json(folder / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
             f"{folder / 'config.json'}: model_type={family!r}: {' or '.join(FAMILIES)}"
         )
@@ -222,7 +226,7 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
         hidden=number("intermediate_size"),
         layers=number("num_hidden_layers"),
         heads=number("num_attention_heads"),
-        epsilon=config.get("layer_norm_eps", 1e-12),
+        epsilon=_epsilon(path, config, "layer_norm_eps", 1e-12),
     )
     # Sentence encoders say to what length they were trained.
     trained = folder / "sentence_bert_config.json"
@@ -246,7 +250,7 @@ def _t5(folder: Path, config: dict, dtype: str) -> Family:
         gated=kind == "gated-gelu",
         buckets=number("relative_attention_num_buckets", 32),
         reach=number("relative_attention_max_distance", 128),
-        epsilon=config.get("layer_norm_epsilon", 1e-6),
+        epsilon=_epsilon(path, config, "layer_norm_epsilon", 1e-6),
     )
     longest = number("n_positions", T5_LONGEST)
     return Family(T5(spec, dtype), spec, renames.T5, longest)
@@ -257,11 +261,12 @@ FAMILIES = {"bert": _bert, "t5": _t5}
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = files.read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    except (OSError, files.Damaged) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no object: it is not what Hugging Face writes")
     return found
@@ -269,8 +274,16 @@ def _json(path: Path) -> dict:
 
 def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{path}: {key}={value!r} is no positive number")
+    most = LARGEST.get(key, 1 << 24)
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"{path}: {key}={value!r:.40}: a number from 1 to {most}")
+    return value
+
+
+def _epsilon(path: Path, config: dict, key: str, default: float) -> float:
+    value = config.get(key, default)
+    if type(value) is not float or not 0 < value < 1:
+        raise UserError(f"{path}: {key}={value!r:.40}: a number between 0 and 1")
     return value
 
 
@@ -278,7 +291,7 @@ def _one_of(path: Path, config: dict, key: str, known: tuple[str, ...]) -> str:
     """The value of a key that chooses; the first where it is absent."""
     value = config.get(key, known[0])
     if value not in known:
-        raise UserError(f"{path}: {key}={value!r}: {' or '.join(known)}")
+        raise UserError(f"{path}: {key}={value!r:.40}: {' or '.join(known)}")
     return value
 
 
@@ -370,7 +383,7 @@ def _command() -> int:
 def _write(given: argparse.Namespace) -> str:
     captions, dropped = layout.every_caption(given.captions)
     for name, reason in dropped:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
+        print(printable(f"left out: {name}: {reason}"), file=sys.stderr)
     made = write(
         given.out,
         captions,

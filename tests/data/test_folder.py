@@ -171,6 +171,10 @@ def test_pictures_beside_videos_are_no_video(videos, opened):
         ('{"file": "a.mp4"}', "each line is"),
         ('{"file": 3, "caption": "x"}', "each line is"),
         ('{"file": "a.mp4", "captions": "x"}', "each line is"),
+        ('{"file": "a.mp4", "caption": "\\ud83d"}', "line 1: a caption .*surrogate"),
+        ('{"file": "a.mp4", "caption": "\\u0000"}', "line 1: a caption .*NUL"),
+        ("[" * 100_000, "line 1: not JSON: nested too deeply"),
+        ("1" * 5000, "line 1: not JSON"),
         ("[]", "each line is"),
     ],
 )
@@ -187,7 +191,7 @@ def test_unusable_files_are_dropped_with_their_reason(videos, tmp_path, opened):
     make_mp4(videos / "short.mp4", frames=3)
     make_mp4(videos / "flat.mp4", video=np.full((9, 24, 32, 3), 7, np.uint8))
     make_mp4(videos / "said.mp4", 5)
-    (videos / "said.txt").write_bytes(b"\xff\xfe\x00bad")
+    (videos / "said.txt").write_bytes(b"\xe9\x00bad")
     (videos / "empty.mov").write_bytes(b"")
     data = (videos / "good.mp4").read_bytes()
     (videos / "cut.mp4").write_bytes(data[:-500])
@@ -219,6 +223,138 @@ def test_unusable_files_are_dropped_with_their_reason(videos, tmp_path, opened):
     text = "\n".join(source.report.lines())
     assert "11 videos found, 2 kept, 9 dropped" in text and "flat.mp4: constant" in text
     assert len(source.report.lines(most=3)) == 5
+
+
+def test_what_is_not_looked_at_is_counted_by_suffix(videos, opened):
+    make_mp4(videos / "a.mp4")
+    (videos / "a.txt").write_text("used")
+    (videos / "captions.jsonl").write_text("")
+    (videos / "b.txt").write_text("of no video")
+    for name in ("x.rm", "y.RM", "z.zip", "README", ".hidden", "p.heic", "a.png"):
+        (videos / name).write_text("x")
+    make_frames(videos / "frames")
+    (videos / "frames" / "list.csv").write_text("x")
+    for name in ("frames/@eaDir/0.png", "__MACOSX/b.mp4", ".trash/c.mp4"):
+        (videos / name).parent.mkdir(parents=True)
+        (videos / name).write_text("x")
+    (videos / "nothing" / "in" / "it").mkdir(parents=True)
+    source = opened(held_out=0.0)
+    assert {file.name for file in source.files} == {"a.mp4", "frames"}
+    assert source.report.others == {
+        ".rm": 2, ".zip": 1, "no suffix": 1, "hidden": 4, ".heic": 1, ".txt": 1,
+        ".png": 1, ".csv": 1, "empty folder": 1,
+    }  # fmt: skip
+    assert "not looked at: 4 hidden, 2 .rm, 1 .csv" in source.report.lines()[-1]
+    assert pickle.loads(pickle.dumps(source)).report == source.report
+
+
+@pytest.mark.parametrize(
+    "inner", [".empty", "empty", "@eaDir/1.png", "notes/a.txt", "deep/er", ".x/a.mp4"]
+)
+def test_frames_stay_a_video_beside_folders_of_other_things(videos, inner):
+    make_frames(videos / "frames", frames=2)
+    place = videos / "frames" / inner
+    (place.parent if place.suffix else place).mkdir(parents=True, exist_ok=True)
+    if place.suffix:
+        place.write_text("x")
+    assert layout.find(videos).videos == ("frames",)
+
+
+def test_pictures_over_folders_of_media_are_no_video(videos):
+    make_frames(videos / "deep" / "er" / "frames", frames=2)
+    (videos / "poster.png").write_bytes(b"x")
+    found = layout.find(videos)
+    assert found.videos == ("deep/er/frames",) and found.others == {".png": 1}
+
+
+def test_only_other_files_is_told_with_their_kinds(videos, opened):
+    (videos / "a.heic").write_text("x")
+    with pytest.raises(UserError, match=r"no video found \(3g2, .*; not looked at: 1 "):
+        opened()
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_caption_ends_where_its_line_does(videos, ending, encoding):
+    caption = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\x1deight\x1e"
+    caption += "猫"
+    (videos / "a.mp4").write_text("x")
+    text = ending.join([caption, "", "other", ""])
+    (videos / "a.txt").write_bytes(text.encode(encoding))
+    lines = [
+        json.dumps({"file": "a.mp4", "caption": text}, ensure_ascii=False)
+        for text in (caption.replace("\x0b", "").replace("\x0c", "")[:14], "more")
+    ]
+    (videos / "captions.jsonl").write_bytes(ending.join(lines).encode(encoding))
+    texts, dropped, _ = layout.captions(layout.find(videos))
+    assert texts == {"a.mp4": (caption, "other", "one\u2028two\u2029three", "more")}
+    assert not dropped
+    assert layout.every_caption(videos / "a.txt")[0] == [caption, "other"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a\0b", "NUL"),
+        ("a cat".encode("utf-16-be"), "NUL"),
+        (b"caf\xe9", "not UTF-8"),
+        (b"\xef\xbb\xbfcaf\xe9", "not UTF-8"),
+        (b"\xff\xfea", "not UTF-16"),
+        (b"x" * ((1 << 20) + 1), "larger than"),
+    ],
+)
+def test_captions_that_are_no_text_drop_their_video(videos, content, reason):
+    (videos / "a.mp4").write_text("x")
+    (videos / "a.txt").write_bytes(content)
+    texts, ((name, said),), _ = layout.captions(layout.find(videos))
+    assert name == "a.mp4" and reason in said and not texts
+
+
+def test_captions_that_are_links_go_by_the_rule_of_videos(videos, tmp_path):
+    (tmp_path / "secret.txt").write_text("root:x:0")
+    (videos / "inside.text").write_text("a cat")
+    for name in ("out", "in", "lost"):
+        (videos / f"{name}.mp4").write_text("x")
+    (videos / "out.txt").symlink_to(tmp_path / "secret.txt")
+    (videos / "in.txt").symlink_to(videos / "inside.text")
+    (videos / "lost.txt").symlink_to(videos / "nowhere")
+    texts, dropped, _ = layout.captions(layout.find(videos))
+    assert texts == {"in.mp4": ("a cat",)}
+    assert dropped == [
+        ("lost.mp4", "caption lost.txt: broken symlink"),
+        ("out.mp4", "caption out.txt: symlink that leaves the folder"),
+    ]
+    with pytest.raises(UserError, match="none of|no captions|symlink") as caught:
+        (videos / "captions.jsonl").symlink_to(tmp_path / "secret.txt")
+        layout.every_caption(videos)
+    assert "captions.jsonl: symlink that leaves" in str(caught.value)
+
+
+def test_names_that_are_not_utf8_are_found_sorted_shown_and_split(videos, opened):
+    make_mp4(videos / "a.mp4")
+    strange = os.fsdecode(os.fsencode(videos) + b"/caf\xe9 \n.mp4")
+    os.rename(videos / "a.mp4", strange)
+    with open(os.fsencode(strange)[:-4] + b".txt", "w") as file:
+        file.write("a cat")
+    (videos / "captions.jsonl").write_text(
+        '{"file": "caf\\udce9 \\n.mp4", "caption": "more"}\n'
+    )
+    with open(os.fsencode(videos) + b"/\xff.mp4", "w") as file:
+        file.write("bad")
+    for label in (b"gr\xfcn", b"rot"):
+        place = os.fsdecode(os.fsencode(videos) + b"/" + label)
+        os.mkdir(place)
+        os.link(strange, place + "/b.mp4")
+    source = opened(held_out=0.3)
+    parts = source.files + source.split(True).files
+    captions = {file.captions for file in parts}
+    assert ("a cat", "more") in captions and len(parts) == 3
+    assert source.attributes == ((r"gr\udcfcn", "rot"),)
+    assert source.load(0, rng(), 4)["video"].any()
+    for line in source.report.lines():
+        assert line.isprintable() and line.encode()
+    assert any(r"\udcff.mp4: " in line for line in source.report.lines())
+    assert str(BadClip("caf\udce9", "x")) == r"caf\udce9: x"
 
 
 def test_nothing_usable_is_one_line_and_status_2(videos, opened):

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vdm_jax import command, video_io
-from vdm_jax.data import folder
+from vdm_jax.data import folder, layout
 from vdm_jax.data.folder import ClipShape, File
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
 from vdm_jax.files import make_folder
 from vdm_jax.video_io import BadVideo, cache
 from vdm_jax.video_io.guard import Guard
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> str:
     guard.close()
     dropped = sorted([*report.dropped, *broken])
     if not files:
-        raise UserError(folder.nothing_left(arguments.dir, report.found, dropped))
+        raise UserError(folder.nothing_left(report, dropped))
     share = len(dropped) / report.found
     facts = {
         "folder": report.root,
@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> str:
         "refused": share > arguments.max_bad_share,
         "still": still,
         "not_there": list(report.unmatched),
+        "not_looked_at": dict(report.others),
         "sheet": arguments.sheet,
     }
     labels = [_caption(file) for file in files[:ROWS]]
@@ -180,7 +181,7 @@ def _spread(values: list) -> dict[str, float]:
 def _caption(file: File) -> str:
     label = f" [{file.label}]" if file.label else ""
     text = f" {file.captions[0]}" if file.captions else ""
-    return f"{file.name}{label}{text}"
+    return printable(f"{file.name}{label}{text}")
 
 
 def _text(facts: dict, shape: ClipShape) -> str:
@@ -236,5 +237,7 @@ def _text(facts: dict, shape: ClipShape) -> str:
         ("not_there", "not there"),
     )
     rows += [(title, names(name)) for name, title in remarks if facts[name]]
+    if facts["not_looked_at"]:
+        rows.append(("no video", layout.others_line(facts["not_looked_at"])))
     rows.append(("sheet", str(Path(facts["sheet"]))))
-    return "\n".join(f"{title:<9} {text}" for title, text in rows)
+    return "\n".join(f"{title:<9} {printable(text)}" for title, text in rows)

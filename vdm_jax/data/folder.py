@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -21,8 +21,9 @@ from vdm_jax import video_io
 from vdm_jax.data import layout
 from vdm_jax.data.layout import Dropped
 from vdm_jax.data.source import BadClip, Clip
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
 from vdm_jax.video_io import BadVideo, VideoInfo, cache
+from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vdm_jax.video_io.guard import Guard
 
 DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
@@ -92,6 +93,7 @@ class Report:
     kept: int
     dropped: tuple[Dropped, ...]
     unmatched: tuple[str, ...]  # files of captions.jsonl that are not there
+    others: Mapping[str, int] = dataclasses.field(default_factory=dict)  # not looked at
 
     def lines(self, most: int = 20) -> list[str]:
         """For a person to read; at most ``most`` of the dropped by name."""
@@ -99,9 +101,13 @@ class Report:
             f"{self.root}: {self.found} videos found, {self.kept} kept, "
             f"{len(self.dropped)} dropped"
         ]
-        lines += [f"  {name}: {reason}" for name, reason in self.dropped[:most]]
+        lines += [
+            printable(f"  {name}: {reason}") for name, reason in self.dropped[:most]
+        ]
         more = len(self.dropped) - most
-        return lines + [f"  ... and {more} more"] * (more > 0)
+        lines += [f"  ... and {more} more"] * (more > 0)
+        rest = layout.others_line(self.others)
+        return lines + [f"  not looked at: {rest}"] * bool(rest)
 
 
 def scan(
@@ -155,20 +161,29 @@ def scan(
         kept=len(kept),
         dropped=tuple(sorted(dropped)),
         unmatched=tuple(unmatched),
+        others=found.others,
     )
     if not kept:
-        raise UserError(nothing_left(str(path), report.found, report.dropped))
+        raise UserError(nothing_left(report, report.dropped))
     return kept, report
 
 
-def nothing_left(path: str, found: int, dropped: Sequence[Dropped]) -> str:
+def nothing_left(report: Report, dropped: Sequence[Dropped]) -> str:
     """One line for a folder of which nothing can be used, with the commonest reason."""
-    if not found:
+    if report.found:
         return (
-            f"{path}: no video found (mp4, mov, webm, mkv, avi, mpg, gif, webp, or "
-            "folders of png or jpg frames)"
+            f"{report.root}: none of {report.found} videos can be used; "
+            f"{commonest(dropped)}"
         )
-    return f"{path}: none of {found} videos can be used; {commonest(dropped)}"
+    kinds, pictures = (
+        ", ".join(sorted(suffix[1:] for suffix in suffixes))
+        for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
+    )
+    rest = layout.others_line(report.others)
+    return (
+        f"{report.root}: no video found ({kinds}, or folders of {pictures} frames)"
+        + f"; not looked at: {rest}" * bool(rest)
+    )
 
 
 def commonest(dropped: Sequence[Dropped]) -> str:
@@ -214,7 +229,7 @@ def split(
 
 def _hash(name: str) -> float:
     """Uniform in [0, 1), a function of the name alone."""
-    digest = hashlib.sha256(os.fsencode(name)).digest()
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

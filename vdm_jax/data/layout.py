@@ -1,21 +1,30 @@
 """How a folder of videos is read: which files are videos, their labels, their captions.
 
-A folder that holds png or jpg files, no video and no subfolder is one video, its frames
-in natural order. Hidden files are left alone; a symbolic link may point anywhere inside
-the folder and nowhere else.
+A folder that holds pictures, and neither a video nor a subfolder with videos or
+pictures, is one video, its frames in natural order. Hidden files are left alone. One
+rule holds for symbolic links to videos, frames and captions: what a link leads to is
+read if it is a file inside the folder. What is not read is counted.
+
+Names are UTF-8 in every locale; a byte that is not stands in them as Python's
+surrogateescape has it.
 """
 
+import collections
 import dataclasses
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
+from vdm_jax.files import Damaged, lines, no_text, parse_json, read_text
 from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MAX_CAPTION_BYTES = 1 << 20  # of one sidecar file: several thousand sentences
+MAX_JSONL_BYTES = 1 << 30  # of all captions: ten million sentences
 CAPTIONS = "captions.jsonl"
+MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+# Of file managers, archivers and network disks: as if they were hidden.
+SYSTEM = frozenset(["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"])
 
 Dropped = tuple[str, str]  # name, reason
 
@@ -27,9 +36,11 @@ class Found:
     root: Path
     videos: tuple[str, ...]
     skipped: tuple[Dropped, ...]
+    others: Mapping[str, int]  # suffix, or what else they are -> files not looked at
 
     def path(self, name: str) -> str:
         """The file, or folder of frames, of a name."""
+        name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
         return os.path.normpath(self.root / name)
 
 
@@ -40,31 +51,56 @@ def find(path: str | os.PathLike) -> Found:
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}: give the folder that holds the videos")
     root = root.resolve()
-    videos, skipped = [], []
+    skipped: list[Dropped] = []
 
     def unreadable(error: OSError) -> None:
         skipped.append((_relative(root, str(error.filename)), str(error.strerror)))
 
+    places: dict[str, list[str]] = {}  # folder -> the files in it
+    others: collections.Counter[str] = collections.Counter()
     for place, folders, files in os.walk(root, onerror=unreadable):
-        visible = [name for name in folders if not name.startswith(".")]
+        hidden = [name for name in (*folders, *files) if _is_hidden(name)]
+        others["hidden"] += len(hidden)
+        visible = sorted({*folders} - {*hidden})
         links = [name for name in visible if os.path.islink(os.path.join(place, name))]
         for name in links:
             reason = "symlink to a folder: not followed"
             skipped.append((_relative(root, os.path.join(place, name)), reason))
-        folders[:] = sorted(set(visible) - set(links))
-        for name in _candidates(files, leaf=not visible):
-            path = os.path.join(place, name)
+        folders[:] = [name for name in visible if name not in links]
+        places[place] = sorted({*files} - {*hidden})
+        others["empty folder"] += not folders and not files
+    branches = {  # folders with media somewhere below them
+        str(parent)
+        for place, files in places.items()
+        if any(_suffix(name) in MEDIA for name in files)
+        for parent in Path(place).parents
+    }
+    videos, read = [], {str(root / CAPTIONS)}
+    for place, files in places.items():
+        for name in _candidates(files, leaf=place not in branches):
+            path = os.path.normpath(os.path.join(place, name))
+            found = _relative(root, path)
             reason = _bad_link(root, path)
             if reason:
-                skipped.append((_relative(root, path), reason))
+                skipped.append((found, reason))
             else:
-                videos.append(_relative(root, path))
-    return Found(root, tuple(sorted(videos)), tuple(sorted(skipped)))
+                videos.append(found)
+            read |= {path, str(_sidecar(Path(path)))}
+        if place in read:  # frames of one video
+            files = [name for name in files if _suffix(name) not in IMAGE_SUFFIXES]
+        for name in files:
+            others[_suffix(name) or "no suffix"] += (
+                os.path.join(place, name) not in read
+            )
+    return Found(root, tuple(sorted(videos)), tuple(sorted(skipped)), +others)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM
 
 
 def _candidates(files: list[str], leaf: bool) -> list[str]:
     """Videos among the files of one folder; "." if the folder itself is one."""
-    files = [name for name in files if not name.startswith(".")]
     videos = [name for name in files if _suffix(name) in VIDEO_SUFFIXES]
     frames = any(_suffix(name) in IMAGE_SUFFIXES for name in files)
     return ["."] if frames and leaf and not videos else videos
@@ -75,10 +111,11 @@ def _suffix(name: str) -> str:
 
 
 def _relative(root: Path, path: str) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
+    name = Path(os.path.relpath(path, root)).as_posix()
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
-def _bad_link(root: Path, path: str) -> str | None:
+def _bad_link(root: Path, path: str | os.PathLike) -> str | None:
     """Why a path must not be followed: it, or a frame in it, links out of the root."""
     inside = os.scandir(path) if os.path.isdir(path) else ()
     for place in [path, *(entry.path for entry in inside)]:
@@ -90,13 +127,19 @@ def _bad_link(root: Path, path: str) -> str | None:
     return None
 
 
+def others_line(others: Mapping[str, int]) -> str:
+    """The files that were not looked at, the most frequent kind first."""
+    counted = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {printable(kind)}" for kind, number in counted)
+
+
 def labels(names: Iterable[str]) -> dict[str, str]:
-    """The label of each name: its first-level subfolder.
+    """The label of each name: its first-level subfolder, as it can be shown.
 
     Empty unless at least two subfolders hold videos. What lies in the root has no
     label, and that includes a subfolder that is itself a video (its frames).
     """
-    first = {name: name.split("/")[0] for name in names if "/" in name}
+    first = {name: printable(name.split("/")[0]) for name in names if "/" in name}
     return first if len(set(first.values())) > 1 else {}
 
 
@@ -109,16 +152,19 @@ def captions(
     the files that captions.jsonl names but the folder lacks. Raises UserError for a
     line of captions.jsonl that is not what docs/data.md says.
     """
-    listed = _jsonl(found.root / CAPTIONS)
+    path = found.root / CAPTIONS
+    if reason := _bad_link(found.root, path):
+        raise UserError(f"{path}: {reason}")
+    listed = _jsonl(path)
     texts, dropped = {}, []
     for name in found.videos:
-        path = Path(found.path(name))
-        stem = path.name if path.is_dir() else path.stem
+        path = _sidecar(Path(found.path(name)))
         try:
             # the root as one video has no place beside it that belongs to the data
-            beside = _sidecar(path.parent / f"{stem}.txt") if name != "." else []
-        except (OSError, ValueError) as error:
-            dropped.append((name, f"caption {stem}.txt: {error}"))
+            beside = _beside(found.root, path) if name != "." else []
+        except (OSError, Damaged) as error:
+            reason = getattr(error, "strerror", None) or error
+            dropped.append((name, f"caption {path.name}: {reason}"))
             continue
         texts[name] = (*beside, *listed.pop(name, ()))
     taken = {name for name, _ in dropped}
@@ -142,8 +188,8 @@ def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
         by_name = _jsonl(path)
     else:
         try:
-            by_name = {path.name: _lines(path)}
-        except (OSError, ValueError) as error:
+            by_name = {path.name: _lines(path, MAX_JSONL_BYTES)}
+        except (OSError, Damaged) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: {reason}: {rule}") from error
     texts = [text for found in by_name.values() for text in found]
@@ -152,21 +198,22 @@ def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
     return texts, dropped
 
 
-def _sidecar(path: Path) -> list[str]:
-    """One caption a line; empty lines do not count. ValueError: too long, not UTF-8."""
-    if not path.is_file():
-        return []
-    if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise ValueError(f"larger than {MAX_CAPTION_BYTES} bytes")
-    return _lines(path)
+def _sidecar(video: Path) -> Path:
+    """Where the captions of a video file, or of a folder of frames, stand beside it."""
+    stem = video.name if video.is_dir() else video.stem
+    return video.parent / f"{stem}.txt"
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _beside(root: Path, path: Path) -> list[str]:
+    """The captions of a sidecar file, if there is one. Raises Damaged, OSError."""
+    if reason := _bad_link(root, path):
+        raise Damaged(reason)
+    return _lines(path, MAX_CAPTION_BYTES) if path.is_file() else []
+
+
+def _lines(path: Path, limit: int) -> list[str]:
+    """One caption a line; empty lines do not count."""
+    return [row.strip() for row in lines(read_text(path, limit)) if row.strip()]
 
 
 def _jsonl(path: Path) -> dict[str, list[str]]:
@@ -176,16 +223,17 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
         return listed
     rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text") from error
-    for number, line in enumerate(lines, start=1):
+        rows = lines(read_text(path, MAX_JSONL_BYTES))
+    except (OSError, Damaged) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {reason}") from error
+    for number, line in enumerate(rows, start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number}: not JSON ({error})") from error
+            entry = parse_json(line)
+        except Damaged as error:
+            raise UserError(f"{path} line {number}: {error}") from error
         texts = entry.get("captions") if isinstance(entry, dict) else None
         if isinstance(entry, dict) and "caption" in entry:
             texts = [entry["caption"], *(texts or [])]
@@ -195,6 +243,9 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
             or not all(isinstance(text, str) for text in texts)
         ):
             raise UserError(f"{path} line {number}: each line is {rule}")
+        for text in texts:
+            if reason := no_text(text):
+                raise UserError(f"{path} line {number}: a caption {reason}")
         name = Path(os.path.normpath(entry["file"])).as_posix()
         kept = [text.strip() for text in texts if text.strip()]
         listed.setdefault(name, []).extend(kept)

@@ -4,6 +4,8 @@ from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
+from vdm_jax.errors import printable
+
 
 class Clip(TypedDict):
     """One training example."""
@@ -27,7 +29,7 @@ class BadClip(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return printable(f"{self.name}: {self.reason}")
 
 
 class Source(Protocol):

@@ -1,0 +1,35 @@
+"""Labels by the names of their values, whatever these are: sampling/labels.py."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import draw_labels, label_text
+
+NAMES = ("none", "cats, dogs", 'the "big" one', " ", "a=b", "-1", "naïve", "\\", "cats")
+MODEL: Any = types.SimpleNamespace(attributes=(NAMES, ("slow", "fast")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_can_be_asked_for(name):
+    label = np.array([NAMES.index(name), -1])
+    asked = label_text(MODEL, label)
+    assert (draw_labels(MODEL, 2, asked) == label).all()
+    label[1] = 1
+    assert (draw_labels(MODEL, 1, f"fast,{asked}") == label).all()
+
+
+def test_in_quotation_marks_a_name_is_what_it_is():
+    assert draw_labels(MODEL, 1, "none") == pytest.approx(np.array([[-1, -1]]))
+    assert draw_labels(MODEL, 1, '"none"') == pytest.approx(np.array([[0, -1]]))
+    assert draw_labels(MODEL, 1, '"cats, dogs",slow') == pytest.approx(
+        np.array([[1, 0]])
+    )
+    with pytest.raises(UserError, match=r'no value .*"none", "cats, dogs", "the ""big'):
+        draw_labels(MODEL, 1, "cats, dogs")
+    for asked in ('"cats', '"a"b', '""'):
+        with pytest.raises(UserError, match="--label="):
+            draw_labels(MODEL, 1, asked)
