@@ -9,7 +9,7 @@ from vdm_jax.conditioning import Conditioner
 
 
 @pytest.fixture(scope="module")
-def told():
+def inputs():
     conditioner = Conditioner(width=8, layers=1, cardinalities=(2, 3), text=True)
     cond = {
         "label": jnp.array([[0, 2], [1, 0]]),
@@ -20,12 +20,16 @@ def told():
     logsnr = jnp.array([-3.0, 2.0])
     params = conditioner.init(jax.random.key(0), logsnr, 3, cond)
 
-    def vector(**changes):
+    def of(**changes):
         keep = {**cond["keep"], **changes.pop("keep", {})}
-        inputs = conditioner.apply(params, logsnr, 3, {**cond, **changes, "keep": keep})
-        return np.asarray(inputs.vector)
+        return conditioner.apply(params, logsnr, 3, {**cond, **changes, "keep": keep})
 
-    return vector
+    return of
+
+
+@pytest.fixture(scope="module")
+def told(inputs):
+    return lambda **changes: np.asarray(inputs(**changes).vector)
 
 
 def test_a_dropped_label_is_not_seen(told):
@@ -58,6 +62,16 @@ def test_an_empty_text_is_finite_and_null(told):
     assert np.isfinite(told()).all()
     dropped = told(keep={"text": jnp.zeros(2, bool)})
     np.testing.assert_array_equal(told()[1], dropped[1])  # its mask is all False
+
+
+def test_a_dropped_text_is_not_seen(inputs):
+    """Neither in the vector nor by who reads its tokens."""
+    text = jax.random.normal(jax.random.key(2), (2, 4, 5))
+    kept = {"text": jnp.array([False, True])}
+    one, other = inputs(keep=kept), inputs(keep=kept, text=text)
+    np.testing.assert_array_equal(one.vector[0], other.vector[0])
+    assert not one.token_mask.any()  # of the first dropped, of the second empty
+    assert inputs().token_mask.tolist() == [[True, True, False, False], [False] * 4]
 
 
 def test_an_image_has_no_place_in_time():

@@ -4,6 +4,8 @@ Its network is silent, so that the preconditioning alone predicts: the denoiser 
 exact one of independent Gaussian pixels with the data's mean and variance.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from vdm_jax.sampling import Known, Settings
 from vdm_jax.stages import Stage
 
 SHAPE = (4, 8, 8, 2)
+HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
 PARAMS = {"network": {}, "conditioner": {}}
 
 
@@ -62,6 +65,53 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
     np.testing.assert_allclose(rest, parts()[1], atol=1e-9)
 
 
+class Kept:
+    """A conditioner: whether the label is kept."""
+
+    def apply(self, params, logsnr, frames, cond):
+        return cond["keep"]["label"]
+
+
+class Linear:
+    """A network: half of z where the label is kept, a fifth where it is not."""
+
+    def apply(self, params, z, kept, train, rngs):
+        return jnp.where(kept.reshape(-1, 1, 1, 1, 1), 0.5, 0.2) * z
+
+
+def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
+    """One step to the prediction itself, whose every part has a closed form."""
+    schedule = schedules.Cosine(logsnr_min=0.0)  # it starts at alpha^2 = 1 / 2
+    model = dataclasses.replace(
+        gaussian(0.0, 1.0),
+        network=Linear(),
+        conditioner=Kept(),
+        schedule=schedule,
+        output="x",
+        attributes=(("a", "b"),),
+        label_drop=0.1,
+    )
+    rng = np.random.default_rng(0)
+    z, video = rng.normal(size=(2, 2, *SHAPE))
+    low = rng.uniform(-1, 1, (2, SHAPE[0], 4, 4, SHAPE[3]))
+    known = Known(np.clip(video, -1, 1), HALF, low)
+    settings = Settings(steps=1, guidance=2.0, reconstruction=3.0, threshold=0.6)
+    made = sampling.sample(model, PARAMS, 2, settings, known=known, start=z)
+
+    def means(x):
+        return x.reshape(2, SHAPE[0], 4, 2, 4, 2, SHAPE[3]).mean((3, 5))
+
+    g = 0.5 + 2.0 * (0.5 - 0.2)
+    pulled = 3.0 * np.sqrt(0.5) * g * (low - g * means(z)).repeat(2, 2).repeat(2, 3)
+    expected = np.clip(g * z + pulled, -0.6, 0.6)
+    inside = np.abs(expected) < 0.6
+    assert 0.2 < inside.mean() < 0.8
+    expected = np.where(HALF, known.video, expected)
+    after = slice(SHAPE[0] // 2, None)  # of frames that are not given
+    np.testing.assert_allclose(made[:, after], expected[:, after], atol=1e-9)
+    np.testing.assert_array_equal(made[:, : after.start], known.video[:, : after.start])
+
+
 @pytest.fixture
 def draws(monkeypatch):
     """Every noise that any program draws while it runs, video by video."""
@@ -76,7 +126,6 @@ def draws(monkeypatch):
     return seen
 
 
-HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
 GIVEN = Known(np.zeros((1, *SHAPE)), HALF)
 LOW = {"low": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
 STEPS = 3

@@ -670,6 +670,15 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     assert by_name["student, 4 steps"]["videos"] == 5
     assert by_name["teacher, ddim, 2 steps"]["videos"] == 4
     assert by_name["teacher, ddim, 8 steps"]["off"] == 0
+    kept = {}
+    for path in (tmp_path / "rows").glob("*.json"):
+        figures = json.loads(path.read_text())["figures"]
+        with np.load(path.with_suffix(".npz")) as found:
+            kept[figures["row"]] = figures, found["videos"] / 127.5
+    first = kept["teacher, ddim, 8 steps"][1]  # every row is held against it
+    for figures, videos in kept.values():
+        off = np.sqrt(np.square(videos - first[: len(videos)]).mean())
+        assert figures["off"] == pytest.approx(off)
     assert (tmp_path / "index.html").stat().st_size > 10_000
     monkeypatch.setattr(students.sampling, "sample", lambda *args, **how: 1 / 0)
     assert students.evaluate(workdir, tmp_path, **ask) == rows
