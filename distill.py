@@ -4,11 +4,12 @@ python distill.py --config=configs/distill_shapes.py --teacher=models/shapes \\
     --workdir=runs/distilled
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+    # PYTHONSAFEPATH leaves it out.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from vdm_jax import cli
 
     cli.distill()

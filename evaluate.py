@@ -3,11 +3,12 @@
 python evaluate.py --workdir=models/shapes --num=200 --guidance=0,1,2,4
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+    # PYTHONSAFEPATH leaves it out.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from vdm_jax import cli
 
     cli.evaluate()

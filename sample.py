@@ -3,11 +3,12 @@
 python sample.py --workdir=models/shapes --label=red,circle,left,fast --out=samples
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+    # PYTHONSAFEPATH leaves it out.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from vdm_jax import cli
 
     cli.sample()

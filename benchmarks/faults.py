@@ -10,13 +10,20 @@ this machine does not allow (mounting, say) are skipped by name.
 """
 
 import contextlib
+import functools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import av
+import numpy as np
+
+from vdm_jax import video_io
 
 ROOT = Path(__file__).parents[1]
 FAULTS: dict[str, Callable[[Path], str]] = {}
@@ -118,6 +125,61 @@ def full_samples(folder: Path) -> str:
         command = ["--workdir=models/clips", "--steps=1", "--num=16"]
         done = run("sample.py", *command, f"--out={disk / 'out'}")
         return expect(done, 2, "no space left on device")
+
+
+def footage(folder: Path, number: int) -> Path:
+    """A folder of short videos in which something moves."""
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        video = rng.integers(0, 256, (16, 8, 8, 3), np.uint8)
+        video_io.write_video(folder / "videos" / f"v{i}.mp4", video, 8, scale=4)
+    return folder / "videos"
+
+
+def check(folder: Path, number: int, **options) -> Done:
+    """Run `data check` of some footage from within an empty folder."""
+    arguments = [footage(folder, number), f"--cache-dir={folder / 'cache'}"]
+    command = ["-m", "vdm_jax.data", "check", *arguments, "--frames=8"]
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": ""}
+    return run(*command, cwd=folder, env=environment, **options)
+
+
+@fault
+def damaged_clip(folder: Path) -> str:
+    """evaluate.py --videos where a frame of one file is overwritten."""
+    videos = footage(folder, 8)
+    with av.open(videos / "v3.mp4") as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][4]
+    with open(videos / "v3.mp4", "r+b") as file:
+        file.seek((packet.pos or 0) + 4)
+        file.write(bytes((i * 37 + 11) % 256 for i in range(packet.size - 4)))
+    out = f"--out={folder / 'out'}"
+    pair = [f"--videos={videos}", f"--reference={videos}", "--frames=8", "--num=8"]
+    done = run("evaluate.py", *pair, out, env={"XDG_CACHE_HOME": str(folder)})
+    expect(done, 0)
+    if "v3.mp4: at frame" not in done.out:
+        raise Wrong("the damaged file is not named")
+    return f"status 0: {done.out.splitlines()[0].strip()}"
+
+
+@fault
+def little_memory(folder: Path) -> str:
+    """`ulimit -v` of 3 GB, half of what the decoder may take otherwise."""
+    limit = 3 * 10**9, 3 * 10**9
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_AS, limit)
+    done = check(folder, 2, preexec_fn=limited)
+    expect(done, 0, "kept      2")
+    return f"status 0: {done.out.splitlines()[1]}"
+
+
+@fault
+def modules_among_data(folder: Path) -> str:
+    """json.py, numpy.py and others in the current folder end whoever imports them."""
+    for name in ("json", "numpy", "av", "random", "tqdm", "jax"):
+        (folder / f"{name}.py").write_text("raise SystemExit('imported')")
+    done = check(folder, 2)
+    expect(done, 0, "kept      2")
+    return f"status 0: {done.out.splitlines()[1]}"
 
 
 def main(names: list[str]) -> int:
