@@ -93,6 +93,20 @@ def test_drop_leaves_out_the_share_it_names_of_each_by_itself(model):
     np.testing.assert_allclose(np.corrcoef(lost.T), np.eye(12), atol=0.08)
 
 
+def test_the_unconditional_twin_keeps_nothing_and_shares_the_rest(model):
+    whole = dataclasses.replace(model, text_width=2)
+    batch = {
+        "label": jnp.ones((3, 2), jnp.int32),
+        "text": jnp.ones((3, 1, 2)),
+        "text_mask": jnp.ones((3, 1), bool),
+    }
+    cond = whole.tell(whole.conditions(batch), jnp.ones(3))
+    null = whole.null(cond)
+    assert null["keep"].keys() == {"label", "text"}
+    assert not any(mask.any() for mask in null["keep"].values())
+    assert all(null[name] is cond[name] for name in cond if name != "keep")
+
+
 def test_guidable_needs_every_condition_dropped(model):
     assert model.guidable
     assert not dataclasses.replace(model, label_drop=0.0).guidable

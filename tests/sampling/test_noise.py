@@ -112,6 +112,38 @@ def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
     np.testing.assert_array_equal(made[:, : after.start], known.video[:, : after.start])
 
 
+class Given:
+    """A conditioner, and a network: the video that a stage is given, how noisy it is.
+
+    The first channel is the video's, the second says the level.
+    """
+
+    def apply(self, params, first, second, *more, **how):
+        if not isinstance(second, int):  # the network: z and what the conditioner said
+            return second
+        video, level = more[0]["low"], more[0]["low_logsnr"]
+        level = jnp.broadcast_to(level.reshape(-1, 1, 1, 1, 1), video[..., :1].shape)
+        return jnp.concatenate([video[..., :1], level / 20], axis=-1)
+
+
+@pytest.mark.parametrize("snr", [50.0, 400.0])
+def test_a_stage_is_given_the_noise_that_it_is_told_of(snr):
+    told = Given()
+    model = dataclasses.replace(
+        gaussian(0.0, 1.0, Stage("ssr", 2, SHAPE)),
+        network=told,
+        conditioner=told,
+        output="x",
+    )
+    low = np.full((8, SHAPE[0], 4, 4, SHAPE[3]), 0.3, np.float32)
+    settings = Settings(steps=1, snr=snr, threshold=0.0)
+    made = sampling.sample(model, PARAMS, 8, settings, low=low)
+    alpha2 = snr / (1 + snr)
+    np.testing.assert_allclose(20 * made[..., 1], np.log(snr), rtol=1e-4)
+    assert made[..., 0].mean() == pytest.approx(np.sqrt(alpha2) * 0.3, rel=0.05)
+    assert made[..., 0].var() == pytest.approx(1 - alpha2, rel=0.15)
+
+
 @pytest.fixture
 def draws(monkeypatch):
     """Every noise that any program draws while it runs, video by video."""
