@@ -652,7 +652,6 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
 
 def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     """And says of every row how many calls it takes."""
-    monkeypatch.setattr(students, "DRAWS", 2)
     monkeypatch.setattr(students, "SAMPLERS", ("ddim", "dpm"))
     workdir = done
     ask = dict(
