@@ -5,7 +5,6 @@ trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
 """
 
 import dataclasses
-import json
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import sharding
+from vdm_jax import files, sharding
 from vdm_jax.checkpoint import MANIFEST, Checkpoints
 from vdm_jax.conditioning import Cond, Conditioner
 from vdm_jax.diffusion import process, schedules
@@ -333,7 +332,10 @@ SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 # A distillation's workdir: what was asked, and its finished rounds.
 DISTILLATION, STUDENTS = "distill.json", "rounds.json"
-ROW = {"steps", "updates", "loss", "metric", "seconds", "path"}
+ROW = {
+    "steps": int, "updates": int, "loss": float | int, "metric": float | int,
+    "seconds": float | int, "path": str,
+}  # fmt: skip
 
 
 def resolve(workdir: Path) -> Path:
@@ -346,9 +348,12 @@ def resolve(workdir: Path) -> Path:
 def students(workdir: Path) -> list[dict[str, Any]]:
     """The rows of a distillation's finished rounds, of which there is one at least."""
     path = workdir / STUDENTS
-    rows = read_json(path) if path.is_file() else []
-    known = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    if not known or any(ROW - row.keys() for row in rows):
+    rows = read_json(path, list) if path.is_file() else []
+    if not all(
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), kind) for name, kind in ROW.items())
+        for row in rows
+    ):
         raise UserError(f"{path} is not what distill.py wrote; put back a copy")
     if not rows:
         raise UserError(
@@ -357,22 +362,28 @@ def students(workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """A file of a run; UserError if it is not JSON, or not UTF-8."""
+def read_json(path: Path, kind: type = object) -> Any:
+    """A file of a run; UserError if it is not JSON of this kind, or cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; put back a copy") from error
+        found = files.read_json(path)
+    except files.Damaged as error:
+        raise UserError(f"{path} is {error}; put back a copy") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path} is not what was written there; put back a copy")
+    return found
 
 
 def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
     """A config's fields as an older version wrote them, with what they meant to it."""
     fields = {"stage": {}} | fields
     for section, name in GONE.items():
-        if section in fields:
+        if isinstance(fields.get(section), dict):
             fields[section] = {k: v for k, v in fields[section].items() if k != name}
-    for section in LATER.keys() & fields.keys():
-        fields[section] = LATER[section] | fields[section]
+    for section, later in LATER.items():
+        if isinstance(fields.get(section), dict):
+            fields[section] = later | fields[section]
     return fields
 
 
@@ -384,14 +395,21 @@ def read_config(workdir: Path) -> Any:
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
             "training run or a folder of models/"
         )
-    fields = read_json(path)
-    lacking = SECTIONS - (fields.keys() if isinstance(fields, dict) else set())
-    if lacking:
+    fields = read_json(path, dict)
+    sections = {name for name, value in fields.items() if isinstance(value, dict)}
+    if lacking := SECTIONS - sections:
         raise UserError(
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
-    return ConfigDict(up_to_date(fields))
+    config = ConfigDict(up_to_date(fields))
+    try:
+        build(config)
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
+        raise UserError(
+            f"{path} is not a config that training wrote ({bad}); put back a copy"
+        ) from bad
+    return config
 
 
 def is_trained(workdir: Path) -> bool:

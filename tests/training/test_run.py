@@ -60,6 +60,7 @@ def config(**changes) -> ConfigDict:
                 "steps": 4,
                 "keep_checkpoints": 2,
                 "trainable": ((".*", True),),
+                "ema": 0.9,
             },
         }
     )
@@ -127,17 +128,85 @@ def test_harmless_changes_are_printed(tmp_path, capsys):
         ("data.batch_size", 2, 4),
         ("network.levels", [{"channels": 8}], ({"channels": 16},)),
         ("train.trainable", [[".*", True]], ((".*", False),)),
+        ("train.ema", 0.9, 0.0),
+        ("stage.kind", "base", "ssr"),
+        ("stage.fill", "repeat", "noise"),
     ],
 )
 def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old, new):
     begin(tmp_path)
+    before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError) as caught:
         begin(tmp_path, **{field: new})
     message = str(caught.value)
     assert caught.value.status == 2
+    assert (tmp_path / "config.json").read_text() == before
     assert f"config.{field}={json.loads(json.dumps(new))!r}" in message
     assert f"with {old!r}" in message and f"init_from={tmp_path}" in message
     begin(tmp_path)
+
+
+def test_an_average_may_become_longer_but_neither_begin_nor_end(tmp_path, capsys):
+    begin(tmp_path, **{"train.ema": 0.0})
+    with pytest.raises(UserError, match="train.ema=0.9, but .* was begun with 0.0"):
+        begin(tmp_path)
+    begin(tmp_path / "other")
+    begin(tmp_path / "other", **{"train.ema": 0.99})
+    assert "config.train.ema 0.9 -> 0.99" in capsys.readouterr().out
+
+
+def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    """As when the code of an optimiser or a network has changed, and no field."""
+    begin(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".lock"}
+    more = jax.eval_shape(lambda: {**STATE, "more": jnp.zeros(2)})
+    with (
+        pytest.raises(UserError, match="7 of .*more: here float32.2., there abs"),
+        open_run(tmp_path, config(**{"train.steps": 9}), {"items": 5},
+                 abstract_state=more),
+    ):  # fmt: skip
+        pass
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".lock"}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b"\0" * 100, "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff{}", "not JSON"),
+        (b"[]", "not what was written"),
+        (b"null", "not what was written"),
+        (b'{"seed": 0, "train": 3, "data": null}', "config.data"),
+    ],
+)
+def test_a_damaged_config_beside_checkpoints_is_one_line(tmp_path, content, words):
+    begin(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    if words == "config.data":  # other fields are changes, which are told
+        assert begin(tmp_path)[0]["step"] == 7
+        assert json.loads(path.read_bytes())["data"]["batch_size"] == 2
+        return
+    with pytest.raises(UserError, match=f"config.json is .*{words}"):
+        begin(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_no_link_is_followed(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    for name in ".lock", "config.tmp", "metrics.tmp":
+        place = tmp_path / f"of {name}"
+        place.mkdir()
+        (place / name).symlink_to(tmp_path / "victim")
+        if name == ".lock":
+            with pytest.raises(UserError, match=".lock is a link"):
+                begin(place)
+        else:
+            begin(place)
+        assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):

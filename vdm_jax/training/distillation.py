@@ -24,15 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, sampling, sharding, text
+from vdm_jax import data, files, sampling, sharding, text, video_io
 from vdm_jax import model as models
-from vdm_jax.checkpoint import check_fit, on_first_process
+from vdm_jax.checkpoint import check_fit, on_first_process, reading
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, guidance, losses, process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, statistics
 from vdm_jax.evaluation.evaluate import MEASURES
-from vdm_jax.files import replacing
 from vdm_jax.model import Model, Params
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import rounds, told
@@ -40,7 +39,7 @@ from vdm_jax.training import step as steps
 from vdm_jax.training.checks import check
 from vdm_jax.training.fit import fit
 from vdm_jax.training.rounds import Round
-from vdm_jax.training.run import Run, compare, open_run, owning
+from vdm_jax.training.run import Run, changes_since, compare, open_run, owning
 from vdm_jax.training.stop import EXIT_STATUS
 from vdm_jax.training.train import (
     Interrupted,
@@ -104,8 +103,11 @@ def distill(
         asked = sampling.Settings.of(each.sample)
         sampling.check(student, config.distill.num, config.seed, asked)
 
+    begun = [
+        (workdir / each.path, own) for each, own in zip(plan, configs, strict=True)
+    ]
     with (
-        _driving(workdir, config, teacher, loaded.checksum) as rows,
+        _driving(workdir, config, teacher, loaded.checksum, begun) as rows,
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
@@ -118,8 +120,9 @@ def distill(
             if texts is not None:
                 fingerprint["text"] = texts.digest
             left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
+            place = workdir / each.path
             with (
-                open_run(workdir / each.path, own, fingerprint, left, ANEW) as run,
+                open_run(place, own, fingerprint, left, ANEW, driver.abstract) as run,
                 run.stop.listening(),
             ):
                 params = driver.train(run, each, params)
@@ -133,6 +136,7 @@ def distill(
                     f"{each.steps} steps: {config.distill.metric} {metric:.3f}, "
                     f"in {each.path}"
                 )
+                on_first_process(run.logger.check)
                 if run.stop.requested() and (more or each is not plan[-1]):
                     _leave(run)
     return rows
@@ -363,7 +367,23 @@ class _Rounds:
         weight that the students are asked for by default.
         """
         distill, path = self.config.distill, workdir / REFERENCE
-        if not on_first_process(path.is_file):
+
+        def kept() -> bool:
+            """Whether they are there; what is damaged is set aside and made again."""
+            if not path.is_file():
+                return False
+            wanted = distill.num, *self.student.shape
+            try:
+                with reading(path):
+                    found = video_io.read_npz(path).shape
+                if found != wanted:
+                    raise files.Damaged(f"videos {found} instead of {wanted}")
+            except files.Damaged as damage:
+                files.set_aside(path, str(damage))
+                return False
+            return True
+
+        if not on_first_process(kept):
             weight = float(loaded.config.sample.guidance)
             if distill.guidance:
                 weight = float(np.clip(weight, *distill.guidance))
@@ -381,16 +401,8 @@ class _Rounds:
             )
             videos = self._sample(loaded.model, loaded.params, settings)
 
-            def keep() -> None:
-                with (
-                    replacing(path, overwrite=True) as new,
-                    open(new, "wb") as file,
-                ):
-                    np.savez_compressed(file, videos=videos)
-
-            on_first_process(keep)
-        with np.load(path) as kept:
-            self.reference = kept["videos"]
+            on_first_process(lambda: video_io.write_npz(path, videos, overwrite=True))
+        self.reference = video_io.read_npz(path)
         return self._metric(self.reference)
 
     def _sample(self, model: Model, params: Params, settings, progress=None):
@@ -435,30 +447,45 @@ class _Rounds:
 
 
 @contextlib.contextmanager
-def _driving(workdir: Path, config, teacher: str, checksum: str) -> Iterator[list[Row]]:
-    """Own the workdir of a distillation; the rows of its finished rounds."""
+def _driving(
+    workdir: Path, config, teacher: str, checksum: str, plan: list[tuple[Path, Any]]
+) -> Iterator[list[Row]]:
+    """Own the workdir of a distillation; the rows of its finished rounds.
+
+    plan: workdir and config of every round.
+    """
     own = {"teacher": teacher, "checksum": checksum}
     asked = json.loads(json.dumps(config.to_dict()))
 
     def begin() -> dict[str, Any]:
-        path = workdir / models.DISTILLATION
-        rows = models.students(workdir) if (workdir / models.STUDENTS).is_file() else []
-        changes = []
-        if path.is_file() and any((workdir / "rounds").glob("*/checkpoints/[0-9]*")):
-            before = models.read_json(path)
-            if before.pop("checksum", None) != checksum and not rows:
+        path, table = workdir / models.DISTILLATION, workdir / models.STUDENTS
+        begun = any((workdir / "rounds").glob("*/checkpoints/[0-9]*"))
+        rows, changes, damage = [], [], ""
+        try:
+            rows = models.students(workdir) if table.is_file() else []
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):  # it may be as good as ever
+                raise
+            damage = f"damaged, so that the rounds are looked at again ({error})"
+        if begun or rows:
+            before = models.read_json(path, dict)
+            if before.get("checksum") != checksum and not rows:
                 raise UserError(
                     f"--teacher={teacher} is not, or not any more, the teacher that "
                     f"{workdir} was begun with ({before.get('teacher')}): {ANEW}"
                 )
-            before.pop("teacher", None)
+            # What they came from stays on record.
+            own.update({k: before[k] for k in own if rows and k in before})
+            before = {k: v for k, v in before.items() if k not in own}
             changes = compare(before, asked, workdir, ANEW, rounds.MAY_CHANGE)
+            for place, fields in plan[len(rows) : len(rows) + 1]:
+                if any((place / "checkpoints").glob("[0-9]*")):
+                    changes_since(place, fields, ANEW)  # before it is on record
         else:
             (workdir / REFERENCE).unlink(missing_ok=True)  # of another teacher
-        if rows:  # what they came from stays on record
-            own.update({k: v for k, v in models.read_json(path).items() if k in own})
-        with replacing(path, overwrite=True) as new:
-            new.write_text(json.dumps(own | asked, indent=2) + "\n")
+        if damage:
+            files.set_aside(table, damage)
+        files.write_json(path, own | asked, indent=2)
         return {"rows": rows, "changes": changes}
 
     def refuse_a_model() -> None:  # before a lock is left in it
@@ -492,17 +519,18 @@ def _accept(
 
     def add() -> Row:
         logged = curve.read_curve(workdir / each.path)
-        at, step_time = logged["train/step_time"]
+        nothing = np.zeros(0), np.zeros(0)  # where the log was damaged
+        at, step_time = logged.get("train/step_time", nothing)
+        losses = logged.get("train/loss", nothing)[1]
         row = {
             "steps": each.steps,
             "updates": each.updates,
-            "loss": float(logged["train/loss"][1][-1]),
+            "loss": float(losses[-1]) if len(losses) else float("nan"),
             "metric": metric,
             "seconds": round(float(np.diff(at, prepend=0) @ step_time), 3),
             "path": each.path,
         }
-        with replacing(workdir / models.STUDENTS, overwrite=True) as new:
-            new.write_text(json.dumps([*rows, row], indent=1) + "\n")
+        files.write_json(workdir / models.STUDENTS, [*rows, row])
         return row
 
     rows.append(on_first_process(add))

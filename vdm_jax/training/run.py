@@ -4,6 +4,7 @@ workdir/config.json  checkpoints/  metrics.jsonl  logs/  .lock
 """
 
 import dataclasses
+import errno
 import fcntl
 import fnmatch
 import json
@@ -14,16 +15,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vdm_jax.checkpoint import Checkpoints, on_first_process
+from vdm_jax import files
+from vdm_jax.checkpoint import Checkpoints, check_fit, on_first_process, usable
 from vdm_jax.errors import UserError
-from vdm_jax.model import up_to_date
+from vdm_jax.model import read_json, up_to_date
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
-# Config field -> whether it may differ from what the run was started with. The first
-# pattern that fits decides. What may change is printed; what may not would make the
-# checkpoint another model's, or its data position another stream's.
-MAY_CHANGE = (
+# Config field -> whether it may differ from what the run was started with, or which
+# values may take each other's place. The first pattern that fits decides. What may
+# change is printed; what may not would make the checkpoint another model's, or its data
+# position another stream's.
+Allowed = bool | Callable[[Any, Any], bool]
+MAY_CHANGE: tuple[tuple[str, Allowed], ...] = (
     ("network.remat", True),
     ("network.dtype", True),
     ("network.dropout", True),
@@ -42,6 +46,10 @@ MAY_CHANGE = (
     ("network.*", False),
     ("conditioning.*", False),
     ("diffusion.*", False),
+    ("stage.noise", True),
+    ("stage.crop", True),
+    ("stage.*", False),
+    ("train.ema", lambda old, new: bool(old) == bool(new)),  # an average, or none
     ("train.trainable", False),
     ("train.optimizer", False),
     ("*", True),
@@ -118,6 +126,7 @@ def open_run(
     fingerprint: dict[str, Any],
     time_limit: float | None = None,
     instead: str = "give another --workdir and --config.init_from={workdir}",
+    abstract_state: Any = None,
 ) -> Iterator[Run]:
     """Own a workdir for the length of a with block. All processes call it together.
 
@@ -126,10 +135,11 @@ def open_run(
       fingerprint: of the data (`data.fingerprint`); a resumed run must have the same.
       time_limit: seconds from now after which `fit` saves and leaves with status 42.
       instead: what a refusal advises besides keeping to what the run was begun with.
+      abstract_state: the state that will be asked for, to compare with the checkpoint.
 
     Raises:
-      UserError (2): not a directory, in use, or begun with a config or data that do not
-        fit. Nothing is changed then.
+      UserError (2): not a directory, in use, or begun with a config, data or a state
+        that do not fit. Nothing is changed then.
       UserError (4): its checkpoints are all damaged.
     """
     workdir = Path(workdir).absolute()
@@ -140,7 +150,6 @@ def open_run(
         )
         stack.callback(checkpoints.close)
         restored = checkpoints.latest()
-        text = json.dumps(config.to_dict(), indent=2)
         resuming = restored is not None
         changes = on_first_process(
             lambda: changes_since(workdir, config, instead) if resuming else []
@@ -148,7 +157,12 @@ def open_run(
         if resuming:
             extra = checkpoints.extra(restored)
             _check_fingerprint(extra["fingerprint"], fingerprint, workdir, instead)
-        on_first_process(lambda: _put(workdir / "config.json", text))
+            if abstract_state is not None:
+                saved = checkpoints.leaves(restored)
+                check_fit(saved, abstract_state, f"checkpoint {restored} of {workdir}")
+        if changes or not resuming:
+            path, fields = workdir / "config.json", config.to_dict()
+            on_first_process(lambda: files.write_json(path, fields, indent=2))
         logger = Logger(workdir, restored or 0)
         for change in changes:
             logger.say(f"changed since the run was begun: {change}")
@@ -166,27 +180,41 @@ def open_run(
 @contextmanager
 def owning(workdir: Path) -> Iterator[None]:
     """Lock the directory; the system lets go of it when the process ends, any how."""
+    workdir = usable(workdir)
+    lock = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
+        # Without O_NOFOLLOW a link of this name would have its target overwritten.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(lock, flags, 0o666)
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir} cannot be used ({error.strerror}): give a directory "
-            "that can be written"
+            f"--workdir={workdir} cannot be used ({error.strerror}"
+            f"{': .lock is a link' if error.errno == errno.ELOOP else ''}): give a "
+            "directory that can be written"
         ) from error
-    with file:
+    try:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
+            owner = os.read(handle, 200).decode(errors="replace").strip()
             raise UserError(
-                f"{workdir} is in use by {file.read().strip() or 'another process'}: "
-                "stop that run first, or give another --workdir"
+                f"{workdir} is in use by {owner or 'another process'}: stop that run "
+                "first, or give another --workdir"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be locked ({error.strerror}): give a directory of "
+                "a file system that has locks"
+            ) from error
+        with files.writing(lock):
+            os.ftruncate(handle, 0)
+            os.write(
+                handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            )
         yield
+    finally:
+        os.close(handle)  # and with it the lock
 
 
 def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
@@ -197,22 +225,9 @@ def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
     Raises:
       UserError: a change of what cannot, or a config.json that cannot be read.
     """
-    path, after = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}) though there are checkpoints beside "
-            "it: put back a copy"
-        ) from error
+    before, after = read_json(workdir / "config.json", dict), config.to_dict()
+    after = json.loads(json.dumps(after))
     return compare(up_to_date(before), after, workdir, instead)
-
-
-def _put(path: Path, text: str) -> None:
-    """Replace a file, whole or not at all."""
-    new = path.with_suffix(".tmp")
-    new.write_text(text + "\n")
-    os.replace(new, path)
 
 
 def compare(
@@ -226,6 +241,8 @@ def compare(
         if a == b:
             continue
         allowed = next(may for p, may in may_change if fnmatch.fnmatchcase(name, p))
+        if callable(allowed):
+            allowed = allowed(a, b)
         if not allowed and name in old and name in new:
             raise UserError(
                 f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "

@@ -59,8 +59,15 @@ def train(
     fingerprint = pipeline.fingerprint(config, source)
     if texts is not None:
         fingerprint["text"] = texts.digest
+    abstract = jax.eval_shape(
+        lambda: steps.init_state(model.fresh(key), tx, config.train.ema > 0)
+    )
+    shardings = sharding.state_shardings(mesh, abstract)
+    abstract = sharding.with_shardings(abstract, shardings)
     with (
-        open_run(workdir, config, fingerprint, time_limit) as run,
+        open_run(
+            workdir, config, fingerprint, time_limit, abstract_state=abstract
+        ) as run,
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
@@ -75,12 +82,6 @@ def train(
                 out_shardings=shardings,
             )
             return start(params)
-
-        abstract = jax.eval_shape(
-            lambda: steps.init_state(model.fresh(key), tx, config.train.ema > 0)
-        )
-        shardings = sharding.state_shardings(mesh, abstract)
-        abstract = sharding.with_shardings(abstract, shardings)
 
         def load(other: str):
             params = models.load(other, mesh).params
