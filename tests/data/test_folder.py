@@ -513,6 +513,15 @@ def test_load_is_a_function_of_index_and_rng(videos, opened):
     assert len(clips) > 10
 
 
+@pytest.mark.parametrize("crop, least, most", [("center", 1, 1), ("random", 4, 9)])
+def test_one_clip_of_a_file_is_cropped_as_asked(videos, opened, crop, least, most):
+    """A clip as long as its file starts at one place; 24 x 32 has nine squares."""
+    make_mp4(videos / "a.mp4", frames=4)
+    source = opened(held_out=0.0, crop=crop, height=24, width=24)
+    found = {source.load(0, rng(seed), 4)["video"].tobytes() for seed in range(12)}
+    assert least <= len(found) <= most
+
+
 @pytest.mark.parametrize("cache_gib", [0.0, 0.01])
 def test_with_children_and_in_a_worker_all_is_the_same(videos, opened, cache_gib):
     make_mp4(videos / "a.mp4", 1)

@@ -202,6 +202,8 @@ def test_images_are_appended_behind_the_unchanged_video():
         assert b["frame_mask"].dtype == bool and "frame_mask" not in a
         others |= set(b["video"][:, 3:, 0, 0, 0].ravel().tolist())
     assert others == set(range(10))  # from all items
+    shown = np.concatenate([b["video"][:, :, 0, 0, 0] for b in joint])
+    assert (shown[:, 3:] == shown[:, :1]).mean() < 0.3  # whatever the video's own is
     first = joint[0]
     assert first["label"].shape[:2] == first["caption"].shape == (4, 3)
     np.testing.assert_array_equal(first["label"][:, 0], plain[0]["label"])

@@ -233,6 +233,16 @@ def test_reference_and_spoilt_clips_share_no_clip():
     assert len(np.unique(np.r_[reference, other])) == 12
 
 
+def test_the_seed_draws_the_reference_out_of_all_training_clips():
+    training = np.arange(40).reshape(-1, 1, 1, 1, 1)
+    drawn = [
+        statistics.compared(training[:9], training, None, seed)[0].ravel()
+        for seed in range(8)
+    ]
+    assert len({tuple(each) for each in drawn}) == 8
+    assert len(np.unique(drawn)) > 30
+
+
 @pytest.mark.parametrize(
     "samples, training, held_out, n", [(9, 40, 7, 7), (5, 40, 7, 5), (9, 13, 9, 6)]
 )

@@ -78,6 +78,9 @@ def test_labels_are_read_by_name(trained):
     assert sampling.label_text(model, np.array([-1, 0])) == "x"
     drawn = sampling.draw_labels(model, 6, seed=3)
     assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]
+    alike = dataclasses.replace(model, attributes=(("a", "b"), ("x", "y")))
+    drawn = sampling.draw_labels(alike, 40)
+    assert len(np.unique(drawn, axis=0)) == 4  # each attribute by itself
 
 
 @pytest.mark.parametrize("asked", ["green", "a,b", "a,", "a,x,y"])

@@ -7,7 +7,7 @@ import pytest
 from vdm_jax import sampling
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import blocks
+from vdm_jax.sampling import blocks, long
 
 # All draw two videos at once, so that they share their programs.
 QUICK = sampling.Settings(steps=3, batch_size=2)
@@ -56,6 +56,23 @@ def test_frames_are_kept_wherever_they_are(trained, places, backward):
     videos = sampling.fill(model, params, 2, QUICK, known, backward=backward)
     np.testing.assert_array_equal(sampling.to_uint8(videos)[1, places], frames)
     assert np.abs(videos).max(axis=(0, 2, 3, 4)).min() > 0  # no frame left empty
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_blocks_go_on_from_what_is_given(trained, monkeypatch, backward):
+    """From one end to the other: none is made out of nothing."""
+    model, params = trained
+    seen = []
+
+    def sample(model, params, num, settings, *, known, **how):
+        seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
+        return np.zeros((num, *model.shape))
+
+    monkeypatch.setattr(long, "sample", sample)
+    known, _ = given(model, 16, [14, 15] if backward else [0, 1])
+    sampling.fill(model, params, 2, QUICK, known, overlap=3, backward=backward)
+    first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))
+    assert seen == [each[::-1] if backward else each for each in (first, *others)]
 
 
 def test_given_pixels_come_back_and_the_rest_is_painted(trained):
