@@ -66,7 +66,7 @@ def read(
             break
     guard.close()
     if fps is None:
-        raise UserError(folder.nothing_left(str(path), found.found, dropped))
+        raise UserError(folder.nothing_left(found, dropped))
     return np.stack(clips), "files", fps / stride
 
 
