@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("files",),
-    ("command",),
+    ("command", "config_files"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
     ("data", "conditioning", "stages"),
     ("text",),

@@ -5,21 +5,17 @@ config files, with status 2. Anything else keeps its traceback and status 1.
 """
 
 import dataclasses
-import difflib
 import functools
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 from tqdm import tqdm
 
-from vdm_jax import command
+from vdm_jax import command, config_files
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import (
     Damaged,
@@ -48,22 +44,8 @@ def _leave(status: int) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's own parsing, with its many exceptions turned into UserError."""
-    argv = list(argv)
-    for at, flag in enumerate(argv[1:], 1):
-        name, equals, value = flag.partition("=")
-        if name not in ("--config", "-config"):
-            continue
-        if not equals:  # the value is the next word
-            at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
-        value = str(user_path(value, "--config"))
-        _check_config_file(value)
-        argv[at : at + 1] = [name + equals + value if equals else value]
-    try:
-        rest = FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = str(error.args[0] if error.args else error)
-        raise UserError(" ".join(message.split())) from error
+    """absl's own parsing, and what every flag must be."""
+    rest = config_files.parse(FLAGS, argv)
     for name in FLAGS:
         _check_text(name)
     if not FLAGS["verbosity"].present:
@@ -132,38 +114,6 @@ def _check_text(name: str) -> None:
             raise UserError(f"--{name}={value}: {reason}")
 
 
-def _config_module(path: str, flag: str) -> dict[str, Any]:
-    """What a config file defines; UserError if it is none."""
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--{flag}={path}: no such file{hint}")
-    module = runpy.run_path(path)
-    if "get_config" not in module:
-        raise UserError(f"{path} is not a config: it defines no get_config()")
-    return module
-
-
-def _check_config_file(value: str) -> None:
-    """The file exists and knows the variant: `configs/NAME.py[:variant]`.
-
-    It is run here once, so that a bug in it shows as one, with its traceback.
-    """
-    path, _, variant = value.partition(":")
-    module = _config_module(path, "config")
-    variants = module.get("VARIANTS", ("",))
-    if variant not in variants:
-        known = ", ".join(repr(v) for v in variants if v) or "none"
-        raise UserError(f"{path} has no variant {variant!r}; it has: {known}")
-    module["get_config"](*[variant] * bool(variant))
-
-
-def _config_flag() -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py[:variant]; --config.a.b=value changes a field"
-    )
-
-
 def _workdir_flag(meaning: str) -> None:
     _path_flag("workdir", meaning)
     flags.mark_flag_as_required("workdir")
@@ -194,7 +144,7 @@ def _launch() -> None:
 
 def train() -> None:
     """train.py"""
-    _config_flag()
+    config_files.define()
     _path_flag("cascade", "or: a config of stages, trained in turn")
     _workdir_flag("where the run lives; the same command again resumes it")
     _launch_flags()
@@ -204,7 +154,7 @@ def train() -> None:
             raise UserError("give --config, of a model, or --cascade, of several")
         workdir = Path(FLAGS.workdir).absolute()
         if FLAGS.cascade is not None:
-            module = _config_module(FLAGS.cascade, "cascade")
+            module = config_files.module(FLAGS.cascade, "cascade")
             if "STAGES" not in module:
                 raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
             _launch()
@@ -224,7 +174,7 @@ def train() -> None:
 
 def distill() -> None:
     """distill.py"""
-    _config_flag()
+    config_files.define()
     flags.mark_flag_as_required("config")
     _path_flag("teacher", "a run, or a folder of models/")
     _path_flag("cascade", "or: a cascade, whose stages are distilled")

@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from vdm_jax import video_io
+from vdm_jax import config_files, video_io
 from vdm_jax.data import __main__ as command
 from vdm_jax.data import check as data_check
+from vdm_jax.errors import UserError
 
+# ml_collections loads config files by what Python will one day be without.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMALL = ["--frames=4", "--height=16", "--width=16"]
 
 
@@ -107,17 +110,68 @@ def test_a_rate_drops_the_slow(check):
     assert err.startswith("error: ") and "frames would repeat" in err
 
 
-def test_the_defaults_are_those_of_the_config():
+def settled(*words):
+    config, rest = config_files.take(words)
     parser = argparse.ArgumentParser()
     data_check.add_arguments(parser)
-    given = parser.parse_args(["videos"])
+    return data_check.settle(parser.parse_args(rest), config)
+
+
+def test_the_defaults_are_those_of_the_config():
+    given = settled("videos")
     config = folder_config.get_config()
     video, data = config.video, config.data
     assert (given.frames, given.height, given.width) == (
         video.frames, video.height, video.width,
     )  # fmt: skip
     assert (given.fps, given.held_out) == (data.target_fps, data.held_out)
-    assert given.max_bad_share == data.max_bad_share
+    assert (given.max_bad_share, given.cache_dir) == (data.max_bad_share, "")
+    assert given == settled("videos", "--config=configs/folder.py")
+    assert settled("videos", "--stride=2").fps == 0
+
+
+def test_a_config_says_what_a_clip_is():
+    given = settled(
+        "--config", "configs/folder.py:cpu", "videos", "--config.video.frames=1",
+        "--config.data.target_fps=0.", "--config.data.stride=3",
+        "--config.data.cache_dir=c", "--json",
+    )  # fmt: skip
+    assert (given.frames, given.height, given.width) == (1, 32, 32)
+    assert (given.fps, given.stride, given.cache_dir) == (0.0, 3, "c")
+    assert str(given.dir) == "videos" and given.json
+    config = "--config=configs/folder.py"
+    assert settled(config, "--config.data.path=v").dir == "v"
+    for words, said in [
+        ([config, "v", "--held-out=.2"], "--config.data.held_out=0.2"),
+        ([config, "v", "--fps=2"], "beside it, --config.data.target_fps=2"),
+        ([config], "give the folder"),
+        ([], "give the folder"),
+        (["--config=configs/shapes.py", "v"], "config.data.source=folder"),
+        (["--config=configs/foldr.py", "v"], "no such file; did you mean configs/fol"),
+        ([config + ":big", "v"], "no variant 'big'"),
+        ([config, "v", "--config.video.frame=1"], "frame"),
+        ([config, "v", "--config.video.frames=one"], "one"),
+        (["v", "--config"], "--config= is empty"),
+    ]:
+        with pytest.raises(UserError, match=said) as caught:
+            settled(*words)
+        assert str(caught.value).isprintable()
+
+
+def test_single_pictures_are_checked_for_a_config_of_images(tmp_path, check):
+    for name in "abc":
+        place = tmp_path / "pictures" / name
+        place.mkdir(parents=True)
+        pixels = np.random.default_rng(ord(name)).integers(
+            0, 255, (40, 40, 3), np.uint8
+        )
+        Image.fromarray(pixels).save(place / "1.png")
+    status, _, err = check(where=tmp_path / "pictures")
+    assert status == 2 and "a clip spans 4" in err
+    words = [str(tmp_path / "pictures"), f"--sheet={tmp_path / 's.png'}", "--json"]
+    config = ["--config=configs/folder.py:smoke", "--config.video.frames=1"]
+    config += [f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    assert command.main(["check", *words, *config]) == 0
 
 
 @pytest.mark.parametrize("flags", [["--stride=0"], ["--frames=31"], ["--held-out=2"]])

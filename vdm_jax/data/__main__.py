@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from vdm_jax import command
+from vdm_jax import command, config_files
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
@@ -15,7 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     checker = commands.add_parser("check", help=check.__doc__)
     check.add_arguments(checker)
     try:
-        print(check.run(parser.parse_args(arguments)))
+        words = sys.argv[1:] if arguments is None else arguments
+        config, rest = config_files.take(words)
+        print(check.run(parser.parse_args(rest), config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,21 +27,33 @@ from vdm_jax.video_io.guard import Guard
 PREVIEWS, ROWS = 8, 40  # frames a video and videos in the contact sheet
 
 
+# Flags that stand for fields of a config: those of configs/folder.py without them.
+DEFAULTS = {
+    "frames": ("video", 16), "height": ("video", 64), "width": ("video", 64),
+    "fps": ("data", 8.0), "stride": ("data", 1), "held_out": ("data", 0.1),
+    "max_bad_share": ("data", 0.2), "cache_dir": ("data", ""),
+}  # fmt: skip
+FIELDS = {"fps": "target_fps"}  # of the config, where a flag is called otherwise
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``check``; the defaults are those of configs/folder.py."""
-    parser.add_argument("dir", type=command.path, help="the folder of videos")
-    for name, default in (("frames", 16), ("height", 64), ("width", 64)):
-        parser.add_argument(f"--{name}", type=int, default=default, help="of a clip")
+    """The flags of ``check``."""
+    parser.add_argument(
+        "dir", nargs="?", type=command.path,
+        help="the folder of videos (default: config.data.path)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", metavar="FILE[:VARIANT]",
+        help="check for this config of train.py; --config.a.b=value changes a field",
+    )  # fmt: skip
+    for name in ("frames", "height", "width"):
+        parser.add_argument(f"--{name}", type=int, help="of a clip")
     taken = parser.add_mutually_exclusive_group()
-    taken.add_argument(
-        "--fps", type=float, default=8.0, help="take frames at this rate"
-    )
+    taken.add_argument("--fps", type=float, help="take frames at this rate")
     taken.add_argument("--stride", type=int, help="take one frame in N instead")
+    parser.add_argument("--held-out", type=float, help="share of the files to hold out")
     parser.add_argument(
-        "--held-out", type=float, default=0.1, help="share of the files to hold out"
-    )
-    parser.add_argument(
-        "--max-bad-share", type=float, default=0.2, help="as config.data.max_bad_share"
+        "--max-bad-share", type=float, help="as config.data.max_bad_share"
     )
     parser.add_argument(
         "--cache-dir", type=command.path, help="as config.data.cache_dir"
@@ -54,12 +67,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """Check a folder; return the text to print. Raises UserError if nothing is kept."""
+def settle(arguments: argparse.Namespace, config: Any = None) -> argparse.Namespace:
+    """Fill in what is not given: from the config, else as configs/folder.py has it."""
+    given = [name for name in DEFAULTS if getattr(arguments, name) is not None]
+    if config is not None:
+        for name in given:
+            field = f"{DEFAULTS[name][0]}.{FIELDS.get(name, name)}"
+            raise UserError(
+                f"--{name.replace('_', '-')} goes without --config: beside it, "
+                f"--config.{field}={getattr(arguments, name)}"
+            )
+        if "data" not in config or config.data.source != "folder":
+            raise UserError("--config: the check is of config.data.source=folder")
+    values = {name: default for name, (_, default) in DEFAULTS.items()}
+    if config is not None:
+        values = {
+            name: config[group][FIELDS.get(name, name)]
+            for name, (group, _) in DEFAULTS.items()
+        }
+        arguments.dir = arguments.dir or config.data.path
+    elif "stride" in given:
+        values["fps"] = 0.0
+    if not arguments.dir:
+        raise UserError("give the folder of videos, or --config.data.path=FOLDER")
+    values |= {name: getattr(arguments, name) for name in given}
+    return argparse.Namespace(**vars(arguments) | values)
+
+
+def run(arguments: argparse.Namespace, config: Any = None) -> str:
+    """Check a folder; return the text to print. Raises UserError if nothing is kept.
+
+    config: of train.py, whose fields then say what a clip is.
+    """
+    arguments = settle(arguments, config)
     shape = ClipShape(
         arguments.frames, arguments.height, arguments.width,
-        stride=1 if arguments.stride is None else arguments.stride,
-        fps=arguments.fps if arguments.stride is None else 0.0,
+        stride=arguments.stride, fps=arguments.fps or 0.0,
     )  # fmt: skip
     make_folder(Path(arguments.sheet).parent)
     place = arguments.cache_dir or cache.default_folder()
@@ -81,7 +124,7 @@ def run(arguments: argparse.Namespace) -> str:
         "still": still,
         "not_there": list(report.unmatched),
         "not_looked_at": dict(report.others),
-        "sheet": arguments.sheet,
+        "sheet": str(arguments.sheet),
     }
     labels = [_caption(file) for file in files[:ROWS]]
     try:

@@ -1,0 +1,92 @@
+"""Config files on a command line: ``--config=configs/NAME.py[:variant]`` and fields."""
+
+import difflib
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
+
+
+def module(path: str, flag: str) -> dict[str, Any]:
+    """Return what a config file defines; UserError if it is none."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--{flag}={path}: no such file{hint}")
+    found = runpy.run_path(path)
+    if "get_config" not in found:
+        raise UserError(f"{path} is not a config: it defines no get_config()")
+    return found
+
+
+def check(value: str) -> None:
+    """Raise UserError unless the file exists and knows the variant.
+
+    It is run here once, so that a bug in it shows as one, with its traceback.
+    """
+    path, _, variant = value.partition(":")
+    found = module(path, "config")
+    variants = found.get("VARIANTS", ("",))
+    if variant not in variants:
+        known = ", ".join(repr(v) for v in variants if v) or "none"
+        raise UserError(f"{path} has no variant {variant!r}; it has: {known}")
+    found["get_config"](*[variant] * bool(variant))
+
+
+def define(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define the flag --config."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configs/NAME.py[:variant]; --config.a.b=value changes a field",
+        flag_values=values,
+    )
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parse a command line as absl does, with its many exceptions made UserError.
+
+    Returns what is left of it. The config file is looked at before.
+    """
+    argv = list(argv)
+    for at, flag in enumerate(argv[1:], 1):
+        name, equals, value = flag.partition("=")
+        if name not in ("--config", "-config"):
+            continue
+        if not equals:  # the value is the next word
+            at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
+        value = str(user_path(value, "--config"))
+        check(value)
+        argv[at : at + 1] = [name + equals + value if equals else value]
+    try:
+        return values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        message = str(error.args[0] if error.args else error)
+        raise UserError(" ".join(message.split())) from error
+
+
+def take(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+    """Take --config and its fields out of a command line; return the rest with it."""
+    own, rest, words = [], [], iter(arguments)
+    for word in words:
+        if re.match("--?config([.=]|$)", word):
+            own += (
+                [word]
+                if "=" in word
+                else [word, *(w for w in [next(words, None)] if w)]
+            )
+        else:
+            rest.append(word)
+    if not own:
+        return None, rest
+    values = flags.FlagValues()
+    define(values)
+    parse(values, ["", *own])
+    return values["config"].value, rest
