@@ -40,13 +40,16 @@ def check(value: str) -> None:
     found["get_config"](*[variant] * bool(variant))
 
 
-def define(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define the flag --config."""
+def define(
+    values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> None:
+    """Define the flag --config; its fields are looked for in ``argv``, or sys.argv."""
     config_flags.DEFINE_config_file(
         "config",
         None,
         "configs/NAME.py[:variant]; --config.a.b=value changes a field",
         flag_values=values,
+        sys_argv=argv,
     )
 
 
@@ -86,7 +89,7 @@ def take(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
             rest.append(word)
     if not own:
         return None, rest
-    values = flags.FlagValues()
-    define(values)
-    parse(values, ["", *own])
+    values, argv = flags.FlagValues(), ["", *own]
+    define(values, argv)
+    parse(values, argv)
     return values["config"].value, rest
