@@ -471,6 +471,18 @@ def test_shrinking_does_not_alias(tmp_path):
     assert np.abs(small.astype(int) - 127).max() <= 2
 
 
+def test_interlaced_frames_are_shrunk_as_a_whole(tmp_path):
+    """Not each of their two fields by itself, which tears every edge."""
+    interlaced = ("mp4", "libx264", GOP, {"x264-params": "tff=1", "qp": "6"})
+    path = tmp_path / "a.mp4"
+    encode(str(path), *interlaced, video=VIDEO[:3])
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame
+    small = video_io.read(path, size=(8, 12)).astype(int)
+    exact = video_io.resize(video_io.read(path), (8, 12))
+    assert np.abs(small - exact).max() < 3
+
+
 def test_cover_and_crop(made):
     assert video_io.cover_size(720, 1280, (64, 64)) == (64, 114)
     assert video_io.cover_size(100, 50, (64, 64)) == (128, 64)
@@ -578,6 +590,17 @@ def test_a_picture_whose_exif_data_is_damaged_is_shown_as_stored(tmp_path):
     assert (video_io.read_picture(path, (HEIGHT, WIDTH))[0] == VIDEO[0]).all()
 
 
+def test_a_strip_that_would_cover_a_square_is_refused(tmp_path):
+    """One pixel high, it covers 64 x 64 only by 82 million pixels."""
+    path = tmp_path / "frames" / "a.png"
+    path.parent.mkdir()
+    Image.new("L", (20000, 1)).save(path)
+    assert video_io.read(path.parent).shape == (1, 1, 20000, 3)
+    for read in (video_io.read_picture, lambda p, s: video_io.read(p.parent, size=s)):
+        with pytest.raises(BadVideo, match="1280000x64: the limit"):
+            read(path, (64, 64))
+
+
 def test_floating_point_pixels_are_refused(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.ones((4, 4), np.float32)).save(path)
@@ -664,7 +687,7 @@ BAD = {
     "m3u8": (text_as("a.m3u8", "#EXTM3U\n#EXTINF:1,\nb.ts\n"), "not a video"),
     "cut header": (cut("a.mkv", 0.01), "damaged|truncated|invalid|no "),
     "no moov": (headless, "invalid data"),
-    "cut mp4": (cut("single.mp4", 0.6), "truncated: .* bytes"),
+    "cut mp4": (cut("single.mp4", 0.6), "cut off at packet"),
     "cut mkv": (cut("a.mkv", 0.6), "truncated: .* bytes"),
     "cut webm": (cut("vp9.webm", 0.6), "truncated: .* bytes"),
     "cut avi": (cut("b.avi", 0.6), "truncated: .* bytes"),
@@ -705,6 +728,16 @@ def test_a_cut_file_is_never_a_short_clip(made, tmp_path, name):
             continue
         # mpeg has no header to compare with: what is left of it is a video
         assert name == "a.mpg" and frames == info.frames
+
+
+def test_an_mp4_that_lacks_whole_frames_is_truncated(made, tmp_path):
+    """FFmpeg reports a frame that is cut in two, and none that is not there at all."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(made["dense.mp4"])) as container:
+        packets = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(made["dense.mp4"].read_bytes()[: packets[-1]])
+    with pytest.raises(BadVideo, match="truncated: .* bytes of the .* its index names"):
+        video_io.probe(path)
 
 
 @pytest.mark.parametrize("name", ["dense.mp4", "a.mkv", "b.avi", "a.gif", "a.webp"])
@@ -752,10 +785,9 @@ def long_mvhd(data):
     struct.pack_into(">I", data, at + 4, 13 * 3600 * scale)
 
 
-def mdat_to_the_end(data):
-    at = data.index(b"mdat") - 4
-    assert at + struct.unpack_from(">I", data, at)[0] == len(data)
-    struct.pack_into(">I", data, at, 0)
+def mdat(length):
+    """An mp4 whose frames fill a box of so many bytes; they are the last box."""
+    return lambda data: struct.pack_into(">I", data, data.index(b"mdat") - 4, length)
 
 
 @pytest.mark.parametrize(
@@ -771,7 +803,9 @@ def mdat_to_the_end(data):
         ("dense.mp4", appended(b"\0" * 99)),
         ("dense.mp4", appended(b"\xff\xd8\xff" * 99)),
         ("dense.mp4", appended(b"\0\0\x10\0free12")),
-        ("dense.mp4", mdat_to_the_end),
+        ("dense.mp4", mdat(0)),  # up to the end of the file
+        ("dense.mp4", mdat(1 << 30)),
+        ("dense.mp4", mdat(100)),
         ("dense.mp4", long_mvhd),
         ("a.mkv", appended(b"junk" * 99)),
         ("a.gif", appended(b"junk" * 99)),

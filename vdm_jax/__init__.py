@@ -6,14 +6,16 @@ import sys
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def _is_current(folder: str) -> bool:
+    """Whether this is the current folder, under whatever name."""
+    try:
+        return not os.path.isabs(folder) or os.path.samefile(folder, ".")
+    except OSError:  # there is no such folder, or nobody may look at it
+        return False
+
+
 def _elsewhere(paths: list[str]) -> list[str]:
-    """Return the folders that are not the current one."""
-    return [
-        path
-        for path in paths
-        if os.path.isabs(path)
-        and not (os.path.isdir(path) and os.path.samefile(path, "."))
-    ]
+    return [path for path in paths if not _is_current(path)]
 
 
 def import_path() -> list[str]:
@@ -37,7 +39,7 @@ def _is_command() -> bool:
 # current folder first: a json.py among somebody's videos would be run. Our commands,
 # and what they start, take it off before they import anything else. Programs of others
 # that use this package keep theirs.
-if _is_command() and not os.path.samefile(_ROOT, "."):
+if _is_command() and not _is_current(_ROOT):
     sys.path[:] = import_path()
     os.environ["PYTHONSAFEPATH"] = "1"
     _told = os.environ.get("PYTHONPATH", "").split(os.pathsep)

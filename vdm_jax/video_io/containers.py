@@ -94,6 +94,8 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
             stream = streams[rank]
             decoder = _decoder(stream, path)
             first, packets = _packets(container, stream, decoder, path)
+            if kind in ("mp4", "mov"):
+                _check_end(stream, path)
             if first is not None:
                 height, width = _shown_size(first, stream, path)
                 check_frame(path, height, width)
@@ -138,6 +140,17 @@ def _packets(container, stream, decoder, path: str):
         if first is None:
             first = next(iter(decoder.decode(packet)), None)
     return first, packets
+
+
+def _check_end(stream, path: str) -> None:
+    """Raise BadVideo where an mp4 ends before the last frame that its index names.
+
+    A frame that is missing as a whole is not reported by FFmpeg.
+    """
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if end > (size := os.path.getsize(path)):
+        reason = f"truncated: {size} bytes of the {end} that its index names"
+        raise BadVideo(path, reason)
 
 
 def _is_shown(packet, stream) -> bool:

@@ -95,18 +95,22 @@ def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """An area mean when shrinking (no aliasing), bicubic when enlarging; on black."""
     transparent = any(part.is_alpha for part in frame.format.components)
     if transparent or frame.format.has_palette:
-        pixels = stills.on_black(frame.to_ndarray(format="rgba"))
+        pixels = stills.on_black(_converted(frame, "rgba"))
         frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+    elif frame.interlaced_frame:  # swscale would shrink each of its fields by itself
+        frame = av.VideoFrame.from_ndarray(_converted(frame, "rgb24"), "rgb24")
     shrinks = height * width < frame.height * frame.width
     method = Interpolation.AREA if shrinks else Interpolation.BICUBIC
-    resized = frame.reformat(
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation=method | EXACT,
-        threads=1,
+    return _converted(frame, "rgb24", method, height=height, width=width)
+
+
+def _converted(
+    frame: av.VideoFrame, form: str, method=Interpolation.BICUBIC, **size: int
+) -> np.ndarray:
+    converted = frame.reformat(
+        format=form, interpolation=method | EXACT, threads=1, **size
     )
-    return resized.to_ndarray()
+    return converted.to_ndarray()
 
 
 def read_frames(
@@ -133,8 +137,9 @@ def read_picture(
     pixels = stills.picture(path)
     height, width = pixels.shape[:2]
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-    shown = _resized(frame, *cover_size(height, width, size))
-    return crop(shown[None], size), (height, width)
+    cover = cover_size(height, width, size)
+    check_frame(path, *cover)
+    return crop(_resized(frame, *cover)[None], size), (height, width)
 
 
 def survey(

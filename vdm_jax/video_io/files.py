@@ -103,8 +103,9 @@ def _by_magic(path: str | os.PathLike, head: bytes, size: int) -> str:
 def _declared_bytes(file, found: str, size: int) -> int:
     """Bytes that the container says it has; 0 where it does not say.
 
-    A cut mp4 with its index in front still plays up to the cut, so the decoder alone
-    would pass it as a shorter clip. A size that a live writer left open is none.
+    A cut file may play up to the cut, so the decoder alone would pass it as a shorter
+    clip. A size that a live writer left open is none. Of an mp4 with its index in front
+    the index tells (containers.index).
     """
     if found in {"avi", "webp"}:  # RIFF chunk: size after 8 bytes
         file.seek(4)
@@ -114,7 +115,7 @@ def _declared_bytes(file, found: str, size: int) -> int:
         return 8 + length
     if found in {"mkv", "webm"}:
         return _matroska_bytes(file)
-    end = 0
+    end, indexed = 0, False
     if found in {"mp4", "mov"}:  # a row of boxes: size, name, content
         while end + 8 <= size:
             file.seek(end)
@@ -124,9 +125,11 @@ def _declared_bytes(file, found: str, size: int) -> int:
                 length = struct.unpack(">Q", head[8:16])[0]
             if length < 8:  # 0: up to the end of the file; else no box but padding
                 break
-            if end + length > size and name not in (b"mdat", b"moov", b"moof"):
+            needed = name in (b"moov", b"moof") or name == b"mdat" and not indexed
+            if end + length > size and not needed:
                 break  # no frame is lost, or these bytes are no box at all
             end += length
+            indexed |= name == b"moov"
     return end
 
 
