@@ -3,9 +3,9 @@
     python -m benchmarks.figures
 
 A *figure* is a number of a text with a decimal point, an exponent, a comma or a unit,
-and a number that is all of a table's cell; not in headings, nor in a table's first
-column, which are names. What stands in code (between back quotes, indented, fenced) is
-a command, a setting or an equation.
+and beside such in a table any that is all of a cell; not in headings, nor in a table's
+first column, which are names. What stands in code (between back quotes, indented,
+fenced) is a command, a setting, a limit or an equation.
 
 The rule: a section (from one heading to the next) that has figures names, in code or by
 a link, the command that gives them and the files that hold them: JSON, a log (JSONL), a
@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ UNITS = {  # in seconds, bytes, counts and shares; a file may have either
 }  # fmt: skip
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
 NUMBER = re.compile(
-    rf"(?<![\w.,/])(?<![A-Za-z]-)({DIGITS}(?:e-?\d+)?)(?![,.]?\w)(?:\s?({'|'.join(UNITS)})(?!\w))?"
+    rf"(?<![\w.,/])(?<![A-Za-z]-)({DIGITS}(?:e-?\d\d?)?)(?![,.]?\w)(?:\s?({'|'.join(UNITS)})(?!\w))?"
 )
 CELL = re.compile(rf"[-+±]?{DIGITS}")
 # Names of papers' parts, packages and licences: nothing that was measured.
@@ -74,20 +75,37 @@ class Section:
         lines = self.text.splitlines()
         prose = [line * (line[:1] != "|") for line in lines]
         yield from self._numbers("\n".join(prose), self.first)
+        for first, rows in self._tables(lines):
+            cells = [
+                (first + i, cell.strip())
+                for i, row in enumerate(rows)
+                for cell in row.strip("|").split("|")[1:]
+            ]
+            known = [figure for at, cell in cells for figure in self._numbers(cell, at)]
+            whole = [(at, cell) for at, cell in cells if known and CELL.fullmatch(cell)]
+            yield from known
+            yield from (
+                figure
+                for at, cell in whole
+                for figure in self._numbers(cell, at, integers=True)
+                if figure not in known
+            )
+
+    def _tables(self, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+        """(number of the first row, rows) of each table, without its headings."""
         for i, line in enumerate(lines):
-            if line[:1] == "|" and not "".join(lines[i + 1 : i + 2]).startswith("|---"):
-                for cell in line.strip("|").split("|")[1:]:
-                    whole = CELL.fullmatch(cell.strip())
-                    yield from self._numbers(cell, self.first + i, bool(whole))
+            if line.startswith("|---"):
+                rows = list(takewhile(lambda row: row[:1] == "|", lines[i + 1 :]))
+                yield self.first + i + 1, rows
 
     @staticmethod
     def _numbers(
-        text: str, first: int, whole: bool = False
+        text: str, first: int, integers: bool = False
     ) -> Iterator[tuple[int, str, str]]:
         text = NAME.sub(lambda match: re.sub(r"\S", "x", match[0]), text)
         for match in NUMBER.finditer(text):
             digits, unit = match[1], match[2]
-            if whole or unit or {*digits} & {*".,e"}:
+            if integers or unit or {*digits} & {*".,e"}:
                 yield first + text.count("\n", 0, match.start()), digits, unit or ""
 
     def files(self, folder: Path) -> list[Path]:
@@ -167,4 +185,4 @@ def main() -> list[str]:
 
 if __name__ == "__main__":
     print("\n".join(listed := main()))
-    sys.exit(bool(listed))
+    sys.exit("Name the file, or put a setting into code." if listed else 0)
