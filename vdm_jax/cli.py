@@ -759,8 +759,7 @@ def _ship(workdir: Path, out: Path) -> None:
             f"{out} already holds {taken[0]}: another --out, or --overwrite"
         )
     file = out / "params.safetensors"
-    with replacing(file, overwrite=True) as path:
-        params.write(path, loaded.params)
+    params.write(file, loaded.params)
     with loaded.config.unlocked():  # paths of the machine that trained it
         loaded.config.init_from = loaded.config.data.embeddings = ""
     text = loaded.config.to_json_best_effort(indent=1)

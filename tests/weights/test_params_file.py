@@ -1,7 +1,10 @@
 """Safetensors in and out: round trips, and files that are not what they say."""
 
 import json
+import os
+import stat
 import struct
+import time
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,40 @@ def test_non_contiguous_arrays_are_written_as_they_read(tmp_path):
     np.testing.assert_array_equal(params.read(path, turned)["a"], turned["a"])
 
 
+def test_an_exported_file_has_the_rights_of_the_umask(tmp_path):
+    (tmp_path / "p.safetensors.part").symlink_to(tmp_path / "victim")
+    before = os.umask(0o077)
+    try:
+        params.write(tmp_path / "p.safetensors", tree())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "p.safetensors").stat().st_mode) == 0o600
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("F8_E4M3", 1), ("F8_E5M2", 1), ("I8", 1), ("U8", 1), ("I64", 8), ("BOOL", 1)],
+)
+def test_weights_that_are_no_floats_are_refused_by_name(tmp_path, kind, size):
+    """They need scales that are not there; the library knows no numpy F8 at all."""
+    entry = {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(raw(json.dumps({"b": entry}).encode(), bytes(4 * size)))
+    with pytest.raises(UserError, match=f"b is {kind}: give weights in F64, F32"):
+        params.read(path, {"b": np.ones(4, np.float32)})
+
+
+def test_a_large_header_is_checked_in_no_time(tmp_path):
+    entries = {f"{i:08}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+               for i in range(30_000)}  # fmt: skip
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(raw(json.dumps(entries).encode()))
+    started = time.process_time()
+    assert len(params.unique_names(path)) == 30_000
+    assert time.process_time() - started < 2  # comparing all with all took minutes
+
+
 def raw(header: bytes, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
@@ -56,6 +93,10 @@ OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})
         raw(json.dumps({"b": ENTRY}).encode(), b"123"),
         raw(json.dumps({"b": ENTRY}).encode(), b"12345678"),
         raw(b"{not json"),
+        raw(b"[" * 100_000),
+        raw(b"[]"),
+        raw(b'{"b": 1}'),
+        raw(b'{"b": {}}'),
         raw(OVERLAP.encode(), b"1234"),
         raw(UNKNOWN.encode(), b"1234"),
         raw(OVERFLOW.encode(), b"1234"),
@@ -69,6 +110,10 @@ OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})
         "truncated",
         "trailing bytes",
         "not json",
+        "deep",
+        "a list",
+        "no entry",
+        "no type",
         "overlap",
         "unknown dtype",
         "shape overflow",

@@ -4,7 +4,6 @@ Tensors are read one at a time and put where they stay, so that a network which 
 most of the memory can be loaded: there are never two copies of it.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vdm_jax.errors import UserError
+from vdm_jax.files import read_json
 from vdm_jax.weights import params
 from vdm_jax.weights.renames import TURNED, Table
 
@@ -37,7 +37,7 @@ def files(folder: Path) -> tuple[Path, ...]:
             "(pytorch_model.bin) is not read: convert it with the safetensors package"
         )
     try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
         paths = tuple(folder / Path(name).name for name in sorted(names))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -54,7 +54,7 @@ def tensors(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Their name, our path and the array of every tensor that the table reads."""
     for path in paths:
-        params.unique_names(path)
+        kinds = params.unique_names(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
@@ -64,6 +64,8 @@ def tensors(
                     raise UserError(
                         f"{path} holds what the network does not: {_some(unknown)}"
                     )
+                read = [name for name in names if places[name] is not None]
+                params.check_floats(path, {name: kinds.get(name) for name in read})
                 for name, place in places.items():
                     if place is not None:
                         array = file.get_tensor(name)

@@ -1,19 +1,22 @@
 """Parameters to and from one safetensors file, named by their path a/b/c."""
 
 import json
-import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from vdm_jax.errors import UserError
+from vdm_jax.files import write_bytes
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are read from; nothing is scaled
 HEADER_LIMIT = 16 << 20  # bytes of JSON: 100 times what a large model needs
 
 
@@ -37,21 +40,21 @@ def write(path: Path, params, dtype=np.float16) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{name} is not finite as {np.dtype(dtype)}: not written")
-    part = path.with_name(path.name + ".part")
-    save_file(arrays, part)
-    part.chmod(0o644)  # the library makes files that only their owner reads
-    os.replace(part, path)
+    write_bytes(path, save(arrays), overwrite=True)
 
 
-def unique_names(path: Path) -> None:
-    """The library lets the last of two tensors of one name win: refuse such a file."""
+def unique_names(path: Path) -> dict[str, Any]:
+    """The type of each tensor of a safetensors file, as F32.
+
+    The library lets the last of two tensors of one name win: such a file is refused.
+    """
 
     def pairs(items):
-        names = [name for name, _ in items]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise UserError(f"{path}: tensor {sorted(twice)[0]!r} stands there twice")
-        return dict(items)
+        found = dict(items)
+        if len(found) < len(items):
+            twice = Counter(name for name, _ in items).most_common(1)[0][0]
+            raise UserError(f"{path}: tensor {twice!r} stands there twice")
+        return found
 
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -60,9 +63,22 @@ def unique_names(path: Path) -> None:
             raise UserError(f"{path} is not a safetensors file: its header is broken")
         header = file.read(size)
     try:
-        json.loads(header, object_pairs_hook=pairs)
-    except ValueError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
+        entries = json.loads(header, object_pairs_hook=pairs)
+        return {n: e["dtype"] for n, e in entries.items() if n != "__metadata__"}
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as bad:
+        raise UserError(f"{path} is not a safetensors file: {bad}") from bad
+
+
+def check_floats(path: Path, kinds: dict[str, Any]) -> None:
+    """Raise UserError for the first tensor that is no plain floating-point one.
+
+    Eight-bit and integer weights mean something only with scales, which we know not.
+    """
+    for name, kind in kinds.items():
+        if kind not in FLOATS:
+            raise UserError(
+                f"{path}: {name} is {kind}: give weights in {', '.join(FLOATS)}"
+            )
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -74,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: only .safetensors is read, since pickled weights can run code; "
             "convert it with the safetensors package"
         )
-    unique_names(path)
+    check_floats(path, unique_names(path))
     try:
         return load_file(path)
     except SafetensorError as error:
