@@ -621,6 +621,12 @@ def test_frames_of_unlike_size_are_refused(tmp_path):
     Image.new("RGB", (5, 5)).save(path / "frame7.png")
     with pytest.raises(BadVideo, match="frame7.png is 5x5, the first frame 48x32"):
         video_io.read(path)
+    (path / "frame7.png").write_bytes((path / "frame8.png").read_bytes()[:99])
+    with pytest.raises(BadVideo, match="frames: frame7.png: damaged or cut off"):
+        video_io.read(path)
+    (path / "frame0.png").write_bytes(b"")
+    with pytest.raises(BadVideo, match="frames: frame0.png: not a picture"):
+        video_io.probe(path)
 
 
 # ---- bad input: each a BadVideo with a clear reason ----

@@ -123,7 +123,7 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
         if stamped and None not in pts and len(set(pts)) == len(pts):
             return _by_packets(packets, kind, time_base, common)
         return _by_decoding(path, kind, rate, common)
-    except FFmpegError as error:
+    except (FFmpegError, OSError) as error:
         raise _bad(path, error) from error
 
 
@@ -304,7 +304,7 @@ def _sound(frame, stream, info: VideoInfo, number: int):
     return frame
 
 
-def _bad(path: str, error: FFmpegError, where: str = "") -> BadVideo:
+def _bad(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
     """FFmpeg's words without its numbers and paths.
 
     Where the system could not read the file, or had no memory, it may be sound.

@@ -152,12 +152,22 @@ def _check_gif_end(path: str) -> None:
             raise BadVideo(path, "truncated: a gif that ends within a block") from error
 
 
+@contextlib.contextmanager
+def _naming(folder: str, picture: Path) -> Iterator[None]:
+    """Let the reason of a BadVideo say which picture of the folder it is."""
+    try:
+        yield
+    except BadVideo as error:
+        reason = f"{picture.name}: {error.reason}"
+        raise BadVideo(folder, reason, error.lasting) from error
+
+
 def _index_folder(path: str) -> VideoInfo:
     paths = frame_paths(path)
     if not paths:
         raise BadVideo(path, "a folder without pictures as frames")
     check_length(path, len(paths))
-    with _opened(paths[0]) as image:
+    with _naming(path, paths[0]), _opened(paths[0]) as image:
         height, width = rgb(image).shape[:2]
     pts, every = np.arange(len(paths)), range(len(paths))
     return _info(path, "frames", height, width, pts, None, every)
@@ -178,8 +188,9 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         if len(paths) != info.frames:
             raise BadVideo(info.path, f"{len(paths)} frames now, {info.frames} before")
         for number in numbers:
-            with _opened(paths[number]) as image:
-                yield _same_size(rgb(image), info, paths[number].name)
+            with _naming(info.path, paths[number]), _opened(paths[number]) as image:
+                pixels = rgb(image)
+            yield _same_size(pixels, info, paths[number].name)
         return
     with _opened(info.path) as image:
         for number in numbers:
