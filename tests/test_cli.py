@@ -6,10 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+from absl.flags import BooleanParser, FloatParser
+from absl.flags._argument_parser import NumericParser
+from ml_collections import ConfigDict
 from PIL import Image
 
+from tests import verbs
 from tests.verbs import call, refused
-from vdm_jax import model, video_io
+from vdm_jax import cli, model, video_io
+from vdm_jax.errors import UserError
 from vdm_jax.weights import params as params_file
 
 SMOKE = "--config=configs/shapes.py:smoke"
@@ -373,3 +378,108 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
     exported = json.loads((tmp_path / "e" / "config.json").read_text())
     assert exported["init_from"] == "" and exported["sample"]["steps"] == 1
     assert (tmp_path / "e" / "metrics.jsonl").is_file()
+
+
+WORDS = {  # text flags that are no paths
+    "coordinator", "sampler", "schedule", "guidance_schedule", "combine", "label",
+    "reconstruction_schedule", "tiles", "negative", "prompt", "until", "size",
+    "guidance", "fewer", "commands",
+}  # fmt: skip
+
+
+@pytest.fixture
+def flags_of(monkeypatch):
+    """A verb's name -> the flags that it defines, which are gone after the test."""
+    before = set(cli.FLAGS)
+
+    def define(verb):
+        monkeypatch.setattr(cli, "run", lambda *how: None)
+        getattr(cli, verb)()
+        return {name: cli.FLAGS[name] for name in set(cli.FLAGS) - before}
+
+    yield define
+    for name in set(cli.FLAGS) - before:
+        delattr(cli.FLAGS, name)
+
+
+VERBS_OF_CLI = ("train", "distill", "sample", "evaluate", "export")
+
+
+@pytest.mark.parametrize("verb", VERBS_OF_CLI)
+def test_every_flag_that_is_a_path_refuses_an_object_store(flags_of, verb):
+    """A flag of text is a path, or stands in WORDS: none can be forgotten."""
+    paths = 0
+    for name, flag in flags_of(verb).items():
+        if isinstance(flag.parser, NumericParser | BooleanParser) or name == "config":
+            continue
+        if name in WORDS or name.startswith("config."):
+            continue
+        paths += 1
+        with pytest.raises(UserError, match=f"--{name}=gs://b: gs:// is not supported"):
+            flag.parser.parse("gs://b")
+        assert "~" not in str(flag.parser.parse("~/x"))
+    assert paths
+
+
+def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypatch):
+    """A field of text is a path, or stands here."""
+    words = {
+        "data.source", "data.tfds_name", "data.crop", "network.relative_position",
+        "network.remat", "network.dtype", "conditioning.encoder_sha256", "stage.kind",
+        "stage.fill", "diffusion.schedule", "diffusion.output", "diffusion.weighting",
+        "train.optimizer", "train.decay", "sample.sampler", "sample.schedule",
+        "sample.guidance_schedule", "sample.combine", "sample.label",
+        "sample.reconstruction_schedule", "distill.sampler", "distill.weighting",
+        "distill.metric",
+    }  # fmt: skip
+    monkeypatch.syspath_prepend(verbs.ROOT)
+    made = importlib.import_module("configs.base")
+    for config in (made.base(), made.distillation()):
+        texts = {
+            f"{section}.{name}" if isinstance(fields, dict) else section
+            for section, fields in config.to_dict().items()
+            for name, value in (
+                fields if isinstance(fields, dict) else {0: fields}
+            ).items()
+            if isinstance(value, str)
+        }
+        assert texts - words <= set(model.PATHS)
+        for field in texts - words:
+            changed = ConfigDict(config.to_dict())
+            changed.update_from_flattened_dict({field: "s3://b/x"})
+            with pytest.raises(UserError, match=f"config.{field}=s3://b/x"):
+                model.find_paths(changed)
+
+
+@pytest.mark.parametrize("value", ["nan", "-NaN"])
+def test_no_number_is_no_number(flags_of, value):
+    for flag in flags_of("sample").values():
+        if isinstance(flag.parser, FloatParser):
+            with pytest.raises(ValueError):
+                flag.parser.parse(value)
+
+
+def test_bytes_that_are_not_utf8_are_paths_only(flags_of):
+    flags_of("sample")
+    cli.FLAGS.mark_as_parsed()
+    for name, value in (("label", "caf\udce9"), ("prompt", "a\0b"), ("out", "\udce9")):
+        cli.FLAGS[name].parse(value)
+        if name == "out":
+            cli._check_text(name)
+            continue
+        with pytest.raises(UserError, match=f"--{name}="):
+            cli._check_text(name)
+        cli.FLAGS[name].unparse()
+
+
+def test_prompts_of_a_file_end_where_its_lines_do(flags_of, tmp_path):
+    flags_of("sample")
+    cli.FLAGS.mark_as_parsed()
+    file = tmp_path / "p.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\xe2\x80\xa8and on\n\n")
+    cli.FLAGS["prompts"].parse(str(file))
+    assert cli._prompts() == ["one", "two\u2028and on"]
+    for bad in (b"a\0b", b"\xed\xa0\x80", b"\xff\xfea"):
+        file.write_bytes(bad)
+        with pytest.raises(UserError, match="--prompts="):
+            cli._prompts()

@@ -10,6 +10,7 @@ FLOORS = (
     ("errors",),
     ("files",),
     ("command", "config_files"),
+    ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
     ("data", "conditioning", "stages"),
     ("text",),

@@ -34,6 +34,7 @@ from vdm_jax import model as models
 from vdm_jax import sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
 from vdm_jax.model import Model
 from vdm_jax.sampling import Settings, Text
 
@@ -101,7 +102,7 @@ def read(path: str | Path) -> Cascade:
       UserError: no such file, not TOML, an unknown field, a workdir that is missing or
         that does not take what the stage before makes.
     """
-    path = Path(path)
+    path = user_path(path, "cascade")
     if (models.resolve(path) / "config.json").is_file():
         name = re.sub(r"[^\w.-]|^[.-]", "_", path.resolve().name) or "model"
         stages = [{"name": name, "workdir": str(path.resolve())}]
@@ -187,7 +188,7 @@ def _link(path: Path, number: int, fields: Any) -> Link:
         raise UserError(
             f"{path}: {where}name={fields['name']!r}: letters, digits, '.', '-', '_'"
         )
-    workdir = path.parent / fields["workdir"]
+    workdir = path.parent / user_path(fields["workdir"], f"{path}: {where}workdir")
     config = models.read_config(workdir)
     settings = Settings.of(config.sample)
     given = {}

@@ -13,7 +13,7 @@ import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vdm_jax.errors import UserError
 from vdm_jax.files import cache_folder, make_folder, user_path
@@ -141,7 +141,8 @@ def mend_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         old = getattr(sys, name)
         if old is None:  # closed at the start: the number may be another file's by now
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            nothing = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, nothing)
             continue
         old.flush()
         stream = io.TextIOWrapper(
@@ -164,6 +165,13 @@ def compile_cache() -> str:
     return folder and str(user_path(folder, "JAX_COMPILATION_CACHE_DIR"))
 
 
+def setting(name: str) -> Any:
+    """Return the value of a setting of JAX; some of them are no attributes."""
+    import jax
+
+    return jax.config.values[name]
+
+
 def start_jax() -> None:
     """Set JAX up for a command, before its devices start: the same numbers for all.
 
@@ -173,7 +181,7 @@ def start_jax() -> None:
 
     for name, value in PINNED.items():
         variable = name.upper()
-        if variable in os.environ and getattr(jax.config, name) != value:
+        if variable in os.environ and setting(name) != value:
             jax.config.update(name, value)
             print(
                 f"{variable}={os.environ[variable]} would change the numbers of a seed "
@@ -198,7 +206,7 @@ def find_devices() -> None:
     """Start JAX's devices; UserError if those that JAX_PLATFORMS asks for do not."""
     import jax
 
-    asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    asked = setting("jax_platforms")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter says nothing

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import files, sharding
+from vdm_jax import agreement, files, sharding
 from vdm_jax.checkpoint import MANIFEST, Checkpoints
 from vdm_jax.conditioning import Cond, Conditioner
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, expand
 from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
 from vdm_jax.networks import unet3d
 from vdm_jax.stages import FILLS, KINDS, Stage
 from vdm_jax.weights import params as params_file
@@ -330,6 +331,37 @@ GONE = {"network": "attention"}  # a choice between two names of one program
 SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
+# Fields of a config that are paths of this machine, "" for none.
+PATHS = (
+    "init_from",
+    "data.path",
+    "data.embeddings",
+    "data.cache_dir",
+    "conditioning.encoder",
+)
+
+
+def find_paths(config: Any) -> None:
+    """Make the paths of a config such as the system takes; UserError if one is none."""
+    for field in PATHS:
+        section, _, name = field.rpartition(".")
+        part = config.get(section, config)
+        if part.get(name):
+            part[name] = str(user_path(part[name], f"config.{field}"))
+
+
+def shared(config: Any) -> dict[str, Any]:
+    """What of a config all processes of a run must have: all but paths.
+
+    What is found there is compared by its content.
+    """
+    fields = config.to_dict()
+    for field in PATHS:
+        section, _, name = field.rpartition(".")
+        fields.get(section, fields if not section else {}).pop(name, None)
+    return {"config": fields}
+
+
 # A distillation's workdir: what was asked, and its finished rounds.
 DISTILLATION, STUDENTS = "distill.json", "rounds.json"
 ROW = {
@@ -389,7 +421,7 @@ def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
-    path = resolve(Path(workdir)) / "config.json"
+    path = resolve(user_path(workdir, "workdir")) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
@@ -409,6 +441,7 @@ def read_config(workdir: Path) -> Any:
         raise UserError(
             f"{path} is not a config that training wrote ({bad}); put back a copy"
         ) from bad
+    find_paths(config)
     return config
 
 
@@ -439,9 +472,17 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
     cast to the model's own precision here and nowhere else. With a mesh the parameters
     are where a run on it has them; without one on the first device, or on the host.
     """
-    workdir = resolve(Path(workdir))
+    workdir = resolve(user_path(workdir, "workdir"))
     config = read_config(workdir)
     model = build(config)
+
+    def checksum(path: Path) -> str:
+        """Of a file, which on a mesh all processes must have the same."""
+        found = f"{zlib.crc32(path.read_bytes()):08x}"
+        if mesh is not None:
+            agreement.check({f"checksum of {path.name}": found} | shared(config))
+        return found
+
     shapes = jax.eval_shape(model.fresh, jax.random.key(0))
     shardings = None
     if mesh is not None:
@@ -449,23 +490,19 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
         shapes = sharding.with_shardings(shapes, shardings)
     shipped = workdir / "params.safetensors"
     if shipped.is_file():
+        read = checksum(shipped)
         params = params_file.read(shipped, shapes)
         if shardings is not None:
             params = jax.device_put(params, shardings)
-        return Loaded(model, params, config, -1, _checksum(shipped))
+        return Loaded(model, params, config, -1, read)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    read = checksum(checkpoints.directory / str(step) / MANIFEST)
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    manifest = checkpoints.directory / str(step) / MANIFEST
-    return Loaded(model, state[part], config, step, _checksum(manifest))
-
-
-def _checksum(path: Path) -> str:
-    """CRC-32 of a file: of parameters, or of the manifest of a checkpoint's files."""
-    return f"{zlib.crc32(path.read_bytes()):08x}"
+    return Loaded(model, state[part], config, step, read)

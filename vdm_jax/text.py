@@ -30,6 +30,7 @@ from vdm_jax import command, files
 from vdm_jax.data import embeddings, layout
 from vdm_jax.data.assets import MINILM
 from vdm_jax.errors import UserError, printable
+from vdm_jax.files import user_path
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.networks.t5 import T5, T5Spec
 from vdm_jax.weights import foreign, renames
@@ -165,7 +166,7 @@ def load(
     if name == "minilm":
         folder = [asset.verified() for asset in MINILM][0].parent
     else:
-        folder = Path(name)
+        folder = user_path(name, "encoder")
     if not folder.is_dir():
         raise UserError(
             f"no text encoder {str(name)!r}: minilm, or the folder of a T5 or BERT "

@@ -30,6 +30,7 @@ from vdm_jax import files, video_io
 from vdm_jax.data.folder import LUMA, ClipShape
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
 from vdm_jax.video_io import stills
 from vdm_jax.video_io.guard import Guard
 
@@ -312,8 +313,8 @@ def find(name: str, data_dir: str) -> tuple[Path, str]:
             f"config.data.tfds_name={name!r}: NAME[/CONFIG][:VERSION][@FEATURE]"
         )
     name, wanted, feature = match.groups()
-    home = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    root = Path(data_dir or home).expanduser()
+    home = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = user_path(data_dir or home, "TFDS_DATA_DIR")
     found = {path.name: path for path in _directories(root / name)}
     versions = [key for key in found if VERSION.fullmatch(key)]
     if wanted in versions or (versions and not wanted):

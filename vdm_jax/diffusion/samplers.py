@@ -307,6 +307,11 @@ def loop(
     return jax.lax.fori_loop(start, stop, body, carry)
 
 
+def random_key(seed: int | Array) -> Array:
+    """The key of a seed. Its kind is named: JAX's setting may be another."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def video_keys(seed: Array, stage: Array, block: Array, videos: Array) -> Array:
     """One key a video, from the video's own number and never from its place.
 
@@ -314,7 +319,7 @@ def video_keys(seed: Array, stage: Array, block: Array, videos: Array) -> Array:
     still sees the same noise. seed, stage, block: 32 bits, traced or not; videos: int
     [b] -> keys [b].
     """
-    key = jax.random.key(seed)
+    key = random_key(seed)
     for part in (stage, block):
         key = jax.random.fold_in(key, part)
     return jax.vmap(lambda video: jax.random.fold_in(key, video))(jnp.asarray(videos))

@@ -6,6 +6,7 @@ import jax
 
 from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.errors import UserError
+from vdm_jax.model import find_paths
 from vdm_jax.training.optimizer import DECAYS, OPTIMIZERS
 
 # (field, lowest, highest): both included.
@@ -58,6 +59,7 @@ OF_BASE = {"factor": 1, "fill": "repeat", "noise": (0.0, 1.0), "crop": ()}
 
 def check(config) -> None:
     """Raise UserError for the first number out of its range, or that does not fit."""
+    find_paths(config)
     for field, low, high in RANGES:
         value = config
         for name in field.split("."):

@@ -24,11 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, files, sampling, sharding, text, video_io
+from vdm_jax import agreement, data, files, sampling, sharding, text, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit, on_first_process, reading
 from vdm_jax.data import pipeline
-from vdm_jax.diffusion import distillation, guidance, losses, process, schedules
+from vdm_jax.diffusion import (
+    distillation,
+    guidance,
+    losses,
+    process,
+    samplers,
+    schedules,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, statistics
 from vdm_jax.evaluation.evaluate import MEASURES
@@ -77,6 +84,11 @@ def distill(
       SystemExit: as `fit` does; the same call goes on.
     """
     started = time.monotonic()
+    agreement.check(
+        {"command": "distill", "workdir": str(workdir)}
+        | agreement.machine()
+        | models.shared(config)
+    )
     mesh = sharding.make_mesh(**config.mesh)
     loaded = models.load(teacher, mesh)
     rounds.check(config.distill, loaded.config, loaded.model)
@@ -250,6 +262,7 @@ def inherit(student: Model, params: Params, key: jax.Array) -> Params:
         for name, leaf in flatten(fresh).items()
         if name not in given and re.fullmatch(TOLD, name)
     }
+    agreement.check({"new parameters": agreement.arrays(new)})
     check_fit(given | new, flatten(fresh), "the teacher")
     merged = given | new
     leaves = [merged[name] for name in flatten(fresh)]
@@ -291,7 +304,7 @@ class _Rounds:
     def train(self, run: Run, each: Round, teacher: Params) -> Params:
         """A round to its last update, or on from its checkpoint."""
         config, mesh = run.config, self.mesh
-        key = jax.random.key(config.seed)
+        key = samplers.random_key(config.seed)
         numbers = {
             "steps": np.int32(each.steps),
             "updates": np.int32(each.updates),

@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vdm_jax import files
+from vdm_jax import agreement, files
 from vdm_jax.checkpoint import Checkpoints, check_fit, on_first_process, usable
 from vdm_jax.errors import UserError
-from vdm_jax.model import read_json, up_to_date
+from vdm_jax.files import user_path
+from vdm_jax.model import read_json, shared, up_to_date
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
@@ -142,7 +143,8 @@ def open_run(
         that do not fit. Nothing is changed then.
       UserError (4): its checkpoints are all damaged.
     """
-    workdir = Path(workdir).absolute()
+    workdir = user_path(workdir, "workdir").absolute()
+    agreement.check({"data": fingerprint} | shared(config))
     with ExitStack() as stack:
         on_first_process(lambda: stack.enter_context(owning(workdir)))
         checkpoints = Checkpoints(

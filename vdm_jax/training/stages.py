@@ -5,6 +5,7 @@ WORKDIR/text          embeddings of the captions (training)
         cascade.toml  names the stages for `sample.py --cascade`
 """
 
+import dataclasses
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import cascade, text
+from vdm_jax import agreement, cascade, text
 from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
@@ -47,6 +48,11 @@ def train_cascade(
     """
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
+    agreement.check(
+        {"command": "train", "workdir": str(workdir), "stages": list(stages)}
+        | agreement.machine()
+        | {name: models.shared(config) for name, config in configs.items()}
+    )
     for config in configs.values():  # all of them before the first takes its hours
         check(config)
         if config.conditioning.text_width and not config.data.embeddings:
@@ -86,6 +92,13 @@ def distill_cascade(
     """
     started = time.monotonic()
     links = cascade.read(path).links
+    agreement.check(
+        {"command": "distill", "workdir": str(workdir)}
+        | {"stages": [link.name for link in links]}
+        | agreement.machine()
+        | models.shared(config)
+        | {link.name: dataclasses.asdict(link.settings) for link in links}
+    )
     for link in links:  # all of them before the first takes its hours
         rounds.check(config.distill, link.config, link.model)
     for link in links:

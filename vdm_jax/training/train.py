@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax import data, sampling, sharding, video_io
+from vdm_jax import agreement, data, sampling, sharding, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
-from vdm_jax.diffusion import losses, schedules
+from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
@@ -40,6 +40,11 @@ def train(
     Every process of a run calls this together. Raises UserError before anything is
     written if the config is wrong; SystemExit as `fit` does.
     """
+    agreement.check(
+        {"command": "train", "workdir": str(workdir)}
+        | agreement.machine()
+        | models.shared(config)
+    )
     check(config)
     if (workdir / models.DISTILLATION).is_file():
         raise UserError(f"{workdir} is a distillation's: give another --workdir")
@@ -55,7 +60,7 @@ def train(
         config.train.ema,
         config.train.accumulate,
     )
-    key = jax.random.key(config.seed)
+    key = samplers.random_key(config.seed)
     fingerprint = pipeline.fingerprint(config, source)
     if texts is not None:
         fingerprint["text"] = texts.digest
@@ -76,7 +81,9 @@ def train(
         )
 
         def init(params=None) -> TrainState:
-            params = model.init(key) if params is None else params
+            if params is None:
+                params = model.init(key)
+                agreement.check({"new parameters": agreement.arrays(params)})
             start = jax.jit(
                 lambda p: steps.init_state(p, tx, config.train.ema > 0),
                 out_shardings=shardings,
@@ -239,11 +246,11 @@ def make_validation(model: models.Model):
 
     @jax.jit
     def validate(params, batch):
-        x, cond = model.example(batch, jax.random.key(len(BANDS)), dropping=False)
+        x, cond = model.example(batch, samplers.random_key(len(BANDS)), dropping=False)
         denoise = model.denoiser(params)
         out = {}
         for i, (low, high) in enumerate(BANDS):
-            time_key, noise_key = jax.random.split(jax.random.key(i))
+            time_key, noise_key = jax.random.split(samplers.random_key(i))
             spread = losses.stratified_times(time_key, x.shape[0], x.dtype)
             angle = schedules.angle_of_logsnr(low + (high - low) * spread)
             step = schedules.step_of_angle(angle)

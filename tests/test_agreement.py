@@ -1,0 +1,92 @@
+"""Processes compare what must be the same before they compute: vdm_jax/agreement.py."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from vdm_jax import agreement
+from vdm_jax.errors import UserError
+
+
+class Service:
+    """The key-value store that the processes of a run share, in one process."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, value):
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key, milliseconds):
+        deadline = time.monotonic() + milliseconds / 1000
+        while key not in self.values:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return self.values[key]
+
+
+def outcomes(monkeypatch, *facts):
+    """What `check` tells each of several processes, played by threads."""
+    service, told = Service(), ["nothing"] * len(facts)
+    rank = threading.local()
+    state = SimpleNamespace(client=service, num_processes=len(facts))
+    monkeypatch.setattr(agreement.distributed, "global_state", state)
+    monkeypatch.setattr(agreement.jax, "process_index", lambda: rank.number)
+    monkeypatch.setattr(agreement, "PATIENCE", 10)
+    monkeypatch.setattr(agreement, "_comparisons", iter([0] * len(facts)))
+
+    def play(number):
+        rank.number = number
+        try:
+            agreement.check(facts[number])
+        except UserError as error:
+            told[number] = f"{error.status}: {error}"
+
+    threads = [threading.Thread(target=play, args=(n,)) for n in range(len(facts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_equal_facts_pass(monkeypatch):
+    facts = {"config": {"a": (1, 2), "b": {"c": None}}, "jax": "1"}
+    assert outcomes(monkeypatch, facts, dict(facts), dict(facts)) == ["nothing"] * 3
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"a": {"b": 2}}, "a.b is 1 in process 0 and 2 in process 2"),
+        ({"a": {"b": 1, "c": 0}}, "a.c is 'absent' in process 0 and 0 in process 2"),
+        ({"a": {}}, "a.b is 1 in process 0 and 'absent' in process 2"),
+    ],
+)
+def test_all_processes_are_told_what_one_has_different(monkeypatch, other, words):
+    same = {"a": {"b": 1}}
+    told = outcomes(monkeypatch, same, same, other)
+    assert len(set(told)) == 1 and told[0].startswith("2: ") and words in told[0]
+
+
+def test_a_lone_process_compares_with_nobody():
+    agreement.check({"anything": object()})
+
+
+def test_a_machine_is_told_by_what_changes_numbers(monkeypatch):
+    before = agreement.machine()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=/a")
+    after = agreement.machine()
+    assert after["XLA_FLAGS"] == ["--xla_cpu_enable_fast_math=true"]
+    assert {n for n in after if after[n] != before[n]} == {"XLA_FLAGS"}
+    assert before["jax_enable_x64"] == "False" and before["jaxlib"]
+
+
+def test_one_bit_of_an_array_is_seen():
+    arrays = {"a": jnp.arange(4.0), "b": jnp.zeros((2, 3), jnp.bfloat16)}
+    other = arrays | {"a": arrays["a"].at[2].add(2.0**-22)}
+    assert agreement.arrays(arrays) == agreement.arrays(dict(arrays))
+    assert agreement.arrays(arrays) != agreement.arrays(other)

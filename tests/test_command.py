@@ -1,0 +1,132 @@
+"""How commands start and end: vdm_jax/command.py."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vdm_jax import command
+from vdm_jax.errors import UserError
+
+
+def end_of(main, capfd):
+    """(status, standard error) of a command."""
+    left = []
+    streams = sys.stdout, sys.stderr
+    try:
+        command.run(main, left.append)
+    finally:
+        sys.stdout, sys.stderr = streams
+    return left[0], capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("this is wrong", 4), 4, "error: this is wrong\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (MemoryError("Unable to allocate 3 TiB"), 2, "Unable to allocate 3 TiB"),
+        (OSError(errno.ENOMEM, "no"), 2, "out of memory"),
+        (RuntimeError("can't start new thread"), 2, "out of memory"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\n"), 2, "9 GiB"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_status(capfd, error, status, line):
+    def main():
+        raise error
+
+    ended, said = end_of(main, capfd)
+    assert ended == status and line in said and said.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(capfd):
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        end_of(main, capfd)
+
+
+STREAMS = """
+import os, sys
+from vdm_jax import command
+def main():
+    handle = os.open(os.devnull, os.O_RDONLY)
+    for line in range(20000):
+        print("a line, and what is not ASCII: \\u2028 \\udce9 \\U0001f600")
+    print("and an error", file=sys.stderr)
+    return 7 if handle > 2 else 8
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "encoding"),
+    [
+        ("| head -n 1 >&2", "utf-8"),
+        (">&- 2>&- <&-", "utf-8"),
+        (">/dev/full 2>/dev/full", "utf-8"),
+        (">/dev/null", "ascii:strict"),
+    ],
+    ids=["no reader", "closed", "full", "ascii"],
+)
+def test_what_cannot_be_said_does_not_end_a_command(shell, encoding):
+    line = f'"$1" -c "$2" {shell}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", sys.executable, STREAMS],
+        env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr[-500:]
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("name", list(command.PINNED))
+def test_a_setting_that_changes_numbers_is_put_back_and_named(
+    monkeypatch, capsys, name
+):
+    """JAX itself must know each of them, and hold these values without a variable."""
+    monkeypatch.setenv(name.upper(), "other")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    put = {}
+    monkeypatch.setattr(jax.config, "update", put.__setitem__)
+    assert command.setting(name) == command.PINNED[name] or "rank" in name  # of tests
+    monkeypatch.setattr(command, "setting", {name: "other"}.get)
+    command.start_jax()
+    assert put[name] == command.PINNED[name]
+    assert f"{name.upper()}=other" in capsys.readouterr().err
+
+
+def test_devices_that_were_asked_for_and_do_not_start(monkeypatch):
+    def devices():
+        if asked["jax_platforms"]:
+            raise RuntimeError("Unable to initialize backend 'tpu'")
+        return jax.local_devices()
+
+    asked = {"jax_platforms": "tpu"}
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
+    monkeypatch.setattr(command, "setting", asked.get)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=tpu does not .*here is cpu"):
+        command.find_devices()
+    assert asked["jax_platforms"] == "tpu"
+
+
+@pytest.mark.parametrize("setting", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_variable_that_names_a_path_names_one_of_this_machine(monkeypatch, setting):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv(setting, "gs://b")
+    with pytest.raises(UserError, match=f"{setting}=gs://b"):
+        command.compile_cache()
+
+
+def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "xla"))
+    put = {}
+    monkeypatch.setattr(jax.config, "update", put.__setitem__)
+    command.start_jax()
+    assert put["jax_compilation_cache_dir"] == ""
+    assert "JAX_COMPILATION_CACHE_DIR" in capsys.readouterr().err
