@@ -1,8 +1,8 @@
 """The evaluate verb: samples beside real clips, measured, printed and reported."""
 
 import dataclasses
-import json
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from vdm_jax.evaluation import (
 from vdm_jax.evaluation import protocol as protocols
 from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
-from vdm_jax.files import make_folder
+from vdm_jax.files import Damaged, make_folder, write_json
 from vdm_jax.model import Loaded, read_config, read_json
 from vdm_jax.sampling.given import BROKEN
 
@@ -204,17 +204,16 @@ def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
 
 
 def write_results(out: Path, results: dict) -> None:
-    """OUT/results.json, strictly JSON: null for what there is no figure of."""
+    """OUT/results.json, strictly JSON: null for what is no number."""
 
     def plain(value):
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return None if isinstance(value, float) and np.isnan(value) else value
+        return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    text = json.dumps(plain(results), indent=1, allow_nan=False)
-    (out / RESULTS).write_text(text + "\n")
+    write_json(out / RESULTS, plain(results))
 
 
 def measure(
@@ -412,9 +411,13 @@ def learning(workdir: Path, fps: float) -> list[report.Section]:
         chosen = np.linspace(0, len(looks) - 1, min(LEARNING, len(looks))).round()
         films = []
         for look in (looks[int(i)] for i in chosen):
-            with np.load(look) as arrays:
-                step = int(look.stem.removeprefix("step-"))
-                films.append(report.Film(f"step {step}", arrays["videos"], columns=2))
+            try:
+                videos = video_io.read_npz(look)
+            except (Damaged, OSError) as error:
+                print(f"{look} is left out: {error}", file=sys.stderr)
+                continue
+            step = int(look.stem.removeprefix("step-"))
+            films.append(report.Film(f"step {step}", videos, columns=2))
         note = "The same noise and labels at each look."
         sections.append(report.Films("Learning", films, fps, note=note))
     return sections

@@ -2,13 +2,15 @@
 
 import hashlib
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.files import replacing
+from vdm_jax.errors import UserError
+from vdm_jax.files import write_bytes
 
 
 def cached(
@@ -26,7 +28,7 @@ def cached(
         checksum: `i3d.PROTOCOL`.
       videos: [n, ...]; their bytes, shape and type are the key.
 
-    A file that is damaged is made again.
+    A file that is damaged is made again; one that cannot be written is told.
     """
     videos = np.ascontiguousarray(videos)
     told = hashlib.sha256(f"{protocol}\n{videos.shape} {videos.dtype.str}\n".encode())
@@ -35,7 +37,10 @@ def cached(
     found = _read(path)
     if found is None:
         found = extract(videos)
-        _write(path, found)
+        try:
+            _write(path, found)
+        except UserError as error:  # only the next evaluation would need it
+            print(f"not kept: {error}", file=sys.stderr, flush=True)
     return found
 
 
@@ -44,15 +49,14 @@ def _write(path: Path, features: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, features, allow_pickle=False)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
-    with replacing(path, overwrite=True) as temporary:
-        temporary.write_bytes(digest.encode() + b"\n" + content.getvalue())
+    write_bytes(path, digest.encode() + b"\n" + content.getvalue(), overwrite=True)
 
 
 def _read(path: Path) -> np.ndarray | None:
     """The features; None if there are none or they are not what was written."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return None
     if hashlib.sha256(content).hexdigest().encode() != digest:
         return None

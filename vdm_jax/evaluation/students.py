@@ -6,6 +6,7 @@ the same noise. Each row is kept as it is finished: the same command goes on.
     OUT/rows/student-0008.json, .npz  ...  results.json  index.html
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import data, sampling
+from vdm_jax import data, files, sampling, video_io
 from vdm_jax import model as models
+from vdm_jax.checkpoint import reading
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import curve, report, statistics
 from vdm_jax.evaluation.evaluate import MEASURES, facts, stack, write_results
-from vdm_jax.files import make_folder, replacing
+from vdm_jax.files import make_folder
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
 LARGEST = 64  # steps of a row
@@ -88,12 +90,15 @@ def evaluate(
     asked: settings of sampling that hold for every row. guidance: the weight, told to
     the students and given to both branches of the teacher; None for their own.
     """
-    begun = models.read_json(workdir / models.DISTILLATION)
-    if not {"teacher", "checksum", "distill"} <= begun.keys():
-        raise UserError(
-            f"{workdir / models.DISTILLATION} is not what distill.py wrote; put back a "
-            "copy"
-        )
+    begun = models.read_json(workdir / models.DISTILLATION, dict)
+    match begun:
+        case {"teacher": str(), "checksum": str(), "distill": {"start": int()}}:
+            pass
+        case _:
+            raise UserError(
+                f"{workdir / models.DISTILLATION} is not what distill.py wrote; put "
+                "back a copy"
+            )
     rounds = models.students(workdir)
     teacher = models.load(begun["teacher"])
     if teacher.checksum != begun["checksum"]:
@@ -160,10 +165,10 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     path, arrays = folder / f"{arm.key}.json", folder / f"{arm.key}.npz"
     origin = json.loads(json.dumps(origin))
     if path.is_file() and arrays.is_file():
-        kept = json.loads(path.read_text())
-        if kept["origin"] == origin:
-            with np.load(arrays) as found:
-                return kept["figures"], found["videos"]
+        with contextlib.suppress(files.Damaged), reading(folder):  # made again then
+            match files.read_json(path):
+                case {"origin": kept, "figures": dict(figures)} if kept == origin:
+                    return figures, video_io.read_npz(arrays)
     asked = None if labels is None else labels[: arm.num]
 
     def made(count: int, settings: sampling.Settings) -> np.ndarray:
@@ -181,10 +186,8 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     figures = {"row": arm.name, "calls": calls, "seconds": seconds}
     figures |= measure(videos)
     path.unlink(missing_ok=True)  # figures never stand beside other videos
-    with replacing(arrays, overwrite=True) as new, open(new, "wb") as file:
-        np.savez_compressed(file, videos=videos)
-    with replacing(path, overwrite=True) as new:
-        new.write_text(json.dumps({"figures": figures, "origin": origin}, indent=1))
+    video_io.write_npz(arrays, videos, overwrite=True)
+    files.write_json(path, {"figures": figures, "origin": origin})
     return figures, videos
 
 
@@ -305,8 +308,8 @@ def _write(
     shown = [arms[0], *(a for a in arms if a.path)]
     shown += [a for a in arms[1:] if a.sampler == "ddim"]
     for arm in shown:
-        with np.load(out / "rows" / f"{arm.key}.npz") as found:
-            films.append(report.Film(arm.name, found["videos"][:PAGE], columns=PAGE))
+        videos = video_io.read_npz(out / "rows" / f"{arm.key}.npz")
+        films.append(report.Film(arm.name, videos[:PAGE], columns=PAGE))
     sections: list[report.Section] = [
         report.Films(
             "From the same noise",
