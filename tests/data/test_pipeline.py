@@ -3,6 +3,13 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +198,67 @@ def test_worker_processes_change_nothing():
     threads = pipeline.train_batches(config(images=2), source)
     threads.set_state(state)
     assert_same(take(threads, 3), expected[5:])
+
+
+def test_a_worker_that_is_killed_is_named_and_takes_no_other_with_it():
+    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
+    workers = pipeline.train_batches(config(workers=1), source)
+    next(workers)
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid or 0, signal.SIGTERM)  # is of the run: a worker goes on
+    items = list(itertools.islice(workers, 9))
+    os.kill(child.pid or 0, signal.SIGKILL)
+    said = rf"loader 0 of config.data.workers=1 \(process {child.pid}\) was killed by"
+    with pytest.raises(UserError, match=said + " SIGKILL") as caught:
+        for _ in range(100):
+            items.append(next(workers))
+    assert caught.value.status == 137 and len(items) >= 9
+    workers.close()
+    assert not multiprocessing.active_children()
+
+
+def runs(process):
+    """Whether it is there and no zombie."""
+    try:
+        return (
+            Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+RUN = """
+import multiprocessing
+from tests.data.test_pipeline import config, pipeline, shapes
+if __name__ == "__main__":
+    source = shapes.Shapes(shapes.Geometry(3, 64, 64))
+    batches = pipeline.train_batches(config(workers=1, batch_size=64), source)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    while True:
+        next(batches)
+"""
+
+
+def test_nothing_stays_of_the_workers_of_a_run_that_is_killed(tmp_path):
+    (tmp_path / "run.py").write_text(RUN)
+    before = set(os.listdir("/dev/shm"))
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py"],
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert run.stdout is not None
+    children = [int(word) for word in run.stdout.readline().split()]
+    assert set(os.listdir("/dev/shm")) <= before
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(runs(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlives its run"
+        time.sleep(0.05)
+    assert children and set(os.listdir("/dev/shm")) <= before
 
 
 def test_images_are_appended_behind_the_unchanged_video():

@@ -8,13 +8,19 @@ the global batches are the same for every number of threads, workers and process
 
 import dataclasses
 import hashlib
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import grain
 import numpy as np
-from absl import flags
 
 from vdm_jax.data.source import BadClip, Source
 from vdm_jax.errors import UserError
@@ -118,6 +124,103 @@ def _dataset(
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
 
 
+def _ahead(
+    dataset: grain.MapDataset[Batch], threads: int, ahead: int
+) -> grain.DatasetIterator[Batch]:
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+
+
+class _Workers:
+    """Batches in order, each n-th made by one of n processes.
+
+    They come through pipes: what one process holds alone ends with it, where shared
+    memory would stay behind a run that is killed. A worker ends with this process,
+    however that ends, since it waits for the end of a pipe, too.
+    """
+
+    def __init__(self, dataset: grain.MapDataset[Batch], number: int):
+        spawn = multiprocessing.get_context("spawn")
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._pipes: list[Connection] = []
+        for worker in range(number):
+            pipe, other = spawn.Pipe(duplex=False)
+            process = spawn.Process(
+                target=_work,
+                args=(dataset[worker::number], -(-AHEAD // number), other),
+                daemon=True,
+            )
+            process.start()
+            other.close()  # so that the pipe ends with the worker
+            self._processes.append(process)
+            self._pipes.append(pipe)
+        self._turn = 0
+        # Before multiprocessing asks them to end at exit, which they do not listen to.
+        self.close = multiprocessing.util.Finalize(
+            self, _end, (self._processes, self._pipes), exitpriority=10
+        )
+
+    def __next__(self) -> Batch:
+        try:
+            answer = self._pipes[self._turn].recv()
+        except (EOFError, OSError) as error:
+            raise self._lost(self._turn) from error
+        if isinstance(answer, UserError):
+            raise answer
+        self._turn = (self._turn + 1) % len(self._pipes)
+        return answer
+
+    def _lost(self, turn: int) -> Exception:
+        """What to say of a worker that has ended."""
+        process = self._processes[turn]
+        process.join()
+        name = f"loader {turn} of config.data.workers={len(self._processes)}"
+        name += f" (process {process.pid})"
+        status = process.exitcode or 0
+        if status >= 0:
+            return RuntimeError(f"{name} ended with an error of its own, see above")
+        killer = signal.Signals(-status).name
+        return UserError(
+            f"{name} was killed by {killer}: is there memory enough for so many? the "
+            "same command goes on from the newest checkpoint",
+            status=128 - status,
+        )
+
+
+def _end(
+    processes: Iterable[multiprocessing.process.BaseProcess],
+    pipes: Iterable[Connection],
+) -> None:
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def _work(dataset: grain.MapDataset[Batch], ahead: int, pipe: Connection) -> None:
+    """Send the batches of a data set without end: all that a worker process does."""
+    # Schedulers and terminals signal all processes; the run decides when to stop.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    batches = _ahead(dataset, 1, ahead)
+    try:
+        for batch in batches:
+            pipe.send(batch)
+    except UserError as error:
+        pipe.send(error)
+    except ConnectionError:  # nobody reads any more
+        return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # whatever other threads are at
+
+
 class Batches:
     """An endless iterator of batches whose state is a count."""
 
@@ -130,25 +233,14 @@ class Batches:
 
     def __next__(self) -> Batch:
         if self._iterator is None:
-            self._iterator = self._start()
+            rest = self._dataset[self._count :]
+            if self._workers:
+                self._iterator = _Workers(rest, self._workers)
+            else:
+                self._iterator = _ahead(rest, THREADS, AHEAD)
         batch = next(self._iterator)
         self._count += 1
-        # out of the shared memory in which workers hand over their arrays
-        return {k: np.array(v) for k, v in batch.items()} if self._workers else batch
-
-    def _start(self) -> grain.DatasetIterator[Batch]:
-        rest = self._dataset[self._count :]
-        if not self._workers:
-            return iter(rest.to_iter_dataset(grain.ReadOptions(THREADS, AHEAD)))
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain sends the flags to its workers
-        one_thread = rest.to_iter_dataset(grain.ReadOptions(0, 0))
-        ahead = -(-AHEAD // self._workers)
-        return iter(
-            one_thread.mp_prefetch(
-                grain.multiprocessing.MultiprocessingOptions(self._workers, ahead)
-            )
-        )
+        return batch
 
     def get_state(self) -> dict[str, int]:
         """Goes through JSON; valid for any number of workers and processes."""

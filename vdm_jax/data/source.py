@@ -33,7 +33,7 @@ class BadClip(Exception):
 
 
 class Source(Protocol):
-    """A data set with random access. Must pickle: Grain's workers are processes.
+    """A data set with random access. Must pickle: workers are processes.
 
     Attributes:
       name: of the data set, for messages and the resume fingerprint.
