@@ -13,9 +13,11 @@ import contextlib
 import functools
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -180,6 +182,53 @@ def modules_among_data(folder: Path) -> str:
     done = check(folder, 2)
     expect(done, 0, "kept      2")
     return f"status 0: {done.out.splitlines()[1]}"
+
+
+def with_loaders(folder: Path):
+    """A run with two loader processes that is in its steps, and the two."""
+    endless = [
+        "--config.train.steps=1000000",
+        "--config.train.checkpoint_every=1000000",
+    ]
+    child = start(*smoke(folder / "run", "--config.data.workers=2", *endless))
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("step "):
+            break
+    listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in map(int, listed)}
+    loaders = [p for p, words in commands.items() if b"spawn_main" in words]
+    if len(loaders) != 2:
+        child.kill()
+        raise Wrong(f"{len(loaders)} loaders instead of 2, line {line!r}")
+    return child, loaders
+
+
+@fault
+def loader_killed(folder: Path) -> str:
+    """kill -9 of a loader process of data.workers=2."""
+    child, loaders = with_loaders(folder)
+    with child:
+        os.kill(loaders[1], signal.SIGKILL)
+        out, err = child.communicate(timeout=120)
+    done = Done(child.returncode, out.strip(), err.strip())
+    return expect(done, 137, "config.data.workers=2 (process", "killed by SIGKILL")
+
+
+@fault
+def run_killed_with_loaders(folder: Path) -> str:
+    """kill -9 of a run of data.workers=2: what stays of its loaders after 5 s."""
+    before = set(os.listdir("/dev/shm"))
+    child, loaders = with_loaders(folder)
+    with child:
+        child.kill()
+    time.sleep(5)
+    states = [Path(f"/proc/{p}/stat") for p in loaders]
+    alive = [p for p in states if p.exists() and " Z " not in p.read_text()]
+    left = set(os.listdir("/dev/shm")) - before
+    if alive or left:
+        raise Wrong(f"{len(alive)} loaders and {len(left)} shared objects are left")
+    return f"status {child.returncode}: no loader and no shared memory is left"
 
 
 def main(names: list[str]) -> int:
