@@ -10,8 +10,10 @@ import pytest
 
 from configs import shapes
 from vdm_jax import model as models
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
+from vdm_jax.training.state import TrainState
 from vdm_jax.weights import params as params_file
 
 ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
@@ -124,6 +126,22 @@ def test_a_shipped_model_is_loaded(model, params, tmp_path):
     ):
         np.testing.assert_allclose(a, b, atol=1e-3)
         assert b.dtype == np.float32
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_a_run_is_its_average_where_it_keeps_one(params, tmp_path, averages):
+    (tmp_path / "config.json").write_text(smoke_config().to_json())
+    average = jax.tree.map(lambda a: a + 1, params)
+    none = jnp.zeros((), jnp.int32)
+    state = TrainState(none, params, average if averages else None, (), none)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, state, {})
+    checkpoints.close()
+    loaded = models.load(tmp_path)
+    assert loaded.step == 3
+    expected = average if averages else params
+    for a, b in zip(*map(jax.tree.leaves, (loaded.params, expected)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):

@@ -65,38 +65,59 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
     np.testing.assert_allclose(rest, parts()[1], atol=1e-9)
 
 
-class Kept:
-    """A conditioner: whether the label is kept."""
+class Share:
+    """A conditioner: a share by the label, a fifth where it is not kept."""
 
     def apply(self, params, logsnr, frames, cond):
-        return cond["keep"]["label"]
+        share = 0.5 + 0.1 * cond["label"][:, 0]
+        return jnp.where(cond["keep"]["label"], share, 0.2)
 
 
 class Linear:
-    """A network: half of z where the label is kept, a fifth where it is not."""
+    """A network: that share of z."""
 
-    def apply(self, params, z, kept, train, rngs):
-        return jnp.where(kept.reshape(-1, 1, 1, 1, 1), 0.5, 0.2) * z
+    def apply(self, params, z, share, train, rngs):
+        return share.reshape(-1, 1, 1, 1, 1) * z
 
 
-def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
-    """One step to the prediction itself, whose every part has a closed form."""
-    schedule = schedules.Cosine(logsnr_min=0.0)  # it starts at alpha^2 = 1 / 2
-    model = dataclasses.replace(
+def linear():
+    """Its first step is of as much signal as noise."""
+    return dataclasses.replace(
         gaussian(0.0, 1.0),
         network=Linear(),
-        conditioner=Kept(),
-        schedule=schedule,
+        conditioner=Share(),
+        schedule=schedules.Cosine(logsnr_min=0.0),
         output="x",
         attributes=(("a", "b"),),
         label_drop=0.1,
     )
+
+
+def test_guidance_is_away_from_each_video_s_own_negative_label():
+    z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
+    settings = Settings(steps=1, guidance=2.0, batch_size=2)
+    told = {"labels": labels, "start": z}
+    made = sampling.sample(linear(), PARAMS, 3, settings, **told)
+    share = 0.5 + 0.1 * labels
+    expected = (3 * share - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    made = sampling.sample(linear(), PARAMS, 3, settings, **told, negative=negative)
+    expected = (3 * share - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
+    """One step to the prediction itself, whose every part has a closed form."""
     rng = np.random.default_rng(0)
     z, video = rng.normal(size=(2, 2, *SHAPE))
     low = rng.uniform(-1, 1, (2, SHAPE[0], 4, 4, SHAPE[3]))
     known = Known(np.clip(video, -1, 1), HALF, low)
     settings = Settings(steps=1, guidance=2.0, reconstruction=3.0, threshold=0.6)
-    made = sampling.sample(model, PARAMS, 2, settings, known=known, start=z)
+    labels = np.zeros((2, 1), np.int32)
+    made = sampling.sample(
+        linear(), PARAMS, 2, settings, labels=labels, known=known, start=z
+    )
 
     def means(x):
         return x.reshape(2, SHAPE[0], 4, 2, 4, 2, SHAPE[3]).mean((3, 5))

@@ -671,7 +671,9 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     assert by_name["teacher, ddim, 8 steps"]["off"] == 0
     kept = {}
     for path in (tmp_path / "rows").glob("*.json"):
-        figures = json.loads(path.read_text())["figures"]
+        figures, origin = map(json.loads(path.read_text()).get, ("figures", "origin"))
+        if place := origin["arm"]["path"]:
+            assert origin["parameters"] == models.load(workdir / place).checksum
         with np.load(path.with_suffix(".npz")) as found:
             kept[figures["row"]] = figures, found["videos"] / 127.5
     first = kept["teacher, ddim, 8 steps"][1]  # every row is held against it

@@ -1,8 +1,10 @@
 """What is looked at while a model trains: which parameters, told what, how often."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +85,28 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(config, monkeypatch):
         signal = 1 / (1 + np.exp(-np.linspace(*band, 1000)))  # alpha^2
         expected = (variance / (signal * variance + 1 - signal)).mean()
         assert factor == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch, seed):
+    seen = {}
+
+    def fit(step, state, frozen, batches, *, key, **how):
+        seen.update(state=state, key=key, first=next(batches))
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "compile_step", lambda *args: None)
+    monkeypatch.setattr(train, "describe", lambda *args: None)
+    asked = shapes.get_config("smoke").unlock()
+    asked.seed = seed
+    level = dict(channels=8, blocks=1, mixing=("temporal_conv",))
+    asked.network.update(levels=(level,), middle=())
+    train.train(asked, tmp_path)
+    key = jax.random.key(seed)
+    assert seen["key"] == key
+    params, average = models.build(asked).init(key), seen["state"].ema
+    for tree in (seen["state"].params, average):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, tree)))
+    source = data.open_source(asked)
+    with contextlib.closing(pipeline.train_batches(asked, source)) as batches:
+        np.testing.assert_array_equal(next(batches)["video"], seen["first"]["video"])
