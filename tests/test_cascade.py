@@ -91,6 +91,46 @@ def test_every_stage_starts_from_the_one_before(folder):
     assert abs(other["ssr"] - made["ssr"]).mean() > 1e-3
 
 
+def test_every_stage_draws_noise_of_its_own(folder, monkeypatch):
+    """By its place in the cascade, also where the first stage is given."""
+    asked = {}
+
+    def sample(model, params, num, settings, *, low, seed, stage, first, **how):
+        asked[model.shape[:3]] = (seed, stage, first, low)
+        return np.full((num, *model.shape), 0.1 * stage)
+
+    monkeypatch.setattr(cascade.sampling, "sample", sample)
+    read = cascade.read(folder)
+    made = cascade.sample(read, 2, seed=3, first=5)
+    whole = asked.copy()
+    assert [whole[size][:3] for size in SIZES.values()] == [
+        (3, number, 5) for number in range(3)
+    ]
+    for before, name in zip(["base", "tsr"], ["tsr", "ssr"], strict=True):
+        assert whole[SIZES[name]][3] is made[before]
+    asked.clear()
+    cascade.sample(read, 2, seed=3, first=5, given=made["base"])
+    assert [asked[SIZES[name]][:3] for name in ("tsr", "ssr")] == [(3, 1, 5), (3, 2, 5)]
+
+
+def test_text_is_told_to_every_stage_and_a_negative_one_where_it_is_guided(
+    folder, monkeypatch
+):
+    told = {}
+
+    def sample(model, params, num, settings, *, text, negative_text, **how):
+        told[model.shape[:3]] = (text, negative_text)
+        return np.zeros((num, *model.shape))
+
+    monkeypatch.setattr(cascade.sampling, "sample", sample)
+    monkeypatch.setattr(
+        cascade.sampling, "two_branches", lambda model, settings: settings.snr == 3
+    )
+    cascade.sample(cascade.read(folder), 1, "text", "negative")  # type: ignore
+    for name, size in SIZES.items():
+        assert told[size] == ("text", "negative" if name == "tsr" else None)
+
+
 def test_the_seed_and_a_videos_number_decide_everything(folder):
     read = cascade.read(folder)
     three = cascade.sample(read, 3, seed=3)["ssr"]

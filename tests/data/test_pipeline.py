@@ -125,6 +125,10 @@ def test_the_seed_decides_the_stream():
     assert chance[0] != chance[1]  # also within the examples
 
 
+def test_training_sees_the_training_part_whichever_is_given():
+    assert_same(stream(Numbered().split(True), 3), stream(Numbered(), 3))
+
+
 def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
     items = items_of(stream(Numbered(items=10), 10)).reshape(4, 10)  # 10 batches of 4
     np.testing.assert_array_equal(np.sort(items), np.tile(np.arange(10), (4, 1)))
@@ -290,7 +294,7 @@ def test_flips_mirror_half_of_the_clips_and_leave_labels():
     left = np.concatenate([b["video"][:, :, :, 0, 2].min((1, 2)) for b in batches])
     right = np.concatenate([b["video"][:, :, :, -1, 2].min((1, 2)) for b in batches])
     assert ((left == 255) ^ (right == 255)).all()
-    assert 20 < (right == 255).sum() < 60  # of 80
+    assert 30 < (right == 255).sum() < 50  # of 80
     for batch, plain in zip(batches, stream(Numbered(), 20), strict=True):
         np.testing.assert_array_equal(batch["label"], plain["label"])
 

@@ -172,6 +172,31 @@ def test_windows_and_single_frames_are_drawn_from_the_whole_clip(folder):
     assert images == set(range(len(clip)))
 
 
+@pytest.mark.parametrize("crop, places", [("center", {2}), ("random", set(range(5)))])
+def test_a_clip_is_cropped_as_asked(folder, crop, places):
+    """8 x 8 of 8 x 12, of clips as long as their record."""
+    asked = config(folder, "raw", frames=6, width=8, crop=crop, held_out=0.0)
+    source = tfds.open_tfds(asked)
+    at = [clip["caption"] for clip in load_all(source, 6)].index("clip 0")
+    rngs = [np.random.default_rng(seed) for seed in range(60)]
+    videos = [source.load(at, rng, 6)["video"] for rng in rngs]
+    found = [
+        [i for i in range(5) if (video == CLIPS[0][:, :, i : i + 8]).all()]
+        for video in videos
+    ]
+    assert {i for (i,) in found} == places
+
+
+def test_every_caption_of_a_record_is_told(tmp_path):
+    features = {"video": TENSOR, "captions": F.Sequence(F.Text())}
+    example = {"video": CLIPS[0], "captions": ["one", "two", "three"]}
+    write(tmp_path, "said", F.FeaturesDict(features), lambda i: example)
+    source = tfds.open_tfds(config(tmp_path, "said"))
+    rngs = [np.random.default_rng(seed) for seed in range(40)]
+    told = {source.load(0, rng, 4)["caption"] for rng in rngs}
+    assert told == {"one", "two", "three"}
+
+
 def test_a_test_split_is_the_held_out_part(folder):
     source = tfds.open_tfds(config(folder, "raw"))
     assert (len(source), len(source.split(True))) == (9, 3)

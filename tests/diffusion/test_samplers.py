@@ -672,6 +672,16 @@ def test_heun_without_churn_draws_nothing_that_counts(x64):
     np.testing.assert_array_equal(table["churn_std"], 0)
 
 
+def test_the_noise_of_churn_is_scaled_and_nothing_else():
+    plain, scaled = (
+        samplers.heun(churn=5.0, s_noise=s).table(KARRAS, 8) for s in (1.0, 1.5)
+    )
+    assert (plain["churn_std"][1:] > 0).all()
+    np.testing.assert_allclose(scaled["churn_std"], 1.5 * plain["churn_std"])
+    for name in plain.keys() - {"churn_std"}:
+        np.testing.assert_array_equal(scaled[name], plain[name])
+
+
 @pytest.mark.parametrize("churn", [0.0, 5.0, 40.0])
 def test_heun_with_churn_keeps_the_variance(churn, x64):
     """Of N(0, s^2) from N(0, 1) at sigma 80 of EDM."""

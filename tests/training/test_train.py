@@ -12,6 +12,7 @@ import pytest
 from configs import shapes
 from vdm_jax import data, sharding
 from vdm_jax import model as models
+from vdm_jax.data import pipeline
 from vdm_jax.training import train
 from vdm_jax.training.state import TrainState
 
@@ -50,9 +51,9 @@ def looked_at(config, ema, monkeypatch):
     )
     seen = []
 
-    def sample(model, params, *args, **how):
-        seen.append(params)
-        return np.zeros((train.PREVIEWS, *model.shape))
+    def sample(model, params, num, settings, *, labels, seed, **how):
+        seen.append((params["network"], seed, labels.tolist()))
+        return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(train.sampling, "sample", sample)
     run = SimpleNamespace(logger=SimpleNamespace(active=False))
@@ -63,10 +64,15 @@ def looked_at(config, ema, monkeypatch):
         config, model, mesh, source, None, run
     )
     assert (often, seldom) == (config.train.preview_every, config.train.validate_every)
-    preview(state)
     figures = validate(state)
-    assert validate(state) == figures  # the same noise each time
-    return seen[0], figures
+    for each in (state, state.replace(step=state.step + 5)):  # always the same noise
+        preview(each)
+        assert validate(each) == figures
+    assert seen[0] == seen[1] and seen[0][1] == config.seed
+    kept = pipeline.held_out_batch(config, source, train.VALIDATION_CLIPS)
+    batch = {name: kept[name] for name in ("video", "label")}
+    assert figures == train.make_validation(model)(ema or state.params, batch)
+    return seen[0][0], figures
 
 
 def test_the_average_is_what_is_looked_at_if_there_is_one(config, monkeypatch):
@@ -77,7 +83,7 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(config, monkeypatch):
     figures = {}
     for value, ema in ((0, params(0.0)), (1, None), (2, params(2.0))):
         previewed, found = looked_at(config, ema, monkeypatch)
-        assert previewed["network"] == value
+        assert previewed == value
         figures[value] = np.array(list(found.values()))
     factors = (figures[2] - 2 * figures[1] + figures[0]) / 2
     variance = config.data.variance
