@@ -97,9 +97,9 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
             if kind in ("mp4", "mov"):
                 _check_end(stream, path)
             if first is not None:
-                height, width = _shown_size(first, stream, path)
-                check_frame(path, height, width)
                 rotation, mirrored = _orientation(first, path)
+                height, width = _shown_size(first, _pixel_aspect(stream), rotation)
+                check_frame(path, height, width)
                 common = {
                     "path": path,
                     "kind": kind,
@@ -161,13 +161,16 @@ def _is_shown(packet, stream) -> bool:
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def _shown_size(frame, stream, path: str) -> tuple[int, int]:
-    """Height and width after pixel aspect and rotation."""
+def _pixel_aspect(stream) -> float:
+    """Width of a stored pixel to its height."""
     aspect = float(stream.sample_aspect_ratio or 1)
-    aspect = aspect if 0.2 < aspect < 5 else 1.0  # nonsense in the header
+    return aspect if 0.2 < aspect < 5 else 1.0  # nonsense in the header
+
+
+def _shown_size(frame, aspect: float, rotation: int) -> tuple[int, int]:
+    """Height and width after pixel aspect and rotation."""
     height, width = frame.height, round(frame.width * aspect)
-    turned = _orientation(frame, path)[0] % 180
-    return (width, height) if turned else (height, width)
+    return (width, height) if rotation % 180 else (height, width)
 
 
 def _orientation(frame, path: str) -> tuple[int, bool]:
@@ -246,6 +249,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
     try:
         with _open(info.path, info.kind) as container:
             stream, reached = container.streams[info.stream], False
+            aspect = _pixel_aspect(stream)
             if at > 0:
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
                     container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
@@ -256,7 +260,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                 if number > left[0]:
                     raise BadVideo(info.path, f"frame {left[0]} does not decode")
                 if number == left[0]:
-                    yield _sound(frame, stream, info, number)
+                    yield _sound(frame, aspect, info, number)
                     left.popleft()
                     if not left:
                         return
@@ -285,15 +289,16 @@ def _numbered(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _sound(frame, stream, info: VideoInfo, number: int):
+def _sound(frame, aspect: float, info: VideoInfo, number: int):
     if frame.is_corrupt:
         raise BadVideo(info.path, f"frame {number} of {info.frames} is damaged")
     check_frame(info.path, frame.height, frame.width)
-    height, width = _shown_size(frame, stream, info.path)
+    orientation = _orientation(frame, info.path)
+    height, width = _shown_size(frame, aspect, orientation[0])
     # Streams that adapt to a line change their size and not their shape: players, and
     # what follows here, resize these.
     same_shape = abs(width * info.height / (height * info.width) - 1) < SAME_SHAPE
-    turned = _orientation(frame, info.path) != (info.rotation, info.mirrored)
+    turned = orientation != (info.rotation, info.mirrored)
     if turned or not same_shape:
         raise BadVideo(
             info.path,

@@ -4,6 +4,7 @@
 unknown make uses ``guard.Guard``, which runs the same two in a child with limits.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -93,8 +94,7 @@ def frames(
 
 def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """An area mean when shrinking (no aliasing), bicubic when enlarging; on black."""
-    transparent = any(part.is_alpha for part in frame.format.components)
-    if transparent or frame.format.has_palette:
+    if _may_be_clear(frame.format.name):
         pixels = stills.on_black(_converted(frame, "rgba"))
         frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     elif frame.interlaced_frame:  # swscale would shrink each of its fields by itself
@@ -102,6 +102,13 @@ def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     shrinks = height * width < frame.height * frame.width
     method = Interpolation.AREA if shrinks else Interpolation.BICUBIC
     return _converted(frame, "rgb24", method, height=height, width=width)
+
+
+@functools.cache
+def _may_be_clear(name: str) -> bool:
+    """Whether pixels of this format have an alpha of their own."""
+    form = av.VideoFormat(name)
+    return form.has_palette or any(part.is_alpha for part in form.components)
 
 
 def _converted(
