@@ -7,6 +7,11 @@ import pytest
 from benchmarks import figures, sizes
 from configs import vdm
 
+
+def test_every_figure_names_its_command_and_its_file():
+    assert not figures.main()  # python -m benchmarks.figures
+
+
 DOCUMENT = """# One
 
 Of {printed} at `w = .5` (section 3.1, arXiv:2204.03458, CC-BY 3.0, jax 0.10.2).
