@@ -35,6 +35,10 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.video.height=18"], "height"),
     ([SMOKE, "--config.data.source=youtube"], "one of"),
     ([SMOKE, "--config.seed=-1"], "config.seed=-1"),
+    ([SMOKE, "--config.video.frames=4096", "--config.video.height=16384"], "GiB"),
+    ([SMOKE, "--config.sample.num=1000000000"], "GiB of memory needed"),
+    ([SMOKE, "--config.init_from=gs://b/x"], "config.init_from=gs://b/x"),
+    ([SMOKE, "--time_limit=nan"], "time_limit"),
     ([SMOKE, "--config.mesh.data=3"], "mesh data=3"),
     ([SMOKE, "--config.data.batch_size=3", "--config.train.accumulate=2"], "nearest"),
     ([SMOKE, "--nonsense=1"], "nonsense"),
@@ -478,8 +482,12 @@ def test_prompts_of_a_file_end_where_its_lines_do(flags_of, tmp_path):
     file = tmp_path / "p.txt"
     file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\xe2\x80\xa8and on\n\n")
     cli.FLAGS["prompts"].parse(str(file))
-    assert cli._prompts() == ["one", "two\u2028and on"]
+    assert cli._prompts([(1, 2, 2, 3)]) == ["one", "two\u2028and on"]
     for bad in (b"a\0b", b"\xed\xa0\x80", b"\xff\xfea"):
         file.write_bytes(bad)
         with pytest.raises(UserError, match="--prompts="):
-            cli._prompts()
+            cli._prompts([])
+    file.write_text("one")
+    cli.FLAGS["num"].parse(10**9)
+    with pytest.raises(UserError, match="--num=1000000000.*GiB of memory needed"):
+        cli._prompts([(8, 16, 16, 3)])

@@ -257,3 +257,38 @@ def test_a_cut_or_changed_npz_is_damage(tmp_path, keep):
     path.write_bytes(content[:keep] if keep >= 0 else content)
     with pytest.raises(files.Damaged):
         files.read_arrays(path)
+
+
+def test_caches_without_a_home_are_in_a_private_folder(monkeypatch, tmp_path):
+    """HOME=/ of another user, no HOME and nobody of that number: both are met."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    mine = tmp_path / f"vdm_jax-{os.geteuid()}"
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "home", nobody)
+        assert files.cache_folder() == mine
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "access", lambda path, mode: False)
+        assert files.cache_folder() == mine
+        mine.rmdir()
+        mine.symlink_to(tmp_path)  # somebody was there before
+        with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+            files.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/c")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / "c" / "vdm_jax"
+
+
+def test_what_does_not_fit_into_memory_is_refused_by_both_numbers(monkeypatch):
+    limits = (3 << 30, resource.RLIM_INFINITY)
+    monkeypatch.setattr(files.resource, "getrlimit", lambda which: limits)
+    assert files.memory() <= 3 << 30
+    monkeypatch.setattr(files, "memory", lambda: 1 << 30)
+    files.check_memory(1 << 30, "num=1")
+    with pytest.raises(UserError, match="num=9: 4.0 GiB of memory needed, 1.0 here"):
+        files.check_memory(4 << 30, "num=9")

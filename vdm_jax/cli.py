@@ -467,8 +467,13 @@ def _only_with(flag: str, others: Sequence[str]) -> None:
             raise UserError(f"--{other} goes with --{flag}")
 
 
-def _prompts() -> list[str]:
-    """Of --prompt and --prompts, --num videos each; "" where none is given."""
+def _prompts(shapes: Sequence[Sequence[int]]) -> list[str]:
+    """Of --prompt and --prompts, --num videos each; "" where none is given.
+
+    shapes: of the videos that are made of each, which must fit into memory.
+    """
+    from vdm_jax import sampling
+
     texts = list(FLAGS.prompt)
     if FLAGS.prompts is not None:
         try:
@@ -484,7 +489,10 @@ def _prompts() -> list[str]:
     each = 1 if FLAGS.num is None else FLAGS.num
     if each < 1:
         raise UserError(f"--num={each}: at least 1")
-    return [text for text in texts or [""] for _ in range(each)]
+    texts = texts or [""]
+    for shape in shapes:
+        sampling.check_videos(len(texts) * each, shape, f"--num={each}")
+    return [text for text in texts for _ in range(each)]
 
 
 def _sample_cascade(names: Sequence[str]) -> None:
@@ -499,9 +507,9 @@ def _sample_cascade(names: Sequence[str]) -> None:
         if FLAGS[flag].present:
             raise UserError(f"--{flag} goes with --workdir and without a prompt")
     out = Path(FLAGS.out)
-    prompts = _prompts()
     path = FLAGS.cascade or FLAGS.workdir
     read = cascades.read(path).until(FLAGS.until)
+    prompts = _prompts([link.model.shape for link in read.links])
     if FLAGS.encoder is not None:
         if not read.encoder:
             raise UserError(f"--encoder: {path} was trained without text")

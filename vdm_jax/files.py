@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import resource
 import sys
 import tempfile
 import tokenize
@@ -361,8 +362,27 @@ def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.n
 
 
 def memory() -> int:
-    """Return the bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory that this process can have at most.
+
+    The machine's, or what a container, a job or ``ulimit -v`` allows of it.
+    """
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            found.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(found)
+
+
+def check_memory(need: float, what: str) -> None:
+    """Raise UserError if `what` takes more bytes of memory than there can be."""
+    if need > (here := memory()):
+        raise UserError(
+            f"{what}: {need / 2**30:,.1f} GiB of memory needed, {here / 2**30:,.1f} "
+            "here: ask for less at a time"
+        )
 
 
 def _umask() -> int:

@@ -4,7 +4,14 @@ from vdm_jax.sampling import given
 from vdm_jax.sampling.blocks import Known, Text, invert, sample, to_uint8
 from vdm_jax.sampling.labels import draw_labels, label_text
 from vdm_jax.sampling.long import fill
-from vdm_jax.sampling.settings import Settings, calls, check, two_branches, unread
+from vdm_jax.sampling.settings import (
+    Settings,
+    calls,
+    check,
+    check_videos,
+    two_branches,
+    unread,
+)
 
 __all__ = [
     "Known",
@@ -12,6 +19,7 @@ __all__ = [
     "Text",
     "calls",
     "check",
+    "check_videos",
     "draw_labels",
     "fill",
     "given",

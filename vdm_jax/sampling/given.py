@@ -6,7 +6,6 @@ it at the model's rate; the note that comes with it says how.
 
 import dataclasses
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,11 +19,11 @@ from vdm_jax.data.folder import LUMA
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model
 from vdm_jax.sampling.blocks import Known
+from vdm_jax.sampling.settings import check_videos
 from vdm_jax.video_io import BadVideo
 from vdm_jax.video_io.files import IMAGE_SUFFIXES
 from vdm_jax.video_io.guard import Guard
 
-COPIES = 4  # of the whole output in float32, at once
 GUARD = Guard()  # a clip that crashes the decoder, or eats memory, ends in one line
 
 
@@ -47,14 +46,8 @@ class Wanted:
     def length(self, default: int) -> int:
         """Frames, checked: no fewer than the model makes at a time."""
         frames, block = self.frames or default, self.model.shape[0]
-        pixels = frames * math.prod(self.size) * self.model.shape[3]
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if COPIES * 4 * self.num * pixels > memory:
-            raise UserError(
-                f"--frames={frames}: {self.num} videos of {self.size[1]}x"
-                f"{self.size[0]} do not fit into this machine's memory "
-                f"({memory / 2**30:.0f} GiB): fewer frames, videos or tiles"
-            )
+        shape = (frames, *self.size, self.model.shape[3])
+        check_videos(self.num, shape, f"--frames={frames}")
         if frames < block:
             raise UserError(
                 f"--frames={frames}: this model makes {block} frames at a time; "

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers, schedules, windows
 from vdm_jax.errors import UserError
+from vdm_jax.files import check_memory
 from vdm_jax.model import Model
 from vdm_jax.stages import Stage, time_of_snr
 
@@ -219,6 +222,15 @@ def unread(name: str, model: Model, settings: Settings) -> str:
     return ""
 
 
+COPIES = 4  # of all videos in float32, at once
+
+
+def check_videos(num: int, shape: Sequence[int], what: str) -> None:
+    """Raise UserError if so many videos [f, h, w, c] cannot be held in memory."""
+    need = COPIES * 4 * num * math.prod(shape)
+    check_memory(need, f"{what}: {num} videos of {tuple(shape)}")
+
+
 def check(model: Model, num: int, seed: int, settings: Settings) -> None:
     """Raise UserError for settings out of range, before anything compiles."""
     for field, known in NAMES.items():
@@ -227,6 +239,7 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
             raise UserError(f"{field}={value!r} is not known: one of {names}")
     if num < 1:
         raise UserError(f"num={num}: at least 1")
+    check_videos(num, model.shape, f"num={num}")
     if not 0 <= seed < 2**32:  # beyond, random keys would repeat
         raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
     for field, low, high in RANGES:

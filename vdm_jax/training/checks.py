@@ -6,6 +6,7 @@ import jax
 
 from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.errors import UserError
+from vdm_jax.files import check_memory
 from vdm_jax.model import find_paths
 from vdm_jax.training.optimizer import DECAYS, OPTIMIZERS
 
@@ -107,6 +108,14 @@ def check(config) -> None:
             continue
         if not isinstance(value, int | float) or not low <= value <= 1:
             raise UserError(f"config.data.{name}={value!r}: from {low} to 1")
+    video = config.video
+    clip = (video.frames + data.images) * video.height * video.width * video.channels
+    share = data.batch_size / jax.process_count()
+    check_memory(  # as it comes, as it is diffused, noise, and what the network makes
+        share * clip * (1 + 3 * 4),
+        f"config.data.batch_size={data.batch_size} clips of {video.frames}x"
+        f"{video.height}x{video.width}",
+    )
     if config.conditioning.width % 2:
         raise UserError(
             f"config.conditioning.width={config.conditioning.width} must be even"

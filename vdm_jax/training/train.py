@@ -14,6 +14,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.errors import UserError
+from vdm_jax.files import check_memory
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training import told
@@ -67,6 +68,8 @@ def train(
     abstract = jax.eval_shape(
         lambda: steps.init_state(model.fresh(key), tx, config.train.ema > 0)
     )
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    check_memory(state_bytes / jax.process_count(), "parameters and optimiser")
     shardings = sharding.state_shardings(mesh, abstract)
     abstract = sharding.with_shardings(abstract, shardings)
     with (
