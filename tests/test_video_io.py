@@ -830,6 +830,18 @@ def test_sizes_left_open_and_trailing_bytes_change_nothing(
     assert (video_io.read(path) == video_io.read(made[name])).all()
 
 
+def test_joined_transport_streams_are_whole_and_lost_packets_are_damage(made, tmp_path):
+    """As `cat a.ts b.ts` joins them."""
+    data, path = made["a.ts"].read_bytes(), tmp_path / "a.ts"
+    once = video_io.read(made["a.ts"])
+    path.write_bytes(data + data)
+    assert (video_io.read(path) == np.concatenate([once, once])).all()
+    middle = len(data) // 376 * 188
+    path.write_bytes(data[:middle] + data[middle + 3 * 188 :])
+    with pytest.raises(BadVideo, match="frames are lost after packet"):
+        video_io.read(path)
+
+
 def test_damage_to_the_payload_after_indexing(made, tmp_path):
     path = tmp_path / "a.mp4"
     data = made["dense.mp4"].read_bytes()

@@ -32,6 +32,7 @@ DEMUXERS = {
 SOUGHT = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no index to seek by
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
 SLANT = 0.0087  # of a unit: half a degree
+LOST = 1.5  # of the usual time from a packet to the next
 SAME_SHAPE = 0.03  # of the aspect: the rounding of small pictures
 
 
@@ -93,7 +94,8 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
             streams = _ranked(container, path)
             stream = streams[rank]
             decoder = _decoder(stream, path)
-            first, packets = _packets(container, stream, decoder, path)
+            joined = DEMUXERS[kind] == "mpegts"
+            first, packets = _packets(container, stream, decoder, path, joined)
             if kind in ("mp4", "mov"):
                 _check_end(stream, path)
             if first is not None:
@@ -127,18 +129,30 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
         raise _bad(path, error) from error
 
 
-def _packets(container, stream, decoder, path: str):
-    """The first frame, and (pts, is a keyframe, is shown) of every packet."""
-    first, packets = None, []
+def _packets(container, stream, decoder, path: str, joined: bool):
+    """The first frame, and (pts, is a keyframe, is shown) of every packet.
+
+    joined: the counters of transport streams jump where some were joined, as they do
+    where packets were lost; FFmpeg marks both. Frames are lost where their times jump,
+    too, and of a part of a frame the decoder tells.
+    """
+    first, packets, marked, times = None, [], [], []
     for packet in container.demux(stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt and not joined:
             raise BadVideo(path, f"damaged or cut off at packet {len(packets)}")
         if packet.size:
+            if packet.is_corrupt:
+                marked.append(len(packets))
             shown = not packet.is_discard and _is_shown(packet, stream)
             packets.append((packet.pts, packet.is_keyframe, shown))
+            times.append(np.nan if packet.dts is None else packet.dts)
             check_length(path, len(packets))
         if first is None:
             first = next(iter(decoder.decode(packet)), None)
+    steps = np.diff(times)
+    for number in marked:
+        if (steps[number : number + 2] > LOST * np.nanmedian(steps)).any():
+            raise BadVideo(path, f"frames are lost after packet {number}")
     return first, packets
 
 
