@@ -469,7 +469,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
 
         taught.append(frozen["teacher"])
         started.append(state.params)
-        keys.append((run.config.seed, *jax.random.key_data(key).tolist()))
+        keys.append((run.config.seed, tuple(jax.random.key_data(key).tolist())))
         average = None if state.ema is None else moved(2.0)
         return state.replace(params=moved(1.0), ema=average)
 
@@ -490,7 +490,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
     for before, now, first in zip(started, taught[1:], started[1:], strict=False):
         assert equal(now, jax.tree.map(lambda a: a + (2.0 if ema else 1.0), before))
         assert equal(now, first)
-    assert len(set(keys)) == len({seed for seed, *_ in keys}) == 4
+    assert [len(set(each)) for each in zip(*keys, strict=True)] == [4, 4]
     assert weights == [1.5] * 5
 
 
