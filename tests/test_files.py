@@ -92,6 +92,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
         (OSError(errno.EROFS, "x"), "read-only file system"),
         (OSError(errno.EIO, "x"), "input/output error"),
         (OSError("4096 requested and 512 written"), "4096 requested"),
+        (RuntimeError("write() failed: No space left on device; at"), "no space left"),
         (ValueError("RESOURCE_EXHAUSTED [os_error_code='28']"), "no space left"),
     ],
 )

@@ -200,8 +200,10 @@ def system_code(error: Exception) -> int | None:
     """Return the system's number of an error, however a library has wrapped it."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
-    return int(found[1]) if found else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+        return int(found[1])
+    codes = (*NO_SPACE, errno.EROFS, errno.EIO)  # ArrayRecord has the words alone
+    return next((code for code in codes if os.strerror(code) in str(error)), None)
 
 
 def _room(path: Path) -> str:

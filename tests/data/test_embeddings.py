@@ -1,6 +1,8 @@
 """Embeddings on disk: found by the caption, whole or not at all, resumed."""
 
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -209,3 +211,20 @@ def test_where_no_caption_is_one_line_says_so(tmp_path, name, content, said):
     with pytest.raises(UserError, match=said) as caught:
         layout.every_caption(path.parent if name == "b/c.mp4" else path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    noise = np.random.default_rng(0).normal(size=(8, 64))
+    try:
+        with pytest.raises(UserError, match="could not be written .file too large"):
+            embeddings.write(
+                tmp_path,
+                map(str, range(400)),
+                lambda texts: [noise] * len(texts),
+                {"encoder": "x", "width": 64},
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path)
