@@ -123,10 +123,14 @@ def smoke(workdir: Path, *fields: str) -> list[str]:
 @fault
 def full_samples(folder: Path) -> str:
     """sample.py --out on a full disk: the arrays come first."""
-    with small_disk(folder, "200k") as disk:
+    with small_disk(folder, "700k") as disk:
         command = ["--workdir=models/clips", "--steps=1", "--num=16"]
         done = run("sample.py", *command, f"--out={disk / 'out'}")
-        return expect(done, 2, "no space left on device")
+        said = expect(done, 2, "no space left on device", "samples.npz holds all")
+        left = {path.name for path in (disk / "out").iterdir()}
+        if "samples.npz" not in left or "samples.json" in left:
+            raise Wrong(f"left: {sorted(left)}")
+        return said
 
 
 def footage(folder: Path, number: int) -> Path:
@@ -229,6 +233,101 @@ def run_killed_with_loaders(folder: Path) -> str:
     if alive or left:
         raise Wrong(f"{len(alive)} loaders and {len(left)} shared objects are left")
     return f"status {child.returncode}: no loader and no shared memory is left"
+
+
+def steps(workdir: Path) -> list[int]:
+    """Return the steps whose checkpoints stand in a workdir; no other directories."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    if odd := [name for name in names if not name.isdecimal()]:
+        raise Wrong(f"beside the checkpoints: {odd}")
+    return sorted(map(int, names))
+
+
+@fault
+def full_logs(folder: Path) -> str:
+    """The disk of logs/ fills in training: the state is saved, then one line."""
+    workdir = folder / "run"
+    command = smoke(workdir, "--config.train.steps=60", "--config.train.log_every=1")
+    workdir.mkdir()
+    with small_disk(folder, "4k") as disk:
+        (workdir / "logs").symlink_to(disk)
+        said = expect(run(*command), 2, "logs/events", "no space left on device")
+        if len(saved := steps(workdir)) < 1 or saved[-1] == 60:
+            raise Wrong(f"saved: {saved}")
+    (workdir / "logs").unlink()
+    expect(run(*command), 0, f"going on from step {saved[-1]}")
+    return said
+
+
+@fault
+def full_workdir(folder: Path) -> str:
+    """A run goes on, on a disk that is full already: one line, the checkpoints stay."""
+    with small_disk(folder, "60m") as disk:
+        workdir = disk / "run"
+        expect(run(*smoke(workdir)), 0)
+        before = steps(workdir)
+        with (disk / "fill").open("wb") as fill, contextlib.suppress(OSError):
+            while True:
+                fill.write(bytes(4096))
+                fill.flush()
+        more = smoke(workdir, "--config.train.steps=8")
+        said = expect(run(*more), 2, "no space left on device")
+        if steps(workdir) != before:
+            raise Wrong(f"{steps(workdir)} instead of {before}")
+        (disk / "fill").unlink()
+        expect(run(*more), 0, f"going on from step {before[-1]}")
+        return said
+
+
+@fault
+def no_inodes(folder: Path) -> str:
+    """A disk without room for one more file, though with room for bytes."""
+    with small_disk(folder, "60m", ",nr_inodes=9") as disk:
+        return expect(run(*smoke(disk / "run")), 2, "no space left", "no inode free")
+
+
+@fault
+def full_report(folder: Path) -> str:
+    """evaluate.py --out on a full disk."""
+    with small_disk(folder, "8k") as disk:
+        command = ["--workdir=models/shapes", "--steps=1", "--num=2"]
+        done = run("evaluate.py", *command, f"--out={disk / 'out'}")
+        return expect(done, 2, "no space left on device")
+
+
+@fault
+def path_of_patterns(folder: Path) -> str:
+    """A workdir from whose path no checkpoint could be restored."""
+    for name in "a[b]", "a\\b", os.fsdecode(b"caf\xe9"):
+        said = expect(run(*smoke(folder / name)), 2, "checkpoints cannot be kept in")
+        if os.listdir(folder):
+            raise Wrong(f"made: {os.listdir(folder)}")
+    return said
+
+
+@fault
+def damaged_files(folder: Path) -> str:
+    """metrics.jsonl, the manifest of the newest checkpoint and config.json, in turn."""
+    command = smoke(folder)
+    expect(run(*command, "--config.train.checkpoint_every=1"), 0)
+    (folder / "metrics.jsonl").write_bytes(b"\xff\n{}\n" + bytes(100))
+    newest = folder / "checkpoints" / str(steps(folder)[-1])
+    (newest / "manifest.json").write_text("[" * 100_000)
+    done = run(*command, "--config.train.checkpoint_every=1")
+    expect(done, 0, "set aside as bad-metrics.jsonl", f"set aside as bad-{newest.name}")
+    (folder / "config.json").write_bytes(b"")
+    return expect(run(*command), 2, "config.json is not JSON")
+
+
+@fault
+def average_begins(folder: Path) -> str:
+    """train.ema switched on when a run goes on: nothing is written."""
+    expect(run(*smoke(folder, "--config.train.ema=0.0")), 0)
+    before = (folder / "config.json").read_text()
+    said = expect(run(*smoke(folder, "--config.train.ema=0.9")), 2, "config.train.ema")
+    if (folder / "config.json").read_text() != before:
+        raise Wrong("config.json was rewritten")
+    return said
 
 
 def main(names: list[str]) -> int:
