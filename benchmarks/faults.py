@@ -14,6 +14,7 @@ import functools
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -327,6 +328,149 @@ def average_begins(folder: Path) -> str:
     said = expect(run(*smoke(folder, "--config.train.ema=0.9")), 2, "config.train.ema")
     if (folder / "config.json").read_text() != before:
         raise Wrong("config.json was rewritten")
+
+
+# --- processes, signals, streams and settings ---------------------------------------
+
+SHIPPED = ["sample.py", "--workdir=models/shapes", "--steps=1", "--num=1"]
+
+
+def reach(child: subprocess.Popen, words: str) -> None:
+    """Read what a command says until these words come; Wrong if they do not."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if words in line:
+            return
+    raise Wrong(f"it ended before it said {words!r}")
+
+
+def stopped(child: subprocess.Popen, workdir: Path, status: int, words: str) -> str:
+    """How a training run that was asked to stop ended: with a checkpoint."""
+    done = Done(child.wait(300), "", (child.stderr.read() if child.stderr else ""))
+    if not list((workdir / "checkpoints").glob("[0-9]*/manifest.json")):
+        raise Wrong(f"no checkpoint: {done.err}")
+    return expect(done, status, words)
+
+
+def long_run(workdir: Path, **options) -> subprocess.Popen:
+    """A run that has far to go, after its tenth step."""
+    fields = ["steps=100000", "log_every=10", "checkpoint_every=1000000"]
+    child = start(*smoke(workdir, *(f"--config.train.{f}" for f in fields)), **options)
+    reach(child, "step 10/")
+    return child
+
+
+@fault
+def hangup(folder: Path) -> str:
+    """SIGHUP to a run, as of a terminal that is closed; under nohup it is ignored."""
+    with long_run(folder / "a") as child:
+        child.send_signal(signal.SIGHUP)
+        said = stopped(child, folder / "a", 42, "SIGHUP")
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    with long_run(folder / "b", **ignoring) as child:
+        child.send_signal(signal.SIGHUP)
+        reach(child, "step 50/")
+        child.send_signal(signal.SIGTERM)
+        return said + "; " + stopped(child, folder / "b", 42, "SIGTERM")
+
+
+@fault
+def no_reader(folder: Path) -> str:
+    """The reader of a run's standard output goes away."""
+    with long_run(folder / "run") as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        return stopped(child, folder / "run", 42, "the reader of its output left")
+
+
+@fault
+def no_streams(folder: Path) -> str:
+    """Standard input, output and error are closed."""
+    command = [*SHIPPED, f"--out={folder / 'out'}"]
+    line = ["-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, *command]
+    status = subprocess.run(["sh", *line], cwd=ROOT).returncode
+    if status or not (folder / "out" / "samples.npz").is_file():
+        raise Wrong(f"status {status}")
+    return "status 0, the videos are there"
+
+
+@fault
+def interrupted(folder: Path) -> str:
+    """Ctrl-C while sample.py samples."""
+    command = ["--workdir=models/clips", "--num=16", "--steps=1024"]
+    with start("sample.py", *command, f"--out={folder / 'out'}") as child:
+        time.sleep(10)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=120)
+    return expect(Done(child.returncode, out, err), 130, "interrupted")
+
+
+@fault
+def no_device(folder: Path) -> str:
+    """JAX_PLATFORMS names a device that is not here."""
+    found = run(*SHIPPED, f"--out={folder}", env={"JAX_PLATFORMS": "tpu"})
+    return expect(found, 2, "JAX_PLATFORMS=tpu", "here is")
+
+
+@fault
+def settings_of_jax(folder: Path) -> str:
+    """JAX_ENABLE_X64 and JAX_DEFAULT_PRNG_IMPL are set: the same videos."""
+    settings = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    for name, env in (("a", {}), ("b", settings)):
+        done = run(*SHIPPED, f"--out={folder / name}", env=env)
+        said = expect(done, 0, *(f"{name}=" for name in env))
+    a, b = (np.load(folder / n / "samples.npz")["videos"] for n in "ab")
+    if not np.array_equal(a, b):
+        raise Wrong("the videos differ")
+    return f"{said}; the same videos"
+
+
+@fault
+def no_home(folder: Path) -> str:
+    """HOME is a folder that is not there and cannot be made."""
+    (folder / "file").write_text("")
+    env = {"HOME": f"{folder}/file/home", "TMPDIR": str(folder), "XDG_CACHE_HOME": ""}
+    env["JAX_COMPILATION_CACHE_DIR"] = ""
+    done = run("-m", "vdm_jax.doctor", env=env)
+    if f" {folder}/vdm_jax-" not in done.out:
+        raise Wrong(done.out)
+    return expect(done, 0)
+
+
+@fault
+def object_store(folder: Path) -> str:
+    """A path is the address of an object store."""
+    expect(run(*smoke(Path("gs://b/run"))), 2, "--workdir=")
+    expect(run(*SHIPPED, "--out=s3://b"), 2, "--out=s3://b")
+    field = "--config.data.cache_dir=hdfs://h/c"
+    return expect(run(*smoke(folder / "run", field)), 2, "config.data.cache_dir=hdfs:")
+
+
+@fault
+def too_many(folder: Path) -> str:
+    """More videos are asked for than fit into memory."""
+    command = ["sample.py", "--workdir=models/shapes", "--num=1000000000"]
+    return expect(run(*command, f"--out={folder / 'out'}"), 2, "GiB of memory needed")
+
+
+@fault
+def unlike_processes(folder: Path) -> str:
+    """Two processes of a run are started with different configs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    pair = [
+        start(
+            *smoke(folder / "run", f"--config.train.learning_rate=0.{rank + 1}"),
+            f"--coordinator={address}", "--num_processes=2", f"--process_id={rank}",
+            env={"JAX_PLATFORMS": "cpu"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for child in pair:
+        out, err = child.communicate(timeout=300)
+        done = Done(child.returncode, out, err)
+        said = expect(done, 2, "learning_rate is 0.1 in process 0 and 0.2 in process 1")
     return said
 
 
