@@ -328,6 +328,7 @@ def average_begins(folder: Path) -> str:
     said = expect(run(*smoke(folder, "--config.train.ema=0.9")), 2, "config.train.ema")
     if (folder / "config.json").read_text() != before:
         raise Wrong("config.json was rewritten")
+    return said
 
 
 # --- processes, signals, streams and settings ---------------------------------------
