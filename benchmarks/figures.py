@@ -8,12 +8,12 @@ first column, which are names. What stands in code (between back quotes, indente
 fenced) is a command, a setting, a limit or an equation.
 
 The rule: a section (from one heading to the next) that has figures names, in code or by
-a link, the command that gives them and the files that hold them: JSON, a log (JSONL), a
-test. Each figure is a number of one of these files, rounded to the digits printed (of
-weights, the size in bytes). Papers' figures are held by docs/papers.md.
+a link, the command that gives them and the files that hold them, JSON or a test. Each
+figure is a number of one of these files, rounded to the digits printed (of weights, the
+size in bytes). Papers' figures are held by docs/papers.md.
 
-A figure of two digits is found by chance in a long file: what is listed is wrong, and
-what is not listed may be.
+Short figures are found by chance in long files (of the documents' figures with a wrong
+last digit one in four): what is listed is wrong, what is not listed may be.
 """
 
 import re
@@ -140,7 +140,7 @@ def sections(text: str) -> Iterator[Section]:
 def numbers(path: Path) -> list[float]:
     """All that stand in a file that holds figures; of one that is no text, its size."""
     test = path.is_relative_to(ROOT / "tests")
-    if path.suffix not in (".json", ".jsonl") and not test and path != PAPERS:
+    if path.suffix != ".json" and not test and path != PAPERS:
         return [float(path.stat().st_size)] * (path.suffix == ".safetensors")
     found = re.findall(
         r"(?<![\w.])\d*\.?\d+(?:[eE][-+]?\d+)?", path.read_text().replace("_", "")
