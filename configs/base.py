@@ -126,7 +126,9 @@ def base() -> ConfigDict:
         combine="linear",  # or "rescaled", "projected": how guidance mixes
         threshold=1.0,  # clip x to +-this at every step; 0 is off
         percentile=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
-        reconstruction=9.0,  # w_r of reconstruction guidance; 0 is replacement alone
+        # w_r of reconstruction guidance; 0 is replacement alone. Left open, it is 9 of
+        # given frames and pixels, 1 of a small version.
+        reconstruction=placeholder(float),
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
         snr=5.0,  # of the noise on what a stage of a cascade is given; inf is none
         tiled=False,  # overlapping tiles of the size that a stage's crops had

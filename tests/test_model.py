@@ -277,3 +277,12 @@ def test_dropping_is_by_the_video_and_by_each_image(joint):
     assert changed.tolist() == [i == frames + 1 for i in range(frames + 3)]
     dropped = model.drop(model.conditions(batch), jax.random.key(0))
     assert all(mask.shape == (2, 4) for mask in dropped["keep"].values())
+
+
+@pytest.mark.parametrize("kept, read", [(9.0, None), (50.0, 50.0)])
+def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, read):
+    """Every config said 9 before there was a choice."""
+    config = smoke_config()
+    config.sample.reconstruction = kept
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    assert models.read_config(tmp_path).sample.reconstruction == read

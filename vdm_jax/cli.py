@@ -222,7 +222,7 @@ SETTINGS = {
     "percentile": (float, "dynamic thresholding instead, as 99.5; 0 is off"),
     "reconstruction": (
         float,
-        "w_r of what is given, 1 for --upscale; 0 is replacement alone",
+        "w_r of what is given; 0 is replacement alone",
     ),
     "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
     "snr": (float, "signal to noise of what a stage of a cascade is given; inf: none"),
@@ -268,8 +268,6 @@ def as_typed() -> str:
 NOT_MEASURED = (
     "guidance", "num", "label", "reconstruction", "reconstruction_schedule", "snr",
 )  # fmt: skip
-# w_r where all pixels are known in the mean: above 2 the last steps overshoot.
-UPSCALING = 1.0
 VERBS = ("extend", "between", "inpaint", "upscale")
 # Flags that mean something beside one of the verbs only -> which.
 BESIDE = {
@@ -375,8 +373,8 @@ def sample() -> None:
         _settings(loaded, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
-            with loaded.config.unlocked():
-                ask.reconstruction = UPSCALING
+            with loaded.config.unlocked():  # the model's own is of given frames
+                ask.reconstruction = None
         settings = sampling.Settings.of(ask)
         sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
         made_for = loaded.config.diffusion.student_steps
@@ -394,6 +392,7 @@ def sample() -> None:
                 loaded.model, ask.num, FLAGS.negative, flag="negative"
             )
         known, note = _given(loaded)
+        settings = sampling.observing(loaded.model, settings, known)
         if note and not ask.label:  # a drawn label would contradict the clip
             labels = sampling.draw_labels(loaded.model, ask.num, "none")
         told = labels is not None and (labels >= 0).any()

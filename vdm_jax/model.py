@@ -441,6 +441,8 @@ def read_config(workdir: Path) -> Any:
         raise UserError(
             f"{path} is not a config that training wrote ({bad}); put back a copy"
         ) from bad
+    if config.sample.get("reconstruction") == 9.0:  # once everybody's default
+        config.sample.reconstruction = None
     find_paths(config)
     return config
 

@@ -20,7 +20,7 @@ from vdm_jax.diffusion.process import (
     expand,
     with_x,
 )
-from vdm_jax.diffusion.schedules import Step
+from vdm_jax.diffusion.schedules import Step, namespace
 
 Combine = Callable[[Step, Prediction, Prediction], Prediction]
 
@@ -220,7 +220,7 @@ def growing(base: Array, slope: Array) -> Callable[[Step], Array]:
     that variance: the posterior's variance of known pixels is 1 / (1 / variance + SNR),
     where VDM writes 1 / SNR. It meets a gradient that falls as fast as it grows.
     """
-    return lambda step: base + slope * jnp.exp(-step.logsnr)
+    return lambda step: base + slope * namespace(step.logsnr).exp(-step.logsnr)
 
 
 def replace(
@@ -250,9 +250,10 @@ def down(x: Array, height: int, width: int) -> Array:
     Linear, without aliasing, for any sizes that are no larger; whole factors give the
     average pool.
     """
-    rows = jnp.asarray(_areas(x.shape[2], height), x.dtype)
-    columns = jnp.asarray(_areas(x.shape[3], width), x.dtype)
-    return jnp.einsum("yh,bfhwc,xw->bfyxc", rows, x, columns)
+    xp = namespace(x)
+    rows = xp.asarray(_areas(x.shape[2], height), x.dtype)
+    columns = xp.asarray(_areas(x.shape[3], width), x.dtype)
+    return xp.einsum("yh,bfhwc,xw->bfyxc", rows, x, columns)
 
 
 def _areas(size: int, smaller: int) -> np.ndarray:

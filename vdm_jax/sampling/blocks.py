@@ -23,6 +23,7 @@ from vdm_jax.diffusion.schedules import Step
 from vdm_jax.diffusion.windows import places, windows
 from vdm_jax.errors import UserError
 from vdm_jax.model import Model, Params
+from vdm_jax.sampling import stability
 from vdm_jax.sampling.settings import (
     Settings,
     check,
@@ -194,6 +195,52 @@ def _begin(videos, start, seed, stage, block, *, plan: _Plan):
     )
 
 
+# w_r where none is asked for: VDM's of given frames; and that with which the guided
+# prediction has the area means that are known.
+OF_PIXELS, OF_MEANS = 9.0, 1.0
+
+
+def observing(model: Model, settings: Settings, known: Known) -> Settings:
+    """The settings with a weight of reconstruction: what is observed decides it.
+
+    Near the data the guided prediction is a gradient step of size w_r on half the
+    squares of the residual: it multiplies the error of an area's mean by 1 - w_r times
+    the share of the area that is not given pixel by pixel. Beyond 2 a step makes it
+    larger; how much larger it ends depends on the steps before (`stability.off`).
+    Given pixels are replaced, and bear any weight.
+
+    Raises:
+      UserError: a weight that leaves known area means further off than none does, or 0
+        for them.
+    """
+    weight = settings.reconstruction
+    if weight is None:
+        weight = OF_PIXELS if known.low is None else OF_MEANS
+    settings = dataclasses.replace(settings, reconstruction=weight)
+    if known.low is None:
+        return settings
+    if not weight:
+        raise UserError(
+            "reconstruction=0 replaces given pixels and cannot follow a small version: "
+            "a weight above 0"
+        )
+    free = float(guiding.down(1.0 - known.mask, *known.low.shape[2:4]).max())
+    if weight * free <= OF_MEANS:
+        return settings
+    sampler, variance = make_sampler(settings), model.variance
+    base, slope = (free * w for w in reconstruction_weight(settings, variance))
+    table = sampler.table(make_schedule(model, settings), settings.steps)
+    share = stability.largest(sampler, table, guiding.growing(base, slope), variance)
+    if share < 1:
+        raise UserError(
+            f"reconstruction={weight:g} diverges for a small version, whose pixels end "
+            f"further off in {settings.steps} steps of {settings.sampler} than without "
+            f"guidance: {max(share * weight, OF_MEANS):.2g} at most, {OF_MEANS:g} is "
+            "the default"
+        )
+    return settings
+
+
 def sample(
     model: Model,
     params: Params,
@@ -248,15 +295,11 @@ def sample(
             f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
             "the videos that are known"
         )
-    if known is not None and known.low is not None and not settings.reconstruction:
-        raise UserError(
-            "reconstruction=0 replaces given pixels and cannot follow a small version: "
-            "a weight above 0"
-        )
     if known is not None:  # one shape of mask, one program
         known = known._replace(
             mask=np.broadcast_to(known.mask, known.video[..., :1].shape)
         )
+        settings = observing(model, settings, known)
     plan = _Plan(
         model,
         make_sampler(settings),
@@ -264,7 +307,7 @@ def sample(
         combine=settings.combine if two_branches(model, settings) else "",
         threshold=settings.threshold,
         percentile=settings.percentile,
-        reconstruct=known is not None and settings.reconstruction > 0,
+        reconstruct=known is not None and bool(settings.reconstruction),
         size=size if size != model.shape[:3] else None,
         tiled=settings.tiled,
     )

@@ -35,7 +35,8 @@ class Settings:
     combine: str = "linear"  # diffusion/guidance.py COMBINES
     threshold: float = 1.0  # clip x to +-this at every step; 0 is off
     percentile: float = 0.0  # dynamic thresholding instead, as 99.5; 0 is off
-    reconstruction: float = 9.0  # w_r of reconstruction guidance; 0 replaces only
+    # w_r of reconstruction guidance; 0 replaces only; None: see `blocks.observing`
+    reconstruction: float | None = None
     reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
     snr: float = 5.0  # of the noise on what a stage is given; inf is none
     tiled: bool = False  # overlapping tiles of the size that a stage's crops had
@@ -121,7 +122,7 @@ def reconstruction_weight(settings: Settings, variance: float) -> tuple[float, f
 
     variance: of the data, for "exact".
     """
-    w = settings.reconstruction
+    w = settings.reconstruction or 0.0
     exact = settings.reconstruction_schedule == "exact"
     return w, w / variance if exact else 0.0
 
@@ -244,6 +245,8 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
     for field, low, high in RANGES:
         value = getattr(settings, field)
+        if field == "reconstruction" and value is None:
+            continue  # what is observed decides
         if not (np.isfinite(value) and low <= value <= high):
             meaning = f", {MEANING[field]}" if field in MEANING else ""
             raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")

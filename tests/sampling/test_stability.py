@@ -1,0 +1,126 @@
+"""The weight that what is observed asks for, and weights that diverge."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
+from vdm_jax import sampling
+from vdm_jax.diffusion import guidance, samplers, schedules
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import Known, Settings, blocks, stability
+
+NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
+FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
+
+
+def low_of(n, deviation):
+    """Area means [n, f, 4, 4, c] of independent pixels."""
+    pixels = np.random.default_rng(0).standard_normal((n, *SHAPE)) * deviation
+    f, h, w, c = SHAPE
+    return pixels.reshape(n, f, 4, h // 4, 4, w // 4, c).mean((3, 5))
+
+
+@pytest.mark.parametrize("means, weight", [(True, 1.0), (False, 9.0)])
+def test_the_weight_follows_what_is_observed(means, weight):
+    """As a library as on the command line; a weight that is asked for stays."""
+    known = Known(*NOTHING, low_of(2, 0.1)) if means else Known(*FRAMES)
+    settings = Settings(steps=4)
+    found = sampling.observing(gaussian(), settings, known)
+    assert found == dataclasses.replace(settings, reconstruction=weight)
+    assert sampling.observing(gaussian(), found, known) == found
+    asked = dataclasses.replace(settings, reconstruction=1.5)
+    assert sampling.observing(gaussian(), asked, known) == asked
+    made, same, other = (
+        sampling.sample(gaussian(), PARAMS, 2, each, known=known)
+        for each in (settings, found, asked)
+    )
+    np.testing.assert_array_equal(made, same)
+    assert (made != other).any() == means  # independent frames tell nothing
+
+
+@pytest.mark.parametrize("weight", [4.5, 9.0, 50.0])
+def test_a_weight_that_diverges_is_named_with_one_that_does_not(weight):
+    known, model = Known(*NOTHING, low_of(2, 0.1)), gaussian(variance=0.2)
+    settings = Settings(steps=64, sampler="ancestral", reconstruction=weight)
+    with pytest.raises(UserError) as refusal:
+        sampling.sample(model, PARAMS, 2, settings, known=known)
+    line = str(refusal.value)
+    assert line.startswith(f"reconstruction={weight:g} diverges for a small version")
+    assert "64 steps of ancestral" in line and "\n" not in line
+    most = float(line.split("guidance: ")[1].split(" at most")[0])
+    assert 2 < most < 4.5
+    allowed = dataclasses.replace(settings, reconstruction=most - 0.1)
+    assert sampling.observing(model, allowed, known) == allowed
+    given = Known(*FRAMES)  # replaced, so they bear it
+    assert sampling.observing(model, settings, given) == settings
+
+
+def test_area_means_of_given_pixels_bear_more():
+    """Of which a quarter is free: four times the weight is the same step."""
+    (video, mask), low = NOTHING, low_of(1, 0.1)
+    mask = mask.copy()
+    mask[:, :, ::2] = mask[:, :, :, ::2] = True
+    settings = Settings(steps=16, sampler="ancestral", reconstruction=8.0)
+    assert sampling.observing(gaussian(), settings, Known(video, mask, low))
+    with pytest.raises(UserError, match="diverges"):
+        sampling.observing(gaussian(), settings, Known(video, ~mask, low))
+    mask[:] = True
+    settings = dataclasses.replace(settings, reconstruction=1e4)
+    assert sampling.observing(gaussian(), settings, Known(video, mask, low))
+
+
+def test_area_means_need_a_weight():
+    settings = Settings(steps=2, reconstruction=0.0)
+    with pytest.raises(UserError, match="a weight above 0"):
+        sampling.observing(gaussian(), settings, Known(*NOTHING, low_of(1, 0.1)))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sampler": "ancestral", "steps": 8, "reconstruction_schedule": "exact"},
+        {"sampler": "heun", "steps": 8},
+        {"sampler": "dpm", "steps": 8, "schedule": "karras"},
+    ],
+)
+def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, asked, x64):
+    """Gaussian videos, whose denoiser is exact: below it nearer, above it further."""
+    monkeypatch.setattr(blocks, "observing", lambda model, settings, known: settings)
+    monkeypatch.setattr(blocks.np, "clip", lambda x, low, high: x)
+    model, deviation = gaussian(0.0, 0.04), 0.2
+    low = low_of(8, deviation)
+    settings = Settings(threshold=0.0, **asked)
+    sampler = blocks.make_sampler(settings)
+    table = sampler.table(blocks.make_schedule(model, settings), settings.steps)
+    exact = settings.reconstruction_schedule == "exact"
+    weights = guidance.growing(20.0, 20.0 / 0.04 * exact)
+    limit = 20 * stability.largest(sampler, table, weights, 0.04)
+    assert 1 < limit < 5
+
+    def ends(weight):
+        each = dataclasses.replace(settings, reconstruction=weight)
+        made = sampling.sample(
+            model, PARAMS, 8, each, known=Known(*NOTHING, low)
+        ).reshape(8, SHAPE[0], 4, 2, 4, 2, SHAPE[3])
+        return np.std(made.mean((3, 5)) - low) / np.std(low)
+
+    assert ends(limit / 1.5) < 1 < ends(1.5 * limit)
+    assert ends(1.0) < 0.2
+
+
+def test_where_a_mean_ends_is_a_sum_of_what_is_drawn():
+    """DDIM in one step is the prediction itself: a known start, one error."""
+    sampler, schedule = samplers.ddim(), schedules.Cosine(-2.0, 8.0)
+    table = sampler.table(schedule, 1)
+    step = schedules.step_at(schedule, np.ones(()))
+    variance, weight = 0.3, 1.7
+    spread = step.alpha**2 * variance + step.sigma**2
+    gain = step.alpha * variance / spread
+    x = np.hypot(gain, step.sigma * np.sqrt(variance / spread))
+    expected = x * abs(1 - weight * step.alpha * gain)
+    found = stability.off(sampler, table, guidance.growing(weight, 0.0), variance)
+    assert found == pytest.approx(expected, rel=1e-12)
+    harmless = guidance.growing(0.5, 0.0)
+    assert stability.largest(sampler, table, harmless, variance) == 1
