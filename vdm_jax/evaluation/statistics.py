@@ -373,8 +373,8 @@ FEW = (
     "than about one and a half times their numbers it is still too large. KID, a "
     "kernel distance of the same features, has no such bias: its mean is 0 for equal "
     "distributions, so it may be negative. ± is a standard error by the chance of the "
-    "row's own clips; twice that to either side holds the mean over other clips, as "
-    "many, in nine of ten cases or more."
+    "row's own clips; on Gaussians twice that to either side held the mean over other "
+    "clips, as many, in 90 to 97 trials of a hundred, of KID in 83 to 97."
 )
 BIAS = {
     "row": ("{clips} clips a row", ""),
