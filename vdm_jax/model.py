@@ -434,7 +434,7 @@ def read_config(workdir: Path) -> Any:
             f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
             "the file that training wrote"
         )
-    config = ConfigDict(up_to_date(fields))
+    config: Any = ConfigDict(up_to_date(fields))
     try:
         build(config)
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
