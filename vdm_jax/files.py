@@ -336,6 +336,17 @@ def read_arrays(
     return arrays
 
 
+def read_array(path: str | os.PathLike) -> np.ndarray:
+    """Return the array of an npy file; raises as `read_arrays` does."""
+    with open(path, "rb") as file:
+        try:
+            return _read_array(file, os.path.getsize(path), None, memory() // 2)
+        except BROKEN_ARRAYS as error:
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(f"not a whole npy file: {error}") from error
+
+
 def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.ndarray:
     """Read an array of an npz entry of ``size`` bytes, of which it takes all."""
     version = np.lib.format.read_magic(file)

@@ -152,6 +152,43 @@ def test_an_index_that_is_none_is_told(tmp_path, content):
         Embeddings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, outside: about.update(keys=str(outside / about["keys"])),
+        lambda about, outside: about.update(shards=[f"../out/{about['shards'][0]}"]),
+        lambda about, outside: about.update(width=0),
+        lambda about, outside: about.update(width="3"),
+        lambda about, outside: about.update(keys=3),
+    ],
+)
+def test_an_index_names_files_of_its_own_folder(tmp_path, change):
+    """And a record's width, which a length is divided by."""
+    for folder in ("out", "in"):
+        embeddings.write(tmp_path / folder, ["a"], Letters(), ABOUT)
+    path = tmp_path / "in" / "embeddings.json"
+    about = json.loads(path.read_text())
+    change(about, tmp_path / "out")
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="embeddings.json cannot be read"):
+        Embeddings(tmp_path / "in")
+
+
+def test_keys_take_what_their_file_holds(tmp_path):
+    embeddings.write(tmp_path, ["a"], Letters(), ABOUT)
+    (path,) = tmp_path.glob("*.npy")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(2,), }      ", b"(1<<40,), }".ljust(13)))
+    with pytest.raises(UserError, match="embeddings.json cannot be read"):
+        Embeddings(tmp_path)
+    path.write_bytes(content.replace(b"(2,), }            ", b"(2199023255552,), }"))
+    with pytest.raises(UserError, match="embeddings.json cannot be read"):
+        Embeddings(tmp_path)
+    np.save(path, np.zeros(2))
+    with pytest.raises(UserError, match="keys float64"):
+        Embeddings(tmp_path)
+
+
 def test_keys_of_other_records_are_told(tmp_path):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
     np.save(tmp_path / made.about["keys"], made.keys[:-1])

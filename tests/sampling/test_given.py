@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -155,6 +156,15 @@ def test_what_does_not_fit_is_one_line(wanted, clip, tmp_path, ask, message):
     with pytest.raises(UserError) as refusal:
         ask(wanted, clip, tmp_path)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_npz_that_declares_a_terabyte_is_one_line(wanted, tmp_path):
+    path = tmp_path / "samples.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("videos.npy", "w") as file:
+        head = {"descr": "|u1", "fortran_order": False, "shape": (1, 2**40, 1, 1, 3)}
+        np.lib.format.write_array_header_1_0(file, head)
+    with pytest.raises(UserError, match="is no samples.npz of sample.py: "):
+        given.extend(wanted, str(path))
 
 
 def test_an_npz_that_is_too_short_is_refused(wanted, tmp_path):

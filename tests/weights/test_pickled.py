@@ -5,6 +5,8 @@ import copyreg
 import os
 import pickle
 import struct
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -262,3 +264,29 @@ def test_a_small_pickle_cannot_ask_for_a_large_memo(tmp_path):
     path.write_bytes(b"\x80\x02K\x07r" + struct.pack("<I", 2**31) + b".")
     with pytest.raises(UserError, match="slot 2147483648 of its memo"):
         pickled.read(path)
+
+
+def integers(count):
+    """Integers of one hash, as a pickle has them."""
+    for number in range(1, count):
+        content = (number * sys.hash_info.modulus).to_bytes(10, "little")
+        yield b"\x8a" + bytes([len(content)]) + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04}(" + b"".join(n + b"N" for n in integers(30_000)) + b"u.",
+        b"\x80\x04}" + b"".join(n + b"Ns" for n in integers(30_000)) + b".",
+        b"\x80\x04\x8f(" + b"".join(integers(30_000)) + b"\x90.",
+        b"\x80\x04(" + b"".join(integers(30_000)) + b"\x91.",
+        b"(" + b"".join(b"I%d\n" % (n << 61) for n in range(30_000)) + b"d.",
+    ],
+)
+def test_keys_of_one_hash_are_refused_before_they_are_compared(tmp_path, content):
+    path = tmp_path / "same"
+    path.write_bytes(content)
+    before = time.process_time()
+    with pytest.raises(UserError, match="integers of more|a set"):
+        pickled.read(path)
+    assert time.process_time() - before < 2  # they took half a minute

@@ -17,7 +17,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vdm_jax.errors import UserError
-from vdm_jax.files import make_folder, replacing
+from vdm_jax.files import make_folder, read_array, read_json, replacing
 
 RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
 KEY = 32  # bytes of a key: hexadecimal digits
@@ -48,16 +48,24 @@ class Embeddings:
         path = self.folder / INDEX
         rule = "write it by python -m vdm_jax.text --captions=... --out=..."
         try:
-            self.about = json.loads(path.read_text("utf-8"))
+            self.about = read_json(path)
             self.width, self.longest = self.about["width"], self.about["longest"]
-            self.keys = np.load(self.folder / self.about["keys"], allow_pickle=False)
-            shards = [str(self.folder / name) for name in self.about["shards"]]
-            self.records = ArrayRecordDataSource(shards)
+            names = [self.about["keys"], *self.about["shards"]]
+            if any(os.path.basename(name) != name for name in names):
+                raise ValueError("a file of another folder")
+            if type(self.width) is not int or self.width < 1:
+                raise ValueError("a width that is none")
+            self.keys = read_array(self.folder / names[0])
+            self.records = ArrayRecordDataSource(
+                [str(self.folder / name) for name in names[1:]]
+            )
         except FileNotFoundError as error:
             name = Path(str(error.filename or path)).name
             raise UserError(f"{self.folder} has no {name}: {rule}") from error
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {rule}") from error
+        if self.keys.dtype != f"S{KEY}" or self.keys.ndim != 1:
+            raise UserError(f"{path}: keys {self.keys.dtype} {self.keys.shape}: {rule}")
         if len(self.records) != len(self.keys):
             raise UserError(
                 f"{path}: {len(self.records)} records of {len(self.keys)}: {rule}"
@@ -198,7 +206,7 @@ def _longest(path: Path, keys: Sequence[bytes], width: int) -> int | None:
 def _files(folder: Path) -> set[str]:
     """Names of the files that embeddings.json speaks of; none if there is none."""
     try:
-        about = json.loads((folder / INDEX).read_text("utf-8"))
+        about = read_json(folder / INDEX)
         return {Path(name).name for name in (about["keys"], *about["shards"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return set()

@@ -29,7 +29,6 @@ from vdm_jax.evaluation.perceptual import Networks
 from vdm_jax.evaluation.protocol import Protocol
 from vdm_jax.files import Damaged, make_folder, write_json
 from vdm_jax.model import Loaded, read_config, read_json
-from vdm_jax.sampling.given import BROKEN
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
@@ -376,13 +375,10 @@ def sampled(folder: Path) -> np.ndarray:
     """The videos [n, f, h, w, c] that sample.py wrote, before any codec."""
     path = folder / SAMPLES
     try:
-        with np.load(path) as arrays:
-            videos = arrays["videos"]
-    except BROKEN as error:
-        raise UserError(f"{path} holds no videos of sample.py: {error}") from error
-    if videos.ndim != 5 or videos.dtype != np.uint8:
-        raise UserError(f"{path}: videos of {videos.dtype} {videos.shape}, not uint8")
-    return videos
+        return video_io.read_npz(path)
+    except (OSError, Damaged) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} holds no videos of sample.py: {reason}") from error
 
 
 def real(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

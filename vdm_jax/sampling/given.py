@@ -6,8 +6,6 @@ it at the model's rate; the note that comes with it says how.
 
 import dataclasses
 import math
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from vdm_jax import video_io
 from vdm_jax.data.folder import LUMA
 from vdm_jax.errors import UserError
+from vdm_jax.files import Damaged, read_arrays
 from vdm_jax.model import Model
 from vdm_jax.sampling.blocks import Known
 from vdm_jax.sampling.settings import check_videos
@@ -63,9 +62,6 @@ class Wanted:
 
 
 Note = dict[str, Any]
-# What NumPy raises on files that are not, or no longer, an npz with videos.
-BROKEN = (OSError, KeyError, ValueError, EOFError, TypeError, IndexError)
-BROKEN += (zipfile.BadZipFile, zlib.error)
 
 
 def nothing(wanted: Wanted) -> tuple[Known, Note]:
@@ -240,10 +236,10 @@ def _read_npz(path: str) -> np.ndarray:
     """The first video of a samples.npz, uint8 [f, h, w, c]."""
     what = f"{path} is no samples.npz of sample.py"
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            videos = arrays["videos"]
-    except BROKEN as error:
-        raise UserError(f"{what}: {error}") from error
+        videos = read_arrays(path, rows=1).get("videos", np.zeros(0))
+    except (OSError, Damaged) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what}: {reason}") from error
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
         raise UserError(
             f"{what}: its videos are {videos.dtype} {videos.shape}, not uint8 "

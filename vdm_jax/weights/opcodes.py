@@ -9,6 +9,9 @@ PLAIN = (
     "LIST", "PERSID",
 )  # fmt: skip
 
+HASH = 60  # bits of an integer that is its own hash
+MOST_LARGE = 8  # integers above: torch's old format begins with one
+
 
 def check(stream: BinaryIO) -> None:
     """Read one pickle to its end without running it, and go back to its beginning.
@@ -17,12 +20,14 @@ def check(stream: BinaryIO) -> None:
     gigabytes of them; whole pickles number them in order. And a tuple that stands twice
     in another, which does so again, needs no space, but no end of time where its hash
     or its text is asked for; what arrays are written with never takes a tuple twice.
+    Integers of more bits than a hash has can be chosen such that all hashes are equal:
+    as keys of a dictionary or in a set they take time that grows with their square.
 
     Raises:
-      ValueError: a pickle that is cut short, whose memo has gaps, or which takes a
-        tuple twice.
+      ValueError: a pickle that is cut short, whose memo has gaps, which takes a tuple
+        twice, or has more than MOST_LARGE large integers or a set.
     """
-    start = stream.tell()
+    start, large = stream.tell(), 0
     previous, slots, plain = "", set(), set()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
@@ -34,5 +39,11 @@ def check(stream: BinaryIO) -> None:
             (plain.add if previous.endswith(PLAIN) else plain.discard)(slot)
         elif name == "DUP" or (name.endswith("GET") and argument not in plain):
             raise ValueError("it takes twice what is no text, array or dictionary")
+        elif "SET" in name and "ITEM" not in name or name == "ADDITEMS":
+            raise ValueError("it holds a set")
+        elif type(argument) is int and argument.bit_length() > HASH:
+            large += 1
+            if large > MOST_LARGE:
+                raise ValueError(f"it holds integers of more than {HASH} bits")
         previous = name
     stream.seek(start)
