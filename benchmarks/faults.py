@@ -267,10 +267,9 @@ def full_workdir(folder: Path) -> str:
         workdir = disk / "run"
         expect(run(*smoke(workdir)), 0)
         before = steps(workdir)
-        with (disk / "fill").open("wb") as fill, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), open(disk / "fill", "wb", 0) as fill:
             while True:
                 fill.write(bytes(4096))
-                fill.flush()
         more = smoke(workdir, "--config.train.steps=8")
         said = expect(run(*more), 2, "no space left on device")
         if steps(workdir) != before:

@@ -1273,6 +1273,22 @@ def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
         video_io.claim(out / "s.png", "t")
 
 
+def test_a_frame_cache_on_a_full_disk_is_one_line_and_follows_no_link(tmp_path):
+    store = cache.FrameCache(tmp_path / "cache", 1 << 20)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="frames/e could not be .*file too large"):
+            store.read("e", [0], fill_with(VIDEO))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path / "cache" / "frames")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "cache" / "frames" / "lock").symlink_to(tmp_path / "mine")
+    assert (store.read("e", [0], fill_with(VIDEO)) == VIDEO[:1]).all()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_arrays_are_written_before_pictures(tmp_path):
     """On a disk that takes the array alone, nothing that was sampled is lost."""
     videos = np.zeros((2, 4, 16, 16, 3), np.uint8)

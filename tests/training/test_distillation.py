@@ -593,6 +593,28 @@ def test_a_damaged_last_checkpoint_takes_its_round_up_again(done, teacher, tmp_p
     assert equal(last(workdir), last(done))
 
 
+def test_a_damaged_table_and_the_teacher_s_videos_are_made_again(
+    done, teacher, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(done, workdir)
+    before = json.loads((workdir / "rounds.json").read_text())
+    (workdir / "rounds.json").write_text('[{"steps": "x"}]')
+    (workdir / "teacher.npz").write_bytes(b"PK")
+    rows = distill(config(), str(teacher), workdir)
+    assert [(row["steps"], row["metric"]) for row in rows] == [
+        (row["steps"], row["metric"]) for row in before
+    ]
+    assert json.loads((workdir / "rounds.json").read_text()) == rows
+    assert (workdir / "bad-rounds.json").is_file()
+    assert (workdir / "bad-teacher.npz").is_file()
+    assert "rounds are looked at again" in capsys.readouterr().err
+    for content in (b"", b"[]", b"null", b"[" * 100_000):
+        (workdir / "distill.json").write_bytes(content)
+        with pytest.raises(UserError, match="distill.json is not"):
+            distill(config(), str(teacher), workdir)
+
+
 def test_a_workdir_that_holds_something_else_is_left_alone(done, teacher):
     with pytest.raises(UserError, match="holds a model already"):
         distill(config(), str(teacher), teacher)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import cache_folder, replacing
+from vdm_jax.files import cache_folder, replacing, writing
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
@@ -168,22 +168,23 @@ class FrameCache:
             pass
         except Damaged:
             path.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         thread = f"{os.getpid()}-{threading.get_ident()}"
         temporary = self.folder / f".{name}.{thread}.tmp"
-        try:
-            fill(temporary)
-            video = read_entry(temporary, numbers)
-            with self._lock():  # or two processes would both take the last room
-                self._make_room(temporary.stat().st_size)
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                fill(temporary)
+                video = read_entry(temporary, numbers)
+                with self._lock():  # or two processes would both take the last room
+                    self._make_room(temporary.stat().st_size)
+                    os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         return video
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        with open(self.folder / "lock", "w") as file:
+        with open(self.folder / "lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
