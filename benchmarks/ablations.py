@@ -30,6 +30,7 @@ from configs import cascade_small
 from vdm_jax import cascade as cascades
 from vdm_jax import model as models
 from vdm_jax import sampling
+from vdm_jax.command import path_type
 from vdm_jax.evaluation import shapes as measure
 from vdm_jax.evaluation import statistics
 from vdm_jax.training.stages import done
@@ -219,7 +220,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=ARMS)
     parser.add_argument("--cascade")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--workdir", type=path_type, default=Path("runs/ablations"))
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--num", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=1)

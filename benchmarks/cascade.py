@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vdm_jax import cascade as cascades
 from vdm_jax import sampling, video_io
+from vdm_jax.command import path_type
 from vdm_jax.data import shapes
 from vdm_jax.evaluation import shapes as measure
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cascade", required=True)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/cascade_measured"))
+    parser.add_argument("--out", type=path_type, default=Path("runs/cascade_measured"))
     args = parser.parse_args()
     cascade = cascades.read(args.cascade)
     labels, prompts = asked(cascade.links[0].config, args.num, args.seed)

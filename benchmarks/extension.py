@@ -20,6 +20,7 @@ import numpy as np
 
 from vdm_jax import model as models
 from vdm_jax import sampling, video_io
+from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.evaluation import bouncing as measure
 from vdm_jax.evaluation import statistics
@@ -127,7 +128,7 @@ def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description="Extension, measured from pixels.")
     parser.add_argument("--workdir", default="models/bouncing")
-    parser.add_argument("--out", type=Path, default=Path("runs/extension"))
+    parser.add_argument("--out", type=path_type, default=Path("runs/extension"))
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--sampler", default="ancestral")

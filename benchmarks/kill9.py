@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from vdm_jax.checkpoint import Checkpoints
+from vdm_jax.command import path_type
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "deleting")
@@ -149,7 +150,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "kill9.json")
+    parser.add_argument(
+        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9.json"
+    )
     args = parser.parse_args()
     rng = random.Random(args.seed)
     kills, started = [], time.monotonic()

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from kill9 import compare, names, newest, write
 
+from vdm_jax.command import path_type
+
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "starting")
 ABORTED = 134  # as a shell tells SIGABRT, by which JAX ends the others
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "kill9_processes.json"
+        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9_processes.json"
     )
     args = parser.parse_args()
     rng, kills, started = random.Random(args.seed), [], time.monotonic()

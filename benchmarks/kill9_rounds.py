@@ -19,6 +19,8 @@ from pathlib import Path
 
 from kill9 import compare, names, newest, write
 
+from vdm_jax.command import path_type
+
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "between", "starting")
 STEPS = (8, 4, 2, 1)  # of the students
@@ -98,7 +100,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "kill9_rounds.json"
+        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9_rounds.json"
     )
     args = parser.parse_args()
     rng = random.Random(args.seed)

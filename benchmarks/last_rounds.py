@@ -31,6 +31,7 @@ import numpy as np
 
 from vdm_jax import data, sampling
 from vdm_jax import model as models
+from vdm_jax.command import path_type
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.evaluation import statistics, students
@@ -133,11 +134,11 @@ def train(arm: str, n: int, loaded, count: int, seed: int):
 def main() -> None:
     """Every arm, measured."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=path_type, required=True)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "last_rounds.json"
+        "--out", type=path_type, default=ROOT / "benchmarks" / "last_rounds.json"
     )
     args = parser.parse_args()
     rounds = json.loads((args.workdir / models.STUDENTS).read_text())

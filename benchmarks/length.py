@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from vdm_jax.command import path_type
+
 LENGTHS = 32, 256
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--clip", required=True)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("runs/length"))
+    parser.add_argument("--out", type=path_type, default=Path("runs/length"))
     args = parser.parse_args()
     results: dict = {"command": " ".join(["python", *sys.argv])}
     for frames in (LENGTHS[0], *LENGTHS):

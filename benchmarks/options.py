@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks import race
 from configs.vdm import levels
+from vdm_jax.command import path_type
 from vdm_jax.training import step
 
 HERE = Path(__file__).parent
@@ -107,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--setting", choices=list(SETTINGS), default="race")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "options.json")
+    parser.add_argument("--out", type=path_type, default=HERE / "options.json")
     args = parser.parse_args()
     layout = SETTINGS[args.setting][0]
     names = OPTIONS[args.setting]

@@ -386,7 +386,7 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--peer-python", default=".venv-peer/bin/python")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "race.json")
+    parser.add_argument("--out", default=str(HERE / "race.json"))
     for name, value in SIZE.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
@@ -397,6 +397,9 @@ def main() -> None:
         side = of_torch.get(given.of, lambda: ours(given.of))
         print(json.dumps(side()))
         return
+    from vdm_jax.files import user_path  # the peers' Python has none
+
+    out = user_path(given.out, "--out")
 
     sides = given.sides.split(",")
     seen: dict[str, list[dict]] = {side: [] for side in sides}
@@ -419,7 +422,7 @@ def main() -> None:
             row = {"name": name, "target": target, "result": found["peer"][name]}
             rows.append(row | about)
     result = {"rows": rows, "sides": found, "turns": given.turns, "setting": SIZE}
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
     for row in found.values():
         print(
             f"{row['name']:40s} {row['parameters'] / 1e6:5.1f} M"

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vdm_jax import video_io
+from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, clips, shapes
 
 GREY = 90
@@ -73,7 +74,7 @@ def main() -> None:
     """Make all of them."""
     parser = argparse.ArgumentParser(description="The pictures of the README.")
     parser.add_argument("--bouncing", default="models/bouncing")
-    parser.add_argument("--out", type=Path, default=Path("runs/verbs"))
+    parser.add_argument("--out", type=path_type, default=Path("runs/verbs"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     show_cascade(Path("cascades/shapes"), args.out / "cascade")

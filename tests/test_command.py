@@ -4,12 +4,16 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
-from vdm_jax import command
+from vdm_jax import command, text
+from vdm_jax.data import __main__ as data_command
 from vdm_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 def end_of(main, capfd):
@@ -130,3 +134,22 @@ def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path)
     command.start_jax()
     assert put["jax_compilation_cache_dir"] == ""
     assert "JAX_COMPILATION_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
+    """Of the commands of modules and of benchmarks: none takes a bare Path."""
+    for main, flags in (
+        (data_command.main, ["check", "gs://b"]),
+        (data_command.main, ["check", "a", "--cache-dir=gs://b"]),
+        (data_command.main, ["check", "a", "--sheet=gs://b/s.png"]),
+        (text.main, ["--captions=gs://b", "--out=a"]),
+        (text.main, ["--captions=a", "--out=gs://b"]),
+        (text.main, ["--captions=a", "--out=b", "--encoder=gs://b"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(flags)
+        said = capsys.readouterr().err
+        assert caught.value.code == 2 and "gs:// is not supported" in said
+    for folder in ("vdm_jax", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "type=Path" not in path.read_text("utf-8"), path

@@ -93,7 +93,7 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"out of memory ({text or type(error).__name__}): {advice}"
 
 
-def path(text: str) -> Path:
+def path_type(text: str) -> Path:
     """Return a path of an argparse flag or argument: its ``type``."""
     try:
         return user_path(text, "path")

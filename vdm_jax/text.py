@@ -352,16 +352,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write embeddings of captions; return the exit status: 0, or 2 with one line."""
     parser = argparse.ArgumentParser("python -m vdm_jax.text")
     parser.add_argument(
-        "--captions", required=True, type=command.path,
+        "--captions", required=True, type=command.path_type,
         help="a folder of videos, captions.jsonl, or a text file with one a line",
     )  # fmt: skip
     parser.add_argument(
-        "--out", required=True, type=command.path, help="folder for the embeddings"
+        "--out", required=True, type=command.path_type, help="folder for the embeddings"
     )
     parser.add_argument(
         "--encoder",
         default="minilm",
-        type=lambda name: str(command.path(name)),
+        type=lambda name: str(command.path_type(name)),
         help="minilm, or a folder",
     )
     for name in ("dtype", "param_dtype"):

@@ -39,7 +39,7 @@ FIELDS = {"fps": "target_fps"}  # of the config, where a flag is called otherwis
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``check``."""
     parser.add_argument(
-        "dir", nargs="?", type=command.path,
+        "dir", nargs="?", type=command.path_type,
         help="the folder of videos (default: config.data.path)",
     )  # fmt: skip
     parser.add_argument(
@@ -56,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bad-share", type=float, help="as config.data.max_bad_share"
     )
     parser.add_argument(
-        "--cache-dir", type=command.path, help="as config.data.cache_dir"
+        "--cache-dir", type=command.path_type, help="as config.data.cache_dir"
     )
     parser.add_argument(
         "--sheet",
         default="data_check.png",
-        type=command.path,
+        type=command.path_type,
         help="contact sheet to write (replaced if it is there)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")
