@@ -119,7 +119,7 @@ def base() -> ConfigDict:
         gamma=0.1,  # of the ancestral sampler's variance
         churn=0.0,  # of Heun's: S_churn of EDM
         corrector=0.0,  # delta of a Langevin step after each step; 0 is off
-        schedule="",  # of the steps; "" is the model's own, for Heun "karras"
+        schedule="",  # of the steps; "": the model's own, for dpm and heun "karras"
         guidance=0.0,  # w of (1 + w) conditional - w unconditional
         # Or interval:LOW:HIGH (logsnr), oscillating:LOW:FIRST, frames:FIRST.
         guidance_schedule="constant",

@@ -98,11 +98,12 @@ def test_an_eps_output_needs_a_bound_where_no_signal_is_left(trained):
     sampling.check(trained[0], 1, 0, unbound)  # v says all of it
 
 
-def test_heun_steps_on_karras_levels_unless_told(trained):
+@pytest.mark.parametrize("sampler", ["dpm", "heun"])
+def test_second_order_steps_on_karras_levels_unless_told(trained, sampler):
     model = trained[0]
-    heun = sampling.Settings(sampler="heun")
-    assert asked.make_schedule(model, heun).times(2)[-1] == 0
-    own = dataclasses.replace(heun, schedule="cosine")
+    settings = sampling.Settings(sampler=sampler)
+    assert asked.make_schedule(model, settings).times(2)[-1] == 0
+    own = dataclasses.replace(settings, schedule="cosine")
     assert asked.make_schedule(model, own).times(2)[-1] == 0.5
     assert asked.make_schedule(model, sampling.Settings()) is model.schedule
 

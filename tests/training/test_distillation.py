@@ -694,6 +694,8 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     kept = {}
     for path in (tmp_path / "rows").glob("*.json"):
         figures, origin = map(json.loads(path.read_text()).get, ("figures", "origin"))
+        if origin["arm"]["sampler"] == "dpm":  # on the students' levels
+            assert origin["settings"]["schedule"] == "cosine"
         if place := origin["arm"]["path"]:
             assert origin["parameters"] == models.load(workdir / place).checksum
         with np.load(path.with_suffix(".npz")) as found:

@@ -148,7 +148,9 @@ def _settings(workdir, arm: Arm, teacher, weight: float, asked) -> sampling.Sett
         how = {}
     else:
         own = teacher.sample
-        how = {"sampler": arm.sampler, "schedule": "", "corrector": 0.0}
+        # The students' own levels, of which dpm would choose others.
+        levels = teacher.diffusion.schedule if arm.sampler == "dpm" else ""
+        how = {"sampler": arm.sampler, "schedule": levels, "corrector": 0.0}
     return dataclasses.replace(
         sampling.Settings.of(own),
         steps=arm.steps,

@@ -29,7 +29,7 @@ class Settings:
     gamma: float = 0.0  # of the ancestral sampler's variance
     churn: float = 0.0  # of Heun's: S_churn
     corrector: float = 0.0  # delta of a Langevin step after each; 0 is off
-    schedule: str = ""  # of the steps; "" is the model's own, for Heun "karras"
+    schedule: str = ""  # of the steps; "": see `make_schedule`
     guidance: float = 0.0
     guidance_schedule: str = "constant"  # see `guidance_weights`
     combine: str = "linear"  # diffusion/guidance.py COMBINES
@@ -63,12 +63,17 @@ def _cached(name: str, options: tuple, corrector: float) -> samplers.Sampler:
     return samplers.corrected(sampler, corrector) if corrector else sampler
 
 
+KARRAS = ("dpm", "heun")
+
+
 def make_schedule(model: Model, settings: Settings) -> schedules.Schedule:
     """Where the steps are: the model's own noise levels, or a named schedule's.
 
     That one keeps to the range of the model's own, and to its shifts where it has any.
+    The samplers of second order take "karras" unless told: their order is lost on a
+    cosine's last levels, where log SNR goes in ever longer steps.
     """
-    name = settings.schedule or ("karras" if settings.sampler == "heun" else "")
+    name = settings.schedule or ("karras" if settings.sampler in KARRAS else "")
     own = model.schedule
     if not name:
         return own
