@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ ROOT = Path(__file__).parents[1]
 def end_of(main, capfd):
     """(status, standard error) of a command."""
     left = []
-    streams = sys.stdout, sys.stderr
+    streams, handler = (sys.stdout, sys.stderr), signal.getsignal(signal.SIGINT)
     try:
         command.run(main, left.append)
     finally:
         sys.stdout, sys.stderr = streams
+        signal.signal(signal.SIGINT, handler)
     return left[0], capfd.readouterr().err
 
 
@@ -44,6 +46,17 @@ def test_what_ends_a_command_is_one_line_and_a_status(capfd, error, status, line
 
     ended, said = end_of(main, capfd)
     assert ended == status and line in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError])
+def test_ctrl_c_that_a_library_makes_another_error_of_is_ctrl_c(capfd, kind):
+    def main():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise kind("of a callback") from error
+
+    assert end_of(main, capfd) == (130, "interrupted\n")
 
 
 def test_a_bug_keeps_its_traceback(capfd):

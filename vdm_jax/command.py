@@ -10,6 +10,7 @@ import io
 import os
 import resource
 import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,14 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
     else is a bug of ours and keeps its traceback. ``leave`` ends the process.
     """
     mend_streams()
+    asked = []
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, interrupt)
     try:
         status = main() or 0
     except KeyboardInterrupt:
@@ -62,9 +71,16 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
         status = _say(f"error: {error}", error.status)
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         reason = out_of_memory(error)
-        if reason is None:
+        if asked:
+            status = _say("interrupted", INTERRUPTED)
+        elif reason is None:
             raise
-        status = _say(f"error: {reason}", 2)
+        else:
+            status = _say(f"error: {reason}", 2)
+    except Exception:
+        if not asked:  # else a library has made another error of Ctrl-C
+            raise
+        status = _say("interrupted", INTERRUPTED)
     leave(status)
 
 
