@@ -43,7 +43,7 @@ def gaussian(mean=0.1, variance=0.01, stage=None):
     )
 
 
-@pytest.mark.parametrize("size", [(4, 4), (2, 4), (8, 1)])
+@pytest.mark.parametrize("size", [(4, 4), (8, 1)])
 def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64):
     """A mean of k pixels has a k-th of their variance: the scale says so."""
     model, (h, w) = gaussian(), size
@@ -193,7 +193,6 @@ STEPS = 3
         # and at each call that of the pixels that are replaced.
         ({"sampler": "ancestral", "corrector": 0.1}, {"known": GIVEN}, 1 + 4 * STEPS),
         ({"sampler": "heun", "churn": 5.0}, {"known": GIVEN}, 1 + 3 * STEPS),
-        ({"sampler": "stochastic"}, {"known": GIVEN}, 1 + 2 * STEPS),
         # And once the noise on what a stage is given.
         ({"sampler": "ancestral"}, LOW, 2 + STEPS),
     ],
@@ -213,9 +212,10 @@ def test_no_noise_is_drawn_twice(draws, settings, asked, count):
 def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
     known = Known(np.zeros((1, 10, *SHAPE[1:])), np.zeros((1, 10, 1, 1, 1), bool))
     settings = Settings(steps=STEPS, sampler="ancestral", batch_size=2)
+    model = gaussian()
     for backward in (False, True):
         draws.clear()
-        sampling.fill(gaussian(), PARAMS, 2, settings, known, backward=backward)
+        sampling.fill(model, PARAMS, 2, settings, known, backward=backward)
         jax.effects_barrier()
         assert len({noise.tobytes() for noise in draws}) == len(draws)
         assert len(draws) == 2 * (1 + STEPS + 3 * (1 + 2 * STEPS))

@@ -36,16 +36,16 @@ def params(value):
     return {"network": jnp.float32(value), "conditioner": {}}
 
 
-@pytest.fixture(scope="module")
-def config():
+def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
+    """Previews and validation, of held-out clips with all conditions kept.
+
+    v less a network's n times its scale: the square of n has the scale's as factor. A
+    dropped label would answer 0. The noise is always the same.
+    """
     config = shapes.get_config("smoke").unlock()
     config.conditioning.label_drop = 0.5
-    data.resolve(config, data.open_source(config))
-    return config
-
-
-def looked_at(config, ema, monkeypatch):
-    """(parameters of the previews, figures of the validation)."""
+    source = data.open_source(config)
+    data.resolve(config, source)
     model = dataclasses.replace(
         models.build(config), network=Constant(), conditioner=Told()
     )
@@ -57,45 +57,32 @@ def looked_at(config, ema, monkeypatch):
 
     monkeypatch.setattr(train.sampling, "sample", sample)
     run = SimpleNamespace(logger=SimpleNamespace(active=False))
-    state = TrainState(jnp.int32(3), params(1.0), ema, (), jnp.int32(0))
-    source = data.open_source(config)
-    mesh = sharding.make_mesh()
     (often, _, preview), (seldom, _, validate) = train.observers(
-        config, model, mesh, source, None, run
+        config, model, sharding.make_mesh(), source, None, run
     )
     assert (often, seldom) == (config.train.preview_every, config.train.validate_every)
-    figures = validate(state)
-    for each in (state, state.replace(step=state.step + 5)):  # always the same noise
-        preview(each)
-        assert validate(each) == figures
-    assert seen[0] == seen[1] and seen[0][1] == config.seed
+    figures = []
+    for step, ema in enumerate((params(0.0), None, params(2.0))):
+        state = TrainState(jnp.int32(step), params(1.0), ema, (), jnp.int32(0))
+        preview(state)
+        figures.append(validate(state))
+        assert validate(state) == figures[-1]
+    assert [value for value, *_ in seen] == [0, 1, 2]
+    assert seen[0][1:] == seen[1][1:] == seen[2][1:] and seen[0][1] == config.seed
     kept = pipeline.held_out_batch(config, source, train.VALIDATION_CLIPS)
     batch = {name: kept[name] for name in ("video", "label")}
-    assert figures == train.make_validation(model)(ema or state.params, batch)
-    return seen[0][0], figures
+    assert figures[2] == train.make_validation(model)(params(2.0), batch)
 
-
-def test_the_average_is_what_is_looked_at_if_there_is_one(config, monkeypatch):
-    """With all conditions kept: a dropped one would answer 0.
-
-    v less a network's n times its scale: the square of n has the scale's as factor.
-    """
-    figures = {}
-    for value, ema in ((0, params(0.0)), (1, None), (2, params(2.0))):
-        previewed, found = looked_at(config, ema, monkeypatch)
-        assert previewed == value
-        figures[value] = np.array(list(found.values()))
-    factors = (figures[2] - 2 * figures[1] + figures[0]) / 2
+    none, once, twice = (np.array(list(each.values())) for each in figures)
     variance = config.data.variance
-    for factor, band in zip(factors, train.BANDS, strict=True):
+    for factor, band in zip((twice - 2 * once + none) / 2, train.BANDS, strict=True):
         signal = 1 / (1 + np.exp(-np.linspace(*band, 1000)))  # alpha^2
         expected = (variance / (signal * variance + 1 - signal)).mean()
         assert factor == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
-def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch, seed):
-    seen = {}
+def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
+    seen, seed = {}, 7
 
     def fit(step, state, frozen, batches, *, key, **how):
         seen.update(state=state, key=key, first=next(batches))
