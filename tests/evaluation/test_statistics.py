@@ -351,3 +351,20 @@ def test_a_distance_and_what_is_said_of_it():
     assert missing == {"fd_error", "fd_infinite", "fd_kernel_error"}
     same = statistics.distances("fd", np.ones((5, 2, 3)), np.ones((5, 2, 3)))
     assert [*same.values()] == pytest.approx([0] * 5)
+
+
+def test_the_error_where_the_distance_is_quadratic():
+    """The reference is the population itself: no slope, so that a jackknife is root 2
+    too wide and a bootstrap root 3.
+    """
+    rng, n, d = np.random.default_rng(0), 60, 16
+    target = rng.standard_normal((n, d))
+    target -= target.mean(0)
+    white = np.linalg.inv(np.linalg.cholesky(np.cov(target, rowvar=False)))
+    target = target @ white.T
+    fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
+    over = np.std(
+        [statistics.feature_distance(fresh()[:, 0], target) for _ in range(300)]
+    )
+    found = [statistics.distance_error(fresh(), target[:, None]) for _ in range(20)]
+    assert over < np.mean(found) < 1.3 * over
