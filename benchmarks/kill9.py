@@ -1,6 +1,6 @@
 """Kill a training run again and again; what it ends with must not differ by one bit.
 
-    python benchmarks/kill9.py --kills=20
+    python -m benchmarks.kill9 --kills=20
 
 Trains the smallest shapes model once without interruption, then again while it is
 killed with SIGKILL: at random moments, while a checkpoint is being written, and as soon

@@ -1,6 +1,6 @@
 """Kill either of two processes of a run again and again; no bit of its end may differ.
 
-    python benchmarks/kill9_processes.py --kills=20
+    python -m benchmarks.kill9_processes --kills=20
 
 Trains the smallest shapes model on two processes, which meet on loopback, once without
 interruption, then again while one of them, drawn anew each time, is killed with SIGKILL
@@ -19,8 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill9 import compare, names, newest, write
-
+from benchmarks.kill9 import compare, names, newest, write
 from vdm_jax.command import path_type
 
 ROOT = Path(__file__).parents[1]

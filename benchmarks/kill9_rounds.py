@@ -1,6 +1,6 @@
 """Kill a distillation again and again; its last student must not differ by one bit.
 
-    python benchmarks/kill9_rounds.py --kills=20
+    python -m benchmarks.kill9_rounds --kills=20
 
 Distils the smallest shapes model, guided, from 8 steps to 1, once without interruption,
 then again while it is killed with SIGKILL: at random moments, while a checkpoint is
@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill9 import compare, names, newest, write
-
+from benchmarks.kill9 import compare, names, newest, write
 from vdm_jax.command import path_type
 
 ROOT = Path(__file__).parents[1]

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax import files, sampling
 from vdm_jax import model as models
-from vdm_jax import sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
@@ -127,13 +127,13 @@ def read(path: str | Path) -> Cascade:
 def _tables(path: Path) -> list:
     """What a file says of each stage."""
     try:
-        asked = tomllib.loads(path.read_text())
+        asked = tomllib.loads(files.read_text(path))
     except OSError as error:
         raise UserError(
             f"no cascade {path} ({error.strerror}): a TOML file, a folder that holds "
             f"{FILE}, or a model"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (files.Damaged, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     _known(path, asked, ("stage",), "")
     stages = asked.get("stage", [])

@@ -119,3 +119,10 @@ def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
     if name == "cosine":
         t = np.linspace(0, 1, 9)
         np.testing.assert_allclose(made.angle(t), narrow.angle(t), rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", ["8", None, [8], {"a": 1}, 8.5])
+def test_a_config_whose_values_are_of_another_type_is_refused(value):
+    with pytest.raises(UserError, match=r"sample\.steps"):
+        asked.Settings.of({"steps": value})
+    assert asked.Settings.of({"guidance": 1, "reconstruction": None}).guidance == 1

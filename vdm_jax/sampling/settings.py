@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,9 +45,17 @@ class Settings:
 
     @classmethod
     def of(cls, sample) -> "Settings":
-        """From a config's `sample` section; what an older one lacks is the default."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: sample[name] for name in names if name in sample})
+        """From a config's `sample` section; what an older one lacks is the default.
+
+        Raises UserError for a value of another type, as a damaged file may hold it.
+        """
+        kinds = typing.get_type_hints(cls)
+        given = {name: sample[name] for name in kinds if name in sample}
+        for name, value in given.items():
+            kind = kinds[name] | int if kinds[name] is not str else str
+            if not isinstance(value, kind):
+                raise UserError(f"sample.{name}={value!r}: not {kinds[name]}")
+        return cls(**given)
 
 
 def make_sampler(settings: Settings) -> samplers.Sampler:

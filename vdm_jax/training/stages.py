@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import agreement, cascade, text
+from vdm_jax import agreement, cascade, files, text
 from vdm_jax import model as models
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
@@ -147,11 +147,13 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     path, new = workdir / cascade.FILE, cascade.as_toml(stages)
     if path.exists():
         try:
-            before = path.read_text()
+            before = files.read_text(path)
             said = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
         except (
             tomllib.TOMLDecodeError,
-            UnicodeDecodeError,
+            RecursionError,
+            files.Damaged,
+            OSError,
             KeyError,
             TypeError,
         ) as bad:
