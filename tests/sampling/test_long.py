@@ -141,7 +141,7 @@ def test_a_small_version_pulls_at_the_video(trained):
     model, params = trained
     _, low = pixels((1, 12, 4, 4, 3))
     distance = []
-    for w in (1e-9, 4.0):
+    for w in (1e-9, 3.0):
         known = given(model, 12, [])[0]._replace(low=low)
         settings = sampling.Settings(steps=8, reconstruction=w)
         videos = sampling.fill(model, params, 2, settings, known)

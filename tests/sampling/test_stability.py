@@ -121,8 +121,9 @@ def test_where_a_mean_ends_is_a_sum_of_what_is_drawn():
     variance, weight = 0.3, 1.7
     spread = step.alpha**2 * variance + step.sigma**2
     gain = step.alpha * variance / spread
+    pull = weight * step.alpha * gain
     x = np.hypot(gain, step.sigma * np.sqrt(variance / spread))
-    expected = x * abs(1 - weight * step.alpha * gain)
+    expected = abs(1 - pull) * np.hypot(x, np.sqrt(variance))
     found = stability.off(sampler, table, guidance.growing(weight, 0.0), variance)
     assert found == pytest.approx(expected, rel=1e-12)
     harmless = guidance.growing(0.5, 0.0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+ROUNDING = 1e-12  # of a variance to a squared value: below, it is rounding
 BLOCK = 2**22  # products of features at a time: bounds the memory
 
 
@@ -58,4 +59,5 @@ def _error(pairs: np.ndarray, value: float) -> float:
     none = sums.sum() ** 2 - 4 * (sums**2).sum() + 2 * squares
     none /= n * (n - 1) * (n - 2) * (n - 3)
     of_pairs = 2 * (two - 2 * one + none) / (n * (n - 1))
-    return float(np.sqrt(max(value**2 - none, of_pairs, 0.0)))
+    variance = max(value**2 - none, of_pairs)
+    return float(np.sqrt(variance)) if variance > ROUNDING * value**2 else 0.0

@@ -19,16 +19,18 @@ DRAWS, CALLS = 2, 3  # of a row, at most: what a sampler and its corrector ask f
 
 
 def off(sampler: Sampler, table: Table, weights: Weights, variance: float) -> float:
-    """Root mean square distance from the known mean, 0, at which a sampler ends.
+    """Root mean square distance from its known mean at which a sampler ends.
 
-    variance: of the pixel. The network errs at
-    each call, by the deviation that a pixel still has, given z.
+    variance: of the pixel. The network errs at each call, by the deviation that a pixel
+    still has, given z.
     """
     rows, each = len(table["logsnr"]), DRAWS + CALLS
 
     def normal(number: int) -> np.ndarray:
         """One of the independent normal numbers that everything is a sum of."""
-        return np.eye(1, 1 + rows * each, number)[0]
+        return np.eye(1, 2 + rows * each, number)[0]
+
+    known = math.sqrt(variance) * normal(1 + rows * each)
 
     def denoise(z: np.ndarray, step: Step, cond) -> process.Prediction:
         spread = step.alpha**2 * variance + step.sigma**2
@@ -36,7 +38,7 @@ def off(sampler: Sampler, table: Table, weights: Weights, variance: float) -> fl
         error = step.sigma * np.sqrt(variance / spread)
         x = gain * z + error * normal(1 + step.index * each + DRAWS + step.call)
         pull = weights(step) * step.alpha * gain
-        return process.with_x(x - pull * x, z, step)
+        return process.with_x(x + pull * (known - x), z, step)
 
     carry = sampler.init(normal(0))
     for i in range(rows):
@@ -44,7 +46,7 @@ def off(sampler: Sampler, table: Table, weights: Weights, variance: float) -> fl
         step = Step(i, row["logsnr"], row["alpha"], row["sigma"])
         noise = lambda draw, i=i: normal(1 + i * each + draw)  # noqa: E731
         carry = sampler.step(denoise, carry, step, row, noise, None)
-    return math.sqrt((np.asarray(carry[0]) ** 2).sum())
+    return math.sqrt(((carry[0] - known) ** 2).sum())
 
 
 def largest(sampler: Sampler, table: Table, weights: Weights, variance: float) -> float:
