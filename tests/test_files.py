@@ -256,6 +256,17 @@ def test_a_cut_or_changed_npz_is_damage(tmp_path, keep):
     if keep == -1:
         content[len(content) // 2] ^= 1
     path.write_bytes(content[:keep] if keep >= 0 else content)
+    for rows in (None, 1):  # of the first rows alone the checksum is that of all
+        with pytest.raises(files.Damaged):
+            files.read_arrays(path, rows)
+
+
+def test_an_npz_whose_directory_names_a_place_before_it_is_damage(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(99))
+    content = bytearray(path.read_bytes())
+    content[-6:-2] = (1 << 20).to_bytes(4, "little")  # where the directory begins
+    path.write_bytes(content)
     with pytest.raises(files.Damaged):
         files.read_arrays(path)
 

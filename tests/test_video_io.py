@@ -1,5 +1,7 @@
 """Laws of reading and writing videos, on files made on the spot in every container."""
 
+import errno
+import gc
 import io
 import json
 import os
@@ -14,6 +16,7 @@ import time
 from fractions import Fraction
 
 import av
+import av.error
 import numpy as np
 import pytest
 from PIL import Image
@@ -601,11 +604,31 @@ def test_a_strip_that_would_cover_a_square_is_refused(tmp_path):
             read(path, (64, 64))
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "said"), [(np.float32, "floating-point"), (np.int32, "32-bit")]
+)
+def test_pixels_without_a_range_are_refused(tmp_path, kind, said):
     path = tmp_path / "a.tif"
-    Image.fromarray(np.ones((4, 4), np.float32)).save(path)
-    with pytest.raises(BadVideo, match="floating-point"):
+    Image.fromarray(np.ones((4, 4), kind)).save(path)
+    with pytest.raises(BadVideo, match=said):
         video_io.read_picture(path, (4, 4))
+
+
+def test_the_clear_grey_of_16_bits_is_put_on_black(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[300, 65535]], np.uint16)).save(path, transparency=65535)
+    assert stills.picture(path)[..., 0].tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.bmp", "a.gif"])
+def test_a_cut_picture_is_named_as_such(tmp_path, name):
+    path = tmp_path / name
+    Image.fromarray(VIDEO[0]).save(path)
+    data = path.read_bytes()
+    for size, said in ((0, "empty file"), (8, "cut off"), (len(data) // 2, "cut off")):
+        path.write_bytes(data[:size])
+        with pytest.raises(BadVideo, match=said):
+            stills.picture(path)
 
 
 def test_a_colour_matrix_that_cannot_be_converted_is_named(made, tmp_path):
@@ -625,7 +648,7 @@ def test_frames_of_unlike_size_are_refused(tmp_path):
     with pytest.raises(BadVideo, match="frames: frame7.png: damaged or cut off"):
         video_io.read(path)
     (path / "frame0.png").write_bytes(b"")
-    with pytest.raises(BadVideo, match="frames: frame0.png: not a picture"):
+    with pytest.raises(BadVideo, match="frames: frame0.png: empty file"):
         video_io.probe(path)
 
 
@@ -828,6 +851,58 @@ def test_sizes_left_open_and_trailing_bytes_change_nothing(
     info = video_io.probe(path)
     assert (info.frames, info.fps) == (FRAMES, video_io.probe(made[name]).fps)
     assert (video_io.read(path) == video_io.read(made[name])).all()
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.m2ts"])
+def test_a_transport_stream_may_begin_amid_a_packet(made, tmp_path, name):
+    """As a recording that was cut does, or a segment behind an ID3 tag."""
+    once, data = video_io.read(made[name]), made[name].read_bytes()
+    path = tmp_path / name
+    for lead in (bytes(100), data[-150:-50], b"ID3\4\0\0\0\0\0\x3f" + bytes(63)):
+        path.write_bytes(lead + data)
+        assert (video_io.read(path) == once).all()
+
+
+def test_packets_with_parity_are_a_transport_stream(made, tmp_path):
+    data, path = made["a.ts"].read_bytes(), tmp_path / "a.ts"
+    packets = [data[i : i + 188] + bytes(16) for i in range(0, len(data), 188)]
+    path.write_bytes(b"".join(packets))
+    assert (video_io.read(path) == video_io.read(made["a.ts"])).all()
+
+
+def test_joined_oggs_are_named(tmp_path):
+    path = tmp_path / "a.ogv"
+    encode(path, "ogg", "libtheora", GOP, {})
+    assert video_io.probe(path).frames == FRAMES
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(BadVideo, match="headers change within it: joined oggs") as bad:
+        video_io.probe(path)
+    assert bad.value.lasting
+
+
+def test_a_decoder_without_words_condemns_the_file():
+    """It returns -1, which is "operation not permitted" in the system's words."""
+    bad = containers._bad("a.mp4", av.error.PermissionError(errno.EPERM, "no"))
+    assert bad.lasting and bad.reason == "does not decode"
+    bad = containers._bad("a.mp4", av.error.PermissionError(errno.EACCES, "no"))
+    assert not bad.lasting
+
+
+def test_frames_are_freed_when_they_are_done_with(made):
+    """Not only when garbage is collected: hundreds of large ones fill the memory."""
+
+    def alive() -> int:
+        return sum(type(each) is av.VideoFrame for each in gc.get_objects())
+
+    info = video_io.probe(made["dense.mp4"])
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        assert sum(1 for _ in containers.pictures(info, range(info.frames))) > 9
+        assert alive() - before < 3
+    finally:
+        gc.enable()
 
 
 def test_joined_transport_streams_are_whole_and_lost_packets_are_damage(made, tmp_path):

@@ -329,9 +329,11 @@ def read_arrays(
                 with archive.open(entry) as file:
                     name = entry.filename.removesuffix(".npy")
                     arrays[name] = _read_array(file, entry.file_size, rows, room)
-    except BROKEN_ARRAYS as error:
-        if isinstance(error, Damaged):
-            raise
+    except Damaged:
+        raise
+    except (*BROKEN_ARRAYS, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # not so a place before the file's beginning, which its bytes name
         raise Damaged(f"not a whole npz file: {error}") from error
     return arrays
 
@@ -369,7 +371,7 @@ def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.n
     content = bytearray(file.read(length))  # an array may be written to
     if len(content) != length:
         raise Damaged("cut short")
-    while rows is None and file.read(1 << 20):  # to the end, where the checksum is
+    while file.read(1 << 20):  # to the end, where the checksum of an entry is
         pass
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 

@@ -236,7 +236,7 @@ def test_captions_of_a_folder_are_those_that_its_videos_have(tmp_path):
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.txt", b"\xff", "a.txt: not UTF-8 text: give a folder"),
         ("a.txt", None, "a.txt: No such file or directory: give a folder"),
-        ("a.jsonl", None, "a.jsonl has no captions"),
+        ("a.jsonl", None, "a.jsonl: No such file or directory"),
         ("b/c.mp4", b"", "b has no captions: give a folder of videos"),
     ],
 )

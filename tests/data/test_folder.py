@@ -171,6 +171,10 @@ def test_pictures_beside_videos_are_no_video(videos, opened):
         ('{"file": "a.mp4"}', "each line is"),
         ('{"file": 3, "caption": "x"}', "each line is"),
         ('{"file": "a.mp4", "captions": "x"}', "each line is"),
+        ('{"file": "a.mp4", "caption": "x", "captions": 5}', "each line is"),
+        ('{"file": "a.mp4", "caption": "x", "captions": "yz"}', "each line is"),
+        ('{"file": "a.mp4", "caption": "x", "captions": {"en": "y"}}', "each line is"),
+        ('{"file": "a.mp4", "caption": null, "captions": null}', "each line is"),
         ('{"file": "a.mp4", "caption": "\\ud83d"}', "line 1: a caption .*surrogate"),
         ('{"file": "a.mp4", "caption": "\\u0000"}', "line 1: a caption .*NUL"),
         ("[" * 100_000, "line 1: not JSON: nested too deeply"),
@@ -308,6 +312,16 @@ def test_captions_that_are_no_text_drop_their_video(videos, content, reason):
     (videos / "a.txt").write_bytes(content)
     texts, ((name, said),), _ = layout.captions(layout.find(videos))
     assert name == "a.mp4" and reason in said and not texts
+
+
+def test_captions_that_are_no_files_are_named(videos):
+    (videos / "a.mp4").write_text("x")
+    (videos / "a.txt").mkdir()
+    _, dropped, _ = layout.captions(layout.find(videos))
+    assert dropped == [("a.mp4", "caption a.txt: not a regular file")]
+    os.mkfifo(videos / "captions.jsonl")
+    with pytest.raises(UserError, match="captions.jsonl: not a regular file"):
+        layout.captions(layout.find(videos))
 
 
 def test_captions_that_are_links_go_by_the_rule_of_videos(videos, tmp_path):

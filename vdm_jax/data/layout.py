@@ -14,6 +14,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import Damaged, lines, no_text, parse_json, read_text
@@ -153,9 +154,12 @@ def captions(
     line of captions.jsonl that is not what docs/data.md says.
     """
     path = found.root / CAPTIONS
-    if reason := _bad_link(found.root, path):
-        raise UserError(f"{path}: {reason}")
-    listed = _jsonl(path)
+    listed = {}
+    try:
+        if _is_there(found.root, path):
+            listed = _jsonl(path)
+    except Damaged as error:
+        raise UserError(f"{path}: {error}") from error
     texts, dropped = {}, []
     for name in found.videos:
         path = _sidecar(Path(found.path(name)))
@@ -206,9 +210,16 @@ def _sidecar(video: Path) -> Path:
 
 def _beside(root: Path, path: Path) -> list[str]:
     """The captions of a sidecar file, if there is one. Raises Damaged, OSError."""
+    return _lines(path, MAX_CAPTION_BYTES) if _is_there(root, path) else []
+
+
+def _is_there(root: Path, path: Path) -> bool:
+    """Whether a data folder has this file; Damaged if it is none to read."""
     if reason := _bad_link(root, path):
         raise Damaged(reason)
-    return _lines(path, MAX_CAPTION_BYTES) if path.is_file() else []
+    if path.exists() and not path.is_file():
+        raise Damaged("not a regular file")
+    return path.exists()
 
 
 def _lines(path: Path, limit: int) -> list[str]:
@@ -219,8 +230,6 @@ def _lines(path: Path, limit: int) -> list[str]:
 def _jsonl(path: Path) -> dict[str, list[str]]:
     """{"file": "a.mp4", "caption": "..."} or "captions": [...], one object a line."""
     listed: dict[str, list[str]] = {}
-    if not path.is_file():
-        return listed
     rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
     try:
         rows = lines(read_text(path, MAX_JSONL_BYTES))
@@ -234,14 +243,8 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
             entry = parse_json(line)
         except Damaged as error:
             raise UserError(f"{path} line {number}: {error}") from error
-        texts = entry.get("captions") if isinstance(entry, dict) else None
-        if isinstance(entry, dict) and "caption" in entry:
-            texts = [entry["caption"], *(texts or [])]
-        if (
-            not isinstance(texts, list)
-            or not isinstance(entry.get("file"), str)
-            or not all(isinstance(text, str) for text in texts)
-        ):
+        texts = _told(entry)
+        if texts is None:
             raise UserError(f"{path} line {number}: each line is {rule}")
         for text in texts:
             if reason := no_text(text):
@@ -250,3 +253,16 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
         kept = [text.strip() for text in texts if text.strip()]
         listed.setdefault(name, []).extend(kept)
     return listed
+
+
+def _told(entry: Any) -> list[str] | None:
+    """The captions of a line of captions.jsonl; None if it is no such line."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+        return None
+    one, several = entry.get("caption"), entry.get("captions")
+    texts = [] if one is None else [one]
+    if several is not None or not texts:  # null is as good as absent
+        if not isinstance(several, list):
+            return None
+        texts += several
+    return texts if all(isinstance(text, str) for text in texts) else None

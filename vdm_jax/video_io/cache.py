@@ -23,7 +23,7 @@ from vdm_jax.files import cache_folder, replacing, writing
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-VERSION = "3"  # part of every key: raised when the index or the pixels would change
+VERSION = "4"  # part of every key: raised when the index or the pixels would change
 HEADER = struct.Struct("<8s4I")  # magic, frames, height, width, crc of the crcs
 MAGIC = b"VDMfrm1\n"
 STALE = 3600.0  # seconds after which a temporary file belongs to no living process

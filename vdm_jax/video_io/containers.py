@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -141,6 +142,8 @@ def _packets(container, stream, decoder, path: str, joined: bool):
         if packet.is_corrupt and not joined:
             raise BadVideo(path, f"damaged or cut off at packet {len(packets)}")
         if packet.size:
+            if decoder.name == "theora" and bytes(packet)[0] & 0x80:
+                raise BadVideo(path, "its codec headers change within it: joined oggs")
             if packet.is_corrupt:
                 marked.append(len(packets))
             shown = not packet.is_discard and _is_shown(packet, stream)
@@ -263,7 +266,8 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
     try:
         with _open(info.path, info.kind) as container:
             stream, reached = container.streams[info.stream], False
-            aspect = _pixel_aspect(stream)
+            aspect, angle = _pixel_aspect(stream), None
+            orientation = info.rotation, info.mirrored
             if at > 0:
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
                     container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
@@ -274,7 +278,12 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                 if number > left[0]:
                     raise BadVideo(info.path, f"frame {left[0]} does not decode")
                 if number == left[0]:
-                    yield _sound(frame, aspect, info, number)
+                    # A frame whose side data are read is freed at the next collection
+                    # of garbage only: they are read where FFmpeg's angle is another.
+                    if frame.rotation != angle:
+                        angle = frame.rotation
+                        orientation = _orientation(frame, info.path)
+                    yield _sound(frame, aspect, orientation, info, number)
                     left.popleft()
                     if not left:
                         return
@@ -303,11 +312,12 @@ def _numbered(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _sound(frame, aspect: float, info: VideoInfo, number: int):
+def _sound(
+    frame, aspect: float, orientation: tuple[int, bool], info: VideoInfo, number: int
+):
     if frame.is_corrupt:
         raise BadVideo(info.path, f"frame {number} of {info.frames} is damaged")
     check_frame(info.path, frame.height, frame.width)
-    orientation = _orientation(frame, info.path)
     height, width = _shown_size(frame, aspect, orientation[0])
     # Streams that adapt to a line change their size and not their shape: players, and
     # what follows here, resize these.
@@ -328,9 +338,11 @@ def _bad(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
 
     Where the system could not read the file, or had no memory, it may be sound.
     """
-    text = error.strerror or str(error) or type(error).__name__
+    unsaid = error.errno == errno.EPERM  # -1, which decoders return for want of words
+    text = "" if unsaid else error.strerror or str(error)
+    text = text or "does not decode"
     return BadVideo(
         path,
         where + text[0].lower() + text[1:],
-        lasting=not isinstance(error, (OSError, MemoryError)),
+        lasting=unsaid or not isinstance(error, (OSError, MemoryError)),
     )

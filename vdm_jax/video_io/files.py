@@ -35,12 +35,17 @@ MAGIC = {
     "webp": ((0, b"RIFF"), (8, b"WEBP")),
     "gif": ((0, b"GIF8"),),
     "mpeg": ((0, b"\0\0\1\xba"),),  # a program stream
-    "mpegts": ((0, b"G"), (188, b"G"), (376, b"G")),  # a transport stream's packets
-    "m2ts": ((4, b"G"), (196, b"G"), (388, b"G")),  # the same, with time codes between
     "asf": ((0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),),
     "flv": ((0, b"FLV\1"),),
     "ogg": ((0, b"OggS"),),
 }
+# A transport stream's packets of 188 bytes, with 16 more of parity or 4 of time codes.
+# One that is a recording may begin amid a packet: FFmpeg looks as far for the first.
+PACKETS = {
+    "mpegts": re.compile(rb"(?:G.{187}){3}G|(?:G.{203}){3}G", re.DOTALL),
+    "m2ts": re.compile(rb"(?:G.{191}){3}G", re.DOTALL),
+}
+HEAD = 8192
 FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}  # of mp4
 
 
@@ -59,8 +64,8 @@ class BadVideo(Exception):
 def kind(path: str | os.PathLike) -> str:
     """Name the container of a regular file by its first bytes.
 
-    Returns mp4, mov, webm or a key of MAGIC; "frames" for a folder. Raises BadVideo for
-    anything else, and for a file shorter than its own header declares.
+    Returns mp4, mov, webm or a key of MAGIC or PACKETS; "frames" for a folder. Raises
+    BadVideo for anything else, and for a file shorter than its own header declares.
     """
     try:
         status = os.stat(path)
@@ -69,7 +74,7 @@ def kind(path: str | os.PathLike) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise BadVideo(path, "not a regular file")
         with open(path, "rb") as file:
-            found = _by_magic(path, file.read(512), status.st_size)
+            found = _by_magic(path, file.read(HEAD), status.st_size)
             declared = _declared_bytes(file, found, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
@@ -93,6 +98,9 @@ def _by_magic(path: str | os.PathLike, head: bytes, size: int) -> str:
     for name, marks in MAGIC.items():
         if all(head[place:].startswith(mark) for place, mark in marks):
             return "webm" if name == "mkv" and b"webm" in head[:64] else name
+    for name, packets in PACKETS.items():
+        if packets.search(head):
+            return name
     raise BadVideo(
         path,
         "not a video: no header of mp4, mov, webm, mkv, avi, mpeg, mpeg-ts, asf (wmv), "

@@ -35,33 +35,56 @@ BROKEN = (
 FORMATS = ["GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF"]
 
 
+UNBOUNDED = {"F": "floating-point", "I": "32-bit or signed"}
+
+
 @contextlib.contextmanager
 def _opened(path: Any) -> Iterator[Image.Image]:
     """An image whose size passes; BadVideo for all that Pillow finds wrong in it."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what is wrong is raised, too
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)
         with image:
             check_frame(path, image.height, image.width)
-            if image.mode == "F":
-                raise BadVideo(path, "floating-point pixels, whose range is not stated")
+            if image.mode in UNBOUNDED:
+                reason = f"{UNBOUNDED[image.mode]} pixels, whose range is not stated"
+                raise BadVideo(path, reason)
             yield image
     except UnidentifiedImageError as error:
-        reason = f"not a picture: no header of {', '.join(FORMATS).lower()}"
-        raise BadVideo(path, reason) from error
+        raise BadVideo(path, _unidentified(path)) from error
     except BROKEN as error:
         if system := getattr(error, "strerror", None):  # its bytes may be sound
             raise BadVideo(path, f"cannot be opened ({system})", False) from error
         raise BadVideo(path, f"damaged or cut off ({error})") from error
 
 
+def _unidentified(path: str | os.PathLike | IO[bytes]) -> str:
+    """Why Pillow finds no picture in a file."""
+    if isinstance(path, (str, os.PathLike)):
+        with open(path, "rb") as file:
+            head = file.read(16)
+    else:
+        path.seek(0)
+        head = path.read(16)
+    if not head:
+        return "empty file"
+    for name in FORMATS:
+        accepts = Image.OPEN[name][1]
+        if accepts and accepts(head):
+            return f"damaged or cut off: no whole header of {name.lower()}"
+    return f"not a picture: no header of {', '.join(FORMATS).lower()}"
+
+
 def rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image -> uint8 [h, w, 3] by the rules at the top."""
     image = _upright(image)
-    if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return np.repeat(deep[..., None].astype(np.uint8), 3, axis=-1)
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        shown = (deep >> 8).astype(np.uint8)
+        shown[deep == image.info.get("transparency", -1)] = 0
+        return np.repeat(shown[..., None], 3, axis=-1)
     if image.has_transparency_data:
         return on_black(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
