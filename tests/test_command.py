@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def end_of(main, capfd):
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (MemoryError("Unable to allocate 3 TiB"), 2, "Unable to allocate 3 TiB"),
         (OSError(errno.ENOMEM, "no"), 2, "out of memory"),
+        (PermissionError(errno.EACCES, "no", "/a/b"), 2, "/a/b cannot be used (perm"),
+        (OSError(errno.ESTALE, "no", b"/a\n"), 2, "/a\\n cannot be used (stale"),
         (RuntimeError("can't start new thread"), 2, "out of memory"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\n"), 2, "9 GiB"),
     ],
@@ -59,12 +62,59 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_ctrl_c(capfd, kind):
     assert end_of(main, capfd) == (130, "interrupted\n")
 
 
-def test_a_bug_keeps_its_traceback(capfd):
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, FileNotFoundError])
+def test_a_bug_keeps_its_traceback(capfd, kind):
     def main():
-        raise RuntimeError("a bug")
+        raise kind("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         end_of(main, capfd)
+
+
+def test_a_current_folder_that_is_gone_is_one_line(capfd, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status, said = end_of(lambda: Path("a").absolute(), capfd)
+    assert status == 2 and "current folder was deleted" in said
+
+
+BEGUN = """
+import os, signal, sys
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", "vdm_jax.doctor"]
+class Jax:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax" and sys.argv[1:]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Jax())
+import vdm_jax, tqdm
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "status", "line"),
+    [
+        (
+            "JAX_ENABLE_X64=maybe",
+            2,
+            "error: JAX does not start: .*JAX_ENABLE_X64=maybe",
+        ),
+        ("JAX_NUM_CPU_DEVICES=x", 2, "error: JAX does not start: .*=x"),
+        ("TQDM_ASCII=x", 0, ""),
+        ("TQDM_MININTERVAL=x", 0, ""),
+        ("ctrl-c=1", 130, "interrupted"),
+    ],
+)
+def test_what_ends_the_imports_of_a_command_is_one_line(variable, status, line):
+    name, _, value = variable.partition("=")
+    code = BEGUN.replace('["-m"]', '["-m", "x"]') if name == "ctrl-c" else BEGUN
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), name: value},
+    )  # fmt: skip
+    assert done.returncode == status
+    assert re.fullmatch(line, done.stderr.strip()), done.stderr
 
 
 STREAMS = """

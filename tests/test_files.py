@@ -35,6 +35,10 @@ def test_a_tilde_is_the_home(monkeypatch, tmp_path):
     assert files.user_path("~/x", "--out") == tmp_path / "x"
     with pytest.raises(UserError, match="home"):
         files.user_path("~nobody-of-that-name/x", "--out")
+    for home in ("gs://bucket/home", "relative/home"):
+        monkeypatch.setenv("HOME", home)
+        with pytest.raises(UserError, match="home"):
+            files.user_path("~/x", "--out")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -71,15 +75,15 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
     code = (
-        "import signal, sys; from vdm_jax import files\n"
+        "import resource, signal, sys; from vdm_jax import files\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: files.write_text(sys.argv[1], 'x' * 100000)\n"
         "except files.UserError as e: print(e)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-    )  # fmt: skip
+        [sys.executable, "-c", code, path], capture_output=True, text=True
+    )
     assert "file too large" in done.stdout and "MB free" in done.stdout, done
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
@@ -285,6 +289,9 @@ def test_caches_without_a_home_are_in_a_private_folder(monkeypatch, tmp_path):
         assert files.cache_folder() == mine
     assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     with monkeypatch.context() as patch:
+        patch.setenv("HOME", "gs://bucket/home")
+        assert files.cache_folder() == mine
+    with monkeypatch.context() as patch:
         patch.setattr(files.os, "access", lambda path, mode: False)
         assert files.cache_folder() == mine
         mine.rmdir()
@@ -304,3 +311,9 @@ def test_what_does_not_fit_into_memory_is_refused_by_both_numbers(monkeypatch):
     files.check_memory(1 << 30, "num=1")
     with pytest.raises(UserError, match="num=9: 4.0 GiB of memory needed, 1.0 here"):
         files.check_memory(4 << 30, "num=9")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(files.Damaged, match="no plain file"):
+        files.read_json(tmp_path / "a.json")

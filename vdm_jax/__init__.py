@@ -1,6 +1,7 @@
 """vdm_jax: train, distil and sample video diffusion models in JAX."""
 
 import os
+import signal
 import sys
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,3 +45,17 @@ if _is_command() and not _is_current(_ROOT):
     os.environ["PYTHONSAFEPATH"] = "1"
     _told = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join(_elsewhere(_told))
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """End at Ctrl-C: an exception inside of a library's first import may crash it."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if _is_command():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, _interrupted)
+    from vdm_jax import command
+
+    command.begin()

@@ -313,9 +313,8 @@ class Checkpoints:
         """Contexts in which what cannot be written is told and removed."""
         before = [old for old in self.steps() if old != step]
         folder = self.directory / f"saving-{step}"
-        advice = (
-            f"up to {size / 1e6:.1f} MB needed for step {step}; steps "
-            f"{before or 'none'} are as they were; "
+        advice = f"up to {size / 1e6:.1f} MB needed for step {step}; " + (
+            f"steps {before} are as they were; " if before else "none was saved; "
         )
 
         @contextmanager

@@ -138,6 +138,7 @@ def _launch() -> None:
     command.start_jax()
     from vdm_jax.training import launch
 
+    launch.leave_on_signals()
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     command.find_devices()
 
@@ -758,6 +759,8 @@ def _ship(workdir: Path, out: Path) -> None:
     from vdm_jax.evaluation import curve, report
     from vdm_jax.weights import params
 
+    if (out / "checkpoints").exists() or (out / model.DISTILLATION).exists():
+        raise UserError(f"--out={out} is a run: give a folder of its own")
     loaded, out = model.load(workdir), make_folder(out)
     names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
     taken = [name for name in names if (out / name).exists()]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
 from vdm_jax.files import cache_folder, make_folder, user_path
 
 INTERRUPTED = 130  # exit status after Ctrl-C
@@ -48,6 +48,25 @@ PINNED = {
 }
 
 
+def begin() -> None:
+    """Import JAX before all else that a command imports; end with one line if it fails.
+
+    It reads its settings from the environment then, and refuses those that it does not
+    know. Those of tqdm would end its import too: our bars have settings of their own.
+    """
+    for name in [name for name in os.environ if name.startswith("TQDM_")]:
+        del os.environ[name]
+    try:
+        import jax  # noqa: F401
+    except (MemoryError, OSError, ImportError, ValueError) as error:
+        reason = out_of_memory(error)
+        if isinstance(error, ValueError):
+            reason = f"JAX does not start: {_words(error)}{_settings()}"
+        if reason is None:
+            raise
+        raise SystemExit(_say(f"error: {reason}", 2)) from None
+
+
 def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit):
     """Run a command to its end: what is wrong is one line on stderr, and a status.
 
@@ -61,7 +80,7 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
         asked.append(number)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
     try:
         status = main() or 0
@@ -73,7 +92,7 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
         reason = out_of_memory(error)
         if asked:
             status = _say("interrupted", INTERRUPTED)
-        elif reason is None:
+        elif reason is None and (reason := refusal(error)) is None:
             raise
         else:
             status = _say(f"error: {reason}", 2)
@@ -107,6 +126,23 @@ def out_of_memory(error: BaseException) -> str | None:
     if limit != resource.RLIM_INFINITY:
         advice = f"ulimit -v allows {limit / 2**30:.1f} GiB: raise it, or {advice}"
     return f"out of memory ({text or type(error).__name__}): {advice}"
+
+
+REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return what to say if the system does not let a file be used, else None."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in REFUSED and error.filename is not None:
+        name = printable(os.fsdecode(error.filename))
+        return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current folder was deleted: change to another"
+    return None
 
 
 def path_type(text: str) -> Path:
@@ -204,6 +240,8 @@ def start_jax() -> None:
                 "or a run: it is not heeded",
                 file=sys.stderr,
             )
+    if dump := os.environ.get("JAX_DUMP_IR_TO"):
+        user_path(dump, "JAX_DUMP_IR_TO")
     folder = compile_cache()
     if folder and not os.path.isdir(folder):  # one that can only be read serves too
         try:
@@ -227,7 +265,8 @@ def find_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter says nothing
         if not asked:
-            raise UserError(f"no device starts: {_words(error)}") from error
+            words = _words(error) + _settings()
+            raise UserError(f"no device starts: {words}") from error
         _no_such_devices(asked, error)
 
 
@@ -244,6 +283,12 @@ def _no_such_devices(asked: str, error: Exception) -> NoReturn:
         f"JAX_PLATFORMS={asked} does not start ({_words(error)}); here is {here}: set "
         "it to that, or unset it"
     ) from error
+
+
+def _settings() -> str:
+    """What of the environment JAX heeds, for an error that may come of it."""
+    told = [f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith("JAX_")]
+    return f"; of the environment: {', '.join(told)}" if told else ""
 
 
 def _words(error: Exception) -> str:

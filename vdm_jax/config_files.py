@@ -71,8 +71,13 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     try:
         return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = str(error.args[0] if error.args else error)
-        raise UserError(" ".join(message.split())) from error
+        inner: object = error
+        while isinstance(inner, Exception) and inner.args:  # as it was first said
+            inner = inner.args[0]
+        message = " ".join(str(inner).split())
+        if isinstance(error, AttributeError | KeyError):
+            message = f"the config has no field {message}"
+        raise UserError(message) from error
 
 
 def take(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import resource
+import stat
 import sys
 import tempfile
 import tokenize
@@ -54,12 +55,11 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
         )
     if not text.startswith("~"):
         return Path(text)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"{what}={text}: there is no such home folder; give the whole path"
-        ) from error
+    with contextlib.suppress(RuntimeError):  # nobody knows that home
+        path = Path(text).expanduser()
+        if path.is_absolute():  # HOME may be anything, an address too
+            return path
+    raise UserError(f"{what}={text}: there is no such home folder; give the whole path")
 
 
 def cache_folder() -> Path:
@@ -75,7 +75,8 @@ def cache_folder() -> Path:
     with contextlib.suppress(RuntimeError):  # no HOME, and nobody knows this user
         folder = Path.home() / ".cache" / "vdm_jax"
         there = next(p for p in (folder, *folder.parents) if p.exists())
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        if writable and folder.is_absolute():
             return folder
     try:
         folder = Path(tempfile.gettempdir()) / f"vdm_jax-{os.geteuid()}"
@@ -242,6 +243,8 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
     Raises Damaged for bytes that are not JSON or more than ``limit``, OSError where the
     file cannot be read at all, which says nothing about its bytes.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise Damaged("no plain file")
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

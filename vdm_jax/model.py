@@ -6,6 +6,7 @@ trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
 
 import dataclasses
 import zlib
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -419,6 +420,27 @@ def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def built(config: Any, wrong: str, advice: str) -> Model:
+    """The model that a config describes; UserError where its fields make none."""
+    try:
+        return build(config)
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
+        reason = f"{type(bad).__name__}: {bad}"
+        raise UserError(f"{wrong} ({reason}); {advice}") from bad
+
+
+def read_fields(path: Path, wanted: Set[str] = SECTIONS) -> dict[str, Any]:
+    """The fields of a config.json, up to date; UserError if it lacks a section."""
+    fields = up_to_date(read_json(path, dict))
+    sections = {name for name, value in fields.items() if isinstance(value, dict)}
+    if lacking := wanted - sections:
+        raise UserError(
+            f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
+            "the file that training wrote"
+        )
+    return fields
+
+
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
     path = resolve(user_path(workdir, "workdir")) / "config.json"
@@ -427,20 +449,8 @@ def read_config(workdir: Path) -> Any:
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
             "training run or a folder of models/"
         )
-    fields = read_json(path, dict)
-    sections = {name for name, value in fields.items() if isinstance(value, dict)}
-    if lacking := SECTIONS - sections:
-        raise UserError(
-            f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
-            "the file that training wrote"
-        )
-    config: Any = ConfigDict(up_to_date(fields))
-    try:
-        build(config)
-    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
-        raise UserError(
-            f"{path} is not a config that training wrote ({bad}); put back a copy"
-        ) from bad
+    config: Any = ConfigDict(read_fields(path))
+    built(config, f"{path} is not a config that training wrote", "put back a copy")
     if config.sample.get("reconstruction") == 9.0:  # once everybody's default
         config.sample.reconstruction = None
     find_paths(config)

@@ -145,6 +145,9 @@ def test_a_config_says_what_a_clip_is():
         ([config, "v", "--held-out=.2"], "--config.data.held_out=0.2"),
         ([config, "v", "--fps=2"], "beside it, --config.data.target_fps=2"),
         ([config], "give the folder"),
+        ([config, "--config.data.path=gs://x"], "config.data.path=gs://x"),
+        ([config, "v", "--config.data.cache_dir=s3://x"], "cache_dir=s3://x"),
+        ([config, "v", "--config.nosuch=1"], "the config has no field 'nosuch'"),
         ([], "give the folder"),
         (["--config=configs/shapes.py", "v"], "config.data.source=folder"),
         (["--config=configs/foldr.py", "v"], "no such file; did you mean configs/fol"),
@@ -174,7 +177,17 @@ def test_single_pictures_are_checked_for_a_config_of_images(tmp_path, check):
     assert command.main(["check", *words, *config]) == 0
 
 
-@pytest.mark.parametrize("flags", [["--stride=0"], ["--frames=31"], ["--held-out=2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--stride=0"],
+        ["--frames=31"],
+        ["--held-out=2"],
+        ["--max-bad-share=nan"],
+        ["--frames=99999999999999999999"],
+        ["--fps=1e300"],
+    ],
+)
 def test_wrong_input_is_one_line_and_status_2(check, flags):
     status, out, err = check(*flags)
     assert status == 2 and not out and err.count("\n") == 1

@@ -124,7 +124,12 @@ def test_the_law_notices_what_a_restart_loses(tmp_path, uninterrupted, drop):
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGTERM, 42), (signal.SIGUSR1, 42), (signal.SIGINT, 130)],
+    [
+        (signal.SIGTERM, 42),
+        (signal.SIGUSR1, 42),
+        (signal.SIGHUP, 42),
+        (signal.SIGINT, 130),
+    ],
 )
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_signal_saves_the_step_and_leaves(

@@ -1,6 +1,7 @@
 """Who is taken for part of a run of several processes, and how one of them leaves."""
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from vdm_jax.errors import UserError
 from vdm_jax.training import launch
+from vdm_jax.training.stop import ASKS, Stop
 
 SLURM = {
     "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2",
@@ -95,6 +97,8 @@ def test_an_allocation_without_srun_is_one_process(calls, monkeypatch):
         (("a:1", 2, 2), "process_id=2 with num_processes=2"),
         (("a:1", 2, -1), "process_id=-1"),
         (("a:1", 0, 0), "num_processes=0"),
+        (("a:1", 10**20, 0), "at most 65536"),
+        (("a:99999", 2, 0), "host:port"),
     ],
 )
 def test_flags_that_do_not_fit_together(calls, given, message):
@@ -171,9 +175,76 @@ def test_whatever_tells_of_a_lost_process_is_known(text):
     [
         ValueError("only here"),
         KeyError("barrier"),
+        ValueError("no peer of this name: connection closed"),
+        TimeoutError("timed out"),
+        RuntimeError("the barrier of a batch is unavailable"),
         jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes do not fit"),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
     ],
 )
 def test_a_bug_is_no_lost_process(error):
     assert launch.peer_lost(error) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("INTERNAL: Gloo: heartbeat"), 134), (ValueError("a barrier"), 1)],
+)
+def test_the_traceback_is_told_whoever_is_blamed(monkeypatch, capsys, error, status):
+    left = []
+    monkeypatch.setattr(launch, "leave", left.append)
+    launch._leave_with_traceback(type(error), error, None)
+    told = capsys.readouterr().err
+    assert left == [status] and f"ValueError: {error}" in told
+    assert ("another process is gone" in told) == (status == launch.PEER_DIED)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_where_no_loop_listens_leaves_at_once(monkeypatch, capfd, number):
+    """Though this thread looks at nothing; where a loop does, it decides."""
+    left = queue.Queue()
+    monkeypatch.setattr(launch.os, "_exit", left.put)
+    before = {n: signal.getsignal(n) for n in ASKS}
+    try:
+        launch.leave_on_signals()
+        signal.raise_signal(number)
+        assert left.get(timeout=10) == 42
+        assert f"{number.name}: leaving" in capfd.readouterr().err
+        with Stop().listening():
+            signal.raise_signal(number)
+            time.sleep(0.1)
+        assert left.empty()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+@pytest.mark.parametrize(
+    ("environment", "cluster"),
+    [
+        ({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({**SLURM, "SLURM_NTASKS": "two"}, "Slurm"),
+    ],
+)
+def test_a_cluster_that_says_too_little_is_told(
+    calls, monkeypatch, environment, cluster
+):
+    def initialize(**how):
+        raise ValueError("coordinator_address should be defined.")
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match=rf"{cluster}\): coordinator.*num_processes=1"):
+        launch.start()
+    launch.start(num_processes=1)
+
+
+def test_two_that_are_process_0(calls):
+    with socket.create_server(("", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match=f"localhost:{port}: another process"):
+            launch.start(f"localhost:{port}", 2, 0)
+    launch.start(f"localhost:{port}", 2, 0)
+    assert len(calls) == 1

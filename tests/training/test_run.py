@@ -179,17 +179,14 @@ def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
         (b"\xff{}", "not JSON"),
         (b"[]", "not what was written"),
         (b"null", "not what was written"),
-        (b'{"seed": 0, "train": 3, "data": null}', "config.data"),
+        (b"{}", "not a config: it lacks .*data"),
+        (b'{"seed": 0, "train": 3, "data": null}', "not a config: it lacks .*data"),
     ],
 )
 def test_a_damaged_config_beside_checkpoints_is_one_line(tmp_path, content, words):
     begin(tmp_path)
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    if words == "config.data":  # other fields are changes, which are told
-        assert begin(tmp_path)[0]["step"] == 7
-        assert json.loads(path.read_bytes())["data"]["batch_size"] == 2
-        return
     with pytest.raises(UserError, match=f"config.json is .*{words}"):
         begin(tmp_path)
     assert path.read_bytes() == content
@@ -364,5 +361,5 @@ def test_logs_that_cannot_be_written_are_refused_before_the_first_step(tmp_path)
         begin(tmp_path)
     (tmp_path / "logs").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics.jsonl could not .*is a directory"):
+    with pytest.raises(UserError, match="metrics.jsonl is no plain file"):
         begin(tmp_path)

@@ -20,7 +20,7 @@ from vdm_jax import command, video_io
 from vdm_jax.data import folder, layout
 from vdm_jax.data.folder import ClipShape, File
 from vdm_jax.errors import UserError, printable
-from vdm_jax.files import make_folder
+from vdm_jax.files import make_folder, user_path
 from vdm_jax.video_io import BadVideo, cache
 from vdm_jax.video_io.guard import Guard
 
@@ -81,6 +81,9 @@ def settle(arguments: argparse.Namespace, config: Any = None) -> argparse.Namesp
             raise UserError("--config: the check is of config.data.source=folder")
     values = {name: default for name, (_, default) in DEFAULTS.items()}
     if config is not None:
+        for name in ("path", "cache_dir"):
+            if text := config.data[name]:
+                config.data[name] = str(user_path(text, f"config.data.{name}"))
         values = {
             name: config[group][FIELDS.get(name, name)]
             for name, (group, _) in DEFAULTS.items()
@@ -100,6 +103,9 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
     config: of train.py, whose fields then say what a clip is.
     """
     arguments = settle(arguments, config)
+    for name, most in (("held_out", 0.9), ("max_bad_share", 1)):
+        if not 0 <= getattr(arguments, name) <= most:
+            raise UserError(f"{name}={getattr(arguments, name)}: from 0 to {most}")
     shape = ClipShape(
         arguments.frames, arguments.height, arguments.width,
         stride=arguments.stride, fps=arguments.fps or 0.0,

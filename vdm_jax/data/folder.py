@@ -30,6 +30,9 @@ DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
 LUMA = np.array([0.299, 0.587, 0.114])  # grey of RGB (ITU-R BT.601)
 
 
+MOST = {"frames": 4096, "height": 16384, "width": 16384, "stride": 4096}
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipShape:
     """What a clip is: its size, and how frames are taken for it."""
@@ -48,15 +51,17 @@ class ClipShape:
 
     def check(self) -> None:
         """Raise UserError for a value that no folder can serve."""
-        for name in ("frames", "height", "width", "stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: from 1 to {most}")
         if self.channels not in (1, 3):
             raise UserError(
                 f"config.video.channels={self.channels}: 3 (colour) or 1 (grey)"
             )
-        if not 0 <= self.fps < np.inf:
-            raise UserError(f"target_fps={self.fps}: a frame rate, or 0 for the file's")
+        if not 0 <= self.fps <= 240:
+            raise UserError(
+                f"target_fps={self.fps}: a frame rate to 240, or 0: the file's"
+            )
         if self.fps and self.stride != 1:
             raise UserError(
                 f"stride={self.stride} and target_fps={self.fps}: set one of them, "

@@ -115,16 +115,21 @@ def guidance_weights(settings: Settings, logsnr: np.ndarray, frames: int) -> np.
     if len(numbers) not in counts.get(name, ()) or not np.isfinite(numbers).all():
         raise UserError(f"{asked}: {SCHEDULES_HELP}")
     if name == "frames":
-        if numbers[0] < 0:
-            raise UserError(f"{asked}: a weight >= 0")
+        if not 0 <= numbers[0] <= MAX_GUIDANCE:
+            raise UserError(f"{asked}: a weight from 0 to {MAX_GUIDANCE:g}")
         return guiding.by_frame(n, numbers[0], w, frames)
     if name == "interval":
         if numbers[0] >= numbers[1]:
             raise UserError(f"{asked}: LOW must be below HIGH")
         rows = guiding.interval(logsnr, w, *numbers)
     elif name == "oscillating":
-        if not (numbers[0] >= 0 and all(0 <= share <= 1 for share in numbers[1:])):
-            raise UserError(f"{asked}: a weight >= 0 and a share from 0 to 1")
+        shares = numbers[1:]
+        if not (
+            0 <= numbers[0] <= MAX_GUIDANCE and all(0 <= share <= 1 for share in shares)
+        ):
+            raise UserError(
+                f"{asked}: a weight from 0 to {MAX_GUIDANCE:g} and a share from 0 to 1"
+            )
         rows = guiding.oscillating(n, w, *numbers)
     else:
         rows = guiding.constant(n, w)
@@ -147,17 +152,19 @@ NAMES = {
     "combine": guiding.COMBINES,
     "reconstruction_schedule": {"constant": None, "exact": None},
 }
+MAX_GUIDANCE = 1e3
 # (setting, lowest, highest): both included.
 RANGES = (
     ("steps", 1, samplers.MAX_STEPS),
     ("gamma", 0, 1),
     ("churn", 0, 1e3),
     ("corrector", 0, 1),
-    ("guidance", 0, 1e3),
+    ("guidance", 0, MAX_GUIDANCE),
     ("threshold", 0, 1e3),
     ("percentile", 0, 100),
     ("reconstruction", 0, 1e4),
     ("batch_size", 1, 2**20),
+    ("snr", 1e-9, np.inf),
 )
 MEANING = {
     "gamma": "the variance of the ancestral sampler",
@@ -261,7 +268,7 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         value = getattr(settings, field)
         if field == "reconstruction" and value is None:
             continue  # what is observed decides
-        if not (np.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # nor is NaN
             meaning = f", {MEANING[field]}" if field in MEANING else ""
             raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")
     weights = guidance_weights(settings, np.zeros(settings.steps), model.shape[0])

@@ -1,10 +1,11 @@
 """Ranges of a config's numbers, checked before anything compiles."""
 
-import math
+import re
 
 import jax
 
 from vdm_jax.diffusion.losses import WEIGHTINGS
+from vdm_jax.diffusion.samplers import MAX_STEPS
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
 from vdm_jax.model import find_paths
@@ -35,6 +36,7 @@ RANGES = (
     ("diffusion.logsnr_min", -30, 30),
     ("diffusion.logsnr_max", -30, 30),
     ("diffusion.shift", -30, 30),
+    ("diffusion.student_steps", 0, MAX_STEPS),
     ("train.steps", 1, 2**31 - 1),
     ("train.learning_rate", 0, 10),
     ("train.warmup", 0, 2**31 - 1),
@@ -65,7 +67,7 @@ def check(config) -> None:
         value = config
         for name in field.split("."):
             value = value[name]
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # nor is NaN
             raise UserError(f"config.{field}={value}: from {low} to {high}")
     train, data = config.train, config.data
     if train.warmup > train.steps:
@@ -91,6 +93,15 @@ def check(config) -> None:
                 f"config.stage.{name}={value} with config.stage.kind='base', which is "
                 f"given no video: set it to {without}"
             )
+    for rule in train.trainable:
+        try:
+            pattern, _ = rule
+            re.compile(pattern)
+        except (TypeError, ValueError, re.error) as error:
+            raise UserError(
+                f"config.train.trainable holds {rule!r} ({error}): pairs of a regular "
+                "expression and True or False"
+            ) from error
     diffusion = config.diffusion
     if diffusion.logsnr_min >= diffusion.logsnr_max:
         raise UserError(

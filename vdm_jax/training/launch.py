@@ -1,9 +1,13 @@
 """Several processes: started together before any JAX call, and left together."""
 
+import errno
 import importlib.util
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,13 +15,14 @@ from collections.abc import Callable, Mapping
 import jax
 
 from vdm_jax.errors import UserError
+from vdm_jax.training.stop import ASKS, EXIT_STATUS, RESTART, tell
 
 # Where JAX finds the processes by itself. It is asked to only where one of these says
 # so: on a lone machine it would search for clusters, and wait for what is not there.
 Env = Mapping[str, str]
 CLUSTERS: dict[str, Callable[[Env], bool]] = {
     "Slurm": lambda env: (
-        int(env.get("SLURM_NTASKS", 1)) > 1
+        env.get("SLURM_NTASKS", "1") != "1"
         and {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
         <= set(env)
     ),
@@ -36,12 +41,15 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
 }
 
 COORDINATOR_LINGERS = 2.0  # seconds
+MAX_PROCESSES = 2**16
 PEER_DIED = 134  # exit status: as of SIGABRT, by which JAX itself ends the others
-# What an operation across processes says when one of them is gone.
+# What an operation across processes says when one of them is gone: a status of
+# XLA's or gRPC's first, which no error of Python's begins with.
 PEER = re.compile(
-    "gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat"
-    "|coordination ?service|coordinator|barrier|shutting down|unavailable"
-    "|deadline_exceeded|timed out|peer",
+    "(UNAVAILABLE|DEADLINE_EXCEEDED): "
+    "|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
+    "(gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat"
+    "|coordination ?service|barrier|shutting down)",
     re.IGNORECASE,
 )
 
@@ -79,7 +87,10 @@ def start(
         "process_id": _number(process_id, "VDM_PROCESS_ID"),
     }
     cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
+    if given == {"coordinator": None, "num_processes": 1, "process_id": None}:
+        return
     if any(value is not None for value in given.values()):
+        by = f"coordinator {given['coordinator']}"
         address, processes, number = _checked(**given)
         if processes == 1:
             return
@@ -90,25 +101,64 @@ def start(
             "cluster_detection_method": "deactivate",
         }
     elif cluster is not None:
-        where = {}
+        by, where = cluster, {}
     else:
         return
     # Of a signal `fit` decides; JAX's own handler would swallow it outside the loop.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        **where,
-        initialization_timeout=initialization_timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
-        shutdown_timeout_seconds=shutdown_timeout,
-    )
+    print(f"waiting {initialization_timeout} s at most for all ({by})", flush=True)
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=initialization_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=shutdown_timeout,
+        )
+    except (LookupError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes of this run do not come together ({by}): "
+            f"{' '.join(str(error).split())[:200] or type(error).__name__}: give "
+            "--coordinator, --num_processes and --process_id, or --num_processes=1 "
+            "for one process alone"
+        ) from error
     sys.excepthook = _leave_with_traceback
     print(
         f"process {jax.process_index()} of {jax.process_count()} "
-        f"({f'coordinator {address}' if where else cluster}): timeouts "
-        f"start {initialization_timeout} s, heartbeat {heartbeat_timeout} s, "
-        f"end {shutdown_timeout} s",
+        f"({by}): timeouts start {initialization_timeout} s, heartbeat "
+        f"{heartbeat_timeout} s, end {shutdown_timeout} s",
         flush=True,
     )
+
+
+def leave_on_signals() -> None:
+    """End this process at once when it is asked to stop: with 42, or what says a kill.
+
+    It holds where no loop listens: while data are read, the step is compiled, or
+    between rounds. What was saved is whole then, and nothing else is lost. A thread
+    looks, as this one may wait for a compiler or for other processes for long.
+    """
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    for number, request in ASKS.items():
+        if request == RESTART and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave_at_once)
+    looking = threading.Thread(target=_look, args=(heard, told), daemon=True)
+    looking.start()
+
+
+def _leave_at_once(number: int, frame: object) -> None:
+    """Stand for what `_look` does, which the system's handler has told already."""
+
+
+def _look(heard: socket.socket, told: socket.socket) -> None:
+    """Read the numbers of signals; `told` is kept open with this."""
+    while number := heard.recv(1):
+        name = signal.Signals(number[0])
+        if signal.getsignal(name) is _leave_at_once:
+            tell(f"{name.name}: leaving; the same command goes on from what is saved")
+            os._exit(EXIT_STATUS[RESTART])
+    told.close()
 
 
 def leave(status: int) -> None:
@@ -127,11 +177,10 @@ def leave(status: int) -> None:
 
 
 def _leave_with_traceback(kind, error, trace) -> None:
+    traceback.print_exception(kind, error, trace)  # the words may be a bug's, too
     if lost := peer_lost(error):
         print(f"error: another process is gone: {lost}", file=sys.stderr)
-        leave(PEER_DIED)
-    traceback.print_exception(kind, error, trace)
-    leave(1)
+    leave(PEER_DIED if lost else 1)
 
 
 def peer_lost(error: BaseException | None) -> str:
@@ -149,9 +198,7 @@ def peer_lost(error: BaseException | None) -> str:
             continue
         seen.append(error)
         text = " ".join(str(error).split())
-        if isinstance(error, (RuntimeError, ValueError, OSError, TimeoutError)) and (
-            PEER.search(text)
-        ):
+        if isinstance(error, RuntimeError | ValueError) and PEER.match(text):
             return text[:200]
         left += [error.__cause__, error.__context__]
         left += getattr(error, "exceptions", ())
@@ -179,11 +226,27 @@ def _checked(
             "VDM_NUM_PROCESSES, VDM_PROCESS_ID), or none of them"
         )
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"coordinator={coordinator!r}: must be host:port of process 0")
-    if not 0 <= process_id < num_processes:
+    if not 0 <= process_id < num_processes <= MAX_PROCESSES:
         raise UserError(
             f"process_id={process_id} with num_processes={num_processes}: must be at "
-            "least 0 and less than num_processes"
+            f"least 0 and less than num_processes, which is at most {MAX_PROCESSES}"
         )
+    if process_id == 0 and num_processes > 1:
+        _check_free(int(port), coordinator)
     return coordinator, num_processes, process_id
+
+
+def _check_free(port: int, coordinator: str) -> None:
+    """Raise UserError if another process listens at the port of process 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"coordinator={coordinator}: another process listens there: is it "
+                    "process 0 too? Else give another port"
+                ) from error

@@ -162,6 +162,8 @@ def _drop_after(path: Path, step: int) -> None:
     with files.writing(path):
         if not os.path.lexists(path):
             return
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is no plain file: move it away")
         found = list(curve.read_rows(path))
         kept = [line + b"\n" for line, row in found if row and row["step"] <= step]
         if sum(map(len, kept)) == path.stat().st_size:

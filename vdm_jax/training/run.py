@@ -19,7 +19,7 @@ from vdm_jax import agreement, files
 from vdm_jax.checkpoint import Checkpoints, check_fit, on_first_process, usable
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.model import read_json, shared, up_to_date
+from vdm_jax.model import read_fields, shared
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
@@ -147,6 +147,7 @@ def open_run(
     agreement.check({"data": fingerprint} | shared(config))
     with ExitStack() as stack:
         on_first_process(lambda: stack.enter_context(owning(workdir)))
+        agreement.check({"the owner that the workdir names": _owner(workdir)})
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         )
@@ -162,6 +163,7 @@ def open_run(
             if abstract_state is not None:
                 saved = checkpoints.leaves(restored)
                 check_fit(saved, abstract_state, f"checkpoint {restored} of {workdir}")
+        on_first_process(lambda: files.make_folder(workdir / "checkpoints"))
         if changes or not resuming:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
@@ -214,9 +216,18 @@ def owning(workdir: Path) -> Iterator[None]:
             os.write(
                 handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode()
             )
+            os.fsync(handle)  # the other processes read it, from other machines too
         yield
     finally:
         os.close(handle)  # and with it the lock
+
+
+def _owner(workdir: Path) -> str:
+    """Who owns it, as this process sees it: all see the same in one shared folder."""
+    try:
+        return (workdir / ".lock").read_text(errors="replace").strip()
+    except OSError as error:
+        return f"nobody ({error.strerror})"
 
 
 def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
@@ -227,9 +238,10 @@ def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
     Raises:
       UserError: a change of what cannot, or a config.json that cannot be read.
     """
-    before, after = read_json(workdir / "config.json", dict), config.to_dict()
-    after = json.loads(json.dumps(after))
-    return compare(up_to_date(before), after, workdir, instead)
+    after = json.loads(json.dumps(config.to_dict()))
+    sections = {name for name, value in after.items() if isinstance(value, dict)}
+    before = read_fields(workdir / "config.json", sections)
+    return compare(before, after, workdir, instead)
 
 
 def compare(

@@ -49,7 +49,7 @@ def train_cascade(
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
     agreement.check(
-        {"command": "train", "workdir": str(workdir), "stages": list(stages)}
+        {"command": "train --cascade", "workdir": str(workdir), "stages": list(stages)}
         | agreement.machine()
         | {name: models.shared(config) for name, config in configs.items()}
     )
@@ -93,7 +93,7 @@ def distill_cascade(
     started = time.monotonic()
     links = cascade.read(path).links
     agreement.check(
-        {"command": "distill", "workdir": str(workdir)}
+        {"command": "distill --cascade", "workdir": str(workdir)}
         | {"stages": [link.name for link in links]}
         | agreement.machine()
         | models.shared(config)

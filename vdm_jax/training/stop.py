@@ -85,7 +85,7 @@ class Stop:
             self.ask(RESTART, "time limit")
         if self._heard and command.unheard() and not self._request:
             self.ask(RESTART, "the reader of its output left")
-            _tell(self.reason)
+            tell(f"{self.reason}: saving after this step")
         return self._request
 
     def _on_signal(self, number: int, frame) -> None:
@@ -95,7 +95,7 @@ class Stop:
             os._exit(128 + number)
         self._signalled = True
         self.ask(ASKS[signal.Signals(number)], name)
-        _tell(name, "; once more leaves at once")
+        tell(f"{name}: saving after this step; once more leaves at once")
 
     @functools.cached_property
     def _single(self) -> bool:
@@ -115,7 +115,7 @@ class Stop:
         return of_all
 
 
-def _tell(reason: str, more: str = "") -> None:
+def tell(text: str) -> None:
     """On standard error; not by print, which may be what a signal interrupts."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{reason}: saving after this step{more}\n".encode())
+        os.write(2, f"{text}\n".encode())

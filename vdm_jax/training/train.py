@@ -41,11 +41,7 @@ def train(
     Every process of a run calls this together. Raises UserError before anything is
     written if the config is wrong; SystemExit as `fit` does.
     """
-    agreement.check(
-        {"command": "train", "workdir": str(workdir)}
-        | agreement.machine()
-        | models.shared(config)
-    )
+    agreement.check({"command": "train"} | agreement.machine() | models.shared(config))
     check(config)
     if (workdir / models.DISTILLATION).is_file():
         raise UserError(f"{workdir} is a distillation's: give another --workdir")
@@ -137,7 +133,11 @@ def prepare(config: Any) -> tuple[Source, told.Texts | None, models.Model]:
     source = data.open_source(config)
     data.resolve(config, source)
     texts = told.open_texts(config, source)
-    model = models.build(config)
+    model = models.built(
+        config,
+        "config.network, .data, .conditioning and .diffusion make no model",
+        "give each field what configs/shapes.py has there",
+    )
     asked = sampling.Settings.of(config.sample)
     sampling.check(model, config.sample.num, config.seed, asked)
     sampling.draw_labels(model, 1, config.sample.label)
