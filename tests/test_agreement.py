@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from vdm_jax import agreement
+from configs import shapes
+from vdm_jax import agreement, sharding
+from vdm_jax import model as models
+from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 
 
@@ -90,3 +93,45 @@ def test_one_bit_of_an_array_is_seen():
     other = arrays | {"a": arrays["a"].at[2].add(2.0**-22)}
     assert agreement.arrays(arrays) == agreement.arrays(dict(arrays))
     assert agreement.arrays(arrays) != agreement.arrays(other)
+
+
+def test_data_of_which_one_clip_differs_are_told(monkeypatch):
+    """As a run compares them: its fingerprint of the data, beside its config."""
+
+    class Clips:
+        name, names = "folder", ["a", "b"]
+
+        def __init__(self, sizes):
+            self.sizes = sizes
+
+        def __len__(self):
+            return 2
+
+    config = shapes.get_config("smoke")
+    told = outcomes(
+        monkeypatch,
+        *(
+            {"data": pipeline.fingerprint(config, Clips(sizes))} | models.shared(config)
+            for sizes in ([1, 2], [1, 3])
+        ),
+    )
+    assert len(set(told)) == 1 and "data.digest is " in told[0]
+
+
+def test_init_from_is_compared_by_what_it_holds_wherever_it_lies(monkeypatch):
+    """A process that is given none makes new parameters, which is told too."""
+    one, other = (shapes.get_config("smoke").unlock() for _ in range(2))
+    one.init_from, other.init_from = "models/shapes", "/elsewhere/shapes"
+    assert models.shared(one) == models.shared(other)
+    facts = []
+    monkeypatch.setattr(agreement, "check", facts.append)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    loaded = models.load("models/shapes", mesh)
+    monkeypatch.undo()
+    [read] = facts
+    assert read["checksum of params.safetensors"]
+    assert read["config"] == models.shared(loaded.config)["config"]
+    told = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
+    assert len(set(told)) == 1 and "checksum of params.safetensors is" in told[0]
+    told = outcomes(monkeypatch, {"new parameters": "1"}, read)
+    assert len(set(told)) == 1 and "new parameters is '1' in process 0" in told[0]

@@ -33,8 +33,13 @@ FLAGS = flags.FLAGS
 def run(verb: Callable[[], None], description: str) -> None:
     """Parse the command line, run `verb`, exit as the module says."""
     sys.modules["__main__"].__doc__ = description
-    main = functools.partial(app.run, lambda argv: verb(), flags_parser=_parse)
-    command.run(main, _leave)
+
+    def work(argv: list[str]) -> None:
+        verb()
+        if launch := sys.modules.get("vdm_jax.training.launch"):
+            launch.meet()
+
+    command.run(functools.partial(app.run, work, flags_parser=_parse), _leave)
 
 
 def _leave(status: int) -> None:

@@ -199,6 +199,15 @@ def test_a_sheet_that_cannot_be_written(check, videos):
     assert "short.mp4 cannot be a folder for output" in err
 
 
+def test_a_report_whose_sheet_fails_is_printed_all_the_same(check, monkeypatch):
+    def full(*what, **how):
+        raise UserError("no space left on device")
+
+    monkeypatch.setattr(video_io, "write_sheet", full)
+    status, out, err = check()
+    assert status == 2 and "kept" in out and "--sheet=" in err
+
+
 def test_an_empty_folder_is_status_2(check, tmp_path):
     (tmp_path / "none").mkdir()
     status, out, err = check(where=tmp_path / "none")

@@ -11,6 +11,7 @@ import time
 import jax
 import pytest
 
+from vdm_jax import cli
 from vdm_jax.errors import UserError
 from vdm_jax.training import launch
 from vdm_jax.training.stop import ASKS, Stop
@@ -239,6 +240,15 @@ def test_a_cluster_that_says_too_little_is_told(
     with pytest.raises(UserError, match=rf"{cluster}\): coordinator.*num_processes=1"):
         launch.start()
     launch.start(num_processes=1)
+
+
+def test_all_meet_with_patience_before_they_leave(monkeypatch):
+    met = []
+    monkeypatch.setattr(launch.agreement, "check", met.append)
+    monkeypatch.setattr(cli.command, "run", lambda main, leave: main())
+    monkeypatch.setattr(cli.app, "run", lambda work, flags_parser: work([]))
+    cli.run(lambda: met.append("work"), "")
+    assert met == ["work", {}]
 
 
 def test_two_that_are_process_0(calls):

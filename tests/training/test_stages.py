@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 import tomllib
@@ -325,3 +326,12 @@ def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
 def test_what_is_no_cascade_is_refused(tmp_path, flags, message):
     done = call("train", *flags, f"--workdir={tmp_path}/run")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+
+
+def test_a_cascade_is_not_trained_within_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="another --workdir"):
+        stages.train_cascade(
+            ("base",), lambda name: cascade_small.get_config("smoke"), tmp_path
+        )
+    assert os.listdir(tmp_path) == ["checkpoints"]

@@ -13,6 +13,7 @@ from configs import shapes
 from vdm_jax import data, sharding
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
+from vdm_jax.training import run as runs
 from vdm_jax.training import train
 from vdm_jax.training.state import TrainState
 
@@ -103,3 +104,13 @@ def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
     source = data.open_source(asked)
     with contextlib.closing(pipeline.train_batches(asked, source)) as batches:
         np.testing.assert_array_equal(next(batches)["video"], seen["first"]["video"])
+
+
+def test_a_run_that_is_finished_compiles_nothing(tmp_path, monkeypatch, capsys):
+    """Processes of which one has the step compiled would wait for the other."""
+    config = shapes.get_config("smoke")
+    state = SimpleNamespace(step=config.train.steps)
+    monkeypatch.setattr(runs.Run, "resume", lambda *how: state)
+    monkeypatch.setattr(train, "compile_step", None)
+    assert train.train(config, tmp_path) is state
+    assert "nothing to train: step 4 of 4" in capsys.readouterr().out

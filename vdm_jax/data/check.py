@@ -132,19 +132,20 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
         "not_looked_at": dict(report.others),
         "sheet": str(arguments.sheet),
     }
+    text = json.dumps(facts, indent=1)
+    if not arguments.json:
+        text = _text(facts, shape) + (
+            f"\ntraining refuses this folder: {share:.2f} of it are dropped, more than "
+            f"config.data.max_bad_share={arguments.max_bad_share}"
+        ) * bool(facts["refused"])
     labels = [_caption(file) for file in files[:ROWS]]
     try:
         video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
-    except OSError as error:
-        raise UserError(f"--sheet={arguments.sheet} cannot be written: {error}") from (
-            error
-        )
-    if arguments.json:
-        return json.dumps(facts, indent=1)
-    return _text(facts, shape) + (
-        f"\ntraining refuses this folder: {share:.2f} of it are dropped, more than "
-        f"config.data.max_bad_share={arguments.max_bad_share}"
-    ) * bool(facts["refused"])
+    except (OSError, UserError) as error:
+        print(text)  # which took its time
+        wrong = f"--sheet={arguments.sheet} cannot be written: {error}"
+        raise UserError(wrong) from error
+    return text
 
 
 def _decode(files: Iterable[File], shape: ClipShape, guard: Guard):

@@ -56,8 +56,7 @@ def fit(
       SystemExit: stopped after saving; 42 asks for a restart, 130 after Ctrl-C.
     """
     done = int(state.step)
-    if done >= until:
-        run.logger.say(f"nothing to train: step {done} of {until} is reached")
+    if nothing_left(run, done, until):
         return state
     _check_state(run, state, done)  # compiled before a signal leaves little time
     run.checkpoints.wait()  # for processes that were slower to compile
@@ -115,6 +114,13 @@ def fit(
         raise SystemExit(EXIT_STATUS[request])
     on_first_process(run.logger.check)
     return state
+
+
+def nothing_left(run: Run, done: int, until: int) -> bool:
+    """Whether the last step is made; says so. Asked before anything is compiled."""
+    if done >= until:
+        run.logger.say(f"nothing to train: step {done} of {until} is reached")
+    return done >= until
 
 
 class Meter:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from vdm_jax import agreement
 from vdm_jax.errors import UserError
 from vdm_jax.training.stop import ASKS, EXIT_STATUS, RESTART, tell
 
@@ -159,6 +160,14 @@ def _look(heard: socket.socket, told: socket.socket) -> None:
             tell(f"{name.name}: leaving; the same command goes on from what is saved")
             os._exit(EXIT_STATUS[RESTART])
     told.close()
+
+
+def meet() -> None:
+    """Wait for all processes at the end of the work, with more patience than JAX has.
+
+    Its own farewell ends those that are a minute late, and those that wait for them.
+    """
+    agreement.check({})
 
 
 def leave(status: int) -> None:

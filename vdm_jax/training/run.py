@@ -163,7 +163,7 @@ def open_run(
             if abstract_state is not None:
                 saved = checkpoints.leaves(restored)
                 check_fit(saved, abstract_state, f"checkpoint {restored} of {workdir}")
-        on_first_process(lambda: files.make_folder(workdir / "checkpoints"))
+        on_first_process(lambda: str(files.make_folder(workdir / "checkpoints")))
         if changes or not resuming:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))

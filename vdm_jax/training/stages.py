@@ -53,6 +53,8 @@ def train_cascade(
         | agreement.machine()
         | {name: models.shared(config) for name, config in configs.items()}
     )
+    if (workdir / "checkpoints").exists() or (workdir / models.DISTILLATION).exists():
+        raise UserError(f"{workdir} is one model's or a distillation's: {ANEW}")
     for config in configs.values():  # all of them before the first takes its hours
         check(config)
         if config.conditioning.text_width and not config.data.embeddings:

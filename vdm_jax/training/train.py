@@ -19,7 +19,7 @@ from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training import told
 from vdm_jax.training.checks import check
-from vdm_jax.training.fit import fit
+from vdm_jax.training.fit import fit, nothing_left
 from vdm_jax.training.run import Run, open_run
 from vdm_jax.training.state import TrainState
 
@@ -95,6 +95,8 @@ def train(
             return params
 
         state = run.resume(abstract, init, batches, load)
+        if nothing_left(run, int(state.step), config.train.steps):
+            return state
         shapes = batch_shapes(config, model, mesh, texts)
 
         def put(batch):
