@@ -215,7 +215,7 @@ def test_unusable_files_are_dropped_with_their_reason(videos, tmp_path, opened):
         "flat.mp4": "constant",
         "said.mp4": "not UTF-8",
         "empty.mov": "empty file",
-        "cut.mp4": "truncated",
+        "cut.mp4": "cut off",
         "out.mp4": "symlink that leaves the folder",
         "broken.webm": "broken symlink",
         "way-out": "symlink to a folder",

@@ -204,12 +204,56 @@ def test_worker_processes_change_nothing():
     assert_same(take(threads, 3), expected[5:])
 
 
-def test_a_worker_that_is_killed_is_named_and_takes_no_other_with_it():
+@dataclasses.dataclass(frozen=True)
+class Failing(Numbered):
+    """Fails as a program with a defect, or as a user's data, does."""
+
+    error: Exception = ValueError("a defect")
+
+    def load(self, index, rng, frames):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ValueError("a defect"), RuntimeError, "loader 0 .* an error of its own"),
+        (UserError("no disk", status=7), UserError, "^no disk"),
+    ],
+)
+def test_a_worker_s_error_ends_the_run(error, kind, said):
+    workers = pipeline.train_batches(config(workers=1), Failing(error=error))
+    with pytest.raises(kind, match=said) as caught:
+        next(workers)
+    assert getattr(caught.value, "status", None) == getattr(error, "status", None)
+    workers.close()
+    assert not multiprocessing.active_children()
+
+
+def test_an_answer_that_is_cut_is_no_answer():
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    theirs.send((b"", [10]))
+    os.write(theirs.fileno(), b"12345")
+    theirs.close()
+    with pytest.raises(EOFError):
+        pipeline._receive(ours)
+    ours.close()
+
+
+def test_a_worker_that_is_killed_is_named_and_takes_no_other_with_it(monkeypatch):
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
+    start = pipeline._start
+
+    def start_and_signal(process):
+        start(process)
+        os.kill(process.pid, signal.SIGTERM)  # is of the run: a worker goes on
+        os.kill(process.pid, signal.SIGINT)
+
+    monkeypatch.setattr(pipeline, "_start", start_and_signal)
     workers = pipeline.train_batches(config(workers=1), source)
     next(workers)
     (child,) = multiprocessing.active_children()
-    os.kill(child.pid or 0, signal.SIGTERM)  # is of the run: a worker goes on
+    os.kill(child.pid or 0, signal.SIGTERM)
     items = list(itertools.islice(workers, 9))
     os.kill(child.pid or 0, signal.SIGKILL)
     said = rf"loader 0 of config.data.workers=1 \(process {child.pid}\) was killed by"

@@ -12,10 +12,12 @@ import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
@@ -31,6 +33,8 @@ Example = dict[str, Any]  # a Clip
 TRIES = 100  # unusable items in a row before giving up on a position
 THREADS = 2  # decode ahead of the training step when there are no worker processes
 AHEAD = 4  # batches in the buffer
+# Schedulers and terminals send these to all processes; the run decides when to stop.
+OF_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ENDLESS = 2**48  # examples; Grain's own infinity overflows in batches of one
 
 
@@ -149,7 +153,7 @@ class _Workers:
                 args=(dataset[worker::number], -(-AHEAD // number), other),
                 daemon=True,
             )
-            process.start()
+            _start(process)
             other.close()  # so that the pipe ends with the worker
             self._processes.append(process)
             self._pipes.append(pipe)
@@ -161,7 +165,7 @@ class _Workers:
 
     def __next__(self) -> Batch:
         try:
-            answer = self._pipes[self._turn].recv()
+            answer = _receive(self._pipes[self._turn])
         except (EOFError, OSError) as error:
             raise self._lost(self._turn) from error
         if isinstance(answer, UserError):
@@ -186,6 +190,16 @@ class _Workers:
         )
 
 
+def _start(process: multiprocessing.process.BaseProcess) -> None:
+    """Start a process that gets no signal of the run's, from its first moment on."""
+    resource_tracker.ensure_running()  # or the first start would begin it and unblock
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_RUN)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end(
     processes: Iterable[multiprocessing.process.BaseProcess],
     pipes: Iterable[Connection],
@@ -200,18 +214,41 @@ def _end(
 
 def _work(dataset: grain.MapDataset[Batch], ahead: int, pipe: Connection) -> None:
     """Send the batches of a data set without end: all that a worker process does."""
-    # Schedulers and terminals signal all processes; the run decides when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     batches = _ahead(dataset, 1, ahead)
     try:
         for batch in batches:
-            pipe.send(batch)
+            _send(pipe, batch)
     except UserError as error:
-        pipe.send(error)
+        _send(pipe, error)
     except ConnectionError:  # nobody reads any more
         return
+
+
+def _send(pipe: Connection, answer: Batch | UserError) -> None:
+    """Send what `_receive` gets; arrays go from where they lie, without a copy."""
+    buffers: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(answer, 5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    pipe.send((content, [view.nbytes for view in views]))
+    with open(pipe.fileno(), "wb", buffering=0, closefd=False) as file:
+        for view in views:
+            while view:
+                view = view[file.write(view) :]
+
+
+def _receive(pipe: Connection) -> Batch | UserError:
+    """Raises EOFError where the sender ends amid an answer, or before it."""
+    content, sizes = pipe.recv()
+    buffers = [np.empty(size, np.uint8) for size in sizes]
+    with open(pipe.fileno(), "rb", buffering=0, closefd=False) as file:
+        for buffer in buffers:
+            view = buffer.data
+            while view:
+                if not (number := file.readinto(view)):
+                    raise EOFError
+                view = view[number:]
+    return pickle.loads(content, buffers=buffers)
 
 
 def _end_with_parent() -> None:
