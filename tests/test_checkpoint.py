@@ -401,7 +401,17 @@ def test_a_sharding_is_kept_as_asked(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["a[b]", "*", "**", "a?b", "a\\b", os.fsdecode(b"caf\xe9"), "x/" * 2000 + "x"],
+    [
+        "a[b]",
+        "*",
+        "**",
+        "a?b",
+        "a\\b",
+        os.fsdecode(b"caf\xe9"),
+        "x/" * 2000 + "x",
+        "gs:",
+        "gs:/x",
+    ],
 )
 def test_a_path_that_orbax_cannot_restore_from_is_refused_at_once(tmp_path, name):
     """It looks for its files with a pattern made of the whole path."""

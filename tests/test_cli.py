@@ -60,6 +60,10 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.diffusion.shift=nan"], "shift=nan"),
     ([SMOKE, "--config.diffusion.train_shifts=('a','b')"], "train_shifts holds 'a'"),
     ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
+    ([SMOKE, "--config.diffusion.student_steps=3"], "student_steps=3: only distill"),
+    ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'mixing')"),
+    ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds ('(', True)"),
+    ([SMOKE, "--num_processes=2", "--coordinator=a:1"], "give all three"),
 ]
 
 
@@ -256,6 +260,8 @@ def test_export_ships_a_model_that_samples(run, tmp_path):
         "params.safetensors", "config.json", "metrics.jsonl", "curve.html",
     }  # fmt: skip
     assert "--overwrite" in refused("export", f"--workdir={run}", f"--out={out}")
+    itself = f"--out={run}", "--overwrite"
+    assert "is a run" in refused("export", f"--workdir={run}", *itself)
     assert (
         call("export", f"--workdir={run}", f"--out={out}", "--overwrite").returncode
         == 0

@@ -47,7 +47,7 @@ CHUNK = 1 << 22
 ABSENT = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-PATTERN = r"[*?\[\\]|[\ud800-\udfff]"  # what a path of Orbax's cannot hold
+PATTERN = r"[*?\[\\]|[\ud800-\udfff]|(?<=/)gs:/"  # what a path of Orbax's cannot hold
 INSIDE = 256  # bytes that Orbax's own names in a checkpoint add to a path, at most
 
 
@@ -79,10 +79,10 @@ def usable(directory: str | os.PathLike) -> Path:
     path = files.user_path(directory, "checkpoints").absolute()
     if ".." in path.parts:
         path = Path(os.path.realpath(path))
-    if found := re.search(PATTERN, str(path)):
+    if found := re.search(PATTERN, f"{path}/"):
         raise UserError(
             f"checkpoints cannot be kept in {path}, for {found[0]!r}: give a directory "
-            "whose path holds none of * ? [ \\ and is UTF-8"
+            "whose path holds none of * ? [ \\ gs:/ and is UTF-8"
         )
     if len(os.fsencode(path)) > os.pathconf("/", "PC_PATH_MAX") - INSIDE:
         raise UserError(f"checkpoints cannot be kept in {path}: give a shorter path")

@@ -48,7 +48,10 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
         raise UserError(f"{what}= is empty: give a path")
     if "\0" in text:
         raise UserError(f"{what}={text!r}: a path holds no NUL")
-    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text, re.IGNORECASE):
+    # At the beginning, or with both slashes anywhere: as simplecache::s3://b, ./gs://b.
+    if scheme := re.search(
+        r"(^[a-z][a-z0-9+.-]*(?=:/)|[a-z0-9+.-]+(?=://))", text, re.I
+    ):
         raise UserError(
             f"{what}={text}: {scheme[1]}:// is not supported: give a path of a mounted "
             "file system"
@@ -192,6 +195,8 @@ def writing(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
         todo = "mend that"
         if code in NO_SPACE:
             reason, todo = f"{reason}, {_room(Path(path))}", "make room"
+        if code == errno.EFBIG:
+            todo = "raise ulimit -f, or take another file system,"
         raise UserError(
             f"{path} could not be written ({reason}): {advice}{todo} and run again"
         ) from error

@@ -16,7 +16,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import students
-from vdm_jax.training import distillation, rounds
+from vdm_jax.training import checks, distillation, rounds
 from vdm_jax.training.distillation import distill
 from vdm_jax.training.train import train
 from vdm_jax.weights import params as params_file
@@ -215,6 +215,9 @@ def test_a_told_student_begins_as_its_teacher(teacher):
     loaded = models.load(teacher)
     one = rounds.planned(config().distill)[0]
     own = rounds.student_config(config(), loaded.config, one, "")
+    largest = rounds.student_config(config(seed=2**32 - 1), loaded.config, one, "")
+    checks.check(largest)  # of all rounds the seeds are seeds
+    assert largest.seed != own.seed
     student = models.build(own)
     params = distillation.inherit(student, loaded.params, jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (5, *student.shape))

@@ -164,7 +164,8 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
     """
     distill = config.distill
     made: Any = ConfigDict(teacher.to_dict())
-    made.seed = config.seed + step.number  # other batches and noise in each round
+    # Other batches and noise in each round.
+    made.seed = (config.seed + step.number) % 2**32
     made.init_from = source
     made.mesh = config.mesh.to_dict()
     for field, value in config.data.items():

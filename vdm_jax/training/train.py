@@ -43,6 +43,11 @@ def train(
     """
     agreement.check({"command": "train"} | agreement.machine() | models.shared(config))
     check(config)
+    if config.diffusion.student_steps:
+        raise UserError(
+            f"config.diffusion.student_steps={config.diffusion.student_steps}: only "
+            "distill.py makes students; set it to 0"
+        )
     if (workdir / models.DISTILLATION).is_file():
         raise UserError(f"{workdir} is a distillation's: give another --workdir")
     mesh = sharding.make_mesh(**config.mesh)
