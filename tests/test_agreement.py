@@ -56,6 +56,29 @@ def outcomes(monkeypatch, *facts):
     return told
 
 
+def test_what_keeps_one_process_from_beginning_ends_all(monkeypatch):
+    facts = {"command": "train"}
+    for failing in range(3):
+        given = [facts] * 3
+        given[failing] = {agreement.ERROR: "no such folder"}
+        told = outcomes(monkeypatch, *given)
+        assert (
+            told
+            == [f"2: process {failing} of this run cannot begin: no such folder"] * 3
+        )
+
+
+def test_an_error_is_told_where_the_others_compare_and_only_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(agreement, "check", asked.append)
+    monkeypatch.setattr(agreement, "_compared", False)
+    agreement.tell(UserError("no such folder"))
+    assert asked == [{agreement.ERROR: "no such folder"}]
+    monkeypatch.setattr(agreement, "_compared", True)
+    agreement.tell(UserError("the disk is full"))
+    assert len(asked) == 1
+
+
 def test_equal_facts_pass(monkeypatch):
     facts = {"config": {"a": (1, 2), "b": {"c": None}}, "jax": "1"}
     assert outcomes(monkeypatch, facts, dict(facts), dict(facts)) == ["nothing"] * 3

@@ -4,6 +4,7 @@ Arrays that are called replicated are computed by each process for itself: with 
 config, library or file on one of them they differ, and nothing would say so.
 """
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -24,7 +25,9 @@ from vdm_jax.errors import UserError
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain")
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 PATIENCE = 1800  # seconds for the slowest to come, which may be reading its data
+ERROR = "error"  # the fact of a process that could not get as far as the others
 _comparisons = itertools.count()
+_compared = False
 
 
 def check(facts: Mapping[str, Any]) -> None:
@@ -35,6 +38,8 @@ def check(facts: Mapping[str, Any]) -> None:
 
     facts: what can be JSON, by name; nested names are joined by dots.
     """
+    global _compared
+    _compared = True
     client, count = (
         distributed.global_state.client,
         distributed.global_state.num_processes,
@@ -62,11 +67,25 @@ def check(facts: Mapping[str, Any]) -> None:
         raise UserError(answer)
 
 
+def tell(error: UserError) -> None:
+    """Have the others of a run end with this process's error and its status.
+
+    They learn it where they first compare, for which this waits. Once they have,
+    nothing is done: they compute, and end when this process is gone.
+    """
+    if not _compared:
+        with contextlib.suppress(UserError):  # the same, from there
+            check({ERROR: str(error)})
+
+
 def difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
     """What process 0 and another do not have in common, as a sentence; "" if nothing.
 
     Both are flat.
     """
+    for process, facts in ((0, first), (rank, own)):
+        if ERROR in facts:
+            return f"process {process} of this run cannot begin: {facts[ERROR]}"
     for name in {**first, **own}:
         a, b = first.get(name, "absent"), own.get(name, "absent")
         if a != b:

@@ -35,7 +35,12 @@ def run(verb: Callable[[], None], description: str) -> None:
     sys.modules["__main__"].__doc__ = description
 
     def work(argv: list[str]) -> None:
-        verb()
+        try:
+            verb()
+        except UserError as error:
+            if agreement := sys.modules.get("vdm_jax.agreement"):
+                agreement.tell(error)
+            raise
         if launch := sys.modules.get("vdm_jax.training.launch"):
             launch.meet()
 
