@@ -279,6 +279,12 @@ def test_a_cut_or_changed_npz_is_damage(tmp_path, keep):
             files.read_arrays(path, rows)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(files.Damaged, match="not a regular file"):
+        files.read_arrays(tmp_path / "a.npz")
+
+
 def test_an_npz_whose_directory_names_a_place_before_it_is_damage(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, a=np.arange(99))

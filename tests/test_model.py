@@ -286,3 +286,30 @@ def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, rea
     config.sample.reconstruction = kept
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     assert models.read_config(tmp_path).sample.reconstruction == read
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("conditioning", "label_drop", "x"),
+        ("data", "cache_dir", [1]),
+        ("diffusion", "logsnr_max", None),
+        ("diffusion", "shift", "1"),
+        ("diffusion", "shift", 1e30),
+        ("video", "frames", -1),
+        ("video", "frames", 2.5),
+        ("video", "frames", None),
+    ],
+)
+def test_a_value_of_another_kind_in_a_config_is_one_line(
+    tmp_path, section, name, value
+):
+    fields = json.loads(shapes.get_config("cpu").to_json())
+    fields["data"] |= {"mean": 0.0, "variance": 1.0, "attributes": []}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    models.read_config(tmp_path)
+    fields[section][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="not a config that|not a path") as caught:
+        models.read_config(tmp_path)
+    assert "\n" not in str(caught.value)

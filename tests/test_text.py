@@ -337,6 +337,16 @@ def test_a_bert_of_another_kind_is_refused(bert):
         text.load(bert)
 
 
+def test_an_id_beyond_the_network_is_told(bert):
+    path = bert / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    words = fields["model"]["vocab"]
+    words[max(words, key=words.get)] = 1000  # their number is as it was
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="its tokenizer knows 1001 tokens"):
+        text.load(bert)
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '{"version": "1.0"}'])
 def test_a_tokenizer_that_is_none_is_refused(bert, content):
     (bert / "tokenizer.json").write_text(content)

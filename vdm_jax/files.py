@@ -327,6 +327,8 @@ def read_arrays(
     bytes that are no such file, OSError where it cannot be read at all.
     """
     arrays: dict[str, np.ndarray] = {}
+    if Path(path).is_fifo():
+        raise Damaged("not a regular file")  # it would be waited for
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

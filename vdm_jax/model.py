@@ -5,6 +5,8 @@ trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
 """
 
 import dataclasses
+import types
+import typing
 import zlib
 from collections.abc import Set
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -314,6 +317,35 @@ def build(config: Any) -> Model:
     )
 
 
+def odd_field(made: Any) -> str:
+    """Name a field of a dataclass, or of one in it, that is not of its type; or ""."""
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name, None)
+        if not fits(value, field.type):
+            return f"{field.name}={value!r:.40}"
+        inner = value if isinstance(value, tuple) else (value,)
+        for each in filter(dataclasses.is_dataclass, inner):
+            if odd := odd_field(each):
+                return odd
+    return ""
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a declared type, of those that a config can hold."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in arguments)
+    if typing.get_origin(kind) is tuple:
+        if arguments[1:] == (...,):
+            arguments = arguments[:1] * len(value)
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
+    if kind is float:
+        return isinstance(value, (int, float)) and type(value) is not bool
+    if kind in (int, str, bool, types.NoneType):
+        return type(value) is kind
+    return True
+
+
 # Fields younger than some runs, with what those did before there was a choice.
 LATER = {
     "conditioning": {"guidance_range": [], "encoder": "", "encoder_sha256": ""},
@@ -348,6 +380,8 @@ def find_paths(config: Any) -> None:
         section, _, name = field.rpartition(".")
         part = config.get(section, config)
         if part.get(name):
+            if not isinstance(part[name], str):
+                raise UserError(f"config.{field}={part[name]!r:.40}: not a path")
             part[name] = str(user_path(part[name], f"config.{field}"))
 
 
@@ -423,7 +457,13 @@ def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
 def built(config: Any, wrong: str, advice: str) -> Model:
     """The model that a config describes; UserError where its fields make none."""
     try:
-        return build(config)
+        model = build(config)
+        if odd := odd_field(model):
+            raise ValueError(odd)
+        if min(model.shape) < 1:
+            raise ValueError(f"videos of {model.shape}")
+        model.schedule.angle(np.linspace(0, 1, 3))
+        return model
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
         reason = f"{type(bad).__name__}: {bad}"
         raise UserError(f"{wrong} ({reason}); {advice}") from bad

@@ -323,7 +323,8 @@ def _from_json(path: Path) -> tuple[Tokenize, int]:
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in tokenizer.encode_batch(list(texts))]
 
-    return tokenize, tokenizer.get_vocab_size()
+    # The largest id, which need not be their number less one.
+    return tokenize, 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def _sentencepiece(path: Path) -> tuple[Tokenize, int]:

@@ -3,6 +3,7 @@
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
@@ -55,3 +56,15 @@ def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
         damage(folder / f"v{number}.mp4", 3)
     with pytest.raises(UserError, match="none of 4 videos can be used; 4 for the reas"):
         read(folder, 2)
+
+
+def test_a_flat_video_keeps_a_row_of_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "Guard", InProcess)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "videos" / "flat").mkdir(parents=True)
+    strip = np.arange(2000, dtype=np.uint8).repeat(2).reshape(1, 2000, 2)
+    picture = Image.fromarray(strip.transpose(0, 2, 1)[0])
+    for number in range(2):
+        picture.save(tmp_path / "videos" / "flat" / f"{number}.png")
+    clips, _, _ = files.read(tmp_path / "videos", 1, frames=2, stride=1, size=None)
+    assert clips.shape == (1, 2, 1, 224, 3)

@@ -1,6 +1,7 @@
 """Clips and masks of a user's, read into what is known of the output."""
 
 import dataclasses
+import os
 import shutil
 import zipfile
 
@@ -219,11 +220,18 @@ def test_a_video_larger_than_memory_is_refused(wanted):
         given.nothing(longer(wanted, 10**9))
 
 
-def test_a_webp_of_one_picture_is_a_mask(wanted, clip, tmp_path):
+def test_a_mask_that_is_a_pipe_is_not_waited_for(wanted, clip, tmp_path):
+    os.mkfifo(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="not a regular file"):
+        given.inpaint(wanted, clip, str(tmp_path / "mask.png"))
+
+
+@pytest.mark.parametrize("name", ["mask.webp", "mask.gif"])
+def test_a_file_of_one_picture_is_a_mask(wanted, clip, tmp_path, name):
     mask = np.zeros((48, 64, 3), np.uint8)
     mask[:24] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.webp", lossless=True)
-    known, _ = given.inpaint(wanted, clip, str(tmp_path / "mask.webp"))
+    Image.fromarray(mask).save(tmp_path / name, lossless=True)
+    known, _ = given.inpaint(wanted, clip, str(tmp_path / name))
     assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()
 
 

@@ -121,7 +121,9 @@ def test_shards_lie_in_the_folder(tmp_path):
         foreign.files(tmp_path / "inside")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {}}']
+)
 def test_an_index_that_is_none_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(UserError, match="is no index of shards"):

@@ -50,7 +50,8 @@ def read(
     for i in np.random.default_rng(seed).permutation(len(files)):
         info = files[i].info
         scale = min(1.0, LARGE / max(info.height, info.width))
-        cover = size or (round(info.height * scale), round(info.width * scale))
+        height, width = round(info.height * scale), round(info.width * scale)
+        cover = size or (max(1, height), max(1, width))
         numbers = video_io.clip(info, 0, frames, stride)
         try:
             clip = video_io.crop(

@@ -15,7 +15,7 @@ import numpy as np
 from vdm_jax import video_io
 from vdm_jax.data.folder import LUMA
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, read_arrays
+from vdm_jax.files import Damaged
 from vdm_jax.model import Model
 from vdm_jax.sampling.blocks import Known
 from vdm_jax.sampling.settings import check_videos
@@ -200,7 +200,7 @@ def _read(
     A video file or a folder of frames; or the first video of a samples.npz. `size` (h,
     w) resizes to cover it and cuts the middle out.
     """
-    if Path(path).suffix == ".npz":
+    if Path(path).suffix.lower() == ".npz":
         video = _read_npz(path)
         if len(video) <= numbers[-1]:
             raise UserError(
@@ -236,18 +236,10 @@ def _read_npz(path: str) -> np.ndarray:
     """The first video of a samples.npz, uint8 [f, h, w, c]."""
     what = f"{path} is no samples.npz of sample.py"
     try:
-        videos = read_arrays(path, rows=1).get("videos", np.zeros(0))
+        return video_io.read_npz(path, rows=1)[0]
     except (OSError, Damaged) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{what}: {reason}") from error
-    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
-        raise UserError(
-            f"{what}: its videos are {videos.dtype} {videos.shape}, not uint8 "
-            "[n, f, h, w, 1 or 3]"
-        )
-    if not videos.size:
-        raise UserError(f"{what}: it holds no video")
-    return videos[0]
 
 
 def _read_mask(
@@ -258,7 +250,7 @@ def _read_mask(
     try:
         if (
             suffix in IMAGE_SUFFIXES
-            or suffix == ".webp"
+            or suffix in (".webp", ".gif")
             and video_io.probe(path).frames == 1
         ):
             video, (height, width) = video_io.read_picture(path, wanted.size)

@@ -12,7 +12,7 @@ from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers, schedules, windows
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
-from vdm_jax.model import Model
+from vdm_jax.model import Model, fits
 from vdm_jax.stages import Stage, time_of_snr
 
 ZERO_SNR = -15.0  # of logsnr: from here on an eps output says nothing of x in float32
@@ -52,8 +52,7 @@ class Settings:
         kinds = typing.get_type_hints(cls)
         given = {name: sample[name] for name in kinds if name in sample}
         for name, value in given.items():
-            kind = kinds[name] | int if kinds[name] is not str else str
-            if not isinstance(value, kind):
+            if not fits(value, kinds[name]):
                 raise UserError(f"sample.{name}={value!r}: not {kinds[name]}")
         return cls(**given)
 

@@ -41,6 +41,8 @@ UNBOUNDED = {"F": "floating-point", "I": "32-bit or signed"}
 @contextlib.contextmanager
 def _opened(path: Any) -> Iterator[Image.Image]:
     """An image whose size passes; BadVideo for all that Pillow finds wrong in it."""
+    if isinstance(path, (str, os.PathLike)) and Path(path).is_fifo():
+        raise BadVideo(path, "not a regular file")  # it would be waited for
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what is wrong is raised, too

@@ -192,11 +192,18 @@ def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> 
     write_bytes(path, content.getbuffer(), overwrite)
 
 
-def read_npz(path: str | Path) -> np.ndarray:
-    """Return the videos that ``write_npz`` wrote; files.Damaged for other bytes."""
-    videos = read_arrays(path).get("videos", np.zeros(0))
-    if videos.dtype != np.uint8 or videos.ndim != 5 or not videos.size:
-        raise Damaged(f"videos of {videos.dtype} {videos.shape}, not uint8 of five")
+def read_npz(path: str | Path, rows: int | None = None) -> np.ndarray:
+    """Return videos that ``write_npz`` wrote, all or the first ``rows`` of them.
+
+    Raises files.Damaged for other bytes.
+    """
+    videos = read_arrays(path, rows).get("videos", np.zeros(0))
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
+        raise Damaged(
+            f"videos of {videos.dtype} {videos.shape}, not uint8 [n, f, h, w, 1 or 3]"
+        )
+    if not videos.size:
+        raise Damaged("it holds no video")
     return videos
 
 

@@ -38,6 +38,8 @@ def files(folder: Path) -> tuple[Path, ...]:
         )
     try:
         names = set(read_json(index)["weight_map"].values())
+        if not names:
+            raise ValueError("no tensors")
         paths = tuple(folder / Path(name).name for name in sorted(names))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
