@@ -142,6 +142,7 @@ def test_the_seed_and_a_videos_number_decide_everything(folder):
 WRONG = {
     "no cascade": None,
     "is not TOML": "[[stage",
+    "is not TOML: larger than": ".".join("a" * 100_000),
     "names no stage": "",
     "unknown field 'stages': did you mean stage?": "[[stages]]\nname = 'a'",
     "stage 1: it needs a workdir": "[[stage]]\nname = 'a'",

@@ -39,6 +39,7 @@ from vdm_jax.model import Model
 from vdm_jax.sampling import Settings, Text
 
 FILE = "cascade.toml"
+MAX_FILE = 1 << 15  # bytes; the time of a name of many parts is quadratic
 # What may be said of a stage: all but what is of given frames and pixels.
 SETTINGS = tuple(
     field.name
@@ -127,7 +128,7 @@ def read(path: str | Path) -> Cascade:
 def _tables(path: Path) -> list:
     """What a file says of each stage."""
     try:
-        asked = tomllib.loads(files.read_text(path))
+        asked = tomllib.loads(files.read_text(path, MAX_FILE))
     except OSError as error:
         raise UserError(
             f"no cascade {path} ({error.strerror}): a TOML file, a folder that holds "
