@@ -637,7 +637,7 @@ def test_a_full_disk_is_the_users_to_know(videos, opened, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Here, "fill_entry", full)
-    with pytest.raises(UserError, match="No space left.*cache_gib=0"):
+    with pytest.raises(UserError, match="no space left.*cache_gib=0"):
         source.load(0, rng(), 4)
 
 

@@ -328,11 +328,6 @@ class Folder:
         except BadVideo as error:
             bad[file.name] = error.reason
             raise BadClip(self.names[index], error.reason) from error
-        except OSError as error:
-            raise UserError(
-                f"{self._store.frames.folder} cannot be written ({error}): free space, "
-                "another config.data.cache_dir, or config.data.cache_gib=0"
-            ) from error
         if video is None:
             raise BadClip(self.names[index], "constant: blank wherever it was opened")
         if self._shape.channels == 1:

@@ -26,6 +26,7 @@ from vdm_jax.video_io.info import VideoInfo
 VERSION = "4"  # part of every key: raised when the index or the pixels would change
 HEADER = struct.Struct("<8s4I")  # magic, frames, height, width, crc of the crcs
 MAGIC = b"VDMfrm1\n"
+ELSEWHERE = "another config.data.cache_dir or config.data.cache_gib=0 would do, or "
 STALE = 3600.0  # seconds after which a temporary file belongs to no living process
 
 
@@ -170,7 +171,7 @@ class FrameCache:
             path.unlink(missing_ok=True)
         thread = f"{os.getpid()}-{threading.get_ident()}"
         temporary = self.folder / f".{name}.{thread}.tmp"
-        with writing(path):
+        with writing(path, ELSEWHERE):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 fill(temporary)
