@@ -119,14 +119,6 @@ def check(config) -> None:
             continue
         if not isinstance(value, int | float) or not low <= value <= 1:
             raise UserError(f"config.data.{name}={value!r}: from {low} to 1")
-    video = config.video
-    clip = (video.frames + data.images) * video.height * video.width * video.channels
-    share = data.batch_size / jax.process_count()
-    check_memory(  # as it comes, as it is diffused, noise, and what the network makes
-        share * clip * (1 + 3 * 4),
-        f"config.data.batch_size={data.batch_size} clips of {video.frames}x"
-        f"{video.height}x{video.width}",
-    )
     if config.conditioning.width % 2:
         raise UserError(
             f"config.conditioning.width={config.conditioning.width} must be even"
@@ -139,3 +131,15 @@ def check(config) -> None:
             f"{jax.device_count()} device(s) x train.accumulate={train.accumulate}: "
             f"the nearest that does is {nearest}"
         )
+
+
+def check_batch(config) -> None:
+    """Raise UserError if a batch does not fit into the memory of this machine."""
+    video, data = config.video, config.data
+    clip = (video.frames + data.images) * video.height * video.width * video.channels
+    share = data.batch_size / jax.process_count()
+    check_memory(  # as it comes, as it is diffused, noise, and what the network makes
+        share * clip * (1 + 3 * 4),
+        f"config.data.batch_size={data.batch_size} clips of {video.frames}x"
+        f"{video.height}x{video.width}",
+    )

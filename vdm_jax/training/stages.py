@@ -20,7 +20,7 @@ from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
 from vdm_jax.files import replacing
 from vdm_jax.training import rounds
-from vdm_jax.training.checks import check
+from vdm_jax.training.checks import check, check_batch
 from vdm_jax.training.distillation import ANEW, distill
 from vdm_jax.training.run import changes_since
 from vdm_jax.training.stop import EXIT_STATUS, RESTART
@@ -57,6 +57,7 @@ def train_cascade(
         raise UserError(f"{workdir} is one model's or a distillation's: {ANEW}")
     for config in configs.values():  # all of them before the first takes its hours
         check(config)
+        check_batch(config)
         if config.conditioning.text_width and not config.data.embeddings:
             config.data.embeddings = str(workdir / "text")
     cascade.chain([(name, models.build(c)) for name, c in configs.items()])

@@ -18,7 +18,7 @@ from vdm_jax.files import check_memory
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 from vdm_jax.training import told
-from vdm_jax.training.checks import check
+from vdm_jax.training.checks import check, check_batch
 from vdm_jax.training.fit import fit, nothing_left
 from vdm_jax.training.run import Run, open_run
 from vdm_jax.training.state import TrainState
@@ -43,6 +43,7 @@ def train(
     """
     agreement.check({"command": "train"} | agreement.machine() | models.shared(config))
     check(config)
+    check_batch(config)
     if config.diffusion.student_steps:
         raise UserError(
             f"config.diffusion.student_steps={config.diffusion.student_steps}: only "
