@@ -549,6 +549,70 @@ def test_json_of_any_kind_is_one_kind_of_error(folder, tmp_path, file, text):
         tfds.open_tfds(config(tmp_path, "raw"))
 
 
+def set_split(value):
+    return lambda info, features: info["splits"].__setitem__(0, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info, features: info.update(name=None),
+        lambda info, features: info.update(name="a\0b"),
+        set_split([]),
+        set_split({}),
+        set_split({"name": "train", "shardLengths": ["9"], "filepathTemplate": "{X}"}),
+        lambda info, features: info.update(description="\ud800"),
+        lambda info, features: features.update(featuresDict="\ud800"),
+        lambda info, features: features["featuresDict"].update(features="\ud800"),
+        lambda info, features: features["featuresDict"]["features"]["video"].update(
+            tensor=[]
+        ),
+    ],
+)
+def test_values_of_any_kind_are_one_kind_of_error(folder, tmp_path, change):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    paths = [directory / "dataset_info.json", directory / "features.json"]
+    contents = [json.loads(path.read_text()) for path in paths]
+    change(*contents)
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be read .*prepared again") as caught:
+        tfds.open_tfds(config(tmp_path, "raw"))
+    assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "0 different names in 0 lines, features.json says 3"),
+        (b"a\n", "1 different names in 1 lines"),
+        (b"a\na\na\n", "1 different names in 3 lines"),
+        (b"a\nb\nc\nd\n", "4 different names in 4 lines"),
+        (b"\xff\xfe\xff", "not UTF-16-LE text"),
+        (b"a\nb\n\xff\n", "not UTF-8 text"),
+        (b"a\nb\nc\0\n", "a NUL"),
+        (None, "no plain file"),
+    ],
+)
+def test_names_of_labels_are_as_many_as_their_values(folder, tmp_path, content, said):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    path = directory / "label.labels.txt"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=f"label.labels.txt cannot be read .*{said}"):
+        tfds.open_tfds(config(tmp_path, "raw"))
+
+
+def test_labels_without_a_file_are_numbers(folder, tmp_path):
+    directory = tmp_path / "raw" / "1.0.0"
+    shutil.copytree(folder / "raw" / "1.0.0", directory)
+    (directory / "label.labels.txt").unlink()
+    source = tfds.open_tfds(config(tmp_path, "raw"))
+    assert source.attributes == (("0", "1", "2"),)
+
+
 @pytest.mark.parametrize("count", ["0", "-3", "1000000000000"])
 def test_a_number_of_labels_that_no_list_holds(folder, tmp_path, count):
     directory = tmp_path / "raw" / "1.0.0"

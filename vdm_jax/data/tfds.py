@@ -10,6 +10,7 @@ in most cases, once, on any machine:
 
 import dataclasses
 import io
+import json
 import os
 import re
 import tempfile
@@ -25,6 +26,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.core import example_parser, features, naming, splits
 from tensorflow_datasets.core import proto as untyped
+from tensorflow_datasets.core.features.feature import convert_feature_name_to_filename
 
 from vdm_jax import files, video_io
 from vdm_jax.data.folder import LUMA, ClipShape
@@ -346,12 +348,44 @@ def _parse(path: Path, message: Any) -> Any:
         content = files.read_json(path)
         if not isinstance(content, dict):
             raise files.Damaged("no object")
+        # protobuf takes half of a surrogate pair and stumbles over it later
+        json.dumps(content, ensure_ascii=False).encode()
         return json_format.ParseDict(content, message)
-    except (OSError, files.Damaged, json_format.ParseError) as error:
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): the data set must "
-            "be prepared again, by TFDS 4.3 or newer"
-        ) from error
+    except (OSError, ValueError, json_format.ParseError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    """What is told of a file that TFDS wrote otherwise."""
+    said = str(error).splitlines()[:1] or [type(error).__name__]
+    return UserError(
+        f"{path} cannot be read ({said[0]:.200}): the data set must be prepared again, "
+        "by TFDS 4.3 or newer"
+    )
+
+
+def _splits(info: Any, directory: Path) -> dict[str, Any]:
+    """The splits of dataset_info.json by name, the paths of their files filled in."""
+    try:
+        template = naming.ShardedFileTemplate(
+            dataset_name=info.name,
+            data_dir=epath.Path(directory),
+            filetype_suffix="array_record",
+        )
+        every = splits.SplitDict.from_proto(info.splits, template)
+        for split in every.values():
+            for path in split.filepaths:
+                Path(path).resolve()
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise _damaged(directory / "dataset_info.json", error) from error
+    return every
 
 
 def _part(info: Any, directory: Path) -> Part:
@@ -375,9 +409,7 @@ def _part(info: Any, directory: Path) -> Part:
     return Part(records, np.arange(len(records)), paths, np.cumsum(info.shard_lengths))
 
 
-def _divide(
-    every: splits.SplitDict, share: float, directory: Path
-) -> tuple[Part, Part]:
+def _divide(every: dict[str, Any], share: float, directory: Path) -> tuple[Part, Part]:
     """The training and the held-out part."""
     names = list(every)
     if not names:
@@ -414,24 +446,48 @@ def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
     )
 
 
-def _connector(
-    feature: Any, layout: Layout, directory: Path
-) -> features.FeatureConnector:
-    """What TFDS reads examples by, with the names of its labels."""
-    where = directory / "features.json"
-    for path in layout.labels:
-        found: Any = feature
-        for key in path:
-            found = found.features_dict.features[key]
-        if not 0 < found.class_label.num_classes <= MOST_VALUES:
-            raise UserError(
-                f"{where}: {'/'.join(path)} has {found.class_label.num_classes} "
-                f"values: from 1 to {MOST_VALUES}"
+def _label_names(feature: Any, path: Path_, directory: Path) -> tuple[str, ...]:
+    """The names of a label's values: those of its file, numbers where there is none.
+
+    TFDS passes over a file that it cannot read, and takes one of another length.
+    """
+    stem = ""
+    for key in path:
+        feature = feature.features_dict.features[key]
+        stem = convert_feature_name_to_filename(key, stem or None)
+    count = feature.class_label.num_classes
+    if not 0 < count <= MOST_VALUES:
+        raise UserError(
+            f"{directory / 'features.json'}: {'/'.join(path)} has {count} values: "
+            f"from 1 to {MOST_VALUES}"
+        )
+    where = directory / f"{stem}.labels.txt"
+    if not where.exists():
+        return tuple(map(str, range(count)))
+    try:
+        if not where.is_file():
+            raise files.Damaged("no plain file")
+        rows = [row.strip() for row in files.read_text(where).split("\n")]
+        names = tuple(filter(None, rows))
+        if not len(names) == len(set(names)) == count:
+            raise files.Damaged(
+                f"{len(set(names))} different names in {len(names)} lines, "
+                f"features.json says {count}"
             )
+    except (OSError, files.Damaged) as error:
+        raise _damaged(where, error) from error
+    return names
+
+
+def _connector(feature: Any, directory: Path) -> features.FeatureConnector:
+    """What TFDS reads examples by."""
+    where = directory / "features.json"
     try:
         connector = features.FeatureConnector.from_proto(feature)
-        connector.load_metadata(os.fspath(directory), feature_name=None)
         connector.get_serialized_info()
+    except ImportError as error:  # TFDS asks tensorflow for a dtype that numpy lacks
+        reason = files.Damaged("a feature without a dtype, or of one unknown to numpy")
+        raise _damaged(where, reason) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} describes no features: {error}") from error
     return connector
@@ -465,21 +521,16 @@ def open_tfds(config) -> Tfds:
     layout = Layout()
     survey(feature, layout)
     path = _choose(layout, chosen, directory)
-    connector = _connector(feature, layout, directory)
-    template = naming.ShardedFileTemplate(
-        dataset_name=info.name,
-        data_dir=epath.Path(directory),
-        filetype_suffix="array_record",
-    )
-    every = splits.SplitDict.from_proto(info.splits, template)
+    attributes = tuple(_label_names(feature, p, directory) for p in layout.labels)
+    connector = _connector(feature, directory)
     return Tfds(
         name=f"tfds {info.name} {info.config_name} {info.version}".replace("  ", " "),
-        attributes=tuple(tuple(_get(connector, p).names) for p in layout.labels),
+        attributes=attributes,
         layout=layout,
         path=path,
         parser=example_parser.ExampleParserNp(connector.get_serialized_info()),
         features=connector,
-        parts=_divide(every, data.held_out, directory),
+        parts=_divide(_splits(info, directory), data.held_out, directory),
         shape=shape,
         guard=Guard(),
     )
