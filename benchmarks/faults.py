@@ -85,14 +85,14 @@ def expect(done: Done, status: int, *words: str) -> str:
 
     There must be no traceback, whatever the status.
     """
-    said = f"{done.out[-1000:]}\n{done.err[-2000:]}"
+    said = f"{done.out}\n{done.err}"
     if done.status != status:
-        raise Wrong(f"status {done.status} instead of {status}:\n{said}")
+        raise Wrong(f"status {done.status} instead of {status}:\n{said[-3000:]}")
     if "Traceback" in said:
-        raise Wrong(f"a traceback:\n{said}")
+        raise Wrong(f"a traceback:\n{said[-3000:]}")
     for word in words:
         if word not in said:
-            raise Wrong(f"nothing about {word!r}:\n{said}")
+            raise Wrong(f"nothing about {word!r}:\n{said[-3000:]}")
     return f"status {status}: {done.last}"
 
 
