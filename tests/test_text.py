@@ -355,6 +355,28 @@ def test_a_tokenizer_that_is_none_is_refused(bert, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["model"].update(vocab={}), "is no tokenizer: "),
+        (lambda t: t["model"]["vocab"].pop("[UNK]"), "is no tokenizer: "),
+        (lambda t: t["model"].update(unk_token="[NONE]"), "is no tokenizer: "),
+        (
+            lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[999]),
+            "its tokenizer knows 1000 tokens",
+        ),
+    ],
+)
+def test_a_tokenizer_knows_marks_and_what_is_unknown(bert, change, said):
+    path = bert / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said) as caught:
+        text.load(bert)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_a_config_that_is_none_is_refused(bert, content):
     (bert / "config.json").write_text(content)

@@ -10,12 +10,14 @@ Embeddings of all captions of a data set, once, so that training runs no encoder
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -311,20 +313,34 @@ def _tokenizer(folder: Path) -> tuple[Tokenize, int]:
 
 
 def _from_json(path: Path) -> tuple[Tokenize, int]:
-    try:
+    with _tokenizing(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-        if type(error) is not Exception:  # the package raises no type of its own
-            raise
-        raise UserError(f"{path} is no tokenizer: {error}") from error
+    ids = tokenizer.get_vocab()
+    if not ids:
+        raise UserError(f"{path} is no tokenizer: its vocabulary is empty")
     tokenizer.no_truncation()  # the file may cut texts without a word
     tokenizer.no_padding()
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in tokenizer.encode_batch(list(texts))]
+        with _tokenizing(path):
+            return [found.ids for found in tokenizer.encode_batch(list(texts))]
 
+    # Marks have ids of their own; rare characters ask for the token of unknown ones.
+    marked = tokenize(["", "a \ufdfa\u1242 \U0001f9ff"])
     # The largest id, which need not be their number less one.
-    return tokenize, 1 + max(tokenizer.get_vocab().values(), default=-1)
+    return tokenize, 1 + max(*ids.values(), *itertools.chain(*marked))
+
+
+@contextlib.contextmanager
+def _tokenizing(path: Path) -> Iterator[None]:
+    """UserError for what the package finds wrong; it has no exception of its own."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        said = str(error).splitlines()[0]
+        raise UserError(f"{path} is no tokenizer: {said}") from error
 
 
 def _sentencepiece(path: Path) -> tuple[Tokenize, int]:

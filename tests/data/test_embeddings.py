@@ -112,7 +112,7 @@ def test_a_shard_that_is_damaged_is_told_and_made_again(tmp_path, small_shards):
     for name in made.about["shards"]:
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match="embeddings.json cannot be read: write it"):
+        with pytest.raises(UserError, match=f"{name} cannot be read: write it"):
             Embeddings(tmp_path)
         encode = Letters()
         made = embeddings.write(tmp_path, CAPTIONS, encode, ABOUT)
@@ -160,10 +160,20 @@ def test_an_index_that_is_none_is_told(tmp_path, content):
         lambda about, outside: about.update(width=0),
         lambda about, outside: about.update(width="3"),
         lambda about, outside: about.update(keys=3),
+        lambda about, outside: about.update(keys=""),
+        lambda about, outside: about.update(shards=[]),
+        lambda about, outside: about.update(shards=["a\0"]),
+        lambda about, outside: about.update(width=1),
+        lambda about, outside: about.update(longest=None),
+        lambda about, outside: about.update(longest="x"),
+        lambda about, outside: about.update(longest=-1),
+        lambda about, outside: about.update(longest=10**12),
+        lambda about, outside: about.update(longest=1),
+        lambda about, outside: about.update(encoder=3),
     ],
 )
 def test_an_index_names_files_of_its_own_folder(tmp_path, change):
-    """And a record's width, which a length is divided by."""
+    """And says what `write` said: a width that divides others is no other width."""
     for folder in ("out", "in"):
         embeddings.write(tmp_path / folder, ["a"], Letters(), ABOUT)
     path = tmp_path / "in" / "embeddings.json"
@@ -179,14 +189,40 @@ def test_keys_take_what_their_file_holds(tmp_path):
     (path,) = tmp_path.glob("*.npy")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"(2,), }      ", b"(1<<40,), }".ljust(13)))
-    with pytest.raises(UserError, match="embeddings.json cannot be read"):
+    with pytest.raises(UserError, match="npy cannot be read: write it by"):
         Embeddings(tmp_path)
     path.write_bytes(content.replace(b"(2,), }            ", b"(2199023255552,), }"))
-    with pytest.raises(UserError, match="embeddings.json cannot be read"):
+    with pytest.raises(UserError, match="npy cannot be read: write it by"):
         Embeddings(tmp_path)
     np.save(path, np.zeros(2))
     with pytest.raises(UserError, match="keys float64"):
         Embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "folder"])
+def test_a_shard_that_is_none_is_named(tmp_path, damage):
+    (name,) = embeddings.write(tmp_path, ["a"], Letters(), ABOUT).about["shards"]
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+    with pytest.raises(UserError, match=f"{name} cannot be read: write it by"):
+        Embeddings(tmp_path)
+
+
+def test_a_record_longer_than_the_longest_is_told(tmp_path):
+    """Where the index has no digest, as an earlier version wrote it."""
+    about = embeddings.write(tmp_path, ["abc"], Letters(), ABOUT).about
+    del about["digest"]
+    path = tmp_path / "embeddings.json"
+    path.write_text(json.dumps(about))
+    assert len(Embeddings(tmp_path)["abc"]) == 4
+    path.write_text(json.dumps(about | {"longest": 2}))
+    with pytest.raises(UserError, match="longest=2, a record has 4 tokens"):
+        Embeddings(tmp_path)["abc"]
 
 
 def test_keys_of_other_records_are_told(tmp_path):

@@ -11,17 +11,20 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import make_folder, read_array, read_json, replacing
+from vdm_jax.files import Damaged, make_folder, read_array, read_json, replacing
 
 RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
 KEY = 32  # bytes of a key: hexadecimal digits
 INDEX = "embeddings.json"
+LARGEST = 1 << 24  # tokens of a caption, or their width
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -48,27 +51,29 @@ class Embeddings:
         path = self.folder / INDEX
         rule = "write it by python -m vdm_jax.text --captions=... --out=..."
         try:
-            self.about = read_json(path)
+            self.about = _checked(read_json(path))
             self.width, self.longest = self.about["width"], self.about["longest"]
-            names = [self.about["keys"], *self.about["shards"]]
-            if any(os.path.basename(name) != name for name in names):
-                raise ValueError("a file of another folder")
-            if type(self.width) is not int or self.width < 1:
-                raise ValueError("a width that is none")
-            self.keys = read_array(self.folder / names[0])
-            self.records = ArrayRecordDataSource(
-                [str(self.folder / name) for name in names[1:]]
-            )
+            path = self.folder / self.about["keys"]
+            self.keys = read_array(path)
+            shards = [self.folder / name for name in self.about["shards"]]
+            for path in shards:
+                if not path.stat().st_size or not path.is_file():
+                    raise Damaged("no shard")
+                # Opens it: with several at once it is not told which is damaged.
+                len(ArrayRecordDataSource([str(path)]))
+            self.records = ArrayRecordDataSource([str(path) for path in shards])
         except FileNotFoundError as error:
-            name = Path(str(error.filename or path)).name
-            raise UserError(f"{self.folder} has no {name}: {rule}") from error
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            raise UserError(f"{self.folder} has no {path.name}: {rule}") from error
+        except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {rule}") from error
         if self.keys.dtype != f"S{KEY}" or self.keys.ndim != 1:
-            raise UserError(f"{path}: keys {self.keys.dtype} {self.keys.shape}: {rule}")
+            found = f"{self.keys.dtype} {self.keys.shape}"
+            path = self.folder / self.about["keys"]
+            raise UserError(f"{path}: keys {found}: {rule}")
         if len(self.records) != len(self.keys):
             raise UserError(
-                f"{path}: {len(self.records)} records of {len(self.keys)}: {rule}"
+                f"{self.folder}: {len(self.records)} records of "
+                f"{len(self.keys)}: {rule}"
             )
 
     def __len__(self) -> int:
@@ -91,12 +96,48 @@ class Embeddings:
             raise UserError(
                 f"{self.folder} is damaged: delete it and write it again"
             ) from error
-        return _tokens(record, wanted, self.width, self.folder)
+        tokens = _tokens(record, wanted, self.width, self.folder)
+        if len(tokens) > self.longest:
+            raise UserError(
+                f"{self.folder / INDEX}: longest={self.longest}, a record has "
+                f"{len(tokens)} tokens: delete it and run python -m vdm_jax.text again"
+            )
+        return tokens
 
     def _place(self, wanted: bytes) -> int | None:
         place = int(np.searchsorted(self.keys, wanted))
         there = place < len(self.keys) and self.keys[place] == wanted
         return place if there else None
+
+
+def _checked(about: Any) -> dict:
+    """What embeddings.json says; Damaged where a value is not as `write` wrote it."""
+    if not isinstance(about, dict):
+        raise Damaged("no object")
+    shards = about.get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise Damaged("no shards")
+    for name in (about.get("keys"), *shards):
+        if not isinstance(name, str) or not name or files.no_text(name):
+            raise Damaged("no name of a file")
+        if os.path.basename(name) != name:
+            raise Damaged("a file of another folder")
+    for name in ("width", "longest"):
+        if type(about.get(name)) is not int or not 1 <= about[name] <= LARGEST:
+            raise Damaged(f"{name} is not from 1 to {LARGEST}")
+    for name in (about.get("encoder"), about.get("weights", "")):
+        if not isinstance(name, str):
+            raise Damaged("no name of the encoder or of its weights")
+    # Absent from what an earlier version wrote.
+    if about.get("digest", _digest(about)) != _digest(about):
+        raise Damaged("it was changed after it was written")
+    return about
+
+
+def _digest(about: dict) -> str:
+    """Of all that embeddings.json says besides."""
+    told = {name: value for name, value in about.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _tokens(record: bytes, wanted: bytes, width: int, where: Path) -> np.ndarray:
@@ -153,6 +194,7 @@ def write(
         "keys": f"{mark}.npy",
         "shards": names,
     }
+    about["digest"] = _digest(about)
     with (
         replacing(folder / about["keys"], overwrite=True) as temporary,
         temporary.open("wb") as file,
@@ -206,7 +248,7 @@ def _longest(path: Path, keys: Sequence[bytes], width: int) -> int | None:
 def _files(folder: Path) -> set[str]:
     """Names of the files that embeddings.json speaks of; none if there is none."""
     try:
-        about = read_json(folder / INDEX)
-        return {Path(name).name for name in (about["keys"], *about["shards"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        about = _checked(read_json(folder / INDEX))
+    except (FileNotFoundError, Damaged):
         return set()
+    return {about["keys"], *about["shards"]}
