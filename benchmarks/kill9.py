@@ -137,7 +137,9 @@ def write(path: Path, target: str, result: dict, kills: list, seconds: float) ->
         "seconds": round(seconds),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        ),
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
     if result["differing"] or not result["data_equal"]:

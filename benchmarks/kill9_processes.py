@@ -103,10 +103,6 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
         "seconds": round(time.monotonic() - killed, 1),
         "before": before,
         "newest": newest(names(workdir)),
-        "words": Path(f"{workdir}.{1 - rank}.log")
-        .read_text()
-        .strip()
-        .splitlines()[-1:],
     }
 
 

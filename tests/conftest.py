@@ -1,6 +1,7 @@
 """Shared by all tests: compilation cache, strict ranks, float64 on request."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# A shell starts what runs in its background with Ctrl-C ignored, as commands then do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
     [
         (50, {}, "no clip of 50 frames fits into the 42 consecutive"),
         (8, {"stride": 7}, "no clip of 8 frames"),
-        (8, {"stride": 0}, "stride=0: at least 1"),
+        (8, {"stride": 0}, "stride=0: from 1 to"),
         (8, {"target_fps": 60.0}, "below the 60 asked for"),
         (8, {"cache_gib": 1e-6}, "cache_gib=1e-06: these clips at 24x32 take"),
         (8, {"crop": "left"}, "crop='left'"),

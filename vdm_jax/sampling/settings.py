@@ -263,6 +263,8 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
     check_videos(num, model.shape, f"num={num}")
     if not 0 <= seed < 2**32:  # beyond, random keys would repeat
         raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
+    if model.stage is not None:
+        _check_snr(model.stage, settings.snr)
     for field, low, high in RANGES:
         value = getattr(settings, field)
         if field == "reconstruction" and value is None:
@@ -278,8 +280,6 @@ def check(model: Model, num: int, seed: int, settings: Settings) -> None:
         )
     if model.guidance_range:
         _check_told(model, settings, weights)
-    if model.stage is not None:
-        _check_snr(model.stage, settings.snr)
     if settings.tiled and not (model.stage and model.stage.crop):
         raise UserError(
             "tiled=True is of a stage that was trained on crops (stage.crop): set it "
