@@ -287,7 +287,11 @@ def _no_such_devices(asked: str, error: Exception) -> NoReturn:
 
 def _settings() -> str:
     """What of the environment JAX heeds, for an error that may come of it."""
-    told = [f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith("JAX_")]
+    told = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith("JAX_") and name != "JAX_COMPILATION_CACHE_DIR"  # checked
+    ]
     return f"; of the environment: {', '.join(told)}" if told else ""
 
 
