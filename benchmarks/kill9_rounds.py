@@ -23,7 +23,7 @@ from vdm_jax.command import path_type
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "between", "starting")
 STEPS = (8, 4, 2, 1)  # of the students
-UPDATES = 40
+UPDATES = 50
 
 
 def command(workdir: Path, teacher: Path, every: int = 5) -> list[str]:
