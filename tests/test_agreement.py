@@ -68,13 +68,14 @@ def test_what_keeps_one_process_from_beginning_ends_all(monkeypatch):
         )
 
 
-def test_an_error_is_told_where_the_others_compare_and_only_there(monkeypatch):
+def test_an_error_is_told_until_they_compute(monkeypatch):
     asked = []
-    monkeypatch.setattr(agreement, "check", asked.append)
-    monkeypatch.setattr(agreement, "_compared", False)
+    monkeypatch.setattr(agreement, "check", lambda facts, patience: asked.append(facts))
+    monkeypatch.setattr(agreement, "_computing", False)
     agreement.tell(UserError("no such folder"))
     assert asked == [{agreement.ERROR: "no such folder"}]
-    monkeypatch.setattr(agreement, "_compared", True)
+    agreement.tell(agreement.Disagreement("all know it"))
+    agreement.computing()
     agreement.tell(UserError("the disk is full"))
     assert len(asked) == 1
 

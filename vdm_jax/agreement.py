@@ -26,27 +26,29 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain"
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 PATIENCE = 1800  # seconds for the slowest to come, which may be reading its data
 ERROR = "error"  # the fact of a process that could not get as far as the others
+TELLING = 300  # seconds that a process with an error waits to be heard
 _comparisons = itertools.count()
-_compared = False
+_computing = False
 
 
-def check(facts: Mapping[str, Any]) -> None:
-    """Raise UserError, on all processes, unless all of them give the same facts.
+class Disagreement(UserError):
+    """What a comparison found, which all processes know."""
+
+
+def check(facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
+    """Raise Disagreement, on all processes, unless all of them give the same facts.
 
     All call it together. It goes through the service that keeps them together, and not
     through their devices, which what differs may have set up in different ways.
 
     facts: what can be JSON, by name; nested names are joined by dots.
+    patience: seconds to wait for the others, each time.
     """
-    global _compared
-    _compared = True
-    client, count = (
-        distributed.global_state.client,
-        distributed.global_state.num_processes,
-    )
+    state = distributed.global_state
+    client, count = state.client, state.num_processes
     if client is None or count == 1:
         return
-    mine = dict(_flat(json.loads(json.dumps(facts, default=str))))
+    mine = dict(flat(json.loads(json.dumps(facts, default=str))))
     name, rank = f"vdm_jax/agreement/{next(_comparisons)}", jax.process_index()
 
     def put(key: str | int, value: Any) -> None:
@@ -54,7 +56,7 @@ def check(facts: Mapping[str, Any]) -> None:
 
     def get(key: str | int) -> Any:
         return json.loads(
-            client.blocking_key_value_get(f"{name}/{key}", PATIENCE * 1000)
+            client.blocking_key_value_get(f"{name}/{key}", round(patience * 1000))
         )
 
     if rank == 0:
@@ -64,18 +66,26 @@ def check(facts: Mapping[str, Any]) -> None:
     else:
         put(rank, difference(get(0), mine, rank))
     if answer := get("answer"):
-        raise UserError(answer)
+        raise Disagreement(answer)
+
+
+def computing() -> None:
+    """Note that the first step comes: from now on no process compares until the end."""
+    global _computing
+    _computing = True
 
 
 def tell(error: UserError) -> None:
     """Have the others of a run end with this process's error and its status.
 
-    They learn it where they first compare, for which this waits. Once they have,
-    nothing is done: they compute, and end when this process is gone.
+    They learn it where they next compare, for which this waits a while. Where they
+    compute, nothing is done: they end when this process is gone.
     """
-    if not _compared:
-        with contextlib.suppress(UserError):  # the same, from there
-            check({ERROR: str(error)})
+    if _computing or isinstance(error, Disagreement):
+        return
+    with contextlib.suppress(UserError, jax.errors.JaxRuntimeError):
+        # What comes back is the same error, or that nobody came in time.
+        check({ERROR: str(error)}, TELLING)
 
 
 def difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
@@ -129,9 +139,10 @@ def _source() -> str:
     return f"{found:08x}"
 
 
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, by names joined with dots."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax import agreement
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
 from vdm_jax.training.logging import Logger
@@ -60,6 +61,7 @@ def fit(
         return state
     _check_state(run, state, done)  # compiled before a signal leaves little time
     run.checkpoints.wait()  # for processes that were slower to compile
+    agreement.computing()
     meter = Meter(run.logger, until, config_train.log_every)
     late = None  # the step whose metrics are still on the devices
     request = GO_ON

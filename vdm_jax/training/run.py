@@ -248,7 +248,7 @@ def compare(
     before: dict, after: dict, workdir: Path, instead: str, may_change=MAY_CHANGE
 ) -> list[str]:
     """Changes as lines; raises UserError for the first that is not allowed."""
-    old, new = dict(_flat(before)), dict(_flat(after))
+    old, new = dict(agreement.flat(before)), dict(agreement.flat(after))
     changes = []
     for name in {**old, **new}:
         a, b = old.get(name, "absent"), new.get(name, "absent")
@@ -264,14 +264,6 @@ def compare(
             )
         changes.append(f"config.{name} {a!r} -> {b!r}")
     return changes
-
-
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _check_fingerprint(before: dict, after: dict, workdir: Path, instead: str) -> None:
