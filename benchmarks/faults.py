@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -453,25 +454,38 @@ def too_many(folder: Path) -> str:
     return expect(run(*command, f"--out={folder / 'out'}"), 2, "GiB of memory needed")
 
 
-@fault
-def unlike_processes(folder: Path) -> str:
-    """Two processes of a run are started with different configs."""
+def pair(*differing: str, workdir: Path) -> list[Done]:
+    """What two processes of a run said, each of which had a flag of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    pair = [
+    children = [
         start(
-            *smoke(folder / "run", f"--config.train.learning_rate=0.{rank + 1}"),
-            f"--coordinator={address}", "--num_processes=2", f"--process_id={rank}",
-            env={"JAX_PLATFORMS": "cpu"},
+            *smoke(workdir, flag), f"--coordinator={address}",
+            "--num_processes=2", f"--process_id={rank}", env={"JAX_PLATFORMS": "cpu"},
         )
-        for rank in range(2)
+        for rank, flag in enumerate(differing)
     ]  # fmt: skip
-    for child in pair:
-        out, err = child.communicate(timeout=300)
-        done = Done(child.returncode, out, err)
-        said = expect(done, 2, "learning_rate is 0.1 in process 0 and 0.2 in process 1")
-    return said
+    said = [child.communicate(timeout=300) for child in children]
+    return [Done(c.returncode, *texts) for c, texts in zip(children, said, strict=True)]
+
+
+@fault
+def unlike_processes(folder: Path) -> str:
+    """Two processes of a run are started with different configs."""
+    flags = (f"--config.train.learning_rate={rate}" for rate in (0.1, 0.2))
+    words = "learning_rate is 0.1 in process 0 and 0.2 in process 1"
+    return [expect(d, 2, words) for d in pair(*flags, workdir=folder / "run")][-1]
+
+
+@fault
+def missing_on_one(folder: Path) -> str:
+    """One of two processes finds no model where config.init_from says."""
+    shutil.copytree(ROOT / "models" / "shapes", folder / "0")
+    flags = (f"--config.init_from={folder / rank}" for rank in "01")
+    done = pair(*flags, workdir=folder / "run")
+    expect(done[0], 2, "process 1 of this run cannot begin")
+    return expect(done[1], 2, "is not a run")
 
 
 def main(names: list[str]) -> int:

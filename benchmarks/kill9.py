@@ -146,16 +146,20 @@ def write(path: Path, target: str, result: dict, kills: list, seconds: float) ->
         raise SystemExit("the runs differ")
 
 
+def arguments(**defaults: int) -> argparse.Namespace:
+    """Of a script of kills: how many, the seed, where the JSON goes, and its own."""
+    name = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser()
+    for flag, default in {"kills": 20, "seed": 0, **defaults}.items():
+        parser.add_argument(f"--{flag}", type=int, default=default)
+    out = ROOT / "benchmarks" / f"{name}.json"
+    parser.add_argument("--out", type=path_type, default=out)
+    return parser.parse_args()
+
+
 def main() -> None:
     """The whole experiment, as a table and as JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9.json"
-    )
-    args = parser.parse_args()
+    args = arguments(steps=600)
     rng = random.Random(args.seed)
     kills, started = [], time.monotonic()
     print("  #  moment    resumed  newest  left on disk", flush=True)

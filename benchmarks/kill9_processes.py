@@ -8,7 +8,6 @@ at a random moment: while they start, while they train, while they save. The oth
 end by itself with status 134, and the pair is started again. Writes a JSON beside this.
 """
 
-import argparse
 import json
 import os
 import random
@@ -19,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.kill9 import compare, names, newest, write
-from vdm_jax.command import path_type
+from benchmarks.kill9 import arguments, compare, names, newest, write
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "starting")
@@ -108,14 +106,7 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
 
 def main() -> None:
     """The whole experiment, as a table and as JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9_processes.json"
-    )
-    args = parser.parse_args()
+    args = arguments(steps=600)
     rng, kills, started = random.Random(args.seed), [], time.monotonic()
     print("  #  moment    killed  other's status  after s  newest", flush=True)
     with tempfile.TemporaryDirectory() as folder:

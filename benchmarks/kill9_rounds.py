@@ -8,7 +8,6 @@ being written, between two rounds, when the last checkpoint of one stands and it
 not yet in rounds.json, and while it starts. Writes a JSON beside this.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -17,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.kill9 import compare, names, newest, write
-from vdm_jax.command import path_type
+from benchmarks.kill9 import arguments, compare, names, newest, write
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "between", "starting")
@@ -95,13 +93,7 @@ def kill_once(workdir: Path, line: list[str], moment: str, rng: random.Random) -
 
 def main() -> None:
     """The whole experiment, as a table and as JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=path_type, default=ROOT / "benchmarks" / "kill9_rounds.json"
-    )
-    args = parser.parse_args()
+    args = arguments()
     rng = random.Random(args.seed)
     kills, started = [], time.monotonic()
     with tempfile.TemporaryDirectory() as name:

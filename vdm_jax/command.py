@@ -70,8 +70,9 @@ def begin() -> None:
 def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit):
     """Run a command to its end: what is wrong is one line on stderr, and a status.
 
-    A UserError has its own status, Ctrl-C 130, and memory that is not there 2. Anything
-    else is a bug of ours and keeps its traceback. ``leave`` ends the process.
+    A UserError has its own status, Ctrl-C 130, memory that is not there and files that
+    the system refuses 2. Anything else is a bug of ours and keeps its traceback.
+    ``leave`` ends the process.
     """
     mend_streams()
     asked = []
@@ -88,18 +89,14 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
         status = _say("interrupted", INTERRUPTED)
     except UserError as error:
         status = _say(f"error: {error}", error.status)
-    except (MemoryError, OSError, RuntimeError, ImportError) as error:
-        reason = out_of_memory(error)
-        if asked:
+    except Exception as error:
+        reason = out_of_memory(error) or refusal(error)
+        if asked:  # a library has made another error of Ctrl-C
             status = _say("interrupted", INTERRUPTED)
-        elif reason is None and (reason := refusal(error)) is None:
-            raise
-        else:
+        elif reason:
             status = _say(f"error: {reason}", 2)
-    except Exception:
-        if not asked:  # else a library has made another error of Ctrl-C
+        else:
             raise
-        status = _say("interrupted", INTERRUPTED)
     leave(status)
 
 

@@ -337,7 +337,7 @@ def _tokenizing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error) is not Exception:
+        if type(error) is not Exception:  # a bug, or the system's
             raise
         said = str(error).splitlines()[0]
         raise UserError(f"{path} is no tokenizer: {said}") from error
