@@ -26,8 +26,10 @@ QUIET = tuple(
 
 def call(devices: int, x64: bool, script: str, *flags: str) -> str:
     cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
+    verb = script.removesuffix(".py")
+    program = ("-c", verbs.FLOAT64, verb) if x64 else (script,)
     done = subprocess.run(
-        [sys.executable, script, *flags],
+        [sys.executable, *program, *flags],
         cwd=ROOT,
         env={
             **os.environ,

@@ -26,6 +26,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOAD)
 
 
+# A verb as `python -c` runs it with float64, which a command does not take from its
+# environment: verb, flags.
+FLOAT64 = """
+import sys
+from vdm_jax import cli, command
+command.PINNED["jax_enable_x64"] = True
+verb, *sys.argv[1:] = sys.argv[1:]
+getattr(cli, verb)()
+"""
+
+
 @dataclasses.dataclass
 class Done:
     """What a process left: exit status, and what it printed."""

@@ -70,21 +70,6 @@ TOY = textwrap.dedent("""
             observers=((1, "noting", lambda state: {"asked": run.stop.requested()}),))
 """)
 
-# What train.py does, from the library.
-TRAIN = textwrap.dedent("""
-    import pathlib, runpy, sys
-    from vdm_jax.training import launch
-    from vdm_jax.training.train import train
-    workdir, until, address, count, rank = sys.argv[1:]
-    if int(count) > 1:
-        launch.start(address, int(count), int(rank))
-    config = runpy.run_path("configs/shapes.py")["get_config"]("smoke")
-    config.data.batch_size = 8
-    config.train.update(steps=int(until), final=1.0, preview_every=0, validate_every=0,
-                        log_every=1)
-    train(config, pathlib.Path(workdir))
-""")
-
 
 def environment(devices: int, x64: bool) -> dict[str, str]:
     # Unoptimised code: compiling takes most of the time here.
@@ -194,13 +179,12 @@ def test_the_loop_on_two_processes(tmp_path):
 @pytest.mark.parametrize("x64", [False, True])
 def test_train_py_on_two_processes(tmp_path, x64):
     def command(workdir, until, where, count, rank):
-        if x64:  # which a command does not take from its environment
-            return ["-c", TRAIN, *map(str, (workdir, until, where, count, rank))]
         several = [
             f"--coordinator={where}", f"--num_processes={count}", f"--process_id={rank}"
         ]  # fmt: skip
+        program = ("-c", verbs.FLOAT64, "train") if x64 else ("train.py",)
         return [
-            "train.py", "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
+            *program, "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
             f"--config.train.steps={until}", "--config.data.batch_size=8",
             "--config.train.final=1.0",  # the schedule must not depend on `until`
             "--config.train.preview_every=0", "--config.train.validate_every=0",
