@@ -26,8 +26,9 @@ QUIET = tuple(
 
 def call(devices: int, x64: bool, script: str, *flags: str) -> str:
     cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
-    verb = script.removesuffix(".py")
-    program = ("-c", verbs.FLOAT64, verb) if x64 else (script,)
+    program = [script]
+    if x64 and script.endswith(".py"):
+        program = ["-c", verbs.FLOAT64, script.removesuffix(".py")]
     done = subprocess.run(
         [sys.executable, *program, *flags],
         cwd=ROOT,
