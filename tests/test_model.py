@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +297,12 @@ def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, rea
         ("diffusion", "logsnr_max", None),
         ("diffusion", "shift", "1"),
         ("diffusion", "shift", 1e30),
+        ("diffusion", "shift", math.nan),
+        ("diffusion", "logsnr_min", math.nan),
+        ("sample", "num", "4"),
+        ("sample", "label", None),
+        ("video", "fps", "x"),
+        ("video", "fps", 0),
         ("video", "frames", -1),
         ("video", "frames", 2.5),
         ("video", "frames", None),

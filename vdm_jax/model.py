@@ -339,8 +339,8 @@ def fits(value: Any, kind: Any) -> bool:
         if arguments[1:] == (...,):
             arguments = arguments[:1] * len(value)
         return len(value) == len(arguments) and all(map(fits, value, arguments))
-    if kind is float:
-        return isinstance(value, (int, float)) and type(value) is not bool
+    if kind is float:  # NaN compares with nothing, so no range would hold it
+        return type(value) in (int, float) and value == value
     if kind in (int, str, bool, types.NoneType):
         return type(value) is kind
     return True
@@ -454,14 +454,21 @@ def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+# Fields beside those of the model that what reads a config relies on.
+BESIDE = (("video", "fps", float), ("sample", "num", int), ("sample", "label", str))
+
+
 def built(config: Any, wrong: str, advice: str) -> Model:
     """The model that a config describes; UserError where its fields make none."""
     try:
         model = build(config)
         if odd := odd_field(model):
             raise ValueError(odd)
-        if min(model.shape) < 1:
-            raise ValueError(f"videos of {model.shape}")
+        for section, name, kind in BESIDE:
+            if not fits(value := config[section][name], kind):
+                raise ValueError(f"{section}.{name}={value!r:.40}")
+        if min(*model.shape, config.video.fps) <= 0:
+            raise ValueError(f"videos of {model.shape}, {config.video.fps} a second")
         model.schedule.angle(np.linspace(0, 1, 3))
         return model
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
