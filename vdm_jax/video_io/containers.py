@@ -341,6 +341,8 @@ def _bad(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
     unsaid = error.errno == errno.EPERM  # -1, which decoders return for want of words
     text = "" if unsaid else error.strerror or str(error)
     text = text or "does not decode"
+    if error.errno == errno.ENOMEM:  # as guard says of what Python could not have
+        text = "the decoder ran out of memory"
     return BadVideo(
         path,
         where + text[0].lower() + text[1:],
