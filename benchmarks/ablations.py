@@ -28,13 +28,12 @@ import numpy as np
 from benchmarks import cascade as benchmark
 from configs import cascade_small
 from vdm_jax import cascade as cascades
-from vdm_jax import model as models
-from vdm_jax import sampling
+from vdm_jax import runs, sampling
 from vdm_jax.command import path_type
-from vdm_jax.evaluation import shapes as measure
-from vdm_jax.evaluation import statistics
-from vdm_jax.training.stages import done
-from vdm_jax.training.told import Texts
+from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.metrics import statistics
+from vdm_jax.training.captions import Texts
+from vdm_jax.training.cascade import done
 from vdm_jax.training.train import train
 
 Row = dict[str, Any]
@@ -80,7 +79,7 @@ def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
 
 def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
     """uint8 videos of a stage."""
-    loaded = models.load(path)
+    loaded = runs.load(path)
     settings = sampling.Settings.of(loaded.config.sample)
     settings = dataclasses.replace(settings, **changes)
     told = Texts(loaded.config.data.embeddings)(prompts)
@@ -101,7 +100,7 @@ def figures(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -
 
 def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     """Few steps of DDIM, clipped, which eps needs, and without guidance."""
-    config = models.read_config(path)
+    config = runs.read_config(path)
     labels, prompts = benchmark.asked(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     for steps in FEW:
@@ -111,7 +110,7 @@ def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
 
 def images(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     """As the stage is sampled."""
-    config = models.read_config(path)
+    config = runs.read_config(path)
     labels, prompts = benchmark.asked(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     made = sample(path, prompts, seed)
@@ -124,7 +123,7 @@ def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     consistency: mean squared difference between what is made, brought down again, and
     what was given.
     """
-    loaded = models.load(path)
+    loaded = runs.load(path)
     config, stage = loaded.config, loaded.model.stage
     assert stage is not None
     labels, prompts = benchmark.asked(config, args.num, seed)
@@ -179,7 +178,7 @@ def fed(args) -> list[str]:
     names = [link.name for link in links]
     before = links[: names.index(SSR)]
     told = repr([link.settings for link in before]).encode()
-    checksums = [models.load(link.workdir).checksum for link in before]
+    checksums = [runs.load(link.workdir).checksum for link in before]
     return [*checksums, f"{zlib.crc32(told):08x}"]
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.cascade --cascade=runs/cascade --num=200
 
 Prompts are sentences of the labels that training left out. A stage's videos are
-compared with templates at its own size (vdm_jax/evaluation/shapes.py); beside them
-stand real clips of the same labels, brought to the same size, and chance. Prints the
+compared with templates at its own size (vdm_jax/metrics/shape_detection.py); beside
+them stand real clips of the same labels, brought to the same size, and chance. Prints the
 table, writes it as a JSON beside this, named after the cascade, and sixteen videos of
 every stage under --out, to look at.
 """
@@ -21,7 +21,7 @@ from vdm_jax import cascade as cascades
 from vdm_jax import sampling, video_io
 from vdm_jax.command import path_type
 from vdm_jax.data import shapes
-from vdm_jax.evaluation import shapes as measure
+from vdm_jax.metrics import shape_detection as measure
 
 COLUMNS = (*measure.NAMES, "joint", "fit_error", "spread")
 

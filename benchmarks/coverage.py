@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.evaluation import statistics
-from vdm_jax.evaluation.kernel import kernel_distance
+from vdm_jax.metrics import statistics
+from vdm_jax.metrics.kernel import kernel_distance
 
 SIZES = [(d, n, 1) for d in (16, 64, 256) for n in (48, 100, 200)] + [(64, 48, 4)]
 REFERENCES, SETS, FRESH = 4, 50, 250

@@ -23,7 +23,8 @@ from configs import clips
 from vdm_jax import data, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import evaluate, i3d, perceptual, statistics
+from vdm_jax.evaluators import models
+from vdm_jax.metrics import i3d, perceptual, statistics
 
 HERE = Path(__file__).parent
 FRAMES, SIDE = 16, 64
@@ -35,8 +36,8 @@ def real(num: int) -> np.ndarray:
     config.video.update(frames=FRAMES, height=SIDE, width=SIDE)
     config.data.update(stride=1, flip=False)
     source = data.open_source(config)
-    found = pipeline.fixed_clips(config, source.split(False), evaluate.TRAINING_CLIPS)
-    videos = statistics.distinct(evaluate.stack(found))
+    found = pipeline.fixed_clips(config, source.split(False), models.TRAINING_CLIPS)
+    videos = statistics.distinct(models.stack(found))
     if len(videos) < num:
         raise UserError(f"--num={num}: there are {len(videos)} clips that differ")
     return videos[np.random.default_rng(0).permutation(len(videos))[:num]]

@@ -18,13 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vdm_jax import model as models
-from vdm_jax import sampling, video_io
+from vdm_jax import runs, sampling, video_io
 from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, shapes
-from vdm_jax.evaluation import bouncing as measure
-from vdm_jax.evaluation import statistics
 from vdm_jax.files import replacing
+from vdm_jax.metrics import bouncing_motion as measure
+from vdm_jax.metrics import statistics
 
 WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
 CORRECTORS = (0.0, 0.1)
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
-    loaded = models.load(args.workdir)
+    loaded = runs.load(args.workdir)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "results.json"
     setting = {k: str(v) for k, v in vars(args).items() if k != "out"}

@@ -18,7 +18,7 @@ from scipy import special
 from vdm_jax import video_io
 from vdm_jax.data import clips
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import i3d
+from vdm_jax.metrics import i3d
 
 FRAMES = 32
 SHOWN = 96  # pixels of a frame in the picture

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax import data, sampling
-from vdm_jax import model as models
+from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
-from vdm_jax.evaluation import statistics
+from vdm_jax.metrics import statistics
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = (16, 32, 64, 128, 256, 512)
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="models/shapes")
     parser.add_argument("--num", type=int, default=32)
     args = parser.parse_args()
-    loaded = models.load(args.workdir)
+    loaded = runs.load(args.workdir)
     model, params, config = loaded.model, loaded.params, loaded.config
     source = data.open_source(config)
     batch = pipeline.held_out_batch(config, source, args.num)

@@ -29,15 +29,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import data, sampling
-from vdm_jax import model as models
+from vdm_jax import data, runs, sampling
 from vdm_jax.command import path_type
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
-from vdm_jax.evaluation import statistics, students
+from vdm_jax.distillation.driver import draw
+from vdm_jax.evaluators import distillations
+from vdm_jax.metrics import statistics
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
-from vdm_jax.training.distillation import draw
 
 ROOT = Path(__file__).parents[1]
 POINTS = 8
@@ -141,13 +141,15 @@ def main() -> None:
         "--out", type=path_type, default=ROOT / "benchmarks" / "last_rounds.json"
     )
     args = parser.parse_args()
-    rounds = json.loads((args.workdir / models.STUDENTS).read_text())
+    rounds = json.loads((args.workdir / runs.STUDENTS).read_text())
     path = {row["steps"]: args.workdir / row["path"] for row in rounds}
     begun = json.loads((args.workdir / "distill.json").read_text())
-    eight, teacher = models.load(path[POINTS]), models.load(begun["teacher"])
+    eight, teacher = runs.load(path[POINTS]), runs.load(begun["teacher"])
     source = data.open_source(eight.config)
     kept = pipeline.held_out_batch(eight.config, source, args.num)
-    measure = students.Measure(kept["video"], kept["label"], eight.config.data.source)
+    measure = distillations.Measure(
+        kept["video"], kept["label"], eight.config.data.source
+    )
 
     def sampled(loaded, params, n: int) -> np.ndarray:
         own = sampling.Settings.of(loaded.config.sample)
@@ -158,7 +160,7 @@ def main() -> None:
         )  # fmt: skip
         return sampling.to_uint8(videos)
 
-    measure.reference = sampled(teacher, teacher.params, students.LARGEST)
+    measure.reference = sampled(teacher, teacher.params, distillations.LARGEST)
     rows = []
 
     def add(arm: str, n: int, count: int, seconds: float, videos) -> None:
@@ -169,7 +171,7 @@ def main() -> None:
     add("student", POINTS, 0, 0.0, sampled(eight, eight.params, POINTS))
     for n in (4, 2, 1):
         own = [row for row in rounds if n <= row["steps"] < POINTS]
-        student = models.load(path[n])
+        student = runs.load(path[n])
         add(
             "progressive",
             n,
@@ -186,7 +188,7 @@ def main() -> None:
         {"row": ("", "")}
         | columns
         | {
-            key: students.COLUMNS[key]
+            key: distillations.COLUMNS[key]
             for key in ("joint", "fit_error", "spread", "frame_fd", "motion_fd", "off")
         }
     )

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax import data, sampling
-from vdm_jax import model as models
+from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import process, samplers, schedules
 
@@ -102,7 +101,7 @@ def main() -> None:
     command = "python -m benchmarks.order"
     if args.gaussian:
         return write("order_gaussian", {"rows": gaussian()}, f"{command} --gaussian")
-    loaded = models.load(args.workdir)
+    loaded = runs.load(args.workdir)
     source = data.open_source(loaded.config)
     labels = pipeline.held_out_batch(loaded.config, source, args.num).get("label")
 

@@ -202,7 +202,7 @@ def torch_side(net, train, sample) -> dict:
 def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
     """Config and model. options: changes to sections of the config, by their names."""
     from configs.base import base
-    from vdm_jax import model as models
+    from vdm_jax import build
 
     dim, _, f, side = SIZE.values()
     config: Any = base()
@@ -229,7 +229,7 @@ def setting(layout: str, options: dict | None = None) -> tuple[Any, Any]:
     config.train.update(optimizer="adam", ema=0.999, accumulate=1)
     for section, changes in (options or {}).items():
         config[section].update(changes)
-    return config, models.build(config)
+    return config, build.build_model(config)
 
 
 def programs(

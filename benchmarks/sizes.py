@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from configs import imagen_video, vdm
-from vdm_jax import model as models
+from vdm_jax import build, runs
 from vdm_jax.training import checks
 
 FILE = Path(__file__).with_suffix(".json")
@@ -28,7 +28,7 @@ def of_config(module, variant: str) -> dict[str, float]:
     config = module.get_config(variant).unlock()
     config.data.update(mean=0.0, variance=1.0)
     checks.check(config)
-    shapes = jax.eval_shape(models.build(config).fresh, jax.random.key(0))
+    shapes = jax.eval_shape(build.build_model(config).fresh, jax.random.key(0))
     return _counted(shapes)
 
 
@@ -43,7 +43,7 @@ def shipped(folder: Path) -> dict[str, float]:
     log = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in log]
     between = np.diff([row["time"] for row in rows])
-    return _counted(models.load(folder).params) | {
+    return _counted(runs.load(folder).params) | {
         "bytes": (folder / "params.safetensors").stat().st_size,
         "steps": rows[-1]["step"],
         "minutes": float(between[between < GAP].sum() / 60),

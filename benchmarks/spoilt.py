@@ -2,7 +2,7 @@
 
     python -m benchmarks.spoilt
 
-`film`: the rows of evaluate.py's pixel table for short films. `few`: how often few
+`film`: the rows of models.py's pixel table for short films. `few`: how often few
 clips of moving shapes are further from others of their kind than as many blurred ones
 are, which few clips make look better than they are; frame FD of each draw.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from configs import clips, shapes
 from vdm_jax import data
-from vdm_jax.evaluation import evaluate, statistics
+from vdm_jax.evaluators import models
+from vdm_jax.metrics import statistics
 
 FILE = Path(__file__).with_suffix(".json")
 FILMS = "bunny,city,bikes,carphone"
@@ -26,7 +27,7 @@ def film() -> list[dict]:
     config = clips.get_config().unlock()
     config.update({"data": {"path": FILMS}})
     data.resolve(config, data.open_source(config))
-    kept, training = evaluate.real(config, NUM)
+    kept, training = models.real(config, NUM)
     return statistics.table(kept["video"], training, kept["video"])[1:]
 
 
@@ -34,7 +35,7 @@ def few() -> list[dict]:
     """Distances of intact and blurred shapes, in draws of several sizes."""
     config = shapes.get_config().unlock()
     data.resolve(config, data.open_source(config))
-    kept, training = evaluate.real(config, max(SIZES))
+    kept, training = models.real(config, max(SIZES))
     found = []
     for n in SIZES:
         rows = []

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import shapes
-from vdm_jax import agreement, sharding
-from vdm_jax import model as models
+from vdm_jax import agreement, runs, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 
@@ -135,7 +134,7 @@ def test_data_of_which_one_clip_differs_are_told(monkeypatch):
     told = outcomes(
         monkeypatch,
         *(
-            {"data": pipeline.fingerprint(config, Clips(sizes))} | models.shared(config)
+            {"data": pipeline.fingerprint(config, Clips(sizes))} | runs.shared(config)
             for sizes in ([1, 2], [1, 3])
         ),
     )
@@ -146,15 +145,15 @@ def test_init_from_is_compared_by_what_it_holds_wherever_it_lies(monkeypatch):
     """A process that is given none makes new parameters, which is told too."""
     one, other = (shapes.get_config("smoke").unlock() for _ in range(2))
     one.init_from, other.init_from = "models/shapes", "/elsewhere/shapes"
-    assert models.shared(one) == models.shared(other)
+    assert runs.shared(one) == runs.shared(other)
     facts = []
     monkeypatch.setattr(agreement, "check", facts.append)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    loaded = models.load("models/shapes", mesh)
+    loaded = runs.load("models/shapes", mesh)
     monkeypatch.undo()
     [read] = facts
     assert read["checksum of params.safetensors"]
-    assert read["config"] == models.shared(loaded.config)["config"]
+    assert read["config"] == runs.shared(loaded.config)["config"]
     told = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
     assert len(set(told)) == 1 and "checksum of params.safetensors is" in told[0]
     told = outcomes(monkeypatch, {"new parameters": "1"}, read)

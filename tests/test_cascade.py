@@ -9,13 +9,13 @@ import pytest
 
 from configs import shapes
 from tests.verbs import ROOT, call
-from vdm_jax import cascade, sampling
-from vdm_jax import model as models
+from vdm_jax import build, cascade, sampling
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import evaluate, report
-from vdm_jax.evaluation import shapes as measure
-from vdm_jax.weights import params as params_file
+from vdm_jax.evaluators import models
+from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.pretrained import params as params_file
+from vdm_jax.report import page
 
 SIZES = {"base": (2, 8, 8), "tsr": (4, 8, 8), "ssr": (4, 16, 16)}
 FILE = """
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
         config.network.update(
             levels=(dict(channels=8, blocks=1, mixing=("temporal_conv",)),), middle=()
         )
-        model = models.build(config)
+        model = build.build_model(config)
         keys = iter(jax.random.split(jax.random.key(1), 1000))
         params = jax.tree.map(
             lambda p, keys=keys: p + 0.2 * jax.random.normal(next(keys), p.shape),
@@ -257,15 +257,15 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
         with np.load(where / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
     # In a report: a prompt, and its videos from stage to stage.
-    (section,) = evaluate.shown_beside([out], "shapes")
+    (section,) = models.shown_beside([out], "shapes")
     assert [len(film.videos) for film in section.stages] == [2, 2, 2]
     assert [f.caption.split(":")[0] for f in section.stages] == list(SIZES)
-    page = report.render("title", "lead", [section])
-    assert page.count("<img") == 6 and "tsr: 4 x 8 x 8" in page
+    html = page.render("title", "lead", [section])
+    assert html.count("<img") == 6 and "tsr: 4 x 8 x 8" in html
     # What another command left there is not shown beside these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
-    (section,) = evaluate.shown_beside([out], "shapes")
+    (section,) = models.shown_beside([out], "shapes")
     assert [f.caption.split(":")[0] for f in section.stages] == ["base", "ssr"]
 
 

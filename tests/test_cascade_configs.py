@@ -9,7 +9,7 @@ import pytest
 
 from configs import cascade_gpu, cascade_small
 from configs import imagen_video as config
-from vdm_jax import model as models
+from vdm_jax.build import build_model
 from vdm_jax.training import checks, step
 
 DOC = Path(__file__).parents[1] / "docs" / "cascade.md"
@@ -19,7 +19,7 @@ def build(stage, module=config):
     made = module.get_config(stage).unlock()
     made.data.update(mean=0.0, variance=1.0)
     checks.check(made)
-    return models.build(made)
+    return build_model(made)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests import verbs
 from tests.verbs import call, refused
-from vdm_jax import cli, model, video_io
+from vdm_jax import cli, runs, video_io
 from vdm_jax.errors import UserError
-from vdm_jax.weights import params as params_file
+from vdm_jax.pretrained import params as params_file
 
 SMOKE = "--config=configs/shapes.py:smoke"
 
@@ -168,7 +168,7 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     assert done.returncode == 0, done.stderr
     assert f"the parameters of {run}" in done.stdout
     given, taken = (
-        params_file.flatten(model.load(path).params) for path in (run, tmp_path / "a")
+        params_file.flatten(runs.load(path).params) for path in (run, tmp_path / "a")
     )
     for name in given:
         np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)
@@ -453,12 +453,12 @@ def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypa
             ).items()
             if isinstance(value, str)
         }
-        assert texts - words <= set(model.PATHS)
+        assert texts - words <= set(runs.PATHS)
         for field in texts - words:
             changed = ConfigDict(config.to_dict())
             changed.update_from_flattened_dict({field: "s3://b/x"})
             with pytest.raises(UserError, match=f"config.{field}=s3://b/x"):
-                model.find_paths(changed)
+                runs.find_paths(changed)
 
 
 @pytest.mark.parametrize("value", ["nan", "-NaN"])

@@ -1,4 +1,4 @@
-"""Imports point one way: each room imports only what stands on a lower floor."""
+"""Imports point one way: each package imports only what is in a layer below it."""
 
 import ast
 from pathlib import Path
@@ -6,47 +6,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (
+LAYERS = (
     ("errors",),
     ("files",),
-    ("command", "config_files"),
+    ("command", "config_files", "scalars"),
     ("agreement",),
-    ("diffusion", "networks", "video_io", "checkpoint", "sharding", "weights"),
-    ("data", "conditioning", "stages"),
+    ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
+    ("data", "conditions"),
     ("text",),
     ("model",),
+    ("build",),
+    ("runs",),
     ("sampling",),
-    ("evaluation", "cascade"),
+    ("metrics", "cascade"),
     ("training",),
+    ("distillation",),
+    ("report",),
+    ("evaluators",),
     ("cli", "doctor"),
     ("export",),
 )
-FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT / "vdm_jax").parts[0].removesuffix(".py")
 
 
-def imported_rooms(source: str) -> set[str]:
-    """Rooms of vdm_jax that a module imports, at its top or inside a function."""
-    rooms = set()
+def imported_packages(source: str) -> set[str]:
+    """Packages of vdm_jax that a module imports, at its top or inside a function."""
+    packages = set()
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        rooms |= {n.split(".")[1] for n in names if n.startswith("vdm_jax.")}
-    return rooms
+        packages |= {n.split(".")[1] for n in names if n.startswith("vdm_jax.")}
+    return packages
 
 
-def arrows_up(room: str, source: str) -> set[str]:
-    """Rooms that this one must not import: on its own floor or above."""
+def upward_imports(package: str, source: str) -> set[str]:
+    """Packages that this one must not import: of its own layer or above."""
     return {
         other
-        for other in imported_rooms(source)
-        if other != room and FLOOR[other] >= FLOOR[room]
+        for other in imported_packages(source)
+        if other != package and LAYER[other] >= LAYER[package]
     }
 
 
@@ -59,18 +64,18 @@ MODULES = [
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    assert arrows_up(room_of(path), path.read_text()) == set()
+    assert upward_imports(package_of(path), path.read_text()) == set()
 
 
-def test_an_arrow_up_is_seen():
-    assert arrows_up("networks", "from vdm_jax.diffusion import process") == {
+def test_an_upward_import_is_seen():
+    assert upward_imports("networks", "from vdm_jax.diffusion import process") == {
         "diffusion"
     }
-    assert arrows_up("data", "def f():\n    import vdm_jax.training.fit") == {
-        "training"
-    }
+    assert upward_imports(
+        "data", "def f():\n    import vdm_jax.training.train_loop"
+    ) == {"training"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")))
 def test_configs_import_nothing_of_the_library(path):
-    assert imported_rooms(path.read_text()) == set()
+    assert imported_packages(path.read_text()) == set()

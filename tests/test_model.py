@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from vdm_jax import model as models
+from vdm_jax import build, runs
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
+from vdm_jax.pretrained import params as params_file
 from vdm_jax.training.state import TrainState
-from vdm_jax.weights import params as params_file
 
 ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
 
@@ -28,7 +28,7 @@ def smoke_config():
 
 @pytest.fixture(scope="module")
 def model():
-    return models.build(smoke_config())
+    return build.build_model(smoke_config())
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_shipped_model_is_loaded(model, params, tmp_path):
     config = smoke_config()
     (tmp_path / "config.json").write_text(config.to_json())
     params_file.write(tmp_path / "params.safetensors", params)
-    loaded = models.load(tmp_path)
+    loaded = runs.load(tmp_path)
     assert loaded.model == model
     for a, b in zip(
         jax.tree.leaves(params), jax.tree.leaves(loaded.params), strict=True
@@ -138,7 +138,7 @@ def test_a_run_is_its_average_where_it_keeps_one(params, tmp_path, averages):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(3, state, {})
     checkpoints.close()
-    loaded = models.load(tmp_path)
+    loaded = runs.load(tmp_path)
     assert loaded.step == 3
     expected = average if averages else params
     for a, b in zip(*map(jax.tree.leaves, (loaded.params, expected)), strict=True):
@@ -150,7 +150,7 @@ def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):
     for name in ("schedule", "noise_shift"):
         del fields["diffusion"][name]
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert models.build(models.read_config(tmp_path)) == model
+    assert build.build_model(runs.read_config(tmp_path)) == model
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):
 def test_a_schedule_by_its_name(schedule, expected):
     config = smoke_config()
     config.diffusion.update(schedule=schedule, train_shifts=())
-    assert models.build(config).schedule == expected
+    assert build.build_model(config).schedule == expected
     config.diffusion.update(schedule="linear", shift=0.0)
-    assert models.build(config).schedule == schedules.Linear()
+    assert build.build_model(config).schedule == schedules.Linear()
 
 
 @pytest.mark.parametrize(
@@ -195,18 +195,18 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
     for section, fields in change.items():
         config[section].update(fields)
     with pytest.raises(UserError, match=message):
-        models.build(config)
+        build.build_model(config)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"holds no config.json"):
-        models.load(tmp_path)
+        runs.load(tmp_path)
     (tmp_path / "config.json").write_text(smoke_config().to_json())
     with pytest.raises(UserError, match="no checkpoint yet"):
-        models.load(tmp_path)
+        runs.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        models.load(tmp_path)
+        runs.load(tmp_path)
 
 
 def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
@@ -214,7 +214,9 @@ def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
     fields = json.loads(smoke_config().to_json())
     fields["network"]["attention"] = "dot_product"
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert models.build(models.read_config(tmp_path)) == models.build(smoke_config())
+    assert build.build_model(runs.read_config(tmp_path)) == build.build_model(
+        smoke_config()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +226,7 @@ def joint():
     config.conditioning.update(text_width=6, text_drop=0.1, label_drop=0.1)
     mixing = ("temporal_conv", "cross_attention", "temporal_attention")
     config.network.update(levels=(dict(channels=8, blocks=1, mixing=mixing),))
-    model = models.build(config)
+    model = build.build_model(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape, p.dtype),
@@ -286,7 +288,7 @@ def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, rea
     config = smoke_config()
     config.sample.reconstruction = kept
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    assert models.read_config(tmp_path).sample.reconstruction == read
+    assert runs.read_config(tmp_path).sample.reconstruction == read
 
 
 @pytest.mark.parametrize(
@@ -314,9 +316,9 @@ def test_a_value_of_another_kind_in_a_config_is_one_line(
     fields = json.loads(shapes.get_config("cpu").to_json())
     fields["data"] |= {"mean": 0.0, "variance": 1.0, "attributes": []}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    models.read_config(tmp_path)
+    runs.read_config(tmp_path)
     fields[section][name] = value
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match="not a config that|not a path") as caught:
-        models.read_config(tmp_path)
+        runs.read_config(tmp_path)
     assert "\n" not in str(caught.value)

@@ -24,8 +24,8 @@ from PIL import Image
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.files import Damaged, replacing
-from vdm_jax.video_io import BadVideo, cache, containers, files, guard, stills
-from vdm_jax.video_io.guard import Guard
+from vdm_jax.video_io import BadVideo, cache, containers, files, sandbox, stills
+from vdm_jax.video_io.sandbox import Guard
 
 FRAMES, HEIGHT, WIDTH = 26, 32, 48
 GOP = 8
@@ -1062,7 +1062,7 @@ def test_a_child_out_of_memory_is_a_bad_file(tmp_path):
 
 
 def test_less_memory_may_be_allowed_than_the_limit(made):
-    code = "import sys; from vdm_jax.video_io.guard import Guard; "
+    code = "import sys; from vdm_jax.video_io.sandbox import Guard; "
     code += "print(Guard().inspect(sys.argv[1]).frames)"
     limited = ["sh", "-c", 'ulimit -v 3000000; exec "$@"', "sh", sys.executable, "-c"]
     done = subprocess.run(
@@ -1094,7 +1094,7 @@ def test_the_child_imports_nothing_from_the_current_folder(made, tmp_path, monke
 
 def test_children_end_with_their_parent(made):
     code = (
-        "import os, sys; from vdm_jax.video_io.guard import Guard; g = Guard();"
+        "import os, sys; from vdm_jax.video_io.sandbox import Guard; g = Guard();"
         "g.inspect(sys.argv[1]); print(g._idle[0].pid, flush=True);"
         "os.kill(os.getpid(), 9)"
     )
@@ -1424,9 +1424,9 @@ def test_slugs_are_safe_names(text, name):
 
 
 def test_the_child_module_needs_neither_jax_nor_the_rest():
-    code = "import sys, vdm_jax.video_io.guard; sys.exit('jax' in sys.modules)"
+    code = "import sys, vdm_jax.video_io.sandbox; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert guard.MEMORY > files.MAX_PIXELS * 3 * 16
+    assert sandbox.MEMORY > files.MAX_PIXELS * 3 * 16
 
 
 def test_resize_is_the_mean_over_areas():

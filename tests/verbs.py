@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PRELOAD = [
     "vdm_jax.cli",
     "vdm_jax.training.train",
-    "vdm_jax.evaluation.evaluate",
+    "vdm_jax.evaluators.models",
     "vdm_jax.data.clips",
     "vdm_jax.data.folder",
     "vdm_jax.data.shapes",

@@ -30,12 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import files, sampling
-from vdm_jax import model as models
+from vdm_jax import build, files, runs, sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.model import Model
+from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling import Settings, Text
 
 FILE = "cascade.toml"
@@ -53,7 +52,7 @@ class Link(NamedTuple):
 
     name: str
     workdir: Path
-    model: Model
+    model: DiffusionModel
     config: Any
     settings: Settings
 
@@ -104,7 +103,7 @@ def read(path: str | Path) -> Cascade:
         that does not take what the stage before makes.
     """
     path = user_path(path, "cascade")
-    if (models.resolve(path) / "config.json").is_file():
+    if (runs.resolve(path) / "config.json").is_file():
         name = re.sub(r"[^\w.-]|^[.-]", "_", path.resolve().name) or "model"
         stages = [{"name": name, "workdir": str(path.resolve())}]
     else:
@@ -190,7 +189,7 @@ def _link(path: Path, number: int, fields: Any) -> Link:
             f"{path}: {where}name={fields['name']!r}: letters, digits, '.', '-', '_'"
         )
     workdir = path.parent / user_path(fields["workdir"], f"{path}: {where}workdir")
-    config = models.read_config(workdir)
+    config = runs.read_config(workdir)
     settings = Settings.of(config.sample)
     given = {}
     for name in fields.keys() & set(SETTINGS):
@@ -203,9 +202,9 @@ def _link(path: Path, number: int, fields: Any) -> Link:
                 f"{path}: {where}{name}={value!r}: {kind.__name__} expected"
             )
         given[name] = value
-    if not models.is_trained(workdir):
+    if not runs.is_trained(workdir):
         raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
-    model = models.build(config)
+    model = build.build_model(config)
     settings = dataclasses.replace(settings, **given)
     sampling.check(model, 1, 0, settings)
     for name in given:
@@ -214,7 +213,7 @@ def _link(path: Path, number: int, fields: Any) -> Link:
     return Link(fields["name"], workdir, model, config, settings)
 
 
-def chain(stages: Sequence[tuple[str, Model]]) -> None:
+def chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
     """Raise UserError unless names differ and each takes what the one before makes.
 
     stages: name and model, from the base on.
@@ -305,7 +304,7 @@ def sample(
         if number == 0 and given is not None:
             videos[link.name] = given
             continue
-        loaded = models.load(link.workdir)
+        loaded = runs.load(link.workdir)
         guided = sampling.two_branches(link.model, link.settings)
         before = videos[link.name] = sampling.sample(
             loaded.model,

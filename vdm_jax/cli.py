@@ -169,7 +169,7 @@ def train() -> None:
             if "STAGES" not in module:
                 raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
             _launch()
-            from vdm_jax.training.stages import train_cascade
+            from vdm_jax.training.cascade import train_cascade
 
             stages, config_of = module["STAGES"], module["get_config"]
             return train_cascade(stages, config_of, workdir, FLAGS.time_limit)
@@ -203,12 +203,12 @@ def distill() -> None:
         _launch()
         workdir = Path(FLAGS.workdir).absolute()
         if FLAGS.cascade is not None:
-            from vdm_jax.training.stages import distill_cascade
+            from vdm_jax.distillation.cascade import distill_cascade
 
             return distill_cascade(
                 FLAGS.cascade, FLAGS.config, workdir, FLAGS.time_limit
             )
-        from vdm_jax.training.distillation import distill
+        from vdm_jax.distillation.driver import distill
 
         teacher = str(Path(FLAGS.teacher).absolute())
         distill(FLAGS.config, teacher, workdir, FLAGS.time_limit)
@@ -275,7 +275,7 @@ def as_typed() -> str:
     return printable(shlex.join(["python", *sys.argv]))
 
 
-# Settings that evaluate.py has no use for, or takes as lists of its own.
+# Settings that models.py has no use for, or takes as lists of its own.
 NOT_MEASURED = (
     "guidance", "num", "label", "reconstruction", "reconstruction_schedule", "snr",
 )  # fmt: skip
@@ -310,7 +310,7 @@ def _given_flags() -> None:
 
 def _given(loaded):
     """(Known of the output, a note on the clip behind it) as the flags ask."""
-    from vdm_jax.sampling import given
+    from vdm_jax.sampling import observations
 
     verbs = [verb for verb in VERBS if FLAGS[verb].value is not None]
     if len(verbs) > 1:
@@ -330,11 +330,11 @@ def _given(loaded):
     if FLAGS.overlap is not None and not 0 <= FLAGS.overlap < block:
         raise UserError(f"--overlap={FLAGS.overlap}: from 0 to {block - 1} frames")
     config = loaded.config
-    wanted = given.Wanted(
+    wanted = observations.Wanted(
         loaded.model, config.video.fps, FLAGS.frames or 0, tiles, config.sample.num
     )
     if not verbs:
-        return given.nothing(wanted)
+        return observations.nothing(wanted)
     options = {
         "extend": {"given": FLAGS.given or 0, "backward": FLAGS.backward},
         "between": {"given": FLAGS.given or 0},
@@ -342,7 +342,9 @@ def _given(loaded):
         "upscale": {"factor": FLAGS.factor or 0},
     }
     verb = verbs[0]
-    known, note = getattr(given, verb)(wanted, FLAGS[verb].value, **options[verb])
+    known, note = getattr(observations, verb)(
+        wanted, FLAGS[verb].value, **options[verb]
+    )
     used, there = len(note["frames_of_clip"]), note["frames_in_clip"]
     rest = ", the rest is ignored" if used < there else ""
     print(f"{note['clip']}: {used} of its {there} frames are given{rest}", flush=True)
@@ -368,10 +370,10 @@ def sample() -> None:
         if FLAGS.cascade is not None or FLAGS.prompt or FLAGS.prompts is not None:
             return _sample_cascade(names)
         _only_with("cascade", OF_CASCADES)
-        from vdm_jax import model, sampling, video_io
+        from vdm_jax import build, runs, sampling, video_io
 
         out = Path(FLAGS.out)
-        asked = model.build(model.read_config(Path(FLAGS.workdir)))
+        asked = build.build_model(runs.read_config(Path(FLAGS.workdir)))
         if asked.stage is not None:
             raise UserError(
                 f"{FLAGS.workdir} is a stage that is given a video: name it in a "
@@ -380,7 +382,7 @@ def sample() -> None:
         if asked.text_width:
             raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
         video_io.claim(out, "samples", FLAGS.overwrite)
-        loaded = model.load(FLAGS.workdir)
+        loaded = runs.load(FLAGS.workdir)
         _settings(loaded, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
@@ -595,8 +597,8 @@ def evaluate() -> None:
 
     def verb() -> None:
         _start_jax()
-        from vdm_jax import model
-        from vdm_jax.evaluation import evaluate
+        from vdm_jax import build, runs
+        from vdm_jax.evaluators import models
 
         if FLAGS.videos:
             return _evaluate_files(names)
@@ -605,20 +607,20 @@ def evaluate() -> None:
                 raise UserError(f"--{name} goes with --videos")
         if not FLAGS.workdir:
             raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
-        if model.build(model.read_config(Path(FLAGS.workdir))).text_width:
+        if build.build_model(runs.read_config(Path(FLAGS.workdir))).text_width:
             raise UserError(
-                f"{FLAGS.workdir} is told by text, and evaluate.py tells none: "
+                f"{FLAGS.workdir} is told by text, and models.py tells none: "
                 "python -m benchmarks.cascade --cascade=DIR measures prompts"
             )
-        if (Path(FLAGS.workdir) / model.DISTILLATION).is_file():
+        if (Path(FLAGS.workdir) / runs.DISTILLATION).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
-        loaded = model.load(FLAGS.workdir)
+        loaded = runs.load(FLAGS.workdir)
         _settings(loaded, *names)
         weights = _weights([loaded.config.sample.guidance])
         out = Path(FLAGS.out or Path(FLAGS.workdir) / "report")
-        evaluate.evaluate(
+        models.evaluate(
             loaded,
             Path(FLAGS.workdir),
             out,
@@ -637,7 +639,7 @@ def evaluate() -> None:
 
 def _networks():
     """For --fvd; their weights are looked for before anything is sampled."""
-    from vdm_jax.evaluation.perceptual import Networks
+    from vdm_jax.metrics.perceptual import Networks
 
     if not FLAGS.fvd:
         return None
@@ -651,7 +653,7 @@ OF_FILES = ("reference", "frames", "stride", "size")
 
 def _evaluate_files(of_models: Sequence[str]) -> None:
     """evaluate.py on two folders of videos."""
-    from vdm_jax.evaluation import files
+    from vdm_jax.evaluators import folders
 
     for name in ("workdir", "deciding", "guidance", "fewer", "beside", *of_models):
         if FLAGS[name].present:
@@ -666,7 +668,7 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
             raise UserError(
                 f"--size={FLAGS.size}: HEIGHTxWIDTH, as 64x64, from 8 to 1024 pixels"
             )
-    files.compare(
+    folders.compare(
         Path(FLAGS.videos),
         Path(FLAGS.reference),
         Path(FLAGS.out),
@@ -686,7 +688,7 @@ OF_ROWS = ("batch_size", "gamma", "threshold", "percentile")  # hold for every r
 
 def _evaluate_students() -> None:
     """evaluate.py on the workdir of a distillation: rows of its own."""
-    from vdm_jax.evaluation import students
+    from vdm_jax.evaluators import distillations
 
     own = {name for name in SETTINGS if name not in (*NOT_MEASURED, *OF_ROWS)}
     for name in (*sorted(own), "fewer", "beside", "against", "fvd"):
@@ -698,7 +700,7 @@ def _evaluate_students() -> None:
     weights = _weights([None])
     if len(weights) > 1:
         raise UserError(f"--guidance={','.join(FLAGS.guidance)}: one weight at a time")
-    students.evaluate(
+    distillations.evaluate(
         Path(FLAGS.workdir),
         Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
         num=FLAGS.num,
@@ -765,13 +767,13 @@ def export() -> None:
 
 def _ship(workdir: Path, out: Path) -> None:
     """A run or a shipped model as a folder of a shipped model."""
-    from vdm_jax import model
-    from vdm_jax.evaluation import curve, report
-    from vdm_jax.weights import params
+    from vdm_jax import runs, scalars
+    from vdm_jax.pretrained import params
+    from vdm_jax.report import curves, page
 
-    if (out / "checkpoints").exists() or (out / model.DISTILLATION).exists():
+    if (out / "checkpoints").exists() or (out / runs.DISTILLATION).exists():
         raise UserError(f"--out={out} is a run: give a folder of its own")
-    loaded, out = model.load(workdir), make_folder(out)
+    loaded, out = runs.load(workdir), make_folder(out)
     names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
     taken = [name for name in names if (out / name).exists()]
     if taken and not FLAGS.overwrite:
@@ -786,15 +788,15 @@ def _ship(workdir: Path, out: Path) -> None:
     with replacing(out / "config.json", overwrite=True) as path:
         path.write_text(text + "\n")
     what = f"step {loaded.step}" if loaded.step >= 0 else "exported before"
-    log = model.resolve(workdir) / "metrics.jsonl"
+    log = runs.resolve(workdir) / "metrics.jsonl"
     if log.is_file():
         with replacing(out / log.name, overwrite=True) as path:
             path.write_bytes(log.read_bytes())
-        report.write(
+        page.write(
             out / "curve.html",
             title=f"{out.name}: {what}",
             lead=f"The log of the run behind {out.name}, which stands beside it.",
-            sections=[report.Curve("Loss", curve.loss_lines(curve.read_curve(out)))],
+            sections=[page.Curve("Loss", curves.loss_lines(scalars.read_curve(out)))],
         )
     size = file.stat().st_size / 1e6
     print(f"{what}, {size:.2f} MB in {file}")

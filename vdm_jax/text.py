@@ -35,7 +35,7 @@ from vdm_jax.errors import UserError, printable
 from vdm_jax.files import user_path
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.networks.t5 import T5, T5Spec
-from vdm_jax.weights import foreign, renames
+from vdm_jax.pretrained import name_maps, safetensors_io
 
 BATCH = 64  # texts that the network sees at a time
 LEAST = 8  # tokens that a text is padded to
@@ -181,7 +181,7 @@ def load(
             f"{folder / 'config.json'}: model_type={family!r}: {' or '.join(FAMILIES)}"
         )
     found = FAMILIES[family](folder, config, dtype)
-    paths = foreign.files(folder)
+    paths = safetensors_io.files(folder)
     tokenize, size = _tokenizer(folder)
     if size > found.spec.vocabulary:
         raise UserError(
@@ -197,7 +197,7 @@ def load(
         width=found.spec.width,
         tokenize=tokenize,
         network=found.network,
-        params=foreign.read(paths, like, found.table, jnp.dtype(param_dtype)),
+        params=safetensors_io.read(paths, like, found.table, jnp.dtype(param_dtype)),
         weights=paths,
     )
 
@@ -207,7 +207,7 @@ class Family(NamedTuple):
 
     network: nn.Module
     spec: BertSpec | T5Spec
-    table: renames.Table
+    table: name_maps.Table
     longest: int
 
 
@@ -236,7 +236,7 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
     longest = spec.positions
     if trained.is_file():
         longest = _number(trained, _json(trained), "max_seq_length", longest)
-    return Family(Bert(spec, dtype), spec, renames.BERT, min(longest, spec.positions))
+    return Family(Bert(spec, dtype), spec, name_maps.BERT, min(longest, spec.positions))
 
 
 def _t5(folder: Path, config: dict, dtype: str) -> Family:
@@ -256,7 +256,7 @@ def _t5(folder: Path, config: dict, dtype: str) -> Family:
         epsilon=_epsilon(path, config, "layer_norm_epsilon", 1e-6),
     )
     longest = number("n_positions", T5_LONGEST)
-    return Family(T5(spec, dtype), spec, renames.T5, longest)
+    return Family(T5(spec, dtype), spec, name_maps.T5, longest)
 
 
 FAMILIES = {"bert": _bert, "t5": _t5}

@@ -17,7 +17,7 @@ from vdm_jax.data import folder, layout
 from vdm_jax.data.source import BadClip
 from vdm_jax.errors import UserError
 from vdm_jax.video_io import cache
-from vdm_jax.video_io.guard import Guard
+from vdm_jax.video_io.sandbox import Guard
 
 FRAMES, HEIGHT, WIDTH = 12, 24, 32
 

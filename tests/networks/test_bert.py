@@ -7,7 +7,7 @@ import pytest
 
 from tests.networks.recorded import write_folder
 from vdm_jax.networks import bert
-from vdm_jax.weights import foreign, renames
+from vdm_jax.pretrained import name_maps, safetensors_io
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def loaded(tmp_path_factory):
     like = jax.eval_shape(
         network.init, jax.random.key(0), recorded["ids"], recorded["mask"]
     )
-    paths = foreign.files(folder)
-    params = foreign.read(paths, like["params"], renames.BERT, jnp.float32)
+    paths = safetensors_io.files(folder)
+    params = safetensors_io.read(paths, like["params"], name_maps.BERT, jnp.float32)
     return network, params, recorded
 
 

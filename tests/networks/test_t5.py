@@ -8,7 +8,7 @@ import pytest
 from tests.networks.recorded import DATA, case, write_folder
 from vdm_jax.networks import t5
 from vdm_jax.networks.attention import relative_buckets
-from vdm_jax.weights import foreign, renames
+from vdm_jax.pretrained import name_maps, safetensors_io
 
 VERSIONS = ("t5_relu", "t5_gated")
 
@@ -32,8 +32,8 @@ def shapes(network, length=24):
 def load(folder, name, dtype="float32"):
     recorded = write_folder(folder, name)
     network = t5.T5(spec_of(recorded["config"]), dtype)
-    paths = foreign.files(folder)
-    params = foreign.read(paths, shapes(network), renames.T5, jnp.float32)
+    paths = safetensors_io.files(folder)
+    params = safetensors_io.read(paths, shapes(network), name_maps.T5, jnp.float32)
     return network, params, recorded
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from vdm_jax import sampling
+from vdm_jax.conditions.low_resolution import Stage
 from vdm_jax.diffusion import samplers, schedules
-from vdm_jax.model import Model
+from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling import Known, Settings
-from vdm_jax.stages import Stage
 
 SHAPE = (4, 8, 8, 2)
 HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
@@ -31,7 +31,7 @@ class Silent:
 
 def gaussian(mean=0.1, variance=0.01, stage=None):
     """A model of its own, whose programs no other test has compiled."""
-    return Model(
+    return DiffusionModel(
         Silent(),  # type: ignore[arg-type]
         Silent(),  # type: ignore[arg-type]
         schedules.Cosine(),

@@ -9,7 +9,7 @@ from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
 from vdm_jax import sampling
 from vdm_jax.diffusion import guidance, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Known, Settings, blocks, stability
+from vdm_jax.sampling import Known, Settings, generate, stability
 
 NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
 FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
@@ -90,13 +90,13 @@ def test_area_means_need_a_weight():
 )
 def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, asked, x64):
     """Gaussian videos, whose denoiser is exact: below it nearer, above it further."""
-    monkeypatch.setattr(blocks, "observing", lambda model, settings, known: settings)
-    monkeypatch.setattr(blocks.np, "clip", lambda x, low, high: x)
+    monkeypatch.setattr(generate, "observing", lambda model, settings, known: settings)
+    monkeypatch.setattr(generate.np, "clip", lambda x, low, high: x)
     model, deviation = gaussian(0.0, 0.04), 0.2
     low = low_of(8, deviation)
     settings = Settings(threshold=0.0, **asked)
-    sampler = blocks.make_sampler(settings)
-    table = sampler.table(blocks.make_schedule(model, settings), settings.steps)
+    sampler = generate.make_sampler(settings)
+    table = sampler.table(generate.make_schedule(model, settings), settings.steps)
     exact = settings.reconstruction_schedule == "exact"
     weights = guidance.growing(20.0, 20.0 / 0.04 * exact)
     limit = 20 * stability.largest(sampler, table, weights, 0.04)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from vdm_jax import model as models
-from vdm_jax import sampling
+from vdm_jax import build, sampling
 from vdm_jax.errors import UserError
 from vdm_jax.training import step
 
@@ -31,7 +30,7 @@ def config_of(kind, **stage):
 
 @pytest.fixture(scope="module", params=["tsr", "ssr"])
 def stage(request):
-    model = models.build(config_of(request.param))
+    model = build.build_model(config_of(request.param))
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape, p.dtype),
@@ -149,13 +148,13 @@ def test_a_noise_never_trained_with_is_refused(stage, snr):
 
 def test_tiles_of_the_crops_size():
     """One tile of all is the whole; of smaller ones each is told what lies under it."""
-    whole = models.build(config_of("ssr"))
+    whole = build.build_model(config_of("ssr"))
     params = jax.tree.map(
         lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape),
         whole.init(jax.random.key(0)),
     )
     plain, more = draw((whole, params), told(whole)), told(whole)
-    one, four = (models.build(config_of("ssr", crop=(n, n))) for n in (8, 4))
+    one, four = (build.build_model(config_of("ssr", crop=(n, n))) for n in (8, 4))
     tiled = draw((one, params), more, tiled=True)
     np.testing.assert_allclose(tiled, plain, atol=1e-4)
     first = draw((four, params), more, tiled=True, steps=1)
@@ -179,7 +178,7 @@ def test_tiles_of_the_crops_size():
     ],
 )
 def test_calls_of_the_network(settings, calls):
-    model = models.build(config_of("ssr", crop=(4, 4)))
+    model = build.build_model(config_of("ssr", crop=(4, 4)))
     asked = sampling.Settings(**{"steps": 4, "guidance": 1.0, **settings})
     assert sampling.calls(model, asked) == calls
 
@@ -215,7 +214,7 @@ def test_a_stage_that_cannot_be_is_refused(changes, message):
     config.network.patch = changes.get("patch", 2)
     config.stage.update({k: v for k, v in changes.items() if k != "patch"})
     with pytest.raises(UserError) as error:
-        models.build(config)
+        build.build_model(config)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from tensorboardX.record_writer import masked_crc32c
 
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.curve import read_curve
-from vdm_jax.model import LATER
+from vdm_jax.runs import LATER
+from vdm_jax.scalars import read_curve
 from vdm_jax.training.logging import Event, Logger
 from vdm_jax.training.run import MAY_CHANGE, open_run
 

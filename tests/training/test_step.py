@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import base
+from vdm_jax.conditions.low_resolution import Stage
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
-from vdm_jax.model import Model
-from vdm_jax.stages import Stage
+from vdm_jax.model import DiffusionModel
 from vdm_jax.training import optimizer, step
 
 
@@ -133,7 +133,7 @@ class Noise(schedules.Cosine):
 
 def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule():
     """Of a model with everything that draws, by JAX's own check of its keys."""
-    model = Model(
+    model = DiffusionModel(
         Silent(),  # type: ignore[arg-type]
         Silent(),  # type: ignore[arg-type]
         schedules.Cosine(),

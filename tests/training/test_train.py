@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from vdm_jax import data, sharding
-from vdm_jax import model as models
+from vdm_jax import build, data, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.training import run as runs
 from vdm_jax.training import train
@@ -48,7 +47,7 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
     source = data.open_source(config)
     data.resolve(config, source)
     model = dataclasses.replace(
-        models.build(config), network=Constant(), conditioner=Told()
+        build.build_model(config), network=Constant(), conditioner=Told()
     )
     seen = []
 
@@ -98,7 +97,7 @@ def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
     train.train(asked, tmp_path)
     key = jax.random.key(seed)
     assert seen["key"] == key
-    params, average = models.build(asked).init(key), seen["state"].ema
+    params, average = build.build_model(asked).init(key), seen["state"].ema
     for tree in (seen["state"].params, average):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, tree)))
     source = data.open_source(asked)

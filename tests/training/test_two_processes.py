@@ -29,7 +29,7 @@ TOY = textwrap.dedent("""
     if address:
         launch.start(address, int(count), int(rank))
     from vdm_jax import sharding
-    from vdm_jax.training.fit import fit
+    from vdm_jax.training.train_loop import fit
     from vdm_jax.training.run import open_run
     from vdm_jax.training.step import init_state, make_step
 

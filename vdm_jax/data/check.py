@@ -22,7 +22,7 @@ from vdm_jax.data.folder import ClipShape, File
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import make_folder, user_path
 from vdm_jax.video_io import BadVideo, cache
-from vdm_jax.video_io.guard import Guard
+from vdm_jax.video_io.sandbox import Guard
 
 PREVIEWS, ROWS = 8, 40  # frames a video and videos in the contact sheet
 

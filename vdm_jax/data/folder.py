@@ -24,7 +24,7 @@ from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError, printable
 from vdm_jax.video_io import BadVideo, VideoInfo, cache
 from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from vdm_jax.video_io.guard import Guard
+from vdm_jax.video_io.sandbox import Guard
 
 DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
 LUMA = np.array([0.299, 0.587, 0.114])  # grey of RGB (ITU-R BT.601)

@@ -34,7 +34,7 @@ from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.video_io import stills
-from vdm_jax.video_io.guard import Guard
+from vdm_jax.video_io.sandbox import Guard
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

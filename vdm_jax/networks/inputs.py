@@ -1,8 +1,8 @@
 """The doors by which anything enters a network.
 
 A network knows no label, no text, no fps and no camera: small encoders turn each of
-them into one of these arrays (conditioning.py), so that a new condition needs a new
-encoder and no new argument. An absent door is None; it is a constant of the compiled
+them into one of these arrays (conditions/encoder.py), so that a new condition needs a
+new encoder and no new argument. An absent door is None; it is a constant of the compiled
 program, so dropping a condition for classifier-free guidance is a masked or null value
 in the array, never a None.
 """

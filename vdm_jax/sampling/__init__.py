@@ -1,9 +1,9 @@
 """From a trained model to videos: its own size, longer, larger, from given ones."""
 
-from vdm_jax.sampling import given
-from vdm_jax.sampling.blocks import Known, Text, invert, observing, sample, to_uint8
+from vdm_jax.sampling import observations
+from vdm_jax.sampling.autoregressive import fill
+from vdm_jax.sampling.generate import Known, Text, invert, observing, sample, to_uint8
 from vdm_jax.sampling.labels import draw_labels, label_text
-from vdm_jax.sampling.long import fill
 from vdm_jax.sampling.settings import (
     Settings,
     calls,
@@ -22,9 +22,9 @@ __all__ = [
     "check_videos",
     "draw_labels",
     "fill",
-    "given",
     "invert",
     "label_text",
+    "observations",
     "observing",
     "sample",
     "to_uint8",

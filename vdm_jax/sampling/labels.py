@@ -5,13 +5,13 @@ import csv
 import numpy as np
 
 from vdm_jax.errors import UserError
-from vdm_jax.model import Model
+from vdm_jax.model import DiffusionModel
 
 OPEN = "none"  # asked for: no attribute is told
 
 
 def draw_labels(
-    model: Model, num: int, asked: str = "", seed: int = 0, flag: str = "label"
+    model: DiffusionModel, num: int, asked: str = "", seed: int = 0, flag: str = "label"
 ) -> np.ndarray | None:
     """Labels int32 [num, attributes]: as asked, else drawn evenly; None without any.
 
@@ -49,7 +49,7 @@ def draw_labels(
     return np.tile(label, (num, 1))
 
 
-def label_text(model: Model, label: np.ndarray) -> str:
+def label_text(model: DiffusionModel, label: np.ndarray) -> str:
     """The label as it is asked for, open attributes left out."""
     return ",".join(
         _quoted(names[i])

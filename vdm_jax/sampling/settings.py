@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vdm_jax.build import fits
+from vdm_jax.conditions.low_resolution import Stage, time_of_snr
 from vdm_jax.diffusion import guidance as guiding
-from vdm_jax.diffusion import samplers, schedules, windows
+from vdm_jax.diffusion import multidiffusion, samplers, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
-from vdm_jax.model import Model, fits
-from vdm_jax.stages import Stage, time_of_snr
+from vdm_jax.model import DiffusionModel
 
 ZERO_SNR = -15.0  # of logsnr: from here on an eps output says nothing of x in float32
 
@@ -74,7 +75,7 @@ def _cached(name: str, options: tuple, corrector: float) -> samplers.Sampler:
 KARRAS = ("dpm", "heun")
 
 
-def make_schedule(model: Model, settings: Settings) -> schedules.Schedule:
+def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedule:
     """Where the steps are: the model's own noise levels, or a named schedule's.
 
     That one keeps to the range of the model's own, and to its shifts where it has any.
@@ -175,7 +176,7 @@ MEANING = {
 }
 
 
-def two_branches(model: Model, settings: Settings) -> bool:
+def two_branches(model: DiffusionModel, settings: Settings) -> bool:
     """Whether a step asks the network twice: guided, and not a student told the weight.
 
     That one knows the outcome of both.
@@ -183,7 +184,7 @@ def two_branches(model: Model, settings: Settings) -> bool:
     return settings.guidance > 0 and not model.guidance_range
 
 
-def calls(model: Model, settings: Settings) -> int:
+def calls(model: DiffusionModel, settings: Settings) -> int:
     """How often the network is asked for one video of the model's own size.
 
     At every step, by Heun's sampler twice, by the corrector once more; each time by two
@@ -194,14 +195,16 @@ def calls(model: Model, settings: Settings) -> int:
     return settings.steps * each * (1 + two_branches(model, settings)) * tiles
 
 
-def tile_places(model: Model) -> np.ndarray:
+def tile_places(model: DiffusionModel) -> np.ndarray:
     """int [k, 3]: where tiles of a stage's crops, overlapping by half, begin."""
     assert model.stage is not None
     window = (model.shape[0], *model.stage.crop)
-    return windows.places(model.shape[:3], window, (0, *(n // 2 for n in window[1:])))
+    return multidiffusion.places(
+        model.shape[:3], window, (0, *(n // 2 for n in window[1:]))
+    )
 
 
-def _check_told(model: Model, settings: Settings, weights: np.ndarray) -> None:
+def _check_told(model: DiffusionModel, settings: Settings, weights: np.ndarray) -> None:
     """What a guided student was not taught."""
     low, high = model.guidance_range
     if settings.guidance_schedule.startswith("interval"):
@@ -233,7 +236,7 @@ def _check_snr(stage: Stage, snr: float) -> None:
         )
 
 
-def unread(name: str, model: Model, settings: Settings) -> str:
+def unread(name: str, model: DiffusionModel, settings: Settings) -> str:
     """What a setting needs to mean something; "" where it does."""
     if name in ("gamma", "churn"):
         sampler = {"gamma": "ancestral", "churn": "heun"}[name]
@@ -252,7 +255,7 @@ def check_videos(num: int, shape: Sequence[int], what: str) -> None:
     check_memory(need, f"{what}: {num} videos of {tuple(shape)}")
 
 
-def check(model: Model, num: int, seed: int, settings: Settings) -> None:
+def check(model: DiffusionModel, num: int, seed: int, settings: Settings) -> None:
     """Raise UserError for settings out of range, before anything compiles."""
     for field, known in NAMES.items():
         if (value := getattr(settings, field)) not in known:

@@ -8,7 +8,7 @@ from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.diffusion.samplers import MAX_STEPS
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
-from vdm_jax.model import find_paths
+from vdm_jax.runs import find_paths
 from vdm_jax.training.optimizer import DECAYS, OPTIMIZERS
 
 # (field, lowest, highest): both included.

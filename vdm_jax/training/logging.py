@@ -19,10 +19,9 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from vdm_jax import files
+from vdm_jax import files, scalars
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import curve
 
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -164,7 +163,7 @@ def _drop_after(path: Path, step: int) -> None:
             return
         if not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path} is no plain file: move it away")
-        found = list(curve.read_rows(path))
+        found = list(scalars.read_rows(path))
         kept = [line + b"\n" for line, row in found if row and row["step"] <= step]
         if sum(map(len, kept)) == path.stat().st_size:
             return  # on a disk that is full this is no reason to stop

@@ -19,7 +19,7 @@ from vdm_jax import agreement, files
 from vdm_jax.checkpoint import Checkpoints, check_fit, on_first_process, usable
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.model import read_fields, shared
+from vdm_jax.runs import read_fields, shared
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import Stop
 
@@ -55,6 +55,9 @@ MAY_CHANGE: tuple[tuple[str, Allowed], ...] = (
     ("train.optimizer", False),
     ("*", True),
 )
+
+
+START_OVER = "give another --workdir to start over"
 
 
 class Data(Protocol):

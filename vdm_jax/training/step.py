@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from vdm_jax.diffusion import losses, schedules
-from vdm_jax.model import Model
+from vdm_jax.model import DiffusionModel
 from vdm_jax.sharding import path_name
 from vdm_jax.training.state import TrainState
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict]]
 
 
-def make_loss(model: Model, weighting: str) -> LossFn:
+def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
     """The diffusion loss of a batch: one noise level a video (VDM, section 2)."""
 
     def loss_fn(params, frozen, batch, key):

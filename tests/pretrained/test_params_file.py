@@ -1,0 +1,165 @@
+"""Safetensors in and out: round trips, and files that are not what they say."""
+
+import json
+import os
+import stat
+import struct
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vdm_jax.errors import UserError
+from vdm_jax.pretrained import params
+
+
+def tree():
+    return {"a": {"kernel": np.arange(6.0).reshape(2, 3)}, "b": np.ones(4)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_round_trip(tmp_path, dtype):
+    path = tmp_path / "p.safetensors"
+    params.write(path, tree(), dtype)
+    back = params.read(path, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree())))
+    for a, b in zip(jax.tree.leaves(tree()), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(a, b)  # small integers are exact in all of them
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_non_contiguous_arrays_are_written_as_they_read(tmp_path):
+    path = tmp_path / "p.safetensors"
+    turned = {"a": np.arange(6.0).reshape(2, 3).T}
+    params.write(path, turned, np.float32)
+    np.testing.assert_array_equal(params.read(path, turned)["a"], turned["a"])
+
+
+def test_an_exported_file_has_the_rights_of_the_umask(tmp_path):
+    (tmp_path / "p.safetensors.part").symlink_to(tmp_path / "victim")
+    before = os.umask(0o077)
+    try:
+        params.write(tmp_path / "p.safetensors", tree())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "p.safetensors").stat().st_mode) == 0o600
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("F8_E4M3", 1), ("F8_E5M2", 1), ("I8", 1), ("U8", 1), ("I64", 8), ("BOOL", 1)],
+)
+def test_weights_that_are_no_floats_are_refused_by_name(tmp_path, kind, size):
+    """They need scales that are not there; the library knows no numpy F8 at all."""
+    entry = {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(raw(json.dumps({"b": entry}).encode(), bytes(4 * size)))
+    with pytest.raises(UserError, match=f"b is {kind}: give weights in F64, F32"):
+        params.read(path, {"b": np.ones(4, np.float32)})
+
+
+def test_a_large_header_is_checked_in_no_time(tmp_path):
+    entries = {f"{i:08}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+               for i in range(30_000)}  # fmt: skip
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(raw(json.dumps(entries).encode()))
+    started = time.process_time()
+    assert len(params.unique_names(path)) == 30_000
+    assert time.process_time() - started < 2  # comparing all with all took minutes
+
+
+def raw(header: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+DUPLICATE = '{"b": %s, "b": %s}' % ((json.dumps(ENTRY),) * 2)
+OVERLAP = json.dumps({"a": ENTRY, "b": ENTRY})
+UNKNOWN = json.dumps({"b": {**ENTRY, "dtype": "Q9"}})
+OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 200 << 20) + b"{}",
+        raw(json.dumps({"b": ENTRY}).encode(), b"123"),
+        raw(json.dumps({"b": ENTRY}).encode(), b"12345678"),
+        raw(b"{not json"),
+        raw(b"[" * 100_000),
+        raw(b"[]"),
+        raw(b'{"b": 1}'),
+        raw(b'{"b": {}}'),
+        raw(OVERLAP.encode(), b"1234"),
+        raw(UNKNOWN.encode(), b"1234"),
+        raw(OVERFLOW.encode(), b"1234"),
+        raw(DUPLICATE.encode(), b"1234"),
+    ],
+    ids=[
+        "empty",
+        "seven bytes",
+        "huge header",
+        "large header",
+        "truncated",
+        "trailing bytes",
+        "not json",
+        "deep",
+        "a list",
+        "no entry",
+        "no type",
+        "overlap",
+        "unknown dtype",
+        "shape overflow",
+        "duplicate name",
+    ],
+)
+def test_a_broken_file_is_one_clear_line(tmp_path, content):
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"p\.safetensors") as error:
+        params.read(path, {"b": np.zeros(1)})
+    assert "\n" not in str(error.value)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    path = tmp_path / "p.ckpt"
+    path.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(UserError, match="safetensors"):
+        params.read(path, tree())
+    with pytest.raises(UserError, match="does not exist"):
+        params.read(tmp_path / "absent.safetensors", tree())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"b": np.ones(4)}, "lacks: a/kernel"),
+        ({"a/kernel": np.ones((2, 3)), "b": np.ones(4), "c": np.ones(1)}, "c"),
+        ({"a/kernel": np.ones((3, 2)), "b": np.ones(4)}, r"a/kernel \(3, 2\)"),
+        ({"a/kernel": np.full((2, 3), np.nan), "b": np.ones(4)}, "not finite"),
+    ],
+)
+def test_what_does_not_match_is_named(tmp_path, arrays, message):
+    path = tmp_path / "p.safetensors"
+    save_file(arrays, path)
+    with pytest.raises(UserError, match=message):
+        params.read(path, tree())
+
+
+def test_a_new_leaf_keeps_its_start(tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_file({"a/kernel": np.ones((2, 3))}, path)
+    back = params.read(path, tree(), new=("b",))
+    np.testing.assert_array_equal(back["b"], np.ones(4))
+
+
+def test_what_overflows_half_precision_is_refused(tmp_path):
+    with pytest.raises(UserError, match="b is not finite as float16"):
+        params.write(tmp_path / "p.safetensors", {"b": np.array([1e6])})

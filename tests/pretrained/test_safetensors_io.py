@@ -1,0 +1,163 @@
+"""Others' safetensors by a table of names: shards, and files that do not fit."""
+
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.networks.recorded import write_folder
+from vdm_jax.errors import UserError
+from vdm_jax.networks.bert import Bert, BertSpec
+from vdm_jax.pretrained import name_maps, safetensors_io
+
+BERT = Bert(BertSpec(48, 32, 2, 24, 40, 2, 3))
+INDEX = "model.safetensors.index.json"
+TABLE = (
+    (r"old\.(\d)\.weight", name_maps.TURNED + r"new_\1/kernel"),
+    (r"old\.(\d)\.bias", r"new_\1/bias"),
+    (r"again\.(\d)\.bias", r"new_\1/bias"),
+    (r"buffer", None),
+)
+
+
+def like():
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 4), bool)
+    return jax.eval_shape(BERT.init, jax.random.key(0), ids, mask)["params"]
+
+
+def read(folder, dtype=jnp.float32):
+    return safetensors_io.read(
+        safetensors_io.files(folder), like(), name_maps.BERT, dtype
+    )
+
+
+def change(path, **tensors):
+    """Rewrite a file with some tensors changed, or without those that are None."""
+    arrays = load_file(path) | tensors
+    save_file({k: v for k, v in arrays.items() if v is not None}, path)
+
+
+def test_shards_are_the_whole(tmp_path):
+    write_folder(tmp_path / "whole", "bert")
+    write_folder(tmp_path / "shards", "bert", shards=3)
+    assert len(safetensors_io.files(tmp_path / "shards")) == 3
+    whole, shards = read(tmp_path / "whole"), read(tmp_path / "shards")
+    assert jax.tree.structure(whole) == jax.tree.structure(like())
+    jax.tree.map(np.testing.assert_array_equal, whole, shards)
+
+
+def test_names_and_matrices_are_turned_as_the_table_says(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    stored = {"old.3.weight": weight, "old.3.bias": bias, "buffer": np.arange(9)}
+    save_file(stored, path)
+    wanted = {"new_3": {"kernel": weight.T, "bias": bias}}
+    found = safetensors_io.read((path,), wanted, TABLE, jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_any_precision_is_read_as_the_one_that_is_wanted(tmp_path, stored, dtype):
+    path = tmp_path / "model.safetensors"
+    save_file({"old.0.bias": np.array([1, -2.5], stored)}, path)
+    wanted = {"new_0": {"bias": np.zeros(2)}}
+    leaf = safetensors_io.read((path,), wanted, TABLE, dtype)["new_0"]["bias"]
+    assert leaf.dtype == dtype
+    np.testing.assert_array_equal(np.float32(leaf), [1, -2.5])
+
+
+def test_two_names_of_one_tensor_must_agree(tmp_path):
+    path = tmp_path / "model.safetensors"
+    wanted = {"new_0": {"bias": np.zeros(2)}}
+    one = np.ones(2, np.float32)
+    save_file({"old.0.bias": one, "again.0.bias": one}, path)
+    safetensors_io.read((path,), wanted, TABLE, jnp.float32)
+    save_file({"old.0.bias": one, "again.0.bias": 2 * one}, path)
+    with pytest.raises(UserError, match="old.0.bias is the second, other value of new"):
+        safetensors_io.read((path,), wanted, TABLE, jnp.float32)
+
+
+QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    "tensors, said",
+    [
+        ({QUERY: None}, "lacks what makes layer_1/q/kernel$"),
+        ({"encoder.layer.2.output.dense.bias": np.zeros(24, "f4")}, "holds .*r.2.o"),
+        ({"adapter.weight": np.zeros(3, "f4")}, "holds what .* not: adapter.weight$"),
+        ({QUERY: np.zeros((24, 23), "f4")}, r"query.weight makes .*\(23, 24\), .*, 24"),
+        ({QUERY: np.full((24, 24), np.nan, "f4")}, "query.weight is not finite"),
+        ({QUERY: np.full((24, 24), np.inf, "f2")}, "query.weight is not finite"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_in_one_line(tmp_path, tensors, said):
+    write_folder(tmp_path, "bert")
+    change(tmp_path / "model.safetensors", **tensors)
+    with pytest.raises(UserError, match=said) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write_folder(tmp_path, "bert", shards=3)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match="lacks model-00002-of-00003.*index.json names"):
+        safetensors_io.files(tmp_path)
+
+
+def test_shards_lie_in_the_folder(tmp_path):
+    """An index that points elsewhere is not followed."""
+    write_folder(tmp_path / "inside", "bert", shards=2)
+    write_folder(tmp_path, "bert")
+    index = tmp_path / "inside" / INDEX
+    index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+    with pytest.raises(UserError, match="lacks model.safetensors"):
+        safetensors_io.files(tmp_path / "inside")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {}}']
+)
+def test_an_index_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(UserError, match="is no index of shards"):
+        safetensors_io.files(tmp_path)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(X\x06\0\0\0exit 1tR.")
+    with pytest.raises(UserError, match="neither .*pytorch_model.bin. is not read"):
+        safetensors_io.files(tmp_path)
+
+
+def test_half_a_file_is_refused(tmp_path):
+    write_folder(tmp_path, "bert")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        read(tmp_path)
+
+
+def test_there_are_never_two_copies(tmp_path):
+    """10 tensors of 1 MB in float32, kept in bfloat16: half, and one at a time."""
+    path, count, size = tmp_path / "model.safetensors", 10, 1 << 20
+    bias = np.zeros(size // 4, np.float32)
+    save_file({f"old.{i}.bias": bias for i in range(count)}, path)
+    wanted = {f"new_{i}": {"bias": bias} for i in range(count)}
+    tracemalloc.start()
+    try:
+        found = safetensors_io.read((path,), wanted, TABLE, jnp.bfloat16)
+        jax.block_until_ready(found)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    print(peak / size)
+    assert peak < (count / 2 + 3) * size

@@ -1,0 +1,274 @@
+"""The page's structure and pictures, and the page as a browser sees it."""
+
+import base64
+import html
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax.errors import UserError
+from vdm_jax.report import page
+from vdm_jax.report.curves import Line
+
+HOSTILE = "<script>alert('\"&')</script>"
+
+
+def videos(n=4, f=5, h=16, w=16, c=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, f, h, w, c), dtype=np.uint8)
+
+
+def sections(words="words"):
+    return [
+        page.Films(words, [page.Film(words, videos()), page.Film("b", videos())], 8),
+        page.Pairs(
+            words, videos(3), videos(3), np.array([0.3, 0.0, 0.2]), 8, note=words
+        ),
+        page.Curve(words, [Line(words, np.arange(9.0), np.arange(9.0) + 1)], words),
+        page.Table(words, ["", *[words] * 9], [[words] * 10] * 3, (1,), words),
+        page.Commands(words, [f"python train.py --flag={words} " * 5], words),
+        page.Facts(words, {words: words}, words),
+    ]
+
+
+class Page(html.parser.HTMLParser):
+    """Elements of a page; fails on one that is not closed."""
+
+    VOID = ("meta", "link", "img", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def html_page():
+    return page.render("Title", "Lead.", sections())
+
+
+def test_page_fetches_nothing_and_runs_nothing(html_page):
+    parsed = Page(html_page)
+    assert not parsed.all("script")
+    for _, attrs in parsed.elements:
+        assert not any(name.startswith("on") for name in attrs)
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:"))
+    style = html_page[html_page.index("<style>") : html_page.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    policy = parsed.all("meta")[1]["content"]
+    assert policy.startswith("default-src 'none'") and "script" not in policy
+    targets = {attrs["id"] for _, attrs in parsed.elements if "id" in attrs}
+    assert all(a["href"][1:] in targets for a in parsed.all("a"))
+
+
+def test_every_text_is_escaped():
+    hostile = page.render(HOSTILE, HOSTILE, sections(HOSTILE))
+    plain = page.render("words", "words", sections("words"))
+    assert "<script" not in hostile
+    found, expected = Page(hostile), Page(plain)
+    assert [tag for tag, _ in found.elements] == [tag for tag, _ in expected.elements]
+    counts = [
+        sum(word.count(text) for word in parsed.words)
+        + sum(str(attrs).count(repr(text)[1:-1]) for _, attrs in parsed.elements)
+        for parsed, text in ((found, HOSTILE), (expected, "words"))
+    ]
+    assert counts[0] == counts[1] > 50
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 16, 12, 3), (2, 4, 40, 40, 1)])
+def test_pixels_of_a_film_are_those_of_the_videos(shape):
+    n, f, h, w, c = shape
+    film = videos(n, f, h, w, c)
+    text = page.Films("t", [page.Film("a", film, columns=3)], fps=8).body()
+    (image,) = Page(text).all("img")
+    data = base64.b64decode(image["src"].partition(",")[2])
+    strip = np.asarray(Image.open(io.BytesIO(data)))
+    columns = min(3, n)
+    frames = strip.reshape(strip.shape[0], f, -1, 4).swapaxes(0, 1)
+    width, height = map(int, re.search(r"ratio:(\d+)/(\d+)", image["style"]).groups())
+    assert frames.shape == (f, height, width, 4)
+    wide, tall = width // columns, height // -(-n // columns)
+    left, top = (wide - w) // 2, (tall - h) // 2
+    seen = np.zeros((height, width), bool)
+    for i in range(n):
+        y, x = i // columns * tall + top, i % columns * wide + left
+        cell = frames[:, y : y + h, x : x + w]
+        np.testing.assert_array_equal(
+            cell[..., :3], np.broadcast_to(film[i], (*cell.shape[:3], 3))
+        )
+        seen[y : y + h, x : x + w] = True
+    np.testing.assert_array_equal(
+        frames[..., 3], np.where(seen, 255, 0)[None].repeat(f, 0)
+    )
+
+
+def test_a_film_longer_than_webp_allows_is_a_png():
+    text = page.Films("t", [page.Film("a", videos(4, 250, 16, 16))], fps=8).body()
+    (image,) = Page(text).all("img")
+    assert image["src"].startswith("data:image/png;")
+
+
+def test_films_of_large_videos_stay_small():
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 256, 256, 3), np.uint8)
+    text = page.Films("t", [page.Film("a", noise)], fps=8).body()
+    (image,) = Page(text).all("img")
+    assert image["src"].startswith("data:image/webp;")
+    assert len(text) < 4_000_000  # noise is the worst: film takes a fifth of it
+
+
+def test_pairs_come_nearest_first_with_the_sample_on_the_left():
+    samples, nearest = videos(3, seed=1), videos(3, seed=2)
+    pairs = page.Pairs("t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8)
+    films = page.Films(
+        "t",
+        [
+            page.Film(f"distance {d}", np.stack([samples[i], nearest[i]]), columns=2)
+            for i, d in ((1, "0.000"), (2, "0.200"), (0, "0.300"))
+        ],
+        fps=8,
+    )
+    assert pairs.body() == films.body()
+
+
+def test_floats_are_refused():
+    film = page.Film("a", videos() / 255)
+    with pytest.raises(UserError, match="a film is uint8"):
+        page.Films("t", [film], fps=8).body()
+
+
+def test_write_replaces_an_older_page(tmp_path):
+    path = tmp_path / "report" / "index.html"
+    for title in ("one", "two"):
+        page.write(path, title=title, lead="", sections=[])
+    assert "<h1>two</h1>" in path.read_text()
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+# --- in a browser ------------------------------------------------------------------
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """(page, *flags) -> what the page's scripts print as FOUND, and other messages."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("chromium is not installed")
+
+    def load(page, *flags):
+        file = tmp_path / "page.html"
+        file.write_text(page, encoding="utf-8")
+        command = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+            "--disable-background-networking --disable-component-update --disable-sync "
+            "--enable-logging=stderr --virtual-time-budget=2000 --window-size=1400,900 "
+            f"--user-data-dir={tmp_path / 'user'} --screenshot={tmp_path / 'page.png'}"
+        )
+        done = subprocess.run(
+            [browser, *command.split(), *flags, file.as_uri()],
+            capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        console = re.findall(r'CONSOLE:?\S* "(.*)", source', done.stderr)
+        found = [line for line in console if line.startswith("FOUND ")]
+        other = [line for line in console if line not in found]
+        return [json.loads(line.removeprefix("FOUND ")) for line in found], other
+
+    return load
+
+
+PROBE = """<!doctype html>
+<iframe width="WIDTH" height="844" srcdoc="PAGE"></iframe>
+<script>
+function probe() {
+  const page = document.querySelector("iframe").contentDocument;
+  const films = [...page.querySelectorAll(".film")];
+  const style = film => page.defaultView.getComputedStyle(film);
+  const state = () => [...new Set(films.map(film => style(film).animationPlayState))];
+  const found = {
+    width: page.defaultView.innerWidth,
+    needed: page.scrollingElement.scrollWidth,
+    loaded: films.every(film => film.complete && film.naturalWidth > 0),
+    boxes: [...page.querySelectorAll(".scroll")].map(
+      box => box.scrollWidth > box.clientWidth),
+    starts: new Set(page.getAnimations().map(moving => moving.startTime)).size,
+    before: state(),
+  };
+  page.getElementById("switch").click();
+  found.after = state();
+  page.getElementById("switch").click();
+  const moving = films[0].getAnimations()[0];
+  moving.pause();
+  found.places = [0.5, 1.5, 2.5, 3.5, 4.5].map(frame => {
+    moving.currentTime = 1000 * frame / 8;
+    return style(films[0]).objectPosition;
+  });
+  page.querySelector("footer").remove();
+  found.unfinished = page.getAnimations().length;
+  console.log("FOUND " + JSON.stringify(found));
+}
+let frames = 0;
+const wait = () => frames++ < 5 ? requestAnimationFrame(wait) : probe();
+onload = wait;
+</script>"""
+
+
+def probe(page, width):
+    return PROBE.replace("WIDTH", str(width)).replace("PAGE", html.escape(page))
+
+
+def test_browser_has_no_complaint(browse, html_page):
+    assert browse(html_page) == ([], [])
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_browser_fits_the_page_and_plays_its_films_in_step(browse, html_page, width):
+    (found,), complaints = browse(probe(html_page, width))
+    assert complaints == []
+    assert found["width"] == width and found["needed"] <= width
+    assert found["loaded"]
+    if width == 390:
+        assert found["boxes"] == [True, True]  # the table and the commands scroll
+    assert found["starts"] == 1 and found["unfinished"] == 0
+    assert found["before"] == ["running"] and found["after"] == ["paused"]
+    assert found["places"] == ["0% 0px", "25% 0px", "50% 0px", "75% 0px", "100% 0px"]
+
+
+def test_browser_holds_still_for_who_prefers_it(browse, html_page):
+    (found,), _ = browse(probe(html_page, 390), "--force-prefers-reduced-motion")
+    assert found["before"] == ["paused"] and found["after"] == ["running"]
+
+
+def test_browser_shows_one_frame_at_a_time(browse, tmp_path):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    film = np.broadcast_to(colours[:, None, None], (4, 3, 16, 16, 3))
+    text = page.render("", "", [page.Films("", [page.Film("", film)], fps=8)])
+    browse(text, "--force-prefers-reduced-motion")
+    shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+    red, green, blue = ((shot == colour).all(-1).sum() for colour in colours)
+    assert red > 4 * 64 * 64 and green == blue == 0

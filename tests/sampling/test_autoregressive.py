@@ -1,0 +1,228 @@
+"""Longer and larger videos, and videos of which something is given."""
+
+import jax
+import numpy as np
+import pytest
+
+from vdm_jax import sampling
+from vdm_jax.diffusion import samplers
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import autoregressive, generate
+
+# All draw two videos at once, so that they share their programs.
+QUICK = sampling.Settings(steps=3, batch_size=2)
+SAMPLERS = {
+    "reconstruction": QUICK,
+    "replacement, heun": sampling.Settings(
+        steps=3, sampler="heun", churn=5.0, reconstruction=0.0
+    ),
+    "replacement, corrected": sampling.Settings(
+        steps=3, sampler="ancestral", corrector=0.1, reconstruction=0.0, percentile=90.0
+    ),
+}
+
+
+def pixels(shape, seed=0):
+    """Any video, uint8 and encoded."""
+    video = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return video, (video / 127.5 - 1).astype(np.float32)
+
+
+def given(model, frames, places, seed=0):
+    """Known of one video of which the frames at `places` are given; their pixels."""
+    shape = (1, frames, *model.shape[1:])
+    video, encoded = pixels(shape, seed)
+    mask = np.zeros((*shape[:-1], 1), bool)
+    mask[:, places] = True
+    return sampling.Known(np.where(mask, encoded, 0), mask), video[0, places]
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_given_frames_come_back_as_they_are(trained, name):
+    model, params = trained
+    known, frames = given(model, 12, slice(0, 4))
+    settings = SAMPLERS[name]
+    videos = sampling.to_uint8(sampling.fill(model, params, 2, settings, known))
+    assert videos.shape == (2, 12, *model.shape[1:])
+    np.testing.assert_array_equal(videos[:, :4], np.stack([frames, frames]))
+    assert (videos[0, 4:] != videos[1, 4:]).mean() > 0.5
+
+
+@pytest.mark.parametrize("places", [[16, 17, 18], [0, 7, 14, 18], [9]])
+@pytest.mark.parametrize("backward", [False, True])
+def test_frames_are_kept_wherever_they_are(trained, places, backward):
+    model, params = trained
+    known, frames = given(model, 19, places)
+    videos = sampling.fill(model, params, 2, QUICK, known, backward=backward)
+    np.testing.assert_array_equal(sampling.to_uint8(videos)[1, places], frames)
+    assert np.abs(videos).max(axis=(0, 2, 3, 4)).min() > 0  # no frame left empty
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_blocks_go_on_from_what_is_given(trained, monkeypatch, backward):
+    """From one end to the other: none is made out of nothing."""
+    model, params = trained
+    seen = []
+
+    def sample(model, params, num, settings, *, known, **how):
+        seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
+        return np.zeros((num, *model.shape))
+
+    monkeypatch.setattr(autoregressive, "sample", sample)
+    known, _ = given(model, 16, [14, 15] if backward else [0, 1])
+    sampling.fill(model, params, 2, QUICK, known, overlap=3, backward=backward)
+    first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))
+    assert seen == [each[::-1] if backward else each for each in (first, *others)]
+
+
+def test_given_pixels_come_back_and_the_rest_is_painted(trained):
+    model, params = trained
+    shape = (1, *model.shape)
+    video, encoded = pixels(shape)
+    mask = np.random.default_rng(1).random((*shape[:-1], 1)) < 0.5
+    known = sampling.Known(encoded, mask)
+    made = sampling.to_uint8(sampling.fill(model, params, 2, QUICK, known))
+    same = (made[1:] == video).all(-1, keepdims=True)
+    assert same[mask].all() and same[~mask].mean() < 0.1
+
+
+def test_of_nothing_given_one_block_is_a_plain_sample(trained):
+    model, params = trained
+    known, _ = given(model, model.shape[0], [])
+    plain = sampling.sample(model, params, 2, QUICK, seed=3)
+    filled = sampling.fill(model, params, 2, QUICK, known, seed=3)
+    np.testing.assert_array_equal(filled, plain)
+
+
+def test_a_block_reads_what_the_one_before_it_left(trained):
+    """Other given frames change the next block, and through it the one after."""
+    model, params = trained
+    made = []
+    for seed in (0, 1):
+        known, _ = given(model, 16, slice(0, 8), seed)
+        made.append(sampling.fill(model, params, 2, QUICK, known))
+    difference = np.abs(made[0] - made[1]).mean(axis=(0, 2, 3, 4))
+    assert (difference[8:] > 1e-4).all()
+
+
+def test_a_last_batch_is_filled_up_and_no_video_depends_on_it(trained):
+    """Three videos in batches of two: the third has its own noise, as ever."""
+    model, params = trained
+    known, _ = given(model, 8, slice(0, 4))
+    three = sampling.fill(model, params, 3, QUICK, known)
+    two = sampling.fill(model, params, 2, QUICK, known)
+    np.testing.assert_array_equal(three[:2], two)
+    assert np.abs(three[2] - two).mean(axis=(1, 2, 3, 4)).min() > 1e-3
+
+
+def test_one_window_is_a_plain_sample_bit_for_bit(trained):
+    model, params = trained
+    plain = sampling.sample(model, params, 2, QUICK)
+    same = sampling.sample(model, params, 2, QUICK, size=model.shape[:3])
+    np.testing.assert_array_equal(same, plain)
+
+
+def test_windows_make_longer_and_larger_videos(trained):
+    """Given frames included; a larger video comes from the same parameters."""
+    model, params = trained
+    size = (12, 20, 16)
+    video, encoded = pixels((1, *size, 3))
+    mask = np.zeros((1, *size, 1), bool)
+    mask[:, [0, 11]] = True
+    known = sampling.Known(encoded, mask)
+    videos = sampling.sample(model, params, 2, QUICK, known=known, size=size)
+    assert videos.shape == (2, *size, 3) and np.isfinite(videos).all()
+    places = sampling.to_uint8(videos)[1, [0, 11]]
+    np.testing.assert_array_equal(places, video[0, [0, 11]])
+    assert videos[:, 1:11].std() > 0.05
+
+
+def test_a_small_version_pulls_at_the_video(trained):
+    model, params = trained
+    _, low = pixels((1, 12, 4, 4, 3))
+    distance = []
+    for w in (1e-9, 3.0):
+        known = given(model, 12, [])[0]._replace(low=low)
+        settings = sampling.Settings(steps=8, reconstruction=w)
+        videos = sampling.fill(model, params, 2, settings, known)
+        means = videos.reshape(2, 12, 4, 4, 4, 4, 3).mean((3, 5))
+        distance.append(np.abs(means - low).mean())
+    assert distance[1] < 0.9 * distance[0]
+
+
+def test_a_negative_label_takes_the_place_of_no_label(trained):
+    model, params = trained
+    labels = np.array([[0, 1]], np.int32)
+    away = np.array([[2, 0]], np.int32)
+
+    def draw(w, **told):
+        settings = sampling.Settings(steps=3, guidance=w)
+        return sampling.sample(model, params, 2, settings, labels=labels, **told)
+
+    assert np.abs(draw(2.0) - draw(2.0, negative=away)).mean() > 1e-3
+    # Away from the label itself, guidance does nothing.
+    np.testing.assert_allclose(draw(2.0, negative=labels), draw(0.0), atol=1e-3)
+
+
+def test_inversion_is_what_ddim_takes_back(trained):
+    model, params = trained
+    labels = np.array([[0, 1], [1, 0]], np.int32)
+    plain = sampling.Settings(threshold=0.0)
+    videos = sampling.sample(model, params, 2, plain, labels=labels)
+    errors = []
+    for steps in (8, 32, 128):
+        settings = sampling.Settings(steps=steps, threshold=0.0)
+        z = sampling.invert(model, params, videos, settings, labels=labels)
+        again = sampling.sample(model, params, 2, settings, labels=labels, start=z)
+        errors.append(np.sqrt(np.mean((again - videos) ** 2)))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_programs_are_compiled_once_for_all_numbers(trained):
+    """Steps, weights, seeds and blocks are arguments; what is given is a program."""
+    model, params = trained
+
+    def programs():
+        return generate._chunk._cache_size(), generate._begin._cache_size()
+
+    def plain(seed=0, **settings):
+        # A batch of its own, so that nothing is left from other tests.
+        asked = sampling.Settings(**settings, batch_size=5)
+        sampling.sample(model, params, 5, asked, seed=seed)
+
+    def extended(places, frames, **settings):
+        known, _ = given(model, frames, places)
+        asked = sampling.Settings(**settings, batch_size=5)
+        sampling.fill(model, params, 5, asked, known)
+
+    chunk, begin = programs()
+    for steps in (2, 9, 20):
+        plain(steps=steps, seed=steps)
+    assert programs() == (chunk + 1, begin + 1)
+    for steps, weight, schedule in (
+        (2, 0.5, "constant"), (9, 3.0, "oscillating:1"), (4, 7.0, "frames:1"),
+    ):  # fmt: skip
+        plain(steps=steps, guidance=weight, guidance_schedule=schedule)
+    assert programs() == (chunk + 2, begin + 2)
+    for places, frames, steps, weight in (
+        (slice(0, 4), 20, 2, 1.0), ([0, 7], 8, 9, 4.0), ([3], 12, 3, 9.0),
+    ):  # fmt: skip
+        extended(places, frames, steps=steps, reconstruction=weight)
+    assert programs() == (chunk + 3, begin + 3)
+    extended([], 16, steps=2)  # a first block of which nothing is given, then others
+    assert programs() == (chunk + 3, begin + 3)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_a_traced_seed_is_the_same_seed(seed):
+    keys = samplers.video_keys(seed, 0, 3, np.arange(2))
+    traced = jax.jit(lambda s, b: samplers.video_keys(s, 0, b, np.arange(2)))
+    same = traced(np.uint32(seed), np.uint32(3))
+    np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(keys))
+
+
+def test_a_small_version_needs_a_weight(trained):
+    model, params = trained
+    known = given(model, 8, [])[0]._replace(low=np.zeros((1, 8, 4, 4, 3)))
+    with pytest.raises(UserError, match="a weight above 0"):
+        sampling.fill(model, params, 1, SAMPLERS["replacement, heun"], known)

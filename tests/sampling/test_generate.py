@@ -1,0 +1,122 @@
+"""Sampling through the real model: the same video however it is batched."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import sampling
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import generate
+
+
+def draw(trained, num=3, **settings):
+    model, params = trained
+    labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
+    where = {k: settings.pop(k) for k in ("seed", "first", "progress") if k in settings}
+    settings = {"steps": 4, "guidance": 1.0, "batch_size": 3, **settings}
+    asked = sampling.Settings(**settings)
+    return sampling.sample(model, params, num, asked, labels=labels, **where)
+
+
+def test_a_video_does_not_depend_on_its_batch(trained):
+    whole = draw(trained)
+    assert whole.shape == (3, *trained[0].shape)
+    np.testing.assert_allclose(draw(trained, batch_size=2), whole, atol=1e-4)
+    np.testing.assert_allclose(draw(trained, batch_size=1), whole, atol=1e-4)
+
+
+def test_ancestral_noise_does_not_depend_on_the_batch_either(trained):
+    whole = draw(trained, sampler="ancestral", gamma=0.5)
+    split = draw(trained, sampler="ancestral", gamma=0.5, batch_size=2)
+    np.testing.assert_allclose(split, whole, atol=1e-4)
+
+
+def test_seeds_and_videos_differ(trained):
+    a, b = draw(trained, seed=0), draw(trained, seed=1)
+    assert abs(a - b).mean() > 0.01
+    model, params = trained
+    same_label = np.zeros((2, 2), np.int32)
+    pair = sampling.sample(
+        model, params, 2, sampling.Settings(steps=2, batch_size=2), labels=same_label
+    )
+    assert abs(pair[0] - pair[1]).mean() > 0.01
+
+
+def test_first_counts_on(trained):
+    model, params = trained
+    labels = np.zeros((2, 2), np.int32)
+    settings = sampling.Settings(steps=2, batch_size=1)
+    both = sampling.sample(model, params, 2, settings, labels=labels)
+    second = sampling.sample(model, params, 1, settings, labels=labels[1:], first=1)
+    np.testing.assert_allclose(second[0], both[1], atol=1e-4)
+
+
+def test_one_program_serves_every_number_of_steps_and_every_weight(trained):
+    draw(trained, steps=4, guidance=1.0)
+    before = generate._chunk._cache_size()
+    for steps, guidance in ((2, 1.0), (20, 0.5), (7, 3.0)):
+        draw(trained, steps=steps, guidance=guidance)
+    assert generate._chunk._cache_size() == before
+
+
+def test_progress_reaches_its_total(trained):
+    seen = []
+    draw(trained, steps=10, batch_size=2, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (20, 20)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_labels_are_read_by_name(trained):
+    model = trained[0]
+    np.testing.assert_array_equal(
+        sampling.draw_labels(model, 2, "y,b"), [[1, 1], [1, 1]]
+    )
+    np.testing.assert_array_equal(sampling.draw_labels(model, 1, "x"), [[-1, 0]])
+    np.testing.assert_array_equal(sampling.draw_labels(model, 1, "none"), [[-1, -1]])
+    assert sampling.label_text(model, np.array([-1, 0])) == "x"
+    drawn = sampling.draw_labels(model, 6, seed=3)
+    assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]
+    alike = dataclasses.replace(model, attributes=(("a", "b"), ("x", "y")))
+    drawn = sampling.draw_labels(alike, 40)
+    assert len(np.unique(drawn, axis=0)) == 4  # each attribute by itself
+
+
+@pytest.mark.parametrize("asked", ["green", "a,b", "a,", "a,x,y"])
+def test_a_wrong_label_names_what_there_is(trained, asked):
+    with pytest.raises(UserError, match="--label="):
+        sampling.draw_labels(trained[0], 1, asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps=0: from 1 to 1024"),
+        ({"steps": 2000}, "from 1 to 1024"),
+        ({"guidance": -1.0}, "w >= 0"),
+        ({"guidance": float("nan")}, "guidance=nan"),
+        ({"guidance": float("inf")}, "guidance=inf"),
+        ({"sampler": "heum"}, "one of ddim, ancestral, dpm"),
+        ({"sampler": "ancestral", "gamma": 1.5}, "gamma=1.5: from 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"threshold": -1.0}, "threshold"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(trained, settings, message):
+    with pytest.raises(UserError, match=message):
+        draw(trained, **settings)
+
+
+def test_guidance_needs_dropped_conditions(trained):
+    model, params = trained
+
+    never = dataclasses.replace(model, label_drop=0.0)
+    with pytest.raises(UserError, match="sometimes dropped"):
+        sampling.sample(never, params, 1, sampling.Settings(guidance=1.0))
+
+
+def test_uint8_is_the_inverse_of_encode(trained):
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1)
+    encoded = np.asarray(trained[0].encode(jnp.asarray(pixels)))
+    np.testing.assert_array_equal(sampling.to_uint8(encoded), pixels)

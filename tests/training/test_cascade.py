@@ -1,0 +1,341 @@
+"""A cascade is trained by one command, told by text and by what its clips become."""
+
+import json
+import math
+import os
+import shutil
+import time
+import tomllib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import cascade_small
+from tests.verbs import call
+from vdm_jax import cascade, data
+from vdm_jax import text as encoders
+from vdm_jax.data import embeddings, shapes
+from vdm_jax.errors import UserError
+from vdm_jax.training import captions, checks
+
+CONFIG = """
+from configs import cascade_small
+
+STAGES = ("base", "tsr1")
+
+
+def get_config(variant):
+    config = cascade_small.get_config("smoke").unlock()
+    config.data.embeddings = {embeddings!r}
+    config.conditioning.update(text_width=6, text_drop=0.1)
+    config.sample.update(steps=2, guidance=1.0)
+    config.video.frames = 4 if variant == "base" else 8
+    config.data.stride = 2 if variant == "base" else 1
+    config.stage.update(kind="tsr")
+    if variant == "base":
+        config.stage.update(kind="base", factor=1, noise=(0.0, 1.0))
+    mixing = ("temporal_conv", "cross_attention")
+    config.network.levels = (dict(channels=8, blocks=1, mixing=mixing),)
+    config.network.middle = ()
+    return config.lock()
+"""
+
+
+def of_another_encoder(index) -> None:
+    """Have an index of embeddings name another encoder, as one before digests did."""
+    about = json.loads(index.read_text().replace("those", "others"))
+    index.write_text(json.dumps({n: v for n, v in about.items() if n != "digest"}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Embeddings of every sentence of moving shapes, by an encoder that is no more."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    source = shapes.Shapes(shapes.Geometry(8, 16, 16))
+    rng = np.random.default_rng(0)
+
+    def encode(captions):
+        return [
+            rng.normal(size=(len(c.split()), 6)).astype(np.float16) for c in captions
+        ]
+
+    about = {"encoder": "/nowhere", "weights": "those", "width": 6}
+    embeddings.write(folder, source.captions, encode, about)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "made, one",
+    [
+        ([("a", "1"), ("b", "1")], True),
+        ([("a", "1"), ("a", "2")], False),
+        ([("a", ""), ("a", "1")], True),
+        ([("a", ""), ("b", "1")], False),
+        ([("a", ""), ("a", "1"), ("a", "2")], False),
+        ([("a", ""), ("a", "")], True),
+        ([("a", ""), ("", "")], False),
+    ],
+)
+def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
+    texts = [dict(encoder=name, encoder_sha256=sha) for name, sha in made]
+    assert encoders.one_encoder(texts) == one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"factor": 2}, {"fill": "blank"}, {"noise": (0.0, 0.5)}, {"crop": (8, 8)}],
+)
+def test_fields_of_a_stage_without_one_are_refused(changes):
+    config = cascade_small.get_config("base").unlock()
+    checks.check(config)
+    config.stage.update(changes)
+    (name,) = changes
+    with pytest.raises(UserError, match=f"stage.{name}=.*'base', which is given no"):
+        checks.check(config)
+
+
+def test_text_takes_the_place_of_labels():
+    for width, labels in ((0, shapes.ATTRIBUTES), (6, ())):
+        config = cascade_small.get_config("smoke").unlock()
+        config.conditioning.text_width = width
+        config.data.update(attributes=None, mean=0.0, variance=1.0)
+        data.resolve(config, data.open_source(config))
+        assert config.data.attributes == labels
+
+
+def test_text_is_padded_to_the_longest(folder):
+    texts = captions.Texts(folder)
+    strings = np.array(["a red square moves left slowly", ""])
+    batch = texts(strings)
+    assert batch["text"].shape == (2, texts.longest, 6) and texts.longest >= 7
+    assert batch["text_mask"].sum(1).tolist() == [6, 0]
+    tokens = texts.embeddings[str(strings[0])]
+    np.testing.assert_array_equal(batch["text"][0, :6], tokens)
+    assert not batch["text"][0, 6:].any()
+    with pytest.raises(UserError, match="no embedding of 'a horse'"):
+        texts(["a horse"])
+
+
+def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
+    config, workdir = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG.format(embeddings=folder))
+    flags = f"--cascade={config}", f"--workdir={workdir}"
+    done = call("train", *flags)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "base" / "samples").is_dir()
+    assert "base: training" in done.stdout and "tsr1: training" in done.stdout
+    done = call("train", *flags)
+    assert done.returncode == 0 and "step" not in done.stdout
+    assert "base: trained" in done.stdout and "tsr1: trained" in done.stdout
+    # Nor where a run was begun before the encoder's weights were written down.
+    path = workdir / "base" / "config.json"
+    begun = json.loads(path.read_text())
+    assert begun["conditioning"].pop("encoder_sha256") == "those"
+    path.write_text(json.dumps(begun))
+    assert call("train", *flags).returncode == 0
+    for verb, of, more, message in (
+        ("sample", "base", [], "base is told by text: give --prompt"),
+        ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
+        ("sample", "tsr1", [], "tsr1 is a stage that is given a video"),
+        ("sample", "tsr1", ["--prompt=a"], "tsr1, is given a video; begin with"),
+        # The encoder that made the text is gone: said in a line.
+        ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
+        ("sample", "base", ["--prompt=a", "--frames=8"], "and without a prompt"),
+        ("sample", "base", ["--prompt=a", "--encoder=/else"], "encoder '/else'"),
+    ):
+        done = call(verb, f"--workdir={workdir}/{of}", f"--out={tmp_path}/o", *more)
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
+    done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
+    assert done.returncode == 2
+    assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
+
+    # A stage that is trained is not silently another one's.
+    text = config.read_text()
+    config.write_text(text.replace("channels=8", "channels=16"))
+    done = call("train", *flags)
+    assert done.returncode == 2
+    assert "base was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    # Found before another stage goes on, which base would with a step more.
+    config.write_text(
+        text.replace("channels=8", 'channels=8 if variant == "base" else 16').replace(
+            "return", 'config.train.steps += variant == "base"\n    return'
+        )
+    )
+    done = call("train", *flags)
+    assert done.returncode == 2 and "base: training" not in done.stdout
+    assert "tsr1 was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    # Nor is it one that was told the text of another encoder.
+    other = tmp_path / "embeddings"
+    shutil.copytree(folder, other)
+    of_another_encoder(other / embeddings.INDEX)
+    config.write_text(CONFIG.format(embeddings=str(other)))
+    done = call("train", *flags)
+    assert done.returncode == 2
+    assert "with text of different encoders or" in done.stderr.splitlines()[-1]
+    # Nor is the first begun if the second does not take what it makes.
+    config.write_text(text.replace('variant == "base" else 8', "variant == '' else 8"))
+    done = call("train", f"--cascade={config}", f"--workdir={tmp_path}/other")
+    assert done.returncode == 2 and not (tmp_path / "other").exists()
+    assert "stage tsr1 takes videos of (4, 16, 16, 3)" in done.stderr.splitlines()[-1]
+
+
+def test_captions_that_a_source_knows_are_embedded_where_none_are(
+    monkeypatch, tmp_path
+):
+    config = cascade_small.get_config("base").unlock()
+    config.data.embeddings = str(tmp_path / "text")
+    encoder = FakeEncoder()
+    loaded = []
+    monkeypatch.setattr(captions.text, "load", lambda: loaded.append(0) or encoder)
+    for _ in range(2):
+        texts = captions.open_texts(config, SimpleNamespace(captions=["a", "b b"]))
+        assert loaded == [0] and encoder.asked == [["", "a", "b b"]]  # once
+    assert texts.embeddings["b b"].shape == (2, 384)
+    assert config.conditioning.encoder_sha256 == "weights"
+
+
+class FakeEncoder:
+    name, width = "fake", 384
+
+    def __init__(self):
+        self.asked = []
+
+    def sha256(self):
+        return "weights"
+
+    def __call__(self, texts):
+        self.asked.append(sorted(texts))
+        words = [len(t.split()) or 1 for t in texts]
+        mask = np.arange(max(words)) < np.array(words)[:, None]
+        tokens = np.ones((*mask.shape, 384), np.float32)
+        return encoders.Text(tokens, mask, tokens.mean(1))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A base and a stage told by text, images beside the base's videos."""
+    workdir = tmp_path_factory.mktemp("trained")
+    text = CONFIG.format(embeddings=folder).replace(
+        "return", 'config.data.images = int(variant == "base")\n    return'
+    )
+    (workdir / "config.py").write_text(text)
+    done = call("train", f"--cascade={workdir}/config.py", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_path):
+    (trained / "file.toml").write_text(
+        '[[stage]]\nname = "base"\nworkdir = "base"\nguidance = 3.0\n'
+        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\nsnr = 3.0\ntiled = false\n'
+    )
+    flags = (
+        f"--cascade={trained}/file.toml", "--config=configs/distill_cascade.py:smoke",
+        f"--workdir={tmp_path}", "--config.distill.guidance=(0.0, 2.0)",
+        "--config.distill.told_updates=2",
+    )  # fmt: skip
+    done = call("distill", *flags)
+    assert done.returncode == 0, done.stderr
+    base, tsr1 = cascade.read(tmp_path).links
+    assert base.settings.guidance == 2.0 and base.model.guidance_range == (0.0, 2.0)
+    assert tsr1.settings.snr == 3.0 and tsr1.settings.guidance == 1.0
+    assert cascade.calls(cascade.read(tmp_path)) == 4  # one branch of two steps each
+    # Not with what another encoder made of the captions.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    of_another_encoder(other / embeddings.INDEX)
+    changes = f"--config.data.embeddings={other}", f"--workdir={tmp_path}/again"
+    done = call("distill", *flags, *changes)
+    assert done.returncode == 2
+    assert "was told text by /nowhere, and the embeddings" in done.stderr
+    (alone,) = cascade.read(tmp_path / "base").links  # a student, by itself
+    assert alone.model == base.model and alone.settings.steps == 2
+
+
+def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
+    cascade.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
+    text = (tmp_path / cascade.FILE).read_text()
+    changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
+    (tmp_path / cascade.FILE).write_text(changed)
+    cascade.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
+    assert (tmp_path / cascade.FILE).read_text().startswith(changed)
+    with open(tmp_path / cascade.FILE, "rb") as file:
+        tables = tomllib.load(file)["stage"]
+    assert tables == [
+        {"name": "base", "workdir": "else", "steps": 9},
+        {"name": "tsr", "workdir": "tsr", "snr": 3.0},
+        {"name": "ssr", "workdir": "ssr", "snr": math.inf},
+    ]
+    for file in (
+        'stage = [{name = "base"}]',
+        '[[stage]]\nname = "ssr"\n',
+        '[[stage]]\nname = "base"\n[[stage]]\nname = "more"\n',
+        "[[stage]]\nname = [1]\n",
+    ):
+        (tmp_path / cascade.FILE).write_text(file)
+        with pytest.raises(UserError, match="lacks .*: put it in its place"):
+            cascade.write_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
+        assert (tmp_path / cascade.FILE).read_text() == file
+
+
+@pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
+def test_a_spoilt_file_is_named_and_left_alone(tmp_path, text):
+    (tmp_path / cascade.FILE).write_text(text)
+    with pytest.raises(UserError, match="mend or delete it"):
+        cascade.write_file({"base": {}}, tmp_path)
+    assert (tmp_path / cascade.FILE).read_text() == text
+
+
+def test_a_passed_time_limit_begins_no_stage(tmp_path):
+    assert cascade.left(None, 0.0) is None
+    assert 0 < cascade.left(60.0, time.monotonic()) <= 60
+    with pytest.raises(SystemExit) as stopped:
+        cascade.left(1.0, time.monotonic() - 2)
+    assert stopped.value.code == 42
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            ["--config.conditioning.text_width=6", "--config.data.embeddings="],
+            "and no config.data.embeddings: the folder",
+        ),
+        (["--config.conditioning.text_width=8"], "are 6 wide; set it to that"),
+        (["--config.data.embeddings=/absent"], "/absent has none, and those that"),
+    ],
+)
+def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
+    done = call(
+        "train", "--config=configs/cascade_small.py:smoke", f"--workdir={tmp_path}/run",
+        f"--config.data.embeddings={folder}", *changes,
+    )  # fmt: skip
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert "embedding" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "give --config, of a model, or --cascade"),
+        (["--cascade=configs/shapes.py"], "is of one model: it names no STAGES"),
+        (
+            ["--cascade=configs/cascade_smal.py"],
+            "did you mean configs/cascade_small.py",
+        ),
+    ],
+)
+def test_what_is_no_cascade_is_refused(tmp_path, flags, message):
+    done = call("train", *flags, f"--workdir={tmp_path}/run")
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+
+
+def test_a_cascade_is_not_trained_within_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="another --workdir"):
+        cascade.train_cascade(
+            ("base",), lambda name: cascade_small.get_config("smoke"), tmp_path
+        )
+    assert os.listdir(tmp_path) == ["checkpoints"]

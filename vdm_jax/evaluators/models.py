@@ -1,0 +1,466 @@
+"""The evaluate verb: samples beside real clips, measured, printed and reported."""
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vdm_jax import data, sampling, scalars, video_io
+from vdm_jax.data import pipeline
+from vdm_jax.data import shapes as moving_shapes
+from vdm_jax.errors import UserError
+from vdm_jax.files import Damaged, make_folder, write_json
+from vdm_jax.metrics import perceptual, statistics
+from vdm_jax.metrics import protocol as protocols
+from vdm_jax.metrics.by_source import MEASURES
+from vdm_jax.metrics.perceptual import Networks
+from vdm_jax.metrics.protocol import Protocol
+from vdm_jax.report import curves, page
+from vdm_jax.runs import Loaded, read_config, read_json
+
+TRAINING_CLIPS = 1024  # among which the nearest is sought
+SHOWN = 16  # videos in a grid of the page
+RESULTS, SAMPLES = "results.json", "samples.npz"
+LEARNING = 5  # looks at the training, from the first to the last
+
+
+def evaluate(
+    loaded: Loaded,
+    workdir: Path,
+    out: Path,
+    *,
+    num: int,
+    weights: Sequence[float],
+    seed: int,
+    beside: Sequence[Path],
+    against: Sequence[Path],
+    networks: Networks | None,
+    commands: Sequence[str],
+    fewer: Sequence[int] = (),
+) -> dict:
+    """Measure `num` samples at each guidance weight; print, write the report, return.
+
+    The first weight's samples are those of the page and of the tables; at `out` stand
+    index.html, results.json and the contact sheet. beside: folders that sample.py
+    wrote, shown first. against: reports of other models, whose figures are put beside,
+    if they were measured alike. networks: for FVD and the like, seconds a clip; or
+    None. fewer: numbers of steps, to sample the first weight in too from that noise.
+    """
+    model, config = loaded.model, loaded.config
+    settings = sampling.Settings.of(config.sample)
+    plain = dataclasses.replace(settings, guidance_schedule="constant")
+    asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
+    for given in asked:
+        sampling.check(model, num, seed, given)
+    fewer = sorted({*fewer} - {settings.steps}, reverse=True)
+    hurried = {
+        f"samples, {steps} steps": dataclasses.replace(asked[0], steps=steps)
+        for steps in fewer
+    }
+    for given in hurried.values():
+        sampling.check(model, num, seed, given)
+    shown = shown_beside(beside, config.data.source)
+    make_folder(out)
+    kept, training = real(config, num)
+    held_out = kept["video"]
+    protocol = of_run(config, training, held_out, num, seed, networks)
+    others = read_others(against, protocol)
+    # Asked for in the held-out clips' own proportions: else the mixture is measured.
+    labels = kept["label"] if model.attributes else None
+
+    def sample(name: str, given: sampling.Settings) -> np.ndarray:
+        started = time.perf_counter()
+        with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            videos = sampling.sample(
+                model, loaded.params, num, given, labels=labels, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+        print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
+        return sampling.to_uint8(videos)
+
+    samples = {
+        weight: sample(f"guidance {weight:g}", given)
+        for weight, given in zip(weights, asked, strict=True)
+    }
+    more = {name: sample(name, given) for name, given in hurried.items()}
+    first = samples[weights[0]]
+    tables, figures = measure(first, training, held_out, networks, others, more=more)
+    results = {
+        "protocol": protocol,
+        **figures,
+        "sample": dataclasses.asdict(asked[0]),
+        "weights": list(weights),
+    }
+    if config.data.source in MEASURES and labels is not None:
+        attributes = MEASURES[config.data.source]
+        by_row = shape_rows(model, attributes, samples, labels)
+        title = "Does it show what the label asks?"
+        cells = shape_cells(by_row, attributes.NAMES)
+        tables.insert(0, page.Table(title, *cells, note=attributes.NOTE))
+        results["shapes"] = by_row
+    for table in tables:
+        print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
+    print(f"\n{protocols.describe(protocol)}")
+
+    write_results(out, results)
+    video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
+    sections = [*shown, *learning(workdir, config.video.fps)]
+    sections += compare(first, held_out, training, config.video.fps)
+    steps = [settings.steps, *fewer]
+    sections += by_steps(steps, figures["pixels"][: len(steps)])
+    sections += [*tables, page.Commands("The commands", commands)]
+    sections.append(facts(loaded, seed))
+    path = out / "index.html"
+    page.write(
+        path,
+        title=f"vdm_jax: {workdir.name}",
+        lead=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
+        f"{model.shape[2]}, {settings.sampler} in {settings.steps} steps, beside "
+        "real clips that were kept from training.",
+        sections=sections,
+    )
+    print(f"\nthe report: {path}")
+    return results
+
+
+PIXEL_NOTE = (
+    "Frechet distances of simple pixel features: lower is nearer to real clips, and "
+    "'training real' is as low as this many clips can be. Motion and sharpness are "
+    "ratios to real. 'Nearer' is the share nearer to a training clip than the median "
+    "held-out clip is: far above .5 means copying. The spoilt rows say what each of "
+    "the numbers notices."
+)
+
+
+def of_run(
+    config, training, held_out, num: int, seed: int, networks: Networks | None
+) -> Protocol:
+    """How the samples of a run are measured."""
+    distinct = [len(statistics.distinct(x)) for x in (training, held_out)]
+    frames, height, width = training.shape[1:4]
+    return {
+        "clips": min(num, distinct[0] // 2, distinct[1]),
+        "training clips": distinct[0],
+        "data": f"{config.data.source} {config.data.path}".strip(),
+        "frames": frames,
+        "stride": config.data.stride,
+        "size": f"{height}x{width}",
+        "encoding": "pixels",
+        "seed": seed,
+        "real clips": protocols.digest(training, held_out),
+        **(networks.protocol(frames) if networks else {}),
+    }
+
+
+def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
+    """results.json of other reports by the names of their folders.
+
+    Raises UserError for one that was measured otherwise.
+    """
+    found = {}
+    for folder in against:
+        path = folder / RESULTS
+        if not path.is_file():
+            raise UserError(f"{folder} holds no {RESULTS}: give a report's folder")
+        other = read_json(path)
+        if not isinstance(other, dict):
+            raise UserError(f"{path} is no report of evaluate.py: measure it again")
+        protocols.check_alike(own, other.get("protocol"), path)
+        for name in ("pixels", "networks") if "FVD" in own else ("pixels",):
+            needed, may = ([*columns][1:] for columns in FIGURES[name])
+            match other.get(name):
+                case [dict(row), *_] if all(
+                    isinstance(value, float | int | None)
+                    for value in [
+                        *(row.get(key, "") for key in needed),
+                        *(row.get(key) for key in may),
+                    ]
+                ):
+                    continue
+            raise UserError(f"{path} holds no figures of {name}: measure it again")
+        found[str(folder)] = other
+    return found
+
+
+def write_results(out: Path, results: dict) -> None:
+    """OUT/results.json, strictly JSON: null for what is no number."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    write_json(out / RESULTS, plain(results))
+
+
+def measure(
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None,
+    networks: Networks | None,
+    others: dict[str, dict],
+    seed: int = 0,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> tuple[list[page.Table], dict[str, list[dict]]]:
+    """Tables, and their rows by name: of pixels, and of networks if asked for.
+
+    others: of `read_others`; their samples stand below ours. seed: of the training
+    clips that are drawn as the reference. more: other samples, for the pixel table.
+    """
+    pixels = statistics.table(samples, training, held_out, seed, more)
+    figures = {"pixels": pixels}
+    if networks:
+        figures["networks"] = perceptual.table(
+            samples, training, held_out, networks, seed
+        )
+    tables = []
+    for name, title, columns, note in TABLES:
+        if name in figures:
+            own, *spoilt = figures[name]
+            beside = [
+                other[name][0] | {"row": folder} for folder, other in others.items()
+            ]
+            cells = statistics.cells([own, *beside, *spoilt], columns)
+            tables.append(page.Table(title, *cells, highlight=(0,), note=note))
+    if networks:
+        claims = perceptual.claims(pixels, figures["networks"])
+        headings = ["", "figure", "asked", ""]
+        tables.append(page.Table("More than a toy?", headings, claims, note=CLAIMS))
+    return tables, figures
+
+
+# Columns that a report of another model must have, and that older ones lack.
+FIGURES = {
+    "pixels": (statistics.COLUMNS, statistics.BIAS),
+    "networks": (perceptual.COLUMNS, perceptual.BIAS),
+}
+FEW = "What few clips do to the distances"
+TABLES = (
+    ("pixels", "Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
+    ("pixels", FEW, statistics.BIAS, statistics.FEW),
+    ("networks", "By networks", perceptual.COLUMNS, perceptual.NOTE),
+    ("networks", f"{FEW} by networks", perceptual.BIAS, statistics.FEW),
+)
+CLAIMS = (
+    "What a flat colour, a still picture and a blur cannot pass together. FVD and the "
+    "frame distance hardly see motion, so motion and sharpness are asked for beside "
+    "them; and few real clips are memorised, so look at the nearest ones."
+)
+
+
+def training_size(num: int) -> int:
+    """Enough training clips to draw two sets of `num` and to find neighbours in."""
+    return max(TRAINING_CLIPS, 2 * num)
+
+
+def stack(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
+    """Videos of batches of one, as one array."""
+    return np.concatenate([clip["video"] for clip in clips])
+
+
+def shape_rows(model, measure, samples, labels) -> dict[str, dict[str, float]]:
+    """Attribute accuracies: of the measure on known clips first, then of samples."""
+    frames, height, width, _ = model.shape
+    rows = measure.references(moving_shapes.Geometry(frames, height, width))
+    for weight, videos in samples.items():
+        rows[f"samples, w={weight:g}"] = measure.row(videos, labels)
+    return rows
+
+
+def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
+    """Headings and formatted cells."""
+    columns = (*names, "joint", "fit_error", "spread")
+    headings = ["", *(name.replace("_", " ") for name in columns)]
+
+    def cell(row: dict[str, float], name: str) -> str:
+        return f"{row[name]:.3f}" if name in row else "–"
+
+    return headings, [
+        [name, *(cell(row, column) for column in columns)] for name, row in rows.items()
+    ]
+
+
+def shown_beside(folders: Sequence[Path], source: str) -> list[page.Section]:
+    """What sample.py has written: of a cascade, prompts from stage to stage; of the
+    same data source, side by side, to compare a teacher and its students; of another,
+    each beside its real clips.
+    """
+    prompts, sections, alike = [], [], []
+    for folder in folders:
+        if not (folder / SAMPLES).is_file():
+            raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
+        videos = sampled(folder)
+        described = told(folder)
+        if "stages" in described:
+            prompts.append(prompted(folder, described, videos))
+            continue
+        film = page.Film(described["command"], videos[:SHOWN])
+        config = read_config(Path(described["workdir"]))
+        if config.data.source == source:
+            alike.append(film)
+            fps = described["fps"]
+            continue
+        title = f"Samples of {described['workdir']}"
+        sections.append(page.Films(title, [film], described["fps"]))
+        kept, training = real(config, len(videos))
+        sections += compare(
+            videos, kept["video"], training, config.video.fps, f"{title}: "
+        )
+    if alike:
+        note = "Where the seed and the labels are the same, so is the noise."
+        first = page.Films("Samples side by side", alike, fps, note=note)
+        sections.insert(0, first)
+    return prompts + sections
+
+
+def told(folder: Path) -> dict:
+    """What sample.py has written of its videos: command, fps, workdir or stages."""
+    path = folder / "samples.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no samples.json: give a --out of sample.py")
+    match found := read_json(path):
+        case {"command": str(), "fps": int() | float() as fps} if fps > 0:
+            match found:
+                case {"workdir": str()} | {"stages": [str(), *_], "labels": [*_]}:
+                    return found
+    raise UserError(f"{path} is not what sample.py writes: sample again")
+
+
+def prompted(folder: Path, described: dict, videos: np.ndarray) -> page.Prompted:
+    """What a cascade made of prompts, with all of the stages that were kept."""
+    *before, last = described["stages"]
+    kept = [
+        name
+        for name in before
+        if (folder / name / SAMPLES).is_file()
+        and told(folder / name)["command"] == described["command"]
+    ]
+    stages = [(name, sampled(folder / name)) for name in kept] + [(last, videos)]
+    films = []
+    for name, made in stages:
+        _, frames, height, width, _ = made.shape
+        films.append(page.Film(f"{name}: {frames} x {height} x {width}", made))
+    return page.Prompted(
+        "Prompts, stage by stage",
+        described["labels"][:SHOWN],
+        films,
+        videos.shape[1] / described["fps"],
+        note="Frames, height and width of what each stage of the cascade has made.",
+    )
+
+
+def sampled(folder: Path) -> np.ndarray:
+    """The videos [n, f, h, w, c] that sample.py wrote, before any codec."""
+    path = folder / SAMPLES
+    try:
+        return video_io.read_npz(path)
+    except (OSError, Damaged) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} holds no videos of sample.py: {reason}") from error
+
+
+def real(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A batch of held-out clips, and training clips, of a config's data."""
+    source = data.open_source(config)
+    kept = pipeline.held_out_batch(config, source, num)
+    clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
+    return kept, stack(clips)
+
+
+def learning(workdir: Path, fps: float) -> list[page.Section]:
+    """The curve, and samples from the same noise through the training."""
+    if not (workdir / "metrics.jsonl").is_file():
+        return []
+    lines = curves.loss_lines(scalars.read_curve(workdir))
+    sections: list[page.Section] = [
+        page.Curve(
+            "Loss",
+            lines,
+            note="Training loss, and the loss on held-out clips in four bands of the "
+            "log signal-to-noise ratio: the lower the band, the more noise.",
+        )
+    ]
+    looks = sorted((workdir / "samples").glob("step-*.npz"))
+    if looks:
+        chosen = np.linspace(0, len(looks) - 1, min(LEARNING, len(looks))).round()
+        films = []
+        for look in (looks[int(i)] for i in chosen):
+            try:
+                videos = video_io.read_npz(look)
+            except (Damaged, OSError) as error:
+                print(f"{look} is left out: {error}", file=sys.stderr)
+                continue
+            step = int(look.stem.removeprefix("step-"))
+            films.append(page.Film(f"step {step}", videos, columns=2))
+        note = "The same noise and labels at each look."
+        sections.append(page.Films("Learning", films, fps, note=note))
+    return sections
+
+
+def by_steps(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Section]:
+    """Figures of the same noise in several numbers of steps, if there are any."""
+    if len(steps) < 2:
+        return []
+    titles = {"frame_fd": "Frame FD against steps", "motion_fd": "Motion FD"}
+    lines = {
+        key: [curves.Line("samples", np.array(steps), np.array([r[key] for r in rows]))]
+        for key in titles
+    }
+    note = "The lower, the nearer to real clips; the same first noise and labels."
+    return [
+        page.Curve(title, lines[key], note, log_x=True, x_name="steps")
+        for key, title in titles.items()
+    ]
+
+
+def compare(
+    samples, held_out, training, fps: float, of: str = ""
+) -> list[page.Section]:
+    """Samples beside real clips, and each beside the training clip nearest to it.
+
+    A few clips of real footage are memorised by a small model: the pairs show it.
+    """
+    index, distance = statistics.nearest_training(samples[:SHOWN], training)
+    films = [
+        page.Film("held-out clips", held_out[:SHOWN]),
+        page.Film("samples", samples[:SHOWN]),
+    ]
+    return [
+        page.Films(f"{of}Real clips and samples", films, fps),
+        page.Pairs(
+            f"{of}Is it remembered?", samples[:SHOWN], training[index], distance, fps
+        ),
+    ]
+
+
+def facts(loaded: Loaded, seed: int) -> page.Facts:
+    """What made the page."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    step = str(loaded.step) if loaded.step >= 0 else "a shipped model"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
+    return page.Facts(
+        "What it was made with",
+        {
+            "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+            f"{platform.machine()}",
+            "Versions": f"Python {platform.python_version()}, {versions}",
+            "Parameters": f"{count:,}",
+            "Step": step,
+            "Seed": str(seed),
+        },
+    )

@@ -1,0 +1,7 @@
+"""Attributes of generated videos that can be measured, by the data set they are of."""
+
+from typing import Any
+
+from vdm_jax.metrics import bouncing_motion, shape_detection
+
+MEASURES: dict[str, Any] = {"shapes": shape_detection, "bouncing": bouncing_motion}

