@@ -42,7 +42,7 @@ clean:
 	rm -rf .venv .cache runs
 
 bench: setup .venv-peer/ready
-	$(BIN)/python benchmarks/race.py
+	$(BIN)/python perf/race.py
 
 # torchvision is only imported by the peer's trainer and is not installed.
 .venv-peer/ready:

@@ -20,9 +20,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config = shapes.get_config(variant).unlock()
     config.data.source = "bouncing"
     # Mostly without a label: what goes on must be read from the frames before.
-    config.conditioning.label_drop = 0.9
+    config.conditioning.label_dropout = 0.9
     config.sample.update(guidance=0.0, label="none")
     if not variant:
         config.init_from = "models/shapes"
-        config.sample.update(steps=64, sampler="ancestral", gamma=0.3)
+        config.sample.update(steps=64, sampler="ancestral", ancestral_gamma=0.3)
     return config.lock()

@@ -32,21 +32,21 @@ def get_config(stage: str) -> ConfigDict:
     fps = frames / cascade_small.SECONDS
     config.video.update(frames=frames, height=height, width=width, fps=fps)
     config.data.update(stride=32 // frames, batch_size=BATCH[stage], workers=8)
-    config.data.images = IMAGES
+    config.data.joint_image_frames = IMAGES
     for level in config.network.levels:
         level["channels"] *= WIDTH
     config.network.update(head_dim=64, dtype="bfloat16")
-    config.conditioning.width *= WIDTH
-    if config.stage.crop:
-        config.stage.crop = (48, 64)
+    config.conditioning.cond_dim *= WIDTH
+    if config.stage.train_crop:
+        config.stage.train_crop = (48, 64)
     config.train.update(
         steps=50_000,
         learning_rate=2e-3,
         warmup=500,
-        ema=0.999,
+        ema_decay=0.999,
         checkpoint_every=1000,
         log_every=100,
-        preview_every=5000,
-        validate_every=2500,
+        sample_every=5000,
+        eval_every=2500,
     )
     return config.lock()

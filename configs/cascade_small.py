@@ -39,8 +39,8 @@ def get_config(variant: str = "base") -> ConfigDict:
     frames, height, width = SIZES[stage]
     config.video.update(frames=frames, height=height, width=width, fps=frames / SECONDS)
     config.data.update(
-        source="shapes", attributes=(), batch_size=BATCH[stage],
-        stride=16 // frames, unseen=12,
+        source="shapes", label_vocabulary=(), batch_size=BATCH[stage],
+        stride=16 // frames, held_out_combinations=12,
     )  # fmt: skip
     width = 48 if stage == "base" else 32
     frame = ("spatial_attention", "cross_attention")
@@ -48,48 +48,54 @@ def get_config(variant: str = "base") -> ConfigDict:
     time = ("temporal_conv", "temporal_attention") if stage == "base" else CONV
     config.network.update(
         levels=(
-            dict(channels=width, blocks=1, mixing=time),
-            dict(channels=2 * width, blocks=1, mixing=(*frame, *time)),
+            dict(channels=width, blocks=1, layers=time),
+            dict(channels=2 * width, blocks=1, layers=(*frame, *time)),
         ),
-        middle=(*frame, *time),
+        mid_layers=(*frame, *time),
         head_dim=width,
-        patch=2,
-        extra_up_block=False,
+        patch_size=2,
+        skip_downsamples=False,
         relative_position="bias",
     )
     config.conditioning.update(
-        width=2 * width, layers=2, text_width=384, text_drop=0.1, frame_position=True
+        cond_dim=2 * width,
+        cond_mlp_layers=2,
+        text_dim=384,
+        text_dropout=0.1,
+        frame_index_embedding=True,
     )
     # Shapes are learned at little noise, directions at much.
-    config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
+    config.diffusion.update(
+        logsnr_shift=-1.0, train_logsnr_shifts=(0.0, -3.0), precondition=True
+    )
     if stage != "base":
         kind = stage.rstrip("12")
-        config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5))
-        config.diffusion.update(shift=0.0, train_shifts=())
+        config.stage.update(kind=kind, factor=2, augmentation_time=(0.0, 0.5))
+        config.diffusion.update(logsnr_shift=0.0, train_logsnr_shifts=())
     if stage in ("ssr2", "tsr2"):
-        config.stage.crop = (24, 32)
-        config.network.levels[1]["mixing"] = CONV
-        config.network.middle = CONV
+        config.stage.train_crop = (24, 32)
+        config.network.levels[1]["layers"] = CONV
+        config.network.mid_layers = CONV
     config.train.update(
         steps=STEPS[stage],
         optimizer="muon",
         learning_rate=5e-3,
         warmup=60,
-        final=0.05,
+        end_lr_fraction=0.05,
         weight_decay=0.01,
-        ema=0.997,
+        ema_decay=0.997,
         checkpoint_every=250,
         log_every=20,
-        preview_every=500,
-        validate_every=500,
+        sample_every=500,
+        eval_every=500,
     )
     steps = 64 if stage == "base" else 32
     config.sample.update(
-        steps=steps, sampler="ddim", guidance=1.0, snr=5.0, batch_size=64
+        steps=steps, sampler="ddim", guidance=1.0, augmentation_snr=5.0, batch_size=64
     )
 
     if variant == "smoke":
         smoke(config)
-        config.conditioning.update(text_width=0, text_drop=0.0)
+        config.conditioning.update(text_dim=0, text_dropout=0.0)
         config.sample.guidance = 0.0
     return config.lock()

@@ -21,35 +21,40 @@ def get_config(variant: str = "") -> ConfigDict:
     # Every second frame of films of 24 or 25 frames a second.
     config.video.update(frames=8, height=32, width=32, fps=12.5)
     config.data.update(
-        source="clips", path="published", batch_size=8, images=2, stride=2, flip=True
+        source="clips",
+        path="published",
+        batch_size=8,
+        joint_image_frames=2,
+        stride=2,
+        flip=True,
     )
     mixing = ("temporal_conv", "spatial_attention", "temporal_attention")
     config.network.update(
         levels=(
-            dict(channels=64, blocks=1, mixing=("temporal_conv",)),
-            dict(channels=128, blocks=1, mixing=mixing),
-            dict(channels=128, blocks=1, mixing=mixing),
+            dict(channels=64, blocks=1, layers=("temporal_conv",)),
+            dict(channels=128, blocks=1, layers=mixing),
+            dict(channels=128, blocks=1, layers=mixing),
         ),
-        middle=("spatial_attention", "temporal_attention"),
+        mid_layers=("spatial_attention", "temporal_attention"),
         head_dim=64,
-        patch=2,
-        extra_up_block=False,
+        patch_size=2,
+        skip_downsamples=False,
         relative_position="bias",
     )
-    config.conditioning.update(width=192, label_drop=0.1)
-    config.diffusion.update(train_shifts=(0.0, -2.0), precondition=True)
+    config.conditioning.update(cond_dim=192, label_dropout=0.1)
+    config.diffusion.update(train_logsnr_shifts=(0.0, -2.0), precondition=True)
     config.train.update(
         steps=5500,
         optimizer="muon",
         learning_rate=5e-3,
         warmup=100,
-        final=0.05,
+        end_lr_fraction=0.05,
         weight_decay=0.01,
-        ema=0.998,
+        ema_decay=0.998,
         checkpoint_every=200,
         log_every=20,
-        preview_every=1000,
-        validate_every=1000,
+        sample_every=1000,
+        eval_every=1000,
     )
     # DDIM left clips that cut to another scene.
     config.sample.update(steps=128, sampler="ancestral", batch_size=16)

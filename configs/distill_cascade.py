@@ -18,15 +18,15 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant."""
     config = distillation()
     config.distill.update(
-        start=32,
-        end=8,
+        start_steps=32,
+        end_steps=8,
         guidance=(0.0, 2.0),
-        told_updates=600,
-        told_learning_rate=2e-3,
-        updates=300,
-        late=2.0,
+        guidance_updates=600,
+        guidance_lr=2e-3,
+        updates_per_round=300,
+        time_power=2.0,
         num=48,
-        tolerance=0.2,
+        max_metric_drop=0.2,
     )
     config.data.batch_size = 0  # that of each stage
     config.train.update(
@@ -38,7 +38,13 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "smoke":
         config.distill.update(
-            start=4, end=2, guidance=(), updates=2, last_updates=2, num=2, tolerance=2.0
+            start_steps=4,
+            end_steps=2,
+            guidance=(),
+            updates_per_round=2,
+            updates_last_rounds=2,
+            num=2,
+            max_metric_drop=2.0,
         )
         config.train.update(checkpoint_every=2, log_every=2)
     return config.lock()

@@ -18,15 +18,15 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant."""
     config = distillation()
     config.distill.update(
-        start=128,
-        end=1,
+        start_steps=128,
+        end_steps=1,
         guidance=(0.0, 2.0),
-        told_updates=4000,
-        told_learning_rate=2e-3,
-        updates=300,
-        last_updates=600,
-        late=2.0,
-        metric="joint",
+        guidance_updates=4000,
+        guidance_lr=2e-3,
+        updates_per_round=300,
+        updates_last_rounds=600,
+        time_power=2.0,
+        metric="shape_accuracy",
         num=96,
     )
     config.data.batch_size = 16
@@ -39,7 +39,12 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "smoke":
         config.distill.update(
-            start=4, told_updates=4, updates=4, last_updates=4, num=4, tolerance=2.0
+            start_steps=4,
+            guidance_updates=4,
+            updates_per_round=4,
+            updates_last_rounds=4,
+            num=4,
+            max_metric_drop=2.0,
         )
         config.data.batch_size = 2
         config.train.update(checkpoint_every=2, log_every=2)

@@ -20,18 +20,18 @@ def get_config(variant: str = "") -> ConfigDict:
     """The complete, locked config of a variant."""
     config = base()
     config.video.update(frames=16, height=64, width=64, fps=8)
-    config.data.update(batch_size=16, images=4, target_fps=8.0)
+    config.data.update(batch_size=16, joint_image_frames=4, target_fps=8.0)
     mixing = ("spatial_attention", "temporal_attention", "temporal_conv")
     config.network.update(
         levels=(
-            dict(channels=128, blocks=2, mixing=("temporal_conv",)),
-            dict(channels=256, blocks=2, mixing=mixing),
-            dict(channels=384, blocks=2, mixing=mixing),
+            dict(channels=128, blocks=2, layers=("temporal_conv",)),
+            dict(channels=256, blocks=2, layers=mixing),
+            dict(channels=384, blocks=2, layers=mixing),
         ),
-        patch=2,
+        patch_size=2,
         dtype="bfloat16",
     )
-    config.conditioning.update(width=512, label_drop=0.1)
+    config.conditioning.update(cond_dim=512, label_dropout=0.1)
     config.diffusion.update(precondition=True)
     config.train.update(weight_decay=0.01)
     config.sample.update(steps=64, sampler="ddim")
@@ -41,23 +41,23 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update(batch_size=8)
         config.network.update(
             levels=(
-                dict(channels=64, blocks=1, mixing=("temporal_conv",)),
-                dict(channels=128, blocks=1, mixing=mixing),
+                dict(channels=64, blocks=1, layers=("temporal_conv",)),
+                dict(channels=128, blocks=1, layers=mixing),
             ),
             head_dim=32,
-            extra_up_block=False,
+            skip_downsamples=False,
             relative_position="bias",
             dtype="float32",
         )
-        config.conditioning.update(width=128)
+        config.conditioning.update(cond_dim=128)
         config.train.update(
             steps=5000,
             learning_rate=1e-3,
             warmup=100,
-            ema=0.998,
+            ema_decay=0.998,
             checkpoint_every=250,
-            preview_every=500,
-            validate_every=500,
+            sample_every=500,
+            eval_every=500,
         )
     if variant == "smoke":
         smoke(config)

@@ -45,8 +45,12 @@ def get_config(variant: str = "base") -> ConfigDict:
     frames, height, width, fps, factor, _ = PAPER[stage]
     channels, blocks, attends, patch = OURS[stage]
     config.video.update(frames=frames, height=height, width=width, fps=fps)
-    config.data.update(source="folder", attributes=(), target_fps=fps, batch_size=256)
-    config.data.images = 8  # joint training everywhere; how many is VDM's, not printed
+    config.data.update(
+        source="folder", label_vocabulary=(), target_fps=fps, batch_size=256
+    )
+    config.data.joint_image_frames = (
+        8  # joint training everywhere; how many is VDM's, not printed
+    )
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
     # Above spatial attention the tokens are read in the middle, but by ssr3, where that
@@ -57,35 +61,40 @@ def get_config(variant: str = "base") -> ConfigDict:
             dict(
                 channels=c,
                 blocks=b,
-                mixing=(*frame, time) if i >= attends else (time,),
+                layers=(*frame, time) if i >= attends else (time,),
             )
             for i, (c, b) in enumerate(zip(channels, blocks, strict=True))
         ),
-        middle=(*frame, time) if attends < len(channels) else text,
+        mid_layers=(*frame, time) if attends < len(channels) else text,
         head_dim=64,
-        patch=patch,
-        extra_up_block=True,
+        patch_size=patch,
+        skip_downsamples=True,
         relative_position="bias",
         dtype="bfloat16",
         remat="dots",
     )
     config.conditioning.update(
-        width=4 * channels[0], layers=2, text_width=4096, text_drop=0.1
+        cond_dim=4 * channels[0], cond_mlp_layers=2, text_dim=4096, text_dropout=0.1
     )
     if stage != "base":
-        config.stage.update(kind=stage.rstrip("123"), factor=factor, noise=(0.0, 1.0))
+        config.stage.update(
+            kind=stage.rstrip("123"), factor=factor, augmentation_time=(0.0, 1.0)
+        )
     if stage == "ssr3":
-        config.stage.crop = (192, 320)
+        config.stage.train_crop = (192, 320)
     config.train.update(
         steps=500_000, learning_rate=1e-4, warmup=10_000, checkpoint_every=5000
     )
     config.sample.update(
-        steps=256 if stage == "base" else 128, guidance=6.0, snr=5.0, percentile=99.5
+        steps=256 if stage == "base" else 128,
+        guidance=6.0,
+        augmentation_snr=5.0,
+        dynamic_threshold=99.5,
     )
 
     if variant == "smoke":
         smoke(config)
-        config.data.update(source="shapes", target_fps=0.0, images=2)
-        config.conditioning.update(text_width=0, text_drop=0.0)
+        config.data.update(source="shapes", target_fps=0.0, joint_image_frames=2)
+        config.conditioning.update(text_dim=0, text_dropout=0.0)
         config.sample.guidance = 0.0
     return config.lock()

@@ -24,42 +24,48 @@ def get_config(variant: str = "") -> ConfigDict:
             dict(
                 channels=48,
                 blocks=1,
-                mixing=("temporal_conv", "temporal_attention"),
+                layers=("temporal_conv", "temporal_attention"),
             ),
             dict(
                 channels=96,
                 blocks=1,
-                mixing=("temporal_conv", "temporal_attention", "spatial_attention"),
+                layers=("temporal_conv", "temporal_attention", "spatial_attention"),
             ),
         ),
-        middle=("temporal_attention", "spatial_attention"),
+        mid_layers=("temporal_attention", "spatial_attention"),
         head_dim=48,
-        patch=2,
-        extra_up_block=False,
+        patch_size=2,
+        skip_downsamples=False,
         relative_position="bias",
     )
     config.conditioning.update(
-        width=96, layers=2, label_drop=0.1, attribute_drop=0.05, frame_position=True
+        cond_dim=96,
+        cond_mlp_layers=2,
+        label_dropout=0.1,
+        attribute_dropout=0.05,
+        frame_index_embedding=True,
     )
     # Shapes are learned at little noise, directions at much.
-    config.diffusion.update(shift=-1.0, train_shifts=(0.0, -3.0), precondition=True)
+    config.diffusion.update(
+        logsnr_shift=-1.0, train_logsnr_shifts=(0.0, -3.0), precondition=True
+    )
     config.train.update(
         steps=3000,
         optimizer="muon",
         learning_rate=5e-3,
         warmup=60,
-        final=0.05,
+        end_lr_fraction=0.05,
         weight_decay=0.01,
-        ema=0.997,
+        ema_decay=0.997,
         checkpoint_every=500,
         log_every=20,
-        preview_every=500,
-        validate_every=500,
+        sample_every=500,
+        eval_every=500,
     )
     config.sample.update(steps=32, sampler="ddim", guidance=1.0, batch_size=64)
 
     if variant == "demo":
-        config.train.update(steps=1250, preview_every=250, validate_every=250)
+        config.train.update(steps=1250, sample_every=250, eval_every=250)
     if variant == "smoke":
         smoke(config)
     return config.lock()

@@ -71,11 +71,11 @@ def test_an_error_is_told_until_they_compute(monkeypatch):
     asked = []
     monkeypatch.setattr(agreement, "check", lambda facts, patience: asked.append(facts))
     monkeypatch.setattr(agreement, "_computing", False)
-    agreement.tell(UserError("no such folder"))
+    agreement.broadcast_error(UserError("no such folder"))
     assert asked == [{agreement.ERROR: "no such folder"}]
-    agreement.tell(agreement.Disagreement("all know it"))
-    agreement.computing()
-    agreement.tell(UserError("the disk is full"))
+    agreement.broadcast_error(agreement.ProcessMismatch("all know it"))
+    agreement.stop_comparing()
+    agreement.broadcast_error(UserError("the disk is full"))
     assert len(asked) == 1
 
 
@@ -103,9 +103,9 @@ def test_a_lone_process_compares_with_nobody():
 
 
 def test_a_machine_is_told_by_what_changes_numbers(monkeypatch):
-    before = agreement.machine()
+    before = agreement.environment()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=/a")
-    after = agreement.machine()
+    after = agreement.environment()
     assert after["XLA_FLAGS"] == ["--xla_cpu_enable_fast_math=true"]
     assert {n for n in after if after[n] != before[n]} == {"XLA_FLAGS"}
     assert before["jax_enable_x64"] == "False" and before["jaxlib"]
@@ -114,8 +114,8 @@ def test_a_machine_is_told_by_what_changes_numbers(monkeypatch):
 def test_one_bit_of_an_array_is_seen():
     arrays = {"a": jnp.arange(4.0), "b": jnp.zeros((2, 3), jnp.bfloat16)}
     other = arrays | {"a": arrays["a"].at[2].add(2.0**-22)}
-    assert agreement.arrays(arrays) == agreement.arrays(dict(arrays))
-    assert agreement.arrays(arrays) != agreement.arrays(other)
+    assert agreement.arrays_checksum(arrays) == agreement.arrays_checksum(dict(arrays))
+    assert agreement.arrays_checksum(arrays) != agreement.arrays_checksum(other)
 
 
 def test_data_of_which_one_clip_differs_are_told(monkeypatch):
@@ -134,7 +134,8 @@ def test_data_of_which_one_clip_differs_are_told(monkeypatch):
     told = outcomes(
         monkeypatch,
         *(
-            {"data": pipeline.fingerprint(config, Clips(sizes))} | runs.shared(config)
+            {"data": pipeline.fingerprint(config, Clips(sizes))}
+            | runs.config_without_paths(config)
             for sizes in ([1, 2], [1, 3])
         ),
     )
@@ -145,7 +146,7 @@ def test_init_from_is_compared_by_what_it_holds_wherever_it_lies(monkeypatch):
     """A process that is given none makes new parameters, which is told too."""
     one, other = (shapes.get_config("smoke").unlock() for _ in range(2))
     one.init_from, other.init_from = "models/shapes", "/elsewhere/shapes"
-    assert runs.shared(one) == runs.shared(other)
+    assert runs.config_without_paths(one) == runs.config_without_paths(other)
     facts = []
     monkeypatch.setattr(agreement, "check", facts.append)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
@@ -153,7 +154,7 @@ def test_init_from_is_compared_by_what_it_holds_wherever_it_lies(monkeypatch):
     monkeypatch.undo()
     [read] = facts
     assert read["checksum of params.safetensors"]
-    assert read["config"] == runs.shared(loaded.config)["config"]
+    assert read["config"] == runs.config_without_paths(loaded.config)["config"]
     told = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
     assert len(set(told)) == 1 and "checksum of params.safetensors is" in told[0]
     told = outcomes(monkeypatch, {"new parameters": "1"}, read)

@@ -44,13 +44,14 @@ def folder(tmp_path_factory):
     for name, (frames, height, width) in SIZES.items():
         config = shapes.get_config("smoke").unlock()
         config.video.update(frames=frames, height=height, width=width, fps=frames)
-        config.data.update(attributes=(), mean=-0.3, variance=0.2)
-        config.conditioning.label_drop = 0.0
+        config.data.update(label_vocabulary=(), mean=-0.3, variance=0.2)
+        config.conditioning.label_dropout = 0.0
         config.sample.update(guidance=0.0, batch_size=2)
         if name != "base":
-            config.stage.update(kind=name, factor=2, noise=(0.0, 0.5))
+            config.stage.update(kind=name, factor=2, augmentation_time=(0.0, 0.5))
         config.network.update(
-            levels=(dict(channels=8, blocks=1, mixing=("temporal_conv",)),), middle=()
+            levels=(dict(channels=8, blocks=1, layers=("temporal_conv",)),),
+            mid_layers=(),
         )
         model = build.build_model(config)
         keys = iter(jax.random.split(jax.random.key(1), 1000))
@@ -62,19 +63,24 @@ def folder(tmp_path_factory):
         params_file.write(folder / name / "params.safetensors", params)
         text = config.to_json_best_effort()
         (folder / name / "config.json").write_text(text)
-    (folder / cascade.FILE).write_text(FILE)
+    (folder / cascade.CASCADE_FILE).write_text(FILE)
     return folder
 
 
 def test_the_folder_and_the_file_are_the_same(folder):
-    for path in (folder, folder / cascade.FILE):
+    for path in (folder, folder / cascade.CASCADE_FILE):
         read = cascade.read(path)
-        assert [link.name for link in read.links] == list(SIZES)
-        assert [link.settings.steps for link in read.links] == [2, 3, 2]
-        assert read.links[1].settings.snr == 3 and read.links[2].settings.snr == 5
-        assert cascade.calls(read) == 7
-    assert [link.name for link in read.until("tsr").links] == ["base", "tsr"]
-    assert [link.settings.steps for link in read.changed({"steps": 9}).links] == [9] * 3
+        assert [link.name for link in read.stages] == list(SIZES)
+        assert [link.settings.steps for link in read.stages] == [2, 3, 2]
+        assert (
+            read.stages[1].settings.augmentation_snr == 3
+            and read.stages[2].settings.augmentation_snr == 5
+        )
+        assert cascade.nfe(read) == 7
+    assert [link.name for link in read.truncate("tsr").stages] == ["base", "tsr"]
+    assert [
+        link.settings.steps for link in read.with_sampling({"steps": 9}).stages
+    ] == [9] * 3
 
 
 def test_every_stage_starts_from_the_one_before(folder):
@@ -84,10 +90,10 @@ def test_every_stage_starts_from_the_one_before(folder):
     assert {k: v.shape[1:4] for k, v in made.items()} == SIZES
     assert [name for name, done, total in seen if done == total] == list(SIZES)
     from_tsr = cascade.sample(
-        cascade.Cascade(read.path, read.links, ""), 2, seed=3, given=made["base"]
+        cascade.Cascade(read.path, read.stages, ""), 2, seed=3, base_videos=made["base"]
     )
     np.testing.assert_array_equal(from_tsr["ssr"], made["ssr"])
-    other = cascade.sample(read, 2, seed=3, given=-made["base"])
+    other = cascade.sample(read, 2, seed=3, base_videos=-made["base"])
     assert abs(other["ssr"] - made["ssr"]).mean() > 1e-3
 
 
@@ -101,7 +107,7 @@ def test_every_stage_draws_noise_of_its_own(folder, monkeypatch):
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     read = cascade.read(folder)
-    made = cascade.sample(read, 2, seed=3, first=5)
+    made = cascade.sample(read, 2, seed=3, first_index=5)
     whole = asked.copy()
     assert [whole[size][:3] for size in SIZES.values()] == [
         (3, number, 5) for number in range(3)
@@ -109,7 +115,7 @@ def test_every_stage_draws_noise_of_its_own(folder, monkeypatch):
     for before, name in zip(["base", "tsr"], ["tsr", "ssr"], strict=True):
         assert whole[SIZES[name]][3] is made[before]
     asked.clear()
-    cascade.sample(read, 2, seed=3, first=5, given=made["base"])
+    cascade.sample(read, 2, seed=3, first_index=5, base_videos=made["base"])
     assert [asked[SIZES[name]][:3] for name in ("tsr", "ssr")] == [(3, 1, 5), (3, 2, 5)]
 
 
@@ -134,7 +140,7 @@ def test_text_is_told_to_every_stage_and_a_negative_one_where_it_is_guided(
 def test_the_seed_and_a_videos_number_decide_everything(folder):
     read = cascade.read(folder)
     three = cascade.sample(read, 3, seed=3)["ssr"]
-    second = cascade.sample(read, 1, seed=3, first=1)["ssr"]
+    second = cascade.sample(read, 1, seed=3, first_index=1)["ssr"]
     np.testing.assert_allclose(second[0], three[1], atol=1e-4)
     assert abs(cascade.sample(read, 1, seed=4)["ssr"] - three[:1]).mean() > 1e-2
 
@@ -191,10 +197,10 @@ def test_a_wrong_file_says_what_would_be_right(folder, message):
 def test_an_unknown_stage_and_text_that_nobody_reads(folder):
     read = cascade.read(folder)
     with pytest.raises(UserError, match="stage 'ssr2': .* has base, tsr, ssr"):
-        read.until("ssr2")
+        read.truncate("ssr2")
     with pytest.raises(UserError, match="trained without text"):
-        cascade.tell(read, ["a red square"])
-    assert cascade.tell(read, ["", ""]) == (None, None)
+        cascade.encode_prompts(read, ["a red square"])
+    assert cascade.encode_prompts(read, ["", ""]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -204,21 +210,25 @@ def test_an_unknown_stage_and_text_that_nobody_reads(folder):
 def test_text_of_another_encoder_is_refused(monkeypatch, width, weights, fits):
     """Where a stage knows the weights by their sha256, and by the width in any case."""
     read = cascade.read(ROOT / "cascades" / "shapes")
-    text = sampling.Text(np.zeros((2, 2, width)), np.ones((2, 2), bool))
+    text = sampling.TextEmbeddings(np.zeros((2, 2, width)), np.ones((2, 2), bool))
     monkeypatch.setattr(
         cascade.text_encoders, "load", lambda name: Encoder(width, text)
     )
-    read.links[3].config.conditioning.encoder_sha256 = weights
+    read.stages[3].config.conditioning.text_encoder_sha256 = weights
     if fits:
-        assert cascade.tell(read, ["a red square"])[0].tokens.shape == (1, 2, width)
+        assert cascade.encode_prompts(read, ["a red square"])[0].tokens.shape == (
+            1,
+            2,
+            width,
+        )
         return
     with pytest.raises(UserError, match="minilm is not the text encoder that"):
-        cascade.tell(read, ["a red square"])
+        cascade.encode_prompts(read, ["a red square"])
 
 
 class Encoder(NamedTuple):
     width: int
-    text: sampling.Text
+    text: sampling.TextEmbeddings
 
     def sha256(self):
         return "those"
@@ -229,20 +239,20 @@ class Encoder(NamedTuple):
 
 def test_settings_go_to_the_stages_that_read_them(folder):
     read = cascade.read(folder)
-    changed = read.changed({"snr": 10.0, "steps": 7})
-    assert [link.settings.steps for link in changed.links] == [7, 7, 7]
-    assert changed.links[1].settings.snr == 10.0
+    changed = read.with_sampling({"snr": 10.0, "steps": 7})
+    assert [link.settings.steps for link in changed.stages] == [7, 7, 7]
+    assert changed.stages[1].settings.augmentation_snr == 10.0
     with pytest.raises(UserError, match="churn goes with sampler=heun"):
-        read.changed({"churn": 1.0})
+        read.with_sampling({"churn": 1.0})
     with pytest.raises(UserError, match="snr is of stages that are given a video"):
-        read.until("base").changed({"snr": 10.0})
+        read.truncate("base").with_sampling({"snr": 10.0})
 
 
 def test_a_negative_text_needs_guidance(folder):
     read = cascade.read(folder)
-    text = sampling.Text(np.zeros((1, 1, 4)), np.ones((1, 1), bool))
+    text = sampling.TextEmbeddings(np.zeros((1, 1, 4)), np.ones((1, 1), bool))
     with pytest.raises(UserError, match="a negative text needs a stage with guidance"):
-        cascade.sample(read, 1, negative=text)
+        cascade.sample(read, 1, negative_text=text)
 
 
 def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
@@ -257,7 +267,7 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
         with np.load(where / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
     # In a report: a prompt, and its videos from stage to stage.
-    (section,) = models.shown_beside([out], "shapes")
+    (section,) = models.sample_sections([out], "shapes")
     assert [len(film.videos) for film in section.stages] == [2, 2, 2]
     assert [f.caption.split(":")[0] for f in section.stages] == list(SIZES)
     html = page.render("title", "lead", [section])
@@ -265,7 +275,7 @@ def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
     # What another command left there is not shown beside these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
-    (section,) = models.shown_beside([out], "shapes")
+    (section,) = models.sample_sections([out], "shapes")
     assert [f.caption.split(":")[0] for f in section.stages] == ["base", "ssr"]
 
 
@@ -282,25 +292,25 @@ def test_one_command_distils_every_stage(folder, tmp_path):
         assert done.returncode == 0, done.stderr
     assert "1 rounds of" in done.stdout and "compiled" not in done.stdout
     read = cascade.read(tmp_path)
-    assert [link.name for link in read.links] == ["base", "tsr"]
-    assert [link.settings.steps for link in read.links] == [2, 2]
-    assert read.links[1].settings.snr == 3
+    assert [link.name for link in read.stages] == ["base", "tsr"]
+    assert [link.settings.steps for link in read.stages] == [2, 2]
+    assert read.stages[1].settings.augmentation_snr == 3
     made = cascade.sample(read, 1)["tsr"]
     # Shipped, it makes the same videos but for half precision.
     done = call("export", f"--cascade={tmp_path}", f"--out={tmp_path}/shipped")
     assert done.returncode == 0, done.stderr
     shipped = cascade.read(tmp_path / "shipped")
-    assert [link.settings for link in shipped.links] == [
-        link.settings for link in read.links
+    assert [link.settings for link in shipped.stages] == [
+        link.settings for link in read.stages
     ]
     # Stages that are shipped already are shipped again, as they are.
     done = call("export", f"--cascade={tmp_path}/shipped", f"--out={tmp_path}/twice")
     assert done.returncode == 0, done.stderr
-    for name in ("tsr/params.safetensors", "tsr/metrics.jsonl", cascade.FILE):
+    for name in ("tsr/params.safetensors", "tsr/metrics.jsonl", cascade.CASCADE_FILE):
         copy = (tmp_path / "twice" / name).read_bytes()
         assert copy == (tmp_path / "shipped" / name).read_bytes()
     again = cascade.sample(shipped, 1)["tsr"]
-    assert again.shape[1:] == read.links[1].model.shape
+    assert again.shape[1:] == read.stages[1].model.shape
     assert abs(again - made).mean() < 1e-2
 
 
@@ -368,14 +378,16 @@ def test_the_shipped_cascade_shows_what_prompts_say(tmp_path):
 def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():
     folder = ROOT / "cascades" / "shapes"
     read = cascade.read(folder)
-    assert [link.model.shape[:3] for link in read.links] == [
+    assert [link.model.shape[:3] for link in read.stages] == [
         (4, 12, 16), (8, 12, 16), (8, 24, 32), (8, 48, 64), (16, 48, 64),
     ]  # fmt: skip
-    assert [link.settings.steps for link in read.links] == [8] * 5
-    assert cascade.calls(read) == 40 and read.encoder == "minilm"
+    assert [link.settings.steps for link in read.stages] == [8] * 5
+    assert cascade.nfe(read) == 40 and read.text_encoder == "minilm"
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 10e6
-    unseen = shapes_data.unseen_labels(read.links[0].config.data.unseen)
-    labels = np.stack(np.unravel_index(unseen, shapes_data.LABELS), 1)
+    unseen = shapes_data.held_out_combinations(
+        read.stages[0].config.data.held_out_combinations
+    )
+    labels = np.stack(np.unravel_index(unseen, shapes_data.ATTRIBUTE_SIZES), 1)
     rng = np.random.default_rng(0)
     sentences = {
         shapes_data.caption(label, rng) for label in labels for _ in range(400)

@@ -18,7 +18,7 @@ DOC = Path(__file__).parents[1] / "docs" / "cascade.md"
 def build(stage, module=config):
     made = module.get_config(stage).unlock()
     made.data.update(mean=0.0, variance=1.0)
-    checks.check(made)
+    checks.check_config(made)
     return build_model(made)
 
 
@@ -32,10 +32,10 @@ def build(stage, module=config):
 )
 def test_every_stage_takes_what_the_one_before_makes(module, first, last):
     before = build("base", module)
-    assert before.stage is None and before.shape == first
+    assert before.low_resolution is None and before.shape == first
     for stage in module.STAGES[1:]:
         model = build(stage, module)
-        assert model.stage.given == before.shape, stage
+        assert model.low_resolution.input_shape == before.shape, stage
         before = model
     assert before.shape == last
 
@@ -43,7 +43,7 @@ def test_every_stage_takes_what_the_one_before_makes(module, first, last):
 @pytest.mark.parametrize("stage", config.STAGES)
 def test_parameters_are_those_of_the_table(stage):
     model = build(stage)
-    shapes = jax.eval_shape(model.fresh, jax.random.key(0))
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count == pytest.approx(config.PAPER[stage][5], rel=0.04)
     (row,) = (line for line in DOC.read_text().splitlines() if f"| {stage} |" in line)
@@ -51,12 +51,15 @@ def test_parameters_are_those_of_the_table(stage):
     printed = float(number) * {"B": 1e9, "M": 1e6}[unit]
     assert count == pytest.approx(printed, rel=0.004)
     # What training is given: images with texts of their own beside the video.
-    images, (frames, *size) = config.get_config(stage).data.images, model.shape
+    images, (frames, *size) = (
+        config.get_config(stage).data.joint_image_frames,
+        model.shape,
+    )
     texts = 2, 1 + images, 7
     batch = {
         "video": ((2, frames + images, *size), jnp.uint8),
         "frame_mask": ((2, frames + images), jnp.bool_),
-        "text": ((*texts, model.text_width), jnp.float32),
+        "text": ((*texts, model.text_dim), jnp.float32),
         "text_mask": (texts, jnp.bool_),
     }
     loss_fn = step.make_loss(model, "snr_plus_one")

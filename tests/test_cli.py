@@ -29,7 +29,7 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.train.learning_rate=-1"], "learning_rate=-1"),
     ([SMOKE, "--config.train.learning_rate=nan"], "learning_rate=nan"),
     ([SMOKE, "--config.train.warmup=9"], "longer than"),
-    ([SMOKE, "--config.train.ema=1"], "config.train.ema=1"),
+    ([SMOKE, "--config.train.ema_decay=1"], "config.train.ema_decay=1"),
     ([SMOKE, "--config.network.dropout=1"], "dropout=1"),
     ([SMOKE, "--config.train.keep_checkpoints=1"], "keep_checkpoints=1"),
     ([SMOKE, "--config.video.height=18"], "height"),
@@ -40,7 +40,10 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.init_from=gs://b/x"], "config.init_from=gs://b/x"),
     ([SMOKE, "--time_limit=nan"], "time_limit"),
     ([SMOKE, "--config.mesh.data=3"], "mesh data=3"),
-    ([SMOKE, "--config.data.batch_size=3", "--config.train.accumulate=2"], "nearest"),
+    (
+        [SMOKE, "--config.data.batch_size=3", "--config.train.grad_accum_steps=2"],
+        "nearest",
+    ),
     ([SMOKE, "--nonsense=1"], "nonsense"),
     ([SMOKE, "stray"], "'stray' is not a flag"),
     ([SMOKE, "--config.init_from=/absent"], "/absent"),
@@ -48,19 +51,22 @@ TRAIN_MISTAKES = [
     (["-config=configs/shape.py"], "did you mean configs/shapes.py"),
     ([SMOKE, "--config.train.optimizer=lion"], "one of adam, muon"),
     ([SMOKE, "--config.sample.sampler=euler"], "one of ddim, ancestral"),
-    ([SMOKE, "--config.sample.combine=sum"], "one of linear, rescaled"),
+    ([SMOKE, "--config.sample.cfg_mode=sum"], "one of linear, rescaled"),
     ([SMOKE, "--config.diffusion.schedule=sigmoid"], "one of cosine"),
     ([SMOKE, "--config.diffusion.schedule=karras"], "schedule 'karras' has none"),
-    ([SMOKE, "--config.diffusion.noise_shift=1"], "noise_shift=1"),
+    ([SMOKE, "--config.diffusion.noise_logsnr_shift=1"], "noise_shift=1"),
     ([SMOKE, "--config.sample.steps=0"], "steps=0"),
     ([SMOKE, "--config.sample.label=purple"], "no value 'purple'"),
-    ([SMOKE, "--config.conditioning.width=15"], "must be even"),
-    ([SMOKE, "--config.conditioning.layers=-1"], "layers=-1"),
+    ([SMOKE, "--config.conditioning.cond_dim=15"], "must be even"),
+    ([SMOKE, "--config.conditioning.cond_mlp_layers=-1"], "layers=-1"),
     ([SMOKE, "--config.diffusion.logsnr_min=20"], "must be below"),
-    ([SMOKE, "--config.diffusion.shift=nan"], "shift=nan"),
-    ([SMOKE, "--config.diffusion.train_shifts=('a','b')"], "train_shifts holds 'a'"),
+    ([SMOKE, "--config.diffusion.logsnr_shift=nan"], "shift=nan"),
+    (
+        [SMOKE, "--config.diffusion.train_logsnr_shifts=('a','b')"],
+        "train_shifts holds 'a'",
+    ),
     ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
-    ([SMOKE, "--config.diffusion.student_steps=3"], "student_steps=3: only distill"),
+    ([SMOKE, "--config.diffusion.distilled_steps=3"], "student_steps=3: only distill"),
     ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'mixing')"),
     ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds ('(', True)"),
     ([SMOKE, "--num_processes=2", "--coordinator=a:1"], "give all three"),
@@ -172,7 +178,7 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     )
     for name in given:
         np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)
-    wider = "--config.conditioning.width=32"
+    wider = "--config.conditioning.cond_dim=32"
     refusal = refused("train", *flags, wider, f"--workdir={tmp_path}/b")
     assert f"init_from={run}" in refusal and "arrays differ" in refusal
 
@@ -351,10 +357,10 @@ DISTIL = "--config=configs/distill_shapes.py:smoke"
 DISTIL_MISTAKES = [
     ([SMOKE], "one of train.py: give one of distill.py"),
     ([DISTIL, "--teacher=/absent"], "/absent is not a run"),
-    ([DISTIL, "--config.distill.start=12"], "a power of two"),
+    ([DISTIL, "--config.distill.start_steps=12"], "a power of two"),
     ([DISTIL, "--config.distill.steps=8"], "steps"),
     ([DISTIL, "--config.distill.guidance=(2.0,)"], "the lowest and the highest"),
-    ([DISTIL, "--config.distill.told_learning_rate=-1.0"], "learning_rate=-1"),
+    ([DISTIL, "--config.distill.guidance_lr=-1.0"], "learning_rate=-1"),
     ([DISTIL, "--config.data.path=/absent", "--config.mesh.data=3"], "mesh data=3"),
 ]
 
@@ -371,8 +377,10 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
     workdir = f"--workdir={tmp_path}/d"
     assert "of distill.py" in refused("train", DISTIL, workdir)
     flags = [f"--teacher={run}", DISTIL, "--config.distill.guidance=()"]
-    two = "--config.distill.start=2"
-    done = call("distill", workdir, *flags, two, "--config.distill.metric=agreement")
+    two = "--config.distill.start_steps=2"
+    done = call(
+        "distill", workdir, *flags, two, "--config.distill.metric=r2_to_teacher"
+    )
     assert done.returncode == 0, done.stderr
     assert "1 steps: agreement" in done.stdout
     done = call("sample", workdir, f"--out={tmp_path}/s", "--num=2")
@@ -435,11 +443,11 @@ def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypa
     """A field of text is a path, or stands here."""
     words = {
         "data.source", "data.tfds_name", "data.crop", "network.relative_position",
-        "network.remat", "network.dtype", "conditioning.encoder_sha256", "stage.kind",
-        "stage.fill", "diffusion.schedule", "diffusion.output", "diffusion.weighting",
-        "train.optimizer", "train.decay", "sample.sampler", "sample.schedule",
-        "sample.guidance_schedule", "sample.combine", "sample.label",
-        "sample.reconstruction_schedule", "distill.sampler", "distill.weighting",
+        "network.remat", "network.dtype", "conditioning.text_encoder_sha256", "stage.kind",
+        "stage.temporal_fill", "diffusion.schedule", "diffusion.prediction_type", "diffusion.loss_weighting",
+        "train.optimizer", "train.lr_schedule", "sample.sampler", "sample.sampling_schedule",
+        "sample.guidance_schedule", "sample.cfg_mode", "sample.label",
+        "sample.reconstruction_schedule", "distill.sampler", "distill.loss_weighting",
         "distill.metric",
     }  # fmt: skip
     monkeypatch.syspath_prepend(verbs.ROOT)
@@ -453,12 +461,12 @@ def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypa
             ).items()
             if isinstance(value, str)
         }
-        assert texts - words <= set(runs.PATHS)
+        assert texts - words <= set(runs.PATH_FIELDS)
         for field in texts - words:
             changed = ConfigDict(config.to_dict())
             changed.update_from_flattened_dict({field: "s3://b/x"})
             with pytest.raises(UserError, match=f"config.{field}=s3://b/x"):
-                runs.find_paths(changed)
+                runs.resolve_paths(changed)
 
 
 @pytest.mark.parametrize("value", ["nan", "-NaN"])

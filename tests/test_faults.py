@@ -22,5 +22,5 @@ def test_each_row_names_what_brings_it_about(row):
         if name.endswith(".py"):
             assert (ROOT / name).is_file(), name
         else:
-            source = (ROOT / "benchmarks" / "faults.py").read_text("utf-8")
+            source = (ROOT / "reliability" / "faults.py").read_text("utf-8")
             assert f"@fault\ndef {name}(" in source, name

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from benchmarks import figures, sizes
 from configs import vdm
+from perf import sizes
+from tests import figures
 
 
 def test_every_figure_names_its_command_and_its_file():
-    assert not figures.main()  # python -m benchmarks.figures
+    assert not figures.main()  # python -m tests.figures
 
 
 DOCUMENT = """# One

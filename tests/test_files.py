@@ -58,12 +58,12 @@ def test_a_tilde_is_the_home(monkeypatch, tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"old": 1})
-    with pytest.raises(KeyError), files.replacing(path, overwrite=True) as new:
+    with pytest.raises(KeyError), files.atomic_write(path, overwrite=True) as new:
         new.write_text("half")
         raise KeyError
     assert files.read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
-    with pytest.raises(UserError, match="exists"), files.replacing(path):
+    with pytest.raises(UserError, match="exists"), files.atomic_write(path):
         pass
 
 
@@ -117,14 +117,17 @@ def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
 def test_every_refusal_of_the_system_is_one_line(tmp_path, error, words):
     with (
         pytest.raises(UserError, match=f"a.txt could not be written .{words}"),
-        files.replacing(tmp_path / "a.txt"),
+        files.atomic_write(tmp_path / "a.txt"),
     ):
         raise error
     assert not os.listdir(tmp_path)
 
 
 def test_an_error_of_the_program_is_not_the_system_s(tmp_path):
-    with pytest.raises(ValueError, match="a bug"), files.writing(tmp_path / "a"):
+    with (
+        pytest.raises(ValueError, match="a bug"),
+        files.explain_write_errors(tmp_path / "a"),
+    ):
         raise ValueError("a bug")
 
 
@@ -137,15 +140,15 @@ def test_what_is_no_file_cannot_be_replaced(tmp_path):
 
 def test_a_line_that_does_not_fit_is_not_begun(tmp_path):
     path = tmp_path / "log"
-    files.append(path, b"one\n")
+    files.append_bytes(path, b"one\n")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
         with pytest.raises(UserError, match="log could not be written .file too large"):
-            files.append(path, b"x" * 20)
+            files.append_bytes(path, b"x" * 20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    files.append(path, b"two\n")
+    files.append_bytes(path, b"two\n")
     assert path.read_text() == "one\ntwo\n"
 
 
@@ -163,26 +166,26 @@ def test_what_is_damaged_is_set_aside_beside_what_was_before(tmp_path, capsys):
 def test_bytes_that_are_not_json_are_damage(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(files.Damaged):
+    with pytest.raises(files.CorruptFile):
         files.read_json(path)
 
 
 def test_json_above_the_limit_is_damage_and_no_file_is_not(tmp_path):
     (tmp_path / "a.json").write_text("[1, 2, 3]")
     assert files.read_json(tmp_path / "a.json") == [1, 2, 3]
-    with pytest.raises(files.Damaged, match="larger"):
+    with pytest.raises(files.CorruptFile, match="larger"):
         files.read_json(tmp_path / "a.json", limit=4)
     with pytest.raises(FileNotFoundError):
         files.read_json(tmp_path / "b.json")
 
 
 def test_a_line_ends_at_lf_cr_and_both_only():
-    assert files.lines("a\u2028b\x85c\x0cd\r\ne\rf\n") == [
+    assert files.split_lines("a\u2028b\x85c\x0cd\r\ne\rf\n") == [
         "a\u2028b\x85c\x0cd",
         "e",
         "f",
     ]
-    assert files.lines("") == []
+    assert files.split_lines("") == []
 
 
 @pytest.mark.parametrize(
@@ -209,9 +212,9 @@ def test_a_text_is_utf8_or_what_its_mark_says(tmp_path, encoding):
 def test_bytes_that_are_no_text_are_damage(tmp_path, content, reason):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(files.Damaged, match=reason):
+    with pytest.raises(files.CorruptFile, match=reason):
         files.read_text(path, limit=98)
-    assert files.no_text("\ud83d") and not files.no_text("😀")
+    assert files.why_invalid_text("\ud83d") and not files.why_invalid_text("😀")
 
 
 def test_arrays_come_back_and_the_first_rows_alone(tmp_path):
@@ -220,13 +223,13 @@ def test_arrays_come_back_and_the_first_rows_alone(tmp_path):
     np.savez_compressed(
         path, video=video, one=np.float32(2), f=np.asfortranarray(video)
     )
-    found = files.read_arrays(path)
+    found = files.read_npz_arrays(path)
     assert sorted(found) == ["f", "one", "video"] and found["one"] == 2
     assert (found["video"] == video).all() and (found["f"] == video).all()
     found["video"][0] = 0  # may be written to
-    assert (files.read_arrays(path, rows=2)["video"] == video[:2]).all()
+    assert (files.read_npz_arrays(path, rows=2)["video"] == video[:2]).all()
     with pytest.raises(FileNotFoundError):
-        files.read_arrays(tmp_path / "b.npz")
+        files.read_npz_arrays(tmp_path / "b.npz")
 
 
 def array_bytes(shape, content=b"", descr="'|u1'"):
@@ -253,8 +256,8 @@ def test_an_array_takes_what_its_entry_holds(tmp_path, content, reason):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("videos.npy", content)
-    with pytest.raises(files.Damaged, match=reason):
-        files.read_arrays(path)
+    with pytest.raises(files.CorruptFile, match=reason):
+        files.read_npz_arrays(path)
 
 
 def test_what_is_packed_small_is_measured_unpacked(tmp_path, monkeypatch):
@@ -262,8 +265,8 @@ def test_what_is_packed_small_is_measured_unpacked(tmp_path, monkeypatch):
     np.savez_compressed(path, a=np.zeros(1 << 20, np.uint8))
     assert path.stat().st_size < 1 << 12
     monkeypatch.setattr(files, "memory", lambda: 1 << 20)
-    with pytest.raises(files.Damaged, match="need more than"):
-        files.read_arrays(path)
+    with pytest.raises(files.CorruptFile, match="need more than"):
+        files.read_npz_arrays(path)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 200, -1])
@@ -275,14 +278,14 @@ def test_a_cut_or_changed_npz_is_damage(tmp_path, keep):
         content[len(content) // 2] ^= 1
     path.write_bytes(content[:keep] if keep >= 0 else content)
     for rows in (None, 1):  # of the first rows alone the checksum is that of all
-        with pytest.raises(files.Damaged):
-            files.read_arrays(path, rows)
+        with pytest.raises(files.CorruptFile):
+            files.read_npz_arrays(path, rows)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.npz")
-    with pytest.raises(files.Damaged, match="not a regular file"):
-        files.read_arrays(tmp_path / "a.npz")
+    with pytest.raises(files.CorruptFile, match="not a regular file"):
+        files.read_npz_arrays(tmp_path / "a.npz")
 
 
 def test_an_npz_whose_directory_names_a_place_before_it_is_damage(tmp_path):
@@ -291,8 +294,8 @@ def test_an_npz_whose_directory_names_a_place_before_it_is_damage(tmp_path):
     content = bytearray(path.read_bytes())
     content[-6:-2] = (1 << 20).to_bytes(4, "little")  # where the directory begins
     path.write_bytes(content)
-    with pytest.raises(files.Damaged):
-        files.read_arrays(path)
+    with pytest.raises(files.CorruptFile):
+        files.read_npz_arrays(path)
 
 
 def test_caches_without_a_home_are_in_a_private_folder(monkeypatch, tmp_path):
@@ -326,7 +329,7 @@ def test_caches_without_a_home_are_in_a_private_folder(monkeypatch, tmp_path):
 def test_what_does_not_fit_into_memory_is_refused_by_both_numbers(monkeypatch):
     limits = (3 << 30, resource.RLIM_INFINITY)
     monkeypatch.setattr(files.resource, "getrlimit", lambda which: limits)
-    assert files.memory() <= 3 << 30
+    assert files.memory_limit() <= 3 << 30
     monkeypatch.setattr(files, "memory", lambda: 1 << 30)
     files.check_memory(1 << 30, "num=1")
     with pytest.raises(UserError, match="num=9: 4.0 GiB of memory needed, 1.0 here"):
@@ -335,5 +338,5 @@ def test_what_does_not_fit_into_memory_is_refused_by_both_numbers(monkeypatch):
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(files.Damaged, match="no plain file"):
+    with pytest.raises(files.CorruptFile, match="no plain file"):
         files.read_json(tmp_path / "a.json")

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("files",),
+    ("files", "migration"),
     ("command", "config_files", "scalars"),
     ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

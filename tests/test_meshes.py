@@ -98,9 +98,9 @@ def test_eight_devices_distil_as_one(mesh, tmp_path):
         call(
             devices, True, "distill.py", "--config=configs/distill_shapes.py:smoke",
             f"--teacher={teacher}", f"--workdir={workdir}",
-            "--config.data.batch_size=8", "--config.distill.end=2", *flags,
-            f"--config.distill.told_updates={STEPS}",
-            f"--config.distill.last_updates={STEPS}",
+            "--config.data.batch_size=8", "--config.distill.end_steps=2", *flags,
+            f"--config.distill.guidance_updates={STEPS}",
+            f"--config.distill.updates_last_rounds={STEPS}",
             f"--config.train.checkpoint_every={STEPS}",
         )  # fmt: skip
         arrays = verbs.arrays(workdir / "rounds/0002/checkpoints", STEPS, True)
@@ -165,9 +165,9 @@ def stage(folder: Path, devices: int, text: str, *flags: str) -> dict[str, np.nd
     """A stage of a cascade told by text, trained in float64; its parameters."""
     call(
         devices, True, "train.py", "--config=configs/cascade_small.py:smoke",
-        f"--workdir={folder}", *SIZES, *QUIET, f"--config.data.embeddings={text}",
-        "--config.conditioning.text_width=6", "--config.conditioning.text_drop=.1",
-        "--config.data.images=2", *flags,
+        f"--workdir={folder}", *SIZES, *QUIET, f"--config.data.text_embeddings_dir={text}",
+        "--config.conditioning.text_dim=6", "--config.conditioning.text_dropout=.1",
+        "--config.data.joint_image_frames=2", *flags,
     )  # fmt: skip
     arrays = verbs.arrays(folder / "checkpoints", STEPS, True)
     return {name: a for name, a in arrays.items() if name.startswith("params/")}

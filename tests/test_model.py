@@ -22,7 +22,7 @@ ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
 
 def smoke_config():
     config = shapes.get_config("smoke").unlock()
-    config.data.update(attributes=ATTRIBUTES, mean=-0.3, variance=0.2)
+    config.data.update(label_vocabulary=ATTRIBUTES, mean=-0.3, variance=0.2)
     return config
 
 
@@ -38,8 +38,8 @@ def params(model):
 
 def ask(model, params, z, t, label=None):
     batch = {"label": np.zeros((len(z), 2), np.int32) if label is None else label}
-    step = schedules.step_at(model.schedule, jnp.asarray(t))
-    return model.denoiser(params)(z, step, model.conditions(batch)), step
+    step = schedules.noise_level(model.schedule, jnp.asarray(t))
+    return model.denoiser(params)(z, step, model.raw_conditions(batch)), step
 
 
 def test_preconditioned_start_is_the_best_linear_prediction(model, params):
@@ -86,8 +86,8 @@ def test_drop_leaves_out_the_share_it_names_of_each_by_itself(model):
         "text": jnp.zeros((n, 3, 1, 2)),
         "text_mask": jnp.ones((n, 3, 1), bool),
     }
-    cond = dropping.conditions(batch)
-    dropped = dropping.drop(cond, jax.random.key(0))
+    cond = dropping.raw_conditions(batch)
+    dropped = dropping.condition_dropout(cond, jax.random.key(0))
     assert jax.tree.structure(dropped) == jax.tree.structure(cond)
     lost = [~dropped["keep"]["label"], ~dropped["keep"]["text"], dropped["label"] < 0]
     lost = np.concatenate([np.reshape(each, (n, -1)) for each in lost], axis=1)
@@ -103,17 +103,17 @@ def test_the_unconditional_twin_keeps_nothing_and_shares_the_rest(model):
         "text": jnp.ones((3, 1, 2)),
         "text_mask": jnp.ones((3, 1), bool),
     }
-    cond = whole.tell(whole.conditions(batch), jnp.ones(3))
-    null = whole.null(cond)
+    cond = whole.with_guidance_weight(whole.raw_conditions(batch), jnp.ones(3))
+    null = whole.unconditional(cond)
     assert null["keep"].keys() == {"label", "text"}
     assert not any(mask.any() for mask in null["keep"].values())
     assert all(null[name] is cond[name] for name in cond if name != "keep")
 
 
 def test_guidable_needs_every_condition_dropped(model):
-    assert model.guidable
-    assert not dataclasses.replace(model, label_drop=0.0).guidable
-    assert not dataclasses.replace(model, attributes=()).guidable
+    assert model.supports_cfg
+    assert not dataclasses.replace(model, label_drop=0.0).supports_cfg
+    assert not dataclasses.replace(model, attributes=()).supports_cfg
 
 
 def test_a_shipped_model_is_loaded(model, params, tmp_path):
@@ -156,36 +156,36 @@ def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        ("cosine", schedules.Cosine(shift=-1.0)),
-        ("interpolated", schedules.Interpolated(shift=-1.0)),
-        ("flow", schedules.Flow(shift=-1.0)),
+        ("cosine", schedules.Cosine(logsnr_shift=-1.0)),
+        ("interpolated", schedules.Interpolated(logsnr_shift=-1.0)),
+        ("flow", schedules.Flow(logsnr_shift=-1.0)),
     ],
 )
 def test_a_schedule_by_its_name(schedule, expected):
     config = smoke_config()
-    config.diffusion.update(schedule=schedule, train_shifts=())
+    config.diffusion.update(schedule=schedule, train_logsnr_shifts=())
     assert build.build_model(config).schedule == expected
-    config.diffusion.update(schedule="linear", shift=0.0)
+    config.diffusion.update(schedule="linear", logsnr_shift=0.0)
     assert build.build_model(config).schedule == schedules.Linear()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"diffusion": {"output": "noise"}}, "one of v, eps, x"),
+        ({"diffusion": {"prediction_type": "noise"}}, "one of v, eps, x"),
         ({"diffusion": {"schedule": "linear"}}, "shift=-1.0: schedule 'linear' has"),
         ({"diffusion": {"schedule": "interpolated"}}, "train_shifts moves"),
         (
             {
                 "diffusion": {
-                    "output": "eps",
+                    "prediction_type": "eps",
                     "logsnr_min": -25.0,
                     "precondition": False,
                 }
             },
             "logsnr_min=-25.0 with an eps output",
         ),
-        ({"diffusion": {"output": "eps"}}, "precondition"),
+        ({"diffusion": {"prediction_type": "eps"}}, "precondition"),
         ({"video": {"height": 18}}, "height"),
         ({"network": {"head_dim": 7}}, "head_dim"),
     ],
@@ -223,9 +223,9 @@ def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
 def joint():
     """A model told by labels and by text, and a batch of 2 videos and 3 images each."""
     config = smoke_config()
-    config.conditioning.update(text_width=6, text_drop=0.1, label_drop=0.1)
+    config.conditioning.update(text_dim=6, text_dropout=0.1, label_dropout=0.1)
     mixing = ("temporal_conv", "cross_attention", "temporal_attention")
-    config.network.update(levels=(dict(channels=8, blocks=1, mixing=mixing),))
+    config.network.update(levels=(dict(channels=8, blocks=1, layers=mixing),))
     model = build.build_model(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(
@@ -243,10 +243,10 @@ def joint():
     }
 
     def x_of(batch, keep=None):
-        cond = model.conditions(batch)
+        cond = model.raw_conditions(batch)
         if keep is not None:
             cond["keep"] = keep(cond["keep"])
-        step = schedules.step_at(model.schedule, jnp.array([0.4, 0.6]))
+        step = schedules.noise_level(model.schedule, jnp.array([0.4, 0.6]))
         return model.denoiser(params)(model.encode(batch["video"]), step, cond).x
 
     return model, batch, x_of
@@ -278,7 +278,7 @@ def test_dropping_is_by_the_video_and_by_each_image(joint):
     some = x_of(batch, lambda old: dict.fromkeys(old, keep))
     changed = abs(np.asarray(some - whole)).mean((0, 2, 3, 4)) > 1e-3
     assert changed.tolist() == [i == frames + 1 for i in range(frames + 3)]
-    dropped = model.drop(model.conditions(batch), jax.random.key(0))
+    dropped = model.condition_dropout(model.raw_conditions(batch), jax.random.key(0))
     assert all(mask.shape == (2, 4) for mask in dropped["keep"].values())
 
 
@@ -286,9 +286,9 @@ def test_dropping_is_by_the_video_and_by_each_image(joint):
 def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, read):
     """Every config said 9 before there was a choice."""
     config = smoke_config()
-    config.sample.reconstruction = kept
+    config.sample.reconstruction_weight = kept
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    assert runs.read_config(tmp_path).sample.reconstruction == read
+    assert runs.read_config(tmp_path).sample.reconstruction_weight == read
 
 
 @pytest.mark.parametrize(

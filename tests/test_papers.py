@@ -33,18 +33,18 @@ def attention(config) -> tuple:
     """Heights of the frame at which the blocks of a level attend over it."""
     levels = enumerate(config.network.levels)
     return tuple(
-        config.video.height // config.network.patch >> i
+        config.video.height // config.network.patch_size >> i
         for i, level in levels
-        if "spatial_attention" in level["mixing"]
+        if "spatial_attention" in level["layers"]
     )
 
 
 def time(config) -> tuple:
     """What mixes frames, the same at all levels."""
-    levels = [level["mixing"] for level in config.network.levels]
+    levels = [level["layers"] for level in config.network.levels]
     (found,) = {
         tuple(part for part in mixing if part not in IMAGE_PARTS)
-        for mixing in (*levels, config.network.middle)
+        for mixing in (*levels, config.network.mid_layers)
     }
     return found
 

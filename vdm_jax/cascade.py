@@ -35,19 +35,19 @@ from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import Settings, Text
+from vdm_jax.sampling import Settings, TextEmbeddings
 
-FILE = "cascade.toml"
-MAX_FILE = 1 << 15  # bytes; the time of a name of many parts is quadratic
+CASCADE_FILE = "cascade.toml"
+MAX_FILE_BYTES = 1 << 15  # bytes; the time of a name of many parts is quadratic
 # What may be said of a stage: all but what is of given frames and pixels.
-SETTINGS = tuple(
+SAMPLING_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Settings)
     if not field.name.startswith("reconstruction")
 )
 
 
-class Link(NamedTuple):
+class CascadeStage(NamedTuple):
     """One stage of a cascade. Its parameters are loaded when it is its turn."""
 
     name: str
@@ -62,34 +62,34 @@ class Cascade:
     """encoder: that of the text that every stage was trained with, "" for none."""
 
     path: Path
-    links: tuple[Link, ...]
-    encoder: str
+    stages: tuple[CascadeStage, ...]
+    text_encoder: str
 
-    def until(self, name: str) -> "Cascade":
+    def truncate(self, name: str) -> "Cascade":
         """The same, ending with the stage of that name; "" is all of it.
 
         Raises:
           UserError: no stage has that name.
         """
-        names = [link.name for link in self.links]
+        names = [link.name for link in self.stages]
         if name and name not in names:
             raise UserError(f"stage {name!r}: {self.path} has {', '.join(names)}")
         end = names.index(name) + 1 if name else len(names)
-        return dataclasses.replace(self, links=self.links[:end])
+        return dataclasses.replace(self, links=self.stages[:end])
 
-    def changed(self, settings: dict[str, Any]) -> "Cascade":
+    def with_sampling(self, settings: dict[str, Any]) -> "Cascade":
         """The same with these settings at every stage.
 
         Raises:
           UserError: a setting out of its range, or that no stage reads.
         """
         links = []
-        for link in self.links:
+        for link in self.stages:
             new = dataclasses.replace(link.settings, **settings)
-            sampling.check(link.model, 1, 0, new)
+            sampling.check_settings(link.model, 1, 0, new)
             links.append(link._replace(settings=new))
         for name in settings:
-            why = [sampling.unread(name, at.model, at.settings) for at in links]
+            why = [sampling.why_unused(name, at.model, at.settings) for at in links]
             if all(why):
                 raise UserError(f"{self.path}: {name} {why[0]}")
         return dataclasses.replace(self, links=tuple(links))
@@ -103,46 +103,46 @@ def read(path: str | Path) -> Cascade:
         that does not take what the stage before makes.
     """
     path = user_path(path, "cascade")
-    if (runs.resolve(path) / "config.json").is_file():
+    if (runs.model_dir(path) / "config.json").is_file():
         name = re.sub(r"[^\w.-]|^[.-]", "_", path.resolve().name) or "model"
         stages = [{"name": name, "workdir": str(path.resolve())}]
     else:
-        path = path / FILE if path.is_dir() else path
-        stages = _tables(path)
-    links = [_link(path, i, fields) for i, fields in enumerate(stages)]
+        path = path / CASCADE_FILE if path.is_dir() else path
+        stages = _read_stage_tables(path)
+    links = [_read_stage(path, i, fields) for i, fields in enumerate(stages)]
     try:
-        chain([(link.name, link.model) for link in links])
+        check_shapes_chain([(link.name, link.model) for link in links])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     told = [link.config.conditioning for link in links]
-    if not text_encoders.one_encoder(told):
-        names = ", ".join(sorted({each.encoder or "none" for each in told}))
+    if not text_encoders.same_text_encoder(told):
+        names = ", ".join(sorted({each.text_encoder or "none" for each in told}))
         raise UserError(
             f"{path}: stages were trained with text of different encoders, or of "
             f"different weights of one: {names}"
         )
-    return Cascade(path, tuple(links), told[0].encoder)
+    return Cascade(path, tuple(links), told[0].text_encoder)
 
 
-def _tables(path: Path) -> list:
+def _read_stage_tables(path: Path) -> list:
     """What a file says of each stage."""
     try:
-        asked = tomllib.loads(files.read_text(path, MAX_FILE))
+        asked = tomllib.loads(files.read_text(path, MAX_FILE_BYTES))
     except OSError as error:
         raise UserError(
             f"no cascade {path} ({error.strerror}): a TOML file, a folder that holds "
-            f"{FILE}, or a model"
+            f"{CASCADE_FILE}, or a model"
         ) from error
-    except (files.Damaged, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (files.CorruptFile, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
-    _known(path, asked, ("stage",), "")
+    _check_fields(path, asked, ("stage",), "")
     stages = asked.get("stage", [])
     if not isinstance(stages, list) or not stages:
         raise UserError(f"{path} names no stage: [[stage]], one after the other")
     return stages
 
 
-def as_toml(stages: dict[str, dict[str, Any]]) -> str:
+def to_toml(stages: dict[str, dict[str, Any]]) -> str:
     """The file of stages that stand beside it, each in the folder of its name.
 
     stages: by its name, what of sampling differs from the stage's own config.
@@ -158,17 +158,17 @@ def as_toml(stages: dict[str, dict[str, Any]]) -> str:
     return "\n".join(tables)
 
 
-def differing(link: Link) -> dict[str, Any]:
+def sampling_overrides(link: CascadeStage) -> dict[str, Any]:
     """What a cascade's file says of a stage's sampling that its config does not."""
-    own, asked = Settings.of(link.config.sample), link.settings
+    own, asked = Settings.from_config(link.config.sample), link.settings
     return {
         name: getattr(asked, name)
-        for name in SETTINGS
+        for name in SAMPLING_FIELDS
         if getattr(asked, name) != getattr(own, name)
     }
 
 
-def _known(path: Path, fields: dict, known: Sequence[str], where: str) -> None:
+def _check_fields(path: Path, fields: dict, known: Sequence[str], where: str) -> None:
     for field in fields:
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)
@@ -176,11 +176,11 @@ def _known(path: Path, fields: dict, known: Sequence[str], where: str) -> None:
             raise UserError(f"{path}: {where}unknown field {field!r}: {hint}")
 
 
-def _link(path: Path, number: int, fields: Any) -> Link:
+def _read_stage(path: Path, number: int, fields: Any) -> CascadeStage:
     where = f"stage {number + 1}: "
     if not isinstance(fields, dict):
         raise UserError(f"{path}: {where}a table, [[stage]]")
-    _known(path, fields, ("name", "workdir", *SETTINGS), where)
+    _check_fields(path, fields, ("name", "workdir", *SAMPLING_FIELDS), where)
     for field in ("name", "workdir"):
         if not isinstance(fields.get(field), str) or not fields[field]:
             raise UserError(f"{path}: {where}it needs a {field}")
@@ -190,9 +190,9 @@ def _link(path: Path, number: int, fields: Any) -> Link:
         )
     workdir = path.parent / user_path(fields["workdir"], f"{path}: {where}workdir")
     config = runs.read_config(workdir)
-    settings = Settings.of(config.sample)
+    settings = Settings.from_config(config.sample)
     given = {}
-    for name in fields.keys() & set(SETTINGS):
+    for name in fields.keys() & set(SAMPLING_FIELDS):
         kind = type(getattr(settings, name))
         value = fields[name]
         if kind is float and type(value) is int:
@@ -206,20 +206,20 @@ def _link(path: Path, number: int, fields: Any) -> Link:
         raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
     model = build.build_model(config)
     settings = dataclasses.replace(settings, **given)
-    sampling.check(model, 1, 0, settings)
+    sampling.check_settings(model, 1, 0, settings)
     for name in given:
-        if without := sampling.unread(name, model, settings):
+        if without := sampling.why_unused(name, model, settings):
             raise UserError(f"{path}: {where}{name} {without}")
-    return Link(fields["name"], workdir, model, config, settings)
+    return CascadeStage(fields["name"], workdir, model, config, settings)
 
 
-def chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
+def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
     """Raise UserError unless names differ and each takes what the one before makes.
 
     stages: name and model, from the base on.
     """
     (name, first), *rest = stages
-    if first.stage is not None:
+    if first.low_resolution is not None:
         raise UserError(
             f"its first stage, {name}, is given a video; begin with a base model"
         )
@@ -227,57 +227,59 @@ def chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
     for (before, made), (name, model) in zip(stages, rest, strict=False):
         if names.count(name) > 1:
             raise UserError(f"two stages are called {name}")
-        if model.stage is None:
+        if model.low_resolution is None:
             raise UserError(f"stage {name} is a base model, which is given no video")
-        if model.stage.given != made.shape:
+        if model.low_resolution.input_shape != made.shape:
             raise UserError(
-                f"stage {name} takes videos of {model.stage.given}, and {before} "
+                f"stage {name} takes videos of {model.low_resolution.input_shape}, and {before} "
                 f"before it makes {made.shape}"
             )
 
 
-def tell(
-    cascade: Cascade, prompts: Sequence[str], negative: str = ""
-) -> tuple[Text | None, Text | None]:
+def encode_prompts(
+    cascade: Cascade, prompts: Sequence[str], negative_prompt: str = ""
+) -> tuple[TextEmbeddings | None, TextEmbeddings | None]:
     """Embeddings of the prompts, and of the negative one for each of them.
 
     Raises:
       UserError: a prompt that is too long, or any where no stage was told by text; an
         encoder that is not there, or not the one that the stages were trained with.
     """
-    if not cascade.encoder:
-        if negative or any(prompts):
+    if not cascade.text_encoder:
+        if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path}: its stages were trained without text")
         return None, None
-    encode = text_encoders.load(cascade.encoder)
-    width = cascade.links[0].model.text_width
-    weights = {each.config.conditioning.encoder_sha256 for each in cascade.links}
+    encode = text_encoders.load(cascade.text_encoder)
+    width = cascade.stages[0].model.text_dim
+    weights = {each.config.conditioning.text_encoder_sha256 for each in cascade.stages}
     known = max(weights)  # "" of runs that did not write it down
     if encode.width != width or (known and known != encode.sha256()):
         raise UserError(
-            f"{cascade.encoder} is not the text encoder that {cascade.path} was "
+            f"{cascade.text_encoder} is not the text encoder that {cascade.path} was "
             "trained with: its width or its weights are others"
         )
-    each = sorted({*prompts, negative})  # in one call: of one length
+    each = sorted({*prompts, negative_prompt})  # in one call: of one length
     tokens, mask, _ = encode(each)
-    texts = Text(np.asarray(tokens), np.asarray(mask))
+    texts = TextEmbeddings(np.asarray(tokens), np.asarray(mask))
 
-    def of(wanted: Sequence[str]) -> Text:
+    def of(wanted: Sequence[str]) -> TextEmbeddings:
         rows = [each.index(text) for text in wanted]
-        return Text(texts.tokens[rows], texts.mask[rows])
+        return TextEmbeddings(texts.tokens[rows], texts.mask[rows])
 
-    return of(prompts), of([negative] * len(prompts)) if negative else None
+    return of(prompts), of(
+        [negative_prompt] * len(prompts)
+    ) if negative_prompt else None
 
 
 def sample(
     cascade: Cascade,
     num: int,
-    text: Text | None = None,
-    negative: Text | None = None,
+    text: TextEmbeddings | None = None,
+    negative_text: TextEmbeddings | None = None,
     *,
     seed: int = 0,
-    first: int = 0,
-    given: np.ndarray | None = None,
+    first_index: int = 0,
+    base_videos: np.ndarray | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, np.ndarray]:
@@ -291,38 +293,38 @@ def sample(
     Raises:
       UserError: a negative text where nothing is guided by two branches.
     """
-    if negative is not None and not any(
-        sampling.two_branches(link.model, link.settings) for link in cascade.links
+    if negative_text is not None and not any(
+        sampling.uses_cfg(link.model, link.settings) for link in cascade.stages
     ):
         raise UserError(
             f"{cascade.path}: a negative text needs a stage with guidance above 0 and "
             "two branches; here is none"
         )
     videos: dict[str, np.ndarray] = {}
-    before = given
-    for number, link in enumerate(cascade.links):
-        if number == 0 and given is not None:
-            videos[link.name] = given
+    before = base_videos
+    for number, link in enumerate(cascade.stages):
+        if number == 0 and base_videos is not None:
+            videos[link.name] = base_videos
             continue
         loaded = runs.load(link.workdir)
-        guided = sampling.two_branches(link.model, link.settings)
+        guided = sampling.uses_cfg(link.model, link.settings)
         before = videos[link.name] = sampling.sample(
             loaded.model,
             loaded.params,
             num,
             link.settings,
             text=text,
-            negative_text=negative if guided else None,
-            low=before,
+            negative_text=negative_text if guided else None,
+            low_res=before,
             seed=seed,
-            stage=number,
-            first=first,
+            stage_index=number,
+            first_index=first_index,
             mesh=mesh,
             progress=lambda done, total, name=link.name: progress(name, done, total),
         )
     return videos
 
 
-def calls(cascade: Cascade) -> int:
+def nfe(cascade: Cascade) -> int:
     """Of the networks for one video, over all stages."""
-    return sum(sampling.calls(link.model, link.settings) for link in cascade.links)
+    return sum(sampling.nfe(link.model, link.settings) for link in cascade.stages)

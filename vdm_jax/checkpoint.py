@@ -36,7 +36,7 @@ from orbax.checkpoint import v1 as ocp
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, sync
+from vdm_jax.files import CorruptFile, fsync
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ logging.getLogger("asyncio").addFilter(
 )
 
 
-def usable(directory: str | os.PathLike) -> Path:
+def check_directory(directory: str | os.PathLike) -> Path:
     """The absolute path of a directory, if checkpoints can be kept in it.
 
     Orbax finds its files with a pattern made of the whole path, and TensorStore takes a
@@ -103,7 +103,7 @@ class Checkpoints:
                 f"train.keep_checkpoints={keep}: at least 2, so that there is one to "
                 "fall back on when the newest is damaged"
             )
-        self.directory = usable(directory)
+        self.directory = check_directory(directory)
         self.keep = keep
         self.read_only = read_only
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -117,7 +117,7 @@ class Checkpoints:
 
     def _names(self, pattern: str) -> list[str]:
         """The directories here whose names match; none where there is no directory."""
-        with reading(self.directory):
+        with reading_files(self.directory):
             try:
                 entries = list(os.scandir(self.directory))
             except FileNotFoundError:
@@ -223,7 +223,7 @@ class Checkpoints:
             parts = {str(key) for key in abstract_state}
             saved = {n: x for n, x in saved.items() if n.split("/")[0] in parts}
         wanted = dict(_named(abstract_state))
-        check_fit(saved, wanted, f"checkpoint {self.directory / str(step)}")
+        check_same_arrays(saved, wanted, f"checkpoint {self.directory / str(step)}")
         arrays = self._load(step, wanted)
         treedef = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
@@ -244,7 +244,7 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         place = self.directory / str(step) / STATE
-        with reading(place), context:
+        with reading_files(place), context:
             return dict(ocp.load(str(place), targets))
 
     def _read(self, step: int, name: str) -> Any:
@@ -255,14 +255,14 @@ class Checkpoints:
             )
         path = self.directory / str(step) / name
         try:
-            with reading(path):
+            with reading_files(path):
                 return files.read_json(path)
-        except Damaged as error:  # since it was verified, or it was not
+        except CorruptFile as error:  # since it was verified, or it was not
             raise UserError(f"{path} is {error}: put back a copy") from error
 
     def _prepare(self) -> None:
         """Make the directory, and clear what a kill has left in it."""
-        with files.writing(self.directory):
+        with files.explain_write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for left in self._names("(saving|deleting)-.*"):
                 remove(self.directory / left)
@@ -295,9 +295,9 @@ class Checkpoints:
         }
         _write_json(folder / MANIFEST, manifest)
         for directory in {path.parent for path in written} | {folder}:
-            sync(directory)
+            fsync(directory)
         folder.rename(self.directory / str(step))
-        sync(self.directory)
+        fsync(self.directory)
         for old in self.steps()[: -self.keep]:
             # Renamed first: a kill in the middle leaves nothing that looks like a step.
             doomed = self.directory / f"deleting-{old}"
@@ -320,7 +320,7 @@ class Checkpoints:
         @contextmanager
         def context() -> Iterator[None]:
             try:
-                with files.writing(folder, advice):
+                with files.explain_write_errors(folder, advice):
                     yield
             except UserError:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -330,12 +330,12 @@ class Checkpoints:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading_files(path: Path) -> Iterator[None]:
     """Turn the system's refusal to read inside the block into a UserError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        code, (text, *told) = files.system_code(error), str(error).split(" [tensors")
+        code, (text, *told) = files.find_errno(error), str(error).split(" [tensors")
         if code is None and not told:
             raise
         reason = text if code is None else os.strerror(code).lower()
@@ -382,7 +382,7 @@ def _named(tree) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def check_fit(saved, wanted, what: str) -> None:
+def check_same_arrays(saved, wanted, what: str) -> None:
     """Raise UserError if two trees differ in the name, shape or dtype of any array.
 
     It names `what` and the first five that do.
@@ -414,7 +414,7 @@ def _damage(folder: Path) -> str | None:
     """
     name = MANIFEST
     try:
-        with reading(folder):
+        with reading_files(folder):
             manifest = _present(lambda: files.read_json(folder / MANIFEST))
             if not _is_manifest(manifest):
                 return f"{MANIFEST} is not what was written"
@@ -422,23 +422,23 @@ def _damage(folder: Path) -> str | None:
                 found = _present(lambda name=name: _size_and_crc(folder / name))
                 if found != entry:
                     return f"{name} has size and checksum {found} instead of {entry}"
-    except Damaged as error:
+    except CorruptFile as error:
         return f"{name} is {error}"
     return None
 
 
 def _present(read: Callable[[], T]) -> T:
-    """What is read; Damaged if there is no such file."""
+    """What is read; CorruptFile if there is no such file."""
     try:
         return read()
-    except Damaged:
+    except CorruptFile:
         raise
     except ValueError as error:  # a name with a NUL, or that is not UTF-8
-        raise Damaged("no name of a file") from error
+        raise CorruptFile("no name of a file") from error
     except OSError as error:
         if error.errno not in ABSENT:
             raise
-        raise Damaged(f"missing ({error.strerror})") from error
+        raise CorruptFile(f"missing ({error.strerror})") from error
 
 
 def _is_manifest(found: Any) -> bool:
@@ -450,7 +450,7 @@ def _is_manifest(found: Any) -> bool:
 
 def _write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value, indent=0), "utf-8")
-    sync(path)
+    fsync(path)
 
 
 def _size_and_crc(path: Path, durable: bool = False) -> list[int]:

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from vdm_jax import command, config_files
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import (
-    Damaged,
-    lines,
+    CorruptFile,
+    atomic_write,
     make_folder,
-    no_text,
     read_text,
-    replacing,
+    split_lines,
     user_path,
+    why_invalid_text,
 )
 
 FLAGS = flags.FLAGS
@@ -39,7 +39,7 @@ def run(verb: Callable[[], None], description: str) -> None:
             verb()
         except UserError as error:
             if agreement := sys.modules.get("vdm_jax.agreement"):
-                agreement.tell(error)
+                agreement.broadcast_error(error)
             raise
         if launch := sys.modules.get("vdm_jax.training.launch"):
             launch.meet()
@@ -55,7 +55,7 @@ def _leave(status: int) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's own parsing, and what every flag must be."""
-    rest = config_files.parse(FLAGS, argv)
+    rest = config_files.parse_flags(FLAGS, argv)
     for name in FLAGS:
         _check_text(name)
     if not FLAGS["verbosity"].present:
@@ -120,7 +120,7 @@ def _check_text(name: str) -> None:
     if not flag.present or isinstance(flag.parser, _Path | _Paths):
         return
     for value in flag.value if isinstance(flag.value, list) else [flag.value]:
-        if isinstance(value, str) and (reason := no_text(value)):
+        if isinstance(value, str) and (reason := why_invalid_text(value)):
             raise UserError(f"--{name}={value}: {reason}")
 
 
@@ -130,8 +130,8 @@ def _workdir_flag(meaning: str) -> None:
 
 
 def _start_jax() -> None:
-    command.start_jax()
-    command.find_devices()
+    command.configure_jax()
+    command.start_devices()
 
 
 def _launch_flags() -> None:
@@ -145,17 +145,17 @@ def _launch_flags() -> None:
 
 
 def _launch() -> None:
-    command.start_jax()
+    command.configure_jax()
     from vdm_jax.training import launch
 
-    launch.leave_on_signals()
+    launch.exit_on_signals()
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    command.find_devices()
+    command.start_devices()
 
 
 def train() -> None:
     """train.py"""
-    config_files.define()
+    config_files.define_config_flag()
     _path_flag("cascade", "or: a config of stages, trained in turn")
     _workdir_flag("where the run lives; the same command again resumes it")
     _launch_flags()
@@ -165,7 +165,7 @@ def train() -> None:
             raise UserError("give --config, of a model, or --cascade, of several")
         workdir = Path(FLAGS.workdir).absolute()
         if FLAGS.cascade is not None:
-            module = config_files.module(FLAGS.cascade, "cascade")
+            module = config_files.load_module(FLAGS.cascade, "cascade")
             if "STAGES" not in module:
                 raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
             _launch()
@@ -185,7 +185,7 @@ def train() -> None:
 
 def distill() -> None:
     """distill.py"""
-    config_files.define()
+    config_files.define_config_flag()
     flags.mark_flag_as_required("config")
     _path_flag("teacher", "a run, or a folder of models/")
     _path_flag("cascade", "or: a cascade, whose stages are distilled")
@@ -264,9 +264,9 @@ def _settings(loaded, *names: str) -> None:
     with loaded.config.unlocked():
         for name in given:
             sample[name] = FLAGS[name].value
-    settings = sampling.Settings.of(sample)
+    settings = sampling.Settings.from_config(sample)
     for name in given:
-        if without := sampling.unread(name, loaded.model, settings):
+        if without := sampling.why_unused(name, loaded.model, settings):
             raise UserError(f"--{name} {without}")
 
 
@@ -330,11 +330,11 @@ def _given(loaded):
     if FLAGS.overlap is not None and not 0 <= FLAGS.overlap < block:
         raise UserError(f"--overlap={FLAGS.overlap}: from 0 to {block - 1} frames")
     config = loaded.config
-    wanted = observations.Wanted(
+    wanted = observations.OutputSpec(
         loaded.model, config.video.fps, FLAGS.frames or 0, tiles, config.sample.num
     )
     if not verbs:
-        return observations.nothing(wanted)
+        return observations.no_observation(wanted)
     options = {
         "extend": {"given": FLAGS.given or 0, "backward": FLAGS.backward},
         "between": {"given": FLAGS.given or 0},
@@ -374,29 +374,29 @@ def sample() -> None:
 
         out = Path(FLAGS.out)
         asked = build.build_model(runs.read_config(Path(FLAGS.workdir)))
-        if asked.stage is not None:
+        if asked.low_resolution is not None:
             raise UserError(
                 f"{FLAGS.workdir} is a stage that is given a video: name it in a "
                 "cascade's file behind the one that makes it, and give --cascade"
             )
-        if asked.text_width:
+        if asked.text_dim:
             raise UserError(f"{FLAGS.workdir} is told by text: give --prompt")
-        video_io.claim(out, "samples", FLAGS.overwrite)
+        video_io.check_output_folder(out, "samples", FLAGS.overwrite)
         loaded = runs.load(FLAGS.workdir)
         _settings(loaded, *names)
         ask = loaded.config.sample
         if FLAGS.upscale is not None and FLAGS.reconstruction is None:
             with loaded.config.unlocked():  # the model's own is of given frames
                 ask.reconstruction = None
-        settings = sampling.Settings.of(ask)
-        sampling.check(loaded.model, ask.num, FLAGS.seed, settings)
-        made_for = loaded.config.diffusion.student_steps
+        settings = sampling.Settings.from_config(ask)
+        sampling.check_settings(loaded.model, ask.num, FLAGS.seed, settings)
+        made_for = loaded.config.diffusion.distilled_steps
         if made_for and settings.steps != made_for:
             print(f"this student was made for {made_for} steps", flush=True)
         labels = sampling.draw_labels(loaded.model, ask.num, ask.label, FLAGS.seed)
         negative = None
         if FLAGS.negative:
-            if not sampling.two_branches(loaded.model, settings):
+            if not sampling.uses_cfg(loaded.model, settings):
                 raise UserError(
                     "--negative needs --guidance above 0, which it turns, and a model "
                     "that is not a guided student, which has one branch only"
@@ -405,11 +405,11 @@ def sample() -> None:
                 loaded.model, ask.num, FLAGS.negative, flag="negative"
             )
         known, note = _given(loaded)
-        settings = sampling.observing(loaded.model, settings, known)
+        settings = sampling.with_reconstruction_weight(loaded.model, settings, known)
         if note and not ask.label:  # a drawn label would contradict the clip
             labels = sampling.draw_labels(loaded.model, ask.num, "none")
         told = labels is not None and (labels >= 0).any()
-        branches = sampling.two_branches(loaded.model, settings)
+        branches = sampling.uses_cfg(loaded.model, settings)
         if branches and negative is None and not told:
             print("no label is asked for: nothing is guided", flush=True)
             settings = dataclasses.replace(
@@ -428,12 +428,12 @@ def sample() -> None:
                 )  # fmt: skip
 
             if FLAGS.windows:
-                bare = known.low is None and not known.mask.any()
+                bare = known.low_res is None and not known.mask.any()
                 size = known.video.shape[1:4]
                 videos = make(sampling.sample, known=None if bare else known, size=size)
             else:
                 videos = make(
-                    sampling.fill,
+                    sampling.extend_in_blocks,
                     known=known,
                     overlap=FLAGS.overlap,
                     backward=FLAGS.backward,
@@ -445,7 +445,7 @@ def sample() -> None:
         meta = {"command": as_typed(), "seed": FLAGS.seed, "sample": asked}
         if note:
             meta["given"] = note
-        made = video_io.write_all(
+        made = video_io.write_samples(
             out,
             "samples",
             sampling.to_uint8(videos),
@@ -489,11 +489,11 @@ def _prompts(shapes: Sequence[Sequence[int]]) -> list[str]:
     texts = list(FLAGS.prompt)
     if FLAGS.prompts is not None:
         try:
-            rows = lines(read_text(FLAGS.prompts))
+            rows = split_lines(read_text(FLAGS.prompts))
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"--prompts={FLAGS.prompts}: {reason}") from error
-        except Damaged as error:
+        except CorruptFile as error:
             raise UserError(f"--prompts={FLAGS.prompts}: {error}") from error
         texts += [row.strip() for row in rows if row.strip()]
         if not texts:
@@ -503,7 +503,7 @@ def _prompts(shapes: Sequence[Sequence[int]]) -> list[str]:
         raise UserError(f"--num={each}: at least 1")
     texts = texts or [""]
     for shape in shapes:
-        sampling.check_videos(len(texts) * each, shape, f"--num={each}")
+        sampling.check_video_memory(len(texts) * each, shape, f"--num={each}")
     return [text for text in texts for _ in range(each)]
 
 
@@ -520,26 +520,26 @@ def _sample_cascade(names: Sequence[str]) -> None:
             raise UserError(f"--{flag} goes with --workdir and without a prompt")
     out = Path(FLAGS.out)
     path = FLAGS.cascade or FLAGS.workdir
-    read = cascades.read(path).until(FLAGS.until)
-    prompts = _prompts([link.model.shape for link in read.links])
+    read = cascades.read(path).truncate(FLAGS.until)
+    prompts = _prompts([link.model.shape for link in read.stages])
     if FLAGS.encoder is not None:
-        if not read.encoder:
+        if not read.text_encoder:
             raise UserError(f"--encoder: {path} was trained without text")
-        read = dataclasses.replace(read, encoder=FLAGS.encoder)
+        read = dataclasses.replace(read, text_encoder=FLAGS.encoder)
     given = {
         name: FLAGS[name].value
         for name in names
         if name not in ("num", *NOT_OF_CASCADES) and FLAGS[name].value is not None
     }
-    read = read.changed(given)
-    for link in read.links:
-        made_for = link.config.diffusion.student_steps
+    read = read.with_sampling(given)
+    for link in read.stages:
+        made_for = link.config.diffusion.distilled_steps
         if made_for and link.settings.steps != made_for:
             print(f"{link.name}: this student was made for {made_for} steps")
-    folders = {link.name: out / link.name for link in read.links[:-1]}
+    folders = {link.name: out / link.name for link in read.stages[:-1]}
     for folder in [out, *(folders.values() if FLAGS.intermediate else ())]:
-        video_io.claim(folder, "samples", FLAGS.overwrite)
-    told, against = cascades.tell(read, prompts, FLAGS.negative or "")
+        video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
+    told, against = cascades.encode_prompts(read, prompts, FLAGS.negative or "")
     with tqdm(unit="step", disable=None) as bar:
 
         def progress(name: str, done: int, total: int) -> None:
@@ -553,17 +553,17 @@ def _sample_cascade(names: Sequence[str]) -> None:
             read, len(prompts), told, against, seed=FLAGS.seed, progress=progress
         )
     meta = {"command": as_typed(), "seed": FLAGS.seed, "cascade": path}
-    for number, link in enumerate(read.links):
-        last = link is read.links[-1]
+    for number, link in enumerate(read.stages):
+        last = link is read.stages[-1]
         if not (last or FLAGS.intermediate):
             continue
-        made = video_io.write_all(
+        made = video_io.write_samples(
             out if last else folders[link.name],
             "samples",
             sampling.to_uint8(videos[link.name]),
             link.config.video.fps,
             meta
-            | {"stages": [each.name for each in read.links[: number + 1]]}
+            | {"stages": [each.name for each in read.stages[: number + 1]]}
             | {"sample": dataclasses.asdict(link.settings)},
             labels=prompts,
             overwrite=FLAGS.overwrite,
@@ -607,12 +607,12 @@ def evaluate() -> None:
                 raise UserError(f"--{name} goes with --videos")
         if not FLAGS.workdir:
             raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
-        if build.build_model(runs.read_config(Path(FLAGS.workdir))).text_width:
+        if build.build_model(runs.read_config(Path(FLAGS.workdir))).text_dim:
             raise UserError(
                 f"{FLAGS.workdir} is told by text, and models.py tells none: "
-                "python -m benchmarks.cascade --cascade=DIR measures prompts"
+                "python -m experiments.cascade_accuracy.cascade_accuracy --cascade=DIR measures prompts"
             )
-        if (Path(FLAGS.workdir) / runs.DISTILLATION).is_file():
+        if (Path(FLAGS.workdir) / runs.DISTILLATION_FILE).is_file():
             return _evaluate_students()
         if FLAGS.deciding is not None:
             raise UserError("--deciding goes with the --workdir of a distillation")
@@ -627,11 +627,11 @@ def evaluate() -> None:
             num=FLAGS.num,
             weights=weights,
             seed=FLAGS.seed,
-            beside=[Path(folder) for folder in FLAGS.beside],
-            against=[Path(folder) for folder in FLAGS.against],
+            sample_folders=[Path(folder) for folder in FLAGS.beside],
+            baseline_reports=[Path(folder) for folder in FLAGS.against],
             networks=_networks(),
             commands=[*FLAGS.commands, as_typed()],
-            fewer=_fewer(),
+            compare_steps=_fewer(),
         )
 
     run(verb, "Measure a trained model against real clips; write a report.")
@@ -639,11 +639,11 @@ def evaluate() -> None:
 
 def _networks():
     """For --fvd; their weights are looked for before anything is sampled."""
-    from vdm_jax.metrics.perceptual import Networks
+    from vdm_jax.metrics.perceptual import PerceptualNetworks
 
     if not FLAGS.fvd:
         return None
-    networks = Networks()
+    networks = PerceptualNetworks()
     networks.check()
     return networks
 
@@ -668,7 +668,7 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
             raise UserError(
                 f"--size={FLAGS.size}: HEIGHTxWIDTH, as 64x64, from 8 to 1024 pixels"
             )
-    folders.compare(
+    folders.compare_folders(
         Path(FLAGS.videos),
         Path(FLAGS.reference),
         Path(FLAGS.out),
@@ -678,7 +678,7 @@ def _evaluate_files(of_models: Sequence[str]) -> None:
         size=size,
         networks=_networks(),
         seed=FLAGS.seed,
-        against=[Path(folder) for folder in FLAGS.against],
+        baseline_reports=[Path(folder) for folder in FLAGS.against],
         commands=[*FLAGS.commands, as_typed()],
     )
 
@@ -704,8 +704,8 @@ def _evaluate_students() -> None:
         Path(FLAGS.workdir),
         Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
         num=FLAGS.num,
-        deciding=FLAGS.deciding or FLAGS.num,
-        asked={name: FLAGS[name].value for name in OF_ROWS if FLAGS[name].present},
+        num_key_rows=FLAGS.deciding or FLAGS.num,
+        overrides={name: FLAGS[name].value for name in OF_ROWS if FLAGS[name].present},
         guidance=weights[0],
         seed=FLAGS.seed,
         commands=[*FLAGS.commands, as_typed()],
@@ -749,18 +749,18 @@ def export() -> None:
         read = cascade.read(FLAGS.cascade)
         taken = [
             p
-            for p in (out, *(out / link.name for link in read.links))
-            if (p / cascade.FILE).exists() or (p / "config.json").exists()
+            for p in (out, *(out / link.name for link in read.stages))
+            if (p / cascade.CASCADE_FILE).exists() or (p / "config.json").exists()
         ]
         if taken and not FLAGS.overwrite:
             raise UserError(
                 f"{taken[0]} already holds a model: another --out, or --overwrite"
             )
-        for link in read.links:
+        for link in read.stages:
             _ship(link.workdir, out / link.name)
-        stages = {link.name: cascade.differing(link) for link in read.links}
-        with replacing(out / cascade.FILE, overwrite=True) as path:
-            path.write_text(cascade.as_toml(stages))
+        stages = {link.name: cascade.sampling_overrides(link) for link in read.stages}
+        with atomic_write(out / cascade.CASCADE_FILE, overwrite=True) as path:
+            path.write_text(cascade.to_toml(stages))
 
     run(verb, "Write the averaged parameters of runs as half-precision safetensors.")
 
@@ -771,7 +771,7 @@ def _ship(workdir: Path, out: Path) -> None:
     from vdm_jax.pretrained import params
     from vdm_jax.report import curves, page
 
-    if (out / "checkpoints").exists() or (out / runs.DISTILLATION).exists():
+    if (out / "checkpoints").exists() or (out / runs.DISTILLATION_FILE).exists():
         raise UserError(f"--out={out} is a run: give a folder of its own")
     loaded, out = runs.load(workdir), make_folder(out)
     names = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
@@ -783,20 +783,20 @@ def _ship(workdir: Path, out: Path) -> None:
     file = out / "params.safetensors"
     params.write(file, loaded.params)
     with loaded.config.unlocked():  # paths of the machine that trained it
-        loaded.config.init_from = loaded.config.data.embeddings = ""
+        loaded.config.init_from = loaded.config.data.text_embeddings_dir = ""
     text = loaded.config.to_json_best_effort(indent=1)
-    with replacing(out / "config.json", overwrite=True) as path:
+    with atomic_write(out / "config.json", overwrite=True) as path:
         path.write_text(text + "\n")
     what = f"step {loaded.step}" if loaded.step >= 0 else "exported before"
-    log = runs.resolve(workdir) / "metrics.jsonl"
+    log = runs.model_dir(workdir) / "metrics.jsonl"
     if log.is_file():
-        with replacing(out / log.name, overwrite=True) as path:
+        with atomic_write(out / log.name, overwrite=True) as path:
             path.write_bytes(log.read_bytes())
         page.write(
             out / "curve.html",
             title=f"{out.name}: {what}",
-            lead=f"The log of the run behind {out.name}, which stands beside it.",
-            sections=[page.Curve("Loss", curves.loss_lines(scalars.read_curve(out)))],
+            summary=f"The log of the run behind {out.name}, which stands beside it.",
+            sections=[page.Curve("Loss", curves.loss_lines(scalars.read_scalars(out)))],
         )
     size = file.stat().st_size / 1e6
     print(f"{what}, {size:.2f} MB in {file}")

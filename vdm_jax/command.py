@@ -22,7 +22,7 @@ from vdm_jax.files import cache_folder, make_folder, user_path
 INTERRUPTED = 130  # exit status after Ctrl-C
 # Settings of JAX that change numbers, or end a program that others let run: a seed's
 # video and a run must not depend on who started them. (XLA_FLAGS are left as they are.)
-PINNED = {
+PINNED_JAX_SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -48,7 +48,7 @@ PINNED = {
 }
 
 
-def begin() -> None:
+def import_jax() -> None:
     """Import JAX before all else that a command imports; end with one line if it fails.
 
     It reads its settings from the environment then, and refuses those that it does not
@@ -59,12 +59,12 @@ def begin() -> None:
     try:
         import jax  # noqa: F401
     except (MemoryError, OSError, ImportError, ValueError) as error:
-        reason = out_of_memory(error)
+        reason = out_of_memory_message(error)
         if isinstance(error, ValueError):
-            reason = f"JAX does not start: {_words(error)}{_settings()}"
+            reason = f"JAX does not start: {_shortened(error)}{_jax_environment()}"
         if reason is None:
             raise
-        raise SystemExit(_say(f"error: {reason}", 2)) from None
+        raise SystemExit(_print_line(f"error: {reason}", 2)) from None
 
 
 def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit):
@@ -74,7 +74,7 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
     the system refuses 2. Anything else is a bug of ours and keeps its traceback.
     ``leave`` ends the process.
     """
-    mend_streams()
+    protect_streams()
     asked = []
 
     def interrupt(number: int, frame: object) -> NoReturn:
@@ -86,26 +86,26 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
     try:
         status = main() or 0
     except KeyboardInterrupt:
-        status = _say("interrupted", INTERRUPTED)
+        status = _print_line("interrupted", INTERRUPTED)
     except UserError as error:
-        status = _say(f"error: {error}", error.status)
+        status = _print_line(f"error: {error}", error.status)
     except Exception as error:
-        reason = out_of_memory(error) or refusal(error)
+        reason = out_of_memory_message(error) or file_error_message(error)
         if asked:  # a library has made another error of Ctrl-C
-            status = _say("interrupted", INTERRUPTED)
+            status = _print_line("interrupted", INTERRUPTED)
         elif reason:
-            status = _say(f"error: {reason}", 2)
+            status = _print_line(f"error: {reason}", 2)
         else:
             raise
     leave(status)
 
 
-def _say(text: str, status: int) -> int:
+def _print_line(text: str, status: int) -> int:
     print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
     return status
 
 
-def out_of_memory(error: BaseException) -> str | None:
+def out_of_memory_message(error: BaseException) -> str | None:
     """Return what to say if the error is that memory could not be had, else None."""
     text = " ".join(str(error).split())
     words = (
@@ -125,14 +125,14 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"out of memory ({text or type(error).__name__}): {advice}"
 
 
-REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS)
+ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
-def refusal(error: BaseException) -> str | None:
+def file_error_message(error: BaseException) -> str | None:
     """Return what to say if the system does not let a file be used, else None."""
     if not isinstance(error, OSError):
         return None
-    if error.errno in REFUSED and error.filename is not None:
+    if error.errno in ACCESS_ERRORS and error.filename is not None:
         name = printable(os.fsdecode(error.filename))
         return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
     try:
@@ -153,7 +153,7 @@ def path_type(text: str) -> Path:
 # --- standard streams --------------------------------------------------------------
 
 
-class _Lasting(io.FileIO):
+class _LossyStream(io.FileIO):
     """A standard stream that may end before the command: what it loses is dropped."""
 
     def write(self, data, /) -> int:
@@ -163,20 +163,20 @@ class _Lasting(io.FileIO):
                 select.select([], [self], [])
         except OSError as error:  # no reader, no terminal, no room
             if error.errno == errno.EPIPE:
-                _unheard.add(self.fileno())
+                _streams_without_reader.add(self.fileno())
             return size
         return written
 
 
-_unheard: set[int] = set()
+_streams_without_reader: set[int] = set()
 
 
-def unheard() -> bool:
+def output_reader_gone() -> bool:
     """Whether the reader of standard output or error has gone away."""
-    return bool(_unheard)
+    return bool(_streams_without_reader)
 
 
-def mend_streams() -> None:
+def protect_streams() -> None:
     """Make standard output and error last, and able to say any text.
 
     A number that is closed is opened on nothing, or the next file to be opened would
@@ -195,7 +195,7 @@ def mend_streams() -> None:
             continue
         old.flush()
         stream = io.TextIOWrapper(
-            io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+            io.BufferedWriter(_LossyStream(number, "w", closefd=False)),
             encoding=old.encoding,
             errors="backslashreplace",  # any name of a file, any caption
             line_buffering=old.line_buffering or old.write_through or number == 2,
@@ -206,7 +206,7 @@ def mend_streams() -> None:
 # --- JAX ---------------------------------------------------------------------------
 
 
-def compile_cache() -> str:
+def compilation_cache_dir() -> str:
     """Return the folder of compiled programs; "" is none."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
@@ -214,23 +214,23 @@ def compile_cache() -> str:
     return folder and str(user_path(folder, "JAX_COMPILATION_CACHE_DIR"))
 
 
-def setting(name: str) -> Any:
+def jax_setting(name: str) -> Any:
     """Return the value of a setting of JAX; some of them are no attributes."""
     import jax
 
     return jax.config.values[name]
 
 
-def start_jax() -> None:
+def configure_jax() -> None:
     """Set JAX up for a command, before its devices start: the same numbers for all.
 
     Settings of the environment that change numbers are put back, and named.
     """
     import jax
 
-    for name, value in PINNED.items():
+    for name, value in PINNED_JAX_SETTINGS.items():
         variable = name.upper()
-        if variable in os.environ and setting(name) != value:
+        if variable in os.environ and jax_setting(name) != value:
             jax.config.update(name, value)
             print(
                 f"{variable}={os.environ[variable]} would change the numbers of a seed "
@@ -239,7 +239,7 @@ def start_jax() -> None:
             )
     if dump := os.environ.get("JAX_DUMP_IR_TO"):
         user_path(dump, "JAX_DUMP_IR_TO")
-    folder = compile_cache()
+    folder = compilation_cache_dir()
     if folder and not os.path.isdir(folder):  # one that can only be read serves too
         try:
             make_folder(folder)
@@ -253,21 +253,21 @@ def start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def find_devices() -> None:
+def start_devices() -> None:
     """Start JAX's devices; UserError if those that JAX_PLATFORMS asks for do not."""
     import jax
 
-    asked = setting("jax_platforms")
+    asked = jax_setting("jax_platforms")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter says nothing
         if not asked:
-            words = _words(error) + _settings()
+            words = _shortened(error) + _jax_environment()
             raise UserError(f"no device starts: {words}") from error
-        _no_such_devices(asked, error)
+        _raise_no_such_devices(asked, error)
 
 
-def _no_such_devices(asked: str, error: Exception) -> NoReturn:
+def _raise_no_such_devices(asked: str, error: Exception) -> NoReturn:
     import jax
 
     jax.config.update("jax_platforms", None)
@@ -277,12 +277,12 @@ def _no_such_devices(asked: str, error: Exception) -> NoReturn:
         here = "none"
     jax.config.update("jax_platforms", asked)
     raise UserError(
-        f"JAX_PLATFORMS={asked} does not start ({_words(error)}); here is {here}: set "
+        f"JAX_PLATFORMS={asked} does not start ({_shortened(error)}); here is {here}: set "
         "it to that, or unset it"
     ) from error
 
 
-def _settings() -> str:
+def _jax_environment() -> str:
     """What of the environment JAX heeds, for an error that may come of it."""
     told = [
         f"{name}={value}"
@@ -292,5 +292,5 @@ def _settings() -> str:
     return f"; of the environment: {', '.join(told)}" if told else ""
 
 
-def _words(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or "there is none"

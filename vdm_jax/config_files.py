@@ -14,7 +14,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 
 
-def module(path: str, flag: str) -> dict[str, Any]:
+def load_module(path: str, flag: str) -> dict[str, Any]:
     """Return what a config file defines; UserError if it is none."""
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
@@ -26,13 +26,13 @@ def module(path: str, flag: str) -> dict[str, Any]:
     return found
 
 
-def check(value: str) -> None:
+def check_config_file(value: str) -> None:
     """Raise UserError unless the file exists and knows the variant.
 
     It is run here once, so that a bug in it shows as one, with its traceback.
     """
     path, _, variant = value.partition(":")
-    found = module(path, "config")
+    found = load_module(path, "config")
     variants = found.get("VARIANTS", ("",))
     if variant not in variants:
         known = ", ".join(repr(v) for v in variants if v) or "none"
@@ -40,7 +40,7 @@ def check(value: str) -> None:
     found["get_config"](*[variant] * bool(variant))
 
 
-def define(
+def define_config_flag(
     values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
 ) -> None:
     """Define the flag --config; its fields are looked for in ``argv``, or sys.argv."""
@@ -53,7 +53,7 @@ def define(
     )
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parse a command line as absl does, with its many exceptions made UserError.
 
     Returns what is left of it. The config file is looked at before.
@@ -66,7 +66,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         if not equals:  # the value is the next word
             at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
         value = str(user_path(value, "--config"))
-        check(value)
+        check_config_file(value)
         argv[at : at + 1] = [name + equals + value if equals else value]
     try:
         return values(argv)
@@ -80,7 +80,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(message) from error
 
 
-def take(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+def take_config_flags(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
     """Take --config and its fields out of a command line; return the rest with it."""
     own, rest, words = [], [], iter(arguments)
     for word in words:
@@ -95,6 +95,6 @@ def take(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
     if not own:
         return None, rest
     values, argv = flags.FlagValues(), ["", *own]
-    define(values, argv)
-    parse(values, argv)
+    define_config_flag(values, argv)
+    parse_flags(values, argv)
     return values["config"].value, rest

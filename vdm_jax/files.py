@@ -31,7 +31,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_JSON = 64 << 20  # bytes; the largest of our own, a long run's log, is far below
 
 
-class Damaged(ValueError):
+class CorruptFile(ValueError):
     """A file whose bytes are not what was written: one clause of plain words."""
 
 
@@ -109,7 +109,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the block ends.
 
     A kill or a power cut at any moment leaves the old file or the new one under the
@@ -122,7 +122,7 @@ def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists already: another name, or --overwrite")
     make_folder(path.parent)
-    with writing(path):
+    with explain_write_errors(path):
         # A short prefix: the final name may be as long as a name can be.
         handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -130,9 +130,9 @@ def replacing(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path
             os.fchmod(handle, 0o666 & ~_umask())  # mkstemp gives 600
             os.close(handle)
             yield temporary
-            sync(temporary)
+            fsync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -141,7 +141,7 @@ def write_bytes(
     path: str | os.PathLike, content: bytes | memoryview, overwrite: bool = False
 ) -> None:
     """Write a file, whole or not at all."""
-    with replacing(path, overwrite) as temporary:
+    with atomic_write(path, overwrite) as temporary:
         temporary.write_bytes(content)
 
 
@@ -155,9 +155,9 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> N
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
-def append(path: str | os.PathLike, content: bytes) -> None:
+def append_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Add bytes to the end of a file: all of them, or none and a UserError."""
-    with writing(path), open(path, "ab", buffering=0) as file:
+    with explain_write_errors(path), open(path, "ab", buffering=0) as file:
         before = file.tell()
         try:
             rest = memoryview(content)
@@ -168,7 +168,7 @@ def append(path: str | os.PathLike, content: bytes) -> None:
             raise
 
 
-def sync(path: str | os.PathLike) -> None:
+def fsync(path: str | os.PathLike) -> None:
     """Put a file's bytes, or a folder's names, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -178,7 +178,7 @@ def sync(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+def explain_write_errors(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
     """Turn the system's refusal to write inside the block into a UserError.
 
     The block only writes, so every error of the system in it is about ``path``: a full
@@ -188,13 +188,13 @@ def writing(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        code = system_code(error)
+        code = find_errno(error)
         if code is None and not isinstance(error, OSError):
             raise
         reason = os.strerror(code).lower() if code else str(error)
         todo = "mend that"
         if code in NO_SPACE:
-            reason, todo = f"{reason}, {_room(Path(path))}", "make room"
+            reason, todo = f"{reason}, {_free_space(Path(path))}", "make room"
         if code == errno.EFBIG:
             todo = "raise ulimit -f, or take another file system,"
         raise UserError(
@@ -202,7 +202,7 @@ def writing(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
         ) from error
 
 
-def system_code(error: Exception) -> int | None:
+def find_errno(error: Exception) -> int | None:
     """Return the system's number of an error, however a library has wrapped it."""
     if isinstance(error, OSError):
         return error.errno
@@ -212,7 +212,7 @@ def system_code(error: Exception) -> int | None:
     return next((code for code in codes if os.strerror(code) in str(error)), None)
 
 
-def _room(path: Path) -> str:
+def _free_space(path: Path) -> str:
     """Say what is free on the disk of a path."""
     place = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     disk = os.statvfs(place)
@@ -226,38 +226,38 @@ def set_aside(path: str | os.PathLike, damage: str) -> Path:
     target, again = path.with_name(f"bad-{path.name}"), 2
     while os.path.lexists(target):
         target, again = path.with_name(f"bad-{path.name}.{again}"), again + 1
-    with writing(target):
+    with explain_write_errors(target):
         path.rename(target)
     print(f"{path}: {damage}; set aside as {target.name}", file=sys.stderr, flush=True)
     return target
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text; raise Damaged for anything that is none."""
+    """Return the value of a JSON text; raise CorruptFile for anything that is none."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise Damaged("not JSON: nested too deeply") from error
+        raise CorruptFile("not JSON: nested too deeply") from error
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
-        raise Damaged(f"not JSON: {error}") from error
+        raise CorruptFile(f"not JSON: {error}") from error
 
 
 def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
     """Return the value of a JSON file of ours or of a user's.
 
-    Raises Damaged for bytes that are not JSON or more than ``limit``, OSError where the
+    Raises CorruptFile for bytes that are not JSON or more than ``limit``, OSError where the
     file cannot be read at all, which says nothing about its bytes.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-        raise Damaged("no plain file")
+        raise CorruptFile("no plain file")
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise Damaged(f"larger than {limit >> 20} MiB")
+        raise CorruptFile(f"larger than {limit >> 20} MiB")
     return parse_json(content)
 
 
-def lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """Split a text where a line ends: at LF, CR LF or CR, and nowhere else.
 
     ``str.splitlines`` also splits at U+2028, U+2029, U+0085 and others, which stand
@@ -267,7 +267,7 @@ def lines(text: str) -> list[str]:
     return rows[:-1] if rows[-1] == "" else rows
 
 
-MARKS = (  # of an encoding, at the beginning of a text; the longer before their starts
+BYTE_ORDER_MARKS = (  # of an encoding, at the beginning of a text; the longer before their starts
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -279,25 +279,25 @@ MARKS = (  # of an encoding, at the beginning of a text; the longer before their
 def read_text(path: str | os.PathLike, limit: int = MAX_JSON) -> str:
     """Return the text of a user's file: UTF-8, or what a byte order mark says.
 
-    Raises Damaged for another encoding, a NUL and more than ``limit`` bytes, OSError
+    Raises CorruptFile for another encoding, a NUL and more than ``limit`` bytes, OSError
     where the file cannot be read at all.
     """
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise Damaged(f"larger than {limit} bytes")
-    marks = (pair for pair in MARKS if content.startswith(pair[0]))
+        raise CorruptFile(f"larger than {limit} bytes")
+    marks = (pair for pair in BYTE_ORDER_MARKS if content.startswith(pair[0]))
     mark, encoding = next(marks, (b"", "utf-8"))
     try:
         text = content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        raise Damaged(f"not {encoding.upper()} text") from error
-    if reason := no_text(text):
-        raise Damaged(reason)
+        raise CorruptFile(f"not {encoding.upper()} text") from error
+    if reason := why_invalid_text(text):
+        raise CorruptFile(reason)
     return text
 
 
-def no_text(text: str) -> str:
+def why_invalid_text(text: str) -> str:
     """Say why a string is no text that can be stored and told to a model; "" if it is.
 
     Half of a surrogate pair cannot be written as UTF-8, and tokenizers refuse it; a NUL
@@ -310,56 +310,60 @@ def no_text(text: str) -> str:
     return ""
 
 
-BROKEN_ARRAYS = (
+NPZ_ERRORS = (
     EOFError, MemoryError, NotImplementedError, OverflowError, RecursionError,
     RuntimeError, SyntaxError, tokenize.TokenError, TypeError, ValueError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
-def read_arrays(
+def read_npz_arrays(
     path: str | os.PathLike, rows: int | None = None
 ) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file, or the first ``rows`` rows of each.
 
     No more is allocated than the entries of the archive hold, and they hold no more
-    than half of this machine's memory. Nothing pickled is read. Raises Damaged for
+    than half of this machine's memory. Nothing pickled is read. Raises CorruptFile for
     bytes that are no such file, OSError where it cannot be read at all.
     """
     arrays: dict[str, np.ndarray] = {}
     if Path(path).is_fifo():
-        raise Damaged("not a regular file")  # it would be waited for
+        raise CorruptFile("not a regular file")  # it would be waited for
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            room = memory() // 2
+            room = memory_limit() // 2
             if not rows and sum(entry.file_size for entry in entries) > room:
-                raise Damaged(f"its arrays need more than {room >> 30} GiB")
+                raise CorruptFile(f"its arrays need more than {room >> 30} GiB")
             for entry in entries:
                 with archive.open(entry) as file:
                     name = entry.filename.removesuffix(".npy")
-                    arrays[name] = _read_array(file, entry.file_size, rows, room)
-    except Damaged:
+                    arrays[name] = _read_npy_stream(file, entry.file_size, rows, room)
+    except CorruptFile:
         raise
-    except (*BROKEN_ARRAYS, OSError) as error:
+    except (*NPZ_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise  # not so a place before the file's beginning, which its bytes name
-        raise Damaged(f"not a whole npz file: {error}") from error
+        raise CorruptFile(f"not a whole npz file: {error}") from error
     return arrays
 
 
-def read_array(path: str | os.PathLike) -> np.ndarray:
+def read_npy(path: str | os.PathLike) -> np.ndarray:
     """Return the array of an npy file; raises as `read_arrays` does."""
     with open(path, "rb") as file:
         try:
-            return _read_array(file, os.path.getsize(path), None, memory() // 2)
-        except BROKEN_ARRAYS as error:
-            if isinstance(error, Damaged):
+            return _read_npy_stream(
+                file, os.path.getsize(path), None, memory_limit() // 2
+            )
+        except NPZ_ERRORS as error:
+            if isinstance(error, CorruptFile):
                 raise
-            raise Damaged(f"not a whole npy file: {error}") from error
+            raise CorruptFile(f"not a whole npy file: {error}") from error
 
 
-def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.ndarray:
+def _read_npy_stream(
+    file: IO[bytes], size: int, rows: int | None, room: int
+) -> np.ndarray:
     """Read an array of an npz entry of ``size`` bytes, of which it takes all."""
     version = np.lib.format.read_magic(file)
     read_header = {
@@ -367,26 +371,26 @@ def _read_array(file: IO[bytes], size: int, rows: int | None, room: int) -> np.n
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read_header is None:
-        raise Damaged(f"an array in format {version}")
+        raise CorruptFile(f"an array in format {version}")
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
-        raise Damaged("an array of objects, which could run code")
+        raise CorruptFile("an array of objects, which could run code")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise Damaged(f"{size} bytes for an array {shape} of {dtype}")
+        raise CorruptFile(f"{size} bytes for an array {shape} of {dtype}")
     if rows is not None and shape and not fortran:
         shape = (min(rows, shape[0]), *shape[1:])
     length = math.prod(shape) * dtype.itemsize
     if length > room:
-        raise Damaged(f"an array needs more than {room >> 30} GiB")
+        raise CorruptFile(f"an array needs more than {room >> 30} GiB")
     content = bytearray(file.read(length))  # an array may be written to
     if len(content) != length:
-        raise Damaged("cut short")
+        raise CorruptFile("cut short")
     while file.read(1 << 20):  # to the end, where the checksum of an entry is
         pass
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def memory() -> int:
+def memory_limit() -> int:
     """Return the bytes of memory that this process can have at most.
 
     The machine's, or what a container, a job or ``ulimit -v`` allows of it.
@@ -403,7 +407,7 @@ def memory() -> int:
 
 def check_memory(need: float, what: str) -> None:
     """Raise UserError if `what` takes more bytes of memory than there can be."""
-    if need > (here := memory()):
+    if need > (here := memory_limit()):
         raise UserError(
             f"{what}: {need / 2**30:,.1f} GiB of memory needed, {here / 2**30:,.1f} "
             "here: ask for less at a time"

@@ -10,45 +10,30 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import agreement, files, sharding
-from vdm_jax.build import build_model, fits, odd_field
+from vdm_jax import agreement, files, migration, sharding
+from vdm_jax.build import build_model, matches_type, mistyped_field
 from vdm_jax.checkpoint import MANIFEST, Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
 
-# Fields younger than some runs, with what those did before there was a choice.
-LATER = {
-    "conditioning": {"guidance_range": [], "encoder": "", "encoder_sha256": ""},
-    "data": {"unseen": 0, "embeddings": ""},
-    "diffusion": {"schedule": "cosine", "noise_shift": 0.0, "student_steps": 0},
-    "stage": {
-        "kind": "base",
-        "factor": 1,
-        "fill": "repeat",
-        "noise": [0.0, 1.0],
-        "crop": [],
-    },
-    "train": {"decay": "cosine"},
-}
-GONE = {"network": "attention"}  # a choice between two names of one program
-SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
+MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
 
 
 # Fields of a config that are paths of this machine, "" for none.
-PATHS = (
+PATH_FIELDS = (
     "init_from",
     "data.path",
-    "data.embeddings",
+    "data.text_embeddings_dir",
     "data.cache_dir",
-    "conditioning.encoder",
+    "conditioning.text_encoder",
 )
 
 
-def find_paths(config: Any) -> None:
+def resolve_paths(config: Any) -> None:
     """Make the paths of a config such as the system takes; UserError if one is none."""
-    for field in PATHS:
+    for field in PATH_FIELDS:
         section, _, name = field.rpartition(".")
         part = config.get(section, config)
         if part.get(name):
@@ -57,40 +42,40 @@ def find_paths(config: Any) -> None:
             part[name] = str(user_path(part[name], f"config.{field}"))
 
 
-def shared(config: Any) -> dict[str, Any]:
+def config_without_paths(config: Any) -> dict[str, Any]:
     """What of a config all processes of a run must have: all but paths.
 
     What is found there is compared by its content.
     """
     fields = config.to_dict()
-    for field in PATHS:
+    for field in PATH_FIELDS:
         section, _, name = field.rpartition(".")
         fields.get(section, fields if not section else {}).pop(name, None)
     return {"config": fields}
 
 
 # A distillation's workdir: what was asked, and its finished rounds.
-DISTILLATION, STUDENTS = "distill.json", "rounds.json"
-ROW = {
+DISTILLATION_FILE, ROUNDS_FILE = "distill.json", "rounds.json"
+ROUND_FIELDS = {
     "steps": int, "updates": int, "loss": float | int, "metric": float | int,
     "seconds": float | int, "path": str,
 }  # fmt: skip
 
 
-def resolve(workdir: Path) -> Path:
+def model_dir(workdir: Path) -> Path:
     """The workdir itself; of a distillation, that of its last student."""
-    if not (workdir / DISTILLATION).is_file():
+    if not (workdir / DISTILLATION_FILE).is_file():
         return workdir
-    return workdir / students(workdir)[-1]["path"]
+    return workdir / distillation_rounds(workdir)[-1]["path"]
 
 
-def students(workdir: Path) -> list[dict[str, Any]]:
+def distillation_rounds(workdir: Path) -> list[dict[str, Any]]:
     """The rows of a distillation's finished rounds, of which there is one at least."""
-    path = workdir / STUDENTS
+    path = workdir / ROUNDS_FILE
     rows = read_json(path, list) if path.is_file() else []
     if not all(
         isinstance(row, dict)
-        and all(isinstance(row.get(name), kind) for name, kind in ROW.items())
+        and all(isinstance(row.get(name), kind) for name, kind in ROUND_FIELDS.items())
         for row in rows
     ):
         raise UserError(f"{path} is not what distill.py wrote; put back a copy")
@@ -105,7 +90,7 @@ def read_json(path: Path, kind: type = object) -> Any:
     """A file of a run; UserError if it is not JSON of this kind, or cannot be read."""
     try:
         found = files.read_json(path)
-    except files.Damaged as error:
+    except files.CorruptFile as error:
         raise UserError(f"{path} is {error}; put back a copy") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
@@ -114,30 +99,22 @@ def read_json(path: Path, kind: type = object) -> Any:
     return found
 
 
-def up_to_date(fields: dict[str, Any]) -> dict[str, Any]:
-    """A config's fields as an older version wrote them, with what they meant to it."""
-    fields = {"stage": {}} | fields
-    for section, name in GONE.items():
-        if isinstance(fields.get(section), dict):
-            fields[section] = {k: v for k, v in fields[section].items() if k != name}
-    for section, later in LATER.items():
-        if isinstance(fields.get(section), dict):
-            fields[section] = later | fields[section]
-    return fields
-
-
 # Fields beside those of the model that what reads a config relies on.
-BESIDE = (("video", "fps", float), ("sample", "num", int), ("sample", "label", str))
+REQUIRED_FIELDS = (
+    ("video", "fps", float),
+    ("sample", "num", int),
+    ("sample", "label", str),
+)
 
 
-def built(config: Any, wrong: str, advice: str) -> DiffusionModel:
+def build_checked_model(config: Any, wrong: str, advice: str) -> DiffusionModel:
     """The model that a config describes; UserError where its fields make none."""
     try:
         model = build_model(config)
-        if odd := odd_field(model):
+        if odd := mistyped_field(model):
             raise ValueError(odd)
-        for section, name, kind in BESIDE:
-            if not fits(value := config[section][name], kind):
+        for section, name, kind in REQUIRED_FIELDS:
+            if not matches_type(value := config[section][name], kind):
                 raise ValueError(f"{section}.{name}={value!r:.40}")
         if min(*model.shape, config.video.fps) <= 0:
             raise ValueError(f"videos of {model.shape}, {config.video.fps} a second")
@@ -148,9 +125,9 @@ def built(config: Any, wrong: str, advice: str) -> DiffusionModel:
         raise UserError(f"{wrong} ({reason}); {advice}") from bad
 
 
-def read_fields(path: Path, wanted: Set[str] = SECTIONS) -> dict[str, Any]:
+def read_config_fields(path: Path, wanted: Set[str] = MODEL_SECTIONS) -> dict[str, Any]:
     """The fields of a config.json, up to date; UserError if it lacks a section."""
-    fields = up_to_date(read_json(path, dict))
+    fields = migration.migrate(read_json(path, dict))
     sections = {name for name, value in fields.items() if isinstance(value, dict)}
     if lacking := wanted - sections:
         raise UserError(
@@ -162,28 +139,28 @@ def read_fields(path: Path, wanted: Set[str] = SECTIONS) -> dict[str, Any]:
 
 def read_config(workdir: Path) -> Any:
     """The complete config of a run or of a shipped model."""
-    path = resolve(user_path(workdir, "workdir")) / "config.json"
+    path = model_dir(user_path(workdir, "workdir")) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
             "training run or a folder of models/"
         )
-    config: Any = ConfigDict(read_fields(path))
-    built(config, f"{path} is not a config that training wrote", "put back a copy")
-    if config.sample.get("reconstruction") == 9.0:  # once everybody's default
-        config.sample.reconstruction = None
-    find_paths(config)
+    config: Any = ConfigDict(read_config_fields(path))
+    build_checked_model(
+        config, f"{path} is not a config that training wrote", "put back a copy"
+    )
+    resolve_paths(config)
     return config
 
 
 def is_trained(workdir: Path) -> bool:
     """Whether parameters stand there, though perhaps damaged ones."""
-    workdir = resolve(workdir)
+    workdir = model_dir(workdir)
     saved = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
     return (workdir / "params.safetensors").is_file() or any(saved)
 
 
-class Loaded(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained model: its averaged parameters, its config, its finished steps.
 
     checksum: of the parameters as they lie on disk.
@@ -196,14 +173,14 @@ class Loaded(NamedTuple):
     checksum: str
 
 
-def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
+def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
     """A run's newest good checkpoint, or a shipped model's params.safetensors.
 
     The one way in for every verb that needs a trained model. Half-precision files are
     cast to the model's own precision here and nowhere else. With a mesh the parameters
     are where a run on it has them; without one on the first device, or on the host.
     """
-    workdir = resolve(user_path(workdir, "workdir"))
+    workdir = model_dir(user_path(workdir, "workdir"))
     config = read_config(workdir)
     model = build_model(config)
 
@@ -211,10 +188,12 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
         """Of a file, which on a mesh all processes must have the same."""
         found = f"{zlib.crc32(path.read_bytes()):08x}"
         if mesh is not None:
-            agreement.check({f"checksum of {path.name}": found} | shared(config))
+            agreement.check(
+                {f"checksum of {path.name}": found} | config_without_paths(config)
+            )
         return found
 
-    shapes = jax.eval_shape(model.fresh, jax.random.key(0))
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     shardings = None
     if mesh is not None:
         shardings = sharding.state_shardings(mesh, shapes)
@@ -225,7 +204,7 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
         params = params_file.read(shipped, shapes)
         if shardings is not None:
             params = jax.device_put(params, shardings)
-        return Loaded(model, params, config, -1, read)
+        return TrainedModel(model, params, config, -1, read)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
@@ -236,4 +215,4 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> Loaded:
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    return Loaded(model, state[part], config, step, read)
+    return TrainedModel(model, state[part], config, step, read)

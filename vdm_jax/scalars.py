@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, parse_json
+from vdm_jax.files import CorruptFile, parse_json
 
-LONGEST = 1 << 20  # bytes of a line of metrics.jsonl: far more than a row has
-LARGEST = 1e300  # of a number that can be drawn
+MAX_LINE_BYTES = 1 << 20  # bytes of a line of metrics.jsonl: far more than a row has
+MAX_VALUE = 1e300  # of a number that can be drawn
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def read_curve(workdir: str | Path) -> Scalars:
+def read_scalars(workdir: str | Path) -> Scalars:
     """All scalars of a run: name -> (steps, values), float64, in order of steps.
 
     Reads ``metrics.jsonl``, a JSON object a line with ``step``. A run that was killed
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
     bytes that were not on disk yet, are no line.
     """
     with path.open("rb") as file:
-        while line := file.readline(LONGEST):
+        while line := file.readline(MAX_LINE_BYTES):
             line = line.strip(b"\0\r\n")
             if line:
                 yield line, _row(line)
@@ -51,7 +51,7 @@ def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
 def _row(line: bytes) -> dict[str, float] | None:
     try:
         found = parse_json(line)
-    except Damaged:
+    except CorruptFile:
         return None
     step = found.get("step") if isinstance(found, dict) else None
     if type(step) is not int or not 0 <= step < 1 << 53:
@@ -59,5 +59,5 @@ def _row(line: bytes) -> dict[str, float] | None:
     return {
         name: value
         for name, value in found.items()
-        if isinstance(value, int | float) and abs(value) < LARGEST
+        if isinstance(value, int | float) and abs(value) < MAX_VALUE
     }

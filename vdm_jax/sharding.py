@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import UserError
 
-AXES = ("data", "fsdp")
+MESH_AXES = ("data", "fsdp")
 
 # Logical names of activations in the networks -> mesh axes. Without the batch
 # constraint in every block XLA shards convolutions over channels under fsdp.
-LOGICAL_RULES = (
-    ("batch", AXES),
+ACTIVATION_RULES = (
+    ("batch", MESH_AXES),
     ("frames", None),
     ("height", None),
     ("width", None),
@@ -46,12 +46,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"mesh data={data} x fsdp={fsdp} does not cover the {devices} device(s): "
             f"their product must be {devices} (data=-1 takes what fsdp leaves)"
         )
-    return jax.make_mesh((data, fsdp), AXES, (AxisType.Auto,) * len(AXES))
+    return jax.make_mesh((data, fsdp), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over all devices."""
-    return NamedSharding(mesh, P(AXES))
+    return NamedSharding(mesh, P(MESH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -64,7 +64,7 @@ def path_name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def match(tree, rules: Sequence[tuple[str, Any]], what: str):
+def match_rules(tree, rules: Sequence[tuple[str, Any]], what: str):
     """A tree of the value of the first rule that matches each leaf's whole path."""
     unmatched = []
 
@@ -92,7 +92,7 @@ def state_shardings(mesh: Mesh, tree, rules=PARAM_RULES):
             axes[max(fits, key=lambda i: leaf.shape[i])] = "fsdp"
         return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(one, match(tree, rules, "sharding"), tree)
+    return jax.tree.map(one, match_rules(tree, rules, "sharding"), tree)
 
 
 def with_shardings(tree, shardings):
@@ -113,11 +113,11 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
-def everywhere(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree):
     """Whole copies on every device, so that each process can read them."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def activation_rules():
     """Context under which the networks' logical constraints mean this mesh."""
-    return nn.logical_axis_rules(LOGICAL_RULES)
+    return nn.logical_axis_rules(ACTIVATION_RULES)

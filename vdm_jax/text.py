@@ -38,15 +38,15 @@ from vdm_jax.networks.t5 import T5, T5Spec
 from vdm_jax.pretrained import name_maps, safetensors_io
 
 BATCH = 64  # texts that the network sees at a time
-LEAST = 8  # tokens that a text is padded to
+MIN_PADDED_TOKENS = 8  # tokens that a text is padded to
 DTYPES = ("float32", "bfloat16")
 # A config.json may declare any number; layers are made one by one.
-LARGEST = {"num_layers": 1000, "num_hidden_layers": 1000}
-T5_LONGEST = 512  # tokens that T5 was trained with; its positions know no limit
+MAX_CONFIG_VALUES = {"num_layers": 1000, "num_hidden_layers": 1000}
+T5_MAX_TOKENS = 512  # tokens that T5 was trained with; its positions know no limit
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
-class Text(NamedTuple):
+class TextEmbedding(NamedTuple):
     """What an encoder makes of n strings, in float32."""
 
     tokens: jax.Array  # [n, l, width], 0 where there is no token
@@ -72,34 +72,38 @@ class TextEncoder:
     """
 
     name: str
-    longest: int
+    max_tokens: int
     width: int
     tokenize: Tokenize
     network: nn.Module
     params: Any
     weights: tuple[Path, ...] = ()
 
-    def __call__(self, texts: Sequence[str]) -> Text:
+    def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         """n strings, "" among them if you like; UserError for what cannot be told."""
         if isinstance(texts, str) or not len(texts):
             raise ValueError("give a list of one text or more")
         for text in texts:
-            if reason := files.no_text(text):
+            if reason := files.why_invalid_text(text):
                 raise UserError(f"the text {text[:40]!r} {reason}")
         ids = self.tokenize(texts)
         for text, found in zip(texts, ids, strict=True):
-            if len(found) > self.longest:
+            if len(found) > self.max_tokens:
                 raise UserError(
-                    f"a text of {len(found)} tokens, {self.name} takes {self.longest} "
+                    f"a text of {len(found)} tokens, {self.name} takes {self.max_tokens} "
                     f"(marks of begin and end included): {text[:40]!r}..."
                 )
-        length = min(_power_of_two(max(map(len, ids)), LEAST), self.longest)
+        length = min(
+            _power_of_two(max(map(len, ids)), MIN_PADDED_TOKENS), self.max_tokens
+        )
         parts = [
             self._encode(ids[i : i + BATCH], length) for i in range(0, len(ids), BATCH)
         ]
-        return Text(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return TextEmbedding(
+            *(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        )
 
-    def _encode(self, ids: list[list[int]], length: int) -> Text:
+    def _encode(self, ids: list[list[int]], length: int) -> TextEmbedding:
         shape = _power_of_two(len(ids)), length
         padded, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         for row, found in enumerate(ids):
@@ -107,7 +111,7 @@ class TextEncoder:
             mask[row, : len(found)] = True
         tokens, pooled = _run(self.network, self.params, padded, mask)
         n = len(ids)
-        return Text(tokens[:n], jnp.asarray(mask[:n]), pooled[:n])
+        return TextEmbedding(tokens[:n], jnp.asarray(mask[:n]), pooled[:n])
 
     def sha256(self) -> str:
         """Of the weights, one file behind the other."""
@@ -132,13 +136,13 @@ def _power_of_two(number: int, least: int = 1) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
-def one_encoder(made: Sequence[Mapping[str, str]]) -> bool:
+def same_text_encoder(encoders: Sequence[Mapping[str, str]]) -> bool:
     """Whether all texts were embedded by the same one.
 
     made: "encoder", its name, and "encoder_sha256", of its weights, of each text. The
     weights decide where they are known ("" where not), else the name.
     """
-    names, weights = ({m[k] for m in made} for k in ("encoder", "encoder_sha256"))
+    names, weights = ({m[k] for m in encoders} for k in ("encoder", "encoder_sha256"))
     known = weights - {""}
     return len(known) < 2 and (weights == known or len(names) == 1)
 
@@ -166,7 +170,7 @@ def load(
                 f"{given}={value!r} of a text encoder: {' or '.join(DTYPES)}"
             )
     if name == "minilm":
-        folder = [asset.verified() for asset in MINILM][0].parent
+        folder = [asset.verified_path() for asset in MINILM][0].parent
     else:
         folder = user_path(name, "encoder")
     if not folder.is_dir():
@@ -181,19 +185,19 @@ def load(
             f"{folder / 'config.json'}: model_type={family!r}: {' or '.join(FAMILIES)}"
         )
     found = FAMILIES[family](folder, config, dtype)
-    paths = safetensors_io.files(folder)
+    paths = safetensors_io.tensor_files(folder)
     tokenize, size = _tokenizer(folder)
-    if size > found.spec.vocabulary:
+    if size > found.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer knows {size} tokens, its network "
-            f"{found.spec.vocabulary}: they do not belong together"
+            f"{found.spec.vocab_size}: they do not belong together"
         )
     like = jax.eval_shape(
         found.network.init, jax.random.key(0), *np.zeros((2, 1, 1), np.int32)
     )["params"]
     return TextEncoder(
         name=str(name),
-        longest=found.longest,
+        max_tokens=found.max_tokens,
         width=found.spec.width,
         tokenize=tokenize,
         network=found.network,
@@ -202,16 +206,16 @@ def load(
     )
 
 
-class Family(NamedTuple):
+class EncoderFamily(NamedTuple):
     """A network that config.json describes, and how its weights are called."""
 
     network: nn.Module
     spec: BertSpec | T5Spec
-    table: name_maps.Table
-    longest: int
+    table: name_maps.NameMap
+    max_tokens: int
 
 
-def _bert(folder: Path, config: dict, dtype: str) -> Family:
+def _bert(folder: Path, config: dict, dtype: str) -> EncoderFamily:
     path = folder / "config.json"
     number = functools.partial(_number, path, config)
     _one_of(path, config, "hidden_act", ("gelu",))
@@ -222,41 +226,43 @@ def _bert(folder: Path, config: dict, dtype: str) -> Family:
             f"num_attention_heads={config['num_attention_heads']}"
         )
     spec = BertSpec(
-        vocabulary=number("vocab_size"),
-        positions=number("max_position_embeddings"),
-        segments=number("type_vocab_size", 2),
+        vocab_size=number("vocab_size"),
+        max_positions=number("max_position_embeddings"),
+        num_segments=number("type_vocab_size", 2),
         width=number("hidden_size"),
-        hidden=number("intermediate_size"),
-        layers=number("num_hidden_layers"),
-        heads=number("num_attention_heads"),
+        mlp_width=number("intermediate_size"),
+        num_layers=number("num_hidden_layers"),
+        num_heads=number("num_attention_heads"),
         epsilon=_epsilon(path, config, "layer_norm_eps", 1e-12),
     )
     # Sentence encoders say to what length they were trained.
     trained = folder / "sentence_bert_config.json"
-    longest = spec.positions
+    longest = spec.max_positions
     if trained.is_file():
         longest = _number(trained, _json(trained), "max_seq_length", longest)
-    return Family(Bert(spec, dtype), spec, name_maps.BERT, min(longest, spec.positions))
+    return EncoderFamily(
+        Bert(spec, dtype), spec, name_maps.BERT, min(longest, spec.max_positions)
+    )
 
 
-def _t5(folder: Path, config: dict, dtype: str) -> Family:
+def _t5(folder: Path, config: dict, dtype: str) -> EncoderFamily:
     path = folder / "config.json"
     number = functools.partial(_number, path, config)
     kind = _one_of(path, config, "feed_forward_proj", ("relu", "gated-gelu"))
     spec = T5Spec(
-        vocabulary=number("vocab_size"),
+        vocab_size=number("vocab_size"),
         width=number("d_model"),
         head_dim=number("d_kv"),
-        heads=number("num_heads"),
-        hidden=number("d_ff"),
-        layers=number("num_layers"),
+        num_heads=number("num_heads"),
+        mlp_width=number("d_ff"),
+        num_layers=number("num_layers"),
         gated=kind == "gated-gelu",
-        buckets=number("relative_attention_num_buckets", 32),
-        reach=number("relative_attention_max_distance", 128),
+        num_buckets=number("relative_attention_num_buckets", 32),
+        max_distance=number("relative_attention_max_distance", 128),
         epsilon=_epsilon(path, config, "layer_norm_epsilon", 1e-6),
     )
-    longest = number("n_positions", T5_LONGEST)
-    return Family(T5(spec, dtype), spec, name_maps.T5, longest)
+    longest = number("n_positions", T5_MAX_TOKENS)
+    return EncoderFamily(T5(spec, dtype), spec, name_maps.T5, longest)
 
 
 FAMILIES = {"bert": _bert, "t5": _t5}
@@ -267,7 +273,7 @@ def _json(path: Path) -> dict:
         found = files.read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}") from error
-    except (OSError, files.Damaged) as error:
+    except (OSError, files.CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}") from error
     if not isinstance(found, dict):
@@ -277,7 +283,7 @@ def _json(path: Path) -> dict:
 
 def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    most = LARGEST.get(key, 1 << 24)
+    most = MAX_CONFIG_VALUES.get(key, 1 << 24)
     if type(value) is not int or not 1 <= value <= most:
         raise UserError(f"{path}: {key}={value!r:.40}: a number from 1 to {most}")
     return value
@@ -393,16 +399,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command() -> int:
-    command.start_jax()
-    command.find_devices()
+    command.configure_jax()
+    command.start_devices()
     return main()
 
 
 def _write(given: argparse.Namespace) -> str:
-    captions, dropped = layout.every_caption(given.captions)
+    captions, dropped = layout.read_all_captions(given.captions)
     for name, reason in dropped:
         print(printable(f"left out: {name}: {reason}"), file=sys.stderr)
-    made = write(
+    made = write_embeddings(
         given.out,
         captions,
         load(given.encoder, given.dtype, given.param_dtype),
@@ -412,9 +418,9 @@ def _write(given: argparse.Namespace) -> str:
     return f"{len(made)} captions of up to {made.longest} tokens in {given.out}"
 
 
-def write(
+def write_embeddings(
     out: str | Path, captions: Iterable[str], encoder: TextEncoder, **about: str
-) -> embeddings.Embeddings:
+) -> embeddings.EmbeddingStore:
     """Embeddings of captions, on disk; about: what else to note there."""
     about = about | {
         "encoder": encoder.name,

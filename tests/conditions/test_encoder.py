@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.conditions.encoder import Conditioner
+from vdm_jax.conditions.encoder import ConditioningEncoder
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    conditioner = Conditioner(width=8, layers=1, cardinalities=(2, 3), text=True)
+    conditioner = ConditioningEncoder(
+        dim=8, mlp_layers=1, cardinalities=(2, 3), text=True
+    )
     cond = {
         "label": jnp.array([[0, 2], [1, 0]]),
         "text": jax.random.normal(jax.random.key(1), (2, 4, 5)),
@@ -75,7 +77,7 @@ def test_a_dropped_text_is_not_seen(inputs):
 
 
 def test_an_image_has_no_place_in_time():
-    conditioner = Conditioner(width=8, layers=0, frame_position=True)
+    conditioner = ConditioningEncoder(dim=8, mlp_layers=0, frame_index=True)
     mask = jnp.array([[True, True, True, False, False]])
     cond = {"frame_mask": mask, "keep": {}}
     params = conditioner.init(jax.random.key(0), jnp.zeros(1), 5, cond)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from vdm_jax.conditions import low_resolution
-from vdm_jax.conditions.low_resolution import Stage
+from vdm_jax.conditions.low_resolution import LowResolution
 
-SSR = Stage("ssr", 2, (4, 8, 12, 3))
-TSR = Stage("tsr", 2, (8, 4, 6, 3))
+SSR = LowResolution("ssr", 2, (4, 8, 12, 3))
+TSR = LowResolution("tsr", 2, (8, 4, 6, 3))
 
 
 def rng(seed=0):
@@ -24,9 +24,10 @@ def rng(seed=0):
 )
 def test_snr_by_imagen_videos_table(snr, alpha, t):
     """SNR 3 is logsnr 1.0986, alpha .8660, t = 1/3 of the cosine schedule."""
-    assert low_resolution.time_of_snr(snr) == pytest.approx(t, abs=5e-4)
-    step = low_resolution.schedules.step_at(
-        low_resolution.NOISE, np.array([low_resolution.time_of_snr(snr)])
+    assert low_resolution.time_from_snr(snr) == pytest.approx(t, abs=5e-4)
+    step = low_resolution.schedules.noise_level(
+        low_resolution.AUGMENTATION_SCHEDULE,
+        np.array([low_resolution.time_from_snr(snr)]),
     )
     assert step.alpha[0] == pytest.approx(alpha, abs=1e-4)
     assert step.logsnr[0] == pytest.approx(math.log(snr), abs=1e-6)
@@ -34,18 +35,19 @@ def test_snr_by_imagen_videos_table(snr, alpha, t):
 
 def test_no_noise_is_time_0():
     assert (
-        low_resolution.time_of_snr(math.inf) == 0 and low_resolution.time_of_snr(0) == 1
+        low_resolution.time_from_snr(math.inf) == 0
+        and low_resolution.time_from_snr(0) == 1
     )
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("fill", low_resolution.FILLS)
+@pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
 def test_given_frames_stand_where_they_were(factor, fill):
     stage = dataclasses.replace(TSR, factor=factor, fill=fill, shape=(12, 4, 6, 3))
-    low = jnp.asarray(rng().normal(size=(2, *stage.given)))
+    low = jnp.asarray(rng().normal(size=(2, *stage.input_shape)))
     t, eps = jnp.zeros(2), jnp.zeros((2, *stage.shape))
-    told = stage.conditions(low, t, eps)["low"]
-    assert told.shape == (2, 12, 4, 6, stage.channels)
+    told = stage.augmented_cond(low, t, eps)["low"]
+    assert told.shape == (2, 12, 4, 6, stage.cond_channels)
     np.testing.assert_allclose(told[:, ::factor, ..., :3], low, rtol=1e-5, atol=1e-5)
     assert np.all(told[..., 3].mean((0, 2, 3)) == (np.arange(12) % factor == 0))
     between = np.delete(np.asarray(told[..., :3]), np.s_[::factor], axis=1)
@@ -58,15 +60,15 @@ def test_given_frames_stand_where_they_were(factor, fill):
 
 def test_down_is_the_inverse_of_the_layout():
     x = jnp.asarray(rng().normal(size=(2, 8, 4, 6, 3)))
-    np.testing.assert_array_equal(TSR.down(x), x[:, ::2])
-    up, mask = TSR.up(TSR.down(x))
+    np.testing.assert_array_equal(TSR.downsample(x), x[:, ::2])
+    up, mask = TSR.upsample(TSR.downsample(x))
     np.testing.assert_array_equal(jnp.where(mask, up, x), x)
 
 
 def test_a_ramp_stays_a_ramp():
     """Bilinear, of pixels' centres: half a pixel apart, the ends held."""
     ramp = jnp.arange(6.0)[None, None, None, :, None] * jnp.ones((1, 4, 4, 6, 3))
-    up, mask = SSR.up(ramp)
+    up, mask = SSR.upsample(ramp)
     assert up.shape == (1, *SSR.shape) and mask.all()
     expected = np.arange(12) / 2 - 0.25
     np.testing.assert_allclose(up[0, 1, 3, 1:-1, 0], expected[1:-1], atol=1e-6)
@@ -75,30 +77,30 @@ def test_a_ramp_stays_a_ramp():
 def test_down_is_anti_aliased():
     """A checkerboard of single pixels has no trace at half the size."""
     board = (np.indices((8, 12)).sum(0) % 2 * 2.0 - 1)[None, None, :, :, None]
-    down = SSR.down(jnp.asarray(np.tile(board, (1, 4, 1, 1, 3))))
+    down = SSR.downsample(jnp.asarray(np.tile(board, (1, 4, 1, 1, 3))))
     assert np.abs(np.asarray(down)[:, :, 1:-1, 1:-1]).max() < 1e-6
 
 
 @pytest.mark.parametrize("snr", [math.inf, 10, 5, 3, 1])
 def test_noise_keeps_the_variance(snr):
     """Var[c] = alpha^2 Var[u] + sigma^2 = 1 for u of variance 1."""
-    t = jnp.full(64, low_resolution.time_of_snr(snr))
-    low = jnp.asarray(rng().normal(size=(64, *TSR.given)))
+    t = jnp.full(64, low_resolution.time_from_snr(snr))
+    low = jnp.asarray(rng().normal(size=(64, *TSR.input_shape)))
     eps = jnp.asarray(rng(1).normal(size=(64, *TSR.shape)))
-    told = TSR.conditions(low, t, eps)
+    told = TSR.augmented_cond(low, t, eps)
     assert np.var(told["low"][..., :3]) == pytest.approx(1, abs=0.03)
     expected = 20 if snr == math.inf else math.log(snr)
     np.testing.assert_allclose(told["low_logsnr"], expected, atol=1e-4)
 
 
 def test_noise_is_the_frames_own_and_one_level_a_video():
-    low = jnp.zeros((3, *TSR.given))
-    _, cond = TSR.example(jnp.zeros((3, *TSR.shape)), jax.random.key(0))
+    low = jnp.zeros((3, *TSR.input_shape))
+    _, cond = TSR.prepare_batch(jnp.zeros((3, *TSR.shape)), jax.random.key(0))
     noise = np.asarray(cond["low"][..., :3])
     assert not np.allclose(noise[:, 0], noise[:, 1])
     sigma = np.exp(-np.logaddexp(0, np.asarray(cond["low_logsnr"])) / 2)
     np.testing.assert_allclose(noise.std((1, 2, 3, 4)), sigma, rtol=0.1)
-    assert len(np.unique(sigma)) == 3 and low.shape == (3, *TSR.given)
+    assert len(np.unique(sigma)) == 3 and low.shape == (3, *TSR.input_shape)
 
 
 @pytest.mark.parametrize("noise", [(0.0, 0.5), (0.25, 0.25), (0.5, 1.0)])
@@ -106,22 +108,24 @@ def test_training_draws_its_noise_between_the_bounds(noise):
     stage = dataclasses.replace(SSR, noise=noise)
     x = jnp.zeros((500, 1, 8, 12, 3))
     stage = dataclasses.replace(stage, shape=(1, 8, 12, 3))
-    _, cond = stage.example(x, jax.random.key(1))
+    _, cond = stage.prepare_batch(x, jax.random.key(1))
     t = np.arctan(np.exp(-np.asarray(cond["low_logsnr"]) / 2)) / (np.pi / 2)
     assert t.min() >= noise[0] - 1e-4 and t.max() <= noise[1] + 1e-4
     assert t.mean() == pytest.approx(np.mean(noise), abs=0.02)
 
 
-@pytest.mark.parametrize("fill", low_resolution.FILLS)
+@pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
 def test_independent_images_are_given_nothing_in_time(fill):
     stage = dataclasses.replace(TSR, fill=fill)
     x = jnp.asarray(rng().normal(size=(2, 11, 4, 6, 3)))
-    same, cond = stage.example(x, jax.random.key(0))
+    same, cond = stage.prepare_batch(x, jax.random.key(0))
     assert cond["low"].shape == (2, 11, 4, 6, 4)
     assert np.all(np.asarray(cond["low"])[:, 8:] == 0)
     np.testing.assert_array_equal(same, x)
     x = jnp.asarray(rng().normal(size=(2, 7, 8, 12, 3)))
-    _, cond = SSR.example(x, jax.random.key(0))  # but in space what all frames are
+    _, cond = SSR.prepare_batch(
+        x, jax.random.key(0)
+    )  # but in space what all frames are
     assert cond["low"].shape == (2, 7, 8, 12, 3)
     assert np.asarray(cond["low"])[:, 4:].any(axis=(2, 3, 4)).all()
 
@@ -129,7 +133,7 @@ def test_independent_images_are_given_nothing_in_time(fill):
 def test_crops_are_of_the_clip_and_of_what_is_given():
     stage = dataclasses.replace(SSR, crop=(4, 6), noise=(0.0, 0.0))
     x = jnp.asarray(rng().normal(size=(32, 4, 8, 12, 3)))
-    cut, cond = stage.example(x, jax.random.key(2))
+    cut, cond = stage.prepare_batch(x, jax.random.key(2))
     assert cut.shape == (32, 4, 4, 6, 3) and cond["low"].shape == cut.shape
     places = set()
     for video, part in zip(np.asarray(x), np.asarray(cut), strict=True):
@@ -142,5 +146,5 @@ def test_crops_are_of_the_clip_and_of_what_is_given():
         assert len(at) == 1
         places |= set(at)
     assert len(places) == 12  # 3 x 4, all of them
-    up, _ = stage.up(stage.down(cut))
+    up, _ = stage.upsample(stage.downsample(cut))
     np.testing.assert_allclose(cond["low"], up, atol=1e-3)

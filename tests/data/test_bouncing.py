@@ -21,21 +21,21 @@ def load(index, source=SOURCE, frames=8, seed=0):
 def test_the_triangle_goes_there_and_back(room):
     u = np.array([0, 0.25, 1, 1.5, 2, 2.25, -0.25]) * room
     expected = np.array([0, 0.25, 1, 0.5, 0, 0.25, 0.25]) * room
-    np.testing.assert_allclose(bouncing.triangle(u, room), expected, atol=1e-12)
+    np.testing.assert_allclose(bouncing.reflect(u, room), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(8, 16, 16), (16, 24, 20), (5, 17, 31)])
 def test_paths_move_along_one_axis_at_one_speed_and_turn_at_the_edge(size):
     geometry, rng = shapes.Geometry(*size), np.random.default_rng(1)
     turns = 0
-    for label in itertools.product(*map(range, shapes.LABELS)):
-        x, y = bouncing.path(np.array(label), rng, geometry)
+    for label in itertools.product(*map(range, shapes.ATTRIBUTE_SIZES)):
+        x, y = bouncing.trajectory(np.array(label), rng, geometry)
         along, across = (x, y) if label[2] < 2 else (y, x)
         extent = shapes.EXTENT[label[0]] * geometry.radius
         far = (geometry.width if label[2] < 2 else geometry.height) - extent
         assert (along >= extent - 1e-6).all() and (along <= far + 1e-6).all()
         np.testing.assert_allclose(across, across[0])
-        speed = shapes.SPEEDS[label[3]] * bouncing.pace(geometry)
+        speed = shapes.SPEEDS[label[3]] * bouncing.fast_speed(geometry)
         steps = np.diff(along)
         assert (abs(steps) <= speed + 1e-6).all()
         if abs(abs(steps[0]) - speed) < 1e-6:  # it does not turn at once
@@ -51,8 +51,8 @@ def test_paths_move_along_one_axis_at_one_speed_and_turn_at_the_edge(size):
 
 def test_a_fast_clip_is_reflected():
     """Faster than the room is wide: within a clip the heading changes."""
-    room = bouncing.rooms(2, GEOMETRY)[0]
-    assert bouncing.pace(GEOMETRY) * (GEOMETRY.frames - 1) > room
+    room = bouncing.travel_range(2, GEOMETRY)[0]
+    assert bouncing.fast_speed(GEOMETRY) * (GEOMETRY.frames - 1) > room
 
 
 def test_items_have_all_labels_and_the_two_parts_differ():

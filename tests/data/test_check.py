@@ -111,10 +111,10 @@ def test_a_rate_drops_the_slow(check):
 
 
 def settled(*words):
-    config, rest = config_files.take(words)
+    config, rest = config_files.take_config_flags(words)
     parser = argparse.ArgumentParser()
     data_check.add_arguments(parser)
-    return data_check.settle(parser.parse_args(rest), config)
+    return data_check.fill_in_defaults(parser.parse_args(rest), config)
 
 
 def test_the_defaults_are_those_of_the_config():
@@ -124,8 +124,8 @@ def test_the_defaults_are_those_of_the_config():
     assert (given.frames, given.height, given.width) == (
         video.frames, video.height, video.width,
     )  # fmt: skip
-    assert (given.fps, given.held_out) == (data.target_fps, data.held_out)
-    assert (given.max_bad_share, given.cache_dir) == (data.max_bad_share, "")
+    assert (given.fps, given.held_out) == (data.target_fps, data.validation_fraction)
+    assert (given.max_bad_share, given.cache_dir) == (data.max_bad_fraction, "")
     assert given == settled("videos", "--config=configs/folder.py")
     assert settled("videos", "--stride=2").fps == 0
 
@@ -142,7 +142,7 @@ def test_a_config_says_what_a_clip_is():
     config = "--config=configs/folder.py"
     assert settled(config, "--config.data.path=v").dir == "v"
     for words, said in [
-        ([config, "v", "--held-out=.2"], "--config.data.held_out=0.2"),
+        ([config, "v", "--held-out=.2"], "--config.data.validation_fraction=0.2"),
         ([config, "v", "--fps=2"], "beside it, --config.data.target_fps=2"),
         ([config], "give the folder"),
         ([config, "--config.data.path=gs://x"], "config.data.path=gs://x"),

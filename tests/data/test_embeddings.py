@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.data import embeddings, layout
-from vdm_jax.data.embeddings import Embeddings
+from vdm_jax.data.embeddings import EmbeddingStore
 from vdm_jax.errors import UserError
 
 ABOUT = {"encoder": "letters", "weights": "0", "width": 3}
@@ -48,7 +48,7 @@ def test_every_caption_is_found_by_itself(tmp_path, small_shards):
     )
     assert sorted(encode.asked) == sorted(["", *CAPTIONS])  # each once
     assert sum(counts) == len(made) == 11
-    for found in (made, Embeddings(tmp_path)):
+    for found in (made, EmbeddingStore(tmp_path)):
         for caption in ("", *CAPTIONS):
             tokens = found[caption]
             assert tokens.shape == (len(caption) + 1, 3) and tokens.dtype == np.float32
@@ -79,7 +79,7 @@ def test_a_command_that_was_stopped_goes_on(tmp_path, small_shards):
         embeddings.write(tmp_path, CAPTIONS, stopped, ABOUT, batch=2)
     assert len(names(tmp_path)) == 2  # two whole shards and no half one
     with pytest.raises(UserError, match="has no embeddings.json"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
     rest = Letters()
     mark = names(tmp_path)[0].split("-")[0]
     (tmp_path / f".{mark}-00002-of-00003.array_record.1.tmp").write_bytes(b"killed")
@@ -98,7 +98,7 @@ def test_other_captions_or_weights_replace_all_at_the_end(tmp_path, small_shards
     before = names(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         embeddings.write(tmp_path, ["new"], Letters(stop=0), ABOUT)
-    assert names(tmp_path) == before and "caption 0 " in Embeddings(tmp_path)
+    assert names(tmp_path) == before and "caption 0 " in EmbeddingStore(tmp_path)
     made = embeddings.write(tmp_path, ["new"], Letters(), ABOUT)
     assert "new" in made and "caption 0 " not in made
     assert len(names(tmp_path)) == 4 and "notes.txt" in names(tmp_path)
@@ -109,11 +109,11 @@ def test_other_captions_or_weights_replace_all_at_the_end(tmp_path, small_shards
 
 def test_a_shard_that_is_damaged_is_told_and_made_again(tmp_path, small_shards):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
-    for name in made.about["shards"]:
+    for name in made.metadata["shards"]:
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=f"{name} cannot be read: write it"):
-            Embeddings(tmp_path)
+            EmbeddingStore(tmp_path)
         encode = Letters()
         made = embeddings.write(tmp_path, CAPTIONS, encode, ABOUT)
         assert 0 < len(encode.asked) <= 4
@@ -123,13 +123,17 @@ def test_a_shard_that_is_damaged_is_told_and_made_again(tmp_path, small_shards):
 
 def test_a_flipped_byte_is_no_embedding(tmp_path):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
-    (name,) = made.about["shards"]
+    (name,) = made.metadata["shards"]
     content = bytearray((tmp_path / name).read_bytes())
-    place = content.index(embeddings.key("caption 3 xxx")) + embeddings.KEY + 4
+    place = (
+        content.index(embeddings.caption_key("caption 3 xxx"))
+        + embeddings.KEY_BYTES
+        + 4
+    )
     content[place] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
-        Embeddings(tmp_path)["caption 3 xxx"]
+        EmbeddingStore(tmp_path)["caption 3 xxx"]
     encode = Letters()
     embeddings.write(tmp_path, CAPTIONS, encode, ABOUT)
     assert len(encode.asked) == 11
@@ -137,11 +141,11 @@ def test_a_flipped_byte_is_no_embedding(tmp_path):
 
 @pytest.mark.parametrize("lost", ["embeddings.json", "keys", "shards"])
 def test_what_is_missing_is_told_with_the_command(tmp_path, lost):
-    about = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT).about
+    about = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT).metadata
     name = {"keys": about["keys"], "shards": about["shards"][0]}.get(lost, lost)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match="write it by python -m vdm_jax.text") as caught:
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -149,7 +153,7 @@ def test_what_is_missing_is_told_with_the_command(tmp_path, lost):
 def test_an_index_that_is_none_is_told(tmp_path, content):
     (tmp_path / "embeddings.json").write_text(content)
     with pytest.raises(UserError, match="embeddings.json cannot be read: write it by"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_an_index_names_files_of_its_own_folder(tmp_path, change):
     change(about, tmp_path / "out")
     path.write_text(json.dumps(about))
     with pytest.raises(UserError, match="embeddings.json cannot be read"):
-        Embeddings(tmp_path / "in")
+        EmbeddingStore(tmp_path / "in")
 
 
 def test_keys_take_what_their_file_holds(tmp_path):
@@ -190,18 +194,18 @@ def test_keys_take_what_their_file_holds(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"(2,), }      ", b"(1<<40,), }".ljust(13)))
     with pytest.raises(UserError, match="npy cannot be read: write it by"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
     path.write_bytes(content.replace(b"(2,), }            ", b"(2199023255552,), }"))
     with pytest.raises(UserError, match="npy cannot be read: write it by"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
     np.save(path, np.zeros(2))
     with pytest.raises(UserError, match="keys float64"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "folder"])
 def test_a_shard_that_is_none_is_named(tmp_path, damage):
-    (name,) = embeddings.write(tmp_path, ["a"], Letters(), ABOUT).about["shards"]
+    (name,) = embeddings.write(tmp_path, ["a"], Letters(), ABOUT).metadata["shards"]
     path = tmp_path / name
     content = path.read_bytes()
     path.unlink()
@@ -210,34 +214,34 @@ def test_a_shard_that_is_none_is_named(tmp_path, damage):
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
     with pytest.raises(UserError, match=f"{name} cannot be read: write it by"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
 
 
 def test_a_record_longer_than_the_longest_is_told(tmp_path):
     """Where the index has no digest, as an earlier version wrote it."""
-    about = embeddings.write(tmp_path, ["abc"], Letters(), ABOUT).about
+    about = embeddings.write(tmp_path, ["abc"], Letters(), ABOUT).metadata
     del about["digest"]
     path = tmp_path / "embeddings.json"
     path.write_text(json.dumps(about))
-    assert len(Embeddings(tmp_path)["abc"]) == 4
+    assert len(EmbeddingStore(tmp_path)["abc"]) == 4
     path.write_text(json.dumps(about | {"longest": 2}))
     with pytest.raises(UserError, match="longest=2, a record has 4 tokens"):
-        Embeddings(tmp_path)["abc"]
+        EmbeddingStore(tmp_path)["abc"]
 
 
 def test_keys_of_other_records_are_told(tmp_path):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
-    np.save(tmp_path / made.about["keys"], made.keys[:-1])
+    np.save(tmp_path / made.metadata["keys"], made.keys[:-1])
     with pytest.raises(UserError, match="11 records of 10: write it by"):
-        Embeddings(tmp_path)
+        EmbeddingStore(tmp_path)
 
 
 def test_a_record_of_another_caption_is_not_taken(tmp_path):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), ABOUT)
-    others = sorted(embeddings.key(f"other {i}") for i in range(len(made)))
-    np.save(tmp_path / made.about["keys"], np.array(others))
+    others = sorted(embeddings.caption_key(f"other {i}") for i in range(len(made)))
+    np.save(tmp_path / made.metadata["keys"], np.array(others))
     with pytest.raises(UserError, match="is damaged: a record is not the one of its"):
-        Embeddings(tmp_path)["other 3"]
+        EmbeddingStore(tmp_path)["other 3"]
 
 
 def test_what_float16_does_not_hold_is_not_written(tmp_path):
@@ -257,11 +261,11 @@ def test_captions_of_a_folder_are_those_that_its_videos_have(tmp_path):
     (tmp_path / "sub/b.txt").write_bytes(b"\xff")
     (tmp_path / "lonely.txt").write_text("of no video")
     (tmp_path / "captions.jsonl").write_text('{"file": "c.mp4", "caption": "three"}\n')
-    texts, dropped = layout.every_caption(tmp_path)
+    texts, dropped = layout.read_all_captions(tmp_path)
     assert sorted(texts) == ["one", "three", "two"]
     assert dropped == [("sub/b.mp4", "caption b.txt: not UTF-8 text")]
-    assert layout.every_caption(tmp_path / "captions.jsonl") == (["three"], [])
-    assert layout.every_caption(tmp_path / "a.txt") == (["one", "two"], [])
+    assert layout.read_all_captions(tmp_path / "captions.jsonl") == (["three"], [])
+    assert layout.read_all_captions(tmp_path / "a.txt") == (["one", "two"], [])
 
 
 @pytest.mark.parametrize(
@@ -282,7 +286,7 @@ def test_where_no_caption_is_one_line_says_so(tmp_path, name, content, said):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=said) as caught:
-        layout.every_caption(path.parent if name == "b/c.mp4" else path)
+        layout.read_all_captions(path.parent if name == "b/c.mp4" else path)
     assert "\n" not in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from vdm_jax.data import folder, layout
 from vdm_jax.data.source import BadClip
 from vdm_jax.errors import UserError
 from vdm_jax.video_io import cache
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 FRAMES, HEIGHT, WIDTH = 12, 24, 32
 
@@ -261,14 +261,14 @@ def test_frames_stay_a_video_beside_folders_of_other_things(videos, inner):
     (place.parent if place.suffix else place).mkdir(parents=True, exist_ok=True)
     if place.suffix:
         place.write_text("x")
-    assert layout.find(videos).videos == ("frames",)
+    assert layout.find_videos(videos).videos == ("frames",)
 
 
 def test_pictures_over_folders_of_media_are_no_video(videos):
     make_frames(videos / "deep" / "er" / "frames", frames=2)
     (videos / "poster.png").write_bytes(b"x")
-    found = layout.find(videos)
-    assert found.videos == ("deep/er/frames",) and found.others == {".png": 1}
+    found = layout.find_videos(videos)
+    assert found.videos == ("deep/er/frames",) and found.ignored == {".png": 1}
 
 
 def test_only_other_files_is_told_with_their_kinds(videos, opened):
@@ -290,10 +290,10 @@ def test_a_caption_ends_where_its_line_does(videos, ending, encoding):
         for text in (caption.replace("\x0b", "").replace("\x0c", "")[:14], "more")
     ]
     (videos / "captions.jsonl").write_bytes(ending.join(lines).encode(encoding))
-    texts, dropped, _ = layout.captions(layout.find(videos))
+    texts, dropped, _ = layout.read_captions(layout.find_videos(videos))
     assert texts == {"a.mp4": (caption, "other", "one\u2028two\u2029three", "more")}
     assert not dropped
-    assert layout.every_caption(videos / "a.txt")[0] == [caption, "other"]
+    assert layout.read_all_captions(videos / "a.txt")[0] == [caption, "other"]
 
 
 @pytest.mark.parametrize(
@@ -310,18 +310,18 @@ def test_a_caption_ends_where_its_line_does(videos, ending, encoding):
 def test_captions_that_are_no_text_drop_their_video(videos, content, reason):
     (videos / "a.mp4").write_text("x")
     (videos / "a.txt").write_bytes(content)
-    texts, ((name, said),), _ = layout.captions(layout.find(videos))
+    texts, ((name, said),), _ = layout.read_captions(layout.find_videos(videos))
     assert name == "a.mp4" and reason in said and not texts
 
 
 def test_captions_that_are_no_files_are_named(videos):
     (videos / "a.mp4").write_text("x")
     (videos / "a.txt").mkdir()
-    _, dropped, _ = layout.captions(layout.find(videos))
+    _, dropped, _ = layout.read_captions(layout.find_videos(videos))
     assert dropped == [("a.mp4", "caption a.txt: not a regular file")]
     os.mkfifo(videos / "captions.jsonl")
     with pytest.raises(UserError, match="captions.jsonl: not a regular file"):
-        layout.captions(layout.find(videos))
+        layout.read_captions(layout.find_videos(videos))
 
 
 def test_captions_that_are_links_go_by_the_rule_of_videos(videos, tmp_path):
@@ -332,7 +332,7 @@ def test_captions_that_are_links_go_by_the_rule_of_videos(videos, tmp_path):
     (videos / "out.txt").symlink_to(tmp_path / "secret.txt")
     (videos / "in.txt").symlink_to(videos / "inside.text")
     (videos / "lost.txt").symlink_to(videos / "nowhere")
-    texts, dropped, _ = layout.captions(layout.find(videos))
+    texts, dropped, _ = layout.read_captions(layout.find_videos(videos))
     assert texts == {"in.mp4": ("a cat",)}
     assert dropped == [
         ("lost.mp4", "caption lost.txt: broken symlink"),
@@ -340,7 +340,7 @@ def test_captions_that_are_links_go_by_the_rule_of_videos(videos, tmp_path):
     ]
     with pytest.raises(UserError, match="none of|no captions|symlink") as caught:
         (videos / "captions.jsonl").symlink_to(tmp_path / "secret.txt")
-        layout.every_caption(videos)
+        layout.read_all_captions(videos)
     assert "captions.jsonl: symlink that leaves" in str(caught.value)
 
 
@@ -420,7 +420,7 @@ def stub(name, frames=FRAMES):
     info = video_io.VideoInfo(
         name, "mp4", "h264", 24, 32, 0, np.arange(frames), 1, np.zeros(1, int)
     )
-    return folder.File(name, 1, info, None, (), 0, frames)
+    return folder.VideoFile(name, 1, info, None, (), 0, frames)
 
 
 SHAPE = folder.ClipShape(4, 24, 32)
@@ -434,20 +434,22 @@ def test_split_is_by_file_stable_and_near_its_share():
     digest = hashlib.sha256(b"cats/a.mp4").hexdigest()  # on every machine
     assert folder._hash("cats/a.mp4") == int(digest[:16], 16) / 2**64
     files = [stub(f"{n}.mp4") for n in range(400)]
-    train, out = folder.split(files, 0.1, SHAPE)
+    train, out = folder.split_files(files, 0.1, SHAPE)
     assert names(train) | names(out) == names(files)
     assert not names(train) & names(out)
     assert 20 <= len(out) <= 60
-    fewer, fewer_out = folder.split(files[:300], 0.1, SHAPE)
+    fewer, fewer_out = folder.split_files(files[:300], 0.1, SHAPE)
     assert names(fewer_out) <= names(out)  # more files move none of the old ones
-    assert names(folder.split(files, 0.3, SHAPE)[1]) >= names(out)
-    assert folder.split(files[::-1], 0.1, SHAPE)[1][0].name in names(out)
+    assert names(folder.split_files(files, 0.3, SHAPE)[1]) >= names(out)
+    assert folder.split_files(files[::-1], 0.1, SHAPE)[1][0].name in names(out)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1 - 1e-9])
 def test_both_parts_get_a_file(share):
     for count in (2, 3):
-        train, out = folder.split([stub(str(n)) for n in range(count)], share, SHAPE)
+        train, out = folder.split_files(
+            [stub(str(n)) for n in range(count)], share, SHAPE
+        )
         assert train and out
 
 
@@ -455,18 +457,20 @@ def test_a_small_folder_keeps_most_of_its_files():
     unlucky = sorted(
         (stub(str(n)) for n in range(200)), key=lambda f: folder._hash(f.name)
     )
-    assert len(folder.split(unlucky[:7], 0.1, SHAPE)[1]) == 2  # all below the share
+    assert (
+        len(folder.split_files(unlucky[:7], 0.1, SHAPE)[1]) == 2
+    )  # all below the share
 
 
 def test_one_file_is_split_in_time_or_not_at_all():
-    (train,), (out,) = folder.split([stub("a", 100)], 0.1, SHAPE)
-    assert (train.first, train.last, out.first, out.last) == (0, 90, 90, 100)
-    (train,), (out,) = folder.split([stub("a", 8)], 0.1, SHAPE)
-    assert (train.last, out.first) == (4, 4)  # at least a clip
-    train, out = folder.split([stub("a", 7)], 0.1, SHAPE)
+    (train,), (out,) = folder.split_files([stub("a", 100)], 0.1, SHAPE)
+    assert (train.start, train.stop, out.start, out.stop) == (0, 90, 90, 100)
+    (train,), (out,) = folder.split_files([stub("a", 8)], 0.1, SHAPE)
+    assert (train.stop, out.start) == (4, 4)  # at least a clip
+    train, out = folder.split_files([stub("a", 7)], 0.1, SHAPE)
     assert len(train) == 1 and not out
-    assert folder.split([stub("a", 4)], 0.1, SHAPE)[1] == ()
-    assert folder.split([stub("a", 100)], 0.0, SHAPE)[1] == ()
+    assert folder.split_files([stub("a", 4)], 0.1, SHAPE)[1] == ()
+    assert folder.split_files([stub("a", 100)], 0.0, SHAPE)[1] == ()
 
 
 def test_one_file_that_slows_down_is_not_split():
@@ -475,9 +479,9 @@ def test_one_file_that_slows_down_is_not_split():
     info = dataclasses.replace(stub("a", 100).info, pts=pts, time_base=Fraction(1, 40))
     file = dataclasses.replace(stub("a", 100), info=info)
     shape = folder.ClipShape(4, 24, 32, fps=10.0)
-    train, out = folder.split([file], 0.1, shape)
+    train, out = folder.split_files([file], 0.1, shape)
     assert len(train) == 1 and not out
-    assert folder.split([file], 0.5, shape)[1]
+    assert folder.split_files([file], 0.5, shape)[1]
 
 
 def test_parts_of_one_file_share_no_frame(videos, opened):
@@ -505,11 +509,13 @@ def test_windows_cover_every_start_once(frames, stride):
     room = frames - 3 * stride
     if room < 1:
         with pytest.raises(video_io.BadVideo):
-            folder.windows(file, shape)
+            folder.clip_ranges(file, shape)
         return
-    covered = [s for low, high in folder.windows(file, shape) for s in range(low, high)]
+    covered = [
+        s for low, high in folder.clip_ranges(file, shape) for s in range(low, high)
+    ]
     assert covered == list(range(room))
-    widths = [high - low for low, high in folder.windows(file, shape)]
+    widths = [high - low for low, high in folder.clip_ranges(file, shape)]
     assert max(widths) - min(widths) <= 1 and max(widths) <= 3 * stride + 1
 
 
@@ -542,7 +548,7 @@ def test_with_children_and_in_a_worker_all_is_the_same(videos, opened, cache_gib
     make_mp4(videos / "b.mp4", 2)
     expected = opened(cache_gib=0.0).load(0, rng(), 4)["video"]
     source = opened(cache_gib=cache_gib)
-    source._store.guard = Guard()
+    source._store.guard = SandboxedDecoder()
     worker = pickle.loads(pickle.dumps(source))
     for one in (source, worker):
         assert (one.load(0, rng(), 4)["video"] == expected).all()
@@ -683,6 +689,6 @@ def test_find_is_sorted_and_the_same_everywhere(videos):
     for name in ("b.mp4", "a/z.mp4", "a/b/y.gif"):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         (videos / name).write_text("x")
-    found = layout.find(videos)
+    found = layout.find_videos(videos)
     assert found.videos == ("a/b/y.gif", "a/z.mp4", "b.mp4")
     assert json.loads(json.dumps(found.videos)) == list(found.videos)

@@ -26,19 +26,19 @@ def config(**changes):
     made = ConfigDict(
         {
             "seed": changes.pop("seed", 0),
-            "conditioning": {"text_width": 0},
+            "conditioning": {"text_dim": 0},
             "video": {"frames": 3, "height": 8, "width": 8, "channels": 3, "fps": 8},
             "data": {
                 "source": "shapes",
                 "batch_size": 4,
-                "images": 0,
+                "joint_image_frames": 0,
                 "stride": 1,
                 "target_fps": 0.0,
                 "flip": False,
                 "crop": "center",
                 "workers": 0,
-                "max_bad_share": 0.2,
-                "attributes": None,
+                "max_bad_fraction": 0.2,
+                "label_vocabulary": None,
                 "mean": None,
                 "variance": None,
             },
@@ -160,7 +160,7 @@ def test_a_process_loads_its_own_share_only():
     source = Numbered()
     batches = pipeline.train_batches(config(), source, 1, 2)
     taken = take(batches, 2)
-    assert len(source.loaded) <= 2 * (2 + pipeline.AHEAD)
+    assert len(source.loaded) <= 2 * (2 + pipeline.PREFETCH_BATCHES)
     assert set(items_of(taken)) <= set(source.loaded)
 
 
@@ -242,7 +242,7 @@ def test_an_answer_that_is_cut_is_no_answer():
 
 def test_a_worker_that_is_killed_is_named_and_takes_no_other_with_it(monkeypatch):
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    start = pipeline._start
+    start = pipeline._start_worker
 
     def start_and_signal(process):
         start(process)
@@ -449,16 +449,16 @@ def test_the_fingerprint_tells_streams_apart_and_goes_through_json():
 def test_resolve_measures_what_is_not_set():
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
     made = data.resolve(config(), source)
-    assert made.data.attributes == shapes.ATTRIBUTES
+    assert made.data.label_vocabulary == shapes.ATTRIBUTES
     clips = [
         c["video"] / 127.5 - 1
-        for c in pipeline.fixed_clips(made, source, data.MEASURED)
+        for c in pipeline.fixed_clips(made, source, data.STATS_CLIPS)
     ]
     assert made.data.mean == pytest.approx(np.mean(clips))
     assert made.data.variance == pytest.approx(np.var(clips))
     given = data.resolve(config(mean=0.5, variance=2.0, attributes=(("x",),)), source)
     assert (given.data.mean, given.data.variance) == (0.5, 2.0)
-    assert given.data.attributes == (("x",),)
+    assert given.data.label_vocabulary == (("x",),)
 
 
 def test_unknown_sources_are_named():

@@ -77,21 +77,21 @@ def test_paths_stay_inside_and_follow_the_label(size):
     geometry = shapes.Geometry(*size)
     frames, height, width = size
     rng = np.random.default_rng(1)
-    for label in itertools.product(*map(range, shapes.LABELS)):
+    for label in itertools.product(*map(range, shapes.ATTRIBUTE_SIZES)):
         extent = shapes.EXTENT[label[0]] * geometry.radius
         for _ in range(5):
-            x, y = shapes.path(np.array(label), rng, geometry)
+            x, y = shapes.trajectory(np.array(label), rng, geometry)
             assert extent - 1e-4 <= x.min() and x.max() <= width - extent + 1e-4
             assert extent - 1e-4 <= y.min() and y.max() <= height - extent + 1e-4
             steps = np.diff(np.stack([x, y], 1), axis=0)
-            speed = geometry.fast * (1.0 if label[3] else 0.6)
+            speed = geometry.fast_speed * (1.0 if label[3] else 0.6)
             heading = [(-1, 0), (1, 0), (0, -1), (0, 1)][label[2]]
             expected = np.tile(np.multiply(heading, speed), (frames - 1, 1))
             np.testing.assert_allclose(steps, expected, atol=1e-4)
 
 
 def test_speeds_at_the_default_size():
-    assert GEOMETRY.fast == pytest.approx(0.893, abs=0.001)
+    assert GEOMETRY.fast_speed == pytest.approx(0.893, abs=0.001)
     assert GEOMETRY.radius == pytest.approx(4.0)
 
 
@@ -104,9 +104,9 @@ def test_no_two_labels_render_alike(size):
     geometry = shapes.Geometry(*size)
     middle = np.array([geometry.width, geometry.height]) / 2
     clips = []
-    for label in itertools.product(*map(range, shapes.LABELS)):
+    for label in itertools.product(*map(range, shapes.ATTRIBUTE_SIZES)):
         rng = np.random.default_rng(0)
-        x, y = shapes.path(np.array(label), rng, geometry)
+        x, y = shapes.trajectory(np.array(label), rng, geometry)
         x, y = x - x.mean() + middle[0], y - y.mean() + middle[1]
         grey = shapes.coverage(label[0], x, y, geometry)
         clips.append((grey[..., None] * shapes.COLOURS[label[1]]).ravel())
@@ -128,14 +128,14 @@ def test_pixels_show_the_label():
         x, y = centre_of_mass(video[..., colour].astype(float))
         along = [-np.diff(x), np.diff(x), -np.diff(y), np.diff(y)][direction]
         across = np.diff(y) if direction < 2 else np.diff(x)
-        speed = GEOMETRY.fast * (1.0 if speed else 0.6)
+        speed = GEOMETRY.fast_speed * (1.0 if speed else 0.6)
         np.testing.assert_allclose(along, speed, atol=0.13)
         np.testing.assert_allclose(across, 0, atol=0.13)
 
 
 def test_seventy_two_consecutive_items_hold_every_label_once():
     labels = {tuple(load(i)["label"].tolist()) for i in range(100, 172)}
-    assert labels == set(itertools.product(*map(range, shapes.LABELS)))
+    assert labels == set(itertools.product(*map(range, shapes.ATTRIBUTE_SIZES)))
     assert load(0)["label"].dtype == np.int32
 
 
@@ -200,18 +200,22 @@ def test_a_stride_takes_frames_out_of_the_whole_clip(stride):
 
 
 def test_unseen_labels_are_in_the_held_out_part_alone():
-    unseen = shapes.unseen_labels(12)
-    assert unseen == shapes.unseen_labels(12) and len(set(unseen)) == 12
-    values = np.stack(np.unravel_index(unseen, shapes.LABELS))
-    for row, size in zip(values, shapes.LABELS, strict=True):
+    unseen = shapes.held_out_combinations(12)
+    assert unseen == shapes.held_out_combinations(12) and len(set(unseen)) == 12
+    values = np.stack(np.unravel_index(unseen, shapes.ATTRIBUTE_SIZES))
+    for row, size in zip(values, shapes.ATTRIBUTE_SIZES, strict=True):
         assert np.bincount(row, minlength=size).min() >= 12 // size - 1
-    source = shapes.Shapes(GEOMETRY, unseen=unseen)
+    source = shapes.Shapes(GEOMETRY, held_out_combinations=unseen)
 
     def numbers(part):
         labels = [load(i, part)["label"] for i in range(144)]
-        return {int(np.ravel_multi_index(label, shapes.LABELS)) for label in labels}
+        return {
+            int(np.ravel_multi_index(label, shapes.ATTRIBUTE_SIZES)) for label in labels
+        }
 
     assert numbers(source) == set(range(72)) - set(unseen)
     assert numbers(source.split(True)) == set(range(72))
-    with pytest.raises(UserError, match="config.data.unseen=40: from 0 to 36"):
-        shapes.unseen_labels(40)
+    with pytest.raises(
+        UserError, match="config.data.held_out_combinations=40: from 0 to 36"
+    ):
+        shapes.held_out_combinations(40)

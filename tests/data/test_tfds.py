@@ -82,16 +82,16 @@ def config(folder, name, frames=4, **changes):
                 "path": str(folder),
                 "tfds_name": name,
                 "batch_size": 2,
-                "images": 0,
+                "joint_image_frames": 0,
                 "stride": 1,
                 "target_fps": 0.0,
                 "flip": False,
                 "crop": "center",
                 "workers": 0,
-                "max_bad_share": 0.2,
+                "max_bad_fraction": 0.2,
                 "mean": None,
                 "variance": None,
-                "held_out": 0.25,
+                "validation_fraction": 0.25,
             },
         }
     )
@@ -151,7 +151,7 @@ def test_clips_labels_and_captions_are_those_that_were_written(folder, kind, str
     source = tfds.open_tfds(
         config(folder, kind, frames=frames, stride=stride, held_out=0.0)
     )
-    assert source.attributes == (("ape", "bee", "cat"),)
+    assert source.label_vocabulary == (("ape", "bee", "cat"),)
     seen = set()
     for clip in load_all(source, frames):
         index = int(clip["caption"].removeprefix("clip "))
@@ -282,7 +282,7 @@ def test_episodes_as_a_sequence_of_dicts(tmp_path):
     with pytest.raises(UserError, match="add one of @image_aux, @image_main"):
         tfds.open_tfds(config(tmp_path, "robot"))
     source = tfds.open_tfds(config(tmp_path, "robot@image_main"))
-    assert source.attributes == () and len(source) == 3
+    assert source.label_vocabulary == () and len(source) == 3
     for clip in load_all(source):
         assert any(window_of(clip["video"], whole) is not None for whole in CLIPS[:3])
         assert clip["caption"] == "" and "label" not in clip
@@ -477,9 +477,12 @@ def test_configs_and_versions_are_folders(folder, tmp_path):
     for version in ("1.0.0", "1.2.0", "1.10.0"):
         shutil.copytree(folder / "raw" / "1.0.0", tmp_path / "many" / "big" / version)
     with pytest.raises(UserError, match="one of many/big$"):
-        tfds.find("many", str(tmp_path))
-    assert tfds.find("many/big", str(tmp_path)) == (tmp_path / "many/big/1.10.0", "")
-    assert tfds.find("many/big:1.2.0", str(tmp_path))[0].name == "1.2.0"
+        tfds.find_dataset("many", str(tmp_path))
+    assert tfds.find_dataset("many/big", str(tmp_path)) == (
+        tmp_path / "many/big/1.10.0",
+        "",
+    )
+    assert tfds.find_dataset("many/big:1.2.0", str(tmp_path))[0].name == "1.2.0"
 
 
 def rename_classes(directory, name):
@@ -505,7 +508,7 @@ def test_a_class_that_features_name_is_not_imported(
     monkeypatch.syspath_prepend(tmp_path)
     source = tfds.open_tfds(config(tmp_path, "pictures", held_out=0.0))
     assert len(load_all(source)) == 9 and "evil" not in sys.modules
-    assert source.attributes == (("ape", "bee", "cat"),)
+    assert source.label_vocabulary == (("ape", "bee", "cat"),)
 
 
 def test_features_of_unknown_content_are_left_out(folder, tmp_path, monkeypatch):
@@ -610,7 +613,7 @@ def test_labels_without_a_file_are_numbers(folder, tmp_path):
     shutil.copytree(folder / "raw" / "1.0.0", directory)
     (directory / "label.labels.txt").unlink()
     source = tfds.open_tfds(config(tmp_path, "raw"))
-    assert source.attributes == (("0", "1", "2"),)
+    assert source.label_vocabulary == (("0", "1", "2"),)
 
 
 @pytest.mark.parametrize("count", ["0", "-3", "1000000000000"])

@@ -24,7 +24,7 @@ from vdm_jax.diffusion import (
 COSINE = schedules.Cosine()
 SCHEDULES = {
     "cosine": COSINE,
-    "shifted": schedules.Cosine(shift=-3.0),
+    "shifted": schedules.Cosine(logsnr_shift=-3.0),
     "flow": schedules.Flow(),  # of unequal halves
 }
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -66,7 +66,7 @@ def smooth(seed, kind="v"):
     def denoise(z, step, cond):
         flat, level = z.reshape(len(z), -1), step.logsnr[:, None] / 9
         out = 3 * jnp.sin(flat @ mix + level) + flat * jnp.cos(2 * level)
-        return process.PREDICTIONS[kind](out.reshape(z.shape), z, step)
+        return process.PREDICTION_TYPES[kind](out.reshape(z.shape), z, step)
 
     return denoise
 
@@ -98,14 +98,14 @@ def stops(schedule, i, n, double=False):
 
 def ddim(denoise, z, start, end, cond=None):
     """alpha_s x + sigma_s eps, of angles [b]."""
-    step = schedules.step_of_angle(jnp.asarray(start, z.dtype))
+    step = schedules.noise_level_from_angle(jnp.asarray(start, z.dtype))
     x, eps = denoise(z, step, cond)
     return over(jnp.cos(end), z) * x + over(jnp.sin(end), z) * eps
 
 
 def target_of(teacher, schedule, z, i, n, double=False, cond=None):
-    at = distillation.interval(schedule, jnp.asarray(i), n, double)
-    return distillation.two_steps(teacher, schedule, z, at, cond), at
+    at = distillation.student_step(schedule, jnp.asarray(i), n, double)
+    return distillation.progressive_target(teacher, schedule, z, at, cond), at
 
 
 # Where steps begin, turn and end.
@@ -117,7 +117,7 @@ def target_of(teacher, schedule, z, i, n, double=False, cond=None):
 def test_steps_stand_on_the_grids_of_the_samplers(n, double, schedule, x64):
     """Plain: the halves are steps of one of 2n. Double: they are steps of one of n."""
     i = every(n)
-    at = distillation.interval(schedule, jnp.asarray(i), n, double)
+    at = distillation.student_step(schedule, jnp.asarray(i), n, double)
     for found, expected in zip(at, stops(schedule, i, n, double), strict=True):
         assert found.shape == i.shape
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
@@ -128,8 +128,8 @@ def test_steps_stand_on_the_grids_of_the_samplers(n, double, schedule, x64):
 def test_the_last_step_ends_at_exactly_zero(n, schedule):
     """Not at the clipped end; a double one goes there from i = 2 as well. float32."""
     i = every(n, 8192)
-    plain = distillation.interval(schedule, jnp.asarray(i), n)
-    double = distillation.interval(schedule, jnp.asarray(i), n, double=True)
+    plain = distillation.student_step(schedule, jnp.asarray(i), n)
+    double = distillation.student_step(schedule, jnp.asarray(i), n, double=True)
     for at in (plain, double):
         assert all(angle.dtype == jnp.float32 for angle in at)
         assert (at.start > 0).all()
@@ -160,7 +160,7 @@ def test_the_teacher_is_asked_at_both_starts_and_never_without_noise(double, sch
     np.testing.assert_array_equal(calls[0][0], z)
     for (_, step, passed), angle in zip(calls, (start, middle), strict=True):
         assert passed is cond
-        there = schedules.step_of_angle(angle)
+        there = schedules.noise_level_from_angle(angle)
         assert all(np.shape(a) == (ROWS,) for a in step[1:4])
         np.testing.assert_allclose(step.logsnr, there.logsnr, atol=5e-3)
         np.testing.assert_allclose(step.alpha, there.alpha, atol=1e-6)
@@ -225,8 +225,8 @@ def test_any_two_turns_merge_into_one(seed, x64):
     fixed = lambda v: lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
     between = ddim(fixed(v1), z, start, middle)
     expected = ddim(fixed(v2), between, middle, end)
-    at = distillation.Interval(*map(jnp.asarray, angles))
-    v = distillation.merge(z, v1, v2, at)
+    at = distillation.StudentStep(*map(jnp.asarray, angles))
+    v = distillation.merge_two_ddim_steps(z, v1, v2, at)
     found = ddim(fixed(v), z, start, end)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -248,7 +248,9 @@ def printed(denoise, z, i, n):
     """
     angle = [COSINE.angle(np.maximum(i - k / 2, 0) / n) for k in range(3)]
     step, half, end = (
-        schedules.Step(0, *(a.astype(z.dtype) for a in schedules.step_of_angle(a)[1:4]))
+        schedules.NoiseLevel(
+            0, *(a.astype(z.dtype) for a in schedules.noise_level_from_angle(a)[1:4])
+        )
         for a in angle
     )
     tall = lambda a: a.reshape(-1, 1, 1, 1, 1)  # noqa: E731
@@ -264,7 +266,7 @@ def printed(denoise, z, i, n):
 @functools.partial(jax.jit, static_argnums=0)
 def x_target(spread, z, i, n):
     v, at = target_of(gaussian(0.0, spread), COSINE, z, i, n)
-    return process.from_v(v, z, schedules.step_of_angle(at.start)).x
+    return process.from_v(v, z, schedules.noise_level_from_angle(at.start)).x
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 64])
@@ -307,7 +309,7 @@ def by_time(lines, n):
     """Lines [2, kinds, rows], of t = row / n; the condition is the kind, [] or [b]."""
 
     def denoise(z, step, kind):
-        row = jnp.round(COSINE.time(step.logsnr) * n).astype(int)
+        row = jnp.round(COSINE.time_from_logsnr(step.logsnr) * n).astype(int)
         return along(*lines[:, kind, row])(z, step, None)
 
     return denoise
@@ -344,9 +346,9 @@ def halved(lines, n, kind, x, eps):
     """The lines that n steps of a student learn of a teacher's, of 2n steps."""
     rows = len(x) // lines.shape[1]
     i = jnp.tile(jnp.arange(rows), lines.shape[1]) % n + 1
-    at = distillation.interval(COSINE, i, n)
-    z = process.diffuse(x, eps, schedules.step_of_angle(at.start))
-    target = distillation.two_steps(by_time(lines, 2 * n), COSINE, z, at, kind)
+    at = distillation.student_step(COSINE, i, n)
+    z = process.diffuse(x, eps, schedules.noise_level_from_angle(at.start))
+    target = distillation.progressive_target(by_time(lines, 2 * n), COSINE, z, at, kind)
     return jnp.full_like(lines, jnp.nan).at[:, kind, i].set(fitted(target, z, at.start))
 
 
@@ -355,11 +357,13 @@ def sample(denoiser, parts, z, table, n, cond):
     """A run of the real DDIM."""
     carry = samplers.ddim().init(z)
     denoise = denoiser(*parts)
-    return samplers.loop(samplers.ddim(), denoise, carry, table, 0, n, None, cond)[0]
+    return samplers.sample_loop(
+        samplers.ddim(), denoise, carry, table, 0, n, None, cond
+    )[0]
 
 
 def table_of(n):
-    return samplers.padded(samplers.ddim().table(COSINE, n), np.float64)
+    return samplers.pad_table(samplers.ddim().table(COSINE, n), np.float64)
 
 
 @pytest.mark.parametrize("weighting", ["snr_plus_one", "truncated_snr", "snr"])
@@ -369,7 +373,9 @@ def test_a_line_learns_the_known_slope(spread, weighting):
     n, i = 16, every(16, 16)
     x, eps = (normal(n, 1, 2, 2, 1, seed=k) for k in (1, 2))
     phi = stops(COSINE, i, n)
-    z = process.diffuse(spread * x, eps, schedules.step_of_angle(jnp.asarray(phi[0])))
+    z = process.diffuse(
+        spread * x, eps, schedules.noise_level_from_angle(jnp.asarray(phi[0]))
+    )
     target, at = target_of(gaussian(0.0, spread), COSINE, z, i, n)
     found = fitted(target, z, at.start, weighting)
     kept = [
@@ -431,7 +437,7 @@ def test_guided_distillation_in_two_stages(x64):
     kind, x, eps = data(2, n, MEANS, [SPREAD, SPREAD])
     i = np.tile(np.arange(1, n + 1), 2)
     angle = jnp.asarray(grid(COSINE, n)[i])
-    step = schedules.step_of_angle(angle)
+    step = schedules.noise_level_from_angle(angle)
     z = process.diffuse(x, eps, step)
     cond = {"label": jnp.asarray(kind), "keep": jnp.ones(kind.shape, bool)}
     teacher = guided(jnp.asarray(WEIGHTS[kind]))
@@ -464,7 +470,7 @@ def flow_map(spread, n):
     """The denoiser whose DDIM step from t to t - 1 / n is the exact flow's."""
 
     def denoise(z, step, cond):
-        t = COSINE.time(step.logsnr) - 1 / n
+        t = COSINE.time_from_logsnr(step.logsnr) - 1 / n
         here = jnp.arctan2(step.sigma, step.alpha)
         there = jnp.where(t < 1e-9, 0.0, COSINE.angle(t))
         kept = flow(here, there, spread)
@@ -494,13 +500,15 @@ def test_double_targets_of_an_exact_flow_are_the_flow(n, x64):
 @jax.jit
 def variance(slopes, table, n, start):
     """Of the real stochastic sampler's output, from its Jacobian; slopes by row."""
-    sampler, shape = samplers.stochastic(), (1, 1, 1, 1, 1)
+    sampler, shape = samplers.restart_ddim(), (1, 1, 1, 1, 1)
 
     def run(z, draws):
-        denoise = lambda z, step, cond: along(slopes[step.index], 0.0)(z, step, cond)  # noqa: E731
+        denoise = lambda z, step, cond: along(slopes[step.step_index], 0.0)(
+            z, step, cond
+        )  # noqa: E731
         noise = lambda i, draw: jnp.broadcast_to(draws[i], shape)  # noqa: E731
         carry = sampler.init(jnp.broadcast_to(z, shape))
-        return samplers.loop(sampler, denoise, carry, table, 0, n, noise, None)[
+        return samplers.sample_loop(sampler, denoise, carry, table, 0, n, noise, None)[
             0
         ].ravel()[0]
 
@@ -515,7 +523,7 @@ def stochastic_variance(n, double, spread=0.5):
         teacher = flow_map(spread, n)
     slopes = target_of(teacher, COSINE, z, i, n, double)[0][:n, 0, 0, 0, 0]
     slopes = np.pad(slopes[::-1], (0, 8 - n))
-    table = samplers.stochastic().table(COSINE, n)
+    table = samplers.restart_ddim().table(COSINE, n)
     table = {key: np.pad(value, (0, 8 - n)) for key, value in table.items()}
     first = COSINE.angle(np.ones(()))
     start = np.hypot(np.cos(first) * spread, np.sin(first))
@@ -588,7 +596,7 @@ def test_a_student_of_the_target_has_no_loss_and_one_of_eps_a_vast_one(x64):
     """An error e of eps is one of e / alpha in v and x: 2e4 e at t = 1."""
     z, error, i = normal(ROWS, *VIDEO), 1e-3, every(4)
     v, at = target_of(smooth(2), COSINE, z, i, 4)
-    step = schedules.step_of_angle(at.start)
+    step = schedules.noise_level_from_angle(at.start)
     right = process.from_v(v, z, step)
     students = {
         "right": lambda z, step, cond: right,
@@ -643,7 +651,7 @@ def test_no_gradient_reaches_the_teacher(double):
 def drawn(batch, n, keys=1, seed=0):
     """Steps [keys, batch]."""
     keys = jax.random.split(jax.random.key(seed), keys)
-    return jax.vmap(lambda key: distillation.random_steps(key, batch, n))(keys)
+    return jax.vmap(lambda key: distillation.sample_step_index(key, batch, n))(keys)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
@@ -675,9 +683,9 @@ def test_a_batch_of_n_has_every_step_once(n, batch):
 def test_late_draws_the_last_steps_more_often():
     """Step i of n is drawn as often as u^late lies between (i - 1) / n and i / n."""
     n, late, keys = 8, 2.0, 4000
-    i = jax.vmap(lambda key: distillation.random_steps(key, 3, n, jnp.float32(late)))(
-        jax.random.split(jax.random.key(5), keys)
-    )
+    i = jax.vmap(
+        lambda key: distillation.sample_step_index(key, 3, n, jnp.float32(late))
+    )(jax.random.split(jax.random.key(5), keys))
     share = np.bincount(np.ravel(i), minlength=n + 1)[1:] / i.size
     ends = (np.arange(n + 1) / n) ** (1 / late)
     assert np.abs(share - np.diff(ends)).max() < 5 * np.sqrt(0.25 / keys)
@@ -696,7 +704,7 @@ def test_one_program_serves_every_number_of_steps(double):
 
     def update(z, key, n):
         traces.append(n)
-        i = distillation.random_steps(key, len(z), n)
+        i = distillation.sample_step_index(key, len(z), n)
         v, at = target_of(smooth(3), COSINE, z, i, n, double)
         student = smooth(4)
         return i, v, distillation.student_loss(student, v, z, at.start, None)

@@ -18,7 +18,7 @@ def at(logsnr, index=0, dtype=np.float64):
     alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
     sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
     levels = (jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
-    return schedules.Step(jnp.asarray(index), *levels)
+    return schedules.NoiseLevel(jnp.asarray(index), *levels)
 
 
 def over(a, like):
@@ -55,27 +55,29 @@ def noise(dtype=np.float64, shape=SHAPE):
 
 def loop(sampler, denoise, z, table, start, stop, noise, cond):
     carry = sampler.init(z)
-    return samplers.loop(sampler, denoise, carry, table, start, stop, noise, cond)[0]
+    return samplers.sample_loop(
+        sampler, denoise, carry, table, start, stop, noise, cond
+    )[0]
 
 
-def guided(weights, inner=denoise):
-    return guidance.cfg(inner, null, guidance.linear(jnp.asarray(weights)))
+def guided(scales, inner=denoise):
+    return guidance.cfg(inner, null, guidance.linear(jnp.asarray(scales)))
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_no_weight_is_no_guidance(logsnr, x64):
+def test_a_scale_of_one_is_no_guidance(logsnr, x64):
     z, cond, step = noise(), condition(), at(logsnr)
-    found, plain = guided([0.0])(z, step, cond), denoise(z, step, cond)
+    found, plain = guided([1.0])(z, step, cond), denoise(z, step, cond)
     np.testing.assert_allclose(found.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.eps, plain.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-@pytest.mark.parametrize("w", [0.5, 3.0, -1.0])
-def test_x_v_and_eps_spaces_are_equivalent(w, logsnr):
-    """(1+w) c - w u of x, of eps and of v are one prediction, which still fits z."""
+@pytest.mark.parametrize("scale", [1.5, 4.0, 0.0])
+def test_x_v_and_eps_spaces_are_equivalent(scale, logsnr):
+    """u + s (c - u) of x, of eps and of v are one prediction, which still fits z."""
     z, cond, step = noise(np.float32), condition(), at(logsnr, dtype=np.float32)
-    found = guided(np.float32([w]))(z, step, cond)
+    found = guided(np.float32([scale]))(z, step, cond)
     assert isinstance(found, process.Prediction) and found.x.dtype == jnp.float32
     c, u = (denoise(z, step, k) for k in (cond, null(cond)))
     spaces = {
@@ -84,7 +86,7 @@ def test_x_v_and_eps_spaces_are_equivalent(w, logsnr):
         "v": lambda p: process.velocity(p, step),
     }
     for name, of in spaces.items():
-        expected = (1 + w) * of(c) - w * of(u)
+        expected = of(u) + scale * (of(c) - of(u))
         np.testing.assert_allclose(of(found), expected, atol=1e-5, err_msg=name)
     z_again = step.alpha * found.x + step.sigma * found.eps
     np.testing.assert_allclose(z_again, z, atol=1e-5)
@@ -92,60 +94,63 @@ def test_x_v_and_eps_spaces_are_equivalent(w, logsnr):
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_gaussian_classes_move_their_mean(logsnr, x64):
-    """Equal covariances: guidance is the exact denoiser of N(c + w (c - u), s^2)."""
-    z, cond, step, w = noise(), condition(), at(logsnr), 2.5
-    mean = jnp.asarray(MEANS + w * (MEANS - NO_CLASS))
+    """Equal covariances: the exact denoiser of N(u + s (c - u), SPREAD^2)."""
+    z, cond, step, scale = noise(), condition(), at(logsnr), 3.5
+    mean = jnp.asarray(NO_CLASS + scale * (MEANS - NO_CLASS))
     expected = gaussian(mean, SPREAD, z, step)
-    found = guided([w])(z, step, cond)
+    found = guided([scale])(z, step, cond)
     np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddim(), samplers.ancestral(0.3)])
 def test_guided_sampling_draws_from_the_moved_gaussian(sampler, x64):
-    w, n, cond, z = 1.5, 8, condition(), noise()
-    mean = jnp.asarray(MEANS + w * (MEANS - NO_CLASS))
+    scale, n, cond, z = 2.5, 8, condition(), noise()
+    mean = jnp.asarray(NO_CLASS + scale * (MEANS - NO_CLASS))
     draws = jnp.asarray(np.random.default_rng(4).standard_normal((n, *SHAPE)))
     table = sampler.table(schedules.Cosine(), n)
     found, expected = (
         loop(sampler, fn, z, table, 0, n, lambda i, _: draws[i], cond)
-        for fn in (guided(np.full(n, w)), lambda z, s, _: gaussian(mean, SPREAD, z, s))
+        for fn in (
+            guided(np.full(n, scale)),
+            lambda z, s, _: gaussian(mean, SPREAD, z, s),
+        )
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_weights_are_looked_up_by_the_index_of_the_step(x64):
-    weights = np.array([15.0, 1.0, 15.0, 0.0, 2.0])
+def test_scales_are_looked_up_by_the_index_of_the_step(x64):
+    scales = np.array([16.0, 2.0, 16.0, 1.0, 3.0])
     z, cond = noise(), condition()
 
     @jax.jit
-    def at_index(weights, index):
-        step = at(1.0)._replace(index=index)
-        return guided(weights)(z, step, cond).x
+    def at_index(scales, index):
+        step = at(1.0)._replace(step_index=index)
+        return guided(scales)(z, step, cond).x
 
     c, u = (denoise(z, at(1.0), k).x for k in (cond, null(cond)))
-    for i, w in enumerate(weights):
-        expected = (1 + w) * c - w * u
-        found = at_index(weights, i)
+    for i, scale in enumerate(scales):
+        expected = u + scale * (c - u)
+        found = at_index(scales, i)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert at_index._cache_size() == 1
 
 
-def test_a_step_of_the_loop_takes_its_own_weight(x64):
-    """Weight only in the last step: the same as the plain run, then one guided step."""
+def test_a_step_of_the_loop_takes_its_own_scale(x64):
+    """Guidance only in the last step: the plain run, then one guided step."""
     sampler, n, cond, z = samplers.ddim(), 4, condition(), noise()
     table = sampler.table(schedules.Cosine(), n)
 
     def run(fn, z, start, stop):
         return loop(sampler, fn, z, table, start, stop, None, cond)
 
-    found = run(guided([0.0, 0.0, 0.0, 3.0]), z, 0, n)
-    expected = run(guided(np.full(n, 3.0)), run(denoise, z, 0, n - 1), n - 1, n)
+    found = run(guided([1.0, 1.0, 1.0, 4.0]), z, 0, n)
+    expected = run(guided(np.full(n, 4.0)), run(denoise, z, 0, n - 1), n - 1, n)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert np.abs(found - run(denoise, z, 0, n)).max() > 0.1
 
 
-def test_one_weight_serves_every_step(x64):
+def test_one_scale_serves_every_step(x64):
     z, cond = noise(), condition()
     for index in (0, 3, 1000):
         step = at(1.0, index)
@@ -154,13 +159,13 @@ def test_one_weight_serves_every_step(x64):
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 2)])
-def test_weights_per_example_and_per_frame(shape, x64):
-    weights = np.random.default_rng(5).uniform(0, 4, (6, *shape))
+def test_scales_per_example_and_per_frame(shape, x64):
+    scales = np.random.default_rng(5).uniform(1, 5, (6, *shape))
     z, cond, step = noise(), condition(), at(0.5, index=2)
     c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
-    w = over(weights[2], z)
+    s = over(scales[2], z)
     np.testing.assert_allclose(
-        guided(weights)(z, step, cond).x, (1 + w) * c - w * u, rtol=0, atol=1e-12
+        guided(scales)(z, step, cond).x, u + s * (c - u), rtol=0, atol=1e-12
     )
 
 
@@ -174,7 +179,7 @@ def test_both_branches_are_one_interleaved_call(levels, x64):
         return denoise(z, step, cond)
 
     z, cond, step = noise(), condition(), at(levels)
-    found = guided([2.0], recording)(z, step, cond)
+    found = guided([3.0], recording)(z, step, cond)
     assert found.x.shape == found.eps.shape == z.shape
     ((seen, seen_step, seen_cond),) = calls
     assert seen.shape == (2 * B, *SHAPE[1:])
@@ -196,7 +201,7 @@ def test_both_branches_are_one_interleaved_call(levels, x64):
 @pytest.mark.parametrize("limit", [1.0, 0.4])
 def test_static_threshold_clips_x_and_rebuilds_eps(logsnr, limit, x64):
     z, cond, step = 3 * noise(), condition(), at(logsnr)
-    wild = lambda z, step, cond: process.with_x(2 * z, z, step)  # noqa: E731
+    wild = lambda z, step, cond: process.from_x(2 * z, z, step)  # noqa: E731
     plain = wild(z, step, cond)
     found = guidance.clip_x(wild, limit=limit)(z, step, cond)
     expected = np.clip(plain.x, -limit, limit)
@@ -207,7 +212,7 @@ def test_static_threshold_clips_x_and_rebuilds_eps(logsnr, limit, x64):
 
 
 def test_static_threshold_clips_at_one_by_default(x64):
-    wild = lambda z, step, cond: process.with_x(2 * z, z, step)  # noqa: E731
+    wild = lambda z, step, cond: process.from_x(2 * z, z, step)  # noqa: E731
     found = guidance.clip_x(wild)(3 * noise(), at(0.0), None)
     assert np.abs(found.x).max() == 1
 
@@ -223,48 +228,48 @@ def test_static_threshold_leaves_what_is_within(x64):
 def test_guidance_then_threshold(x64):
     """The clip sees the guided x."""
     z, cond, step = noise(), condition(), at(1.0)
-    found = guidance.clip_x(guided([4.0]))(z, step, cond)
-    expected = np.clip(guided([4.0])(z, step, cond).x, -1, 1)
+    found = guidance.clip_x(guided([5.0]))(z, step, cond)
+    expected = np.clip(guided([5.0])(z, step, cond).x, -1, 1)
     np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
 
 
-# Weights by the step.
+# Guidance scales of the steps.
 
 
-def test_constant_weights():
+def test_constant_scales():
     np.testing.assert_array_equal(guidance.constant(3, 2), [2.0, 2.0, 2.0])
 
 
-def test_interval_weights_are_on_between_two_levels():
-    logsnr = schedules.step_at(schedules.Cosine(), np.linspace(1, 0.1, 10)).logsnr
-    weights = guidance.interval(logsnr, 3.0, low=-4.0, high=logsnr[6])
+def test_interval_scales_are_on_between_two_levels():
+    logsnr = schedules.noise_level(schedules.Cosine(), np.linspace(1, 0.1, 10)).logsnr
+    scales = guidance.interval(logsnr, 3.0, low=-4.0, high=logsnr[6])
     on = (logsnr >= -4.0) & (logsnr <= logsnr[6])
     assert on.any() and not on.all()
-    np.testing.assert_array_equal(weights, 3.0 * on)
+    np.testing.assert_array_equal(scales, np.where(on, 3.0, 1.0))
 
 
 @pytest.mark.parametrize("n, high_first", [(20, 2), (11, 2), (4, 1), (1, 1)])
-def test_oscillating_weights_are_high_first_then_take_turns(n, high_first):
-    weights = guidance.oscillating(n, 15.0, 1.0)
+def test_oscillating_scales_are_high_first_then_alternate(n, high_first):
+    scales = guidance.oscillating(n, 15.0, 1.0)
     after = np.resize([1.0, 15.0], n - high_first)
-    np.testing.assert_array_equal(weights, [15.0] * high_first + list(after))
+    np.testing.assert_array_equal(scales, [15.0] * high_first + list(after))
 
 
-def test_oscillating_weights_of_a_given_first_share():
-    weights = guidance.oscillating(6, 15.0, 1.0, first=0.5)
-    np.testing.assert_array_equal(weights, [15.0, 15.0, 15.0, 1.0, 15.0, 1.0])
+def test_oscillating_scales_with_another_first_fraction():
+    scales = guidance.oscillating(6, 15.0, 1.0, first_fraction=0.5)
+    np.testing.assert_array_equal(scales, [15.0, 15.0, 15.0, 1.0, 15.0, 1.0])
 
 
-def test_weights_that_grow_over_the_frames(x64):
-    weights = guidance.by_frame(6, 1.0, 2.5, SHAPE[1])
+def test_scales_that_grow_over_the_frames(x64):
+    scales = guidance.linear_over_frames(6, 1.0, 2.5, SHAPE[1])
     z, cond, step = noise(), condition(), at(0.5, index=2)
     c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
-    found = guided(weights)(z, step, cond).x
-    for frame, w in enumerate([1.0, 2.5]):
-        expected = (1 + w) * c[:, frame] - w * u[:, frame]
+    found = guided(scales)(z, step, cond).x
+    for frame, s in enumerate([1.0, 2.5]):
+        expected = u[:, frame] + s * (c[:, frame] - u[:, frame])
         np.testing.assert_allclose(found[:, frame], expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(
-        guidance.by_frame(2, 1.0, 2.5, 4)[1, 0], [1.0, 1.5, 2.0, 2.5]
+        guidance.linear_over_frames(2, 1.0, 2.5, 4)[1, 0], [1.0, 1.5, 2.0, 2.5]
     )
 
 
@@ -273,73 +278,89 @@ def test_weights_that_grow_over_the_frames(x64):
 
 def two_branches(step, dtype=np.float64):
     """Two predictions of one z that have nothing else in common."""
-    z, given, free = (
+    z, cond, uncond = (
         jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE), dtype)
         for i in range(3)
     )
-    given = 0.3 + 0.5 * given
-    return z, process.with_x(given, z, step), process.with_x(free, z, step)
+    cond = 0.3 + 0.5 * cond
+    return z, process.from_x(cond, z, step), process.from_x(uncond, z, step)
 
 
 def along_videos(x):
     return np.asarray(x).reshape(B, -1)
 
 
+@pytest.mark.parametrize("logsnr", LEVELS)
+@pytest.mark.parametrize("w", [0.0, 0.3, 1.0, 7.5, 15.0])
+@pytest.mark.parametrize("dtype, tolerance", [("f4", 1e-6), ("f8", 1e-12)])
+def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, tolerance, x64):
+    """u + s (c - u) is (1 + w) c - w u of the paper, in another order of the sums."""
+    step = at(logsnr, dtype=dtype)
+    _, cond, uncond = two_branches(step, dtype)
+    found = guidance.linear(jnp.asarray(w + 1))(step, cond, uncond)
+    for new, c, u in zip(found, cond, uncond, strict=True):
+        paper = (1 + w) * c - w * u
+        assert new.dtype == paper.dtype == dtype
+        np.testing.assert_allclose(
+            new, paper, rtol=0, atol=tolerance * np.abs(paper).max()
+        )
+
+
 @pytest.mark.parametrize("name", list(guidance.COMBINES))
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_every_combination_explains_z_and_knows_no_weight(name, logsnr, x64):
+def test_every_combination_explains_z_and_is_off_at_one(name, logsnr, x64):
     step = at(logsnr, index=1)
-    z, given, free = two_branches(step)
-    weights = jnp.asarray([0.0, 4.0])
-    found = guidance.COMBINES[name](weights)(step, given, free)
+    z, cond, uncond = two_branches(step)
+    scales = jnp.asarray([1.0, 5.0])
+    found = guidance.COMBINES[name](scales)(step, cond, uncond)
     explained = step.alpha * found.x + step.sigma * found.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-9)
-    assert np.abs(found.x - given.x).max() > 0.1
-    if name == "rescaled":  # its default share keeps some of the spread
+    assert np.abs(found.x - cond.x).max() > 0.1
+    if name == "rescaled":  # its default phi keeps some of the spread
         return
-    off = guidance.COMBINES[name](weights)(step._replace(index=0), given, free)
-    np.testing.assert_allclose(off.x, given.x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(off.eps, given.eps, rtol=1e-9, atol=1e-9)
+    off = guidance.COMBINES[name](scales)(step._replace(step_index=0), cond, uncond)
+    np.testing.assert_allclose(off.x, cond.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(off.eps, cond.eps, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
-def test_rescaled_brings_the_spread_of_a_video_back(share, x64):
-    """share std(c) / std(cfg) + 1 - share, times the x of plain guidance."""
-    step, w = at(-1.0), jnp.asarray(4.0)
-    _, given, free = two_branches(step)
-    found = guidance.rescaled(w, share)(step, given, free)
-    plain = guidance.linear(w)(step, given, free).x
-    target, wide = along_videos(given.x).std(1), along_videos(plain).std(1)
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescaled_brings_the_spread_of_a_video_back(phi, x64):
+    """phi std(c) / std(cfg) + 1 - phi, times the x of plain guidance."""
+    step, scale = at(-1.0), jnp.asarray(5.0)
+    _, cond, uncond = two_branches(step)
+    found = guidance.rescaled(scale, phi)(step, cond, uncond)
+    plain = guidance.linear(scale)(step, cond, uncond).x
+    target, wide = along_videos(cond.x).std(1), along_videos(plain).std(1)
     assert (wide > 1.5 * target).all()
     ratio = along_videos(found.x) / along_videos(plain)
-    expected = share * target / wide + 1 - share
+    expected = phi * target / wide + 1 - phi
     np.testing.assert_allclose(ratio, np.tile(expected[:, None], 32), rtol=1e-9)
-    if share == 1:
+    if phi == 1:
         np.testing.assert_allclose(along_videos(found.x).std(1), target, rtol=1e-9)
 
 
-def test_no_weight_is_no_rescaling(x64):
+def test_a_scale_of_one_is_no_rescaling(x64):
     step = at(-1.0)
-    _, given, free = two_branches(step)
-    found = guidance.rescaled(jnp.asarray(0.0))(step, given, free)
-    np.testing.assert_allclose(found.x, given.x, rtol=0, atol=1e-12)
+    _, cond, uncond = two_branches(step)
+    found = guidance.rescaled(jnp.asarray(1.0))(step, cond, uncond)
+    np.testing.assert_allclose(found.x, cond.x, rtol=0, atol=1e-12)
 
 
 def test_projected_guidance_leaves_out_what_lies_along_x(x64):
-    step, w = at(-1.0), jnp.asarray(4.0)
-    _, given, free = two_branches(step)
-    plain = guidance.linear(w)(step, given, free)
-    whole = guidance.projected(w, parallel=1.0)(step, given, free)
+    step, scale = at(-1.0), jnp.asarray(5.0)
+    _, cond, uncond = two_branches(step)
+    plain = guidance.linear(scale)(step, cond, uncond)
+    whole = guidance.projected(scale, eta=1.0)(step, cond, uncond)
     np.testing.assert_allclose(whole.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(whole.eps, plain.eps, rtol=0, atol=1e-12)
-    across = along_videos(guidance.projected(w)(step, given, free).x - given.x)
-    x, change = along_videos(given.x), along_videos(plain.x - given.x)
+    across = along_videos(guidance.projected(scale)(step, cond, uncond).x - cond.x)
+    x, change = along_videos(cond.x), along_videos(plain.x - cond.x)
     np.testing.assert_allclose((across * x).sum(1), 0, atol=1e-9)
     # What is left out is along x; a half of it counts half.
     along = change - across
-    share = (change * x).sum(1, keepdims=True) / (x**2).sum(1, keepdims=True)
-    np.testing.assert_allclose(along, share * x, rtol=0, atol=1e-12)
-    half = guidance.projected(w, parallel=0.5)(step, given, free).x - given.x
+    fraction = (change * x).sum(1, keepdims=True) / (x**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(along, fraction * x, rtol=0, atol=1e-12)
+    half = guidance.projected(scale, eta=0.5)(step, cond, uncond).x - cond.x
     np.testing.assert_allclose(along_videos(half), across + along / 2, atol=1e-12)
 
 
@@ -351,7 +372,7 @@ TAMED += [0.047619, 0, 0.714286, -0.238095, 0.428571]  # by s = 2.1
 
 
 def fixed(x):
-    return lambda z, step, cond: process.with_x(x, z, step)
+    return lambda z, step, cond: process.from_x(x, z, step)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -360,7 +381,7 @@ def test_dynamic_threshold_vector(frames, x64):
     shape = (2, frames, 10 // frames, 1, 1)
     x = jnp.asarray(np.stack([WILD, WILD / 4])).reshape(shape)
     z, step = 2 * noise(shape=shape), at(0.7)
-    found = guidance.clip_percentile(fixed(x), percentile=90)(z, step, None)
+    found = guidance.dynamic_threshold(fixed(x), percentile=90)(z, step, None)
     first, second = np.asarray(found.x).reshape(2, 10)
     np.testing.assert_allclose(first, TAMED, rtol=0, atol=5e-7)
     np.testing.assert_allclose(first, np.clip(WILD, -2.1, 2.1) / 2.1, atol=1e-12)
@@ -371,16 +392,16 @@ def test_dynamic_threshold_vector(frames, x64):
 
 def test_dynamic_threshold_stays_in_range_by_default():
     x = 3 * noise(np.float32)
-    found = guidance.clip_percentile(fixed(x))(x, at(0.0, dtype=np.float32), None)
+    found = guidance.dynamic_threshold(fixed(x))(x, at(0.0, dtype=np.float32), None)
     assert found.x.dtype == jnp.float32 and np.abs(found.x).max() == 1
 
 
 # Replacement.
 
 EVERY = {name: make() for name, make in samplers.SAMPLERS.items()} | {
-    "corrected": samplers.corrected(samplers.ancestral(0.1)),
-    "churned": samplers.heun(churn=10.0),
-    "corrected heun": samplers.corrected(samplers.heun(churn=10.0)),
+    "corrected": samplers.with_langevin_corrector(samplers.ancestral(0.1)),
+    "churned": samplers.heun(s_churn=10.0),
+    "corrected heun": samplers.with_langevin_corrector(samplers.heun(s_churn=10.0)),
 }
 
 
@@ -391,7 +412,7 @@ def mask_of(shape=SHAPE):
 def tanh_denoiser(z, step, cond):
     """A denoiser that mixes pixels, nonlinear."""
     x = 0.9 * jnp.tanh(z + 0.5 * jnp.roll(z, 1, axis=1) + jnp.roll(z, 1, axis=2) ** 2)
-    return process.with_x(x, z, step)
+    return process.from_x(x, z, step)
 
 
 @pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
@@ -402,13 +423,13 @@ def test_replaced_pixels_end_as_they_are_known(sampler):
 
     @jax.jit
     def run(table, n):
-        fresh = lambda s: jnp.roll(draws[s.index], 5 + s.call, 2)  # noqa: E731
-        fn = guidance.replace(tanh_denoiser, known, mask, fresh)
+        fresh = lambda s: jnp.roll(draws[s.step_index], 5 + s.call, 2)  # noqa: E731
+        fn = guidance.replace_known(tanh_denoiser, known, mask, fresh)
         draw = lambda i, number: jnp.roll(draws[i], number, 3)  # noqa: E731
         return loop(sampler, fn, draws[0], table, 0, n, draw, None)
 
     for n in (1, 4):
-        z = run(samplers.padded(sampler.table(schedules.Cosine(), n), np.float32), n)
+        z = run(samplers.pad_table(sampler.table(schedules.Cosine(), n), np.float32), n)
         np.testing.assert_array_equal(z[mask], known[mask])
         assert np.isfinite(z).all() and (z[~mask] != known[~mask]).all()
 
@@ -418,11 +439,11 @@ def test_every_call_replaces_with_a_noise_of_its_own(sampler):
     asked, n = [], 3
 
     def noise_of(step):
-        asked.append((int(step.index), int(step.call)))
+        asked.append((int(step.step_index), int(step.call)))
         return noise(np.float32)
 
     known, mask = jnp.zeros(SHAPE), mask_of()
-    fn = guidance.replace(tanh_denoiser, known, mask, noise_of)
+    fn = guidance.replace_known(tanh_denoiser, known, mask, noise_of)
     table = sampler.table(schedules.Cosine(), n)
     with jax.disable_jit():
         zeros = lambda i, d: jnp.zeros(SHAPE)  # noqa: E731
@@ -442,7 +463,7 @@ def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
         seen.append(z)
         return tanh_denoiser(z, step, cond)
 
-    found = guidance.replace(record, known, mask, lambda step: eps)(z, step, None)
+    found = guidance.replace_known(record, known, mask, lambda step: eps)(z, step, None)
     mixed = np.where(mask, step.alpha * known + step.sigma * eps, z)
     np.testing.assert_allclose(seen[0], mixed, rtol=0, atol=1e-12)
     inner = tanh_denoiser(jnp.asarray(mixed), step, None)
@@ -470,7 +491,7 @@ def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
         return jnp.sum(jnp.where(mask, (known - x) ** 2, 0)) / 2
 
     inner = tanh_denoiser(z, step, None)
-    fn = guidance.reconstruct(tanh_denoiser, missing(known, mask), w)
+    fn = guidance.reconstruction_guidance(tanh_denoiser, missing(known, mask), w)
     found = fn(z, step, None)
     slope = -(found.x - inner.x) / (w * step.alpha)
     for place in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
@@ -484,7 +505,9 @@ def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
 def test_nothing_left_to_reconstruct_is_no_correction(x64):
     z, step = noise(), at(-1.0)
     plain = tanh_denoiser(z, step, None)
-    fn = guidance.reconstruct(tanh_denoiser, missing(plain.x, mask_of()), 9.0)
+    fn = guidance.reconstruction_guidance(
+        tanh_denoiser, missing(plain.x, mask_of()), 9.0
+    )
     np.testing.assert_array_equal(fn(z, step, None).x, plain.x)
 
 
@@ -508,7 +531,7 @@ def test_reconstruction_of_a_gaussian(x64):
     k = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
     x = plain(z, step, None).x
     expected = x + jnp.where(mask, 5 * 2.0 * alpha * k * (known - x), 0)
-    found = guidance.reconstruct(plain, residual, weights)(z, step, None)
+    found = guidance.reconstruction_guidance(plain, residual, weights)(z, step, None)
     np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
     explained = alpha * found.x + sigma * found.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
@@ -518,12 +541,12 @@ def test_reconstruction_of_a_gaussian(x64):
 def test_the_exact_weight_finds_known_gaussian_pixels(logsnr, x64):
     """w = 1 + exp(-logsnr) / s^2: what is known is then the mean, whatever z."""
     z, known, mask, step = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
-    weights = guidance.growing(1.0, 1 / SPREAD**2)
+    weights = guidance.snr_dependent_weight(1.0, 1 / SPREAD**2)
     np.testing.assert_allclose(
         weights(step), 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12
     )
     plain = lambda z, step, cond: gaussian(jnp.asarray(0.1), SPREAD, z, step)  # noqa: E731
-    fn = guidance.reconstruct(plain, missing(known, mask), weights)
+    fn = guidance.reconstruction_guidance(plain, missing(known, mask), weights)
     expected = np.where(mask, known, plain(z, step, None).x)
     np.testing.assert_allclose(fn(z, step, None).x, expected, rtol=0, atol=1e-9)
 
@@ -544,13 +567,13 @@ def test_reconstruction_is_the_missing_term_of_two_gaussians(logsnr, x64):
 
     def plain(z, step, cond):
         x = jnp.asarray(gain) @ z.ravel()
-        return process.with_x(x.reshape(z.shape), z, step)
+        return process.from_x(x.reshape(z.shape), z, step)
 
     def residual(x):
         return a - x[:, :, 0]
 
     w = sigma**2 / (alpha**2 * posterior[0, 0])
-    fn = guidance.reconstruct(plain, residual, w)
+    fn = guidance.reconstruction_guidance(plain, residual, w)
     found = fn(jnp.asarray(z).reshape(1, 1, 2, 1, 1), step, None).x.ravel()
     # Given a and z, b depends on its own z alone.
     given = covariance[1, 0] / covariance[0, 0] * a
@@ -568,15 +591,17 @@ def test_down_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
     h, w = 2, 3
     x = noise(shape=(2, 3, h * k, w * l, 2))
     pooled = np.asarray(x).reshape(2, 3, h, k, w, l, 2).mean((3, 5))
-    np.testing.assert_allclose(guidance.down(x, h, w), pooled, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        guidance.area_downsample(x, h, w), pooled, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("small", [(1, 1), (3, 2), (4, 5), (5, 7)])
 def test_down_keeps_constants_and_means_at_any_size(small, x64):
     x = noise(shape=(1, 2, 5, 7, 3))
-    found = guidance.down(x, *small)
+    found = guidance.area_downsample(x, *small)
     assert found.shape == (1, 2, *small, 3)
-    constant = guidance.down(jnp.ones_like(x), *small)
+    constant = guidance.area_downsample(jnp.ones_like(x), *small)
     np.testing.assert_allclose(constant, 1, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.mean((2, 3)), x.mean((2, 3)), atol=1e-12)
     if small == (5, 7):
@@ -586,7 +611,7 @@ def test_down_keeps_constants_and_means_at_any_size(small, x64):
 def test_down_shares_a_pixel_by_area(x64):
     """Three to two: each covers one pixel and a half."""
     x = jnp.asarray([1.0, 10.0, 100.0]).reshape(1, 1, 3, 1, 1)
-    found = guidance.down(x, 2, 1).ravel()
+    found = guidance.area_downsample(x, 2, 1).ravel()
     np.testing.assert_allclose(found, [(1 + 5) / 1.5, (5 + 100) / 1.5])
 
 
@@ -598,9 +623,9 @@ def test_enlarging_a_white_field_is_exact(k, logsnr, x64):
     size = 4 // k
     low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3
     plain = lambda z, step, cond: gaussian(jnp.asarray(0.0), SPREAD, z, step)  # noqa: E731
-    weight = guidance.growing(k**2, k**2 / SPREAD**2)
-    fn = guidance.reconstruct(
-        plain, lambda x: low - guidance.down(x, size, size), weight
+    weight = guidance.snr_dependent_weight(k**2, k**2 / SPREAD**2)
+    fn = guidance.reconstruction_guidance(
+        plain, lambda x: low - guidance.area_downsample(x, size, size), weight
     )
     found = fn(z, step, None).x
     pool = np.kron(np.eye(size), np.full((1, k), 1 / k))
@@ -611,4 +636,6 @@ def test_enlarging_a_white_field_is_exact(k, logsnr, x64):
     x, y = (np.reshape(a, (B, 2, -1)) for a in (plain(z, step, None).x, low))
     expected = x + (y - x @ pool.T) @ gain.T
     np.testing.assert_allclose(found.reshape(B, 2, -1), expected, atol=1e-12)
-    np.testing.assert_allclose(guidance.down(found, size, size), low, atol=1e-9)
+    np.testing.assert_allclose(
+        guidance.area_downsample(found, size, size), low, atol=1e-9
+    )

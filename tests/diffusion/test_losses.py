@@ -26,7 +26,9 @@ def at(logsnr, dtype=np.float64):
     logsnr = np.asarray(logsnr, np.float64)
     alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
     sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
-    return schedules.Step(0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma)))
+    return schedules.NoiseLevel(
+        0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
+    )
 
 
 def videos(count, dtype=np.float64, shape=SHAPE):
@@ -36,7 +38,7 @@ def videos(count, dtype=np.float64, shape=SHAPE):
 
 def network(out, kind="v"):
     """A denoiser whose network puts out `out`, whatever it is shown."""
-    return lambda z, step, cond: process.PREDICTIONS[kind](out, z, step)
+    return lambda z, step, cond: process.PREDICTION_TYPES[kind](out, z, step)
 
 
 def over(a):
@@ -74,7 +76,7 @@ def test_snr_identities(x64):
     }
     prediction = loss["snr"][1]
     z = process.diffuse(x, eps, step)
-    seen = process.PREDICTIONS["v"](out, z, step)
+    seen = process.PREDICTION_TYPES["v"](out, z, step)
     np.testing.assert_allclose(prediction.x, seen.x, atol=1e-12)
     v = over(step.alpha) * eps - over(step.sigma) * x
     x_error = example_mean((x - seen.x) ** 2)
@@ -140,7 +142,7 @@ def test_loss_of_a_network_that_puts_out_zero(x64):
     eps = jnp.asarray(np.broadcast_to(signs, shape))
     x = jnp.full(shape, 0.6)
     t = (np.arange(n) + 0.5) / n
-    step = schedules.step_at(schedules.Cosine(), t)
+    step = schedules.noise_level(schedules.Cosine(), t)
     loss, _ = losses.diffusion_loss(network(jnp.zeros(shape)), x, eps, step, None)
     np.testing.assert_allclose(loss, step.alpha**2 + 0.36 * step.sigma**2, rtol=1e-12)
     np.testing.assert_allclose(jnp.mean(loss), (1 + 0.36) / 2, rtol=1e-12)
@@ -162,7 +164,7 @@ def test_the_denoiser_sees_z_the_step_and_the_condition(x64):
 
     def denoise(z, step, cond):
         seen.append((z, step, cond))
-        return process.PREDICTIONS["v"](out, z, step)
+        return process.PREDICTION_TYPES["v"](out, z, step)
 
     cond = {"label": jnp.arange(len(x))}
     losses.diffusion_loss(denoise, x, eps, step, cond)

@@ -17,7 +17,9 @@ def at(logsnr, dtype=np.float64):
     logsnr = np.float64(logsnr)
     alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
     sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
-    return schedules.Step(0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma)))
+    return schedules.NoiseLevel(
+        0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
+    )
 
 
 def pair(shape=(2, 3, 4, 4, 1), dtype=np.float64):
@@ -32,7 +34,7 @@ def output(kind, x, eps, step):
 
 
 def steps(schedule, s, t):
-    return [schedules.step_at(schedule, np.float64(u)) for u in (s, t)]
+    return [schedules.noise_level(schedule, np.float64(u)) for u in (s, t)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +44,7 @@ def test_every_parameterisation_finds_x_and_eps(kind, logsnr, x64):
     step = at(logsnr)
     z = process.diffuse(x, eps, step)
     np.testing.assert_allclose(z, step.alpha * x + step.sigma * eps, atol=1e-15)
-    prediction = process.PREDICTIONS[kind](output(kind, x, eps, step), z, step)
+    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, step), z, step)
     np.testing.assert_allclose(prediction.x, x, atol=1e-9)
     np.testing.assert_allclose(prediction.eps, eps, atol=1e-9)
     v = step.alpha * eps - step.sigma * x
@@ -55,7 +57,7 @@ def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
     """x -> v -> x, eps -> x -> eps, ... for outputs that fit no clean video."""
     z, out = pair()
     step = at(logsnr)
-    first = process.PREDICTIONS[kind](out, z, step)
+    first = process.PREDICTION_TYPES[kind](out, z, step)
     assert isinstance(first, process.Prediction)
     scale = max(1.0, np.abs(first.x).max(), np.abs(first.eps).max())
     np.testing.assert_allclose(
@@ -68,7 +70,7 @@ def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
             "v": process.velocity(first, step),
             "flow": first.eps - first.x,
         }[other]
-        again = process.PREDICTIONS[other](through, z, step)
+        again = process.PREDICTION_TYPES[other](through, z, step)
         atol = 1e-9 * scale
         np.testing.assert_allclose(again.x, first.x, rtol=0, atol=atol)
         np.testing.assert_allclose(again.eps, first.eps, rtol=0, atol=atol)
@@ -84,7 +86,7 @@ def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
     x, eps = pair(dtype=np.float32)
     step = at(logsnr, np.float32)
     z = process.diffuse(x, eps, step)
-    prediction = process.PREDICTIONS[kind](output(kind, x, eps, step), z, step)
+    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, step), z, step)
     gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
     lossy = {"v": [0, 0], "eps": [1, 0], "x": [0, 1], "flow": [0, 0]}[kind]
     gain = np.maximum(gain, 1) * lossy
@@ -99,7 +101,7 @@ def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
 def test_with_x_rebuilds_eps(logsnr, x64):
     z, x = pair()
     step = at(logsnr)
-    prediction = process.with_x(x, z, step)
+    prediction = process.from_x(x, z, step)
     np.testing.assert_array_equal(prediction.x, x)
     rebuilt = (z - step.alpha * x) / step.sigma
     np.testing.assert_allclose(prediction.eps, rebuilt, rtol=1e-9)
@@ -110,7 +112,7 @@ def test_edm_of_unit_data_is_minus_v(logsnr, x64):
     """F = -v in D = c_skip y + c_out F (Karras et al. 2022, Table 1, unit data)."""
     z, v = pair()
     step = at(logsnr)
-    denoised = process.PREDICTIONS["v"](v, z, step).x
+    denoised = process.PREDICTION_TYPES["v"](v, z, step).x
     sigma, noisy = step.sigma / step.alpha, z / step.alpha
     c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
     np.testing.assert_allclose((denoised - c_skip * noisy) / c_out, -v, atol=1e-9)
@@ -132,7 +134,7 @@ def edm_of(v):
 def test_a_model_of_edm_is_a_denoiser(levels, x64):
     z, v = pair()
     step = at(levels)
-    found = process.of_edm(edm_of(v))(z, step, "cond")
+    found = process.from_edm_denoiser(edm_of(v))(z, step, "cond")
     expected = process.from_v(v, z, step)
     np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-9)
     # eps is rebuilt from x, which amplifies its rounding by alpha / sigma.
@@ -147,7 +149,7 @@ def test_edm_at_its_own_spread_is_the_exact_gaussian(logsnr, x64):
     def skip(y, sigma, cond):
         return data**2 / (sigma**2 + data**2) * y
 
-    found = process.of_edm(skip)(z, step, None)
+    found = process.from_edm_denoiser(skip)(z, step, None)
     variance = step.alpha**2 * data**2 + step.sigma**2
     expected = step.alpha * data**2 * z / variance
     np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
@@ -159,20 +161,20 @@ def test_a_flow_model_is_a_denoiser(levels, x64):
     """It is asked at tau = sigma / (alpha + sigma), of (1 - tau) x + tau eps."""
     x, eps = pair()
     step = at(levels)
-    alpha, sigma = process.levels(step, x)
+    alpha, sigma = process.alpha_sigma(step, x)
     z, asked = alpha * x + sigma * eps, []
 
     def flow(state, tau, cond):
         asked.append((state, tau, cond))
         return eps - x
 
-    found = process.of_flow(flow)(z, step, "cond")
+    found = process.from_flow_model(flow)(z, step, "cond")
     np.testing.assert_allclose(found.x, x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.eps, eps, rtol=0, atol=1e-12)
     ((state, tau, cond),) = asked
     assert cond == "cond"
     np.testing.assert_allclose(tau, step.sigma / (step.alpha + step.sigma), rtol=1e-12)
-    tau = process.expand(tau, x)
+    tau = process.append_dims(tau, x)
     np.testing.assert_allclose(state, (1 - tau) * x + tau * eps, rtol=0, atol=1e-12)
 
 
@@ -205,8 +207,8 @@ def test_levels_per_example_and_per_frame(kind, shape, x64):
     step = at(levels)
 
     def all_of(z, out, step):
-        prediction = process.PREDICTIONS[kind](out, z, step)
-        again = process.with_x(prediction.x, z, step)
+        prediction = process.PREDICTION_TYPES[kind](out, z, step)
+        again = process.from_x(prediction.x, z, step)
         v = process.velocity(prediction, step)
         return prediction, again, v, process.diffuse(out, z, step)
 
@@ -235,7 +237,7 @@ def test_posterior_is_the_conditional_of_the_joint(s, t, shift, x64):
     The joint is built from the definition only: z_s = alpha_s x + sigma_s e and
     z_t = (alpha_t/alpha_s) z_s + fresh noise, so that z_t has its own marginal.
     """
-    step_s, step_t = steps(schedules.Cosine(shift=shift), s, t)
+    step_s, step_t = steps(schedules.Cosine(logsnr_shift=shift), s, t)
     ratio = step_t.alpha / step_s.alpha
     covariance = np.array(
         [
@@ -255,7 +257,7 @@ def test_posterior_is_the_conditional_of_the_joint(s, t, shift, x64):
 @pytest.mark.parametrize("s, t", TIMES)
 def test_transition_composes_with_the_marginal(s, t, shift, x64):
     """q(z_t|z_s) q(z_s|x) integrates to q(z_t|x): mean and variance."""
-    step_s, step_t = steps(schedules.Cosine(shift=shift), s, t)
+    step_s, step_t = steps(schedules.Cosine(logsnr_shift=shift), s, t)
     scale, var = process.transition(step_s, step_t)
     np.testing.assert_allclose(scale * step_s.alpha, step_t.alpha, atol=1e-12)
     total = var + scale**2 * step_s.sigma**2

@@ -22,7 +22,7 @@ DRAWS = 4  # of a row: the predictor's, the corrector's, the replaced frames' tw
 REPLACED = {0: 2, 2: 3}  # call of a row -> which of its draws is in the known frames
 
 ANCESTRAL = samplers.ancestral(0.1)
-CORRECTED = samplers.corrected(samplers.ancestral(0.0), delta=0.1)
+CORRECTED = samplers.with_langevin_corrector(samplers.ancestral(0.0), delta=0.1)
 
 
 def video(frames):
@@ -35,7 +35,7 @@ def ar1(z, step, cond):
     alpha, sigma = step.alpha, step.sigma
     total = alpha**2 * TRUE + sigma**2 * np.eye(FRAMES)
     x = alpha * TRUE @ jnp.linalg.solve(total, z.ravel())
-    return process.with_x(video(x), z, step)
+    return process.from_x(video(x), z, step)
 
 
 def ar1_given(known):
@@ -51,7 +51,7 @@ def ar1_given(known):
         change = jnp.linalg.solve(total, z.ravel()[b] - alpha * mean)
         x_b = mean + alpha * rest @ change
         x = video(jnp.concatenate([known.ravel()[a], x_b]))
-        return process.with_x(x, z, step)
+        return process.from_x(x, z, step)
 
     return denoise
 
@@ -69,13 +69,13 @@ def residual_of(known):
 
 
 def reconstruction(known, weights):
-    return guidance.reconstruct(ar1, residual_of(known), weights)
+    return guidance.reconstruction_guidance(ar1, residual_of(known), weights)
 
 
 def reconstruction_by_level(known, weights):
     """w = 1 + exp(-logsnr) of the level at which each call is made; unit variance."""
-    w = guidance.growing(1.0, 1.0)
-    return guidance.reconstruct(ar1, residual_of(known), w)
+    w = guidance.snr_dependent_weight(1.0, 1.0)
+    return guidance.reconstruction_guidance(ar1, residual_of(known), w)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -88,10 +88,12 @@ def responses(sampler, method, table, weights):
     def run(of_known, start, noises):
         known = video(root @ of_known)
         noise = lambda row, draw: video(noises[row, draw])  # noqa: E731
-        fresh = lambda step: noise(step.index, REPLACED[step.call])  # noqa: E731
-        denoise = guidance.replace(method(known, weights), known, MASK, fresh)
+        fresh = lambda step: noise(step.step_index, REPLACED[step.call])  # noqa: E731
+        denoise = guidance.replace_known(method(known, weights), known, MASK, fresh)
         carry = sampler.init(video(start))
-        return samplers.loop(sampler, denoise, carry, table, 0, rows, noise, None)[0]
+        return samplers.sample_loop(
+            sampler, denoise, carry, table, 0, rows, noise, None
+        )[0]
 
     frames = jnp.zeros(FRAMES)
     parts = jax.jacfwd(lambda *inputs: run(*inputs).ravel(), (0, 1, 2))(

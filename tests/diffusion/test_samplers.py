@@ -22,15 +22,17 @@ ROWS = 256  # padded length of a table
 SAMPLERS = {"ddim": samplers.ddim()} | {
     f"ancestral({g})": samplers.ancestral(g) for g in (0.0, 0.1, 0.3, 1.0)
 }
-SAMPLERS["corrected"] = samplers.corrected(samplers.ancestral(0.0), delta=0.1)
+SAMPLERS["corrected"] = samplers.with_langevin_corrector(
+    samplers.ancestral(0.0), delta=0.1
+)
 DDIM, DPM, HEUN = SAMPLERS["ddim"], samplers.dpm(), samplers.heun()
-CHURNED = samplers.heun(churn=10.0, s_noise=1.003)
+CHURNED = samplers.heun(s_churn=10.0, s_noise=1.003)
 OTHERS = {
     "dpm": DPM,
     "heun": HEUN,
     "churned": CHURNED,
-    "stochastic": samplers.stochastic(),
-    "corrected dpm": samplers.corrected(DPM),
+    "stochastic": samplers.restart_ddim(),
+    "corrected dpm": samplers.with_langevin_corrector(DPM),
 }
 EVERY = SAMPLERS | OTHERS
 FEW = {name: SAMPLERS[name] for name in ("ddim", "ancestral(0.3)")}
@@ -65,7 +67,9 @@ def padded(table, rows=ROWS):
 def loop(sampler, denoise, z, table, start, stop, noise, cond):
     """The z at the end of samplers.loop, from a z alone."""
     carry = sampler.init(z)
-    return samplers.loop(sampler, denoise, carry, table, start, stop, noise, cond)[0]
+    return samplers.sample_loop(
+        sampler, denoise, carry, table, start, stop, noise, cond
+    )[0]
 
 
 def gaussian(mean, spread):
@@ -148,10 +152,10 @@ def test_ddim_on_unit_gaussians_is_a_product_of_cosines(n, about, x64):
 @pytest.mark.parametrize("n", [1, 2, 5, 16])
 def test_upper_variance_is_exact_on_unit_gaussians(n, shift, x64):
     """gamma = 1, s = 1: every step keeps variance 1, the last leaves alpha_{1/n}."""
-    schedule, sampler = schedules.Cosine(shift=shift), SAMPLERS["ancestral(1.0)"]
+    schedule, sampler = schedules.Cosine(logsnr_shift=shift), SAMPLERS["ancestral(1.0)"]
     before = std(sampler, schedule, n, [1.0], stop=n - 1, rows=16)[0]
     np.testing.assert_allclose(before, 1, rtol=0, atol=1e-12)
-    alpha = schedules.step_at(schedule, np.float64(1 / n)).alpha
+    alpha = schedules.noise_level(schedule, np.float64(1 / n)).alpha
     after = std(sampler, schedule, n, [1.0], rows=16)[0]
     np.testing.assert_allclose(after, alpha, rtol=1e-12, atol=1e-12)
 
@@ -165,8 +169,8 @@ def test_upper_variance_is_exact_in_float32():
 @pytest.mark.parametrize("n", [2, 5, 16])
 def test_lower_variance_is_exact_on_a_point(n, shift, x64):
     """gamma = 0, s = 0: z_{1/n} has the standard deviation sigma_{1/n}, the end 0."""
-    schedule, sampler = schedules.Cosine(shift=shift), SAMPLERS["ancestral(0.0)"]
-    first, last = schedules.step_at(schedule, np.array([1.0, 1 / n])).sigma
+    schedule, sampler = schedules.Cosine(logsnr_shift=shift), SAMPLERS["ancestral(0.0)"]
+    first, last = schedules.noise_level(schedule, np.array([1.0, 1 / n])).sigma
     before = std(sampler, schedule, n, [0.0], n - 1, start=first, rows=16)[0]
     np.testing.assert_allclose(before, last, rtol=0, atol=1e-12)
     assert std(sampler, schedule, n, [0.0], start=first, rows=16)[0] < 1e-12
@@ -176,7 +180,7 @@ def test_lower_variance_is_exact_on_a_point(n, shift, x64):
 def test_ddim_converges_to_the_probability_flow(spread, x64):
     """First order: the error of the map z_1 -> x halves when the steps double."""
     counts = [32, 64, 128, 256]
-    end = schedules.step_at(COSINE, np.float64(1.0))
+    end = schedules.noise_level(COSINE, np.float64(1.0))
     exact = spread / np.sqrt(end.alpha**2 * spread**2 + end.sigma**2)
     table = [padded(DDIM.table(COSINE, n)) for n in counts]
     found = [
@@ -214,25 +218,27 @@ def run_videos(
 
 
 def tanh_denoiser(z, step, cond):
-    return process.with_x(jnp.tanh(z * (1 + step.alpha)) * 0.9, z, step)
+    return process.from_x(jnp.tanh(z * (1 + step.alpha)) * 0.9, z, step)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(sampler, carry, table, start, stop, draws):
     noise = lambda i, draw: jnp.roll(draws[i], draw)  # noqa: E731
-    return samplers.loop(sampler, tanh_denoiser, carry, table, start, stop, noise, None)
+    return samplers.sample_loop(
+        sampler, tanh_denoiser, carry, table, start, stop, noise, None
+    )
 
 
 @each_sampler
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_one_step_returns_the_denoised_start(sampler, shift, x64):
-    schedule = schedules.Cosine(shift=shift)
+    schedule = schedules.Cosine(logsnr_shift=shift)
     z = jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 4, 1)))
     table = sampler.table(schedule, 1)
     # Noise of the last step must not arrive, however large.
     noise = lambda index, draw: jnp.full(z.shape, 1e6)  # noqa: E731
     found = loop(sampler, tanh_denoiser, z, table, 0, 1, noise, None)
-    step = schedules.step_at(schedule, np.float64(1.0))
+    step = schedules.noise_level(schedule, np.float64(1.0))
     expected = tanh_denoiser(z, step, None).x
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -245,7 +251,7 @@ def test_the_last_step_returns_x(sampler, n, x64):
     noise = lambda index, draw: jnp.full(z.shape, 1e6)  # noqa: E731
     found = loop(
         sampler,
-        lambda z, step, cond: process.with_x(x, z, step),
+        lambda z, step, cond: process.from_x(x, z, step),
         z,
         sampler.table(COSINE, n),
         n - 1,
@@ -263,7 +269,7 @@ def one_step(sampler, row):
 
     def run(z, x, eps):
         full = [jnp.broadcast_to(a, (1, 1, 1, 1, 1)) for a in (z, x, eps)]
-        denoise = lambda z, step, cond: process.with_x(full[1], z, step)  # noqa: E731
+        denoise = lambda z, step, cond: process.from_x(full[1], z, step)  # noqa: E731
         noise = lambda index, draw: full[2]  # noqa: E731
         return loop(
             sampler, denoise, full[0], table, row, row + 1, noise, None
@@ -305,13 +311,13 @@ def test_ddim_step_vectors(row, expected, x64):
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_ddim_is_a_rotation(shift, x64):
     """z_s = cos(d) z - sin(d) v^, d the difference of the angles."""
-    n, schedule, sampler = 6, schedules.Cosine(shift=shift), DDIM
+    n, schedule, sampler = 6, schedules.Cosine(logsnr_shift=shift), DDIM
     z = jnp.asarray(np.random.default_rng(8).standard_normal((2, 3, 4, 4, 1)))
     angle = np.append(schedule.angle(1 - np.arange(n) / n), 0.0)
     table = sampler.table(schedule, n)
     for i in range(n):
         found = loop(sampler, tanh_denoiser, z, table, i, i + 1, None, None)
-        step = schedules.step_at(schedule, np.float64(1 - i / n))
+        step = schedules.noise_level(schedule, np.float64(1 - i / n))
         v = process.velocity(tanh_denoiser(z, step, None), step)
         d = angle[i] - angle[i + 1]
         np.testing.assert_allclose(found, np.cos(d) * z - np.sin(d) * v, atol=1e-12)
@@ -320,7 +326,7 @@ def test_ddim_is_a_rotation(shift, x64):
 @pytest.mark.parametrize("shift", SHIFTS)
 @each(FEW | {name: OTHERS[name] for name in ("dpm", "stochastic")})
 def test_the_network_is_asked_at_every_grid_point_but_the_clean_one(sampler, shift):
-    n, schedule, asked = 5, schedules.Cosine(shift=shift), []
+    n, schedule, asked = 5, schedules.Cosine(logsnr_shift=shift), []
 
     def denoise(z, step, cond):
         asked.append([float(a) for a in step] + [cond])
@@ -332,13 +338,13 @@ def test_the_network_is_asked_at_every_grid_point_but_the_clean_one(sampler, shi
         loop(sampler, denoise, z, table, 0, n, lambda i, d: jnp.zeros(z.shape), "cond")
     index, logsnr, alpha, sigma, call, cond = zip(*asked, strict=True)
     assert index == (0, 1, 2, 3, 4) and set(cond) == {"cond"} and set(call) == {0}
-    step = schedules.step_at(schedule, 1 - np.arange(n) / n)
+    step = schedules.noise_level(schedule, 1 - np.arange(n) / n)
     np.testing.assert_allclose(logsnr, step.logsnr, atol=1e-5)
     np.testing.assert_allclose(alpha, step.alpha, atol=1e-6)
     np.testing.assert_allclose(sigma, step.sigma, atol=1e-6)
 
 
-@each(EVERY | {"inversion": samplers.inversion()})
+@each(EVERY | {"inversion": samplers.ddim_inversion()})
 @pytest.mark.parametrize("name", list(schedules.SCHEDULES))
 @pytest.mark.parametrize("n", [1, 2, 64, 1024])
 def test_tables_are_finite_float64_on_the_host(sampler, name, n):
@@ -353,7 +359,7 @@ def test_tables_are_finite_float64_on_the_host(sampler, name, n):
 @pytest.mark.parametrize("n", [1, 2, 64, 1024])
 def test_tables_hold_the_levels_of_a_uniform_grid(sampler, n):
     table = sampler.table(COSINE, n)
-    step = schedules.step_at(COSINE, 1 - np.arange(n) / n)
+    step = schedules.noise_level(COSINE, 1 - np.arange(n) / n)
     np.testing.assert_allclose(table["logsnr"], step.logsnr, atol=1e-9)
     np.testing.assert_allclose(table["alpha"], step.alpha, atol=1e-12)
     np.testing.assert_allclose(table["sigma"], step.sigma, atol=1e-12)
@@ -405,7 +411,7 @@ def test_padding_changes_nothing(sampler):
 @pytest.mark.parametrize("n", [1, 7, samplers.MAX_STEPS])
 def test_padded_tables_have_one_shape_and_the_same_rows(n):
     table = SAMPLERS["ancestral(0.3)"].table(COSINE, n)
-    for key, value in samplers.padded(table, np.float32).items():
+    for key, value in samplers.pad_table(table, np.float32).items():
         assert value.shape == (samplers.MAX_STEPS,) and value.dtype == np.float32
         np.testing.assert_array_equal(value[:n], table[key].astype(np.float32))
 
@@ -424,10 +430,10 @@ def test_one_program_serves_every_number_of_steps(sampler):
         return loop(sampler, denoise, z, table, start, stop, noise, None)
 
     z = jnp.ones((1, 2, 2, 2, 1))
-    run(z, samplers.padded(sampler.table(COSINE, 1), z.dtype), 0, 1)
+    run(z, samplers.pad_table(sampler.table(COSINE, 1), z.dtype), 0, 1)
     once = len(traces)
     for start, n in [(0, 2), (3, 7), (0, 256), (10, 100)]:
-        out = run(z, samplers.padded(sampler.table(COSINE, n), z.dtype), start, n)
+        out = run(z, samplers.pad_table(sampler.table(COSINE, n), z.dtype), start, n)
         assert np.isfinite(out).all()
     # XLA's loop may be traced more than once for its one compilation, not per n.
     assert len(traces) == once and run._cache_size() == 1
@@ -511,12 +517,12 @@ def test_order_of_convergence(sampler, order, within, x64):
 def test_the_corrector_alone_is_stationary(row, delta, x64):
     """500 steps of it at one level: variance V / (1 - delta sigma^2 / (4 V))."""
     count, spread = 500, np.array([0.25, 0.5])
-    sampler = samplers.corrected(samplers.ancestral(0.0), delta)
+    sampler = samplers.with_langevin_corrector(samplers.ancestral(0.0), delta)
     table = sampler.table(COSINE, 4)
     still = {"z_coef": 1.0, "x_coef": 0.0, "std": 0.0}  # the predictor does nothing
     table = {key: np.full(count, still.get(key, v[row])) for key, v in table.items()}
     found = spread_of(*affine(sampler, jnp.asarray(spread), table, count), 0.0) ** 2
-    step = schedules.step_at(COSINE, 0.75 - row / 4)
+    step = schedules.noise_level(COSINE, 0.75 - row / 4)
     variance = step.alpha**2 * spread**2 + step.sigma**2
     expected = variance / (1 - delta * step.sigma**2 / (4 * variance))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -540,7 +546,7 @@ def test_calls_of_a_row_are_told_apart_and_stand_at_its_two_ends(sampler):
     np.testing.assert_array_equal(index, np.repeat(np.arange(n)[:, None], 2, 1))
     assert set(call[:, 0]) == {0} and len(set(call[:, 1]) | {0}) == 2
     # The last row's second call counts for nothing; it stands at the clipped end.
-    there = schedules.step_at(COSINE, np.array([0.75, 0.5, 0.25, 0.0]))
+    there = schedules.noise_level(COSINE, np.array([0.75, 0.5, 0.25, 0.0]))
     np.testing.assert_allclose(logsnr[:, 1], there.logsnr, atol=1e-5)
     np.testing.assert_allclose(alpha[:, 1], there.alpha, atol=1e-6)
     np.testing.assert_allclose(sigma[:, 1], there.sigma, atol=1e-6)
@@ -553,7 +559,7 @@ def test_a_corrected_sampler_of_two_calls_makes_three():
         asked.append(step.call)
         return tanh_denoiser(z, step, cond)
 
-    sampler = samplers.corrected(CHURNED)
+    sampler = samplers.with_langevin_corrector(CHURNED)
     drawn = []
 
     def noise(index, draw):
@@ -572,7 +578,7 @@ STOCHASTIC_VECTORS = {0: (0.50985490, 0.86026041), 6: (0.98077864, 0.19512371)}
 @pytest.mark.parametrize("row", list(STOCHASTIC_VECTORS))
 def test_stochastic_step_vectors(row, x64):
     """z_s = scale (alpha_k x + sigma_k eps) + std noise, k two steps down."""
-    sampler = samplers.stochastic()
+    sampler = samplers.restart_ddim()
     table, shape = sampler.table(COSINE, 8), (1, 1, 1, 1, 1)
 
     def run(x, eps, fresh):
@@ -583,7 +589,7 @@ def test_stochastic_step_vectors(row, x64):
         ).ravel()[0]
 
     scale, std = STOCHASTIC_VECTORS[row]
-    far = schedules.step_at(COSINE, 1 - (row + 2) / 8)
+    far = schedules.noise_level(COSINE, 1 - (row + 2) / 8)
     alpha, sigma = (far.alpha, far.sigma) if row < 6 else (1.0, 0.0)
     found = jax.jacfwd(run, (0, 1, 2))(0.3, 0.2, 0.1)
     np.testing.assert_allclose(found, [scale * alpha, scale * sigma, std], atol=6e-9)
@@ -593,18 +599,20 @@ def flow_map(spread, table):
     """The denoiser whose DDIM step to (k_alpha, k_sigma) is the exact flow's."""
 
     def denoise(z, step, cond):
-        alpha, sigma = (table["k_" + key][step.index] for key in ("alpha", "sigma"))
+        alpha, sigma = (
+            table["k_" + key][step.step_index] for key in ("alpha", "sigma")
+        )
         now = step.alpha**2 * spread**2 + step.sigma**2
         there = jnp.sqrt((alpha**2 * spread**2 + sigma**2) / now) * z
         x = (step.sigma * there - sigma * z) / (step.sigma * alpha - sigma * step.alpha)
-        return process.with_x(x, z, step)
+        return process.from_x(x, z, step)
 
     return denoise
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 16])
 def test_a_stochastic_sampler_of_the_exact_flow_keeps_the_marginals(n, x64):
-    sampler, spread = samplers.stochastic(), 0.5
+    sampler, spread = samplers.restart_ddim(), 0.5
     angle = np.append(COSINE.angle(1 - np.arange(n) / n), [0.0, 0.0])
     angle[n] = 0.0
     far = np.append(angle[2:], 0.0)[:n]
@@ -626,7 +634,7 @@ def mixture(weights, means, spreads):
             share = jnp.log(weight) - jnp.log(variance) / 2 - off**2 / (2 * variance)
             parts.append((share, mean + step.alpha * spread**2 * off / variance))
         share, x = (jnp.stack(part) for part in zip(*parts, strict=True))
-        return process.with_x(jnp.sum(jax.nn.softmax(share, 0) * x, 0), z, step)
+        return process.from_x(jnp.sum(jax.nn.softmax(share, 0) * x, 0), z, step)
 
     return denoise
 
@@ -643,12 +651,12 @@ def test_ddim_takes_back_its_inversion(denoise, x64):
 
     @jax.jit
     def back(there, here, n):
-        z = loop(samplers.inversion(), denoise, x, there, 0, n, None, None)
+        z = loop(samplers.ddim_inversion(), denoise, x, there, 0, n, None, None)
         return z, loop(DDIM, denoise, z, here, 0, n, None, None)
 
     errors = []
     for n in counts:
-        tables = [s.table(COSINE, n) for s in (samplers.inversion(), DDIM)]
+        tables = [s.table(COSINE, n) for s in (samplers.ddim_inversion(), DDIM)]
         z, found = back(*(padded(table) for table in tables), n)
         errors.append(np.abs(found - x).max())
     ratio = np.divide(errors[:-1], errors[1:])
@@ -674,7 +682,7 @@ def test_heun_without_churn_draws_nothing_that_counts(x64):
 
 def test_the_noise_of_churn_is_scaled_and_nothing_else():
     plain, scaled = (
-        samplers.heun(churn=5.0, s_noise=s).table(KARRAS, 8) for s in (1.0, 1.5)
+        samplers.heun(s_churn=5.0, s_noise=s).table(KARRAS, 8) for s in (1.0, 1.5)
     )
     assert (plain["churn_std"][1:] > 0).all()
     np.testing.assert_allclose(scaled["churn_std"], 1.5 * plain["churn_std"])
@@ -685,7 +693,7 @@ def test_the_noise_of_churn_is_scaled_and_nothing_else():
 @pytest.mark.parametrize("churn", [0.0, 5.0, 40.0])
 def test_heun_with_churn_keeps_the_variance(churn, x64):
     """Of N(0, s^2) from N(0, 1) at sigma 80 of EDM."""
-    sampler, spread = samplers.heun(churn=churn), np.array([0.1, 0.5, 1.0])
+    sampler, spread = samplers.heun(s_churn=churn), np.array([0.1, 0.5, 1.0])
     coarse, fine = (std(sampler, KARRAS, n, spread) / spread - 1 for n in (64, 256))
     assert (np.abs(fine) < 3e-3).all() and (np.abs(coarse) < 3e-2).all()
     assert (np.abs(fine) < np.abs(coarse) / 8).all()  # nearly second order
@@ -696,11 +704,11 @@ def test_heun_with_churn_keeps_the_variance(churn, x64):
 def test_churn_raises_the_noise_by_its_factor_within_range(schedule, n, x64):
     """sigma^ = (1 + min(S_churn / N, sqrt 2 - 1)) sigma in [S_tmin, S_tmax]."""
     low, high, churn = 0.05, 50.0, 80.0
-    sampler = samplers.heun(churn=churn, s_min=low, s_max=high, s_noise=1.0)
+    sampler = samplers.heun(s_churn=churn, s_tmin=low, s_tmax=high, s_noise=1.0)
     table, plain = sampler.table(schedule, n), HEUN.table(schedule, n)
     sigma = plain["sigma"] / plain["alpha"]
     factor = 1 + min(churn / n, np.sqrt(2) - 1) * ((sigma >= low) & (sigma <= high))
-    most = np.exp(-schedules.step_at(schedule, np.ones(1)).logsnr / 2)
+    most = np.exp(-schedules.noise_level(schedule, np.ones(1)).logsnr / 2)
     expected = np.minimum(factor * sigma, most)
     assert (factor > 1).any() and (table["logsnr"] >= -2 * np.log(most) - 1e-9).all()
     np.testing.assert_allclose(table["sigma"] / table["alpha"], expected, rtol=1e-9)
@@ -722,7 +730,7 @@ BUMPS = ((0.3, 0.7), (-1.0, 0.5), (0.1, 0.2))
         (SAMPLERS["ancestral(0.1)"], COSINE, 256),
         (SAMPLERS["corrected"], COSINE, 256),
         (HEUN, KARRAS, 64),
-        (samplers.heun(churn=10.0), KARRAS, 64),
+        (samplers.heun(s_churn=10.0), KARRAS, 64),
     ],
     ids=["ddim", "dpm", "ancestral(0.1)", "corrected", "heun", "churned"],
 )

@@ -26,7 +26,7 @@ GRID = np.linspace(0, 1, 2001)
 
 def test_cosine_vectors_in_float64():
     t, logsnr, alpha, sigma = VECTORS.T
-    step = schedules.step_at(schedules.Cosine(), t)
+    step = schedules.noise_level(schedules.Cosine(), t)
     np.testing.assert_allclose(step.logsnr, logsnr, atol=5e-7)
     np.testing.assert_allclose(step.alpha, alpha, atol=5e-9)
     np.testing.assert_allclose(step.sigma, sigma, atol=5e-9)
@@ -35,7 +35,7 @@ def test_cosine_vectors_in_float64():
 def test_cosine_vectors_in_float32():
     """Near t=1 tan() costs float32 about 1e-3 of logsnr; alpha and sigma keep 1e-6."""
     t, logsnr, alpha, sigma = VECTORS.T
-    step = schedules.step_at(schedules.Cosine(), jnp.asarray(t, jnp.float32))
+    step = schedules.noise_level(schedules.Cosine(), jnp.asarray(t, jnp.float32))
     assert step.logsnr.dtype == step.alpha.dtype == step.sigma.dtype == jnp.float32
     np.testing.assert_allclose(step.logsnr[:-1], logsnr[:-1], atol=1e-4)
     np.testing.assert_allclose(step.logsnr[-1], logsnr[-1], atol=5e-3)
@@ -45,7 +45,9 @@ def test_cosine_vectors_in_float32():
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_logsnr_decreases_strictly_between_its_ends(shift):
-    logsnr = schedules.Cosine(logsnr_min=-12, logsnr_max=9, shift=shift).logsnr(GRID)
+    logsnr = schedules.Cosine(logsnr_min=-12, logsnr_max=9, logsnr_shift=shift).logsnr(
+        GRID
+    )
     assert (np.diff(logsnr) < 0).all()
     np.testing.assert_allclose(logsnr[[0, -1]], [9, -12], rtol=0, atol=1e-9)
 
@@ -53,8 +55,8 @@ def test_logsnr_decreases_strictly_between_its_ends(shift):
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_a_step_is_consistent(shift):
     """alpha^2 + sigma^2 = 1, and logsnr and angle are those of alpha and sigma."""
-    schedule = schedules.Cosine(shift=shift)
-    step = schedules.step_at(schedule, GRID)
+    schedule = schedules.Cosine(logsnr_shift=shift)
+    step = schedules.noise_level(schedule, GRID)
     np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, atol=1e-12)
     ratio = 2 * np.log(step.alpha / step.sigma)
     np.testing.assert_allclose(step.logsnr, ratio, atol=1e-9)
@@ -65,7 +67,7 @@ def test_a_step_is_consistent(shift):
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_a_step_is_consistent_in_float32(shift):
     t = jnp.linspace(0, 1, 2001)
-    step = schedules.step_at(schedules.Cosine(shift=shift), t)
+    step = schedules.noise_level(schedules.Cosine(logsnr_shift=shift), t)
     np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, atol=1e-6)
     assert (np.asarray(step.alpha) > 0).all() and (np.asarray(step.sigma) > 0).all()
     ratio = 2 * np.log(np.float64(step.alpha) / np.float64(step.sigma))
@@ -81,10 +83,10 @@ def test_angle_is_linear_in_time():
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_time_is_the_inverse_of_logsnr(shift):
-    schedule = schedules.Cosine(shift=shift)
-    found = schedule.time(schedule.logsnr(GRID))
+    schedule = schedules.Cosine(logsnr_shift=shift)
+    found = schedule.time_from_logsnr(schedule.logsnr(GRID))
     np.testing.assert_allclose(found, GRID, rtol=0, atol=1e-12)
-    single = schedule.time(schedule.logsnr(jnp.asarray(GRID, jnp.float32)))
+    single = schedule.time_from_logsnr(schedule.logsnr(jnp.asarray(GRID, jnp.float32)))
     np.testing.assert_allclose(single, GRID, rtol=0, atol=1e-5)
 
 
@@ -99,9 +101,9 @@ def test_logsnr_is_the_angle_that_the_network_embeds():
 @pytest.mark.parametrize("shift", [-3.0, 1.5])
 def test_shift_scales_the_signal_to_noise_ratio(shift):
     """alpha/sigma = e^{shift/2} times that of the cosine over the moved range."""
-    shifted = schedules.step_at(schedules.Cosine(shift=shift), GRID)
+    shifted = schedules.noise_level(schedules.Cosine(logsnr_shift=shift), GRID)
     plain = schedules.Cosine(logsnr_min=-20 - shift, logsnr_max=20 - shift)
-    plain = schedules.step_at(plain, GRID)
+    plain = schedules.noise_level(plain, GRID)
     np.testing.assert_allclose(
         shifted.alpha / shifted.sigma,
         np.exp(shift / 2) * plain.alpha / plain.sigma,
@@ -116,16 +118,16 @@ def test_shift_scales_the_signal_to_noise_ratio(shift):
 
 
 def test_no_shift_is_the_plain_schedule():
-    shifted, plain = schedules.Cosine(shift=0.0), schedules.Cosine()
+    shifted, plain = schedules.Cosine(logsnr_shift=0.0), schedules.Cosine()
     np.testing.assert_array_equal(shifted.logsnr(GRID), plain.logsnr(GRID))
     np.testing.assert_array_equal(shifted.angle(GRID), plain.angle(GRID))
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_numpy_and_jax_agree_in_float64(shift, x64):
-    schedule = schedules.Cosine(shift=shift)
-    host = schedules.step_at(schedule, GRID)
-    device = jax.jit(lambda t: schedules.step_at(schedule, t))(jnp.asarray(GRID))
+    schedule = schedules.Cosine(logsnr_shift=shift)
+    host = schedules.noise_level(schedule, GRID)
+    device = jax.jit(lambda t: schedules.noise_level(schedule, t))(jnp.asarray(GRID))
     assert isinstance(host.alpha, np.ndarray) and host.alpha.dtype == np.float64
     assert device.alpha.dtype == jnp.float64
     np.testing.assert_allclose(device.alpha, host.alpha, rtol=0, atol=1e-12)
@@ -135,15 +137,17 @@ def test_numpy_and_jax_agree_in_float64(shift, x64):
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
 def test_a_step_has_the_shape_of_its_times(shape):
-    step = schedules.step_at(schedules.Cosine(), jnp.full(shape, 0.3), index=7)
+    step = schedules.noise_level(
+        schedules.Cosine(), jnp.full(shape, 0.3), step_step_index=7
+    )
     assert step.logsnr.shape == step.alpha.shape == step.sigma.shape == shape
-    assert int(step.index) == 7
+    assert int(step.step_index) == 7
 
 
 def test_examples_take_turns_among_schedules():
     """Each example has the level of its own schedule at its own time."""
-    plain, noisy = schedules.Cosine(), schedules.Cosine(shift=-3.0)
-    turns = schedules.TakingTurns((plain, noisy))
+    plain, noisy = schedules.Cosine(), schedules.Cosine(logsnr_shift=-3.0)
+    turns = schedules.AlternatingSchedules((plain, noisy))
     t = np.linspace(0.1, 0.9, 5)
     angle = turns.angle(t)
     np.testing.assert_array_equal(angle[0::2], plain.angle(t[0::2]))
@@ -162,10 +166,10 @@ RANGES = {
 }
 EVERY = [(schedules.SCHEDULES[name](), *ends) for name, ends in RANGES.items()]
 EVERY += [
-    (schedules.Cosine(-9.0, 7.0, shift=-3.0), 7.0, -9.0),
+    (schedules.Cosine(-9.0, 7.0, logsnr_shift=-3.0), 7.0, -9.0),
     (schedules.Interpolated(-9.0, 7.0, 1.0, -3.0), 7.0, -9.0),
     (schedules.Linear(-9.0, 7.0), 7.0, -9.0),
-    (schedules.Flow(-9.0, 7.0, shift=1.5), 7.0, -9.0),
+    (schedules.Flow(-9.0, 7.0, logsnr_shift=1.5), 7.0, -9.0),
 ]
 each_schedule = pytest.mark.parametrize("schedule, first, last", EVERY)
 
@@ -177,7 +181,7 @@ def test_every_schedule_has_its_laws_tested():
 @each_schedule
 def test_noise_grows_with_time_between_the_ends(schedule, first, last):
     """logsnr falls strictly inside the range, and rests at its ends at most."""
-    step = schedules.step_at(schedule, GRID)
+    step = schedules.noise_level(schedule, GRID)
     np.testing.assert_allclose(step.logsnr[[0, -1]], [first, last], rtol=0, atol=1e-9)
     inside = (step.logsnr < first - 1e-6) & (step.logsnr > last + 1e-6)
     assert inside.sum() > len(GRID) / 2
@@ -191,8 +195,8 @@ def test_noise_grows_with_time_between_the_ends(schedule, first, last):
 
 @each_schedule
 def test_host_and_device_agree(schedule, first, last, x64):
-    host = schedules.step_at(schedule, GRID)
-    device = jax.jit(lambda t: schedules.step_at(schedule, t))(jnp.asarray(GRID))
+    host = schedules.noise_level(schedule, GRID)
+    device = jax.jit(lambda t: schedules.noise_level(schedule, t))(jnp.asarray(GRID))
     for name, atol in {"alpha": 1e-12, "sigma": 1e-12, "logsnr": 1e-8}.items():
         a, b = getattr(host, name), getattr(device, name)
         assert isinstance(a, np.ndarray) and a.dtype == b.dtype == np.float64
@@ -201,8 +205,8 @@ def test_host_and_device_agree(schedule, first, last, x64):
 
 @each_schedule
 def test_float32_keeps_alpha_and_sigma(schedule, first, last):
-    step = schedules.step_at(schedule, jnp.asarray(GRID, jnp.float32))
-    host = schedules.step_at(schedule, np.float64(np.float32(GRID)))
+    step = schedules.noise_level(schedule, jnp.asarray(GRID, jnp.float32))
+    host = schedules.noise_level(schedule, np.float64(np.float32(GRID)))
     assert step.alpha.dtype == step.sigma.dtype == step.logsnr.dtype == jnp.float32
     assert (np.asarray(step.alpha) > 0).all() and (np.asarray(step.sigma) > 0).all()
     np.testing.assert_allclose(step.alpha, host.alpha, rtol=0, atol=2e-6)
@@ -215,14 +219,14 @@ def test_float32_keeps_alpha_and_sigma(schedule, first, last):
 def test_a_sampler_goes_from_noise_to_the_clean_video(schedule, first, last, n):
     """Every step starts where the last one ended; the end is phi = 0 itself."""
     start, stop = samplers.grid(schedule, n)
-    assert start.index.tolist() == list(range(n))
+    assert start.step_index.tolist() == list(range(n))
     np.testing.assert_allclose(start.logsnr[0], last, rtol=0, atol=1e-9)
     for name in ("logsnr", "alpha", "sigma"):
         here, there = getattr(start, name), getattr(stop, name)
         np.testing.assert_array_equal(here[1:], there[:-1])
     assert stop.alpha[-1] == 1 and stop.sigma[-1] == 0 and stop.logsnr[-1] == np.inf
     if not isinstance(schedule, schedules.Karras):
-        expected = schedules.step_at(schedule, 1 - np.arange(n) / n)
+        expected = schedules.noise_level(schedule, 1 - np.arange(n) / n)
         np.testing.assert_allclose(start.logsnr, expected.logsnr, atol=1e-9)
 
 
@@ -233,7 +237,7 @@ def test_linear_is_the_schedule_of_ddpm():
     first step) and leaves out log(1 - beta) + beta (.07 at the last one).
     """
     kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    step = schedules.step_at(schedules.Linear(), np.arange(1, 1001) / 1000)
+    step = schedules.noise_level(schedules.Linear(), np.arange(1, 1001) / 1000)
     np.testing.assert_allclose(step.alpha, np.sqrt(kept), rtol=0, atol=2e-3)
     np.testing.assert_allclose(step.sigma, np.sqrt(1 - kept), rtol=0, atol=2e-3)
     logsnr = np.log(kept / (1 - kept))
@@ -248,13 +252,13 @@ def shifted_cosine(t, shift, low=-20.0, high=20.0):
 
 
 def test_interpolated_goes_from_one_shift_to_the_other():
-    schedule = schedules.Interpolated(shift=1.0, noise_shift=-3.0)
+    schedule = schedules.Interpolated(logsnr_shift=1.0, noise_logsnr_shift=-3.0)
     t = GRID[1:-1]
     expected = (1 - t) * shifted_cosine(t, 1.0) + t * shifted_cosine(t, -3.0)
-    found = schedules.step_at(schedule, t).logsnr
+    found = schedules.noise_level(schedule, t).logsnr
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    same = schedules.Interpolated(shift=-2.0, noise_shift=-2.0)
-    cosine = schedules.Cosine(shift=-2.0)
+    same = schedules.Interpolated(logsnr_shift=-2.0, noise_logsnr_shift=-2.0)
+    cosine = schedules.Cosine(logsnr_shift=-2.0)
     np.testing.assert_allclose(same.angle(GRID), cosine.angle(GRID), rtol=0, atol=1e-12)
 
 
@@ -263,9 +267,9 @@ def test_flow_is_the_straight_path_with_its_time_shifted(shift):
     """sigma / alpha = tau' / (1 - tau'), tau' = s tau / (1 + (s - 1) tau)."""
     tau, s = GRID[1:-1], np.exp(-shift / 2)
     moved = s * tau / (1 + (s - 1) * tau)
-    step = schedules.step_at(schedules.Flow(shift=shift), tau)
+    step = schedules.noise_level(schedules.Flow(logsnr_shift=shift), tau)
     np.testing.assert_allclose(step.sigma / step.alpha, moved / (1 - moved), rtol=1e-9)
-    plain = schedules.step_at(schedules.Flow(), tau)
+    plain = schedules.noise_level(schedules.Flow(), tau)
     np.testing.assert_allclose(step.logsnr, plain.logsnr + shift, rtol=0, atol=1e-8)
 
 
@@ -295,7 +299,8 @@ def test_resolution_shift_scales_by_the_sizes(size, base):
     t = np.linspace(0.1, 0.9, 9)
     wide = {"logsnr_min": -60.0, "logsnr_max": 60.0}  # as good as unclipped
     shifted, plain = (
-        schedules.step_at(schedules.Cosine(**wide, shift=s), t) for s in (shift, 0.0)
+        schedules.noise_level(schedules.Cosine(**wide, logsnr_shift=s), t)
+        for s in (shift, 0.0)
     )
     ratio = (shifted.alpha / shifted.sigma) / (plain.alpha / plain.sigma)
     np.testing.assert_allclose(ratio, base / size, rtol=1e-9)
@@ -308,12 +313,12 @@ def test_images_of_the_base_size_are_not_shifted():
 def test_angle_and_logsnr_are_inverses(x64):
     logsnr = np.linspace(-20, 20, 401)
     for as_array in (np.asarray, jnp.asarray):
-        angle = schedules.angle_of_logsnr(as_array(logsnr))
+        angle = schedules.angle_from_logsnr(as_array(logsnr))
         np.testing.assert_allclose(
-            schedules.logsnr_of_angle(angle), logsnr, rtol=0, atol=1e-6
+            schedules.logsnr_from_angle(angle), logsnr, rtol=0, atol=1e-6
         )
-        step = schedules.step_of_angle(angle, index=3)
-        assert type(step.alpha) is type(angle) and step.index == 3
+        step = schedules.noise_level_from_angle(angle, step_step_index=3)
+        assert type(step.alpha) is type(angle) and step.step_index == 3
         np.testing.assert_allclose(np.arctan2(step.sigma, step.alpha), angle)
         np.testing.assert_allclose(step.alpha**2, 1 / (1 + np.exp(-logsnr)))
         np.testing.assert_allclose(step.sigma**2, 1 / (1 + np.exp(logsnr)))

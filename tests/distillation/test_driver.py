@@ -23,20 +23,20 @@ from vdm_jax.training import checks
 from vdm_jax.training.train import train
 
 UPDATES = 4
-PROGRAM = driver._Rounds._program
+PROGRAM = driver.DistillationTrainer._program
 
 
 def teacher_config():
     """The smallest network that is told everything: it compiles in seconds."""
     config = shapes.get_config("smoke").unlock()
     config.network.update(
-        levels=(dict(channels=8, blocks=1, mixing=("temporal_conv",)),),
-        middle=(),
-        patch=4,
+        levels=(dict(channels=8, blocks=1, layers=("temporal_conv",)),),
+        mid_layers=(),
+        patch_size=4,
     )
-    config.conditioning.update(width=8, layers=1)
+    config.conditioning.update(cond_dim=8, cond_mlp_layers=1)
     attributes = (("a", "b", "c"), ("x", "y", "z"), ("l", "r", "u", "d"), ("s", "f"))
-    config.data.update(attributes=attributes, mean=-0.9, variance=0.2)
+    config.data.update(label_vocabulary=attributes, mean=-0.9, variance=0.2)
     return config
 
 
@@ -63,14 +63,14 @@ def teacher(tmp_path_factory):
 def config(**changes):
     value = distill_shapes.get_config("smoke").unlock()
     value.distill.update(
-        start=8,
+        start_steps=8,
         guidance=(0.0, 4.0),
-        told_updates=UPDATES,
-        updates=UPDATES,
-        last_updates=UPDATES,
+        guidance_updates=UPDATES,
+        updates_per_round=UPDATES,
+        updates_last_rounds=UPDATES,
         num=4,
     )
-    value.train.ema = 0.9  # so that what is handed on is not what trains
+    value.train.ema_decay = 0.9  # so that what is handed on is not what trains
     value.update_from_flattened_dict(changes)
     return value.lock()
 
@@ -95,7 +95,7 @@ def programs():
         return kept[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver._Rounds, "_program", once)
+        patch.setattr(driver.DistillationTrainer, "_program", once)
         yield kept
 
 
@@ -112,7 +112,10 @@ def test_one_program_for_the_told_round_and_one_for_all_others(
 ):
     """Neither the teacher nor the numbers of steps and updates compile anew."""
     compiled, during = [], []
-    run, name = driver._Rounds.train, "/jax/core/compile/backend_compile_duration"
+    run, name = (
+        driver.DistillationTrainer.train,
+        "/jax/core/compile/backend_compile_duration",
+    )
 
     def listen(event, seconds, **about):
         if event == name:
@@ -124,11 +127,11 @@ def test_one_program_for_the_told_round_and_one_for_all_others(
         during.append(compiled[before:].count("jit(step)"))
         return params
 
-    monkeypatch.setattr(driver._Rounds, "_program", PROGRAM)
-    monkeypatch.setattr(driver._Rounds, "train", counted)
+    monkeypatch.setattr(driver.DistillationTrainer, "_program", PROGRAM)
+    monkeypatch.setattr(driver.DistillationTrainer, "train", counted)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        value = config(**{"distill.last_updates": UPDATES + 1})
+        value = config(**{"distill.updates_last_rounds": UPDATES + 1})
         distill(value, str(teacher), tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
@@ -163,7 +166,7 @@ def test_a_second_call_finds_nothing_to_do(done, teacher):
 
 def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     """In a round, after its last checkpoint, after its row; in the first and later."""
-    put, accept, count = driver.sharding.put_batch, driver._accept, [0]
+    put, accept, count = driver.sharding.put_batch, driver.commit_round, [0]
 
     class Killed(Exception):
         pass
@@ -214,17 +217,17 @@ def test_a_time_limit_saves_and_leaves(done, teacher, tmp_path):
 def test_a_told_student_begins_as_its_teacher(teacher):
     """At every weight: the branch adds zero, to the last bit."""
     loaded = runs.load(teacher)
-    one = rounds.planned(config().distill)[0]
+    one = rounds.plan_rounds(config().distill)[0]
     own = rounds.student_config(config(), loaded.config, one, "")
     largest = rounds.student_config(config(seed=2**32 - 1), loaded.config, one, "")
-    checks.check(largest)  # of all rounds the seeds are seeds
+    checks.check_config(largest)  # of all rounds the seeds are seeds
     assert largest.seed != own.seed
     student = build.build_model(own)
-    params = driver.inherit(student, loaded.params, jax.random.key(0))
+    params = driver.init_student(student, loaded.params, jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (5, *student.shape))
     labels = {"label": jnp.array([[0, 1, 2, 1], [2, -1, 3, 0]] * 2 + [[-1] * 4])}
-    step = schedules.step_of_angle(jnp.linspace(0.1, 1.5, 5))
-    cond = loaded.model.conditions(labels)
+    step = schedules.noise_level_from_angle(jnp.linspace(0.1, 1.5, 5))
+    cond = loaded.model.raw_conditions(labels)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(model, params, cond):
@@ -232,7 +235,7 @@ def test_a_told_student_begins_as_its_teacher(teacher):
 
     expected = predict(loaded.model, loaded.params, cond)
     for weight in (0.0, 1.3, 4.0):
-        told = student.tell(cond, jnp.full(5, weight))
+        told = student.with_guidance_weight(cond, jnp.full(5, weight))
         found = predict(student, params, told)
         assert equal(tuple(found), tuple(expected))
     assert jnp.abs(expected.x).max() > 0.1
@@ -242,27 +245,27 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
     """Its value is the mean square of w (conditional - unconditional) at the start."""
     loaded = runs.load(teacher)
     value = config(**{"distill.guidance": (1.9999, 2.0)})
-    one = rounds.planned(value.distill)[0]
+    one = rounds.plan_rounds(value.distill)[0]
     own = rounds.student_config(value, loaded.config, one, "")
-    own.unlock().conditioning.update(label_drop=0.0, attribute_drop=0.0)
+    own.unlock().conditioning.update(label_dropout=0.0, attribute_dropout=0.0)
     student = build.build_model(own)
-    params = driver.inherit(student, loaded.params, jax.random.key(0))
+    params = driver.init_student(student, loaded.params, jax.random.key(0))
     batch = {
         "video": np.random.default_rng(0).integers(
             0, 256, (16, *student.shape), np.uint8
         ),
         "label": np.tile(np.array([[0, 1, 2, 1]], np.int32), (16, 1)),
     }
-    loss_fn = driver.told_loss(student, loaded.model, "snr_plus_one")
+    loss_fn = driver.guidance_distillation_loss(student, loaded.model, "snr_plus_one")
     frozen = {"teacher": loaded.params}
     loss, _ = jax.jit(loss_fn)(params, frozen, batch, jax.random.key(3))
 
     time_key, noise_key, _ = jax.random.split(jax.random.key(3), 3)
     t = (jax.random.uniform(time_key, ()) + jnp.arange(16) / 16) % 1.0
-    step = schedules.step_at(student.schedule, t)
+    step = schedules.noise_level(student.schedule, t)
     x = jnp.asarray(batch["video"]) / 127.5 - 1
     z = process.diffuse(x, jax.random.normal(noise_key, x.shape), step)
-    given = loaded.model.conditions({"label": jnp.asarray(batch["label"])})
+    given = loaded.model.raw_conditions({"label": jnp.asarray(batch["label"])})
 
     @jax.jit
     def v_of(cond):
@@ -270,7 +273,7 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
             loaded.model.denoiser(loaded.params)(z, step, cond), step
         )
 
-    v = v_of(given), v_of(loaded.model.null(given))
+    v = v_of(given), v_of(loaded.model.unconditional(given))
     np.testing.assert_allclose(loss, 4 * jnp.square(v[0] - v[1]).mean(), rtol=1e-3)
 
 
@@ -283,8 +286,8 @@ class Known:
     """
 
     schedule = schedules.Cosine()
-    null = models.DiffusionModel.null
-    tell = models.DiffusionModel.tell
+    null = models.DiffusionModel.unconditional
+    tell = models.DiffusionModel.with_guidance_weight
 
     def __init__(self, guidance_range=()):
         self.guidance_range = guidance_range
@@ -297,8 +300,8 @@ class Known:
         def denoise(z, step, cond):
             given = jnp.where(cond["keep"]["label"], cond["label"], 0.3)
             x = given + cond.get("guidance", 0.0) * (given - 0.3)
-            x = params * jnp.broadcast_to(process.expand(x, z), z.shape)
-            return process.with_x(x, z, step)
+            x = params * jnp.broadcast_to(process.append_dims(x, z), z.shape)
+            return process.from_x(x, z, step)
 
         return denoise
 
@@ -321,10 +324,10 @@ def test_who_knows_all_that_the_teacher_does_has_nothing_to_learn(kind, x64):
     batch = jax.tree.map(lambda a: a.astype(float), BATCH)
     if kind == "told":
         student = Known(told)
-        loss_fn = driver.told_loss(student, Known(), "constant")
+        loss_fn = driver.guidance_distillation_loss(student, Known(), "constant")
     else:
         student = Known(told if kind == "told steps" else ())
-        loss_fn = driver.halving_loss(student, "constant", False)
+        loss_fn = driver.progressive_distillation_loss(student, "constant", False)
 
     def losses(params, teacher, n):
         """Of twenty draws: their sum, and each."""
@@ -360,7 +363,7 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
             loaded.model,
             params,
             2,
-            sampling.Settings(steps=1, guidance=w, threshold=0.0),
+            sampling.Settings(steps=1, guidance_scale=w, clip_x=0.0),
             labels=labels,
         )
         for w in (0.0, 3.0)
@@ -368,9 +371,9 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
     assert abs(made[0.0] - made[3.0]).max() > 1e-3
     keys = sampling.blocks.samplers.video_keys(0, 0, 0, jnp.arange(2))
     z = sampling.blocks.samplers.normal(keys, 0, 0, loaded.model.shape)
-    cond = loaded.model.conditions({"label": jnp.asarray(labels)})
-    step = schedules.step_of_angle(loaded.model.schedule.angle(jnp.ones(2)))
-    told = loaded.model.tell(cond, jnp.full(2, 3.0))
+    cond = loaded.model.raw_conditions({"label": jnp.asarray(labels)})
+    step = schedules.noise_level_from_angle(loaded.model.schedule.angle(jnp.ones(2)))
+    told = loaded.model.with_guidance_weight(cond, jnp.full(2, 3.0))
     x = jax.jit(lambda z: loaded.model.denoiser(params)(z, step, told).x)(z)
     np.testing.assert_allclose(made[3.0], jnp.clip(x, -1, 1), atol=1e-5)
 
@@ -387,7 +390,7 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
 def test_a_told_student_is_not_asked_what_it_was_not_told(done, settings, message):
     student = runs.load(done).model
     with pytest.raises(UserError, match=message):
-        sampling.check(student, 2, 0, sampling.Settings(**settings))
+        sampling.check_settings(student, 2, 0, sampling.Settings(**settings))
 
 
 def test_oscillating_guidance_reaches_a_told_student(done):
@@ -396,7 +399,7 @@ def test_oscillating_guidance_reaches_a_told_student(done):
     params, labels = noisy(loaded.params), np.zeros((1, 4), np.int32)
 
     def made(**how):
-        settings = sampling.Settings(steps=4, guidance=4.0, threshold=0.0, **how)
+        settings = sampling.Settings(steps=4, guidance_scale=4.0, clip_x=0.0, **how)
         return sampling.sample(loaded.model, params, 1, settings, labels=labels)
 
     turns = made(guidance_schedule="oscillating:0:0.5")
@@ -408,9 +411,9 @@ def test_unguided_and_stochastic_by_agreement(teacher, tmp_path):
         **{
             "distill.guidance": (),
             "distill.sampler": "stochastic",
-            "distill.metric": "agreement",
-            "distill.end": 2,
-            "distill.tolerance": 2.0,
+            "distill.metric": "r2_to_teacher",
+            "distill.end_steps": 2,
+            "distill.max_metric_drop": 2.0,
         }
     )
     found = distill(value, str(teacher), tmp_path)
@@ -422,15 +425,19 @@ def test_unguided_and_stochastic_by_agreement(teacher, tmp_path):
 
 def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatch):
     metrics = iter([0.9, 0.85, 0.6, 0.6, 0.6, 0.6])
-    monkeypatch.setattr(driver._Rounds, "measure", lambda *args: next(metrics))
-    value = config(**{"distill.tolerance": 0.1})
+    monkeypatch.setattr(
+        driver.DistillationTrainer, "measure", lambda *args: next(metrics)
+    )
+    value = config(**{"distill.max_metric_drop": 0.1})
     with pytest.raises(UserError, match="joint fell from 0.850 to 0.600") as caught:
         distill(value, str(teacher), tmp_path)
     assert caught.value.status == 5
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == 2
     with pytest.raises(UserError, match="fell"):  # it is not passed by asking again
         distill(value, str(teacher), tmp_path)
-    more = config(**{"distill.tolerance": 0.5, "distill.last_updates": UPDATES + 2})
+    more = config(
+        **{"distill.max_metric_drop": 0.5, "distill.updates_last_rounds": UPDATES + 2}
+    )
     found = distill(more, str(teacher), tmp_path)
     assert [row["updates"] for row in found] == [4, 4, 6, 6]
 
@@ -438,20 +445,20 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill.start": 48}, "a power of two"),
-        ({"distill.start": 2048}, "a power of two up to 1024"),
-        ({"distill.end": 8}, "end=8: from 1 to below distill.start=8"),
-        ({"distill.sampler": "stochastic", "distill.end": 1}, "from 2 to below"),
-        ({"distill.updates": 0}, "updates=0: at least 1"),
+        ({"distill.start_steps": 48}, "a power of two"),
+        ({"distill.start_steps": 2048}, "a power of two up to 1024"),
+        ({"distill.end_steps": 8}, "end=8: from 1 to below distill.start_steps=8"),
+        ({"distill.sampler": "stochastic", "distill.end_steps": 1}, "from 2 to below"),
+        ({"distill.updates_per_round": 0}, "updates=0: at least 1"),
         ({"distill.guidance": (2.0, 1.0)}, "the lowest and the highest"),
         ({"distill.guidance": (1.0,)}, "the lowest and the highest"),
         ({"distill.guidance": ("a", "b")}, "the lowest and the highest"),
         ({"distill.sampler": "heun"}, "one of ddim, stochastic"),
-        ({"distill.weighting": "sum"}, "one of constant"),
+        ({"distill.loss_weighting": "sum"}, "one of constant"),
         ({"distill.metric": "fid"}, "one of agreement, joint"),
-        ({"distill.tolerance": float("nan")}, "tolerance=nan"),
-        ({"distill.late": 0.5}, "late=0.5: from 1 to 4"),
-        ({"train.decay": "steps"}, "one of cosine, linear"),
+        ({"distill.max_metric_drop": float("nan")}, "tolerance=nan"),
+        ({"distill.time_power": 0.5}, "late=0.5: from 1 to 4"),
+        ({"train.lr_schedule": "steps"}, "one of cosine, linear"),
         ({"data.batch_size": -1}, "batch_size=-1"),
     ],
 )
@@ -488,14 +495,16 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
         return np.zeros((4, *model.shape), np.uint8)
 
     monkeypatch.setattr(driver, "fit", fit)
-    monkeypatch.setattr(driver._Rounds, "_sample", sample)
-    monkeypatch.setattr(driver._Rounds, "_program", lambda *args: (None, None))
+    monkeypatch.setattr(driver.DistillationTrainer, "_sample", sample)
+    monkeypatch.setattr(
+        driver.DistillationTrainer, "_program", lambda *args: (None, None)
+    )
     monkeypatch.setattr(driver, "write_preview", lambda *args: None)
     monkeypatch.setattr(driver, "_accept", lambda *args: None)
     own = runs.load(teacher)
     own.config.sample.guidance = 1.5
     monkeypatch.setattr(models, "load", lambda *args: own)
-    distill(config(**{"train.ema": ema}), str(teacher), tmp_path)
+    distill(config(**{"train.ema_decay": ema}), str(teacher), tmp_path)
     assert equal(taught[0], own.params) and len(taught) == 4
     for before, now, first in zip(started, taught[1:], started[1:], strict=False):
         assert equal(now, jax.tree.map(lambda a: a + (2.0 if ema else 1.0), before))
@@ -508,9 +517,9 @@ def test_what_may_not_change_when_it_goes_on(done, teacher):
     workdir = done
     for changes in (
         {"seed": 1},
-        {"distill.start": 16},
+        {"distill.start_steps": 16},
         {"distill.guidance": (0.0, 2.0)},
-        {"distill.metric": "agreement"},
+        {"distill.metric": "r2_to_teacher"},
     ):
         with pytest.raises(UserError, match=list(changes)[0]):
             distill(config(**changes), str(teacher), workdir)
@@ -518,10 +527,10 @@ def test_what_may_not_change_when_it_goes_on(done, teacher):
 
 def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
     own = teacher_config()
-    own.conditioning.label_drop = 0.0
+    own.conditioning.label_dropout = 0.0
     with pytest.raises(UserError, match="sometimes dropped"):
         rounds.check(config().distill, own, build.build_model(own))
-    own.conditioning.update(label_drop=0.1, guidance_range=(0.0, 4.0))
+    own.conditioning.update(label_dropout=0.1, guidance_range=(0.0, 4.0))
     with pytest.raises(UserError, match="a guided student already"):
         rounds.check(config().distill, own, build.build_model(own))
 
@@ -529,9 +538,12 @@ def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.attributes": ()}, "metric='joint': one of agreement"),
-        ({"diffusion.student_steps": 4}, "a student of 4 steps"),
-        ({"diffusion.schedule": "karras", "diffusion.shift": 0.0}, "unevenly"),
+        (
+            {"data.label_vocabulary": ()},
+            "metric='shape_accuracy': one of r2_to_teacher",
+        ),
+        ({"diffusion.distilled_steps": 4}, "a student of 4 steps"),
+        ({"diffusion.schedule": "karras", "diffusion.logsnr_shift": 0.0}, "unevenly"),
         (
             {"diffusion.schedule": "flow", "diffusion.logsnr_max": 1.0},
             "have no length",
@@ -540,29 +552,29 @@ def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
 )
 def test_teachers_that_do_not_suit(changes, message):
     own = teacher_config()
-    own.diffusion.train_shifts = ()
+    own.diffusion.train_logsnr_shifts = ()
     own.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         rounds.check(config().distill, own, build.build_model(own))
 
 
 def test_late_is_of_the_rounds_above_two_steps():
-    plan = rounds.planned(config(**{"distill.late": 3.0}).distill)
-    assert {each.steps: each.late for each in plan if not each.told} == {
+    plan = rounds.plan_rounds(config(**{"distill.time_power": 3.0}).distill)
+    assert {each.steps: each.time_power for each in plan if not each.distills_guidance} == {
         4: 3.0, 2: 1.0, 1: 1.0
     }  # fmt: skip
 
 
 def test_an_eps_teacher_needs_a_weight_and_a_limit():
     own = teacher_config()
-    own.diffusion.update(output="eps", precondition=False)
+    own.diffusion.update(prediction_type="eps", precondition=False)
     asked = config().unlock().distill
     with pytest.raises(UserError, match="snr_plus_one' of a teacher with an eps"):
         rounds.check(asked, own, build.build_model(own))
     asked.weighting = "snr"
     rounds.check(asked, own, build.build_model(own))
-    own.sample.threshold = 0.0
-    with pytest.raises(UserError, match="eps output and sample.threshold=0"):
+    own.sample.clip_x = 0.0
+    with pytest.raises(UserError, match="eps output and sample.clip_x=0"):
         rounds.check(asked, own, build.build_model(own))
 
 
@@ -575,13 +587,13 @@ def test_an_eps_teacher_is_taught_with_its_threshold(teacher, tmp_path, monkeypa
 
     value = json.loads((teacher / "config.json").read_text())
     value["diffusion"] |= {"output": "eps", "precondition": False}
-    value["sample"]["threshold"] = 1.25
+    value["sample"]["clip_x"] = 1.25
     eps = tmp_path / "eps"
     shutil.copytree(teacher, eps)
     (eps / "config.json").write_text(json.dumps(value))
     monkeypatch.setattr(driver, "halving_loss", loss)
-    monkeypatch.setattr(driver._Rounds, "_program", PROGRAM)
-    asked = config(**{"distill.guidance": (), "distill.weighting": "snr"})
+    monkeypatch.setattr(driver.DistillationTrainer, "_program", PROGRAM)
+    asked = config(**{"distill.guidance": (), "distill.loss_weighting": "snr"})
     with pytest.raises(KeyboardInterrupt):
         distill(asked, str(eps), tmp_path / "run")
     assert limits == [1.25]
@@ -666,12 +678,14 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     shutil.copytree(begun["teacher"], own)
     own_config = runs.read_config(own)
     own_config.sample.update(
-        corrector=0.1, schedule="flow", guidance_schedule="oscillating:0"
+        langevin_delta=0.1, sampling_schedule="flow", guidance_schedule="oscillating:0"
     )
     (own / "config.json").write_text(own_config.to_json_best_effort())
     (workdir / "distill.json").write_text(json.dumps(begun | {"teacher": str(own)}))
     ask = dict(asked={"batch_size": 3}, guidance=0.0, seed=0, commands=[])
-    rows = distillations.evaluate(workdir, tmp_path / "out", num=4, deciding=3, **ask)
+    rows = distillations.evaluate(
+        workdir, tmp_path / "out", num=4, num_key_rows=3, **ask
+    )
     by_name = {row["row"]: row for row in rows}
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
     # Without guidance the told student of as many steps is the teacher, nearly.
@@ -679,7 +693,7 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
     (workdir / "distill.json").write_text(changed)
     with pytest.raises(UserError, match="not any more, the teacher"):
-        distillations.evaluate(workdir, tmp_path / "out", num=4, deciding=3, **ask)
+        distillations.evaluate(workdir, tmp_path / "out", num=4, num_key_rows=3, **ask)
 
 
 def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
@@ -736,33 +750,33 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
 def test_an_eps_teacher_is_clipped_where_it_says_nothing_of_x(monkeypatch):
     """At t = 1 alpha is 5e-5: what it errs in eps it errs 22,000 times in x."""
     value = teacher_config().unlock()
-    value.diffusion.update(output="eps", precondition=False)
+    value.diffusion.update(prediction_type="eps", precondition=False)
     model = build.build_model(value)
     params = noisy(model.init(jax.random.key(0)))
     frozen = {"teacher": params, "steps": np.int32(1), "late": np.float32(1)}
     batch = {"video": jnp.zeros((4, *model.shape)), "label": jnp.zeros((4, 4), int)}
     furthest = []
 
-    def two_steps(teacher, schedule, z, at, cond):
-        x = teacher(z, schedules.step_of_angle(at.start), cond).x
+    def progressive_target(teacher, schedule, z, at, cond):
+        x = teacher(z, schedules.noise_level_from_angle(at.start), cond).x
         furthest.append(float(jnp.abs(x).max()))
         return z
 
-    monkeypatch.setattr(driver.distillation, "two_steps", two_steps)
+    monkeypatch.setattr(driver.distillation, "progressive_target", progressive_target)
     for limit in (0.0, 1.0):
-        loss_fn = driver.halving_loss(model, "snr", False, limit)
+        loss_fn = driver.progressive_distillation_loss(model, "snr", False, limit)
         loss_fn(params, frozen, batch, jax.random.key(1))
     assert furthest[0] > 1000 and furthest[1] == 1
 
 
 def test_the_guidance_features_are_a_fourier_series():
     """Orthogonal over two ranges' length, and of the range's own scale."""
-    from vdm_jax.conditions.encoder import weight_features
+    from vdm_jax.conditions.encoder import guidance_embedding
 
     w = jnp.linspace(2.0, 10.0, 400, endpoint=False)  # a turn of the slowest
-    found = np.asarray(weight_features(w, 2.0, 4.0))
+    found = np.asarray(guidance_embedding(w, 2.0, 4.0))
     np.testing.assert_allclose(found.T @ found / 200, np.eye(16), atol=1e-3)
-    np.testing.assert_allclose(found, weight_features(w / 2, 1.0, 2.0), atol=1e-5)
+    np.testing.assert_allclose(found, guidance_embedding(w / 2, 1.0, 2.0), atol=1e-5)
 
 
 def test_train_makes_no_told_students(tmp_path):

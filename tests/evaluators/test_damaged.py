@@ -19,8 +19,8 @@ def test_a_damaged_look_is_left_out_by_name(tmp_path, capsys, content):
         path = tmp_path / "samples" / f"step-{step:07d}.npz"
         video_io.write_npz(path, VIDEOS)
     path.write_bytes(content)
-    _, films = models.learning(tmp_path, 8)
-    assert [film.caption for film in films.films] == ["step 1"]
+    _, films = models.training_sections(tmp_path, 8)
+    assert [film.caption for film in films.grids] == ["step 1"]
     assert "step-0000002.npz is left out" in capsys.readouterr().err
 
 
@@ -45,7 +45,7 @@ def test_a_damaged_row_is_made_again(tmp_path, monkeypatch, name, content):
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     monkeypatch.setattr(distillations.sampling, "calls", lambda *of: 8)
-    arm = distillations.Arm("ddim", 8, 2)
+    arm = distillations.SamplerSetting("ddim", 8, 2)
     settings = distillations.sampling.Settings(batch_size=2)
     loaded = type("Loaded", (), {"model": None, "params": None})
 
@@ -66,7 +66,9 @@ def test_a_damaged_row_is_made_again(tmp_path, monkeypatch, name, content):
 
 def test_features_that_cannot_be_kept_are_told_and_used(tmp_path, capsys):
     (tmp_path / "a").write_text("a file")
-    found = features.cached(tmp_path / "a" / "b", "x", "p", VIDEOS, lambda v: v[:, 0])
+    found = features.cached_features(
+        tmp_path / "a" / "b", "x", "p", VIDEOS, lambda v: v[:, 0]
+    )
     assert (found == VIDEOS[:, 0]).all()
     assert "not kept: " in capsys.readouterr().err
 

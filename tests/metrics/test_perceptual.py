@@ -14,7 +14,7 @@ from vdm_jax.metrics import perceptual, protocol, statistics
 PROTOCOL: protocol.Protocol = {"clips": 8, "frames": 8, "size": "16x16"}
 
 
-class Cheap(perceptual.Networks):
+class Cheap(perceptual.PerceptualNetworks):
     """Means of cells in the place of what the networks see."""
 
     def __init__(self):
@@ -49,7 +49,7 @@ def clips():
 @pytest.mark.parametrize("f", [2, 3, 8, 15, 16, 20])
 def test_short_clips_are_played_forth_and_back(f):
     videos = np.arange(f)[None, :, None, None, None] * np.ones((2, 1, 1, 1, 1))
-    found = perceptual.played(videos)[0, :, 0, 0, 0]
+    found = perceptual.ping_pong(videos)[0, :, 0, 0, 0]
     assert len(found) == max(f, 16)
     assert (found[:f] == np.arange(f)).all()
     assert (np.abs(np.diff(found)) == 1).all()
@@ -57,9 +57,9 @@ def test_short_clips_are_played_forth_and_back(f):
 
 def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
     networks = Cheap()
-    rows = perceptual.table(clips[:8], clips[8:32], clips[32:], networks)
-    pixels = statistics.table(clips[:8], clips[8:32], clips[32:])
-    names = ["samples", "training real", "held-out real", *statistics.SPOILT]
+    rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
+    pixels = statistics.pixel_table(clips[:8], clips[8:32], clips[32:])
+    names = ["samples", "training real", "held-out real", *statistics.DISTORTIONS]
     assert [row["row"] for row in rows] == [row["row"] for row in pixels] == names
     assert networks.asked == ["reference", *names]
     by_name = {row["row"]: row for row in rows}
@@ -67,12 +67,12 @@ def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
     for figure in ("fvd", "frame_distance"):
         assert by_name["noise"][figure] > by_name["training real"][figure]
     assert by_name["global mean"]["diversity"] == pytest.approx(0, abs=1e-6)
-    cells = statistics.cells(rows, perceptual.COLUMNS)
+    cells = statistics.format_cells(rows, perceptual.COLUMNS)
     assert cells[0][0] == "8 clips a row" and len(cells[1]) == len(rows)
 
 
 def test_without_held_out_clips_their_row_is_left_out(clips):
-    rows = statistics.table(clips[:8], clips[8:], None)
+    rows = statistics.pixel_table(clips[:8], clips[8:], None)
     assert "held-out real" not in [row["row"] for row in rows]
     assert all(np.isnan(row["nearer"]) for row in rows)
 
@@ -91,7 +91,7 @@ def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
     def said(fvd, frame, motion, sharpness):
         pixels = [{"row": "samples", "motion": motion, "sharpness": sharpness}]
         own = {"row": "samples", "fvd": fvd, "frame_distance": frame}
-        return [row[-1] for row in perceptual.claims(pixels, [own, *spoilt])]
+        return [row[-1] for row in perceptual.acceptance_checks(pixels, [own, *spoilt])]
 
     assert said(100.0, 5.0, 1.0, 1.0) == ["yes"] * 4
     assert said(199.0, 19.9, 0.5, 0.8) == ["yes"] * 4
@@ -120,14 +120,14 @@ def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch)
 
     monkeypatch.setattr(perceptual.i3d, "load", lambda: "i3d")
     monkeypatch.setattr(perceptual.i3d, "logits", logits)
-    networks = perceptual.Networks(tmp_path)
-    grey = perceptual.rounded(statistics.pixels(clips[:2, ..., :1]))
+    networks = perceptual.PerceptualNetworks(tmp_path)
+    grey = perceptual.to_uint8_rgb(statistics.pixels(clips[:2, ..., :1]))
     assert (grey == clips[:2, ..., :1]).all() and grey.shape[-1] == 3
-    first = networks.logits("a", clips[:2])
-    assert (networks.logits("a", clips[:2]) == first).all() and len(given) == 1
-    assert (given[0] == perceptual.played(clips[:2])).all()
+    first = networks.i3d_logits("a", clips[:2])
+    assert (networks.i3d_logits("a", clips[:2]) == first).all() and len(given) == 1
+    assert (given[0] == perceptual.ping_pong(clips[:2])).all()
     monkeypatch.setattr(perceptual.i3d, "PROTOCOL", "another")
-    networks.logits("a", clips[:2])
+    networks.i3d_logits("a", clips[:2])
     assert len(given) == 2
     assert "forth and back to 16" in str(networks.protocol(8)["FVD"])
     assert networks.protocol(16)["FVD"] == "another"
@@ -136,31 +136,31 @@ def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch)
 def test_a_folder_that_cannot_keep_features_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be a folder for output"):
-        perceptual.Networks(tmp_path / "file" / "features").check()
+        perceptual.PerceptualNetworks(tmp_path / "file" / "features").check()
 
 
 def test_the_figures_are_of_their_own_features(clips):
     """Against the functions of which the table is made, on the clips it names."""
     networks = Cheap()
-    rows = perceptual.table(clips[:8], clips[8:32], clips[32:], networks)
-    reference, named = statistics.compared(clips[:8], clips[8:32], clips[32:])
+    rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
+    reference, named = statistics.reference_sets(clips[:8], clips[8:32], clips[32:])
     for row in rows:
-        videos = perceptual.rounded(named[row["row"]]())
+        videos = perceptual.to_uint8_rgb(named[row["row"]]())
         pair = [networks.logits("", v) for v in (videos, reference)]
         assert row["fvd"] == perceptual.i3d.fvd(*pair)
         one = [x[:, None] for x in pair]
-        assert row["fvd_error"] == statistics.distance_error(*one)
-        assert row["fvd_infinite"] == statistics.extrapolated(*one)
+        assert row["fvd_error"] == statistics.frechet_error(*one)
+        assert row["fvd_infinite"] == statistics.frechet_infinity(*one)
         figures = row["fvd_kernel"], row["fvd_kernel_error"]
         assert figures == statistics.kernel_distance(*one)
-        score = perceptual.i3d.i3d_inception_score(pair[0])[0]
+        score = perceptual.i3d.inception_score(pair[0])[0]
         assert row["class_score"] == score
         frames = [networks.frames("", v) for v in (videos, reference)]
         flat = (x.reshape(-1, x.shape[-1]) for x in frames)
-        assert row["frame_distance"] == statistics.feature_distance(*flat)
-        error = statistics.distance_error(*frames)
+        assert row["frame_distance"] == statistics.frechet_of_features(*flat)
+        error = statistics.frechet_error(*frames)
         assert row["frame_distance_error"] == error
-    spoilt = statistics.SPOILT["frozen frame"](
+    spoilt = statistics.DISTORTIONS["frozen frame"](
         statistics.pixels(named["training real"]())
     )
     assert (named["frozen frame"]() == spoilt).all()
@@ -172,49 +172,53 @@ WORDS = dict.fromkeys(statistics.COLUMNS, "a word")
 @pytest.mark.parametrize("rows", [[], {}, [1], [{}], [{"row": "samples"}], [WORDS]])
 def test_a_report_without_its_figures_is_named(tmp_path, rows):
     with pytest.raises(UserError, match="holds no figures of pixels"):
-        models.read_others([report_of(tmp_path / "a", PROTOCOL, rows)], PROTOCOL)
+        models.read_baseline_reports(
+            [report_of(tmp_path / "a", PROTOCOL, rows)], PROTOCOL
+        )
     (tmp_path / "a" / "results.json").write_text("[]")
     with pytest.raises(UserError, match="is no report"):
-        models.read_others([tmp_path / "a"], PROTOCOL)
+        models.read_baseline_reports([tmp_path / "a"], PROTOCOL)
 
 
 def test_a_report_of_before_a_column_is_read_beside_new_ones(clips, tmp_path):
     """What it lacks is not known; what it has must be a number all the same."""
     older = report_of(tmp_path / "older", PROTOCOL)
-    others = models.read_others([older], PROTOCOL)
-    tables, figures = models.measure(clips[:8], clips[8:32], None, None, others)
-    assert [table.title for table in tables] == ["Pixel statistics", models.FEW]
+    others = models.read_baseline_reports([older], PROTOCOL)
+    tables, figures = models.measure_tables(clips[:8], clips[8:32], None, None, others)
+    assert [table.title for table in tables] == ["Pixel statistics", models.BIAS_TITLE]
     own, other, *_ = tables[1].rows
     assert "–" not in own and own[0] == "samples"
     assert other == [str(older), "1.00", "–", "–", "–", "–", "1.000", *4 * ["–"]]
     newer = report_of(tmp_path / "newer", PROTOCOL, figures["pixels"])
-    assert models.read_others([newer], PROTOCOL)
+    assert models.read_baseline_reports([newer], PROTOCOL)
     wrong = figures["pixels"][0] | {"frame_fd_infinite": "many"}
     with pytest.raises(UserError, match="holds no figures of pixels"):
-        models.read_others([report_of(tmp_path / "w", PROTOCOL, [wrong])], PROTOCOL)
+        models.read_baseline_reports(
+            [report_of(tmp_path / "w", PROTOCOL, [wrong])], PROTOCOL
+        )
 
 
 def test_curves_by_steps_are_of_their_rows():
     rows = [{"frame_fd": 1.0, "motion_fd": 0.1}, {"frame_fd": 3.0, "motion_fd": 0.2}]
-    frame, move = models.by_steps([64, 8], rows)
+    frame, move = models.step_sections([64, 8], rows)
     assert frame.lines[0].x.tolist() == [64, 8]
     assert frame.lines[0].y.tolist() == [1.0, 3.0]
     assert move.lines[0].y.tolist() == [0.1, 0.2]
-    assert models.by_steps([64], rows[:1]) == []
+    assert models.step_sections([64], rows[:1]) == []
 
 
 def test_others_are_compared_only_where_measured_alike(tmp_path):
     alike = report_of(tmp_path / "alike", PROTOCOL)
-    assert list(models.read_others([alike], PROTOCOL)) == [str(alike)]
+    assert list(models.read_baseline_reports([alike], PROTOCOL)) == [str(alike)]
     for name, value in (("clips", 16), ("frames", 9), ("size", "8x8"), ("more", 1)):
         other = report_of(tmp_path / name, PROTOCOL | {name: value})
         with pytest.raises(UserError, match=f"with {name} {value}, this would be"):
-            models.read_others([alike, other], PROTOCOL)
+            models.read_baseline_reports([alike, other], PROTOCOL)
     older = report_of(tmp_path / "older", "a line of words")
     with pytest.raises(UserError, match="holds no protocol"):
-        models.read_others([older], PROTOCOL)
+        models.read_baseline_reports([older], PROTOCOL)
     with pytest.raises(UserError, match="holds no results.json"):
-        models.read_others([tmp_path / "none"], PROTOCOL)
+        models.read_baseline_reports([tmp_path / "none"], PROTOCOL)
 
 
 def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
@@ -227,8 +231,8 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
     (real / "notes.txt").write_text("not a video")
     np.savez(own / "samples.npz", videos=clips[20:28])
     given = dict(num=6, frames=4, stride=2, size=None, networks=Cheap(), seed=0)
-    found = folders.compare(
-        own, real, tmp_path / "out", **given, against=[], commands=["evaluate"]
+    found = folders.compare_folders(
+        own, real, tmp_path / "out", **given, baseline_reports=[], commands=["evaluate"]
     )
     assert found["protocol"]["clips"] == 6 and found["protocol"]["size"] == "16x16"
     assert found["protocol"]["encoding"] == "pixels, reference files"
@@ -238,38 +242,43 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "More than a toy?" in page and "global mean" in page
     assert "FVD" in capsys.readouterr().out
-    again = folders.compare(
-        own, real, tmp_path / "again", **given, against=[tmp_path / "out"],
+    again = folders.compare_folders(
+        own, real, tmp_path / "again", **given, baseline_reports=[tmp_path / "out"],
         commands=[],
     )  # fmt: skip
     assert again["networks"] == found["networks"]
-    other = folders.compare(
-        own, real, tmp_path / "other", **{**given, "seed": 1}, against=[], commands=[]
+    other = folders.compare_folders(
+        own,
+        real,
+        tmp_path / "other",
+        **{**given, "seed": 1},
+        baseline_reports=[],
+        commands=[],
     )
     assert other["networks"][0]["fvd"] != found["networks"][0]["fvd"]
     for i, clip in enumerate(clips[20:32]):  # others in the reference's place
         video_io.write_video(real / f"{i:02d}.mp4", clip, fps=8, overwrite=True)
     with pytest.raises(UserError, match="with real clips"):
-        folders.compare(
-            own, real, tmp_path / "not", **given, against=[tmp_path / "out"],
+        folders.compare_folders(
+            own, real, tmp_path / "not", **given, baseline_reports=[tmp_path / "out"],
             commands=[],
         )  # fmt: skip
     with pytest.raises(UserError, match="with frames 4, this would be with 3"):
-        folders.compare(
+        folders.compare_folders(
             own, real, tmp_path / "not", **{**given, "frames": 3},
-            against=[tmp_path / "out"], commands=[],
+            baseline_reports=[tmp_path / "out"], commands=[],
         )  # fmt: skip
     assert not (tmp_path / "not").exists()
     with pytest.raises(UserError, match="--frames=4 at most"):
-        folders.read(own, 6, 5, 2, None)
+        folders.read_videos(own, 6, 5, 2, None)
     # played at the rate of what was read: every second frame at 8 a second
-    assert folders.read(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
+    assert folders.read_videos(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
     told = own / "samples.json"
     told.write_text('{"command": "c", "workdir": "w", "fps": 6}')
-    assert folders.read(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)
+    assert folders.read_videos(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)
     for text in ("[]", "{}", '{"command": "c", "workdir": "w", "fps": 0}'):
         told.write_text(text)
         with pytest.raises(UserError, match="is not what sample.py writes"):
-            folders.read(own, 6, 4, 2, None)
-    drawn = [folders.read(real, 3, 4, 1, None, seed)[0] for seed in (0, 1)]
+            folders.read_videos(own, 6, 4, 2, None)
+    drawn = [folders.read_videos(real, 3, 4, 1, None, seed)[0] for seed in (0, 1)]
     assert (drawn[0] != drawn[1]).any()

@@ -26,7 +26,7 @@ def joint(videos, labels):
 
 def test_references_bracket_the_measure():
     """Real clips are all read; without order or without a shape there is nothing."""
-    rows = measure.references(GEOMETRY, n=144)
+    rows = measure.reference_scores(GEOMETRY, n=144)
     assert rows["real"]["joint"] >= 0.99
     assert rows["real + noise .2"]["joint"] >= 0.99
     assert rows["shuffled frames"]["joint"] <= 0.1
@@ -43,10 +43,10 @@ def test_other_sizes(size):
 def test_centres_are_those_that_were_rendered(real):
     videos, _ = real
     centres = measure.measure(videos)["centres"]
-    labels = [np.array(np.unravel_index(i, shapes.LABELS)) for i in range(72)]
+    labels = [np.array(np.unravel_index(i, shapes.ATTRIBUTE_SIZES)) for i in range(72)]
     for i, label in enumerate(labels):
         rng = np.random.default_rng((1, i))  # the held-out item's own
-        truth = np.stack(shapes.path(label, rng, GEOMETRY), -1)
+        truth = np.stack(shapes.trajectory(label, rng, GEOMETRY), -1)
         np.testing.assert_allclose(centres[i], truth, atol=0.15)
 
 
@@ -104,7 +104,7 @@ def test_an_empty_frame_makes_all_undecidable(real):
 def test_two_shapes_at_once_are_none():
     """Two discs in opposite corners, moving alike."""
     geometry = shapes.Geometry(8, 24, 24)
-    time = np.arange(8) * geometry.fast
+    time = np.arange(8) * geometry.fast_speed
     a, b = np.full(8, 6.0), np.full(8, 18.0)
     one = shapes.coverage(0, 6 + time / 2, a, geometry)
     two = one + shapes.coverage(0, 12 + time / 2, b, geometry)
@@ -134,9 +134,9 @@ def test_spread_is_that_of_the_positions(real):
     measured = measure.measure(real[0])
     means = measured["centres"].mean(1)
     expected = np.sqrt((means.var(0)[0] + means.var(0)[1]) / 2)
-    assert measure.spread(measured) == pytest.approx(float(expected))
+    assert measure.position_std(measured) == pytest.approx(float(expected))
     same = measure.measure(np.repeat(real[0][:1], 3, 0))
-    assert measure.spread(same) == pytest.approx(0, abs=1e-5)
+    assert measure.position_std(same) == pytest.approx(0, abs=1e-5)
 
 
 def test_accuracy_ignores_what_was_not_asked_and_counts_undecidable_as_wrong():
@@ -153,6 +153,6 @@ def test_the_error_of_the_spread_is_its_deviation_over_fresh_clips():
     def fresh():
         return {"centres": rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)}
 
-    over = np.std([measure.spread(fresh()) for _ in range(500)])
-    found = np.mean([measure.spread_error(fresh()) for _ in range(5)])
+    over = np.std([measure.position_std(fresh()) for _ in range(500)])
+    found = np.mean([measure.position_std_error(fresh()) for _ in range(5)])
     assert found == pytest.approx(over, rel=0.15)

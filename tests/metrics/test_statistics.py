@@ -32,12 +32,12 @@ def clips(seed, n=6, f=4, h=16, w=16, c=3):
 @pytest.mark.parametrize("rank", [6, 2])
 def test_distance_to_itself_is_zero_also_at_low_rank(rank):
     mean, cov = gaussian(0, rank=rank)
-    assert statistics.frechet(mean, cov, mean, cov) < 1e-12 * np.trace(cov)
+    assert statistics.frechet_distance(mean, cov, mean, cov) < 1e-12 * np.trace(cov)
 
 
 def test_one_dimension_has_a_closed_form():
     (m1, s1), (m2, s2) = (0.3, 1.7), (-2.0, 0.4)
-    found = statistics.frechet(
+    found = statistics.frechet_distance(
         np.array([m1]), np.array([[s1**2]]), np.array([m2]), np.array([[s2**2]])
     )
     assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, rel=1e-12)
@@ -46,19 +46,21 @@ def test_one_dimension_has_a_closed_form():
 def test_diagonal_covariances_add_up_by_dimension():
     rng = np.random.default_rng(1)
     m1, m2, s1, s2 = rng.uniform(0.1, 2, (4, 5))
-    found = statistics.frechet(m1, np.diag(s1**2), m2, np.diag(s2**2))
+    found = statistics.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2))
     assert found == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum(), rel=1e-12)
 
 
 def test_same_for_rotated_axes_and_exchanged_arguments():
     (m1, c1), (m2, c2) = gaussian(2), gaussian(3, rank=3)
     turn = np.linalg.qr(np.random.default_rng(4).normal(size=(6, 6)))[0]
-    expected = statistics.frechet(m1, c1, m2, c2)
-    turned = statistics.frechet(
+    expected = statistics.frechet_distance(m1, c1, m2, c2)
+    turned = statistics.frechet_distance(
         turn @ m1, turn @ c1 @ turn.T, turn @ m2, turn @ c2 @ turn.T
     )
     assert turned == pytest.approx(expected, rel=1e-10)
-    assert statistics.frechet(m2, c2, m1, c1) == pytest.approx(expected, rel=1e-10)
+    assert statistics.frechet_distance(m2, c2, m1, c1) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_agrees_with_the_matrix_square_root():
@@ -66,16 +68,18 @@ def test_agrees_with_the_matrix_square_root():
     root = scipy.linalg.sqrtm(c1)
     trace = np.trace(scipy.linalg.sqrtm(root @ c2 @ root)).real
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * trace
-    assert statistics.frechet(m1, c1, m2, c2) == pytest.approx(expected, rel=1e-9)
+    assert statistics.frechet_distance(m1, c1, m2, c2) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("n", [5, 50])
 def test_features_give_the_distance_of_their_means_and_covariances(n):
     a, b = np.random.default_rng(9).normal(size=(2, n, 8)) * np.arange(1, 9)
-    expected = statistics.frechet(
+    expected = statistics.frechet_distance(
         a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
     )
-    assert statistics.feature_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert statistics.frechet_of_features(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_fitted_distance_approaches_that_of_the_gaussians_and_is_biased_upward():
@@ -83,7 +87,7 @@ def test_fitted_distance_approaches_that_of_the_gaussians_and_is_biased_upward()
     few, many = (
         np.mean(
             [
-                statistics.feature_distance(*rng.normal(size=(2, n, 4)))
+                statistics.frechet_of_features(*rng.normal(size=(2, n, 4)))
                 for _ in range(20)
             ]
         )
@@ -94,7 +98,7 @@ def test_fitted_distance_approaches_that_of_the_gaussians_and_is_biased_upward()
 
 def test_unequal_numbers_are_refused():
     with pytest.raises(UserError, match="equal numbers"):
-        statistics.feature_distance(np.zeros((8, 3)), np.zeros((9, 3)))
+        statistics.frechet_of_features(np.zeros((8, 3)), np.zeros((9, 3)))
 
 
 # --- features --------------------------------------------------------------------
@@ -142,7 +146,7 @@ def test_order_of_frames_is_seen_by_motion_alone():
     videos = clips(2, f=6)
     shuffled = videos[:, [3, 0, 5, 1, 4, 2]]
     frames, moves = (
-        statistics.feature_distance(features(videos), features(shuffled))
+        statistics.frechet_of_features(features(videos), features(shuffled))
         for features in (statistics.pixel_features, statistics.motion_features)
     )
     assert frames < 1e-9
@@ -153,7 +157,7 @@ def test_motion_and_sharpness_scale_with_contrast():
     videos = clips(3) / 127.5 - 1
     for measure in (statistics.motion, statistics.sharpness):
         assert measure(videos / 2) == pytest.approx(measure(videos) / 2, rel=1e-12)
-    assert statistics.motion(statistics.SPOILT["frozen frame"](videos)) == 0
+    assert statistics.motion(statistics.DISTORTIONS["frozen frame"](videos)) == 0
 
 
 def test_laplacian_of_one_bright_pixel():
@@ -202,9 +206,11 @@ def test_clips_of_other_shapes_are_refused():
 
 def test_rows_of_the_table():
     training, held_out = clips(10, n=40), clips(11, n=12)
-    rows = {row["row"]: row for row in statistics.table(held_out, training, held_out)}
+    rows = {
+        row["row"]: row for row in statistics.pixel_table(held_out, training, held_out)
+    }
     assert list(rows) == ["samples", "training real", "held-out real"] + list(
-        statistics.SPOILT
+        statistics.DISTORTIONS
     )
     same = {k: v for k, v in rows["samples"].items() if k != "row"}
     assert same == {k: v for k, v in rows["held-out real"].items() if k != "row"}
@@ -228,7 +234,7 @@ def test_reference_and_spoilt_clips_share_no_clip():
             "pixel_features",
             lambda v: seen.append(statistics.pixels(v)[:, 0, 0, 0, 0]) or original(v),
         )
-        statistics.table(clips(13), training, clips(14))
+        statistics.pixel_table(clips(13), training, clips(14))
     reference, _, other = seen[:3]
     assert len(np.unique(np.r_[reference, other])) == 12
 
@@ -236,7 +242,7 @@ def test_reference_and_spoilt_clips_share_no_clip():
 def test_the_seed_draws_the_reference_out_of_all_training_clips():
     training = np.arange(40).reshape(-1, 1, 1, 1, 1)
     drawn = [
-        statistics.compared(training[:9], training, None, seed)[0].ravel()
+        statistics.reference_sets(training[:9], training, None, seed)[0].ravel()
         for seed in range(8)
     ]
     assert len({tuple(each) for each in drawn}) == 8
@@ -247,31 +253,35 @@ def test_the_seed_draws_the_reference_out_of_all_training_clips():
     "samples, training, held_out, n", [(9, 40, 7, 7), (5, 40, 7, 5), (9, 13, 9, 6)]
 )
 def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
-    rows = statistics.table(clips(0, samples), clips(1, training), clips(2, held_out))
+    rows = statistics.pixel_table(
+        clips(0, samples), clips(1, training), clips(2, held_out)
+    )
     assert {row["clips"] for row in rows} == {n}
-    assert statistics.cells(rows)[0][0] == f"{n} clips a row"
+    assert statistics.format_cells(rows)[0][0] == f"{n} clips a row"
     assert all(np.isfinite(row["frame_fd"]) for row in rows)
 
 
 def test_repeated_clips_do_not_count():
     training, held_out = clips(1, n=12), clips(2)
-    again = statistics.table(
+    again = statistics.pixel_table(
         clips(0, n=9), np.tile(training, (3, 1, 1, 1, 1)), np.repeat(held_out, 2, 0)
     )
-    assert again == statistics.table(clips(0, n=9), training, held_out)
+    assert again == statistics.pixel_table(clips(0, n=9), training, held_out)
     with pytest.raises(UserError, match="1 held-out"):
-        statistics.table(clips(0), training, held_out[:1].repeat(6, 0))
+        statistics.pixel_table(clips(0), training, held_out[:1].repeat(6, 0))
 
 
 def test_still_clips_leave_the_motion_ratio_undefined():
     still = np.repeat(clips(15, n=12)[:, :1], 4, axis=1)
-    rows = statistics.table(still[:6], still, still[6:])
-    headings, cells = statistics.cells(rows)
+    rows = statistics.pixel_table(still[:6], still, still[6:])
+    headings, cells = statistics.format_cells(rows)
     assert cells[0][headings.index("motion / real")] == "–"
 
 
 def test_text_is_aligned():
-    lines = statistics.text(["", "a", "bb"], [["x", "1.00", "–"], ["long", "2.5", "3"]])
+    lines = statistics.format_table(
+        ["", "a", "bb"], [["x", "1.00", "–"], ["long", "2.5", "3"]]
+    )
     assert lines.splitlines() == [
         "         a  bb",
         "----  ----  --",
@@ -304,10 +314,10 @@ def test_the_error_of_a_distance_is_its_deviation_over_fresh_videos(mean, spread
         return place + 0.1 * rng.standard_normal((n, k, d))
 
     def distance(a):
-        return statistics.feature_distance(*(x.reshape(-1, d) for x in (a, target)))
+        return statistics.frechet_of_features(*(x.reshape(-1, d) for x in (a, target)))
 
     over = np.std([distance(fresh()) for _ in range(300)])
-    found = [statistics.distance_error(fresh(), target, draws=100) for _ in range(8)]
+    found = [statistics.frechet_error(fresh(), target, draws=100) for _ in range(8)]
     assert np.mean(found) == pytest.approx(over, rel=0.2)
 
 
@@ -318,9 +328,12 @@ def test_the_error_where_nothing_but_chance_differs(n, d, within):
     target = rng.standard_normal((n, 1, d))
     fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
     over = np.std(
-        [statistics.feature_distance(fresh()[:, 0], target[:, 0]) for _ in range(400)]
+        [
+            statistics.frechet_of_features(fresh()[:, 0], target[:, 0])
+            for _ in range(400)
+        ]
     )
-    found = [statistics.distance_error(fresh(), target) for _ in range(30)]
+    found = [statistics.frechet_error(fresh(), target) for _ in range(30)]
     assert np.mean(found) == pytest.approx(over, rel=within)
 
 
@@ -332,8 +345,8 @@ def test_the_extrapolated_distance_is_that_of_the_gaussians():
         (mean + 1.5 * rng.standard_normal((n, 1, d)), rng.standard_normal((n, 1, d)))
         for _ in range(60)
     ]
-    fitted = [statistics.feature_distance(a[:, 0], b[:, 0]) for a, b in pairs]
-    found = [statistics.extrapolated(a, b) for a, b in pairs]
+    fitted = [statistics.frechet_of_features(a[:, 0], b[:, 0]) for a, b in pairs]
+    found = [statistics.frechet_infinity(a, b) for a, b in pairs]
     expected, error = mean @ mean + d / 4, np.std(found) / np.sqrt(len(found))
     assert np.mean(fitted) > expected + 5 * error
     assert np.mean(found) == pytest.approx(expected, abs=3 * error)
@@ -341,15 +354,15 @@ def test_the_extrapolated_distance_is_that_of_the_gaussians():
 
 def test_a_distance_and_what_is_said_of_it():
     a, b = np.random.default_rng(0).standard_normal((2, 9, 4, 3))
-    found = statistics.distances("fd", a, b)
+    found = statistics.distance_scores("fd", a, b)
     columns = statistics.distance_columns("fd", "FD", ".2f")
     assert found.keys() == columns.keys() and np.isfinite([*found.values()]).all()
     flat = (x.reshape(-1, 3) for x in (a, b))
-    assert found["fd"] == statistics.feature_distance(*flat)
-    few = statistics.distances("fd", a[:3], b[:3])
+    assert found["fd"] == statistics.frechet_of_features(*flat)
+    few = statistics.distance_scores("fd", a[:3], b[:3])
     missing = {name for name, value in few.items() if np.isnan(value)}
     assert missing == {"fd_error", "fd_infinite", "fd_kernel_error"}
-    same = statistics.distances("fd", np.ones((5, 2, 3)), np.ones((5, 2, 3)))
+    same = statistics.distance_scores("fd", np.ones((5, 2, 3)), np.ones((5, 2, 3)))
     assert [*same.values()] == pytest.approx([0] * 5)
 
 
@@ -364,7 +377,7 @@ def test_the_error_where_the_distance_is_quadratic():
     target = target @ white.T
     fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
     over = np.std(
-        [statistics.feature_distance(fresh()[:, 0], target) for _ in range(300)]
+        [statistics.frechet_of_features(fresh()[:, 0], target) for _ in range(300)]
     )
-    found = [statistics.distance_error(fresh(), target[:, None]) for _ in range(20)]
+    found = [statistics.frechet_error(fresh(), target[:, None]) for _ in range(20)]
     assert over < np.mean(found) < 1.3 * over

@@ -1,4 +1,4 @@
-"""What benchmarks/text_encoders.py recorded of transformers, and folders made of it."""
+"""What tests/networks/record_text_encoders.py recorded of transformers, and folders made of it."""
 
 import json
 from pathlib import Path

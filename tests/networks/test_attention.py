@@ -135,7 +135,7 @@ def test_bucket_table_is_t5s(buckets, reach):
 
 def test_bias_depends_on_the_difference_and_its_sign(draw, random_params):
     q = draw(1, 9, H, D)
-    module = att.BiasPosition(buckets=8, reach=4)
+    module = att.BiasPosition(num_buckets=8, max_distance=4)
     params = random_params(module, q)
     bias = np.asarray(module.apply(params, q)["bias"])
     assert bias.shape == (H, 9, 9)
@@ -148,7 +148,7 @@ def test_bias_depends_on_the_difference_and_its_sign(draw, random_params):
 
 def test_shaw_vectors_by_clipped_distance(draw, random_params):
     q = draw(1, 6, H, D)
-    module = att.ShawPosition(reach=2)
+    module = att.ShawPosition(max_distance=2)
     params = random_params(module, q)
     for got, name in zip(
         module.apply(params, q)["shaw"], ("keys", "values"), strict=True

@@ -25,7 +25,7 @@ def loaded(tmp_path_factory):
     like = jax.eval_shape(
         network.init, jax.random.key(0), recorded["ids"], recorded["mask"]
     )
-    paths = safetensors_io.files(folder)
+    paths = safetensors_io.tensor_files(folder)
     params = safetensors_io.read(paths, like["params"], name_maps.BERT, jnp.float32)
     return network, params, recorded
 

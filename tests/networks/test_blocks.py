@@ -12,7 +12,7 @@ from vdm_jax.networks.unet3d import LevelSpec, UNetSpec
 B, F, HW, C = 2, 5, 2, 8
 SPEC = UNetSpec(levels=(LevelSpec(C, 1),), head_dim=4, dropout=0.5)
 VIDEO = np.array([[True, True, True, False, False], [False, True, True, True, True]])
-PARTS = sorted(blocks.PARTS)
+PARTS = sorted(blocks.LAYERS)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def given(draw):
 @pytest.mark.parametrize("name", PARTS)
 def test_a_fresh_part_is_the_identity(given, quick_jit, random_params, name):
     x, inputs = given()
-    part = blocks.PARTS[name](SPEC)
+    part = blocks.LAYERS[name](SPEC)
 
     def run(key, params):
         fresh = part.init(key, x, inputs)
@@ -175,7 +175,7 @@ def test_cross_attention_without_tokens_says_so(given):
 @pytest.mark.parametrize("name", ["resnet", "temporal_conv", "temporal_attention"])
 def test_one_vector_a_clip_is_the_same_for_each_frame(given, build, name):
     x, inputs = given()
-    part = blocks.ResBlock(SPEC, C) if name == "resnet" else blocks.PARTS[name](SPEC)
+    part = blocks.ResBlock(SPEC, C) if name == "resnet" else blocks.LAYERS[name](SPEC)
     apply, _ = build(part, x, inputs)
     one = inputs.vector[:, 0]
     for_each = jnp.broadcast_to(one[:, None], inputs.vector.shape)
@@ -224,7 +224,7 @@ def test_dropout_only_in_training(given, random_params, quick_jit):
 
 def test_a_block_names_its_parts(given):
     x, inputs = given()
-    block = blocks.Block(SPEC, blocks.PARTS, 12, tuple(PARTS))
+    block = blocks.Block(SPEC, blocks.LAYERS, 12, tuple(PARTS))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, inputs)["params"]
     assert set(shapes) == {"resnet", *PARTS}
     assert shapes["resnet"]["skip"]["kernel"].shape == (C, 12)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.networks import layers
-from vdm_jax.networks.unet3d import nearest_init
+from vdm_jax.networks.unet3d import nearest_upsample_init
 
 
 class Conv(nn.Module):
@@ -40,7 +40,7 @@ def test_group_norm_is_flax_group_norm_of_each_frame(
     norm = layers.GroupNorm()
     params = random_params(norm, x, vector)
     own = jax.tree.map(np.asarray, params["params"])
-    flax_norm = nn.GroupNorm(layers.groups(c), param_dtype=x.dtype)
+    flax_norm = nn.GroupNorm(layers.num_groups(c), param_dtype=x.dtype)
     affine = {"params": {"scale": own["scale"], "bias": own["bias"]}}
     y = flax_norm.apply(affine, x.reshape(b * f, 4, 2, c))
     told = np.broadcast_to(np.asarray(vector).reshape(b, -1, d), (b, f, d))
@@ -72,13 +72,13 @@ def test_group_norm_of_bfloat16_is_rounded_once(draw, random_params):
 
 def test_groups_divide_every_width():
     for channels in range(1, 300):
-        groups = layers.groups(channels)
+        groups = layers.num_groups(channels)
         assert channels % groups == 0 and 1 <= groups <= 32
         assert groups == 1 or channels // groups >= 4
 
 
 def test_groups_are_the_references_from_128_channels_on():
-    assert [layers.groups(c) for c in (32, 48, 128, 256, 384, 1024)] == [
+    assert [layers.num_groups(c) for c in (32, 48, 128, 256, 384, 1024)] == [
         8, 12, 32, 32, 32, 32
     ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_groups_are_the_references_from_128_channels_on():
 def test_noise_features_by_the_formula(x64):
     logsnr = np.array([[-25.0, -20.0, -3.0], [0.0, 4.0, 20.0]])
     angle = np.arctan2(1.0, np.exp(np.clip(logsnr, -20, 20) / 2)) / (np.pi / 2)
-    got = layers.noise_features(jnp.asarray(logsnr), 8)
+    got = layers.noise_level_embedding(jnp.asarray(logsnr), 8)
     assert got.shape == (2, 3, 8)
     for i in range(4):
         phase = 1000 * angle * 10.0 ** (-4 * i / 3)
@@ -97,12 +97,12 @@ def test_noise_features_by_the_formula(x64):
 
 def test_noise_features_stay_wide():
     logsnr = jnp.linspace(-20, 20, 9)
-    from_half = layers.noise_features(logsnr.astype(jnp.bfloat16), 64)
+    from_half = layers.noise_level_embedding(logsnr.astype(jnp.bfloat16), 64)
     assert from_half.dtype == jnp.float32
     rounded = logsnr.astype(jnp.bfloat16).astype(jnp.float32)
-    np.testing.assert_array_equal(from_half, layers.noise_features(rounded, 64))
+    np.testing.assert_array_equal(from_half, layers.noise_level_embedding(rounded, 64))
     with pytest.raises(ValueError, match="dim=7 must be even"):
-        layers.noise_features(logsnr, 7)
+        layers.noise_level_embedding(logsnr, 7)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 3])
@@ -127,7 +127,7 @@ def test_space_to_depth_and_a_product_are_a_strided_convolution(x64, draw):
 
 def test_grow_starts_as_nearest_neighbour(draw):
     x = draw(1, 2, 3, 2, 4)
-    kernel = nearest_init(jax.random.key(0), (4, 4 * 3), x.dtype)
+    kernel = nearest_upsample_init(jax.random.key(0), (4, 4 * 3), x.dtype)
     big = layers.depth_to_space(x @ kernel, 2)
     nearest = jnp.repeat(jnp.repeat(x @ kernel[:, :3], 2, axis=2), 2, axis=3)
     np.testing.assert_allclose(big, nearest, rtol=1e-5, atol=1e-6)

@@ -32,7 +32,7 @@ def shapes(network, length=24):
 def load(folder, name, dtype="float32"):
     recorded = write_folder(folder, name)
     network = t5.T5(spec_of(recorded["config"]), dtype)
-    paths = safetensors_io.files(folder)
+    paths = safetensors_io.tensor_files(folder)
     params = safetensors_io.read(paths, shapes(network), name_maps.T5, jnp.float32)
     return network, params, recorded
 

@@ -14,17 +14,17 @@ from jax.sharding import AxisType
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.networks import layers
-from vdm_jax.networks.blocks import PARTS, block
+from vdm_jax.networks.blocks import LAYERS, block_type
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, Up, check
 
 TEMPORAL = ("temporal_conv", "temporal_attention")
 SPEC = UNetSpec(
     levels=(LevelSpec(8, 1, TEMPORAL), LevelSpec(12, 1, ("spatial_attention",))),
-    middle=("temporal_conv",),
+    mid_layers=("temporal_conv",),
     head_dim=4,
     relative_position="bias",
-    extra_up_block=False,
+    skip_downsamples=False,
 )
 VDM = dataclasses.replace(SPEC, relative_position="shaw", extra_up_block=True)
 ONE_LEVEL = dataclasses.replace(
@@ -50,7 +50,7 @@ def build(draw, random_params, quick_jit):
 def test_output_is_zero_at_initialisation(draw, quick_jit):
     """T-ARCH 1: so the v-loss starts at E[v^2] = alpha^2 + sigma^2 E[x^2]."""
     x, eps = 0.5 * draw(64, 3, 4, 4, 3), draw(64, 3, 4, 4, 3, seed=1)
-    step = schedules.step_at(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
+    step = schedules.noise_level(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
     step = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), step)
     inputs = Inputs(vector=draw(64, 6, seed=2))
 
@@ -168,7 +168,7 @@ def test_skips_in_both_layouts(draw):
 
 @pytest.mark.parametrize("extra", [False, True])
 def test_once_a_level_has_its_parts_after_the_last_block(draw, extra):
-    level = LevelSpec(8, 2, TEMPORAL, once=True)
+    level = LevelSpec(8, 2, TEMPORAL, layers_after_last_block_only=True)
     spec = dataclasses.replace(SPEC, levels=(level,), extra_up_block=extra)
     model, z = UNet3D(spec), draw(1, 2, 4, 4, 3)
     params = jax.eval_shape(model.init, jax.random.key(0), z, Inputs())["params"]
@@ -207,7 +207,7 @@ def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, d
     z = draw(4, 3, HW, HW, 3).at[1].set(0).at[2].mul(1e3)
     logsnr = jnp.asarray([-20.0, 20.0, 20.0, -20.0])
     inputs = Inputs(
-        vector=layers.noise_features(logsnr, 6),
+        vector=layers.noise_level_embedding(logsnr, 6),
         frame_mask=jnp.asarray([[True, True, False]] * 4),
     )
     params = random_params(UNet3D(spec), z, inputs)
@@ -267,7 +267,7 @@ def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit
     base = dataclasses.replace(SPEC, dropout=0.3)
     x, inputs = draw(B, 2, HW, HW, 8), Inputs(vector=draw(B, 6, seed=1))
     made = {
-        remat: block(dataclasses.replace(base, remat=remat), PARTS)(8, TEMPORAL)
+        remat: block_type(dataclasses.replace(base, remat=remat), LAYERS)(8, TEMPORAL)
         for remat in ("none", "full", "dots")
     }
     params = random_params(made["none"], x, inputs)
@@ -313,7 +313,7 @@ def test_activations_are_pinned_where_rules_are_set(build):
 
     assert pins() == 0
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
-    rules = (("batch", "data"), *((axis, None) for axis in layers.AXES[1:]))
+    rules = (("batch", "data"), *((axis, None) for axis in layers.LOGICAL_AXES[1:]))
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         assert pins() >= 6 + 7  # after each residual block and each part
 
@@ -325,7 +325,7 @@ def test_a_system_brings_its_own_parts(draw):
         def __call__(self, x, inputs):
             return 2 * x
 
-    parts = FrozenDict({**PARTS, "louder": Louder})
+    parts = FrozenDict({**LAYERS, "louder": Louder})
     spec = dataclasses.replace(SPEC, levels=(LevelSpec(8, 1, ("louder",)),))
     check(spec, HW, HW, parts)
     z, inputs = draw(1, 2, HW, HW, 3), Inputs()

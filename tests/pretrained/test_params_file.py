@@ -68,7 +68,7 @@ def test_a_large_header_is_checked_in_no_time(tmp_path):
     path = tmp_path / "p.safetensors"
     path.write_bytes(raw(json.dumps(entries).encode()))
     started = time.process_time()
-    assert len(params.unique_names(path)) == 30_000
+    assert len(params.tensor_dtypes(path)) == 30_000
     assert time.process_time() - started < 2  # comparing all with all took minutes
 
 

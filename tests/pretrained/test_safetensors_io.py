@@ -18,7 +18,7 @@ from vdm_jax.pretrained import name_maps, safetensors_io
 BERT = Bert(BertSpec(48, 32, 2, 24, 40, 2, 3))
 INDEX = "model.safetensors.index.json"
 TABLE = (
-    (r"old\.(\d)\.weight", name_maps.TURNED + r"new_\1/kernel"),
+    (r"old\.(\d)\.weight", name_maps.TRANSPOSE + r"new_\1/kernel"),
     (r"old\.(\d)\.bias", r"new_\1/bias"),
     (r"again\.(\d)\.bias", r"new_\1/bias"),
     (r"buffer", None),
@@ -33,7 +33,7 @@ def like():
 
 def read(folder, dtype=jnp.float32):
     return safetensors_io.read(
-        safetensors_io.files(folder), like(), name_maps.BERT, dtype
+        safetensors_io.tensor_files(folder), like(), name_maps.BERT, dtype
     )
 
 
@@ -46,7 +46,7 @@ def change(path, **tensors):
 def test_shards_are_the_whole(tmp_path):
     write_folder(tmp_path / "whole", "bert")
     write_folder(tmp_path / "shards", "bert", shards=3)
-    assert len(safetensors_io.files(tmp_path / "shards")) == 3
+    assert len(safetensors_io.tensor_files(tmp_path / "shards")) == 3
     whole, shards = read(tmp_path / "whole"), read(tmp_path / "shards")
     assert jax.tree.structure(whole) == jax.tree.structure(like())
     jax.tree.map(np.testing.assert_array_equal, whole, shards)
@@ -110,7 +110,7 @@ def test_a_missing_shard_is_named(tmp_path):
     write_folder(tmp_path, "bert", shards=3)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="lacks model-00002-of-00003.*index.json names"):
-        safetensors_io.files(tmp_path)
+        safetensors_io.tensor_files(tmp_path)
 
 
 def test_shards_lie_in_the_folder(tmp_path):
@@ -120,7 +120,7 @@ def test_shards_lie_in_the_folder(tmp_path):
     index = tmp_path / "inside" / INDEX
     index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
     with pytest.raises(UserError, match="lacks model.safetensors"):
-        safetensors_io.files(tmp_path / "inside")
+        safetensors_io.tensor_files(tmp_path / "inside")
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_shards_lie_in_the_folder(tmp_path):
 def test_an_index_that_is_none_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(UserError, match="is no index of shards"):
-        safetensors_io.files(tmp_path)
+        safetensors_io.tensor_files(tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(X\x06\0\0\0exit 1tR.")
     with pytest.raises(UserError, match="neither .*pytorch_model.bin. is not read"):
-        safetensors_io.files(tmp_path)
+        safetensors_io.tensor_files(tmp_path)
 
 
 def test_half_a_file_is_refused(tmp_path):

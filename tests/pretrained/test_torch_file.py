@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained.record_torch_files import DATA, FORMATS, expected
-from vdm_jax.data.assets import EFFICIENTNET, install
+from vdm_jax.data.assets import EFFICIENTNET, install_command
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import torch_file
 
@@ -28,7 +28,7 @@ def test_what_torch_wrote_is_read(name):
 def test_the_weights_of_a_package_are_read():
     path = EFFICIENTNET.find()
     if path is None:
-        pytest.skip(f"missing weights; run: {install([EFFICIENTNET])}")
+        pytest.skip(f"missing weights; run: {install_command([EFFICIENTNET])}")
     found = torch_file.read(path)
     assert len(found) == 296 and sum(x.size for x in found.values()) == 4_694_073
     assert all(x.min() >= 0 for n, x in found.items() if n.endswith("running_var"))

@@ -28,14 +28,14 @@ def test_scalars_come_back_in_order_past_half_lines_and_repeats(tmp_path):
     lines = [json.dumps(row) for row in rows]
     text = "\n".join([*lines[:2], '{"step": 30, "tr', *lines[2:], "7", '{"step": 40'])
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = scalars.read_curve(tmp_path)
+    found = scalars.read_scalars(tmp_path)
     np.testing.assert_array_equal(found["train/loss"], [[10, 20], [0.5, 0.3]])
     np.testing.assert_array_equal(found["val/loss_-5_+0"], [[20], [0.9]])
 
 
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl is missing"):
-        scalars.read_curve(tmp_path)
+        scalars.read_scalars(tmp_path)
 
 
 def test_loss_lines_are_training_then_bands_of_noise():

@@ -27,14 +27,16 @@ def videos(n=4, f=5, h=16, w=16, c=3, seed=0):
 
 def sections(words="words"):
     return [
-        page.Films(words, [page.Film(words, videos()), page.Film("b", videos())], 8),
-        page.Pairs(
+        page.VideoGrids(
+            words, [page.VideoGrid(words, videos()), page.VideoGrid("b", videos())], 8
+        ),
+        page.NearestNeighbours(
             words, videos(3), videos(3), np.array([0.3, 0.0, 0.2]), 8, note=words
         ),
         page.Curve(words, [Line(words, np.arange(9.0), np.arange(9.0) + 1)], words),
         page.Table(words, ["", *[words] * 9], [[words] * 10] * 3, (1,), words),
         page.Commands(words, [f"python train.py --flag={words} " * 5], words),
-        page.Facts(words, {words: words}, words),
+        page.KeyValues(words, {words: words}, words),
     ]
 
 
@@ -105,7 +107,7 @@ def test_every_text_is_escaped():
 def test_pixels_of_a_film_are_those_of_the_videos(shape):
     n, f, h, w, c = shape
     film = videos(n, f, h, w, c)
-    text = page.Films("t", [page.Film("a", film, columns=3)], fps=8).body()
+    text = page.VideoGrids("t", [page.VideoGrid("a", film, columns=3)], fps=8).body()
     (image,) = Page(text).all("img")
     data = base64.b64decode(image["src"].partition(",")[2])
     strip = np.asarray(Image.open(io.BytesIO(data)))
@@ -129,14 +131,16 @@ def test_pixels_of_a_film_are_those_of_the_videos(shape):
 
 
 def test_a_film_longer_than_webp_allows_is_a_png():
-    text = page.Films("t", [page.Film("a", videos(4, 250, 16, 16))], fps=8).body()
+    text = page.VideoGrids(
+        "t", [page.VideoGrid("a", videos(4, 250, 16, 16))], fps=8
+    ).body()
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/png;")
 
 
 def test_films_of_large_videos_stay_small():
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 256, 256, 3), np.uint8)
-    text = page.Films("t", [page.Film("a", noise)], fps=8).body()
+    text = page.VideoGrids("t", [page.VideoGrid("a", noise)], fps=8).body()
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/webp;")
     assert len(text) < 4_000_000  # noise is the worst: film takes a fifth of it
@@ -144,11 +148,15 @@ def test_films_of_large_videos_stay_small():
 
 def test_pairs_come_nearest_first_with_the_sample_on_the_left():
     samples, nearest = videos(3, seed=1), videos(3, seed=2)
-    pairs = page.Pairs("t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8)
-    films = page.Films(
+    pairs = page.NearestNeighbours(
+        "t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8
+    )
+    films = page.VideoGrids(
         "t",
         [
-            page.Film(f"distance {d}", np.stack([samples[i], nearest[i]]), columns=2)
+            page.VideoGrid(
+                f"distance {d}", np.stack([samples[i], nearest[i]]), columns=2
+            )
             for i, d in ((1, "0.000"), (2, "0.200"), (0, "0.300"))
         ],
         fps=8,
@@ -157,15 +165,15 @@ def test_pairs_come_nearest_first_with_the_sample_on_the_left():
 
 
 def test_floats_are_refused():
-    film = page.Film("a", videos() / 255)
+    film = page.VideoGrid("a", videos() / 255)
     with pytest.raises(UserError, match="a film is uint8"):
-        page.Films("t", [film], fps=8).body()
+        page.VideoGrids("t", [film], fps=8).body()
 
 
 def test_write_replaces_an_older_page(tmp_path):
     path = tmp_path / "report" / "index.html"
     for title in ("one", "two"):
-        page.write(path, title=title, lead="", sections=[])
+        page.write(path, title=title, summary="", sections=[])
     assert "<h1>two</h1>" in path.read_text()
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
 
@@ -267,7 +275,7 @@ def test_browser_holds_still_for_who_prefers_it(browse, html_page):
 def test_browser_shows_one_frame_at_a_time(browse, tmp_path):
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     film = np.broadcast_to(colours[:, None, None], (4, 3, 16, 16, 3))
-    text = page.render("", "", [page.Films("", [page.Film("", film)], fps=8)])
+    text = page.render("", "", [page.VideoGrids("", [page.VideoGrid("", film)], fps=8)])
     browse(text, "--force-prefers-reduced-motion")
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     red, green, blue = ((shot == colour).all(-1).sum() for colour in colours)

@@ -13,7 +13,7 @@ ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
 def trained():
     """A model whose output is not zero: noise on its fresh parameters."""
     config = shapes.get_config("smoke").unlock()
-    config.data.update(attributes=ATTRIBUTES, mean=-0.3, variance=0.2)
+    config.data.update(label_vocabulary=ATTRIBUTES, mean=-0.3, variance=0.2)
     model = build.build_model(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(

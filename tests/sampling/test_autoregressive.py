@@ -14,10 +14,14 @@ QUICK = sampling.Settings(steps=3, batch_size=2)
 SAMPLERS = {
     "reconstruction": QUICK,
     "replacement, heun": sampling.Settings(
-        steps=3, sampler="heun", churn=5.0, reconstruction=0.0
+        steps=3, sampler="heun", s_churn=5.0, reconstruction_weight=0.0
     ),
     "replacement, corrected": sampling.Settings(
-        steps=3, sampler="ancestral", corrector=0.1, reconstruction=0.0, percentile=90.0
+        steps=3,
+        sampler="ancestral",
+        langevin_delta=0.1,
+        reconstruction_weight=0.0,
+        dynamic_threshold=90.0,
     ),
 }
 
@@ -34,7 +38,7 @@ def given(model, frames, places, seed=0):
     video, encoded = pixels(shape, seed)
     mask = np.zeros((*shape[:-1], 1), bool)
     mask[:, places] = True
-    return sampling.Known(np.where(mask, encoded, 0), mask), video[0, places]
+    return sampling.Observation(np.where(mask, encoded, 0), mask), video[0, places]
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
@@ -42,7 +46,9 @@ def test_given_frames_come_back_as_they_are(trained, name):
     model, params = trained
     known, frames = given(model, 12, slice(0, 4))
     settings = SAMPLERS[name]
-    videos = sampling.to_uint8(sampling.fill(model, params, 2, settings, known))
+    videos = sampling.to_uint8(
+        sampling.extend_in_blocks(model, params, 2, settings, known)
+    )
     assert videos.shape == (2, 12, *model.shape[1:])
     np.testing.assert_array_equal(videos[:, :4], np.stack([frames, frames]))
     assert (videos[0, 4:] != videos[1, 4:]).mean() > 0.5
@@ -53,7 +59,9 @@ def test_given_frames_come_back_as_they_are(trained, name):
 def test_frames_are_kept_wherever_they_are(trained, places, backward):
     model, params = trained
     known, frames = given(model, 19, places)
-    videos = sampling.fill(model, params, 2, QUICK, known, backward=backward)
+    videos = sampling.extend_in_blocks(
+        model, params, 2, QUICK, known, backward=backward
+    )
     np.testing.assert_array_equal(sampling.to_uint8(videos)[1, places], frames)
     assert np.abs(videos).max(axis=(0, 2, 3, 4)).min() > 0  # no frame left empty
 
@@ -70,7 +78,9 @@ def test_blocks_go_on_from_what_is_given(trained, monkeypatch, backward):
 
     monkeypatch.setattr(autoregressive, "sample", sample)
     known, _ = given(model, 16, [14, 15] if backward else [0, 1])
-    sampling.fill(model, params, 2, QUICK, known, overlap=3, backward=backward)
+    sampling.extend_in_blocks(
+        model, params, 2, QUICK, known, overlap_frames=3, backward=backward
+    )
     first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))
     assert seen == [each[::-1] if backward else each for each in (first, *others)]
 
@@ -80,8 +90,8 @@ def test_given_pixels_come_back_and_the_rest_is_painted(trained):
     shape = (1, *model.shape)
     video, encoded = pixels(shape)
     mask = np.random.default_rng(1).random((*shape[:-1], 1)) < 0.5
-    known = sampling.Known(encoded, mask)
-    made = sampling.to_uint8(sampling.fill(model, params, 2, QUICK, known))
+    known = sampling.Observation(encoded, mask)
+    made = sampling.to_uint8(sampling.extend_in_blocks(model, params, 2, QUICK, known))
     same = (made[1:] == video).all(-1, keepdims=True)
     assert same[mask].all() and same[~mask].mean() < 0.1
 
@@ -90,7 +100,7 @@ def test_of_nothing_given_one_block_is_a_plain_sample(trained):
     model, params = trained
     known, _ = given(model, model.shape[0], [])
     plain = sampling.sample(model, params, 2, QUICK, seed=3)
-    filled = sampling.fill(model, params, 2, QUICK, known, seed=3)
+    filled = sampling.extend_in_blocks(model, params, 2, QUICK, known, seed=3)
     np.testing.assert_array_equal(filled, plain)
 
 
@@ -100,7 +110,7 @@ def test_a_block_reads_what_the_one_before_it_left(trained):
     made = []
     for seed in (0, 1):
         known, _ = given(model, 16, slice(0, 8), seed)
-        made.append(sampling.fill(model, params, 2, QUICK, known))
+        made.append(sampling.extend_in_blocks(model, params, 2, QUICK, known))
     difference = np.abs(made[0] - made[1]).mean(axis=(0, 2, 3, 4))
     assert (difference[8:] > 1e-4).all()
 
@@ -109,8 +119,8 @@ def test_a_last_batch_is_filled_up_and_no_video_depends_on_it(trained):
     """Three videos in batches of two: the third has its own noise, as ever."""
     model, params = trained
     known, _ = given(model, 8, slice(0, 4))
-    three = sampling.fill(model, params, 3, QUICK, known)
-    two = sampling.fill(model, params, 2, QUICK, known)
+    three = sampling.extend_in_blocks(model, params, 3, QUICK, known)
+    two = sampling.extend_in_blocks(model, params, 2, QUICK, known)
     np.testing.assert_array_equal(three[:2], two)
     assert np.abs(three[2] - two).mean(axis=(1, 2, 3, 4)).min() > 1e-3
 
@@ -129,8 +139,8 @@ def test_windows_make_longer_and_larger_videos(trained):
     video, encoded = pixels((1, *size, 3))
     mask = np.zeros((1, *size, 1), bool)
     mask[:, [0, 11]] = True
-    known = sampling.Known(encoded, mask)
-    videos = sampling.sample(model, params, 2, QUICK, known=known, size=size)
+    known = sampling.Observation(encoded, mask)
+    videos = sampling.sample(model, params, 2, QUICK, observation=known, size=size)
     assert videos.shape == (2, *size, 3) and np.isfinite(videos).all()
     places = sampling.to_uint8(videos)[1, [0, 11]]
     np.testing.assert_array_equal(places, video[0, [0, 11]])
@@ -143,8 +153,8 @@ def test_a_small_version_pulls_at_the_video(trained):
     distance = []
     for w in (1e-9, 3.0):
         known = given(model, 12, [])[0]._replace(low=low)
-        settings = sampling.Settings(steps=8, reconstruction=w)
-        videos = sampling.fill(model, params, 2, settings, known)
+        settings = sampling.Settings(steps=8, reconstruction_weight=w)
+        videos = sampling.extend_in_blocks(model, params, 2, settings, known)
         means = videos.reshape(2, 12, 4, 4, 4, 4, 3).mean((3, 5))
         distance.append(np.abs(means - low).mean())
     assert distance[1] < 0.9 * distance[0]
@@ -156,7 +166,7 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
     away = np.array([[2, 0]], np.int32)
 
     def draw(w, **told):
-        settings = sampling.Settings(steps=3, guidance=w)
+        settings = sampling.Settings(steps=3, guidance_scale=w)
         return sampling.sample(model, params, 2, settings, labels=labels, **told)
 
     assert np.abs(draw(2.0) - draw(2.0, negative=away)).mean() > 1e-3
@@ -167,13 +177,15 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
 def test_inversion_is_what_ddim_takes_back(trained):
     model, params = trained
     labels = np.array([[0, 1], [1, 0]], np.int32)
-    plain = sampling.Settings(threshold=0.0)
+    plain = sampling.Settings(clip_x=0.0)
     videos = sampling.sample(model, params, 2, plain, labels=labels)
     errors = []
     for steps in (8, 32, 128):
-        settings = sampling.Settings(steps=steps, threshold=0.0)
+        settings = sampling.Settings(steps=steps, clip_x=0.0)
         z = sampling.invert(model, params, videos, settings, labels=labels)
-        again = sampling.sample(model, params, 2, settings, labels=labels, start=z)
+        again = sampling.sample(
+            model, params, 2, settings, labels=labels, initial_noise=z
+        )
         errors.append(np.sqrt(np.mean((again - videos) ** 2)))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
@@ -183,7 +195,7 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
     model, params = trained
 
     def programs():
-        return generate._chunk._cache_size(), generate._begin._cache_size()
+        return generate._run_steps._cache_size(), generate._init_carry._cache_size()
 
     def plain(seed=0, **settings):
         # A batch of its own, so that nothing is left from other tests.
@@ -193,7 +205,7 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
     def extended(places, frames, **settings):
         known, _ = given(model, frames, places)
         asked = sampling.Settings(**settings, batch_size=5)
-        sampling.fill(model, params, 5, asked, known)
+        sampling.extend_in_blocks(model, params, 5, asked, known)
 
     chunk, begin = programs()
     for steps in (2, 9, 20):
@@ -225,4 +237,6 @@ def test_a_small_version_needs_a_weight(trained):
     model, params = trained
     known = given(model, 8, [])[0]._replace(low=np.zeros((1, 8, 4, 4, 3)))
     with pytest.raises(UserError, match="a weight above 0"):
-        sampling.fill(model, params, 1, SAMPLERS["replacement, heun"], known)
+        sampling.extend_in_blocks(
+            model, params, 1, SAMPLERS["replacement, heun"], known
+        )

@@ -49,16 +49,18 @@ def test_first_counts_on(trained):
     labels = np.zeros((2, 2), np.int32)
     settings = sampling.Settings(steps=2, batch_size=1)
     both = sampling.sample(model, params, 2, settings, labels=labels)
-    second = sampling.sample(model, params, 1, settings, labels=labels[1:], first=1)
+    second = sampling.sample(
+        model, params, 1, settings, labels=labels[1:], first_index=1
+    )
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
 def test_one_program_serves_every_number_of_steps_and_every_weight(trained):
     draw(trained, steps=4, guidance=1.0)
-    before = generate._chunk._cache_size()
+    before = generate._run_steps._cache_size()
     for steps, guidance in ((2, 1.0), (20, 0.5), (7, 3.0)):
         draw(trained, steps=steps, guidance=guidance)
-    assert generate._chunk._cache_size() == before
+    assert generate._run_steps._cache_size() == before
 
 
 def test_progress_reaches_its_total(trained):
@@ -113,7 +115,7 @@ def test_guidance_needs_dropped_conditions(trained):
 
     never = dataclasses.replace(model, label_drop=0.0)
     with pytest.raises(UserError, match="sometimes dropped"):
-        sampling.sample(never, params, 1, sampling.Settings(guidance=1.0))
+        sampling.sample(never, params, 1, sampling.Settings(guidance_scale=1.0))
 
 
 def test_uint8_is_the_inverse_of_encode(trained):

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from vdm_jax import sampling
-from vdm_jax.conditions.low_resolution import Stage
+from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import Known, Settings
+from vdm_jax.sampling import Observation, Settings
 
 SHAPE = (4, 8, 8, 2)
 HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
-PARAMS = {"network": {}, "conditioner": {}}
+PARAMS = {"network": {}, "conditioning_encoder": {}}
 
 
 class Silent:
-    """A network, or a conditioner, whose answer is 0."""
+    """A network, or a conditioning encoder, whose answer is 0."""
 
     def apply(self, params, first, *more, **how):
         return jnp.zeros_like(first)
@@ -39,7 +39,7 @@ def gaussian(mean=0.1, variance=0.01, stage=None):
         SHAPE,
         mean=mean,
         variance=variance,
-        stage=stage,
+        low_resolution=stage,
     )
 
 
@@ -49,9 +49,9 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
     model, (h, w) = gaussian(), size
     rng = np.random.default_rng(0)
     low = rng.uniform(-0.2, 0.2, (2, SHAPE[0], h, w, SHAPE[3]))
-    known = Known(np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool), low)
+    known = Observation(np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool), low)
     settings = Settings(
-        steps=16, threshold=0.0, reconstruction=1.0, reconstruction_schedule="exact"
+        steps=16, clip_x=0.0, reconstruction_weight=1.0, reconstruction_schedule="exact"
     )
 
     def parts(**asked):
@@ -66,7 +66,7 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
 
 
 class Share:
-    """A conditioner: a share by the label, a fifth where it is not kept."""
+    """A conditioning encoder: a share by the label, a fifth where it is not kept."""
 
     def apply(self, params, logsnr, frames, cond):
         share = 0.5 + 0.1 * cond["label"][:, 0]
@@ -85,7 +85,7 @@ def linear():
     return dataclasses.replace(
         gaussian(0.0, 1.0),
         network=Linear(),
-        conditioner=Share(),
+        conditioning_encoder=Share(),
         schedule=schedules.Cosine(logsnr_min=0.0),
         output="x",
         attributes=(("a", "b"),),
@@ -96,13 +96,15 @@ def linear():
 def test_guidance_is_away_from_each_video_s_own_negative_label():
     z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
-    settings = Settings(steps=1, guidance=2.0, batch_size=2)
+    settings = Settings(steps=1, guidance_scale=2.0, batch_size=2)
     told = {"labels": labels, "start": z}
     made = sampling.sample(linear(), PARAMS, 3, settings, **told)
     share = 0.5 + 0.1 * labels
     expected = (3 * share - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
-    made = sampling.sample(linear(), PARAMS, 3, settings, **told, negative=negative)
+    made = sampling.sample(
+        linear(), PARAMS, 3, settings, **told, negative_labels=negative
+    )
     expected = (3 * share - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
@@ -112,11 +114,13 @@ def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
     rng = np.random.default_rng(0)
     z, video = rng.normal(size=(2, 2, *SHAPE))
     low = rng.uniform(-1, 1, (2, SHAPE[0], 4, 4, SHAPE[3]))
-    known = Known(np.clip(video, -1, 1), HALF, low)
-    settings = Settings(steps=1, guidance=2.0, reconstruction=3.0, threshold=0.6)
+    known = Observation(np.clip(video, -1, 1), HALF, low)
+    settings = Settings(
+        steps=1, guidance_scale=2.0, reconstruction_weight=3.0, clip_x=0.6
+    )
     labels = np.zeros((2, 1), np.int32)
     made = sampling.sample(
-        linear(), PARAMS, 2, settings, labels=labels, known=known, start=z
+        linear(), PARAMS, 2, settings, labels=labels, observation=known, initial_noise=z
     )
 
     def means(x):
@@ -134,13 +138,13 @@ def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
 
 
 class Given:
-    """A conditioner, and a network: the video that a stage is given, how noisy it is.
+    """A conditioning encoder, and a network: the video that a stage is given, how noisy it is.
 
     The first channel is the video's, the second says the level.
     """
 
     def apply(self, params, first, second, *more, **how):
-        if not isinstance(second, int):  # the network: z and what the conditioner said
+        if not isinstance(second, int):  # the network: z and what the encoder returned
             return second
         video, level = more[0]["low"], more[0]["low_logsnr"]
         level = jnp.broadcast_to(level.reshape(-1, 1, 1, 1, 1), video[..., :1].shape)
@@ -151,15 +155,15 @@ class Given:
 def test_a_stage_is_given_the_noise_that_it_is_told_of(snr):
     told = Given()
     model = dataclasses.replace(
-        gaussian(0.0, 1.0, Stage("ssr", 2, SHAPE)),
+        gaussian(0.0, 1.0, LowResolution("ssr", 2, SHAPE)),
         network=told,
-        conditioner=told,
+        conditioning_encoder=told,
         output="x",
     )
     own = np.linspace(-0.4, 0.4, 5, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     low = np.broadcast_to(own, (5, SHAPE[0], 4, 4, SHAPE[3]))
-    settings = Settings(steps=1, snr=snr, threshold=0.0, batch_size=2)
-    made = sampling.sample(model, PARAMS, 5, settings, low=low)
+    settings = Settings(steps=1, augmentation_snr=snr, clip_x=0.0, batch_size=2)
+    made = sampling.sample(model, PARAMS, 5, settings, low_res=low)
     alpha2 = snr / (1 + snr)
     np.testing.assert_allclose(20 * made[..., 1], np.log(snr), rtol=1e-4)
     noise = made[..., 0] - np.sqrt(alpha2) * own[..., 0]
@@ -181,7 +185,7 @@ def draws(monkeypatch):
     return seen
 
 
-GIVEN = Known(np.zeros((1, *SHAPE)), HALF)
+GIVEN = Observation(np.zeros((1, *SHAPE)), HALF)
 LOW = {"low": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
 STEPS = 3
 
@@ -199,8 +203,10 @@ STEPS = 3
 )
 def test_no_noise_is_drawn_twice(draws, settings, asked, count):
     """Neither within a video, nor by other videos, seeds, stages or blocks."""
-    model = gaussian(stage=Stage("ssr", 2, SHAPE) if "low" in asked else None)
-    settings = Settings(steps=STEPS, reconstruction=0.0, batch_size=2, **settings)
+    model = gaussian(stage=LowResolution("ssr", 2, SHAPE) if "low" in asked else None)
+    settings = Settings(
+        steps=STEPS, reconstruction_weight=0.0, batch_size=2, **settings
+    )
     each = {}, {"seed": 1}, {"stage": 1}, {"block": 1}, {"first": 2}
     for which in each:
         sampling.sample(model, PARAMS, 2, settings, **asked, **which)
@@ -210,12 +216,12 @@ def test_no_noise_is_drawn_twice(draws, settings, asked, count):
 
 
 def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
-    known = Known(np.zeros((1, 10, *SHAPE[1:])), np.zeros((1, 10, 1, 1, 1), bool))
+    known = Observation(np.zeros((1, 10, *SHAPE[1:])), np.zeros((1, 10, 1, 1, 1), bool))
     settings = Settings(steps=STEPS, sampler="ancestral", batch_size=2)
     model = gaussian()
     for backward in (False, True):
         draws.clear()
-        sampling.fill(model, PARAMS, 2, settings, known, backward=backward)
+        sampling.extend_in_blocks(model, PARAMS, 2, settings, known, backward=backward)
         jax.effects_barrier()
         assert len({noise.tobytes() for noise in draws}) == len(draws)
         assert len(draws) == 2 * (1 + STEPS + 3 * (1 + 2 * STEPS))

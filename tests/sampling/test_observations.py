@@ -12,7 +12,7 @@ from PIL import Image
 from vdm_jax import sampling, video_io
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import observations
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 RATE = 8.0
 
@@ -31,7 +31,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def wanted(trained):
-    return observations.Wanted(trained[0], RATE)
+    return observations.OutputSpec(trained[0], RATE)
 
 
 def greys(known):
@@ -41,7 +41,7 @@ def greys(known):
 
 
 def longer(wanted, frames, tiles=(1, 1)):
-    return observations.Wanted(wanted.model, wanted.fps, frames, tiles)
+    return observations.OutputSpec(wanted.model, wanted.fps, frames, tiles)
 
 
 def test_extend_takes_the_first_frames_at_the_model_s_rate(wanted, clip):
@@ -63,13 +63,13 @@ def test_extend_backward_puts_them_at_the_end(wanted, clip):
 
 
 def test_between_spreads_frames_and_keeps_their_distance_in_time(wanted, clip):
-    known, note = observations.between(wanted, clip)
+    known, note = observations.interpolate(wanted, clip)
     assert greys(known)[1] == [0, 7]
-    known, note = observations.between(longer(wanted, 9), clip, 5)
+    known, note = observations.interpolate(longer(wanted, 9), clip, 5)
     grey, places = greys(known)
     assert places == [0, 2, 4, 6, 8]
     np.testing.assert_allclose(grey, [0, 40, 80, 120, 160], atol=2)  # a quarter second
-    every = greys(observations.between(longer(wanted, 12), clip)[0])[1]
+    every = greys(observations.interpolate(longer(wanted, 12), clip)[0])[1]
     assert every == [0, 6, 11]
 
 
@@ -102,25 +102,27 @@ def test_white_of_the_mask_is_painted(wanted, clip, tmp_path):
 
 def test_upscale_keeps_the_small_clip_as_area_means(wanted, clip, tmp_path):
     known, note = observations.upscale(wanted, clip, 4)
-    assert known.low.shape == (1, 8, 4, 4, 3) and not known.mask.any()
-    np.testing.assert_allclose(known.low.mean((0, 2, 3, 4)) * 127.5 + 127.5,
+    assert known.low_res.shape == (1, 8, 4, 4, 3) and not known.mask.any()
+    np.testing.assert_allclose(known.low_res.mean((0, 2, 3, 4)) * 127.5 + 127.5,
                                20 * np.arange(8), atol=2)  # fmt: skip
     assert (note["low"], note["output"]) == ("4x4", "16x16")
     small = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 10, 3), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", videos=small)
     known, _ = observations.upscale(wanted, str(tmp_path / "small.npz"))
-    np.testing.assert_array_equal(sampling.to_uint8(known.low[0]), small[0, :, :, 1:9])
+    np.testing.assert_array_equal(
+        sampling.to_uint8(known.low_res[0]), small[0, :, :, 1:9]
+    )
     known, _ = observations.upscale(wanted, str(tmp_path / "small.npz"), 4)
-    assert known.low.shape == (1, 8, 4, 4, 3)
+    assert known.low_res.shape == (1, 8, 4, 4, 3)
     known, _ = observations.upscale(
         longer(wanted, 8, (3, 2)), str(tmp_path / "small.npz")
     )
-    assert known.video.shape[2:4] == (48, 32) and known.low.shape[2:4] == (8, 5)
+    assert known.video.shape[2:4] == (48, 32) and known.low_res.shape[2:4] == (8, 5)
 
 
 def test_grey_models_get_grey_clips(wanted, clip, trained):
     model = dataclasses.replace(trained[0], shape=(8, 16, 16, 1))
-    known, _ = observations.extend(observations.Wanted(model, RATE), clip)
+    known, _ = observations.extend(observations.OutputSpec(model, RATE), clip)
     assert known.video.shape[-1] == 1
     np.testing.assert_allclose(greys(known)[0], [0, 20, 40, 60], atol=2)
 
@@ -140,9 +142,9 @@ def mask_file(folder, height, width, value=255):
             "fewer than the output",
         ),
         (lambda w, c, d: observations.extend(longer(w, 4), c), "at least 8"),
-        (lambda w, c, d: observations.between(w, c, 1), "at least 2"),
-        (lambda w, c, d: observations.between(w, c, 9), "fewer than the output"),
-        (lambda w, c, d: observations.between(longer(w, 64), c, 60), "too short"),
+        (lambda w, c, d: observations.interpolate(w, c, 1), "at least 2"),
+        (lambda w, c, d: observations.interpolate(w, c, 9), "fewer than the output"),
+        (lambda w, c, d: observations.interpolate(longer(w, 64), c, 60), "too short"),
         (lambda w, c, d: observations.inpaint(longer(w, 16), c, ""), "--mask=FILE"),
         (lambda w, c, d: observations.inpaint(longer(w, 40), c, "x.png"), "too short"),
         (
@@ -190,7 +192,7 @@ def test_between_takes_the_frames_at_their_own_places(wanted, tmp_path):
     path = str(tmp_path / "samples.npz")
     video = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 16, 3), np.uint8)
     np.savez(path, videos=video)
-    known, note = observations.between(longer(wanted, 16), path, 3)
+    known, note = observations.interpolate(longer(wanted, 16), path, 3)
     assert note["places"] == note["frames_of_clip"] == [0, 8, 15]
     made = sampling.to_uint8(known.video[0, [0, 8, 15]])
     np.testing.assert_array_equal(made, video[0, [0, 8, 15]])
@@ -228,7 +230,7 @@ def test_a_broken_npz_is_one_line(wanted, tmp_path, what):
 
 def test_a_video_larger_than_memory_is_refused(wanted):
     with pytest.raises(UserError, match="GiB of memory needed"):
-        observations.nothing(longer(wanted, 10**9))
+        observations.no_observation(longer(wanted, 10**9))
 
 
 def test_a_mask_that_is_a_pipe_is_not_waited_for(wanted, clip, tmp_path):
@@ -255,6 +257,6 @@ def test_a_clip_is_a_file_whatever_its_name(wanted, clip, tmp_path, monkeypatch)
 
 
 def test_a_clip_that_crashes_the_decoder_ends_in_one_line(wanted, clip, monkeypatch):
-    monkeypatch.setattr(observations, "GUARD", Guard(memory=150 << 20))
+    monkeypatch.setattr(observations, "GUARD", SandboxedDecoder(memory=150 << 20))
     with pytest.raises(UserError, match="decod"):
         observations.extend(wanted, clip)

@@ -15,14 +15,14 @@ LOGSNR = np.array([-8.0, -2.0, 0.0, 2.0, 8.0])
 
 
 def weights(schedule, w=5.0, frames=3):
-    settings = sampling.Settings(guidance=w, guidance_schedule=schedule)
-    return asked.guidance_weights(settings, LOGSNR, frames)
+    settings = sampling.Settings(guidance_scale=w, guidance_schedule=schedule)
+    return asked.guidance_scales(settings, LOGSNR, frames)
 
 
 def test_the_config_has_every_setting_and_the_defaults_are_fields():
     names = {field.name for field in dataclasses.fields(sampling.Settings)}
     assert set(base().sample) == names | {"num", "label"}
-    read = sampling.Settings.of({"steps": 7, "num": 3, "label": ""})
+    read = sampling.Settings.from_config({"steps": 7, "num": 3, "label": ""})
     assert read == sampling.Settings(steps=7)
 
 
@@ -51,7 +51,7 @@ def test_weights_by_the_frame():
 
 
 def test_reconstruction_weights():
-    settings = sampling.Settings(reconstruction=2.0)
+    settings = sampling.Settings(reconstruction_weight=2.0)
     assert asked.reconstruction_weight(settings, 0.25) == (2.0, 0.0)
     exact = dataclasses.replace(settings, reconstruction_schedule="exact")
     assert asked.reconstruction_weight(exact, 0.25) == (2.0, 8.0)
@@ -86,39 +86,39 @@ def test_reconstruction_weights():
 )
 def test_settings_out_of_range_are_one_line(trained, change, message):
     with pytest.raises(UserError) as refusal:
-        sampling.check(trained[0], 1, 0, sampling.Settings(**change))
+        sampling.check_settings(trained[0], 1, 0, sampling.Settings(**change))
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_an_eps_output_needs_a_bound_where_no_signal_is_left(trained):
     model = dataclasses.replace(trained[0], output="eps")
-    unbound = sampling.Settings(threshold=0.0)
+    unbound = sampling.Settings(clip_x=0.0)
     with pytest.raises(UserError, match="eps output that starts at logsnr=-20"):
-        sampling.check(model, 1, 0, unbound)
+        sampling.check_settings(model, 1, 0, unbound)
     for allowed in (
         sampling.Settings(),
         dataclasses.replace(unbound, percentile=99.5),
         dataclasses.replace(unbound, schedule="karras"),
     ):
-        sampling.check(model, 1, 0, allowed)
-    sampling.check(trained[0], 1, 0, unbound)  # v says all of it
+        sampling.check_settings(model, 1, 0, allowed)
+    sampling.check_settings(trained[0], 1, 0, unbound)  # v says all of it
 
 
 @pytest.mark.parametrize("sampler", ["dpm", "heun"])
 def test_second_order_steps_on_karras_levels_unless_told(trained, sampler):
     model = trained[0]
     settings = sampling.Settings(sampler=sampler)
-    assert asked.make_schedule(model, settings).times(2)[-1] == 0
+    assert asked.make_schedule(model, settings).sampling_times(2)[-1] == 0
     own = dataclasses.replace(settings, schedule="cosine")
-    assert asked.make_schedule(model, own).times(2)[-1] == 0.5
+    assert asked.make_schedule(model, own).sampling_times(2)[-1] == 0.5
     assert asked.make_schedule(model, sampling.Settings()) is model.schedule
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
-    narrow = schedules.Cosine(-6.0, 7.0, shift=-1.0)
+    narrow = schedules.Cosine(-6.0, 7.0, logsnr_shift=-1.0)
     model = dataclasses.replace(trained[0], schedule=narrow)
-    made = asked.make_schedule(model, sampling.Settings(schedule=name))
+    made = asked.make_schedule(model, sampling.Settings(sampling_schedule=name))
     low, high = schedules.logsnr_range(made)
     assert -6.001 < low < high < 7.001
     assert getattr(made, "shift", -1.0) == -1.0
@@ -130,5 +130,10 @@ def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
 @pytest.mark.parametrize("value", ["8", None, [8], {"a": 1}, 8.5])
 def test_a_config_whose_values_are_of_another_type_is_refused(value):
     with pytest.raises(UserError, match=r"sample\.steps"):
-        asked.Settings.of({"steps": value})
-    assert asked.Settings.of({"guidance": 1, "reconstruction": None}).guidance == 1
+        asked.Settings.from_config({"steps": value})
+    assert (
+        asked.Settings.from_config(
+            {"guidance": 1, "reconstruction": None}
+        ).guidance_scale
+        == 1
+    )

@@ -9,7 +9,7 @@ from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
 from vdm_jax import sampling
 from vdm_jax.diffusion import guidance, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Known, Settings, generate, stability
+from vdm_jax.sampling import Observation, Settings, generate, stability
 
 NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
 FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
@@ -25,39 +25,39 @@ def low_of(n, deviation):
 @pytest.mark.parametrize("means, weight", [(True, 1.0), (False, 9.0)])
 def test_the_weight_follows_what_is_observed(means, weight):
     """As a library as on the command line; a weight that is asked for stays."""
-    known = Known(*NOTHING, low_of(2, 0.1)) if means else Known(*FRAMES)
+    known = Observation(*NOTHING, low_of(2, 0.1)) if means else Observation(*FRAMES)
     settings = Settings(steps=4)
-    found = sampling.observing(gaussian(), settings, known)
+    found = sampling.with_reconstruction_weight(gaussian(), settings, known)
     assert found == dataclasses.replace(settings, reconstruction=weight)
-    assert sampling.observing(gaussian(), found, known) == found
+    assert sampling.with_reconstruction_weight(gaussian(), found, known) == found
     asked = dataclasses.replace(settings, reconstruction=1.5)
-    assert sampling.observing(gaussian(), asked, known) == asked
+    assert sampling.with_reconstruction_weight(gaussian(), asked, known) == asked
 
 
 def test_a_library_s_default_meets_the_area_means():
-    known, made = Known(*NOTHING, low_of(2, 0.1)), []
+    known, made = Observation(*NOTHING, low_of(2, 0.1)), []
     for weight in (None, 1.0, 1.5):
-        settings = Settings(steps=4, reconstruction=weight)
-        made.append(sampling.sample(gaussian(), PARAMS, 2, settings, known=known))
+        settings = Settings(steps=4, reconstruction_weight=weight)
+        made.append(sampling.sample(gaussian(), PARAMS, 2, settings, observation=known))
     np.testing.assert_array_equal(made[0], made[1])
     assert (made[0] != made[2]).any()
 
 
 @pytest.mark.parametrize("weight", [4.5, 9.0, 50.0])
 def test_a_weight_that_diverges_is_named_with_one_that_does_not(weight):
-    known, model = Known(*NOTHING, low_of(2, 0.1)), gaussian(variance=0.2)
-    settings = Settings(steps=64, sampler="ancestral", reconstruction=weight)
+    known, model = Observation(*NOTHING, low_of(2, 0.1)), gaussian(variance=0.2)
+    settings = Settings(steps=64, sampler="ancestral", reconstruction_weight=weight)
     with pytest.raises(UserError) as refusal:
-        sampling.sample(model, PARAMS, 2, settings, known=known)
+        sampling.sample(model, PARAMS, 2, settings, observation=known)
     line = str(refusal.value)
     assert line.startswith(f"reconstruction={weight:g} diverges for a small version")
     assert "64 steps of ancestral" in line and "\n" not in line
     most = float(line.split("guidance: ")[1].split(" at most")[0])
     assert 2 < most < 4.5
     allowed = dataclasses.replace(settings, reconstruction=most - 0.1)
-    assert sampling.observing(model, allowed, known) == allowed
-    given = Known(*FRAMES)  # replaced, so they bear it
-    assert sampling.observing(model, settings, given) == settings
+    assert sampling.with_reconstruction_weight(model, allowed, known) == allowed
+    given = Observation(*FRAMES)  # replaced, so they bear it
+    assert sampling.with_reconstruction_weight(model, settings, given) == settings
 
 
 def test_area_means_of_given_pixels_bear_more():
@@ -65,19 +65,27 @@ def test_area_means_of_given_pixels_bear_more():
     (video, mask), low = NOTHING, low_of(1, 0.1)
     mask = mask.copy()
     mask[:, :, ::2] = mask[:, :, :, ::2] = True
-    settings = Settings(steps=16, sampler="ancestral", reconstruction=8.0)
-    assert sampling.observing(gaussian(), settings, Known(video, mask, low))
+    settings = Settings(steps=16, sampler="ancestral", reconstruction_weight=8.0)
+    assert sampling.with_reconstruction_weight(
+        gaussian(), settings, Observation(video, mask, low)
+    )
     with pytest.raises(UserError, match="diverges"):
-        sampling.observing(gaussian(), settings, Known(video, ~mask, low))
+        sampling.with_reconstruction_weight(
+            gaussian(), settings, Observation(video, ~mask, low)
+        )
     mask[:] = True
     settings = dataclasses.replace(settings, reconstruction=1e4)
-    assert sampling.observing(gaussian(), settings, Known(video, mask, low))
+    assert sampling.with_reconstruction_weight(
+        gaussian(), settings, Observation(video, mask, low)
+    )
 
 
 def test_area_means_need_a_weight():
-    settings = Settings(steps=2, reconstruction=0.0)
+    settings = Settings(steps=2, reconstruction_weight=0.0)
     with pytest.raises(UserError, match="a weight above 0"):
-        sampling.observing(gaussian(), settings, Known(*NOTHING, low_of(1, 0.1)))
+        sampling.with_reconstruction_weight(
+            gaussian(), settings, Observation(*NOTHING, low_of(1, 0.1))
+        )
 
 
 @pytest.mark.parametrize(
@@ -94,18 +102,18 @@ def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, asked, x64):
     monkeypatch.setattr(generate.np, "clip", lambda x, low, high: x)
     model, deviation = gaussian(0.0, 0.04), 0.2
     low = low_of(8, deviation)
-    settings = Settings(threshold=0.0, **asked)
+    settings = Settings(clip_x=0.0, **asked)
     sampler = generate.make_sampler(settings)
     table = sampler.table(generate.make_schedule(model, settings), settings.steps)
     exact = settings.reconstruction_schedule == "exact"
-    weights = guidance.growing(20.0, 20.0 / 0.04 * exact)
-    limit = 20 * stability.largest(sampler, table, weights, 0.04)
+    weights = guidance.snr_dependent_weight(20.0, 20.0 / 0.04 * exact)
+    limit = 20 * stability.largest_stable_fraction(sampler, table, weights, 0.04)
     assert 1 < limit < 5
 
     def ends(weight):
         each = dataclasses.replace(settings, reconstruction=weight)
         made = sampling.sample(
-            model, PARAMS, 8, each, known=Known(*NOTHING, low)
+            model, PARAMS, 8, each, observation=Observation(*NOTHING, low)
         ).reshape(8, SHAPE[0], 4, 2, 4, 2, SHAPE[3])
         return np.std(made.mean((3, 5)) - low) / np.std(low)
 
@@ -117,14 +125,16 @@ def test_where_a_mean_ends_is_a_sum_of_what_is_drawn():
     """DDIM in one step is the prediction itself: a known start, one error."""
     sampler, schedule = samplers.ddim(), schedules.Cosine(-2.0, 8.0)
     table = sampler.table(schedule, 1)
-    step = schedules.step_at(schedule, np.ones(()))
+    step = schedules.noise_level(schedule, np.ones(()))
     variance, weight = 0.3, 1.7
     spread = step.alpha**2 * variance + step.sigma**2
     gain = step.alpha * variance / spread
     pull = weight * step.alpha * gain
     x = np.hypot(gain, step.sigma * np.sqrt(variance / spread))
     expected = abs(1 - pull) * np.hypot(x, np.sqrt(variance))
-    found = stability.off(sampler, table, guidance.growing(weight, 0.0), variance)
+    found = stability.final_rms_error(
+        sampler, table, guidance.snr_dependent_weight(weight, 0.0), variance
+    )
     assert found == pytest.approx(expected, rel=1e-12)
-    harmless = guidance.growing(0.5, 0.0)
-    assert stability.largest(sampler, table, harmless, variance) == 1
+    harmless = guidance.snr_dependent_weight(0.5, 0.0)
+    assert stability.largest_stable_fraction(sampler, table, harmless, variance) == 1

@@ -18,12 +18,12 @@ WORDS = 5
 def config_of(kind, **stage):
     config = shapes.get_config("smoke").unlock()
     config.video.update(frames=4, height=8, width=8)
-    config.data.update(attributes=(), mean=-0.3, variance=0.2)
-    config.stage.update(kind=kind, factor=2, noise=(0.0, 0.5), **stage)
-    config.conditioning.update(text_width=6, text_drop=0.1)
+    config.data.update(label_vocabulary=(), mean=-0.3, variance=0.2)
+    config.stage.update(kind=kind, factor=2, augmentation_time=(0.0, 0.5), **stage)
+    config.conditioning.update(text_dim=6, text_dropout=0.1)
     mixing = ("temporal_conv", "cross_attention")
     config.network.update(
-        levels=(dict(channels=8, blocks=1, mixing=mixing),), middle=(), head_dim=4
+        levels=(dict(channels=8, blocks=1, layers=mixing),), mid_layers=(), head_dim=4
     )
     return config
 
@@ -41,10 +41,12 @@ def stage(request):
 
 def told(model, num=3, seed=0):
     rng = np.random.default_rng(seed)
-    low = rng.uniform(-1, 1, (num, *model.stage.given)).astype(np.float32)
+    low = rng.uniform(-1, 1, (num, *model.low_resolution.input_shape)).astype(
+        np.float32
+    )
     tokens = rng.normal(size=(num, WORDS, 6)).astype(np.float32)
     mask = np.arange(WORDS) < np.arange(1, num + 1)[:, None]
-    return {"low": low, "text": sampling.Text(tokens, mask)}
+    return {"low": low, "text": sampling.TextEmbeddings(tokens, mask)}
 
 
 def draw(stage, more, num=3, **settings):
@@ -75,14 +77,16 @@ def test_masked_tokens_are_not_read(stage):
     more = told(stage[0])
     tokens, mask = more["text"]
     junk = np.where(mask[..., None], tokens, 1e3).astype(np.float32)
-    same = draw(stage, more | {"text": sampling.Text(junk, mask)})
+    same = draw(stage, more | {"text": sampling.TextEmbeddings(junk, mask)})
     np.testing.assert_allclose(same, draw(stage, more), atol=1e-5)
 
 
 def test_both_branches_of_guidance_see_the_same_video(stage):
     """Guidance between equal texts, none, is no guidance: what is given is shared."""
     more = told(stage[0])
-    nothing = sampling.Text(more["text"].tokens, np.zeros_like(more["text"].mask))
+    nothing = sampling.TextEmbeddings(
+        more["text"].tokens, np.zeros_like(more["text"].mask)
+    )
     plain = draw(stage, more | {"text": nothing}, guidance=0.0)
     guided = draw(
         stage, more | {"text": nothing, "negative_text": nothing}, guidance=5.0
@@ -96,11 +100,13 @@ def test_training_and_sampling_tell_the_same(stage):
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (2, *model.shape), np.uint8)
     text = {"text": jnp.ones((2, 1, 6)), "text_mask": jnp.ones((2, 1), bool)}
-    x, cond = model.example({"video": video, **text}, jax.random.key(0))
-    low = model.stage.down(model.encode(video))
-    assert low.shape[1:] == model.stage.given
+    x, cond = model.prepare_batch({"video": video, **text}, jax.random.key(0))
+    low = model.low_resolution.downsample(model.encode(video))
+    assert low.shape[1:] == model.low_resolution.input_shape
     t = np.arctan(np.exp(-np.asarray(cond["low_logsnr"]) / 2)) / (np.pi / 2)
-    clear = model.stage.conditions(low, jnp.asarray(t), jnp.zeros(x.shape))["low"]
+    clear = model.low_resolution.conditions(low, jnp.asarray(t), jnp.zeros(x.shape))[
+        "low"
+    ]
     assert clear.shape == cond["low"].shape
     noise = np.asarray(cond["low"] - clear)[..., :3]
     sigma = np.sin(np.pi / 2 * t)
@@ -180,7 +186,7 @@ def test_tiles_of_the_crops_size():
 def test_calls_of_the_network(settings, calls):
     model = build.build_model(config_of("ssr", crop=(4, 4)))
     asked = sampling.Settings(**{"steps": 4, "guidance": 1.0, **settings})
-    assert sampling.calls(model, asked) == calls
+    assert sampling.nfe(model, asked) == calls
 
 
 def test_a_stage_is_not_inverted(stage):
@@ -191,7 +197,7 @@ def test_a_stage_is_not_inverted(stage):
 def test_a_base_model_takes_no_video(trained):
     model, params = trained
     with pytest.raises(UserError, match="no stage that takes one"):
-        sampling.sample(model, params, 1, low=np.zeros((1, 4, 8, 8, 3)))
+        sampling.sample(model, params, 1, low_res=np.zeros((1, 4, 8, 8, 3)))
 
 
 @pytest.mark.parametrize(
@@ -200,8 +206,8 @@ def test_a_base_model_takes_no_video(trained):
         ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
         ({"factor": 1}, "stage.factor=1: 2 or more"),
         ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
-        ({"fill": "blank"}, "stage.fill='blank' is of stage.kind='tsr'"),
-        ({"fill": "zeros"}, "stage.fill='zeros': one of repeat, blank"),
+        ({"fill": "blank"}, "stage.temporal_fill='blank' is of stage.kind='tsr'"),
+        ({"fill": "zeros"}, "stage.temporal_fill='zeros': one of repeat, blank"),
         ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),
         ({"noise": (0.5,)}, "two times from 0 to 1, in order"),
         ({"crop": (4,)}, "(height, width), or () for none"),
@@ -211,7 +217,7 @@ def test_a_base_model_takes_no_video(trained):
 )
 def test_a_stage_that_cannot_be_is_refused(changes, message):
     config = config_of("tsr" if changes.get("factor") == 3 else "ssr")
-    config.network.patch = changes.get("patch", 2)
+    config.network.patch_size = changes.get("patch", 2)
     config.stage.update({k: v for k, v in changes.items() if k != "patch"})
     with pytest.raises(UserError) as error:
         build.build_model(config)
@@ -227,7 +233,7 @@ def test_text_is_dropped_whatever_the_noise(stage):
         "text": jnp.zeros((n, 1, 6)),
         "text_mask": jnp.ones((n, 1), bool),
     }
-    _, cond = jax.jit(model.example)(batch, jax.random.key(0))
+    _, cond = jax.jit(model.prepare_batch)(batch, jax.random.key(0))
     kept, noise = np.asarray(cond["keep"]["text"]), np.asarray(cond["low_logsnr"])
     assert 0.05 < 1 - kept.mean() < 0.17
     rank = noise.argsort().argsort() / n

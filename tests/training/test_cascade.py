@@ -27,17 +27,17 @@ STAGES = ("base", "tsr1")
 
 def get_config(variant):
     config = cascade_small.get_config("smoke").unlock()
-    config.data.embeddings = {embeddings!r}
+    config.data.text_embeddings_dir = {embeddings!r}
     config.conditioning.update(text_width=6, text_drop=0.1)
     config.sample.update(steps=2, guidance=1.0)
     config.video.frames = 4 if variant == "base" else 8
     config.data.stride = 2 if variant == "base" else 1
     config.stage.update(kind="tsr")
     if variant == "base":
-        config.stage.update(kind="base", factor=1, noise=(0.0, 1.0))
+        config.stage.update(kind="base", factor=1, augmentation_time=(0.0, 1.0))
     mixing = ("temporal_conv", "cross_attention")
     config.network.levels = (dict(channels=8, blocks=1, mixing=mixing),)
-    config.network.middle = ()
+    config.network.mid_layers = ()
     return config.lock()
 """
 
@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
 )
 def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
     texts = [dict(encoder=name, encoder_sha256=sha) for name, sha in made]
-    assert encoders.one_encoder(texts) == one
+    assert encoders.same_text_encoder(texts) == one
 
 
 @pytest.mark.parametrize(
@@ -88,27 +88,27 @@ def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
 )
 def test_fields_of_a_stage_without_one_are_refused(changes):
     config = cascade_small.get_config("base").unlock()
-    checks.check(config)
+    checks.check_config(config)
     config.stage.update(changes)
     (name,) = changes
     with pytest.raises(UserError, match=f"stage.{name}=.*'base', which is given no"):
-        checks.check(config)
+        checks.check_config(config)
 
 
 def test_text_takes_the_place_of_labels():
     for width, labels in ((0, shapes.ATTRIBUTES), (6, ())):
         config = cascade_small.get_config("smoke").unlock()
-        config.conditioning.text_width = width
-        config.data.update(attributes=None, mean=0.0, variance=1.0)
+        config.conditioning.text_dim = width
+        config.data.update(label_vocabulary=None, mean=0.0, variance=1.0)
         data.resolve(config, data.open_source(config))
-        assert config.data.attributes == labels
+        assert config.data.label_vocabulary == labels
 
 
 def test_text_is_padded_to_the_longest(folder):
-    texts = captions.Texts(folder)
+    texts = captions.CaptionEmbeddings(folder)
     strings = np.array(["a red square moves left slowly", ""])
     batch = texts(strings)
-    assert batch["text"].shape == (2, texts.longest, 6) and texts.longest >= 7
+    assert batch["text"].shape == (2, texts.max_tokens, 6) and texts.max_tokens >= 7
     assert batch["text_mask"].sum(1).tolist() == [6, 0]
     tokens = texts.embeddings[str(strings[0])]
     np.testing.assert_array_equal(batch["text"][0, :6], tokens)
@@ -185,15 +185,17 @@ def test_captions_that_a_source_knows_are_embedded_where_none_are(
     monkeypatch, tmp_path
 ):
     config = cascade_small.get_config("base").unlock()
-    config.data.embeddings = str(tmp_path / "text")
+    config.data.text_embeddings_dir = str(tmp_path / "text")
     encoder = FakeEncoder()
     loaded = []
     monkeypatch.setattr(captions.text, "load", lambda: loaded.append(0) or encoder)
     for _ in range(2):
-        texts = captions.open_texts(config, SimpleNamespace(captions=["a", "b b"]))
+        texts = captions.open_caption_embeddings(
+            config, SimpleNamespace(captions=["a", "b b"])
+        )
         assert loaded == [0] and encoder.asked == [["", "a", "b b"]]  # once
     assert texts.embeddings["b b"].shape == (2, 384)
-    assert config.conditioning.encoder_sha256 == "weights"
+    assert config.conditioning.text_encoder_sha256 == "weights"
 
 
 class FakeEncoder:
@@ -210,7 +212,7 @@ class FakeEncoder:
         words = [len(t.split()) or 1 for t in texts]
         mask = np.arange(max(words)) < np.array(words)[:, None]
         tokens = np.ones((*mask.shape, 384), np.float32)
-        return encoders.Text(tokens, mask, tokens.mean(1))
+        return encoders.TextEmbedding(tokens, mask, tokens.mean(1))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +220,7 @@ def trained(folder, tmp_path_factory):
     """A base and a stage told by text, images beside the base's videos."""
     workdir = tmp_path_factory.mktemp("trained")
     text = CONFIG.format(embeddings=folder).replace(
-        "return", 'config.data.images = int(variant == "base")\n    return'
+        "return", 'config.data.joint_image_frames = int(variant == "base")\n    return'
     )
     (workdir / "config.py").write_text(text)
     done = call("train", f"--cascade={workdir}/config.py", f"--workdir={workdir}")
@@ -234,34 +236,40 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_pa
     flags = (
         f"--cascade={trained}/file.toml", "--config=configs/distill_cascade.py:smoke",
         f"--workdir={tmp_path}", "--config.distill.guidance=(0.0, 2.0)",
-        "--config.distill.told_updates=2",
+        "--config.distill.guidance_updates=2",
     )  # fmt: skip
     done = call("distill", *flags)
     assert done.returncode == 0, done.stderr
-    base, tsr1 = cascade.read(tmp_path).links
-    assert base.settings.guidance == 2.0 and base.model.guidance_range == (0.0, 2.0)
-    assert tsr1.settings.snr == 3.0 and tsr1.settings.guidance == 1.0
-    assert cascade.calls(cascade.read(tmp_path)) == 4  # one branch of two steps each
+    base, tsr1 = cascade.read(tmp_path).stages
+    assert base.settings.guidance_scale == 2.0 and base.model.guidance_range == (
+        0.0,
+        2.0,
+    )
+    assert tsr1.settings.augmentation_snr == 3.0 and tsr1.settings.guidance_scale == 1.0
+    assert cascade.nfe(cascade.read(tmp_path)) == 4  # one branch of two steps each
     # Not with what another encoder made of the captions.
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     of_another_encoder(other / embeddings.INDEX)
-    changes = f"--config.data.embeddings={other}", f"--workdir={tmp_path}/again"
+    changes = (
+        f"--config.data.text_embeddings_dir={other}",
+        f"--workdir={tmp_path}/again",
+    )
     done = call("distill", *flags, *changes)
     assert done.returncode == 2
     assert "was told text by /nowhere, and the embeddings" in done.stderr
-    (alone,) = cascade.read(tmp_path / "base").links  # a student, by itself
+    (alone,) = cascade.read(tmp_path / "base").stages  # a student, by itself
     assert alone.model == base.model and alone.settings.steps == 2
 
 
 def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     cascade.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
-    text = (tmp_path / cascade.FILE).read_text()
+    text = (tmp_path / cascade.CASCADE_FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
-    (tmp_path / cascade.FILE).write_text(changed)
+    (tmp_path / cascade.CASCADE_FILE).write_text(changed)
     cascade.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
-    assert (tmp_path / cascade.FILE).read_text().startswith(changed)
-    with open(tmp_path / cascade.FILE, "rb") as file:
+    assert (tmp_path / cascade.CASCADE_FILE).read_text().startswith(changed)
+    with open(tmp_path / cascade.CASCADE_FILE, "rb") as file:
         tables = tomllib.load(file)["stage"]
     assert tables == [
         {"name": "base", "workdir": "else", "steps": 9},
@@ -274,18 +282,18 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
         '[[stage]]\nname = "base"\n[[stage]]\nname = "more"\n',
         "[[stage]]\nname = [1]\n",
     ):
-        (tmp_path / cascade.FILE).write_text(file)
+        (tmp_path / cascade.CASCADE_FILE).write_text(file)
         with pytest.raises(UserError, match="lacks .*: put it in its place"):
             cascade.write_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
-        assert (tmp_path / cascade.FILE).read_text() == file
+        assert (tmp_path / cascade.CASCADE_FILE).read_text() == file
 
 
 @pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
 def test_a_spoilt_file_is_named_and_left_alone(tmp_path, text):
-    (tmp_path / cascade.FILE).write_text(text)
+    (tmp_path / cascade.CASCADE_FILE).write_text(text)
     with pytest.raises(UserError, match="mend or delete it"):
         cascade.write_file({"base": {}}, tmp_path)
-    assert (tmp_path / cascade.FILE).read_text() == text
+    assert (tmp_path / cascade.CASCADE_FILE).read_text() == text
 
 
 def test_a_passed_time_limit_begins_no_stage(tmp_path):
@@ -300,17 +308,20 @@ def test_a_passed_time_limit_begins_no_stage(tmp_path):
     "changes, message",
     [
         (
-            ["--config.conditioning.text_width=6", "--config.data.embeddings="],
-            "and no config.data.embeddings: the folder",
+            ["--config.conditioning.text_dim=6", "--config.data.text_embeddings_dir="],
+            "and no config.data.text_embeddings_dir: the folder",
         ),
-        (["--config.conditioning.text_width=8"], "are 6 wide; set it to that"),
-        (["--config.data.embeddings=/absent"], "/absent has none, and those that"),
+        (["--config.conditioning.text_dim=8"], "are 6 wide; set it to that"),
+        (
+            ["--config.data.text_embeddings_dir=/absent"],
+            "/absent has none, and those that",
+        ),
     ],
 )
 def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
     done = call(
         "train", "--config=configs/cascade_small.py:smoke", f"--workdir={tmp_path}/run",
-        f"--config.data.embeddings={folder}", *changes,
+        f"--config.data.text_embeddings_dir={folder}", *changes,
     )  # fmt: skip
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert "embedding" not in done.stdout

@@ -14,7 +14,7 @@ import pytest
 from vdm_jax import cli
 from vdm_jax.errors import UserError
 from vdm_jax.training import launch
-from vdm_jax.training.stop import ASKS, Stop
+from vdm_jax.training.stop import SIGNAL_REQUESTS, PreemptionSignal
 
 SLURM = {
     "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2",
@@ -116,7 +116,7 @@ def test_a_variable_that_is_no_number(calls, monkeypatch):
 
 def test_leaving_alone_is_an_ordinary_exit():
     with pytest.raises(SystemExit) as caught:
-        launch.leave(3)
+        launch.exit_process(3)
     assert caught.value.code == 3
 
 
@@ -168,7 +168,7 @@ def test_whatever_tells_of_a_lost_process_is_known(text):
     inner = jax.errors.JaxRuntimeError(text)
     outer = ValueError("a save failed")
     outer.__cause__ = ExceptionGroup("of threads", [inner])
-    assert launch.peer_lost(inner) == launch.peer_lost(outer) == text
+    assert launch.lost_peer_message(inner) == launch.lost_peer_message(outer) == text
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_whatever_tells_of_a_lost_process_is_known(text):
     ],
 )
 def test_a_bug_is_no_lost_process(error):
-    assert launch.peer_lost(error) == ""
+    assert launch.lost_peer_message(error) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_bug_is_no_lost_process(error):
 def test_the_traceback_is_told_whoever_is_blamed(monkeypatch, capsys, error, status):
     left = []
     monkeypatch.setattr(launch, "leave", left.append)
-    launch._leave_with_traceback(type(error), error, None)
+    launch._exit_with_traceback(type(error), error, None)
     told = capsys.readouterr().err
     assert left == [status] and f"ValueError: {error}" in told
     assert ("another process is gone" in told) == (status == launch.PEER_DIED)
@@ -205,13 +205,13 @@ def test_a_signal_where_no_loop_listens_leaves_at_once(monkeypatch, capfd, numbe
     """Though this thread looks at nothing; where a loop does, it decides."""
     left = queue.Queue()
     monkeypatch.setattr(launch.os, "_exit", left.put)
-    before = {n: signal.getsignal(n) for n in ASKS}
+    before = {n: signal.getsignal(n) for n in SIGNAL_REQUESTS}
     try:
-        launch.leave_on_signals()
+        launch.exit_on_signals()
         signal.raise_signal(number)
         assert left.get(timeout=10) == 42
         assert f"{number.name}: leaving" in capfd.readouterr().err
-        with Stop().listening():
+        with PreemptionSignal().handling_signals():
             signal.raise_signal(number)
             time.sleep(0.1)
         assert left.empty()

@@ -15,9 +15,9 @@ from tensorboardX.record_writer import masked_crc32c
 
 from vdm_jax.errors import UserError
 from vdm_jax.runs import LATER
-from vdm_jax.scalars import read_curve
+from vdm_jax.scalars import read_scalars
 from vdm_jax.training.logging import Event, Logger
-from vdm_jax.training.run import MAY_CHANGE, open_run
+from vdm_jax.training.run import RESUME_RULES, open_run
 
 STATE = {"params": jnp.arange(3.0), "step": jnp.int32(7)}
 
@@ -49,7 +49,7 @@ def config(**changes) -> ConfigDict:
                 **LATER["data"],
                 "batch_size": 2,
                 "path": "a",
-                "attributes": (("x", "y"),),
+                "label_vocabulary": (("x", "y"),),
             },
             "stage": LATER["stage"],
             "network": {"levels": ({"channels": 8},), "remat": "none"},
@@ -60,7 +60,7 @@ def config(**changes) -> ConfigDict:
                 "steps": 4,
                 "keep_checkpoints": 2,
                 "trainable": ((".*", True),),
-                "ema": 0.9,
+                "ema_decay": 0.9,
             },
         }
     )
@@ -73,7 +73,7 @@ def begin(workdir, *, fingerprint=None, **changes):
     data = Counter()
     with open_run(workdir, config(**changes), fingerprint or {"items": 5}) as run:
         state = run.resume(
-            jax.eval_shape(lambda: STATE) if run.restored else None,
+            jax.eval_shape(lambda: STATE) if run.restored_step else None,
             lambda params: {
                 **STATE,
                 "params": jnp.zeros(3) if params is None else params,
@@ -81,7 +81,7 @@ def begin(workdir, *, fingerprint=None, **changes):
             data,
             lambda other: jnp.full(3, float(other)),
         )
-        if run.restored is None:
+        if run.restored_step is None:
             data.count = 70
             run.save(7, STATE, data)
     return state, data
@@ -128,9 +128,9 @@ def test_harmless_changes_are_printed(tmp_path, capsys):
         ("data.batch_size", 2, 4),
         ("network.levels", [{"channels": 8}], ({"channels": 16},)),
         ("train.trainable", [[".*", True]], ((".*", False),)),
-        ("train.ema", 0.9, 0.0),
+        ("train.ema_decay", 0.9, 0.0),
         ("stage.kind", "base", "ssr"),
-        ("stage.fill", "repeat", "noise"),
+        ("stage.temporal_fill", "repeat", "noise"),
     ],
 )
 def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old, new):
@@ -147,12 +147,14 @@ def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old,
 
 
 def test_an_average_may_become_longer_but_neither_begin_nor_end(tmp_path, capsys):
-    begin(tmp_path, **{"train.ema": 0.0})
-    with pytest.raises(UserError, match="train.ema=0.9, but .* was begun with 0.0"):
+    begin(tmp_path, **{"train.ema_decay": 0.0})
+    with pytest.raises(
+        UserError, match="train.ema_decay=0.9, but .* was begun with 0.0"
+    ):
         begin(tmp_path)
     begin(tmp_path / "other")
-    begin(tmp_path / "other", **{"train.ema": 0.99})
-    assert "config.train.ema 0.9 -> 0.99" in capsys.readouterr().out
+    begin(tmp_path / "other", **{"train.ema_decay": 0.99})
+    assert "config.train.ema_decay 0.9 -> 0.99" in capsys.readouterr().out
 
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
@@ -245,7 +247,7 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_every_field_has_an_answer():
-    assert MAY_CHANGE[-1][0] == "*"
+    assert RESUME_RULES[-1][0] == "*"
 
 
 HOLDER = """
@@ -351,7 +353,7 @@ def test_a_damaged_log_is_mended(tmp_path, capsys, tail, rows, aside):
     assert len(lines) == rows + 1 and path.read_bytes().startswith(good)
     assert aside == ("metrics.jsonl: " in capsys.readouterr().err)
     assert aside == (tmp_path / "bad-metrics.jsonl").is_file()
-    at, loss = read_curve(tmp_path)["train/loss"]
+    at, loss = read_scalars(tmp_path)["train/loss"]
     assert at[-1] == 4 and loss[-1] == 2
 
 

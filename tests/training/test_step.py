@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import base
-from vdm_jax.conditions.low_resolution import Stage
+from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
@@ -117,7 +117,7 @@ def test_every_part_of_an_accumulated_batch_has_noise_of_its_own():
 
 
 class Silent:
-    """A network, or a conditioner, whose answer is 0; a network draws its dropout."""
+    """A network, or a conditioning encoder, whose answer is 0; a network draws its dropout."""
 
     def apply(self, variables, first, *more, rngs=None):
         dropped = 0 if rngs is None else jax.random.normal(rngs["dropout"], first.shape)
@@ -139,12 +139,12 @@ def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule(
         schedules.Cosine(),
         Noise(),
         (4, 4, 4, 3),
-        attributes=(("a", "b"),),
-        label_drop=0.5,
-        attribute_drop=0.5,
-        text_width=2,
-        text_drop=0.5,
-        stage=Stage("ssr", 2, (4, 8, 8, 3), crop=(4, 4)),
+        label_vocabulary=(("a", "b"),),
+        label_dropout=0.5,
+        attribute_dropout=0.5,
+        text_dim=2,
+        text_dropout=0.5,
+        low_resolution=LowResolution("ssr", 2, (4, 8, 8, 3), train_crop=(4, 4)),
     )
     batch = {
         "video": jnp.full((2, 4, 8, 8, 3), 51, jnp.uint8),  # -.6
@@ -155,7 +155,7 @@ def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule(
     loss_fn = jax.jit(step.make_loss(model, "snr_plus_one"))
     with jax.debug_key_reuse(True):
         loss, _ = loss_fn(
-            {"network": {}, "conditioner": {}}, {}, batch, jax.random.key(0)
+            {"network": {}, "conditioning_encoder": {}}, {}, batch, jax.random.key(0)
         )
     np.testing.assert_allclose(loss, 0.36, rtol=1e-5)
 

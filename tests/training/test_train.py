@@ -18,7 +18,7 @@ from vdm_jax.training.state import TrainState
 
 
 class Told:
-    """A conditioner: how many of the labels are kept."""
+    """A conditioning encoder: how many of the labels are kept."""
 
     def apply(self, variables, logsnr, frames, cond):
         return cond["keep"]["label"].astype(logsnr.dtype)
@@ -33,7 +33,7 @@ class Constant:
 
 
 def params(value):
-    return {"network": jnp.float32(value), "conditioner": {}}
+    return {"network": jnp.float32(value), "conditioning_encoder": {}}
 
 
 def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
@@ -43,11 +43,11 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
     dropped label would answer 0. The noise is always the same.
     """
     config = shapes.get_config("smoke").unlock()
-    config.conditioning.label_drop = 0.5
+    config.conditioning.label_dropout = 0.5
     source = data.open_source(config)
     data.resolve(config, source)
     model = dataclasses.replace(
-        build.build_model(config), network=Constant(), conditioner=Told()
+        build.build_model(config), network=Constant(), conditioning_encoder=Told()
     )
     seen = []
 
@@ -60,7 +60,7 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
     (often, _, preview), (seldom, _, validate) = train.observers(
         config, model, sharding.make_mesh(), source, None, run
     )
-    assert (often, seldom) == (config.train.preview_every, config.train.validate_every)
+    assert (often, seldom) == (config.train.sample_every, config.train.eval_every)
     figures = []
     for step, ema in enumerate((params(0.0), None, params(2.0))):
         state = TrainState(jnp.int32(step), params(1.0), ema, (), jnp.int32(0))
@@ -69,13 +69,15 @@ def test_the_average_is_what_is_looked_at_if_there_is_one(monkeypatch):
         assert validate(state) == figures[-1]
     assert [value for value, *_ in seen] == [0, 1, 2]
     assert seen[0][1:] == seen[1][1:] == seen[2][1:] and seen[0][1] == config.seed
-    kept = pipeline.held_out_batch(config, source, train.VALIDATION_CLIPS)
+    kept = pipeline.held_out_batch(config, source, train.NUM_VALIDATION_CLIPS)
     batch = {name: kept[name] for name in ("video", "label")}
     assert figures[2] == train.make_validation(model)(params(2.0), batch)
 
     none, once, twice = (np.array(list(each.values())) for each in figures)
     variance = config.data.variance
-    for factor, band in zip((twice - 2 * once + none) / 2, train.BANDS, strict=True):
+    for factor, band in zip(
+        (twice - 2 * once + none) / 2, train.LOGSNR_BANDS, strict=True
+    ):
         signal = 1 / (1 + np.exp(-np.linspace(*band, 1000)))  # alpha^2
         expected = (variance / (signal * variance + 1 - signal)).mean()
         assert factor == pytest.approx(expected, rel=0.02)
@@ -92,8 +94,8 @@ def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "describe", lambda *args: None)
     asked = shapes.get_config("smoke").unlock()
     asked.seed = seed
-    level = dict(channels=8, blocks=1, mixing=("temporal_conv",))
-    asked.network.update(levels=(level,), middle=())
+    level = dict(channels=8, blocks=1, layers=("temporal_conv",))
+    asked.network.update(levels=(level,), mid_layers=())
     train.train(asked, tmp_path)
     key = jax.random.key(seed)
     assert seen["key"] == key

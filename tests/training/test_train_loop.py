@@ -19,7 +19,7 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.training.run import open_run
 from vdm_jax.training.step import first_non_finite, init_state, make_step
-from vdm_jax.training.train_loop import fit
+from vdm_jax.training.train_loop import train_loop
 
 TX = optax.scale_by_adam()
 KEY = jax.random.key(0)
@@ -40,7 +40,7 @@ def loss_fn(params, frozen, batch, key):
 
 
 STEP = jax.jit(
-    make_step(loss_fn, TX, lambda step, frozen: jnp.float32(0.01), ema=0.9),
+    make_step(loss_fn, TX, lambda step, frozen: jnp.float32(0.01), ema_decay=0.9),
     donate_argnums=0,
 )
 
@@ -78,11 +78,11 @@ def train(
         state = run.resume(
             jax.eval_shape(new_state), lambda params: new_state(), data, lambda path: {}
         )
-        if drop is not None and run.restored:
+        if drop is not None and run.restored_step:
             state, data.number = drop(state, data.number)
         how = {"step": STEP, "observers": (), **how}
-        return fit(
-            how.pop("step"), state, {}, data, until=until, run=run,
+        return train_loop(
+            how.pop("step"), state, {}, data, num_steps=until, run=run,
             config_train=config().train, key=KEY, put=jax.device_put, **how,
         )  # fmt: skip
 

@@ -186,8 +186,8 @@ def test_train_py_on_two_processes(tmp_path, x64):
         return [
             *program, "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
             f"--config.train.steps={until}", "--config.data.batch_size=8",
-            "--config.train.final=1.0",  # the schedule must not depend on `until`
-            "--config.train.preview_every=0", "--config.train.validate_every=0",
+            "--config.train.end_lr_fraction=1.0",  # the schedule must not depend on `until`
+            "--config.train.sample_every=0", "--config.train.eval_every=0",
             "--config.train.log_every=1", *(several if count > 1 else ()),
         ]  # fmt: skip
 
@@ -198,8 +198,8 @@ def test_a_preview_is_left_when_asked_to_stop(tmp_path):
     """One process; a preview of 1024 steps, after which the signal would come late."""
     command = [
         "train.py", "--config=configs/shapes.py:smoke", f"--workdir={tmp_path}/run",
-        "--config.train.log_every=1", "--config.train.preview_every=1",
-        "--config.train.validate_every=0", "--config.sample.steps=1024",
+        "--config.train.log_every=1", "--config.train.sample_every=1",
+        "--config.train.eval_every=0", "--config.sample.steps=1024",
         "--config.train.steps=100", "--config.train.checkpoint_every=100",
         "--config.data.batch_size=8",
     ]  # fmt: skip

@@ -18,13 +18,15 @@ import numpy as np
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array
 
-KINDS = ("tsr", "ssr")
-FILLS = ("repeat", "blank")
-NOISE = schedules.Cosine()  # of the noise on what is given; without shift, +-20
+STAGE_KINDS = ("tsr", "ssr")
+TEMPORAL_FILLS = ("repeat", "blank")
+AUGMENTATION_SCHEDULE = (
+    schedules.Cosine()
+)  # of the noise on what is given; without shift, +-20
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class LowResolution:
     """factor: frames (tsr), or height and width (ssr), over those of what is given.
 
     shape: (frames, height, width, channels) of what is made. fill: what stands between
@@ -37,12 +39,12 @@ class Stage:
     kind: str
     factor: int
     shape: tuple[int, int, int, int]
-    fill: str = "repeat"
-    noise: tuple[float, float] = (0.0, 1.0)
-    crop: tuple[int, int] | tuple[()] = ()
+    temporal_fill: str = "repeat"
+    augmentation_time: tuple[float, float] = (0.0, 1.0)
+    train_crop: tuple[int, int] | tuple[()] = ()
 
     @property
-    def given(self) -> tuple[int, int, int, int]:
+    def input_shape(self) -> tuple[int, int, int, int]:
         """(frames, height, width, channels) of what is given."""
         f, h, w, c = self.shape
         if self.kind == "tsr":
@@ -50,11 +52,11 @@ class Stage:
         return f, h // self.factor, w // self.factor, c
 
     @property
-    def channels(self) -> int:
+    def cond_channels(self) -> int:
         """Of what the network sees beside z: a video, and of TSR the frames' mask."""
         return self.shape[3] + (self.kind == "tsr")
 
-    def down(self, x: Array) -> Array:
+    def downsample(self, x: Array) -> Array:
         """Clips as the stage makes them -> what it would have been given.
 
         x: [b, frames + k, h, w, c], the last k frames independent images. TSR keeps
@@ -66,7 +68,7 @@ class Stage:
         b, f, h, w, c = x.shape
         return resize(x, h // self.factor, w // self.factor)
 
-    def up(self, low: Array, images: int = 0) -> tuple[Array, Array]:
+    def upsample(self, low: Array, images: int = 0) -> tuple[Array, Array]:
         """What is given -> (the same with the stage's frames and size, mask).
 
         low: as `down` leaves it. mask: bool [1, frames + images, 1, 1, 1], true where
@@ -83,7 +85,7 @@ class Stage:
         mask = (place % self.factor == 0) & (place < f * self.factor)
         return jnp.concatenate([video, none], axis=1), mask.reshape(1, -1, 1, 1, 1)
 
-    def conditions(
+    def augmented_cond(
         self, low: Array, t: Array, eps: Array, images: int = 0
     ) -> dict[str, Array]:
         """What the network is told of the given video: channels, and their noise level.
@@ -92,32 +94,32 @@ class Stage:
         at one time t [b] of the cosine schedule a video. eps: of the shape of u. Where
         nothing is given (images, and blank frames) there is no noise either.
         """
-        up, mask = self.up(low, images)
-        step = schedules.step_at(NOISE, t)
+        up, mask = self.upsample(low, images)
+        step = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
         noisy = process.diffuse(up, eps, step)
         if self.kind == "tsr":
             frames = jnp.arange(up.shape[1]) < self.shape[0]
-            told = mask if self.fill == "blank" else frames.reshape(mask.shape)
+            told = mask if self.temporal_fill == "blank" else frames.reshape(mask.shape)
             shown = jnp.broadcast_to(mask, (*up.shape[:4], 1)).astype(up.dtype)
             noisy = jnp.concatenate([jnp.where(told, noisy, 0), shown], axis=-1)
         return {"low": noisy, "low_logsnr": step.logsnr}
 
-    def example(self, x: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def prepare_batch(self, x: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Training's clips, cropped if so set, and what is told of them."""
         crop_key, time_key, noise_key = jax.random.split(key, 3)
-        if self.crop:
-            x = crop(x, self.crop, self.factor, crop_key)
-        low_t, high_t = self.noise
+        if self.train_crop:
+            x = random_crop(x, self.train_crop, self.factor, crop_key)
+        low_t, high_t = self.augmentation_time
         spread = jax.random.uniform(time_key, x.shape[:1], x.dtype)
         t = low_t + (high_t - low_t) * spread
         images = x.shape[1] - self.shape[0]
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        cond = self.conditions(self.down(x), t, eps, images)
+        cond = self.augmented_cond(self.downsample(x), t, eps, images)
         return x, cond
 
-    def empty(self, dtype: Any) -> dict[str, Array]:
+    def zero_cond(self, dtype: Any) -> dict[str, Array]:
         """Conditions of one video of which nothing is known, for shapes."""
-        shape = (1, *self.shape[:3], self.channels)
+        shape = (1, *self.shape[:3], self.cond_channels)
         return {"low": jnp.zeros(shape, dtype), "low_logsnr": jnp.zeros(1, dtype)}
 
 
@@ -127,7 +129,7 @@ def resize(x: Array, height: int, width: int) -> Array:
     return jax.image.resize(x, shape, "linear", antialias=True)
 
 
-def crop(x: Array, size: tuple[int, int], grid: int, key: Array) -> Array:
+def random_crop(x: Array, size: tuple[int, int], grid: int, key: Array) -> Array:
     """One random cut-out of height and width `size`, on a grid, for each video."""
     h, w = size
     rooms = ((n - m) // grid + 1 for n, m in zip(x.shape[2:4], size, strict=True))
@@ -146,8 +148,11 @@ def crop(x: Array, size: tuple[int, int], grid: int, key: Array) -> Array:
     return jax.vmap(cut)(x, row, column)
 
 
-def time_of_snr(snr: float) -> float:
+def time_from_snr(snr: float) -> float:
     """The time of that schedule at which alpha^2 / sigma^2 is `snr`; inf is t = 0."""
-    clear, noise = NOISE.angle(np.zeros(1)).item(), NOISE.angle(np.ones(1)).item()
+    clear, noise = (
+        AUGMENTATION_SCHEDULE.angle(np.zeros(1)).item(),
+        AUGMENTATION_SCHEDULE.angle(np.ones(1)).item(),
+    )
     angle = math.atan(snr**-0.5) if snr > 0 else noise
     return min(max((angle - clear) / (noise - clear), 0.0), 1.0)

@@ -10,7 +10,7 @@ from vdm_jax.errors import UserError
 
 # Modules here, imported when asked for.
 SOURCES = ("shapes", "bouncing", "clips", "folder", "tfds")
-MEASURED = 256  # clips behind the mean and the variance
+STATS_CLIPS = 256  # clips behind the mean and the variance
 
 
 def open_source(config) -> Source:
@@ -34,11 +34,13 @@ def resolve(config, source: Source):
     clips; the same on every process.
     """
     data = config.data
-    if data.attributes is None:
-        data.attributes = () if config.conditioning.text_width else source.attributes
+    if data.label_vocabulary is None:
+        data.label_vocabulary = (
+            () if config.conditioning.text_dim else source.label_vocabulary
+        )
     if data.mean is None or data.variance is None:
         part, counts = source.split(False), np.zeros(256)
-        for clip in pipeline.fixed_clips(config, part, min(MEASURED, len(part))):
+        for clip in pipeline.fixed_clips(config, part, min(STATS_CLIPS, len(part))):
             counts += np.bincount(clip["video"].ravel(), minlength=256)
         level = np.arange(256) / 127.5 - 1
         mean = np.average(level, weights=counts)

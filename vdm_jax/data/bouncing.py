@@ -16,26 +16,26 @@ from vdm_jax.data.shapes import Geometry
 from vdm_jax.data.source import Clip
 
 AXES = np.abs(shapes.DIRECTIONS).argmax(1)  # of each direction: 0 across, 1 down
-FASTER = 1.5  # than moving shapes: 1.34 pixels a frame at 8 frames of 16x16
+SPEED_FACTOR = 1.5  # than moving shapes: 1.34 pixels a frame at 8 frames of 16x16
 
 
-def pace(geometry: Geometry) -> float:
+def fast_speed(geometry: Geometry) -> float:
     """Of a fast shape, in pixels a frame."""
-    return FASTER * geometry.fast
+    return SPEED_FACTOR * geometry.fast_speed
 
 
-def triangle(u, room):
+def reflect(u, room):
     """The reflected path: 0 at u = 0, `room` at u = room, back to 0 at 2 room."""
     return room - abs(u % (2 * room) - room)
 
 
-def rooms(shape: int, geometry: Geometry) -> np.ndarray:
+def travel_range(shape: int, geometry: Geometry) -> np.ndarray:
     """[x, y] pixels between the outermost places of a shape's centre."""
     extent = shapes.EXTENT[shape] * geometry.radius
     return np.array([geometry.width, geometry.height]) - 2 * extent
 
 
-def path(
+def trajectory(
     label: np.ndarray,
     rng: np.random.Generator,
     geometry: Geometry,
@@ -48,12 +48,12 @@ def path(
     shape, _, direction, speed = label
     axis = AXES[direction]
     back = shapes.DIRECTIONS[direction, axis] < 0
-    room = rooms(shape, geometry)
+    room = travel_range(shape, geometry)
     centres = np.tile(room * rng.random(2), (geometry.frames, 1))
     start = room[axis] * (rng.random() + back)  # the way back is that from room on
-    fast = pace(geometry) if step is None else step
+    fast = fast_speed(geometry) if step is None else step
     gone = shapes.SPEEDS[speed] * fast * np.arange(geometry.frames)
-    centres[:, axis] = triangle(start + gone, room[axis])
+    centres[:, axis] = reflect(start + gone, room[axis])
     x, y = (centres + shapes.EXTENT[shape] * geometry.radius).T
     return x, y
 
@@ -68,7 +68,7 @@ class Bouncing:
     name = "bouncing"
     names = ()
     sizes = ()
-    attributes = shapes.ATTRIBUTES
+    label_vocabulary = shapes.ATTRIBUTES
     flip = False  # it would turn left into right
 
     def __len__(self) -> int:
@@ -78,9 +78,9 @@ class Bouncing:
         """The clip of item `index`, or `frames` consecutive ones out of it."""
         geometry = self.geometry
         own = np.random.default_rng((2 + self.held_out, index))
-        number = index % math.prod(shapes.LABELS)
-        label = np.array(np.unravel_index(number, shapes.LABELS), np.int32)
-        x, y = path(label, own, geometry)
+        number = index % math.prod(shapes.ATTRIBUTE_SIZES)
+        label = np.array(np.unravel_index(number, shapes.ATTRIBUTE_SIZES), np.int32)
+        x, y = trajectory(label, own, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
         grey = shapes.coverage(int(label[0]), x[window], y[window], geometry)

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from vdm_jax import command, video_io
 from vdm_jax.data import folder, layout
-from vdm_jax.data.folder import ClipShape, File
+from vdm_jax.data.folder import ClipShape, VideoFile
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import make_folder, user_path
 from vdm_jax.video_io import BadVideo, cache
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
-PREVIEWS, ROWS = 8, 40  # frames a video and videos in the contact sheet
+PREVIEW_FRAMES, SHEET_ROWS = 8, 40  # frames a video and videos in the contact sheet
 
 
 # Flags that stand for fields of a config: those of configs/folder.py without them.
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     taken.add_argument("--stride", type=int, help="take one frame in N instead")
     parser.add_argument("--held-out", type=float, help="share of the files to hold out")
     parser.add_argument(
-        "--max-bad-share", type=float, help="as config.data.max_bad_share"
+        "--max-bad-share", type=float, help="as config.data.max_bad_fraction"
     )
     parser.add_argument(
         "--cache-dir", type=command.path_type, help="as config.data.cache_dir"
@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
-def settle(arguments: argparse.Namespace, config: Any = None) -> argparse.Namespace:
+def fill_in_defaults(
+    arguments: argparse.Namespace, config: Any = None
+) -> argparse.Namespace:
     """Fill in what is not given: from the config, else as configs/folder.py has it."""
     given = [name for name in DEFAULTS if getattr(arguments, name) is not None]
     if config is not None:
@@ -102,7 +104,7 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
 
     config: of train.py, whose fields then say what a clip is.
     """
-    arguments = settle(arguments, config)
+    arguments = fill_in_defaults(arguments, config)
     for name, most in (("held_out", 0.9), ("max_bad_share", 1)):
         if not 0 <= getattr(arguments, name) <= most:
             raise UserError(f"{name}={getattr(arguments, name)}: from 0 to {most}")
@@ -112,33 +114,33 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
     )  # fmt: skip
     make_folder(Path(arguments.sheet).parent)
     place = arguments.cache_dir or cache.default_folder()
-    guard = Guard()
+    guard = SandboxedDecoder()
     files, report = folder.scan(arguments.dir, shape, cache.IndexStore(place), guard)
     files, broken, previews, still = _decode(files, shape, guard)
     guard.close()
-    dropped = sorted([*report.dropped, *broken])
+    dropped = sorted([*report.skipped, *broken])
     if not files:
-        raise UserError(folder.nothing_left(report, dropped))
-    share = len(dropped) / report.found
+        raise UserError(folder.no_usable_videos_message(report, dropped))
+    share = len(dropped) / report.num_videos
     facts = {
         "folder": report.root,
-        "found": report.found,
+        "found": report.num_videos,
         "kept": len(files),
         "dropped": [{"file": name, "reason": reason} for name, reason in dropped],
         **_facts(files, shape, arguments.held_out),
         "refused": share > arguments.max_bad_share,
         "still": still,
         "not_there": list(report.unmatched),
-        "not_looked_at": dict(report.others),
+        "not_looked_at": dict(report.ignored),
         "sheet": str(arguments.sheet),
     }
     text = json.dumps(facts, indent=1)
     if not arguments.json:
         text = _text(facts, shape) + (
             f"\ntraining refuses this folder: {share:.2f} of it are dropped, more than "
-            f"config.data.max_bad_share={arguments.max_bad_share}"
+            f"config.data.max_bad_fraction={arguments.max_bad_share}"
         ) * bool(facts["refused"])
-    labels = [_caption(file) for file in files[:ROWS]]
+    labels = [_caption(file) for file in files[:SHEET_ROWS]]
     try:
         video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
     except (OSError, UserError) as error:
@@ -148,16 +150,16 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
     return text
 
 
-def _decode(files: Iterable[File], shape: ClipShape, guard: Guard):
+def _decode(files: Iterable[VideoFile], shape: ClipShape, guard: SandboxedDecoder):
     """Decode every file to its end.
 
     Returns the sound files, (name, reason) of the others, PREVIEWS frames of the first
     ROWS sound files, and the names of those in which nothing moves.
     """
 
-    def survey(file: File):
+    def survey(file: VideoFile):
         try:
-            return guard.survey(file.info, shape.size, PREVIEWS)
+            return guard.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
         except BadVideo as error:
             return error.reason
 
@@ -171,23 +173,23 @@ def _decode(files: Iterable[File], shape: ClipShape, guard: Guard):
                 broken.append((file.name, result))
                 continue
             sound.append(file)
-            if len(previews) < ROWS:
+            if len(previews) < SHEET_ROWS:
                 previews.append(result[0])
             if not result[1]:
                 still.append(file.name)
     return sound, broken, previews, still
 
 
-def _facts(files: list[File], shape: ClipShape, share: float) -> dict:
+def _facts(files: list[VideoFile], shape: ClipShape, share: float) -> dict:
     """Numbers about the files that are kept, as plain data."""
     infos = [file.info for file in files]
-    train, out = folder.split(files, share, shape)
+    train, out = folder.split_files(files, share, shape)
     rates = [f"{info.fps:.4g}" for info in infos if info.fps]
     seconds = [info.duration for info in infos if info.duration]
     captioned = [file for file in files if file.captions]
     return {
-        "clips": sum(len(folder.windows(file, shape)) for file in train),
-        "held_out_clips": sum(len(folder.windows(file, shape)) for file in out),
+        "clips": sum(len(folder.clip_ranges(file, shape)) for file in train),
+        "held_out_clips": sum(len(folder.clip_ranges(file, shape)) for file in out),
         "held_out_files": [file.name for file in out],
         "containers": _count(info.kind for info in infos),
         "codecs": _count(info.codec for info in infos),
@@ -195,7 +197,8 @@ def _facts(files: list[File], shape: ClipShape, share: float) -> dict:
         "without_clock": sum(info.fps is None for info in infos),
         "variable_rate": [f.name for f in files if f.info.variable],
         "taken": _count(
-            video_io.describe(info, shape.stride, shape.fps) for info in infos
+            video_io.describe_frame_selection(info, shape.stride, shape.fps)
+            for info in infos
         ),
         "sizes": _count(f"{info.width}x{info.height}" for info in infos),
         "enlarged": [
@@ -228,7 +231,7 @@ def _spread(values: list) -> dict[str, float]:
     }
 
 
-def _caption(file: File) -> str:
+def _caption(file: VideoFile) -> str:
     label = f" [{file.label}]" if file.label else ""
     text = f" {file.captions[0]}" if file.captions else ""
     return printable(f"{file.name}{label}{text}")
@@ -288,6 +291,6 @@ def _text(facts: dict, shape: ClipShape) -> str:
     )
     rows += [(title, names(name)) for name, title in remarks if facts[name]]
     if facts["not_looked_at"]:
-        rows.append(("no video", layout.others_line(facts["not_looked_at"])))
+        rows.append(("no video", layout.describe_ignored(facts["not_looked_at"])))
     rows.append(("sheet", str(Path(facts["sheet"]))))
     return "\n".join(f"{title:<9} {printable(text)}" for title, text in rows)

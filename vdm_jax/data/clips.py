@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.data.assets import TRAILER, Asset, install
+from vdm_jax.data.assets import TRAILER, Asset, install_command
 from vdm_jax.data.folder import ClipShape
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
-from vdm_jax.video_io.cache import default_folder, key, write_entry
+from vdm_jax.video_io.cache import default_folder, file_key, write_entry
 
-PERIOD, HELD_OUT = 60, 18  # frames
+PERIOD, HELD_OUT_FRAMES = 60, 18  # frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +105,11 @@ FOOTAGE = {
 }
 
 
-def runs(scenes: tuple[tuple[int, int], ...], held_out: bool) -> list[tuple[int, int]]:
+def frame_ranges(
+    scenes: tuple[tuple[int, int], ...], held_out: bool
+) -> list[tuple[int, int]]:
     """[start, stop) of frames of one scene and one part; parts alternate in PERIOD."""
-    border = PERIOD - HELD_OUT
+    border = PERIOD - HELD_OUT_FRAMES
     low, high = (border, PERIOD) if held_out else (0, border)
     found = []
     for start, stop in scenes:
@@ -136,7 +138,7 @@ class Clips:
     flip = True
 
     @property
-    def attributes(self) -> tuple[tuple[str, ...], ...]:
+    def label_vocabulary(self) -> tuple[tuple[str, ...], ...]:
         """One attribute: which file."""
         return (self.names,)
 
@@ -151,9 +153,9 @@ class Clips:
         found = []
         for i, (name, video) in enumerate(zip(self.names, self.videos, strict=True)):
             shape = self.shape
-            starts = video_io.starts(video, shape.frames, shape.stride, shape.fps)
+            starts = video_io.num_starts(video, shape.frames, shape.stride, shape.fps)
             scenes = FOOTAGE[name].scenes or ((0, video.frames),)
-            for low, high in runs(scenes, self.held_out):
+            for low, high in frame_ranges(scenes, self.held_out):
                 for start in range(low, min(high, starts)):
                     if self._numbers(i, start)[-1] < high:
                         found.append((i, start))
@@ -161,7 +163,7 @@ class Clips:
 
     def _numbers(self, file: int, start: int) -> np.ndarray:
         shape = self.shape
-        return video_io.clip(
+        return video_io.clip_frames(
             self.videos[file], start, shape.frames, shape.stride, shape.fps
         )
 
@@ -189,14 +191,14 @@ class Clips:
             print(f"decoding {self.names[file]}", file=sys.stderr, flush=True)
             write_entry(path, video_io.frames(info, size=size), self._stored(info))
 
-        return self.cache.read(key(info.path, size), numbers.tolist(), fill)
+        return self.cache.read(file_key(info.path, size), numbers.tolist(), fill)
 
     def _stored(self, info: video_io.VideoInfo) -> tuple[int, int, int]:
         cover = video_io.cover_size(info.height, info.width, self.shape.size)
         return info.frames, *cover
 
     @property
-    def bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """What all files take in the cache."""
         return sum(self.cache.entry_bytes(self._stored(info)) for info in self.videos)
 
@@ -205,7 +207,7 @@ class Clips:
         return dataclasses.replace(self, held_out=held_out)
 
 
-def choose(path: str) -> tuple[str, ...]:
+def parse_names(path: str) -> tuple[str, ...]:
     """Names of footage: "published", "all", or names with commas between."""
     groups = {
         "published": [name for name, item in FOOTAGE.items() if item.published],
@@ -221,7 +223,7 @@ def choose(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def locate(names: tuple[str, ...]) -> list[Path]:
+def find_files(names: tuple[str, ...]) -> list[Path]:
     """The verified files of some footage.
 
     Raises:
@@ -230,9 +232,9 @@ def locate(names: tuple[str, ...]) -> list[Path]:
     """
     missing = [name for name in names if FOOTAGE[name].asset.find() is None]
     if missing:
-        needed = install(FOOTAGE[name].asset for name in missing)
+        needed = install_command(FOOTAGE[name].asset for name in missing)
         raise UserError(f"clips not installed: {', '.join(missing)}; run: {needed}")
-    return [FOOTAGE[name].asset.verified() for name in names]
+    return [FOOTAGE[name].asset.verified_path() for name in names]
 
 
 def open_clips(config) -> Clips:
@@ -250,8 +252,8 @@ def open_clips(config) -> Clips:
         data.stride, data.target_fps or 0.0, data.crop,
     )  # fmt: skip
     shape.check()
-    names = choose(data.path)
-    paths = locate(names)
+    names = parse_names(data.path)
+    paths = find_files(names)
     folder = Path(data.cache_dir or default_folder())
     index = video_io.IndexStore(folder)
     cache = video_io.FrameCache(folder, int(data.cache_gib * 2**30))
@@ -261,13 +263,13 @@ def open_clips(config) -> Clips:
         if not len(source):
             raise UserError(
                 f"no clip of {video.frames} frames fits into the "
-                f"{PERIOD - HELD_OUT} consecutive training frames of a file: lower "
+                f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: lower "
                 "config.video.frames or config.data.stride, or raise target_fps"
             )
-        if source.bytes > cache.max_bytes:
+        if source.cache_bytes > cache.max_bytes:
             raise UserError(
                 f"config.data.cache_gib={data.cache_gib}: these clips at "
-                f"{video.height}x{video.width} take {source.bytes / 2**30:.3g} GiB"
+                f"{video.height}x{video.width} take {source.cache_bytes / 2**30:.3g} GiB"
             )
         for file in range(len(names)):
             source.read(file, np.array([0]))

@@ -19,24 +19,24 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, make_folder, read_array, read_json, replacing
+from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json, read_npy
 
-RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
-KEY = 32  # bytes of a key: hexadecimal digits
+SHARD_RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
+KEY_BYTES = 32  # bytes of a key: hexadecimal digits
 INDEX = "embeddings.json"
-LARGEST = 1 << 24  # tokens of a caption, or their width
+MAX_SIZE = 1 << 24  # tokens of a caption, or their width
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
 
-def key(caption: str) -> bytes:
+def caption_key(caption: str) -> bytes:
     """What a caption is found by."""
     # surrogatepass: what no file holds, but a program may ask for
     digest = hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()
-    return digest[:KEY].encode()
+    return digest[:KEY_BYTES].encode()
 
 
-class Embeddings:
+class EmbeddingStore:
     """embeddings[caption] -> tokens float32 [l, width]; UserError for an unknown one.
 
     Pickles, for the worker processes of a pipeline.
@@ -51,14 +51,17 @@ class Embeddings:
         path = self.folder / INDEX
         rule = "write it by python -m vdm_jax.text --captions=... --out=..."
         try:
-            self.about = _checked(read_json(path))
-            self.width, self.longest = self.about["width"], self.about["longest"]
-            path = self.folder / self.about["keys"]
-            self.keys = read_array(path)
-            shards = [self.folder / name for name in self.about["shards"]]
+            self.metadata = _checked(read_json(path))
+            self.width, self.max_tokens = (
+                self.metadata["width"],
+                self.metadata["longest"],
+            )
+            path = self.folder / self.metadata["keys"]
+            self.keys = read_npy(path)
+            shards = [self.folder / name for name in self.metadata["shards"]]
             for path in shards:
                 if not path.stat().st_size or not path.is_file():
-                    raise Damaged("no shard")
+                    raise CorruptFile("no shard")
                 # Opens it: with several at once it is not told which is damaged.
                 len(ArrayRecordDataSource([str(path)]))
             self.records = ArrayRecordDataSource([str(path) for path in shards])
@@ -66,9 +69,9 @@ class Embeddings:
             raise UserError(f"{self.folder} has no {path.name}: {rule}") from error
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {rule}") from error
-        if self.keys.dtype != f"S{KEY}" or self.keys.ndim != 1:
+        if self.keys.dtype != f"S{KEY_BYTES}" or self.keys.ndim != 1:
             found = f"{self.keys.dtype} {self.keys.shape}"
-            path = self.folder / self.about["keys"]
+            path = self.folder / self.metadata["keys"]
             raise UserError(f"{path}: keys {found}: {rule}")
         if len(self.records) != len(self.keys):
             raise UserError(
@@ -80,10 +83,10 @@ class Embeddings:
         return len(self.keys)
 
     def __contains__(self, caption: str) -> bool:
-        return self._place(key(caption)) is not None
+        return self._place(caption_key(caption)) is not None
 
     def __getitem__(self, caption: str) -> np.ndarray:
-        wanted = key(caption)
+        wanted = caption_key(caption)
         place = self._place(wanted)
         if place is None:
             raise UserError(
@@ -97,9 +100,9 @@ class Embeddings:
                 f"{self.folder} is damaged: delete it and write it again"
             ) from error
         tokens = _tokens(record, wanted, self.width, self.folder)
-        if len(tokens) > self.longest:
+        if len(tokens) > self.max_tokens:
             raise UserError(
-                f"{self.folder / INDEX}: longest={self.longest}, a record has "
+                f"{self.folder / INDEX}: longest={self.max_tokens}, a record has "
                 f"{len(tokens)} tokens: delete it and run python -m vdm_jax.text again"
             )
         return tokens
@@ -111,26 +114,26 @@ class Embeddings:
 
 
 def _checked(about: Any) -> dict:
-    """What embeddings.json says; Damaged where a value is not as `write` wrote it."""
+    """What embeddings.json says; CorruptFile where a value is not as `write` wrote it."""
     if not isinstance(about, dict):
-        raise Damaged("no object")
+        raise CorruptFile("no object")
     shards = about.get("shards")
     if not isinstance(shards, list) or not shards:
-        raise Damaged("no shards")
+        raise CorruptFile("no shards")
     for name in (about.get("keys"), *shards):
-        if not isinstance(name, str) or not name or files.no_text(name):
-            raise Damaged("no name of a file")
+        if not isinstance(name, str) or not name or files.why_invalid_text(name):
+            raise CorruptFile("no name of a file")
         if os.path.basename(name) != name:
-            raise Damaged("a file of another folder")
+            raise CorruptFile("a file of another folder")
     for name in ("width", "longest"):
-        if type(about.get(name)) is not int or not 1 <= about[name] <= LARGEST:
-            raise Damaged(f"{name} is not from 1 to {LARGEST}")
+        if type(about.get(name)) is not int or not 1 <= about[name] <= MAX_SIZE:
+            raise CorruptFile(f"{name} is not from 1 to {MAX_SIZE}")
     for name in (about.get("encoder"), about.get("weights", "")):
         if not isinstance(name, str):
-            raise Damaged("no name of the encoder or of its weights")
+            raise CorruptFile("no name of the encoder or of its weights")
     # Absent from what an earlier version wrote.
     if about.get("digest", _digest(about)) != _digest(about):
-        raise Damaged("it was changed after it was written")
+        raise CorruptFile("it was changed after it was written")
     return about
 
 
@@ -142,9 +145,9 @@ def _digest(about: dict) -> str:
 
 def _tokens(record: bytes, wanted: bytes, width: int, where: Path) -> np.ndarray:
     """float32 [l, width] of a record."""
-    if record[:KEY] != wanted or (len(record) - KEY) % (2 * width):
+    if record[:KEY_BYTES] != wanted or (len(record) - KEY_BYTES) % (2 * width):
         raise UserError(f"{where} is damaged: a record is not the one of its key")
-    tokens = np.frombuffer(record, np.float16, offset=KEY)
+    tokens = np.frombuffer(record, np.float16, offset=KEY_BYTES)
     return tokens.reshape(-1, width).astype(np.float32)
 
 
@@ -155,7 +158,7 @@ def write(
     about: dict,
     batch: int = 64,
     done: Callable[[int], object] = lambda count: None,
-) -> Embeddings:
+) -> EmbeddingStore:
     """Embeddings of every distinct caption, and of "", which stands for none.
 
     Shards are written whole or not at all under names that follow from captions and
@@ -168,11 +171,13 @@ def write(
       done: is told how many captions more are done.
     """
     folder = make_folder(folder)
-    by_key = {key(caption): caption for caption in ("", *captions)}
+    by_key = {caption_key(caption): caption for caption in ("", *captions)}
     keys = sorted(by_key)
-    content = json.dumps([about, RECORDS], sort_keys=True).encode() + b"".join(keys)
+    content = json.dumps([about, SHARD_RECORDS], sort_keys=True).encode() + b"".join(
+        keys
+    )
     mark = hashlib.sha256(content).hexdigest()[:12]
-    parts = [keys[i : i + RECORDS] for i in range(0, len(keys), RECORDS)]
+    parts = [keys[i : i + SHARD_RECORDS] for i in range(0, len(keys), SHARD_RECORDS)]
     names = [
         f"{mark}-{i:05}-of-{len(parts):05}.array_record" for i in range(len(parts))
     ]
@@ -180,7 +185,7 @@ def write(
     for name, part in zip(names, parts, strict=True):
         length = _longest(folder / name, part, about["width"])
         if length is None:
-            with replacing(folder / name, overwrite=True) as temporary:
+            with atomic_write(folder / name, overwrite=True) as temporary:
                 _write_shard(temporary, part, by_key, encode, batch, done)
             length = _longest(folder / name, part, about["width"])
         else:
@@ -196,17 +201,17 @@ def write(
     }
     about["digest"] = _digest(about)
     with (
-        replacing(folder / about["keys"], overwrite=True) as temporary,
+        atomic_write(folder / about["keys"], overwrite=True) as temporary,
         temporary.open("wb") as file,
     ):
         np.save(file, np.array(keys), allow_pickle=False)
     before = _files(folder)
-    with replacing(folder / INDEX, overwrite=True) as temporary:
+    with atomic_write(folder / INDEX, overwrite=True) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n")
     left = {path.name for path in folder.glob(f".{mark}-*.tmp")}  # by a kill
     for name in left | before - {about["keys"], *names}:
         (folder / name).unlink(missing_ok=True)
-    return Embeddings(folder)
+    return EmbeddingStore(folder)
 
 
 def _write_shard(
@@ -249,6 +254,6 @@ def _files(folder: Path) -> set[str]:
     """Names of the files that embeddings.json speaks of; none if there is none."""
     try:
         about = _checked(read_json(folder / INDEX))
-    except (FileNotFoundError, Damaged):
+    except (FileNotFoundError, CorruptFile):
         return set()
     return {about["keys"], *about["shards"]}

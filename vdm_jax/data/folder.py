@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from vdm_jax import video_io
 from vdm_jax.data import layout
-from vdm_jax.data.layout import Dropped
+from vdm_jax.data.layout import Skipped
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError, printable
 from vdm_jax.video_io import BadVideo, VideoInfo, cache
 from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
-DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
+MAX_DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
 LUMA = np.array([0.299, 0.587, 0.114])  # grey of RGB (ITU-R BT.601)
 
 
-MOST = {"frames": 4096, "height": 16384, "width": 16384, "stride": 4096}
+MAX_VALUES = {"frames": 4096, "height": 16384, "width": 16384, "stride": 4096}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ClipShape:
 
     def check(self) -> None:
         """Raise UserError for a value that no folder can serve."""
-        for name, most in MOST.items():
+        for name, most in MAX_VALUES.items():
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name}={getattr(self, name)}: from 1 to {most}")
         if self.channels not in (1, 3):
@@ -72,65 +72,67 @@ class ClipShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
+class VideoFile:
     """One usable video, or a stretch of it."""
 
     name: str
-    bytes: int
+    num_bytes: int
     info: VideoInfo
     label: str | None
     captions: tuple[str, ...]
-    first: int  # frames first .. last - 1 belong to it
-    last: int
+    start: int  # frames first .. last - 1 belong to it
+    stop: int
 
     @property
-    def part(self) -> VideoInfo:
+    def segment(self) -> VideoInfo:
         """The index of these frames, to count and choose clips by."""
-        return dataclasses.replace(self.info, pts=self.info.pts[self.first : self.last])
+        return dataclasses.replace(self.info, pts=self.info.pts[self.start : self.stop])
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ScanReport:
     """What was found in a folder, and what was left out of it and why."""
 
     root: str
-    found: int
-    kept: int
-    dropped: tuple[Dropped, ...]
+    num_videos: int
+    num_usable: int
+    skipped: tuple[Skipped, ...]
     unmatched: tuple[str, ...]  # files of captions.jsonl that are not there
-    others: Mapping[str, int] = dataclasses.field(default_factory=dict)  # not looked at
+    ignored: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # not looked at
 
-    def lines(self, most: int = 20) -> list[str]:
+    def summary_lines(self, most: int = 20) -> list[str]:
         """For a person to read; at most ``most`` of the dropped by name."""
         lines = [
-            f"{self.root}: {self.found} videos found, {self.kept} kept, "
-            f"{len(self.dropped)} dropped"
+            f"{self.root}: {self.num_videos} videos found, {self.num_usable} kept, "
+            f"{len(self.skipped)} dropped"
         ]
         lines += [
-            printable(f"  {name}: {reason}") for name, reason in self.dropped[:most]
+            printable(f"  {name}: {reason}") for name, reason in self.skipped[:most]
         ]
-        more = len(self.dropped) - most
+        more = len(self.skipped) - most
         lines += [f"  ... and {more} more"] * (more > 0)
-        rest = layout.others_line(self.others)
+        rest = layout.describe_ignored(self.ignored)
         return lines + [f"  not looked at: {rest}"] * bool(rest)
 
 
 def scan(
-    path: str, shape: ClipShape, store: cache.IndexStore, guard: Guard
-) -> tuple[tuple[File, ...], Report]:
+    path: str, shape: ClipShape, store: cache.IndexStore, guard: SandboxedDecoder
+) -> tuple[tuple[VideoFile, ...], ScanReport]:
     """Index all videos of a folder, in threads; keep those with room for a clip.
 
     Raises UserError if none is left.
     """
     shape.check()
-    found = layout.find(path)
-    captions, dropped, unmatched = layout.captions(found)
+    found = layout.find_videos(path)
+    captions, dropped, unmatched = layout.read_captions(found)
     dropped = [*found.skipped, *dropped]
 
-    def index(name: str) -> VideoInfo | Dropped:
+    def index(name: str) -> VideoInfo | Skipped:
         try:
             info = store.probe(found.path(name), guard.inspect)
-            video_io.starts(info, shape.frames, shape.stride, shape.fps)
+            video_io.num_starts(info, shape.frames, shape.stride, shape.fps)
             return info
         except BadVideo as error:
             return name, error.reason
@@ -154,44 +156,44 @@ def scan(
         else:
             files.append((name, result))
     guard.close()
-    label = layout.labels(found.videos)
+    label = layout.folder_labels(found.videos)
     kept = tuple(
-        File(name, _bytes(info.path), info, label.get(name), captions[name],
-             first=0, last=info.frames)
+        VideoFile(name, _bytes(info.path), info, label.get(name), captions[name],
+             start=0, stop=info.frames)
         for name, info in files
     )  # fmt: skip
-    report = Report(
+    report = ScanReport(
         root=str(path),
-        found=len(found.videos) + len(found.skipped),
-        kept=len(kept),
-        dropped=tuple(sorted(dropped)),
+        num_videos=len(found.videos) + len(found.skipped),
+        num_usable=len(kept),
+        skipped=tuple(sorted(dropped)),
         unmatched=tuple(unmatched),
-        others=found.others,
+        ignored=found.ignored,
     )
     if not kept:
-        raise UserError(nothing_left(report, report.dropped))
+        raise UserError(no_usable_videos_message(report, report.skipped))
     return kept, report
 
 
-def nothing_left(report: Report, dropped: Sequence[Dropped]) -> str:
+def no_usable_videos_message(report: ScanReport, dropped: Sequence[Skipped]) -> str:
     """One line for a folder of which nothing can be used, with the commonest reason."""
-    if report.found:
+    if report.num_videos:
         return (
-            f"{report.root}: none of {report.found} videos can be used; "
-            f"{commonest(dropped)}"
+            f"{report.root}: none of {report.num_videos} videos can be used; "
+            f"{most_common_reason(dropped)}"
         )
     kinds, pictures = (
         ", ".join(sorted(suffix[1:] for suffix in suffixes))
         for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
     )
-    rest = layout.others_line(report.others)
+    rest = layout.describe_ignored(report.ignored)
     return (
         f"{report.root}: no video found ({kinds}, or folders of {pictures} frames)"
         + f"; not looked at: {rest}" * bool(rest)
     )
 
 
-def commonest(dropped: Sequence[Dropped]) -> str:
+def most_common_reason(dropped: Sequence[Skipped]) -> str:
     """The commonest reason, by an example."""
     kinds = collections.Counter(reason.split(":")[0] for _, reason in dropped)
     kind, number = kinds.most_common(1)[0]
@@ -206,9 +208,9 @@ def _bytes(path: str) -> int:
         return sum(entry.stat().st_size for entry in entries)
 
 
-def split(
-    files: Sequence[File], share: float, shape: ClipShape
-) -> tuple[tuple[File, ...], tuple[File, ...]]:
+def split_files(
+    files: Sequence[VideoFile], share: float, shape: ClipShape
+) -> tuple[tuple[VideoFile, ...], tuple[VideoFile, ...]]:
     """The training and the held-out files.
 
     A file is held out by a hash of its name: adding files moves none of the others.
@@ -217,7 +219,7 @@ def split(
     its end held out, where both parts have room for a clip; else all of it trains.
     """
     if not 0 <= share < 1:
-        raise UserError(f"config.data.held_out={share}: a share in [0, 1)")
+        raise UserError(f"config.data.validation_fraction={share}: a share in [0, 1)")
     if not share:
         return tuple(files), ()
     if len(files) == 1:
@@ -238,8 +240,8 @@ def _hash(name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_in_time(file: File, share: float, shape: ClipShape):
-    room = video_io.starts(file.info, shape.frames, shape.stride, shape.fps)
+def _split_in_time(file: VideoFile, share: float, shape: ClipShape):
+    room = video_io.num_starts(file.info, shape.frames, shape.stride, shape.fps)
     span = file.info.frames - room + 1  # frames that a clip reaches over
     end = min(round(file.info.frames * (1 - share)), file.info.frames - span)
     if end < 1:
@@ -247,18 +249,18 @@ def _split_in_time(file: File, share: float, shape: ClipShape):
     parts = dataclasses.replace(file, last=end), dataclasses.replace(file, first=end)
     try:
         for part in parts:
-            video_io.starts(part.part, shape.frames, shape.stride, shape.fps)
+            video_io.num_starts(part.segment, shape.frames, shape.stride, shape.fps)
     except BadVideo:  # too short for two, or too slow in one of them
         return (file,), ()
     return parts[:1], parts[1:]
 
 
-def windows(file: File, shape: ClipShape) -> list[tuple[int, int]]:
+def clip_ranges(file: VideoFile, shape: ClipShape) -> list[tuple[int, int]]:
     """Ranges of starts, about a clip long each, that cover the file's starts once."""
-    room = video_io.starts(file.part, shape.frames, shape.stride, shape.fps)
-    span = file.last - file.first - room + 1
+    room = video_io.num_starts(file.segment, shape.frames, shape.stride, shape.fps)
+    span = file.stop - file.start - room + 1
     number = -(-room // span)
-    edges = [file.first + room * i // number for i in range(number + 1)]
+    edges = [file.start + room * i // number for i in range(number + 1)]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
@@ -268,11 +270,11 @@ class _Store:
 
     size: tuple[int, int]
     frames: cache.FrameCache
-    guard: Guard
+    guard: SandboxedDecoder
     cached: dict[str, str]  # names of the files that are decoded once -> entry
     bad: dict[str, str] = dataclasses.field(default_factory=dict)  # found while loading
 
-    def read(self, file: File, numbers: list[int]) -> np.ndarray:
+    def read(self, file: VideoFile, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [f, H, W, 3] that cover the size. Raises BadVideo, OSError."""
         if file.name not in self.cached:
             return self.guard.read_frames(file.info, numbers, self.size)
@@ -292,18 +294,23 @@ class Folder:
     name = "folder"
 
     def __init__(
-        self, parts, shape: ClipShape, report: Report, store: "_Store", held_out=False
+        self,
+        parts,
+        shape: ClipShape,
+        report: ScanReport,
+        store: "_Store",
+        held_out=False,
     ):
         self._parts, self._shape, self._store = parts, shape, store
         self.report, self.files = report, parts[held_out]
         every = parts[0] + parts[1]
         values = tuple(sorted({file.label for file in every if file.label is not None}))
-        self.attributes = (values,) if values else ()
+        self.label_vocabulary = (values,) if values else ()
         texts = " ".join([*values, *(c for file in every for c in file.captions)])
         self.flip = not re.search(r"(?<![a-z])(left|right)", texts, re.IGNORECASE)
         self._items, names = [], []
         for file in self.files:
-            cut = windows(file, shape)
+            cut = clip_ranges(file, shape)
             self._items += [(file, *window) for window in cut]
             numbered = [f"{file.name} [{i + 1}]" for i in range(len(cut))]
             names += [file.name] if len(cut) == 1 else numbered
@@ -335,27 +342,32 @@ class Folder:
         captions = file.captions
         text = captions[int(rng.integers(len(captions)))] if captions else ""
         clip = Clip(video=np.ascontiguousarray(video), caption=text)
-        if self.attributes:
-            values = self.attributes[0]
+        if self.label_vocabulary:
+            values = self.label_vocabulary[0]
             known = file.label is not None
             label = values.index(file.label) if known else -1
             clip["label"] = np.array([label], np.int32)
         return clip
 
-    def _clip(self, file: File, start: int) -> np.ndarray:
+    def _clip(self, file: VideoFile, start: int) -> np.ndarray:
         """Numbers of the frames of the clip that starts at frame ``start``."""
-        shape, first = self._shape, file.first
-        chosen = video_io.clip(
-            file.part, start - first, shape.frames, shape.stride, shape.fps
+        shape, first = self._shape, file.start
+        chosen = video_io.clip_frames(
+            file.segment, start - first, shape.frames, shape.stride, shape.fps
         )
         return chosen + first
 
     def _draw(
-        self, file: File, low: int, high: int, rng: np.random.Generator, frames: int
+        self,
+        file: VideoFile,
+        low: int,
+        high: int,
+        rng: np.random.Generator,
+        frames: int,
     ) -> np.ndarray | None:
         """Frames from a random start, cropped; None if all draws are blank."""
         shape = self._shape
-        for _ in range(DRAWS):
+        for _ in range(MAX_DRAWS):
             if frames == 1:  # any frame within reach of the window's clips
                 numbers = rng.integers(low, self._clip(file, high - 1)[-1] + 1, size=1)
             else:
@@ -368,8 +380,8 @@ class Folder:
         return None
 
 
-def _worth_caching(
-    files: Sequence[File], shape: ClipShape, budget: int
+def _choose_cached_files(
+    files: Sequence[VideoFile], shape: ClipShape, budget: int
 ) -> dict[str, str]:
     """Cache keys of the files to decode once: the dearest to seek in, while they fit.
 
@@ -378,19 +390,19 @@ def _worth_caching(
     """
     infos = {file.name: file.info for file in files}
 
-    def dearness(name: str) -> float:
+    def seek_cost(name: str) -> float:
         info = infos[name]
-        room = video_io.starts(info, shape.frames, shape.stride, shape.fps)
-        return video_io.cost(info, info.frames - room + 1)
+        room = video_io.num_starts(info, shape.frames, shape.stride, shape.fps)
+        return video_io.seek_cost(info, info.frames - room + 1)
 
     chosen = {}
-    for name in sorted(infos, key=lambda name: (-dearness(name), name)):
+    for name in sorted(infos, key=lambda name: (-seek_cost(name), name)):
         info = infos[name]
         cover = video_io.cover_size(info.height, info.width, shape.size)
         budget -= cache.FrameCache.entry_bytes((info.frames, *cover))
         if budget < 0:
             break
-        chosen[name] = cache.key(info.path, shape.size)
+        chosen[name] = cache.file_key(info.path, shape.size)
     return chosen
 
 
@@ -408,15 +420,17 @@ def open_folder(config) -> Folder:
         data.stride, data.target_fps or 0.0, data.crop,
     )  # fmt: skip
     folder = data.cache_dir or cache.default_folder()
-    guard = Guard()
+    guard = SandboxedDecoder()
     files, report = scan(data.path, shape, cache.IndexStore(folder), guard)
-    if len(report.dropped) > data.max_bad_share * report.found:
+    if len(report.skipped) > data.max_bad_fraction * report.num_videos:
         raise UserError(
-            f"{data.path}: {len(report.dropped)} of {report.found} videos cannot be "
-            f"used, more than config.data.max_bad_share={data.max_bad_share}; "
-            f"{commonest(report.dropped)}; `python -m vdm_jax.data check` names all"
+            f"{data.path}: {len(report.skipped)} of {report.num_videos} videos cannot be "
+            f"used, more than config.data.max_bad_fraction={data.max_bad_fraction}; "
+            f"{most_common_reason(report.skipped)}; `python -m vdm_jax.data check` names all"
         )
     frames = cache.FrameCache(folder, int(data.cache_gib * 2**30))
-    cached = _worth_caching(files, shape, frames.max_bytes)
+    cached = _choose_cached_files(files, shape, frames.max_bytes)
     store = _Store(shape.size, frames, guard, cached)
-    return Folder(split(files, data.held_out, shape), shape, report, store)
+    return Folder(
+        split_files(files, data.validation_fraction, shape), shape, report, store
+    )

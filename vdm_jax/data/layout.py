@@ -17,27 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.errors import UserError, printable
-from vdm_jax.files import Damaged, lines, no_text, parse_json, read_text
+from vdm_jax.files import (
+    CorruptFile,
+    parse_json,
+    read_text,
+    split_lines,
+    why_invalid_text,
+)
 from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MAX_CAPTION_BYTES = 1 << 20  # of one sidecar file: several thousand sentences
 MAX_JSONL_BYTES = 1 << 30  # of all captions: ten million sentences
-CAPTIONS = "captions.jsonl"
+CAPTIONS_FILE = "captions.jsonl"
 MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 # Of file managers, archivers and network disks: as if they were hidden.
-SYSTEM = frozenset(["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"])
+SYSTEM_NAMES = frozenset(
+    ["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"]
+)
 
-Dropped = tuple[str, str]  # name, reason
+Skipped = tuple[str, str]  # name, reason
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Listing:
     """What lies in a folder: names relative to it, in sorted order."""
 
     root: Path
     videos: tuple[str, ...]
-    skipped: tuple[Dropped, ...]
-    others: Mapping[str, int]  # suffix, or what else they are -> files not looked at
+    skipped: tuple[Skipped, ...]
+    ignored: Mapping[str, int]  # suffix, or what else they are -> files not looked at
 
     def path(self, name: str) -> str:
         """The file, or folder of frames, of a name."""
@@ -45,14 +53,14 @@ class Found:
         return os.path.normpath(self.root / name)
 
 
-def find(path: str | os.PathLike) -> Found:
+def find_videos(path: str | os.PathLike) -> Listing:
     """Find the videos below a folder. Raises UserError if it is none."""
     root = Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}: give the folder that holds the videos")
     root = root.resolve()
-    skipped: list[Dropped] = []
+    skipped: list[Skipped] = []
 
     def unreadable(error: OSError) -> None:
         skipped.append((_relative(root, str(error.filename)), str(error.strerror)))
@@ -76,7 +84,7 @@ def find(path: str | os.PathLike) -> Found:
         if any(_suffix(name) in MEDIA for name in files)
         for parent in Path(place).parents
     }
-    videos, read = [], {str(root / CAPTIONS)}
+    videos, read = [], {str(root / CAPTIONS_FILE)}
     for place, files in places.items():
         for name in _candidates(files, leaf=place not in branches):
             path = os.path.normpath(os.path.join(place, name))
@@ -93,11 +101,11 @@ def find(path: str | os.PathLike) -> Found:
             others[_suffix(name) or "no suffix"] += (
                 os.path.join(place, name) not in read
             )
-    return Found(root, tuple(sorted(videos)), tuple(sorted(skipped)), +others)
+    return Listing(root, tuple(sorted(videos)), tuple(sorted(skipped)), +others)
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in SYSTEM
+    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def _candidates(files: list[str], leaf: bool) -> list[str]:
@@ -128,13 +136,13 @@ def _bad_link(root: Path, path: str | os.PathLike) -> str | None:
     return None
 
 
-def others_line(others: Mapping[str, int]) -> str:
+def describe_ignored(others: Mapping[str, int]) -> str:
     """The files that were not looked at, the most frequent kind first."""
     counted = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{number} {printable(kind)}" for kind, number in counted)
 
 
-def labels(names: Iterable[str]) -> dict[str, str]:
+def folder_labels(names: Iterable[str]) -> dict[str, str]:
     """The label of each name: its first-level subfolder, as it can be shown.
 
     Empty unless at least two subfolders hold videos. What lies in the root has no
@@ -144,29 +152,29 @@ def labels(names: Iterable[str]) -> dict[str, str]:
     return first if len(set(first.values())) > 1 else {}
 
 
-def captions(
-    found: Found,
-) -> tuple[dict[str, tuple[str, ...]], list[Dropped], list[str]]:
+def read_captions(
+    found: Listing,
+) -> tuple[dict[str, tuple[str, ...]], list[Skipped], list[str]]:
     """Captions by name, from ``a.txt`` beside ``a.mp4`` and from captions.jsonl.
 
     Returns the captions, the videos whose sidecar cannot be read with the reason, and
     the files that captions.jsonl names but the folder lacks. Raises UserError for a
     line of captions.jsonl that is not what docs/data.md says.
     """
-    path = found.root / CAPTIONS
+    path = found.root / CAPTIONS_FILE
     listed = {}
     try:
-        if _is_there(found.root, path):
+        if _is_readable(found.root, path):
             listed = _jsonl(path)
-    except Damaged as error:
+    except CorruptFile as error:
         raise UserError(f"{path}: {error}") from error
     texts, dropped = {}, []
     for name in found.videos:
         path = _sidecar(Path(found.path(name)))
         try:
             # the root as one video has no place beside it that belongs to the data
-            beside = _beside(found.root, path) if name != "." else []
-        except (OSError, Damaged) as error:
+            beside = _sidecar_captions(found.root, path) if name != "." else []
+        except (OSError, CorruptFile) as error:
             reason = getattr(error, "strerror", None) or error
             dropped.append((name, f"caption {path.name}: {reason}"))
             continue
@@ -175,25 +183,25 @@ def captions(
     return texts, dropped, sorted(set(listed) - taken)
 
 
-def every_caption(path: str | os.PathLike) -> tuple[list[str], list[Dropped]]:
+def read_all_captions(path: str | os.PathLike) -> tuple[list[str], list[Skipped]]:
     """All captions of a folder of videos, of a captions.jsonl or of a file of lines.
 
     And the videos whose captions cannot be read. UserError where there is no caption.
     """
     path = Path(path)
-    dropped: list[Dropped] = []
+    dropped: list[Skipped] = []
     rule = (
-        f"give a folder of videos with a.txt beside a.mp4, {CAPTIONS}, or a text file "
+        f"give a folder of videos with a.txt beside a.mp4, {CAPTIONS_FILE}, or a text file "
         "with one caption a line"
     )
     if path.is_dir():
-        by_name, dropped, _ = captions(find(path))
+        by_name, dropped, _ = read_captions(find_videos(path))
     elif path.suffix == ".jsonl":
         by_name = _jsonl(path)
     else:
         try:
             by_name = {path.name: _lines(path, MAX_JSONL_BYTES)}
-        except (OSError, Damaged) as error:
+        except (OSError, CorruptFile) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: {reason}: {rule}") from error
     texts = [text for found in by_name.values() for text in found]
@@ -208,23 +216,23 @@ def _sidecar(video: Path) -> Path:
     return video.parent / f"{stem}.txt"
 
 
-def _beside(root: Path, path: Path) -> list[str]:
-    """The captions of a sidecar file, if there is one. Raises Damaged, OSError."""
-    return _lines(path, MAX_CAPTION_BYTES) if _is_there(root, path) else []
+def _sidecar_captions(root: Path, path: Path) -> list[str]:
+    """The captions of a sidecar file, if there is one. Raises CorruptFile, OSError."""
+    return _lines(path, MAX_CAPTION_BYTES) if _is_readable(root, path) else []
 
 
-def _is_there(root: Path, path: Path) -> bool:
-    """Whether a data folder has this file; Damaged if it is none to read."""
+def _is_readable(root: Path, path: Path) -> bool:
+    """Whether a data folder has this file; CorruptFile if it is none to read."""
     if reason := _bad_link(root, path):
-        raise Damaged(reason)
+        raise CorruptFile(reason)
     if path.exists() and not path.is_file():
-        raise Damaged("not a regular file")
+        raise CorruptFile("not a regular file")
     return path.exists()
 
 
 def _lines(path: Path, limit: int) -> list[str]:
     """One caption a line; empty lines do not count."""
-    return [row.strip() for row in lines(read_text(path, limit)) if row.strip()]
+    return [row.strip() for row in split_lines(read_text(path, limit)) if row.strip()]
 
 
 def _jsonl(path: Path) -> dict[str, list[str]]:
@@ -232,8 +240,8 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
     listed: dict[str, list[str]] = {}
     rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
     try:
-        rows = lines(read_text(path, MAX_JSONL_BYTES))
-    except (OSError, Damaged) as error:
+        rows = split_lines(read_text(path, MAX_JSONL_BYTES))
+    except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}") from error
     for number, line in enumerate(rows, start=1):
@@ -241,13 +249,13 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
             continue
         try:
             entry = parse_json(line)
-        except Damaged as error:
+        except CorruptFile as error:
             raise UserError(f"{path} line {number}: {error}") from error
-        texts = _told(entry)
+        texts = _entry_captions(entry)
         if texts is None:
             raise UserError(f"{path} line {number}: each line is {rule}")
         for text in texts:
-            if reason := no_text(text):
+            if reason := why_invalid_text(text):
                 raise UserError(f"{path} line {number}: a caption {reason}")
         name = Path(os.path.normpath(entry["file"])).as_posix()
         kept = [text.strip() for text in texts if text.strip()]
@@ -255,7 +263,7 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
     return listed
 
 
-def _told(entry: Any) -> list[str] | None:
+def _entry_captions(entry: Any) -> list[str] | None:
     """The captions of a line of captions.jsonl; None if it is no such line."""
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
         return None

@@ -30,43 +30,43 @@ from vdm_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]  # a Clip
 
-TRIES = 100  # unusable items in a row before giving up on a position
-THREADS = 2  # decode ahead of the training step when there are no worker processes
-AHEAD = 4  # batches in the buffer
+MAX_RETRIES = 100  # unusable items in a row before giving up on a position
+READ_THREADS = 2  # decode ahead of the training step when there are no worker processes
+PREFETCH_BATCHES = 4  # batches in the buffer
 # Schedulers and terminals send these to all processes; the run decides when to stop.
-OF_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-ENDLESS = 2**48  # examples; Grain's own infinity overflows in batches of one
+RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+MAX_EXAMPLES = 2**48  # examples; Grain's own infinity overflows in batches of one
 
 
 @dataclasses.dataclass
-class _Load:
+class _LoadBatch:
     """(batch number, indices of the global batch) -> this process's share of it."""
 
     source: Source
     seed: int
     frames: int
-    images: int
+    joint_image_frames: int
     flip: bool
-    max_bad_share: float
-    share: slice
+    max_bad_fraction: float
+    local_rows: slice
     bad: dict[str, BadClip] = dataclasses.field(default_factory=dict)
 
     def __call__(self, number: int, indices: Sequence[int]) -> Batch:
         positions = range(number * len(indices), (number + 1) * len(indices))
-        pairs = zip(positions[self.share], indices[self.share], strict=True)
+        pairs = zip(positions[self.local_rows], indices[self.local_rows], strict=True)
         examples = [self._example(position, int(index)) for position, index in pairs]
         batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
-        if self.images:
-            mask = np.arange(self.frames + self.images) < self.frames
+        if self.joint_image_frames:
+            mask = np.arange(self.frames + self.joint_image_frames) < self.frames
             batch["frame_mask"] = np.tile(mask, (len(examples), 1))
         return batch
 
     def _example(self, position: int, index: int) -> Example:
         """A clip, and the extra images appended to its frames, with their own words."""
         clip = self._clip(position, 0, index, self.frames)
-        if not self.images:
+        if not self.joint_image_frames:
             return clip
-        slots = range(1, self.images + 1)
+        slots = range(1, self.joint_image_frames + 1)
         clips = [clip, *(self._clip(position, slot, None, 1) for slot in slots)]
         video = np.concatenate([each["video"] for each in clips])
         told = clip.keys() - {"video"}
@@ -81,7 +81,7 @@ class _Load:
         failed leaves no trace in the stream.
         """
         last = None
-        for attempt in range(TRIES):
+        for attempt in range(MAX_RETRIES):
             rng = np.random.default_rng((self.seed, position, slot, attempt))
             if index is None:
                 index = int(rng.integers(len(self.source)))
@@ -95,7 +95,7 @@ class _Load:
                 clip["video"] = clip["video"][:, :, ::-1]
             return clip
         raise UserError(
-            f"{self.source.name}: {TRIES} unusable clips in a row, the last was {last}"
+            f"{self.source.name}: {MAX_RETRIES} unusable clips in a row, the last was {last}"
         )
 
     def _skip(self, error: BadClip) -> None:
@@ -104,10 +104,10 @@ class _Load:
             return
         bad, items = len(self.bad), len(self.source)
         print(f"skipped {error} ({bad} of {items} clips)", file=sys.stderr, flush=True)
-        if bad > self.max_bad_share * items:
+        if bad > self.max_bad_fraction * items:
             raise UserError(
                 f"{self.source.name}: {bad} of {items} clips are unusable, more than "
-                f"config.data.max_bad_share={self.max_bad_share}; the last was {error}"
+                f"config.data.max_bad_fraction={self.max_bad_fraction}; the last was {error}"
             )
 
 
@@ -121,20 +121,20 @@ def _dataset(
             f"config.data.flip=True: left and right have a meaning in {source.name}; "
             "set it to False"
         )
-    frames, max_bad_share = config.video.frames, config.data.max_bad_share
-    load = _Load(source, seed, frames, images, flip, max_bad_share, share)
-    epochs = ENDLESS // len(source)
+    frames, max_bad_share = config.video.frames, config.data.max_bad_fraction
+    load = _LoadBatch(source, seed, frames, images, flip, max_bad_share, share)
+    epochs = MAX_EXAMPLES // len(source)
     items = grain.MapDataset.range(len(source)).shuffle(seed).repeat(epochs)
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
 
 
-def _ahead(
+def _prefetch(
     dataset: grain.MapDataset[Batch], threads: int, ahead: int
 ) -> grain.DatasetIterator[Batch]:
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
 
 
-class _Workers:
+class _WorkerPool:
     """Batches in order, each n-th made by one of n processes.
 
     They come through pipes: what one process holds alone ends with it, where shared
@@ -149,31 +149,31 @@ class _Workers:
         for worker in range(number):
             pipe, other = spawn.Pipe(duplex=False)
             process = spawn.Process(
-                target=_work,
-                args=(dataset[worker::number], -(-AHEAD // number), other),
+                target=_worker_main,
+                args=(dataset[worker::number], -(-PREFETCH_BATCHES // number), other),
                 daemon=True,
             )
-            _start(process)
+            _start_worker(process)
             other.close()  # so that the pipe ends with the worker
             self._processes.append(process)
             self._pipes.append(pipe)
-        self._turn = 0
+        self._next_worker = 0
         # Before multiprocessing asks them to end at exit, which they do not listen to.
         self.close = multiprocessing.util.Finalize(
-            self, _end, (self._processes, self._pipes), exitpriority=10
+            self, _stop_workers, (self._processes, self._pipes), exitpriority=10
         )
 
     def __next__(self) -> Batch:
         try:
-            answer = _receive(self._pipes[self._turn])
+            answer = _receive(self._pipes[self._next_worker])
         except (EOFError, OSError) as error:
-            raise self._lost(self._turn) from error
+            raise self._worker_error(self._next_worker) from error
         if isinstance(answer, UserError):
             raise answer
-        self._turn = (self._turn + 1) % len(self._pipes)
+        self._next_worker = (self._next_worker + 1) % len(self._pipes)
         return answer
 
-    def _lost(self, turn: int) -> Exception:
+    def _worker_error(self, turn: int) -> Exception:
         """What to say of a worker that has ended."""
         process = self._processes[turn]
         process.join()
@@ -190,17 +190,17 @@ class _Workers:
         )
 
 
-def _start(process: multiprocessing.process.BaseProcess) -> None:
+def _start_worker(process: multiprocessing.process.BaseProcess) -> None:
     """Start a process that gets no signal of the run's, from its first moment on."""
     resource_tracker.ensure_running()  # or the first start would begin it and unblock
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_RUN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(
+def _stop_workers(
     processes: Iterable[multiprocessing.process.BaseProcess],
     pipes: Iterable[Connection],
 ) -> None:
@@ -212,10 +212,12 @@ def _end(
         process.join()
 
 
-def _work(dataset: grain.MapDataset[Batch], ahead: int, pipe: Connection) -> None:
+def _worker_main(
+    dataset: grain.MapDataset[Batch], ahead: int, pipe: Connection
+) -> None:
     """Send the batches of a data set without end: all that a worker process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    batches = _ahead(dataset, 1, ahead)
+    batches = _prefetch(dataset, 1, ahead)
     try:
         for batch in batches:
             _send(pipe, batch)
@@ -272,9 +274,9 @@ class Batches:
         if self._iterator is None:
             rest = self._dataset[self._count :]
             if self._workers:
-                self._iterator = _Workers(rest, self._workers)
+                self._iterator = _WorkerPool(rest, self._workers)
             else:
-                self._iterator = _ahead(rest, THREADS, AHEAD)
+                self._iterator = _prefetch(rest, READ_THREADS, PREFETCH_BATCHES)
         batch = next(self._iterator)
         self._count += 1
         return batch
@@ -303,7 +305,7 @@ def train_batches(
     Process p of n loads rows p b/n .. (p+1) b/n of each global batch and nothing else.
 
     Yields:
-      dict of video uint8 [b, f + k, h, w, c], the last k = config.data.images frames
+      dict of video uint8 [b, f + k, h, w, c], the last k = config.data.joint_image_frames frames
       independent images; frame_mask bool [b, f + k] (False on the images) if k > 0;
       label int32 [b, attributes] if the source has any; caption str [b]. With images
       both are [b, 1 + k, ...], of the video and then of each image.
@@ -328,7 +330,7 @@ def train_batches(
     local = batch_size // process_count
     dataset = _dataset(
         config, source, seed=config.seed, batch_size=batch_size,
-        images=config.data.images, flip=config.data.flip,
+        images=config.data.joint_image_frames, flip=config.data.flip,
         share=slice(process_index * local, (process_index + 1) * local),
     )  # fmt: skip
     return Batches(dataset, config.data.workers)
@@ -361,7 +363,7 @@ def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
     if not len(held_out):
         raise UserError(
             f"{source.name} holds out no clip of {config.video.frames} frames: fewer "
-            "frames, a smaller config.data.stride or a larger config.data.held_out"
+            "frames, a smaller config.data.stride or a larger config.data.validation_fraction"
         )
     clips = list(fixed_clips(config, held_out, n, seed))
     return {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
@@ -383,5 +385,5 @@ def fingerprint(config, source: Source) -> dict:
         "digest": digest.hexdigest(),
         **{field: config.data[field] for field in ("mean", "variance")},
         # Until images had labels and captions of their own they had their video's.
-        **({"images_told": "their own"} if config.data.images else {}),
+        **({"images_told": "their own"} if config.data.joint_image_frames else {}),
     }

@@ -21,7 +21,9 @@ ATTRIBUTES = (
     ("left", "right", "up", "down"),
     ("slow", "fast"),
 )
-LABELS = tuple(len(values) for values in ATTRIBUTES)  # 3 x 3 x 4 x 2 = 72 labels
+ATTRIBUTE_SIZES = tuple(
+    len(values) for values in ATTRIBUTES
+)  # 3 x 3 x 4 x 2 = 72 labels
 COLOURS = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1)], np.float32)
 DIRECTIONS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)], np.float32)  # (x, y), y down
 SPEEDS = np.array([0.6, 1.0], np.float32)  # in units of the fast one
@@ -31,7 +33,7 @@ SPEEDS = np.array([0.6, 1.0], np.float32)  # in units of the fast one
 ARM = 0.4  # b / a
 EXTENT = (1.0, math.sqrt(math.pi) / 2, math.sqrt(math.pi / (8 * ARM - 4 * ARM**2)))
 
-ROWS = 8  # sample rows a pixel; along the rows the coverage is exact
+SUBROWS = 8  # sample rows a pixel; along the rows the coverage is exact
 
 WORDS = (
     (("circle", "disc", "ball"), ("square", "box"), ("cross", "plus sign")),
@@ -65,7 +67,7 @@ class Geometry:
         return min(self.height, self.width) / 4
 
     @property
-    def span(self) -> float:
+    def travel(self) -> float:
         """Pixels that a fast one crosses in the whole clip: 7/8 of the widest's room.
 
         The rest of the room is for a random start.
@@ -73,9 +75,9 @@ class Geometry:
         return 7 / 8 * (min(self.height, self.width) - 2 * max(EXTENT) * self.radius)
 
     @property
-    def fast(self) -> float:
+    def fast_speed(self) -> float:
         """Pixels from frame to frame: 0.89 at 8 frames of 16x16."""
-        return self.span * self.stride / (self.frames * self.stride - 1)
+        return self.travel * self.stride / (self.frames * self.stride - 1)
 
 
 def half_chord(shape: int, dy: np.ndarray, radius: float) -> np.ndarray:
@@ -102,17 +104,17 @@ def coverage(
     Returns:
       float32 [n, height, width] in [0, 1].
     """
-    rows = (np.arange(geometry.height * ROWS, dtype=np.float32) + 0.5) / ROWS
+    rows = (np.arange(geometry.height * SUBROWS, dtype=np.float32) + 0.5) / SUBROWS
     x, y = (np.asarray(a, np.float32)[:, None] for a in (x, y))
     half = half_chord(shape, np.abs(rows - y), geometry.radius).astype(np.float32)
     left_of = np.arange(geometry.width, dtype=np.float32)
     # the overlap of [x - half, x + half] with the pixel [j, j + 1], row by row
     covered = np.clip((x + half)[..., None] - left_of, 0, 1)
     covered -= np.clip((x - half)[..., None] - left_of, 0, 1)
-    return covered.reshape(len(x), geometry.height, ROWS, geometry.width).mean(2)
+    return covered.reshape(len(x), geometry.height, SUBROWS, geometry.width).mean(2)
 
 
-def path(
+def trajectory(
     label: np.ndarray, rng: np.random.Generator, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres x, y [frames] of a straight path wholly inside the frame.
@@ -122,8 +124,8 @@ def path(
     """
     shape, _, direction, speed = label
     extent = EXTENT[shape] * geometry.radius
-    step = SPEEDS[speed] * geometry.fast * DIRECTIONS[direction]
-    travel = geometry.span * DIRECTIONS[direction]
+    step = SPEEDS[speed] * geometry.fast_speed * DIRECTIONS[direction]
+    travel = geometry.travel * DIRECTIONS[direction]
     size = np.array([geometry.width, geometry.height], np.float32)
     low = extent + np.maximum(-travel, 0)
     high = size - extent - np.maximum(travel, 0)
@@ -149,25 +151,27 @@ class Shapes:
 
     geometry: Geometry
     held_out: bool = False
-    unseen: tuple[int, ...] = ()
+    held_out_combinations: tuple[int, ...] = ()
 
     name = "shapes"
     names = ()
-    attributes = ATTRIBUTES
+    label_vocabulary = ATTRIBUTES
     flip = False  # it would turn left into right
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """What beside the config makes other clips, for the fingerprint."""
-        return self.unseen
+        return self.held_out_combinations
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """int32 [n, 4]: those that items take in turn."""
-        numbers = np.arange(math.prod(LABELS))
+        numbers = np.arange(math.prod(ATTRIBUTE_SIZES))
         if not self.held_out:
-            numbers = np.setdiff1d(numbers, self.unseen)
-        return np.stack(np.unravel_index(numbers, LABELS), axis=1).astype(np.int32)
+            numbers = np.setdiff1d(numbers, self.held_out_combinations)
+        return np.stack(np.unravel_index(numbers, ATTRIBUTE_SIZES), axis=1).astype(
+            np.int32
+        )
 
     @property
     def captions(self) -> list[str]:
@@ -187,7 +191,7 @@ class Shapes:
         geometry = self.geometry
         own = np.random.default_rng((int(self.held_out), index))
         label = self.labels[index % len(self.labels)]
-        x, y = path(label, own, geometry)
+        x, y = trajectory(label, own, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
         grey = coverage(int(label[0]), x[window], y[window], geometry)
@@ -199,20 +203,22 @@ class Shapes:
         return dataclasses.replace(self, held_out=held_out)
 
 
-def unseen_labels(n: int) -> tuple[int, ...]:
+def held_out_combinations(n: int) -> tuple[int, ...]:
     """Numbers of n labels to leave out: a fixed draw in which all values take turns.
 
     Raises:
       UserError: more than half of the labels.
     """
-    if not 0 <= n <= math.prod(LABELS) // 2:
-        raise UserError(f"config.data.unseen={n}: from 0 to {math.prod(LABELS) // 2}")
+    if not 0 <= n <= math.prod(ATTRIBUTE_SIZES) // 2:
+        raise UserError(
+            f"config.data.held_out_combinations={n}: from 0 to {math.prod(ATTRIBUTE_SIZES) // 2}"
+        )
     rng, chosen = np.random.default_rng(0), []
     while len(chosen) < n:
-        round_ = [rng.permutation(size) for size in LABELS]
-        for k in range(max(LABELS)):
+        round_ = [rng.permutation(size) for size in ATTRIBUTE_SIZES]
+        for k in range(max(ATTRIBUTE_SIZES)):
             values = [order[k % len(order)] for order in round_]
-            number = int(np.ravel_multi_index(values, LABELS))
+            number = int(np.ravel_multi_index(values, ATTRIBUTE_SIZES))
             if number not in chosen and len(chosen) < n:
                 chosen.append(number)
     return tuple(sorted(chosen))
@@ -232,4 +238,7 @@ def open_shapes(config) -> Shapes:
             "picture has no direction), height and width >= 8, channels = 3"
         )
     geometry = Geometry(video.frames, video.height, video.width, config.data.stride)
-    return Shapes(geometry, unseen=unseen_labels(config.data.unseen))
+    return Shapes(
+        geometry,
+        held_out_combinations=held_out_combinations(config.data.held_out_combinations),
+    )

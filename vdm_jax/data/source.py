@@ -50,7 +50,7 @@ class Source(Protocol):
     name: str
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    attributes: tuple[tuple[str, ...], ...]
+    label_vocabulary: tuple[tuple[str, ...], ...]
     flip: bool
 
     def __len__(self) -> int:

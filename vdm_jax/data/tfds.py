@@ -34,14 +34,18 @@ from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.video_io import stills
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-CAPTIONS = ("caption", "captions", "text", "description")
-VIDEOS = ("video", "mp4", "clip")  # names under which bytes are taken for a video file
+CAPTION_NAMES = ("caption", "captions", "text", "description")
+VIDEO_NAMES = (
+    "video",
+    "mp4",
+    "clip",
+)  # names under which bytes are taken for a video file
 
-MOST_VALUES = 100_000  # of a label; features.json may declare any number
+MAX_LABEL_VALUES = 100_000  # of a label; features.json may declare any number
 # How a feature is stored -> the class that reads it. Custom ones have a JSON of their
 # own ("json_feature") or the content of one of these.
 CLASSES = {
@@ -57,27 +61,27 @@ CLASSES = {
 }
 
 # What TFDS raises on a record that holds something else than it was told.
-MISFITS = (
+RECORD_ERRORS = (
     AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
     DecodeError, zlib.error,
 )  # fmt: skip
 
-Path_ = tuple[str, ...]  # of a feature inside nested dictionaries
+FeaturePath = tuple[str, ...]  # of a feature inside nested dictionaries
 
 proto: Any = untyped  # classes made from .proto files when they are imported
 Feature: Any = proto.feature_pb2.Feature
 
 
 @dataclasses.dataclass
-class Layout:
+class ExampleLayout:
     """Where in an example the video, the labels and the captions are."""
 
-    videos: dict[Path_, str] = dataclasses.field(default_factory=dict)  # -> kind
-    labels: list[Path_] = dataclasses.field(default_factory=list)
-    captions: list[Path_] = dataclasses.field(default_factory=list)
+    videos: dict[FeaturePath, str] = dataclasses.field(default_factory=dict)  # -> kind
+    labels: list[FeaturePath] = dataclasses.field(default_factory=list)
+    captions: list[FeaturePath] = dataclasses.field(default_factory=list)
 
 
-def readable(feature: Any) -> Any:
+def supported_feature(feature: Any) -> Any:
     """Return what of a feature is read, in classes of TFDS's own; None for nothing.
 
     features.json names a class for every feature, and TFDS imports the module of that
@@ -93,13 +97,13 @@ def readable(feature: Any) -> Any:
     ours = Feature(python_class_name=_name(CLASSES[content]))
     if content == "features_dict":
         inner = feature.features_dict.features
-        read = {key: readable(value) for key, value in inner.items()}
+        read = {key: supported_feature(value) for key, value in inner.items()}
         for key in sorted(key for key, value in read.items() if value is not None):
             ours.features_dict.features[key].CopyFrom(read[key])
         return ours
     getattr(ours, content).CopyFrom(getattr(feature, content))
     if content == "sequence":
-        inner = readable(feature.sequence.feature)
+        inner = supported_feature(feature.sequence.feature)
         if inner is None:
             return None
         ours.sequence.feature.CopyFrom(inner)
@@ -125,15 +129,15 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def survey(feature: Any, layout: Layout, path=(), repeated=False):
+def scan_features(feature: Any, layout: ExampleLayout, path=(), repeated=False):
     """Fill in the layout from what `readable` has left."""
     content = feature.WhichOneof("content")
     name = path[-1] if path else ""
     if content == "features_dict":
         for key, value in sorted(feature.features_dict.features.items()):
-            survey(value, layout, (*path, key), repeated)
+            scan_features(value, layout, (*path, key), repeated)
     elif content == "sequence":
-        survey(feature.sequence.feature, layout, path, True)
+        scan_features(feature.sequence.feature, layout, path, True)
     elif content == "image" and repeated:
         layout.videos[path] = "pictures"
     elif content == "class_label" and not repeated:
@@ -142,16 +146,16 @@ def survey(feature: Any, layout: Layout, path=(), repeated=False):
         tensor = feature.tensor
         if len(tensor.shape.dimensions) == 4 and tensor.dtype == "uint8":
             layout.videos[path] = "tensor"
-        elif not tensor.shape.dimensions and name in VIDEOS:
+        elif not tensor.shape.dimensions and name in VIDEO_NAMES:
             layout.videos[path] = "file"
-    elif content == "text" and name in CAPTIONS:
+    elif content == "text" and name in CAPTION_NAMES:
         layout.captions.append(path)
-    elif content == "text" and name in VIDEOS and not repeated:
+    elif content == "text" and name in VIDEO_NAMES and not repeated:
         layout.videos[path] = "file"
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Records:
     """The training or the held-out records, in the files of one split."""
 
     records: ArrayRecordDataSource
@@ -176,25 +180,25 @@ class Tfds:
     """The source: see data/source.py for the protocol."""
 
     name: str
-    attributes: tuple[tuple[str, ...], ...]
-    layout: Layout
-    path: Path_  # of the video
+    label_vocabulary: tuple[tuple[str, ...], ...]
+    layout: ExampleLayout
+    path: FeaturePath  # of the video
     parser: example_parser.ExampleParserNp
     features: features.FeatureConnector
-    parts: tuple[Part, Part]
+    parts: tuple[Records, Records]
     shape: ClipShape
-    guard: Guard
+    guard: SandboxedDecoder
     held_out: bool = False
 
     @property
     def flip(self) -> bool:
         """Not where a label or a caption may speak of left and right."""
-        values = " ".join(value for names in self.attributes for value in names)
+        values = " ".join(value for names in self.label_vocabulary for value in names)
         sided = re.search(r"(?<![a-z])(left|right)", values, re.IGNORECASE)
         return not self.layout.captions and not sided
 
     @property
-    def part(self) -> Part:
+    def part(self) -> Records:
         """The one that this view shows."""
         return self.parts[self.held_out]
 
@@ -243,7 +247,7 @@ class Tfds:
         clip = Clip(
             video=video, caption=texts[int(rng.integers(len(texts)))] if texts else ""
         )
-        if self.attributes:
+        if self.label_vocabulary:
             clip["label"] = np.array(label, np.int32)
         return clip
 
@@ -259,16 +263,16 @@ class Tfds:
             told = [] if told is None else told
             texts = [text.decode() for text in np.atleast_1d(told)]
             label = [int(_get(example, path)) for path in layout.labels]
-        except MISFITS as error:
+        except RECORD_ERRORS as error:
             said = str(error).splitlines()[:1] or [type(error).__name__]
             reason = f"not what features.json says: {said[0]}"
             raise BadClip(name, reason) from error
         if stored is None:
             raise BadClip(name, "holds no video")
         for text in texts:
-            if reason := files.no_text(text):
+            if reason := files.why_invalid_text(text):
                 raise BadClip(name, f"a caption {reason}")
-        for value, names in zip(label, self.attributes, strict=True):
+        for value, names in zip(label, self.label_vocabulary, strict=True):
             if not -1 <= value < len(names):
                 raise BadClip(name, f"label {value} of {len(names)}")
         return stored, texts, label
@@ -285,7 +289,7 @@ class Tfds:
             return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
         if kind == "pictures":
             chosen = [stored[i] for i in pick(len(stored))]
-            frames = [stills.picture(io.BytesIO(picture)) for picture in chosen]
+            frames = [stills.read_image(io.BytesIO(picture)) for picture in chosen]
             if len({frame.shape for frame in frames}) > 1:
                 raise BadClip(name, "its frames differ in size")
             return np.stack(frames)
@@ -296,14 +300,14 @@ class Tfds:
             return self.guard.read_frames(info, pick(info.frames).tolist())
 
 
-def _get(tree: Any, path: Path_) -> Any:
+def _get(tree: Any, path: FeaturePath) -> Any:
     """What stands at a path of nested dictionaries, of values or of features."""
     for key in path:
         tree = getattr(tree, "feature", tree)[key]
     return tree
 
 
-def find(name: str, data_dir: str) -> tuple[Path, str]:
+def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
     """The directory of a prepared data set and the chosen feature ("" = the only one).
 
     name: NAME[/CONFIG][:VERSION][@FEATURE]; the newest version by default. data_dir:
@@ -342,20 +346,20 @@ def _is_version(path: Path) -> bool:
     return VERSION.fullmatch(path.name) is not None
 
 
-def _parse(path: Path, message: Any) -> Any:
+def _read_message(path: Path, message: Any) -> Any:
     """A JSON file of a prepared data set."""
     try:
         content = files.read_json(path)
         if not isinstance(content, dict):
-            raise files.Damaged("no object")
+            raise files.CorruptFile("no object")
         # protobuf takes half of a surrogate pair and stumbles over it later
         json.dumps(content, ensure_ascii=False).encode()
         return json_format.ParseDict(content, message)
     except (OSError, ValueError, json_format.ParseError) as error:
-        raise _damaged(path, error) from error
+        raise _corrupt(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _corrupt(path: Path, error: Exception) -> UserError:
     """What is told of a file that TFDS wrote otherwise."""
     said = str(error).splitlines()[:1] or [type(error).__name__]
     return UserError(
@@ -384,11 +388,11 @@ def _splits(info: Any, directory: Path) -> dict[str, Any]:
         TypeError,
         ValueError,
     ) as error:
-        raise _damaged(directory / "dataset_info.json", error) from error
+        raise _corrupt(directory / "dataset_info.json", error) from error
     return every
 
 
-def _part(info: Any, directory: Path) -> Part:
+def _part(info: Any, directory: Path) -> Records:
     """All records of a split, if they are as many as promised."""
     paths = tuple(os.fspath(path) for path in info.filepaths)
     root = directory.resolve()
@@ -406,10 +410,14 @@ def _part(info: Any, directory: Path) -> Part:
             f"{directory}: dataset_info.json counts {info.num_examples} examples in "
             f"split {info.name}, its files hold {len(records)}"
         )
-    return Part(records, np.arange(len(records)), paths, np.cumsum(info.shard_lengths))
+    return Records(
+        records, np.arange(len(records)), paths, np.cumsum(info.shard_lengths)
+    )
 
 
-def _divide(every: dict[str, Any], share: float, directory: Path) -> tuple[Part, Part]:
+def _split_records(
+    every: dict[str, Any], share: float, directory: Path
+) -> tuple[Records, Records]:
     """The training and the held-out part."""
     names = list(every)
     if not names:
@@ -426,7 +434,7 @@ def _divide(every: dict[str, Any], share: float, directory: Path) -> tuple[Part,
     return replace(part, index=training), replace(part, index=held_out)
 
 
-def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
+def _choose(layout: ExampleLayout, feature: str, directory: Path) -> FeaturePath:
     """Which feature is the video."""
     paths = {"/".join(path): path for path in layout.videos}
     if feature in paths:
@@ -438,7 +446,7 @@ def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
     if not paths:
         raise UserError(
             f"{directory} has no video feature: Video, a sequence of Images, a uint8 "
-            f"Tensor of 4 dimensions, or bytes under one of {', '.join(VIDEOS)}"
+            f"Tensor of 4 dimensions, or bytes under one of {', '.join(VIDEO_NAMES)}"
         )
     raise UserError(
         f"{directory}: {feature or 'which feature'} is the video? add one of "
@@ -446,7 +454,7 @@ def _choose(layout: Layout, feature: str, directory: Path) -> Path_:
     )
 
 
-def _label_names(feature: Any, path: Path_, directory: Path) -> tuple[str, ...]:
+def _label_names(feature: Any, path: FeaturePath, directory: Path) -> tuple[str, ...]:
     """The names of a label's values: those of its file, numbers where there is none.
 
     TFDS passes over a file that it cannot read, and takes one of another length.
@@ -456,26 +464,26 @@ def _label_names(feature: Any, path: Path_, directory: Path) -> tuple[str, ...]:
         feature = feature.features_dict.features[key]
         stem = convert_feature_name_to_filename(key, stem or None)
     count = feature.class_label.num_classes
-    if not 0 < count <= MOST_VALUES:
+    if not 0 < count <= MAX_LABEL_VALUES:
         raise UserError(
             f"{directory / 'features.json'}: {'/'.join(path)} has {count} values: "
-            f"from 1 to {MOST_VALUES}"
+            f"from 1 to {MAX_LABEL_VALUES}"
         )
     where = directory / f"{stem}.labels.txt"
     if not where.exists():
         return tuple(map(str, range(count)))
     try:
         if not where.is_file():
-            raise files.Damaged("no plain file")
+            raise files.CorruptFile("no plain file")
         rows = [row.strip() for row in files.read_text(where).split("\n")]
         names = tuple(filter(None, rows))
         if not len(names) == len(set(names)) == count:
-            raise files.Damaged(
+            raise files.CorruptFile(
                 f"{len(set(names))} different names in {len(names)} lines, "
                 f"features.json says {count}"
             )
-    except (OSError, files.Damaged) as error:
-        raise _damaged(where, error) from error
+    except (OSError, files.CorruptFile) as error:
+        raise _corrupt(where, error) from error
     return names
 
 
@@ -486,8 +494,10 @@ def _connector(feature: Any, directory: Path) -> features.FeatureConnector:
         connector = features.FeatureConnector.from_proto(feature)
         connector.get_serialized_info()
     except ImportError as error:  # TFDS asks tensorflow for a dtype that numpy lacks
-        reason = files.Damaged("a feature without a dtype, or of one unknown to numpy")
-        raise _damaged(where, reason) from error
+        reason = files.CorruptFile(
+            "a feature without a dtype, or of one unknown to numpy"
+        )
+        raise _corrupt(where, reason) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where} describes no features: {error}") from error
     return connector
@@ -510,27 +520,34 @@ def open_tfds(config) -> Tfds:
             "config.data.target_fps: examples of TFDS have no frame rate; set it to 0 "
             "and use config.data.stride"
         )
-    directory, chosen = find(data.tfds_name, data.path)
-    info = _parse(directory / "dataset_info.json", proto.dataset_info_pb2.DatasetInfo())
+    directory, chosen = find_dataset(data.tfds_name, data.path)
+    info = _read_message(
+        directory / "dataset_info.json", proto.dataset_info_pb2.DatasetInfo()
+    )
     if info.file_format != "array_record":
         raise UserError(
             f"{directory} is in {info.file_format or 'tfrecord'} format, which needs "
             "tensorflow: prepare it again with tfds build --file_format=array_record"
         )
-    feature = readable(_parse(directory / "features.json", Feature())) or Feature()
-    layout = Layout()
-    survey(feature, layout)
+    feature = (
+        supported_feature(_read_message(directory / "features.json", Feature()))
+        or Feature()
+    )
+    layout = ExampleLayout()
+    scan_features(feature, layout)
     path = _choose(layout, chosen, directory)
     attributes = tuple(_label_names(feature, p, directory) for p in layout.labels)
     connector = _connector(feature, directory)
     return Tfds(
         name=f"tfds {info.name} {info.config_name} {info.version}".replace("  ", " "),
-        attributes=attributes,
+        label_vocabulary=attributes,
         layout=layout,
         path=path,
         parser=example_parser.ExampleParserNp(connector.get_serialized_info()),
         features=connector,
-        parts=_divide(_splits(info, directory), data.held_out, directory),
+        parts=_split_records(
+            _splits(info, directory), data.validation_fraction, directory
+        ),
         shape=shape,
-        guard=Guard(),
+        guard=SandboxedDecoder(),
     )

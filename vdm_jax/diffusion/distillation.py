@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion import losses, schedules
-from vdm_jax.diffusion.process import Array, Denoiser, expand, velocity
+from vdm_jax.diffusion.process import Array, Denoiser, append_dims, velocity
 from vdm_jax.diffusion.schedules import Schedule
 
 
-class Interval(NamedTuple):
+class StudentStep(NamedTuple):
     """A student's step from `start` to `end`, the teacher's two by way of `middle`.
 
     Angles [b], falling. At the data `end` is 0, which no network is asked about.
@@ -29,7 +29,9 @@ class Interval(NamedTuple):
     end: Array
 
 
-def interval(schedule: Schedule, i: Array, n: Array, double: bool = False) -> Interval:
+def student_step(
+    schedule: Schedule, i: Array, n: Array, double: bool = False
+) -> StudentStep:
     """The step of a student of n steps that begins at t = i / n.
 
     i: int [b], 1..n; n: int [], may be traced. A plain step ends at (i - 1) / n. With
@@ -44,29 +46,34 @@ def interval(schedule: Schedule, i: Array, n: Array, double: bool = False) -> In
         left = jnp.maximum(i - back, 0)
         return jnp.where(left == 0, 0.0, schedule.angle(left / n))
 
-    return Interval(*map(angle, (0.0, 1.0, 2.0) if double else (0.0, 0.5, 1.0)))
+    return StudentStep(*map(angle, (0.0, 1.0, 2.0) if double else (0.0, 0.5, 1.0)))
 
 
-def rotate(z: Array, v: Array, turn: Array) -> Array:
+def rotate(z: Array, v: Array, delta: Array) -> Array:
     """A step of DDIM: cos(d) z - sin(d) v, d the fall of the angle (PD, appendix D)."""
-    turn = expand(turn, z)
-    return jnp.cos(turn) * z - jnp.sin(turn) * v
+    delta = append_dims(delta, z)
+    return jnp.cos(delta) * z - jnp.sin(delta) * v
 
 
-def merge(z: Array, v1: Array, v2: Array, at: Interval) -> Array:
+def merge_two_ddim_steps(
+    z: Array, v1: Array, v2: Array, interval: StudentStep
+) -> Array:
     """v of the one step that lands where two do, v1 at z and v2 where the first landed.
 
     v = (sin d1 cos d2 v1 + sin d2 v2 - sin d1 sin d2 z) / sin(d1 + d2). The same as
     the x target of PD's algorithm 2 (`x = alpha z - sigma v`), which subtracts numbers
     that are nearly equal: in float32 that one errs by 4e-3 at 8192 steps.
     """
-    d1, d2 = (expand(d, z) for d in (at.start - at.middle, at.middle - at.end))
+    d1, d2 = (
+        append_dims(d, z)
+        for d in (interval.start - interval.middle, interval.middle - interval.end)
+    )
     first = jnp.sin(d1) * jnp.cos(d2) * v1 - jnp.sin(d1) * jnp.sin(d2) * z
     return (first + jnp.sin(d2) * v2) / jnp.sin(d1 + d2)
 
 
-def two_steps(
-    teacher: Denoiser, schedule: Schedule, z: Array, at: Interval, cond
+def progressive_target(
+    teacher: Denoiser, schedule: Schedule, z: Array, interval: StudentStep, cond
 ) -> Array:
     """What the student is to predict at z: v of the teacher's two steps of DDIM.
 
@@ -75,12 +82,12 @@ def two_steps(
     """
 
     def v(z: Array, angle: Array) -> Array:
-        step = schedules.step_of_angle(jnp.maximum(angle, schedule.angle(0.0)))
+        step = schedules.noise_level_from_angle(jnp.maximum(angle, schedule.angle(0.0)))
         return velocity(teacher(z, step, cond), step)
 
-    v1 = v(z, at.start)
-    v2 = v(rotate(z, v1, at.start - at.middle), at.middle)
-    return jax.lax.stop_gradient(merge(z, v1, v2, at))
+    v1 = v(z, interval.start)
+    v2 = v(rotate(z, v1, interval.start - interval.middle), interval.middle)
+    return jax.lax.stop_gradient(merge_two_ddim_steps(z, v1, v2, interval))
 
 
 def student_loss(
@@ -96,17 +103,19 @@ def student_loss(
     weighting: of losses.WEIGHTINGS, all of them weights on |x - x_hat|^2 (PD, section
     4). In v they differ by bounded factors.
     """
-    step = schedules.step_of_angle(angle)
+    step = schedules.noise_level_from_angle(angle)
     error = velocity(student(z, step, cond), step) - jax.lax.stop_gradient(target)
-    return losses.weighted(error, step, weighting)
+    return losses.weighted_v_loss(error, step, weighting)
 
 
-def random_steps(key: Array, batch: int, n: Array, late: Array | float = 1.0) -> Array:
+def sample_step_index(
+    key: Array, batch: int, n: Array, time_power: Array | float = 1.0
+) -> Array:
     """int32 [batch]: steps drawn from 1..n, those of t = u^late, u even over the batch.
 
     n and late may be traced. late: 1 draws all alike, more draws the steps near the
     data more often, whose errors no later step mends: 2 the last of eight nearly three
     times as often.
     """
-    u = losses.stratified_times(key, batch) ** late
+    u = losses.stratified_times(key, batch) ** time_power
     return jnp.minimum(jnp.floor(u * n).astype(jnp.int32) + 1, n)

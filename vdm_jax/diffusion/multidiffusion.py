@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction
-from vdm_jax.diffusion.schedules import Step
+from vdm_jax.diffusion.schedules import NoiseLevel
 
 
-def starts(length: int, window: int, overlap: int) -> list[int]:
+def axis_starts(length: int, window: int, overlap: int) -> list[int]:
     """First places of windows that cover `length`, `overlap` in common or more.
 
     The last one ends where `length` does.
@@ -27,21 +27,21 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(number)]
 
 
-def places(shape, window, overlap) -> np.ndarray:
+def window_starts(shape, window, overlap) -> np.ndarray:
     """int [k, 3]: the first frame, row and column of every window.
 
     shape, window, overlap: (frames, height, width) of the whole, of a window, and of
     what neighbours have in common.
     """
-    axes = [starts(*sizes) for sizes in zip(shape, window, overlap, strict=True)]
+    axes = [axis_starts(*sizes) for sizes in zip(shape, window, overlap, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def windows(
+def average_windows(
     denoise: Denoiser,
     window,
-    where: np.ndarray,
-    cut: Callable[[Any, Array], Any] = lambda cond, place: cond,
+    starts: np.ndarray,
+    crop_cond: Callable[[Any, Array], Any] = lambda cond, place: cond,
 ) -> Denoiser:
     """A denoiser of large z from one of videos of `window` (frames, height, width).
 
@@ -50,10 +50,10 @@ def windows(
     the window there is told; without it all are told the same. step holds [] or [b].
     """
 
-    def windowed(z: Array, step: Step, cond) -> Prediction:
+    def windowed(z: Array, step: NoiseLevel, cond) -> Prediction:
         size = (z.shape[0], *window, z.shape[-1])
         count = np.zeros(z.shape[1:4])
-        for frame, row, column in where:
+        for frame, row, column in starts:
             count[
                 frame : frame + window[0],
                 row : row + window[1],
@@ -63,7 +63,7 @@ def windows(
         @jax.checkpoint  # a gradient runs the windows again, one after the other
         def ask(place):
             part = jax.lax.dynamic_slice(z, place, size)
-            return denoise(part, step, cut(cond, place))
+            return denoise(part, step, crop_cond(cond, place))
 
         def add(total, place):
             place = (0, *place, 0)
@@ -78,7 +78,7 @@ def windows(
             ), None
 
         zero = Prediction(jnp.zeros_like(z), jnp.zeros_like(z))
-        total, _ = jax.lax.scan(add, zero, jnp.asarray(where))
+        total, _ = jax.lax.scan(add, zero, jnp.asarray(starts))
         share = jnp.asarray(count, z.dtype)[None, ..., None]
         return Prediction(*(t / share for t in total))
 

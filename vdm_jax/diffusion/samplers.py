@@ -20,12 +20,12 @@ import numpy as np
 
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser
-from vdm_jax.diffusion.schedules import Schedule, Step
+from vdm_jax.diffusion.schedules import NoiseLevel, Schedule
 
 MAX_STEPS = 1024
 
 Table = dict[str, np.ndarray]
-Noise = Callable[[Array, int], Array]  # (table row, draw) -> standard normal like z
+NoiseFn = Callable[[Array, int], Array]  # (table row, draw) -> standard normal like z
 
 
 class Sampler(NamedTuple):
@@ -41,53 +41,55 @@ class Sampler(NamedTuple):
     init: Callable[[Array], tuple[Array, Any]] = lambda z: (z, ())
 
 
-def grid(schedule: Schedule, n: int) -> tuple[Step, Step]:
+def grid(schedule: Schedule, n: int) -> tuple[NoiseLevel, NoiseLevel]:
     """Noise levels of n steps from noise to data: (from [n], to [n]).
 
     The schedule chooses where they are (`Schedule.times`); the last goes to phi = 0.
     """
-    angle = np.append(schedule.angle(schedule.times(n)), 0.0)
+    angle = np.append(schedule.angle(schedule.sampling_times(n)), 0.0)
     with np.errstate(divide="ignore"):
-        points = schedules.step_of_angle(angle, np.arange(n + 1))
-    return _rows(points, slice(None, -1)), _rows(points, slice(1, None))
+        points = schedules.noise_level_from_angle(angle, np.arange(n + 1))
+    return _slice_levels(points, slice(None, -1)), _slice_levels(points, slice(1, None))
 
 
-def _rows(points: Step, rows: slice) -> Step:
+def _slice_levels(points: NoiseLevel, rows: slice) -> NoiseLevel:
     index, logsnr, alpha, sigma, _ = points
-    return Step(index[rows], logsnr[rows], alpha[rows], sigma[rows])
+    return NoiseLevel(index[rows], logsnr[rows], alpha[rows], sigma[rows])
 
 
-def _end(schedule: Schedule) -> Step:
+def _clipped_end(schedule: Schedule) -> NoiseLevel:
     """The clipped end of a schedule: where a call that would stand at phi = 0 is made.
 
     Its coefficient in the table is 0; at phi = 0 itself the network has no input.
     """
-    return schedules.step_at(schedule, np.zeros(1))
+    return schedules.noise_level(schedule, np.zeros(1))
 
 
-def _calls(step: Step, name: str = "") -> Table:
+def _level_columns(step: NoiseLevel, name: str = "") -> Table:
     """The columns that say at which noise level a row makes a call."""
     levels = {"logsnr": step.logsnr, "alpha": step.alpha, "sigma": step.sigma}
     return {name + key: value for key, value in levels.items()}
 
 
-def _asked(row: dict[str, Array], step: Step, name: str, call: int) -> Step:
+def _call_level(
+    row: dict[str, Array], step: NoiseLevel, name: str, call: int
+) -> NoiseLevel:
     """The noise level of a row's call beyond the first, from the columns of `name`."""
     keys = "logsnr", "alpha", "sigma"
-    return Step(step.index, *(row[name + key] for key in keys), call=call)
+    return NoiseLevel(step.step_index, *(row[name + key] for key in keys), call=call)
 
 
-def _second_calls(schedule: Schedule, s: Step, name: str) -> Table:
+def _second_call_columns(schedule: Schedule, s: NoiseLevel, name: str) -> Table:
     """Columns of calls at the target of each row, the last one's at the clipped end."""
-    end = _end(schedule)
-    inner = _rows(s, slice(None, -1))
+    end = _clipped_end(schedule)
+    inner = _slice_levels(s, slice(None, -1))
     points = (np.append(a, b) for a, b in zip(inner[1:4], end[1:4], strict=True))
-    return _calls(Step(s.index, *points, call=0), name)
+    return _level_columns(NoiseLevel(s.step_index, *points, call=0), name)
 
 
 def _ddim_table(schedule: Schedule, n: int) -> Table:
     t, s = grid(schedule, n)
-    return {**_calls(t), "next_alpha": s.alpha, "next_sigma": s.sigma}
+    return {**_level_columns(t), "next_alpha": s.alpha, "next_sigma": s.sigma}
 
 
 def _ddim_step(denoise, carry, step, row, noise, cond):
@@ -104,14 +106,14 @@ def ddim() -> Sampler:
 def _inversion_table(schedule: Schedule, n: int) -> Table:
     t, s = grid(schedule, n)
     table = {
-        **_second_calls(schedule, s, ""),
+        **_second_call_columns(schedule, s, ""),
         "next_alpha": t.alpha,
         "next_sigma": t.sigma,
     }
     return {key: value[::-1] for key, value in table.items()}
 
 
-def inversion() -> Sampler:
+def ddim_inversion() -> Sampler:
     """DDIM from data to noise, the way that DDIM takes back (Song et al. 2021, 4.3).
 
     The prediction at the near end of each step stands for the one at its far end, so
@@ -138,7 +140,7 @@ def ancestral(gamma: float = 0.0) -> Sampler:
         z_coef, x_coef, lower = process.posterior(s, t)
         upper = process.transition(s, t)[1]
         std = np.sqrt(lower ** (1 - gamma) * upper**gamma) * (s.sigma > 0)
-        return {**_calls(t), "z_coef": z_coef, "x_coef": x_coef, "std": std}
+        return {**_level_columns(t), "z_coef": z_coef, "x_coef": x_coef, "std": std}
 
     return Sampler(table, _ancestral_step)
 
@@ -150,7 +152,7 @@ def _dpm_table(schedule: Schedule, n: int) -> Table:
     back[1:-1] = h[1:-1] / (2 * h[:-2])
     weight = -s.alpha * np.expm1(-h)
     return {
-        **_calls(t),
+        **_level_columns(t),
         "z_coef": s.sigma / t.sigma,
         "x_coef": weight * (1 + back),
         "last_coef": -weight * back,
@@ -179,12 +181,15 @@ def _heun_step(denoise, carry, step, row, noise, cond):
     z = row["scale"] * z + row["churn_std"] * noise(0)
     x, eps = denoise(z, step, cond)
     ahead = row["next_alpha"] * x + row["next_sigma"] * eps
-    there = denoise(ahead, _asked(row, step, "next_call_", 1), cond)
+    there = denoise(ahead, _call_level(row, step, "next_call_", 1), cond)
     return ahead + row["correction"] * (there.eps - eps), memory
 
 
 def heun(
-    churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1,
 ) -> Sampler:
     """EDM's second-order sampler (Karras et al. 2022, algorithm 2): two calls a step.
 
@@ -198,16 +203,16 @@ def heun(
     def table(schedule: Schedule, n: int) -> Table:
         t, s = grid(schedule, n)
         edm, edm_next = process.edm_sigma(t), process.edm_sigma(s)
-        inside = (edm >= s_min) & (edm <= s_max)
-        factor = 1 + min(churn / n, math.sqrt(2) - 1) * inside
+        inside = (edm >= s_tmin) & (edm <= s_tmax)
+        factor = 1 + min(s_churn / n, math.sqrt(2) - 1) * inside
         noisiest = schedule.angle(np.ones(1))
         angle = np.minimum(np.arctan2(factor * t.sigma, t.alpha), noisiest)
-        raised = schedules.step_of_angle(angle, t.index)
+        raised = schedules.noise_level_from_angle(angle, t.step_index)
         edm_raised = process.edm_sigma(raised)
         added = np.sqrt(np.maximum(edm_raised**2 - edm**2, 0))
         return {
-            **_calls(raised),
-            **_second_calls(schedule, s, "next_call_"),
+            **_level_columns(raised),
+            **_second_call_columns(schedule, s, "next_call_"),
             "scale": raised.alpha / t.alpha,
             "churn_std": s_noise * raised.alpha * added,
             "next_alpha": s.alpha,
@@ -225,7 +230,7 @@ def _stochastic_step(denoise, carry, step, row, noise, cond):
     return row["scale"] * ahead + row["std"] * noise(0), memory
 
 
-def stochastic() -> Sampler:
+def restart_ddim() -> Sampler:
     """Two steps of DDIM down, one back up with fresh noise (Meng et al. 2022, 3.3).
 
     For a distilled model that knows the double step from every grid point; the last
@@ -234,10 +239,10 @@ def stochastic() -> Sampler:
 
     def table(schedule: Schedule, n: int) -> Table:
         t, s = grid(schedule, n)
-        far = _rows(s, slice(1, None))  # of all rows but the last
-        scale, variance = process.transition(far, _rows(s, slice(None, -1)))
+        far = _slice_levels(s, slice(1, None))  # of all rows but the last
+        scale, variance = process.transition(far, _slice_levels(s, slice(None, -1)))
         return {
-            **_calls(t),
+            **_level_columns(t),
             "far_alpha": np.append(far.alpha, 1.0),
             "far_sigma": np.append(far.sigma, 0.0),
             "scale": np.append(scale, 1.0),
@@ -247,7 +252,7 @@ def stochastic() -> Sampler:
     return Sampler(table, _stochastic_step)
 
 
-def corrected(sampler: Sampler, delta: float = 0.1) -> Sampler:
+def with_langevin_corrector(sampler: Sampler, delta: float = 0.1) -> Sampler:
     """A sampler followed by one step of Langevin dynamics at each level (VDM, 3.1).
 
     z - delta / 2 sigma eps(z) + sqrt(delta) sigma noise: twice the calls. The one after
@@ -258,14 +263,14 @@ def corrected(sampler: Sampler, delta: float = 0.1) -> Sampler:
         s = grid(schedule, n)[1]
         return {
             **sampler.table(schedule, n),
-            **_second_calls(schedule, s, "corrector_"),
+            **_second_call_columns(schedule, s, "corrector_"),
             "drift": delta / 2 * s.sigma,
             "corrector_std": math.sqrt(delta) * s.sigma,
         }
 
     def step(denoise, carry, at, row, noise, cond):
         z, memory = sampler.step(denoise, carry, at, row, noise, cond)
-        eps = denoise(z, _asked(row, at, "corrector_", 2), cond).eps
+        eps = denoise(z, _call_level(row, at, "corrector_", 2), cond).eps
         return z - row["drift"] * eps + row["corrector_std"] * noise(1), memory
 
     return Sampler(table, step, sampler.init)
@@ -276,39 +281,39 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": ancestral,
     "dpm": dpm,
     "heun": heun,
-    "stochastic": stochastic,
+    "stochastic": restart_ddim,
 }
 
 
-def padded(table: Table, dtype) -> dict[str, Array]:
+def pad_table(table: Table, dtype) -> dict[str, Array]:
     """The table as jit arguments of one shape whatever its number of rows."""
     rows = len(table["logsnr"])
     pad = max(MAX_STEPS, rows) - rows
     return {k: np.pad(v, (0, pad)).astype(dtype) for k, v in table.items()}
 
 
-def loop(
+def sample_loop(
     sampler: Sampler,
     denoise: Denoiser,
     carry: tuple[Array, Any],
     table: dict[str, Array],
     start: Array,
     stop: Array,
-    noise: Noise,
+    noise: NoiseFn,
     cond,
 ) -> tuple[Array, Any]:
     """Rows start..stop of the table; `start` and `stop` may be traced."""
 
     def body(i: Array, carry):
         row = {k: v[i] for k, v in table.items()}
-        step = Step(i, row["logsnr"], row["alpha"], row["sigma"])
+        step = NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
         return sampler.step(denoise, carry, step, row, lambda d: noise(i, d), cond)
 
     table = {k: jnp.asarray(v, carry[0].dtype) for k, v in table.items()}
     return jax.lax.fori_loop(start, stop, body, carry)
 
 
-def random_key(seed: int | Array) -> Array:
+def key_from_seed(seed: int | Array) -> Array:
     """The key of a seed. Its kind is named: JAX's setting may be another."""
     return jax.random.key(seed, impl="threefry2x32")
 
@@ -320,7 +325,7 @@ def video_keys(seed: Array, stage: Array, block: Array, videos: Array) -> Array:
     still sees the same noise. seed, stage, block: 32 bits, traced or not; videos: int
     [b] -> keys [b].
     """
-    key = random_key(seed)
+    key = key_from_seed(seed)
     for part in (stage, block):
         key = jax.random.fold_in(key, part)
     return jax.vmap(lambda video: jax.random.fold_in(key, video))(jnp.asarray(videos))

@@ -1,8 +1,8 @@
 """Noise schedules: diffusion time t in [0, 1] to a noise level, and back.
 
-The currency is logsnr = log(alpha^2 / sigma^2), variance preserving: alpha^2 +
-sigma^2 = 1. The angle phi = atan(sigma / alpha) is the same quantity in the form
-that stays exact at both ends: alpha = cos(phi), sigma = sin(phi).
+All noise levels are measured by logsnr = log(alpha^2 / sigma^2). The process is
+variance preserving: alpha^2 + sigma^2 = 1. The angle phi = atan(sigma / alpha) is the
+same quantity in a form that is exact at both ends: alpha = cos(phi), sigma = sin(phi).
 
 Every function takes NumPy arrays (float64, on the host: sampler tables) and JAX
 arrays (inside a jit: training) alike.
@@ -19,15 +19,16 @@ import numpy as np
 Array = Any  # np.ndarray on the host, jax.Array inside a jit
 
 
-class Step(NamedTuple):
-    """A noise level, as a denoiser is told it: arrays [], [b] or, per frame, [b, f].
+class NoiseLevel(NamedTuple):
+    """A noise level, as a denoiser gets it.
 
-    `index` counts the sampler's steps from 0 at t = 1; guidance weights are looked up
-    by it. In training it is 0. `call` numbers the calls within one step of a sampler,
-    so that what draws noise for a call draws it anew for the next.
+    logsnr, alpha and sigma have shape [], [b] or, with a level per frame, [b, f].
+    `step_index` counts the sampler's steps from 0 at t = 1; guidance weights are looked
+    up by it. It is 0 in training. `call` numbers the denoiser's calls within one step
+    of a sampler: noise that is drawn for a call differs from that of the next call.
     """
 
-    index: Array
+    step_index: Array
     logsnr: Array
     alpha: Array
     sigma: Array
@@ -35,52 +36,53 @@ class Step(NamedTuple):
 
 
 class Schedule(Protocol):
-    """What a schedule offers; those below are made by name from `SCHEDULES`."""
+    """A noise schedule; `SCHEDULES` lists the implementations by name."""
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi = atan(sigma / alpha), increasing."""
+        """Map diffusion time in [0, 1] to phi = atan(sigma / alpha), increasing."""
         ...
 
-    def times(self, n: int) -> np.ndarray:
-        """Where a sampler of n steps asks, from noise to data; after them comes phi=0.
+    def sampling_times(self, n: int) -> np.ndarray:
+        """Return the times at which a sampler of n steps calls the denoiser.
 
-        float64 [n], uniform from 1 down to 1/n.
+        float64 [n], uniform from 1 down to 1/n. The last step goes to phi = 0.
         """
         return np.linspace(1.0, 0.0, n + 1)[:-1]
 
 
-def namespace(x: Array):
-    """The module, numpy or jax.numpy, that computes on `x`."""
+def array_namespace(x: Array):
+    """Return the module that computes on `x`: numpy or jax.numpy."""
     return jnp if isinstance(x, jax.Array) else np
 
 
-def logsnr_of_angle(angle: Array) -> Array:
-    """Log signal-to-noise ratio of phi; +inf at phi = 0."""
-    xp = namespace(angle)
+def logsnr_from_angle(angle: Array) -> Array:
+    """Return the log signal-to-noise ratio at phi; +inf at phi = 0."""
+    xp = array_namespace(angle)
     return 2.0 * (xp.log(xp.cos(angle)) - xp.log(xp.sin(angle)))
 
 
-def angle_of_logsnr(logsnr: Array) -> Array:
-    """phi of a log signal-to-noise ratio."""
-    xp = namespace(logsnr)
+def angle_from_logsnr(logsnr: Array) -> Array:
+    """Return phi of a log signal-to-noise ratio."""
+    xp = array_namespace(logsnr)
     return xp.arctan(xp.exp(-logsnr / 2))
 
 
-def step_of_angle(angle: Array, index: Array = 0) -> Step:
-    """The noise level at phi."""
-    xp = namespace(angle)
-    return Step(index, logsnr_of_angle(angle), xp.cos(angle), xp.sin(angle))
+def noise_level_from_angle(angle: Array, step_index: Array = 0) -> NoiseLevel:
+    """Return the noise level at phi."""
+    xp = array_namespace(angle)
+    logsnr = logsnr_from_angle(angle)
+    return NoiseLevel(step_index, logsnr, xp.cos(angle), xp.sin(angle))
 
 
-def step_at(schedule: Schedule, t: Array, index: Array = 0) -> Step:
-    """The noise level of `schedule` at diffusion time `t`."""
-    return step_of_angle(schedule.angle(t), index)
+def noise_level(schedule: Schedule, t: Array, step_index: Array = 0) -> NoiseLevel:
+    """Return the noise level of `schedule` at diffusion time `t`."""
+    return noise_level_from_angle(schedule.angle(t), step_index)
 
 
 def resolution_shift(size: float, base: float = 64.0) -> float:
-    """Shift of logsnr for videos of `size` pixels a side: 2 log(base / size).
+    """Return the shift of logsnr for videos of `size` pixels a side: 2 log(base / size).
 
-    base: the size at which the plain schedule suits (Hoogeboom et al. 2023, eq. 4).
+    base: the size that needs no shift (Hoogeboom et al. 2023, eq. 4).
     """
     return 2 * math.log(base / size)
 
@@ -90,68 +92,70 @@ class Cosine(Schedule):
     """Cosine schedule with clipped logsnr, optionally shifted.
 
     logsnr(t) = -2 log tan(a t + b), so the angle a t + b is linear in t (Salimans &
-    Ho 2022, appendix; Video Diffusion Models, section 2, clips at +-20). `shift`
-    moves the whole curve by that much logsnr, down for larger or smoother data
-    (`resolution_shift`), and keeps the clip range (Hoogeboom et al. 2023, "simple
-    diffusion", section 3.1).
+    Ho 2022, appendix; Video Diffusion Models, section 2, clips at +-20).
+    `logsnr_shift` is added to the whole curve and keeps the clip range (Hoogeboom et
+    al. 2023, "simple diffusion", section 3.1). It is negative for larger or smoother
+    data (`resolution_shift`).
     """
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    shift: float = 0.0
+    logsnr_shift: float = 0.0
 
-    def _ends(self) -> tuple[float, float]:
-        """Angles of the unshifted curve at t = 0 and t = 1."""
-        low = math.atan(math.exp(-(self.logsnr_max - self.shift) / 2))
-        high = math.atan(math.exp(-(self.logsnr_min - self.shift) / 2))
+    def _unshifted_angle_range(self) -> tuple[float, float]:
+        """Return the angles of the unshifted curve at t = 0 and t = 1."""
+        low = math.atan(math.exp(-(self.logsnr_max - self.logsnr_shift) / 2))
+        high = math.atan(math.exp(-(self.logsnr_min - self.logsnr_shift) / 2))
         return low, high
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi."""
-        xp = namespace(t)
-        low, high = self._ends()
-        plain = low + (high - low) * t
+        """Map diffusion time in [0, 1] to phi."""
+        xp = array_namespace(t)
+        low, high = self._unshifted_angle_range()
+        unshifted = low + (high - low) * t
         # tan(phi) is multiplied by exp(-shift / 2); atan2 keeps that exact near pi/2.
-        scale = math.exp(-self.shift / 2)
-        return xp.arctan2(scale * xp.sin(plain), xp.cos(plain))
+        scale = math.exp(-self.logsnr_shift / 2)
+        return xp.arctan2(scale * xp.sin(unshifted), xp.cos(unshifted))
 
     def logsnr(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> log signal-to-noise ratio, decreasing."""
-        return logsnr_of_angle(self.angle(t))
+        """Map diffusion time in [0, 1] to the log signal-to-noise ratio, decreasing."""
+        return logsnr_from_angle(self.angle(t))
 
-    def time(self, logsnr: Array) -> Array:
-        """Log signal-to-noise ratio -> diffusion time."""
-        xp = namespace(logsnr)
-        low, high = self._ends()
-        return (xp.arctan(xp.exp((self.shift - logsnr) / 2)) - low) / (high - low)
+    def time_from_logsnr(self, logsnr: Array) -> Array:
+        """Map a log signal-to-noise ratio to diffusion time."""
+        xp = array_namespace(logsnr)
+        low, high = self._unshifted_angle_range()
+        unshifted = xp.arctan(xp.exp((self.logsnr_shift - logsnr) / 2))
+        return (unshifted - low) / (high - low)
 
 
-def _within(angle: Array, logsnr_min: float, logsnr_max: float) -> Array:
-    """phi, kept to a range of logsnr: networks are not asked beyond it."""
+def _clip_angle(angle: Array, logsnr_min: float, logsnr_max: float) -> Array:
+    """Clip phi to a range of logsnr: the range in which networks are trained."""
     low, high = (math.atan(math.exp(-end / 2)) for end in (logsnr_max, logsnr_min))
-    return namespace(angle).clip(angle, low, high)
+    return array_namespace(angle).clip(angle, low, high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpolated(Schedule):
-    """A cosine whose shift goes from `shift` at the data to `noise_shift` at the noise.
+    """Cosine schedule whose shift changes linearly with t.
 
-    logsnr(t) = (1 - t) Cosine(shift) + t Cosine(noise_shift) (Hoogeboom et al. 2023,
-    section 3.1, "interpolated").
+    It is `logsnr_shift` at the data and `noise_logsnr_shift` at the noise:
+    logsnr(t) = (1 - t) Cosine(logsnr_shift) + t Cosine(noise_logsnr_shift)
+    (Hoogeboom et al. 2023, section 3.1, "interpolated").
     """
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    shift: float = 0.0
-    noise_shift: float = 0.0
+    logsnr_shift: float = 0.0
+    noise_logsnr_shift: float = 0.0
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi."""
+        """Map diffusion time in [0, 1] to phi."""
         data, noise = (
             Cosine(self.logsnr_min, self.logsnr_max, shift).logsnr(t)
-            for shift in (self.shift, self.noise_shift)
+            for shift in (self.logsnr_shift, self.noise_logsnr_shift)
         )
-        return angle_of_logsnr((1 - t) * data + t * noise)
+        return angle_from_logsnr((1 - t) * data + t * noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,37 +172,38 @@ class Linear(Schedule):
     beta_max: float = 20.0
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi."""
-        xp = namespace(t)
-        grown = self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
-        angle = xp.arctan(xp.sqrt(xp.expm1(grown)))
-        return _within(angle, self.logsnr_min, self.logsnr_max)
+        """Map diffusion time in [0, 1] to phi."""
+        xp = array_namespace(t)
+        integral = self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+        angle = xp.arctan(xp.sqrt(xp.expm1(integral)))
+        return _clip_angle(angle, self.logsnr_min, self.logsnr_max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Flow(Schedule):
     """Flow matching's straight path (1 - tau) x + tau eps with tau = t, clipped.
 
-    sigma / alpha = t / (1 - t). `shift` of logsnr is -2 log s of the time shift
+    sigma / alpha = t / (1 - t). `logsnr_shift` is -2 log s of the time shift
     tau' = s tau / (1 + (s - 1) tau) (Esser et al. 2024, section 5.3.2).
     """
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    shift: float = 0.0
+    logsnr_shift: float = 0.0
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi."""
-        xp = namespace(t)
-        angle = xp.arctan2(math.exp(-self.shift / 2) * t, 1 - t)
-        return _within(angle, self.logsnr_min, self.logsnr_max)
+        """Map diffusion time in [0, 1] to phi."""
+        xp = array_namespace(t)
+        angle = xp.arctan2(math.exp(-self.logsnr_shift / 2) * t, 1 - t)
+        return _clip_angle(angle, self.logsnr_min, self.logsnr_max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Karras(Schedule):
     """EDM's noise levels, evenly spaced in sigma^(1 / rho) (Karras et al. 2022, eq. 5).
 
-    sigma here is EDM's, which is sigma / alpha. A sampler asks at both ends.
+    sigma here is EDM's, which is sigma / alpha. A sampler calls the denoiser at both
+    ends.
     """
 
     sigma_min: float = 0.002
@@ -206,12 +211,12 @@ class Karras(Schedule):
     rho: float = 7.0
 
     def angle(self, t: Array) -> Array:
-        """Diffusion time in [0, 1] -> phi."""
+        """Map diffusion time in [0, 1] to phi."""
         low, high = (s ** (1 / self.rho) for s in (self.sigma_min, self.sigma_max))
-        return namespace(t).arctan((low + t * (high - low)) ** self.rho)
+        return array_namespace(t).arctan((low + t * (high - low)) ** self.rho)
 
-    def times(self, n: int) -> np.ndarray:
-        """float64 [n], uniform from 1 down to 0."""
+    def sampling_times(self, n: int) -> np.ndarray:
+        """Return float64 [n], uniform from 1 down to 0."""
         return np.linspace(1.0, 0.0, n) if n > 1 else np.ones(1)
 
 
@@ -224,41 +229,44 @@ SCHEDULES: dict[str, type] = {
 }
 
 
-def named(name: str, logsnr_min: float, logsnr_max: float, **shifts) -> Schedule:
-    """A schedule of `SCHEDULES` held to a range of logsnr, with the shifts it takes.
+def make_schedule(
+    name: str, logsnr_min: float, logsnr_max: float, **shifts: float
+) -> Schedule:
+    """Return a schedule of `SCHEDULES`, clipped to a range of logsnr.
 
-    Karras keeps EDM's own ends where they lie inside the range.
+    shifts: values of `logsnr_shift` and `noise_logsnr_shift`; a schedule without the
+    field ignores its value. Karras keeps EDM's own ends where they are in the range.
     """
-    made = SCHEDULES[name]
-    if made is Karras:
+    schedule_type = SCHEDULES[name]
+    if schedule_type is Karras:
         low, high = (math.exp(-end / 2) for end in (logsnr_max, logsnr_min))
-        usual = Karras()
-        return Karras(max(low, usual.sigma_min), min(high, usual.sigma_max))
-    takes = {field.name for field in dataclasses.fields(made)}
-    shifts = {key: value for key, value in shifts.items() if key in takes}
-    return made(logsnr_min=logsnr_min, logsnr_max=logsnr_max, **shifts)
+        edm = Karras()
+        return Karras(max(low, edm.sigma_min), min(high, edm.sigma_max))
+    fields = {field.name for field in dataclasses.fields(schedule_type)}
+    shifts = {key: value for key, value in shifts.items() if key in fields}
+    return schedule_type(logsnr_min=logsnr_min, logsnr_max=logsnr_max, **shifts)
 
 
 def logsnr_range(schedule: Schedule) -> tuple[float, float]:
-    """(lowest, highest) logsnr of a schedule."""
+    """Return the lowest and the highest logsnr of a schedule."""
     angle = schedule.angle(np.array([1.0, 0.0]))
-    low, high = logsnr_of_angle(angle)
+    low, high = logsnr_from_angle(angle)
     return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
-class TakingTurns(Schedule):
-    """For training: the examples of a batch [b] take turns among several schedules.
+class AlternatingSchedules(Schedule):
+    """Several schedules for training: example i of a batch [b] uses schedule i mod n.
 
-    Detail is learned at little noise, motion and place at much; a small model trained
-    on one schedule learns one of them late.
+    Detail is learned at low noise, motion and position at high noise. A small model
+    that trains on one schedule learns one of the two late.
     """
 
     schedules: tuple[Schedule, ...]
 
     def angle(self, t: Array) -> Array:
-        """Diffusion times [b] -> phi [b]."""
-        xp = namespace(t)
+        """Map diffusion times [b] to phi [b]."""
+        xp = array_namespace(t)
         angles = xp.stack([schedule.angle(t) for schedule in self.schedules])
         example = xp.arange(t.shape[0])
         return angles[example % len(self.schedules), example]

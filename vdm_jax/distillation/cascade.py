@@ -16,9 +16,9 @@ from vdm_jax import agreement, cascade, runs
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.distillation import rounds
 from vdm_jax.distillation.driver import distill
-from vdm_jax.training.cascade import left, write_file
+from vdm_jax.training.cascade import remaining_time, write_cascade_file
 
-STUDENTS_KEEP = (
+STUDENT_SETTINGS = (
     "guidance", "snr", "threshold", "percentile", "tiled", "batch_size",
 )  # fmt: skip
 
@@ -32,12 +32,12 @@ def distill_cascade(
     Raises as `distill` and `cascade.read` do.
     """
     started = time.monotonic()
-    links = cascade.read(path).links
+    links = cascade.read(path).stages
     agreement.check(
         {"command": "distill --cascade", "workdir": str(workdir)}
         | {"stages": [link.name for link in links]}
-        | agreement.machine()
-        | runs.shared(config)
+        | agreement.environment()
+        | runs.config_without_paths(config)
         | {link.name: dataclasses.asdict(link.settings) for link in links}
     )
     for link in links:  # all of them before the first takes its hours
@@ -45,16 +45,23 @@ def distill_cascade(
     for link in links:
         place = workdir / link.name
         print(f"{link.name}: distilling in {place}", flush=True)
-        teacher, seconds = str(link.workdir.absolute()), left(time_limit, started)
+        teacher, seconds = (
+            str(link.workdir.absolute()),
+            remaining_time(time_limit, started),
+        )
         distill(config, teacher, place, seconds, more=link is not links[-1])
-    fields = {link.name: kept(link, config.distill.guidance) for link in links}
-    on_first_process(lambda: write_file(fields, workdir))
+    fields = {
+        link.name: student_settings(link, config.distill.guidance) for link in links
+    }
+    on_first_process(lambda: write_cascade_file(fields, workdir))
 
 
-def kept(link: cascade.Link, guidance: Sequence[float]) -> dict[str, float]:
+def student_settings(
+    link: cascade.CascadeStage, guidance: Sequence[float]
+) -> dict[str, float]:
     """What the teachers' file says of sampling that holds for their students too."""
-    differing = cascade.differing(link).items()
-    found = {name: value for name, value in differing if name in STUDENTS_KEEP}
+    differing = cascade.sampling_overrides(link).items()
+    found = {name: value for name, value in differing if name in STUDENT_SETTINGS}
     if "guidance" in found:
         # A student that is not told a weight has none.
         low, high = guidance or link.model.guidance_range or (0.0, 0.0)

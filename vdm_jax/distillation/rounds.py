@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion import losses, samplers
 from vdm_jax.errors import UserError
-from vdm_jax.metrics.by_source import MEASURES
+from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
 from vdm_jax.model import DiffusionModel
 
 # What may differ when a distillation goes on; the first pattern that fits decides.
-MAY_CHANGE = (
+RESUME_RULES = (
     ("seed", False),
-    ("distill.start", False),
+    ("distill.start_steps", False),
     ("distill.guidance", False),
     ("distill.sampler", False),
     ("distill.metric", False),
@@ -23,7 +23,9 @@ MAY_CHANGE = (
 )
 
 
-SHORTEST = 1e-5  # of a step, in radians: in float32 a shorter one has lost its length
+MIN_ANGLE_STEP = (
+    1e-5  # of a step, in radians: in float32 a shorter one has lost its length
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +39,29 @@ class Round:
     number: int
     steps: int
     updates: int
-    told: bool = False
-    late: float = 1.0
+    distills_guidance: bool = False
+    time_power: float = 1.0
 
     @property
     def path(self) -> str:
         return f"rounds/{self.steps:04d}"
 
 
-def planned(distill: Any) -> list[Round]:
+def plan_rounds(distill: Any) -> list[Round]:
     """The rounds that a config's distill section asks for."""
     found = []
     if distill.guidance:
-        found.append(Round(0, distill.start, distill.told_updates, told=True))
-    n = distill.start // 2
-    while n >= distill.end:
+        found.append(
+            Round(
+                0, distill.start_steps, distill.guidance_updates, distills_guidance=True
+            )
+        )
+    n = distill.start_steps // 2
+    while n >= distill.end_steps:
         hard = n <= 2  # to draw the first step less often would not do
-        updates = distill.last_updates if hard else distill.updates
-        late = 1.0 if hard else float(distill.late)
-        found.append(Round(len(found), n, updates, late=late))
+        updates = distill.updates_last_rounds if hard else distill.updates_per_round
+        late = 1.0 if hard else float(distill.time_power)
+        found.append(Round(len(found), n, updates, time_power=late))
         n //= 2
     return found
 
@@ -72,25 +78,32 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
                 f"config.distill.{name}={n}: a power of two up to {samplers.MAX_STEPS}"
             )
     least = 2 if distill.sampler == "stochastic" else 1
-    if not least <= distill.end < distill.start:
+    if not least <= distill.end_steps < distill.start_steps:
         raise UserError(
-            f"config.distill.end={distill.end}: from {least} to below distill.start="
-            f"{distill.start}; a stochastic student of 2 steps knows the one to the "
+            f"config.distill.end_steps={distill.end_steps}: from {least} to below distill.start_steps="
+            f"{distill.start_steps}; a stochastic student of 2 steps knows the one to the "
             "data already"
         )
-    least = {"updates": 1, "last_updates": 1, "told_updates": 1, "num": 2}
+    least = {
+        "updates_per_round": 1, "updates_last_rounds": 1, "guidance_updates": 1,
+        "num": 2,
+    }  # fmt: skip
     for name, low in least.items():
         if distill[name] < low:
             raise UserError(f"config.distill.{name}={distill[name]}: at least {low}")
-    if not 1 <= distill.late <= 4:
-        raise UserError(f"config.distill.late={distill.late}: from 1 to 4")
-    if not 0 <= distill.tolerance <= 2:
-        raise UserError(f"config.distill.tolerance={distill.tolerance}: from 0 to 2")
-    measured = config.data.source in MEASURES and bool(teacher.attributes)
+    if not 1 <= distill.time_power <= 4:
+        raise UserError(f"config.distill.time_power={distill.time_power}: from 1 to 4")
+    if not 0 <= distill.max_metric_drop <= 2:
+        raise UserError(
+            f"config.distill.max_metric_drop={distill.max_metric_drop}: from 0 to 2"
+        )
+    measured = config.data.source in ATTRIBUTE_METRICS and bool(
+        teacher.label_vocabulary
+    )
     known = {
         "sampler": ("ddim", "stochastic"),
-        "weighting": tuple(losses.WEIGHTINGS),
-        "metric": ("agreement", *["joint"] * measured),
+        "loss_weighting": tuple(losses.WEIGHTINGS),
+        "metric": ("r2_to_teacher", *["shape_accuracy"] * measured),
     }
     for name, values in known.items():
         if distill[name] not in values:
@@ -102,33 +115,35 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
 
 
 def _check_teacher(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    if teacher.output == "eps":  # its x and v divide by alpha, which is next to 0
-        if distill.weighting not in ("snr", "min_snr"):
+    if (
+        teacher.prediction_type == "eps"
+    ):  # its x and v divide by alpha, which is next to 0
+        if distill.loss_weighting not in ("snr", "min_snr"):
             raise UserError(
-                f"config.distill.weighting={distill.weighting!r} of a teacher with an "
+                f"config.distill.loss_weighting={distill.loss_weighting!r} of a teacher with an "
                 "eps output, whose v has no bound: snr or min_snr"
             )
-        if not config.sample.threshold > 0:
+        if not config.sample.clip_x > 0:
             raise UserError(
-                "this teacher has an eps output and sample.threshold=0, and its x has "
+                "this teacher has an eps output and sample.clip_x=0, and its x has "
                 "no bound: set the threshold in its config.json to its data's range"
             )
-    if not np.allclose(teacher.schedule.times(4), (1, 0.75, 0.5, 0.25)):
+    if not np.allclose(teacher.schedule.sampling_times(4), (1, 0.75, 0.5, 0.25)):
         raise UserError(
             "this teacher's schedule (diffusion.schedule) chooses its steps unevenly "
             "in time: two of them are not one of a student; give a teacher of another"
         )
-    angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start + 1)[1:])
-    if np.diff(angles).min() < SHORTEST:
+    angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start_steps + 1)[1:])
+    if np.diff(angles).min() < MIN_ANGLE_STEP:
         raise UserError(
-            f"config.distill.start={distill.start}: some of the steps along this "
+            f"config.distill.start_steps={distill.start_steps}: some of the steps along this "
             "teacher's schedule have no length, where it is held to its range of "
             "logsnr; a smaller start, or a teacher of a wider range"
         )
-    known = config.diffusion.student_steps
-    if known and distill.start != known:
+    known = config.diffusion.distilled_steps
+    if known and distill.start_steps != known:
         raise UserError(
-            f"config.distill.start={distill.start}: this teacher is a student of "
+            f"config.distill.start_steps={distill.start_steps}: this teacher is a student of "
             f"{known} steps and knows no others; set start to that"
         )
 
@@ -149,7 +164,7 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
             f"{asked}: this teacher is a guided student already, told weights from "
             "{:g} to {:g}; set it to ()".format(*teacher.guidance_range)
         )
-    if not teacher.guidable:
+    if not teacher.supports_cfg:
         raise UserError(
             f"{asked}: this teacher was not trained with conditions that were "
             "sometimes dropped, so nothing can be guided; set it to ()"
@@ -174,25 +189,25 @@ def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
     made.network.dropout = 0.0
     if distill.guidance:
         made.conditioning.guidance_range = tuple(map(float, distill.guidance))
-    made.diffusion.weighting = distill.weighting
-    made.diffusion.student_steps = 0 if step.told else step.steps
+    made.diffusion.loss_weighting = distill.loss_weighting
+    made.diffusion.distilled_steps = 0 if step.distills_guidance else step.steps
     made.train = config.train.to_dict() | {
         "steps": step.updates,
-        "preview_every": 0,
-        "validate_every": 0,
+        "sample_every": 0,
+        "eval_every": 0,
     }
-    if step.told:
-        made.train.learning_rate = distill.told_learning_rate
+    if step.distills_guidance:
+        made.train.learning_rate = distill.guidance_lr
     told, weight = made.conditioning.guidance_range, 0.0
     if told:  # what the teacher is asked by default, if the student knows it
         weight = float(np.clip(made.sample.guidance, told[0], told[1]))
     made.sample.update(
         steps=step.steps,
-        sampler="ddim" if step.told else distill.sampler,
-        schedule="",
-        corrector=0.0,
+        sampler="ddim" if step.distills_guidance else distill.sampler,
+        sampling_schedule="",
+        langevin_delta=0.0,
         guidance=weight,
         guidance_schedule="constant",
-        combine="linear",
+        cfg_mode="linear",
     )
     return made.lock()

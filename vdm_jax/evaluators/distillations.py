@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 from vdm_jax import build, data, files, runs, sampling, video_io
-from vdm_jax.checkpoint import reading
+from vdm_jax.checkpoint import reading_files
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators.models import facts, stack, write_results
+from vdm_jax.evaluators.models import environment_section, stack_videos, write_results
 from vdm_jax.files import make_folder
 from vdm_jax.metrics import statistics
-from vdm_jax.metrics.by_source import MEASURES
+from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
 from vdm_jax.report import curves, page
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
-LARGEST = 64  # steps of a row
-DECIDING = (8, 4)  # steps of the rows that more videos are made for
-PAGE = 12  # videos of a row on the page
+MAX_STEPS = 64  # steps of a row
+KEY_STEPS = (8, 4)  # steps of the rows that more videos are made for
+PAGE_VIDEOS = 12  # videos of a row on the page
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class SamplerSetting:
     """A row: a sampler of the teacher, or one of the students (path)."""
 
     sampler: str
@@ -53,21 +53,25 @@ class Arm:
         return f"{who}, {self.steps} step{'s' * (self.steps > 1)}"
 
 
-def plan(rounds: Sequence[dict], start: int, num: int, deciding: int) -> list[Arm]:
+def plan_rows(
+    rounds: Sequence[dict], start: int, num: int, num_key_rows: int
+) -> list[SamplerSetting]:
     """The rows, the reference first: the teacher's DDIM at the most steps of a row."""
-    most = min(start, LARGEST)
-    arms = [Arm("ddim", most, max(num, deciding))]
+    most = min(start, MAX_STEPS)
+    arms = [SamplerSetting("ddim", most, max(num, num_key_rows))]
     for row in sorted(rounds, key=lambda row: -row["steps"]):
         n = row["steps"]
-        if n <= LARGEST:
+        if n <= MAX_STEPS:
             arms.append(
-                Arm("", n, deciding if n in DECIDING else num, path=row["path"])
+                SamplerSetting(
+                    "", n, num_key_rows if n in KEY_STEPS else num, path=row["path"]
+                )
             )
     n = most
     while n >= rounds[-1]["steps"]:
         for sampler in SAMPLERS:
-            decides = n in DECIDING and sampler != "ancestral"
-            arm = Arm(sampler, n, deciding if decides else num)
+            decides = n in KEY_STEPS and sampler != "ancestral"
+            arm = SamplerSetting(sampler, n, num_key_rows if decides else num)
             if arm.key != arms[0].key:
                 arms.append(arm)
         n //= 2
@@ -79,8 +83,8 @@ def evaluate(
     out: Path,
     *,
     num: int,
-    deciding: int,
-    asked: dict[str, Any],
+    num_key_rows: int,
+    overrides: dict[str, Any],
     guidance: float | None,
     seed: int,
     commands: Sequence[str],
@@ -91,35 +95,39 @@ def evaluate(
     asked: settings of sampling that hold for every row. guidance: the weight, told to
     the students and given to both branches of the teacher; None for their own.
     """
-    begun = runs.read_json(workdir / runs.DISTILLATION, dict)
+    begun = runs.read_json(workdir / runs.DISTILLATION_FILE, dict)
     match begun:
         case {"teacher": str(), "checksum": str(), "distill": {"start": int()}}:
             pass
         case _:
             raise UserError(
-                f"{workdir / runs.DISTILLATION} is not what distill.py wrote; put "
+                f"{workdir / runs.DISTILLATION_FILE} is not what distill.py wrote; put "
                 "back a copy"
             )
-    rounds = runs.students(workdir)
+    rounds = runs.distillation_rounds(workdir)
     teacher = runs.load(begun["teacher"])
     if teacher.checksum != begun["checksum"]:
         raise UserError(
             f"{begun['teacher']} is not, or not any more, the teacher of {workdir}: "
             "put it back, to measure its students beside it"
         )
-    arms = plan(rounds, begun["distill"]["start"], num, deciding)
+    arms = plan_rows(rounds, begun["distill"]["start_steps"], num, num_key_rows)
     config = runs.read_config(workdir)
     weight = float(config.sample.guidance if guidance is None else guidance)
-    settings = [_settings(workdir, arm, teacher.config, weight, asked) for arm in arms]
+    settings = [
+        _settings(workdir, arm, teacher.config, weight, overrides) for arm in arms
+    ]
     student = build.build_model(config)
     for arm, each in zip(arms, settings, strict=True):
-        sampling.check(student if arm.path else teacher.model, arm.num, seed, each)
+        sampling.check_settings(
+            student if arm.path else teacher.model, arm.num, seed, each
+        )
     folder = make_folder(out / "rows")
     most = max(arm.num for arm in arms)
     source = data.open_source(config)
     kept = pipeline.held_out_batch(config, source, most)
-    labels = kept.get("label") if teacher.model.attributes else None
-    measure = Measure(kept["video"], labels, config.data.source)
+    labels = kept.get("label") if teacher.model.label_vocabulary else None
+    measure = DistillationMetrics(kept["video"], labels, config.data.source)
 
     rows = []
     for arm, each in zip(arms, settings, strict=True):
@@ -137,12 +145,14 @@ def evaluate(
         if arm is arms[0]:
             measure.reference = videos
     clips = pipeline.fixed_clips(config, source.split(False), most)
-    rows.append(measure.real(stack(clips)))
+    rows.append(measure.real(stack_videos(clips)))
     _write(workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands)
     return rows
 
 
-def _settings(workdir, arm: Arm, teacher, weight: float, asked) -> sampling.Settings:
+def _settings(
+    workdir, arm: SamplerSetting, teacher, weight: float, asked
+) -> sampling.Settings:
     """How a row is sampled: the teacher plainly, of its own settings only clipping."""
     if arm.path:
         own = runs.read_config(workdir / arm.path).sample
@@ -153,7 +163,7 @@ def _settings(workdir, arm: Arm, teacher, weight: float, asked) -> sampling.Sett
         levels = teacher.diffusion.schedule if arm.sampler == "dpm" else ""
         how = {"sampler": arm.sampler, "schedule": levels, "corrector": 0.0}
     return dataclasses.replace(
-        sampling.Settings.of(own),
+        sampling.Settings.from_config(own),
         steps=arm.steps,
         guidance=weight,
         guidance_schedule="constant",
@@ -163,12 +173,15 @@ def _settings(workdir, arm: Arm, teacher, weight: float, asked) -> sampling.Sett
     )
 
 
-def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
+def _row(folder, arm: SamplerSetting, origin, loaded, settings, labels, measure, seed):
     """(figures, videos) of a row: kept ones, or made now."""
     path, arrays = folder / f"{arm.key}.json", folder / f"{arm.key}.npz"
     origin = json.loads(json.dumps(origin))
     if path.is_file() and arrays.is_file():
-        with contextlib.suppress(files.Damaged), reading(folder):  # made again then
+        with (
+            contextlib.suppress(files.CorruptFile),
+            reading_files(folder),
+        ):  # made again then
             match files.read_json(path):
                 case {"origin": kept, "figures": dict(figures)} if kept == origin:
                     return figures, video_io.read_npz(arrays)
@@ -185,7 +198,7 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     started = time.perf_counter()
     videos = sampling.to_uint8(made(arm.num, settings))
     seconds = (time.perf_counter() - started) / arm.num
-    calls = sampling.calls(loaded.model, settings)
+    calls = sampling.nfe(loaded.model, settings)
     figures = {"row": arm.name, "calls": calls, "seconds": seconds}
     figures |= measure(videos)
     path.unlink(missing_ok=True)  # figures never stand beside other videos
@@ -194,7 +207,7 @@ def _row(folder, arm: Arm, origin, loaded, settings, labels, measure, seed):
     return figures, videos
 
 
-class Measure:
+class DistillationMetrics:
     """Figures of videos that have the labels and the noise of the reference.
 
     Frechet distances are to held-out clips of the same labels; ratios are to the
@@ -203,7 +216,7 @@ class Measure:
 
     def __init__(self, real: np.ndarray, labels: np.ndarray | None, source: str):
         self.clips, self.labels = real, labels
-        self.attributes = MEASURES.get(source) if labels is not None else None
+        self.attributes = ATTRIBUTE_METRICS.get(source) if labels is not None else None
         self.reference: np.ndarray | None = None  # its videos, once they are made
 
     def _distances(self, videos: np.ndarray, errors: bool = True) -> dict[str, float]:
@@ -211,10 +224,10 @@ class Measure:
         for name, features in FEATURES.items():
             a, b = features(videos), features(self.clips[:n])
             if errors:
-                a, b = (statistics.by_video(x, n) for x in (a, b))
-                found |= statistics.distances(name, a, b)
+                a, b = (statistics.group_by_video(x, n) for x in (a, b))
+                found |= statistics.distance_scores(name, a, b)
             else:
-                found[name] = statistics.feature_distance(a, b)
+                found[name] = statistics.frechet_of_features(a, b)
         return found
 
     def __call__(self, videos: np.ndarray) -> dict[str, float]:
@@ -222,7 +235,7 @@ class Measure:
         found: dict[str, float] = {"videos": n}
         if self.attributes:
             assert self.labels is not None
-            found |= self.attributes.row(videos, self.labels[:n])
+            found |= self.attributes.attribute_scores(videos, self.labels[:n])
         found |= self._distances(videos)
         first = videos if self.reference is None else self.reference[:n]
         beside = self._distances(first, errors=False)
@@ -234,7 +247,7 @@ class Measure:
         """Training clips, as many as the reference: as near as these can be."""
         found: dict[str, Any] = {"row": "real clips", "videos": len(clips)}
         if self.attributes:
-            row = self.attributes.row(clips, np.full_like(self.labels, -1))
+            row = self.attributes.attribute_scores(clips, np.full_like(self.labels, -1))
             found |= {key: row[key] for key in ("fit_error", "spread", "spread_error")}
         return found | self._distances(clips)
 
@@ -271,10 +284,10 @@ NOTE = (
 )
 
 
-def cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+def format_cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells, of the columns that any row has."""
     shown = {k: v for k, v in COLUMNS.items() if any(k in row for row in rows)}
-    return statistics.cells(rows, shown)
+    return statistics.format_cells(rows, shown)
 
 
 def _line(row: dict) -> str:
@@ -302,19 +315,23 @@ def _write(
     workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands
 ) -> None:
     """results.json, and the page: rows of videos from the same noise, curves, table."""
-    headings, body = cells(rows)
-    print(f"\n{statistics.text(headings, body)}")
+    headings, body = format_cells(rows)
+    print(f"\n{statistics.format_table(headings, body)}")
     results = {"rows": rows, "seed": seed, "guidance": weight, "rounds": rounds}
     write_results(out, results)
     config = teacher.config
-    films = [page.Film("real clips", measure.clips[:PAGE], columns=PAGE)]
+    films = [
+        page.VideoGrid("real clips", measure.clips[:PAGE_VIDEOS], columns=PAGE_VIDEOS)
+    ]
     shown = [arms[0], *(a for a in arms if a.path)]
     shown += [a for a in arms[1:] if a.sampler == "ddim"]
     for arm in shown:
         videos = video_io.read_npz(out / "rows" / f"{arm.key}.npz")
-        films.append(page.Film(arm.name, videos[:PAGE], columns=PAGE))
+        films.append(
+            page.VideoGrid(arm.name, videos[:PAGE_VIDEOS], columns=PAGE_VIDEOS)
+        )
     sections: list[page.Section] = [
-        page.Films(
+        page.VideoGrids(
             "From the same noise",
             films,
             config.video.fps,
@@ -335,8 +352,8 @@ def _write(
     sections.append(
         page.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE)
     )
-    bias = statistics.cells(rows, statistics.BIAS | {"row": ("", "")})
-    sections.append(page.Table("What few videos do", *bias, note=statistics.FEW))
+    bias = statistics.format_cells(rows, statistics.BIAS_COLUMNS | {"row": ("", "")})
+    sections.append(page.Table("What few videos do", *bias, note=statistics.BIAS_NOTE))
     sections.append(
         page.Table(
             "Rounds",
@@ -348,12 +365,15 @@ def _write(
             ],
         )
     )  # fmt: skip
-    sections += [page.Commands("The commands", commands), facts(teacher, seed)]
+    sections += [
+        page.Commands("The commands", commands),
+        environment_section(teacher, seed),
+    ]
     last = rounds[-1]["steps"]
     page.write(
         out / "index.html",
         title=f"vdm_jax: {workdir.name}",
-        lead=f"A teacher and its students down to {last} "
+        summary=f"A teacher and its students down to {last} "
         f"{'steps' if last > 1 else 'step'}, guidance weight {weight:g}.",
         sections=sections,
     )

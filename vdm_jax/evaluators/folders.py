@@ -12,17 +12,17 @@ from vdm_jax.evaluators import models
 from vdm_jax.files import make_folder
 from vdm_jax.metrics import protocol as protocols
 from vdm_jax.metrics import statistics
-from vdm_jax.metrics.perceptual import Networks
+from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.protocol import Protocol
 from vdm_jax.report import page
 from vdm_jax.video_io import cache
-from vdm_jax.video_io.sandbox import Guard
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
-LARGE = 224  # pixels, which is what the networks see; larger frames cost memory only
-SLOW = 8.0  # frames a second in the page, for videos without a clock
+MAX_SIDE = 224  # pixels, which is what the networks see; larger frames cost memory only
+DEFAULT_FPS = 8.0  # frames a second in the page, for videos without a clock
 
 
-def read(
+def read_videos(
     path: Path,
     num: int,
     frames: int,
@@ -40,21 +40,21 @@ def read(
     if (path / models.SAMPLES).is_file():
         videos = _read_samples(path, num, frames, stride, size)
         described = (path / "samples.json").is_file()
-        fps = models.told(path)["fps"] if described else SLOW
+        fps = models.read_sample_info(path)["fps"] if described else DEFAULT_FPS
         return videos, "pixels", fps / stride
-    shape, guard = folder.ClipShape(frames, 1, 1, stride=stride), Guard()
+    shape, guard = folder.ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
     files, found = folder.scan(
         str(path), shape, cache.IndexStore(cache.default_folder()), guard
     )
-    for line in found.lines()[1:]:
+    for line in found.summary_lines()[1:]:
         print(line)
-    clips, fps, dropped = [], None, list(found.dropped)
+    clips, fps, dropped = [], None, list(found.skipped)
     for i in np.random.default_rng(seed).permutation(len(files)):
         info = files[i].info
-        scale = min(1.0, LARGE / max(info.height, info.width))
+        scale = min(1.0, MAX_SIDE / max(info.height, info.width))
         height, width = round(info.height * scale), round(info.width * scale)
         cover = size or (max(1, height), max(1, width))
-        numbers = video_io.clip(info, 0, frames, stride)
+        numbers = video_io.clip_frames(info, 0, frames, stride)
         try:
             clip = video_io.crop(
                 guard.read_frames(info, numbers.tolist(), cover), cover
@@ -64,17 +64,17 @@ def read(
             print(f"  {files[i].name}: {error.reason}")
             continue
         clips.append(clip)
-        size, fps = cover, fps or info.fps or SLOW
+        size, fps = cover, fps or info.fps or DEFAULT_FPS
         if len(clips) == num:
             break
     guard.close()
     if fps is None:
-        raise UserError(folder.nothing_left(found, dropped))
+        raise UserError(folder.no_usable_videos_message(found, dropped))
     return np.stack(clips), "files", fps / stride
 
 
 def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
-    videos = models.sampled(path)[:num, ::stride]
+    videos = models.read_samples(path)[:num, ::stride]
     if videos.shape[1] < frames:
         raise UserError(
             f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
@@ -87,7 +87,7 @@ def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.nd
     return np.stack([video_io.crop(video_io.resize(v, size), size) for v in videos])
 
 
-def compare(
+def compare_folders(
     videos: Path,
     reference: Path,
     out: Path,
@@ -96,9 +96,9 @@ def compare(
     frames: int,
     stride: int,
     size: tuple[int, int] | None,
-    networks: Networks | None,
+    networks: PerceptualNetworks | None,
     seed: int,
-    against: Sequence[Path],
+    baseline_reports: Sequence[Path],
     commands: Sequence[str],
 ) -> dict:
     """Measure the videos of one folder beside those of another; print, write, return.
@@ -106,24 +106,24 @@ def compare(
     Of the reference twice as many are read: half of them show what real videos get.
     Writes OUT/index.html and OUT/results.json.
     """
-    own, encoding, fps = read(videos, num, frames, stride, size, seed)
+    own, encoding, fps = read_videos(videos, num, frames, stride, size, seed)
     size = (own.shape[2], own.shape[3])
-    real, of_reference, _ = read(reference, 2 * num, frames, stride, size, seed)
+    real, of_reference, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
     protocol: Protocol = {
-        "clips": min(len(own), len(statistics.distinct(real)) // 2),
+        "clips": min(len(own), len(statistics.unique_videos(real)) // 2),
         "frames": frames,
         "stride": stride,
         "size": f"{size[0]}x{size[1]}",
         "encoding": f"{encoding}, reference {of_reference}",
         "seed": seed,
-        "real clips": protocols.digest(real),
+        "real clips": protocols.videos_digest(real),
     }
     if networks:
         protocol |= networks.protocol(frames)
-    others = models.read_others(against, protocol)
-    tables, figures = models.measure(own, real, None, networks, others, seed)
+    others = models.read_baseline_reports(baseline_reports, protocol)
+    tables, figures = models.measure_tables(own, real, None, networks, others, seed)
     for table in tables:
-        print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
+        print(f"\n{table.title}\n{statistics.format_table(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
     make_folder(out)
     results = {"protocol": protocol, **figures}
@@ -133,17 +133,17 @@ def compare(
     page.write(
         out / "index.html",
         title=f"vdm_jax: {videos.name}",
-        lead=f"Videos of {videos} beside those of {reference}.",
+        summary=f"Videos of {videos} beside those of {reference}.",
         sections=[
-            page.Films(
+            page.VideoGrids(
                 "Reference and videos",
                 [
-                    page.Film("reference", real[:shown]),
-                    page.Film("videos", own[:shown]),
+                    page.VideoGrid("reference", real[:shown]),
+                    page.VideoGrid("videos", own[:shown]),
                 ],
                 fps,
             ),
-            page.Pairs("The nearest of the reference", own[:shown], real[index],
+            page.NearestNeighbours("The nearest of the reference", own[:shown], real[index],
                          distance, fps),
             *tables,
             page.Commands("The commands", commands),

@@ -16,34 +16,34 @@ from vdm_jax import data, sampling, scalars, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data import shapes as moving_shapes
 from vdm_jax.errors import UserError
-from vdm_jax.files import Damaged, make_folder, write_json
+from vdm_jax.files import CorruptFile, make_folder, write_json
 from vdm_jax.metrics import perceptual, statistics
 from vdm_jax.metrics import protocol as protocols
-from vdm_jax.metrics.by_source import MEASURES
-from vdm_jax.metrics.perceptual import Networks
+from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
+from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.protocol import Protocol
 from vdm_jax.report import curves, page
-from vdm_jax.runs import Loaded, read_config, read_json
+from vdm_jax.runs import TrainedModel, read_config, read_json
 
 TRAINING_CLIPS = 1024  # among which the nearest is sought
 SHOWN = 16  # videos in a grid of the page
 RESULTS, SAMPLES = "results.json", "samples.npz"
-LEARNING = 5  # looks at the training, from the first to the last
+TRAINING_PREVIEWS = 5  # looks at the training, from the first to the last
 
 
 def evaluate(
-    loaded: Loaded,
+    loaded: TrainedModel,
     workdir: Path,
     out: Path,
     *,
     num: int,
     weights: Sequence[float],
     seed: int,
-    beside: Sequence[Path],
-    against: Sequence[Path],
-    networks: Networks | None,
+    sample_folders: Sequence[Path],
+    baseline_reports: Sequence[Path],
+    networks: PerceptualNetworks | None,
     commands: Sequence[str],
-    fewer: Sequence[int] = (),
+    compare_steps: Sequence[int] = (),
 ) -> dict:
     """Measure `num` samples at each guidance weight; print, write the report, return.
 
@@ -54,26 +54,26 @@ def evaluate(
     None. fewer: numbers of steps, to sample the first weight in too from that noise.
     """
     model, config = loaded.model, loaded.config
-    settings = sampling.Settings.of(config.sample)
+    settings = sampling.Settings.from_config(config.sample)
     plain = dataclasses.replace(settings, guidance_schedule="constant")
     asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
     for given in asked:
-        sampling.check(model, num, seed, given)
-    fewer = sorted({*fewer} - {settings.steps}, reverse=True)
-    hurried = {
+        sampling.check_settings(model, num, seed, given)
+    compare_steps = sorted({*compare_steps} - {settings.steps}, reverse=True)
+    few_step_settings = {
         f"samples, {steps} steps": dataclasses.replace(asked[0], steps=steps)
-        for steps in fewer
+        for steps in compare_steps
     }
-    for given in hurried.values():
-        sampling.check(model, num, seed, given)
-    shown = shown_beside(beside, config.data.source)
+    for given in few_step_settings.values():
+        sampling.check_settings(model, num, seed, given)
+    shown = sample_sections(sample_folders, config.data.source)
     make_folder(out)
-    kept, training = real(config, num)
+    kept, training = real_clips(config, num)
     held_out = kept["video"]
-    protocol = of_run(config, training, held_out, num, seed, networks)
-    others = read_others(against, protocol)
+    protocol = evaluation_protocol(config, training, held_out, num, seed, networks)
+    others = read_baseline_reports(baseline_reports, protocol)
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
-    labels = kept["label"] if model.attributes else None
+    labels = kept["label"] if model.label_vocabulary else None
 
     def sample(name: str, given: sampling.Settings) -> np.ndarray:
         started = time.perf_counter()
@@ -95,39 +95,41 @@ def evaluate(
         weight: sample(f"guidance {weight:g}", given)
         for weight, given in zip(weights, asked, strict=True)
     }
-    more = {name: sample(name, given) for name, given in hurried.items()}
+    more = {name: sample(name, given) for name, given in few_step_settings.items()}
     first = samples[weights[0]]
-    tables, figures = measure(first, training, held_out, networks, others, more=more)
+    tables, figures = measure_tables(
+        first, training, held_out, networks, others, extra_samples=more
+    )
     results = {
         "protocol": protocol,
         **figures,
         "sample": dataclasses.asdict(asked[0]),
         "weights": list(weights),
     }
-    if config.data.source in MEASURES and labels is not None:
-        attributes = MEASURES[config.data.source]
-        by_row = shape_rows(model, attributes, samples, labels)
+    if config.data.source in ATTRIBUTE_METRICS and labels is not None:
+        attributes = ATTRIBUTE_METRICS[config.data.source]
+        by_row = attribute_rows(model, attributes, samples, labels)
         title = "Does it show what the label asks?"
-        cells = shape_cells(by_row, attributes.NAMES)
+        cells = attribute_cells(by_row, attributes.NAMES)
         tables.insert(0, page.Table(title, *cells, note=attributes.NOTE))
         results["shapes"] = by_row
     for table in tables:
-        print(f"\n{table.title}\n{statistics.text(table.headings, table.rows)}")
+        print(f"\n{table.title}\n{statistics.format_table(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
 
     write_results(out, results)
     video_io.write_sheet(out / "samples.png", first[:SHOWN], overwrite=True)
-    sections = [*shown, *learning(workdir, config.video.fps)]
-    sections += compare(first, held_out, training, config.video.fps)
-    steps = [settings.steps, *fewer]
-    sections += by_steps(steps, figures["pixels"][: len(steps)])
+    sections = [*shown, *training_sections(workdir, config.video.fps)]
+    sections += comparison_sections(first, held_out, training, config.video.fps)
+    steps = [settings.steps, *compare_steps]
+    sections += step_sections(steps, figures["pixels"][: len(steps)])
     sections += [*tables, page.Commands("The commands", commands)]
-    sections.append(facts(loaded, seed))
+    sections.append(environment_section(loaded, seed))
     path = out / "index.html"
     page.write(
         path,
         title=f"vdm_jax: {workdir.name}",
-        lead=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
+        summary=f"{num} videos of {model.shape[0]} frames of {model.shape[1]}x"
         f"{model.shape[2]}, {settings.sampler} in {settings.steps} steps, beside "
         "real clips that were kept from training.",
         sections=sections,
@@ -145,11 +147,11 @@ PIXEL_NOTE = (
 )
 
 
-def of_run(
-    config, training, held_out, num: int, seed: int, networks: Networks | None
+def evaluation_protocol(
+    config, training, held_out, num: int, seed: int, networks: PerceptualNetworks | None
 ) -> Protocol:
     """How the samples of a run are measured."""
-    distinct = [len(statistics.distinct(x)) for x in (training, held_out)]
+    distinct = [len(statistics.unique_videos(x)) for x in (training, held_out)]
     frames, height, width = training.shape[1:4]
     return {
         "clips": min(num, distinct[0] // 2, distinct[1]),
@@ -160,12 +162,12 @@ def of_run(
         "size": f"{height}x{width}",
         "encoding": "pixels",
         "seed": seed,
-        "real clips": protocols.digest(training, held_out),
+        "real clips": protocols.videos_digest(training, held_out),
         **(networks.protocol(frames) if networks else {}),
     }
 
 
-def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
+def read_baseline_reports(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
     """results.json of other reports by the names of their folders.
 
     Raises UserError for one that was measured otherwise.
@@ -178,7 +180,7 @@ def read_others(against: Sequence[Path], own: Protocol) -> dict[str, dict]:
         other = read_json(path)
         if not isinstance(other, dict):
             raise UserError(f"{path} is no report of evaluate.py: measure it again")
-        protocols.check_alike(own, other.get("protocol"), path)
+        protocols.check_same_protocol(own, other.get("protocol"), path)
         for name in ("pixels", "networks") if "FVD" in own else ("pixels",):
             needed, may = ([*columns][1:] for columns in FIGURES[name])
             match other.get(name):
@@ -208,24 +210,24 @@ def write_results(out: Path, results: dict) -> None:
     write_json(out / RESULTS, plain(results))
 
 
-def measure(
+def measure_tables(
     samples: np.ndarray,
     training: np.ndarray,
     held_out: np.ndarray | None,
-    networks: Networks | None,
-    others: dict[str, dict],
+    networks: PerceptualNetworks | None,
+    baselines: dict[str, dict],
     seed: int = 0,
-    more: Mapping[str, np.ndarray] | None = None,
+    extra_samples: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[page.Table], dict[str, list[dict]]]:
     """Tables, and their rows by name: of pixels, and of networks if asked for.
 
     others: of `read_others`; their samples stand below ours. seed: of the training
     clips that are drawn as the reference. more: other samples, for the pixel table.
     """
-    pixels = statistics.table(samples, training, held_out, seed, more)
+    pixels = statistics.pixel_table(samples, training, held_out, seed, extra_samples)
     figures = {"pixels": pixels}
     if networks:
-        figures["networks"] = perceptual.table(
+        figures["networks"] = perceptual.network_table(
             samples, training, held_out, networks, seed
         )
     tables = []
@@ -233,30 +235,37 @@ def measure(
         if name in figures:
             own, *spoilt = figures[name]
             beside = [
-                other[name][0] | {"row": folder} for folder, other in others.items()
+                other[name][0] | {"row": folder} for folder, other in baselines.items()
             ]
-            cells = statistics.cells([own, *beside, *spoilt], columns)
+            cells = statistics.format_cells([own, *beside, *spoilt], columns)
             tables.append(page.Table(title, *cells, highlight=(0,), note=note))
     if networks:
-        claims = perceptual.claims(pixels, figures["networks"])
+        claims = perceptual.acceptance_checks(pixels, figures["networks"])
         headings = ["", "figure", "asked", ""]
-        tables.append(page.Table("More than a toy?", headings, claims, note=CLAIMS))
+        tables.append(
+            page.Table("More than a toy?", headings, claims, note=CHECKS_NOTE)
+        )
     return tables, figures
 
 
 # Columns that a report of another model must have, and that older ones lack.
 FIGURES = {
-    "pixels": (statistics.COLUMNS, statistics.BIAS),
-    "networks": (perceptual.COLUMNS, perceptual.BIAS),
+    "pixels": (statistics.COLUMNS, statistics.BIAS_COLUMNS),
+    "networks": (perceptual.COLUMNS, perceptual.BIAS_COLUMNS),
 }
-FEW = "What few clips do to the distances"
+BIAS_TITLE = "What few clips do to the distances"
 TABLES = (
     ("pixels", "Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
-    ("pixels", FEW, statistics.BIAS, statistics.FEW),
+    ("pixels", BIAS_TITLE, statistics.BIAS_COLUMNS, statistics.BIAS_NOTE),
     ("networks", "By networks", perceptual.COLUMNS, perceptual.NOTE),
-    ("networks", f"{FEW} by networks", perceptual.BIAS, statistics.FEW),
+    (
+        "networks",
+        f"{BIAS_TITLE} by networks",
+        perceptual.BIAS_COLUMNS,
+        statistics.BIAS_NOTE,
+    ),
 )
-CLAIMS = (
+CHECKS_NOTE = (
     "What a flat colour, a still picture and a blur cannot pass together. FVD and the "
     "frame distance hardly see motion, so motion and sharpness are asked for beside "
     "them; and few real clips are memorised, so look at the nearest ones."
@@ -268,21 +277,21 @@ def training_size(num: int) -> int:
     return max(TRAINING_CLIPS, 2 * num)
 
 
-def stack(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
+def stack_videos(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
     """Videos of batches of one, as one array."""
     return np.concatenate([clip["video"] for clip in clips])
 
 
-def shape_rows(model, measure, samples, labels) -> dict[str, dict[str, float]]:
+def attribute_rows(model, measure, samples, labels) -> dict[str, dict[str, float]]:
     """Attribute accuracies: of the measure on known clips first, then of samples."""
     frames, height, width, _ = model.shape
-    rows = measure.references(moving_shapes.Geometry(frames, height, width))
+    rows = measure.reference_scores(moving_shapes.Geometry(frames, height, width))
     for weight, videos in samples.items():
-        rows[f"samples, w={weight:g}"] = measure.row(videos, labels)
+        rows[f"samples, w={weight:g}"] = measure.attribute_scores(videos, labels)
     return rows
 
 
-def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
+def attribute_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
     """Headings and formatted cells."""
     columns = (*names, "joint", "fit_error", "spread")
     headings = ["", *(name.replace("_", " ") for name in columns)]
@@ -295,7 +304,7 @@ def shape_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
     ]
 
 
-def shown_beside(folders: Sequence[Path], source: str) -> list[page.Section]:
+def sample_sections(folders: Sequence[Path], source: str) -> list[page.Section]:
     """What sample.py has written: of a cascade, prompts from stage to stage; of the
     same data source, side by side, to compare a teacher and its students; of another,
     each beside its real clips.
@@ -304,31 +313,31 @@ def shown_beside(folders: Sequence[Path], source: str) -> list[page.Section]:
     for folder in folders:
         if not (folder / SAMPLES).is_file():
             raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
-        videos = sampled(folder)
-        described = told(folder)
+        videos = read_samples(folder)
+        described = read_sample_info(folder)
         if "stages" in described:
-            prompts.append(prompted(folder, described, videos))
+            prompts.append(prompt_section(folder, described, videos))
             continue
-        film = page.Film(described["command"], videos[:SHOWN])
+        film = page.VideoGrid(described["command"], videos[:SHOWN])
         config = read_config(Path(described["workdir"]))
         if config.data.source == source:
             alike.append(film)
             fps = described["fps"]
             continue
         title = f"Samples of {described['workdir']}"
-        sections.append(page.Films(title, [film], described["fps"]))
-        kept, training = real(config, len(videos))
-        sections += compare(
+        sections.append(page.VideoGrids(title, [film], described["fps"]))
+        kept, training = real_clips(config, len(videos))
+        sections += comparison_sections(
             videos, kept["video"], training, config.video.fps, f"{title}: "
         )
     if alike:
         note = "Where the seed and the labels are the same, so is the noise."
-        first = page.Films("Samples side by side", alike, fps, note=note)
+        first = page.VideoGrids("Samples side by side", alike, fps, note=note)
         sections.insert(0, first)
     return prompts + sections
 
 
-def told(folder: Path) -> dict:
+def read_sample_info(folder: Path) -> dict:
     """What sample.py has written of its videos: command, fps, workdir or stages."""
     path = folder / "samples.json"
     if not path.is_file():
@@ -341,21 +350,23 @@ def told(folder: Path) -> dict:
     raise UserError(f"{path} is not what sample.py writes: sample again")
 
 
-def prompted(folder: Path, described: dict, videos: np.ndarray) -> page.Prompted:
+def prompt_section(
+    folder: Path, described: dict, videos: np.ndarray
+) -> page.PromptGrid:
     """What a cascade made of prompts, with all of the stages that were kept."""
     *before, last = described["stages"]
     kept = [
         name
         for name in before
         if (folder / name / SAMPLES).is_file()
-        and told(folder / name)["command"] == described["command"]
+        and read_sample_info(folder / name)["command"] == described["command"]
     ]
-    stages = [(name, sampled(folder / name)) for name in kept] + [(last, videos)]
+    stages = [(name, read_samples(folder / name)) for name in kept] + [(last, videos)]
     films = []
     for name, made in stages:
         _, frames, height, width, _ = made.shape
-        films.append(page.Film(f"{name}: {frames} x {height} x {width}", made))
-    return page.Prompted(
+        films.append(page.VideoGrid(f"{name}: {frames} x {height} x {width}", made))
+    return page.PromptGrid(
         "Prompts, stage by stage",
         described["labels"][:SHOWN],
         films,
@@ -364,29 +375,29 @@ def prompted(folder: Path, described: dict, videos: np.ndarray) -> page.Prompted
     )
 
 
-def sampled(folder: Path) -> np.ndarray:
+def read_samples(folder: Path) -> np.ndarray:
     """The videos [n, f, h, w, c] that sample.py wrote, before any codec."""
     path = folder / SAMPLES
     try:
         return video_io.read_npz(path)
-    except (OSError, Damaged) as error:
+    except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} holds no videos of sample.py: {reason}") from error
 
 
-def real(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def real_clips(config, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A batch of held-out clips, and training clips, of a config's data."""
     source = data.open_source(config)
     kept = pipeline.held_out_batch(config, source, num)
     clips = pipeline.fixed_clips(config, source.split(False), training_size(num))
-    return kept, stack(clips)
+    return kept, stack_videos(clips)
 
 
-def learning(workdir: Path, fps: float) -> list[page.Section]:
+def training_sections(workdir: Path, fps: float) -> list[page.Section]:
     """The curve, and samples from the same noise through the training."""
     if not (workdir / "metrics.jsonl").is_file():
         return []
-    lines = curves.loss_lines(scalars.read_curve(workdir))
+    lines = curves.loss_lines(scalars.read_scalars(workdir))
     sections: list[page.Section] = [
         page.Curve(
             "Loss",
@@ -397,22 +408,24 @@ def learning(workdir: Path, fps: float) -> list[page.Section]:
     ]
     looks = sorted((workdir / "samples").glob("step-*.npz"))
     if looks:
-        chosen = np.linspace(0, len(looks) - 1, min(LEARNING, len(looks))).round()
+        chosen = np.linspace(
+            0, len(looks) - 1, min(TRAINING_PREVIEWS, len(looks))
+        ).round()
         films = []
         for look in (looks[int(i)] for i in chosen):
             try:
                 videos = video_io.read_npz(look)
-            except (Damaged, OSError) as error:
+            except (CorruptFile, OSError) as error:
                 print(f"{look} is left out: {error}", file=sys.stderr)
                 continue
             step = int(look.stem.removeprefix("step-"))
-            films.append(page.Film(f"step {step}", videos, columns=2))
+            films.append(page.VideoGrid(f"step {step}", videos, columns=2))
         note = "The same noise and labels at each look."
-        sections.append(page.Films("Learning", films, fps, note=note))
+        sections.append(page.VideoGrids("Learning", films, fps, note=note))
     return sections
 
 
-def by_steps(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Section]:
+def step_sections(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Section]:
     """Figures of the same noise in several numbers of steps, if there are any."""
     if len(steps) < 2:
         return []
@@ -428,7 +441,7 @@ def by_steps(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Section]:
     ]
 
 
-def compare(
+def comparison_sections(
     samples, held_out, training, fps: float, of: str = ""
 ) -> list[page.Section]:
     """Samples beside real clips, and each beside the training clip nearest to it.
@@ -437,23 +450,23 @@ def compare(
     """
     index, distance = statistics.nearest_training(samples[:SHOWN], training)
     films = [
-        page.Film("held-out clips", held_out[:SHOWN]),
-        page.Film("samples", samples[:SHOWN]),
+        page.VideoGrid("held-out clips", held_out[:SHOWN]),
+        page.VideoGrid("samples", samples[:SHOWN]),
     ]
     return [
-        page.Films(f"{of}Real clips and samples", films, fps),
-        page.Pairs(
+        page.VideoGrids(f"{of}Real clips and samples", films, fps),
+        page.NearestNeighbours(
             f"{of}Is it remembered?", samples[:SHOWN], training[index], distance, fps
         ),
     ]
 
 
-def facts(loaded: Loaded, seed: int) -> page.Facts:
+def environment_section(loaded: TrainedModel, seed: int) -> page.KeyValues:
     """What made the page."""
     count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
     step = str(loaded.step) if loaded.step >= 0 else "a shipped model"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
-    return page.Facts(
+    return page.KeyValues(
         "What it was made with",
         {
             "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 
-def in_batches(
+def apply_in_batches(
     function: Callable[..., jax.Array], *arrays: np.ndarray, size: int
 ) -> np.ndarray:
     """The function of arrays [n, ...], `size` items at a time: [n, ...].

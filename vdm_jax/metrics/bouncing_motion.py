@@ -24,11 +24,11 @@ NOTE = (
     "unconditional."
 )
 
-PHASES, STEPS = 64, 31  # of the search for a path, then refined REFINE times
-REFINE = 3
-FASTEST = 1.5  # speeds searched, in units of the fast one
-BEFORE = 4  # frames that a continuation is fitted to
-WINDOW, STRIDE = (
+NUM_PHASES, NUM_SPEEDS = 64, 31  # of the search for a path, then refined REFINE times
+NUM_REFINEMENTS = 3
+MAX_SPEED = 1.5  # speeds searched, in units of the fast one
+CONTEXT_FRAMES = 4  # frames that a continuation is fitted to
+WINDOW_FRAMES, WINDOW_STRIDE = (
     8,
     4,
 )  # frames among which attributes are read, and from one to the next
@@ -49,10 +49,10 @@ def fit_path(
       unfolded; other [n], the coordinate that does not move; error [n], the mean
       squared distance.
     """
-    room = bouncing.rooms(shape, geometry)
+    room = bouncing.travel_range(shape, geometry)
     edge = shapes.EXTENT[shape] * geometry.radius
     fits = [
-        _fit_axis(centres - edge, axis, room[axis], bouncing.pace(geometry))
+        _fit_axis(centres - edge, axis, room[axis], bouncing.fast_speed(geometry))
         for axis in (0, 1)
     ]
     axis = np.argmin([fit["error"] for fit in fits], axis=0)
@@ -66,14 +66,14 @@ def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndar
     along, other = centres[..., axis], centres[..., 1 - axis]
     frames = np.arange(along.shape[1])
     phase = np.full(len(along), room)[:, None, None]
-    speed = np.full(len(along), FASTEST * fast / 2)[:, None, None]
-    reach, pace = room, FASTEST * fast / 2
-    for _ in range(REFINE):
-        phases = phase + np.linspace(-reach, reach, PHASES)[None, :, None]
-        speeds = speed + np.linspace(-pace, pace, STEPS)[None, None, :]
-        error = np.zeros((len(along), PHASES, STEPS))
+    speed = np.full(len(along), MAX_SPEED * fast / 2)[:, None, None]
+    reach, pace = room, MAX_SPEED * fast / 2
+    for _ in range(NUM_REFINEMENTS):
+        phases = phase + np.linspace(-reach, reach, NUM_PHASES)[None, :, None]
+        speeds = speed + np.linspace(-pace, pace, NUM_SPEEDS)[None, None, :]
+        error = np.zeros((len(along), NUM_PHASES, NUM_SPEEDS))
         for frame in frames:
-            path = bouncing.triangle(phases + speeds * frame, room)
+            path = bouncing.reflect(phases + speeds * frame, room)
             error += np.square(path - along[:, frame, None, None])
         i, j = np.unravel_index(
             error.reshape(len(along), -1).argmin(1), error.shape[1:]
@@ -82,7 +82,7 @@ def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndar
         least = error[rows, i, j] / len(frames)
         phase = phases[rows, i, 0][:, None, None]
         speed = speeds[rows, 0, j][:, None, None]
-        reach, pace = 3 * reach / PHASES, 3 * pace / STEPS
+        reach, pace = 3 * reach / NUM_PHASES, 3 * pace / NUM_SPEEDS
     return {
         "phase": phase.ravel(),
         "speed": speed.ravel(),
@@ -91,12 +91,12 @@ def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndar
     }
 
 
-def path_at(
+def path_position(
     path: dict[str, np.ndarray], frame: int, shape: int, geometry: shapes.Geometry
 ) -> np.ndarray:
     """Centres [n, 2] of fitted paths at a frame, counted from the first one fitted."""
-    room = bouncing.rooms(shape, geometry)[path["axis"]]
-    along = bouncing.triangle(path["phase"] + path["speed"] * frame, room)
+    room = bouncing.travel_range(shape, geometry)[path["axis"]]
+    along = bouncing.reflect(path["phase"] + path["speed"] * frame, room)
     across = path["axis"] == 0
     place = np.stack(
         [
@@ -108,7 +108,7 @@ def path_at(
     return place + shapes.EXTENT[shape] * geometry.radius
 
 
-def continuation(
+def continuation_errors(
     videos: np.ndarray, geometry: shapes.Geometry
 ) -> dict[str, np.ndarray]:
     """How far each frame is from where the four before it lead.
@@ -117,18 +117,19 @@ def continuation(
     four frames: the distance of the measured centre, and of its step from the frame
     before, from those of the path fitted to the four frames before.
     """
-    seen = moving.look(videos)
+    seen = moving.detect_shapes(videos)
     centres, frames = seen["centres"], videos.shape[1]
     errors = {
         key: np.full(videos.shape[:2], np.nan) for key in ("position", "velocity")
     }
     for shape in np.unique(seen["shape"]):
         of = np.flatnonzero(seen["shape"] == shape)
-        for frame in range(BEFORE, frames):
-            before = centres[of, frame - BEFORE : frame]
+        for frame in range(CONTEXT_FRAMES, frames):
+            before = centres[of, frame - CONTEXT_FRAMES : frame]
             path = fit_path(before, shape, geometry)
             here, last = (
-                path_at(path, at, shape, geometry) for at in (BEFORE, BEFORE - 1)
+                path_position(path, at, shape, geometry)
+                for at in (CONTEXT_FRAMES, CONTEXT_FRAMES - 1)
             )
             miss = centres[of, frame] - here
             errors["position"][of, frame] = np.linalg.norm(miss, axis=-1)
@@ -143,8 +144,8 @@ def measure(videos: np.ndarray, geometry: shapes.Geometry) -> dict[str, np.ndarr
     videos: [n, f, h, w, 3], uint8 or float in [-1, 1]. The speed is undecidable, -1, if
     it is none of the two; axis and speed are if the path misses by 1 pixel (RMS).
     """
-    seen = moving.look(videos)
-    slow, fast = shapes.SPEEDS * bouncing.pace(geometry)
+    seen = moving.detect_shapes(videos)
+    slow, fast = shapes.SPEEDS * bouncing.fast_speed(geometry)
     motion = np.full((len(videos), 2), -1)
     for shape in np.unique(seen["shape"]):
         of = np.flatnonzero(seen["shape"] == shape)
@@ -154,25 +155,28 @@ def measure(videos: np.ndarray, geometry: shapes.Geometry) -> dict[str, np.ndarr
         pace = np.where(is_one, speed > (slow + fast) / 2, -1)
         fits = path["error"] < 1
         motion[of] = np.where(fits[:, None], np.stack([path["axis"], pace], -1), -1)
-    return {"attributes": moving.attributes(seen, motion)} | {
+    return {"attributes": moving.attribute_indices(seen, motion)} | {
         key: seen[key] for key in ("fit_error", "centres")
     }
 
 
-def consistent(videos: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
+def consistent_attributes(videos: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
     """bool [n, 4]: whether each attribute is the same, and decidable, all the way.
 
     Read in windows of eight frames, four apart.
     """
-    last = videos.shape[1] - WINDOW
-    starts = sorted({*range(0, last, STRIDE), last})
+    last = videos.shape[1] - WINDOW_FRAMES
+    starts = sorted({*range(0, last, WINDOW_STRIDE), last})
     found = np.stack(
-        [measure(videos[:, s : s + WINDOW], geometry)["attributes"] for s in starts]
+        [
+            measure(videos[:, s : s + WINDOW_FRAMES], geometry)["attributes"]
+            for s in starts
+        ]
     )
     return ((found == found[0]) & (found >= 0)).all(0)
 
 
-def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def attribute_scores(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
 
     labels: of the data, int [n, 4]; of the direction the axis counts.
@@ -182,15 +186,17 @@ def row(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     measured = measure(videos, shapes.Geometry(*videos.shape[1:4]))
     return moving.accuracy(measured, labels, NAMES) | {
         "fit_error": float(measured["fit_error"].mean()),
-        "spread": moving.spread(measured),
-        "spread_error": moving.spread_error(measured),
+        "spread": moving.position_std(measured),
+        "spread_error": moving.position_std_error(measured),
     }
 
 
-def references(
+def reference_scores(
     geometry: shapes.Geometry, n: int = 216, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """What the measure says of held-out clips, of spoilt ones, and of chance."""
     source = bouncing.Bouncing(geometry, held_out=True)
-    rows, labels = moving.spoilt(source, n, seed)
-    return {k: row(v, labels) for k, v in rows.items()} | {"chance": CHANCE}
+    rows, labels = moving.distorted_clips(source, n, seed)
+    return {k: attribute_scores(v, labels) for k, v in rows.items()} | {
+        "chance": CHANCE
+    }

@@ -4,4 +4,7 @@ from typing import Any
 
 from vdm_jax.metrics import bouncing_motion, shape_detection
 
-MEASURES: dict[str, Any] = {"shapes": shape_detection, "bouncing": bouncing_motion}
+ATTRIBUTE_METRICS: dict[str, Any] = {
+    "shapes": shape_detection,
+    "bouncing": bouncing_motion,
+}

@@ -20,7 +20,7 @@ import numpy as np
 from vdm_jax.data.assets import EFFICIENTNET as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import statistics
-from vdm_jax.metrics.batches import in_batches
+from vdm_jax.metrics.batches import apply_in_batches
 from vdm_jax.pretrained import torch_file
 
 NAME = "frame features (EfficientNet-lite0)"
@@ -106,7 +106,7 @@ def load() -> Params:
     Raises:
       UserError: it is not installed, with the command that does it.
     """
-    arrays = torch_file.read(WEIGHTS.verified())
+    arrays = torch_file.read(WEIGHTS.verified_path())
 
     def folded(conv: str, norm: str) -> dict[str, np.ndarray]:
         # y = scale (k * x - mean) + bias = (scale k) * x + (bias - scale mean)
@@ -133,7 +133,7 @@ def load() -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
-def resized(frames: jax.Array, size: int = SIZE) -> jax.Array:
+def resize(frames: jax.Array, size: int = SIZE) -> jax.Array:
     """Frames [n, h, w, c] -> [n, size, size, c], bilinear with half-pixel centres.
 
     Antialiased: where a side shrinks, the triangle is as wide as the pixels it makes
@@ -162,6 +162,6 @@ def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.nd
     frames = videos.reshape(-1, *videos.shape[2:])
 
     def features(part: np.ndarray) -> jax.Array:
-        return network(params, resized(jnp.float32(statistics.pixels(part))))[0]
+        return network(params, resize(jnp.float32(statistics.pixels(part))))[0]
 
-    return in_batches(features, frames, size=batch).astype(np.float64)
+    return apply_in_batches(features, frames, size=batch).astype(np.float64)

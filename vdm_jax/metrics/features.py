@@ -13,7 +13,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes
 
 
-def cached(
+def cached_features(
     folder: str | Path,
     name: str,
     protocol: str,

@@ -23,7 +23,7 @@ from vdm_jax.pretrained import pickled
 
 CLASSES = 400
 SIZE = 224  # pixels, height and width
-LEAST = 9  # frames: of 8 a stride of 8 leaves 1, and the last window needs 2
+MIN_FRAMES = 9  # frames: of 8 a stride of 8 leaves 1, and the last window needs 2
 EPSILON = 1e-3  # of the batch norms, beside the variance
 PROTOCOL = (
     f"I3D logits, Kinetics-400, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
@@ -134,18 +134,21 @@ class Logits(nn.Module):
 
 def load() -> Params:
     """The weights, verified by their checksum; UserError says how to install them."""
-    stored = pickled.read(WEIGHTS.verified())
-    return fold(stored["params"], stored["batch_stats"])
+    stored = pickled.read(WEIGHTS.verified_path())
+    return fold_batch_norms(stored["params"], stored["batch_stats"])
 
 
-def fold(params: Params, stats: Params) -> Params:
+def fold_batch_norms(params: Params, stats: Params) -> Params:
     """Batch norms as part of the convolutions before them, of stored parameters.
 
     k x -> (k x - mean) / sqrt(var + eps) + bias, channel by channel: the norms of I3D
     have no scale. Statistics are stored as [1, 1, 1, 1, c].
     """
     if "Conv_0" not in params:
-        return {name: fold(part, stats.get(name, {})) for name, part in params.items()}
+        return {
+            name: fold_batch_norms(part, stats.get(name, {}))
+            for name, part in params.items()
+        }
     if not stats:
         return params
     norm = {
@@ -188,9 +191,9 @@ def logits(
             f"videos of shape {np.shape(videos)}: I3D needs [n, f, h, w, 3]; of a grey "
             "one repeat the channel"
         )
-    if videos.shape[1] < LEAST:
+    if videos.shape[1] < MIN_FRAMES:
         raise UserError(
-            f"clips of {videos.shape[1]} frames: I3D needs at least {LEAST}, and 16 "
+            f"clips of {videos.shape[1]} frames: I3D needs at least {MIN_FRAMES}, and 16 "
             "are usual"
         )
     size = min(batch_size, len(videos))
@@ -210,10 +213,10 @@ def fvd(a: np.ndarray, b: np.ndarray) -> float:
     In float64, covariances divided by n - 1. It falls with n, so unequal sets are
     refused, and it has no meaning without the figures of baselines at the same n.
     """
-    return statistics.feature_distance(a, b)
+    return statistics.frechet_of_features(a, b)
 
 
-def i3d_inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
+def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
     """Mean and deviation over splits of exp(mean of KL(p(y | x) || p(y))).
 
     p(y | x) is the softmax of logits [n, 400], p(y) its mean over the clips of a split
@@ -234,7 +237,7 @@ def i3d_inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, flo
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def classes() -> list[str]:
+def class_names() -> list[str]:
     """The 400 names, in the order of the logits."""
     folder = importlib.resources.files("vdm_jax.metrics")
     lines = (folder / "kinetics400.txt").read_text("utf-8").splitlines()

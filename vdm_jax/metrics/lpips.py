@@ -20,7 +20,7 @@ from jax import lax
 from vdm_jax.data.assets import LPIPS as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import statistics
-from vdm_jax.metrics.batches import in_batches
+from vdm_jax.metrics.batches import apply_in_batches
 from vdm_jax.pretrained import pickled
 
 PROTOCOL = f"LPIPS 0.1, AlexNet, weights {WEIGHTS.sha256}"
@@ -29,7 +29,7 @@ SHIFT = (-0.030, -0.088, -0.188)  # the mean and deviation of ImageNet's
 SCALE = (0.458, 0.448, 0.450)  # channels, on [-1, 1]
 # Convolutions of AlexNet: stride, padding, whether a pool of 3x3, stride 2, is before.
 LAYERS = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
-LEAST = 31  # pixels a side; below that the second pool is empty
+MIN_SIDE = 31  # pixels a side; below that the second pool is empty
 Params = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ def load() -> Params:
     Raises:
       UserError: it is not there, with that command.
     """
-    return jax.tree.map(jnp.asarray, pickled.read(WEIGHTS.verified()))
+    return jax.tree.map(jnp.asarray, pickled.read(WEIGHTS.verified_path()))
 
 
 def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
@@ -88,9 +88,9 @@ def video_distance(
         raise UserError(
             f"videos of shapes {shape} and {np.shape(b)}: LPIPS needs [n, f, h, w, 3]"
         )
-    if min(shape[2:4]) < LEAST:
+    if min(shape[2:4]) < MIN_SIDE:
         raise UserError(
-            f"frames of {shape[2]}x{shape[3]}: LPIPS needs {LEAST} pixels a side"
+            f"frames of {shape[2]}x{shape[3]}: LPIPS needs {MIN_SIDE} pixels a side"
         )
 
     def distances(*frames: np.ndarray) -> jax.Array:
@@ -98,7 +98,7 @@ def video_distance(
         return distance(params, x, y)
 
     flat = (np.reshape(x, (-1, *shape[2:])) for x in (a, b))
-    found = in_batches(distances, *flat, size=batch).astype(np.float64)
+    found = apply_in_batches(distances, *flat, size=batch).astype(np.float64)
     return found.reshape(shape[:2]).mean(1)
 
 

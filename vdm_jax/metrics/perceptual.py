@@ -16,7 +16,9 @@ from vdm_jax.metrics import efficientnet, features, i3d, lpips, statistics
 from vdm_jax.metrics.protocol import Protocol
 from vdm_jax.video_io.cache import default_folder
 
-FRAMES = 16  # of a clip that FVD is given; a shorter one is played forth and back
+MIN_I3D_FRAMES = (
+    16  # of a clip that FVD is given; a shorter one is played forth and back
+)
 COLUMNS = {
     "row": ("{clips} clips a row", ""),
     "fvd": ("FVD", ".0f"),
@@ -36,14 +38,14 @@ NOTE = (
     "read them beside the other rows: real clips, and real clips spoilt in one way "
     "each."
 )
-BIAS = {
+BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),
     **statistics.distance_columns("fvd", "FVD", ".0f"),
     **statistics.distance_columns("frame_distance", "frame distance", ".2f"),
 }
 
 
-def played(videos: np.ndarray, frames: int = FRAMES) -> np.ndarray:
+def ping_pong(videos: np.ndarray, frames: int = MIN_I3D_FRAMES) -> np.ndarray:
     """Videos [n, f, ...] played forth and back until they have `frames` at least.
 
     0 1 2 3 2 1 0 1 ...: no frame is shown twice in a row, and no cut is made.
@@ -55,14 +57,14 @@ def played(videos: np.ndarray, frames: int = FRAMES) -> np.ndarray:
     return videos[:, np.resize(there_and_back, frames)]
 
 
-def rounded(videos: np.ndarray) -> np.ndarray:
+def to_uint8_rgb(videos: np.ndarray) -> np.ndarray:
     """uint8 RGB, as videos are when they are written: all rows have steps alike."""
     if videos.dtype != np.uint8:
         videos = np.round((statistics.pixels(videos) + 1) * 127.5).astype(np.uint8)
     return np.repeat(videos, 3, axis=-1) if videos.shape[-1] == 1 else videos
 
 
-class Networks:
+class PerceptualNetworks:
     """The weights, loaded when a feature is not on disk already."""
 
     def __init__(self, folder: Path | None = None):
@@ -74,8 +76,10 @@ class Networks:
         """What the figures depend on beside the videos."""
         found: Protocol = {"FVD": i3d.PROTOCOL, "frame distance": efficientnet.PROTOCOL}
         found["diversity"] = lpips.PROTOCOL
-        if frames < FRAMES:
-            found["FVD"] = f"{i3d.PROTOCOL}, played forth and back to {FRAMES} frames"
+        if frames < MIN_I3D_FRAMES:
+            found["FVD"] = (
+                f"{i3d.PROTOCOL}, played forth and back to {MIN_I3D_FRAMES} frames"
+            )
         return found
 
     def check(self) -> None:
@@ -84,7 +88,7 @@ class Networks:
         """
         make_folder(self.folder)
         for asset in (i3d.WEIGHTS, efficientnet.WEIGHTS, lpips.WEIGHTS):
-            asset.verified()
+            asset.verified_path()
 
     def _params(self, network) -> Any:
         name = network.__name__
@@ -92,65 +96,69 @@ class Networks:
             self._loaded[name] = network.load()
         return self._loaded[name]
 
-    def logits(self, name: str, videos: np.ndarray) -> np.ndarray:
+    def i3d_logits(self, name: str, videos: np.ndarray) -> np.ndarray:
         """I3D's of videos as `played`, [n, 400]."""
-        videos = played(videos)
+        videos = ping_pong(videos)
 
         def extract(videos):
             return i3d.logits(self._params(i3d), videos, progress=True)
 
-        return features.cached(self.folder, name, i3d.PROTOCOL, videos, extract)
+        return features.cached_features(
+            self.folder, name, i3d.PROTOCOL, videos, extract
+        )
 
-    def frames(self, name: str, videos: np.ndarray) -> np.ndarray:
+    def frame_features(self, name: str, videos: np.ndarray) -> np.ndarray:
         """EfficientNet's of every frame, [n, f, 1280]."""
 
         def extract(videos):
             found = efficientnet.frame_features(self._params(efficientnet), videos)
             return found.astype(np.float32)
 
-        found = features.cached(
+        found = features.cached_features(
             self.folder, name, efficientnet.PROTOCOL, videos, extract
         )
         return found.reshape(*videos.shape[:2], -1)
 
     def diversity(self, name: str, videos: np.ndarray) -> float:
         """Mean LPIPS of pairs; NaN where the frames are too small for it."""
-        if min(videos.shape[2:4]) < lpips.LEAST:
+        if min(videos.shape[2:4]) < lpips.MIN_SIDE:
             return float("nan")
 
         def extract(videos):
             return np.array([lpips.diversity(self._params(lpips), videos)])
 
-        found = features.cached(self.folder, name, lpips.PROTOCOL, videos, extract)
+        found = features.cached_features(
+            self.folder, name, lpips.PROTOCOL, videos, extract
+        )
         return float(found[0])
 
 
-def table(
+def network_table(
     samples: np.ndarray,
     training: np.ndarray,
     held_out: np.ndarray | None,
-    networks: Networks,
+    networks: PerceptualNetworks,
     seed: int = 0,
 ) -> list[statistics.Row]:
     """The rows of `statistics.compared`: keys of COLUMNS and BIAS, and clips."""
-    reference, named = statistics.compared(samples, training, held_out, seed)
+    reference, named = statistics.reference_sets(samples, training, held_out, seed)
     n = len(reference)
-    reference = rounded(reference)
-    of_video = networks.logits("reference", reference)
-    of_frame = networks.frames("reference", reference)
+    reference = to_uint8_rgb(reference)
+    of_video = networks.i3d_logits("reference", reference)
+    of_frame = networks.frame_features("reference", reference)
     rows = []
     for name, make in named.items():
         print(f"{name}: {n} clips", flush=True)
-        videos = rounded(make())
-        logits = networks.logits(name, videos)
-        frames = networks.frames(name, videos)
-        score, _ = i3d.i3d_inception_score(logits)
+        videos = to_uint8_rgb(make())
+        logits = networks.i3d_logits(name, videos)
+        frames = networks.frame_features(name, videos)
+        score, _ = i3d.inception_score(logits)
         rows.append(
             {
                 "row": name,
                 "clips": n,
-                **statistics.distances("fvd", logits[:, None], of_video[:, None]),
-                **statistics.distances("frame_distance", frames, of_frame),
+                **statistics.distance_scores("fvd", logits[:, None], of_video[:, None]),
+                **statistics.distance_scores("frame_distance", frames, of_frame),
                 "class_score": score,
                 "diversity": networks.diversity(name, videos),
             }
@@ -158,14 +166,16 @@ def table(
     return rows
 
 
-FLAT = ("frozen frame", "per-video mean", "global mean", "4x4 blur")
+DEGENERATE_ROWS = ("frozen frame", "per-video mean", "global mean", "4x4 blur")
 
 
-def claims(pixels: list[statistics.Row], networks: list[statistics.Row]) -> list[list]:
+def acceptance_checks(
+    pixels: list[statistics.Row], networks: list[statistics.Row]
+) -> list[list]:
     """Rows (claim, figure, asked, yes or no) of the samples, beside spoilt clips."""
     seen = {row["row"]: row for row in networks}
     own: dict[str, Any] = {**pixels[0], **networks[0]}
-    least: Any = min(seen[name]["fvd"] for name in FLAT)
+    least: Any = min(seen[name]["fvd"] for name in DEGENERATE_ROWS)
     mean: Any = seen["per-video mean"]["frame_distance"]
 
     def row(claim: str, figure: float, low: float, high: float, form: str) -> list:

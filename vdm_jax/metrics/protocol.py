@@ -16,7 +16,7 @@ from vdm_jax.errors import UserError
 Protocol = dict[str, str | int | float]
 
 
-def digest(*videos: np.ndarray) -> str:
+def videos_digest(*videos: np.ndarray) -> str:
     """Which real clips: of their bytes and shapes."""
     told = hashlib.sha256()
     for array in videos:
@@ -30,7 +30,7 @@ def describe(protocol: Protocol) -> str:
     return "; ".join(f"{name} {value}" for name, value in protocol.items())
 
 
-def check_alike(own: Protocol, other: Any, path: Path) -> None:
+def check_same_protocol(own: Protocol, other: Any, path: Path) -> None:
     """Raise UserError naming the first thing that was measured otherwise in `path`."""
     if not isinstance(other, dict):
         raise UserError(f"{path} holds no protocol: measure it again with evaluate.py")

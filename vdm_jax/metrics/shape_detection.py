@@ -13,7 +13,7 @@ import numpy as np
 from vdm_jax.data import shapes
 
 NAMES = ("shape", "colour", "direction", "speed")
-CHANCE = dict(zip(NAMES, (1 / n for n in shapes.LABELS), strict=True)) | {
+CHANCE = dict(zip(NAMES, (1 / n for n in shapes.ATTRIBUTE_SIZES), strict=True)) | {
     "joint": 1 / 72
 }
 NOTE = (
@@ -22,11 +22,13 @@ NOTE = (
     "deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
     "conditional - w unconditional."
 )
-CHUNK = 256  # frames scored at once
+FRAMES_PER_CHUNK = 256  # frames scored at once
 
-GRID = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
+GRID_SPACING = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
 MARGIN = 1 / 4  # how far centres may lie outside the data set's range, in radii
-STILL = 1 / 4  # a displacement below this share of the slow speed is no movement
+MIN_DISPLACEMENT = (
+    1 / 4
+)  # a displacement below this share of the slow speed is no movement
 
 
 @functools.lru_cache(maxsize=4)
@@ -36,13 +38,13 @@ def _bank(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low = (min(shapes.EXTENT) - MARGIN) * geometry.radius
 
     def axis(size: int) -> np.ndarray:
-        points = int(np.ceil((size - 2 * low) / (GRID * geometry.radius))) + 1
+        points = int(np.ceil((size - 2 * low) / (GRID_SPACING * geometry.radius))) + 1
         return np.linspace(low, size - low, points)
 
     ys, xs = axis(height), axis(width)
     y, x = (a.ravel() for a in np.meshgrid(ys, xs, indexing="ij"))
     bank = np.stack(
-        [shapes.coverage(s, x, y, geometry) for s in range(shapes.LABELS[0])]
+        [shapes.coverage(s, x, y, geometry) for s in range(shapes.ATTRIBUTE_SIZES[0])]
     )
     return ys, xs, bank.reshape(len(bank), len(ys), len(xs), height * width)
 
@@ -93,10 +95,10 @@ def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
     The direction must be the same on every displacement, so that shuffled frames have
     none. The speed is that of the straight line with the least squared distance.
     """
-    slow, fast = shapes.SPEEDS * geometry.fast
+    slow, fast = shapes.SPEEDS * geometry.fast_speed
     steps = np.diff(centres, axis=1)
     along = steps @ shapes.DIRECTIONS.T  # [n, frames - 1, direction]
-    heading = np.where(along.max(-1) > STILL * slow, along.argmax(-1), -1)
+    heading = np.where(along.max(-1) > MIN_DISPLACEMENT * slow, along.argmax(-1), -1)
     same = (heading == heading[:, :1]).all(1)
     time = np.arange(geometry.frames) - (geometry.frames - 1) / 2
     slope = np.einsum("f,nfc->nc", time, centres) / np.square(time).sum()
@@ -111,7 +113,7 @@ def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
     )
 
 
-def look(videos: np.ndarray) -> dict[str, np.ndarray]:
+def detect_shapes(videos: np.ndarray) -> dict[str, np.ndarray]:
     """The one shape that every clip shows best, and where it is.
 
     Args:
@@ -135,7 +137,10 @@ def look(videos: np.ndarray) -> dict[str, np.ndarray]:
         frames = videos.reshape(-1, height, width, 3).astype(np.float32) / 255
     else:
         frames = (videos.reshape(-1, height, width, 3).astype(np.float32) + 1) / 2
-    chunks = [_fit(frames[i : i + CHUNK]) for i in range(0, n * f, CHUNK)]
+    chunks = [
+        _fit(frames[i : i + FRAMES_PER_CHUNK])
+        for i in range(0, n * f, FRAMES_PER_CHUNK)
+    ]
     scores, centres = (np.concatenate(part) for part in zip(*chunks, strict=True))
     scores = scores.reshape(n, f, *scores.shape[1:])
     centres = centres.reshape(n, f, *centres.shape[1:])
@@ -158,7 +163,7 @@ def look(videos: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def attributes(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.ndarray:
+def attribute_indices(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.ndarray:
     """int32 [n, 4]: shape, colour and the two of motion [n, 2]; -1 where undecidable.
 
     seen: of `look`; all four are undecidable if a frame shows nothing.
@@ -175,11 +180,11 @@ def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
     in shapes.Geometry. Returns attributes int32
     [n, 4], indices into shapes.ATTRIBUTES, and fit_error and centres of `look`.
     """
-    seen = look(videos)
+    seen = detect_shapes(videos)
     _, frames, height, width, _ = videos.shape
     geometry = shapes.Geometry(frames, height, width, stride)
     motion = _motion(seen["centres"], geometry)
-    return {"attributes": attributes(seen, motion)} | {
+    return {"attributes": attribute_indices(seen, motion)} | {
         key: seen[key] for key in ("fit_error", "centres")
     }
 
@@ -209,19 +214,21 @@ def accuracy(
     return shares | {"joint": float(right.all(1).mean())}
 
 
-def spread(measured: dict[str, np.ndarray]) -> float:
+def position_std(measured: dict[str, np.ndarray]) -> float:
     """Standard deviation in pixels, over clips, of the clip's mean position."""
     return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))
 
 
-def spread_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
+def position_std_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
     """Standard error of `spread`, by a bootstrap over clips."""
     place, n = measured["centres"].mean(1), len(measured["centres"])
     drawn = np.random.default_rng(0).integers(n, size=(draws, n))
     return float(np.sqrt(place[drawn].var(1).mean(-1)).std())
 
 
-def row(videos: np.ndarray, labels: np.ndarray, stride: int = 1) -> dict[str, float]:
+def attribute_scores(
+    videos: np.ndarray, labels: np.ndarray, stride: int = 1
+) -> dict[str, float]:
     """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
 
     spread_error stands for the figures that are compared.
@@ -229,12 +236,14 @@ def row(videos: np.ndarray, labels: np.ndarray, stride: int = 1) -> dict[str, fl
     measured = measure(videos, stride)
     return accuracy(measured, labels) | {
         "fit_error": float(measured["fit_error"].mean()),
-        "spread": spread(measured),
-        "spread_error": spread_error(measured),
+        "spread": position_std(measured),
+        "spread_error": position_std_error(measured),
     }
 
 
-def spoilt(source, n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def distorted_clips(
+    source, n: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """n clips of a source of shapes as they are and spoilt, by name; their labels.
 
     The same with Gaussian noise of deviation .2 (of a range of 2), with their frames in
@@ -252,10 +261,10 @@ def spoilt(source, n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.nda
     return rows, np.stack([c["label"] for c in clips])
 
 
-def references(
+def reference_scores(
     geometry: shapes.Geometry, n: int = 216, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """What the measure says of held-out clips, of spoilt ones, and of chance."""
-    rows, labels = spoilt(shapes.Shapes(geometry, held_out=True), n, seed)
-    found = {k: row(v, labels, geometry.stride) for k, v in rows.items()}
+    rows, labels = distorted_clips(shapes.Shapes(geometry, held_out=True), n, seed)
+    found = {k: attribute_scores(v, labels, geometry.stride) for k, v in rows.items()}
     return found | {"chance": CHANCE}

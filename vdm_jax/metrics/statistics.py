@@ -18,7 +18,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics.kernel import kernel_distance
 
 CELLS = 8  # a frame is described on a grid of 8x8 cells
-DRAWS = 30  # random halves behind the error of a distance, and its extrapolation
+NUM_HALVES = 30  # random halves behind the error of a distance, and its extrapolation
 Row = dict[str, str | int | float]
 
 
@@ -39,7 +39,7 @@ def pixels(video: np.ndarray) -> np.ndarray:
 # --- Frechet distance ------------------------------------------------------------
 
 
-def frechet(
+def frechet_distance(
     mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
 ) -> float:
     """Frechet (2-Wasserstein) distance, squared, of two Gaussians [d], [d, d].
@@ -50,7 +50,7 @@ def frechet(
     return _distance(mean1, _factor(cov1), mean2, _factor(cov2))
 
 
-def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
+def frechet_of_features(a: np.ndarray, b: np.ndarray) -> float:
     """Frechet distance of Gaussians fitted to two sets of features, both [n, d].
 
     Covariances are unbiased (n - 1); the distance is not: it is too large by an
@@ -68,8 +68,8 @@ def feature_distance(a: np.ndarray, b: np.ndarray) -> float:
     return _distance(a.mean(0), factors[0], b.mean(0), factors[1])
 
 
-def distance_error(
-    a: np.ndarray, b: np.ndarray, draws: int = DRAWS, seed: int = 0
+def frechet_error(
+    a: np.ndarray, b: np.ndarray, draws: int = NUM_HALVES, seed: int = 0
 ) -> float:
     """Standard error of `feature_distance` by the chance of the videos of `a`.
 
@@ -77,7 +77,7 @@ def distance_error(
     a linear function of the videos and a quadratic one, of variances V1 and V2: the
     chance is V1 + V2. The infinitesimal jackknife finds V1 + 2 V2 (Efron and Stein
     1981), a bootstrap V1 + 3 V2. V2 is that of what random halves, `draws` of them in
-    complementary pairs, leave of the jackknife's line. benchmarks/coverage.py measures
+    complementary pairs, leave of the jackknife's line. experiments/frechet_errors/frechet_errors.py measures
     how often two of these errors hold the mean.
     """
     n, k, _ = a.shape
@@ -111,7 +111,9 @@ def distance_error(
     return float(np.sqrt(max(jackknife - quadratic, quadratic)))
 
 
-def extrapolated(a: np.ndarray, b: np.ndarray, draws: int = 10, seed: int = 0) -> float:
+def frechet_infinity(
+    a: np.ndarray, b: np.ndarray, draws: int = 10, seed: int = 0
+) -> float:
     """The Frechet distance of infinitely many videos, from n and from random halves.
 
     a, b: [n, k, d] as for `distance_error`; NaN for n below 4. Linear in 1 / n (Chong
@@ -160,7 +162,9 @@ def _halves(n: int, draws: int, seed: int) -> list[np.ndarray]:
     return [part for order in orders for part in (order[:half], order[-half:])]
 
 
-def distances(name: str, a: np.ndarray, b: np.ndarray, draws: int = DRAWS) -> Row:
+def distance_scores(
+    name: str, a: np.ndarray, b: np.ndarray, draws: int = NUM_HALVES
+) -> Row:
     """The Frechet distance of two sets of features [n, k, d], and what few videos do.
 
     Keys: NAME, the distance; NAME_error, its standard error; NAME_infinite, as
@@ -168,9 +172,9 @@ def distances(name: str, a: np.ndarray, b: np.ndarray, draws: int = DRAWS) -> Ro
     """
     kernel, kernel_error = kernel_distance(a, b)
     return {
-        name: feature_distance(*(x.reshape(-1, x.shape[-1]) for x in (a, b))),
-        f"{name}_error": distance_error(a, b, draws),
-        f"{name}_infinite": extrapolated(a, b),
+        name: frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b))),
+        f"{name}_error": frechet_error(a, b, draws),
+        f"{name}_infinite": frechet_infinity(a, b),
         f"{name}_kernel": kernel,
         f"{name}_kernel_error": kernel_error,
     }
@@ -243,7 +247,7 @@ def motion_features(videos: np.ndarray) -> np.ndarray:
     )
 
 
-def by_video(features: np.ndarray, n: int) -> np.ndarray:
+def group_by_video(features: np.ndarray, n: int) -> np.ndarray:
     """[n k, d] of n videos, one after the other, as [n, k, d]."""
     return features.reshape(n, -1, features.shape[-1])
 
@@ -334,7 +338,7 @@ def _noise(x: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1.0, 1.0, x.shape)
 
 
-SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "frozen frame": _frozen,
     "per-video mean": _video_mean,
     "4x4 blur": _blur,
@@ -367,7 +371,7 @@ def distance_columns(name: str, heading: str, form: str) -> dict[str, tuple[str,
     }
 
 
-FEW = (
+BIAS_NOTE = (
     "Frechet distances are too large by an amount that falls with the number of "
     "clips. n = ∞ is the distance extrapolated to infinitely many; with fewer features "
     "than about one and a half times their numbers it is still too large. KID, a "
@@ -376,7 +380,7 @@ FEW = (
     "row's own clips; on Gaussians twice that to either side held the mean over other "
     "clips, as many, in 90 to 97 trials of a hundred, of KID in 83 to 97."
 )
-BIAS = {
+BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),
     **distance_columns("frame_fd", "frame FD", ".2f"),
     **distance_columns("motion_fd", "motion FD", ".3f"),
@@ -384,12 +388,12 @@ BIAS = {
 """Keys of a row that say what few clips do to its distances."""
 
 
-def table(
+def pixel_table(
     samples: np.ndarray,
     training: np.ndarray,
     held_out: np.ndarray | None,
     seed: int = 0,
-    more: Mapping[str, np.ndarray] | None = None,
+    extra_samples: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
     """Rows of `compared`, measured by their pixels; more: of other samples, by name.
 
@@ -400,13 +404,15 @@ def table(
 
     Raises UserError as `compared` does.
     """
-    reference, named = compared(samples, training, held_out, seed)
+    reference, named = reference_sets(samples, training, held_out, seed)
     n, median = len(reference), np.nan
     if held_out is not None:
         kept = named["held-out real"]()
         median = np.median(nearest_training(kept, training)[1])
     seen = {"frame_fd": pixel_features, "motion_fd": motion_features}
-    aims = {name: by_video(features(reference), n) for name, features in seen.items()}
+    aims = {
+        name: group_by_video(features(reference), n) for name, features in seen.items()
+    }
     real_motion, real_sharpness = motion(reference), sharpness(reference)
 
     def nearer(videos: np.ndarray) -> float:
@@ -416,7 +422,7 @@ def table(
 
     def row(name: str, videos: np.ndarray) -> Row:
         measured = [
-            distances(key, by_video(features(videos), n), aims[key])
+            distance_scores(key, group_by_video(features(videos), n), aims[key])
             for key, features in seen.items()
         ]
         return {
@@ -430,11 +436,13 @@ def table(
 
     rows = [row(name, videos()) for name, videos in named.items()]
     return (
-        rows[:1] + [row(name, of[:n]) for name, of in (more or {}).items()] + rows[1:]
+        rows[:1]
+        + [row(name, of[:n]) for name, of in (extra_samples or {}).items()]
+        + rows[1:]
     )
 
 
-def compared(
+def reference_sets(
     samples: np.ndarray,
     training: np.ndarray,
     held_out: np.ndarray | None,
@@ -451,11 +459,11 @@ def compared(
     it by the spoiling alone. Raises UserError for unlike shapes, or if n is below 2.
     """
     _same_shape(samples, training)
-    training = distinct(training)
+    training = unique_videos(training)
     n = min(len(samples), len(training) // 2)
     if held_out is not None:
         _same_shape(samples, held_out)
-        held_out = distinct(held_out)
+        held_out = unique_videos(held_out)
         n = min(n, len(held_out))
     if n < 2:
         kept = "" if held_out is None else f"{len(held_out)} held-out, "
@@ -471,12 +479,12 @@ def compared(
     }
     if held_out is not None:
         rows["held-out real"] = lambda: held_out[:n]
-    for name, spoil in SPOILT.items():
+    for name, spoil in DISTORTIONS.items():
         rows[name] = lambda spoil=spoil: spoil(pixels(other))
     return drawn[:n], rows
 
 
-def distinct(videos: np.ndarray) -> np.ndarray:
+def unique_videos(videos: np.ndarray) -> np.ndarray:
     """The videos [n, ...] in their order, without those that are there already."""
     first: dict[bytes, int] = {}
     for i, video in enumerate(videos):
@@ -484,7 +492,7 @@ def distinct(videos: np.ndarray) -> np.ndarray:
     return videos[list(first.values())]
 
 
-def cells(
+def format_cells(
     rows: Sequence[Row], columns: Mapping[str, tuple[str, str]] = COLUMNS
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells of a table, for the terminal and for the report."""
@@ -495,7 +503,7 @@ def cells(
     ]
 
 
-def text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as aligned plain text: first column left, the others right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 

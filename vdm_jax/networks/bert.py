@@ -1,6 +1,6 @@
-"""BERT's encoder (Devlin et al. 2019, arXiv:1810.04805), token by token.
+"""BERT's encoder (Devlin et al. 2019, arXiv:1810.04805), one vector per token.
 
-Learned positions, layers of attention and GELU, each normed after it is added.
+Positions are learned. Layers are post-norm: attention, then an MLP with GELU.
 """
 
 import dataclasses
@@ -10,25 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.networks.attention import attention
-from vdm_jax.networks.layers import dense, embed, wide
+from vdm_jax.networks.layers import dense, embed, param_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class BertSpec:
-    """Sizes; those of all-MiniLM-L6-v2."""
+    """Sizes of a BERT encoder; the defaults are those of all-MiniLM-L6-v2."""
 
-    vocabulary: int = 30522
-    positions: int = 512
-    segments: int = 2
+    vocab_size: int = 30522
+    max_positions: int = 512
+    num_segments: int = 2
     width: int = 384
-    hidden: int = 1536
-    layers: int = 6
-    heads: int = 12
+    mlp_width: int = 1536
+    num_layers: int = 6
+    num_heads: int = 12
     epsilon: float = 1e-12
 
 
 class BertLayer(nn.Module):
-    """norm(x + attention(x)), then the same with two dense layers."""
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
 
     spec: BertSpec
 
@@ -36,30 +36,30 @@ class BertLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [n, l, width], mask bool [n, l] -> [n, l, width]."""
         width = self.spec.width
-        split = (*x.shape[:-1], self.spec.heads, width // self.spec.heads)
+        split = (*x.shape[:-1], self.spec.num_heads, width // self.spec.num_heads)
         q, k, v = (dense(x, width, name).reshape(split) for name in "qkv")
         y = attention(q, k, v, mask=mask[:, None]).reshape(x.shape)
         x = norm(x + dense(y, width, "out"), self.spec, "attention_norm")
-        y = nn.gelu(dense(x, self.spec.hidden, "expand"), approximate=False)
-        return norm(x + dense(y, width, "project"), self.spec, "norm")
+        y = nn.gelu(dense(x, self.spec.mlp_width, "mlp_in"), approximate=False)
+        return norm(x + dense(y, width, "mlp_out"), self.spec, "norm")
 
 
 def norm(x: jax.Array, spec: BertSpec, name: str) -> jax.Array:
-    """Layer norm with its statistics in float32 or wider."""
+    """Apply a layer norm with statistics in float32 or wider."""
     layer = nn.LayerNorm(
         spec.epsilon,
         dtype=x.dtype,
-        param_dtype=wide(x),
-        use_fast_variance=False,  # that is a difference of large numbers
+        param_dtype=param_dtype(x),
+        use_fast_variance=False,  # the fast one is a difference of large numbers
         name=name,
     )
     return layer(x)
 
 
 class Bert(nn.Module):
-    """Every token reads all tokens of its text.
+    """Encoder in which every token attends to all tokens of its text.
 
-    dtype: of the activations, a name; parameters may have another.
+    dtype: name of the activations' dtype; parameters may have another.
     """
 
     spec: BertSpec = BertSpec()
@@ -69,14 +69,18 @@ class Bert(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Tokens int [n, l], mask bool [n, l] (True: a token) -> [n, l, width]."""
         spec, dtype = self.spec, jnp.dtype(self.dtype)
-        places = jnp.arange(tokens.shape[1])[None]
-        x = embed(tokens, spec.vocabulary, spec.width, "token", dtype)
-        x += embed(places, spec.positions, spec.width, "place", dtype)
-        # One text is one segment, the first.
+        positions = jnp.arange(tokens.shape[1])[None]
+        x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
+        x += embed(positions, spec.max_positions, spec.width, "position", dtype)
+        # A single text is segment 0.
         x += embed(
-            jnp.zeros_like(places[:, :1]), spec.segments, spec.width, "segment", dtype
+            jnp.zeros_like(positions[:, :1]),
+            spec.num_segments,
+            spec.width,
+            "segment",
+            dtype,
         )
         x = norm(x, spec, "norm")
-        for i in range(spec.layers):
+        for i in range(spec.num_layers):
             x = BertLayer(spec, name=f"layer_{i}")(x, mask)
         return x

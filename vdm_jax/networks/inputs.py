@@ -1,10 +1,10 @@
-"""The doors by which anything enters a network.
+"""The conditioning inputs of a network.
 
-A network knows no label, no text, no fps and no camera: small encoders turn each of
+A network knows no label, no text, no fps and no camera. Small encoders turn each of
 them into one of these arrays (conditions/encoder.py), so that a new condition needs a
-new encoder and no new argument. An absent door is None; it is a constant of the compiled
-program, so dropping a condition for classifier-free guidance is a masked or null value
-in the array, never a None.
+new encoder and no new argument. An absent input is None, which is a constant of the
+compiled program. A condition that is dropped for classifier-free guidance is therefore
+a null value or a false mask in its array, never a None.
 """
 
 import jax
@@ -13,17 +13,18 @@ from flax import struct
 
 @struct.dataclass
 class Inputs:
-    """What a network sees beside z [b, f, h, w, c].
+    """Conditioning inputs of a network, in addition to z [b, f, h, w, c].
 
-    vector      [b, d] or [b, f, d]: enters by scale and shift after group norms
-    tokens      [b, l, d]: read by the cross-attention parts; [b, 1 + k, l, d] where the
-                k independent images behind a video's frames have their own
-    token_mask  bool, as tokens but for d: True = attend; None = all
-    concat      [b, f, h, w, k]: channels beside z's (known frames, a low-res video)
+    vector      [b, d] or [b, f, d]: scale and shift after group norms
+    tokens      [b, l, d]: keys and values of cross-attention; [b, 1 + k, l, d] if the k
+                independent images behind a video's frames have tokens of their own
+    token_mask  bool, the shape of tokens without d: True = attend; None = all
+    concat      [b, f, h, w, k]: channels concatenated with z's (known frames, a
+                low-resolution video)
     frame_mask  bool [b, f]: True = a frame of the video, False = an independent image;
-                None = all frames are of one video
-    residuals   one array for each skip connection in the order they are made, then one
-                for the middle's output (ControlNet, arXiv:2302.05543 section 3.2)
+                None = all frames belong to one video
+    residuals   one array per skip connection, in the order of the skips, then one for
+                the output of the middle (ControlNet, arXiv:2302.05543 section 3.2)
     """
 
     vector: jax.Array | None = None

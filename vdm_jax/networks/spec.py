@@ -1,4 +1,4 @@
-"""The frozen description of a U-Net: hashable, so it is a Linen field as it is."""
+"""The frozen specification of a U-Net; it is hashable, so it can be a Linen field."""
 
 from dataclasses import dataclass
 
@@ -8,45 +8,53 @@ class LevelSpec:
     """One resolution of the U-Net.
 
     channels  width of every residual block of the level
-    blocks    residual blocks on the way down
-    mixing    parts applied in this order after each residual block (blocks.PARTS)
-    once      True: after the last block only, on the way down and on the way up
+    blocks    number of residual blocks on the way down
+    layers    names of layers (blocks.LAYERS) that follow each residual block, in order
+    layers_after_last_block_only
+              True: the layers follow the last block only, both down and up
     """
 
     channels: int
     blocks: int
-    mixing: tuple[str, ...] = ()
-    once: bool = False
+    layers: tuple[str, ...] = ()
+    layers_after_last_block_only: bool = False
 
-    def after(self, block: int, blocks: int) -> tuple[str, ...]:
-        """The parts after a block, of so many on this way."""
-        return () if self.once and block + 1 < blocks else self.mixing
+    def layers_after(self, block: int, blocks: int) -> tuple[str, ...]:
+        """Return the names of the layers after block number `block` of `blocks`."""
+        return (
+            ()
+            if self.layers_after_last_block_only and block + 1 < blocks
+            else self.layers
+        )
 
 
 @dataclass(frozen=True)
 class UNetSpec:
-    """A space-time U-Net; each level halves height and width, never the frames.
+    """A space-time U-Net. Each level halves height and width, never the frames.
 
     levels             from full resolution down
-    middle             parts between the two residual blocks at the lowest resolution
-    head_dim           width of an attention head; heads = channels / head_dim
-    patch              side of the space-to-depth stem; 1 = a plain 3x3 convolution
-    extra_up_block     True (VDM): the stem's and each downsampling's output are skips
-                       too, and a level has one block more on the way up than down.
-                       False: as many blocks up as down, and only theirs are skips
-    relative_position  "shaw" or "bias", in temporal attention (attention.POSITIONS)
-    dropout            before the second convolution of a residual block
-    remat              "none", or a policy by which blocks are recomputed in the
-                       backward pass: "full" keeps nothing, "dots" the products
+    mid_layers         names of layers between the two residual blocks of the middle, at
+                       the lowest resolution
+    head_dim           width of an attention head; num_heads = channels / head_dim
+    patch_size         side of the patches that space-to-depth folds into channels in
+                       front of the first convolution; 1 = none
+    skip_downsamples   True (VDM): the outputs of conv_in and of each downsampling are
+                       skips too, and a level has one more block up than down. False:
+                       as many blocks up as down, and only their outputs are skips
+    relative_position  "shaw" or "bias", in temporal attention
+                       (attention.RELATIVE_POSITIONS)
+    dropout            rate, before the second convolution of a residual block
+    remat              "none", or the policy by which blocks are recomputed in the
+                       backward pass: "full" saves nothing, "dots" saves the products
     dtype              of convolutions and matrix products: "float32" or "bfloat16"
     out_channels       channels of the output
     """
 
     levels: tuple[LevelSpec, ...]
-    middle: tuple[str, ...] = ()
+    mid_layers: tuple[str, ...] = ()
     head_dim: int = 64
-    patch: int = 1
-    extra_up_block: bool = True
+    patch_size: int = 1
+    skip_downsamples: bool = True
     relative_position: str = "shaw"
     dropout: float = 0.0
     remat: str = "none"

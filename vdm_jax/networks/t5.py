@@ -1,7 +1,7 @@
-"""T5's encoder (Raffel et al. 2020, arXiv:1910.10683) of any size, token by token.
+"""T5's encoder (Raffel et al. 2020, arXiv:1910.10683), one vector per token.
 
-Norms come before each part and take no mean away; positions are a bias by distance,
-one table for all layers. Version 1.0 has a ReLU, 1.1 a gated GELU (arXiv:2002.05202).
+Layers are pre-norm with RMS norms. Positions are a bias by distance, with one table for
+all layers. Version 1.0 has a ReLU, version 1.1 a gated GELU (arXiv:2002.05202).
 """
 
 import dataclasses
@@ -12,60 +12,73 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.networks.attention import BiasPosition, attention
-from vdm_jax.networks.layers import dense, embed, wide
+from vdm_jax.networks.layers import dense, embed, param_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Spec:
-    """Sizes; those of v1.1 XXL. gated: 1.1; heads times head_dim need not be width."""
+    """Sizes of a T5 encoder; the defaults are those of version 1.1 XXL.
 
-    vocabulary: int = 32128
+    gated: the MLP of version 1.1. num_heads times head_dim may differ from width.
+    """
+
+    vocab_size: int = 32128
     width: int = 4096
     head_dim: int = 64
-    heads: int = 64
-    hidden: int = 10240
-    layers: int = 24
+    num_heads: int = 64
+    mlp_width: int = 10240
+    num_layers: int = 24
     gated: bool = True
-    buckets: int = 32
-    reach: int = 128
+    num_buckets: int = 32
+    max_distance: int = 128
     epsilon: float = 1e-6
 
 
 def norm(x: jax.Array, spec: T5Spec, name: str) -> jax.Array:
-    """x / rms(x), scaled; in float32 or wider."""
-    layer = nn.RMSNorm(spec.epsilon, dtype=x.dtype, param_dtype=wide(x), name=name)
+    """Apply an RMS norm, x / rms(x) times a scale, in float32 or wider."""
+    layer = nn.RMSNorm(
+        spec.epsilon, dtype=x.dtype, param_dtype=param_dtype(x), name=name
+    )
     return layer(x)
 
 
 class T5Layer(nn.Module):
-    """x + attention(norm(x)), then the same with dense layers; none has a bias."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); no dense layer has a bias."""
 
     spec: T5Spec
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, position: dict) -> jax.Array:
-        """x [n, l, width], mask bool [n, l], the bias of positions -> [n, l, width]."""
-        spec, plain = self.spec, {"use_bias": False}
+        """x [n, l, width], mask bool [n, l], position bias -> [n, l, width]."""
+        spec, no_bias = self.spec, {"use_bias": False}
         y = norm(x, spec, "attention_norm")
-        inner, split = spec.heads * spec.head_dim, (*x.shape[:-1], spec.heads, -1)
-        q, k, v = (dense(y, inner, name, **plain).reshape(split) for name in "qkv")
-        # Scores of T5 are not scaled: this undoes what attention does.
+        inner, split = (
+            spec.num_heads * spec.head_dim,
+            (*x.shape[:-1], spec.num_heads, -1),
+        )
+        q, k, v = (dense(y, inner, name, **no_bias).reshape(split) for name in "qkv")
+        # T5 does not scale its scores: this undoes the scaling in `attention`.
         q = q * math.sqrt(spec.head_dim)
         y = attention(q, k, v, mask=mask[:, None], **position)
-        x = x + dense(y.reshape(*x.shape[:-1], inner), spec.width, "out", **plain)
+        x = x + dense(y.reshape(*x.shape[:-1], inner), spec.width, "out", **no_bias)
         y = norm(x, spec, "norm")
-        h = dense(y, spec.hidden, "expand", **plain)
+        h = dense(y, spec.mlp_width, "mlp_in", **no_bias)
         if spec.gated:
-            h = nn.gelu(dense(y, spec.hidden, "gate", **plain), approximate=True) * h
+            h = (
+                nn.gelu(
+                    dense(y, spec.mlp_width, "mlp_gate", **no_bias), approximate=True
+                )
+                * h
+            )
         else:
             h = nn.relu(h)
-        return x + dense(h, spec.width, "project", **plain)
+        return x + dense(h, spec.width, "mlp_out", **no_bias)
 
 
 class T5(nn.Module):
-    """Every token reads all tokens of its text.
+    """Encoder in which every token attends to all tokens of its text.
 
-    dtype: of the activations, a name; parameters may have another.
+    dtype: name of the activations' dtype; parameters may have another.
     """
 
     spec: T5Spec = T5Spec()
@@ -75,10 +88,12 @@ class T5(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Tokens int [n, l], mask bool [n, l] (True: a token) -> [n, l, width]."""
         spec, dtype = self.spec, jnp.dtype(self.dtype)
-        x = embed(tokens, spec.vocabulary, spec.width, "token", dtype)
-        # All that is asked of a query here is its shape and its type.
-        query = jnp.zeros((tokens.shape[1], spec.heads, spec.head_dim), dtype)
-        position = BiasPosition(spec.buckets, spec.reach, name="position")(query)
-        for i in range(spec.layers):
+        x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
+        # Only the shape and dtype of this query are used.
+        query = jnp.zeros((tokens.shape[1], spec.num_heads, spec.head_dim), dtype)
+        position = BiasPosition(spec.num_buckets, spec.max_distance, name="position")(
+            query
+        )
+        for i in range(spec.num_layers):
             x = T5Layer(spec, name=f"layer_{i}")(x, mask, position)
         return norm(x, spec, "norm")

@@ -4,16 +4,16 @@ import pickletools
 from typing import BinaryIO
 
 # What these push is no tuple of the pickle's own making.
-PLAIN = (
+NOT_TUPLES = (
     "UNICODE", "BYTES", "STRING", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "DICT",
     "LIST", "PERSID",
 )  # fmt: skip
 
-HASH = 60  # bits of an integer that is its own hash
-MOST_LARGE = 8  # integers above: torch's old format begins with one
+MAX_INTEGER_BITS = 60  # bits of an integer that is its own hash
+MAX_LARGE_INTEGERS = 8  # integers above: torch's old format begins with one
 
 
-def check(stream: BinaryIO) -> None:
+def check_pickle(stream: BinaryIO) -> None:
     """Read one pickle to its end without running it, and go back to its beginning.
 
     The loader allocates as many slots of its memo as a pickle of five bytes asks for,
@@ -36,14 +36,16 @@ def check(stream: BinaryIO) -> None:
             if not 0 <= (slot or 0) <= count:
                 raise ValueError(f"slot {slot} of its memo comes after {count} steps")
             slots.add(slot)
-            (plain.add if previous.endswith(PLAIN) else plain.discard)(slot)
+            (plain.add if previous.endswith(NOT_TUPLES) else plain.discard)(slot)
         elif name == "DUP" or (name.endswith("GET") and argument not in plain):
             raise ValueError("it takes twice what is no text, array or dictionary")
         elif "SET" in name and "ITEM" not in name or name == "ADDITEMS":
             raise ValueError("it holds a set")
-        elif type(argument) is int and argument.bit_length() > HASH:
+        elif type(argument) is int and argument.bit_length() > MAX_INTEGER_BITS:
             large += 1
-            if large > MOST_LARGE:
-                raise ValueError(f"it holds integers of more than {HASH} bits")
+            if large > MAX_LARGE_INTEGERS:
+                raise ValueError(
+                    f"it holds integers of more than {MAX_INTEGER_BITS} bits"
+                )
         previous = name
     stream.seek(start)

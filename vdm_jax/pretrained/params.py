@@ -43,7 +43,7 @@ def write(path: Path, params, dtype=np.float16) -> None:
     write_bytes(path, save(arrays), overwrite=True)
 
 
-def unique_names(path: Path) -> dict[str, Any]:
+def tensor_dtypes(path: Path) -> dict[str, Any]:
     """The type of each tensor of a safetensors file, as F32.
 
     The library lets the last of two tensors of one name win: such a file is refused.
@@ -69,12 +69,12 @@ def unique_names(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a safetensors file: {bad}") from bad
 
 
-def check_floats(path: Path, kinds: dict[str, Any]) -> None:
+def check_floats(path: Path, dtypes: dict[str, Any]) -> None:
     """Raise UserError for the first tensor that is no plain floating-point one.
 
     Eight-bit and integer weights mean something only with scales, which we know not.
     """
-    for name, kind in kinds.items():
+    for name, kind in dtypes.items():
         if kind not in FLOATS:
             raise UserError(
                 f"{path}: {name} is {kind}: give weights in {', '.join(FLOATS)}"
@@ -90,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: only .safetensors is read, since pickled weights can run code; "
             "convert it with the safetensors package"
         )
-    check_floats(path, unique_names(path))
+    check_floats(path, tensor_dtypes(path))
     try:
         return load_file(path)
     except SafetensorError as error:

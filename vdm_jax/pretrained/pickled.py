@@ -17,11 +17,11 @@ from vdm_jax.errors import UserError
 from vdm_jax.pretrained import opcodes
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-DEPTH = 16  # of dicts, lists and tuples within one another
+MAX_DEPTH = 16  # of dicts, lists and tuples within one another
 
 # What a damaged or hostile pickle raises beside UnpicklingError, among it what the
 # classes below raise where they are called with something else than numpy writes.
-BROKEN = (
+PICKLE_ERRORS = (
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
@@ -71,7 +71,7 @@ class _Array:
         self.value = np.ndarray(shape, kind.dtype, data, order=order)
 
 
-STANDS_FOR = {
+ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2
     ("numpy", "ndarray"): object(),  # what `_reconstruct` is given first
@@ -81,10 +81,10 @@ STANDS_FOR = {
 
 class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in STANDS_FOR:
+        if (module, name) not in ALLOWED_GLOBALS:
             asked = f"{module}.{name}"[:100]
             raise pickle.UnpicklingError(f"it asks for {asked!r}, which is no array")
-        return STANDS_FOR[module, name]
+        return ALLOWED_GLOBALS[module, name]
 
 
 def read(path: Path) -> Any:
@@ -99,12 +99,12 @@ def read(path: Path) -> Any:
     try:
         # In memory, where reading what a length promises allocates what is there.
         stream = io.BytesIO(path.read_bytes())
-        opcodes.check(stream)
+        opcodes.check_pickle(stream)
         found = _plain(_Arrays(stream).load(), set())
         if stream.read(1):
             raise pickle.UnpicklingError("more follows behind its end")
         return found
-    except BROKEN as error:
+    except PICKLE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a whole pickle of numpy arrays: {reason}"
@@ -121,8 +121,8 @@ def _plain(value: Any, seen: set[int], depth: int = 0) -> Any:
         return value.value
     if isinstance(value, str):
         return value
-    if id(value) in seen or depth > DEPTH:
-        raise pickle.UnpicklingError(f"no tree, or one of more than {DEPTH} levels")
+    if id(value) in seen or depth > MAX_DEPTH:
+        raise pickle.UnpicklingError(f"no tree, or one of more than {MAX_DEPTH} levels")
     if value != ():  # there is but one empty tuple
         seen.add(id(value))
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

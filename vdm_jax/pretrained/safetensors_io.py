@@ -16,24 +16,24 @@ from safetensors import SafetensorError, safe_open
 from vdm_jax.errors import UserError
 from vdm_jax.files import read_json
 from vdm_jax.pretrained import params
-from vdm_jax.pretrained.name_maps import TURNED, Table
+from vdm_jax.pretrained.name_maps import TRANSPOSE, NameMap
 
 UNKNOWN = ""
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def files(folder: Path) -> tuple[Path, ...]:
+def tensor_files(folder: Path) -> tuple[Path, ...]:
     """The files with the tensors of a folder: one, or the shards that an index names.
 
     Raises:
       UserError: neither is there, the index is none, or a shard is missing.
     """
-    if (folder / WHOLE).is_file():
-        return (folder / WHOLE,)
+    if (folder / SINGLE_FILE).is_file():
+        return (folder / SINGLE_FILE,)
     index = folder / INDEX
     if not index.is_file():
         raise UserError(
-            f"{folder} has neither {WHOLE} nor {INDEX}; what is pickled "
+            f"{folder} has neither {SINGLE_FILE} nor {INDEX}; what is pickled "
             "(pytorch_model.bin) is not read: convert it with the safetensors package"
         )
     try:
@@ -51,16 +51,16 @@ def files(folder: Path) -> tuple[Path, ...]:
     return paths
 
 
-def tensors(
-    paths: tuple[Path, ...], table: Table
+def iter_tensors(
+    paths: tuple[Path, ...], name_map: NameMap
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Their name, our path and the array of every tensor that the table reads."""
     for path in paths:
-        kinds = params.unique_names(path)
+        kinds = params.tensor_dtypes(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
-                places = {name: _place(name, table) for name in names}
+                places = {name: _place(name, name_map) for name in names}
                 unknown = [name for name in names if places[name] is UNKNOWN]
                 if unknown:
                     raise UserError(
@@ -71,8 +71,8 @@ def tensors(
                 for name, place in places.items():
                     if place is not None:
                         array = file.get_tensor(name)
-                        turned = place.startswith(TURNED)
-                        place = place.removeprefix(TURNED)
+                        turned = place.startswith(TRANSPOSE)
+                        place = place.removeprefix(TRANSPOSE)
                         yield name, place, array.T if turned else array
         except SafetensorError as error:
             raise UserError(
@@ -80,7 +80,7 @@ def tensors(
             ) from error
 
 
-def _place(name: str, table: Table) -> str | None:
+def _place(name: str, table: NameMap) -> str | None:
     """Our path for their name, None if it is not to be read; UNKNOWN to the table."""
     for pattern, place in table:
         match = re.fullmatch(pattern, name)
@@ -94,7 +94,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def read(paths: tuple[Path, ...], like, table: Table, dtype):
+def read(paths: tuple[Path, ...], like, name_map: NameMap, dtype):
     """Parameters shaped as the tree `like`, in dtype.
 
     Raises:
@@ -105,7 +105,7 @@ def read(paths: tuple[Path, ...], like, table: Table, dtype):
     found: dict[str, jax.Array] = {}
     folder = paths[0].parent
     surplus = []
-    for name, place, array in tensors(paths, table):
+    for name, place, array in iter_tensors(paths, name_map):
         if place not in wanted:
             surplus.append(name)
             continue

@@ -32,7 +32,7 @@ STORAGES = {
     "ByteStorage": "<u1",
 }
 # What broken pickles and archives raise: as documented, and as found by trying.
-BROKEN = (
+TORCH_FILE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError,
     AttributeError, OverflowError, MemoryError, RecursionError, struct.error,
     zipfile.BadZipFile, NotImplementedError, OSError,
@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return {name: _array(name, x, values) for name, x in described.items()}
     except UserError as error:
         raise UserError(f"{path} {error}") from error
-    except BROKEN as error:
+    except TORCH_FILE_ERRORS as error:
         said = " ".join(str(error).split())  # in one line
         raise UserError(f"{path} is not a whole torch file: {said}") from error
 
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(stream: io.BytesIO) -> Any:
-    opcodes.check(stream)
+    opcodes.check_pickle(stream)
     return _Unpickler(stream).load()
 
 

@@ -30,16 +30,18 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
-from vdm_jax.files import replacing
+from vdm_jax.files import atomic_write
 from vdm_jax.report import curves
 
-LOSSLESS = 1_500_000  # pixels of a film's picture; a larger one is compressed
-ROOM = 4_000_000  # pixels of a film's picture; a larger one is shrunk first
-WEBP_SIDE = 16_383  # pixels; what is longer becomes a PNG
+MAX_LOSSLESS_PIXELS = (
+    1_500_000  # pixels of a film's picture; a larger one is compressed
+)
+MAX_GRID_PIXELS = 4_000_000  # pixels of a film's picture; a larger one is shrunk first
+MAX_WEBP_SIDE = 16_383  # pixels; what is longer becomes a PNG
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class VideoGrid:
     """Videos that play together in a grid, and the words below them."""
 
     caption: str
@@ -48,7 +50,7 @@ class Film:
 
 
 @dataclass(frozen=True, eq=False)
-class Films:
+class VideoGrids:
     """Films beside one another, in step: real beside samples, or samples over training.
 
     At most five megabytes a page is a good aim: sixteen clips of 8 frames of 32x32 are
@@ -56,16 +58,16 @@ class Films:
     """
 
     title: str
-    films: Sequence[Film]
+    grids: Sequence[VideoGrid]
     fps: float
     note: str = ""
 
     def body(self) -> str:
-        return _films(self.films, self.fps)
+        return _films(self.grids, self.fps)
 
 
 @dataclass(frozen=True, eq=False)
-class Prompted:
+class PromptGrid:
     """Prompts, and beside each its videos from stage to stage of a cascade.
 
     stages: a film of each stage, with a video of every prompt. seconds: of all of them.
@@ -73,7 +75,7 @@ class Prompted:
 
     title: str
     prompts: Sequence[str]
-    stages: Sequence[Film]
+    stages: Sequence[VideoGrid]
     seconds: float
     note: str = ""
 
@@ -81,14 +83,14 @@ class Prompted:
         return "".join(self._row(i, prompt) for i, prompt in enumerate(self.prompts))
 
     def _row(self, i: int, prompt: str) -> str:
-        films = [Film(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
+        films = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
         figures = "".join(_film(f, f.videos.shape[1] / self.seconds) for f in films)
         grid = f'<div class="films" style="--columns:1">{figures}</div>'
         return f"<p>{html.escape(prompt)}</p>{grid}"
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class NearestNeighbours:
     """Each sample beside its nearest training clip, the nearest pair first."""
 
     title: str
@@ -105,7 +107,7 @@ class Pairs:
 
     def body(self) -> str:
         films = [
-            Film(
+            VideoGrid(
                 f"distance {self.distance[i]:.3f}",
                 np.stack([self.samples[i], self.nearest[i]]),
                 columns=2,
@@ -169,34 +171,36 @@ class Commands:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyValues:
     """Names and values: machine kind, versions, seed."""
 
     title: str
-    facts: dict[str, str]
+    values: dict[str, str]
     note: str = ""
 
     def body(self) -> str:
         pairs = "".join(
             f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>"
-            for k, v in self.facts.items()
+            for k, v in self.values.items()
         )
         return f"<dl>{pairs}</dl>"
 
 
-Section = Films | Prompted | Pairs | Curve | Table | Commands | Facts
+Section = (
+    VideoGrids | PromptGrid | NearestNeighbours | Curve | Table | Commands | KeyValues
+)
 
 
 def write(
-    path: str | Path, *, title: str, lead: str, sections: Sequence[Section]
+    path: str | Path, *, title: str, summary: str, sections: Sequence[Section]
 ) -> None:
     """Write the page, in place of an older one; every text is escaped."""
-    page = render(title, lead, sections)
-    with replacing(path, overwrite=True) as temporary:
+    page = render(title, summary, sections)
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
+def render(title: str, summary: str, sections: Sequence[Section]) -> str:
     """HTML of the page. Its policy forbids scripts and every address but data."""
     folder = importlib.resources.files("vdm_jax.report")
     style = (folder / "report.css").read_text("utf-8")
@@ -217,7 +221,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 <body>
 <header>
 <h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(lead)}</p>
+<p class="lead">{html.escape(summary)}</p>
 <nav aria-label="Sections">{links}</nav>
 </header>
 <main>
@@ -241,13 +245,13 @@ def _section(index: int, section: Section) -> str:
 # --- films ------------------------------------------------------------------------
 
 
-def _films(films: Sequence[Film], fps: float) -> str:
+def _films(films: Sequence[VideoGrid], fps: float) -> str:
     widest = max((min(film.columns, len(film.videos)) for film in films), default=1)
     figures = "".join(_film(film, fps) for film in films)
     return f'<div class="films" style="--columns:{widest}">{figures}</div>'
 
 
-def _film(film: Film, fps: float) -> str:
+def _film(film: VideoGrid, fps: float) -> str:
     frames, edge = _grid(_small(film), film.columns)
     count, height, width, _ = frames.shape
     words = f"{film.caption}: {len(film.videos)} clips, {count} frames"
@@ -259,14 +263,16 @@ def _film(film: Film, fps: float) -> str:
     )
 
 
-def _small(film: Film) -> np.ndarray:
+def _small(film: VideoGrid) -> np.ndarray:
     """Its videos, shrunk where the frames in a row would have more than ROOM pixels."""
     n, f, h, w, _ = film.videos.shape
     columns = min(film.columns, n)
     wide, tall = f * w * columns, h * -(-n // columns)
-    if wide * tall <= LOSSLESS:
+    if wide * tall <= MAX_LOSSLESS_PIXELS:
         return film.videos
-    scale = min(1.0, math.sqrt(ROOM / (wide * tall)), 0.9 * WEBP_SIDE / wide)
+    scale = min(
+        1.0, math.sqrt(MAX_GRID_PIXELS / (wide * tall)), 0.9 * MAX_WEBP_SIDE / wide
+    )
     size = max(round(h * scale), 1), max(round(w * scale), 1)
     return np.stack([video_io.resize(video, size) for video in film.videos])
 
@@ -297,9 +303,9 @@ def _grid(videos: np.ndarray, columns: int) -> tuple[np.ndarray, int]:
 def _strip(frames: np.ndarray) -> str:
     """[f, h, w, 4] -> data URI of one picture with the frames side by side."""
     f, h, w, _ = frames.shape
-    kind = "webp" if max(f * w, h) <= WEBP_SIDE else "png"
+    kind = "webp" if max(f * w, h) <= MAX_WEBP_SIDE else "png"
     file = io.BytesIO()
     Image.fromarray(np.concatenate(frames, axis=1)).save(
-        file, kind, lossless=f * h * w <= LOSSLESS, quality=90
+        file, kind, lossless=f * h * w <= MAX_LOSSLESS_PIXELS, quality=90
     )
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -10,23 +10,23 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.diffusion.multidiffusion import starts
+from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.generate import Known, sample
+from vdm_jax.sampling.generate import Observation, sample
 from vdm_jax.sampling.settings import Settings
 
 
-def fill(
+def extend_in_blocks(
     model: DiffusionModel,
     params: Params,
     num: int,
     settings: Settings,
-    known: Known,
+    observation: Observation,
     *,
-    overlap: int | None = None,
+    overlap_frames: int | None = None,
     backward: bool = False,
     labels: np.ndarray | None = None,
-    negative: np.ndarray | None = None,
+    negative_labels: np.ndarray | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -38,15 +38,20 @@ def fill(
     rest is as for `sample`; n is a block or more.
     """
     block = model.shape[0]
-    frames, height, width = known.video.shape[1:4]
-    half = block // 2 if overlap is None else overlap
-    first = starts(frames, block, half)
+    frames, height, width = observation.video.shape[1:4]
+    half = block // 2 if overlap_frames is None else overlap_frames
+    first = axis_starts(frames, block, half)
     if backward:
         first = [frames - block - at for at in first]
-    video, mask = (np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in known[:2])
+    video, mask = (
+        np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in observation[:2]
+    )
     for number, at in enumerate(first):
         reach = slice(at, at + block)
-        given, low = mask[:, reach], None if known.low is None else known.low[:, reach]
+        given, low = (
+            mask[:, reach],
+            None if observation.low_res is None else observation.low_res[:, reach],
+        )
         if not given.all():
             bare = low is None and not given.any()
             made = sample(
@@ -55,11 +60,11 @@ def fill(
                 num,
                 settings,
                 labels=labels,
-                negative=negative,
-                known=None if bare else Known(video[:, reach], given, low),
+                negative_labels=negative_labels,
+                observation=None if bare else Observation(video[:, reach], given, low),
                 size=(block, height, width),
                 seed=seed,
-                block=number,
+                block_index=number,
                 mesh=mesh,
                 progress=lambda done, total, number=number: progress(
                     number * total + done, len(first) * total

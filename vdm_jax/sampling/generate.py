@@ -16,40 +16,42 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import sharding
-from vdm_jax.conditions.low_resolution import time_of_snr
+from vdm_jax.conditions.low_resolution import time_from_snr
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers
-from vdm_jax.diffusion.multidiffusion import places, windows
+from vdm_jax.diffusion.multidiffusion import average_windows, window_starts
 from vdm_jax.diffusion.process import Denoiser, Prediction
-from vdm_jax.diffusion.schedules import Step
+from vdm_jax.diffusion.schedules import NoiseLevel
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling import stability
 from vdm_jax.sampling.settings import (
     Settings,
-    check,
-    guidance_weights,
+    check_settings,
+    guidance_scales,
     make_sampler,
     make_schedule,
-    reconstruction_weight,
-    tile_places,
-    two_branches,
+    reconstruction_base_slope,
+    tile_starts,
+    uses_cfg,
 )
 
-CHUNK = 8  # steps between two looks from the host: progress, Ctrl-C
-DEFAULT = Settings()
-REPLACED = 8  # noise draws of known pixels are numbered from here, a sampler's from 0
-AUGMENTED = 1  # of the noise on a given video; beside the starting noise's 0
+STEPS_PER_CALL = 8  # steps between two looks from the host: progress, Ctrl-C
+DEFAULT_SETTINGS = Settings()
+REPLACEMENT_DRAW = (
+    8  # noise draws of known pixels are numbered from here, a sampler's from 0
+)
+AUGMENTATION_DRAW = 1  # of the noise on a given video; beside the starting noise's 0
 
 
-class Text(NamedTuple):
+class TextEmbeddings(NamedTuple):
     """Token embeddings [n, l, width] and which of them there are, bool [n, l]."""
 
     tokens: np.ndarray
     mask: np.ndarray
 
 
-class Known(NamedTuple):
+class Observation(NamedTuple):
     """What is known of the videos: given pixels, and a smaller version of the whole.
 
     video: [n, f, h, w, c] in [-1, 1]; mask: bool [n, f, h, w, 1], true where `video` is
@@ -59,29 +61,29 @@ class Known(NamedTuple):
 
     video: np.ndarray
     mask: np.ndarray
-    low: np.ndarray | None = None
+    low_res: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class ProgramKey:
     """What of the settings makes another program; all else is an argument of it."""
 
     model: DiffusionModel
     sampler: samplers.Sampler
     mesh: Mesh
-    combine: str = ""  # "" without guidance
-    threshold: float = 0.0
-    percentile: float = 0.0
-    reconstruct: bool = False
+    cfg_mode: str = ""  # "" without guidance
+    clip_x: float = 0.0
+    dynamic_threshold: float = 0.0
+    uses_reconstruction: bool = False
     size: tuple[int, int, int] | None = None  # larger than the model's: windows
-    tiled: bool = False
+    tiled_sampling: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return (*self.size, self.model.shape[3]) if self.size else self.model.shape
 
 
-def _residual(known: Known) -> Callable[[jax.Array], list[jax.Array]]:
+def _observation_residual(known: Observation) -> Callable[[jax.Array], list[jax.Array]]:
     """Known minus predicted: of the given pixels, and of the area means.
 
     A mean of k pixels has a k-th of their variance: times sqrt(k), one weight w_r means
@@ -90,71 +92,88 @@ def _residual(known: Known) -> Callable[[jax.Array], list[jax.Array]]:
 
     def residual(x: jax.Array) -> list[jax.Array]:
         parts = [jnp.where(known.mask, known.video - x, 0)]
-        if known.low is not None:
-            h, w = known.low.shape[2:4]
+        if known.low_res is not None:
+            h, w = known.low_res.shape[2:4]
             scale = (x.shape[2] * x.shape[3] / (h * w)) ** 0.5
-            parts.append(scale * (known.low - guiding.down(x, h, w)))
+            parts.append(scale * (known.low_res - guiding.area_downsample(x, h, w)))
         return parts
 
     return residual
 
 
-def _told(model: DiffusionModel, denoise: Denoiser, weights: jax.Array) -> Denoiser:
+def _with_guidance_embedding(
+    model: DiffusionModel, denoise: Denoiser, weights: jax.Array
+) -> Denoiser:
     """A guided student: the weight of the step is a condition, not a second branch."""
 
-    def guided(z: jax.Array, step: Step, cond) -> Prediction:
-        w = jnp.broadcast_to(weights[step.index, 0, 0], z.shape[:1])
-        return denoise(z, step, model.tell(cond, w))
+    def guided(z: jax.Array, step: NoiseLevel, cond) -> Prediction:
+        w = jnp.broadcast_to(weights[step.step_index, 0, 0], z.shape[:1])
+        return denoise(z, step, model.with_guidance_weight(cond, w))
 
     return guided
 
 
-def _tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
+def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
     """A stage's own size from tiles of its crops' size, which overlap by half."""
-    stage = model.stage
+    stage = model.low_resolution
     assert stage is not None
-    window, where = (model.shape[0], *stage.crop), tile_places(model)
+    window, where = (model.shape[0], *stage.train_crop), tile_starts(model)
 
     def cut(cond, place):
         low = cond["low"]
         size = (low.shape[0], *window, low.shape[-1])
         return cond | {"low": jax.lax.dynamic_slice(low, place, size)}
 
-    return windows(denoise, window, where, cut)
+    return average_windows(denoise, window, where, cut)
 
 
-def _denoiser(plan: _Plan, params, null, known: Known | None, weights, noise):
+def _guided_denoiser(
+    plan: ProgramKey, params, null, known: Observation | None, weights, noise
+):
     """The network with every guidance around it, in the order of `guidance`."""
     model = plan.model
     denoise = model.denoiser(params)
     if model.guidance_range:
-        denoise = _told(model, denoise, weights["guidance"])
-    if plan.tiled:
-        denoise = _tiles(model, denoise)
+        denoise = _with_guidance_embedding(model, denoise, weights["guidance"])
+    if plan.tiled_sampling:
+        denoise = _denoise_in_tiles(model, denoise)
     elif plan.size:
         overlap = tuple(n // 2 for n in model.shape[:3])
-        where = places(plan.size, model.shape[:3], overlap)
-        denoise = windows(denoise, model.shape[:3], where)
-    if plan.combine:
-        combine = guiding.COMBINES[plan.combine](weights["guidance"])
+        where = window_starts(plan.size, model.shape[:3], overlap)
+        denoise = average_windows(denoise, model.shape[:3], where)
+    if plan.cfg_mode:
+        combine = guiding.COMBINES[plan.cfg_mode](weights["guidance"])
         denoise = guiding.cfg(denoise, lambda cond: null, combine)
-    if plan.reconstruct:
+    if plan.uses_reconstruction:
         assert known is not None
-        w_r = guiding.growing(*weights["reconstruction"])
-        denoise = guiding.reconstruct(denoise, _residual(known), w_r)
-    if plan.percentile:
-        denoise = guiding.clip_percentile(denoise, plan.percentile)
-    elif plan.threshold:
-        denoise = guiding.clip_x(denoise, plan.threshold)
+        w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
+        denoise = guiding.reconstruction_guidance(
+            denoise, _observation_residual(known), w_r
+        )
+    if plan.dynamic_threshold:
+        denoise = guiding.dynamic_threshold(denoise, plan.dynamic_threshold)
+    elif plan.clip_x:
+        denoise = guiding.clip_x(denoise, plan.clip_x)
     if known is not None:
-        fresh = lambda step: noise(step.index, REPLACED + step.call)  # noqa: E731
-        denoise = guiding.replace(denoise, known.video, known.mask, fresh)
+        fresh = lambda step: noise(step.step_index, REPLACEMENT_DRAW + step.call)  # noqa: E731
+        denoise = guiding.replace_known(denoise, known.video, known.mask, fresh)
     return denoise
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="carry")
-def _chunk(
-    params, cond, null, known, keys, carry, table, start, stop, weights, *, plan: _Plan
+def _run_steps(
+    params,
+    cond,
+    null,
+    known,
+    keys,
+    carry,
+    table,
+    start,
+    stop,
+    weights,
+    *,
+    plan: ProgramKey,
 ):
     """Rows start..stop for one batch. What is no part of the plan is an argument."""
     split = sharding.batch_sharding(plan.mesh)
@@ -166,27 +185,27 @@ def _chunk(
     def noise(i, draw):
         return samplers.normal(keys, i + 1, draw, plan.shape, dtype)
 
-    denoise = _denoiser(plan, params, null, known, weights, noise)
+    denoise = _guided_denoiser(plan, params, null, known, weights, noise)
     with sharding.activation_rules():
-        return samplers.loop(
+        return samplers.sample_loop(
             plan.sampler, denoise, carry, table, start, stop, noise, cond
         )
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _given(keys, low, t, *, plan: _Plan):
+def _augment_low_res(keys, low, t, *, plan: ProgramKey):
     """What a stage of a cascade is told of the videos that it is given."""
-    stage = plan.model.stage
+    stage = plan.model.low_resolution
     assert stage is not None
-    eps = samplers.normal(keys, 0, AUGMENTED, plan.shape, low.dtype)
+    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, plan.shape, low.dtype)
     times = jnp.broadcast_to(t.astype(low.dtype), low.shape[:1])
     return jax.lax.with_sharding_constraint(
-        stage.conditions(low, times, eps), sharding.batch_sharding(plan.mesh)
+        stage.augmented_cond(low, times, eps), sharding.batch_sharding(plan.mesh)
     )
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _begin(videos, start, seed, stage, block, *, plan: _Plan):
+def _init_carry(videos, start, seed, stage, block, *, plan: ProgramKey):
     """Keys, and the starting carry: `start`, or noise by the videos' numbers."""
     keys = samplers.video_keys(seed, stage, block, videos)
     z = samplers.normal(keys, 0, 0, plan.shape) if start is None else start
@@ -197,10 +216,12 @@ def _begin(videos, start, seed, stage, block, *, plan: _Plan):
 
 # w_r where none is asked for: VDM's of given frames; and that with which the guided
 # prediction has the area means that are known.
-OF_PIXELS, OF_MEANS = 9.0, 1.0
+PIXEL_WEIGHT, UPSCALE_WEIGHT = 9.0, 1.0
 
 
-def observing(model: DiffusionModel, settings: Settings, known: Known) -> Settings:
+def with_reconstruction_weight(
+    model: DiffusionModel, settings: Settings, known: Observation
+) -> Settings:
     """The settings with a weight of reconstruction: what is observed decides it.
 
     Near the data the guided prediction is a gradient step of size w_r on half the
@@ -213,29 +234,33 @@ def observing(model: DiffusionModel, settings: Settings, known: Known) -> Settin
       UserError: a weight that leaves known area means further off than none does, or 0
         for them.
     """
-    weight = settings.reconstruction
+    weight = settings.reconstruction_weight
     if weight is None:
-        weight = OF_PIXELS if known.low is None else OF_MEANS
+        weight = PIXEL_WEIGHT if known.low_res is None else UPSCALE_WEIGHT
     settings = dataclasses.replace(settings, reconstruction=weight)
-    if known.low is None:
+    if known.low_res is None:
         return settings
     if not weight:
         raise UserError(
             "reconstruction=0 replaces given pixels and cannot follow a small version: "
             "a weight above 0"
         )
-    free = float(guiding.down(1.0 - known.mask, *known.low.shape[2:4]).max())
-    if weight * free <= OF_MEANS:
+    free = float(
+        guiding.area_downsample(1.0 - known.mask, *known.low_res.shape[2:4]).max()
+    )
+    if weight * free <= UPSCALE_WEIGHT:
         return settings
     sampler, variance = make_sampler(settings), model.variance
-    base, slope = (free * w for w in reconstruction_weight(settings, variance))
+    base, slope = (free * w for w in reconstruction_base_slope(settings, variance))
     table = sampler.table(make_schedule(model, settings), settings.steps)
-    share = stability.largest(sampler, table, guiding.growing(base, slope), variance)
+    share = stability.largest_stable_fraction(
+        sampler, table, guiding.snr_dependent_weight(base, slope), variance
+    )
     if share < 1:
         raise UserError(
             f"reconstruction={weight:g} diverges for a small version, whose pixels end "
             f"further off in {settings.steps} steps of {settings.sampler} than without "
-            f"guidance: {max(share * weight, OF_MEANS):.2g} at most, {OF_MEANS:g} is "
+            f"guidance: {max(share * weight, UPSCALE_WEIGHT):.2g} at most, {UPSCALE_WEIGHT:g} is "
             "the default"
         )
     return settings
@@ -245,20 +270,20 @@ def sample(
     model: DiffusionModel,
     params: Params,
     num: int,
-    settings: Settings = DEFAULT,
+    settings: Settings = DEFAULT_SETTINGS,
     *,
     labels: np.ndarray | None = None,
-    negative: np.ndarray | None = None,
-    text: Text | None = None,
-    negative_text: Text | None = None,
-    low: np.ndarray | None = None,
-    known: Known | None = None,
-    start: np.ndarray | None = None,
+    negative_labels: np.ndarray | None = None,
+    text: TextEmbeddings | None = None,
+    negative_text: TextEmbeddings | None = None,
+    low_res: np.ndarray | None = None,
+    observation: Observation | None = None,
+    initial_noise: np.ndarray | None = None,
     size: tuple[int, int, int] | None = None,
     seed: int = 0,
-    stage: int = 0,
-    block: int = 0,
-    first: int = 0,
+    stage_index: int = 0,
+    block_index: int = 0,
+    first_index: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
@@ -282,53 +307,54 @@ def sample(
     Raises:
       UserError: settings out of range.
     """
-    check(model, num, seed, settings)
-    against = negative is not None or negative_text is not None
-    if against and not two_branches(model, settings):
+    check_settings(model, num, seed, settings)
+    against = negative_labels is not None or negative_text is not None
+    if against and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
-    _check_low(model, low)
+    _check_low_res(model, low_res)
     size = size or model.shape[:3]
     if any(n < least for n, least in zip(size, model.shape, strict=False)) or (
-        known is not None and known.video.shape[1:4] != size
+        observation is not None and observation.video.shape[1:4] != size
     ):
         raise UserError(
             f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
             "the videos that are known"
         )
-    if known is not None:  # one shape of mask, one program
-        known = known._replace(
-            mask=np.broadcast_to(known.mask, known.video[..., :1].shape)
+    if observation is not None:  # one shape of mask, one program
+        observation = observation._replace(
+            mask=np.broadcast_to(observation.mask, observation.video[..., :1].shape)
         )
-        settings = observing(model, settings, known)
-    plan = _Plan(
+        settings = with_reconstruction_weight(model, settings, observation)
+    plan = ProgramKey(
         model,
         make_sampler(settings),
         mesh or sharding.make_mesh(),
-        combine=settings.combine if two_branches(model, settings) else "",
-        threshold=settings.threshold,
-        percentile=settings.percentile,
-        reconstruct=known is not None and bool(settings.reconstruction),
+        cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
+        clip_x=settings.clip_x,
+        dynamic_threshold=settings.dynamic_threshold,
+        uses_reconstruction=observation is not None
+        and bool(settings.reconstruction_weight),
         size=size if size != model.shape[:3] else None,
-        tiled=settings.tiled,
+        tiled_sampling=settings.tiled_sampling,
     )
-    videos = _run(
+    videos = _sample_batches(
         plan, params, num, settings,
-        told=_raw(labels, text, low),
-        negative=_raw(negative, negative_text, low) if against else None,
-        known=known, start=start,
-        seed=seed, stage=stage, block=block, first=first, progress=progress,
+        told=_raw_conditions(labels, text, low_res),
+        negative=_raw_conditions(negative_labels, negative_text, low_res) if against else None,
+        known=observation, start=initial_noise,
+        seed=seed, stage=stage_index, block=block_index, first=first_index, progress=progress,
     )  # fmt: skip
     return np.clip(videos, -1.0, 1.0)
 
 
-INVERSION = samplers.inversion()
+INVERSION_SAMPLER = samplers.ddim_inversion()
 
 
 def invert(
     model: DiffusionModel,
     params: Params,
     videos: np.ndarray,
-    settings: Settings = DEFAULT,
+    settings: Settings = DEFAULT_SETTINGS,
     *,
     labels: np.ndarray | None = None,
     mesh: Mesh | None = None,
@@ -342,24 +368,24 @@ def invert(
     Raises:
       UserError: settings out of range, or a model that is given a video or text.
     """
-    if model.stage is not None or model.text_width:
+    if model.low_resolution is not None or model.text_dim:
         raise UserError(
             "inversion is of models that are told labels or nothing, and no stage"
         )
-    check(model, len(videos), 0, settings)
-    plan = _Plan(model, INVERSION, mesh or sharding.make_mesh())
-    return _run(plan, params, len(videos), settings, _raw(labels), start=videos,
+    check_settings(model, len(videos), 0, settings)
+    plan = ProgramKey(model, INVERSION_SAMPLER, mesh or sharding.make_mesh())
+    return _sample_batches(plan, params, len(videos), settings, _raw_conditions(labels), start=videos,
                 progress=progress)  # fmt: skip
 
 
-def _run(
-    plan: _Plan,
+def _sample_batches(
+    plan: ProgramKey,
     params,
     num: int,
     settings: Settings,
     told: dict[str, np.ndarray],
     negative: dict[str, np.ndarray] | None = None,
-    known: Known | None = None,
+    known: Observation | None = None,
     start=None,
     seed: int = 0,
     stage: int = 0,
@@ -375,59 +401,65 @@ def _run(
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
     rows = plan.sampler.table(make_schedule(model, settings), steps)
-    table, weights = _arguments(rows, settings, plan.shape[0], model.variance, dtype)
+    table, weights = _step_arrays(rows, settings, plan.shape[0], model.variance, dtype)
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
         for k, at in enumerate(starts):
             numbers = np.arange(at, at + batch)
             # A last batch is filled up with copies of the last video.
-            of = functools.partial(_take, rows=np.minimum(numbers, num - 1))
-            keys, carry = _begin(
+            of = functools.partial(_take_rows, rows=np.minimum(numbers, num - 1))
+            keys, carry = _init_carry(
                 numbers + first,
                 None if start is None else of(start),
                 np.uint32(seed), np.uint32(stage), np.uint32(block), plan=plan,
             )  # fmt: skip
             given = {}
-            if model.stage is not None:
-                t = np.asarray(time_of_snr(settings.snr))
-                given = _given(keys, of(told["low"]).astype(dtype), t, plan=plan)
+            if model.low_resolution is not None:
+                t = np.asarray(time_from_snr(settings.augmentation_snr))
+                given = _augment_low_res(
+                    keys, of(told["low"]).astype(dtype), t, plan=plan
+                )
             cond = _conditions(model, jax.tree.map(of, told), batch) | given
-            null = model.null(cond)
+            null = model.unconditional(cond)
             if negative is not None:
                 null = _conditions(model, jax.tree.map(of, negative), batch) | given
             held = None if known is None else jax.tree.map(of, known)
-            for row in range(0, steps, CHUNK):
-                stop = min(row + CHUNK, steps)
-                carry = _chunk(
+            for row in range(0, steps, STEPS_PER_CALL):
+                stop = min(row + STEPS_PER_CALL, steps)
+                carry = _run_steps(
                     params, cond, null, held, keys, carry, table, row, stop, weights,
                     plan=plan,
                 )  # fmt: skip
                 jax.block_until_ready(carry)
                 progress(k * steps + stop, len(starts) * steps)
-            out.append(np.asarray(sharding.everywhere(mesh, carry[0])))
+            out.append(np.asarray(sharding.replicate(mesh, carry[0])))
     return np.concatenate(out)[:num]
 
 
-def _arguments(rows, settings: Settings, frames: int, variance: float, dtype):
+def _step_arrays(rows, settings: Settings, frames: int, variance: float, dtype):
     """A sampler's table and the weights of each of its rows, padded to one shape."""
-    guided = guidance_weights(settings, rows["logsnr"], frames)
+    guided = guidance_scales(settings, rows["logsnr"], frames)
     pad = max(samplers.MAX_STEPS, len(guided)) - len(guided)
     guided = np.pad(guided, [(0, pad), (0, 0), (0, 0)])
     weights = {
         "guidance": guided.astype(dtype),
-        "reconstruction": np.array(reconstruction_weight(settings, variance), dtype),
+        "reconstruction": np.array(
+            reconstruction_base_slope(settings, variance), dtype
+        ),
     }
-    return samplers.padded(rows, dtype), weights
+    return samplers.pad_table(rows, dtype), weights
 
 
-def _take(a: Any, rows: np.ndarray) -> np.ndarray:
+def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
     """Those rows of an array, or its only row for all of them."""
     a = np.asarray(a)
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
 
 
-def _raw(labels=None, text: Text | None = None, low=None) -> dict[str, np.ndarray]:
+def _raw_conditions(
+    labels=None, text: TextEmbeddings | None = None, low=None
+) -> dict[str, np.ndarray]:
     """Raw conditions by their names in a batch, those that there are."""
     told = {"label": labels, "low": low}
     if text is not None:
@@ -436,24 +468,24 @@ def _raw(labels=None, text: Text | None = None, low=None) -> dict[str, np.ndarra
 
 
 def _conditions(model: DiffusionModel, told: dict, batch: int):
-    open_ones = np.full((batch, len(model.attributes)), -1, np.int32)
+    open_ones = np.full((batch, len(model.label_vocabulary)), -1, np.int32)
     nothing = {
         "label": open_ones,
-        "text": np.zeros((batch, 1, model.text_width), jnp.result_type(float)),
+        "text": np.zeros((batch, 1, model.text_dim), jnp.result_type(float)),
         "text_mask": np.zeros((batch, 1), bool),
     }
-    return model.conditions(nothing | told)
+    return model.raw_conditions(nothing | told)
 
 
-def _check_low(model: DiffusionModel, low: np.ndarray | None) -> None:
+def _check_low_res(model: DiffusionModel, low: np.ndarray | None) -> None:
     """A stage is given videos of its own size, a base model none."""
-    if model.stage is None:
+    if model.low_resolution is None:
         if low is not None:
             raise UserError(
                 "a video to start from: this model is no stage that takes one"
             )
         return
-    given = model.stage.given
+    given = model.low_resolution.input_shape
     if low is None:
         raise UserError(
             "this model is a stage of a cascade: it starts from videos of "

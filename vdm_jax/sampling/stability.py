@@ -12,19 +12,24 @@ import numpy as np
 
 from vdm_jax.diffusion import process
 from vdm_jax.diffusion.samplers import Sampler, Table
-from vdm_jax.diffusion.schedules import Step
+from vdm_jax.diffusion.schedules import NoiseLevel
 
-Weights = Callable[[Step], float]  # of `guidance.reconstruct`
-DRAWS, CALLS = 2, 3  # of a row, at most: what a sampler and its corrector ask for
+WeightFn = Callable[[NoiseLevel], float]  # of `guidance.reconstruct`
+MAX_DRAWS, MAX_CALLS = (
+    2,
+    3,
+)  # of a row, at most: what a sampler and its corrector ask for
 
 
-def off(sampler: Sampler, table: Table, weights: Weights, variance: float) -> float:
+def final_rms_error(
+    sampler: Sampler, table: Table, weights: WeightFn, variance: float
+) -> float:
     """Root mean square distance from its known mean at which a sampler ends.
 
     variance: of the pixel. The network errs at each call, by the deviation that a pixel
     still has, given z.
     """
-    rows, each = len(table["logsnr"]), DRAWS + CALLS
+    rows, each = len(table["logsnr"]), MAX_DRAWS + MAX_CALLS
 
     def normal(number: int) -> np.ndarray:
         """One of the independent normal numbers that everything is a sum of."""
@@ -32,31 +37,37 @@ def off(sampler: Sampler, table: Table, weights: Weights, variance: float) -> fl
 
     known = math.sqrt(variance) * normal(1 + rows * each)
 
-    def denoise(z: np.ndarray, step: Step, cond) -> process.Prediction:
+    def denoise(z: np.ndarray, step: NoiseLevel, cond) -> process.Prediction:
         spread = step.alpha**2 * variance + step.sigma**2
         gain = step.alpha * variance / spread
         error = step.sigma * np.sqrt(variance / spread)
-        x = gain * z + error * normal(1 + step.index * each + DRAWS + step.call)
+        x = gain * z + error * normal(
+            1 + step.step_index * each + MAX_DRAWS + step.call
+        )
         pull = weights(step) * step.alpha * gain
-        return process.with_x(x + pull * (known - x), z, step)
+        return process.from_x(x + pull * (known - x), z, step)
 
     carry = sampler.init(normal(0))
     for i in range(rows):
         row = {key: value[i] for key, value in table.items()}
-        step = Step(i, row["logsnr"], row["alpha"], row["sigma"])
+        step = NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
         noise = lambda draw, i=i: normal(1 + i * each + draw)  # noqa: E731
         carry = sampler.step(denoise, carry, step, row, noise, None)
     return math.sqrt(((carry[0] - known) ** 2).sum())
 
 
-def largest(sampler: Sampler, table: Table, weights: Weights, variance: float) -> float:
+def largest_stable_fraction(
+    sampler: Sampler, table: Table, weights: WeightFn, variance: float
+) -> float:
     """The share of `weights` that leaves the mean as far off as no guidance at all.
 
     1 if they do no harm.
     """
 
     def ends(share: float) -> float:
-        return off(sampler, table, lambda step: share * weights(step), variance)
+        return final_rms_error(
+            sampler, table, lambda step: share * weights(step), variance
+        )
 
     free, low, high = ends(0.0), 0.0, 1.0
     if ends(1.0) <= free:

@@ -14,11 +14,11 @@ from typing import Any
 from vdm_jax import agreement, build, cascade, files, runs, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.files import replacing
-from vdm_jax.training.checks import check, check_batch
-from vdm_jax.training.run import START_OVER, changes_since
+from vdm_jax.files import atomic_write
+from vdm_jax.training.checks import check_batch_memory, check_config
+from vdm_jax.training.run import START_OVER, config_changes
 from vdm_jax.training.stop import EXIT_STATUS, RESTART
-from vdm_jax.training.train import prepare, train
+from vdm_jax.training.train import build_from_config, train
 
 Settings = Callable[[str], Any]  # a stage's name to its config
 
@@ -41,27 +41,31 @@ def train_cascade(
     configs = {name: config_of(name).unlock() for name in stages}
     agreement.check(
         {"command": "train --cascade", "workdir": str(workdir), "stages": list(stages)}
-        | agreement.machine()
-        | {name: runs.shared(config) for name, config in configs.items()}
+        | agreement.environment()
+        | {name: runs.config_without_paths(config) for name, config in configs.items()}
     )
-    if (workdir / "checkpoints").exists() or (workdir / runs.DISTILLATION).exists():
+    if (workdir / "checkpoints").exists() or (
+        workdir / runs.DISTILLATION_FILE
+    ).exists():
         raise UserError(f"{workdir} is one model's or a distillation's: {START_OVER}")
     for config in configs.values():  # all of them before the first takes its hours
-        check(config)
-        check_batch(config)
-        if config.conditioning.text_width and not config.data.embeddings:
-            config.data.embeddings = str(workdir / "text")
-    cascade.chain([(name, build.build_model(c)) for name, c in configs.items()])
+        check_config(config)
+        check_batch_memory(config)
+        if config.conditioning.text_dim and not config.data.text_embeddings_dir:
+            config.data.text_embeddings_dir = str(workdir / "text")
+    cascade.check_shapes_chain(
+        [(name, build.build_model(c)) for name, c in configs.items()]
+    )
     told = []
     for name, config in configs.items():
-        prepare(config)
+        build_from_config(config)
         told.append(config.conditioning)
-        if done(place := workdir / name):
+        if finished_steps(place := workdir / name):
             on_first_process(
-                lambda at=place, c=config: changes_since(at, c, START_OVER)
+                lambda at=place, c=config: config_changes(at, c, START_OVER)
             )
             told.append(runs.read_config(place).conditioning)
-    if not text.one_encoder(told):
+    if not text.same_text_encoder(told):
         raise UserError(
             f"{workdir}: the stages were begun, or their configs ask, with text of "
             "different encoders or of different weights of one: give the embeddings "
@@ -69,16 +73,16 @@ def train_cascade(
         )
     for name, config in configs.items():
         place = workdir / name
-        if done(place) >= config.train.steps:
+        if finished_steps(place) >= config.train.steps:
             print(f"{name}: trained", flush=True)
             continue
         print(f"{name}: training in {place}", flush=True)
-        seconds = left(time_limit, started)
+        seconds = remaining_time(time_limit, started)
         train(config, place, seconds, more=name != stages[-1])
-    on_first_process(lambda: write_file({name: {} for name in stages}, workdir))
+    on_first_process(lambda: write_cascade_file({name: {} for name in stages}, workdir))
 
 
-def left(time_limit: float | None, started: float) -> float | None:
+def remaining_time(time_limit: float | None, started: float) -> float | None:
     """Seconds of a time limit that remain; SystemExit where none does, on all hosts."""
     if not time_limit:
         return None
@@ -89,19 +93,19 @@ def left(time_limit: float | None, started: float) -> float | None:
     return seconds
 
 
-def done(workdir: Path) -> int:
+def finished_steps(workdir: Path) -> int:
     """Steps that a run has finished, 0 for one that has not begun."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     return Checkpoints(workdir / "checkpoints", read_only=True).latest() or 0
 
 
-def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
+def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     """The file by which `sample.py --cascade` finds the stages.
 
     What stands there already, which a person may have changed, stays as it is.
     """
-    path, new = workdir / cascade.FILE, cascade.as_toml(stages)
+    path, new = workdir / cascade.CASCADE_FILE, cascade.to_toml(stages)
     if path.exists():
         try:
             before = files.read_text(path)
@@ -109,7 +113,7 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
         except (
             tomllib.TOMLDecodeError,
             RecursionError,
-            files.Damaged,
+            files.CorruptFile,
             OSError,
             KeyError,
             TypeError,
@@ -126,6 +130,6 @@ def write_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
                 f"{path} lacks {', '.join(lacking)}: put it in its place, or delete "
                 "the file; the same command then writes it anew, all stages are done"
             )
-        new = before.rstrip() + "\n\n" + cascade.as_toml(lacking)
-    with replacing(path, overwrite=True) as temporary:
+        new = before.rstrip() + "\n\n" + cascade.to_toml(lacking)
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(new)

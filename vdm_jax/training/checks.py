@@ -8,8 +8,8 @@ from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.diffusion.samplers import MAX_STEPS
 from vdm_jax.errors import UserError
 from vdm_jax.files import check_memory
-from vdm_jax.runs import find_paths
-from vdm_jax.training.optimizer import DECAYS, OPTIMIZERS
+from vdm_jax.runs import resolve_paths
+from vdm_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 
 # (field, lowest, highest): both included.
 RANGES = (
@@ -19,50 +19,53 @@ RANGES = (
     ("video.width", 1, 16384),
     ("video.fps", 0.1, 240),
     ("data.batch_size", 1, 2**20),
-    ("data.images", 0, 1024),
+    ("data.joint_image_frames", 0, 1024),
     ("data.stride", 1, 4096),
     ("data.target_fps", 0, 240),
-    ("data.held_out", 0, 0.9),
+    ("data.validation_fraction", 0, 0.9),
     ("data.workers", 0, 1024),
     ("data.cache_gib", 0, 1e6),
-    ("data.max_bad_share", 0, 1),
+    ("data.max_bad_fraction", 0, 1),
     ("network.dropout", 0, 0.999),
-    ("conditioning.width", 4, 2**16),
-    ("conditioning.layers", 0, 64),
-    ("conditioning.text_width", 0, 2**16),
-    ("conditioning.label_drop", 0, 0.999),
-    ("conditioning.attribute_drop", 0, 0.999),
-    ("conditioning.text_drop", 0, 0.999),
+    ("conditioning.cond_dim", 4, 2**16),
+    ("conditioning.cond_mlp_layers", 0, 64),
+    ("conditioning.text_dim", 0, 2**16),
+    ("conditioning.label_dropout", 0, 0.999),
+    ("conditioning.attribute_dropout", 0, 0.999),
+    ("conditioning.text_dropout", 0, 0.999),
     ("diffusion.logsnr_min", -30, 30),
     ("diffusion.logsnr_max", -30, 30),
-    ("diffusion.shift", -30, 30),
-    ("diffusion.student_steps", 0, MAX_STEPS),
+    ("diffusion.logsnr_shift", -30, 30),
+    ("diffusion.distilled_steps", 0, MAX_STEPS),
     ("train.steps", 1, 2**31 - 1),
     ("train.learning_rate", 0, 10),
     ("train.warmup", 0, 2**31 - 1),
-    ("train.final", 0, 1),
+    ("train.end_lr_fraction", 0, 1),
     ("train.b1", 0, 0.999999),
     ("train.b2", 0, 0.99999999),
     ("train.weight_decay", 0, 10),
-    ("train.clip", 1e-9, 1e9),
-    ("train.ema", 0, 0.99999999),
-    ("train.accumulate", 1, 4096),
+    ("train.grad_clip_norm", 1e-9, 1e9),
+    ("train.ema_decay", 0, 0.99999999),
+    ("train.grad_accum_steps", 1, 4096),
     ("train.checkpoint_every", 1, 2**31 - 1),
     ("train.keep_checkpoints", 2, 10_000),
     ("train.log_every", 1, 2**31 - 1),
-    ("train.preview_every", 0, 2**31 - 1),
-    ("train.validate_every", 0, 2**31 - 1),
-    ("train.max_nonfinite", 1, 2**31 - 1),
+    ("train.sample_every", 0, 2**31 - 1),
+    ("train.eval_every", 0, 2**31 - 1),
+    ("train.max_nonfinite_updates", 1, 2**31 - 1),
 )
 
 
 # What the other fields of a stage are where there is none.
-OF_BASE = {"factor": 1, "fill": "repeat", "noise": (0.0, 1.0), "crop": ()}
+BASE_STAGE = {
+    "factor": 1, "temporal_fill": "repeat", "augmentation_time": (0.0, 1.0),
+    "train_crop": (),
+}  # fmt: skip
 
 
-def check(config) -> None:
+def check_config(config) -> None:
     """Raise UserError for the first number out of its range, or that does not fit."""
-    find_paths(config)
+    resolve_paths(config)
     for field, low, high in RANGES:
         value = config
         for name in field.split("."):
@@ -76,9 +79,9 @@ def check(config) -> None:
             f"{train.steps} steps of training: lower it"
         )
     names = {
-        "diffusion.weighting": WEIGHTINGS,
+        "diffusion.loss_weighting": WEIGHTINGS,
         "train.optimizer": OPTIMIZERS,
-        "train.decay": DECAYS,
+        "train.lr_schedule": LR_SCHEDULES,
     }
     for field, known in names.items():
         group, name = field.split(".")
@@ -86,7 +89,7 @@ def check(config) -> None:
             raise UserError(
                 f"config.{field}={config[group][name]!r}: one of {', '.join(known)}"
             )
-    for name, without in OF_BASE.items() if config.stage.kind == "base" else ():
+    for name, without in BASE_STAGE.items() if config.stage.kind == "base" else ():
         value = config.stage[name]
         if (tuple(value) if isinstance(without, tuple) else value) != without:
             raise UserError(
@@ -108,10 +111,10 @@ def check(config) -> None:
             f"config.diffusion.logsnr_min={diffusion.logsnr_min} must be below "
             f"logsnr_max={diffusion.logsnr_max}"
         )
-    for shift in diffusion.train_shifts:
+    for shift in diffusion.train_logsnr_shifts:
         if not isinstance(shift, int | float) or not -30 <= shift <= 30:
             raise UserError(
-                f"config.diffusion.train_shifts holds {shift!r}: numbers from -30 to 30"
+                f"config.diffusion.train_logsnr_shifts holds {shift!r}: numbers from -30 to 30"
             )
     for name, low in (("mean", -1.0), ("variance", 1e-6)):  # None: from the data
         value = data[name]
@@ -119,24 +122,29 @@ def check(config) -> None:
             continue
         if not isinstance(value, int | float) or not low <= value <= 1:
             raise UserError(f"config.data.{name}={value!r}: from {low} to 1")
-    if config.conditioning.width % 2:
+    if config.conditioning.cond_dim % 2:
         raise UserError(
-            f"config.conditioning.width={config.conditioning.width} must be even"
+            f"config.conditioning.cond_dim={config.conditioning.cond_dim} must be even"
         )
-    shares = jax.device_count() * train.accumulate
+    shares = jax.device_count() * train.grad_accum_steps
     if data.batch_size % shares:
         nearest = max(round(data.batch_size / shares), 1) * shares
         raise UserError(
             f"config.data.batch_size={data.batch_size} does not divide among "
-            f"{jax.device_count()} device(s) x train.accumulate={train.accumulate}: "
+            f"{jax.device_count()} device(s) x train.grad_accum_steps={train.grad_accum_steps}: "
             f"the nearest that does is {nearest}"
         )
 
 
-def check_batch(config) -> None:
+def check_batch_memory(config) -> None:
     """Raise UserError if a batch does not fit into the memory of this machine."""
     video, data = config.video, config.data
-    clip = (video.frames + data.images) * video.height * video.width * video.channels
+    clip = (
+        (video.frames + data.joint_image_frames)
+        * video.height
+        * video.width
+        * video.channels
+    )
     share = data.batch_size / jax.process_count()
     check_memory(  # as it comes, as it is diffused, noise, and what the network makes
         share * clip * (1 + 3 * 4),

@@ -16,7 +16,7 @@ import jax
 
 from vdm_jax import agreement
 from vdm_jax.errors import UserError
-from vdm_jax.training.stop import ASKS, EXIT_STATUS, RESTART, tell
+from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS, write_stderr
 
 # Where JAX finds the processes by itself. It is asked to only where one of these says
 # so: on a lone machine it would search for clusters, and wait for what is not there.
@@ -41,12 +41,12 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
     ),
 }
 
-COORDINATOR_LINGERS = 2.0  # seconds
+COORDINATOR_EXIT_DELAY = 2.0  # seconds
 MAX_PROCESSES = 2**16
 PEER_DIED = 134  # exit status: as of SIGABRT, by which JAX itself ends the others
 # What an operation across processes says when one of them is gone: a status of
 # XLA's or gRPC's first, which no error of Python's begins with.
-PEER = re.compile(
+PEER_LOST_PATTERN = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED): "
     "|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
     "(gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat"
@@ -84,15 +84,15 @@ def start(
     """
     given = {
         "coordinator": coordinator or os.environ.get("VDM_COORDINATOR"),
-        "num_processes": _number(num_processes, "VDM_NUM_PROCESSES"),
-        "process_id": _number(process_id, "VDM_PROCESS_ID"),
+        "num_processes": _int_from_environment(num_processes, "VDM_NUM_PROCESSES"),
+        "process_id": _int_from_environment(process_id, "VDM_PROCESS_ID"),
     }
     cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
     if given == {"coordinator": None, "num_processes": 1, "process_id": None}:
         return
     if any(value is not None for value in given.values()):
         by = f"coordinator {given['coordinator']}"
-        address, processes, number = _checked(**given)
+        address, processes, number = _check_flags(**given)
         if processes == 1:
             return
         where = {
@@ -122,7 +122,7 @@ def start(
             "--coordinator, --num_processes and --process_id, or --num_processes=1 "
             "for one process alone"
         ) from error
-    sys.excepthook = _leave_with_traceback
+    sys.excepthook = _exit_with_traceback
     print(
         f"process {jax.process_index()} of {jax.process_count()} "
         f"({by}): timeouts start {initialization_timeout} s, heartbeat "
@@ -131,7 +131,7 @@ def start(
     )
 
 
-def leave_on_signals() -> None:
+def exit_on_signals() -> None:
     """End this process at once when it is asked to stop: with 42, or what says a kill.
 
     It holds where no loop listens: while data are read, the step is compiled, or
@@ -141,28 +141,30 @@ def leave_on_signals() -> None:
     heard, told = socket.socketpair()
     told.setblocking(False)
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    for number, request in ASKS.items():
+    for number, request in SIGNAL_REQUESTS.items():
         if request == RESTART and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _leave_at_once)
-    looking = threading.Thread(target=_look, args=(heard, told), daemon=True)
+            signal.signal(number, _exit_at_once)
+    looking = threading.Thread(target=_watch_signals, args=(heard, told), daemon=True)
     looking.start()
 
 
-def _leave_at_once(number: int, frame: object) -> None:
+def _exit_at_once(number: int, frame: object) -> None:
     """Stand for what `_look` does, which the system's handler has told already."""
 
 
-def _look(heard: socket.socket, told: socket.socket) -> None:
+def _watch_signals(heard: socket.socket, told: socket.socket) -> None:
     """Read the numbers of signals; `told` is kept open with this."""
     while number := heard.recv(1):
         name = signal.Signals(number[0])
-        if signal.getsignal(name) is _leave_at_once:
-            tell(f"{name.name}: leaving; the same command goes on from what is saved")
+        if signal.getsignal(name) is _exit_at_once:
+            write_stderr(
+                f"{name.name}: leaving; the same command goes on from what is saved"
+            )
             os._exit(EXIT_STATUS[RESTART])
     told.close()
 
 
-def meet() -> None:
+def wait_for_all() -> None:
     """Wait for all processes at the end of the work, with more patience than JAX has.
 
     Its own farewell ends those that are a minute late, and those that wait for them.
@@ -170,7 +172,7 @@ def meet() -> None:
     agreement.check({})
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """End this process with a status after an error that the others may not have.
 
     A normal exit would wait for them, and they for this one. The coordinator goes
@@ -180,19 +182,19 @@ def leave(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         if jax.process_index() == 0:
-            time.sleep(COORDINATOR_LINGERS)
+            time.sleep(COORDINATOR_EXIT_DELAY)
         os._exit(status)
     sys.exit(status)
 
 
-def _leave_with_traceback(kind, error, trace) -> None:
+def _exit_with_traceback(kind, error, trace) -> None:
     traceback.print_exception(kind, error, trace)  # the words may be a bug's, too
-    if lost := peer_lost(error):
+    if lost := lost_peer_message(error):
         print(f"error: another process is gone: {lost}", file=sys.stderr)
-    leave(PEER_DIED if lost else 1)
+    exit_process(PEER_DIED if lost else 1)
 
 
-def peer_lost(error: BaseException | None) -> str:
+def lost_peer_message(error: BaseException | None) -> str:
     """Say in which words a library told that another process is gone; "" if none did.
 
     Whichever notices first ends the others: the service that keeps them together (by
@@ -207,14 +209,16 @@ def peer_lost(error: BaseException | None) -> str:
             continue
         seen.append(error)
         text = " ".join(str(error).split())
-        if isinstance(error, RuntimeError | ValueError) and PEER.match(text):
+        if isinstance(error, RuntimeError | ValueError) and PEER_LOST_PATTERN.match(
+            text
+        ):
             return text[:200]
         left += [error.__cause__, error.__context__]
         left += getattr(error, "exceptions", ())
     return ""
 
 
-def _number(value: int | None, variable: str) -> int | None:
+def _int_from_environment(value: int | None, variable: str) -> int | None:
     text = os.environ.get(variable)
     if value is not None or not text:
         return value
@@ -224,7 +228,7 @@ def _number(value: int | None, variable: str) -> int | None:
         raise UserError(f"{variable}={text!r}: must be a whole number") from error
 
 
-def _checked(
+def _check_flags(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> tuple[str, int, int]:
     """The three, consistent; raises UserError saying which is not."""
@@ -243,11 +247,11 @@ def _checked(
             f"least 0 and less than num_processes, which is at most {MAX_PROCESSES}"
         )
     if process_id == 0 and num_processes > 1:
-        _check_free(int(port), coordinator)
+        _check_port_is_free(int(port), coordinator)
     return coordinator, num_processes, process_id
 
 
-def _check_free(port: int, coordinator: str) -> None:
+def _check_port_is_free(port: int, coordinator: str) -> None:
     """Raise UserError if another process listens at the port of process 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -53,7 +53,7 @@ class Logger:
         on_first_process(lambda: self._begin(step))
 
     def _begin(self, step: int) -> None:
-        _drop_after(self._rows, step)
+        _drop_rows_after(self._rows, step)
         files.make_folder(self._events.parent)
         begun = Event(step=step + 1, file_version="brain.Event:2")
         hide = SessionLog(status=SessionLog.START)  # TensorBoard hides what came after
@@ -67,10 +67,10 @@ class Logger:
             content = event.SerializeToString()
             for part in (struct.pack("<Q", len(content)), content):
                 records += [part, struct.pack("<I", masked_crc32c(part))]
-        files.append(self._events, b"".join(records))
+        files.append_bytes(self._events, b"".join(records))
 
     @contextmanager
-    def noting_failure(self) -> Iterator[None]:
+    def recording_failure(self) -> Iterator[None]:
         """Keep a UserError of the block as `failure`, unless there is one already."""
         try:
             yield
@@ -90,8 +90,8 @@ class Logger:
         tagged = [Summary.Value(tag=n, simple_value=value) for n, value in row.items()]
         row = {n: value if math.isfinite(value) else None for n, value in row.items()}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **row}) + "\n"
-        with self.noting_failure():
-            files.append(self._rows, line.encode())
+        with self.recording_failure():
+            files.append_bytes(self._rows, line.encode())
             self._add(Event(step=step, summary=Summary(value=tagged)))
 
     def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
@@ -112,10 +112,10 @@ class Logger:
             encoded_image_string=gif.getvalue(),
         )  # fmt: skip
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        with self.noting_failure():
+        with self.recording_failure():
             self._add(Event(step=step, summary=summary))
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line on standard output, above the bar if there is one."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
@@ -136,7 +136,7 @@ class Logger:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def doing(self, what: str) -> None:
+    def phase(self, what: str) -> None:
         """Name the work that holds up the bar."""
         if self._bar is not None:
             self._bar.set_description_str(what)
@@ -146,19 +146,19 @@ class Logger:
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} clips/s")
         else:
-            self.say(
+            self.info(
                 f"step {step}/{until}  loss {loss:.4f}  {rate:.1f} clips/s  "
                 f"{tqdm.format_interval(left)} left"
             )
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_rows_after(path: Path, step: int) -> None:
     """Keep the rows of steps up to `step`.
 
     A line that a kill cut short goes. Where other lines are no rows, as a failing disk
     leaves them, the file is set aside first.
     """
-    with files.writing(path):
+    with files.explain_write_errors(path):
         if not os.path.lexists(path):
             return
         if not path.is_file():  # a pipe would be waited for

@@ -9,7 +9,7 @@ from optax import contrib
 
 from vdm_jax import sharding
 
-DECAYS = {
+LR_SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
@@ -27,21 +27,21 @@ def learning_rate(config) -> Callable[..., jax.Array]:
         warm = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
         decay = jnp.maximum(steps - config.warmup, 1)
         progress = jnp.clip((step - config.warmup) / decay, 0.0, 1.0)
-        left = DECAYS[config.decay](progress)
+        left = LR_SCHEDULES[config.decay](progress)
         share = config.final + (1 - config.final) * left
         return config.learning_rate * warm * share
 
     return rate
 
 
-def optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config) -> optax.GradientTransformation:
     """Clip, Adam or Muon, decoupled weight decay; without the rate (the step's).
 
     `config.trainable` is a table of (path pattern, bool): the first match decides.
     """
 
     def labels(params):
-        table = sharding.match(params, config.trainable, "train.trainable")
+        table = sharding.match_rules(params, config.trainable, "train.trainable")
         return jax.tree.map(lambda trains: "train" if trains else "freeze", table)
 
     train = optax.chain(
@@ -67,7 +67,7 @@ def muon(config) -> optax.GradientTransformation:
     """
 
     def labels(params):
-        return sharding.match(params, KERNELS, "muon")
+        return sharding.match_rules(params, KERNELS, "muon")
 
     def axes(kernels):
         def one(a):

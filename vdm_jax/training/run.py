@@ -15,42 +15,50 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from vdm_jax import agreement, files
-from vdm_jax.checkpoint import Checkpoints, check_fit, on_first_process, usable
+from vdm_jax import agreement, files, migration
+from vdm_jax.checkpoint import (
+    Checkpoints,
+    check_directory,
+    check_same_arrays,
+    on_first_process,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.runs import read_fields, shared
+from vdm_jax.runs import config_without_paths, read_config_fields
 from vdm_jax.training.logging import Logger
-from vdm_jax.training.stop import Stop
+from vdm_jax.training.stop import PreemptionSignal
 
 # Config field -> whether it may differ from what the run was started with, or which
 # values may take each other's place. The first pattern that fits decides. What may
 # change is printed; what may not would make the checkpoint another model's, or its data
 # position another stream's.
-Allowed = bool | Callable[[Any, Any], bool]
-MAY_CHANGE: tuple[tuple[str, Allowed], ...] = (
+ResumeRule = bool | Callable[[Any, Any], bool]
+RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     ("network.remat", True),
     ("network.dtype", True),
     ("network.dropout", True),
     ("data.path", True),  # the fingerprint looks at the clips themselves
-    ("data.embeddings", True),  # and at these, made by whom the keys' name tells
-    ("conditioning.encoder*", True),
+    (
+        "data.text_embeddings_dir",
+        True,
+    ),  # and at these, made by whom the keys' name tells
+    ("conditioning.text_encoder*", True),
     ("data.mean", True),
     ("data.variance", True),
     ("data.workers", True),
     ("data.cache_*", True),
-    ("data.max_bad_share", True),
-    ("diffusion.weighting", True),
+    ("data.max_bad_fraction", True),
+    ("diffusion.loss_weighting", True),
     ("seed", False),
     ("video.*", False),
     ("data.*", False),
     ("network.*", False),
     ("conditioning.*", False),
     ("diffusion.*", False),
-    ("stage.noise", True),
-    ("stage.crop", True),
+    ("stage.augmentation_time", True),
+    ("stage.train_crop", True),
     ("stage.*", False),
-    ("train.ema", lambda old, new: bool(old) == bool(new)),  # an average, or none
+    ("train.ema_decay", lambda old, new: bool(old) == bool(new)),  # an average, or none
     ("train.trainable", False),
     ("train.optimizer", False),
     ("*", True),
@@ -60,7 +68,7 @@ MAY_CHANGE: tuple[tuple[str, Allowed], ...] = (
 START_OVER = "give another --workdir to start over"
 
 
-class Data(Protocol):
+class BatchIterator(Protocol):
     """An endless iterator of batches that can be put back to where it was."""
 
     def __next__(self) -> Any: ...
@@ -81,14 +89,14 @@ class Run:
     fingerprint: dict[str, Any]
     checkpoints: Checkpoints
     logger: Logger
-    stop: Stop
-    restored: int | None
+    stop: PreemptionSignal
+    restored_step: int | None
 
     def resume(
         self,
         abstract_state,
         init: Callable[[Any], Any],
-        data: Data,
+        data: BatchIterator,
         load_params: Callable[[str], Any],
     ):
         """The state to go on with: own checkpoint, else init_from, else fresh; says so.
@@ -103,21 +111,21 @@ class Run:
           UserError (2): the checkpoint does not fit.
         """
         other = self.config.init_from
-        if self.restored is not None:
-            state, extra = self.checkpoints.restore(self.restored, abstract_state)
+        if self.restored_step is not None:
+            state, extra = self.checkpoints.restore(self.restored_step, abstract_state)
             data.set_state(extra["data"])
             unused = f"; init_from={other} is not used" if other else ""
-            self.logger.say(
-                f"going on from step {self.restored} of {self.workdir}{unused}"
+            self.logger.info(
+                f"going on from step {self.restored_step} of {self.workdir}{unused}"
             )
             return state
-        self.logger.say(
+        self.logger.info(
             f"{self.workdir} holds no checkpoint: starting at step 0 with "
             + (f"the parameters of {other}" if other else "new parameters")
         )
         return init(load_params(other) if other else None)
 
-    def save(self, step: int, state, data: Data) -> None:
+    def save(self, step: int, state, data: BatchIterator) -> None:
         """Save the state and the position of the data, in the background."""
         extra = {"data": data.get_state(), "fingerprint": self.fingerprint}
         self.checkpoints.save(step, state, extra)
@@ -129,7 +137,7 @@ def open_run(
     config,
     fingerprint: dict[str, Any],
     time_limit: float | None = None,
-    instead: str = "give another --workdir and --config.init_from={workdir}",
+    advice: str = "give another --workdir and --config.init_from={workdir}",
     abstract_state: Any = None,
 ) -> Iterator[Run]:
     """Own a workdir for the length of a with block. All processes call it together.
@@ -147,47 +155,54 @@ def open_run(
       UserError (4): its checkpoints are all damaged.
     """
     workdir = user_path(workdir, "workdir").absolute()
-    agreement.check({"data": fingerprint} | shared(config))
+    agreement.check({"data": fingerprint} | config_without_paths(config))
     with ExitStack() as stack:
-        on_first_process(lambda: stack.enter_context(owning(workdir)))
+        on_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
         agreement.check({"the owner that the workdir names": _owner(workdir)})
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         )
         stack.callback(checkpoints.close)
-        restored = checkpoints.latest()
-        resuming = restored is not None
+        restored_step = checkpoints.latest()
+        resuming = restored_step is not None
         changes = on_first_process(
-            lambda: changes_since(workdir, config, instead) if resuming else []
+            lambda: config_changes(workdir, config, advice) if resuming else []
         )
         if resuming:
-            extra = checkpoints.extra(restored)
-            _check_fingerprint(extra["fingerprint"], fingerprint, workdir, instead)
+            extra = checkpoints.extra(restored_step)
+            _check_fingerprint(
+                migration.migrate_fingerprint(extra["fingerprint"]),
+                fingerprint,
+                workdir,
+                advice,
+            )
             if abstract_state is not None:
-                saved = checkpoints.leaves(restored)
-                check_fit(saved, abstract_state, f"checkpoint {restored} of {workdir}")
+                saved = checkpoints.leaves(restored_step)
+                check_same_arrays(
+                    saved, abstract_state, f"checkpoint {restored_step} of {workdir}"
+                )
         on_first_process(lambda: str(files.make_folder(workdir / "checkpoints")))
         if changes or not resuming:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
-        logger = Logger(workdir, restored or 0)
+        logger = Logger(workdir, restored_step or 0)
         for change in changes:
-            logger.say(f"changed since the run was begun: {change}")
+            logger.info(f"changed since the run was begun: {change}")
         yield Run(
             workdir,
             config,
             fingerprint,
             checkpoints,
             logger,
-            Stop(time_limit),
-            restored,
+            PreemptionSignal(time_limit),
+            restored_step,
         )
 
 
 @contextmanager
-def owning(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Lock the directory; the system lets go of it when the process ends, any how."""
-    workdir = usable(workdir)
+    workdir = check_directory(workdir)
     lock = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -214,7 +229,7 @@ def owning(workdir: Path) -> Iterator[None]:
                 f"{workdir} cannot be locked ({error.strerror}): give a directory of "
                 "a file system that has locks"
             ) from error
-        with files.writing(lock):
+        with files.explain_write_errors(lock):
             os.ftruncate(handle, 0)
             os.write(
                 handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode()
@@ -233,7 +248,7 @@ def _owner(workdir: Path) -> str:
         return f"nobody ({error.strerror})"
 
 
-def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
+def config_changes(workdir: Path, config: Any, advice: str) -> list[str]:
     """What of a config changed since a run was begun, as lines.
 
     instead: what a refusal advises besides keeping to what the run was begun with.
@@ -243,39 +258,38 @@ def changes_since(workdir: Path, config: Any, instead: str) -> list[str]:
     """
     after = json.loads(json.dumps(config.to_dict()))
     sections = {name for name, value in after.items() if isinstance(value, dict)}
-    before = read_fields(workdir / "config.json", sections)
-    return compare(before, after, workdir, instead)
+    before = read_config_fields(workdir / "config.json", sections)
+    return compare_configs(before, after, workdir, advice)
 
 
-def compare(
-    before: dict, after: dict, workdir: Path, instead: str, may_change=MAY_CHANGE
+def compare_configs(
+    before: dict, after: dict, workdir: Path, advice: str, rules=RESUME_RULES
 ) -> list[str]:
     """Changes as lines; raises UserError for the first that is not allowed."""
-    old, new = dict(agreement.flat(before)), dict(agreement.flat(after))
+    old, new = dict(agreement.flatten(before)), dict(agreement.flatten(after))
     changes = []
     for name in {**old, **new}:
         a, b = old.get(name, "absent"), new.get(name, "absent")
         if a == b:
             continue
-        allowed = next(may for p, may in may_change if fnmatch.fnmatchcase(name, p))
+        allowed = next(may for p, may in rules if fnmatch.fnmatchcase(name, p))
         if callable(allowed):
             allowed = allowed(a, b)
         if not allowed and name in old and name in new:
             raise UserError(
                 f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "
-                f"or {instead.format(workdir=workdir)}"
+                f"or {advice.format(workdir=workdir)}"
             )
         changes.append(f"config.{name} {a!r} -> {b!r}")
     return changes
 
 
-def _check_fingerprint(before: dict, after: dict, workdir: Path, instead: str) -> None:
+def _check_fingerprint(before: dict, after: dict, workdir: Path, advice: str) -> None:
     after = json.loads(json.dumps(after))
     for name in {**before, **after}:
         a, b = before.get(name), after.get(name)
         if a != b:
             raise UserError(
                 f"the data changed: {name} is {b!r}, but {workdir} was begun with "
-                f"{a!r}: go on with the same data, or "
-                + instead.format(workdir=workdir)
+                f"{a!r}: go on with the same data, or " + advice.format(workdir=workdir)
             )

@@ -21,10 +21,10 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
     def loss_fn(params, frozen, batch, key):
         del frozen
         time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
-        x, cond = model.example(batch, drop_key)
+        x, cond = model.prepare_batch(batch, drop_key)
         t = losses.stratified_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        step = schedules.step_at(model.training_schedule, t)
+        step = schedules.noise_level(model.training_schedule, t)
         denoise = model.denoiser(params, dropout_key)
         loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond, weighting)
         return loss.mean(), {}
@@ -43,30 +43,30 @@ def init_state(params, tx: optax.GradientTransformation, ema: bool) -> TrainStat
     )
 
 
-def gradients(loss_fn: LossFn, params, frozen, batch, key, accumulate: int):
+def gradients(loss_fn: LossFn, params, aux_params, batch, key, grad_accum_steps: int):
     """Loss, metrics and gradients, averaged over `accumulate` parts of the batch."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulate == 1:
-        (loss, metrics), grads = grad_fn(params, frozen, batch, key)
+    if grad_accum_steps == 1:
+        (loss, metrics), grads = grad_fn(params, aux_params, batch, key)
         return loss, metrics, grads
 
     def part(a):
         # Every k-th example, so that each device's share of the batch stays on it.
-        return jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1)
+        return jnp.swapaxes(a.reshape(-1, grad_accum_steps, *a.shape[1:]), 0, 1)
 
     def add(total, xs):
         one_batch, one_key = xs
-        out = grad_fn(params, frozen, one_batch, one_key)
-        return jax.tree.map(lambda a, b: a + b / accumulate, total, out), None
+        out = grad_fn(params, aux_params, one_batch, one_key)
+        return jax.tree.map(lambda a, b: a + b / grad_accum_steps, total, out), None
 
-    keys = jax.random.split(key, accumulate)
+    keys = jax.random.split(key, grad_accum_steps)
     batches = jax.tree.map(part, batch)
     first = jax.tree.map(lambda a: a[0], (batches, keys))
-    shapes = jax.eval_shape(grad_fn, params, frozen, *first)
+    shapes = jax.eval_shape(grad_fn, params, aux_params, *first)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     # XLA's CPU compiler has no fast form of a kernel's gradient inside of a loop: 16
     # times the time of a step.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    unroll = grad_accum_steps if jax.default_backend() == "cpu" else 1
     parts = (batches, keys)
     ((loss, metrics), grads), _ = jax.lax.scan(add, zero, parts, unroll=unroll)
     return loss, metrics, grads
@@ -75,9 +75,9 @@ def gradients(loss_fn: LossFn, params, frozen, batch, key, accumulate: int):
 def make_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
-    rate: Callable[..., jax.Array],
-    ema: float,
-    accumulate: int = 1,
+    lr_fn: Callable[..., jax.Array],
+    ema_decay: float,
+    grad_accum_steps: int = 1,
 ):
     """One update: (state, frozen, batch, key) -> (state, metrics).
 
@@ -89,18 +89,18 @@ def make_step(
     def step(state: TrainState, frozen, batch, key):
         key = jax.random.fold_in(key, state.step)
         loss, metrics, grads = gradients(
-            loss_fn, state.params, frozen, batch, key, accumulate
+            loss_fn, state.params, frozen, batch, key, grad_accum_steps
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        lr = rate(state.step, frozen)
+        lr = lr_fn(state.step, frozen)
 
         def updated(state):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
             averaged = state.ema
             if state.ema is not None:
-                decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+                decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
                 averaged = jax.tree.map(
                     lambda e, p: p + decay.astype(p.dtype) * (e - p), state.ema, params
                 )
@@ -118,7 +118,7 @@ def make_step(
     return step
 
 
-def first_non_finite(loss_fn: LossFn, params, frozen, batch, key) -> str | None:
+def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | None:
     """The first tensor of a step that is not finite: batch, parameters, loss, gradient.
 
     `key` is the run's key folded with the step that failed. Run only after one did.
@@ -131,7 +131,7 @@ def first_non_finite(loss_fn: LossFn, params, frozen, batch, key) -> str | None:
         return None
 
     grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, _), grads = grad_fn(params, frozen, batch, key)
+    (loss, _), grads = grad_fn(params, aux_params, batch, key)
     return (
         check(batch, "batch")
         or check(params, "parameter")

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import command
 
-GO_ON, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
+CONTINUE, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
 EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
-ASKS = {
+SIGNAL_REQUESTS = {
     signal.SIGTERM: RESTART,  # a scheduler takes the machine away
     signal.SIGUSR1: RESTART,  # or is about to: Slurm's --signal=USR1@600
     signal.SIGHUP: RESTART,  # its terminal is gone
@@ -29,7 +29,7 @@ ASKS = {
 LEFT_IGNORED = (signal.SIGHUP, signal.SIGINT)
 
 
-class Stop:
+class PreemptionSignal:
     """Collects requests to stop on this process; says when all of them know.
 
     A signal reaches the processes of a run at different steps, or only one of them.
@@ -43,22 +43,22 @@ class Stop:
 
     def __init__(self, time_limit: float | None = None):
         self.reason = ""  # of the request on this process, for people
-        self._request = GO_ON
+        self._request = CONTINUE
         self._signalled = False
         self._heard = False  # whether somebody read what was said so far
         self._deadline = time.monotonic() + (time_limit or math.inf)
         self._sent: jax.Array | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handling_signals(self) -> Iterator[None]:
         """Signals are requests inside; a second one ends the process at once."""
         before = {
             number: signal.signal(number, self._on_signal)
-            for number in ASKS
+            for number in SIGNAL_REQUESTS
             if number not in LEFT_IGNORED
             or signal.getsignal(number) is not signal.SIG_IGN
         }
-        self._heard = not command.unheard()
+        self._heard = not command.output_reader_gone()
         try:
             yield
         finally:
@@ -70,22 +70,22 @@ class Stop:
         if self._single:
             return self._own()
         sent, self._sent = self._sent, self._largest(self._own())
-        return GO_ON if sent is None else int(sent)
+        return CONTINUE if sent is None else int(sent)
 
     def requested(self) -> int:
         """As `poll`, but of this moment, and waiting: for long work between steps."""
         return self._own() if self._single else int(self._largest(self._own()))
 
-    def ask(self, request: int, reason: str) -> None:
+    def request_stop(self, request: int, reason: str) -> None:
         """Ask all processes to stop, as a signal does: the largest request counts."""
         self._request, self.reason = max(self._request, request), reason
 
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:
-            self.ask(RESTART, "time limit")
-        if self._heard and command.unheard() and not self._request:
-            self.ask(RESTART, "the reader of its output left")
-            tell(f"{self.reason}: saving after this step")
+            self.request_stop(RESTART, "time limit")
+        if self._heard and command.output_reader_gone() and not self._request:
+            self.request_stop(RESTART, "the reader of its output left")
+            write_stderr(f"{self.reason}: saving after this step")
         return self._request
 
     def _on_signal(self, number: int, frame) -> None:
@@ -94,8 +94,8 @@ class Stop:
         if self._signalled:
             os._exit(128 + number)
         self._signalled = True
-        self.ask(ASKS[signal.Signals(number)], name)
-        tell(f"{name}: saving after this step; once more leaves at once")
+        self.request_stop(SIGNAL_REQUESTS[signal.Signals(number)], name)
+        write_stderr(f"{name}: saving after this step; once more leaves at once")
 
     @functools.cached_property
     def _single(self) -> bool:
@@ -115,7 +115,7 @@ class Stop:
         return of_all
 
 
-def tell(text: str) -> None:
+def write_stderr(text: str) -> None:
     """On standard error; not by print, which may be what a signal interrupts."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())

@@ -13,20 +13,20 @@ from vdm_jax import agreement
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
 from vdm_jax.training.logging import Logger
-from vdm_jax.training.run import Data, Run
-from vdm_jax.training.stop import EXIT_STATUS, GO_ON, RESTART
+from vdm_jax.training.run import BatchIterator, Run
+from vdm_jax.training.stop import CONTINUE, EXIT_STATUS, RESTART
 
 # Every how many steps, what it is called, and what it does: state -> scalars to log.
 Observer = tuple[int, str, Callable[[Any], Mapping[str, float] | None]]
 
 
-def fit(
+def train_loop(
     step: Callable[[Any, Any, Any, jax.Array], tuple[Any, dict]],
     state,
-    frozen,
-    data: Data,
+    aux_params,
+    data: BatchIterator,
     *,
-    until: int,
+    num_steps: int,
     run: Run,
     config_train,
     key: jax.Array,
@@ -57,14 +57,14 @@ def fit(
       SystemExit: stopped after saving; 42 asks for a restart, 130 after Ctrl-C.
     """
     done = int(state.step)
-    if nothing_left(run, done, until):
+    if is_finished(run, done, num_steps):
         return state
     _check_state(run, state, done)  # compiled before a signal leaves little time
     run.checkpoints.wait()  # for processes that were slower to compile
-    agreement.computing()
-    meter = Meter(run.logger, until, config_train.log_every)
-    late = None  # the step whose metrics are still on the devices
-    request = GO_ON
+    agreement.stop_comparing()
+    meter = StepTimer(run.logger, num_steps, config_train.log_every)
+    pending_metrics = None  # the step whose metrics are still on the devices
+    request = CONTINUE
 
     def read(number: int, metrics, batch) -> None:
         clips = len(jax.tree.leaves(batch)[0])
@@ -73,59 +73,59 @@ def fit(
             first = None
             if diagnose is not None:
                 folded = jax.random.fold_in(key, number - 1)
-                first = diagnose(state.params, frozen, batch, folded)
+                first = diagnose(state.params, aux_params, batch, folded)
             _give_up(run, f"{in_a_row} updates in a row up to step {number}", first)
 
-    with run.stop.listening(), run.logger.progress(done, until):
-        while done < until and not request:
+    with run.stop.handling_signals(), run.logger.progress(done, num_steps):
+        while done < num_steps and not request:
             batch = put(next(data))
             done += 1
-            with meter.compiling(done):
-                state, metrics = step(state, frozen, batch, key)
-            if late is not None:
-                read(*late)
-            late = (done, metrics, batch)
+            with meter.first_call(done):
+                state, metrics = step(state, aux_params, batch, key)
+            if pending_metrics is not None:
+                read(*pending_metrics)
+            pending_metrics = (done, metrics, batch)
             if run.logger.failure is not None:
-                run.stop.ask(RESTART, "a failure to write")
+                run.stop.request_stop(RESTART, "a failure to write")
             request = run.stop.poll()
             run.checkpoints.check()
 
-            last = done == until
+            last = done == num_steps
             due = [o for o in observers if last or (o[0] and done % o[0] == 0)]
             save = last or request or done % config_train.checkpoint_every == 0
             if not (save or due):
                 continue
-            read(*late)  # before a step is kept, all is known about it
-            late = None
+            read(*pending_metrics)  # before a step is kept, all is known about it
+            pending_metrics = None
             with meter.paused():
                 if save:
                     _check_state(run, state, done)
                     run.save(done, state, data)
                 for _, name, observe in () if request and not last else due:
-                    run.logger.doing(name)
+                    run.logger.phase(name)
                     run.logger.scalars(done, observe(state) or {})
-                    run.logger.doing("")
+                    run.logger.phase("")
         run.checkpoints.wait()
 
     if more:  # while the last step was looked at, too
         request = request or run.stop.requested()
-    if request and (done < until or more):
+    if request and (done < num_steps or more):
         why = f" after {run.stop.reason}" if run.stop.reason else ""
-        run.logger.say(f"saved step {done}{why}; the same command goes on from there")
+        run.logger.info(f"saved step {done}{why}; the same command goes on from there")
         on_first_process(run.logger.check)
         raise SystemExit(EXIT_STATUS[request])
     on_first_process(run.logger.check)
     return state
 
 
-def nothing_left(run: Run, done: int, until: int) -> bool:
+def is_finished(run: Run, done: int, until: int) -> bool:
     """Whether the last step is made; says so. Asked before anything is compiled."""
     if done >= until:
-        run.logger.say(f"nothing to train: step {done} of {until} is reached")
+        run.logger.info(f"nothing to train: step {done} of {until} is reached")
     return done >= until
 
 
-class Meter:
+class StepTimer:
     """Means over the steps since the last line; compiling and pauses are left out."""
 
     def __init__(self, logger: Logger, until: int, every: int):
@@ -135,7 +135,7 @@ class Meter:
         self._in_a_row = 0
 
     @contextlib.contextmanager
-    def compiling(self, step: int) -> Iterator[None]:
+    def first_call(self, step: int) -> Iterator[None]:
         """Around the call of the step, which the first time may have to compile."""
         started = time.perf_counter()
         yield
@@ -157,7 +157,7 @@ class Meter:
         self._logger.advance(step)
         self._in_a_row = 0 if values["finite"] else self._in_a_row + 1
         if self._in_a_row:
-            self._logger.say(f"step {step}: not finite, the update is left out")
+            self._logger.info(f"step {step}: not finite, the update is left out")
         if step % self._every == 0 or step == self._until:
             self._log(step, clips)
         return self._in_a_row

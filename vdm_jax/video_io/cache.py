@@ -19,15 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import cache_folder, replacing, writing
+from vdm_jax.files import atomic_write, cache_folder, explain_write_errors
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
 VERSION = "4"  # part of every key: raised when the index or the pixels would change
 HEADER = struct.Struct("<8s4I")  # magic, frames, height, width, crc of the crcs
 MAGIC = b"VDMfrm1\n"
-ELSEWHERE = "another config.data.cache_dir or config.data.cache_gib=0 would do, or "
-STALE = 3600.0  # seconds after which a temporary file belongs to no living process
+CACHE_ADVICE = "another config.data.cache_dir or config.data.cache_gib=0 would do, or "
+STALE_SECONDS = (
+    3600.0  # seconds after which a temporary file belongs to no living process
+)
 
 
 def default_folder() -> Path:
@@ -35,7 +37,7 @@ def default_folder() -> Path:
     return cache_folder()
 
 
-def key(path: str | os.PathLike, *extra) -> str:
+def file_key(path: str | os.PathLike, *extra) -> str:
     """Name of what is stored about a file, or about a folder and its content."""
     status = os.stat(path)
     identity = [VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns]
@@ -57,7 +59,7 @@ class IndexStore:
     ) -> VideoInfo:
         """The stored index of ``path``; else ``probe`` it. Raises BadVideo."""
         try:
-            place = self.folder / f"{key(path, probe.__name__)}.json"
+            place = self.folder / f"{file_key(path, probe.__name__)}.json"
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             raise BadVideo(path, reason, lasting=False) from error
@@ -71,7 +73,7 @@ class IndexStore:
                     raise
                 stored["reason"] = error.reason
             text = json.dumps(stored)
-            with replacing(place, overwrite=True) as temporary:
+            with atomic_write(place, overwrite=True) as temporary:
                 temporary.write_text(f"{zlib.crc32(text.encode())}\n{text}")
         if "reason" in stored:
             raise BadVideo(path, stored["reason"])
@@ -87,7 +89,7 @@ class IndexStore:
         return None
 
 
-class Damaged(Exception):
+class CorruptEntry(Exception):
     """An entry of the frame cache that is not what was written."""
 
 
@@ -113,25 +115,25 @@ def write_entry(
 
 
 def read_entry(path: str | os.PathLike, numbers: Sequence[int]) -> np.ndarray:
-    """Frames ``numbers`` of an entry, uint8 [f, h, w, 3]. Raises Damaged."""
+    """Frames ``numbers`` of an entry, uint8 [f, h, w, 3]. Raises CorruptEntry."""
     with open(path, "rb") as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size:
-            raise Damaged("header")
+            raise CorruptEntry("header")
         magic, number, height, width, check = HEADER.unpack(head)
         sums = file.read(4 * number)
         frame = height * width * 3
         size = HEADER.size + 4 * number + number * frame
         if (magic, os.fstat(file.fileno()).st_size) != (MAGIC, size):
-            raise Damaged("size")
+            raise CorruptEntry("size")
         if zlib.crc32(sums) != check:
-            raise Damaged("checksums")
+            raise CorruptEntry("checksums")
         video = np.empty((len(numbers), height, width, 3), np.uint8)
         for place, which in enumerate(numbers):
             file.seek(HEADER.size + len(sums) + which * frame)
             pixels = file.read(frame)
             if zlib.crc32(pixels) != struct.unpack_from("<I", sums, 4 * which)[0]:
-                raise Damaged(f"frame {which}")
+                raise CorruptEntry(f"frame {which}")
             video[place] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
     return video
 
@@ -157,7 +159,7 @@ class FrameCache:
     ) -> np.ndarray:
         """Frames of entry ``name``; ``fill(path)`` writes the entry if it is missing.
 
-        Raises what ``fill`` raises, and Damaged if a fresh entry is damaged again.
+        Raises what ``fill`` raises, and CorruptEntry if a fresh entry is damaged again.
         """
         path = self.folder / name
         try:
@@ -167,11 +169,11 @@ class FrameCache:
             return video
         except FileNotFoundError:
             pass
-        except Damaged:
+        except CorruptEntry:
             path.unlink(missing_ok=True)
         thread = f"{os.getpid()}-{threading.get_ident()}"
         temporary = self.folder / f".{name}.{thread}.tmp"
-        with writing(path, ELSEWHERE):
+        with explain_write_errors(path, CACHE_ADVICE):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 fill(temporary)
@@ -198,7 +200,10 @@ class FrameCache:
                     status = entry.stat()
                     if not entry.name.startswith(".") and entry.name != "lock":
                         entries.append((status.st_mtime, status.st_size, entry.path))
-                    elif entry.name.endswith(".tmp") and now - status.st_mtime > STALE:
+                    elif (
+                        entry.name.endswith(".tmp")
+                        and now - status.st_mtime > STALE_SECONDS
+                    ):
                         os.unlink(entry.path)  # left by a kill
         if size > self.max_bytes:
             raise ValueError(f"an entry of {size} bytes in a cache of {self.max_bytes}")

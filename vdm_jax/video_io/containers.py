@@ -30,11 +30,11 @@ DEMUXERS = {
     "flv": "flv",
     "ogg": "ogg",
 }
-SOUGHT = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no index to seek by
+SEEKABLE = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no index to seek by
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
-SLANT = 0.0087  # of a unit: half a degree
-LOST = 1.5  # of the usual time from a packet to the next
-SAME_SHAPE = 0.03  # of the aspect: the rounding of small pictures
+MAX_SLANT = 0.0087  # of a unit: half a degree
+GAP_FACTOR = 1.5  # of the usual time from a packet to the next
+ASPECT_TOLERANCE = 0.03  # of the aspect: the rounding of small pictures
 
 
 def _open(path: str, kind: str):
@@ -47,7 +47,7 @@ def _open(path: str, kind: str):
     )
 
 
-def _ranked(container, path: str) -> list:
+def _rank_streams(container, path: str) -> list:
     """The streams that are videos, in the order in which ffmpeg would choose one.
 
     That is the default one, or another whose picture has five million pixels more; the
@@ -92,7 +92,7 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
     """
     try:
         with _open(path, kind) as container:
-            streams = _ranked(container, path)
+            streams = _rank_streams(container, path)
             stream = streams[rank]
             decoder = _decoder(stream, path)
             joined = DEMUXERS[kind] == "mpegts"
@@ -127,7 +127,7 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
             return _by_packets(packets, kind, time_base, common)
         return _by_decoding(path, kind, rate, common)
     except (FFmpegError, OSError) as error:
-        raise _bad(path, error) from error
+        raise _bad_video(path, error) from error
 
 
 def _packets(container, stream, decoder, path: str, joined: bool):
@@ -154,7 +154,7 @@ def _packets(container, stream, decoder, path: str, joined: bool):
             first = next(iter(decoder.decode(packet)), None)
     steps = np.diff(times)
     for number in marked:
-        if (steps[number : number + 2] > LOST * np.nanmedian(steps)).any():
+        if (steps[number : number + 2] > GAP_FACTOR * np.nanmedian(steps)).any():
             raise BadVideo(path, f"frames are lost after packet {number}")
     return first, packets
 
@@ -206,7 +206,7 @@ def _orientation(frame, path: str) -> tuple[int, bool]:
         return 0, False
     exact = matrix / scale
     (a, b), (c, d) = whole = np.rint(exact).astype(int).tolist()
-    if np.abs(exact - whole).max() > SLANT or abs(a * d - b * c) != 1:
+    if np.abs(exact - whole).max() > MAX_SLANT or abs(a * d - b * c) != 1:
         degrees = np.degrees(np.arctan2(exact[1, 0], exact[0, 0]))
         raise BadVideo(path, f"shown turned or slanted, by {degrees:.0f} degrees")
     return int(np.degrees(np.arctan2(c, d))), a * d < b * c
@@ -220,7 +220,7 @@ def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoI
     pts = np.array(
         sorted(pts for pts, _, shown in packets if shown and pts >= begin), np.int64
     )
-    if kind not in SOUGHT:
+    if kind not in SEEKABLE:
         keys = []
     check_length(common["path"], len(pts), float((pts[-1] - pts[0]) * time_base))
     numbers = np.unique(np.searchsorted(pts, keys or [begin]))
@@ -235,7 +235,9 @@ def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoI
 def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInfo:
     with _open(path, kind) as container:
         number = 0
-        for frame in _decoded(container, container.streams[common["stream"]], path):
+        for frame in _decode_packets(
+            container, container.streams[common["stream"]], path
+        ):
             number += 1
             check_frame(path, frame.height, frame.width)
             check_length(path, number, float(number / rate))
@@ -248,14 +250,14 @@ def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInf
     )
 
 
-def _decoded(container, stream, path: str) -> Iterator[av.VideoFrame]:
+def _decode_packets(container, stream, path: str) -> Iterator[av.VideoFrame]:
     """All frames of a stream from where the container stands."""
     decoder = _decoder(stream, path)
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 
 
-def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]:
+def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]:
     """Decode the frames ``numbers`` (increasing), seeking to the keyframe before them.
 
     Raises BadVideo where one of them is damaged or missing, or its picture has another
@@ -283,7 +285,7 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
                     if frame.rotation != angle:
                         angle = frame.rotation
                         orientation = _orientation(frame, info.path)
-                    yield _sound(frame, aspect, orientation, info, number)
+                    yield _checked(frame, aspect, orientation, info, number)
                     left.popleft()
                     if not left:
                         return
@@ -294,14 +296,14 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]
             )
     except FFmpegError as error:
         where = f"at frame {left[0]} of {info.frames}: "
-        raise _bad(info.path, error, where) from error
+        raise _bad_video(info.path, error, where) from error
     unsought = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
-    yield from pictures(unsought, left)
+    yield from decode_frames(unsought, left)
 
 
 def _numbered(container, stream, info: VideoInfo):
     """Decoded frames with their numbers; what the index does not show is left out."""
-    for order, frame in enumerate(_decoded(container, stream, info.path)):
+    for order, frame in enumerate(_decode_packets(container, stream, info.path)):
         if info.counted:
             yield order, frame
             continue
@@ -312,7 +314,7 @@ def _numbered(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _sound(
+def _checked(
     frame, aspect: float, orientation: tuple[int, bool], info: VideoInfo, number: int
 ):
     if frame.is_corrupt:
@@ -321,7 +323,7 @@ def _sound(
     height, width = _shown_size(frame, aspect, orientation[0])
     # Streams that adapt to a line change their size and not their shape: players, and
     # what follows here, resize these.
-    same_shape = abs(width * info.height / (height * info.width) - 1) < SAME_SHAPE
+    same_shape = abs(width * info.height / (height * info.width) - 1) < ASPECT_TOLERANCE
     turned = orientation != (info.rotation, info.mirrored)
     if turned or not same_shape:
         raise BadVideo(
@@ -333,7 +335,7 @@ def _sound(
     return frame
 
 
-def _bad(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
+def _bad_video(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
     """FFmpeg's words without its numbers and paths.
 
     Where the system could not read the file, or had no memory, it may be sound.

@@ -14,25 +14,25 @@ from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
 from vdm_jax.video_io import containers, stills
-from vdm_jax.video_io.files import BadVideo, check_frame, kind
-from vdm_jax.video_io.info import VideoInfo, clip, starts
+from vdm_jax.video_io.files import BadVideo, check_frame, detect_kind
+from vdm_jax.video_io.info import VideoInfo, clip_frames, num_starts
 
 # swscale with these flags is an area mean to .5 of 255 and without bias; without them
 # colours come out one level dark and edges wrong by up to 48.
-EXACT = (
+EXACT_SCALING = (
     Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.BITEXACT
 )
 
-FLAT = 8  # of 255 levels: the noise of a coded black frame
+FLAT_TOLERANCE = 8  # of 255 levels: the noise of a coded black frame
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
     """Index a video file or a folder of frames. Raises BadVideo with the reason."""
     path = os.fspath(path)
-    found = kind(path)
+    found = detect_kind(path)
     module = containers if found in containers.DEMUXERS else stills
     return module.index(path, found)
 
@@ -50,7 +50,7 @@ def inspect(path: str | os.PathLike) -> VideoInfo:
 
 def is_flat(pixels: np.ndarray) -> bool:
     """Whether every picture of uint8 [..., h, w, c] is one colour, within FLAT."""
-    return bool((np.ptp(pixels, axis=(-3, -2)) <= FLAT).all())
+    return bool((np.ptp(pixels, axis=(-3, -2)) <= FLAT_TOLERANCE).all())
 
 
 def cover_size(
@@ -79,7 +79,7 @@ def frames(
     if info.kind in containers.DEMUXERS:
         turns = info.rotation // 90 % 4
         stored = shown[::-1] if turns % 2 else shown
-        for frame in containers.pictures(info, numbers):
+        for frame in containers.decode_frames(info, numbers):
             try:
                 pixels = _resized(frame, *stored)
             except FFmpegError as error:  # a colour matrix that swscale does not know
@@ -87,7 +87,7 @@ def frames(
                 raise BadVideo(info.path, reason) from error
             yield np.rot90(pixels[:, ::-1] if info.mirrored else pixels, turns)
     else:
-        for pixels in stills.pictures(info, numbers):
+        for pixels in stills.decode_frames(info, numbers):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
             yield _resized(frame, *shown) if pixels.shape[:2] != shown else pixels
 
@@ -95,7 +95,7 @@ def frames(
 def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """An area mean when shrinking (no aliasing), bicubic when enlarging; on black."""
     if _may_be_clear(frame.format.name):
-        pixels = stills.on_black(_converted(frame, "rgba"))
+        pixels = stills.composite_on_black(_converted(frame, "rgba"))
         frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     elif frame.interlaced_frame:  # swscale would shrink each of its fields by itself
         frame = av.VideoFrame.from_ndarray(_converted(frame, "rgb24"), "rgb24")
@@ -115,7 +115,7 @@ def _converted(
     frame: av.VideoFrame, form: str, method=Interpolation.BICUBIC, **size: int
 ) -> np.ndarray:
     converted = frame.reformat(
-        format=form, interpolation=method | EXACT, threads=1, **size
+        format=form, interpolation=method | EXACT_SCALING, threads=1, **size
     )
     return converted.to_ndarray()
 
@@ -133,7 +133,7 @@ def read_frames(
     return np.stack(list(frames(info, unique.tolist(), size)))[places]
 
 
-def read_picture(
+def read_image(
     path: str | os.PathLike, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """A png, jpg or webp as a video of one frame, uint8 [1, h, w, 3]; its own (h, w).
@@ -141,7 +141,7 @@ def read_picture(
     Resized to cover ``size`` (h, w) and cut to its middle, as `read` does. Raises
     BadVideo.
     """
-    pixels = stills.picture(path)
+    pixels = stills.read_image(path)
     height, width = pixels.shape[:2]
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
     cover = cover_size(height, width, size)
@@ -149,7 +149,7 @@ def read_picture(
     return crop(_resized(frame, *cover)[None], size), (height, width)
 
 
-def survey(
+def decode_previews(
     info: VideoInfo, size: tuple[int, int], previews: int
 ) -> tuple[np.ndarray, bool]:
     """Decode all of a video, keep little: is it whole, and does anything move?
@@ -161,7 +161,7 @@ def survey(
     first, kept, moves = None, {}, False
     for number, frame in enumerate(frames(info, size=size)):
         first = frame.astype(np.int16) if first is None else first
-        moves = moves or bool(np.abs(frame - first).max() > FLAT)
+        moves = moves or bool(np.abs(frame - first).max() > FLAT_TOLERANCE)
         if number in wanted:
             kept[number] = frame
     return crop(np.stack([kept[number] for number in wanted]), size), moves
@@ -217,7 +217,9 @@ def read(
     info = index or probe(path)
     if count is None:
         count = len(range(start, info.frames, stride))
-    if start >= starts(info, count, stride, fps):
+    if start >= num_starts(info, count, stride, fps):
         raise ValueError(f"no clip of {count} frames starts at frame {start}")
-    video = read_frames(info, clip(info, start, count, stride, fps).tolist(), size)
+    video = read_frames(
+        info, clip_frames(info, start, count, stride, fps).tolist(), size
+    )
     return video if size is None else crop(video, size)

@@ -19,7 +19,11 @@ MAX_PIXELS = 8192 * 4320  # a frame; full 8K (a 0.75 MB PNG can declare 256 mill
 MAX_FRAMES = 1_000_000  # a file; nine hours at 30 fps, 8 MB of time stamps
 MAX_SECONDS = 12 * 3600.0
 
-OPEN_RIFF = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes of a file that was written as a stream
+UNKNOWN_RIFF_SIZES = (
+    0,
+    0x7FFFFFFF,
+    0xFFFFFFFF,
+)  # sizes of a file that was written as a stream
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi"]
@@ -45,7 +49,7 @@ PACKETS = {
     "mpegts": re.compile(rb"(?:G.{187}){3}G|(?:G.{203}){3}G", re.DOTALL),
     "m2ts": re.compile(rb"(?:G.{191}){3}G", re.DOTALL),
 }
-HEAD = 8192
+HEADER_BYTES = 8192
 FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}  # of mp4
 
 
@@ -61,7 +65,7 @@ class BadVideo(Exception):
         self.path, self.reason, self.lasting = str(path), reason, lasting
 
 
-def kind(path: str | os.PathLike) -> str:
+def detect_kind(path: str | os.PathLike) -> str:
     """Name the container of a regular file by its first bytes.
 
     Returns mp4, mov, webm or a key of MAGIC or PACKETS; "frames" for a folder. Raises
@@ -74,7 +78,7 @@ def kind(path: str | os.PathLike) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise BadVideo(path, "not a regular file")
         with open(path, "rb") as file:
-            found = _by_magic(path, file.read(HEAD), status.st_size)
+            found = _by_magic(path, file.read(HEADER_BYTES), status.st_size)
             declared = _declared_bytes(file, found, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
@@ -118,7 +122,7 @@ def _declared_bytes(file, found: str, size: int) -> int:
     if found in {"avi", "webp"}:  # RIFF chunk: size after 8 bytes
         file.seek(4)
         length = struct.unpack("<I", file.read(4))[0]
-        if found == "avi" and (length in OPEN_RIFF or length <= size + 1):
+        if found == "avi" and (length in UNKNOWN_RIFF_SIZES or length <= size + 1):
             return 0  # some writers count the 8 bytes in front too, and one of padding
         return 8 + length
     if found in {"mkv", "webm"}:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vdm_jax.video_io.files import BadVideo
 
-SAME_RATE = 0.01  # 23.976 and 24 fps are one rate: frames are taken one by one
+RATE_TOLERANCE = 0.01  # 23.976 and 24 fps are one rate: frames are taken one by one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class VideoInfo:
         return cls(**fields)
 
 
-def starts(
+def num_starts(
     info: VideoInfo, count: int, stride: int = 1, fps: float | None = None
 ) -> int:
     """How many frames of a video can start a clip of ``count`` frames.
@@ -119,7 +119,7 @@ def starts(
     return number
 
 
-def clip(
+def clip_frames(
     info: VideoInfo, start: int, count: int, stride: int = 1, fps: float | None = None
 ) -> np.ndarray:
     """Frame numbers int64 [count] of the clip that starts at frame ``start``.
@@ -141,16 +141,18 @@ def _by_time(info: VideoInfo, fps: float | None) -> bool:
     """Whether clips are chosen by time stamps. Raises BadVideo for too slow a file."""
     if not fps or info.fps is None:
         return False
-    if info.fps < fps * (1 - SAME_RATE):
+    if info.fps < fps * (1 - RATE_TOLERANCE):
         raise BadVideo(
             info.path,
             f"its {info.fps:.3g} frames a second are below the {fps:.3g} asked for: "
             "frames would repeat",
         )
-    return info.variable or info.fps > fps * (1 + SAME_RATE)
+    return info.variable or info.fps > fps * (1 + RATE_TOLERANCE)
 
 
-def describe(info: VideoInfo, stride: int = 1, fps: float | None = None) -> str:
+def describe_frame_selection(
+    info: VideoInfo, stride: int = 1, fps: float | None = None
+) -> str:
     """Say in words how frames are taken from a video."""
     rate = "no clock" if info.fps is None else f"{info.fps:.4g} fps"
     if info.variable:
@@ -161,7 +163,7 @@ def describe(info: VideoInfo, stride: int = 1, fps: float | None = None) -> str:
     return f"{every} (file: {rate})"
 
 
-def cost(info: VideoInfo, span: int) -> float:
+def seek_cost(info: VideoInfo, span: int) -> float:
     """Frames decoded on average for a random clip of ``span`` frames by seeking."""
     first = np.arange(max(1, info.frames - span + 1))
     before = info.keyframes[np.searchsorted(info.keyframes, first, side="right") - 1]

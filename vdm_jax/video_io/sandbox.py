@@ -31,9 +31,11 @@ from vdm_jax.video_io import cache, decode
 from vdm_jax.video_io.files import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-MEMORY = 6 << 30  # bytes of address space: sixteen 8K frames in a decoder, and Python
+MEMORY_LIMIT = (
+    6 << 30
+)  # bytes of address space: sixteen 8K frames in a decoder, and Python
 # Time limit: this much, and the work at a tenth of what a slow core does.
-PATIENCE, BYTES_A_SECOND, PIXELS_A_SECOND = 60.0, 20e6, 5e6
+TIMEOUT, BYTES_A_SECOND, PIXELS_A_SECOND = 60.0, 20e6, 5e6
 
 # The program of a child: arguments are the limit, this package's file, and sys.path.
 # The package is loaded from its file, so that the folder it lies in is no place to
@@ -52,7 +54,7 @@ sandbox.serve(int(memory))
 """
 
 
-class Guard:
+class SandboxedDecoder:
     """probe, inspect, read_frames, survey and fill_entry, done by child processes.
 
     There is a child for each thread that calls. Children start when needed and end with
@@ -60,8 +62,8 @@ class Guard:
     travels without them.
     """
 
-    def __init__(self, patience: float = PATIENCE, memory: int = MEMORY):
-        self.patience, self.memory = patience, memory
+    def __init__(self, timeout: float = TIMEOUT, memory: int = MEMORY_LIMIT):
+        self.timeout, self.memory = timeout, memory
         self._start()
 
     def _start(self) -> None:
@@ -70,7 +72,7 @@ class Guard:
         self._end = weakref.finalize(self, _end_all, self._idle)
 
     def __getstate__(self) -> dict:
-        return {"patience": self.patience, "memory": self.memory}
+        return {"patience": self.timeout, "memory": self.memory}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -115,7 +117,7 @@ class Guard:
         request = {"do": "fill", "size": size, "place": os.path.abspath(place)}
         self._call(info.path, request, info)
 
-    def survey(
+    def decode_previews(
         self, info: VideoInfo, size: tuple[int, int], previews: int
     ) -> tuple[np.ndarray, bool]:
         """As decode.survey."""
@@ -131,7 +133,7 @@ class Guard:
         if info:  # a child's current folder is that of its start
             request |= {"info": info.to_json() | {"path": os.path.abspath(path)}}
         work = size / BYTES_A_SECOND + pixels / PIXELS_A_SECOND
-        deadline = time.monotonic() + self.patience + work
+        deadline = time.monotonic() + self.timeout + work
         with self._lock:
             child = self._idle.pop() if self._idle else None
         child = child or self._spawn(deadline)
@@ -144,7 +146,7 @@ class Guard:
                 video = np.frombuffer(data, np.uint8).reshape(answer["shape"])
         except TimeoutError:
             _kill(child)
-            spent = self.patience + work
+            spent = self.timeout + work
             raise BadVideo(
                 path, f"no answer from the decoder in {spent:.0f} s", lasting=False
             ) from None
@@ -246,7 +248,7 @@ def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
         video = decode.read_frames(info, request["numbers"], size)
         return {"shape": video.shape}, video
     if request["do"] == "survey":
-        video, moves = decode.survey(info, size, request["previews"])
+        video, moves = decode.decode_previews(info, size, request["previews"])
         return {"shape": video.shape, "moves": moves}, video
     shape = (info.frames, *decode.cover_size(info.height, info.width, size))
     cache.write_entry(request["place"], decode.frames(info, size=size), shape)
@@ -264,7 +266,7 @@ def serve(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
-    _tell(output, {})  # ready
+    _write_answer(output, {})  # ready
     for line in sys.stdin.buffer:
         video = None
         try:
@@ -275,10 +277,10 @@ def serve(memory: int) -> None:
             answer = {"memory": True}
         except OSError as error:  # of the cache: no room, no right to write
             answer = {"os_error": [error.errno, error.strerror]}
-        _tell(output, answer, b"" if video is None else video.tobytes())
+        _write_answer(output, answer, b"" if video is None else video.tobytes())
 
 
-def _tell(output: BinaryIO, answer: dict, pixels: bytes = b"") -> None:
+def _write_answer(output: BinaryIO, answer: dict, pixels: bytes = b"") -> None:
     text = json.dumps(answer).encode()
     output.write(b"%08x" % len(text) + text + pixels)
     output.flush()

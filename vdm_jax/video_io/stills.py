@@ -22,7 +22,7 @@ from vdm_jax.video_io.files import IMAGE_SUFFIXES, BadVideo, check_frame, check_
 from vdm_jax.video_io.info import VideoInfo
 
 # What Pillow raises on broken files; its warning on large ones is made an error.
-BROKEN = (
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -35,7 +35,7 @@ BROKEN = (
 FORMATS = ["GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF"]
 
 
-UNBOUNDED = {"F": "floating-point", "I": "32-bit or signed"}
+UNSUPPORTED_MODES = {"F": "floating-point", "I": "32-bit or signed"}
 
 
 @contextlib.contextmanager
@@ -50,13 +50,15 @@ def _opened(path: Any) -> Iterator[Image.Image]:
             image = Image.open(path, formats=FORMATS)
         with image:
             check_frame(path, image.height, image.width)
-            if image.mode in UNBOUNDED:
-                reason = f"{UNBOUNDED[image.mode]} pixels, whose range is not stated"
+            if image.mode in UNSUPPORTED_MODES:
+                reason = (
+                    f"{UNSUPPORTED_MODES[image.mode]} pixels, whose range is not stated"
+                )
                 raise BadVideo(path, reason)
             yield image
     except UnidentifiedImageError as error:
         raise BadVideo(path, _unidentified(path)) from error
-    except BROKEN as error:
+    except PILLOW_ERRORS as error:
         if system := getattr(error, "strerror", None):  # its bytes may be sound
             raise BadVideo(path, f"cannot be opened ({system})", False) from error
         raise BadVideo(path, f"damaged or cut off ({error})") from error
@@ -79,7 +81,7 @@ def _unidentified(path: str | os.PathLike | IO[bytes]) -> str:
     return f"not a picture: no header of {', '.join(FORMATS).lower()}"
 
 
-def rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image -> uint8 [h, w, 3] by the rules at the top."""
     image = _upright(image)
     if image.mode.startswith("I;16"):
@@ -88,19 +90,19 @@ def rgb(image: Image.Image) -> np.ndarray:
         shown[deep == image.info.get("transparency", -1)] = 0
         return np.repeat(shown[..., None], 3, axis=-1)
     if image.has_transparency_data:
-        return on_black(np.asarray(image.convert("RGBA")))
+        return composite_on_black(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data says; as it is stored where these are damaged."""
-    with warnings.catch_warnings(), contextlib.suppress(*BROKEN):
+    with warnings.catch_warnings(), contextlib.suppress(*PILLOW_ERRORS):
         warnings.simplefilter("ignore")
         return ImageOps.exif_transpose(image)
     return image
 
 
-def on_black(pixels: np.ndarray) -> np.ndarray:
+def composite_on_black(pixels: np.ndarray) -> np.ndarray:
     """uint8 [..., 4] -> uint8 [..., 3] as it looks on a black ground."""
     alpha = pixels[..., 3:].astype(np.uint16)
     return ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
@@ -123,10 +125,10 @@ def frame_paths(folder: str | os.PathLike) -> list[Path]:
     )
 
 
-def picture(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
+def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """One picture, of a path or of bytes, as uint8 [h, w, 3]. Raises BadVideo."""
     with _opened(path) as image:
-        return rgb(image)
+        return to_rgb(image)
 
 
 def index(path: str, kind: str) -> VideoInfo:
@@ -142,7 +144,7 @@ def index(path: str, kind: str) -> VideoInfo:
         for number in range(1, frames):
             pts[number] = pts[number - 1] + _milliseconds(image, number - 1)
         check_length(path, frames, float(pts[-1]) / 1000)
-        height, width = rgb(image).shape[:2]
+        height, width = to_rgb(image).shape[:2]
     return _info(path, kind, height, width, pts, Fraction(1, 1000), [0])
 
 
@@ -193,7 +195,7 @@ def _index_folder(path: str) -> VideoInfo:
         raise BadVideo(path, "a folder without pictures as frames")
     check_length(path, len(paths))
     with _naming(path, paths[0]), _opened(paths[0]) as image:
-        height, width = rgb(image).shape[:2]
+        height, width = to_rgb(image).shape[:2]
     pts, every = np.arange(len(paths)), range(len(paths))
     return _info(path, "frames", height, width, pts, None, every)
 
@@ -203,7 +205,7 @@ def _info(path, kind, height, width, pts, time_base, keyframes) -> VideoInfo:
     return VideoInfo(path, kind, kind, height, width, 0, pts, time_base, keys)
 
 
-def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     """The frames ``numbers`` (increasing) as uint8 [h, w, 3]. Raises BadVideo."""
     if info.kind == "frames":
         try:
@@ -214,13 +216,13 @@ def pictures(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
             raise BadVideo(info.path, f"{len(paths)} frames now, {info.frames} before")
         for number in numbers:
             with _naming(info.path, paths[number]), _opened(paths[number]) as image:
-                pixels = rgb(image)
+                pixels = to_rgb(image)
             yield _same_size(pixels, info, paths[number].name)
         return
     with _opened(info.path) as image:
         for number in numbers:
             image.seek(number)
-            yield _same_size(rgb(image), info, f"frame {number}")
+            yield _same_size(to_rgb(image), info, f"frame {number}")
 
 
 def _same_size(pixels: np.ndarray, info: VideoInfo, name: str) -> np.ndarray:

@@ -17,16 +17,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.errors import UserError
 from vdm_jax.files import (
-    Damaged,
+    CorruptFile,
+    explain_write_errors,
     make_folder,
-    read_arrays,
+    read_npz_arrays,
     write_bytes,
     write_json,
-    writing,
 )
 
 GUTTER = 2  # pixels between the frames of a sheet
-BACKGROUND, INK = (245, 245, 245), (20, 20, 20)
+BACKGROUND, TEXT_COLOR = (245, 245, 245), (20, 20, 20)
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and of the 16..235 range
 
 
@@ -35,12 +35,14 @@ def display_scale(height: int, width: int, short_side: int = 128) -> int:
     return max(1, -(-short_side // min(height, width)))
 
 
-def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
+def repeat_pixels(video: np.ndarray, scale: int) -> np.ndarray:
     """[..., h, w, c] -> [..., h*scale, w*scale, c] by repeating pixels: no blur."""
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def tile(videos: np.ndarray, columns: int | None = None, gutter: int = 1) -> np.ndarray:
+def video_grid(
+    videos: np.ndarray, columns: int | None = None, gutter: int = 1
+) -> np.ndarray:
     """[n, f, h, w, c] -> one video [f, H, W, c] showing all of them in a grid."""
     number, frames, height, width, channels = videos.shape
     columns = columns or int(np.ceil(np.sqrt(number)))
@@ -81,7 +83,7 @@ def write_video(
     last row or column twice. Raises UserError if the file exists.
     """
     video = _rgb(video)
-    video = enlarge(video, scale or display_scale(*video.shape[1:3]))
+    video = repeat_pixels(video, scale or display_scale(*video.shape[1:3]))
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
     content = io.BytesIO()
@@ -174,10 +176,10 @@ def write_sheet(
         top = GUTTER + row * row_height
         if labels is not None:
             text = _fit(labels[row], font, sheet.width - 2 * GUTTER)
-            draw.text((GUTTER, top), text, fill=INK, font=font)
+            draw.text((GUTTER, top), text, fill=TEXT_COLOR, font=font)
         places = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
         for column, place in enumerate(places.astype(int)):
-            cell = Image.fromarray(enlarge(video[place], scale))
+            cell = Image.fromarray(repeat_pixels(video[place], scale))
             left = GUTTER + column * (width + GUTTER)
             sheet.paste(cell, (left, top + text_height))
     content = io.BytesIO()
@@ -195,15 +197,15 @@ def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> 
 def read_npz(path: str | Path, rows: int | None = None) -> np.ndarray:
     """Return videos that ``write_npz`` wrote, all or the first ``rows`` of them.
 
-    Raises files.Damaged for other bytes.
+    Raises files.CorruptFile for other bytes.
     """
-    videos = read_arrays(path, rows).get("videos", np.zeros(0))
+    videos = read_npz_arrays(path, rows).get("videos", np.zeros(0))
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
-        raise Damaged(
+        raise CorruptFile(
             f"videos of {videos.dtype} {videos.shape}, not uint8 [n, f, h, w, 1 or 3]"
         )
     if not videos.size:
-        raise Damaged("it holds no video")
+        raise CorruptFile("it holds no video")
     return videos
 
 
@@ -215,7 +217,9 @@ def _fit(text: str, font, width: int) -> str:
     return text
 
 
-def claim(folder: str | Path, stem: str, overwrite: bool = False) -> list[Path]:
+def check_output_folder(
+    folder: str | Path, stem: str, overwrite: bool = False
+) -> list[Path]:
     """Make ``folder``; return the outputs of ``stem`` that stand there.
 
     Called before the work, so that an hour of sampling does not end at a name taken.
@@ -231,7 +235,7 @@ def claim(folder: str | Path, stem: str, overwrite: bool = False) -> list[Path]:
     return taken
 
 
-def write_all(
+def write_samples(
     folder: str | Path,
     stem: str,
     videos: np.ndarray,
@@ -252,13 +256,13 @@ def write_all(
     Raises UserError where one cannot be written; it says if the array could.
     """
     folder = Path(folder)
-    taken = claim(folder, stem, overwrite)
+    taken = check_output_folder(folder, stem, overwrite)
     arrays, about = folder / f"{stem}.npz", folder / f"{stem}.json"
-    with writing(about):
+    with explain_write_errors(about):
         about.unlink(missing_ok=True)  # first: it says that the rest is there
     write_npz(arrays, videos, overwrite)
     try:
-        with writing(folder):
+        with explain_write_errors(folder):
             for path in {*taken} - {arrays, about}:
                 path.unlink()
         return _write_shown(folder, stem, videos, fps, meta, labels)
@@ -272,9 +276,9 @@ def _write_shown(folder, stem, videos, fps, meta, labels) -> list[Path]:
     for path, video in zip(paths, videos, strict=True):
         write_video(path, video, fps)
     scale = display_scale(*videos.shape[2:4], short_side=96)
-    grid = enlarge(tile(videos, gutter=1), scale)
+    grid = repeat_pixels(video_grid(videos, gutter=1), scale)
     write_video(folder / f"{stem}.mp4", grid, fps, scale=1)
-    write_gif(folder / f"{stem}.gif", tile(videos, gutter=1), fps, scale=scale)
+    write_gif(folder / f"{stem}.gif", video_grid(videos, gutter=1), fps, scale=scale)
     write_sheet(folder / f"{stem}.png", videos, labels=labels)
     described = {**meta, "fps": fps, "shape": list(videos.shape)}
     if labels is not None:

@@ -1,0 +1,200 @@
+"""Extension by replacement and by reconstruction guidance, measured from pixels.
+
+    python experiments/extension/extension.py --workdir=models/bouncing --out=runs/extension
+
+Ten arms (replacement, reconstruction with w_r = 1, 2, 4, 9, each with and without the
+Langevin corrector) add one block to the same 64 first blocks; the best arm of
+reconstruction and of replacement then go on to four. An arm that was measured is not
+run again: the same command resumes. Prints the table; OUT/results.json holds it, and
+OUT/ARM.gif and .png show each arm. One seed.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vdm_jax import runs, sampling, video_io
+from vdm_jax.command import path_type
+from vdm_jax.data import bouncing, shapes
+from vdm_jax.files import atomic_write
+from vdm_jax.metrics import bouncing_motion as measure
+from vdm_jax.metrics import statistics
+
+WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
+CORRECTORS = (0.0, 0.1)
+LONG = 4  # blocks added by the best arms
+SHOWN = 8
+HEADINGS = (
+    "arm", "added", "position", "inside", "ratio", "velocity", "inside", "ratio",
+    "median position", "median inside", "late position",
+    "shape", "colour", "axis", "speed", "all", "fit error", "seconds",
+)  # fmt: skip
+
+
+def name(weight: int, corrector: float, blocks: int) -> str:
+    """As it stands in the table and names the files."""
+    kind = f"reconstruction {weight}" if weight else "replacement"
+    return kind + ", corrected" * (corrector > 0) + f", {blocks} blocks" * (blocks > 1)
+
+
+def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, args):
+    """Videos uint8 [n, f, h, w, c] that open with the blocks `first`, and seconds."""
+    settings = sampling.Settings(
+        steps=args.steps, sampler=args.sampler, ancestral_gamma=args.gamma, langevin_delta=corrector,
+        reconstruction_weight=weight, batch_size=args.batch_size,
+    )  # fmt: skip
+    num, block = first.shape[:2]
+    frames = block + blocks * (block - block // 2)
+    video = np.zeros((num, frames, *first.shape[2:]), first.dtype)
+    mask = np.zeros((num, frames, *first.shape[2:4], 1), bool)
+    video[:, :block], mask[:, :block] = first, True
+    started = time.perf_counter()
+    known = sampling.Observation(video, mask)
+    videos = sampling.extend_in_blocks(
+        loaded.model, loaded.params, num, settings, known, seed=args.seed
+    )
+    return sampling.to_uint8(videos), time.perf_counter() - started
+
+
+def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
+    """Errors of continuation where a block begins, and inside of the first one.
+
+    A shape's place and step in each frame against what the four frames before say, in
+    pixels, averaged over videos: inside the first block, sampled whole; in the first
+    frame of each added stretch; and over the rest of those.
+    """
+    block = geometry.frames
+    before = measure.continuation_errors(videos[:, :block], geometry)
+    errors = measure.continuation_errors(videos, geometry)
+    seams = np.arange(block, videos.shape[1], block - block // 2)
+    late = np.setdiff1d(np.arange(block, videos.shape[1]), seams)
+    inside = {k: e[:, measure.CONTEXT_FRAMES :] for k, e in before.items()}
+    at_seam = {k: e[:, seams] for k, e in errors.items()}
+    same = measure.consistent_attributes(videos, geometry)
+    found = {
+        "inside": {k: float(e.mean()) for k, e in inside.items()},
+        "median inside": {k: float(np.median(e)) for k, e in inside.items()},
+        "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
+        "all": float(same.all(1).mean()),
+        "fit_error": float(measure.moving.detect_shapes(videos)["fit_error"].mean()),
+    }
+    if not len(seams):  # the first blocks themselves
+        return found
+    return found | {
+        "seam": {k: float(e.mean()) for k, e in at_seam.items()},
+        "median seam": {k: float(np.median(e)) for k, e in at_seam.items()},
+        "ratio": {k: float(at_seam[k].mean() / inside[k].mean()) for k in inside},
+        "late": float(errors["position"][:, late].mean()),
+    }
+
+
+def cells(label: str, row: dict) -> list[str]:
+    """One row of the table, formatted; of the first blocks, what there is."""
+    text = [label, str(row["blocks"])]
+    for key in ("position", "velocity"):
+        for of in ("seam", "inside", "ratio"):
+            text.append(f"{row[of][key]:.3f}" if of in row else "–")
+    for of in ("median seam", "median inside"):
+        text.append(f"{row[of]['position']:.3f}" if of in row else "–")
+    text.append(f"{row['late']:.3f}" if "late" in row else "–")
+    text += [f"{row['consistent'][key]:.2f}" for key in measure.NAMES]
+    return (
+        text
+        + [f"{row[k]:.2f}" for k in ("all", "fit_error")]
+        + [f"{row['seconds']:.0f}"]
+    )
+
+
+def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
+    """Held-out videos of any length at the speeds of this geometry."""
+    longer = dataclasses.replace(geometry, frames=frames)
+    clips = []
+    for i in range(num):
+        rng = np.random.default_rng((3, i))
+        label = np.array(np.unravel_index(i % 72, shapes.ATTRIBUTE_SIZES))
+        x, y = bouncing.trajectory(
+            label, rng, longer, step=bouncing.fast_speed(geometry)
+        )
+        grey = shapes.coverage(int(label[0]), x, y, geometry)
+        clips.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
+    return np.stack(clips).astype(np.uint8)
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description="Extension, measured from pixels.")
+    parser.add_argument("--workdir", default="models/bouncing")
+    parser.add_argument("--out", type=path_type, default=Path("runs/extension"))
+    parser.add_argument("--num", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--sampler", default="ancestral")
+    parser.add_argument("--gamma", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch_size", type=int, default=32)
+    args = parser.parse_args()
+    loaded = runs.load(args.workdir)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "results.json"
+    setting = {k: str(v) for k, v in vars(args).items() if k != "out"}
+    results: dict = {"setting": setting}
+    if file.is_file():
+        results = json.loads(file.read_text())
+    if results["setting"] != setting:
+        raise SystemExit(f"{file} was made with {results['setting']}: another --out")
+    rows = results.setdefault("rows", {})
+    geometry = shapes.Geometry(*loaded.model.shape[:3])
+    block = geometry.frames
+
+    def keep(label: str, videos: np.ndarray, blocks: int, seconds: float) -> None:
+        rows[label] = figures(videos, geometry) | {"blocks": blocks, "seconds": seconds}
+        stem = args.out / label.replace(", ", "-").replace(" ", "-")
+        grid = video_io.video_grid(videos[: SHOWN // 2], columns=SHOWN // 2)
+        gif, sheet = stem.with_suffix(".gif"), stem.with_suffix(".png")
+        video_io.write_gif(gif, grid, loaded.config.video.fps, scale=4, overwrite=True)
+        video_io.write_sheet(sheet, videos[:SHOWN], overwrite=True)
+        with atomic_write(file, overwrite=True) as path:
+            path.write_text(json.dumps(results, indent=1) + "\n")
+        print(label, json.dumps(rows[label]), flush=True)
+
+    for blocks in (1, LONG):
+        frames = block + blocks * (block - block // 2)
+        keep(f"real, {blocks} blocks", real(geometry, args.num, frames), blocks, 0.0)
+
+    # The same first blocks for every arm: from noise, nothing asked, no guidance.
+    settings = sampling.Settings(
+        steps=128, sampler="ancestral", ancestral_gamma=0.3, batch_size=args.batch_size
+    )
+    first = sampling.sample(
+        loaded.model, loaded.params, args.num, settings, seed=args.seed + 1
+    )
+
+    if "first blocks" not in rows:
+        keep("first blocks", sampling.to_uint8(first), 0, 0.0)
+
+    def add(weight: int, corrector: float, blocks: int) -> None:
+        label = name(weight, corrector, blocks)
+        if label not in rows:
+            made, seconds = run(loaded, first, weight, corrector, blocks, args)
+            keep(label, made, blocks, seconds)
+
+    arms = [(weight, corrector) for corrector in CORRECTORS for weight in WEIGHTS]
+    for weight, corrector in arms:
+        add(weight, corrector, 1)
+
+    def seam(of: tuple[int, float]) -> float:
+        return rows[name(*of, 1)]["ratio"]["position"]
+
+    for some in ([a for a in arms if a[0]], [a for a in arms if not a[0]]):
+        add(*min(some, key=seam), LONG)
+    table = [cells(label, row) for label, row in rows.items()]
+    print(statistics.format_table(list(HEADINGS), table))
+    print(f"{args.num} videos, {args.steps} steps, {jax.devices()[0].device_kind}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How often two standard errors of a Frechet distance hold what they should hold.
+
+    python -m experiments.frechet_errors.frechet_errors
+
+Gaussian features whose distances are known, 200 data sets a row, 50 beside each of four
+references; the true deviation and the mean, which the intervals should hold in .95 of
+the cases, are of 250 further sets a reference. Beside `distance_error` stands the plain
+bootstrap that it replaced. "equal": white features of one distribution; "apart":
+variances 1 / i, another mean, 1.3 times the deviation. With 4 features a video these
+share their place. Prints a row as it is finished; writes experiments/frechet_errors/frechet_errors.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from vdm_jax.metrics import statistics
+from vdm_jax.metrics.kernel import kernel_distance
+
+SIZES = [(d, n, 1) for d in (16, 64, 256) for n in (48, 100, 200)] + [(64, 48, 4)]
+REFERENCES, SETS, FRESH = 4, 50, 250
+
+
+def populations(kind: str, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, deviations) of the features of a, deviations of those of b, around 0."""
+    if kind == "equal":
+        return np.zeros(d), np.ones(d), np.ones(d)
+    deviations = np.arange(1, d + 1) ** -0.5
+    signs = np.where(np.arange(d) % 2, -1, 1)
+    return 0.3 * deviations * signs, 1.3 * deviations, deviations
+
+
+def expected_kernel(mean1, variance1, mean2, variance2) -> float:
+    """E (x . y / d + 1)^3 of Gaussians of these means and diagonal covariances."""
+    dot, d = mean1 @ mean2, len(mean1)
+    second = (variance1 + mean1**2) @ (variance2 + mean2**2)
+    second += dot**2 - (mean1**2) @ (mean2**2)
+    third = dot**3 + 6 * (mean1 * variance1) @ (mean2 * variance2)
+    of_one = variance2 @ mean1**2 + variance1 @ mean2**2 + variance1 @ variance2
+    third += 3 * dot * of_one
+    return float(1 + 3 * dot / d + 3 * second / d**2 + third / d**3)
+
+
+def bootstrap(a: np.ndarray, b: np.ndarray) -> float:
+    """The deviation of the distance over videos drawn with replacement."""
+    rng, n = np.random.default_rng(0), len(a)
+    return float(
+        np.std(
+            [
+                distance(a[rng.integers(n, size=n)], b)
+                for _ in range(statistics.NUM_HALVES)
+            ]
+        )
+    )
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Of features [n, k, d]."""
+    return statistics.frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
+
+
+def held(figures: np.ndarray, errors: np.ndarray, mean: float) -> list[bool]:
+    """Whether 1.96 errors to either side hold the mean."""
+    return (np.abs(figures - mean) <= 1.96 * errors).tolist()
+
+
+def measure(kind: str, d: int, n: int, k: int) -> dict:
+    """A row."""
+    rng = np.random.default_rng([d, n, k])
+    mean, deviations, of_reference = populations(kind, d)
+
+    def drawn(mean, deviations) -> np.ndarray:
+        if k == 1:
+            return mean + deviations * rng.standard_normal((n, 1, d))
+        place, own = rng.standard_normal((n, 1, d)), rng.standard_normal((n, k, d))
+        return mean + deviations * (0.95**0.5 * place + 0.05**0.5 * own)
+
+    shares: dict[str, list] = {}
+    ratios: dict[str, list] = {}
+    means: dict[str, list] = {}
+    for _ in range(REFERENCES):
+        b = drawn(np.zeros(d), of_reference)
+        fresh = [drawn(mean, deviations) for _ in range(FRESH)]
+        found = {
+            "distance": np.array([distance(a, b) for a in fresh]),
+            "infinite": np.array([statistics.frechet_infinity(a, b, 2) for a in fresh]),
+            "kernel": np.array([kernel_distance(a, b)[0] for a in fresh]),
+        }
+        sets = [drawn(mean, deviations) for _ in range(SETS)]
+        figures = np.array([distance(a, b) for a in sets])
+        infinite = np.array([statistics.frechet_infinity(a, b) for a in sets])
+        errors = np.array([statistics.frechet_error(a, b) for a in sets])
+        kernel, kernel_errors = np.array([kernel_distance(a, b) for a in sets]).T
+        measured = {
+            "distance": (found["distance"], figures, errors),
+            "bootstrap": (
+                found["distance"], figures, np.array([bootstrap(a, b) for a in sets]),
+            ),
+            "infinite": (found["infinite"], infinite, errors),
+            "kernel": (found["kernel"], kernel, kernel_errors),
+        }  # fmt: skip
+        for name, (others, own, error) in measured.items():
+            # Drawn with fewer halves, the fresh ones' deviation is not that of these.
+            spread = np.std(own if name == "infinite" else others)
+            ratios.setdefault(name, []).append(np.mean(error) / spread)
+            shares.setdefault(name, []).extend(held(own, error, np.mean(others)))
+            means.setdefault(name, []).append(np.mean([*others, *own]))
+    variance1, variance2 = deviations**2, of_reference**2
+    kernels = [
+        expected_kernel(*x, *y)
+        for x, y in (
+            2 * ((mean, variance1),),
+            2 * ((0 * mean, variance2),),
+            ((mean, variance1), (0 * mean, variance2)),
+        )
+    ]
+    return {
+        "kind": kind, "d": d, "n": n, "k": k,
+        "true distance": float(mean @ mean + ((deviations - of_reference) ** 2).sum()),
+        "true kernel": kernels[0] + kernels[1] - 2 * kernels[2],
+        **{f"mean {name}": float(np.mean(found)) for name, found in means.items()
+           if name != "bootstrap"},
+        **{f"{name} error over deviation": float(np.mean(found))
+           for name, found in ratios.items()},
+        **{f"{name} coverage": float(np.mean(found)) for name, found in shares.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    rows = []
+    for kind in ("equal", "apart"):
+        for d, n, k in SIZES:
+            rows.append(row := measure(kind, d, n, k))
+            print(", ".join(f"{name} {x:.3g}" if isinstance(x, float) else f"{name} {x}"
+                            for name, x in row.items()), flush=True)  # fmt: skip
+    result = {
+        "rows": rows,
+        "data sets": REFERENCES * SETS,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU",
+        "command": "python -m experiments.frechet_errors.frechet_errors",
+    }
+    path = Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What I3D takes real clips for, and how long it takes for that.
+
+    python experiments/i3d_classes/i3d_classes.py
+
+A clip of 32 consecutive frames, the middle square of the picture, from every scene of
+the clips of vdm_jax/data/clips.py that are installed. Prints the seconds for 16 frames
+in batches of 1, 2 and 4, by the clock and of processor time, and the three likeliest
+classes of each clip. Writes experiments/i3d_classes/i3d_classes.png of PICTURE, whose films have a licence and
+show no one.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from scipy import special
+
+from vdm_jax import video_io
+from vdm_jax.data import clips
+from vdm_jax.errors import UserError
+from vdm_jax.metrics import i3d
+
+FRAMES = 32
+SHOWN = 96  # pixels of a frame in the picture
+PICTURE = "bunny 50, trailer 271, trailer 866, trailer 1067, trailer 1163, city 42"
+
+
+def scenes() -> list[tuple[str, np.ndarray]]:
+    """Name and first frame, and video uint8 [32, 224, 224, 3], of every scene."""
+    found = []
+    for name, footage in clips.FOOTAGE.items():
+        if footage.asset.find() is None:
+            print(f"{name} is not installed: left out", flush=True)
+            continue
+        info = video_io.probe(footage.asset.verified_path())
+        for start, stop in footage.scenes or ((0, info.frames),):
+            if stop - start >= FRAMES:
+                first = (start + stop - FRAMES) // 2
+                size = (i3d.SIZE, i3d.SIZE)
+                video = video_io.read(info.path, first, FRAMES, size=size, index=info)
+                found.append((f"{name} {first}", video))
+    return found
+
+
+def likeliest(logits: np.ndarray, count: int = 3) -> str:
+    """The names of the classes with their probabilities, as one line."""
+    names, shares = i3d.class_names(), special.softmax(logits.astype(np.float64))
+    order = np.argsort(-shares)[:count]
+    return ", ".join(f"{names[i]} {shares[i]:.2f}" for i in order)
+
+
+def seconds(params, batch: int, turns: int = 3) -> tuple[float, float]:
+    """Least seconds a clip of 16 frames, by the clock and of processor time."""
+    videos = np.zeros((batch, 16, 64, 64, 3), np.uint8)
+    i3d.logits(params, videos, batch)  # compiles
+    taken = []
+    for _ in range(turns):
+        started = time.perf_counter(), time.process_time()
+        i3d.logits(params, videos, batch)
+        taken.append(
+            (time.perf_counter() - started[0], time.process_time() - started[1])
+        )
+    clock, processor = np.min(taken, axis=0) / batch
+    return clock, processor
+
+
+def main() -> None:
+    """Print, and write the picture."""
+    parser = argparse.ArgumentParser(description="Classes of real clips by I3D.")
+    parser.add_argument("--out", default="experiments/i3d_classes/i3d_classes.png")
+    args = parser.parse_args()
+    try:
+        params = i3d.load()
+    except UserError as error:
+        parser.error(str(error))
+    for batch in (1, 2, 4):
+        clock, processor = seconds(params, batch)
+        print(
+            f"batch {batch}: {clock:.1f} s a clip of 16 frames, {processor:.1f} s of "
+            "processor time",
+            flush=True,
+        )
+    shown, labels = [], []
+    for name, video in scenes():
+        label = f"{name}: {likeliest(i3d.logits(params, video[None])[0])}"
+        print(label, flush=True)
+        if name in PICTURE.split(", "):
+            shown.append(video_io.resize(video, (SHOWN, SHOWN)))
+            labels.append(label)
+    video_io.write_sheet(args.out, shown, columns=6, labels=labels, overwrite=True)
+
+
+if __name__ == "__main__":
+    main()

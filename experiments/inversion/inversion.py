@@ -1,0 +1,65 @@
+"""There and back: DDIM inversion of real clips, then DDIM, against the clips.
+
+    python experiments/inversion/inversion.py --workdir=models/shapes
+
+Prints the root mean square difference in pixels of [-1, 1] by the number of steps, and
+the slope of its logarithm, which is -1 for a method of first order; and writes them
+into experiments/inversion/inversion.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from vdm_jax import data, runs, sampling
+from vdm_jax.data import pipeline
+from vdm_jax.metrics import statistics
+
+FILE = Path(__file__).with_suffix(".json")
+STEPS = (16, 32, 64, 128, 256, 512)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="DDIM inversion, there and back.")
+    parser.add_argument("--workdir", default="models/shapes")
+    parser.add_argument("--num", type=int, default=32)
+    args = parser.parse_args()
+    loaded = runs.load(args.workdir)
+    model, params, config = loaded.model, loaded.params, loaded.config
+    source = data.open_source(config)
+    batch = pipeline.held_out_batch(config, source, args.num)
+    videos = np.asarray(model.encode(batch["video"]))
+    rms, spread = [], []
+    for steps in STEPS:
+        told: dict = {"labels": batch.get("label")}
+        settings = sampling.Settings(steps=steps, clip_x=0.0, batch_size=args.num)
+        z = sampling.invert(model, params, videos, settings, **told)
+        back = sampling.sample(
+            model, params, args.num, settings, initial_noise=z, **told
+        )
+        rms.append(float(np.sqrt(np.mean((back - videos) ** 2))))
+        spread.append(float(z.std()))
+        print(f"{steps} steps: {rms[-1]:.4f}; inverted noise has mean {z.mean():+.3f}, "
+              f"deviation {spread[-1]:.3f}", flush=True)  # fmt: skip
+    slopes = np.diff(np.log(rms)) / np.diff(np.log(STEPS))
+    rows = [
+        [str(n), f"{r:.4f}", f"{slope:.2f}" if slope < 0 else "–"]
+        for n, r, slope in zip(STEPS, rms, [0, *slopes], strict=True)
+    ]
+    print(statistics.format_table(["steps", "RMS", "slope"], rows))
+    command = f"python experiments/inversion/inversion.py --workdir={args.workdir}"
+    found = {
+        "command": f"{command} --num={args.num}",
+        "steps": STEPS,
+        "rms": rms,
+        "slopes": list(slopes),
+        "deviation of the noise": spread,
+    }
+    FILE.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The last rounds of a distillation in other ways, on the same budget.
+
+    python experiments/last_rounds/last_rounds.py --workdir=runs/distilled
+
+From the student of eight steps to students of four, two and one:
+
+- progressive: the rounds of the workdir itself, each halving the one before;
+- trajectory: straight from the student of eight, whose 8 / n steps are one of the new
+  student's;
+- consistency: from each of the eight points one step of the student of eight, then the
+  new student's own jump to the end of its step, without a gradient (Song et al. 2023;
+  several steps as of Heek et al. 2024).
+
+Equal budgets: as many network passes as the progressive rounds took, a forward pass
+counting 1 and an update 3. Writes a JSON beside this, and prints it as a table.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import data, runs, sampling
+from vdm_jax.command import path_type
+from vdm_jax.data import pipeline
+from vdm_jax.diffusion import distillation, process, schedules
+from vdm_jax.distillation.driver import sample_batch
+from vdm_jax.evaluators import distillations
+from vdm_jax.metrics import statistics
+from vdm_jax.training import optimizer as optim
+from vdm_jax.training import step as steps
+
+POINTS = 8
+FORWARD, UPDATE = 1, 3  # network passes
+
+
+def trajectory(model, teacher, params, x, cond, n: int, keys):
+    """(z, angle, target): POINTS / n steps of the teacher as one."""
+    del params
+    i = distillation.sample_step_index(keys[0], x.shape[0], n)
+    angles = [
+        jnp.where(j == 0, 0.0, model.schedule.angle(j / POINTS))
+        for j in (i * (POINTS // n) - k for k in range(POINTS // n + 1))
+    ]
+    z = _noisy(keys[1], x, angles[0])
+    at, denoise = z, model.denoiser(teacher)
+    for here, there in zip(angles, angles[1:], strict=False):
+        step = schedules.noise_level_from_angle(here)
+        v = process.velocity(denoise(at, step, cond), step)
+        at = distillation.rotate(at, v, here - there)
+    turn = process.append_dims(angles[0] - angles[-1], z)
+    return z, angles[0], (jnp.cos(turn) * z - at) / jnp.sin(turn)
+
+
+def consistency(model, teacher, params, x, cond, n: int, keys):
+    """(z, angle, target): one step of the teacher, then the student's own jump."""
+    j = distillation.sample_step_index(keys[0], x.shape[0], POINTS)
+    length = POINTS // n
+
+    def angle(k):
+        return jnp.where(k == 0, 0.0, model.schedule.angle(k / POINTS))
+
+    at = distillation.StudentStep(
+        angle(j), angle(j - 1), angle((j - 1) // length * length)
+    )
+    z = _noisy(keys[1], x, at.start)
+
+    def v(params, z, angle):
+        step = schedules.noise_level_from_angle(
+            jnp.maximum(angle, model.schedule.angle(0.0))
+        )
+        return process.velocity(model.denoiser(params)(z, step, cond), step)
+
+    first = v(teacher, z, at.start)
+    second = v(params, distillation.rotate(z, first, at.start - at.middle), at.middle)
+    return z, at.start, distillation.merge_two_ddim_steps(z, first, second, at)
+
+
+def _noisy(key, x, angle):
+    step = schedules.noise_level_from_angle(angle)
+    return process.diffuse(x, jax.random.normal(key, x.shape, x.dtype), step)
+
+
+def updates(arm: str, n: int, rounds: list[dict]) -> int:
+    """As many as the passes of the progressive rounds from POINTS down to n pay for."""
+    taken = sum(row["updates"] for row in rounds if n <= row["steps"] < POINTS)
+    each = {"trajectory": POINTS // n * FORWARD, "consistency": 2 * FORWARD}[arm]
+    return round(taken * (UPDATE + 2 * FORWARD) / (UPDATE + each))
+
+
+def train(arm: str, n: int, loaded, count: int, seed: int):
+    """Parameters of a student of n steps after `count` updates, and the seconds."""
+    model, teacher, config = loaded.model, loaded.params, loaded.config
+    target = {"trajectory": trajectory, "consistency": consistency}[arm]
+
+    def loss_fn(params, frozen, batch, key):
+        step_key, noise_key, rest = jax.random.split(key, 3)
+        x, cond, weight = sample_batch(model, batch, rest)
+        if model.guidance_range:
+            cond = model.with_guidance_weight(cond, weight)
+        z, angle, aim = target(model, frozen, params, x, cond, n, (step_key, noise_key))
+        loss = distillation.student_loss(model.denoiser(params), aim, z, angle, cond)
+        return loss.mean(), {}
+
+    tx, rate = optim.optimizer(config.train), optim.learning_rate(config.train)
+    step = jax.jit(
+        steps.make_step(loss_fn, tx, lambda at, frozen: rate(at, count), 0.0),
+        donate_argnums=0,
+    )
+    state = steps.init_state(jax.tree.map(jnp.copy, teacher), tx, False)
+    source = data.open_source(config)
+    batches = pipeline.train_batches(config, source)
+    key, started = jax.random.key(seed), 0.0
+    for number in range(count):
+        batch = next(batches)
+        batch = {name: jnp.asarray(batch[name]) for name in ("video", "label")}
+        state, _ = step(state, teacher, batch, key)
+        if number == 0:
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+    jax.block_until_ready(state)
+    batches.close()
+    return state.params, time.perf_counter() - started
+
+
+def main() -> None:
+    """Every arm, measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=path_type, required=True)
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=path_type, default=Path(__file__).with_suffix(".json")
+    )
+    args = parser.parse_args()
+    rounds = json.loads((args.workdir / runs.ROUNDS_FILE).read_text())
+    path = {row["steps"]: args.workdir / row["path"] for row in rounds}
+    begun = json.loads((args.workdir / "distill.json").read_text())
+    eight, teacher = runs.load(path[POINTS]), runs.load(begun["teacher"])
+    source = data.open_source(eight.config)
+    kept = pipeline.held_out_batch(eight.config, source, args.num)
+    measure = distillations.DistillationMetrics(
+        kept["video"], kept["label"], eight.config.data.source
+    )
+
+    def sampled(loaded, params, n: int) -> np.ndarray:
+        own = sampling.Settings.from_config(loaded.config.sample)
+        settings = dataclasses.replace(own, sampler="ddim", steps=n)
+        videos = sampling.sample(
+            loaded.model, params, args.num, settings,
+            labels=kept["label"], seed=args.seed,
+        )  # fmt: skip
+        return sampling.to_uint8(videos)
+
+    measure.reference = sampled(teacher, teacher.params, distillations.MAX_STEPS)
+    rows = []
+
+    def add(arm: str, n: int, count: int, seconds: float, videos) -> None:
+        row = {"row": f"{arm}, {n} steps", "updates": count, "training": seconds}
+        rows.append(row | measure(videos))
+        print(rows[-1], flush=True)
+
+    add("student", POINTS, 0, 0.0, sampled(eight, eight.params, POINTS))
+    for n in (4, 2, 1):
+        own = [row for row in rounds if n <= row["steps"] < POINTS]
+        student = runs.load(path[n])
+        add(
+            "progressive",
+            n,
+            sum(row["updates"] for row in own),
+            sum(row["seconds"] for row in own),
+            sampled(student, student.params, n),
+        )
+        for arm in ("trajectory", "consistency"):
+            count = updates(arm, n, rounds)
+            params, seconds = train(arm, n, eight, count, args.seed)
+            add(arm, n, count, seconds, sampled(eight, params, n))
+    columns = {"updates": ("updates", ",d"), "training": ("s", ".0f")}
+    shown = (
+        {"row": ("", "")}
+        | columns
+        | {
+            key: distillations.COLUMNS[key]
+            for key in ("joint", "fit_error", "spread", "frame_fd", "motion_fd", "off")
+        }
+    )
+    print(
+        statistics.format_table(
+            [heading for heading, _ in shown.values()],
+            [[format(row[k], form) for k, (_, form) in shown.items()] for row in rows],
+        )
+    )
+    report = {
+        "rows": rows,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

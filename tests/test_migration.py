@@ -1,0 +1,119 @@
+"""Old names: stored files are read under the new ones, command lines name them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from configs import base, shapes
+from vdm_jax import config_files, migration, runs
+from vdm_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CHANGED_NAMES = [row for row in migration.RENAMED if row.old != row.new]
+VALUES = {"metric": "joint", "guidance_range": [0.0, 2.0]}
+SHIPPED = sorted(
+    path.parent
+    for folder in ("models", "cascades")
+    for path in (ROOT / folder).rglob("config.json")
+)
+
+
+def present_fields(section: str) -> set[str]:
+    """Names of a section in the present configs; of the levels, those of one level."""
+    if section == "network.levels":
+        return {"channels", "blocks", "layers", "layers_after_last_block_only"}
+    configs = base.base(), base.distillation()
+    return {name for config in configs for name in config.get(section, {})}
+
+
+def ids(row: migration.RenamedField) -> str:
+    return f"{row.section}.{row.old}"
+
+
+@pytest.mark.parametrize("row", CHANGED_NAMES, ids=ids)
+def test_the_new_name_is_a_field_and_the_old_one_is_none(row):
+    assert row.new in present_fields(row.section)
+    assert row.old not in present_fields(row.section)
+
+
+def test_no_field_is_renamed_twice():
+    """A second pass over a file changes nothing: no new name is another's old one."""
+    rows = {(row.section, row.old) for row in CHANGED_NAMES}
+    assert len(rows) == len(CHANGED_NAMES)
+    assert not rows & {(row.section, row.new) for row in CHANGED_NAMES}
+
+
+@pytest.mark.parametrize("row", migration.RENAMED, ids=ids)
+def test_a_stored_field_is_read_under_its_new_name(row):
+    value = VALUES.get(row.old, 0.25)
+    if row.section == "network.levels":
+        fields = {"levels": [{"channels": 8, row.old: value}]}
+        (level,) = migration.migrate({"network": fields})["network"]["levels"]
+        assert level == {"channels": 8, row.new: value}
+        return
+    stored = {row.section: {row.old: value, "other": 1}}
+    if row.requires:
+        stored[row.section][row.requires] = 0.0
+    section = migration.rename(stored)[row.section]
+    assert section[row.new] == row.convert(value) and section["other"] == 1
+    assert row.old == row.new or row.old not in section
+    assert row.old in stored[row.section]  # the caller's dict is left as it was
+
+
+def test_a_new_name_in_a_file_counts_more_than_the_old_one():
+    fields = migration.rename({"train": {"ema": 0.5, "ema_decay": 0.9}})
+    assert fields == {"train": {"ema_decay": 0.9}}
+
+
+def test_reading_twice_changes_nothing():
+    stored = json.loads((ROOT / "models/shapes/config.json").read_text())
+    once = migration.migrate(stored)
+    assert migration.migrate(once) == once != stored
+
+
+@pytest.mark.parametrize("damaged", [None, [1], "x", {"levels": 3}, {"levels": [3]}])
+def test_what_is_no_section_is_left_as_it_is(damaged):
+    assert migration.rename({"network": damaged}) == {"network": damaged}
+
+
+@pytest.mark.parametrize("row", CHANGED_NAMES, ids=ids)
+def test_an_old_flag_is_refused_and_its_new_name_is_said(row, capsys):
+    section = row.section.replace("levels", "levels[0]")
+    name = "distill_shapes" if row.section == "distill" else "shapes"
+    argv = ["", f"--config={ROOT}/configs/{name}.py", f"--config.{section}.{row.old}=1"]
+    values = flags.FlagValues()
+    config_files.define_config_flag(values, argv)
+    expected = f"--config.{section}.{row.old} is --config.{section}.{row.new} now"
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        config_files.parse_flags(values, argv)
+    assert caught.value.status == 2 and "\n" not in str(caught.value)
+
+
+def test_a_flag_that_is_no_old_name_has_no_new_one():
+    for flag in ("--config.train.steps=3", "--config.train.ema_decay=0.9", "--config"):
+        assert migration.new_flag(flag) == ""
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_shipped_config_has_the_fields_of_a_new_one(folder):
+    """Each is stored with old names; after reading, no field is unknown."""
+    config = runs.read_config(folder)
+    new = shapes.get_config()
+    for section in ("data", "network", "conditioning", "diffusion", "stage", "train"):
+        assert {*config[section]} <= {*new[section]}, section
+
+
+def test_the_documented_tables_are_the_tables():
+    text = (ROOT / "docs" / "migration.md").read_text()
+    documented = set(re.findall(r"^\| `([\w.\[\]]+)` \| `([\w.\[\]]+)` \|", text, re.M))
+    fields = {
+        tuple(
+            f"{row.section}.{name}".replace("levels.", "levels[].")
+            for name in (row.old, row.new)
+        )
+        for row in CHANGED_NAMES
+    }
+    assert fields <= documented

@@ -1,0 +1,255 @@
+"""Names that changed: what is read from disk is translated, and never rewritten.
+
+A file of an earlier version keeps its text. Whatever reads one passes it through here
+first, so that the rest of the library knows the present names only:
+
+  migrate, rename       fields of config.json and distill.json
+  rename_fields         one section of them; "sample" is a stage of cascade.toml too
+  migrate_fingerprint   the data's fingerprint in a checkpoint
+  migrate_path          paths of parameters, such as network/down/conv_in/kernel; they
+                        are the names of the Flax modules
+
+On a command line an old name is refused, with the new one in the message (`new_flag`).
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+def unchanged(value: Any) -> Any:
+    """Return the value: most fields changed their name only."""
+    return value
+
+
+def default_weight(weight: Any) -> Any:
+    """Return None for 9, which every config said before what is observed decided."""
+    return None if weight == 9.0 else weight
+
+
+class RenamedField(NamedTuple):
+    """A config field of an earlier version.
+
+    section: of the config; "network.levels" means each level of the network.
+    old, new: names. They are equal where only the value is written differently.
+    convert: old value -> new value.
+    requires: "" or the old name of another field of the section. The row holds only for
+      files that have it, which tells an old file from a new one where `old` is `new`.
+    note: what a user who types the old flag must know about the value.
+    """
+
+    section: str
+    old: str
+    new: str
+    convert: Callable[[Any], Any] = unchanged
+    requires: str = ""
+    note: str = ""
+
+
+METRICS = {"agreement": "r2_to_teacher", "joint": "shape_accuracy"}
+
+RENAMED = (
+    RenamedField("data", "images", "joint_image_frames"),
+    RenamedField("data", "unseen", "held_out_combinations"),
+    RenamedField("data", "held_out", "validation_fraction"),
+    RenamedField("data", "max_bad_share", "max_bad_fraction"),
+    RenamedField("data", "attributes", "label_vocabulary"),
+    RenamedField("data", "embeddings", "text_embeddings_dir"),
+    RenamedField("network.levels", "mixing", "layers"),
+    RenamedField("network.levels", "once", "layers_after_last_block_only"),
+    RenamedField("network", "middle", "mid_layers"),
+    RenamedField("network", "patch", "patch_size"),
+    RenamedField("network", "extra_up_block", "skip_downsamples"),
+    RenamedField("conditioning", "width", "cond_dim"),
+    RenamedField("conditioning", "layers", "cond_mlp_layers"),
+    RenamedField("conditioning", "label_drop", "label_dropout"),
+    RenamedField("conditioning", "attribute_drop", "attribute_dropout"),
+    RenamedField("conditioning", "frame_position", "frame_index_embedding"),
+    RenamedField("conditioning", "text_width", "text_dim"),
+    RenamedField("conditioning", "encoder", "text_encoder"),
+    RenamedField("conditioning", "encoder_sha256", "text_encoder_sha256"),
+    RenamedField("conditioning", "text_drop", "text_dropout"),
+    RenamedField("stage", "fill", "temporal_fill"),
+    RenamedField("stage", "noise", "augmentation_time"),
+    RenamedField("stage", "crop", "train_crop"),
+    RenamedField("diffusion", "shift", "logsnr_shift"),
+    RenamedField("diffusion", "noise_shift", "noise_logsnr_shift"),
+    RenamedField("diffusion", "train_shifts", "train_logsnr_shifts"),
+    RenamedField("diffusion", "output", "prediction_type"),
+    RenamedField("diffusion", "student_steps", "distilled_steps"),
+    RenamedField("diffusion", "weighting", "loss_weighting"),
+    RenamedField("train", "decay", "lr_schedule"),
+    RenamedField("train", "final", "end_lr_fraction"),
+    RenamedField("train", "clip", "grad_clip_norm"),
+    RenamedField("train", "ema", "ema_decay"),
+    RenamedField("train", "accumulate", "grad_accum_steps"),
+    RenamedField("train", "preview_every", "sample_every"),
+    RenamedField("train", "validate_every", "eval_every"),
+    RenamedField("train", "max_nonfinite", "max_nonfinite_updates"),
+    RenamedField("sample", "gamma", "ancestral_gamma"),
+    RenamedField("sample", "churn", "s_churn"),
+    RenamedField("sample", "corrector", "langevin_delta"),
+    RenamedField("sample", "schedule", "sampling_schedule"),
+    RenamedField("sample", "combine", "cfg_mode"),
+    RenamedField("sample", "threshold", "clip_x"),
+    RenamedField("sample", "percentile", "dynamic_threshold"),
+    RenamedField("sample", "reconstruction", "reconstruction_weight", default_weight),
+    RenamedField("sample", "snr", "augmentation_snr"),
+    RenamedField("sample", "tiled", "tiled_sampling"),
+    RenamedField("distill", "start", "start_steps"),
+    RenamedField("distill", "end", "end_steps"),
+    RenamedField("distill", "weighting", "loss_weighting"),
+    RenamedField("distill", "told_updates", "guidance_updates"),
+    RenamedField("distill", "told_learning_rate", "guidance_lr"),
+    RenamedField("distill", "updates", "updates_per_round"),
+    RenamedField("distill", "last_updates", "updates_last_rounds"),
+    RenamedField("distill", "late", "time_power"),
+    RenamedField("distill", "metric", "metric", lambda name: METRICS.get(name, name)),
+    RenamedField("distill", "tolerance", "max_metric_drop"),
+)
+
+# Fields younger than some files, with what those did before there was a choice.
+ADDED_FIELDS: dict[str, dict[str, Any]] = {
+    "conditioning": {
+        "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
+    },
+    "data": {"held_out_combinations": 0, "text_embeddings_dir": ""},
+    "diffusion": {
+        "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
+    },
+    "stage": {
+        "kind": "base",
+        "factor": 1,
+        "temporal_fill": "repeat",
+        "augmentation_time": [0.0, 1.0],
+        "train_crop": [],
+    },
+    "train": {"lr_schedule": "cosine"},
+}  # fmt: skip
+
+# A choice between two names of one program.
+REMOVED_FIELDS = {"network": ("attention",)}
+
+# Keys of the data's fingerprint in checkpoints.
+FINGERPRINT = {"images": "joint_image_frames", "images_told": "image_conditions"}
+
+# Consecutive components of a path: version 0.1 -> today; {i} stands for a number.
+# They are translated wherever they occur, since the moments of the optimizer and the
+# EMA repeat the paths of the parameters behind a prefix.
+PARAMETER_PATHS = (
+    ("conditioner/frame", "conditioning_encoder/frame_index"),
+    ("conditioner/guidance", "conditioning_encoder/guidance_weight"),
+    ("conditioner/low", "conditioning_encoder/low_resolution"),
+    ("conditioner/noise", "conditioning_encoder/noise_level"),
+    ("conditioner/text/LayerNorm_0", "conditioning_encoder/text/norm"),
+    ("conditioner", "conditioning_encoder"),
+    ("network/down/stem", "network/down/conv_in"),
+    ("network/down/shrink_{i}", "network/down/downsample_{i}"),
+    ("network/up/grow_{i}", "network/up/upsample_{i}"),
+    ("network/norm", "network/norm_out"),
+    ("network/out", "network/conv_out"),
+)
+
+
+def rename_fields(section: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of one section under their present names, values converted.
+
+    Fields that the table does not have are returned as they are. Where a file has the
+    old and the new name, the new one counts.
+    """
+    rows = {
+        row.old: row
+        for row in RENAMED
+        if row.section == section and (not row.requires or row.requires in fields)
+    }
+    renamed = {
+        row.new: row.convert(value)
+        for name, value in fields.items()
+        if (row := rows.get(name))
+    }
+    return renamed | {n: value for n, value in fields.items() if n not in rows}
+
+
+def rename(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored config or distill.json with the present names.
+
+    What is no section (a damaged file may hold anything) is returned as it is.
+    """
+    renamed = {
+        name: rename_fields(name, fields) if isinstance(fields, dict) else fields
+        for name, fields in config.items()
+    }
+    network = renamed.get("network")
+    if isinstance(network, dict) and isinstance(network.get("levels"), list | tuple):
+        network["levels"] = [
+            rename_fields("network.levels", level) if isinstance(level, dict) else level
+            for level in network["levels"]
+        ]
+    return renamed
+
+
+def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's stored config as the present version would have written it.
+
+    Fields are renamed, removed ones are dropped, and later ones get the value that
+    stands for what the earlier version did.
+    """
+    fields = rename({"stage": {}} | dict(config))
+    for section, removed in REMOVED_FIELDS.items():
+        if isinstance(fields.get(section), dict):
+            fields[section] = {
+                name: value
+                for name, value in fields[section].items()
+                if name not in removed
+            }
+    for section, added in ADDED_FIELDS.items():
+        if isinstance(fields.get(section), dict):
+            fields[section] = added | fields[section]
+    return fields
+
+
+def migrate_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of a checkpoint with the present keys."""
+    return {FINGERPRINT.get(name, name): v for name, v in fingerprint.items()}
+
+
+def new_flag(flag: str) -> str:
+    """Return what a retired flag of a config field is called now, or "".
+
+    flag: a word of the command line, as "--config.train.ema=0.99".
+    """
+    found = re.match(r"--?config\.([\w.\[\]]+)\.(\w+)", flag)
+    if not found:
+        return ""
+    path, name = found.groups()
+    section = re.sub(r"\[\d+\]", "", path)
+    for row in RENAMED:
+        if (row.section, row.old) == (section, name) and row.old != row.new:
+            note = f"; {row.note}" if row.note else ""
+            return f"--config.{path}.{name} is --config.{path}.{row.new} now{note}"
+    return ""
+
+
+def migrate_path(path: str) -> str:
+    """Return today's path of a parameter; paths of today stay as they are."""
+    for former, present in PARAMETER_PATHS:
+        path = _replace(path, former, present)
+    return path
+
+
+def former_path(path: str) -> str:
+    """Return the path that a parameter of today had in version 0.1."""
+    for former, present in PARAMETER_PATHS:
+        path = _replace(path, present, former)
+    return path
+
+
+def _replace(path: str, old: str, new: str) -> str:
+    return _components(old).sub(new.replace("{i}", r"\1"), path)
+
+
+@functools.cache
+def _components(names: str) -> re.Pattern[str]:
+    """Match whole components: neither part of a name before nor after them."""
+    return re.compile(r"(?<![^/])" + names.replace("{i}", r"(\d+)") + r"(?![^/])")
