@@ -36,7 +36,7 @@ def test_a_missing_and_a_damaged_clip_come_with_their_command(monkeypatch):
     monkeypatch.setattr(
         assets.Asset, "find", lambda asset: None if asset.sdist else __file__
     )
-    monkeypatch.setattr(assets.Asset, "intact", lambda asset, path: False)
+    monkeypatch.setattr(assets.Asset, "is_intact", lambda asset, path: False)
     lines = {line.split()[0]: line for line in doctor.report() if "run: " in line}
     for name, footage in clips.FOOTAGE.items():
         assert lines[name].endswith(f"run: {assets.install_command([footage.asset])}")

@@ -1021,7 +1021,7 @@ def test_the_child_reads_the_same(made, child):
     np.testing.assert_equal(vars(child.inspect(str(made["dense.mp4"]))), vars(info))
     here = video_io.read_frames(info, [5, 2, 9], (16, 16))
     assert (child.read_frames(info, [5, 2, 9], (16, 16)) == here).all()
-    previews, moves = child.survey(info, (16, 16), 4)
+    previews, moves = child.decode_previews(info, (16, 16), 4)
     ends = video_io.read_frames(info, [0, FRAMES - 1], (16, 16))
     assert moves and (previews[[0, -1]] == video_io.crop(ends, (16, 16))).all()
 
@@ -1062,8 +1062,8 @@ def test_a_child_out_of_memory_is_a_bad_file(tmp_path):
 
 
 def test_less_memory_may_be_allowed_than_the_limit(made):
-    code = "import sys; from vdm_jax.video_io.sandbox import Guard; "
-    code += "print(Guard().inspect(sys.argv[1]).frames)"
+    code = "import sys; from vdm_jax.video_io.sandbox import SandboxedDecoder; "
+    code += "print(SandboxedDecoder().inspect(sys.argv[1]).frames)"
     limited = ["sh", "-c", 'ulimit -v 3000000; exec "$@"', "sh", sys.executable, "-c"]
     done = subprocess.run(
         [*limited, code, made["a.mkv"]], capture_output=True, text=True
@@ -1094,7 +1094,7 @@ def test_the_child_imports_nothing_from_the_current_folder(made, tmp_path, monke
 
 def test_children_end_with_their_parent(made):
     code = (
-        "import os, sys; from vdm_jax.video_io.sandbox import Guard; g = Guard();"
+        "import os, sys; from vdm_jax.video_io.sandbox import SandboxedDecoder; g = SandboxedDecoder();"
         "g.inspect(sys.argv[1]); print(g._idle[0].pid, flush=True);"
         "os.kill(os.getpid(), 9)"
     )

@@ -142,7 +142,7 @@ def _asset(name: str, asset, found: str) -> str:
         return f"  {name:12} {error}"
     if path is None:
         found = f"missing; run: {install_command([asset])}"
-    elif not asset.intact(path):
+    elif not asset.is_intact(path):
         found = f"not the file that is known; run: {install_command([asset])}"
     return f"  {name:12} {asset.package} {asset.version}: {found}"
 

@@ -415,7 +415,7 @@ def _write(given: argparse.Namespace) -> str:
         dtype=given.dtype,
         param_dtype=given.param_dtype,
     )
-    return f"{len(made)} captions of up to {made.longest} tokens in {given.out}"
+    return f"{len(made)} captions of up to {made.max_tokens} tokens in {given.out}"
 
 
 def write_embeddings(

@@ -77,7 +77,7 @@ class Here:
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     """Open tmp_path/videos, with settings."""
-    monkeypatch.setattr(folder, "Guard", Here)
+    monkeypatch.setattr(folder, "SandboxedDecoder", Here)
     root, store = tmp_path / "videos", tmp_path / "cache"
     return lambda **changes: folder.open_folder(config(root, store, **changes))
 

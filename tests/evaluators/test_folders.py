@@ -32,7 +32,7 @@ class InProcess:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "Guard", InProcess)
+    monkeypatch.setattr(folders, "SandboxedDecoder", InProcess)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     videos = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 8, 3), dtype=np.uint8)
     for number, video in enumerate(videos):
@@ -59,7 +59,7 @@ def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
 
 
 def test_a_flat_video_keeps_a_row_of_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "Guard", InProcess)
+    monkeypatch.setattr(folders, "SandboxedDecoder", InProcess)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "videos" / "flat").mkdir(parents=True)
     strip = np.arange(2000, dtype=np.uint8).repeat(2).reshape(1, 2000, 2)

@@ -2,7 +2,7 @@
 
     make .venv-peer/ready
     .venv-peer/bin/python -m tests.metrics.record_i3d $(.venv/bin/python -c \
-      "from vdm_jax.metrics.i3d import WEIGHTS; print(WEIGHTS.verified())")
+      "from vdm_jax.metrics.i3d import WEIGHTS; print(WEIGHTS.verified_path())")
 
 Writes tests/metrics/data/i3d.npz. In float64, with batch norms as they are stored,
 with TensorFlow's padding written out; the layers in the order of Carreira and Zisserman
