@@ -123,7 +123,7 @@ def base() -> ConfigDict:
         s_churn=0.0,  # of Heun's: S_churn of EDM
         langevin_delta=0.0,  # delta of a Langevin step after each step; 0 is off
         sampling_schedule="",  # of the steps; "": the model's own, for dpm and heun "karras"
-        guidance=0.0,  # w of (1 + w) conditional - w unconditional
+        guidance_scale=1.0,  # s of uncond + s (cond - uncond); 1 is off
         # Or interval:LOW:HIGH (logsnr), oscillating:LOW:FIRST, frames:FIRST.
         guidance_schedule="constant",
         cfg_mode="linear",  # or "rescaled", "projected": how guidance mixes
@@ -151,7 +151,7 @@ def distillation() -> ConfigDict:
         # them. (Of a stochastic one, whose steps are double, the teacher takes half.)
         start_steps=1024,
         end_steps=8,  # of the last student
-        guidance=(),  # lowest and highest weight w to be told; () is unguided
+        guidance_range=(),  # lowest and highest scale s of the student; () is unguided
         sampler="ddim",  # of the students, or "stochastic", which knows double steps
         loss_weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
         # Of the first round of a guided distillation, which has more to learn:

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.source = "bouncing"
     # Mostly without a label: what goes on must be read from the frames before.
     config.conditioning.label_dropout = 0.9
-    config.sample.update(guidance=0.0, label="none")
+    config.sample.update(guidance_scale=1.0, label="none")
     if not variant:
         config.init_from = "models/shapes"
         config.sample.update(steps=64, sampler="ancestral", ancestral_gamma=0.3)

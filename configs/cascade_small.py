@@ -91,11 +91,15 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     steps = 64 if stage == "base" else 32
     config.sample.update(
-        steps=steps, sampler="ddim", guidance=1.0, augmentation_snr=5.0, batch_size=64
+        steps=steps,
+        sampler="ddim",
+        guidance_scale=2.0,
+        augmentation_snr=5.0,
+        batch_size=64,
     )
 
     if variant == "smoke":
         smoke(config)
         config.conditioning.update(text_dim=0, text_dropout=0.0)
-        config.sample.guidance = 0.0
+        config.sample.guidance_scale = 1.0
     return config.lock()

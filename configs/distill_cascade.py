@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start_steps=32,
         end_steps=8,
-        guidance=(0.0, 2.0),
+        guidance_range=(1.0, 3.0),
         guidance_updates=600,
         guidance_lr=2e-3,
         updates_per_round=300,
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.distill.update(
             start_steps=4,
             end_steps=2,
-            guidance=(),
+            guidance_range=(),
             updates_per_round=2,
             updates_last_rounds=2,
             num=2,

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start_steps=128,
         end_steps=1,
-        guidance=(0.0, 2.0),
+        guidance_range=(1.0, 3.0),
         guidance_updates=4000,
         guidance_lr=2e-3,
         updates_per_round=300,

@@ -87,7 +87,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     config.sample.update(
         steps=256 if stage == "base" else 128,
-        guidance=6.0,
+        guidance_scale=7.0,
         augmentation_snr=5.0,
         dynamic_threshold=99.5,
     )
@@ -96,5 +96,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         smoke(config)
         config.data.update(source="shapes", target_fps=0.0, joint_image_frames=2)
         config.conditioning.update(text_dim=0, text_dropout=0.0)
-        config.sample.guidance = 0.0
+        config.sample.guidance_scale = 1.0
     return config.lock()

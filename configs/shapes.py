@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
         sample_every=500,
         eval_every=500,
     )
-    config.sample.update(steps=32, sampler="ddim", guidance=1.0, batch_size=64)
+    config.sample.update(steps=32, sampler="ddim", guidance_scale=2.0, batch_size=64)
 
     if variant == "demo":
         config.train.update(steps=1250, sample_every=250, eval_every=250)

@@ -62,9 +62,9 @@ def main() -> None:
     rows = []
     for name, each in both.items():
         seconds = statistics.median(taken[name])
-        rows.append({"name": name, "calls": cascades.nfe(each), "seconds": seconds})
+        rows.append({"name": name, "nfe": cascades.nfe(each), "seconds": seconds})
         print(f"{name}: {rows[-1]['calls']} calls a video, {seconds:.1f} s")
-    fewer, faster = (rows[0][key] / rows[1][key] for key in ("calls", "seconds"))
+    fewer, faster = (rows[0][key] / rows[1][key] for key in ("nfe", "seconds"))
     print(f"{fewer:.1f} times fewer calls, {faster:.1f} times faster")
     found = {
         "command": f"python -m perf.cascade_speed {shlex.join(sys.argv[1:])}",

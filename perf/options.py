@@ -48,10 +48,10 @@ OPTIONS = {
         "dtype=bfloat16",
         "remat=dots",
         "remat=full",
-        "accumulate=2",
-        "accumulate=4",
+        "grad_accum_steps=2",
+        "grad_accum_steps=4",
         "optimizer=muon",
-        "ema=0",
+        "ema_decay=0",
     ),
     "vdm": (
         "dtype=bfloat16",
@@ -67,8 +67,12 @@ def changes(setting: str, option: str) -> dict[str, dict]:
     found = {name: dict(values) for name, values in SETTINGS[setting][1].items()}
     for pair in option.split() if option != "plain" else ():
         field, value = pair.split("=")
-        section = "train" if field in ("accumulate", "optimizer", "ema") else "network"
-        typed = {"accumulate": int, "ema": float}.get(field, str)(value)
+        section = (
+            "train"
+            if field in ("grad_accum_steps", "optimizer", "ema_decay")
+            else "network"
+        )
+        typed = {"grad_accum_steps": int, "ema_decay": float}.get(field, str)(value)
         found.setdefault(section, {})[field] = typed
     return found
 

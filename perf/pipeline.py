@@ -47,7 +47,7 @@ def film(path: Path, keyframes: int) -> None:
         stream = container.add_stream("libx264", rate=24, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size = keyframes
-        for frame in video_io.frames(info, size=size):
+        for frame in video_io.decode_frames(info, size=size):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

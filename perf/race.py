@@ -250,7 +250,7 @@ def programs(
     b = SIZE["batch"]
     config, model = setting(layout, options)
     params = model.init(jax.random.key(0)) if params is None else params
-    tx = optimizer.optimizer(config.train)
+    tx = optimizer.make_optimizer(config.train)
     update = step.make_step(
         step.make_loss(model, "snr_plus_one"),
         tx,

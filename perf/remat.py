@@ -32,7 +32,7 @@ def program(remat: str):
     network = {
         "levels": levels(128, (1,), 2, 32),
         "head_dim": 64,
-        "middle": (),
+        "mid_layers": (),
         "dtype": "bfloat16",
         "remat": remat,
     }

@@ -257,7 +257,7 @@ def full_logs(folder: Path) -> str:
         if len(saved := steps(workdir)) < 1 or saved[-1] == 60:
             raise Wrong(f"saved: {saved}")
     (workdir / "logs").unlink()
-    expect(run(*command), 0, f"going on from step {saved[-1]}")
+    expect(run(*command), 0, f"resuming from step {saved[-1]}")
     return said
 
 
@@ -276,7 +276,7 @@ def full_workdir(folder: Path) -> str:
         if steps(workdir) != before:
             raise Wrong(f"{steps(workdir)} instead of {before}")
         (disk / "fill").unlink()
-        expect(run(*more), 0, f"going on from step {before[-1]}")
+        expect(run(*more), 0, f"resuming from step {before[-1]}")
         return said
 
 

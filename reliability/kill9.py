@@ -91,7 +91,7 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
         child.kill()
     left = names(workdir)
     text = log.read_text()
-    resumed = text.partition("going on from step ")[2].partition(" ")[0]
+    resumed = text.partition("resuming from step ")[2].partition(" ")[0]
     return {
         "moment": moment,
         "resumed": int(resumed or 0),

@@ -1,4 +1,4 @@
-"""Processes compare what must be the same before they compute: vdm_jax/agreement.py."""
+"""The processes of a run compare what they depend on: vdm_jax/agreement.py."""
 
 import threading
 import time
@@ -31,52 +31,50 @@ class Service:
 
 
 def outcomes(monkeypatch, *facts):
-    """What `check` tells each of several processes, played by threads."""
-    service, told = Service(), ["nothing"] * len(facts)
+    """Return what `check` raises in each process; threads stand in for processes."""
+    service, raised = Service(), ["nothing"] * len(facts)
     rank = threading.local()
     state = SimpleNamespace(client=service, num_processes=len(facts))
     monkeypatch.setattr(agreement.distributed, "global_state", state)
     monkeypatch.setattr(agreement.jax, "process_index", lambda: rank.number)
-    monkeypatch.setattr(agreement, "PATIENCE", 10)
-    monkeypatch.setattr(agreement, "_comparisons", iter([0] * len(facts)))
+    monkeypatch.setattr(agreement, "_comparison_numbers", iter([0] * len(facts)))
 
-    def play(number):
+    def run_process(number):
         rank.number = number
         try:
-            agreement.check(facts[number])
+            agreement.check(facts[number], timeout=10)
         except UserError as error:
-            told[number] = f"{error.status}: {error}"
+            raised[number] = f"{error.status}: {error}"
 
-    threads = [threading.Thread(target=play, args=(n,)) for n in range(len(facts))]
+    threads = [
+        threading.Thread(target=run_process, args=(n,)) for n in range(len(facts))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return told
+    return raised
 
 
-def test_what_keeps_one_process_from_beginning_ends_all(monkeypatch):
+def test_an_error_of_one_process_is_raised_on_all(monkeypatch):
     facts = {"command": "train"}
     for failing in range(3):
-        given = [facts] * 3
-        given[failing] = {agreement.ERROR: "no such folder"}
-        told = outcomes(monkeypatch, *given)
-        assert (
-            told
-            == [f"2: process {failing} of this run cannot begin: no such folder"] * 3
-        )
+        processes = [facts] * 3
+        processes[failing] = {agreement.ERROR: "no such folder"}
+        expected = f"2: process {failing} of this run cannot begin: no such folder"
+        assert outcomes(monkeypatch, *processes) == [expected] * 3
 
 
-def test_an_error_is_told_until_they_compute(monkeypatch):
-    asked = []
-    monkeypatch.setattr(agreement, "check", lambda facts, patience: asked.append(facts))
-    monkeypatch.setattr(agreement, "_computing", False)
+def test_an_error_is_broadcast_until_training_starts(monkeypatch):
+    sent = []
+    monkeypatch.setattr(agreement, "check", lambda facts, timeout: sent.append(facts))
+    monkeypatch.setattr(agreement, "_comparing", True)
     agreement.broadcast_error(UserError("no such folder"))
-    assert asked == [{agreement.ERROR: "no such folder"}]
+    assert sent == [{agreement.ERROR: "no such folder"}]
     agreement.broadcast_error(agreement.ProcessMismatch("all know it"))
     agreement.stop_comparing()
     agreement.broadcast_error(UserError("the disk is full"))
-    assert len(asked) == 1
+    assert len(sent) == 1
 
 
 def test_equal_facts_pass(monkeypatch):
@@ -92,17 +90,17 @@ def test_equal_facts_pass(monkeypatch):
         ({"a": {}}, "a.b is 1 in process 0 and 'absent' in process 2"),
     ],
 )
-def test_all_processes_are_told_what_one_has_different(monkeypatch, other, words):
+def test_all_processes_raise_the_difference_of_one(monkeypatch, other, words):
     same = {"a": {"b": 1}}
-    told = outcomes(monkeypatch, same, same, other)
-    assert len(set(told)) == 1 and told[0].startswith("2: ") and words in told[0]
+    raised = outcomes(monkeypatch, same, same, other)
+    assert len(set(raised)) == 1 and raised[0].startswith("2: ") and words in raised[0]
 
 
-def test_a_lone_process_compares_with_nobody():
+def test_a_single_process_compares_with_nobody():
     agreement.check({"anything": object()})
 
 
-def test_a_machine_is_told_by_what_changes_numbers(monkeypatch):
+def test_the_environment_holds_what_changes_results(monkeypatch):
     before = agreement.environment()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=/a")
     after = agreement.environment()
@@ -111,15 +109,15 @@ def test_a_machine_is_told_by_what_changes_numbers(monkeypatch):
     assert before["jax_enable_x64"] == "False" and before["jaxlib"]
 
 
-def test_one_bit_of_an_array_is_seen():
+def test_one_bit_of_an_array_changes_its_checksum():
     arrays = {"a": jnp.arange(4.0), "b": jnp.zeros((2, 3), jnp.bfloat16)}
     other = arrays | {"a": arrays["a"].at[2].add(2.0**-22)}
     assert agreement.arrays_checksum(arrays) == agreement.arrays_checksum(dict(arrays))
     assert agreement.arrays_checksum(arrays) != agreement.arrays_checksum(other)
 
 
-def test_data_of_which_one_clip_differs_are_told(monkeypatch):
-    """As a run compares them: its fingerprint of the data, beside its config."""
+def test_data_that_differ_in_one_clip_are_refused(monkeypatch):
+    """Compared as a run does: the fingerprint of the data, and the config."""
 
     class Clips:
         name, names = "folder", ["a", "b"]
@@ -131,7 +129,7 @@ def test_data_of_which_one_clip_differs_are_told(monkeypatch):
             return 2
 
     config = shapes.get_config("smoke")
-    told = outcomes(
+    raised = outcomes(
         monkeypatch,
         *(
             {"data": pipeline.fingerprint(config, Clips(sizes))}
@@ -139,23 +137,24 @@ def test_data_of_which_one_clip_differs_are_told(monkeypatch):
             for sizes in ([1, 2], [1, 3])
         ),
     )
-    assert len(set(told)) == 1 and "data.digest is " in told[0]
+    assert len(set(raised)) == 1 and "data.digest is " in raised[0]
 
 
-def test_init_from_is_compared_by_what_it_holds_wherever_it_lies(monkeypatch):
-    """A process that is given none makes new parameters, which is told too."""
+def test_init_from_is_compared_by_its_content_not_its_path(monkeypatch):
+    """A process without init_from makes new parameters, which differ too."""
     one, other = (shapes.get_config("smoke").unlock() for _ in range(2))
     one.init_from, other.init_from = "models/shapes", "/elsewhere/shapes"
     assert runs.config_without_paths(one) == runs.config_without_paths(other)
     facts = []
     monkeypatch.setattr(agreement, "check", facts.append)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
-    loaded = runs.load("models/shapes", mesh)
+    trained = runs.load("models/shapes", mesh)
     monkeypatch.undo()
     [read] = facts
     assert read["checksum of params.safetensors"]
-    assert read["config"] == runs.config_without_paths(loaded.config)["config"]
-    told = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
-    assert len(set(told)) == 1 and "checksum of params.safetensors is" in told[0]
-    told = outcomes(monkeypatch, {"new parameters": "1"}, read)
-    assert len(set(told)) == 1 and "new parameters is '1' in process 0" in told[0]
+    assert read["config"] == runs.config_without_paths(trained.config)["config"]
+    raised = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
+    assert len(set(raised)) == 1
+    assert "checksum of params.safetensors is" in raised[0]
+    raised = outcomes(monkeypatch, {"new parameters": "1"}, read)
+    assert len(set(raised)) == 1 and "new parameters is '1' in process 0" in raised[0]

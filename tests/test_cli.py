@@ -54,7 +54,7 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.sample.cfg_mode=sum"], "one of linear, rescaled"),
     ([SMOKE, "--config.diffusion.schedule=sigmoid"], "one of cosine"),
     ([SMOKE, "--config.diffusion.schedule=karras"], "schedule 'karras' has none"),
-    ([SMOKE, "--config.diffusion.noise_logsnr_shift=1"], "noise_shift=1"),
+    ([SMOKE, "--config.diffusion.noise_logsnr_shift=1"], "noise_logsnr_shift=1"),
     ([SMOKE, "--config.sample.steps=0"], "steps=0"),
     ([SMOKE, "--config.sample.label=purple"], "no value 'purple'"),
     ([SMOKE, "--config.conditioning.cond_dim=15"], "must be even"),
@@ -63,11 +63,14 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.diffusion.logsnr_shift=nan"], "shift=nan"),
     (
         [SMOKE, "--config.diffusion.train_logsnr_shifts=('a','b')"],
-        "train_shifts holds 'a'",
+        "train_logsnr_shifts holds 'a'",
     ),
     ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
-    ([SMOKE, "--config.diffusion.distilled_steps=3"], "student_steps=3: only distill"),
-    ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'mixing')"),
+    (
+        [SMOKE, "--config.diffusion.distilled_steps=3"],
+        "distilled_steps=3: only distill",
+    ),
+    ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'layers')"),
     ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds ('(', True)"),
     ([SMOKE, "--num_processes=2", "--coordinator=a:1"], "give all three"),
 ]
@@ -138,13 +141,13 @@ def test_a_run_leaves_what_the_readme_says(run):
 def test_the_same_command_goes_on(run):
     done = call("train", SMOKE, f"--workdir={run}", "--config.train.steps=6")
     assert done.returncode == 0, done.stderr
-    assert "going on from step 4" in done.stdout
+    assert "resuming from step 4" in done.stdout
     assert "train.steps 4 -> 6" in done.stdout
     config = (run / "config.json").read_text()
     refusal = refused("train", SMOKE, f"--workdir={run}", "--config.seed=5")
-    assert "seed=5" in refusal and "begun with 0" in refusal
+    assert "seed=5" in refusal and "started with 0" in refusal
     adam = "--config.train.optimizer=adam"
-    assert "begun with 'muon'" in refused("train", SMOKE, f"--workdir={run}", adam)
+    assert "started with 'muon'" in refused("train", SMOKE, f"--workdir={run}", adam)
     mean = "--config.data.mean=0.5"
     assert "mean is 0.5" in refused("train", SMOKE, f"--workdir={run}", mean)
     assert (run / "config.json").read_text() == config
@@ -160,7 +163,7 @@ def test_an_older_checkpoint_goes_on_past_previews_that_were_made(run, tmp_path)
         "train", SMOKE, f"--workdir={copy}", f"--config.train.steps={newest.name}"
     )
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {int(newest.name) - 2}" in done.stdout
+    assert f"resuming from step {int(newest.name) - 2}" in done.stdout
     assert before == {path.name for path in (copy / "samples").iterdir()}
 
 

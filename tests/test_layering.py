@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("files", "migration"),
+    ("files", "memory", "migration"),
+    ("npz",),
     ("command", "config_files", "scalars"),
     ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

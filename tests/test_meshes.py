@@ -178,7 +178,7 @@ def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tm
     one = stage(tmp_path / "ssr", 1, told)
     assert largest(one, stage(tmp_path / "8", 8, told, *MESHES["4x2"])) < 1e-10
     size = ("--config.video.height=8", "--config.video.width=8")
-    kind = "kind=base", "factor=1", "noise=(0.0, 1.0)"
+    kind = "kind=base", "factor=1", "augmentation_time=(0.0, 1.0)"
     base = *(f"--config.stage.{field}" for field in kind), *size
     stage(tmp_path / "base", 1, told, *base)
     (tmp_path / "cascade.toml").write_text(

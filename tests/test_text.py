@@ -174,7 +174,7 @@ def test_a_folder_gives_the_network_that_its_config_describes(tmp_path, name):
     tokens = found.tokens[:, :24]
     np.testing.assert_allclose(tokens, recorded["tokens"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found.mask[:, :24], mask)
-    assert found.tokens.shape == (3, 32, encoder.width) and encoder.width in (24, 32)
+    assert found.tokens.shape == (3, 32, encoder.dim) and encoder.dim in (24, 32)
 
 
 def test_words_are_cut_as_wordpiece_does_and_never_short(bert):
@@ -310,9 +310,9 @@ def test_a_missing_file_is_named(t5, lost, said):
         ({"num_layers": 10**12}, "num_layers=1000000000000: a number from 1 to 1000"),
         ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon='1': a number between"),
         ({"model_type": [1]}, "model_type=.1.: bert or t5"),
-        ({"num_layers": 3}, "lacks what makes layer_2/"),
-        ({"num_layers": 1}, "holds what the network does not: encoder.block.1"),
-        ({"feed_forward_proj": "relu"}, "holds what the network does not: .*wi_0"),
+        ({"num_layers": 3}, "lacks the tensors of layer_2/"),
+        ({"num_layers": 1}, "has tensors that the network does not have: encoder.block.1"),
+        ({"feed_forward_proj": "relu"}, "has tensors that the network does not have: .*wi_0"),
         ({"feed_forward_proj": "silu"}, "feed_forward_proj='silu': relu or gated-gelu"),
         ({"vocab_size": 50}, r"\(48, 32\), the network of config.json has \(50, 32\)"),
         ({"vocab_size": 14}, "its tokenizer knows 15 tokens, its network 14"),

@@ -1,7 +1,8 @@
-"""What the processes of a run must have in common, compared before they compute.
+"""Check that all processes of a run agree on their config, files and libraries.
 
-Arrays that are called replicated are computed by each process for itself: with another
-config, library or file on one of them they differ, and nothing would say so.
+Each process computes replicated arrays for itself. With another config, library version
+or file on one machine they would differ without an error. So the processes compare what
+they depend on before they compute.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,36 @@ from vdm_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain")
 ENVIRONMENT_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-TIMEOUT = 1800  # seconds for the slowest to come, which may be reading its data
-ERROR = "error"  # the fact of a process that could not get as far as the others
-ERROR_TIMEOUT = 300  # seconds that a process with an error waits to be heard
-_comparisons = itertools.count()
-_computing = False
+TIMEOUT = 1800  # seconds to wait for the slowest, which may still read its data
+ERROR = "error"  # key under which a process reports an error instead of facts
+ERROR_TIMEOUT = 300  # seconds that a process with an error waits for the others
+_comparison_numbers = itertools.count()
+_comparing = True
 
 
 class ProcessMismatch(UserError):
-    """What a comparison found, which all processes know."""
+    """The processes differ, or one of them reported an error; raised on all of them."""
 
 
 def check(facts: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
-    """Raise Disagreement, on all processes, unless all of them give the same facts.
+    """Compare facts between all processes, which must call this together.
 
-    All call it together. It goes through the service that keeps them together, and not
-    through their devices, which what differs may have set up in different ways.
+    The comparison uses JAX's coordination service and no device: devices may be set up
+    differently by what differs.
 
-    facts: what can be JSON, by name; nested names are joined by dots.
-    patience: seconds to wait for the others, each time.
+    Args:
+      facts: JSON values by name; nested dicts are compared value by value.
+      timeout: seconds to wait for each of the other processes.
+
+    Raises:
+      ProcessMismatch: a fact differs; raised on all processes.
     """
     state = distributed.global_state
     client, count = state.client, state.num_processes
     if client is None or count == 1:
         return
-    mine = dict(flatten(json.loads(json.dumps(facts, default=str))))
-    name, rank = f"vdm_jax/agreement/{next(_comparisons)}", jax.process_index()
+    own = dict(flatten(json.loads(json.dumps(facts, default=str))))
+    name, rank = f"vdm_jax/agreement/{next(_comparison_numbers)}", jax.process_index()
 
     def put(key: str | int, value: Any) -> None:
         client.key_value_set(f"{name}/{key}", json.dumps(value))
@@ -60,38 +65,38 @@ def check(facts: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
         )
 
     if rank == 0:
-        put(0, mine)
-        answers = [get(other) for other in range(1, count)]
-        put("answer", next(filter(None, answers), ""))
+        put(0, own)
+        differences = [get(other) for other in range(1, count)]
+        put("first difference", next(filter(None, differences), ""))
     else:
-        put(rank, describe_difference(get(0), mine, rank))
-    if answer := get("answer"):
-        raise ProcessMismatch(answer)
+        put(rank, describe_difference(get(0), own, rank))
+    if difference := get("first difference"):
+        raise ProcessMismatch(difference)
 
 
 def stop_comparing() -> None:
-    """Note that the first step comes: from now on no process compares until the end."""
-    global _computing
-    _computing = True
+    """Record that training starts: from now on no process calls `check`."""
+    global _comparing
+    _comparing = False
 
 
 def broadcast_error(error: UserError) -> None:
-    """Have the others of a run end with this process's error and its status.
+    """Make the other processes raise this process's error.
 
-    They learn it where they next compare, for which this waits a while. Where they
-    compute, nothing is done: they end when this process is gone.
+    They receive it at their next `check`; this waits ERROR_TIMEOUT for them. Once they
+    train, nothing is sent: they stop when this process has ended.
     """
-    if _computing or isinstance(error, ProcessMismatch):
+    if not _comparing or isinstance(error, ProcessMismatch):
         return
     with contextlib.suppress(UserError, jax.errors.JaxRuntimeError):
-        # What comes back is the same error, or that nobody came in time.
+        # The check raises the error itself, or that the others did not come in time.
         check({ERROR: str(error)}, ERROR_TIMEOUT)
 
 
 def describe_difference(first: dict[str, Any], own: dict[str, Any], rank: int) -> str:
-    """What process 0 and another do not have in common, as a sentence; "" if nothing.
+    """Return the first difference between process 0 and another as a sentence, or "".
 
-    Both are flat.
+    first, own: flat dicts of facts, of process 0 and of process `rank`.
     """
     for process, facts in ((0, first), (rank, own)):
         if ERROR in facts:
@@ -107,16 +112,16 @@ def describe_difference(first: dict[str, Any], own: dict[str, Any], rank: int) -
 
 
 def environment() -> dict[str, Any]:
-    """What of a machine decides about numbers: versions, settings, kind of devices."""
+    """Return what decides about results: versions, JAX settings, kind of devices."""
     devices = jax.local_devices()
     flags = {name: os.environ.get(name, "").split() for name in ENVIRONMENT_VARIABLES}
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "source of vdm_jax": _source(),
+        "source of vdm_jax": _source_checksum(),
         **{
-            name: sorted(flag for flag in given if not flag.startswith("--xla_dump"))
-            for name, given in flags.items()
+            name: sorted(word for word in words if not word.startswith("--xla_dump"))
+            for name, words in flags.items()
         },
         **{name: str(jax_setting(name)) for name in PINNED_JAX_SETTINGS},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
@@ -124,23 +129,26 @@ def environment() -> dict[str, Any]:
 
 
 def arrays_checksum(tree: Any) -> str:
-    """CRC-32 of the bytes of arrays that this process has whole."""
-    found = 0
-    for leaf in jax.tree.leaves(tree):
-        found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-    return f"{found:08x}"
+    """Return the CRC-32 of a tree of arrays that are not split between processes."""
+    return _crc32(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
 
 
-def _source() -> str:
-    """CRC-32 of the library's own files."""
-    found = 0
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        found = zlib.crc32(path.read_bytes(), found)
-    return f"{found:08x}"
+def _source_checksum() -> str:
+    """Return the CRC-32 of the library's own files."""
+    paths = sorted(Path(__file__).parent.rglob("*.py"))
+    return _crc32(path.read_bytes() for path in paths)
+
+
+def _crc32(parts: Iterable[bytes]) -> str:
+    """Return the CRC-32 of parts of bytes, in hexadecimal."""
+    crc32 = 0
+    for part in parts:
+        crc32 = zlib.crc32(part, crc32)
+    return f"{crc32:08x}"
 
 
 def flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dicts, by names joined with dots."""
+    """Yield (name, value) of nested dicts, the names joined by dots."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")

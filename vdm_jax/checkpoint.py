@@ -37,6 +37,7 @@ from orbax.checkpoint import v1 as ocp
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, fsync
+from vdm_jax.migration import migrate_path
 
 T = TypeVar("T")
 
@@ -137,10 +138,10 @@ class Checkpoints:
         return on_first_process(self._latest)
 
     def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Name, shape and dtype of every array of a step, in the order of its tree."""
+        """Return shape and dtype of every array of a step, by today's name."""
         saved = self._read(step, LEAVES)
         return {
-            name: jax.ShapeDtypeStruct(tuple(shape), dtype)
+            migrate_path(name): jax.ShapeDtypeStruct(tuple(shape), dtype)
             for name, (shape, dtype) in saved.items()
         }
 
@@ -235,8 +236,9 @@ class Checkpoints:
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        stored = {migrate_path(name): name for name in self._read(step, LEAVES)}
         targets = {
-            name: jax.ShapeDtypeStruct(
+            stored[name]: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first
             )
             for name, x in wanted.items()
@@ -245,7 +247,8 @@ class Checkpoints:
         context.pytree.loading.partial_load = True
         place = self.directory / str(step) / STATE
         with reading_files(place), context:
-            return dict(ocp.load(str(place), targets))
+            arrays = ocp.load(str(place), targets)
+        return {name: arrays[stored[name]] for name in wanted}
 
     def _read(self, step: int, name: str) -> Any:
         if step not in self.steps():

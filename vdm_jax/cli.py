@@ -625,7 +625,7 @@ def evaluate() -> None:
             Path(FLAGS.workdir),
             out,
             num=FLAGS.num,
-            weights=weights,
+            guidance_scales=weights,
             seed=FLAGS.seed,
             sample_folders=[Path(folder) for folder in FLAGS.beside],
             baseline_reports=[Path(folder) for folder in FLAGS.against],
@@ -706,7 +706,7 @@ def _evaluate_students() -> None:
         num=FLAGS.num,
         num_key_rows=FLAGS.deciding or FLAGS.num,
         overrides={name: FLAGS[name].value for name in OF_ROWS if FLAGS[name].present},
-        guidance=weights[0],
+        guidance_scale=weights[0],
         seed=FLAGS.seed,
         commands=[*FLAGS.commands, as_typed()],
     )

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vdm_jax import migration
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 
@@ -59,6 +60,9 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     Returns what is left of it. The config file is looked at before.
     """
     argv = list(argv)
+    for word in argv[1:]:
+        if word.startswith("-") and (renaming := migration.new_flag(word)):
+            raise UserError(renaming)
     for at, flag in enumerate(argv[1:], 1):
         name, equals, value = flag.partition("=")
         if name not in ("--config", "-config"):
@@ -68,6 +72,9 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         value = str(user_path(value, "--config"))
         check_config_file(value)
         argv[at : at + 1] = [name + equals + value if equals else value]
+    for flag in argv[1:]:
+        if retired := migration.new_flag(flag):
+            raise UserError(retired)
     try:
         return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

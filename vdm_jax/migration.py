@@ -12,6 +12,7 @@ first, so that the rest of the library knows the present names only:
 On a command line an old name is refused, with the new one in the message (`new_flag`).
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,31 @@ from typing import Any, NamedTuple
 def unchanged(value: Any) -> Any:
     """Return the value: most fields changed their name only."""
     return value
+
+
+def scale(weight: Any) -> Any:
+    """Return the guidance scale s = w + 1 of VDM's weight w, or of each in a tuple."""
+    if isinstance(weight, list | tuple):
+        return [scale(each) for each in weight]
+    return weight + 1 if type(weight) in (int, float) else weight
+
+
+def schedule_of_scales(schedule: Any) -> Any:
+    """Return a guidance schedule whose lower or first weight is a scale."""
+    if not isinstance(schedule, str):
+        return schedule
+    name, *numbers = schedule.split(":")
+    if name in ("oscillating", "frames") and numbers:
+        with contextlib.suppress(ValueError):
+            numbers[0] = str(float(numbers[0]) + 1)
+    return ":".join([name, *numbers])
+
+
+SCALE_NOTE = (
+    "it is the scale s = w + 1 of uncond + s (cond - uncond), 1 is off, and so are "
+    "those of guidance_schedule"
+)
+RANGE_NOTE = "it is of scales s = w + 1, 1 is without guidance"
 
 
 def default_weight(weight: Any) -> Any:
@@ -70,6 +96,9 @@ RENAMED = (
     RenamedField("conditioning", "encoder", "text_encoder"),
     RenamedField("conditioning", "encoder_sha256", "text_encoder_sha256"),
     RenamedField("conditioning", "text_drop", "text_dropout"),
+    RenamedField(
+        "conditioning", "guidance_range", "guidance_range", scale, requires="width"
+    ),
     RenamedField("stage", "fill", "temporal_fill"),
     RenamedField("stage", "noise", "augmentation_time"),
     RenamedField("stage", "crop", "train_crop"),
@@ -91,6 +120,14 @@ RENAMED = (
     RenamedField("sample", "churn", "s_churn"),
     RenamedField("sample", "corrector", "langevin_delta"),
     RenamedField("sample", "schedule", "sampling_schedule"),
+    RenamedField("sample", "guidance", "guidance_scale", scale, note=SCALE_NOTE),
+    RenamedField(
+        "sample",
+        "guidance_schedule",
+        "guidance_schedule",
+        schedule_of_scales,
+        requires="guidance",
+    ),
     RenamedField("sample", "combine", "cfg_mode"),
     RenamedField("sample", "threshold", "clip_x"),
     RenamedField("sample", "percentile", "dynamic_threshold"),
@@ -99,6 +136,7 @@ RENAMED = (
     RenamedField("sample", "tiled", "tiled_sampling"),
     RenamedField("distill", "start", "start_steps"),
     RenamedField("distill", "end", "end_steps"),
+    RenamedField("distill", "guidance", "guidance_range", scale, note=RANGE_NOTE),
     RenamedField("distill", "weighting", "loss_weighting"),
     RenamedField("distill", "told_updates", "guidance_updates"),
     RenamedField("distill", "told_learning_rate", "guidance_lr"),
@@ -108,6 +146,55 @@ RENAMED = (
     RenamedField("distill", "metric", "metric", lambda name: METRICS.get(name, name)),
     RenamedField("distill", "tolerance", "max_metric_drop"),
 )
+
+
+class RetiredFlag(NamedTuple):
+    """A flag of the commands in an earlier version.
+
+    new: its name now; "" where it is gone. convert: old text -> new text of the value.
+    note: what a user must know about the value.
+    """
+
+    new: str
+    convert: Callable[[str], str] = unchanged
+    note: str = ""
+
+
+def scales(weights: str) -> str:
+    """Return comma-separated guidance scales for weights of VDM."""
+    return ",".join(f"{float(weight) + 1:g}" for weight in weights.split(","))
+
+
+RETIRED_FLAGS = {
+    "against": RetiredFlag("baseline_reports"),
+    "beside": RetiredFlag("show_samples"),
+    "between": RetiredFlag("interpolate"),
+    "churn": RetiredFlag("s_churn"),
+    "combine": RetiredFlag("cfg_mode"),
+    "commands": RetiredFlag("report_commands"),
+    "corrector": RetiredFlag("langevin_delta"),
+    "deciding": RetiredFlag("num_key_samples"),
+    "encoder": RetiredFlag("text_encoder"),
+    "factor": RetiredFlag("downscale_factor"),
+    "fewer": RetiredFlag("compare_steps"),
+    "frames": RetiredFlag("num_frames"),
+    "fvd": RetiredFlag("network_metrics"),
+    "gamma": RetiredFlag("ancestral_gamma"),
+    "given": RetiredFlag("num_cond_frames"),
+    "guidance": RetiredFlag("guidance_scale", scales, SCALE_NOTE),
+    "intermediate": RetiredFlag("", note="the videos of every stage are written"),
+    "negative": RetiredFlag(
+        "negative_label", note="or --negative_prompt for models that are given text"
+    ),
+    "overlap": RetiredFlag("overlap_frames"),
+    "percentile": RetiredFlag("dynamic_threshold"),
+    "reconstruction": RetiredFlag("reconstruction_weight"),
+    "schedule": RetiredFlag("sampling_schedule"),
+    "snr": RetiredFlag("augmentation_snr"),
+    "threshold": RetiredFlag("clip_x"),
+    "until": RetiredFlag("last_stage"),
+    "windows": RetiredFlag("multidiffusion"),
+}
 
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
@@ -215,20 +302,40 @@ def migrate_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_flag(flag: str) -> str:
-    """Return what a retired flag of a config field is called now, or "".
+    """Return what a retired flag is called now, or "".
 
-    flag: a word of the command line, as "--config.train.ema=0.99".
+    flag: a word of the command line, as "--config.train.ema=0.99" or "--fvd".
     """
     found = re.match(r"--?config\.([\w.\[\]]+)\.(\w+)", flag)
     if not found:
-        return ""
+        return _new_command_flag(flag)
     path, name = found.groups()
     section = re.sub(r"\[\d+\]", "", path)
     for row in RENAMED:
         if (row.section, row.old) == (section, name) and row.old != row.new:
-            note = f"; {row.note}" if row.note else ""
-            return f"--config.{path}.{name} is --config.{path}.{row.new} now{note}"
+            old, new = f"--config.{path}.{name}", f"--config.{path}.{row.new}"
+            return _renaming(old, new, row.note)
     return ""
+
+
+def _new_command_flag(flag: str) -> str:
+    found = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", flag, re.DOTALL)
+    if not found or found[2] not in RETIRED_FLAGS:
+        return ""
+    prefix, name, value = found.groups()
+    retired = RETIRED_FLAGS[name]
+    if not retired.new:
+        return f"--{name} is gone: {retired.note}"
+    if not value or retired.convert is unchanged:  # a value may be long
+        return _renaming(f"--{name}", f"--{prefix or ''}{retired.new}", retired.note)
+    with contextlib.suppress(ValueError):
+        new = f"--{retired.new}={retired.convert(value)}"
+        return _renaming(f"--{name}={value}", new, retired.note)
+    return _renaming(f"--{name}", f"--{retired.new}", retired.note)
+
+
+def _renaming(old: str, new: str, note: str) -> str:
+    return f"{old} is {new} now" + f"; {note}" * bool(note)
 
 
 def migrate_path(path: str) -> str:

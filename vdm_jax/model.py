@@ -1,7 +1,7 @@
-"""A model: a network, what it is told, its schedule and scaling, built from a config.
+"""A diffusion model: a network, its conditions, its noise schedule and its scaling.
 
-The one way in for every verb: `build(config)` for a new model, `load(workdir)` for a
-trained one. ConfigDicts stop here; what leaves is frozen dataclasses and Linen.
+`build.build_model(config)` makes a new one, `runs.load(workdir)` reads a trained one.
+Both return the frozen dataclass of this module, which knows no ConfigDict.
 """
 
 import dataclasses
@@ -21,12 +21,20 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionModel:
-    """Immutable; parameters are passed to its functions and never held.
+    """Immutable and without parameters, which are an argument of its methods.
 
-    shape: (frames, height, width, channels) of a video. mean, variance: of the data in
-    [-1, 1], for the preconditioning; 0 and 1 make it the plain network of the papers.
-    guidance_range: lowest and highest weight w of (1 + w) conditional - w unconditional
-    that a guided student is told, in place of a second branch; () for all others.
+    shape              (frames, height, width, channels) of a video
+    label_vocabulary   names of the values of each label attribute, () without labels
+    prediction_type    output of the network: v, eps, x or flow
+    mean, variance     of the data in [-1, 1], for the preconditioning; 0 and 1 make it
+                       the plain network of the papers
+    label_dropout      probability with which training drops the label
+    attribute_dropout  probability with which it drops one attribute of the label
+    text_dim           width of the token embeddings, 0 without text
+    guidance_range     lowest and highest scale s of uncond + s (cond - uncond) that a
+                       guided student takes as a condition, in place of a second branch;
+                       () for all other models
+    low_resolution     the low-resolution condition of a super-resolution stage, or None
     """
 
     network: unet3d.UNet3D
@@ -43,16 +51,18 @@ class DiffusionModel:
     text_dim: int = 0
     text_dropout: float = 0.0
     guidance_range: tuple[float, ...] = ()
-    low_resolution: LowResolution | None = (
-        None  # of a cascade, for models that are given a video
-    )
+    low_resolution: LowResolution | None = None
 
     def encode(self, video: Array) -> Array:
-        """uint8 video [b, f, h, w, c] -> what is diffused, in [-1, 1]."""
+        """Return a uint8 video [b, f, h, w, c] as floats in [-1, 1]."""
         return video.astype(jnp.result_type(float)) / 127.5 - 1.0
 
     def raw_conditions(self, batch: dict[str, Array]) -> Cond:
-        """The raw conditions in a batch, all kept."""
+        """Return the raw conditions of a batch, none of them dropped.
+
+        "keep" holds a mask per condition: bool [b], or [b, 1 + k] where a batch has k
+        independent images.
+        """
         cond: Cond = {"keep": {}}
         if "frame_mask" in batch:
             cond["frame_mask"] = batch["frame_mask"]
@@ -67,47 +77,61 @@ class DiffusionModel:
     def prepare_batch(
         self, batch: dict[str, Array], key: Array, drop_conditions: bool = True
     ) -> tuple[Array, Cond]:
-        """A batch as training has it: videos to diffuse, and what is told of them."""
+        """Return the videos to diffuse [b, f, h, w, c] and their conditions.
+
+        key: of the low-resolution condition's crops and noise and of the dropout.
+        drop_conditions: apply `condition_dropout`, as training does.
+        """
         x, cond = self.encode(batch["video"]), self.raw_conditions(batch)
         if self.low_resolution is not None:
-            # `drop` splits this key, and fold_in(key, i) is split(key)[i]: another.
+            # `condition_dropout` splits this key into two, and fold_in(key, i) is
+            # split(key)[i]: 2 is independent of both.
             x, low = self.low_resolution.prepare_batch(x, jax.random.fold_in(key, 2))
             cond |= low
         return x, self.condition_dropout(cond, key) if drop_conditions else cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
-        """Training's random dropping: whole conditions, and single attributes."""
-        shares = {"label": self.label_dropout, "text": self.text_dropout}
-        key, single = jax.random.split(key)
+        """Drop whole conditions and single label attributes, at random.
+
+        Each example is dropped by itself, and so is each independent image. A dropped
+        attribute is -1.
+        """
+        rates = {"label": self.label_dropout, "text": self.text_dropout}
+        key, attribute_key = jax.random.split(key)
         keep = {
-            name: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - share, old.shape)
-            for i, (name, share) in enumerate(shares.items())
-            if (old := cond["keep"].get(name)) is not None
+            name: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, mask.shape)
+            for i, (name, rate) in enumerate(rates.items())
+            if (mask := cond["keep"].get(name)) is not None
         }
         cond = {**cond, "keep": keep}
         if "label" in cond:
-            label = cond["label"]
-            lost = jax.random.bernoulli(single, self.attribute_dropout, label.shape)
-            cond["label"] = jnp.where(lost, -1, label)
+            label, rate = cond["label"], self.attribute_dropout
+            dropped = jax.random.bernoulli(attribute_key, rate, label.shape)
+            cond["label"] = jnp.where(dropped, -1, label)
         return cond
 
     @property
     def supports_cfg(self) -> bool:
-        """Whether training dropped every condition that guidance would drop."""
-        drops = [self.label_dropout] * bool(self.label_vocabulary)
-        drops += [self.text_dropout] * bool(self.text_dim)
-        return bool(drops) and all(drop > 0 for drop in drops)
+        """Whether training dropped every condition that guidance drops."""
+        rates = [self.label_dropout] * bool(self.label_vocabulary)
+        rates += [self.text_dropout] * bool(self.text_dim)
+        return bool(rates) and all(rate > 0 for rate in rates)
+
+    @property
+    def guidance_weight_range(self) -> tuple[float, ...]:
+        """The guidance_range as VDM's weights w = s - 1, which the embedding reads."""
+        return tuple(scale - 1 for scale in self.guidance_range)
 
     def with_guidance_weight(self, cond: Cond, weight: Array) -> Cond:
-        """With the guidance weight [b] that a guided student is told."""
+        """Add the guidance weight w = s - 1, [b], which a guided student embeds."""
         return {**cond, "guidance": weight}
 
     def unconditional(self, cond: Cond) -> Cond:
-        """The unconditional twin: every keep mask false, the rest shared."""
+        """Return the same conditions with every keep mask false; the rest is shared."""
         return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
 
     def init_params(self, key: Array) -> Params:
-        """New parameters, traceable: for eval_shape and for `init`."""
+        """Return new parameters; traceable, for `jax.eval_shape` and `init`."""
         dtype = jnp.result_type(float)
         batch = {
             "label": jnp.zeros((1, len(self.label_vocabulary)), jnp.int32),
@@ -119,54 +143,63 @@ class DiffusionModel:
             cond |= self.low_resolution.zero_cond(dtype)
         if self.guidance_range:
             cond = self.with_guidance_weight(cond, jnp.zeros(1, dtype))
-        told = (jnp.zeros(1, dtype), self.shape[0], cond)
-        first, second = jax.random.split(key)
-        inputs, conditioning = self.conditioning_encoder.init_with_output(first, *told)
+        encoder_key, network_key = jax.random.split(key)
+        inputs, conditioning = self.conditioning_encoder.init_with_output(
+            encoder_key, jnp.zeros(1, dtype), self.shape[0], cond
+        )
         z = jnp.zeros((1, *self.shape), dtype)
-        network = self.network.init(second, z, inputs)
+        network = self.network.init(network_key, z, inputs)
         return {
             "conditioning_encoder": conditioning["params"],
             "network": network["params"],
         }
 
     def init(self, key: Array) -> Params:
-        """New parameters. Compiled without optimisation, since it runs once."""
-        quick: Any = {"xla_backend_optimization_level": "0"}
-        return jax.jit(self.init_params).lower(key).compile(quick)(key)
+        """Return new parameters, from a program that is compiled without optimisation.
+
+        It runs once, and optimising it takes longer than running it.
+        """
+        options: Any = {"xla_backend_optimization_level": "0"}
+        return jax.jit(self.init_params).lower(key).compile(options)(key)
 
     def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
-        """`denoise(z, step, cond)` with these parameters; dropout only with a key.
+        """Return `denoise(z, level, cond)` with these parameters.
 
-        Preconditioning, for v outputs: v = E[v | z] for data of this mean and variance
-        if it were Gaussian, plus the residual's standard deviation times the network,
-        which sees z standardised (after Karras et al. 2022, section 5).
+        Preconditioning of v outputs, after Karras et al. 2022, section 5: v is E[v | z]
+        of Gaussian data with this mean and variance, plus the standard deviation of the
+        residual times the network's output. The network reads z standardised.
+
+        dropout_key: of the network's dropout; None switches it off.
         """
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         train = dropout_key is not None
 
-        def denoise(z: Array, step: schedules.NoiseLevel, cond: Cond) -> Prediction:
+        def denoise(z: Array, level: schedules.NoiseLevel, cond: Cond) -> Prediction:
             batch, frames = z.shape[:2]
-            logsnr = jnp.asarray(step.logsnr, z.dtype)
+            logsnr = jnp.asarray(level.logsnr, z.dtype)
             if logsnr.ndim == 0:
                 logsnr = jnp.broadcast_to(logsnr, (batch,))
             inputs = self.conditioning_encoder.apply(
                 {"params": params["conditioning_encoder"]}, logsnr, frames, cond
             )
-            alpha, sigma = (append_dims(jnp.asarray(a, z.dtype), z) for a in step[2:4])
-            spread = alpha**2 * self.variance + sigma**2
+            alpha, sigma = (
+                append_dims(jnp.asarray(a, z.dtype), z)
+                for a in (level.alpha, level.sigma)
+            )
+            z_variance = alpha**2 * self.variance + sigma**2
             centred = z - alpha * self.mean
             output: Any = self.network.apply(
                 {"params": params["network"]},
-                centred / jnp.sqrt(spread),
+                centred / jnp.sqrt(z_variance),
                 inputs,
                 train,
                 rngs=rngs,
             )
             output = output.astype(z.dtype)
             if self.prediction_type == "v":
-                linear = alpha * sigma * (1 - self.variance) / spread * centred
-                scale = jnp.sqrt(self.variance / spread)
+                linear = alpha * sigma * (1 - self.variance) / z_variance * centred
+                scale = jnp.sqrt(self.variance / z_variance)
                 output = linear - sigma * self.mean + scale * output
-            return process.PREDICTION_TYPES[self.prediction_type](output, z, step)
+            return process.PREDICTION_TYPES[self.prediction_type](output, z, level)
 
         return denoise

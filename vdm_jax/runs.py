@@ -1,4 +1,4 @@
-"""Reading a run, a shipped model or a distillation from its workdir."""
+"""Read a run, a shipped model or a distillation from its workdir."""
 
 import zlib
 from collections.abc import Set
@@ -18,8 +18,8 @@ from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
 
+# Sections that the config of a model must have.
 MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
-
 
 # Fields of a config that are paths of this machine, "" for none.
 PATH_FIELDS = (
@@ -32,7 +32,7 @@ PATH_FIELDS = (
 
 
 def resolve_paths(config: Any) -> None:
-    """Make the paths of a config such as the system takes; UserError if one is none."""
+    """Expand the paths of a config in place; UserError for a value that is no path."""
     for field in PATH_FIELDS:
         section, _, name = field.rpartition(".")
         part = config.get(section, config)
@@ -43,9 +43,9 @@ def resolve_paths(config: Any) -> None:
 
 
 def config_without_paths(config: Any) -> dict[str, Any]:
-    """What of a config all processes of a run must have: all but paths.
+    """Return what of a config all processes of a run must have in common.
 
-    What is found there is compared by its content.
+    Paths may differ between machines: the files there are compared by their content.
     """
     fields = config.to_dict()
     for field in PATH_FIELDS:
@@ -54,7 +54,7 @@ def config_without_paths(config: Any) -> dict[str, Any]:
     return {"config": fields}
 
 
-# A distillation's workdir: what was asked, and its finished rounds.
+# Files of a distillation's workdir: its config with its teacher, its finished rounds.
 DISTILLATION_FILE, ROUNDS_FILE = "distill.json", "rounds.json"
 ROUND_FIELDS = {
     "steps": int, "updates": int, "loss": float | int, "metric": float | int,
@@ -63,14 +63,18 @@ ROUND_FIELDS = {
 
 
 def model_dir(workdir: Path) -> Path:
-    """The workdir itself; of a distillation, that of its last student."""
+    """Return the folder of a model: the workdir, or that of the last student in it."""
     if not (workdir / DISTILLATION_FILE).is_file():
         return workdir
     return workdir / distillation_rounds(workdir)[-1]["path"]
 
 
 def distillation_rounds(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a distillation's finished rounds, of which there is one at least."""
+    """Return the finished rounds of a distillation, one dict of ROUND_FIELDS each.
+
+    Raises:
+      UserError: no round is finished, or the file cannot be read.
+    """
     path = workdir / ROUNDS_FILE
     rows = read_json(path, list) if path.is_file() else []
     if not all(
@@ -87,19 +91,19 @@ def distillation_rounds(workdir: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path, kind: type = object) -> Any:
-    """A file of a run; UserError if it is not JSON of this kind, or cannot be read."""
+    """Read a JSON file of a run; UserError if it is no JSON of this kind."""
     try:
-        found = files.read_json(path)
+        content = files.read_json(path)
     except files.CorruptFile as error:
         raise UserError(f"{path} is {error}; put back a copy") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    if not isinstance(found, kind):
+    if not isinstance(content, kind):
         raise UserError(f"{path} is not what was written there; put back a copy")
-    return found
+    return content
 
 
-# Fields beside those of the model that what reads a config relies on.
+# Fields that the readers of a config need in addition to those of the model.
 REQUIRED_FIELDS = (
     ("video", "fps", float),
     ("sample", "num", int),
@@ -108,11 +112,16 @@ REQUIRED_FIELDS = (
 
 
 def build_checked_model(config: Any, wrong: str, advice: str) -> DiffusionModel:
-    """The model that a config describes; UserError where its fields make none."""
+    """Return the model that a config describes, every field of the declared type.
+
+    Raises:
+      UserError: the fields describe no model. The message starts with `wrong` and ends
+        with `advice`.
+    """
     try:
         model = build_model(config)
-        if odd := mistyped_field(model):
-            raise ValueError(odd)
+        if mistyped := mistyped_field(model):
+            raise ValueError(mistyped)
         for section, name, kind in REQUIRED_FIELDS:
             if not matches_type(value := config[section][name], kind):
                 raise ValueError(f"{section}.{name}={value!r:.40}")
@@ -120,25 +129,33 @@ def build_checked_model(config: Any, wrong: str, advice: str) -> DiffusionModel:
             raise ValueError(f"videos of {model.shape}, {config.video.fps} a second")
         model.schedule.angle(np.linspace(0, 1, 3))
         return model
-    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as bad:
-        reason = f"{type(bad).__name__}: {bad}"
-        raise UserError(f"{wrong} ({reason}); {advice}") from bad
+    except (
+        AttributeError, ArithmeticError, LookupError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{wrong} ({reason}); {advice}") from error
 
 
-def read_config_fields(path: Path, wanted: Set[str] = MODEL_SECTIONS) -> dict[str, Any]:
-    """The fields of a config.json, up to date; UserError if it lacks a section."""
+def read_config_fields(
+    path: Path, required: Set[str] = MODEL_SECTIONS
+) -> dict[str, Any]:
+    """Read a config.json, with the present field names.
+
+    Raises:
+      UserError: a required section is missing, or the file cannot be read.
+    """
     fields = migration.migrate(read_json(path, dict))
     sections = {name for name, value in fields.items() if isinstance(value, dict)}
-    if lacking := wanted - sections:
+    if missing := required - sections:
         raise UserError(
-            f"{path} is not a config: it lacks {', '.join(sorted(lacking))}; put back "
+            f"{path} is not a config: it lacks {', '.join(sorted(missing))}; put back "
             "the file that training wrote"
         )
     return fields
 
 
 def read_config(workdir: Path) -> Any:
-    """The complete config of a run or of a shipped model."""
+    """Read the complete config of a run or of a shipped model, as a ConfigDict."""
     path = model_dir(user_path(workdir, "workdir")) / "config.json"
     if not path.is_file():
         raise UserError(
@@ -154,16 +171,18 @@ def read_config(workdir: Path) -> Any:
 
 
 def is_trained(workdir: Path) -> bool:
-    """Whether parameters stand there, though perhaps damaged ones."""
+    """Return whether parameters are stored there; they may be damaged."""
     workdir = model_dir(workdir)
-    saved = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
-    return (workdir / "params.safetensors").is_file() or any(saved)
+    checkpoints = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
+    return (workdir / "params.safetensors").is_file() or any(checkpoints)
 
 
 class TrainedModel(NamedTuple):
-    """A trained model: its averaged parameters, its config, its finished steps.
+    """A trained model.
 
-    checksum: of the parameters as they lie on disk.
+    params: averaged ones (EMA), or the last ones of a run that keeps no average.
+    step: number of finished updates, -1 for a shipped model.
+    checksum: CRC-32 of the parameters as they are stored, in hexadecimal.
     """
 
     model: DiffusionModel
@@ -174,24 +193,27 @@ class TrainedModel(NamedTuple):
 
 
 def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
-    """A run's newest good checkpoint, or a shipped model's params.safetensors.
+    """Load a run's newest undamaged checkpoint, or a shipped model.
 
-    The one way in for every verb that needs a trained model. Half-precision files are
-    cast to the model's own precision here and nowhere else. With a mesh the parameters
-    are where a run on it has them; without one on the first device, or on the host.
+    Every command that needs a trained model calls it. Half-precision parameters are
+    cast to the model's own precision here. With a mesh the parameters are sharded as in
+    a run on it; without one they are on the first device, or on the host.
+
+    Raises:
+      UserError: the workdir holds no trained model, or what it holds is damaged.
     """
     workdir = model_dir(user_path(workdir, "workdir"))
     config = read_config(workdir)
     model = build_model(config)
 
     def checksum(path: Path) -> str:
-        """Of a file, which on a mesh all processes must have the same."""
-        found = f"{zlib.crc32(path.read_bytes()):08x}"
+        """Return that of a file, which all processes of a mesh must agree on."""
+        crc32 = f"{zlib.crc32(path.read_bytes()):08x}"
         if mesh is not None:
             agreement.check(
-                {f"checksum of {path.name}": found} | config_without_paths(config)
+                {f"checksum of {path.name}": crc32} | config_without_paths(config)
             )
-        return found
+        return crc32
 
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     shardings = None
@@ -200,19 +222,19 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
         shapes = sharding.with_shardings(shapes, shardings)
     shipped = workdir / "params.safetensors"
     if shipped.is_file():
-        read = checksum(shipped)
+        stored = checksum(shipped)
         params = params_file.read(shipped, shapes)
         if shardings is not None:
             params = jax.device_put(params, shardings)
-        return TrainedModel(model, params, config, -1, read)
+        return TrainedModel(model, params, config, -1, stored)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    read = checksum(checkpoints.directory / str(step) / MANIFEST)
+    stored = checksum(checkpoints.directory / str(step) / MANIFEST)
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    return TrainedModel(model, state[part], config, step, read)
+    return TrainedModel(model, state[part], config, step, stored)

@@ -73,7 +73,7 @@ class TextEncoder:
 
     name: str
     max_tokens: int
-    width: int
+    dim: int
     tokenize: Tokenize
     network: nn.Module
     params: Any
@@ -142,7 +142,9 @@ def same_text_encoder(encoders: Sequence[Mapping[str, str]]) -> bool:
     made: "encoder", its name, and "encoder_sha256", of its weights, of each text. The
     weights decide where they are known ("" where not), else the name.
     """
-    names, weights = ({m[k] for m in encoders} for k in ("encoder", "encoder_sha256"))
+    names, weights = (
+        {m[k] for m in encoders} for k in ("text_encoder", "text_encoder_sha256")
+    )
     known = weights - {""}
     return len(known) < 2 and (weights == known or len(names) == 1)
 
@@ -198,7 +200,7 @@ def load(
     return TextEncoder(
         name=str(name),
         max_tokens=found.max_tokens,
-        width=found.spec.width,
+        dim=found.spec.width,
         tokenize=tokenize,
         network=found.network,
         params=safetensors_io.read(paths, like, found.table, jnp.dtype(param_dtype)),
@@ -425,7 +427,7 @@ def write_embeddings(
     about = about | {
         "encoder": encoder.name,
         "weights": encoder.sha256(),
-        "width": encoder.width,
+        "width": encoder.dim,
     }
 
     def encode(texts: list[str]) -> list[np.ndarray]:

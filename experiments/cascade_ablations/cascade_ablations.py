@@ -30,8 +30,9 @@ from experiments.cascade_accuracy import cascade_accuracy as benchmark
 from vdm_jax import cascade as cascades
 from vdm_jax import runs, sampling
 from vdm_jax.command import path_type
+from vdm_jax.metrics import frechet, pixel_statistics
 from vdm_jax.metrics import shape_detection as measure
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics.tables import format_table
 from vdm_jax.training.captions import CaptionEmbeddings
 from vdm_jax.training.cascade import finished_steps
 from vdm_jax.training.train import train
@@ -103,8 +104,8 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
 def figures(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -> Row:
     """What is asked of any of them; frame_fd is to real clips of the same labels."""
     row = measure.attribute_scores(videos, labels, config.data.stride)
-    features = (statistics.pixel_features(v) for v in (videos, clips))
-    return row | {"frame_fd": statistics.frechet_of_features(*features)}
+    features = (pixel_statistics.pixel_features(v) for v in (videos, clips))
+    return row | {"frame_fd": frechet.frechet_of_features(*features)}
 
 
 def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
@@ -176,7 +177,7 @@ MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
     "images": images,
     "augmentation": augmentation,
 }
-KEYS = ("joint", "fit_error", "spread", "frame_fd", "consistency")
+KEYS = ("all_attributes", "template_mse", "position_std", "frame_fd", "consistency")
 
 
 def fed(args) -> list[str]:
@@ -207,7 +208,9 @@ def of_arm(args, name: str, seed: int) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """One line a row; figures last."""
-    heads = [k for k in rows[0] if k not in (*KEYS, *measure.NAMES, "spread_error")]
+    heads = [
+        k for k in rows[0] if k not in (*KEYS, *measure.NAMES, "position_std_error")
+    ]
     heads = list(
         dict.fromkeys([*heads, *(k for row in rows for k in row if k in KEYS)])
     )
@@ -218,7 +221,7 @@ def table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return statistics.format_table(heads, cells)
+    return format_table(heads, cells)
 
 
 def main() -> None:

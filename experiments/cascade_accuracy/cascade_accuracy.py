@@ -23,7 +23,7 @@ from vdm_jax.command import path_type
 from vdm_jax.data import shapes
 from vdm_jax.metrics import shape_detection as measure
 
-COLUMNS = (*measure.NAMES, "joint", "fit_error", "spread")
+COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 
 
 def asked(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -94,7 +94,7 @@ def main() -> None:
     result = {
         "command": f"python -m experiments.cascade_accuracy.cascade_accuracy --cascade={args.cascade} "
         f"--num={args.num} --seed={args.seed}",
-        "rows": rows, "num": args.num, "calls": calls,
+        "rows": rows, "num": args.num, "nfe": calls,
     }  # fmt: skip
     path = Path(__file__).with_name(f"{Path(args.cascade).name}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -103,8 +103,8 @@ def main() -> None:
     small, _ = video_io.read_image(args.out / "mask.png", made.shape[2:4])
     show("inpaint", np.where(small > 127, GREY, made[0]).astype(np.uint8), made, 12.5)
 
-    low = video_io.read(real, count=8, fps=12.5, size=(8, 8))
-    large = video_io.read(real, count=8, fps=12.5, size=(32, 32))
+    low = video_io.read_clip(real, count=8, fps=12.5, size=(8, 8))
+    large = video_io.read_clip(real, count=8, fps=12.5, size=(32, 32))
 
     def rms(videos: np.ndarray) -> float:
         return float(np.sqrt(np.mean((videos.astype(float) - large) ** 2)))

@@ -23,7 +23,7 @@ from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.files import atomic_write
 from vdm_jax.metrics import bouncing_motion as measure
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics.tables import format_table
 
 WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
 CORRECTORS = (0.0, 0.1)
@@ -81,7 +81,9 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
         "median inside": {k: float(np.median(e)) for k, e in inside.items()},
         "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
         "all": float(same.all(1).mean()),
-        "fit_error": float(measure.moving.detect_shapes(videos)["fit_error"].mean()),
+        "template_mse": float(
+            measure.moving.detect_shapes(videos)["template_mse"].mean()
+        ),
     }
     if not len(seams):  # the first blocks themselves
         return found
@@ -105,7 +107,7 @@ def cells(label: str, row: dict) -> list[str]:
     text += [f"{row['consistent'][key]:.2f}" for key in measure.NAMES]
     return (
         text
-        + [f"{row[k]:.2f}" for k in ("all", "fit_error")]
+        + [f"{row[k]:.2f}" for k in ("all", "template_mse")]
         + [f"{row['seconds']:.0f}"]
     )
 
@@ -192,7 +194,7 @@ def main() -> None:
     for some in ([a for a in arms if a[0]], [a for a in arms if not a[0]]):
         add(*min(some, key=seam), LONG)
     table = [cells(label, row) for label, row in rows.items()]
-    print(statistics.format_table(list(HEADINGS), table))
+    print(format_table(list(HEADINGS), table))
     print(f"{args.num} videos, {args.steps} steps, {jax.devices()[0].device_kind}")
 
 

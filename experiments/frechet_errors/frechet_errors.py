@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics import frechet
 from vdm_jax.metrics.kernel import kernel_distance
 
 SIZES = [(d, n, 1) for d in (16, 64, 256) for n in (48, 100, 200)] + [(64, 48, 4)]
@@ -50,17 +50,14 @@ def bootstrap(a: np.ndarray, b: np.ndarray) -> float:
     rng, n = np.random.default_rng(0), len(a)
     return float(
         np.std(
-            [
-                distance(a[rng.integers(n, size=n)], b)
-                for _ in range(statistics.NUM_HALVES)
-            ]
+            [distance(a[rng.integers(n, size=n)], b) for _ in range(frechet.NUM_HALVES)]
         )
     )
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """Of features [n, k, d]."""
-    return statistics.frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
+    return frechet.frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
 
 
 def held(figures: np.ndarray, errors: np.ndarray, mean: float) -> list[bool]:
@@ -87,13 +84,13 @@ def measure(kind: str, d: int, n: int, k: int) -> dict:
         fresh = [drawn(mean, deviations) for _ in range(FRESH)]
         found = {
             "distance": np.array([distance(a, b) for a in fresh]),
-            "infinite": np.array([statistics.frechet_infinity(a, b, 2) for a in fresh]),
+            "infinite": np.array([frechet.frechet_infinity(a, b, 2) for a in fresh]),
             "kernel": np.array([kernel_distance(a, b)[0] for a in fresh]),
         }
         sets = [drawn(mean, deviations) for _ in range(SETS)]
         figures = np.array([distance(a, b) for a in sets])
-        infinite = np.array([statistics.frechet_infinity(a, b) for a in sets])
-        errors = np.array([statistics.frechet_error(a, b) for a in sets])
+        infinite = np.array([frechet.frechet_infinity(a, b) for a in sets])
+        errors = np.array([frechet.frechet_error(a, b) for a in sets])
         kernel, kernel_errors = np.array([kernel_distance(a, b) for a in sets]).T
         measured = {
             "distance": (found["distance"], figures, errors),

@@ -24,7 +24,8 @@ from vdm_jax import data, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models
-from vdm_jax.metrics import i3d, perceptual, statistics
+from vdm_jax.metrics import i3d, perceptual
+from vdm_jax.metrics.video_arrays import to_float64, unique_videos
 
 HERE = Path(__file__).parent
 FRAMES, SIDE = 16, 64
@@ -37,7 +38,7 @@ def real(num: int) -> np.ndarray:
     config.data.update(stride=1, flip=False)
     source = data.open_source(config)
     found = pipeline.fixed_clips(config, source.split(False), models.TRAINING_CLIPS)
-    videos = statistics.unique_videos(models.stack_videos(found))
+    videos = unique_videos(models.stack_videos(found))
     if len(videos) < num:
         raise UserError(f"--num={num}: there are {len(videos)} clips that differ")
     return videos[np.random.default_rng(0).permutation(len(videos))[:num]]
@@ -82,7 +83,7 @@ def main() -> None:
         videos = real(args.num)
     except UserError as error:
         parser.error(str(error))
-    pixels = statistics.pixels(videos)
+    pixels = to_float64(videos)
     aim = networks.i3d_logits("doses", videos)
     rows, strips, labels = [], [videos[0]], ["as it is: FVD 0"]
     for kind, (spoil, doses) in KINDS.items():

@@ -37,7 +37,9 @@ def scenes() -> list[tuple[str, np.ndarray]]:
             if stop - start >= FRAMES:
                 first = (start + stop - FRAMES) // 2
                 size = (i3d.SIZE, i3d.SIZE)
-                video = video_io.read(info.path, first, FRAMES, size=size, index=info)
+                video = video_io.read_clip(
+                    info.path, first, FRAMES, size=size, index=info
+                )
                 found.append((f"{name} {first}", video))
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics.tables import format_table
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = (16, 32, 64, 128, 256, 512)
@@ -49,7 +49,7 @@ def main() -> None:
         [str(n), f"{r:.4f}", f"{slope:.2f}" if slope < 0 else "–"]
         for n, r, slope in zip(STEPS, rms, [0, *slopes], strict=True)
     ]
-    print(statistics.format_table(["steps", "RMS", "slope"], rows))
+    print(format_table(["steps", "RMS", "slope"], rows))
     command = f"python experiments/inversion/inversion.py --workdir={args.workdir}"
     found = {
         "command": f"{command} --num={args.num}",

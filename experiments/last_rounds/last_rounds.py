@@ -35,7 +35,7 @@ from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.distillation.driver import sample_batch
 from vdm_jax.evaluators import distillations
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics.tables import format_table
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 
@@ -111,7 +111,7 @@ def train(arm: str, n: int, loaded, count: int, seed: int):
         loss = distillation.student_loss(model.denoiser(params), aim, z, angle, cond)
         return loss.mean(), {}
 
-    tx, rate = optim.optimizer(config.train), optim.learning_rate(config.train)
+    tx, rate = optim.make_optimizer(config.train), optim.learning_rate(config.train)
     step = jax.jit(
         steps.make_step(loss_fn, tx, lambda at, frozen: rate(at, count), 0.0),
         donate_argnums=0,
@@ -190,11 +190,18 @@ def main() -> None:
         | columns
         | {
             key: distillations.COLUMNS[key]
-            for key in ("joint", "fit_error", "spread", "frame_fd", "motion_fd", "off")
+            for key in (
+                "all_attributes",
+                "template_mse",
+                "position_std",
+                "frame_fd",
+                "motion_fd",
+                "rmse_to_teacher",
+            )
         }
     )
     print(
-        statistics.format_table(
+        format_table(
             [heading for heading, _ in shown.values()],
             [[format(row[k], form) for k, (_, form) in shown.items()] for row in rows],
         )

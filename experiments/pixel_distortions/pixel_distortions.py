@@ -13,7 +13,8 @@ from pathlib import Path
 from configs import clips, shapes
 from vdm_jax import data
 from vdm_jax.evaluators import models
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics import frechet, pixel_statistics, reference_sets
+from vdm_jax.metrics.tables import format_cells, format_table
 
 FILE = Path(__file__).with_suffix(".json")
 FILMS = "bunny,city,bikes,carphone"
@@ -28,7 +29,7 @@ def film() -> list[dict]:
     config.update({"data": {"path": FILMS}})
     data.resolve(config, data.open_source(config))
     kept, training = models.real_clips(config, NUM)
-    return statistics.pixel_table(kept["video"], training, kept["video"])[1:]
+    return pixel_statistics.pixel_table(kept["video"], training, kept["video"])[1:]
 
 
 def few() -> list[dict]:
@@ -40,20 +41,22 @@ def few() -> list[dict]:
     for n in SIZES:
         rows = []
         for seed in range(DRAWS):
-            reference, named = statistics.reference_sets(
+            reference, named = reference_sets.reference_sets(
                 kept["video"][:n], training, None, seed
             )
-            features = statistics.pixel_features(reference)
+            features = pixel_statistics.pixel_features(reference)
             rows.append(
                 [
-                    statistics.frechet_of_features(
-                        statistics.pixel_features(named[name]()), features
+                    frechet.frechet_of_features(
+                        pixel_statistics.pixel_features(named[name]()), features
                     )
                     for name in ("training real", "4x4 blur")
                 ]
             )
         nearer = sum(blurred < intact for intact, blurred in rows)
-        found.append({"clips": n, "draws": DRAWS, "nearer": nearer, "frame_fd": rows})
+        found.append(
+            {"clips": n, "draws": DRAWS, "closer_to_train": nearer, "frame_fd": rows}
+        )
         print(n, nearer, "of", DRAWS, flush=True)
     return found
 
@@ -61,7 +64,7 @@ def few() -> list[dict]:
 def main() -> None:
     """Print, write."""
     rows = film()
-    print(statistics.format_table(*statistics.format_cells(rows, statistics.COLUMNS)))
+    print(format_table(*format_cells(rows, pixel_statistics.COLUMNS)))
     command = "python -m experiments.pixel_distortions.pixel_distortions"
     found = {"command": command, "film": rows, "few": few()}
     FILE.write_text(json.dumps(found, indent=1) + "\n")

@@ -130,7 +130,7 @@ def main() -> None:
         orders = -np.diff(np.log2(found))
         rows.append(
             {
-                "sampler": sampler, "schedule": schedule, "calls": CALLS,
+                "sampler": sampler, "schedule": schedule, "nfe": CALLS,
                 "difference": found, "order": orders.tolist(),
             }
         )  # fmt: skip

@@ -43,10 +43,12 @@ def test_no_noise_is_time_0():
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
 def test_given_frames_stand_where_they_were(factor, fill):
-    stage = dataclasses.replace(TSR, factor=factor, fill=fill, shape=(12, 4, 6, 3))
+    stage = dataclasses.replace(
+        TSR, factor=factor, temporal_fill=fill, shape=(12, 4, 6, 3)
+    )
     low = jnp.asarray(rng().normal(size=(2, *stage.input_shape)))
     t, eps = jnp.zeros(2), jnp.zeros((2, *stage.shape))
-    told = stage.augmented_cond(low, t, eps)["low"]
+    told = stage.augmented_cond(low, t, eps)["low_res"]
     assert told.shape == (2, 12, 4, 6, stage.cond_channels)
     np.testing.assert_allclose(told[:, ::factor, ..., :3], low, rtol=1e-5, atol=1e-5)
     assert np.all(told[..., 3].mean((0, 2, 3)) == (np.arange(12) % factor == 0))
@@ -88,53 +90,53 @@ def test_noise_keeps_the_variance(snr):
     low = jnp.asarray(rng().normal(size=(64, *TSR.input_shape)))
     eps = jnp.asarray(rng(1).normal(size=(64, *TSR.shape)))
     told = TSR.augmented_cond(low, t, eps)
-    assert np.var(told["low"][..., :3]) == pytest.approx(1, abs=0.03)
+    assert np.var(told["low_res"][..., :3]) == pytest.approx(1, abs=0.03)
     expected = 20 if snr == math.inf else math.log(snr)
-    np.testing.assert_allclose(told["low_logsnr"], expected, atol=1e-4)
+    np.testing.assert_allclose(told["low_res_logsnr"], expected, atol=1e-4)
 
 
 def test_noise_is_the_frames_own_and_one_level_a_video():
     low = jnp.zeros((3, *TSR.input_shape))
     _, cond = TSR.prepare_batch(jnp.zeros((3, *TSR.shape)), jax.random.key(0))
-    noise = np.asarray(cond["low"][..., :3])
+    noise = np.asarray(cond["low_res"][..., :3])
     assert not np.allclose(noise[:, 0], noise[:, 1])
-    sigma = np.exp(-np.logaddexp(0, np.asarray(cond["low_logsnr"])) / 2)
+    sigma = np.exp(-np.logaddexp(0, np.asarray(cond["low_res_logsnr"])) / 2)
     np.testing.assert_allclose(noise.std((1, 2, 3, 4)), sigma, rtol=0.1)
     assert len(np.unique(sigma)) == 3 and low.shape == (3, *TSR.input_shape)
 
 
 @pytest.mark.parametrize("noise", [(0.0, 0.5), (0.25, 0.25), (0.5, 1.0)])
 def test_training_draws_its_noise_between_the_bounds(noise):
-    stage = dataclasses.replace(SSR, noise=noise)
+    stage = dataclasses.replace(SSR, augmentation_time=noise)
     x = jnp.zeros((500, 1, 8, 12, 3))
     stage = dataclasses.replace(stage, shape=(1, 8, 12, 3))
     _, cond = stage.prepare_batch(x, jax.random.key(1))
-    t = np.arctan(np.exp(-np.asarray(cond["low_logsnr"]) / 2)) / (np.pi / 2)
+    t = np.arctan(np.exp(-np.asarray(cond["low_res_logsnr"]) / 2)) / (np.pi / 2)
     assert t.min() >= noise[0] - 1e-4 and t.max() <= noise[1] + 1e-4
     assert t.mean() == pytest.approx(np.mean(noise), abs=0.02)
 
 
 @pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
 def test_independent_images_are_given_nothing_in_time(fill):
-    stage = dataclasses.replace(TSR, fill=fill)
+    stage = dataclasses.replace(TSR, temporal_fill=fill)
     x = jnp.asarray(rng().normal(size=(2, 11, 4, 6, 3)))
     same, cond = stage.prepare_batch(x, jax.random.key(0))
-    assert cond["low"].shape == (2, 11, 4, 6, 4)
-    assert np.all(np.asarray(cond["low"])[:, 8:] == 0)
+    assert cond["low_res"].shape == (2, 11, 4, 6, 4)
+    assert np.all(np.asarray(cond["low_res"])[:, 8:] == 0)
     np.testing.assert_array_equal(same, x)
     x = jnp.asarray(rng().normal(size=(2, 7, 8, 12, 3)))
     _, cond = SSR.prepare_batch(
         x, jax.random.key(0)
     )  # but in space what all frames are
-    assert cond["low"].shape == (2, 7, 8, 12, 3)
-    assert np.asarray(cond["low"])[:, 4:].any(axis=(2, 3, 4)).all()
+    assert cond["low_res"].shape == (2, 7, 8, 12, 3)
+    assert np.asarray(cond["low_res"])[:, 4:].any(axis=(2, 3, 4)).all()
 
 
 def test_crops_are_of_the_clip_and_of_what_is_given():
-    stage = dataclasses.replace(SSR, crop=(4, 6), noise=(0.0, 0.0))
+    stage = dataclasses.replace(SSR, train_crop=(4, 6), augmentation_time=(0.0, 0.0))
     x = jnp.asarray(rng().normal(size=(32, 4, 8, 12, 3)))
     cut, cond = stage.prepare_batch(x, jax.random.key(2))
-    assert cut.shape == (32, 4, 4, 6, 3) and cond["low"].shape == cut.shape
+    assert cut.shape == (32, 4, 4, 6, 3) and cond["low_res"].shape == cut.shape
     places = set()
     for video, part in zip(np.asarray(x), np.asarray(cut), strict=True):
         at = [
@@ -147,4 +149,4 @@ def test_crops_are_of_the_clip_and_of_what_is_given():
         places |= set(at)
     assert len(places) == 12  # 3 x 4, all of them
     up, _ = stage.upsample(stage.downsample(cut))
-    np.testing.assert_allclose(cond["low"], up, atol=1e-3)
+    np.testing.assert_allclose(cond["low_res"], up, atol=1e-3)

@@ -196,7 +196,7 @@ def test_wrong_input_is_one_line_and_status_2(check, flags):
 def test_a_sheet_that_cannot_be_written(check, videos):
     status, out, err = check(f"--sheet={videos / 'short.mp4' / 'sheet.png'}")
     assert status == 2 and not out and err.count("\n") == 1
-    assert "short.mp4 cannot be a folder for output" in err
+    assert "short.mp4 cannot be an output folder" in err
 
 
 def test_a_report_whose_sheet_fails_is_printed_all_the_same(check, monkeypatch):

@@ -116,7 +116,7 @@ def test_frames_are_those_of_the_file(bunny):
     index = 40
     start = int(bunny.items[index, 1])
     clip = bunny.load(index, np.random.default_rng(0), 8)
-    expected = video_io.read(bunny.videos[0].path, start, 8, size=(24, 32))
+    expected = video_io.read_clip(bunny.videos[0].path, start, 8, size=(24, 32))
     np.testing.assert_array_equal(clip["video"], expected)
     assert clip["video"].dtype == np.uint8 and clip["label"].tolist() == [0]
     shown = set()
@@ -185,7 +185,9 @@ def test_no_cut_inside_a_scene_and_one_at_each_border(name):
     need(name)
     footage = clips.FOOTAGE[name]
     info = video_io.probe(footage.asset.find())
-    frames = np.stack(list(video_io.frames(info, size=(36, 64)))).astype(np.float32)
+    frames = np.stack(list(video_io.decode_frames(info, size=(36, 64)))).astype(
+        np.float32
+    )
     jump = abs(np.diff(frames.mean(-1), axis=0)).mean((1, 2))  # into frame i + 1
     for start, stop in footage.scenes or ((0, info.frames),):
         assert jump[start : stop - 1].max() < CUT
@@ -246,7 +248,7 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
         (50, {}, "no clip of 50 frames fits into the 42 consecutive"),
         (8, {"stride": 7}, "no clip of 8 frames"),
         (8, {"stride": 0}, "stride=0: from 1 to"),
-        (8, {"target_fps": 60.0}, "below the 60 asked for"),
+        (8, {"target_fps": 60.0}, "below the 60 requested"),
         (8, {"cache_gib": 1e-6}, "cache_gib=1e-06: these clips at 24x32 take"),
         (8, {"crop": "left"}, "crop='left'"),
     ],

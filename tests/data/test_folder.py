@@ -51,8 +51,12 @@ def make_frames(path, seed=0, frames=FRAMES):
 def config(folder_, cache_dir_, **changes):
     video = {"frames": 4, "height": HEIGHT, "width": WIDTH, "channels": 3, "fps": 8}
     data = {"path": str(folder_), "stride": 1, "target_fps": 0.0, "crop": "center"}
-    data |= {"held_out": 0.25, "cache_dir": str(cache_dir_), "cache_gib": 0.01}
-    data |= {"max_bad_share": 1.0}
+    data |= {
+        "validation_fraction": 0.25,
+        "cache_dir": str(cache_dir_),
+        "cache_gib": 0.01,
+    }
+    data |= {"max_bad_fraction": 1.0}
     video |= {name: changes[name] for name in video if name in changes}
     data |= {name: changes[name] for name in data if name in changes}
     assert set(changes) <= set(video) | set(data)
@@ -68,7 +72,7 @@ class Here:
 
     def fill_entry(self, info, size, place):
         shape = (info.frames, *video_io.cover_size(info.height, info.width, size))
-        cache.write_entry(place, video_io.frames(info, size=size), shape)
+        cache.write_entry(place, video_io.decode_frames(info, size=size), shape)
 
     def close(self):
         pass
@@ -94,9 +98,11 @@ def test_too_many_unusable_files_stop_before_training(videos, opened):
         make_mp4(videos / f"{n}.mp4", n)
     for n in range(2):
         (videos / f"bad{n}.mp4").write_bytes(b"")
-    assert len(opened(max_bad_share=0.4).report.dropped) == 2
-    with pytest.raises(UserError, match=r"2 of 5 .*max_bad_share=0.3.*bad0.mp4: empty"):
-        opened(max_bad_share=0.3)
+    assert len(opened(max_bad_fraction=0.4).report.skipped) == 2
+    with pytest.raises(
+        UserError, match=r"2 of 5 .*max_bad_fraction=0.3.*bad0.mp4: empty"
+    ):
+        opened(max_bad_fraction=0.3)
 
 
 @pytest.fixture
@@ -120,7 +126,7 @@ def test_layout_labels_and_captions(videos, opened):
     )
     (videos / ".hidden.mp4").write_text("x")
     (videos / "notes.md").write_text("x")
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
     found = {file.name: file for file in source.files}
     assert sorted(found) == ["cats/a.mp4", "cats/deep/b.mov", "dogs/rex", "top.mp4"]
     assert source.attributes == (("cats", "dogs"),)
@@ -154,14 +160,14 @@ def test_folders_of_frames_are_no_labels(videos, opened):
 def test_a_folder_of_frames_alone_is_one_video(tmp_path, opened):
     make_frames(tmp_path / "videos")
     (tmp_path / "videos.txt").write_text("not part of the data")
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
     assert len(source) == 3 and source.load(0, rng(), 4)["caption"] == ""
 
 
 def test_pictures_beside_videos_are_no_video(videos, opened):
     make_mp4(videos / "a.mp4")
     Image.new("RGB", (8, 8)).save(videos / "poster.png")
-    assert opened(held_out=0.0).report.found == 1
+    assert opened(validation_fraction=0.0).report.found == 1
 
 
 @pytest.mark.parametrize(
@@ -207,15 +213,15 @@ def test_unusable_files_are_dropped_with_their_reason(videos, tmp_path, opened):
     os.symlink(videos / "good.mp4", videos / "inside.mp4")
     make_frames(videos / "frames")
     os.symlink(tmp_path / "outside.mp4", videos / "frames" / "99.png")
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
     assert {file.name for file in source.files} == {"good.mp4", "inside.mp4"}
-    reasons = dict(source.report.dropped)
+    reasons = dict(source.report.skipped)
     for name, reason in {
         "short.mp4": "too short: 3 frames",
         "flat.mp4": "constant",
         "said.mp4": "not UTF-8",
         "empty.mov": "empty file",
-        "cut.mp4": "cut off",
+        "cut.mp4": "truncated",
         "out.mp4": "symlink that leaves the folder",
         "broken.webm": "broken symlink",
         "way-out": "symlink to a folder",
@@ -242,7 +248,7 @@ def test_what_is_not_looked_at_is_counted_by_suffix(videos, opened):
         (videos / name).parent.mkdir(parents=True)
         (videos / name).write_text("x")
     (videos / "nothing" / "in" / "it").mkdir(parents=True)
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
     assert {file.name for file in source.files} == {"a.mp4", "frames"}
     assert source.report.others == {
         ".rm": 2, ".zip": 1, "no suffix": 1, "hidden": 4, ".heic": 1, ".txt": 1,
@@ -359,7 +365,7 @@ def test_names_that_are_not_utf8_are_found_sorted_shown_and_split(videos, opened
         place = os.fsdecode(os.fsencode(videos) + b"/" + label)
         os.mkdir(place)
         os.link(strange, place + "/b.mp4")
-    source = opened(held_out=0.3)
+    source = opened(validation_fraction=0.3)
     parts = source.files + source.split(True).files
     captions = {file.captions for file in parts}
     assert ("a cat", "more") in captions and len(parts) == 3
@@ -394,7 +400,7 @@ def test_wrong_settings_are_refused(videos, opened, tmp_path):
         ({"stride": 2, "target_fps": 8.0}, "set one of them"),
         ({"target_fps": -1.0}, "target_fps=-1.0"),
         ({"crop": "left"}, "crop='left'"),
-        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction=1.0"),
         ({"cache_dir": str(videos / "a.mp4")}, "cache_dir"),
     ]:
         with pytest.raises(UserError, match=words):
@@ -486,7 +492,7 @@ def test_one_file_that_slows_down_is_not_split():
 
 def test_parts_of_one_file_share_no_frame(videos, opened):
     make_mp4(videos / "a.mp4", frames=30)
-    source = opened(held_out=0.3)
+    source = opened(validation_fraction=0.3)
     seen = {}
     for held_out in (False, True):
         part = source.split(held_out)
@@ -522,7 +528,7 @@ def test_windows_cover_every_start_once(frames, stride):
 def test_load_is_a_function_of_index_and_rng(videos, opened):
     make_mp4(videos / "a.mp4", 1)
     make_mp4(videos / "b.mp4", 2)
-    source = opened(held_out=0.0, crop="random", height=8, width=8)
+    source = opened(validation_fraction=0.0, crop="random", height=8, width=8)
     clips = set()
     for index in range(len(source)):
         for seed in range(6):
@@ -537,7 +543,7 @@ def test_load_is_a_function_of_index_and_rng(videos, opened):
 def test_one_clip_of_a_file_is_cropped_as_asked(videos, opened, crop, least, most):
     """A clip as long as its file starts at one place; 24 x 32 has nine squares."""
     make_mp4(videos / "a.mp4", frames=4)
-    source = opened(held_out=0.0, crop=crop, height=24, width=24)
+    source = opened(validation_fraction=0.0, crop=crop, height=24, width=24)
     found = {source.load(0, rng(seed), 4)["video"].tobytes() for seed in range(12)}
     assert least <= len(found) <= most
 
@@ -559,7 +565,7 @@ def test_with_children_and_in_a_worker_all_is_the_same(videos, opened, cache_gib
 @pytest.mark.parametrize("changes", [{}, {"stride": 2}, {"target_fps": 4.0}])
 def test_clips_are_the_frames_asked_for(videos, opened, changes):
     make_mp4(videos / "a.mp4", frames=20, fps=8)
-    source = opened(held_out=0.0, **changes)
+    source = opened(validation_fraction=0.0, **changes)
     step = 2 if changes else 1
     starts = set()
     for index in range(len(source)):
@@ -581,8 +587,8 @@ def test_cached_and_sought_clips_are_equal(videos, opened):
     make_frames(videos / "b", 2)
     (videos / "c.gif").parent.mkdir(exist_ok=True)
     video_io.write_gif(videos / "c.gif", footage(3), 8, scale=1)
-    cached = opened(held_out=0.0)
-    sought = opened(held_out=0.0, cache_gib=0.0)
+    cached = opened(validation_fraction=0.0)
+    sought = opened(validation_fraction=0.0, cache_gib=0.0)
     assert len(cached._store.cached) == 3 and not sought._store.cached
     for index in range(len(cached)):
         pair = [s.load(index, rng(index), 4)["video"] for s in (cached, sought)]
@@ -593,7 +599,7 @@ def test_the_cache_takes_what_is_dear_to_seek_in(videos, opened, tmp_path):
     make_mp4(videos / "short.mp4", frames=8)
     make_mp4(videos / "long.mp4", frames=40)  # one keyframe: dear
     size = video_io.FrameCache.entry_bytes((40, HEIGHT, WIDTH))
-    source = opened(held_out=0.0, cache_gib=size / 2**30)
+    source = opened(validation_fraction=0.0, cache_gib=size / 2**30)
     assert list(source._store.cached) == ["long.mp4"]
     for index in range(len(source)):
         source.load(index, rng(), 4)
@@ -605,7 +611,7 @@ def test_the_cache_takes_what_is_dear_to_seek_in(videos, opened, tmp_path):
 def test_a_file_that_turns_out_broken_is_a_bad_clip(videos, opened, cache_gib):
     make_mp4(videos / "a.mp4", 1, frames=30)
     make_mp4(videos / "b.mp4", 2)
-    source = opened(held_out=0.0, cache_gib=cache_gib)
+    source = opened(validation_fraction=0.0, cache_gib=cache_gib)
     path = videos / "a.mp4"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])  # cut after it was indexed
@@ -624,7 +630,7 @@ def test_blank_stretches_are_drawn_again(videos, opened):
     video = footage(1, frames=40)
     video[8:] = 0
     make_mp4(videos / "a.mp4", video=video)
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
     blank = 0
     for index in range(len(source)):
         try:
@@ -637,7 +643,7 @@ def test_blank_stretches_are_drawn_again(videos, opened):
 
 def test_a_full_disk_is_the_users_to_know(videos, opened, tmp_path, monkeypatch):
     make_mp4(videos / "a.mp4")
-    source = opened(held_out=0.0)
+    source = opened(validation_fraction=0.0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -650,39 +656,39 @@ def test_a_full_disk_is_the_users_to_know(videos, opened, tmp_path, monkeypatch)
 def test_grey_and_flip(videos, opened):
     make_mp4(videos / "a.mp4")
     make_mp4(videos / "b.mp4")
-    colour = opened(held_out=0.0)
-    grey = opened(held_out=0.0, channels=1)
+    colour = opened(validation_fraction=0.0)
+    grey = opened(validation_fraction=0.0, channels=1)
     one = colour.load(0, rng(), 4)["video"].astype(float)
     luma = one @ [0.299, 0.587, 0.114]
     assert np.abs(grey.load(0, rng(), 4)["video"][..., 0] - luma).max() <= 0.51
     assert colour.flip
     (videos / "a.txt").write_text("a ball rolls to the Left side")
-    assert not opened(held_out=0.0).flip
+    assert not opened(validation_fraction=0.0).flip
     (videos / "a.txt").write_text("brightly lit")
     for label in ("move_left", "b"):
         make_mp4(videos / label / "c.mp4")
-    assert not opened(held_out=0.0).flip
+    assert not opened(validation_fraction=0.0).flip
     (videos / "move_left").rename(videos / "move_up")
-    assert opened(held_out=0.0).flip
+    assert opened(validation_fraction=0.0).flip
 
 
 def test_slow_files_are_dropped_and_frames_have_no_clock(videos, opened):
     make_mp4(videos / "slow.mp4", fps=4)
     make_frames(videos / "frames")
-    source = opened(held_out=0.0, target_fps=8.0)
+    source = opened(validation_fraction=0.0, target_fps=8.0)
     assert names(source.files) == {"frames"}
     assert (
-        "4 frames a second are below the 8" in dict(source.report.dropped)["slow.mp4"]
+        "4 frames per second are below the 8" in dict(source.report.skipped)["slow.mp4"]
     )
     assert (np.diff(number(source.load(0, rng(), 4)["video"])) == 1).all()
 
 
 def test_fingerprint_fields_tell_files_apart(videos, opened):
     make_mp4(videos / "a.mp4", 1, frames=20)
-    one = opened(held_out=0.0)
+    one = opened(validation_fraction=0.0)
     assert len(set(one.names)) == len(one) == len(one.sizes) > 1
     make_mp4(videos / "a.mp4", 2, frames=20)
-    assert opened(held_out=0.0).sizes != one.sizes
+    assert opened(validation_fraction=0.0).sizes != one.sizes
 
 
 def test_find_is_sorted_and_the_same_everywhere(videos):

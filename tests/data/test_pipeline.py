@@ -143,8 +143,8 @@ def test_an_item_met_again_shows_another_random_clip():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_each_global_batch_in_order(count):
-    source, whole = Numbered(), stream(Numbered(), 5, images=1, flip=True)
-    made = config(images=1, flip=True)
+    source, whole = Numbered(), stream(Numbered(), 5, joint_image_frames=1, flip=True)
+    made = config(joint_image_frames=1, flip=True)
     parts = [
         take(pipeline.train_batches(made, source, index, count), 5)
         for index in range(count)
@@ -166,8 +166,8 @@ def test_a_process_loads_its_own_share_only():
 
 @pytest.mark.parametrize("done", [0, 1, 7])
 def test_resume_goes_on_where_it_was(done):
-    made = config(images=1)
-    whole = stream(Numbered(), done + 4, images=1)
+    made = config(joint_image_frames=1)
+    whole = stream(Numbered(), done + 4, joint_image_frames=1)
     batches = pipeline.train_batches(made, Numbered())
     list(itertools.islice(batches, done))
     state = json.loads(json.dumps(batches.get_state()))
@@ -192,14 +192,14 @@ def test_resume_on_another_number_of_processes():
 
 def test_worker_processes_change_nothing():
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    expected = stream(source, 8, images=2)
-    workers = pipeline.train_batches(config(images=2, workers=2), source)
+    expected = stream(source, 8, joint_image_frames=2)
+    workers = pipeline.train_batches(config(joint_image_frames=2, workers=2), source)
     workers.set_state({"batches": 1})
     taken = list(itertools.islice(workers, 4))
     state = workers.get_state()
     workers.close()
     assert_same(taken, expected[1:5])
-    threads = pipeline.train_batches(config(images=2), source)
+    threads = pipeline.train_batches(config(joint_image_frames=2), source)
     threads.set_state(state)
     assert_same(take(threads, 3), expected[5:])
 
@@ -310,7 +310,7 @@ def test_nothing_stays_of_the_workers_of_a_run_that_is_killed(tmp_path):
 
 
 def test_images_are_appended_behind_the_unchanged_video():
-    plain, joint = stream(Numbered(), 10), stream(Numbered(), 10, images=2)
+    plain, joint = stream(Numbered(), 10), stream(Numbered(), 10, joint_image_frames=2)
     others = set()
     for a, b in zip(plain, joint, strict=True):
         np.testing.assert_array_equal(a["video"], b["video"][:, :3])
@@ -327,7 +327,7 @@ def test_images_are_appended_behind_the_unchanged_video():
     np.testing.assert_array_equal(
         first["label"][:, 1:, 0], first["video"][:, 3:, 0, 0, 0]
     )
-    alone = stream(Numbered(items=1), 6, batch_size=1, images=2)
+    alone = stream(Numbered(items=1), 6, batch_size=1, joint_image_frames=2)
     chance = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
     assert (np.ptp(chance, axis=1) > 0).all()  # the draws share no generator
     assert (chance[:, 0] != chance[:, 1]).any() and (chance[:, 1] != chance[:, 2]).any()
@@ -364,19 +364,19 @@ def test_a_bad_item_is_replaced_named_once_and_moves_nothing_else(capfd):
 
 
 def test_bad_images_are_replaced_too():
-    joint = stream(Numbered(bad=(3, 7)), 10, images=2)
+    joint = stream(Numbered(bad=(3, 7)), 10, joint_image_frames=2)
     assert not np.isin([b["video"][:, :, 0, 0, 0] for b in joint], (3, 7)).any()
 
 
 def test_more_than_the_set_share_of_bad_items_stops_the_run(capfd):
-    with pytest.raises(UserError, match="3 of 10 clips are unusable.*max_bad_share"):
+    with pytest.raises(UserError, match="3 of 10 clips are unusable.*max_bad_fraction"):
         stream(Numbered(bad=(1, 2, 3)), 30)
     assert len(stream(Numbered(bad=(1, 2)), 30)) == 30
 
 
 def test_a_source_without_a_usable_clip_ends(capfd):
     with pytest.raises(UserError, match="unusable"):
-        stream(Numbered(bad=tuple(range(10))), 1, max_bad_share=1.0)
+        stream(Numbered(bad=tuple(range(10))), 1, max_bad_fraction=1.0)
 
 
 @pytest.mark.parametrize("items", [0, 1, 3])
@@ -393,7 +393,13 @@ def test_a_batch_that_processes_cannot_share_is_an_error():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("seed", -1), ("seed", 2**32), ("batch_size", 0), ("images", -1), ("workers", -1)],
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("batch_size", 0),
+        ("joint_image_frames", -1),
+        ("workers", -1),
+    ],
 )
 def test_values_out_of_range_are_named(field, value):
     with pytest.raises(UserError, match=rf"{field}={value}: "):
@@ -401,7 +407,7 @@ def test_values_out_of_range_are_named(field, value):
 
 
 def test_the_held_out_batch_is_fixed_and_held_out():
-    made = config(images=2, flip=True)
+    made = config(joint_image_frames=2, flip=True)
     a = pipeline.held_out_batch(made, Numbered(), 8)
     b = pipeline.held_out_batch(made, Numbered().split(True), 3)
     assert_same([{k: v[:3] for k, v in a.items()}], [b])
@@ -429,7 +435,7 @@ def test_the_fingerprint_tells_streams_apart_and_goes_through_json():
     for change in (
         {"seed": 1},
         {"batch_size": 2},
-        {"images": 1},
+        {"joint_image_frames": 1},
         {"stride": 2},
         {"target_fps": 4.0},
         {"flip": True},
@@ -456,7 +462,9 @@ def test_resolve_measures_what_is_not_set():
     ]
     assert made.data.mean == pytest.approx(np.mean(clips))
     assert made.data.variance == pytest.approx(np.var(clips))
-    given = data.resolve(config(mean=0.5, variance=2.0, attributes=(("x",),)), source)
+    given = data.resolve(
+        config(mean=0.5, variance=2.0, label_vocabulary=(("x",),)), source
+    )
     assert (given.data.mean, given.data.variance) == (0.5, 2.0)
     assert given.data.label_vocabulary == (("x",),)
 

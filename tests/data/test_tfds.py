@@ -149,7 +149,7 @@ def window_of(video, clip, stride=1):
 def test_clips_labels_and_captions_are_those_that_were_written(folder, kind, stride):
     frames = 4 if stride == 1 else 3
     source = tfds.open_tfds(
-        config(folder, kind, frames=frames, stride=stride, held_out=0.0)
+        config(folder, kind, frames=frames, stride=stride, validation_fraction=0.0)
     )
     assert source.label_vocabulary == (("ape", "bee", "cat"),)
     seen = set()
@@ -163,7 +163,7 @@ def test_clips_labels_and_captions_are_those_that_were_written(folder, kind, str
 
 
 def test_windows_and_single_frames_are_drawn_from_the_whole_clip(folder):
-    source = tfds.open_tfds(config(folder, "raw", held_out=0.0))
+    source = tfds.open_tfds(config(folder, "raw", validation_fraction=0.0))
     clip = CLIPS[int(load_all(source)[0]["caption"][5:])]
     rngs = [np.random.default_rng(seed) for seed in range(300)]
     starts = {window_of(source.load(0, rng, 4)["video"], clip) for rng in rngs}
@@ -175,7 +175,7 @@ def test_windows_and_single_frames_are_drawn_from_the_whole_clip(folder):
 @pytest.mark.parametrize("crop, places", [("center", {2}), ("random", set(range(5)))])
 def test_a_clip_is_cropped_as_asked(folder, crop, places):
     """8 x 8 of 8 x 12, of clips as long as their record."""
-    asked = config(folder, "raw", frames=6, width=8, crop=crop, held_out=0.0)
+    asked = config(folder, "raw", frames=6, width=8, crop=crop, validation_fraction=0.0)
     source = tfds.open_tfds(asked)
     at = [clip["caption"] for clip in load_all(source, 6)].index("clip 0")
     rngs = [np.random.default_rng(seed) for seed in range(60)]
@@ -205,7 +205,7 @@ def test_a_test_split_is_the_held_out_part(folder):
 
 @pytest.mark.parametrize("share, held", [(0.25, 2), (0.5, 4), (0.0, 0), (0.9, 4)])
 def test_without_one_every_kth_record_is_held_out(folder, share, held):
-    source = tfds.open_tfds(config(folder, "pictures", held_out=share))
+    source = tfds.open_tfds(config(folder, "pictures", validation_fraction=share))
     parts = [
         {clip["caption"] for clip in load_all(source.split(part))}
         for part in (False, True)
@@ -255,7 +255,9 @@ def test_a_video_feature_is_read_without_tensorflow(folder, tmp_path):
     copy = tmp_path / "pictures" / "1.0.0"
     shutil.copytree(folder / "pictures" / "1.0.0", copy)
     as_video_feature(copy)
-    for clip in load_all(tfds.open_tfds(config(tmp_path, "pictures", held_out=0.0))):
+    for clip in load_all(
+        tfds.open_tfds(config(tmp_path, "pictures", validation_fraction=0.0))
+    ):
         index = int(clip["caption"][5:])
         assert window_of(clip["video"], CLIPS[index]) is not None
 
@@ -305,7 +307,7 @@ def test_bytes_of_a_video_file(tmp_path):
     assert set(source.layout.videos.values()) == {"file"} and source.path == ("video",)
     clip = source.load(0, np.random.default_rng(0), 4)["video"]
     source.guard.close()
-    expected = video_io.read(path, size=(8, 12)).astype(int)
+    expected = video_io.read_clip(path, size=(8, 12)).astype(int)
     distances = [abs(expected[k : k + 4] - clip).max() for k in range(6)]
     assert clip.shape == (4, 8, 12, 3)
     assert sorted(distances)[0] < 4 < sorted(distances)[1]  # one of the six windows
@@ -335,7 +337,7 @@ def test_too_short_and_constant_records_are_bad_clips(tmp_path):
     clips = [CLIPS[0], CLIPS[1][:3], np.full_like(CLIPS[2], 40), *CLIPS[3:]]
     features = F.FeaturesDict({"video": TENSOR})
     write(tmp_path, "mixed", features, lambda i: {"video": clips[i]})
-    source = tfds.open_tfds(config(tmp_path, "mixed", held_out=0.0))
+    source = tfds.open_tfds(config(tmp_path, "mixed", validation_fraction=0.0))
     reasons = []
     for index in range(9):
         try:
@@ -354,7 +356,7 @@ def test_a_flipped_byte_is_a_bad_clip_that_names_shard_and_record(tmp_path):
     directory = write(
         tmp_path, "three", features, lambda i: {"video": CLIPS[i]}, shards=3
     )
-    made = config(tmp_path, "three", held_out=0.0)
+    made = config(tmp_path, "three", validation_fraction=0.0)
     whole, pixels = load_all(tfds.open_tfds(made)), CLIPS[0].tobytes()
     (shard,) = [p for p in sorted(directory.iterdir()) if pixels in p.read_bytes()]
     records = list(ArrayRecordDataSource(str(shard)))
@@ -506,7 +508,7 @@ def test_a_class_that_features_name_is_not_imported(
         (place / "evil.py").write_text("raise SystemExit('code of the data has run')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    source = tfds.open_tfds(config(tmp_path, "pictures", held_out=0.0))
+    source = tfds.open_tfds(config(tmp_path, "pictures", validation_fraction=0.0))
     assert len(load_all(source)) == 9 and "evil" not in sys.modules
     assert source.label_vocabulary == (("ape", "bee", "cat"),)
 
@@ -595,7 +597,7 @@ def test_values_of_any_kind_are_one_kind_of_error(folder, tmp_path, change):
         (b"\xff\xfe\xff", "not UTF-16-LE text"),
         (b"a\nb\n\xff\n", "not UTF-8 text"),
         (b"a\nb\nc\0\n", "a NUL"),
-        (None, "no plain file"),
+        (None, "not a regular file"),
     ],
 )
 def test_names_of_labels_are_as_many_as_their_values(folder, tmp_path, content, said):
@@ -675,6 +677,6 @@ def test_a_frame_is_a_picture_and_no_program(tmp_path):
         "image": {"shape": {"dimensions": ["8", "12", "3"]}, "dtype": "uint8"},
     }
     change_features(directory, lambda f: f["video"]["sequence"].update(feature=picture))
-    source = tfds.open_tfds(config(tmp_path, "ps", held_out=0.0))
-    with pytest.raises(BadClip, match="not a picture"):
+    source = tfds.open_tfds(config(tmp_path, "ps", validation_fraction=0.0))
+    with pytest.raises(BadClip, match="not an image"):
         source.load(0, np.random.default_rng(0), 4)

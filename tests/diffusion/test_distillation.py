@@ -1,4 +1,4 @@
-"""Laws of progressive distillation: Salimans & Ho 2022; guided, Meng et al. 2022.
+"""Laws of progressive and guidance distillation.
 
 For Gaussian data the exact denoiser is a line in z, and so is every target made of
 it: students are fitted exactly, by the loss itself, and whole chains of halvings have
@@ -25,16 +25,16 @@ COSINE = schedules.Cosine()
 SCHEDULES = {
     "cosine": COSINE,
     "shifted": schedules.Cosine(logsnr_shift=-3.0),
-    "flow": schedules.Flow(),  # of unequal halves
+    "flow": schedules.Flow(),  # its halves are unequal
 }
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 DOUBLE = [False, True]
-ROWS = 64  # of a batch that holds every step, so that one shape serves every n
+ROWS = 64  # a batch that holds every step, so that one shape serves every n
 VIDEO = (2, 2, 2, 1)
 
 
 def over(a, like):
-    """[] or [b] against [b, f, h, w, c]."""
+    """Append axes to [] or [b], to broadcast with [b, f, h, w, c]."""
     return jnp.reshape(a, jnp.shape(a) + (1,) * (like.ndim - jnp.ndim(a)))
 
 
@@ -43,10 +43,10 @@ def normal(*shape, seed=0, dtype=float):
 
 
 def gaussian(mean, spread):
-    """The exact denoiser of N(mean, spread^2), each [] or [b]."""
+    """Return the exact denoiser of N(mean, spread^2), each [] or [b]."""
 
-    def denoise(z, step, cond):
-        m, s, alpha, sigma = (over(a, z) for a in (mean, spread, *step[2:4]))
+    def denoise(z, level, cond):
+        m, s, alpha, sigma = (over(a, z) for a in (mean, spread, *level[2:4]))
         off = (z - alpha * m) / (alpha**2 * s**2 + sigma**2)
         return process.Prediction(m + alpha * s**2 * off, sigma * off)
 
@@ -54,52 +54,52 @@ def gaussian(mean, spread):
 
 
 def slope(angle, spread):
-    """v^ = slope z of N(0, spread^2)."""
+    """Return the slope in v^ = slope z for N(0, spread^2)."""
     a, s = np.cos(angle), np.sin(angle)
     return a * s * (1 - spread**2) / (a**2 * spread**2 + s**2)
 
 
 def smooth(seed, kind="v"):
-    """A nonlinear teacher that mixes pixels, and says what no data would."""
+    """Return a nonlinear teacher that mixes pixels and fits no data."""
     mix = normal(8, 8, seed=seed)
 
-    def denoise(z, step, cond):
-        flat, level = z.reshape(len(z), -1), step.logsnr[:, None] / 9
-        out = 3 * jnp.sin(flat @ mix + level) + flat * jnp.cos(2 * level)
-        return process.PREDICTION_TYPES[kind](out.reshape(z.shape), z, step)
+    def denoise(z, level, cond):
+        flat, logsnr = z.reshape(len(z), -1), level.logsnr[:, None] / 9
+        out = 3 * jnp.sin(flat @ mix + logsnr) + flat * jnp.cos(2 * logsnr)
+        return process.PREDICTION_TYPES[kind](out.reshape(z.shape), z, level)
 
     return denoise
 
 
 def recorded(denoise, calls):
-    def recording(z, step, cond):
-        calls.append((z, step, cond))
-        return denoise(z, step, cond)
+    def recording(z, level, cond):
+        calls.append((z, level, cond))
+        return denoise(z, level, cond)
 
     return recording
 
 
 def grid(schedule, n):
-    """phi of t = 0, 1/n, ..., 1 in a sampler of n steps; float64, of t = 0 it is 0."""
+    """Return phi of t = 0, 1/n, ..., 1 in a sampler of n steps, 0 at t = 0."""
     t = samplers.grid(schedule, n)[0]
     return np.append(0.0, np.arctan2(t.sigma, t.alpha)[::-1])
 
 
 def every(n, rows=ROWS):
-    """Steps i [rows]: 1..n and again."""
+    """Return steps i [rows]: 1..n, repeated."""
     return np.resize(np.arange(1, n + 1), rows)
 
 
-def stops(schedule, i, n, double=False):
-    """phi at start, middle and end of steps i of n, off the samplers' grids."""
+def expected_interval(schedule, i, n, double=False):
+    """Return phi at start, middle and end of steps i of n, from the samplers' grids."""
     halves, fine = 2 if double else 1, grid(schedule, 2 * n)
     return [fine[np.maximum(2 * i - k * halves, 0)] for k in range(3)]
 
 
 def ddim(denoise, z, start, end, cond=None):
-    """alpha_s x + sigma_s eps, of angles [b]."""
-    step = schedules.noise_level_from_angle(jnp.asarray(start, z.dtype))
-    x, eps = denoise(z, step, cond)
+    """Return alpha_s x + sigma_s eps for angles [b]."""
+    level = schedules.noise_level_from_angle(jnp.asarray(start, z.dtype))
+    x, eps = denoise(z, level, cond)
     return over(jnp.cos(end), z) * x + over(jnp.sin(end), z) * eps
 
 
@@ -108,25 +108,27 @@ def target_of(teacher, schedule, z, i, n, double=False, cond=None):
     return distillation.progressive_target(teacher, schedule, z, at, cond), at
 
 
-# Where steps begin, turn and end.
+# Start, middle and end of the steps.
 
 
 @each_schedule
 @pytest.mark.parametrize("double", DOUBLE)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
-def test_steps_stand_on_the_grids_of_the_samplers(n, double, schedule, x64):
+def test_steps_are_on_the_grids_of_the_samplers(n, double, schedule, x64):
     """Plain: the halves are steps of one of 2n. Double: they are steps of one of n."""
     i = every(n)
     at = distillation.student_step(schedule, jnp.asarray(i), n, double)
-    for found, expected in zip(at, stops(schedule, i, n, double), strict=True):
-        assert found.shape == i.shape
-        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+    for actual, expected in zip(
+        at, expected_interval(schedule, i, n, double), strict=True
+    ):
+        assert actual.shape == i.shape
+        np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-14)
 
 
 @each_schedule
 @pytest.mark.parametrize("n", [1, 3, 1000, 8192])
 def test_the_last_step_ends_at_exactly_zero(n, schedule):
-    """Not at the clipped end; a double one goes there from i = 2 as well. float32."""
+    """It does not end at the clipped end; a double step from i = 2 ends there too."""
     i = every(n, 8192)
     plain = distillation.student_step(schedule, jnp.asarray(i), n)
     double = distillation.student_step(schedule, jnp.asarray(i), n, double=True)
@@ -141,30 +143,30 @@ def test_the_last_step_ends_at_exactly_zero(n, schedule):
     ]:
         np.testing.assert_array_equal(angle == 0, i <= last)
         assert (angle >= 0).all() and (angle < plain.start).all()
-    expected = stops(schedule, i, n)
+    expected = expected_interval(schedule, i, n)
     np.testing.assert_allclose(plain.start, expected[0], rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(plain.middle, expected[1], rtol=1e-6, atol=1e-8)
 
 
 @each_schedule
 @pytest.mark.parametrize("double", DOUBLE)
-def test_the_teacher_is_asked_at_both_starts_and_never_without_noise(double, schedule):
-    """It has no input at phi = 0: there the call stands at the schedule's own end."""
+def test_the_teacher_is_called_at_both_starts_and_never_without_noise(double, schedule):
+    """It has no input at phi = 0: that call is at the schedule's own end."""
     n, calls, cond = 8, [], {"label": jnp.arange(ROWS)}
     i, z, teacher = every(n), normal(ROWS, *VIDEO), recorded(smooth(0), calls)
     target, _ = target_of(teacher, schedule, z, i, n, double, cond)
     assert target.shape == z.shape and target.dtype == jnp.float32
-    start, middle, _ = stops(schedule, i, n, double)
+    start, middle, _ = expected_interval(schedule, i, n, double)
     middle = np.maximum(middle, schedule.angle(np.zeros(())))
     assert len(calls) == 2
     np.testing.assert_array_equal(calls[0][0], z)
-    for (_, step, passed), angle in zip(calls, (start, middle), strict=True):
+    for (_, level, passed), angle in zip(calls, (start, middle), strict=True):
         assert passed is cond
         there = schedules.noise_level_from_angle(angle)
-        assert all(np.shape(a) == (ROWS,) for a in step[1:4])
-        np.testing.assert_allclose(step.logsnr, there.logsnr, atol=5e-3)
-        np.testing.assert_allclose(step.alpha, there.alpha, atol=1e-6)
-        np.testing.assert_allclose(step.sigma, there.sigma, rtol=1e-5, atol=1e-9)
+        assert all(np.shape(a) == (ROWS,) for a in level[1:4])
+        np.testing.assert_allclose(level.logsnr, there.logsnr, atol=5e-3)
+        np.testing.assert_allclose(level.alpha, there.alpha, atol=1e-6)
+        np.testing.assert_allclose(level.sigma, there.sigma, rtol=1e-5, atol=1e-9)
 
 
 # The target.
@@ -181,7 +183,7 @@ def test_vectors(n, i, x64):
     calls, z, denoise = [], jnp.ones((1, 1, 1, 1, 1)), gaussian(0.0, 0.5)
     v, at = target_of(recorded(denoise, calls), COSINE, z, [i], n)
     (_, first, _), (between, second, _) = calls
-    found = [
+    actual = [
         denoise(z, first, None).x,
         between,
         denoise(between, second, None).x,
@@ -189,7 +191,7 @@ def test_vectors(n, i, x64):
         process.from_v(v, z, first).x,
         v,
     ]
-    np.testing.assert_allclose(np.ravel(found), VECTORS[n, i], rtol=0, atol=6e-9)
+    np.testing.assert_allclose(np.ravel(actual), VECTORS[n, i], rtol=0, atol=6e-9)
 
 
 @each_schedule
@@ -197,24 +199,24 @@ def test_vectors(n, i, x64):
 @pytest.mark.parametrize("double", DOUBLE)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
 def test_one_step_of_the_target_is_two_of_the_teacher(n, double, kind, schedule, x64):
-    """From every i, the last interval included: nothing is approximated or clipped."""
+    """It holds for every i, the last interval included, without approximation."""
     i, z, teacher = every(n), 3 * normal(ROWS, *VIDEO), smooth(n, kind)
-    start, middle, end = stops(schedule, i, n, double)
-    floor = np.maximum(middle, schedule.angle(np.zeros(())))
+    start, middle, end = expected_interval(schedule, i, n, double)
+    clipped_middle = np.maximum(middle, schedule.angle(np.zeros(())))
     expected = ddim(teacher, z, start, middle)
-    then = ddim(teacher, expected, floor, end)
+    then = ddim(teacher, expected, clipped_middle, end)
     one = over(jnp.asarray(middle == end), z)  # a double step from 1/n is a single one
     expected = jnp.where(one, expected, then)
     v, _ = target_of(teacher, schedule, z, i, n, double)
-    student = lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
-    found = ddim(student, z, start, end)
-    assert np.abs(found - z).max() > 0.1
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    student = lambda z, level, cond: process.from_v(v, z, level)  # noqa: E731
+    actual = ddim(student, z, start, end)
+    assert np.abs(actual - z).max() > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_two_turns_merge_into_one(seed, x64):
-    """Halves of any size, also none, also backwards (towards the noise)."""
+def test_any_two_rotations_merge_into_one(seed, x64):
+    """The two steps have any length, also zero, also towards the noise."""
     rng = np.random.default_rng(seed)
     angles = rng.uniform(0.01, np.pi / 2 - 0.01, (3, ROWS))
     angles = np.sort(angles, axis=0)[::-1] if seed else np.sort(angles, axis=0)
@@ -222,44 +224,44 @@ def test_any_two_turns_merge_into_one(seed, x64):
     angles[1, 4:8] = angles[0, 4:8]
     start, middle, end = angles
     z, v1, v2 = (2 * normal(ROWS, *VIDEO, seed=seed + k) for k in range(3))
-    fixed = lambda v: lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
+    fixed = lambda v: lambda z, level, cond: process.from_v(v, z, level)  # noqa: E731
     between = ddim(fixed(v1), z, start, middle)
     expected = ddim(fixed(v2), between, middle, end)
     at = distillation.StudentStep(*map(jnp.asarray, angles))
     v = distillation.merge_two_ddim_steps(z, v1, v2, at)
-    found = ddim(fixed(v), z, start, end)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    actual = ddim(fixed(v), z, start, end)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("turn", [-0.7, 0.0, 1e-4, 1.3])
-def test_a_step_of_ddim_is_a_rotation(turn, x64):
+@pytest.mark.parametrize("delta", [-0.7, 0.0, 1e-4, 1.3])
+def test_a_step_of_ddim_is_a_rotation(delta, x64):
     z, v = (normal(ROWS, *VIDEO, seed=k) for k in (0, 1))
     start = np.linspace(0.75, 1.4, ROWS)
-    student = lambda z, step, cond: process.from_v(v, z, step)  # noqa: E731
-    expected = ddim(student, z, start, start - turn)
-    found = distillation.rotate(z, v, jnp.full(ROWS, turn))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    student = lambda z, level, cond: process.from_v(v, z, level)  # noqa: E731
+    expected = ddim(student, z, start, start - delta)
+    actual = distillation.rotate(z, v, jnp.full(ROWS, delta))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
 
-def printed(denoise, z, i, n):
-    """Algorithm 2 of Salimans & Ho, in the precision of z: the target for x.
+def algorithm_2(denoise, z, i, n):
+    """Return the x target of Salimans & Ho's algorithm 2, in the precision of z.
 
     In the last interval, whose end there is the clipped one, the teacher's second x.
     """
     angle = [COSINE.angle(np.maximum(i - k / 2, 0) / n) for k in range(3)]
-    step, half, end = (
+    level, half, end = (
         schedules.NoiseLevel(
             0, *(a.astype(z.dtype) for a in schedules.noise_level_from_angle(a)[1:4])
         )
         for a in angle
     )
     tall = lambda a: a.reshape(-1, 1, 1, 1, 1)  # noqa: E731
-    x, eps = (np.asarray(a, z.dtype) for a in denoise(z, step, None))
+    x, eps = (np.asarray(a, z.dtype) for a in denoise(z, level, None))
     z_half = tall(half.alpha) * x + tall(half.sigma) * eps
     x2, eps = (np.asarray(a, z.dtype) for a in denoise(z_half, half, None))
     z_end = tall(end.alpha) * x2 + tall(end.sigma) * eps
-    ratio = tall(end.sigma / step.sigma)
-    x_target = (z_end - ratio * z) / (tall(end.alpha) - ratio * tall(step.alpha))
+    ratio = tall(end.sigma / level.sigma)
+    x_target = (z_end - ratio * z) / (tall(end.alpha) - ratio * tall(level.alpha))
     return np.where(tall(i == 1), x2, x_target)
 
 
@@ -273,12 +275,12 @@ def x_target(spread, z, i, n):
 @pytest.mark.parametrize("spread", [0.3, 1.0])
 def test_the_target_is_that_of_algorithm_2(spread, n, x64):
     i, z = every(n), np.asarray(normal(ROWS, 1, 1, 2, 1))
-    found = x_target(spread, z, i, n)
-    expected = printed(gaussian(0.0, spread), z, i, n)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-13)
+    actual = x_target(spread, z, i, n)
+    expected = algorithm_2(gaussian(0.0, spread), z, i, n)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-13)
 
 
-def test_float32_targets_are_exact_where_the_printed_form_cancels():
+def test_float32_targets_are_exact_where_algorithm_2_cancels():
     """Both against float64, for every i: 1e-6 up to 8192 steps; algorithm 2 loses 4e-3.
 
     It divides by a difference that falls with the length of the step.
@@ -291,49 +293,52 @@ def test_float32_targets_are_exact_where_the_printed_form_cancels():
             exact = np.asarray(x_target(0.5, z.astype(np.float64), i, n))
         error[n] = [
             np.abs(form - exact).max()
-            for form in (x_target(0.5, z, i, n), printed(gaussian(0.0, 0.5), z, i, n))
+            for form in (
+                x_target(0.5, z, i, n),
+                algorithm_2(gaussian(0.0, 0.5), z, i, n),
+            )
         ]
         assert error[n][0] < 1e-6, error
     assert error[512][1] > 5e-5 and error[8192][1] > 1e-3, error
 
 
-# Gaussian data: lines, fitted by the loss, and the chain of halvings.
+# Gaussian data: lines fitted by the loss, and a chain of halvings.
 
 
-def along(k, c):
-    """The denoiser v^ = k z + c, each [] or [b]."""
-    return lambda z, step, cond: process.from_v(over(k, z) * z + over(c, z), z, step)
+def line_denoiser(k, c):
+    """Return the denoiser v^ = k z + c, each [] or [b]."""
+    return lambda z, level, cond: process.from_v(over(k, z) * z + over(c, z), z, level)
 
 
 def by_time(lines, n):
-    """Lines [2, kinds, rows], of t = row / n; the condition is the kind, [] or [b]."""
+    """Return a denoiser of lines [2, kinds, rows] at t = row / n; cond is the kind."""
 
-    def denoise(z, step, kind):
-        row = jnp.round(COSINE.time_from_logsnr(step.logsnr) * n).astype(int)
-        return along(*lines[:, kind, row])(z, step, None)
+    def denoise(z, level, kind):
+        row = jnp.round(COSINE.time_from_logsnr(level.logsnr) * n).astype(int)
+        return line_denoiser(*lines[:, kind, row])(z, level, None)
 
     return denoise
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def fitted(target, z, at, weighting="snr_plus_one"):
-    """The line [2, b] of least loss: it is a parabola in each line, so one step."""
+    """Return the line [2, b] of least loss, which is quadratic: one Newton step."""
 
     def total(line):
-        student = along(*line)
+        student = line_denoiser(*line)
         args = student, target, z, at, None, weighting
         return jnp.sum(distillation.student_loss(*args))
 
     zero = jnp.zeros((2, len(z)), z.dtype)
     gradient = jax.grad(total)
     here = gradient(zero)
-    bend = [gradient(zero.at[j].set(1)) - here for j in (0, 1)]
-    bend = jnp.moveaxis(jnp.stack(bend), 2, 0)  # [b, 2, 2], symmetric
-    return -jnp.linalg.solve(bend, here.T[..., None])[..., 0].T
+    hessian = [gradient(zero.at[j].set(1)) - here for j in (0, 1)]
+    hessian = jnp.moveaxis(jnp.stack(hessian), 2, 0)  # [b, 2, 2], symmetric
+    return -jnp.linalg.solve(hessian, here.T[..., None])[..., 0].T
 
 
 def data(kinds, rows, mean, spread, seed=3):
-    """(kind [b], clean videos and noise [b, 1, 2, 2, 1]), b = kinds rows."""
+    """Return kind [b], clean videos and noise [b, 1, 2, 2, 1], b = kinds rows."""
     kind = np.repeat(np.arange(kinds), rows)
     shape = kinds * rows, 1, 2, 2, 1
     x = over(np.asarray(mean)[kind], jnp.zeros(shape))
@@ -343,7 +348,7 @@ def data(kinds, rows, mean, spread, seed=3):
 
 @jax.jit
 def halved(lines, n, kind, x, eps):
-    """The lines that n steps of a student learn of a teacher's, of 2n steps."""
+    """Return the lines that a student of n steps learns from a teacher of 2n."""
     rows = len(x) // lines.shape[1]
     i = jnp.tile(jnp.arange(rows), lines.shape[1]) % n + 1
     at = distillation.student_step(COSINE, i, n)
@@ -354,7 +359,7 @@ def halved(lines, n, kind, x, eps):
 
 @functools.partial(jax.jit, static_argnums=0)
 def sample(denoiser, parts, z, table, n, cond):
-    """A run of the real DDIM."""
+    """Run the real DDIM."""
     carry = samplers.ddim().init(z)
     denoise = denoiser(*parts)
     return samplers.sample_loop(
@@ -369,27 +374,27 @@ def table_of(n):
 @pytest.mark.parametrize("weighting", ["snr_plus_one", "truncated_snr", "snr"])
 @pytest.mark.parametrize("spread", [1.0, 0.5])
 def test_a_line_learns_the_known_slope(spread, weighting):
-    """cos d - sin d k of both halves, multiplied; in float32, whatever the weights."""
+    """The factors cos d - sin d k of both halves multiply, for every weighting."""
     n, i = 16, every(16, 16)
     x, eps = (normal(n, 1, 2, 2, 1, seed=k) for k in (1, 2))
-    phi = stops(COSINE, i, n)
+    phi = expected_interval(COSINE, i, n)
     z = process.diffuse(
         spread * x, eps, schedules.noise_level_from_angle(jnp.asarray(phi[0]))
     )
     target, at = target_of(gaussian(0.0, spread), COSINE, z, i, n)
-    found = fitted(target, z, at.start, weighting)
-    kept = [
+    actual = fitted(target, z, at.start, weighting)
+    factors = [
         np.cos(a - b) - np.sin(a - b) * slope(a, spread)
         for a, b in zip(phi, phi[1:], strict=False)
     ]
-    turn = phi[0] - phi[2]
-    expected = (np.cos(turn) - kept[0] * kept[1]) / np.sin(turn)
+    delta = phi[0] - phi[2]
+    expected = (np.cos(delta) - factors[0] * factors[1]) / np.sin(delta)
     assert np.abs(expected - slope(phi[0], spread)).max() > 0.01
-    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(found[1], 0, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(actual[0], expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(actual[1], 0, rtol=0, atol=1e-3)
 
 
-def test_ten_halvings_keep_the_map_of_the_teacher(x64):
+def test_ten_halvings_preserve_the_map_of_the_teacher(x64):
     """1024 steps to 1: DDIM's own spread, .9988 (s = 1) and .9985 (s = .5), not 1."""
     n, spread = 1024, np.array([1.0, 0.5])
     k = slope(COSINE.angle(np.arange(n + 1) / n), spread[:, None])
@@ -409,42 +414,44 @@ def test_ten_halvings_keep_the_map_of_the_teacher(x64):
     assert halved._cache_size() == 1
 
 
-# Guided: classes N(c, s^2) and N(0.25, s^2) without a class.
+# Guidance distillation: classes N(c, s^2) and N(0.25, s^2) without a class.
 
-MEANS, NO_CLASS, SPREAD, WEIGHTS = np.array([0.8, -0.3]), 0.25, 0.5, np.array([0.5, 3])
+MEANS, NO_CLASS, SPREAD, SCALES = np.array([0.8, -0.3]), 0.25, 0.5, np.array([1.5, 4.0])
 
 
-def class_denoise(z, step, cond):
+def class_denoise(z, level, cond):
     mean = jnp.where(cond["keep"], jnp.asarray(MEANS)[cond["label"]], NO_CLASS)
-    return gaussian(mean, SPREAD)(z, step, None)
+    return gaussian(mean, SPREAD)(z, level, None)
 
 
-def null(cond):
+def unconditional(cond):
     return cond | {"keep": jnp.zeros_like(cond["keep"])}
 
 
-def guided(weights):
-    """Guidance by one weight an example."""
-    return guidance.cfg(class_denoise, null, guidance.linear(lambda step: weights))
+def guided(scales):
+    """Return guidance with one scale per example."""
+    return guidance.cfg(
+        class_denoise, unconditional, guidance.linear(lambda level: scales)
+    )
 
 
 def test_guided_distillation_in_two_stages(x64):
-    """Stage one has the line of the moved Gaussian; halving it keeps guided DDIM's end.
+    """The guided student learns the shifted Gaussian; halvings keep its DDIM output.
 
-    Meng et al., sections 3.1 and 3.2: two kinds of example, each of its own weight.
+    Meng et al., sections 3.1 and 3.2: two kinds of example, each with its own scale.
     """
     n = 64
     kind, x, eps = data(2, n, MEANS, [SPREAD, SPREAD])
     i = np.tile(np.arange(1, n + 1), 2)
     angle = jnp.asarray(grid(COSINE, n)[i])
-    step = schedules.noise_level_from_angle(angle)
-    z = process.diffuse(x, eps, step)
+    level = schedules.noise_level_from_angle(angle)
+    z = process.diffuse(x, eps, level)
     cond = {"label": jnp.asarray(kind), "keep": jnp.ones(kind.shape, bool)}
-    teacher = guided(jnp.asarray(WEIGHTS[kind]))
-    target = process.velocity(teacher(z, step, cond), step)
+    teacher = guided(jnp.asarray(SCALES[kind]))
+    target = process.velocity(teacher(z, level, cond), level)
     line = fitted(target, z, angle)
-    # The exact denoiser of N(c + w (c - u), s^2): v^ = k (z - alpha m) - sigma m.
-    mean = (MEANS + WEIGHTS * (MEANS - NO_CLASS))[kind]
+    # The exact denoiser of N(u + s (c - u), SPREAD^2): v^ = k (z - alpha m) - sigma m.
+    mean = (NO_CLASS + SCALES * (MEANS - NO_CLASS))[kind]
     k = slope(angle, SPREAD)
     expected = [k, -(k * np.cos(angle) + np.sin(angle)) * mean]
     np.testing.assert_allclose(line, expected, rtol=0, atol=1e-9)
@@ -452,60 +459,62 @@ def test_guided_distillation_in_two_stages(x64):
     lines = jnp.full((2, 2, n + 1), jnp.nan).at[:, kind, i].set(line)
     start, which = normal(2, 1, 2, 2, 1, seed=9), jnp.arange(2)
     one_each = {"label": which, "keep": jnp.ones(2, bool)}
-    parts = (jnp.asarray(WEIGHTS),)
+    parts = (jnp.asarray(SCALES),)
     expected = sample(guided, parts, start, table_of(n), n, one_each)
     while n > 1:
         n //= 2
         lines = halved(lines, n, kind, x, eps)
-        found = sample(by_time, (lines, n), start, table_of(n), n, which)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
-    unguided = sample(guided, (0 * parts[0],), start, table_of(64), 64, one_each)
+        actual = sample(by_time, (lines, n), start, table_of(n), n, which)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9)
+    unguided = sample(
+        guided, (jnp.ones_like(parts[0]),), start, table_of(64), 64, one_each
+    )
     assert (np.abs(unguided - expected).min((1, 2, 3, 4)) > 0.2).all()
 
 
-# For the stochastic sampler.
+# Double steps, for the stochastic sampler.
 
 
 def flow_map(spread, n):
-    """The denoiser whose DDIM step from t to t - 1 / n is the exact flow's."""
+    """Return the denoiser whose DDIM step from t to t - 1 / n is the exact flow's."""
 
-    def denoise(z, step, cond):
-        t = COSINE.time_from_logsnr(step.logsnr) - 1 / n
-        here = jnp.arctan2(step.sigma, step.alpha)
+    def denoise(z, level, cond):
+        t = COSINE.time_from_logsnr(level.logsnr) - 1 / n
+        here = jnp.arctan2(level.sigma, level.alpha)
         there = jnp.where(t < 1e-9, 0.0, COSINE.angle(t))
-        kept = flow(here, there, spread)
-        k = (jnp.cos(here - there) - kept) / jnp.sin(here - there)
-        return along(k, jnp.zeros_like(k))(z, step, cond)
+        factor = flow(here, there, spread)
+        k = (jnp.cos(here - there) - factor) / jnp.sin(here - there)
+        return line_denoiser(k, jnp.zeros_like(k))(z, level, cond)
 
     return denoise
 
 
 def flow(start, end, spread):
-    """sqrt(V_s / V_t): what the flow makes of z = 1, for data N(0, spread^2)."""
+    """Return sqrt(V_s / V_t), by which the flow scales z for data N(0, spread^2)."""
     variance = [(np.cos(a) * spread) ** 2 + np.sin(a) ** 2 for a in (end, start)]
     return (variance[0] / variance[1]) ** 0.5
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
 def test_double_targets_of_an_exact_flow_are_the_flow(n, x64):
-    """Two steps of 1 / n; from t = 1 / n the one that is left."""
+    """It covers two steps of 1 / n; from t = 1 / n the single last one."""
     i, z = every(n), 2 * normal(ROWS, *VIDEO)
     v, at = target_of(flow_map(0.5, n), COSINE, z, i, n, double=True)
-    start, _, end = stops(COSINE, i, n, double=True)
-    found = distillation.rotate(z, v, at.start - at.end)
+    start, _, end = expected_interval(COSINE, i, n, double=True)
+    actual = distillation.rotate(z, v, at.start - at.end)
     expected = over(jnp.asarray(flow(start, end, 0.5)), z) * z
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @jax.jit
 def variance(slopes, table, n, start):
-    """Of the real stochastic sampler's output, from its Jacobian; slopes by row."""
+    """Return the variance of restart_ddim's output, from its Jacobian."""
     sampler, shape = samplers.restart_ddim(), (1, 1, 1, 1, 1)
 
     def run(z, draws):
-        denoise = lambda z, step, cond: along(slopes[step.step_index], 0.0)(
-            z, step, cond
-        )  # noqa: E731
+        def denoise(z, level, cond):
+            return line_denoiser(slopes[level.step_index], 0.0)(z, level, cond)
+
         noise = lambda i, draw: jnp.broadcast_to(draws[i], shape)  # noqa: E731
         carry = sampler.init(jnp.broadcast_to(z, shape))
         return samplers.sample_loop(sampler, denoise, carry, table, 0, n, noise, None)[
@@ -517,7 +526,7 @@ def variance(slopes, table, n, start):
 
 
 def stochastic_variance(n, double, spread=0.5):
-    """Of a student of the exact flow that learnt double steps or, wrongly, plain."""
+    """Return the variance for a student that learned double or, wrongly, plain steps."""
     i, z, teacher = every(n), jnp.ones((ROWS, *VIDEO)), flow_map(spread, 2 * n)
     if double:
         teacher = flow_map(spread, n)
@@ -532,12 +541,12 @@ def stochastic_variance(n, double, spread=0.5):
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_the_stochastic_sampler_needs_double_steps(n, x64):
-    """With them it keeps the variance of the data, exactly; with plain ones it fails.
+    """Double steps preserve the variance of the data exactly; plain steps do not.
 
     Meng et al., section 3.3.
     """
-    found = stochastic_variance(n, double=True)
-    np.testing.assert_allclose(found, 0.25, rtol=0, atol=1e-10)
+    actual = stochastic_variance(n, double=True)
+    np.testing.assert_allclose(actual, 0.25, rtol=0, atol=1e-10)
     assert abs(stochastic_variance(n, double=False) - 0.25) > 0.02
 
 
@@ -546,7 +555,7 @@ def test_the_stochastic_sampler_needs_double_steps(n, x64):
 LEVELS = np.resize([-20.0, -5.0, -1.0, 0.0, 1.5, 1.7, 5.0, 20.0], ROWS)
 
 # A factor on the squared error of x, as each paper defines it: Salimans & Ho, section
-# 4; Min-SNR (gamma = 5); of flow matching, the error of eps - x.
+# 4; Min-SNR (gamma = 5); "flow" is the error of eps - x.
 ON_X = {
     "constant": lambda snr: np.ones_like(snr),
     "snr": lambda snr: snr,
@@ -563,45 +572,45 @@ def test_every_weighting_is_written_out_here():
 
 @pytest.mark.parametrize("name", list(ON_X))
 def test_the_loss_weighs_the_error_of_x(name, x64):
-    """And the default is SNR + 1, the error of v."""
+    """The default is SNR + 1, the error of v."""
     z, target, out = (normal(ROWS, *VIDEO, seed=k) for k in range(3))
     angle = jnp.asarray(np.arctan(np.exp(-LEVELS / 2)))
-    student = lambda z, step, cond: process.from_v(out, z, step)  # noqa: E731
+    student = lambda z, level, cond: process.from_v(out, z, level)  # noqa: E731
     args = student, target, z, angle, None
-    found = distillation.student_loss(*args, weighting=name)
+    actual = distillation.student_loss(*args, weighting=name)
     alpha, sigma = (over(np.sqrt(1 / (1 + np.exp(k * LEVELS))), z) for k in (-1, 1))
     x, x_hat = (alpha * z - sigma * v for v in (target, out))
     square = np.mean((x - x_hat) ** 2, axis=(1, 2, 3, 4))
-    assert found.shape == LEVELS.shape
-    np.testing.assert_allclose(found, ON_X[name](np.exp(LEVELS)) * square, rtol=1e-9)
+    assert actual.shape == LEVELS.shape
+    np.testing.assert_allclose(actual, ON_X[name](np.exp(LEVELS)) * square, rtol=1e-9)
     if name == "snr_plus_one":
-        np.testing.assert_array_equal(distillation.student_loss(*args), found)
+        np.testing.assert_array_equal(distillation.student_loss(*args), actual)
 
 
-def test_the_student_is_asked_at_the_start_with_z_and_the_condition(x64):
+def test_the_student_gets_z_at_the_start_and_the_condition(x64):
     calls, z, cond = [], normal(ROWS, *VIDEO), {"label": jnp.arange(ROWS)}
     angle = jnp.asarray(np.arctan(np.exp(-LEVELS / 2)))
     student = recorded(smooth(1), calls)
     loss = distillation.student_loss(student, jnp.zeros_like(z), z, angle, cond)
     assert loss.shape == LEVELS.shape
-    ((seen, step, passed),) = calls
+    ((seen_z, level, passed),) = calls
     assert passed is cond
-    np.testing.assert_array_equal(seen, z)
-    np.testing.assert_allclose(step.logsnr, LEVELS, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=1e-12)
-    np.testing.assert_allclose(step.alpha**2 / step.sigma**2, np.exp(LEVELS))
+    np.testing.assert_array_equal(seen_z, z)
+    np.testing.assert_allclose(level.logsnr, LEVELS, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-12)
+    np.testing.assert_allclose(level.alpha**2 / level.sigma**2, np.exp(LEVELS))
 
 
-def test_a_student_of_the_target_has_no_loss_and_one_of_eps_a_vast_one(x64):
-    """An error e of eps is one of e / alpha in v and x: 2e4 e at t = 1."""
+def test_an_exact_student_has_no_loss_and_an_eps_error_is_amplified(x64):
+    """An error e of eps becomes e / alpha in v and x: 2e4 e at t = 1."""
     z, error, i = normal(ROWS, *VIDEO), 1e-3, every(4)
     v, at = target_of(smooth(2), COSINE, z, i, 4)
-    step = schedules.noise_level_from_angle(at.start)
-    right = process.from_v(v, z, step)
+    level = schedules.noise_level_from_angle(at.start)
+    right = process.from_v(v, z, level)
     students = {
-        "right": lambda z, step, cond: right,
-        "v": lambda z, step, cond: process.from_v(v + error, z, step),
-        "eps": lambda z, step, cond: process.from_eps(right.eps + error, z, step),
+        "right": lambda z, level, cond: right,
+        "v": lambda z, level, cond: process.from_v(v + error, z, level),
+        "eps": lambda z, level, cond: process.from_eps(right.eps + error, z, level),
     }
     loss = {
         name: distillation.student_loss(student, v, z, at.start, None)
@@ -609,47 +618,49 @@ def test_a_student_of_the_target_has_no_loss_and_one_of_eps_a_vast_one(x64):
     }
     np.testing.assert_allclose(loss["right"], 0, atol=1e-24)
     np.testing.assert_allclose(loss["v"], error**2, rtol=1e-9)
-    np.testing.assert_allclose(loss["eps"], (error / step.alpha) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(loss["eps"], (error / level.alpha) ** 2, rtol=1e-6)
     assert (loss["eps"][i == 4] > 4e8 * error**2).all()
 
 
 @pytest.mark.parametrize("double", DOUBLE)
 def test_no_gradient_reaches_the_teacher(double):
-    """Exactly none, by its steps or by any target, nor where the two share weights."""
+    """It is zero through its steps and through any target, also for shared weights."""
     z, i = normal(ROWS, *VIDEO), every(4)
     weights = {"k": jnp.ones(()), "c": jnp.full((), 0.3)}
 
     def network(w):
-        def denoise(z, step, cond):
-            return process.from_v(jnp.tanh(w["k"] * z + w["c"]), z, step)
+        def denoise(z, level, cond):
+            return process.from_v(jnp.tanh(w["k"] * z + w["c"]), z, level)
 
         return denoise
 
-    def two_steps(teacher):
+    def target(teacher):
         return target_of(network(teacher), COSINE, z, i, 4, double)
 
-    def loss(teacher, student, target=0.0):
-        v, at = two_steps(teacher)
-        args = network(student), v + target, z, at.start, None
+    def loss(teacher, student, offset=0.0):
+        v, at = target(teacher)
+        args = network(student), v + offset, z, at.start, None
         return jnp.sum(distillation.student_loss(*args))
 
     gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
-    of_teacher, of_student, of_target = gradient(weights, weights, jnp.zeros_like(z))
-    of_steps = jax.jit(jax.grad(lambda w: jnp.sum(two_steps(w)[0])))(weights)
+    grad_teacher, grad_student, grad_offset = gradient(
+        weights, weights, jnp.zeros_like(z)
+    )
+    grad_target = jax.jit(jax.grad(lambda w: jnp.sum(target(w)[0])))(weights)
     shared = jax.jit(jax.grad(lambda w: loss(w, w)))(weights)
     for name in weights:
-        assert of_teacher[name] == 0 and of_steps[name] == 0
-        assert np.abs(of_student[name]) > 1e-2
-        np.testing.assert_allclose(shared[name], of_student[name], rtol=1e-6)
-    np.testing.assert_array_equal(of_target, 0)
+        assert grad_teacher[name] == 0 and grad_target[name] == 0
+        assert np.abs(grad_student[name]) > 1e-2
+        np.testing.assert_allclose(shared[name], grad_student[name], rtol=1e-6)
+    np.testing.assert_array_equal(grad_offset, 0)
 
 
-# Which steps are drawn.
+# Sampling of step indices.
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def drawn(batch, n, keys=1, seed=0):
-    """Steps [keys, batch]."""
+    """Return steps [keys, batch]."""
     keys = jax.random.split(jax.random.key(seed), keys)
     return jax.vmap(lambda key: distillation.sample_step_index(key, batch, n))(keys)
 
@@ -664,31 +675,31 @@ def test_steps_are_within_1_to_n(n, batch):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("n", [2, 5, 8, 8192])
-def test_each_place_of_a_batch_draws_every_step_alike(n, batch):
+def test_each_row_of_a_batch_draws_every_step_equally_often(n, batch):
     keys, bins = 4000, min(n, 16)
     i = np.asarray(drawn(batch, n, keys, seed=1))
-    for place in i.T:
-        share = np.bincount((place - 1) * bins // n, minlength=bins) / keys
-        assert np.abs(share - 1 / bins).max() < 5 * np.sqrt(1 / bins / keys)
+    for row in i.T:
+        frequency = np.bincount((row - 1) * bins // n, minlength=bins) / keys
+        assert np.abs(frequency - 1 / bins).max() < 5 * np.sqrt(1 / bins / keys)
 
 
 @pytest.mark.parametrize("n, batch", [(1, 1), (3, 3), (16, 16), (16, 32), (8192, 8192)])
 def test_a_batch_of_n_has_every_step_once(n, batch):
-    """And one of 2n every step twice."""
+    """A batch of 2n has every step twice."""
     i = np.sort(drawn(batch, n, 50, seed=2), axis=1)
     once = np.repeat(np.arange(1, n + 1), batch // n)
     np.testing.assert_array_equal(i, np.broadcast_to(once, i.shape))
 
 
-def test_late_draws_the_last_steps_more_often():
-    """Step i of n is drawn as often as u^late lies between (i - 1) / n and i / n."""
-    n, late, keys = 8, 2.0, 4000
+def test_time_power_draws_the_last_steps_more_often():
+    """Step i of n is drawn as often as u^time_power is between (i - 1) / n and i / n."""
+    n, time_power, keys = 8, 2.0, 4000
     i = jax.vmap(
-        lambda key: distillation.sample_step_index(key, 3, n, jnp.float32(late))
+        lambda key: distillation.sample_step_index(key, 3, n, jnp.float32(time_power))
     )(jax.random.split(jax.random.key(5), keys))
-    share = np.bincount(np.ravel(i), minlength=n + 1)[1:] / i.size
-    ends = (np.arange(n + 1) / n) ** (1 / late)
-    assert np.abs(share - np.diff(ends)).max() < 5 * np.sqrt(0.25 / keys)
+    frequency = np.bincount(np.ravel(i), minlength=n + 1)[1:] / i.size
+    ends = (np.arange(n + 1) / n) ** (1 / time_power)
+    assert np.abs(frequency - np.diff(ends)).max() < 5 * np.sqrt(0.25 / keys)
 
 
 def test_another_key_draws_other_steps():
@@ -698,8 +709,8 @@ def test_another_key_draws_other_steps():
 
 
 @pytest.mark.parametrize("double", DOUBLE)
-def test_one_program_serves_every_number_of_steps(double):
-    """n is traced; what it gives is what a program of its own gives."""
+def test_one_program_serves_every_number_grad_target(double):
+    """n is traced; the result equals that of a program for this n alone."""
     traces = []
 
     def update(z, key, n):
@@ -713,8 +724,8 @@ def test_one_program_serves_every_number_of_steps(double):
     traced = jax.jit(update)
     for n in (64, 32, 1):
         key = jax.random.key(n)
-        found = traced(z, key, n)
+        actual = traced(z, key, n)
         assert len(traces) == 1 and traced._cache_size() == 1
-        for a, b in zip(found, update(z, key, n), strict=True):
+        for a, b in zip(actual, update(z, key, n), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         traces.pop()

@@ -1,4 +1,4 @@
-"""Laws of guidance and thresholding: T-CFG."""
+"""Laws of guidance and thresholding."""
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +25,22 @@ def over(a, like):
     return jnp.reshape(a, jnp.shape(a) + (1,) * (like.ndim - jnp.ndim(a)))
 
 
-def gaussian(mean, spread, z, step):
-    """E[x|z] for x ~ N(mean, spread^2), and the eps that goes with it."""
-    alpha, sigma, mean = (over(a, z) for a in (step.alpha, step.sigma, mean))
+def gaussian(mean, spread, z, level):
+    """Return E[x|z] for x ~ N(mean, spread^2), and its eps."""
+    alpha, sigma, mean = (over(a, z) for a in (level.alpha, level.sigma, mean))
     variance = alpha**2 * spread**2 + sigma**2
     x = mean + alpha * spread**2 * (z - alpha * mean) / variance
     return process.Prediction(x, sigma * (z - alpha * mean) / variance)
 
 
-def denoise(z, step, cond):
+def denoise(z, level, cond):
     """Exact denoiser of class-conditional Gaussians; no class where keep is false."""
     mean = jnp.asarray(MEANS, z.dtype)[cond["label"]]
     mean = jnp.where(cond["keep"]["label"], mean, jnp.asarray(NO_CLASS, z.dtype))
-    return gaussian(mean, SPREAD, z, step)
+    return gaussian(mean, SPREAD, z, level)
 
 
-def null(cond):
+def unconditional(cond):
     return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
 
 
@@ -61,46 +61,46 @@ def loop(sampler, denoise, z, table, start, stop, noise, cond):
 
 
 def guided(scales, inner=denoise):
-    return guidance.cfg(inner, null, guidance.linear(jnp.asarray(scales)))
+    return guidance.cfg(inner, unconditional, guidance.linear(jnp.asarray(scales)))
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_a_scale_of_one_is_no_guidance(logsnr, x64):
-    z, cond, step = noise(), condition(), at(logsnr)
-    found, plain = guided([1.0])(z, step, cond), denoise(z, step, cond)
-    np.testing.assert_allclose(found.x, plain.x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.eps, plain.eps, rtol=0, atol=1e-12)
+    z, cond, level = noise(), condition(), at(logsnr)
+    actual, plain = guided([1.0])(z, level, cond), denoise(z, level, cond)
+    np.testing.assert_allclose(actual.x, plain.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, plain.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 @pytest.mark.parametrize("scale", [1.5, 4.0, 0.0])
 def test_x_v_and_eps_spaces_are_equivalent(scale, logsnr):
-    """u + s (c - u) of x, of eps and of v are one prediction, which still fits z."""
-    z, cond, step = noise(np.float32), condition(), at(logsnr, dtype=np.float32)
-    found = guided(np.float32([scale]))(z, step, cond)
-    assert isinstance(found, process.Prediction) and found.x.dtype == jnp.float32
-    c, u = (denoise(z, step, k) for k in (cond, null(cond)))
+    """u + s (c - u) of x, of eps and of v are one prediction, which satisfies alpha x + sigma eps = z."""
+    z, cond, level = noise(np.float32), condition(), at(logsnr, dtype=np.float32)
+    actual = guided(np.float32([scale]))(z, level, cond)
+    assert isinstance(actual, process.Prediction) and actual.x.dtype == jnp.float32
+    c, u = (denoise(z, level, k) for k in (cond, unconditional(cond)))
     spaces = {
         "x": lambda p: p.x,
         "eps": lambda p: p.eps,
-        "v": lambda p: process.velocity(p, step),
+        "v": lambda p: process.velocity(p, level),
     }
     for name, of in spaces.items():
         expected = of(u) + scale * (of(c) - of(u))
-        np.testing.assert_allclose(of(found), expected, atol=1e-5, err_msg=name)
-    z_again = step.alpha * found.x + step.sigma * found.eps
+        np.testing.assert_allclose(of(actual), expected, atol=1e-5, err_msg=name)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(z_again, z, atol=1e-5)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_gaussian_classes_move_their_mean(logsnr, x64):
     """Equal covariances: the exact denoiser of N(u + s (c - u), SPREAD^2)."""
-    z, cond, step, scale = noise(), condition(), at(logsnr), 3.5
+    z, cond, level, scale = noise(), condition(), at(logsnr), 3.5
     mean = jnp.asarray(NO_CLASS + scale * (MEANS - NO_CLASS))
-    expected = gaussian(mean, SPREAD, z, step)
-    found = guided([scale])(z, step, cond)
-    np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-12)
+    expected = gaussian(mean, SPREAD, z, level)
+    actual = guided([scale])(z, level, cond)
+    np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [samplers.ddim(), samplers.ancestral(0.3)])
@@ -109,14 +109,14 @@ def test_guided_sampling_draws_from_the_moved_gaussian(sampler, x64):
     mean = jnp.asarray(NO_CLASS + scale * (MEANS - NO_CLASS))
     draws = jnp.asarray(np.random.default_rng(4).standard_normal((n, *SHAPE)))
     table = sampler.table(schedules.Cosine(), n)
-    found, expected = (
+    actual, expected = (
         loop(sampler, fn, z, table, 0, n, lambda i, _: draws[i], cond)
         for fn in (
             guided(np.full(n, scale)),
             lambda z, s, _: gaussian(mean, SPREAD, z, s),
         )
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_scales_are_looked_up_by_the_index_of_the_step(x64):
@@ -125,14 +125,14 @@ def test_scales_are_looked_up_by_the_index_of_the_step(x64):
 
     @jax.jit
     def at_index(scales, index):
-        step = at(1.0)._replace(step_index=index)
-        return guided(scales)(z, step, cond).x
+        level = at(1.0)._replace(step_index=index)
+        return guided(scales)(z, level, cond).x
 
-    c, u = (denoise(z, at(1.0), k).x for k in (cond, null(cond)))
+    c, u = (denoise(z, at(1.0), k).x for k in (cond, unconditional(cond)))
     for i, scale in enumerate(scales):
         expected = u + scale * (c - u)
-        found = at_index(scales, i)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        actual = at_index(scales, i)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     assert at_index._cache_size() == 1
 
 
@@ -144,93 +144,93 @@ def test_a_step_of_the_loop_takes_its_own_scale(x64):
     def run(fn, z, start, stop):
         return loop(sampler, fn, z, table, start, stop, None, cond)
 
-    found = run(guided([1.0, 1.0, 1.0, 4.0]), z, 0, n)
+    actual = run(guided([1.0, 1.0, 1.0, 4.0]), z, 0, n)
     expected = run(guided(np.full(n, 4.0)), run(denoise, z, 0, n - 1), n - 1, n)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
-    assert np.abs(found - run(denoise, z, 0, n)).max() > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+    assert np.abs(actual - run(denoise, z, 0, n)).max() > 0.1
 
 
 def test_one_scale_serves_every_step(x64):
     z, cond = noise(), condition()
     for index in (0, 3, 1000):
-        step = at(1.0, index)
-        found, expected = guided(2.5)(z, step, cond), guided([2.5])(z, at(1.0), cond)
-        np.testing.assert_array_equal(found.x, expected.x)
+        level = at(1.0, index)
+        actual, expected = guided(2.5)(z, level, cond), guided([2.5])(z, at(1.0), cond)
+        np.testing.assert_array_equal(actual.x, expected.x)
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 2)])
 def test_scales_per_example_and_per_frame(shape, x64):
     scales = np.random.default_rng(5).uniform(1, 5, (6, *shape))
-    z, cond, step = noise(), condition(), at(0.5, index=2)
-    c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
+    z, cond, level = noise(), condition(), at(0.5, index=2)
+    c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
     s = over(scales[2], z)
     np.testing.assert_allclose(
-        guided(scales)(z, step, cond).x, u + s * (c - u), rtol=0, atol=1e-12
+        guided(scales)(z, level, cond).x, u + s * (c - u), rtol=0, atol=1e-12
     )
 
 
 @pytest.mark.parametrize("levels", [1.0, np.array([-3.0, 0.0, 5.0])])
 def test_both_branches_are_one_interleaved_call(levels, x64):
-    """[b, ...] -> [b, 2, ...] -> [2b, ...]: one call, the twins side by side."""
+    """[b, ...] -> [b, 2, ...] -> [2b, ...]: one call, the branches adjacent."""
     calls = []
 
-    def recording(z, step, cond):
-        calls.append((z, step, cond))
-        return denoise(z, step, cond)
+    def recording(z, level, cond):
+        calls.append((z, level, cond))
+        return denoise(z, level, cond)
 
-    z, cond, step = noise(), condition(), at(levels)
-    found = guided([3.0], recording)(z, step, cond)
-    assert found.x.shape == found.eps.shape == z.shape
-    ((seen, seen_step, seen_cond),) = calls
-    assert seen.shape == (2 * B, *SHAPE[1:])
-    np.testing.assert_array_equal(seen[0::2], z)
-    np.testing.assert_array_equal(seen[1::2], z)
+    z, cond, level = noise(), condition(), at(levels)
+    actual = guided([3.0], recording)(z, level, cond)
+    assert actual.x.shape == actual.eps.shape == z.shape
+    ((seen_z, seen_level, seen_cond),) = calls
+    assert seen_z.shape == (2 * B, *SHAPE[1:])
+    np.testing.assert_array_equal(seen_z[0::2], z)
+    np.testing.assert_array_equal(seen_z[1::2], z)
     np.testing.assert_array_equal(seen_cond["label"], np.repeat(cond["label"], 2))
     keep = np.asarray(seen_cond["keep"]["label"]).reshape(B, 2)
-    assert (keep.sum(1) == 1).all(), "one twin keeps its condition, one drops it"
+    assert (keep.sum(1) == 1).all(), "one branch keeps its condition, one drops it"
     for name in ("logsnr", "alpha", "sigma"):
-        values, given = getattr(seen_step, name), getattr(step, name)
+        values, expected = getattr(seen_level, name), getattr(level, name)
         full = np.broadcast_to(values, (2 * B,))
-        np.testing.assert_array_equal(full, np.repeat(np.broadcast_to(given, B), 2))
-    # Each example got its own twin, its own level and its own class.
-    c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
-    np.testing.assert_allclose(found.x, 3 * c - 2 * u, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(full, np.repeat(np.broadcast_to(expected, B), 2))
+    # Each example has its own level and its own class in both branches.
+    c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
+    np.testing.assert_allclose(actual.x, 3 * c - 2 * u, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 @pytest.mark.parametrize("limit", [1.0, 0.4])
-def test_static_threshold_clips_x_and_rebuilds_eps(logsnr, limit, x64):
-    z, cond, step = 3 * noise(), condition(), at(logsnr)
-    wild = lambda z, step, cond: process.from_x(2 * z, z, step)  # noqa: E731
-    plain = wild(z, step, cond)
-    found = guidance.clip_x(wild, limit=limit)(z, step, cond)
+def test_static_threshold_clips_x_and_recomputes_eps(logsnr, limit, x64):
+    z, cond, level = 3 * noise(), condition(), at(logsnr)
+    wild = lambda z, level, cond: process.from_x(2 * z, z, level)  # noqa: E731
+    plain = wild(z, level, cond)
+    actual = guidance.clip_x(wild, limit=limit)(z, level, cond)
     expected = np.clip(plain.x, -limit, limit)
     assert (np.abs(plain.x) > limit).any()
-    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
-    z_again = step.alpha * found.x + step.sigma * found.eps
+    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
 
 
 def test_static_threshold_clips_at_one_by_default(x64):
-    wild = lambda z, step, cond: process.from_x(2 * z, z, step)  # noqa: E731
-    found = guidance.clip_x(wild)(3 * noise(), at(0.0), None)
-    assert np.abs(found.x).max() == 1
+    wild = lambda z, level, cond: process.from_x(2 * z, z, level)  # noqa: E731
+    actual = guidance.clip_x(wild)(3 * noise(), at(0.0), None)
+    assert np.abs(actual.x).max() == 1
 
 
-def test_static_threshold_leaves_what_is_within(x64):
-    z, cond, step = noise(), condition(), at(-2.0)
-    plain = denoise(z, step, cond)
-    found = guidance.clip_x(denoise, limit=10.0)(z, step, cond)
-    np.testing.assert_array_equal(found.x, plain.x)
-    np.testing.assert_allclose(found.eps, plain.eps, rtol=0, atol=1e-12)
+def test_static_threshold_keeps_x_within_the_limit(x64):
+    z, cond, level = noise(), condition(), at(-2.0)
+    plain = denoise(z, level, cond)
+    actual = guidance.clip_x(denoise, limit=10.0)(z, level, cond)
+    np.testing.assert_array_equal(actual.x, plain.x)
+    np.testing.assert_allclose(actual.eps, plain.eps, rtol=0, atol=1e-12)
 
 
 def test_guidance_then_threshold(x64):
-    """The clip sees the guided x."""
-    z, cond, step = noise(), condition(), at(1.0)
-    found = guidance.clip_x(guided([5.0]))(z, step, cond)
-    expected = np.clip(guided([5.0])(z, step, cond).x, -1, 1)
-    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
+    """The clip acts on the guided x."""
+    z, cond, level = noise(), condition(), at(1.0)
+    actual = guidance.clip_x(guided([5.0]))(z, level, cond)
+    expected = np.clip(guided([5.0])(z, level, cond).x, -1, 1)
+    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
 
 
 # Guidance scales of the steps.
@@ -260,30 +260,30 @@ def test_oscillating_scales_with_another_first_fraction():
     np.testing.assert_array_equal(scales, [15.0, 15.0, 15.0, 1.0, 15.0, 1.0])
 
 
-def test_scales_that_grow_over_the_frames(x64):
+def test_scales_that_increase_over_the_frames(x64):
     scales = guidance.linear_over_frames(6, 1.0, 2.5, SHAPE[1])
-    z, cond, step = noise(), condition(), at(0.5, index=2)
-    c, u = (denoise(z, step, k).x for k in (cond, null(cond)))
-    found = guided(scales)(z, step, cond).x
+    z, cond, level = noise(), condition(), at(0.5, index=2)
+    c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
+    actual = guided(scales)(z, level, cond).x
     for frame, s in enumerate([1.0, 2.5]):
         expected = u[:, frame] + s * (c[:, frame] - u[:, frame])
-        np.testing.assert_allclose(found[:, frame], expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(actual[:, frame], expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(
         guidance.linear_over_frames(2, 1.0, 2.5, 4)[1, 0], [1.0, 1.5, 2.0, 2.5]
     )
 
 
-# Ways to combine.
+# Modes of classifier-free guidance.
 
 
-def two_branches(step, dtype=np.float64):
-    """Two predictions of one z that have nothing else in common."""
+def two_branches(level, dtype=np.float64):
+    """Return z and two independent predictions with alpha x + sigma eps = z."""
     z, cond, uncond = (
         jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE), dtype)
         for i in range(3)
     )
     cond = 0.3 + 0.5 * cond
-    return z, process.from_x(cond, z, step), process.from_x(uncond, z, step)
+    return z, process.from_x(cond, z, level), process.from_x(uncond, z, level)
 
 
 def along_videos(x):
@@ -295,10 +295,10 @@ def along_videos(x):
 @pytest.mark.parametrize("dtype, tolerance", [("f4", 1e-6), ("f8", 1e-12)])
 def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, tolerance, x64):
     """u + s (c - u) is (1 + w) c - w u of the paper, in another order of the sums."""
-    step = at(logsnr, dtype=dtype)
-    _, cond, uncond = two_branches(step, dtype)
-    found = guidance.linear(jnp.asarray(w + 1))(step, cond, uncond)
-    for new, c, u in zip(found, cond, uncond, strict=True):
+    level = at(logsnr, dtype=dtype)
+    _, cond, uncond = two_branches(level, dtype)
+    actual = guidance.linear(jnp.asarray(w + 1))(level, cond, uncond)
+    for new, c, u in zip(actual, cond, uncond, strict=True):
         paper = (1 + w) * c - w * u
         assert new.dtype == paper.dtype == dtype
         np.testing.assert_allclose(
@@ -306,94 +306,94 @@ def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, toleranc
         )
 
 
-@pytest.mark.parametrize("name", list(guidance.COMBINES))
+@pytest.mark.parametrize("name", list(guidance.CFG_MODES))
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_every_combination_explains_z_and_is_off_at_one(name, logsnr, x64):
-    step = at(logsnr, index=1)
-    z, cond, uncond = two_branches(step)
+def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
+    level = at(logsnr, index=1)
+    z, cond, uncond = two_branches(level)
     scales = jnp.asarray([1.0, 5.0])
-    found = guidance.COMBINES[name](scales)(step, cond, uncond)
-    explained = step.alpha * found.x + step.sigma * found.eps
+    actual = guidance.CFG_MODES[name](scales)(level, cond, uncond)
+    explained = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-9)
-    assert np.abs(found.x - cond.x).max() > 0.1
-    if name == "rescaled":  # its default phi keeps some of the spread
+    assert np.abs(actual.x - cond.x).max() > 0.1
+    if name == "rescaled":  # its default phi keeps part of the standard deviation
         return
-    off = guidance.COMBINES[name](scales)(step._replace(step_index=0), cond, uncond)
+    off = guidance.CFG_MODES[name](scales)(level._replace(step_index=0), cond, uncond)
     np.testing.assert_allclose(off.x, cond.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(off.eps, cond.eps, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescaled_brings_the_spread_of_a_video_back(phi, x64):
+def test_rescaled_restores_the_standard_deviation_of_a_video(phi, x64):
     """phi std(c) / std(cfg) + 1 - phi, times the x of plain guidance."""
-    step, scale = at(-1.0), jnp.asarray(5.0)
-    _, cond, uncond = two_branches(step)
-    found = guidance.rescaled(scale, phi)(step, cond, uncond)
-    plain = guidance.linear(scale)(step, cond, uncond).x
+    level, scale = at(-1.0), jnp.asarray(5.0)
+    _, cond, uncond = two_branches(level)
+    actual = guidance.rescaled(scale, phi)(level, cond, uncond)
+    plain = guidance.linear(scale)(level, cond, uncond).x
     target, wide = along_videos(cond.x).std(1), along_videos(plain).std(1)
     assert (wide > 1.5 * target).all()
-    ratio = along_videos(found.x) / along_videos(plain)
+    ratio = along_videos(actual.x) / along_videos(plain)
     expected = phi * target / wide + 1 - phi
     np.testing.assert_allclose(ratio, np.tile(expected[:, None], 32), rtol=1e-9)
     if phi == 1:
-        np.testing.assert_allclose(along_videos(found.x).std(1), target, rtol=1e-9)
+        np.testing.assert_allclose(along_videos(actual.x).std(1), target, rtol=1e-9)
 
 
 def test_a_scale_of_one_is_no_rescaling(x64):
-    step = at(-1.0)
-    _, cond, uncond = two_branches(step)
-    found = guidance.rescaled(jnp.asarray(1.0))(step, cond, uncond)
-    np.testing.assert_allclose(found.x, cond.x, rtol=0, atol=1e-12)
+    level = at(-1.0)
+    _, cond, uncond = two_branches(level)
+    actual = guidance.rescaled(jnp.asarray(1.0))(level, cond, uncond)
+    np.testing.assert_allclose(actual.x, cond.x, rtol=0, atol=1e-12)
 
 
-def test_projected_guidance_leaves_out_what_lies_along_x(x64):
-    step, scale = at(-1.0), jnp.asarray(5.0)
-    _, cond, uncond = two_branches(step)
-    plain = guidance.linear(scale)(step, cond, uncond)
-    whole = guidance.projected(scale, eta=1.0)(step, cond, uncond)
+def test_projected_guidance_removes_the_part_along_x(x64):
+    level, scale = at(-1.0), jnp.asarray(5.0)
+    _, cond, uncond = two_branches(level)
+    plain = guidance.linear(scale)(level, cond, uncond)
+    whole = guidance.projected(scale, eta=1.0)(level, cond, uncond)
     np.testing.assert_allclose(whole.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(whole.eps, plain.eps, rtol=0, atol=1e-12)
-    across = along_videos(guidance.projected(scale)(step, cond, uncond).x - cond.x)
+    across = along_videos(guidance.projected(scale)(level, cond, uncond).x - cond.x)
     x, change = along_videos(cond.x), along_videos(plain.x - cond.x)
     np.testing.assert_allclose((across * x).sum(1), 0, atol=1e-9)
-    # What is left out is along x; a half of it counts half.
+    # The removed part is along x; eta 0.5 keeps half of it.
     along = change - across
     fraction = (change * x).sum(1, keepdims=True) / (x**2).sum(1, keepdims=True)
     np.testing.assert_allclose(along, fraction * x, rtol=0, atol=1e-12)
-    half = guidance.projected(scale, eta=0.5)(step, cond, uncond).x - cond.x
+    half = guidance.projected(scale, eta=0.5)(level, cond, uncond).x - cond.x
     np.testing.assert_allclose(along_videos(half), across + along / 2, atol=1e-12)
 
 
 # Dynamic thresholding.
 
-WILD = np.array([-3, -1, 0.5, 0.2, 2, 0.1, 0, 1.5, -0.5, 0.9])
-TAMED = [-1, -0.476190, 0.238095, 0.095238, 0.952381]
-TAMED += [0.047619, 0, 0.714286, -0.238095, 0.428571]  # by s = 2.1
+RAW = np.array([-3, -1, 0.5, 0.2, 2, 0.1, 0, 1.5, -0.5, 0.9])
+THRESHOLDED = [-1, -0.476190, 0.238095, 0.095238, 0.952381]
+THRESHOLDED += [0.047619, 0, 0.714286, -0.238095, 0.428571]  # by s = 2.1
 
 
 def fixed(x):
-    return lambda z, step, cond: process.from_x(x, z, step)
+    return lambda z, level, cond: process.from_x(x, z, level)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_dynamic_threshold_vector(frames, x64):
     """One s for all frames of a video, its own for each video, never below 1."""
     shape = (2, frames, 10 // frames, 1, 1)
-    x = jnp.asarray(np.stack([WILD, WILD / 4])).reshape(shape)
-    z, step = 2 * noise(shape=shape), at(0.7)
-    found = guidance.dynamic_threshold(fixed(x), percentile=90)(z, step, None)
-    first, second = np.asarray(found.x).reshape(2, 10)
-    np.testing.assert_allclose(first, TAMED, rtol=0, atol=5e-7)
-    np.testing.assert_allclose(first, np.clip(WILD, -2.1, 2.1) / 2.1, atol=1e-12)
-    np.testing.assert_array_equal(second, WILD / 4)
-    explained = step.alpha * found.x + step.sigma * found.eps
+    x = jnp.asarray(np.stack([RAW, RAW / 4])).reshape(shape)
+    z, level = 2 * noise(shape=shape), at(0.7)
+    actual = guidance.dynamic_threshold(fixed(x), percentile=90)(z, level, None)
+    first, second = np.asarray(actual.x).reshape(2, 10)
+    np.testing.assert_allclose(first, THRESHOLDED, rtol=0, atol=5e-7)
+    np.testing.assert_allclose(first, np.clip(RAW, -2.1, 2.1) / 2.1, atol=1e-12)
+    np.testing.assert_array_equal(second, RAW / 4)
+    explained = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
 
 
 def test_dynamic_threshold_stays_in_range_by_default():
     x = 3 * noise(np.float32)
-    found = guidance.dynamic_threshold(fixed(x))(x, at(0.0, dtype=np.float32), None)
-    assert found.x.dtype == jnp.float32 and np.abs(found.x).max() == 1
+    actual = guidance.dynamic_threshold(fixed(x))(x, at(0.0, dtype=np.float32), None)
+    assert actual.x.dtype == jnp.float32 and np.abs(actual.x).max() == 1
 
 
 # Replacement.
@@ -409,15 +409,15 @@ def mask_of(shape=SHAPE):
     return jnp.asarray(np.random.default_rng(8).random((*shape[:-1], 1)) < 0.4)
 
 
-def tanh_denoiser(z, step, cond):
-    """A denoiser that mixes pixels, nonlinear."""
+def tanh_denoiser(z, level, cond):
+    """Predict by a nonlinear function that mixes pixels."""
     x = 0.9 * jnp.tanh(z + 0.5 * jnp.roll(z, 1, axis=1) + jnp.roll(z, 1, axis=2) ** 2)
-    return process.from_x(x, z, step)
+    return process.from_x(x, z, level)
 
 
 @pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
-def test_replaced_pixels_end_as_they_are_known(sampler):
-    """Bit for bit, and the others do not."""
+def test_replaced_pixels_end_as_the_known_ones(sampler):
+    """They are equal bit for bit; the other pixels differ."""
     known, mask = noise(np.float32) / 2, mask_of()
     draws = noise(np.float32, (4, *SHAPE))
 
@@ -435,11 +435,11 @@ def test_replaced_pixels_end_as_they_are_known(sampler):
 
 
 @pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
-def test_every_call_replaces_with_a_noise_of_its_own(sampler):
-    asked, n = [], 3
+def test_every_call_replaces_with_its_own_noise(sampler):
+    calls, n = [], 3
 
-    def noise_of(step):
-        asked.append((int(step.step_index), int(step.call)))
+    def noise_of(level):
+        calls.append((int(level.step_index), int(level.call)))
         return noise(np.float32)
 
     known, mask = jnp.zeros(SHAPE), mask_of()
@@ -448,28 +448,30 @@ def test_every_call_replaces_with_a_noise_of_its_own(sampler):
     with jax.disable_jit():
         zeros = lambda i, d: jnp.zeros(SHAPE)  # noqa: E731
         loop(sampler, fn, noise(np.float32), table, 0, n, zeros, None)
-    assert len(set(asked)) == len(asked) >= n
-    assert {index for index, _ in asked} == set(range(n))
+    assert len(set(calls)) == len(calls) >= n
+    assert {index for index, _ in calls} == set(range(n))
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
-    """q(z_t | known) where the mask is true, z elsewhere; both stay explained."""
-    step, mask, known = at(logsnr), mask_of(), noise() / 2
+    """q(z_t | known) where the mask is true, z elsewhere; both satisfy alpha x + sigma eps = z."""
+    level, mask, known = at(logsnr), mask_of(), noise() / 2
     eps, z = noise() + 1, noise()[::-1]
     seen = []
 
-    def record(z, step, cond):
+    def record(z, level, cond):
         seen.append(z)
-        return tanh_denoiser(z, step, cond)
+        return tanh_denoiser(z, level, cond)
 
-    found = guidance.replace_known(record, known, mask, lambda step: eps)(z, step, None)
-    mixed = np.where(mask, step.alpha * known + step.sigma * eps, z)
+    actual = guidance.replace_known(record, known, mask, lambda level: eps)(
+        z, level, None
+    )
+    mixed = np.where(mask, level.alpha * known + level.sigma * eps, z)
     np.testing.assert_allclose(seen[0], mixed, rtol=0, atol=1e-12)
-    inner = tanh_denoiser(jnp.asarray(mixed), step, None)
-    np.testing.assert_allclose(found.x, np.where(mask, known, inner.x), atol=1e-12)
-    np.testing.assert_allclose(found.eps, np.where(mask, eps, inner.eps), rtol=1e-9)
-    explained = step.alpha * found.x + step.sigma * found.eps
+    inner = tanh_denoiser(jnp.asarray(mixed), level, None)
+    np.testing.assert_allclose(actual.x, np.where(mask, known, inner.x), atol=1e-12)
+    np.testing.assert_allclose(actual.eps, np.where(mask, eps, inner.eps), rtol=1e-9)
+    explained = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(explained, mixed, rtol=0, atol=1e-9)
 
 
@@ -477,38 +479,38 @@ def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
 
 
 def missing(known, mask):
-    """The residual of the known pixels."""
+    """Return the residual of the known pixels."""
     return lambda x: jnp.where(mask, known - x, 0)
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, -4.0, 0.0, 4.0])
 def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
     """x - w alpha d(|known - x|^2 / 2)/dz by finite differences: a sum, not a mean."""
-    z, known, mask, step, w = noise(), noise()[::-1] / 2, mask_of(), at(logsnr), 3.0
+    z, known, mask, level, w = noise(), noise()[::-1] / 2, mask_of(), at(logsnr), 3.0
 
     def half_squares(z):
-        x = tanh_denoiser(z, step, None).x
+        x = tanh_denoiser(z, level, None).x
         return jnp.sum(jnp.where(mask, (known - x) ** 2, 0)) / 2
 
-    inner = tanh_denoiser(z, step, None)
+    inner = tanh_denoiser(z, level, None)
     fn = guidance.reconstruction_guidance(tanh_denoiser, missing(known, mask), w)
-    found = fn(z, step, None)
-    slope = -(found.x - inner.x) / (w * step.alpha)
+    actual = fn(z, level, None)
+    slope = -(actual.x - inner.x) / (w * level.alpha)
     for place in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
         h = jnp.zeros(SHAPE).at[place].set(1e-5)
         expected = (half_squares(z + h) - half_squares(z - h)) / 2e-5
         np.testing.assert_allclose(slope[place], expected, rtol=1e-6, atol=1e-9)
-    explained = step.alpha * found.x + step.sigma * found.eps
+    explained = level.alpha * actual.x + level.sigma * actual.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
 
 
-def test_nothing_left_to_reconstruct_is_no_correction(x64):
-    z, step = noise(), at(-1.0)
-    plain = tanh_denoiser(z, step, None)
+def test_a_zero_residual_is_no_correction(x64):
+    z, level = noise(), at(-1.0)
+    plain = tanh_denoiser(z, level, None)
     fn = guidance.reconstruction_guidance(
         tanh_denoiser, missing(plain.x, mask_of()), 9.0
     )
-    np.testing.assert_array_equal(fn(z, step, None).x, plain.x)
+    np.testing.assert_array_equal(fn(z, level, None).x, plain.x)
 
 
 def test_reconstruction_of_a_gaussian(x64):
@@ -517,38 +519,38 @@ def test_reconstruction_of_a_gaussian(x64):
     Each video has its own noise level, as it may in training.
     """
     z, known, mask = noise(), noise()[::-1] / 2, mask_of()
-    step = at(np.array([-3.0, 0.0, 5.0]), index=1)
+    level = at(np.array([-3.0, 0.0, 5.0]), index=1)
     weights = jnp.asarray([[0.0], [2.0], [5.0]])
 
-    def plain(z, step, cond):
-        return gaussian(jnp.asarray(0.1), SPREAD, z, step)
+    def plain(z, level, cond):
+        return gaussian(jnp.asarray(0.1), SPREAD, z, level)
 
     def residual(x):
         r = missing(known, mask)(x)
         return {"one": r, "two": [2 * r]}  # squares add up to five times those of r
 
-    alpha, sigma = over(step.alpha, z), over(step.sigma, z)
+    alpha, sigma = over(level.alpha, z), over(level.sigma, z)
     k = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
-    x = plain(z, step, None).x
+    x = plain(z, level, None).x
     expected = x + jnp.where(mask, 5 * 2.0 * alpha * k * (known - x), 0)
-    found = guidance.reconstruction_guidance(plain, residual, weights)(z, step, None)
-    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
-    explained = alpha * found.x + sigma * found.eps
+    actual = guidance.reconstruction_guidance(plain, residual, weights)(z, level, None)
+    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
+    explained = alpha * actual.x + sigma * actual.eps
     np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_the_exact_weight_finds_known_gaussian_pixels(logsnr, x64):
-    """w = 1 + exp(-logsnr) / s^2: what is known is then the mean, whatever z."""
-    z, known, mask, step = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
+    """With w = 1 + exp(-logsnr) / s^2 known pixels are predicted exactly, for any z."""
+    z, known, mask, level = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
     weights = guidance.snr_dependent_weight(1.0, 1 / SPREAD**2)
     np.testing.assert_allclose(
-        weights(step), 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12
+        weights(level), 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12
     )
-    plain = lambda z, step, cond: gaussian(jnp.asarray(0.1), SPREAD, z, step)  # noqa: E731
+    plain = lambda z, level, cond: gaussian(jnp.asarray(0.1), SPREAD, z, level)  # noqa: E731
     fn = guidance.reconstruction_guidance(plain, missing(known, mask), weights)
-    expected = np.where(mask, known, plain(z, step, None).x)
-    np.testing.assert_allclose(fn(z, step, None).x, expected, rtol=0, atol=1e-9)
+    expected = np.where(mask, known, plain(z, level, None).x)
+    np.testing.assert_allclose(fn(z, level, None).x, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("logsnr", [-4.0, 0.0, 4.0])
@@ -559,35 +561,37 @@ def test_reconstruction_is_the_missing_term_of_two_gaussians(logsnr, x64):
     exact weight where a and b are independent; a is the first of two pixels.
     """
     covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
-    step, z, a = at(logsnr), np.array([0.4, -0.9]), 0.7
-    alpha, sigma = float(step.alpha), float(step.sigma)
+    level, z, a = at(logsnr), np.array([0.4, -0.9]), 0.7
+    alpha, sigma = float(level.alpha), float(level.sigma)
     total = alpha**2 * covariance + sigma**2 * np.eye(2)
     gain = alpha * covariance @ np.linalg.inv(total)
     posterior = covariance - alpha * gain @ covariance
 
-    def plain(z, step, cond):
+    def plain(z, level, cond):
         x = jnp.asarray(gain) @ z.ravel()
-        return process.from_x(x.reshape(z.shape), z, step)
+        return process.from_x(x.reshape(z.shape), z, level)
 
     def residual(x):
         return a - x[:, :, 0]
 
     w = sigma**2 / (alpha**2 * posterior[0, 0])
     fn = guidance.reconstruction_guidance(plain, residual, w)
-    found = fn(jnp.asarray(z).reshape(1, 1, 2, 1, 1), step, None).x.ravel()
+    actual = fn(jnp.asarray(z).reshape(1, 1, 2, 1, 1), level, None).x.ravel()
     # Given a and z, b depends on its own z alone.
-    given = covariance[1, 0] / covariance[0, 0] * a
+    mean_given_a = covariance[1, 0] / covariance[0, 0] * a
     rest = covariance[1, 1] - covariance[1, 0] ** 2 / covariance[0, 0]
     weight = alpha * rest / (alpha**2 * rest + sigma**2)
-    np.testing.assert_allclose(found[1], given + weight * (z[1] - alpha * given))
-    np.testing.assert_allclose(found[0], a)
+    np.testing.assert_allclose(
+        actual[1], mean_given_a + weight * (z[1] - alpha * mean_given_a)
+    )
+    np.testing.assert_allclose(actual[0], a)
 
 
-# The area mean, and enlarging with it.
+# The area mean, and upscaling with it.
 
 
 @pytest.mark.parametrize("k, l", [(1, 1), (2, 2), (3, 2), (4, 6)])
-def test_down_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
+def test_area_downsample_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
     h, w = 2, 3
     x = noise(shape=(2, 3, h * k, w * l, 2))
     pooled = np.asarray(x).reshape(2, 3, h, k, w, l, 2).mean((3, 5))
@@ -597,45 +601,45 @@ def test_down_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
 
 
 @pytest.mark.parametrize("small", [(1, 1), (3, 2), (4, 5), (5, 7)])
-def test_down_keeps_constants_and_means_at_any_size(small, x64):
+def test_area_downsample_keeps_constants_and_means_at_any_size(small, x64):
     x = noise(shape=(1, 2, 5, 7, 3))
-    found = guidance.area_downsample(x, *small)
-    assert found.shape == (1, 2, *small, 3)
+    actual = guidance.area_downsample(x, *small)
+    assert actual.shape == (1, 2, *small, 3)
     constant = guidance.area_downsample(jnp.ones_like(x), *small)
     np.testing.assert_allclose(constant, 1, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.mean((2, 3)), x.mean((2, 3)), atol=1e-12)
+    np.testing.assert_allclose(actual.mean((2, 3)), x.mean((2, 3)), atol=1e-12)
     if small == (5, 7):
-        np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(actual, x, rtol=0, atol=1e-12)
 
 
-def test_down_shares_a_pixel_by_area(x64):
-    """Three to two: each covers one pixel and a half."""
+def test_area_downsample_shares_a_pixel_by_area(x64):
+    """From three to two: each covers one pixel and a half."""
     x = jnp.asarray([1.0, 10.0, 100.0]).reshape(1, 1, 3, 1, 1)
-    found = guidance.area_downsample(x, 2, 1).ravel()
-    np.testing.assert_allclose(found, [(1 + 5) / 1.5, (5 + 100) / 1.5])
+    actual = guidance.area_downsample(x, 2, 1).ravel()
+    np.testing.assert_allclose(actual, [(1 + 5) / 1.5, (5 + 100) / 1.5])
 
 
 @pytest.mark.parametrize("logsnr", [-6.0, 0.0, 6.0])
 @pytest.mark.parametrize("k", [2, 4])
-def test_enlarging_a_white_field_is_exact(k, logsnr, x64):
-    """E[x | z, down(x)] by linear algebra: weight k^2 (1 + exp(-logsnr) / s^2)."""
-    z, step = noise(), at(logsnr)
+def test_upscaling_white_noise_is_exact(k, logsnr, x64):
+    """E[x | z, area_downsample(x)] by linear algebra: weight k^2 (1 + exp(-logsnr) / s^2)."""
+    z, level = noise(), at(logsnr)
     size = 4 // k
     low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3
-    plain = lambda z, step, cond: gaussian(jnp.asarray(0.0), SPREAD, z, step)  # noqa: E731
+    plain = lambda z, level, cond: gaussian(jnp.asarray(0.0), SPREAD, z, level)  # noqa: E731
     weight = guidance.snr_dependent_weight(k**2, k**2 / SPREAD**2)
     fn = guidance.reconstruction_guidance(
         plain, lambda x: low - guidance.area_downsample(x, size, size), weight
     )
-    found = fn(z, step, None).x
+    actual = fn(z, level, None).x
     pool = np.kron(np.eye(size), np.full((1, k), 1 / k))
     pool = np.kron(pool, pool)  # [size^2, 16]
-    alpha, sigma = float(step.alpha), float(step.sigma)
+    alpha, sigma = float(level.alpha), float(level.sigma)
     posterior = np.eye(16) / (1 / SPREAD**2 + alpha**2 / sigma**2)
     gain = posterior @ pool.T @ np.linalg.inv(pool @ posterior @ pool.T)
-    x, y = (np.reshape(a, (B, 2, -1)) for a in (plain(z, step, None).x, low))
+    x, y = (np.reshape(a, (B, 2, -1)) for a in (plain(z, level, None).x, low))
     expected = x + (y - x @ pool.T) @ gain.T
-    np.testing.assert_allclose(found.reshape(B, 2, -1), expected, atol=1e-12)
+    np.testing.assert_allclose(actual.reshape(B, 2, -1), expected, atol=1e-12)
     np.testing.assert_allclose(
-        guidance.area_downsample(found, size, size), low, atol=1e-9
+        guidance.area_downsample(actual, size, size), low, atol=1e-9
     )

@@ -9,7 +9,7 @@ from vdm_jax.diffusion import losses, process, schedules
 
 # Each weighting as its paper defines it: a factor on the squared error of x.
 # Progressive Distillation section 4 has the first four, Min-SNR (gamma = 5) the
-# next; of flow matching, |eps - x|^2.
+# next; "flow" is the error of eps - x.
 ON_X = {
     "constant": lambda snr: np.ones_like(snr),
     "snr": lambda snr: snr,
@@ -37,12 +37,12 @@ def videos(count, dtype=np.float64, shape=SHAPE):
 
 
 def network(out, kind="v"):
-    """A denoiser whose network puts out `out`, whatever it is shown."""
-    return lambda z, step, cond: process.PREDICTION_TYPES[kind](out, z, step)
+    """Return a denoiser whose network outputs `out` for every input."""
+    return lambda z, level, cond: process.PREDICTION_TYPES[kind](out, z, level)
 
 
 def over(a):
-    """[b] against [b, f, h, w, c]."""
+    """Append axes to [b], to broadcast with [b, f, h, w, c]."""
     return a.reshape(a.shape + (1,) * (5 - a.ndim))
 
 
@@ -57,9 +57,9 @@ def test_the_table_has_these_weightings():
 @pytest.mark.parametrize("name", list(ON_X))
 def test_weightings_by_their_definition_on_x(name, x64):
     x, eps, out = videos(3)
-    step = at(LEVELS)
+    level = at(LEVELS)
     loss, prediction = losses.diffusion_loss(
-        network(out), x, eps, step, None, weighting=name
+        network(out), x, eps, level, None, weighting=name
     )
     assert loss.shape == LEVELS.shape
     expected = ON_X[name](np.exp(LEVELS)) * example_mean((x - prediction.x) ** 2)
@@ -69,18 +69,18 @@ def test_weightings_by_their_definition_on_x(name, x64):
 def test_snr_identities(x64):
     """eps error = SNR x error, v error = (1 + SNR) x error, truncated = the larger."""
     x, eps, out = videos(3)
-    step = at(LEVELS)
+    level = at(LEVELS)
     loss = {
-        name: losses.diffusion_loss(network(out), x, eps, step, None, weighting=name)
+        name: losses.diffusion_loss(network(out), x, eps, level, None, weighting=name)
         for name in ON_X
     }
     prediction = loss["snr"][1]
-    z = process.diffuse(x, eps, step)
-    seen = process.PREDICTION_TYPES["v"](out, z, step)
-    np.testing.assert_allclose(prediction.x, seen.x, atol=1e-12)
-    v = over(step.alpha) * eps - over(step.sigma) * x
-    x_error = example_mean((x - seen.x) ** 2)
-    eps_error = example_mean((eps - seen.eps) ** 2)
+    z = process.diffuse(x, eps, level)
+    prediction_by_hand = process.PREDICTION_TYPES["v"](out, z, level)
+    np.testing.assert_allclose(prediction.x, prediction_by_hand.x, atol=1e-12)
+    v = over(level.alpha) * eps - over(level.sigma) * x
+    x_error = example_mean((x - prediction_by_hand.x) ** 2)
+    eps_error = example_mean((eps - prediction_by_hand.eps) ** 2)
     v_error = example_mean((v - out) ** 2)
     for name, expected in {
         "constant": x_error,
@@ -93,8 +93,8 @@ def test_snr_identities(x64):
 
 @pytest.mark.parametrize("name", list(ON_X))
 def test_weights_on_the_v_error_are_bounded(name):
-    step = at(np.linspace(-20, 20, 401), np.float32)
-    weight = np.asarray(losses.WEIGHTINGS[name](step))
+    level = at(np.linspace(-20, 20, 401), np.float32)
+    weight = np.asarray(losses.WEIGHTINGS[name](level))
     assert weight.shape in [(401,), ()]
     most = 2.0001 if name == "flow" else 1  # (alpha + sigma)^2
     assert np.isfinite(weight).all()
@@ -105,11 +105,11 @@ def test_weights_on_the_v_error_are_bounded(name):
 @pytest.mark.parametrize("name", list(ON_X))
 def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
     x, eps, out = videos(3, np.float32)
-    step = at(np.resize([-20.0, 20.0], len(x)), np.float32)
+    level = at(np.resize([-20.0, 20.0], len(x)), np.float32)
 
     def loss(out):
         return losses.diffusion_loss(
-            network(out, kind), x, eps, step, None, weighting=name
+            network(out, kind), x, eps, level, None, weighting=name
         )[0]
 
     value, gradient = jax.jit(
@@ -122,9 +122,9 @@ def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
 @pytest.mark.parametrize("name", list(ON_X))
 def test_float32_of_a_v_network_is_accurate_at_every_level(name):
     arrays = videos(3, np.float32)
-    step = at(LEVELS, np.float32)
+    level = at(LEVELS, np.float32)
     x, eps, out = arrays
-    loss, _ = losses.diffusion_loss(network(out), x, eps, step, None, weighting=name)
+    loss, _ = losses.diffusion_loss(network(out), x, eps, level, None, weighting=name)
     x, eps, out = (np.float64(a) for a in arrays)
     alpha, sigma = (np.sqrt(1 / (1 + np.exp(-s * LEVELS))) for s in (1, -1))
     v = over(alpha) * eps - over(sigma) * x
@@ -132,7 +132,7 @@ def test_float32_of_a_v_network_is_accurate_at_every_level(name):
     np.testing.assert_allclose(loss, weight * example_mean((v - out) ** 2), rtol=1e-5)
 
 
-def test_loss_of_a_network_that_puts_out_zero(x64):
+def test_loss_of_a_network_that_outputs_zero(x64):
     """alpha^2 + sigma^2 E[x^2], and (1 + E[x^2]) / 2 over all times.
 
     eps is +-1 and orthogonal to x in every example, so that no average is left.
@@ -142,43 +142,43 @@ def test_loss_of_a_network_that_puts_out_zero(x64):
     eps = jnp.asarray(np.broadcast_to(signs, shape))
     x = jnp.full(shape, 0.6)
     t = (np.arange(n) + 0.5) / n
-    step = schedules.noise_level(schedules.Cosine(), t)
-    loss, _ = losses.diffusion_loss(network(jnp.zeros(shape)), x, eps, step, None)
-    np.testing.assert_allclose(loss, step.alpha**2 + 0.36 * step.sigma**2, rtol=1e-12)
+    level = schedules.noise_level(schedules.Cosine(), t)
+    loss, _ = losses.diffusion_loss(network(jnp.zeros(shape)), x, eps, level, None)
+    np.testing.assert_allclose(loss, level.alpha**2 + 0.36 * level.sigma**2, rtol=1e-12)
     np.testing.assert_allclose(jnp.mean(loss), (1 + 0.36) / 2, rtol=1e-12)
 
 
 def test_a_perfect_network_has_no_loss(x64):
     x, eps = videos(2)
-    step = at(LEVELS)
-    v = over(step.alpha) * eps - over(step.sigma) * x
+    level = at(LEVELS)
+    v = over(level.alpha) * eps - over(level.sigma) * x
     for name in ON_X:
-        loss, _ = losses.diffusion_loss(network(v), x, eps, step, None, weighting=name)
+        loss, _ = losses.diffusion_loss(network(v), x, eps, level, None, weighting=name)
         np.testing.assert_allclose(loss, 0, atol=1e-24)
 
 
-def test_the_denoiser_sees_z_the_step_and_the_condition(x64):
+def test_the_denoiser_gets_z_the_level_and_the_condition(x64):
     x, eps, out = videos(3)
-    step = at(LEVELS)
-    seen = []
+    level = at(LEVELS)
+    calls = []
 
-    def denoise(z, step, cond):
-        seen.append((z, step, cond))
-        return process.PREDICTION_TYPES["v"](out, z, step)
+    def denoise(z, level, cond):
+        calls.append((z, level, cond))
+        return process.PREDICTION_TYPES["v"](out, z, level)
 
     cond = {"label": jnp.arange(len(x))}
-    losses.diffusion_loss(denoise, x, eps, step, cond)
-    ((z, given, passed),) = seen
+    losses.diffusion_loss(denoise, x, eps, level, cond)
+    ((z, actual, passed),) = calls
     np.testing.assert_allclose(
-        z, over(step.alpha) * x + over(step.sigma) * eps, atol=1e-15
+        z, over(level.alpha) * x + over(level.sigma) * eps, atol=1e-15
     )
-    np.testing.assert_array_equal(given.logsnr, LEVELS)
+    np.testing.assert_array_equal(actual.logsnr, LEVELS)
     assert passed is cond
 
 
 @pytest.mark.parametrize("name", list(ON_X))
 def test_levels_per_frame(name, x64):
-    """With a level per frame an example's loss is the mean of its frames' losses."""
+    """With one level per frame the loss is the mean of the frames' losses."""
     x, eps, out = videos(3, shape=(2, 3, 2, 2, 1))
     levels = np.array([[-7.0, 0.3, 6.0], [2.0, -1.0, 12.0]])
     together, _ = losses.diffusion_loss(
@@ -205,13 +205,13 @@ def test_stratified_times_put_one_time_in_each_stratum(n):
         t = np.asarray(draw(jax.random.key(seed), n))
         assert t.shape == (n,) and (t >= 0).all() and (t <= 1).all()
         gaps = np.sort(t)
-        # Rounding may carry a time on an edge over it, hence the allowance.
+        # Rounding may move a time across an edge, hence the tolerance.
         assert (gaps >= np.arange(n) / n - 1e-6).all()
         assert (gaps <= (np.arange(n) + 1) / n + 1e-6).all()
 
 
 def test_stratified_times_are_uniform():
-    """Over keys: all of [0, 1) alike, also within a stratum; other keys other times."""
+    """Over keys: uniform on [0, 1), also within a stratum; keys differ in their times."""
     n = 8
     keys = jax.random.split(jax.random.key(0), 2000)
     t = np.asarray(jax.vmap(lambda key: losses.stratified_times(key, n))(keys))

@@ -1,4 +1,4 @@
-"""Laws of the forward process and of predictions: T-PARAM and T-POST."""
+"""Laws of the forward process and of predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ TIMES = [(0.0, 0.4), (0.25, 0.5), (0.6, 0.61), (0.75, 1.0), (0.0, 1.0)]
 
 
 def at(logsnr, dtype=np.float64):
-    """The step at a given logsnr; numpy in, so float64 only under x64."""
+    """Return the noise level at a logsnr; float64 only under x64."""
     logsnr = np.float64(logsnr)
     alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
     sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
@@ -27,50 +27,50 @@ def pair(shape=(2, 3, 4, 4, 1), dtype=np.float64):
     return [jnp.asarray(rng.standard_normal(shape), dtype) for _ in "ab"]
 
 
-def output(kind, x, eps, step):
-    """What a perfect network of this kind puts out for one known (x, eps)."""
-    v = step.alpha * eps - step.sigma * x
+def output(kind, x, eps, level):
+    """Return the output of a perfect network of this prediction type."""
+    v = level.alpha * eps - level.sigma * x
     return {"x": x, "eps": eps, "v": v, "flow": eps - x}[kind]
 
 
-def steps(schedule, s, t):
+def noise_levels(schedule, s, t):
     return [schedules.noise_level(schedule, np.float64(u)) for u in (s, t)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_every_parameterisation_finds_x_and_eps(kind, logsnr, x64):
+def test_every_prediction_type_recovers_x_and_eps(kind, logsnr, x64):
     x, eps = pair()
-    step = at(logsnr)
-    z = process.diffuse(x, eps, step)
-    np.testing.assert_allclose(z, step.alpha * x + step.sigma * eps, atol=1e-15)
-    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, step), z, step)
+    level = at(logsnr)
+    z = process.diffuse(x, eps, level)
+    np.testing.assert_allclose(z, level.alpha * x + level.sigma * eps, atol=1e-15)
+    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, level), z, level)
     np.testing.assert_allclose(prediction.x, x, atol=1e-9)
     np.testing.assert_allclose(prediction.eps, eps, atol=1e-9)
-    v = step.alpha * eps - step.sigma * x
-    np.testing.assert_allclose(process.velocity(prediction, step), v, atol=1e-9)
+    v = level.alpha * eps - level.sigma * x
+    np.testing.assert_allclose(process.velocity(prediction, level), v, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
-    """x -> v -> x, eps -> x -> eps, ... for outputs that fit no clean video."""
+    """x -> v -> x, eps -> x -> eps, ... for outputs that match no clean video."""
     z, out = pair()
-    step = at(logsnr)
-    first = process.PREDICTION_TYPES[kind](out, z, step)
+    level = at(logsnr)
+    first = process.PREDICTION_TYPES[kind](out, z, level)
     assert isinstance(first, process.Prediction)
     scale = max(1.0, np.abs(first.x).max(), np.abs(first.eps).max())
     np.testing.assert_allclose(
-        step.alpha * first.x + step.sigma * first.eps, z, rtol=0, atol=1e-9
+        level.alpha * first.x + level.sigma * first.eps, z, rtol=0, atol=1e-9
     )
     for other in KINDS:
         through = {
             "x": first.x,
             "eps": first.eps,
-            "v": process.velocity(first, step),
+            "v": process.velocity(first, level),
             "flow": first.eps - first.x,
         }[other]
-        again = process.PREDICTION_TYPES[other](through, z, step)
+        again = process.PREDICTION_TYPES[other](through, z, level)
         atol = 1e-9 * scale
         np.testing.assert_allclose(again.x, first.x, rtol=0, atol=atol)
         np.testing.assert_allclose(again.eps, first.eps, rtol=0, atol=atol)
@@ -78,15 +78,15 @@ def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
+def test_float32_errors_have_the_bound_of_the_prediction_type(kind, logsnr):
     """eps amplifies rounding by sigma/alpha in x, x by alpha/sigma in eps, v by 1.
 
     So does flow, which divides by alpha + sigma >= 1.
     """
     x, eps = pair(dtype=np.float32)
-    step = at(logsnr, np.float32)
-    z = process.diffuse(x, eps, step)
-    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, step), z, step)
+    level = at(logsnr, np.float32)
+    z = process.diffuse(x, eps, level)
+    prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, level), z, level)
     gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
     lossy = {"v": [0, 0], "eps": [1, 0], "x": [0, 1], "flow": [0, 0]}[kind]
     gain = np.maximum(gain, 1) * lossy
@@ -98,28 +98,28 @@ def test_float32_loses_no_more_than_the_parameterisation_must(kind, logsnr):
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_with_x_rebuilds_eps(logsnr, x64):
+def test_from_x_computes_eps(logsnr, x64):
     z, x = pair()
-    step = at(logsnr)
-    prediction = process.from_x(x, z, step)
+    level = at(logsnr)
+    prediction = process.from_x(x, z, level)
     np.testing.assert_array_equal(prediction.x, x)
-    rebuilt = (z - step.alpha * x) / step.sigma
+    rebuilt = (z - level.alpha * x) / level.sigma
     np.testing.assert_allclose(prediction.eps, rebuilt, rtol=1e-9)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_edm_of_unit_data_is_minus_v(logsnr, x64):
+def test_edm_for_unit_variance_predicts_minus_v(logsnr, x64):
     """F = -v in D = c_skip y + c_out F (Karras et al. 2022, Table 1, unit data)."""
     z, v = pair()
-    step = at(logsnr)
-    denoised = process.PREDICTION_TYPES["v"](v, z, step).x
-    sigma, noisy = step.sigma / step.alpha, z / step.alpha
+    level = at(logsnr)
+    denoised = process.PREDICTION_TYPES["v"](v, z, level).x
+    sigma, noisy = level.sigma / level.alpha, z / level.alpha
     c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
     np.testing.assert_allclose((denoised - c_skip * noisy) / c_out, -v, atol=1e-9)
 
 
-def edm_of(v):
-    """A model of EDM with F = -v: D(y, sigma), unit data."""
+def edm_model(v):
+    """Return an EDM model D(y, sigma) with F = -v, for data of unit variance."""
 
     def denoise(y, sigma, cond):
         assert cond == "cond"
@@ -131,90 +131,92 @@ def edm_of(v):
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
-def test_a_model_of_edm_is_a_denoiser(levels, x64):
+def test_an_edm_model_becomes_a_denoiser(levels, x64):
     z, v = pair()
-    step = at(levels)
-    found = process.from_edm_denoiser(edm_of(v))(z, step, "cond")
-    expected = process.from_v(v, z, step)
-    np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-9)
-    # eps is rebuilt from x, which amplifies its rounding by alpha / sigma.
-    np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-9)
+    level = at(levels)
+    actual = process.from_edm_denoiser(edm_model(v))(z, level, "cond")
+    expected = process.from_v(v, z, level)
+    np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-9)
+    # eps is computed from x, which amplifies its rounding by alpha / sigma.
+    np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_edm_at_its_own_spread_is_the_exact_gaussian(logsnr, x64):
+def test_edm_with_zero_network_is_the_exact_gaussian(logsnr, x64):
     """F = 0 leaves c_skip y, E[x|y] of N(0, sigma_data^2)."""
-    (z, _), step, data = pair(), at(logsnr), 0.5
+    (z, _), level, data = pair(), at(logsnr), 0.5
 
     def skip(y, sigma, cond):
         return data**2 / (sigma**2 + data**2) * y
 
-    found = process.from_edm_denoiser(skip)(z, step, None)
-    variance = step.alpha**2 * data**2 + step.sigma**2
-    expected = step.alpha * data**2 * z / variance
-    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.eps, step.sigma * z / variance, atol=1e-9)
+    actual = process.from_edm_denoiser(skip)(z, level, None)
+    variance = level.alpha**2 * data**2 + level.sigma**2
+    expected = level.alpha * data**2 * z / variance
+    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, level.sigma * z / variance, atol=1e-9)
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
-def test_a_flow_model_is_a_denoiser(levels, x64):
-    """It is asked at tau = sigma / (alpha + sigma), of (1 - tau) x + tau eps."""
+def test_a_flow_model_becomes_a_denoiser(levels, x64):
+    """It is called at tau = sigma / (alpha + sigma) with (1 - tau) x + tau eps."""
     x, eps = pair()
-    step = at(levels)
-    alpha, sigma = process.alpha_sigma(step, x)
-    z, asked = alpha * x + sigma * eps, []
+    level = at(levels)
+    alpha, sigma = process.alpha_sigma(level, x)
+    z, calls = alpha * x + sigma * eps, []
 
     def flow(state, tau, cond):
-        asked.append((state, tau, cond))
+        calls.append((state, tau, cond))
         return eps - x
 
-    found = process.from_flow_model(flow)(z, step, "cond")
-    np.testing.assert_allclose(found.x, x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.eps, eps, rtol=0, atol=1e-12)
-    ((state, tau, cond),) = asked
+    actual = process.from_flow_model(flow)(z, level, "cond")
+    np.testing.assert_allclose(actual.x, x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, eps, rtol=0, atol=1e-12)
+    ((state, tau, cond),) = calls
     assert cond == "cond"
-    np.testing.assert_allclose(tau, step.sigma / (step.alpha + step.sigma), rtol=1e-12)
+    np.testing.assert_allclose(
+        tau, level.sigma / (level.alpha + level.sigma), rtol=1e-12
+    )
     tau = process.append_dims(tau, x)
     np.testing.assert_allclose(state, (1 - tau) * x + tau * eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
-    """u = (sigma - alpha) z + (alpha + sigma) v, for outputs that fit no video too."""
+    """u = (sigma - alpha) z + (alpha + sigma) v, also for outputs that match no video."""
     z, v = pair()
-    step = at(logsnr)
-    u = (step.sigma - step.alpha) * z + (step.alpha + step.sigma) * v
-    found, expected = process.from_flow(u, z, step), process.from_v(v, z, step)
-    np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found.eps, expected.eps, rtol=0, atol=1e-12)
+    level = at(logsnr)
+    u = (level.sigma - level.alpha) * z + (level.alpha + level.sigma) * v
+    actual, expected = process.from_flow(u, z, level), process.from_v(v, z, level)
+    np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_other_names_of_the_level(logsnr, x64):
-    step = at(logsnr)
-    np.testing.assert_allclose(process.edm_sigma(step), np.exp(-logsnr / 2), rtol=1e-9)
+def test_noise_level_in_edm_and_flow_variables(logsnr, x64):
+    level = at(logsnr)
+    np.testing.assert_allclose(process.edm_sigma(level), np.exp(-logsnr / 2), rtol=1e-9)
     tau = 1 / (1 + np.exp(logsnr / 2))
-    np.testing.assert_allclose(process.flow_time(step), tau, rtol=1e-9)
+    np.testing.assert_allclose(process.flow_time(level), tau, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])
 def test_levels_per_example_and_per_frame(kind, shape, x64):
-    """A step of [b] or [b, f] does to each part what a step of [] does to it alone."""
+    """Levels of shape [b] or [b, f] act on each part as a level [] on it alone."""
     z, out = pair()
     levels = np.linspace(-8, 8, 6).reshape(2, 3)[:, : shape[1] if shape[1:] else 1]
     levels = levels.reshape(shape)
-    step = at(levels)
+    level = at(levels)
 
-    def all_of(z, out, step):
-        prediction = process.PREDICTION_TYPES[kind](out, z, step)
-        again = process.from_x(prediction.x, z, step)
-        v = process.velocity(prediction, step)
-        return prediction, again, v, process.diffuse(out, z, step)
+    def all_functions(z, out, level):
+        prediction = process.PREDICTION_TYPES[kind](out, z, level)
+        again = process.from_x(prediction.x, z, level)
+        v = process.velocity(prediction, level)
+        return prediction, again, v, process.diffuse(out, z, level)
 
-    together = all_of(z, out, step)
+    together = all_functions(z, out, level)
     for i in np.ndindex(shape):
-        alone = all_of(z[i], out[i], at(levels[i]))
+        alone = all_functions(z[i], out[i], at(levels[i]))
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-12),
             together,
@@ -232,22 +234,22 @@ def condition(mean, covariance, value):
 @pytest.mark.parametrize("shift", [0.0, -3.0])
 @pytest.mark.parametrize("s, t", TIMES)
 def test_posterior_is_the_conditional_of_the_joint(s, t, shift, x64):
-    """q(z_s|z_t,x) read from the joint Gaussian of (z_s, z_t) given x.
+    """q(z_s|z_t,x) equals the conditional of the joint Gaussian of (z_s, z_t) given x.
 
     The joint is built from the definition only: z_s = alpha_s x + sigma_s e and
     z_t = (alpha_t/alpha_s) z_s + fresh noise, so that z_t has its own marginal.
     """
-    step_s, step_t = steps(schedules.Cosine(logsnr_shift=shift), s, t)
-    ratio = step_t.alpha / step_s.alpha
+    level_s, level_t = noise_levels(schedules.Cosine(logsnr_shift=shift), s, t)
+    ratio = level_t.alpha / level_s.alpha
     covariance = np.array(
         [
-            [step_s.sigma**2, ratio * step_s.sigma**2],
-            [ratio * step_s.sigma**2, step_t.sigma**2],
+            [level_s.sigma**2, ratio * level_s.sigma**2],
+            [ratio * level_s.sigma**2, level_t.sigma**2],
         ]
     )
-    z_coef, x_coef, var = process.posterior(step_s, step_t)
+    z_coef, x_coef, var = process.posterior(level_s, level_t)
     for x, z in [(1.0, 0.0), (0.0, 1.0), (-0.7, 1.9)]:
-        mean = np.array([step_s.alpha, step_t.alpha]) * x
+        mean = np.array([level_s.alpha, level_t.alpha]) * x
         expected, expected_var = condition(mean, covariance, np.array([z]))
         np.testing.assert_allclose(z_coef * z + x_coef * x, expected, atol=1e-12)
         np.testing.assert_allclose(var, expected_var, rtol=1e-9, atol=1e-12)
@@ -257,25 +259,25 @@ def test_posterior_is_the_conditional_of_the_joint(s, t, shift, x64):
 @pytest.mark.parametrize("s, t", TIMES)
 def test_transition_composes_with_the_marginal(s, t, shift, x64):
     """q(z_t|z_s) q(z_s|x) integrates to q(z_t|x): mean and variance."""
-    step_s, step_t = steps(schedules.Cosine(logsnr_shift=shift), s, t)
-    scale, var = process.transition(step_s, step_t)
-    np.testing.assert_allclose(scale * step_s.alpha, step_t.alpha, atol=1e-12)
-    total = var + scale**2 * step_s.sigma**2
-    np.testing.assert_allclose(total, step_t.sigma**2, atol=1e-12)
+    level_s, level_t = noise_levels(schedules.Cosine(logsnr_shift=shift), s, t)
+    scale, var = process.transition(level_s, level_t)
+    np.testing.assert_allclose(scale * level_s.alpha, level_t.alpha, atol=1e-12)
+    total = var + scale**2 * level_s.sigma**2
+    np.testing.assert_allclose(total, level_t.sigma**2, atol=1e-12)
 
 
 @pytest.mark.parametrize("s, t", TIMES)
 def test_posterior_and_transition_are_one_joint(s, t, x64):
     """Bayes: both factorisations give the same covariance of (z_s, z_t)."""
-    step_s, step_t = steps(schedules.Cosine(), s, t)
-    scale, _ = process.transition(step_s, step_t)
-    z_coef, x_coef, var = process.posterior(step_s, step_t)
-    covariance = z_coef * step_t.sigma**2
-    np.testing.assert_allclose(covariance, scale * step_s.sigma**2, atol=1e-12)
-    total = var + z_coef**2 * step_t.sigma**2
-    np.testing.assert_allclose(total, step_s.sigma**2, atol=1e-12)
-    mean = z_coef * step_t.alpha + x_coef
-    np.testing.assert_allclose(mean, step_s.alpha, atol=1e-12)
+    level_s, level_t = noise_levels(schedules.Cosine(), s, t)
+    scale, _ = process.transition(level_s, level_t)
+    z_coef, x_coef, var = process.posterior(level_s, level_t)
+    covariance = z_coef * level_t.sigma**2
+    np.testing.assert_allclose(covariance, scale * level_s.sigma**2, atol=1e-12)
+    total = var + z_coef**2 * level_t.sigma**2
+    np.testing.assert_allclose(total, level_s.sigma**2, atol=1e-12)
+    mean = z_coef * level_t.alpha + x_coef
+    np.testing.assert_allclose(mean, level_s.alpha, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +288,10 @@ def test_posterior_and_transition_are_one_joint(s, t, x64):
     ],
 )
 def test_step_vectors(t, s, expected, x64):
-    """z_coef, x_coef, posterior and transition variance worked out by hand."""
-    pair_ = steps(schedules.Cosine(), s, t)
-    found = [*process.posterior(*pair_), process.transition(*pair_)[1]]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
+    """z_coef, x_coef, posterior and transition variance computed by hand."""
+    pair_ = noise_levels(schedules.Cosine(), s, t)
+    actual = [*process.posterior(*pair_), process.transition(*pair_)[1]]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=6e-9)
 
 
 def test_small_steps_keep_their_variance_in_float32():
@@ -297,10 +299,10 @@ def test_small_steps_keep_their_variance_in_float32():
     low, high = np.float32([-0.001, 0.0]), np.float32([0.0, 0.001])
     single = [at(v, np.float32) for v in (high, low)]
 
-    def variances(step_s, step_t):
+    def variances(level_s, level_t):
         post, var = (
-            process.posterior(step_s, step_t),
-            process.transition(step_s, step_t),
+            process.posterior(level_s, level_t),
+            process.transition(level_s, level_t),
         )
         return np.float64([post[1], post[2], var[1]])
 

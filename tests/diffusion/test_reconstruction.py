@@ -1,4 +1,4 @@
-"""Extending a Gaussian video by replacement and by reconstruction guidance: T-RECON.
+"""Extending a Gaussian video by replacement and by reconstruction guidance.
 
 The video is AR(1), the denoiser its exact one, so a whole run of the real loop is
 linear in the known frames, the start and all noises. The exact covariance of what it
@@ -18,40 +18,40 @@ COSINE = schedules.Cosine()
 FRAMES, KNOWN = 8, 4
 MASK = np.arange(FRAMES).reshape(1, FRAMES, 1, 1, 1) < KNOWN
 TRUE = 0.9 ** np.abs(np.subtract.outer(np.arange(FRAMES), np.arange(FRAMES)))
-DRAWS = 4  # of a row: the predictor's, the corrector's, the replaced frames' twice
-REPLACED = {0: 2, 2: 3}  # call of a row -> which of its draws is in the known frames
+DRAWS = 4  # per row: the predictor's, the corrector's, two of the replaced frames
+REPLACED = {0: 2, 2: 3}  # call -> draw for the known frames
 
 ANCESTRAL = samplers.ancestral(0.1)
 CORRECTED = samplers.with_langevin_corrector(samplers.ancestral(0.0), delta=0.1)
 
 
 def video(frames):
-    """[f] to [1, f, 1, 1, 1]."""
+    """Reshape [f] to [1, f, 1, 1, 1]."""
     return frames.reshape(1, FRAMES, 1, 1, 1)
 
 
-def ar1(z, step, cond):
-    """E[x|z] = C alpha (alpha^2 C + sigma^2)^-1 z."""
-    alpha, sigma = step.alpha, step.sigma
+def ar1(z, level, cond):
+    """Predict E[x|z] = C alpha (alpha^2 C + sigma^2)^-1 z."""
+    alpha, sigma = level.alpha, level.sigma
     total = alpha**2 * TRUE + sigma**2 * np.eye(FRAMES)
     x = alpha * TRUE @ jnp.linalg.solve(total, z.ravel())
-    return process.from_x(video(x), z, step)
+    return process.from_x(video(x), z, level)
 
 
-def ar1_given(known):
-    """E[x^b|z^b, x^a], with the missing term of replacement; z^a says nothing more."""
+def ar1_conditional(known):
+    """Return the denoiser E[x^b|z^b, x^a]: replacement with its missing term."""
     a, b = slice(0, KNOWN), slice(KNOWN, FRAMES)
     gain = np.linalg.solve(TRUE[a, a], TRUE[a, b]).T
     rest = TRUE[b, b] - gain @ TRUE[a, b]
 
-    def denoise(z, step, cond):
-        alpha, sigma = step.alpha, step.sigma
+    def denoise(z, level, cond):
+        alpha, sigma = level.alpha, level.sigma
         total = alpha**2 * rest + sigma**2 * np.eye(FRAMES - KNOWN)
         mean = gain @ known.ravel()[a]
         change = jnp.linalg.solve(total, z.ravel()[b] - alpha * mean)
         x_b = mean + alpha * rest @ change
         x = video(jnp.concatenate([known.ravel()[a], x_b]))
-        return process.from_x(x, z, step)
+        return process.from_x(x, z, level)
 
     return denoise
 
@@ -61,7 +61,7 @@ def replacement(known, weights):
 
 
 def missing_term(known, weights):
-    return ar1_given(known)
+    return ar1_conditional(known)
 
 
 def residual_of(known):
@@ -72,15 +72,15 @@ def reconstruction(known, weights):
     return guidance.reconstruction_guidance(ar1, residual_of(known), weights)
 
 
-def reconstruction_by_level(known, weights):
-    """w = 1 + exp(-logsnr) of the level at which each call is made; unit variance."""
+def reconstruction_snr_dependent(known, weights):
+    """Use w = 1 + exp(-logsnr) at the level of each call, for unit variance."""
     w = guidance.snr_dependent_weight(1.0, 1.0)
     return guidance.reconstruction_guidance(ar1, residual_of(known), w)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def responses(sampler, method, table, weights):
-    """d final frames [f] / d each of the independent standard normals [f, inputs]."""
+    """Return d final frames / d independent standard normals, [f, inputs]."""
     rows = len(table["logsnr"])
     root = np.zeros((FRAMES, FRAMES))
     root[:KNOWN, :KNOWN] = np.linalg.cholesky(TRUE[:KNOWN, :KNOWN])
@@ -88,7 +88,7 @@ def responses(sampler, method, table, weights):
     def run(of_known, start, noises):
         known = video(root @ of_known)
         noise = lambda row, draw: video(noises[row, draw])  # noqa: E731
-        fresh = lambda step: noise(step.step_index, REPLACED[step.call])  # noqa: E731
+        fresh = lambda level: noise(level.step_index, REPLACED[level.call])  # noqa: E731
         denoise = guidance.replace_known(method(known, weights), known, MASK, fresh)
         carry = sampler.init(video(start))
         return samplers.sample_loop(
@@ -102,16 +102,16 @@ def responses(sampler, method, table, weights):
     return jnp.concatenate([part.reshape(FRAMES, -1) for part in parts], axis=1)
 
 
-def judged(sampler, method, n, weights=0.0):
-    """KL(samples || truth) and the correlation across the seam, frames 4 and 5."""
+def kl_and_seam(sampler, method, n, weights=0.0):
+    """Return KL(samples || truth) and the correlation of frames 4 and 5, the seam."""
     weights = np.broadcast_to(np.asarray(weights, float), n)
     of = np.asarray(responses(sampler, method, sampler.table(COSINE, n), weights))
-    found = of @ of.T
-    np.testing.assert_allclose(found[:KNOWN, :KNOWN], TRUE[:KNOWN, :KNOWN], atol=1e-12)
-    ratio = np.linalg.solve(TRUE, found)
+    actual = of @ of.T
+    np.testing.assert_allclose(actual[:KNOWN, :KNOWN], TRUE[:KNOWN, :KNOWN], atol=1e-12)
+    ratio = np.linalg.solve(TRUE, actual)
     kl = (np.trace(ratio) - FRAMES - np.linalg.slogdet(ratio)[1]) / 2
-    before, after = found[KNOWN - 1, KNOWN - 1], found[KNOWN, KNOWN]
-    return kl, found[KNOWN - 1, KNOWN] / np.sqrt(before * after)
+    before, after = actual[KNOWN - 1, KNOWN - 1], actual[KNOWN, KNOWN]
+    return kl, actual[KNOWN - 1, KNOWN] / np.sqrt(before * after)
 
 
 # Sampler, method, steps, weight: KL and correlation (the truth has .9) of an
@@ -134,17 +134,17 @@ TABLE = [
 
 @pytest.mark.parametrize("sampler, method, n, w, kl, seam", TABLE)
 def test_extending_a_gaussian_video(sampler, method, n, w, kl, seam, x64):
-    found = judged(sampler, method, n, w)
-    np.testing.assert_allclose(found, (kl, seam), rtol=0, atol=1e-3)
+    actual = kl_and_seam(sampler, method, n, w)
+    np.testing.assert_allclose(actual, (kl, seam), rtol=0, atol=1e-3)
 
 
-# The weight that is exact of a pixel by itself, 96 steps.
-EXACT_OF_A_PIXEL = pytest.mark.parametrize(
+# The weight that is exact for independent pixels, 96 steps.
+EXACT_FOR_A_PIXEL = pytest.mark.parametrize(
     "sampler, kl, seam", [(ANCESTRAL, 0.1212, 0.8987), (CORRECTED, 0.0537, 0.8912)]
 )
 
 
-@EXACT_OF_A_PIXEL
-def test_a_weight_by_the_level_of_each_call(sampler, kl, seam, x64):
-    found = judged(sampler, reconstruction_by_level, 96)
-    np.testing.assert_allclose(found, (kl, seam), rtol=0, atol=1e-3)
+@EXACT_FOR_A_PIXEL
+def test_a_weight_that_depends_on_the_level_of_each_call(sampler, kl, seam, x64):
+    actual = kl_and_seam(sampler, reconstruction_snr_dependent, 96)
+    np.testing.assert_allclose(actual, (kl, seam), rtol=0, atol=1e-3)

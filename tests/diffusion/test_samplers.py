@@ -1,8 +1,8 @@
-"""Laws of the samplers, each of the real loop: T-SAMP.
+"""Laws of the samplers, tested through the real loop.
 
 For Gaussian data the exact denoiser is linear, so a whole sampling run is affine in
-its start and its noises. Its output variance is then read from its Jacobian: no
-Monte Carlo, and no second copy of the recursion.
+its start and its noise. Its output variance then follows from its Jacobian, without
+Monte Carlo and without a second copy of the recursion.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ OTHERS = {
     "dpm": DPM,
     "heun": HEUN,
     "churned": CHURNED,
-    "stochastic": samplers.restart_ddim(),
+    "restart_ddim": samplers.restart_ddim(),
     "corrected dpm": samplers.with_langevin_corrector(DPM),
 }
 EVERY = SAMPLERS | OTHERS
@@ -57,7 +57,7 @@ STD_RATIO = {
 
 
 def padded(table, rows=ROWS):
-    """Rows after the last, never run; made of NaN, so that running one shows."""
+    """Append rows of NaN, which a test would notice if they ran."""
     return {
         key: np.concatenate([value, np.full(rows - len(value), np.nan)])
         for key, value in table.items()
@@ -65,7 +65,7 @@ def padded(table, rows=ROWS):
 
 
 def loop(sampler, denoise, z, table, start, stop, noise, cond):
-    """The z at the end of samplers.loop, from a z alone."""
+    """Return the final z of samplers.sample_loop."""
     carry = sampler.init(z)
     return samplers.sample_loop(
         sampler, denoise, carry, table, start, stop, noise, cond
@@ -73,13 +73,13 @@ def loop(sampler, denoise, z, table, start, stop, noise, cond):
 
 
 def gaussian(mean, spread):
-    """The exact denoiser of N(mean, spread^2); both broadcast against z."""
+    """Return the exact denoiser of N(mean, spread^2); both broadcast against z."""
 
-    def denoise(z, step, cond):
-        variance = step.alpha**2 * spread**2 + step.sigma**2
-        centred = z - step.alpha * mean
-        x = mean + step.alpha * spread**2 * centred / variance
-        return process.Prediction(x, step.sigma * centred / variance)
+    def denoise(z, level, cond):
+        variance = level.alpha**2 * spread**2 + level.sigma**2
+        centred = z - level.alpha * mean
+        x = mean + level.alpha * spread**2 * centred / variance
+        return process.Prediction(x, level.sigma * centred / variance)
 
     return denoise
 
@@ -90,7 +90,7 @@ def centred(spread, table):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def affine(sampler, spread, table, stop, denoiser=centred):
-    """d out / d start [s] and d out / d noise [s, draws] of runs on N(0, spread^2)."""
+    """Return d out / d start [s] and d out / d noise [s, draws] on N(0, spread^2)."""
     spread = spread.reshape(-1, 1, 1, 1, 1)
 
     def run(start, noises):
@@ -107,12 +107,12 @@ def affine(sampler, spread, table, stop, denoiser=centred):
 
 
 def spread_of(of_start, of_noise, start):
-    """Standard deviation of what a run draws, its start ~ N(0, start^2)."""
+    """Return the standard deviation of a run's output, its start ~ N(0, start^2)."""
     return np.sqrt((of_start * start) ** 2 + np.sum(np.square(of_noise), axis=1))
 
 
 def std(sampler, schedule, n, spread, stop=None, start=1.0, rows=ROWS):
-    """Standard deviation of the real sampler's output, start ~ N(0, start^2)."""
+    """Return the standard deviation of the real sampler's output."""
     table = padded(sampler.table(schedule, n), rows)
     spread = jnp.asarray(spread, float)
     parts = affine(sampler, spread, table, n if stop is None else stop)
@@ -126,7 +126,7 @@ def test_variance_of_gaussian_samples(column, name, x64):
         spread = np.array(list(rows))
         ratio = std(SAMPLERS[name], COSINE, n, spread) / spread
         np.testing.assert_allclose(ratio, list(rows.values()), rtol=0, atol=1e-3)
-        # The reference has four digits; 1e-3 is asked, rounding is what is seen.
+        # The reference has four digits: the error is its rounding.
         np.testing.assert_allclose(ratio, list(rows.values()), rtol=0, atol=1e-4)
 
 
@@ -139,19 +139,19 @@ def test_variance_in_float32(name):
 
 @pytest.mark.parametrize("n, about", [(8, 0.85625), (64, 0.98091), (256, 0.99519)])
 def test_ddim_on_unit_gaussians_is_a_product_of_cosines(n, about, x64):
-    """v^ = 0, so a step multiplies z by the cosine of its angle; the last goes to 0."""
-    found = std(DDIM, COSINE, n, [1.0])[0]
+    """v^ = 0, so a step multiplies z by the cosine of its angle; the last ends at 0."""
+    actual = std(DDIM, COSINE, n, [1.0])[0]
     b = np.arctan(np.exp(-10.0))
     a = np.pi / 2 - 2 * b
     exact = np.cos(a / n) ** (n - 1) * np.cos(a / n + b)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found, about, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, about, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("n", [1, 2, 5, 16])
 def test_upper_variance_is_exact_on_unit_gaussians(n, shift, x64):
-    """gamma = 1, s = 1: every step keeps variance 1, the last leaves alpha_{1/n}."""
+    """gamma = 1, s = 1: every step has variance 1, the last alpha_{1/n}^2."""
     schedule, sampler = schedules.Cosine(logsnr_shift=shift), SAMPLERS["ancestral(1.0)"]
     before = std(sampler, schedule, n, [1.0], stop=n - 1, rows=16)[0]
     np.testing.assert_allclose(before, 1, rtol=0, atol=1e-12)
@@ -161,14 +161,14 @@ def test_upper_variance_is_exact_on_unit_gaussians(n, shift, x64):
 
 
 def test_upper_variance_is_exact_in_float32():
-    found = std(SAMPLERS["ancestral(1.0)"], COSINE, 16, [1.0], stop=15, rows=16)[0]
-    np.testing.assert_allclose(found, 1, rtol=0, atol=1e-5)
+    actual = std(SAMPLERS["ancestral(1.0)"], COSINE, 16, [1.0], stop=15, rows=16)[0]
+    np.testing.assert_allclose(actual, 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("n", [2, 5, 16])
 def test_lower_variance_is_exact_on_a_point(n, shift, x64):
-    """gamma = 0, s = 0: z_{1/n} has the standard deviation sigma_{1/n}, the end 0."""
+    """gamma = 0, s = 0: z_{1/n} has the standard deviation sigma_{1/n}, the output 0."""
     schedule, sampler = schedules.Cosine(logsnr_shift=shift), SAMPLERS["ancestral(0.0)"]
     first, last = schedules.noise_level(schedule, np.array([1.0, 1 / n])).sigma
     before = std(sampler, schedule, n, [0.0], n - 1, start=first, rows=16)[0]
@@ -183,18 +183,18 @@ def test_ddim_converges_to_the_probability_flow(spread, x64):
     end = schedules.noise_level(COSINE, np.float64(1.0))
     exact = spread / np.sqrt(end.alpha**2 * spread**2 + end.sigma**2)
     table = [padded(DDIM.table(COSINE, n)) for n in counts]
-    found = [
+    actual = [
         affine(DDIM, jnp.asarray([spread]), rows, n)[0][0]
         for rows, n in zip(table, counts, strict=True)
     ]
-    error = np.abs(np.array(found) - exact)
+    error = np.abs(np.array(actual) - exact)
     ratio = error[:-1] / error[1:]
     assert error[-1] < 0.03 * spread
     assert (ratio > 1.8).all() and (ratio < 2.2).all(), ratio
 
 
 def test_ddim_maps_the_mean_to_the_mean(x64):
-    """The flow through alpha_t mu: start there and every step stays on it."""
+    """The flow through alpha_t mu: a run that starts on it remains on it."""
     n, mean = 16, jnp.asarray(0.7)
     table = DDIM.table(COSINE, n)
     z = jnp.full((1, 1, 2, 2, 1), table["alpha"][0] * 0.7)
@@ -207,7 +207,7 @@ def test_ddim_maps_the_mean_to_the_mean(x64):
 def run_videos(
     sampler, n, start=0, stop=None, table=None, carry=None, dtype=np.float32
 ):
-    """The carry of a run of a nonlinear denoiser on [b, f, h, w, c], by number."""
+    """Return the carry of a run of a nonlinear denoiser on [b, f, h, w, c]."""
     rng = np.random.default_rng(6)
     shape = (2, 3, 4, 4, 1)
     first = jnp.asarray(rng.standard_normal(shape), dtype)
@@ -217,8 +217,8 @@ def run_videos(
     return _run(sampler, carry, table, start, n if stop is None else stop, draws)
 
 
-def tanh_denoiser(z, step, cond):
-    return process.from_x(jnp.tanh(z * (1 + step.alpha)) * 0.9, z, step)
+def tanh_denoiser(z, level, cond):
+    return process.from_x(jnp.tanh(z * (1 + level.alpha)) * 0.9, z, level)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -235,12 +235,12 @@ def test_one_step_returns_the_denoised_start(sampler, shift, x64):
     schedule = schedules.Cosine(logsnr_shift=shift)
     z = jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 4, 1)))
     table = sampler.table(schedule, 1)
-    # Noise of the last step must not arrive, however large.
+    # The noise of the last step has no effect, however large.
     noise = lambda index, draw: jnp.full(z.shape, 1e6)  # noqa: E731
-    found = loop(sampler, tanh_denoiser, z, table, 0, 1, noise, None)
-    step = schedules.noise_level(schedule, np.float64(1.0))
-    expected = tanh_denoiser(z, step, None).x
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    actual = loop(sampler, tanh_denoiser, z, table, 0, 1, noise, None)
+    level = schedules.noise_level(schedule, np.float64(1.0))
+    expected = tanh_denoiser(z, level, None).x
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @each(EVERY)
@@ -249,9 +249,9 @@ def test_the_last_step_returns_x(sampler, n, x64):
     z = jnp.asarray(np.random.default_rng(8).standard_normal((2, 3, 4, 4, 1)))
     x = jnp.asarray(np.random.default_rng(9).standard_normal(z.shape))
     noise = lambda index, draw: jnp.full(z.shape, 1e6)  # noqa: E731
-    found = loop(
+    actual = loop(
         sampler,
-        lambda z, step, cond: process.from_x(x, z, step),
+        lambda z, level, cond: process.from_x(x, z, level),
         z,
         sampler.table(COSINE, n),
         n - 1,
@@ -259,7 +259,7 @@ def test_the_last_step_returns_x(sampler, n, x64):
         noise,
         None,
     )
-    np.testing.assert_array_equal(found, x)
+    np.testing.assert_array_equal(actual, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -269,7 +269,7 @@ def one_step(sampler, row):
 
     def run(z, x, eps):
         full = [jnp.broadcast_to(a, (1, 1, 1, 1, 1)) for a in (z, x, eps)]
-        denoise = lambda z, step, cond: process.from_x(full[1], z, step)  # noqa: E731
+        denoise = lambda z, level, cond: process.from_x(full[1], z, level)  # noqa: E731
         noise = lambda index, draw: full[2]  # noqa: E731
         return loop(
             sampler, denoise, full[0], table, row, row + 1, noise, None
@@ -294,17 +294,17 @@ ANCESTRAL_VECTORS = {
 
 @pytest.mark.parametrize("row, gamma", list(ANCESTRAL_VECTORS))
 def test_ancestral_step_vectors(row, gamma, x64):
-    found = one_step(SAMPLERS[f"ancestral({gamma})"], row)
+    actual = one_step(SAMPLERS[f"ancestral({gamma})"], row)
     expected = ANCESTRAL_VECTORS[row, gamma]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=6e-9)
 
 
 @pytest.mark.parametrize(
     "row, expected", [(2, [0.54122576, 0.54116644]), (0, [0.92387085, 0.38266246])]
 )
 def test_ddim_step_vectors(row, expected, x64):
-    *found, of_noise = one_step(DDIM, row)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
+    *actual, of_noise = one_step(DDIM, row)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=6e-9)
     assert of_noise == 0
 
 
@@ -316,32 +316,32 @@ def test_ddim_is_a_rotation(shift, x64):
     angle = np.append(schedule.angle(1 - np.arange(n) / n), 0.0)
     table = sampler.table(schedule, n)
     for i in range(n):
-        found = loop(sampler, tanh_denoiser, z, table, i, i + 1, None, None)
-        step = schedules.noise_level(schedule, np.float64(1 - i / n))
-        v = process.velocity(tanh_denoiser(z, step, None), step)
+        actual = loop(sampler, tanh_denoiser, z, table, i, i + 1, None, None)
+        level = schedules.noise_level(schedule, np.float64(1 - i / n))
+        v = process.velocity(tanh_denoiser(z, level, None), level)
         d = angle[i] - angle[i + 1]
-        np.testing.assert_allclose(found, np.cos(d) * z - np.sin(d) * v, atol=1e-12)
+        np.testing.assert_allclose(actual, np.cos(d) * z - np.sin(d) * v, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@each(FEW | {name: OTHERS[name] for name in ("dpm", "stochastic")})
-def test_the_network_is_asked_at_every_grid_point_but_the_clean_one(sampler, shift):
-    n, schedule, asked = 5, schedules.Cosine(logsnr_shift=shift), []
+@each(FEW | {name: OTHERS[name] for name in ("dpm", "restart_ddim")})
+def test_the_network_is_called_at_every_grid_point_but_the_clean_one(sampler, shift):
+    n, schedule, calls = 5, schedules.Cosine(logsnr_shift=shift), []
 
-    def denoise(z, step, cond):
-        asked.append([float(a) for a in step] + [cond])
-        return tanh_denoiser(z, step, cond)
+    def denoise(z, level, cond):
+        calls.append([float(a) for a in level] + [cond])
+        return tanh_denoiser(z, level, cond)
 
     z = jnp.ones((1, 2, 2, 2, 1))
     table = padded(sampler.table(schedule, n), 8)
     with jax.disable_jit():
         loop(sampler, denoise, z, table, 0, n, lambda i, d: jnp.zeros(z.shape), "cond")
-    index, logsnr, alpha, sigma, call, cond = zip(*asked, strict=True)
+    index, logsnr, alpha, sigma, call, cond = zip(*calls, strict=True)
     assert index == (0, 1, 2, 3, 4) and set(cond) == {"cond"} and set(call) == {0}
-    step = schedules.noise_level(schedule, 1 - np.arange(n) / n)
-    np.testing.assert_allclose(logsnr, step.logsnr, atol=1e-5)
-    np.testing.assert_allclose(alpha, step.alpha, atol=1e-6)
-    np.testing.assert_allclose(sigma, step.sigma, atol=1e-6)
+    level = schedules.noise_level(schedule, 1 - np.arange(n) / n)
+    np.testing.assert_allclose(logsnr, level.logsnr, atol=1e-5)
+    np.testing.assert_allclose(alpha, level.alpha, atol=1e-6)
+    np.testing.assert_allclose(sigma, level.sigma, atol=1e-6)
 
 
 @each(EVERY | {"inversion": samplers.ddim_inversion()})
@@ -359,10 +359,10 @@ def test_tables_are_finite_float64_on_the_host(sampler, name, n):
 @pytest.mark.parametrize("n", [1, 2, 64, 1024])
 def test_tables_hold_the_levels_of_a_uniform_grid(sampler, n):
     table = sampler.table(COSINE, n)
-    step = schedules.noise_level(COSINE, 1 - np.arange(n) / n)
-    np.testing.assert_allclose(table["logsnr"], step.logsnr, atol=1e-9)
-    np.testing.assert_allclose(table["alpha"], step.alpha, atol=1e-12)
-    np.testing.assert_allclose(table["sigma"], step.sigma, atol=1e-12)
+    level = schedules.noise_level(COSINE, 1 - np.arange(n) / n)
+    np.testing.assert_allclose(table["logsnr"], level.logsnr, atol=1e-9)
+    np.testing.assert_allclose(table["alpha"], level.alpha, atol=1e-12)
+    np.testing.assert_allclose(table["sigma"], level.sigma, atol=1e-12)
 
 
 def test_ancestral_draws_once_a_row():
@@ -385,7 +385,7 @@ def test_ddim_draws_nothing():
     loop(DDIM, tanh_denoiser, z, table, 0, 3, None, None)
 
 
-def test_the_names_of_the_samplers():
+def test_the_table_has_these_samplers():
     names = {"ddim", "ancestral", "dpm", "heun", "stochastic"}
     assert names <= set(samplers.SAMPLERS)
 
@@ -393,7 +393,7 @@ def test_the_names_of_the_samplers():
 @each_sampler
 @pytest.mark.parametrize("k", [0, 1, 4, 9])
 def test_chunks_are_the_whole(sampler, k):
-    """loop(0, n) = loop(0, k), then loop(k, n): bit for bit."""
+    """Rows 0 to k, then k to n, equal rows 0 to n, bit for bit."""
     whole = run_videos(sampler, 9)
     part = run_videos(sampler, 9, stop=k)
     assert k in (0, 9) or not np.array_equal(part[0], whole[0])
@@ -404,8 +404,8 @@ def test_chunks_are_the_whole(sampler, k):
 @each_sampler
 def test_padding_changes_nothing(sampler):
     bare, _ = run_videos(sampler, 9, table=sampler.table(COSINE, 9))
-    found, _ = run_videos(sampler, 9)
-    np.testing.assert_allclose(found, bare, rtol=0, atol=1e-6)
+    actual, _ = run_videos(sampler, 9)
+    np.testing.assert_allclose(actual, bare, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 7, samplers.MAX_STEPS])
@@ -422,9 +422,9 @@ def test_one_program_serves_every_number_of_steps(sampler):
 
     @jax.jit
     def run(z, table, start, stop):
-        def denoise(z, step, cond):
+        def denoise(z, level, cond):
             traces.append(1)
-            return tanh_denoiser(z, step, cond)
+            return tanh_denoiser(z, level, cond)
 
         noise = lambda index, draw: jnp.zeros(z.shape)  # noqa: E731
         return loop(sampler, denoise, z, table, start, stop, noise, None)
@@ -441,7 +441,7 @@ def test_one_program_serves_every_number_of_steps(sampler):
 
 @each_sampler
 def test_videos_of_a_batch_do_not_mix(sampler, x64):
-    """A batch is its examples side by side: no step mixes them."""
+    """No step mixes the examples of a batch."""
     n, shape = 5, (2, 3, 4, 4, 1)
     rng = np.random.default_rng(10)
     z, draws = rng.standard_normal(shape), rng.standard_normal((n, *shape))
@@ -466,7 +466,7 @@ def test_float32_follows_float64(sampler, x64):
     np.testing.assert_allclose(single, double, rtol=0, atol=atol)
 
 
-# Second order, two calls, churn, and the way back.
+# Second order, two calls, churn, inversion.
 
 
 def test_dpm_on_a_gaussian(x64):
@@ -479,19 +479,19 @@ def test_dpm_on_a_gaussian(x64):
 
 @dataclasses.dataclass(frozen=True)
 class Between(schedules.Schedule):
-    """logsnr -8 to 8 in n equal angles, then one more row, which is not run."""
+    """n equal steps of angle from logsnr -8 to 8, and one more row, which never runs."""
 
     n: int
 
     def angle(self, t):
         low, high = np.arctan(np.exp(np.array([-4.0, 4.0])))
-        share = (t * (self.n + 1) - 1) / self.n
-        return low + (high - low) * np.maximum(share, 0.0)
+        fraction = (t * (self.n + 1) - 1) / self.n
+        return low + (high - low) * np.maximum(fraction, 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def slope(sampler, table, n):
-    """The factor by which a run without noise takes its start on N(0, .5^2)."""
+    """Return the factor by which a run without noise scales its start."""
     z = jnp.ones((1, 1, 1, 1, 1))
     quiet = lambda i, draw: jnp.zeros(z.shape)  # noqa: E731
     return loop(sampler, gaussian(0.0, 0.5), z, table, 0, n, quiet, None).ravel()[0]
@@ -501,13 +501,13 @@ def slope(sampler, table, n):
     "sampler, order, within", [(DDIM, 1, 0.05), (DPM, 2, 0.15), (HEUN, 2, 0.15)]
 )
 def test_order_of_convergence(sampler, order, within, x64):
-    """Of the error against the exact probability flow, sqrt(V_s / V_t)."""
+    """Measure errors against the exact probability flow, sqrt(V_s / V_t)."""
     counts = 64 * 2 ** np.arange(5)
     first, last = (0.25 / (1 + np.exp(-lam)) + 1 / (1 + np.exp(lam)) for lam in (-8, 8))
     exact = np.sqrt(last / first)
     tables = [padded(sampler.table(Between(n), n + 1), 1025) for n in counts]
-    found = [slope(sampler, *run) for run in zip(tables, counts, strict=True)]
-    error = np.abs(np.array(found) / exact - 1)
+    actual = [slope(sampler, *run) for run in zip(tables, counts, strict=True)]
+    error = np.abs(np.array(actual) / exact - 1)
     fitted = -np.polyfit(np.log(counts), np.log(error), 1)[0]
     assert abs(fitted - order) < within, (fitted, error)
 
@@ -515,49 +515,49 @@ def test_order_of_convergence(sampler, order, within, x64):
 @pytest.mark.parametrize("delta", [0.1, 0.4])
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_the_corrector_alone_is_stationary(row, delta, x64):
-    """500 steps of it at one level: variance V / (1 - delta sigma^2 / (4 V))."""
+    """500 corrections at one level: variance V / (1 - delta sigma^2 / (4 V))."""
     count, spread = 500, np.array([0.25, 0.5])
     sampler = samplers.with_langevin_corrector(samplers.ancestral(0.0), delta)
     table = sampler.table(COSINE, 4)
     still = {"z_coef": 1.0, "x_coef": 0.0, "std": 0.0}  # the predictor does nothing
     table = {key: np.full(count, still.get(key, v[row])) for key, v in table.items()}
-    found = spread_of(*affine(sampler, jnp.asarray(spread), table, count), 0.0) ** 2
-    step = schedules.noise_level(COSINE, 0.75 - row / 4)
-    variance = step.alpha**2 * spread**2 + step.sigma**2
-    expected = variance / (1 - delta * step.sigma**2 / (4 * variance))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = spread_of(*affine(sampler, jnp.asarray(spread), table, count), 0.0) ** 2
+    level = schedules.noise_level(COSINE, 0.75 - row / 4)
+    variance = level.alpha**2 * spread**2 + level.sigma**2
+    expected = variance / (1 - delta * level.sigma**2 / (4 * variance))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @each({"heun": HEUN, "churned": CHURNED, "corrected": SAMPLERS["corrected"]})
-def test_calls_of_a_row_are_told_apart_and_stand_at_its_two_ends(sampler):
-    asked, n = [], 4
+def test_calls_of_a_row_differ_in_number_and_are_at_its_two_ends(sampler):
+    calls, n = [], 4
 
-    def denoise(z, step, cond):
-        asked.append([float(a) for a in step])
-        return tanh_denoiser(z, step, cond)
+    def denoise(z, level, cond):
+        calls.append([float(a) for a in level])
+        return tanh_denoiser(z, level, cond)
 
     z = jnp.ones((1, 1, 1, 1, 1))
     table = sampler.table(COSINE, n)
     with jax.disable_jit():
         loop(sampler, denoise, z, table, 0, n, lambda i, d: jnp.zeros(z.shape), None)
     index, logsnr, alpha, sigma, call = (
-        np.array(asked).reshape(n, 2, 5).transpose(2, 0, 1)
+        np.array(calls).reshape(n, 2, 5).transpose(2, 0, 1)
     )
     np.testing.assert_array_equal(index, np.repeat(np.arange(n)[:, None], 2, 1))
     assert set(call[:, 0]) == {0} and len(set(call[:, 1]) | {0}) == 2
-    # The last row's second call counts for nothing; it stands at the clipped end.
+    # The last row's second call has no effect; it is at the clipped end.
     there = schedules.noise_level(COSINE, np.array([0.75, 0.5, 0.25, 0.0]))
     np.testing.assert_allclose(logsnr[:, 1], there.logsnr, atol=1e-5)
     np.testing.assert_allclose(alpha[:, 1], there.alpha, atol=1e-6)
     np.testing.assert_allclose(sigma[:, 1], there.sigma, atol=1e-6)
 
 
-def test_a_corrected_sampler_of_two_calls_makes_three():
-    asked, z = [], jnp.ones((1, 1, 1, 1, 1))
+def test_a_corrector_adds_a_third_call():
+    calls, z = [], jnp.ones((1, 1, 1, 1, 1))
 
-    def denoise(z, step, cond):
-        asked.append(step.call)
-        return tanh_denoiser(z, step, cond)
+    def denoise(z, level, cond):
+        calls.append(level.call)
+        return tanh_denoiser(z, level, cond)
 
     sampler = samplers.with_langevin_corrector(CHURNED)
     drawn = []
@@ -568,50 +568,52 @@ def test_a_corrected_sampler_of_two_calls_makes_three():
 
     table = sampler.table(COSINE, 2)
     jax.eval_shape(lambda z: loop(sampler, denoise, z, table, 0, 1, noise, None), z)
-    assert sorted(set(asked)) == [0, 1, 2] and sorted(set(drawn)) == [0, 1]
+    assert sorted(set(calls)) == [0, 1, 2] and sorted(set(drawn)) == [0, 1]
 
 
 # Row of eight steps -> alpha_s / alpha_k and the std of the noise added back.
-STOCHASTIC_VECTORS = {0: (0.50985490, 0.86026041), 6: (0.98077864, 0.19512371)}
+RESTART_VECTORS = {0: (0.50985490, 0.86026041), 6: (0.98077864, 0.19512371)}
 
 
-@pytest.mark.parametrize("row", list(STOCHASTIC_VECTORS))
-def test_stochastic_step_vectors(row, x64):
+@pytest.mark.parametrize("row", list(RESTART_VECTORS))
+def test_restart_ddim_step_vectors(row, x64):
     """z_s = scale (alpha_k x + sigma_k eps) + std noise, k two steps down."""
     sampler = samplers.restart_ddim()
     table, shape = sampler.table(COSINE, 8), (1, 1, 1, 1, 1)
 
     def run(x, eps, fresh):
         x, eps, fresh = (jnp.full(shape, a) for a in (x, eps, fresh))
-        denoise = lambda z, step, cond: process.Prediction(x, eps)  # noqa: E731
+        denoise = lambda z, level, cond: process.Prediction(x, eps)  # noqa: E731
         return loop(
             sampler, denoise, x, table, row, row + 1, lambda i, draw: fresh, None
         ).ravel()[0]
 
-    scale, std = STOCHASTIC_VECTORS[row]
+    scale, std = RESTART_VECTORS[row]
     far = schedules.noise_level(COSINE, 1 - (row + 2) / 8)
     alpha, sigma = (far.alpha, far.sigma) if row < 6 else (1.0, 0.0)
-    found = jax.jacfwd(run, (0, 1, 2))(0.3, 0.2, 0.1)
-    np.testing.assert_allclose(found, [scale * alpha, scale * sigma, std], atol=6e-9)
+    actual = jax.jacfwd(run, (0, 1, 2))(0.3, 0.2, 0.1)
+    np.testing.assert_allclose(actual, [scale * alpha, scale * sigma, std], atol=6e-9)
 
 
 def flow_map(spread, table):
-    """The denoiser whose DDIM step to (k_alpha, k_sigma) is the exact flow's."""
+    """Return the denoiser whose DDIM step to (k_alpha, k_sigma) is the exact flow's."""
 
-    def denoise(z, step, cond):
+    def denoise(z, level, cond):
         alpha, sigma = (
-            table["k_" + key][step.step_index] for key in ("alpha", "sigma")
+            table["k_" + key][level.step_index] for key in ("alpha", "sigma")
         )
-        now = step.alpha**2 * spread**2 + step.sigma**2
+        now = level.alpha**2 * spread**2 + level.sigma**2
         there = jnp.sqrt((alpha**2 * spread**2 + sigma**2) / now) * z
-        x = (step.sigma * there - sigma * z) / (step.sigma * alpha - sigma * step.alpha)
-        return process.from_x(x, z, step)
+        x = (level.sigma * there - sigma * z) / (
+            level.sigma * alpha - sigma * level.alpha
+        )
+        return process.from_x(x, z, level)
 
     return denoise
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 16])
-def test_a_stochastic_sampler_of_the_exact_flow_keeps_the_marginals(n, x64):
+def test_restart_ddim_with_the_exact_flow_keeps_the_marginals(n, x64):
     sampler, spread = samplers.restart_ddim(), 0.5
     angle = np.append(COSINE.angle(1 - np.arange(n) / n), [0.0, 0.0])
     angle[n] = 0.0
@@ -619,22 +621,24 @@ def test_a_stochastic_sampler_of_the_exact_flow_keeps_the_marginals(n, x64):
     table = sampler.table(COSINE, n) | {"k_alpha": np.cos(far), "k_sigma": np.sin(far)}
     start = np.hypot(np.cos(angle[0]) * spread, np.sin(angle[0]))
     parts = affine(sampler, jnp.asarray([spread]), padded(table, 16), n, flow_map)
-    found = spread_of(*parts, start) ** 2
-    np.testing.assert_allclose(found, spread**2, rtol=0, atol=1e-10)
+    actual = spread_of(*parts, start) ** 2
+    np.testing.assert_allclose(actual, spread**2, rtol=0, atol=1e-10)
 
 
 def mixture(weights, means, spreads):
-    """The exact denoiser of a mixture of Gaussians: means weighted by their share."""
+    """Return the exact denoiser of a mixture of Gaussians."""
 
-    def denoise(z, step, cond):
+    def denoise(z, level, cond):
         parts = []
         for weight, mean, spread in zip(weights, means, spreads, strict=True):
-            variance = step.alpha**2 * spread**2 + step.sigma**2
-            off = z - step.alpha * mean
-            share = jnp.log(weight) - jnp.log(variance) / 2 - off**2 / (2 * variance)
-            parts.append((share, mean + step.alpha * spread**2 * off / variance))
-        share, x = (jnp.stack(part) for part in zip(*parts, strict=True))
-        return process.from_x(jnp.sum(jax.nn.softmax(share, 0) * x, 0), z, step)
+            variance = level.alpha**2 * spread**2 + level.sigma**2
+            off = z - level.alpha * mean
+            log_weight = (
+                jnp.log(weight) - jnp.log(variance) / 2 - off**2 / (2 * variance)
+            )
+            parts.append((log_weight, mean + level.alpha * spread**2 * off / variance))
+        log_weights, x = (jnp.stack(part) for part in zip(*parts, strict=True))
+        return process.from_x(jnp.sum(jax.nn.softmax(log_weights, 0) * x, 0), z, level)
 
     return denoise
 
@@ -644,8 +648,8 @@ def mixture(weights, means, spreads):
     [gaussian(0.3, 0.5), mixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.3])],
     ids=["gaussian", "mixture"],
 )
-def test_ddim_takes_back_its_inversion(denoise, x64):
-    """There and back: an error of order 1 / n."""
+def test_ddim_reverses_its_inversion(denoise, x64):
+    """Inversion, then DDIM: an error of order 1 / n."""
     counts, x = 32 * 2 ** np.arange(4), jnp.linspace(-1.4, 1.4, 15)
     x = x.reshape(1, 15, 1, 1, 1)
 
@@ -657,30 +661,30 @@ def test_ddim_takes_back_its_inversion(denoise, x64):
     errors = []
     for n in counts:
         tables = [s.table(COSINE, n) for s in (samplers.ddim_inversion(), DDIM)]
-        z, found = back(*(padded(table) for table in tables), n)
-        errors.append(np.abs(found - x).max())
+        z, actual = back(*(padded(table) for table in tables), n)
+        errors.append(np.abs(actual - x).max())
     ratio = np.divide(errors[:-1], errors[1:])
     assert errors[-1] < 0.03 and (ratio > 1.7).all() and (ratio < 2.3).all(), errors
-    # Between lies noise: the Gaussian's is the standardised input.
+    # In between z is noise: for the Gaussian it is the standardised input.
     assert np.abs(z).max() < 3.5 and np.abs(z).max() > 1.0
 
 
 KARRAS = schedules.Karras()
 
 
-def test_heun_without_churn_draws_nothing_that_counts(x64):
+def test_heun_without_churn_ignores_noise(x64):
     n, z = 4, jnp.ones((1, 1, 2, 2, 1))
     table = HEUN.table(KARRAS, n)
-    found, quiet = (
+    actual, quiet = (
         loop(HEUN, tanh_denoiser, z, table, 0, n, lambda i, d, a=a: a * z, None)
         for a in (1e6, 0.0)
     )
-    np.testing.assert_array_equal(found, quiet)
+    np.testing.assert_array_equal(actual, quiet)
     np.testing.assert_array_equal(table["scale"], 1)
     np.testing.assert_array_equal(table["churn_std"], 0)
 
 
-def test_the_noise_of_churn_is_scaled_and_nothing_else():
+def test_s_noise_scales_the_noise_of_churn_alone():
     plain, scaled = (
         samplers.heun(s_churn=5.0, s_noise=s).table(KARRAS, 8) for s in (1.0, 1.5)
     )
@@ -692,7 +696,7 @@ def test_the_noise_of_churn_is_scaled_and_nothing_else():
 
 @pytest.mark.parametrize("churn", [0.0, 5.0, 40.0])
 def test_heun_with_churn_keeps_the_variance(churn, x64):
-    """Of N(0, s^2) from N(0, 1) at sigma 80 of EDM."""
+    """The data is N(0, s^2), the start N(0, 1) at EDM's sigma 80."""
     sampler, spread = samplers.heun(s_churn=churn), np.array([0.1, 0.5, 1.0])
     coarse, fine = (std(sampler, KARRAS, n, spread) / spread - 1 for n in (64, 256))
     assert (np.abs(fine) < 3e-3).all() and (np.abs(coarse) < 3e-2).all()
@@ -712,7 +716,7 @@ def test_churn_raises_the_noise_by_its_factor_within_range(schedule, n, x64):
     expected = np.minimum(factor * sigma, most)
     assert (factor > 1).any() and (table["logsnr"] >= -2 * np.log(most) - 1e-9).all()
     np.testing.assert_allclose(table["sigma"] / table["alpha"], expected, rtol=1e-9)
-    # What is added makes z a draw of the raised level: alpha^ x and variance sigma^2.
+    # The added noise makes z a draw of the raised level: mean alpha^ x, variance sigma^2.
     np.testing.assert_allclose(table["scale"] * plain["alpha"], table["alpha"])
     variance = (table["scale"] * plain["sigma"]) ** 2 + table["churn_std"] ** 2
     np.testing.assert_allclose(variance, table["sigma"] ** 2, rtol=1e-9)
@@ -746,18 +750,18 @@ def test_samples_of_a_mixture(sampler, schedule, n):
         z = jax.random.normal(key, shape)
         return loop(sampler, mixture(*BUMPS), z, table, 0, n, noise, None)
 
-    found = np.sort(np.ravel(run(jax.random.key(0), sampler.table(schedule, n))))
+    actual = np.sort(np.ravel(run(jax.random.key(0), sampler.table(schedule, n))))
     x = np.linspace(-2, 2, 40_001)
     density = sum(
         w / s * np.exp(-(((x - m) / s) ** 2) / 2)
         for w, m, s in zip(*BUMPS, strict=True)
     )
     below = np.cumsum(density) / np.sum(density)
-    quantiles = np.interp((np.arange(len(found)) + 0.5) / len(found), below, x)
-    assert np.mean(np.abs(found - quantiles)) < 0.03
+    quantiles = np.interp((np.arange(len(actual)) + 0.5) / len(actual), below, x)
+    assert np.mean(np.abs(actual - quantiles)) < 0.03
 
 
-# Noise: keyed by everything that names a draw, and by nothing else.
+# Noise: its key holds everything that identifies a draw, and nothing else.
 
 
 def numbers(seed, stage, block, videos, step, draw, shape=(8,)):
@@ -766,7 +770,7 @@ def numbers(seed, stage, block, videos, step, draw, shape=(8,)):
 
 
 def test_no_two_draws_give_the_same_numbers():
-    """All of (seed, stage, block, video, step, draw), swapped places included."""
+    """All of (seed, stage, block, video, step, draw), swapped values included."""
     draw = jax.jit(samplers.normal, static_argnums=3)
     seen = []
     for seed, stage, block in itertools.product(range(3), range(3), range(3)):

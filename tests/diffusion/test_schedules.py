@@ -1,4 +1,4 @@
-"""Laws of the noise schedules: T-SCHED."""
+"""Laws of the noise schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 
 from vdm_jax.diffusion import process, samplers, schedules
 
-# t, logsnr, alpha, sigma of the cosine schedule clipped at +-20, worked out apart
-# from this package.
+# t, logsnr, alpha, sigma of the cosine schedule clipped at +-20, computed
+# independently of this package.
 VECTORS = np.array(
     [
         [0, 20.000000, 1.00000000, 0.00004540],
@@ -26,21 +26,21 @@ GRID = np.linspace(0, 1, 2001)
 
 def test_cosine_vectors_in_float64():
     t, logsnr, alpha, sigma = VECTORS.T
-    step = schedules.noise_level(schedules.Cosine(), t)
-    np.testing.assert_allclose(step.logsnr, logsnr, atol=5e-7)
-    np.testing.assert_allclose(step.alpha, alpha, atol=5e-9)
-    np.testing.assert_allclose(step.sigma, sigma, atol=5e-9)
+    level = schedules.noise_level(schedules.Cosine(), t)
+    np.testing.assert_allclose(level.logsnr, logsnr, atol=5e-7)
+    np.testing.assert_allclose(level.alpha, alpha, atol=5e-9)
+    np.testing.assert_allclose(level.sigma, sigma, atol=5e-9)
 
 
 def test_cosine_vectors_in_float32():
     """Near t=1 tan() costs float32 about 1e-3 of logsnr; alpha and sigma keep 1e-6."""
     t, logsnr, alpha, sigma = VECTORS.T
-    step = schedules.noise_level(schedules.Cosine(), jnp.asarray(t, jnp.float32))
-    assert step.logsnr.dtype == step.alpha.dtype == step.sigma.dtype == jnp.float32
-    np.testing.assert_allclose(step.logsnr[:-1], logsnr[:-1], atol=1e-4)
-    np.testing.assert_allclose(step.logsnr[-1], logsnr[-1], atol=5e-3)
-    np.testing.assert_allclose(step.alpha, alpha, atol=1e-6)
-    np.testing.assert_allclose(step.sigma, sigma, atol=1e-6)
+    level = schedules.noise_level(schedules.Cosine(), jnp.asarray(t, jnp.float32))
+    assert level.logsnr.dtype == level.alpha.dtype == level.sigma.dtype == jnp.float32
+    np.testing.assert_allclose(level.logsnr[:-1], logsnr[:-1], atol=1e-4)
+    np.testing.assert_allclose(level.logsnr[-1], logsnr[-1], atol=5e-3)
+    np.testing.assert_allclose(level.alpha, alpha, atol=1e-6)
+    np.testing.assert_allclose(level.sigma, sigma, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
@@ -53,25 +53,25 @@ def test_logsnr_decreases_strictly_between_its_ends(shift):
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_a_step_is_consistent(shift):
-    """alpha^2 + sigma^2 = 1, and logsnr and angle are those of alpha and sigma."""
+def test_a_noise_level_is_consistent(shift):
+    """alpha^2 + sigma^2 = 1, and logsnr and angle agree with alpha and sigma."""
     schedule = schedules.Cosine(logsnr_shift=shift)
-    step = schedules.noise_level(schedule, GRID)
-    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, atol=1e-12)
-    ratio = 2 * np.log(step.alpha / step.sigma)
-    np.testing.assert_allclose(step.logsnr, ratio, atol=1e-9)
-    angle = np.arctan2(step.sigma, step.alpha)
+    level = schedules.noise_level(schedule, GRID)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-12)
+    ratio = 2 * np.log(level.alpha / level.sigma)
+    np.testing.assert_allclose(level.logsnr, ratio, atol=1e-9)
+    angle = np.arctan2(level.sigma, level.alpha)
     np.testing.assert_allclose(schedule.angle(GRID), angle, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_a_step_is_consistent_in_float32(shift):
+def test_a_noise_level_is_consistent_in_float32(shift):
     t = jnp.linspace(0, 1, 2001)
-    step = schedules.noise_level(schedules.Cosine(logsnr_shift=shift), t)
-    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, atol=1e-6)
-    assert (np.asarray(step.alpha) > 0).all() and (np.asarray(step.sigma) > 0).all()
-    ratio = 2 * np.log(np.float64(step.alpha) / np.float64(step.sigma))
-    np.testing.assert_allclose(step.logsnr, ratio, atol=1e-2)
+    level = schedules.noise_level(schedules.Cosine(logsnr_shift=shift), t)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-6)
+    assert (np.asarray(level.alpha) > 0).all() and (np.asarray(level.sigma) > 0).all()
+    ratio = 2 * np.log(np.float64(level.alpha) / np.float64(level.sigma))
+    np.testing.assert_allclose(level.logsnr, ratio, atol=1e-2)
 
 
 def test_angle_is_linear_in_time():
@@ -84,8 +84,8 @@ def test_angle_is_linear_in_time():
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_time_is_the_inverse_of_logsnr(shift):
     schedule = schedules.Cosine(logsnr_shift=shift)
-    found = schedule.time_from_logsnr(schedule.logsnr(GRID))
-    np.testing.assert_allclose(found, GRID, rtol=0, atol=1e-12)
+    actual = schedule.time_from_logsnr(schedule.logsnr(GRID))
+    np.testing.assert_allclose(actual, GRID, rtol=0, atol=1e-12)
     single = schedule.time_from_logsnr(schedule.logsnr(jnp.asarray(GRID, jnp.float32)))
     np.testing.assert_allclose(single, GRID, rtol=0, atol=1e-5)
 
@@ -100,7 +100,7 @@ def test_logsnr_is_the_angle_that_the_network_embeds():
 
 @pytest.mark.parametrize("shift", [-3.0, 1.5])
 def test_shift_scales_the_signal_to_noise_ratio(shift):
-    """alpha/sigma = e^{shift/2} times that of the cosine over the moved range."""
+    """alpha/sigma = e^{shift/2} times that of the cosine over the shifted range."""
     shifted = schedules.noise_level(schedules.Cosine(logsnr_shift=shift), GRID)
     plain = schedules.Cosine(logsnr_min=-20 - shift, logsnr_max=20 - shift)
     plain = schedules.noise_level(plain, GRID)
@@ -117,7 +117,7 @@ def test_shift_scales_the_signal_to_noise_ratio(shift):
     )
 
 
-def test_no_shift_is_the_plain_schedule():
+def test_zero_shift_is_the_unshifted_schedule():
     shifted, plain = schedules.Cosine(logsnr_shift=0.0), schedules.Cosine()
     np.testing.assert_array_equal(shifted.logsnr(GRID), plain.logsnr(GRID))
     np.testing.assert_array_equal(shifted.angle(GRID), plain.angle(GRID))
@@ -136,23 +136,23 @@ def test_numpy_and_jax_agree_in_float64(shift, x64):
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
-def test_a_step_has_the_shape_of_its_times(shape):
-    step = schedules.noise_level(
-        schedules.Cosine(), jnp.full(shape, 0.3), step_step_index=7
+def test_a_noise_level_has_the_shape_of_its_times(shape):
+    level = schedules.noise_level(
+        schedules.Cosine(), jnp.full(shape, 0.3), step_index=7
     )
-    assert step.logsnr.shape == step.alpha.shape == step.sigma.shape == shape
-    assert int(step.step_index) == 7
+    assert level.logsnr.shape == level.alpha.shape == level.sigma.shape == shape
+    assert int(level.step_index) == 7
 
 
-def test_examples_take_turns_among_schedules():
-    """Each example has the level of its own schedule at its own time."""
+def test_examples_alternate_between_schedules():
+    """Example i has the level of schedule i mod n at its own time."""
     plain, noisy = schedules.Cosine(), schedules.Cosine(logsnr_shift=-3.0)
-    turns = schedules.AlternatingSchedules((plain, noisy))
+    alternating = schedules.AlternatingSchedules((plain, noisy))
     t = np.linspace(0.1, 0.9, 5)
-    angle = turns.angle(t)
+    angle = alternating.angle(t)
     np.testing.assert_array_equal(angle[0::2], plain.angle(t[0::2]))
     np.testing.assert_array_equal(angle[1::2], noisy.angle(t[1::2]))
-    np.testing.assert_allclose(turns.angle(jnp.asarray(t)), angle, atol=1e-6)
+    np.testing.assert_allclose(alternating.angle(jnp.asarray(t)), angle, atol=1e-6)
 
 
 # Laws of every schedule, and the ends of its logsnr.
@@ -160,7 +160,7 @@ def test_examples_take_turns_among_schedules():
 RANGES = {
     "cosine": (20.0, -20.0),
     "interpolated": (20.0, -20.0),
-    "linear": (20.0, -np.log(np.expm1(10.05))),  # it stops before -20
+    "linear": (20.0, -np.log(np.expm1(10.05))),  # it ends before -20
     "flow": (20.0, -20.0),
     "karras": (-2 * np.log(0.002), -2 * np.log(80.0)),
 }
@@ -174,23 +174,23 @@ EVERY += [
 each_schedule = pytest.mark.parametrize("schedule, first, last", EVERY)
 
 
-def test_every_schedule_has_its_laws_tested():
+def test_every_schedule_is_tested():
     assert set(RANGES) == set(schedules.SCHEDULES)
 
 
 @each_schedule
 def test_noise_grows_with_time_between_the_ends(schedule, first, last):
-    """logsnr falls strictly inside the range, and rests at its ends at most."""
-    step = schedules.noise_level(schedule, GRID)
-    np.testing.assert_allclose(step.logsnr[[0, -1]], [first, last], rtol=0, atol=1e-9)
-    inside = (step.logsnr < first - 1e-6) & (step.logsnr > last + 1e-6)
+    """logsnr decreases strictly inside the range, and is constant only at its ends."""
+    level = schedules.noise_level(schedule, GRID)
+    np.testing.assert_allclose(level.logsnr[[0, -1]], [first, last], rtol=0, atol=1e-9)
+    inside = (level.logsnr < first - 1e-6) & (level.logsnr > last + 1e-6)
     assert inside.sum() > len(GRID) / 2
-    assert (np.diff(step.logsnr[inside]) < 0).all()
-    assert (np.diff(step.logsnr) <= 1e-12).all()
+    assert (np.diff(level.logsnr[inside]) < 0).all()
+    assert (np.diff(level.logsnr) <= 1e-12).all()
     assert (np.diff(schedule.angle(GRID)) >= 0).all()
-    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=0, atol=1e-12)
-    ratio = 2 * np.log(step.alpha / step.sigma)
-    np.testing.assert_allclose(step.logsnr, ratio, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=0, atol=1e-12)
+    ratio = 2 * np.log(level.alpha / level.sigma)
+    np.testing.assert_allclose(level.logsnr, ratio, rtol=0, atol=1e-9)
 
 
 @each_schedule
@@ -205,19 +205,19 @@ def test_host_and_device_agree(schedule, first, last, x64):
 
 @each_schedule
 def test_float32_keeps_alpha_and_sigma(schedule, first, last):
-    step = schedules.noise_level(schedule, jnp.asarray(GRID, jnp.float32))
+    level = schedules.noise_level(schedule, jnp.asarray(GRID, jnp.float32))
     host = schedules.noise_level(schedule, np.float64(np.float32(GRID)))
-    assert step.alpha.dtype == step.sigma.dtype == step.logsnr.dtype == jnp.float32
-    assert (np.asarray(step.alpha) > 0).all() and (np.asarray(step.sigma) > 0).all()
-    np.testing.assert_allclose(step.alpha, host.alpha, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(step.sigma, host.sigma, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(step.alpha**2 + step.sigma**2, 1, rtol=0, atol=1e-6)
+    assert level.alpha.dtype == level.sigma.dtype == level.logsnr.dtype == jnp.float32
+    assert (np.asarray(level.alpha) > 0).all() and (np.asarray(level.sigma) > 0).all()
+    np.testing.assert_allclose(level.alpha, host.alpha, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(level.sigma, host.sigma, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=0, atol=1e-6)
 
 
 @each_schedule
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_a_sampler_goes_from_noise_to_the_clean_video(schedule, first, last, n):
-    """Every step starts where the last one ended; the end is phi = 0 itself."""
+def test_the_grid_runs_from_noise_to_the_clean_video(schedule, first, last, n):
+    """Every step starts where the previous one ends; the last ends at phi = 0."""
     start, stop = samplers.grid(schedule, n)
     assert start.step_index.tolist() == list(range(n))
     np.testing.assert_allclose(start.logsnr[0], last, rtol=0, atol=1e-9)
@@ -231,46 +231,48 @@ def test_a_sampler_goes_from_noise_to_the_clean_video(schedule, first, last, n):
 
 
 def test_linear_is_the_schedule_of_ddpm():
-    """A thousand betas from 1e-4 to .02, multiplied up; continuous time is near it.
+    """The product of a thousand 1 - beta from 1e-4 to .02; continuous time is close.
 
     The integral of beta starts half a beta away from their sum (logsnr .1 off at the
     first step) and leaves out log(1 - beta) + beta (.07 at the last one).
     """
-    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    step = schedules.noise_level(schedules.Linear(), np.arange(1, 1001) / 1000)
-    np.testing.assert_allclose(step.alpha, np.sqrt(kept), rtol=0, atol=2e-3)
-    np.testing.assert_allclose(step.sigma, np.sqrt(1 - kept), rtol=0, atol=2e-3)
-    logsnr = np.log(kept / (1 - kept))
-    np.testing.assert_allclose(step.logsnr, logsnr, rtol=0, atol=0.1)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    level = schedules.noise_level(schedules.Linear(), np.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(level.alpha, np.sqrt(alpha_bar), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(level.sigma, np.sqrt(1 - alpha_bar), rtol=0, atol=2e-3)
+    logsnr = np.log(alpha_bar / (1 - alpha_bar))
+    np.testing.assert_allclose(level.logsnr, logsnr, rtol=0, atol=0.1)
 
 
 def shifted_cosine(t, shift, low=-20.0, high=20.0):
-    """-2 log tan(a t + b) of the moved range, and moved back."""
+    """-2 log tan(a t + b) on the shifted range, plus the shift."""
     b = np.arctan(np.exp(-(high - shift) / 2))
     a = np.arctan(np.exp(-(low - shift) / 2)) - b
     return -2 * np.log(np.tan(a * t + b)) + shift
 
 
-def test_interpolated_goes_from_one_shift_to_the_other():
+def test_interpolated_changes_from_one_shift_to_the_other():
     schedule = schedules.Interpolated(logsnr_shift=1.0, noise_logsnr_shift=-3.0)
     t = GRID[1:-1]
     expected = (1 - t) * shifted_cosine(t, 1.0) + t * shifted_cosine(t, -3.0)
-    found = schedules.noise_level(schedule, t).logsnr
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    actual = schedules.noise_level(schedule, t).logsnr
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-8)
     same = schedules.Interpolated(logsnr_shift=-2.0, noise_logsnr_shift=-2.0)
     cosine = schedules.Cosine(logsnr_shift=-2.0)
     np.testing.assert_allclose(same.angle(GRID), cosine.angle(GRID), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", [0.0, -3.0, 1.5])
-def test_flow_is_the_straight_path_with_its_time_shifted(shift):
+def test_flow_is_the_straight_path_in_shifted_time(shift):
     """sigma / alpha = tau' / (1 - tau'), tau' = s tau / (1 + (s - 1) tau)."""
     tau, s = GRID[1:-1], np.exp(-shift / 2)
     moved = s * tau / (1 + (s - 1) * tau)
-    step = schedules.noise_level(schedules.Flow(logsnr_shift=shift), tau)
-    np.testing.assert_allclose(step.sigma / step.alpha, moved / (1 - moved), rtol=1e-9)
+    level = schedules.noise_level(schedules.Flow(logsnr_shift=shift), tau)
+    np.testing.assert_allclose(
+        level.sigma / level.alpha, moved / (1 - moved), rtol=1e-9
+    )
     plain = schedules.noise_level(schedules.Flow(), tau)
-    np.testing.assert_allclose(step.logsnr, plain.logsnr + shift, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(level.logsnr, plain.logsnr + shift, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("n", [2, 5, 18])
@@ -280,11 +282,11 @@ def test_karras_levels(n):
     expected = (high + np.arange(n) / (n - 1) * (low - high)) ** 7
     start, stop = samplers.grid(schedules.Karras(), n)
     np.testing.assert_allclose(start.sigma / start.alpha, expected, rtol=1e-9)
-    found = stop.sigma / stop.alpha
-    np.testing.assert_allclose(found, np.append(expected[1:], 0), rtol=1e-9)
+    actual = stop.sigma / stop.alpha
+    np.testing.assert_allclose(actual, np.append(expected[1:], 0), rtol=1e-9)
 
 
-def test_karras_with_other_numbers():
+def test_karras_with_other_parameters():
     schedule = schedules.Karras(sigma_min=0.1, sigma_max=10.0, rho=3.0)
     sigma = process.edm_sigma(samplers.grid(schedule, 3)[0])
     middle = ((0.1 ** (1 / 3) + 10.0 ** (1 / 3)) / 2) ** 3
@@ -297,7 +299,7 @@ def test_resolution_shift_scales_by_the_sizes(size, base):
     shift = schedules.resolution_shift(size, base)
     np.testing.assert_allclose(shift, 2 * np.log(base / size))
     t = np.linspace(0.1, 0.9, 9)
-    wide = {"logsnr_min": -60.0, "logsnr_max": 60.0}  # as good as unclipped
+    wide = {"logsnr_min": -60.0, "logsnr_max": 60.0}  # practically unclipped
     shifted, plain = (
         schedules.noise_level(schedules.Cosine(**wide, logsnr_shift=s), t)
         for s in (shift, 0.0)
@@ -306,7 +308,7 @@ def test_resolution_shift_scales_by_the_sizes(size, base):
     np.testing.assert_allclose(ratio, base / size, rtol=1e-9)
 
 
-def test_images_of_the_base_size_are_not_shifted():
+def test_the_base_size_has_no_shift():
     assert schedules.resolution_shift(64) == 0 > schedules.resolution_shift(128)
 
 
@@ -317,8 +319,8 @@ def test_angle_and_logsnr_are_inverses(x64):
         np.testing.assert_allclose(
             schedules.logsnr_from_angle(angle), logsnr, rtol=0, atol=1e-6
         )
-        step = schedules.noise_level_from_angle(angle, step_step_index=3)
-        assert type(step.alpha) is type(angle) and step.step_index == 3
-        np.testing.assert_allclose(np.arctan2(step.sigma, step.alpha), angle)
-        np.testing.assert_allclose(step.alpha**2, 1 / (1 + np.exp(-logsnr)))
-        np.testing.assert_allclose(step.sigma**2, 1 / (1 + np.exp(logsnr)))
+        level = schedules.noise_level_from_angle(angle, step_index=3)
+        assert type(level.alpha) is type(angle) and level.step_index == 3
+        np.testing.assert_allclose(np.arctan2(level.sigma, level.alpha), angle)
+        np.testing.assert_allclose(level.alpha**2, 1 / (1 + np.exp(-logsnr)))
+        np.testing.assert_allclose(level.sigma**2, 1 / (1 + np.exp(logsnr)))

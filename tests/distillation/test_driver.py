@@ -456,8 +456,8 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
         ({"distill.sampler": "heun"}, "one of ddim, stochastic"),
         ({"distill.loss_weighting": "sum"}, "one of constant"),
         ({"distill.metric": "fid"}, "one of agreement, joint"),
-        ({"distill.max_metric_drop": float("nan")}, "tolerance=nan"),
-        ({"distill.time_power": 0.5}, "late=0.5: from 1 to 4"),
+        ({"distill.max_metric_drop": float("nan")}, "max_metric_drop=nan"),
+        ({"distill.time_power": 0.5}, "time_power=0.5: from 1 to 4"),
         ({"train.lr_schedule": "steps"}, "one of cosine, linear"),
         ({"data.batch_size": -1}, "batch_size=-1"),
     ],
@@ -571,7 +571,7 @@ def test_an_eps_teacher_needs_a_weight_and_a_limit():
     asked = config().unlock().distill
     with pytest.raises(UserError, match="snr_plus_one' of a teacher with an eps"):
         rounds.check(asked, own, build.build_model(own))
-    asked.weighting = "snr"
+    asked.loss_weighting = "snr"
     rounds.check(asked, own, build.build_model(own))
     own.sample.clip_x = 0.0
     with pytest.raises(UserError, match="eps output and sample.clip_x=0"):
@@ -586,7 +586,7 @@ def test_an_eps_teacher_is_taught_with_its_threshold(teacher, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     value = json.loads((teacher / "config.json").read_text())
-    value["diffusion"] |= {"output": "eps", "precondition": False}
+    value["diffusion"] |= {"prediction_type": "eps", "precondition": False}
     value["sample"]["clip_x"] = 1.25
     eps = tmp_path / "eps"
     shutil.copytree(teacher, eps)
@@ -689,7 +689,7 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     by_name = {row["row"]: row for row in rows}
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
     # Without guidance the told student of as many steps is the teacher, nearly.
-    assert by_name["student, 8 steps"]["off"] < 0.05
+    assert by_name["student, 8 steps"]["rmse_to_teacher"] < 0.05
     changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
     (workdir / "distill.json").write_text(changed)
     with pytest.raises(UserError, match="not any more, the teacher"):
@@ -722,11 +722,11 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
         assert seed == 0
         np.testing.assert_array_equal(labels, real["label"][: len(labels)])
     by_name = {row["row"]: row for row in rows}
-    assert by_name["student, 4 steps"]["calls"] == 4
-    assert by_name["teacher, dpm, 4 steps"]["calls"] == 8
+    assert by_name["student, 4 steps"]["nfe"] == 4
+    assert by_name["teacher, dpm, 4 steps"]["nfe"] == 8
     assert by_name["student, 4 steps"]["videos"] == 5
     assert by_name["teacher, ddim, 2 steps"]["videos"] == 4
-    assert by_name["teacher, ddim, 8 steps"]["off"] == 0
+    assert by_name["teacher, ddim, 8 steps"]["rmse_to_teacher"] == 0
     kept = {}
     for path in (tmp_path / "rows").glob("*.json"):
         figures, origin = map(json.loads(path.read_text()).get, ("figures", "origin"))
@@ -739,7 +739,7 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     first = kept["teacher, ddim, 8 steps"][1]  # every row is held against it
     for figures, videos in kept.values():
         off = np.sqrt(np.square(videos - first[: len(videos)]).mean())
-        assert figures["off"] == pytest.approx(off)
+        assert figures["rmse_to_teacher"] == pytest.approx(off)
     assert (tmp_path / "index.html").stat().st_size > 10_000
     monkeypatch.setattr(distillations.sampling, "sample", lambda *args, **how: 1 / 0)
     assert distillations.evaluate(workdir, tmp_path, **ask) == rows

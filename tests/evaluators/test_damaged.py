@@ -44,7 +44,7 @@ def test_a_damaged_row_is_made_again(tmp_path, monkeypatch, name, content):
         return VIDEOS[:count].astype(np.float32) / 127.5 - 1
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
-    monkeypatch.setattr(distillations.sampling, "calls", lambda *of: 8)
+    monkeypatch.setattr(distillations.sampling, "nfe", lambda *of: 8)
     arm = distillations.SamplerSetting("ddim", 8, 2)
     settings = distillations.sampling.Settings(batch_size=2)
     loaded = type("Loaded", (), {"model": None, "params": None})

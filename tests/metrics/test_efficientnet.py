@@ -9,8 +9,8 @@ from PIL import Image
 from tests.metrics.record_networks import DATA, pictures, spoilt
 from vdm_jax.data.assets import EFFICIENTNET, install_command
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import efficientnet, statistics
-from vdm_jax.metrics.batches import in_batches
+from vdm_jax.metrics import efficientnet, frechet
+from vdm_jax.metrics.batches import apply_in_batches
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_batches_give_what_the_whole_gives_in_one_shape(n):
         shapes.add(x.shape)
         return jnp.asarray(x + 2 * y)
 
-    np.testing.assert_array_equal(in_batches(function, a, b, size=4), a + 2 * b)
+    np.testing.assert_array_equal(apply_in_batches(function, a, b, size=4), a + 2 * b)
     assert shapes == {(min(n, 4), 3)}
 
 
@@ -82,7 +82,7 @@ def test_distance_of_frame_features_rises_with_the_dose(params):
     clean = features(frames)
     assert clean.shape == (4, efficientnet.FEATURES) and clean.dtype == np.float64
     doses = [features(x) for x in (rounded, spoilt(frames, 0.1), spoilt(frames, 0.5))]
-    found = [statistics.frechet_of_features(x, clean) for x in [clean, *doses]]
+    found = [frechet.frechet_of_features(x, clean) for x in [clean, *doses]]
     assert found[0] < 1e-9 and found == sorted(found)
     assert found[1] < 0.1 * found[2] < 0.1 * found[3]
 

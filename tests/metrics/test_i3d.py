@@ -14,7 +14,7 @@ import pytest
 from tests.metrics.waves import sample, waves
 from vdm_jax.data import assets
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import features, i3d, statistics
+from vdm_jax.metrics import features, frechet, i3d
 
 RECORDED = Path(__file__).parent / "data" / "i3d.npz"
 ENDPOINTS = ("Conv3d_1a_7x7", "Mixed_3c", "Mixed_4f", "Mixed_5c")
@@ -213,7 +213,7 @@ def test_distance_of_a_set_to_itself_is_zero(n):
 def test_few_logits_of_many_dimensions_have_the_distance_of_their_covariances():
     """Rank 15 in 100 dimensions, against the root of an eigenproblem."""
     a, b = (some_logits(16, seed)[:, :100].astype(np.float64) for seed in (0, 1))
-    expected = statistics.frechet_distance(
+    expected = frechet.frechet_distance(
         a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
     )
     assert i3d.fvd(a, b) == pytest.approx(expected, rel=1e-9)

@@ -9,7 +9,16 @@ import pytest
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import folders, models
-from vdm_jax.metrics import perceptual, protocol, statistics
+from vdm_jax.metrics import (
+    frechet,
+    perceptual,
+    pixel_statistics,
+    protocol,
+    reference_sets,
+)
+from vdm_jax.metrics.kernel import kernel_distance
+from vdm_jax.metrics.tables import format_cells
+from vdm_jax.metrics.video_arrays import to_float64
 
 PROTOCOL: protocol.Protocol = {"clips": 8, "frames": 8, "size": "16x16"}
 
@@ -20,16 +29,16 @@ class Cheap(perceptual.PerceptualNetworks):
     def __init__(self):
         self.asked = []
 
-    def logits(self, name, videos):
+    def i3d_logits(self, name, videos):
         self.asked.append(name)
-        return statistics.pixel_features(videos).reshape(len(videos), -1)[:, ::97]
+        return pixel_statistics.pixel_features(videos).reshape(len(videos), -1)[:, ::97]
 
-    def frames(self, name, videos):
-        found = statistics.pixel_features(videos)
+    def frame_features(self, name, videos):
+        found = pixel_statistics.pixel_features(videos)
         return found.reshape(*videos.shape[:2], -1)[:, :, ::5]
 
     def diversity(self, name, videos):
-        return float(np.std(statistics.pixels(videos), axis=0).mean())
+        return float(np.std(to_float64(videos), axis=0).mean())
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +67,28 @@ def test_short_clips_are_played_forth_and_back(f):
 def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
     networks = Cheap()
     rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
-    pixels = statistics.pixel_table(clips[:8], clips[8:32], clips[32:])
-    names = ["samples", "training real", "held-out real", *statistics.DISTORTIONS]
+    pixels = pixel_statistics.pixel_table(clips[:8], clips[8:32], clips[32:])
+    names = ["samples", "training real", "held-out real", *reference_sets.DISTORTIONS]
     assert [row["row"] for row in rows] == [row["row"] for row in pixels] == names
     assert networks.asked == ["reference", *names]
     by_name = {row["row"]: row for row in rows}
     assert all(row["clips"] == 8 for row in rows)
-    for figure in ("fvd", "frame_distance"):
+    for figure in ("fvd", "frame_fd_efficientnet"):
         assert by_name["noise"][figure] > by_name["training real"][figure]
     assert by_name["global mean"]["diversity"] == pytest.approx(0, abs=1e-6)
-    cells = statistics.format_cells(rows, perceptual.COLUMNS)
+    cells = format_cells(rows, perceptual.COLUMNS)
     assert cells[0][0] == "8 clips a row" and len(cells[1]) == len(rows)
 
 
 def test_without_held_out_clips_their_row_is_left_out(clips):
-    rows = statistics.pixel_table(clips[:8], clips[8:], None)
+    rows = pixel_statistics.pixel_table(clips[:8], clips[8:], None)
     assert "held-out real" not in [row["row"] for row in rows]
-    assert all(np.isnan(row["nearer"]) for row in rows)
+    assert all(np.isnan(row["closer_to_train"]) for row in rows)
 
 
 def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
     spoilt = [
-        {"row": name, "fvd": fvd, "frame_distance": frame}
+        {"row": name, "fvd": fvd, "frame_fd_efficientnet": frame}
         for name, fvd, frame in (
             ("frozen frame", 300.0, 9.0),
             ("per-video mean", 200.0, 20.0),
@@ -90,7 +99,7 @@ def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
 
     def said(fvd, frame, motion, sharpness):
         pixels = [{"row": "samples", "motion": motion, "sharpness": sharpness}]
-        own = {"row": "samples", "fvd": fvd, "frame_distance": frame}
+        own = {"row": "samples", "fvd": fvd, "frame_fd_efficientnet": frame}
         return [row[-1] for row in perceptual.acceptance_checks(pixels, [own, *spoilt])]
 
     assert said(100.0, 5.0, 1.0, 1.0) == ["yes"] * 4
@@ -102,7 +111,7 @@ def test_claims_are_all_kept_by_real_clips_and_none_by_a_flat_colour():
 
 def report_of(folder: Path, measured, rows=None) -> Path:
     folder.mkdir()
-    rows = [dict.fromkeys(statistics.COLUMNS, 1.0)] if rows is None else rows
+    rows = [dict.fromkeys(pixel_statistics.COLUMNS, 1.0)] if rows is None else rows
     (folder / "results.json").write_text(
         json.dumps({"protocol": measured, "pixels": rows})
     )
@@ -121,7 +130,7 @@ def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch)
     monkeypatch.setattr(perceptual.i3d, "load", lambda: "i3d")
     monkeypatch.setattr(perceptual.i3d, "logits", logits)
     networks = perceptual.PerceptualNetworks(tmp_path)
-    grey = perceptual.to_uint8_rgb(statistics.pixels(clips[:2, ..., :1]))
+    grey = perceptual.to_uint8_rgb(to_float64(clips[:2, ..., :1]))
     assert (grey == clips[:2, ..., :1]).all() and grey.shape[-1] == 3
     first = networks.i3d_logits("a", clips[:2])
     assert (networks.i3d_logits("a", clips[:2]) == first).all() and len(given) == 1
@@ -135,7 +144,7 @@ def test_what_a_network_is_given_and_remembered_by(clips, tmp_path, monkeypatch)
 
 def test_a_folder_that_cannot_keep_features_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be a folder for output"):
+    with pytest.raises(UserError, match="cannot be an output folder"):
         perceptual.PerceptualNetworks(tmp_path / "file" / "features").check()
 
 
@@ -143,30 +152,30 @@ def test_the_figures_are_of_their_own_features(clips):
     """Against the functions of which the table is made, on the clips it names."""
     networks = Cheap()
     rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
-    reference, named = statistics.reference_sets(clips[:8], clips[8:32], clips[32:])
+    reference, named = reference_sets.reference_sets(clips[:8], clips[8:32], clips[32:])
     for row in rows:
         videos = perceptual.to_uint8_rgb(named[row["row"]]())
-        pair = [networks.logits("", v) for v in (videos, reference)]
+        pair = [networks.i3d_logits("", v) for v in (videos, reference)]
         assert row["fvd"] == perceptual.i3d.fvd(*pair)
         one = [x[:, None] for x in pair]
-        assert row["fvd_error"] == statistics.frechet_error(*one)
-        assert row["fvd_infinite"] == statistics.frechet_infinity(*one)
+        assert row["fvd_error"] == frechet.frechet_error(*one)
+        assert row["fvd_infinite"] == frechet.frechet_infinity(*one)
         figures = row["fvd_kernel"], row["fvd_kernel_error"]
-        assert figures == statistics.kernel_distance(*one)
+        assert figures == kernel_distance(*one)
         score = perceptual.i3d.inception_score(pair[0])[0]
-        assert row["class_score"] == score
-        frames = [networks.frames("", v) for v in (videos, reference)]
+        assert row["inception_score_i3d"] == score
+        frames = [networks.frame_features("", v) for v in (videos, reference)]
         flat = (x.reshape(-1, x.shape[-1]) for x in frames)
-        assert row["frame_distance"] == statistics.frechet_of_features(*flat)
-        error = statistics.frechet_error(*frames)
-        assert row["frame_distance_error"] == error
-    spoilt = statistics.DISTORTIONS["frozen frame"](
-        statistics.pixels(named["training real"]())
+        assert row["frame_fd_efficientnet"] == frechet.frechet_of_features(*flat)
+        error = frechet.frechet_error(*frames)
+        assert row["frame_fd_efficientnet_error"] == error
+    spoilt = reference_sets.DISTORTIONS["frozen frame"](
+        to_float64(named["training real"]())
     )
     assert (named["frozen frame"]() == spoilt).all()
 
 
-WORDS = dict.fromkeys(statistics.COLUMNS, "a word")
+WORDS = dict.fromkeys(pixel_statistics.COLUMNS, "a word")
 
 
 @pytest.mark.parametrize("rows", [[], {}, [1], [{}], [{"row": "samples"}], [WORDS]])
@@ -238,7 +247,9 @@ def test_anybodys_videos_beside_real_ones(clips, tmp_path, capsys):
     assert found["protocol"]["encoding"] == "pixels, reference files"
     assert {row["clips"] for row in found["networks"] + found["pixels"]} == {6}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["pixels"][0]["nearer"] is None  # there are no held-out clips
+    assert (
+        results["pixels"][0]["closer_to_train"] is None
+    )  # there are no held-out clips
     page = (tmp_path / "out" / "index.html").read_text()
     assert "More than a toy?" in page and "global mean" in page
     assert "FVD" in capsys.readouterr().out

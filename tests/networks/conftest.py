@@ -1,4 +1,4 @@
-"""Tiny networks with random parameters, so that no zero start hides anything."""
+"""Random parameters for tiny networks, so that zero initialisations hide no error."""
 
 import functools
 import math
@@ -11,10 +11,10 @@ import pytest
 
 @pytest.fixture
 def random_params():
-    """fn(module, *args, seed=0) -> variables of `module` without a zero in them.
+    """fn(module, *args, seed=0) -> variables of `module` without zeros.
 
     The tree comes from eval_shape, so nothing is compiled. Kernels are scaled to keep
-    variance; scales, biases and tables are drawn around where they start.
+    the variance; scales, biases and tables are drawn around their initial values.
     """
 
     def make(module, *args, seed=0):
@@ -41,7 +41,7 @@ def random_params():
 
 @pytest.fixture
 def quick_jit():
-    """jax.jit without XLA's optimisation passes: most of a test is compilation."""
+    """jax.jit without XLA's optimisation passes: compiling takes most of a test."""
     options = {"xla_backend_optimization_level": "0"}
     return functools.partial(jax.jit, compiler_options=options)
 

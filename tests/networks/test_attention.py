@@ -1,4 +1,4 @@
-"""Laws of attention and of relative positions: T-ARCH 3, 4 and 7."""
+"""Laws of attention and of relative positions."""
 
 import math
 
@@ -14,7 +14,7 @@ attention = jax.jit(att.attention)
 
 
 def by_hand(q, k, v, mask=None, bias=None, shaw=None):
-    """Loops over batch, head and query, in numpy: [b, n, h, d]."""
+    """Attention as numpy loops over batch, head and query: [b, n, h, d]."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     out = np.zeros(q.shape)
     for b, i, h in np.ndindex(q.shape[:3]):
@@ -33,8 +33,8 @@ def by_hand(q, k, v, mask=None, bias=None, shaw=None):
 
 
 @pytest.fixture
-def given(draw):
-    """q, k, v and every option, in the default float type."""
+def qkv_and_options(draw):
+    """fn() -> (q, k, v) and every option, in the default float type."""
 
     def make():
         q, k, v = draw(2, N, H, D), draw(2, M, H, D, seed=1), draw(2, M, H, D, seed=2)
@@ -54,15 +54,15 @@ OPTIONS = [(), ("mask",), ("bias",), ("shaw",), ("mask", "bias", "shaw")]
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids="+".join)
-def test_attention_by_hand(x64, given, names):
-    qkv, options = given()
+def test_attention_by_hand(x64, qkv_and_options, names):
+    qkv, options = qkv_and_options()
     options = {name: options[name] for name in names}
     got = attention(*qkv, **options)
     np.testing.assert_allclose(got, by_hand(*qkv, **options), rtol=1e-12, atol=1e-13)
 
 
-def test_leading_axes_only_batch(given, draw):
-    (q, k, v), options = given()
+def test_leading_axes_are_batch_axes(qkv_and_options, draw):
+    (q, k, v), options = qkv_and_options()
     mask = options["mask"]
     more = [jnp.stack([a, a[::-1]], axis=1) for a in (q, k, v)]  # [b, 2, n, h, d]
     masks = jnp.stack([mask, mask[::-1]], axis=1)
@@ -74,9 +74,9 @@ def test_leading_axes_only_batch(given, draw):
     np.testing.assert_allclose(same[:, 0], one, rtol=1e-5, atol=1e-6)
 
 
-def test_no_bias_lifts_a_masked_pair(given):
-    """Value and gradient, with a bias that would win, and rows of a single key."""
-    (q, k, v), _ = given()
+def test_no_bias_lifts_a_masked_pair(qkv_and_options):
+    """Value and gradient, with a large bias, and queries that read a single key."""
+    (q, k, v), _ = qkv_and_options()
     mask = jnp.broadcast_to(jnp.arange(M) == 1, (2, N, M))
     bias = jnp.full((H, N, M), 1e30).at[:, :, 1].set(-1e30)
 
@@ -91,8 +91,8 @@ def test_no_bias_lifts_a_masked_pair(given):
     assert np.all(np.asarray(grads[2])[:, np.arange(M) != 1] == 0)
 
 
-def test_softmax_of_bfloat16_is_wide():
-    """Scores of 1000 and 1001 are one number in bfloat16."""
+def test_softmax_of_bfloat16_is_computed_in_float32():
+    """Scores of 1000 and 1001 are equal in bfloat16."""
     q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
     v = jnp.arange(2, dtype=q.dtype).reshape(1, 2, 1, 1) * q
     bias = jnp.broadcast_to(jnp.asarray([1000.0, 1001.0]), (1, 2, 2))
@@ -102,7 +102,7 @@ def test_softmax_of_bfloat16_is_wide():
     np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=4e-3)
 
 
-def test_frame_mask_by_its_sentence():
+def test_frame_attention_mask_by_its_formula():
     m = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
     got = att.frame_attention_mask(jnp.asarray(m))
     for b, i, j in np.ndindex(2, 5, 5):
@@ -110,7 +110,7 @@ def test_frame_mask_by_its_sentence():
 
 
 def t5_bucket(relative_position, num_buckets, max_distance):
-    """One entry, after the text of T5: memory position minus query position."""
+    """One entry, after the code of T5: memory position minus query position."""
     bucket, n = 0, -relative_position
     num_buckets //= 2
     if n < 0:
@@ -123,17 +123,19 @@ def t5_bucket(relative_position, num_buckets, max_distance):
     return bucket + min(large, num_buckets - 1)
 
 
-@pytest.mark.parametrize("buckets, reach", [(32, 32), (32, 128), (8, 16)])
-def test_bucket_table_is_t5s(buckets, reach):
-    got = att.relative_buckets(32, buckets, reach)
+@pytest.mark.parametrize("num_buckets, max_distance", [(32, 32), (32, 128), (8, 16)])
+def test_bucket_table_is_t5s(num_buckets, max_distance):
+    got = att.relative_buckets(32, num_buckets, max_distance)
     for i, j in np.ndindex(32, 32):
-        assert got[i, j] == t5_bucket(j - i, buckets, reach), (i, j)
-    assert set(att.relative_buckets(2 * reach, buckets, reach).flat) == set(
-        range(buckets)
-    ) - {buckets // 2}  # a positive difference of 0 does not exist
+        assert got[i, j] == t5_bucket(j - i, num_buckets, max_distance), (i, j)
+    assert set(
+        att.relative_buckets(2 * max_distance, num_buckets, max_distance).flat
+    ) == set(range(num_buckets)) - {
+        num_buckets // 2
+    }  # a positive offset of 0 does not exist
 
 
-def test_bias_depends_on_the_difference_and_its_sign(draw, random_params):
+def test_bias_depends_on_the_offset_and_its_sign(draw, random_params):
     q = draw(1, 9, H, D)
     module = att.BiasPosition(num_buckets=8, max_distance=4)
     params = random_params(module, q)
@@ -143,7 +145,7 @@ def test_bias_depends_on_the_difference_and_its_sign(draw, random_params):
         rows = [{head[i, i + d] for i in range(9) if 0 <= i + d < 9} for d in range(9)]
         assert all(len(row) == 1 for row in rows)
         assert head[0, 1] != head[1, 0]
-        assert head[0, 5] == head[0, 8]  # beyond the reach
+        assert head[0, 5] == head[0, 8]  # beyond max_distance
 
 
 def test_shaw_vectors_by_clipped_distance(draw, random_params):

@@ -1,4 +1,4 @@
-"""Laws of the residual block and of each part."""
+"""Laws of the residual block and of each layer type."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vdm_jax.networks.unet3d import LevelSpec, UNetSpec
 B, F, HW, C = 2, 5, 2, 8
 SPEC = UNetSpec(levels=(LevelSpec(C, 1),), head_dim=4, dropout=0.5)
 VIDEO = np.array([[True, True, True, False, False], [False, True, True, True, True]])
-PARTS = sorted(blocks.LAYERS)
+LAYER_NAMES = sorted(blocks.LAYERS)
 
 
 @pytest.fixture
@@ -28,38 +28,38 @@ def build(quick_jit, random_params):
 
 
 @pytest.fixture
-def given(draw):
-    """x and Inputs with every door open, in the default float type."""
+def example(draw):
+    """fn(**changes) -> x and Inputs with no field None, in the default float type."""
 
-    def make(**doors):
+    def make(**changes):
         full = {
             "vector": draw(B, F, 6, seed=1),
             "tokens": draw(B, 3, 7, seed=2),
             "token_mask": jnp.asarray([[True, True, False], [True, False, False]]),
             "frame_mask": jnp.asarray(VIDEO),
         }
-        return draw(B, F, HW, HW, C), Inputs(**{**full, **doors})
+        return draw(B, F, HW, HW, C), Inputs(**{**full, **changes})
 
     return make
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_a_fresh_part_is_the_identity(given, quick_jit, random_params, name):
-    x, inputs = given()
-    part = blocks.LAYERS[name](SPEC)
+@pytest.mark.parametrize("name", LAYER_NAMES)
+def test_a_new_layer_is_the_identity(example, quick_jit, random_params, name):
+    x, inputs = example()
+    layer = blocks.LAYERS[name](SPEC)
 
     def run(key, params):
-        fresh = part.init(key, x, inputs)
-        return part.apply(fresh, x, inputs), part.apply(params, x, inputs)
+        initial = layer.init(key, x, inputs)
+        return layer.apply(initial, x, inputs), layer.apply(params, x, inputs)
 
-    params = random_params(part, x, inputs)
+    params = random_params(layer, x, inputs)
     out, moved = quick_jit(run)(jax.random.key(0), params)
     np.testing.assert_array_equal(out, x)
     assert np.abs(moved - x).max() > 0.1
 
 
-def test_a_fresh_residual_block_is_its_skip(given, quick_jit):
-    x, inputs = given()
+def test_a_new_residual_block_is_its_skip(example, quick_jit):
+    x, inputs = example()
     for channels in (C, 12):
         block = blocks.ResBlock(SPEC, channels)
         init = quick_jit(
@@ -70,11 +70,11 @@ def test_a_fresh_residual_block_is_its_skip(given, quick_jit):
         np.testing.assert_allclose(out, x @ skip["kernel"], rtol=1e-5, atol=1e-5)
 
 
-def test_temporal_convolution_is_a_convolution(x64, given, build):
-    """Its product of shifted copies against lax's own, kernel 3 over frames."""
-    x, _ = given()
-    part = blocks.TemporalConv(SPEC)
-    apply, own = build(part, x, Inputs())
+def test_temporal_convolution_is_a_convolution(x64, example, build):
+    """A product with shifted copies equals lax's convolution over three frames."""
+    x, _ = example()
+    layer = blocks.TemporalConv(SPEC)
+    apply, own = build(layer, x, Inputs())
     norm = blocks.GroupNorm().apply({"params": own["norm"]}, x)
     own = own["conv"]
     kernel = own["kernel"].reshape(3, 1, C, C)
@@ -85,11 +85,11 @@ def test_temporal_convolution_is_a_convolution(x64, given, build):
     np.testing.assert_allclose(apply(x, Inputs()), expected, rtol=1e-12)
 
 
-def test_temporal_convolution_bypasses_images_exactly(given, build, draw):
-    """T-ARCH 8: images pass bit for bit, and videos do not see them."""
-    x, inputs = given()
-    part = blocks.TemporalConv(SPEC)
-    apply, _ = build(part, x, inputs)
+def test_temporal_convolution_bypasses_images_exactly(example, build, draw):
+    """Images are returned bit for bit, and have no effect on videos."""
+    x, inputs = example()
+    layer = blocks.TemporalConv(SPEC)
+    apply, _ = build(layer, x, inputs)
     before, out = np.asarray(x), np.asarray(apply(x, inputs))
     np.testing.assert_array_equal(out[~VIDEO], before[~VIDEO])
     assert np.abs(out[VIDEO] - before[VIDEO]).max(axis=(1, 2, 3)).min() > 1e-3
@@ -98,21 +98,21 @@ def test_temporal_convolution_bypasses_images_exactly(given, build, draw):
     np.testing.assert_array_equal(other[VIDEO], out[VIDEO])
 
 
-def test_temporal_convolution_of_images_beside_a_clip_is_the_clip_alone(given, build):
-    x, inputs = given(vector=None)
-    part = blocks.TemporalConv(SPEC)
-    apply, _ = build(part, x, inputs)
+def test_temporal_convolution_of_a_clip_ignores_images_behind_it(example, build):
+    x, inputs = example(vector=None)
+    layer = blocks.TemporalConv(SPEC)
+    apply, _ = build(layer, x, inputs)
     out = apply(x, inputs)
     alone = apply(x[:1, :3], Inputs())
     np.testing.assert_allclose(out[:1, :3], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_linear_attention_is_a_matrix_of_two_softmaxes(x64, given, build):
-    """rho(q) rho(k)' v, pixel by pixel, written out; frames do not meet."""
-    x, inputs = given()
+def test_linear_attention_is_a_matrix_of_two_softmaxes(x64, example, build):
+    """rho(q) rho(k)' v, written out per head; frames do not mix."""
+    x, inputs = example()
     x = x.astype(jnp.float64)
     apply, params = build(blocks.LinearAttention(SPEC), x, inputs)
-    found = np.asarray(apply(x, inputs) - x)
+    output = np.asarray(apply(x, inputs) - x)
     norm = layers.GroupNorm().apply({"params": params["norm"]}, x)
     qkv = np.asarray(norm.reshape(B, F, HW * HW, C) @ params["qkv"]["kernel"])
     heads = C // SPEC.head_dim
@@ -128,13 +128,13 @@ def test_linear_attention_is_a_matrix_of_two_softmaxes(x64, given, build):
         expected[b, f, :, here] = (q @ k.T) @ v / np.sqrt(SPEC.head_dim)
     kernel, bias = (np.asarray(params["out"][name]) for name in ("kernel", "bias"))
     out = expected @ kernel + bias
-    np.testing.assert_allclose(found, out.reshape(x.shape), atol=1e-10)
+    np.testing.assert_allclose(output, out.reshape(x.shape), atol=1e-10)
 
 
-def test_masked_tokens_are_not_read(given, build, draw):
-    x, inputs = given()
-    part = blocks.CrossAttention(SPEC)
-    apply, _ = build(part, x, inputs)
+def test_masked_tokens_are_not_read(example, build, draw):
+    x, inputs = example()
+    layer = blocks.CrossAttention(SPEC)
+    apply, _ = build(layer, x, inputs)
     out = apply(x, inputs)
     kept = inputs.token_mask[:, :, None]
     other = jnp.where(kept, inputs.tokens, 10 * draw(B, 3, 7, seed=9))
@@ -144,21 +144,21 @@ def test_masked_tokens_are_not_read(given, build, draw):
     assert not np.allclose(apply(x, inputs.replace(tokens=other)), out)
 
 
-def test_the_null_token_is_never_masked(given, build):
-    """With every token masked, all pixels read the null's value and nothing else."""
-    x, inputs = given(token_mask=jnp.zeros((B, 3), bool))
-    part = blocks.CrossAttention(UNetSpec(SPEC.levels, head_dim=4))
-    apply, own = build(part, x, inputs)
+def test_the_null_token_is_never_masked(example, build):
+    """With all tokens masked, every pixel reads the value of the null token only."""
+    x, inputs = example(token_mask=jnp.zeros((B, 3), bool))
+    layer = blocks.CrossAttention(UNetSpec(SPEC.levels, head_dim=4))
+    apply, own = build(layer, x, inputs)
     value = (own["null"].reshape(1, -1) @ own["kv"]["kernel"])[:, C:]
     added = value @ own["out"]["kernel"] + own["out"]["bias"].reshape(1, -1)
     expected = x + added.reshape(1, 1, 1, 1, C)
     np.testing.assert_allclose(apply(x, inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_mask_reads_all_tokens(given, build):
-    x, inputs = given(token_mask=jnp.ones((B, 3), bool))
-    part = blocks.CrossAttention(SPEC)
-    apply, _ = build(part, x, inputs)
+def test_without_a_mask_all_tokens_are_read(example, build):
+    x, inputs = example(token_mask=jnp.ones((B, 3), bool))
+    layer = blocks.CrossAttention(SPEC)
+    apply, _ = build(layer, x, inputs)
     np.testing.assert_allclose(
         apply(x, inputs.replace(token_mask=None)),
         apply(x, inputs),
@@ -166,32 +166,34 @@ def test_no_mask_reads_all_tokens(given, build):
     )
 
 
-def test_cross_attention_without_tokens_says_so(given):
-    x, inputs = given(tokens=None)
+def test_cross_attention_without_tokens_raises(example):
+    x, inputs = example(tokens=None)
     with pytest.raises(ValueError, match=r"inputs\.tokens"):
         jax.eval_shape(blocks.CrossAttention(SPEC).init, jax.random.key(0), x, inputs)
 
 
 @pytest.mark.parametrize("name", ["resnet", "temporal_conv", "temporal_attention"])
-def test_one_vector_a_clip_is_the_same_for_each_frame(given, build, name):
-    x, inputs = given()
-    part = blocks.ResBlock(SPEC, C) if name == "resnet" else blocks.LAYERS[name](SPEC)
-    apply, _ = build(part, x, inputs)
+def test_one_vector_per_clip_equals_the_same_for_each_frame(example, build, name):
+    x, inputs = example()
+    layer = blocks.ResBlock(SPEC, C) if name == "resnet" else blocks.LAYERS[name](SPEC)
+    apply, _ = build(layer, x, inputs)
     one = inputs.vector[:, 0]
-    for_each = jnp.broadcast_to(one[:, None], inputs.vector.shape)
+    per_frame = jnp.broadcast_to(one[:, None], inputs.vector.shape)
     np.testing.assert_allclose(
         apply(x, inputs.replace(vector=one)),
-        apply(x, inputs.replace(vector=for_each)),
+        apply(x, inputs.replace(vector=per_frame)),
         rtol=1e-5,
         atol=1e-6,
     )
-    told = apply(x, inputs)
-    assert not np.allclose(told, apply(x, inputs.replace(vector=-one)))
+    out = apply(x, inputs)
+    assert not np.allclose(out, apply(x, inputs.replace(vector=-one)))
 
 
-def test_the_vector_of_a_frame_stays_with_it(given, random_params, quick_jit):
-    """In a residual block, forward mode: d out[frame i] / d vector[frame j]."""
-    x, inputs = given()
+def test_the_vector_of_a_frame_affects_that_frame_only(
+    example, random_params, quick_jit
+):
+    """d out[frame i] / d vector[frame j] of a residual block, by forward mode."""
+    x, inputs = example()
     block = blocks.ResBlock(SPEC, C)
     params = random_params(block, x, inputs)
 
@@ -207,8 +209,8 @@ def test_the_vector_of_a_frame_stays_with_it(given, random_params, quick_jit):
     np.testing.assert_array_equal(jacobian > 0, np.eye(F, dtype=bool))
 
 
-def test_dropout_only_in_training(given, random_params, quick_jit):
-    x, inputs = given()
+def test_dropout_only_in_training(example, random_params, quick_jit):
+    x, inputs = example()
     block = blocks.ResBlock(SPEC, C)
     params = random_params(block, x, inputs)
 
@@ -217,15 +219,16 @@ def test_dropout_only_in_training(given, random_params, quick_jit):
         rngs = {"dropout": jax.random.key(seed)}
         return block.apply(params, x, inputs, True, rngs=rngs)
 
-    still = quick_jit(block.apply)(params, x, inputs)
+    evaluated = quick_jit(block.apply)(params, x, inputs)
     np.testing.assert_array_equal(train(0), train(0))
-    assert not np.allclose(train(0), train(1)) and not np.allclose(train(0), still)
+    assert not np.allclose(train(0), train(1))
+    assert not np.allclose(train(0), evaluated)
 
 
-def test_a_block_names_its_parts(given):
-    x, inputs = given()
-    block = blocks.Block(SPEC, blocks.LAYERS, 12, tuple(PARTS))
+def test_a_block_names_its_layers(example):
+    x, inputs = example()
+    block = blocks.Block(SPEC, blocks.LAYERS, 12, tuple(LAYER_NAMES))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, inputs)["params"]
-    assert set(shapes) == {"resnet", *PARTS}
+    assert set(shapes) == {"resnet", *LAYER_NAMES}
     assert shapes["resnet"]["skip"]["kernel"].shape == (C, 12)
     assert "position" in shapes["temporal_attention"]

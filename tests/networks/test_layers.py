@@ -43,20 +43,25 @@ def test_group_norm_is_flax_group_norm_of_each_frame(
     flax_norm = nn.GroupNorm(layers.num_groups(c), param_dtype=x.dtype)
     affine = {"params": {"scale": own["scale"], "bias": own["bias"]}}
     y = flax_norm.apply(affine, x.reshape(b * f, 4, 2, c))
-    told = np.broadcast_to(np.asarray(vector).reshape(b, -1, d), (b, f, d))
-    told = told / (1 + np.exp(-told)) @ own["vector"]["kernel"] + own["vector"]["bias"]
-    told = told.reshape(b * f, 1, 1, 2 * c)
-    expected = (y * (1 + told[..., :c]) + told[..., c:]).reshape(x.shape)
+    modulation = np.broadcast_to(np.asarray(vector).reshape(b, -1, d), (b, f, d))
+    modulation = (
+        modulation / (1 + np.exp(-modulation)) @ own["vector"]["kernel"]
+        + own["vector"]["bias"]
+    )
+    modulation = modulation.reshape(b * f, 1, 1, 2 * c)
+    expected = (y * (1 + modulation[..., :c]) + modulation[..., c:]).reshape(x.shape)
     got = norm.apply(params, x, vector)
     np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_group_norm_survives_a_large_mean(draw):
+def test_group_norm_is_exact_with_a_large_mean(draw):
     x = draw(1, 2, 8, 8, 8)
     norm = layers.GroupNorm()
     params = norm.init(jax.random.key(0), x)
-    far = norm.apply(params, x + 300)  # E[x^2] - E[x]^2 would keep one digit
-    np.testing.assert_allclose(far, norm.apply(params, x), atol=1e-3)
+    shifted = norm.apply(
+        params, x + 300
+    )  # E[x^2] - E[x]^2 would lose all digits but one
+    np.testing.assert_allclose(shifted, norm.apply(params, x), atol=1e-3)
 
 
 def test_group_norm_of_bfloat16_is_rounded_once(draw, random_params):
@@ -66,24 +71,24 @@ def test_group_norm_of_bfloat16_is_rounded_once(draw, random_params):
     params = random_params(norm, x, vector)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
     got = norm.apply(params, x, vector)
-    wide = norm.apply(params, x.astype(jnp.float32), vector)
-    np.testing.assert_array_equal(got, wide.astype(jnp.bfloat16))
+    exact = norm.apply(params, x.astype(jnp.float32), vector)
+    np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
 
 
-def test_groups_divide_every_width():
+def test_num_groups_divides_every_width():
     for channels in range(1, 300):
         groups = layers.num_groups(channels)
         assert channels % groups == 0 and 1 <= groups <= 32
         assert groups == 1 or channels // groups >= 4
 
 
-def test_groups_are_the_references_from_128_channels_on():
+def test_num_groups_is_32_from_128_channels_on():
     assert [layers.num_groups(c) for c in (32, 48, 128, 256, 384, 1024)] == [
         8, 12, 32, 32, 32, 32
     ]  # fmt: skip
 
 
-def test_noise_features_by_the_formula(x64):
+def test_noise_level_embedding_by_its_formula(x64):
     logsnr = np.array([[-25.0, -20.0, -3.0], [0.0, 4.0, 20.0]])
     angle = np.arctan2(1.0, np.exp(np.clip(logsnr, -20, 20) / 2)) / (np.pi / 2)
     got = layers.noise_level_embedding(jnp.asarray(logsnr), 8)
@@ -95,23 +100,25 @@ def test_noise_features_by_the_formula(x64):
     np.testing.assert_array_equal(got[0, 0], got[0, 1])  # clipped at -20
 
 
-def test_noise_features_stay_wide():
+def test_noise_level_embedding_is_float32_or_wider():
     logsnr = jnp.linspace(-20, 20, 9)
-    from_half = layers.noise_level_embedding(logsnr.astype(jnp.bfloat16), 64)
-    assert from_half.dtype == jnp.float32
+    from_bfloat16 = layers.noise_level_embedding(logsnr.astype(jnp.bfloat16), 64)
+    assert from_bfloat16.dtype == jnp.float32
     rounded = logsnr.astype(jnp.bfloat16).astype(jnp.float32)
-    np.testing.assert_array_equal(from_half, layers.noise_level_embedding(rounded, 64))
+    np.testing.assert_array_equal(
+        from_bfloat16, layers.noise_level_embedding(rounded, 64)
+    )
     with pytest.raises(ValueError, match="dim=7 must be even"):
         layers.noise_level_embedding(logsnr, 7)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 3])
-def test_space_to_depth_round_trip(draw, patch):
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+def test_space_to_depth_round_trip(draw, patch_size):
     x = draw(2, 3, 6, 12, 5)
-    y = layers.space_to_depth(x, patch)
-    assert y.shape == (2, 3, 6 // patch, 12 // patch, 5 * patch**2)
-    np.testing.assert_array_equal(layers.depth_to_space(y, patch), x)
-    corner = x[:, :, :patch, :patch].reshape(2, 3, -1)
+    y = layers.space_to_depth(x, patch_size)
+    assert y.shape == (2, 3, 6 // patch_size, 12 // patch_size, 5 * patch_size**2)
+    np.testing.assert_array_equal(layers.depth_to_space(y, patch_size), x)
+    corner = x[:, :, :patch_size, :patch_size].reshape(2, 3, -1)
     np.testing.assert_array_equal(y[:, :, 0, 0], corner)
 
 
@@ -125,10 +132,10 @@ def test_space_to_depth_and_a_product_are_a_strided_convolution(x64, draw):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-def test_grow_starts_as_nearest_neighbour(draw):
+def test_upsample_starts_as_nearest_neighbour(draw):
     x = draw(1, 2, 3, 2, 4)
     kernel = nearest_upsample_init(jax.random.key(0), (4, 4 * 3), x.dtype)
-    big = layers.depth_to_space(x @ kernel, 2)
+    upsampled = layers.depth_to_space(x @ kernel, 2)
     nearest = jnp.repeat(jnp.repeat(x @ kernel[:, :3], 2, axis=2), 2, axis=3)
-    np.testing.assert_allclose(big, nearest, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(upsampled, nearest, rtol=1e-5, atol=1e-6)
     assert abs(float(jnp.var(kernel)) * 4 - 1) < 1  # variance of a Dense kernel

@@ -1,4 +1,4 @@
-"""Laws of the U-Net: T-ARCH 1 to 5, the doors, precision, remat and `check`."""
+"""Laws of the U-Net: conditioning inputs, precision, remat and `check`."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ SPEC = UNetSpec(
     relative_position="bias",
     skip_downsamples=False,
 )
-VDM = dataclasses.replace(SPEC, relative_position="shaw", extra_up_block=True)
+VDM = dataclasses.replace(SPEC, relative_position="shaw", skip_downsamples=True)
 ONE_LEVEL = dataclasses.replace(
-    SPEC, levels=(LevelSpec(8, 1, ("spatial_attention", *TEMPORAL)),), middle=()
+    SPEC, levels=(LevelSpec(8, 1, ("spatial_attention", *TEMPORAL)),), mid_layers=()
 )
 B, F, HW = 2, 5, 4
 MIXED = jnp.asarray([[True, True, True, False, False]])
@@ -38,17 +38,17 @@ MIXED = jnp.asarray([[True, True, True, False, False]])
 def build(draw, random_params, quick_jit):
     """fn(spec, f=, ...) -> (jitted fn(params, z, inputs), params, z, inputs)."""
 
-    def make(spec, b=B, f=F, hw=HW, **doors):
+    def make(spec, b=B, f=F, hw=HW, **fields):
         model = UNet3D(spec)
         z = draw(b, f, hw, hw, 3)
-        inputs = Inputs(**{"vector": draw(b, f, 6, seed=1), **doors})
+        inputs = Inputs(**{"vector": draw(b, f, 6, seed=1), **fields})
         return quick_jit(model.apply), random_params(model, z, inputs), z, inputs
 
     return make
 
 
 def test_output_is_zero_at_initialisation(draw, quick_jit):
-    """T-ARCH 1: so the v-loss starts at E[v^2] = alpha^2 + sigma^2 E[x^2]."""
+    """So the v-loss starts at E[v^2] = alpha^2 + sigma^2 E[x^2]."""
     x, eps = 0.5 * draw(64, 3, 4, 4, 3), draw(64, 3, 4, 4, 3, seed=1)
     step = schedules.noise_level(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
     step = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), step)
@@ -67,10 +67,12 @@ def test_output_is_zero_at_initialisation(draw, quick_jit):
 
 
 @pytest.mark.parametrize(
-    "spec", [SPEC, dataclasses.replace(VDM, patch=2)], ids=["lean bias", "vdm shaw"]
+    "spec",
+    [SPEC, dataclasses.replace(VDM, patch_size=2)],
+    ids=["small bias", "vdm shaw"],
 )
-def test_images_are_what_an_image_network_makes_of_them(x64, build, spec):
-    """T-ARCH 2: frames that are all independent, against each frame alone."""
+def test_independent_images_equal_an_image_network(x64, build, spec):
+    """Frames that are all independent equal each frame alone."""
     apply, params, z, inputs = build(spec, frame_mask=jnp.zeros((B, F), bool))
     out = apply(params, z, inputs)
     each = Inputs(
@@ -84,7 +86,7 @@ def test_images_are_what_an_image_network_makes_of_them(x64, build, spec):
 
 
 def test_jacobian_between_frames(build, quick_jit):
-    """T-ARCH 3, forward mode: frame i moves with frame j only if both are video."""
+    """Frame i depends on frame j only if both are of the video (forward mode)."""
     _, params, z, inputs = build(SPEC, b=1, frame_mask=MIXED)
     model = UNet3D(SPEC)
 
@@ -105,9 +107,9 @@ def test_jacobian_between_frames(build, quick_jit):
 
 @pytest.mark.parametrize("position", ["bias", "shaw"])
 def test_time_is_relative(x64, build, draw, position):
-    """T-ARCH 4: a clip that stands later in the frames, images before it, is the same.
+    """A clip at later frames, with images before it, gives the same output.
 
-    Run backwards it is not, unless the positions and the kernel over frames are made
+    A reversed clip does not, unless the positions and the kernel over frames are made
     symmetric.
     """
     spec = dataclasses.replace(ONE_LEVEL, relative_position=position)
@@ -126,7 +128,7 @@ def test_time_is_relative(x64, build, draw, position):
         names = [key.key for key in path]
         if names[-1] == "table":  # [heads, buckets]: past half, future half
             return jnp.concatenate([leaf[:, :16]] * 2, axis=1)
-        if names[-2] == "position":  # [2 reach + 1, d]
+        if names[-2] == "position":  # [2 max_distance + 1, d]
             return (leaf + leaf[::-1]) / 2
         if names[-3:] == ["temporal_conv", "conv", "kernel"]:
             taps = leaf.reshape(3, -1, leaf.shape[-1])
@@ -149,13 +151,15 @@ def test_one_set_of_parameters_for_all_lengths_and_sizes(build, draw):
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, others)
 
 
-def test_concat_is_channels_beside_z(build, draw):
+def test_concat_equals_more_channels_of_z(build, draw):
     k = draw(B, F, HW, HW, 2, seed=3)
-    apply, params, z, inputs = build(dataclasses.replace(ONE_LEVEL, patch=2), concat=k)
-    beside = apply(
+    apply, params, z, inputs = build(
+        dataclasses.replace(ONE_LEVEL, patch_size=2), concat=k
+    )
+    concatenated = apply(
         params, jnp.concatenate([z, k], axis=-1), inputs.replace(concat=None)
     )
-    np.testing.assert_array_equal(apply(params, z, inputs), beside)
+    np.testing.assert_array_equal(apply(params, z, inputs), concatenated)
 
 
 def test_skips_in_both_layouts(draw):
@@ -166,19 +170,19 @@ def test_skips_in_both_layouts(draw):
         assert [skip.shape[2] for skip in skips] == sizes
 
 
-@pytest.mark.parametrize("extra", [False, True])
-def test_once_a_level_has_its_parts_after_the_last_block(draw, extra):
+@pytest.mark.parametrize("skip_downsamples", [False, True])
+def test_layers_after_the_last_block_only(draw, skip_downsamples):
     level = LevelSpec(8, 2, TEMPORAL, layers_after_last_block_only=True)
-    spec = dataclasses.replace(SPEC, levels=(level,), extra_up_block=extra)
+    spec = dataclasses.replace(SPEC, levels=(level,), skip_downsamples=skip_downsamples)
     model, z = UNet3D(spec), draw(1, 2, 4, 4, 3)
     params = jax.eval_shape(model.init, jax.random.key(0), z, Inputs())["params"]
-    for way, blocks in (("down", 2), ("up", 2 + extra)):
+    for way, blocks in (("down", 2), ("up", 2 + skip_downsamples)):
         has = [set(params[way][f"level_0_block_{j}"]) for j in range(blocks)]
         assert has == [{"resnet"}] * (blocks - 1) + [{"resnet", *TEMPORAL}]
 
 
 def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit):
-    """Against Down, Middle, Up and the output layers called one by one."""
+    """Compare with calls of Down, Middle, Up and the output layers."""
     apply, params, z, inputs = build(VDM)
     own = {name: {"params": tree} for name, tree in params["params"].items()}
 
@@ -187,8 +191,8 @@ def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit):
         x = Middle(VDM).apply(own["middle"], x, inputs) + residuals[-1]
         skips = [s + r for s, r in zip(skips, residuals[:-1], strict=True)]
         x = Up(VDM).apply(own["up"], x, skips, inputs)
-        x = nn.swish(layers.GroupNorm().apply(own["norm"], x, inputs.vector))
-        return nn.Conv(3, (3, 3)).apply(own["out"], x.reshape(B * F, HW, HW, -1))
+        x = nn.swish(layers.GroupNorm().apply(own["norm_out"], x, inputs.vector))
+        return nn.Conv(3, (3, 3)).apply(own["conv_out"], x.reshape(B * F, HW, HW, -1))
 
     low, skips = jax.eval_shape(Down(VDM).apply, own["down"], z, inputs)
     shapes = [place.shape for place in (*skips, low)]
@@ -196,13 +200,13 @@ def test_residuals_are_added_to_skips_and_middle(build, draw, quick_jit):
     got = apply(params, z, inputs.replace(residuals=residuals))
     expected = quick_jit(by_hand)(z, residuals).reshape(z.shape)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="1 arrays for 5 places"):
+    with pytest.raises(ValueError, match="1 arrays for 5 skips and middle"):
         apply(params, z, inputs.replace(residuals=residuals[:1]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, dtype):
-    """Value and every gradient, on noise, on black frames and on outliers."""
+    """Value and every gradient are finite for noise, black frames and outliers."""
     spec = dataclasses.replace(ONE_LEVEL, dtype=dtype)
     z = draw(4, 3, HW, HW, 3).at[1].set(0).at[2].mul(1e3)
     logsnr = jnp.asarray([-20.0, 20.0, 20.0, -20.0])
@@ -222,7 +226,7 @@ def test_finite_at_the_ends_of_the_noise_range(draw, random_params, quick_jit, d
 
 
 @pytest.mark.parametrize("position", ["bias", "shaw"])
-def test_bfloat16_computes_what_float32_does(build, position):
+def test_bfloat16_is_close_to_float32(build, position):
     spec = dataclasses.replace(ONE_LEVEL, relative_position=position)
     apply, params, z, inputs = build(spec)
     half, half_params, _, _ = build(dataclasses.replace(spec, dtype="bfloat16"))
@@ -251,7 +255,7 @@ def test_compiled_and_not_compiled_agree(build):
 
 
 def primitives(jaxpr):
-    """Names of all equations, those inside of calls and remat included."""
+    """Yield the names of all equations, also of those inside calls and remat."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for value in jax.tree.leaves(
@@ -263,7 +267,7 @@ def primitives(jaxpr):
 
 
 def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit):
-    """Dropout included: the masks of the second forward pass are those of the first."""
+    """With dropout: the second forward pass has the masks of the first."""
     base = dataclasses.replace(SPEC, dropout=0.3)
     x, inputs = draw(B, 2, HW, HW, 8), Inputs(vector=draw(B, 6, seed=1))
     made = {
@@ -315,21 +319,21 @@ def test_activations_are_pinned_where_rules_are_set(build):
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
     rules = (("batch", "data"), *((axis, None) for axis in layers.LOGICAL_AXES[1:]))
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        assert pins() >= 6 + 7  # after each residual block and each part
+        assert pins() >= 6 + 7  # after each residual block and each layer
 
 
-def test_a_system_brings_its_own_parts(draw):
+def test_a_system_can_add_layer_types(draw):
     class Louder(nn.Module):
         spec: UNetSpec
 
         def __call__(self, x, inputs):
             return 2 * x
 
-    parts = FrozenDict({**LAYERS, "louder": Louder})
+    layer_types = FrozenDict({**LAYERS, "louder": Louder})
     spec = dataclasses.replace(SPEC, levels=(LevelSpec(8, 1, ("louder",)),))
-    check(spec, HW, HW, parts)
+    check(spec, HW, HW, layer_types)
     z, inputs = draw(1, 2, HW, HW, 3), Inputs()
-    model = UNet3D(spec, parts)
+    model = UNet3D(spec, layer_types)
     shapes = jax.eval_shape(model.init, jax.random.key(0), z, inputs)
     assert set(shapes["params"]["down"]["level_0_block_0"]) == {"resnet"}
     assert set(shapes["params"]["middle"]["block_0"]) == {"resnet", "temporal_conv"}
@@ -347,30 +351,30 @@ WRONG = {
     "dtype='float16' must be one of float32, bfloat16": {"dtype": "float16"},
     "levels is empty: it must hold one level or more": {"levels": ()},
     "levels[0].blocks=0 must be 1 or more": {"levels": levels((8, 0))},
-    "patch=0 must be 1 or more": {"patch": 0},
+    "patch_size=0 must be 1 or more": {"patch_size": 0},
     "dropout=1.0 must be in [0, 1)": {"dropout": 1.0},
-    "levels[0].mixing='conv' must be one of spatial_attention, linear_attention": {
+    "levels[0].layers='conv' must be one of spatial_attention, linear_attention": {
         "levels": levels((8, 1, ("conv",)))
     },
-    "middle names temporal_conv twice": {"middle": ("temporal_conv",) * 2},
+    "mid_layers names temporal_conv twice": {"mid_layers": ("temporal_conv",) * 2},
     "levels[1].channels=30 must be a multiple of 4 (head_dim): nearest 28 or 32": {
         "levels": levels((8, 1), (30, 1, TEMPORAL))
     },
     "levels[0].channels=6 must be a multiple of 4 (head_dim): nearest 4 or 8": {
         "levels": levels((6, 1)),
-        "middle": ("spatial_attention",),
+        "mid_layers": ("spatial_attention",),
     },
-    "height=20 must be a multiple of 6 (patch * 2^(levels - 1)): nearest 18 or 24": {
-        "patch": 3
+    "height=20 must be a multiple of 6 (patch_size * 2^(levels - 1)): nearest 18": {
+        "patch_size": 3
     },
-    "height=20 must be a multiple of 32 (patch * 2^(levels - 1)): nearest 32": {
+    "height=20 must be a multiple of 32 (patch_size * 2^(levels - 1)): nearest 32": {
         "levels": levels((8, 1)) * 6
     },
 }
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_check_says_what_would_be_right(message):
+def test_check_names_the_nearest_valid_value(message):
     with pytest.raises(UserError) as error:
         check(dataclasses.replace(SPEC, **WRONG[message]), 20, 12)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -378,7 +382,7 @@ def test_check_says_what_would_be_right(message):
 
 
 @pytest.mark.parametrize("height, width", [(20, 12), (6, 2)])
-def test_check_passes_what_can_be_built(draw, height, width):
+def test_check_accepts_valid_specs(draw, height, width):
     for spec in (SPEC, VDM):
         check(spec, height, width)
         assert hash(spec) == hash(dataclasses.replace(spec))
@@ -387,6 +391,6 @@ def test_check_passes_what_can_be_built(draw, height, width):
         assert out[0].shape == z.shape
 
 
-def test_head_dim_binds_only_levels_with_heads():
+def test_head_dim_applies_only_to_levels_with_heads():
     spec = UNetSpec(levels=(LevelSpec(10, 1, ("temporal_conv",)), LevelSpec(64, 1)))
     check(spec, 2, 2)

@@ -1,8 +1,8 @@
-"""Writes a small state dict with torch itself, in both of its formats.
+"""Write a small state dict with torch, in both of its formats.
 
     PATH/TO/python-with-torch -m tests.pretrained.record_torch_files
 
-Its tensors share a storage, are turned, have no axis, or none of their values.
+Among its tensors are views of one storage, a permuted one, a scalar and an empty one.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ FORMATS = {"zip.pth": True, "legacy.pth": False}
 
 
 def expected():
-    """What the files hold, as arrays."""
+    """Return the tensors of the files as arrays."""
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 8
     return {
         "base": base,
@@ -39,7 +39,7 @@ def main():
         (name, torch.from_numpy(np.array(array))) for name, array in expected().items()
     )
     tensors |= {"base": base, "turned": base.permute(2, 0, 1), "part": base[1, :, 1:3]}
-    tensors._metadata = {"": {"version": 1}}  # as Module.state_dict() leaves it
+    tensors._metadata = {"": {"version": 1}}  # as in Module.state_dict()
     DATA.mkdir(exist_ok=True)
     for name, new in FORMATS.items():
         torch.save(tensors, DATA / name, _use_new_zipfile_serialization=new)

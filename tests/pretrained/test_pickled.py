@@ -1,4 +1,4 @@
-"""Pickles of arrays are read as they were written; of any other nothing runs."""
+"""Pickles of arrays are read unchanged; no code of any other pickle is run."""
 
 import builtins
 import copyreg
@@ -16,13 +16,13 @@ from vdm_jax.pretrained import pickled
 
 
 def trees():
-    """Arrays of every kind that is read, in every order."""
+    """Arrays of every supported kind and memory order."""
     rng = np.random.default_rng(0)
-    whole = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    array = rng.normal(size=(2, 3, 4)).astype(np.float32)
     return {
-        "kernel": whole,
-        "turned": whole.T,
-        "part": whole[:, 1:, ::2],
+        "kernel": array,
+        "turned": array.T,
+        "part": array[:, 1:, ::2],
         "inside": {"point": np.array(2.5), "none": np.zeros((0, 3))},
         "pair": (np.arange(5), [np.array([True, False]), "name", ()]),
         "other end": np.arange(4, dtype=">i4"),
@@ -30,8 +30,10 @@ def trees():
     }
 
 
-@pytest.mark.parametrize("protocol", [3, 4])  # 2 writes bytes as a call of a codec
-def test_arrays_come_back(tmp_path, protocol):
+@pytest.mark.parametrize(
+    "protocol", [3, 4]
+)  # protocol 2 writes bytes as a call of a codec
+def test_arrays_round_trip(tmp_path, protocol):
     path = tmp_path / "a.pickle"
     path.write_bytes(pickle.dumps(trees(), protocol))
     found = pickled.read(path)
@@ -54,7 +56,7 @@ def test_arrays_come_back(tmp_path, protocol):
     same(trees(), found)
 
 
-def test_the_name_that_numpy_1_wrote_is_known(tmp_path):
+def test_the_global_of_numpy_1_is_allowed(tmp_path):
     path = tmp_path / "a.pickle"
     new, old = b"numpy._core.multiarray", b"numpy.core.multiarray"
     content = pickle.dumps(np.arange(3.0), 3)
@@ -64,7 +66,7 @@ def test_the_name_that_numpy_1_wrote_is_known(tmp_path):
 
 
 class Calls:
-    """Pickled, a call of anything with anything."""
+    """An object whose pickle is a call of any function."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -77,7 +79,7 @@ RAN = []
 
 
 def run(*args):
-    """What a hostile file would like to happen."""
+    """Record a call, which must never happen."""
     RAN.append(args)
 
 
@@ -99,7 +101,7 @@ CALLS = [
 def test_any_other_global_is_named_and_not_called(tmp_path, protocol, call):
     path = tmp_path / "a.pickle"
     path.write_bytes(pickle.dumps({"a": Calls(*call)}, protocol))
-    named = rf"asks for '[^']+\.{call[0].__name__}', which is no array"
+    named = rf"names '[^']+\.{call[0].__name__}', which is not an array"
     with pytest.raises(UserError, match=named) as caught:
         pickled.read(path)
     assert "\n" not in str(caught.value)
@@ -124,7 +126,7 @@ def array(kind: bytes, shape: bytes = b"(K\x02t", data: bytes = b"C\x08" + bytes
     return build(ARRAY, b"(K\x01" + shape + kind + b"\x89" + data + b"t")
 
 
-def test_the_hand_made_one_is_an_array(tmp_path):
+def test_the_pickle_made_by_hand_is_an_array(tmp_path):
     path = tmp_path / "a.pickle"
     path.write_bytes(array(dtype(b"f4")))
     np.testing.assert_array_equal(pickled.read(path), np.zeros(2, np.float32))
@@ -136,7 +138,7 @@ for _ in range(12):
 
 
 def nested(memoize: bytes, levels: int, before: bytes, after: bytes) -> bytes:
-    """() within itself, two a level: by its place in the memo, or copied."""
+    """Nested pairs of one tuple, repeated by memo slot or by DUP."""
     tree = b"\x80\x04" + before + b")" + memoize
     for level in range(levels):
         again = b"h" + bytes([level]) if memoize else b"2"
@@ -144,7 +146,7 @@ def nested(memoize: bytes, levels: int, before: bytes, after: bytes) -> bytes:
     return tree + after
 
 
-ODD = {
+REFUSED = {
     "object dtype": array(dtype(b"O8")),
     "object array": pickle.dumps(np.array([{}, run], object), 4),
     "record dtype": pickle.dumps(np.zeros(2, "f4,f4"), 4),
@@ -184,20 +186,22 @@ ODD = {
     "key that is no string": pickle.dumps({1: "a"}, 4),
     "persistent": b"\x80\x04K\x01Q.",
     "extension": b"\x80\x04\x82\x01.",
-    "holds itself": b"\x80\x04]q\x00h\x00a.",
+    "contains itself": b"\x80\x04]q\x00h\x00a.",
     "deep": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "laughs": pickle.dumps(LAUGHS, 4),
-    "more behind it": pickle.dumps(np.arange(2.0), 4) + b"cos\nsystem\n.",
+    "bytes after the end": pickle.dumps(np.arange(2.0), 4) + b"cos\nsystem\n.",
     "text file": b"hello\n",
     "empty": b"",
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_what_is_odd_is_refused_in_one_line(tmp_path, name):
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_pickles_are_refused_in_one_line(tmp_path, name):
     path = tmp_path / "a.pickle"
-    path.write_bytes(ODD[name])
-    with pytest.raises(UserError, match=r"a\.pickle is not a whole pickle") as caught:
+    path.write_bytes(REFUSED[name])
+    with pytest.raises(
+        UserError, match=r"a\.pickle is not a complete pickle"
+    ) as caught:
         pickled.read(path)
     assert "\n" not in str(caught.value)
 
@@ -205,16 +209,16 @@ def test_what_is_odd_is_refused_in_one_line(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text for a size", "shape is not whole numbers"),
-        ("a tuple of tuples for a type", "takes twice"),
-        ("a tuple of tuples for a key", "takes twice"),
-        ("the same by copies", "takes twice"),
+        ("text for a size", "shape is not integers"),
+        ("a tuple of tuples for a type", "uses an object twice"),
+        ("a tuple of tuples for a key", "uses an object twice"),
+        ("the same by copies", "uses an object twice"),
     ],
 )
-def test_what_would_cost_without_end_is_refused_before_it_does(tmp_path, name, reason):
-    """Refused later it would be too, after gigabytes or minutes."""
+def test_exponential_pickles_are_refused_before_they_are_loaded(tmp_path, name, reason):
+    """A later refusal would take gigabytes or minutes."""
     path = tmp_path / "a.pickle"
-    path.write_bytes(ODD[name])
+    path.write_bytes(REFUSED[name])
     with pytest.raises(UserError, match=reason):
         pickled.read(path)
 
@@ -222,16 +226,16 @@ def test_what_would_cost_without_end_is_refused_before_it_does(tmp_path, name, r
 SMALL = pickle.dumps({"a": np.arange(3.0), "b": ("c", np.ones((2, 2)))}, 4)
 
 
-def test_a_file_that_was_cut_is_refused_wherever(tmp_path):
+def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "a.pickle"
     for end in range(len(SMALL)):
         path.write_bytes(SMALL[:end])
-        with pytest.raises(UserError, match="not a whole pickle"):
+        with pytest.raises(UserError, match="not a complete pickle"):
             pickled.read(path)
 
 
-def test_bytes_that_were_changed_do_not_come_through_as_something_else(tmp_path):
-    """Any one byte: the file is refused, or it is a tree of arrays."""
+def test_a_changed_byte_gives_arrays_or_an_error(tmp_path):
+    """With any one byte changed the file is refused or is a tree of arrays."""
     path = tmp_path / "a.pickle"
     rng = np.random.default_rng(0)
 
@@ -259,15 +263,15 @@ def test_an_absent_file_is_named(tmp_path):
         pickled.read(tmp_path / "none.pickle")
 
 
-def test_a_small_pickle_cannot_ask_for_a_large_memo(tmp_path):
+def test_a_small_pickle_cannot_allocate_a_large_memo(tmp_path):
     path = tmp_path / "five"
     path.write_bytes(b"\x80\x02K\x07r" + struct.pack("<I", 2**31) + b".")
-    with pytest.raises(UserError, match="slot 2147483648 of its memo"):
+    with pytest.raises(UserError, match="memo slot 2147483648"):
         pickled.read(path)
 
 
 def integers(count):
-    """Integers of one hash, as a pickle has them."""
+    """Opcodes of integers that have the same hash."""
     for number in range(1, count):
         content = (number * sys.hash_info.modulus).to_bytes(10, "little")
         yield b"\x8a" + bytes([len(content)]) + content

@@ -1,4 +1,4 @@
-"""Others' safetensors by a table of names: shards, and files that do not fit."""
+"""Safetensors of other libraries by a name map: shards, and files that do not fit."""
 
 import json
 import tracemalloc
@@ -17,7 +17,7 @@ from vdm_jax.pretrained import name_maps, safetensors_io
 
 BERT = Bert(BertSpec(48, 32, 2, 24, 40, 2, 3))
 INDEX = "model.safetensors.index.json"
-TABLE = (
+NAME_MAP = (
     (r"old\.(\d)\.weight", name_maps.TRANSPOSE + r"new_\1/kernel"),
     (r"old\.(\d)\.bias", r"new_\1/bias"),
     (r"again\.(\d)\.bias", r"new_\1/bias"),
@@ -43,65 +43,65 @@ def change(path, **tensors):
     save_file({k: v for k, v in arrays.items() if v is not None}, path)
 
 
-def test_shards_are_the_whole(tmp_path):
-    write_folder(tmp_path / "whole", "bert")
+def test_shards_equal_one_file(tmp_path):
+    write_folder(tmp_path / "one_file", "bert")
     write_folder(tmp_path / "shards", "bert", shards=3)
     assert len(safetensors_io.tensor_files(tmp_path / "shards")) == 3
-    whole, shards = read(tmp_path / "whole"), read(tmp_path / "shards")
-    assert jax.tree.structure(whole) == jax.tree.structure(like())
-    jax.tree.map(np.testing.assert_array_equal, whole, shards)
+    one_file, shards = read(tmp_path / "one_file"), read(tmp_path / "shards")
+    assert jax.tree.structure(one_file) == jax.tree.structure(like())
+    jax.tree.map(np.testing.assert_array_equal, one_file, shards)
 
 
-def test_names_and_matrices_are_turned_as_the_table_says(tmp_path):
+def test_names_are_mapped_and_matrices_transposed(tmp_path):
     path = tmp_path / "model.safetensors"
     weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
     stored = {"old.3.weight": weight, "old.3.bias": bias, "buffer": np.arange(9)}
     save_file(stored, path)
-    wanted = {"new_3": {"kernel": weight.T, "bias": bias}}
-    found = safetensors_io.read((path,), wanted, TABLE, jnp.float32)
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    expected = {"new_3": {"kernel": weight.T, "bias": bias}}
+    params = safetensors_io.read((path,), expected, NAME_MAP, jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_any_precision_is_read_as_the_one_that_is_wanted(tmp_path, stored, dtype):
+def test_any_stored_dtype_is_cast_to_the_requested_one(tmp_path, stored, dtype):
     path = tmp_path / "model.safetensors"
     save_file({"old.0.bias": np.array([1, -2.5], stored)}, path)
-    wanted = {"new_0": {"bias": np.zeros(2)}}
-    leaf = safetensors_io.read((path,), wanted, TABLE, dtype)["new_0"]["bias"]
+    expected = {"new_0": {"bias": np.zeros(2)}}
+    leaf = safetensors_io.read((path,), expected, NAME_MAP, dtype)["new_0"]["bias"]
     assert leaf.dtype == dtype
     np.testing.assert_array_equal(np.float32(leaf), [1, -2.5])
 
 
 def test_two_names_of_one_tensor_must_agree(tmp_path):
     path = tmp_path / "model.safetensors"
-    wanted = {"new_0": {"bias": np.zeros(2)}}
+    expected = {"new_0": {"bias": np.zeros(2)}}
     one = np.ones(2, np.float32)
     save_file({"old.0.bias": one, "again.0.bias": one}, path)
-    safetensors_io.read((path,), wanted, TABLE, jnp.float32)
+    safetensors_io.read((path,), expected, NAME_MAP, jnp.float32)
     save_file({"old.0.bias": one, "again.0.bias": 2 * one}, path)
-    with pytest.raises(UserError, match="old.0.bias is the second, other value of new"):
-        safetensors_io.read((path,), wanted, TABLE, jnp.float32)
+    with pytest.raises(UserError, match="old.0.bias is a second, different new"):
+        safetensors_io.read((path,), expected, NAME_MAP, jnp.float32)
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
 
 
 @pytest.mark.parametrize(
-    "tensors, said",
+    "tensors, message",
     [
-        ({QUERY: None}, "lacks what makes layer_1/q/kernel$"),
-        ({"encoder.layer.2.output.dense.bias": np.zeros(24, "f4")}, "holds .*r.2.o"),
-        ({"adapter.weight": np.zeros(3, "f4")}, "holds what .* not: adapter.weight$"),
-        ({QUERY: np.zeros((24, 23), "f4")}, r"query.weight makes .*\(23, 24\), .*, 24"),
+        ({QUERY: None}, "lacks the tensors of layer_1/q/kernel$"),
+        ({"encoder.layer.2.output.dense.bias": np.zeros(24, "f4")}, "have: .*r.2.o"),
+        ({"adapter.weight": np.zeros(3, "f4")}, "does not have: adapter.weight$"),
+        ({QUERY: np.zeros((24, 23), "f4")}, r"query.weight for .*\(23, 24\), .*, 24"),
         ({QUERY: np.full((24, 24), np.nan, "f4")}, "query.weight is not finite"),
         ({QUERY: np.full((24, 24), np.inf, "f2")}, "query.weight is not finite"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named_in_one_line(tmp_path, tensors, said):
+def test_tensors_that_do_not_fit_are_named_in_one_line(tmp_path, tensors, message):
     write_folder(tmp_path, "bert")
     change(tmp_path / "model.safetensors", **tensors)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -113,8 +113,8 @@ def test_a_missing_shard_is_named(tmp_path):
         safetensors_io.tensor_files(tmp_path)
 
 
-def test_shards_lie_in_the_folder(tmp_path):
-    """An index that points elsewhere is not followed."""
+def test_shards_are_read_from_the_folder_only(tmp_path):
+    """An index that points to another folder is not followed."""
     write_folder(tmp_path / "inside", "bert", shards=2)
     write_folder(tmp_path, "bert")
     index = tmp_path / "inside" / INDEX
@@ -126,19 +126,19 @@ def test_shards_lie_in_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {}}']
 )
-def test_an_index_that_is_none_is_refused(tmp_path, content):
+def test_an_invalid_index_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)
-    with pytest.raises(UserError, match="is no index of shards"):
+    with pytest.raises(UserError, match="is not an index of shards"):
         safetensors_io.tensor_files(tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(X\x06\0\0\0exit 1tR.")
-    with pytest.raises(UserError, match="neither .*pytorch_model.bin. is not read"):
+    with pytest.raises(UserError, match="neither .*pytorch_model.bin. are not read"):
         safetensors_io.tensor_files(tmp_path)
 
 
-def test_half_a_file_is_refused(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     write_folder(tmp_path, "bert")
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -146,16 +146,16 @@ def test_half_a_file_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_there_are_never_two_copies(tmp_path):
-    """10 tensors of 1 MB in float32, kept in bfloat16: half, and one at a time."""
+def test_two_copies_are_never_in_memory(tmp_path):
+    """10 tensors of 1 MB in float32, loaded as bfloat16 one at a time."""
     path, count, size = tmp_path / "model.safetensors", 10, 1 << 20
     bias = np.zeros(size // 4, np.float32)
     save_file({f"old.{i}.bias": bias for i in range(count)}, path)
-    wanted = {f"new_{i}": {"bias": bias} for i in range(count)}
+    expected = {f"new_{i}": {"bias": bias} for i in range(count)}
     tracemalloc.start()
     try:
-        found = safetensors_io.read((path,), wanted, TABLE, jnp.bfloat16)
-        jax.block_until_ready(found)
+        params = safetensors_io.read((path,), expected, NAME_MAP, jnp.bfloat16)
+        jax.block_until_ready(params)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

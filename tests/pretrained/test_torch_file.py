@@ -1,4 +1,4 @@
-"""torch's files: what torch wrote, what is hostile, and what is cut or altered."""
+"""Files that torch wrote, malicious ones, and truncated or altered ones."""
 
 import pickle
 import struct
@@ -14,7 +14,7 @@ from vdm_jax.pretrained import torch_file
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_torch_wrote_is_read(name):
+def test_files_of_torch_are_read(name):
     found = torch_file.read(DATA / name)
     assert list(found) == list(expected())
     for key, array in expected().items():
@@ -60,8 +60,8 @@ def state(**entries: bytes) -> bytes:
 VALUES = np.arange(6, dtype="<f4")
 
 
-def zipped(path, described, method=zipfile.ZIP_STORED, more=()):
-    entries = {"data.pkl": described, "data/0": VALUES.tobytes(), "version": b"3\n"}
+def zipped(path, description, method=zipfile.ZIP_STORED, more=()):
+    entries = {"data.pkl": description, "data/0": VALUES.tobytes(), "version": b"3\n"}
     entries = {f"model/{name}": content for name, content in entries.items()}
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in (entries | dict(more)).items():
@@ -69,10 +69,10 @@ def zipped(path, described, method=zipfile.ZIP_STORED, more=()):
     return path
 
 
-def legacy(path, described, magic=torch_file.LEGACY[0], little=True):
-    start = [magic, torch_file.LEGACY[1], {"little_endian": little}]
+def legacy(path, description, magic=torch_file.LEGACY_MAGIC[0], little=True):
+    start = [magic, torch_file.LEGACY_MAGIC[1], {"little_endian": little}]
     values = struct.pack("<q", 6) + VALUES.tobytes()
-    parts = [pickle.dumps(x, 2) for x in start] + [described, pickle.dumps(["0"], 2)]
+    parts = [pickle.dumps(x, 2) for x in start] + [description, pickle.dumps(["0"], 2)]
     path.write_bytes(b"".join(parts) + values)
     return path
 
@@ -124,13 +124,13 @@ def test_views_of_a_storage(make, tmp_path, shape, strides, offset):
     ],
 )
 def test_no_view_leaves_its_storage(make, tmp_path, change):
-    with pytest.raises(UserError, match="w.pth (lacks values of|is not a whole)"):
+    with pytest.raises(UserError, match="w.pth (lacks values of|is not a complete)"):
         torch_file.read(make(tmp_path / "w.pth", state(a=tensor(**change))))
 
 
-# --- hostile files ----------------------------------------------------------------
+# --- malicious files --------------------------------------------------------------
 
-HOSTILE = {
+MALICIOUS = {
     "global": b"\x80\x02cposix\nsystem\n(" + plain("touch /tmp/x") + b"tR.",
     "stack": b"\x80\x04" + plain("posix") + plain("system") + b"\x93.",
     "instance": b"(" + plain("touch /tmp/x") + b"iposix\nsystem\n.",
@@ -144,27 +144,27 @@ HOSTILE = {
 
 
 @MAKE
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", MALICIOUS)
 def test_other_globals_are_named_and_not_imported(make, tmp_path, name):
     with pytest.raises(UserError, match=r"w.pth names '\w.*', which no state dict"):
-        torch_file.read(make(tmp_path / "w.pth", HOSTILE[name]))
+        torch_file.read(make(tmp_path / "w.pth", MALICIOUS[name]))
 
 
-def test_hostile_pickles_in_the_other_places_of_a_legacy_file(tmp_path):
+def test_malicious_pickles_at_other_positions_of_a_legacy_file(tmp_path):
     path = tmp_path / "w.pth"
     whole = legacy(path, state(a=tensor())).read_bytes()
     for place in (b"", whole[: whole.index(b"ccollections") - 2]):
-        path.write_bytes(place + HOSTILE["global"] + whole)
+        path.write_bytes(place + MALICIOUS["global"] + whole)
         with pytest.raises(UserError, match="names 'posix.system'"):
             torch_file.read(path)
 
 
 @MAKE
-def test_a_pickle_cannot_alter_what_was_made(make, tmp_path):
-    """BUILD sets attributes of the object before it: none of ours takes any."""
+def test_a_pickle_cannot_alter_existing_objects(make, tmp_path):
+    """BUILD sets attributes of the object before it; ours have none."""
     fields = plain({"shape": (9, 9)})
     for push in (tensor() + fields + b"b", tensor() + b"N" + fields + b"\x86b"):
-        with pytest.raises(UserError, match="is not a whole torch file"):
+        with pytest.raises(UserError, match="is not a complete torch file"):
             torch_file.read(make(tmp_path / "w.pth", state(a=push)))
     defaults = plain({"__defaults__": (1,), "__kwdefaults__": {"a": 1}})
     function = b"ctorch._utils\n_rebuild_tensor_v2\nN" + defaults + b"\x86b0"
@@ -174,26 +174,26 @@ def test_a_pickle_cannot_alter_what_was_made(make, tmp_path):
 
 
 @MAKE
-def test_what_is_not_a_state_dict_is_named(make, tmp_path):
+def test_other_objects_than_a_state_dict_are_named(make, tmp_path):
     cases = {
-        "holds a int, not a state dict": b"\x80\x02K\x07.",
-        "holds 'epoch', a int: give a state dict": state(a=tensor(), epoch=b"K\x07"),
-        "holds 'model', a dict: give a": state(model=b"}"),
-        "holds 7, a _Tensor": b"\x80\x02}K\x07" + tensor() + b"s.",
+        "has a int, not a state dict": b"\x80\x02K\x07.",
+        "has 'epoch', a int: give a state dict": state(a=tensor(), epoch=b"K\x07"),
+        "has 'model', a dict: give a": state(model=b"}"),
+        "has 7, a _Tensor": b"\x80\x02}K\x07" + tensor() + b"s.",
     }
-    for said, described in cases.items():
-        with pytest.raises(UserError, match=said):
-            torch_file.read(make(tmp_path / "w.pth", described))
+    for message, description in cases.items():
+        with pytest.raises(UserError, match=message):
+            torch_file.read(make(tmp_path / "w.pth", description))
 
 
 @MAKE
-def test_a_small_pickle_cannot_ask_for_a_large_memo(make, tmp_path):
+def test_a_small_pickle_cannot_allocate_a_large_memo(make, tmp_path):
     push = b"K\x07r" + struct.pack("<I", 2**31)  # 7, stored in slot 2^31 of the memo
-    with pytest.raises(UserError, match="slot 2147483648 of its memo"):
+    with pytest.raises(UserError, match="memo slot 2147483648"):
         torch_file.read(make(tmp_path / "w.pth", state(a=push)))
 
 
-# --- broken files -----------------------------------------------------------------
+# --- damaged files ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -230,10 +230,10 @@ def test_archives_that_torch_does_not_write(tmp_path):
         "compressed": {"method": zipfile.ZIP_DEFLATED},
         "without one NAME/data.pkl": {"more": {"other/data.pkl": good}},
         "the other byte order": {"more": {"model/byteorder": b"big"}},
-        "cut short": {"more": {"model/data/0": VALUES.tobytes()[:-4]}},
+        "truncated": {"more": {"model/data/0": VALUES.tobytes()[:-4]}},
     }
-    for said, change in cases.items():
-        with pytest.raises(UserError, match=said):
+    for message, change in cases.items():
+        with pytest.raises(UserError, match=message):
             torch_file.read(zipped(path, good, **change))
     encrypted = bytearray(zipped(path, good).read_bytes())
     encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
@@ -248,12 +248,12 @@ def test_archives_that_torch_does_not_write(tmp_path):
 
 def test_legacy_files_that_torch_does_not_write(tmp_path):
     path, good = tmp_path / "w.pth", state(a=tensor())
-    with pytest.raises(UserError, match="begins with another number"):
+    with pytest.raises(UserError, match="does not start with the magic number"):
         torch_file.read(legacy(path, good, magic=5))
     with pytest.raises(UserError, match="the other byte order"):
         torch_file.read(legacy(path, good, little=False))
     path.write_bytes(legacy(path, good).read_bytes() + b"\0")
-    with pytest.raises(UserError, match="longer or shorter"):
+    with pytest.raises(UserError, match="its length is not that"):
         torch_file.read(path)
 
 

@@ -1,4 +1,4 @@
-"""Longer and larger videos, and videos of which something is given."""
+"""Longer and larger videos, and videos with an observation."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from vdm_jax import sampling
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import autoregressive, generate
+from vdm_jax.sampling import autoregressive, program
 
 # All draw two videos at once, so that they share their programs.
 QUICK = sampling.Settings(steps=3, batch_size=2)
@@ -27,24 +27,24 @@ SAMPLERS = {
 
 
 def pixels(shape, seed=0):
-    """Any video, uint8 and encoded."""
+    """Return a random video, uint8 and encoded."""
     video = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     return video, (video / 127.5 - 1).astype(np.float32)
 
 
-def given(model, frames, places, seed=0):
-    """Known of one video of which the frames at `places` are given; their pixels."""
+def observe(model, frames, indices, seed=0):
+    """Return an observation of one video's frames `indices`, and their pixels."""
     shape = (1, frames, *model.shape[1:])
     video, encoded = pixels(shape, seed)
     mask = np.zeros((*shape[:-1], 1), bool)
-    mask[:, places] = True
-    return sampling.Observation(np.where(mask, encoded, 0), mask), video[0, places]
+    mask[:, indices] = True
+    return sampling.Observation(np.where(mask, encoded, 0), mask), video[0, indices]
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
-def test_given_frames_come_back_as_they_are(trained, name):
+def test_known_frames_are_returned_unchanged(trained, name):
     model, params = trained
-    known, frames = given(model, 12, slice(0, 4))
+    known, frames = observe(model, 12, slice(0, 4))
     settings = SAMPLERS[name]
     videos = sampling.to_uint8(
         sampling.extend_in_blocks(model, params, 2, settings, known)
@@ -54,30 +54,31 @@ def test_given_frames_come_back_as_they_are(trained, name):
     assert (videos[0, 4:] != videos[1, 4:]).mean() > 0.5
 
 
-@pytest.mark.parametrize("places", [[16, 17, 18], [0, 7, 14, 18], [9]])
+@pytest.mark.parametrize("indices", [[16, 17, 18], [0, 7, 14, 18], [9]])
 @pytest.mark.parametrize("backward", [False, True])
-def test_frames_are_kept_wherever_they_are(trained, places, backward):
+def test_frames_are_kept_wherever_they_are(trained, indices, backward):
     model, params = trained
-    known, frames = given(model, 19, places)
+    known, frames = observe(model, 19, indices)
     videos = sampling.extend_in_blocks(
         model, params, 2, QUICK, known, backward=backward
     )
-    np.testing.assert_array_equal(sampling.to_uint8(videos)[1, places], frames)
+    np.testing.assert_array_equal(sampling.to_uint8(videos)[1, indices], frames)
     assert np.abs(videos).max(axis=(0, 2, 3, 4)).min() > 0  # no frame left empty
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_blocks_go_on_from_what_is_given(trained, monkeypatch, backward):
-    """From one end to the other: none is made out of nothing."""
+def test_every_block_continues_known_frames(trained, monkeypatch, backward):
+    """From one end to the other: none is sampled without an observation."""
     model, params = trained
     seen = []
 
-    def sample(model, params, num, settings, *, known, **how):
+    def sample(model, params, num, settings, *, observation, **options):
+        known = observation
         seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(autoregressive, "sample", sample)
-    known, _ = given(model, 16, [14, 15] if backward else [0, 1])
+    known, _ = observe(model, 16, [14, 15] if backward else [0, 1])
     sampling.extend_in_blocks(
         model, params, 2, QUICK, known, overlap_frames=3, backward=backward
     )
@@ -85,7 +86,7 @@ def test_blocks_go_on_from_what_is_given(trained, monkeypatch, backward):
     assert seen == [each[::-1] if backward else each for each in (first, *others)]
 
 
-def test_given_pixels_come_back_and_the_rest_is_painted(trained):
+def test_known_pixels_are_returned_and_the_rest_is_inpainted(trained):
     model, params = trained
     shape = (1, *model.shape)
     video, encoded = pixels(shape)
@@ -96,29 +97,29 @@ def test_given_pixels_come_back_and_the_rest_is_painted(trained):
     assert same[mask].all() and same[~mask].mean() < 0.1
 
 
-def test_of_nothing_given_one_block_is_a_plain_sample(trained):
+def test_one_block_without_an_observation_is_a_plain_sample(trained):
     model, params = trained
-    known, _ = given(model, model.shape[0], [])
+    known, _ = observe(model, model.shape[0], [])
     plain = sampling.sample(model, params, 2, QUICK, seed=3)
     filled = sampling.extend_in_blocks(model, params, 2, QUICK, known, seed=3)
     np.testing.assert_array_equal(filled, plain)
 
 
 def test_a_block_reads_what_the_one_before_it_left(trained):
-    """Other given frames change the next block, and through it the one after."""
+    """Other known frames change the next block, and through it the one after."""
     model, params = trained
     made = []
     for seed in (0, 1):
-        known, _ = given(model, 16, slice(0, 8), seed)
+        known, _ = observe(model, 16, slice(0, 8), seed)
         made.append(sampling.extend_in_blocks(model, params, 2, QUICK, known))
     difference = np.abs(made[0] - made[1]).mean(axis=(0, 2, 3, 4))
     assert (difference[8:] > 1e-4).all()
 
 
 def test_a_last_batch_is_filled_up_and_no_video_depends_on_it(trained):
-    """Three videos in batches of two: the third has its own noise, as ever."""
+    """Three videos in batches of two: the third has its own noise too."""
     model, params = trained
-    known, _ = given(model, 8, slice(0, 4))
+    known, _ = observe(model, 8, slice(0, 4))
     three = sampling.extend_in_blocks(model, params, 3, QUICK, known)
     two = sampling.extend_in_blocks(model, params, 2, QUICK, known)
     np.testing.assert_array_equal(three[:2], two)
@@ -133,7 +134,7 @@ def test_one_window_is_a_plain_sample_bit_for_bit(trained):
 
 
 def test_windows_make_longer_and_larger_videos(trained):
-    """Given frames included; a larger video comes from the same parameters."""
+    """Known frames included; a larger video is sampled with the same parameters."""
     model, params = trained
     size = (12, 20, 16)
     video, encoded = pixels((1, *size, 3))
@@ -142,17 +143,17 @@ def test_windows_make_longer_and_larger_videos(trained):
     known = sampling.Observation(encoded, mask)
     videos = sampling.sample(model, params, 2, QUICK, observation=known, size=size)
     assert videos.shape == (2, *size, 3) and np.isfinite(videos).all()
-    places = sampling.to_uint8(videos)[1, [0, 11]]
-    np.testing.assert_array_equal(places, video[0, [0, 11]])
+    frames = sampling.to_uint8(videos)[1, [0, 11]]
+    np.testing.assert_array_equal(frames, video[0, [0, 11]])
     assert videos[:, 1:11].std() > 0.05
 
 
-def test_a_small_version_pulls_at_the_video(trained):
+def test_a_low_resolution_clip_guides_the_video(trained):
     model, params = trained
     _, low = pixels((1, 12, 4, 4, 3))
     distance = []
     for w in (1e-9, 3.0):
-        known = given(model, 12, [])[0]._replace(low=low)
+        known = observe(model, 12, [])[0]._replace(low_res=low)
         settings = sampling.Settings(steps=8, reconstruction_weight=w)
         videos = sampling.extend_in_blocks(model, params, 2, settings, known)
         means = videos.reshape(2, 12, 4, 4, 4, 4, 3).mean((3, 5))
@@ -165,16 +166,17 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
     labels = np.array([[0, 1]], np.int32)
     away = np.array([[2, 0]], np.int32)
 
-    def draw(w, **told):
-        settings = sampling.Settings(steps=3, guidance_scale=w)
-        return sampling.sample(model, params, 2, settings, labels=labels, **told)
+    def draw(scale, **negative):
+        settings = sampling.Settings(steps=3, guidance_scale=scale)
+        return sampling.sample(model, params, 2, settings, labels=labels, **negative)
 
-    assert np.abs(draw(2.0) - draw(2.0, negative=away)).mean() > 1e-3
-    # Away from the label itself, guidance does nothing.
-    np.testing.assert_allclose(draw(2.0, negative=labels), draw(0.0), atol=1e-3)
+    assert np.abs(draw(3.0) - draw(3.0, negative_labels=away)).mean() > 1e-3
+    # With the label itself as the negative one, guidance does nothing.
+    same = draw(3.0, negative_labels=labels)
+    np.testing.assert_allclose(same, draw(1.0), atol=1e-3)
 
 
-def test_inversion_is_what_ddim_takes_back(trained):
+def test_ddim_samples_the_videos_from_their_inversion(trained):
     model, params = trained
     labels = np.array([[0, 1], [1, 0]], np.int32)
     plain = sampling.Settings(clip_x=0.0)
@@ -191,38 +193,38 @@ def test_inversion_is_what_ddim_takes_back(trained):
 
 
 def test_programs_are_compiled_once_for_all_numbers(trained):
-    """Steps, weights, seeds and blocks are arguments; what is given is a program."""
+    """Steps, weights, seeds and blocks are arguments; an observation is a program."""
     model, params = trained
 
     def programs():
-        return generate._run_steps._cache_size(), generate._init_carry._cache_size()
+        return program.run_steps._cache_size(), program.init_carry._cache_size()
 
     def plain(seed=0, **settings):
         # A batch of its own, so that nothing is left from other tests.
-        asked = sampling.Settings(**settings, batch_size=5)
-        sampling.sample(model, params, 5, asked, seed=seed)
+        settings = sampling.Settings(**settings, batch_size=5)
+        sampling.sample(model, params, 5, settings, seed=seed)
 
-    def extended(places, frames, **settings):
-        known, _ = given(model, frames, places)
-        asked = sampling.Settings(**settings, batch_size=5)
-        sampling.extend_in_blocks(model, params, 5, asked, known)
+    def extended(indices, frames, **settings):
+        known, _ = observe(model, frames, indices)
+        settings = sampling.Settings(**settings, batch_size=5)
+        sampling.extend_in_blocks(model, params, 5, settings, known)
 
-    chunk, begin = programs()
+    steps_programs, init_programs = programs()
     for steps in (2, 9, 20):
         plain(steps=steps, seed=steps)
-    assert programs() == (chunk + 1, begin + 1)
-    for steps, weight, schedule in (
-        (2, 0.5, "constant"), (9, 3.0, "oscillating:1"), (4, 7.0, "frames:1"),
+    assert programs() == (steps_programs + 1, init_programs + 1)
+    for steps, scale, schedule in (
+        (2, 1.5, "constant"), (9, 4.0, "oscillating:2"), (4, 8.0, "frames:2"),
     ):  # fmt: skip
-        plain(steps=steps, guidance=weight, guidance_schedule=schedule)
-    assert programs() == (chunk + 2, begin + 2)
-    for places, frames, steps, weight in (
+        plain(steps=steps, guidance_scale=scale, guidance_schedule=schedule)
+    assert programs() == (steps_programs + 2, init_programs + 2)
+    for indices, frames, steps, weight in (
         (slice(0, 4), 20, 2, 1.0), ([0, 7], 8, 9, 4.0), ([3], 12, 3, 9.0),
     ):  # fmt: skip
-        extended(places, frames, steps=steps, reconstruction=weight)
-    assert programs() == (chunk + 3, begin + 3)
-    extended([], 16, steps=2)  # a first block of which nothing is given, then others
-    assert programs() == (chunk + 3, begin + 3)
+        extended(indices, frames, steps=steps, reconstruction_weight=weight)
+    assert programs() == (steps_programs + 3, init_programs + 3)
+    extended([], 16, steps=2)  # a first block without an observation, then others
+    assert programs() == (steps_programs + 3, init_programs + 3)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
@@ -233,9 +235,9 @@ def test_a_traced_seed_is_the_same_seed(seed):
     np.testing.assert_array_equal(jax.random.key_data(same), jax.random.key_data(keys))
 
 
-def test_a_small_version_needs_a_weight(trained):
+def test_a_low_resolution_clip_needs_a_weight(trained):
     model, params = trained
-    known = given(model, 8, [])[0]._replace(low=np.zeros((1, 8, 4, 4, 3)))
+    known = observe(model, 8, [])[0]._replace(low_res=np.zeros((1, 8, 4, 4, 3)))
     with pytest.raises(UserError, match="a weight above 0"):
         sampling.extend_in_blocks(
             model, params, 1, SAMPLERS["replacement, heun"], known

@@ -8,16 +8,16 @@ import pytest
 
 from vdm_jax import sampling
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import generate
+from vdm_jax.sampling import program
 
 
 def draw(trained, num=3, **settings):
     model, params = trained
     labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
-    where = {k: settings.pop(k) for k in ("seed", "first", "progress") if k in settings}
-    settings = {"steps": 4, "guidance": 1.0, "batch_size": 3, **settings}
-    asked = sampling.Settings(**settings)
-    return sampling.sample(model, params, num, asked, labels=labels, **where)
+    options = {k: settings.pop(k) for k in ("seed", "progress") if k in settings}
+    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
+    settings = sampling.Settings(**settings)
+    return sampling.sample(model, params, num, settings, labels=labels, **options)
 
 
 def test_a_video_does_not_depend_on_its_batch(trained):
@@ -28,8 +28,8 @@ def test_a_video_does_not_depend_on_its_batch(trained):
 
 
 def test_ancestral_noise_does_not_depend_on_the_batch_either(trained):
-    whole = draw(trained, sampler="ancestral", gamma=0.5)
-    split = draw(trained, sampler="ancestral", gamma=0.5, batch_size=2)
+    whole = draw(trained, sampler="ancestral", ancestral_gamma=0.5)
+    split = draw(trained, sampler="ancestral", ancestral_gamma=0.5, batch_size=2)
     np.testing.assert_allclose(split, whole, atol=1e-4)
 
 
@@ -44,7 +44,7 @@ def test_seeds_and_videos_differ(trained):
     assert abs(pair[0] - pair[1]).mean() > 0.01
 
 
-def test_first_counts_on(trained):
+def test_first_index_is_the_number_of_the_first_video(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
     settings = sampling.Settings(steps=2, batch_size=1)
@@ -55,12 +55,12 @@ def test_first_counts_on(trained):
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
-def test_one_program_serves_every_number_of_steps_and_every_weight(trained):
-    draw(trained, steps=4, guidance=1.0)
-    before = generate._run_steps._cache_size()
-    for steps, guidance in ((2, 1.0), (20, 0.5), (7, 3.0)):
-        draw(trained, steps=steps, guidance=guidance)
-    assert generate._run_steps._cache_size() == before
+def test_one_program_serves_every_number_of_steps_and_every_scale(trained):
+    draw(trained, steps=4, guidance_scale=2.0)
+    before = program.run_steps._cache_size()
+    for steps, scale in ((2, 2.0), (20, 1.5), (7, 4.0)):
+        draw(trained, steps=steps, guidance_scale=scale)
+    assert program.run_steps._cache_size() == before
 
 
 def test_progress_reaches_its_total(trained):
@@ -80,15 +80,15 @@ def test_labels_are_read_by_name(trained):
     assert sampling.label_text(model, np.array([-1, 0])) == "x"
     drawn = sampling.draw_labels(model, 6, seed=3)
     assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]
-    alike = dataclasses.replace(model, attributes=(("a", "b"), ("x", "y")))
+    alike = dataclasses.replace(model, label_vocabulary=(("a", "b"), ("x", "y")))
     drawn = sampling.draw_labels(alike, 40)
     assert len(np.unique(drawn, axis=0)) == 4  # each attribute by itself
 
 
-@pytest.mark.parametrize("asked", ["green", "a,b", "a,", "a,x,y"])
-def test_a_wrong_label_names_what_there_is(trained, asked):
+@pytest.mark.parametrize("text", ["green", "a,b", "a,", "a,x,y"])
+def test_a_wrong_label_names_what_there_is(trained, text):
     with pytest.raises(UserError, match="--label="):
-        sampling.draw_labels(trained[0], 1, asked)
+        sampling.draw_labels(trained[0], 1, text)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,16 @@ def test_a_wrong_label_names_what_there_is(trained, asked):
     [
         ({"steps": 0}, "steps=0: from 1 to 1024"),
         ({"steps": 2000}, "from 1 to 1024"),
-        ({"guidance": -1.0}, "w >= 0"),
-        ({"guidance": float("nan")}, "guidance=nan"),
-        ({"guidance": float("inf")}, "guidance=inf"),
+        ({"guidance_scale": 0.5}, "from 1 to 1000, the scale s of"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale=inf"),
         ({"sampler": "heum"}, "one of ddim, ancestral, dpm"),
-        ({"sampler": "ancestral", "gamma": 1.5}, "gamma=1.5: from 0 to 1"),
+        (
+            {"sampler": "ancestral", "ancestral_gamma": 1.5},
+            "ancestral_gamma=1.5: from 0",
+        ),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"threshold": -1.0}, "threshold"),
+        ({"clip_x": -1.0}, "clip_x"),
     ],
 )
 def test_settings_out_of_range_are_one_line(trained, settings, message):
@@ -113,9 +116,9 @@ def test_settings_out_of_range_are_one_line(trained, settings, message):
 def test_guidance_needs_dropped_conditions(trained):
     model, params = trained
 
-    never = dataclasses.replace(model, label_drop=0.0)
+    never = dataclasses.replace(model, label_dropout=0.0)
     with pytest.raises(UserError, match="sometimes dropped"):
-        sampling.sample(never, params, 1, sampling.Settings(guidance_scale=1.0))
+        sampling.sample(never, params, 1, sampling.Settings(guidance_scale=2.0))
 
 
 def test_uint8_is_the_inverse_of_encode(trained):

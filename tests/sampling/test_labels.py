@@ -10,16 +10,16 @@ from vdm_jax.errors import UserError
 from vdm_jax.sampling import draw_labels, label_text
 
 NAMES = ("none", "cats, dogs", 'the "big" one', " ", "a=b", "-1", "naïve", "\\", "cats")
-MODEL: Any = types.SimpleNamespace(attributes=(NAMES, ("slow", "fast")))
+MODEL: Any = types.SimpleNamespace(label_vocabulary=(NAMES, ("slow", "fast")))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_can_be_asked_for(name):
+def test_every_name_can_be_written(name):
     label = np.array([NAMES.index(name), -1])
-    asked = label_text(MODEL, label)
-    assert (draw_labels(MODEL, 2, asked) == label).all()
+    text = label_text(MODEL, label)
+    assert (draw_labels(MODEL, 2, text) == label).all()
     label[1] = 1
-    assert (draw_labels(MODEL, 1, f"fast,{asked}") == label).all()
+    assert (draw_labels(MODEL, 1, f"fast,{text}") == label).all()
 
 
 def test_in_quotation_marks_a_name_is_what_it_is():
@@ -30,6 +30,6 @@ def test_in_quotation_marks_a_name_is_what_it_is():
     )
     with pytest.raises(UserError, match=r'no value .*"none", "cats, dogs", "the ""big'):
         draw_labels(MODEL, 1, "cats, dogs")
-    for asked in ('"cats', '"a"b', '""'):
+    for text in ('"cats', '"a"b', '""'):
         with pytest.raises(UserError, match="--label="):
-            draw_labels(MODEL, 1, asked)
+            draw_labels(MODEL, 1, text)

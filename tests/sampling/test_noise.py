@@ -1,6 +1,6 @@
-"""Laws of a whole sampling, of a model whose every answer is known.
+"""Laws of a whole sampling, with a model whose every prediction is known.
 
-Its network is silent, so that the preconditioning alone predicts: the denoiser is the
+Its network returns 0, so that the preconditioning alone predicts: the denoiser is the
 exact one of independent Gaussian pixels with the data's mean and variance.
 """
 
@@ -22,18 +22,18 @@ HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
 PARAMS = {"network": {}, "conditioning_encoder": {}}
 
 
-class Silent:
-    """A network, or a conditioning encoder, whose answer is 0."""
+class Zero:
+    """A network, or a conditioning encoder, that returns 0."""
 
     def apply(self, params, first, *more, **how):
         return jnp.zeros_like(first)
 
 
 def gaussian(mean=0.1, variance=0.01, stage=None):
-    """A model of its own, whose programs no other test has compiled."""
+    """Return a new model, whose programs no other test has compiled."""
     return DiffusionModel(
-        Silent(),  # type: ignore[arg-type]
-        Silent(),  # type: ignore[arg-type]
+        Zero(),  # type: ignore[arg-type]
+        Zero(),  # type: ignore[arg-type]
         schedules.Cosine(),
         schedules.Cosine(),
         SHAPE,
@@ -54,69 +54,69 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
         steps=16, clip_x=0.0, reconstruction_weight=1.0, reconstruction_schedule="exact"
     )
 
-    def parts(**asked):
-        made = sampling.sample(model, PARAMS, 2, settings, **asked)
-        cells = made.reshape(2, SHAPE[0], h, 8 // h, w, 8 // w, SHAPE[3])
+    def parts(**options):
+        videos = sampling.sample(model, PARAMS, 2, settings, **options)
+        cells = videos.reshape(2, SHAPE[0], h, 8 // h, w, 8 // w, SHAPE[3])
         means = cells.mean((3, 5), keepdims=True)
         return means.reshape(low.shape), cells - means
 
-    means, rest = parts(known=known)
+    means, rest = parts(observation=known)
     np.testing.assert_allclose(means, low, atol=1e-6)
     np.testing.assert_allclose(rest, parts()[1], atol=1e-9)
 
 
-class Share:
-    """A conditioning encoder: a share by the label, a fifth where it is not kept."""
+class LabelGain:
+    """A conditioning encoder: a gain by the label, a fifth where it is not kept."""
 
     def apply(self, params, logsnr, frames, cond):
-        share = 0.5 + 0.1 * cond["label"][:, 0]
-        return jnp.where(cond["keep"]["label"], share, 0.2)
+        gain = 0.5 + 0.1 * cond["label"][:, 0]
+        return jnp.where(cond["keep"]["label"], gain, 0.2)
 
 
 class Linear:
-    """A network: that share of z."""
+    """A network: z times the gain."""
 
-    def apply(self, params, z, share, train, rngs):
-        return share.reshape(-1, 1, 1, 1, 1) * z
+    def apply(self, params, z, gain, train, rngs):
+        return gain.reshape(-1, 1, 1, 1, 1) * z
 
 
 def linear():
-    """Its first step is of as much signal as noise."""
+    """Return a linear model whose first step has as much signal as noise."""
     return dataclasses.replace(
         gaussian(0.0, 1.0),
         network=Linear(),
-        conditioning_encoder=Share(),
+        conditioning_encoder=LabelGain(),
         schedule=schedules.Cosine(logsnr_min=0.0),
-        output="x",
-        attributes=(("a", "b"),),
-        label_drop=0.1,
+        prediction_type="x",
+        label_vocabulary=(("a", "b"),),
+        label_dropout=0.1,
     )
 
 
-def test_guidance_is_away_from_each_video_s_own_negative_label():
+def test_each_video_has_its_own_negative_label():
     z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
-    settings = Settings(steps=1, guidance_scale=2.0, batch_size=2)
-    told = {"labels": labels, "start": z}
-    made = sampling.sample(linear(), PARAMS, 3, settings, **told)
-    share = 0.5 + 0.1 * labels
-    expected = (3 * share - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
+    settings = Settings(steps=1, guidance_scale=3.0, batch_size=2)
+    options = {"labels": labels, "initial_noise": z}
+    made = sampling.sample(linear(), PARAMS, 3, settings, **options)
+    gain = 0.5 + 0.1 * labels
+    expected = (3 * gain - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
     made = sampling.sample(
-        linear(), PARAMS, 3, settings, **told, negative_labels=negative
+        linear(), PARAMS, 3, settings, **options, negative_labels=negative
     )
-    expected = (3 * share - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
+    expected = (3 * gain - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
-def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
+def test_guidance_then_reconstruction_then_clipping_then_replacement(x64):
     """One step to the prediction itself, whose every part has a closed form."""
     rng = np.random.default_rng(0)
     z, video = rng.normal(size=(2, 2, *SHAPE))
     low = rng.uniform(-1, 1, (2, SHAPE[0], 4, 4, SHAPE[3]))
     known = Observation(np.clip(video, -1, 1), HALF, low)
     settings = Settings(
-        steps=1, guidance_scale=2.0, reconstruction_weight=3.0, clip_x=0.6
+        steps=1, guidance_scale=3.0, reconstruction_weight=3.0, clip_x=0.6
     )
     labels = np.zeros((2, 1), np.int32)
     made = sampling.sample(
@@ -132,33 +132,33 @@ def test_branches_are_combined_then_pulled_at_then_clipped_then_replaced(x64):
     inside = np.abs(expected) < 0.6
     assert 0.2 < inside.mean() < 0.8
     expected = np.where(HALF, known.video, expected)
-    after = slice(SHAPE[0] // 2, None)  # of frames that are not given
+    after = slice(SHAPE[0] // 2, None)  # frames that are not known
     np.testing.assert_allclose(made[:, after], expected[:, after], atol=1e-9)
     np.testing.assert_array_equal(made[:, : after.start], known.video[:, : after.start])
 
 
-class Given:
-    """A conditioning encoder, and a network: the video that a stage is given, how noisy it is.
+class ShowLowRes:
+    """A conditioning encoder, and a network that returns a stage's low-resolution input.
 
-    The first channel is the video's, the second says the level.
+    The first channel is the video's, the second is its noise level.
     """
 
     def apply(self, params, first, second, *more, **how):
         if not isinstance(second, int):  # the network: z and what the encoder returned
             return second
-        video, level = more[0]["low"], more[0]["low_logsnr"]
+        video, level = more[0]["low_res"], more[0]["low_res_logsnr"]
         level = jnp.broadcast_to(level.reshape(-1, 1, 1, 1, 1), video[..., :1].shape)
         return jnp.concatenate([video[..., :1], level / 20], axis=-1)
 
 
 @pytest.mark.parametrize("snr", [50.0, 400.0])
-def test_a_stage_is_given_the_noise_that_it_is_told_of(snr):
-    told = Given()
+def test_a_stage_s_input_has_the_noise_level_of_its_condition(snr):
+    network = ShowLowRes()
     model = dataclasses.replace(
         gaussian(0.0, 1.0, LowResolution("ssr", 2, SHAPE)),
-        network=told,
-        conditioning_encoder=told,
-        output="x",
+        network=network,
+        conditioning_encoder=network,
+        prediction_type="x",
     )
     own = np.linspace(-0.4, 0.4, 5, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     low = np.broadcast_to(own, (5, SHAPE[0], 4, 4, SHAPE[3]))
@@ -173,7 +173,7 @@ def test_a_stage_is_given_the_noise_that_it_is_told_of(snr):
 
 @pytest.fixture
 def draws(monkeypatch):
-    """Every noise that any program draws while it runs, video by video."""
+    """Return a list of every noise that a program draws while it runs."""
     seen, normal = [], samplers.normal
 
     def spied(*args):
@@ -185,31 +185,36 @@ def draws(monkeypatch):
     return seen
 
 
-GIVEN = Observation(np.zeros((1, *SHAPE)), HALF)
-LOW = {"low": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
+KNOWN = Observation(np.zeros((1, *SHAPE)), HALF)
+LOW = {"low_res": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
 STEPS = 3
 
 
 @pytest.mark.parametrize(
-    "settings, asked, count",
+    "settings, options, count",
     [
         # Of a video: its start, then of each step the sampler's own, the corrector's,
         # and at each call that of the pixels that are replaced.
-        ({"sampler": "ancestral", "corrector": 0.1}, {"known": GIVEN}, 1 + 4 * STEPS),
-        ({"sampler": "heun", "churn": 5.0}, {"known": GIVEN}, 1 + 3 * STEPS),
-        # And once the noise on what a stage is given.
+        (
+            {"sampler": "ancestral", "langevin_delta": 0.1},
+            {"observation": KNOWN},
+            1 + 4 * STEPS,
+        ),
+        ({"sampler": "heun", "s_churn": 5.0}, {"observation": KNOWN}, 1 + 3 * STEPS),
+        # And once the noise on a stage's low-resolution input.
         ({"sampler": "ancestral"}, LOW, 2 + STEPS),
     ],
 )
-def test_no_noise_is_drawn_twice(draws, settings, asked, count):
+def test_no_noise_is_drawn_twice(draws, settings, options, count):
     """Neither within a video, nor by other videos, seeds, stages or blocks."""
-    model = gaussian(stage=LowResolution("ssr", 2, SHAPE) if "low" in asked else None)
+    stage = LowResolution("ssr", 2, SHAPE) if "low_res" in options else None
+    model = gaussian(stage=stage)
     settings = Settings(
         steps=STEPS, reconstruction_weight=0.0, batch_size=2, **settings
     )
-    each = {}, {"seed": 1}, {"stage": 1}, {"block": 1}, {"first": 2}
-    for which in each:
-        sampling.sample(model, PARAMS, 2, settings, **asked, **which)
+    each = {}, {"seed": 1}, {"stage_index": 1}, {"block_index": 1}, {"first_index": 2}
+    for index in each:
+        sampling.sample(model, PARAMS, 2, settings, **options, **index)
     jax.effects_barrier()
     assert len(draws) == 2 * len(each) * count
     assert len({noise.tobytes() for noise in draws}) == len(draws)

@@ -1,4 +1,4 @@
-"""Clips and masks of a user's, read into what is known of the output."""
+"""Observations read from clips and masks of a user."""
 
 import dataclasses
 import os
@@ -19,9 +19,7 @@ RATE = 8.0
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """24 frames of 24x32 at twice the model's rate, each of one grey: 10 times its
-    number.
-    """
+    """24 grey frames of 24x32 at twice the model's rate; the grey is 10 times the index."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     grey = 10 * np.arange(24, dtype=np.uint8)[:, None, None, None]
     video = np.broadcast_to(grey, (24, 24, 32, 3))
@@ -30,97 +28,98 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture
-def wanted(trained):
+def output(trained):
     return observations.OutputSpec(trained[0], RATE)
 
 
 def greys(known):
-    """Mean of each given frame in 0..255, and where they are."""
-    places = np.flatnonzero(known.mask[0].all(axis=(1, 2, 3)))
-    return sampling.to_uint8(known.video[0, places]).mean((1, 2, 3)), places.tolist()
+    """Return the mean of each known frame in 0..255, and the frames' indices."""
+    indices = np.flatnonzero(known.mask[0].all(axis=(1, 2, 3)))
+    means = sampling.to_uint8(known.video[0, indices]).mean((1, 2, 3))
+    return means, indices.tolist()
 
 
-def longer(wanted, frames, tiles=(1, 1)):
-    return observations.OutputSpec(wanted.model, wanted.fps, frames, tiles)
+def longer(output, frames, tiles=(1, 1)):
+    return observations.OutputSpec(output.model, output.fps, frames, tiles)
 
 
-def test_extend_takes_the_first_frames_at_the_model_s_rate(wanted, clip):
-    known, note = observations.extend(wanted, clip)
+def test_extend_takes_the_first_frames_at_the_model_s_rate(output, clip):
+    known, info = observations.extend(output, clip)
     assert known.video.shape == (1, 16, 16, 16, 3)
-    grey, places = greys(known)
-    assert places == [0, 1, 2, 3] and note["places"] == places
+    grey, indices = greys(known)
+    assert indices == [0, 1, 2, 3] and info["output_frames"] == indices
     np.testing.assert_allclose(grey, [0, 20, 40, 60], atol=2)
-    assert note["frames_of_clip"] == [0, 2, 4, 6]
-    assert (note["width"], note["height"], note["output"]) == (64, 48, "16x16")
-    assert "nearest to 8 fps" in note["timing"]
+    assert info["clip_frames"] == [0, 2, 4, 6]
+    assert (info["width"], info["height"], info["output"]) == (64, 48, "16x16")
+    assert "nearest to 8 fps" in info["timing"]
 
 
-def test_extend_backward_puts_them_at_the_end(wanted, clip):
-    known, note = observations.extend(longer(wanted, 20), clip, 3, backward=True)
-    grey, places = greys(known)
-    assert places == [17, 18, 19]
+def test_extend_backward_puts_them_at_the_end(output, clip):
+    known, info = observations.extend(longer(output, 20), clip, 3, backward=True)
+    grey, indices = greys(known)
+    assert indices == [17, 18, 19]
     np.testing.assert_allclose(grey, [0, 20, 40], atol=2)
 
 
-def test_between_spreads_frames_and_keeps_their_distance_in_time(wanted, clip):
-    known, note = observations.interpolate(wanted, clip)
+def test_interpolate_spreads_frames_and_keeps_their_distance_in_time(output, clip):
+    known, info = observations.interpolate(output, clip)
     assert greys(known)[1] == [0, 7]
-    known, note = observations.interpolate(longer(wanted, 9), clip, 5)
-    grey, places = greys(known)
-    assert places == [0, 2, 4, 6, 8]
+    known, info = observations.interpolate(longer(output, 9), clip, 5)
+    grey, indices = greys(known)
+    assert indices == [0, 2, 4, 6, 8]
     np.testing.assert_allclose(grey, [0, 40, 80, 120, 160], atol=2)  # a quarter second
-    every = greys(observations.interpolate(longer(wanted, 12), clip)[0])[1]
+    every = greys(observations.interpolate(longer(output, 12), clip)[0])[1]
     assert every == [0, 6, 11]
 
 
-def test_a_generated_file_is_taken_as_it_is(wanted, tmp_path):
+def test_a_generated_file_is_taken_as_it_is(output, tmp_path):
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", videos=video)
-    known, note = observations.extend(wanted, str(tmp_path / "samples.npz"))
+    known, info = observations.extend(output, str(tmp_path / "samples.npz"))
     np.testing.assert_array_equal(sampling.to_uint8(known.video[0, :4]), video[0, :4])
-    # The mp4 beside it is enlarged for the eye; coming back it is nearly the same.
+    # The mp4 next to it is enlarged for the eye; read again it is nearly the same.
     video_io.write_video(tmp_path / "a.mp4", video[0], RATE)
-    known, _ = observations.extend(wanted, str(tmp_path / "a.mp4"))
+    known, _ = observations.extend(output, str(tmp_path / "a.mp4"))
     error = sampling.to_uint8(known.video[0, :4]).astype(int) - video[0, :4]
     assert np.abs(error).mean() < 10  # of pure noise, which H.264 likes least
 
 
-def test_white_of_the_mask_is_painted(wanted, clip, tmp_path):
+def test_white_of_the_mask_is_unknown(output, clip, tmp_path):
     mask = np.zeros((48, 64, 3), np.uint8)
     mask[:24] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    known, note = observations.inpaint(wanted, clip, str(tmp_path / "mask.png"))
+    known, info = observations.inpaint(output, clip, str(tmp_path / "mask.png"))
     assert known.mask.shape == (1, 8, 16, 16, 1)
     assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()
-    assert note["painted"] == 0.5
+    assert info["masked_fraction"] == 0.5
     moving = np.zeros((8, 24, 32, 3), np.uint8)
     moving[4:] = 255
     video_io.write_video(tmp_path / "mask.mp4", moving, RATE)
-    known, _ = observations.inpaint(wanted, clip, str(tmp_path / "mask.mp4"))
+    known, _ = observations.inpaint(output, clip, str(tmp_path / "mask.mp4"))
     assert known.mask[0, :4].all() and not known.mask[0, 4:].any()
 
 
-def test_upscale_keeps_the_small_clip_as_area_means(wanted, clip, tmp_path):
-    known, note = observations.upscale(wanted, clip, 4)
+def test_upscale_keeps_the_small_clip_as_area_means(output, clip, tmp_path):
+    known, info = observations.upscale(output, clip, 4)
     assert known.low_res.shape == (1, 8, 4, 4, 3) and not known.mask.any()
     np.testing.assert_allclose(known.low_res.mean((0, 2, 3, 4)) * 127.5 + 127.5,
                                20 * np.arange(8), atol=2)  # fmt: skip
-    assert (note["low"], note["output"]) == ("4x4", "16x16")
+    assert (info["low_res"], info["output"]) == ("4x4", "16x16")
     small = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 10, 3), dtype=np.uint8)
     np.savez(tmp_path / "small.npz", videos=small)
-    known, _ = observations.upscale(wanted, str(tmp_path / "small.npz"))
+    known, _ = observations.upscale(output, str(tmp_path / "small.npz"))
     np.testing.assert_array_equal(
         sampling.to_uint8(known.low_res[0]), small[0, :, :, 1:9]
     )
-    known, _ = observations.upscale(wanted, str(tmp_path / "small.npz"), 4)
+    known, _ = observations.upscale(output, str(tmp_path / "small.npz"), 4)
     assert known.low_res.shape == (1, 8, 4, 4, 3)
     known, _ = observations.upscale(
-        longer(wanted, 8, (3, 2)), str(tmp_path / "small.npz")
+        longer(output, 8, (3, 2)), str(tmp_path / "small.npz")
     )
     assert known.video.shape[2:4] == (48, 32) and known.low_res.shape[2:4] == (8, 5)
 
 
-def test_grey_models_get_grey_clips(wanted, clip, trained):
+def test_grey_models_get_grey_clips(output, clip, trained):
     model = dataclasses.replace(trained[0], shape=(8, 16, 16, 1))
     known, _ = observations.extend(observations.OutputSpec(model, RATE), clip)
     assert known.video.shape[-1] == 1
@@ -134,7 +133,7 @@ def mask_file(folder, height, width, value=255):
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("observe", "message"),
     [
         (lambda w, c, d: observations.extend(longer(w, 64), c, 9), "at most 8"),
         (
@@ -156,7 +155,7 @@ def mask_file(folder, height, width, value=255):
             "no white (255)",
         ),
         (lambda w, c, d: observations.inpaint(w, c, f"{d}/absent.png"), "absent.png"),
-        (lambda w, c, d: observations.upscale(w, c), "--factor=2 shrinks"),
+        (lambda w, c, d: observations.upscale(w, c), "--downscale_factor=2 shrinks"),
         (lambda w, c, d: observations.upscale(w, c, 17), "from 2 to 16"),
         (lambda w, c, d: observations.extend(w, f"{d}/absent.mp4"), "absent.mp4"),
         (
@@ -166,34 +165,34 @@ def mask_file(folder, height, width, value=255):
         (lambda w, c, d: observations.extend(w, __file__), "not a video"),
     ],
 )
-def test_what_does_not_fit_is_one_line(wanted, clip, tmp_path, ask, message):
+def test_what_does_not_fit_is_one_line(output, clip, tmp_path, observe, message):
     with pytest.raises(UserError) as refusal:
-        ask(wanted, clip, tmp_path)
+        observe(output, clip, tmp_path)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_an_npz_that_declares_a_terabyte_is_one_line(wanted, tmp_path):
+def test_an_npz_that_declares_a_terabyte_is_one_line(output, tmp_path):
     path = tmp_path / "samples.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("videos.npy", "w") as file:
         head = {"descr": "|u1", "fortran_order": False, "shape": (1, 2**40, 1, 1, 3)}
         np.lib.format.write_array_header_1_0(file, head)
     with pytest.raises(UserError, match="is no samples.npz of sample.py: "):
-        observations.extend(wanted, str(path))
+        observations.extend(output, str(path))
 
 
-def test_an_npz_that_is_too_short_is_refused(wanted, tmp_path):
+def test_an_npz_that_is_too_short_is_refused(output, tmp_path):
     path = str(tmp_path / "samples.npz")
     np.savez(path, videos=np.zeros((1, 3, 16, 16, 3), np.uint8))
     with pytest.raises(UserError, match="3 frames, 4 are needed"):
-        observations.extend(wanted, path)
+        observations.extend(output, path)
 
 
-def test_between_takes_the_frames_at_their_own_places(wanted, tmp_path):
+def test_interpolate_takes_the_frames_at_their_own_indices(output, tmp_path):
     path = str(tmp_path / "samples.npz")
     video = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 16, 3), np.uint8)
     np.savez(path, videos=video)
-    known, note = observations.interpolate(longer(wanted, 16), path, 3)
-    assert note["places"] == note["frames_of_clip"] == [0, 8, 15]
+    known, info = observations.interpolate(longer(output, 16), path, 3)
+    assert info["output_frames"] == info["clip_frames"] == [0, 8, 15]
     made = sampling.to_uint8(known.video[0, [0, 8, 15]])
     np.testing.assert_array_equal(made, video[0, [0, 8, 15]])
 
@@ -208,7 +207,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", [*BROKEN, "cut", "flipped", "empty", "an array"])
-def test_a_broken_npz_is_one_line(wanted, tmp_path, what):
+def test_a_broken_npz_is_one_line(output, tmp_path, what):
     path = tmp_path / "samples.npz"
     good = np.random.default_rng(0).integers(0, 256, (1, 8, 16, 16, 3), np.uint8)
     np.savez_compressed(path, videos=BROKEN.get(what, good))
@@ -224,39 +223,39 @@ def test_a_broken_npz_is_one_line(wanted, tmp_path, what):
         np.save(tmp_path / "samples.npy", good)
         (tmp_path / "samples.npy").replace(path)
     with pytest.raises(UserError, match="is no samples.npz of sample.py") as refusal:
-        observations.extend(wanted, str(path))
+        observations.extend(output, str(path))
     assert "\n" not in str(refusal.value)
 
 
-def test_a_video_larger_than_memory_is_refused(wanted):
+def test_a_video_larger_than_memory_is_refused(output):
     with pytest.raises(UserError, match="GiB of memory needed"):
-        observations.no_observation(longer(wanted, 10**9))
+        observations.no_observation(longer(output, 10**9))
 
 
-def test_a_mask_that_is_a_pipe_is_not_waited_for(wanted, clip, tmp_path):
+def test_a_mask_that_is_a_pipe_is_not_waited_for(output, clip, tmp_path):
     os.mkfifo(tmp_path / "mask.png")
     with pytest.raises(UserError, match="not a regular file"):
-        observations.inpaint(wanted, clip, str(tmp_path / "mask.png"))
+        observations.inpaint(output, clip, str(tmp_path / "mask.png"))
 
 
 @pytest.mark.parametrize("name", ["mask.webp", "mask.gif"])
-def test_a_file_of_one_picture_is_a_mask(wanted, clip, tmp_path, name):
+def test_a_file_of_one_picture_is_a_mask(output, clip, tmp_path, name):
     mask = np.zeros((48, 64, 3), np.uint8)
     mask[:24] = 255
     Image.fromarray(mask).save(tmp_path / name, lossless=True)
-    known, _ = observations.inpaint(wanted, clip, str(tmp_path / name))
+    known, _ = observations.inpaint(output, clip, str(tmp_path / name))
     assert not known.mask[0, :, :8].any() and known.mask[0, :, 8:].all()
 
 
-def test_a_clip_is_a_file_whatever_its_name(wanted, clip, tmp_path, monkeypatch):
+def test_a_clip_is_a_file_whatever_its_name(output, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("take:1.mp4", "http:a.mp4"):
         shutil.copy(clip, name)
-        known, note = observations.extend(wanted, name)
-        assert greys(known)[1] == [0, 1, 2, 3] and note["clip"] == name
+        known, info = observations.extend(output, name)
+        assert greys(known)[1] == [0, 1, 2, 3] and info["clip"] == name
 
 
-def test_a_clip_that_crashes_the_decoder_ends_in_one_line(wanted, clip, monkeypatch):
-    monkeypatch.setattr(observations, "GUARD", SandboxedDecoder(memory=150 << 20))
+def test_a_clip_that_crashes_the_decoder_ends_in_one_line(output, clip, monkeypatch):
+    monkeypatch.setattr(observations, "DECODER", SandboxedDecoder(memory=150 << 20))
     with pytest.raises(UserError, match="decod"):
-        observations.extend(wanted, clip)
+        observations.extend(output, clip)

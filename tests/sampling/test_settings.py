@@ -1,4 +1,4 @@
-"""What a user can ask of a sampler, and what is refused before anything compiles."""
+"""Settings of sampling, and what is refused before anything compiles."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from configs.base import base
 from vdm_jax import sampling
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import settings as asked
+from vdm_jax.sampling import settings as setting
 
 LOGSNR = np.array([-8.0, -2.0, 0.0, 2.0, 8.0])
 
 
-def weights(schedule, w=5.0, frames=3):
-    settings = sampling.Settings(guidance_scale=w, guidance_schedule=schedule)
-    return asked.guidance_scales(settings, LOGSNR, frames)
+def scales(schedule, scale=5.0, frames=3):
+    settings = sampling.Settings(guidance_scale=scale, guidance_schedule=schedule)
+    return setting.guidance_scales(settings, LOGSNR, frames)
 
 
 def test_the_config_has_every_setting_and_the_defaults_are_fields():
@@ -30,58 +30,58 @@ def test_the_config_has_every_setting_and_the_defaults_are_fields():
     ("schedule", "expected"),
     [
         ("constant", [5, 5, 5, 5, 5]),
-        ("interval:-2:2", [0, 5, 5, 5, 0]),
+        ("interval:-2:2", [1, 5, 5, 5, 1]),
         ("oscillating:1", [5, 1, 5, 1, 5]),
         ("oscillating:1:0.5", [5, 5, 5, 1, 5]),
-        ("oscillating:0:0", [0, 5, 0, 5, 0]),
+        ("oscillating:1:0", [1, 5, 1, 5, 1]),
     ],
 )
-def test_weights_by_the_step(schedule, expected):
-    found = weights(schedule)
+def test_scales_by_the_step(schedule, expected):
+    found = scales(schedule)
     assert found.shape == (5, 1, 3)
     np.testing.assert_array_equal(found, np.tile(np.array(expected)[:, None, None], 3))
 
 
-def test_a_low_weight_may_be_above_one():
-    np.testing.assert_array_equal(weights("oscillating:2")[:, 0, 0], [5, 2, 5, 2, 5])
+def test_the_low_scale_may_be_above_one():
+    np.testing.assert_array_equal(scales("oscillating:2")[:, 0, 0], [5, 2, 5, 2, 5])
 
 
-def test_weights_by_the_frame():
-    np.testing.assert_allclose(weights("frames:1")[2, 0], [1, 3, 5])
+def test_scales_by_the_frame():
+    np.testing.assert_allclose(scales("frames:1")[2, 0], [1, 3, 5])
 
 
 def test_reconstruction_weights():
     settings = sampling.Settings(reconstruction_weight=2.0)
-    assert asked.reconstruction_weight(settings, 0.25) == (2.0, 0.0)
+    assert setting.reconstruction_base_slope(settings, 0.25) == (2.0, 0.0)
     exact = dataclasses.replace(settings, reconstruction_schedule="exact")
-    assert asked.reconstruction_weight(exact, 0.25) == (2.0, 8.0)
+    assert setting.reconstruction_base_slope(exact, 0.25) == (2.0, 8.0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guidance_schedule": "frames:2"}, "goes with a guidance above 0"),
+        ({"guidance_schedule": "frames:2"}, "goes with a guidance_scale above 1"),
         ({"guidance_schedule": "sine"}, "constant, interval"),
         ({"guidance_schedule": "constant:1"}, "constant, interval"),
         ({"guidance_schedule": "interval:2:-2"}, "LOW must be below HIGH"),
         ({"guidance_schedule": "interval:a:b"}, "constant, interval"),
         ({"guidance_schedule": "interval:nan:2"}, "constant, interval"),
-        ({"guidance_schedule": "oscillating:-1"}, "a weight from 0 to 1000"),
-        ({"guidance_schedule": "oscillating:1:2"}, "share from 0 to 1"),
-        ({"guidance_schedule": "frames:-1"}, "a weight from 0 to 1000"),
-        ({"guidance_schedule": "frames:1e99"}, "a weight from 0 to 1000"),
-        ({"guidance_schedule": "oscillating:1e99"}, "a weight from 0 to 1000"),
+        ({"guidance_schedule": "oscillating:0"}, "a scale from 1 to 1000"),
+        ({"guidance_schedule": "oscillating:1:2"}, "fraction from 0 to 1"),
+        ({"guidance_schedule": "frames:0.9"}, "a scale from 1 to 1000"),
+        ({"guidance_schedule": "frames:1e99"}, "a scale from 1 to 1000"),
+        ({"guidance_schedule": "oscillating:1e99"}, "a scale from 1 to 1000"),
         ({"steps": 10**400}, "from 1 to 1024"),
         ({"batch_size": 10**20}, "from 1 to"),
-        ({"snr": np.nan}, "snr=nan"),
-        ({"snr": -1.0}, "snr=-1.0"),
-        ({"schedule": "sigmoid"}, "one of '', cosine"),
-        ({"combine": "sum"}, "one of linear, rescaled, projected"),
-        ({"reconstruction": -1.0}, "w_r, 0 is replacement"),
+        ({"augmentation_snr": np.nan}, "augmentation_snr=nan"),
+        ({"augmentation_snr": -1.0}, "augmentation_snr=-1.0"),
+        ({"sampling_schedule": "sigmoid"}, "one of '', cosine"),
+        ({"cfg_mode": "sum"}, "one of linear, rescaled, projected"),
+        ({"reconstruction_weight": -1.0}, "w_r, 0 is replacement"),
         ({"reconstruction_schedule": "linear"}, "one of constant, exact"),
-        ({"corrector": 2.0}, "Langevin corrector"),
-        ({"churn": -1.0}, "churn=-1.0"),
-        ({"percentile": 101.0}, "percentile of |x|"),
+        ({"langevin_delta": 2.0}, "Langevin corrector"),
+        ({"s_churn": -1.0}, "s_churn=-1.0"),
+        ({"dynamic_threshold": 101.0}, "percentile of |x|"),
     ],
 )
 def test_settings_out_of_range_are_one_line(trained, change, message):
@@ -91,37 +91,37 @@ def test_settings_out_of_range_are_one_line(trained, change, message):
 
 
 def test_an_eps_output_needs_a_bound_where_no_signal_is_left(trained):
-    model = dataclasses.replace(trained[0], output="eps")
+    model = dataclasses.replace(trained[0], prediction_type="eps")
     unbound = sampling.Settings(clip_x=0.0)
     with pytest.raises(UserError, match="eps output that starts at logsnr=-20"):
         sampling.check_settings(model, 1, 0, unbound)
     for allowed in (
         sampling.Settings(),
-        dataclasses.replace(unbound, percentile=99.5),
-        dataclasses.replace(unbound, schedule="karras"),
+        dataclasses.replace(unbound, dynamic_threshold=99.5),
+        dataclasses.replace(unbound, sampling_schedule="karras"),
     ):
         sampling.check_settings(model, 1, 0, allowed)
     sampling.check_settings(trained[0], 1, 0, unbound)  # v says all of it
 
 
 @pytest.mark.parametrize("sampler", ["dpm", "heun"])
-def test_second_order_steps_on_karras_levels_unless_told(trained, sampler):
+def test_second_order_steps_are_on_karras_levels_by_default(trained, sampler):
     model = trained[0]
     settings = sampling.Settings(sampler=sampler)
-    assert asked.make_schedule(model, settings).sampling_times(2)[-1] == 0
-    own = dataclasses.replace(settings, schedule="cosine")
-    assert asked.make_schedule(model, own).sampling_times(2)[-1] == 0.5
-    assert asked.make_schedule(model, sampling.Settings()) is model.schedule
+    assert setting.make_schedule(model, settings).sampling_times(2)[-1] == 0
+    own = dataclasses.replace(settings, sampling_schedule="cosine")
+    assert setting.make_schedule(model, own).sampling_times(2)[-1] == 0.5
+    assert setting.make_schedule(model, sampling.Settings()) is model.schedule
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
     narrow = schedules.Cosine(-6.0, 7.0, logsnr_shift=-1.0)
     model = dataclasses.replace(trained[0], schedule=narrow)
-    made = asked.make_schedule(model, sampling.Settings(sampling_schedule=name))
+    made = setting.make_schedule(model, sampling.Settings(sampling_schedule=name))
     low, high = schedules.logsnr_range(made)
     assert -6.001 < low < high < 7.001
-    assert getattr(made, "shift", -1.0) == -1.0
+    assert getattr(made, "logsnr_shift", -1.0) == -1.0
     if name == "cosine":
         t = np.linspace(0, 1, 9)
         np.testing.assert_allclose(made.angle(t), narrow.angle(t), rtol=1e-9)
@@ -130,10 +130,6 @@ def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
 @pytest.mark.parametrize("value", ["8", None, [8], {"a": 1}, 8.5])
 def test_a_config_whose_values_are_of_another_type_is_refused(value):
     with pytest.raises(UserError, match=r"sample\.steps"):
-        asked.Settings.from_config({"steps": value})
-    assert (
-        asked.Settings.from_config(
-            {"guidance": 1, "reconstruction": None}
-        ).guidance_scale
-        == 1
-    )
+        setting.Settings.from_config({"steps": value})
+    fields = {"guidance_scale": 2, "reconstruction_weight": None}
+    assert setting.Settings.from_config(fields).guidance_scale == 2

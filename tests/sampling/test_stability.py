@@ -1,4 +1,4 @@
-"""The weight that what is observed asks for, and weights that diverge."""
+"""The default weight of an observation, and weights that diverge."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
 from vdm_jax import sampling
 from vdm_jax.diffusion import guidance, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation, Settings, generate, stability
+from vdm_jax.sampling import Observation, Settings, generate, reconstruction, stability
 
 NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
 FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
@@ -24,14 +24,14 @@ def low_of(n, deviation):
 
 @pytest.mark.parametrize("means, weight", [(True, 1.0), (False, 9.0)])
 def test_the_weight_follows_what_is_observed(means, weight):
-    """As a library as on the command line; a weight that is asked for stays."""
+    """In the library as on the command line; a weight in the settings is kept."""
     known = Observation(*NOTHING, low_of(2, 0.1)) if means else Observation(*FRAMES)
     settings = Settings(steps=4)
     found = sampling.with_reconstruction_weight(gaussian(), settings, known)
-    assert found == dataclasses.replace(settings, reconstruction=weight)
+    assert found == dataclasses.replace(settings, reconstruction_weight=weight)
     assert sampling.with_reconstruction_weight(gaussian(), found, known) == found
-    asked = dataclasses.replace(settings, reconstruction=1.5)
-    assert sampling.with_reconstruction_weight(gaussian(), asked, known) == asked
+    own = dataclasses.replace(settings, reconstruction_weight=1.5)
+    assert sampling.with_reconstruction_weight(gaussian(), own, known) == own
 
 
 def test_a_library_s_default_meets_the_area_means():
@@ -50,18 +50,18 @@ def test_a_weight_that_diverges_is_named_with_one_that_does_not(weight):
     with pytest.raises(UserError) as refusal:
         sampling.sample(model, PARAMS, 2, settings, observation=known)
     line = str(refusal.value)
-    assert line.startswith(f"reconstruction={weight:g} diverges for a small version")
+    assert line.startswith(f"reconstruction_weight={weight:g} diverges for a low-res")
     assert "64 steps of ancestral" in line and "\n" not in line
-    most = float(line.split("guidance: ")[1].split(" at most")[0])
+    most = float(line.split("without guidance: ")[1].split(" at most")[0])
     assert 2 < most < 4.5
-    allowed = dataclasses.replace(settings, reconstruction=most - 0.1)
+    allowed = dataclasses.replace(settings, reconstruction_weight=most - 0.1)
     assert sampling.with_reconstruction_weight(model, allowed, known) == allowed
-    given = Observation(*FRAMES)  # replaced, so they bear it
-    assert sampling.with_reconstruction_weight(model, settings, given) == settings
+    frames = Observation(*FRAMES)  # replaced, so they bear it
+    assert sampling.with_reconstruction_weight(model, settings, frames) == settings
 
 
-def test_area_means_of_given_pixels_bear_more():
-    """Of which a quarter is free: four times the weight is the same step."""
+def test_area_means_of_known_pixels_bear_more():
+    """A quarter of the pixels is unknown: four times the weight is the same step."""
     (video, mask), low = NOTHING, low_of(1, 0.1)
     mask = mask.copy()
     mask[:, :, ::2] = mask[:, :, :, ::2] = True
@@ -74,7 +74,7 @@ def test_area_means_of_given_pixels_bear_more():
             gaussian(), settings, Observation(video, ~mask, low)
         )
     mask[:] = True
-    settings = dataclasses.replace(settings, reconstruction=1e4)
+    settings = dataclasses.replace(settings, reconstruction_weight=1e4)
     assert sampling.with_reconstruction_weight(
         gaussian(), settings, Observation(video, mask, low)
     )
@@ -89,29 +89,29 @@ def test_area_means_need_a_weight():
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "changes",
     [
         {"sampler": "ancestral", "steps": 8, "reconstruction_schedule": "exact"},
         {"sampler": "heun", "steps": 8},
-        {"sampler": "dpm", "steps": 8, "schedule": "karras"},
+        {"sampler": "dpm", "steps": 8, "sampling_schedule": "karras"},
     ],
 )
-def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, asked, x64):
-    """Gaussian videos, whose denoiser is exact: below it nearer, above it further."""
-    monkeypatch.setattr(generate, "observing", lambda model, settings, known: settings)
+def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, changes, x64):
+    """Gaussian videos, whose denoiser is exact: below it a smaller error, above larger."""
+    monkeypatch.setattr(generate, "with_reconstruction_weight", lambda m, s, o: s)
     monkeypatch.setattr(generate.np, "clip", lambda x, low, high: x)
     model, deviation = gaussian(0.0, 0.04), 0.2
     low = low_of(8, deviation)
-    settings = Settings(clip_x=0.0, **asked)
-    sampler = generate.make_sampler(settings)
-    table = sampler.table(generate.make_schedule(model, settings), settings.steps)
+    settings = Settings(clip_x=0.0, **changes)
+    sampler = reconstruction.make_sampler(settings)
+    table = sampler.table(reconstruction.make_schedule(model, settings), settings.steps)
     exact = settings.reconstruction_schedule == "exact"
     weights = guidance.snr_dependent_weight(20.0, 20.0 / 0.04 * exact)
     limit = 20 * stability.largest_stable_fraction(sampler, table, weights, 0.04)
     assert 1 < limit < 5
 
     def ends(weight):
-        each = dataclasses.replace(settings, reconstruction=weight)
+        each = dataclasses.replace(settings, reconstruction_weight=weight)
         made = sampling.sample(
             model, PARAMS, 8, each, observation=Observation(*NOTHING, low)
         ).reshape(8, SHAPE[0], 4, 2, 4, 2, SHAPE[3])
@@ -121,7 +121,7 @@ def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, asked, x64):
     assert ends(1.0) < 0.2
 
 
-def test_where_a_mean_ends_is_a_sum_of_what_is_drawn():
+def test_the_final_error_is_a_sum_of_the_noises():
     """DDIM in one step is the prediction itself: a known start, one error."""
     sampler, schedule = samplers.ddim(), schedules.Cosine(-2.0, 8.0)
     table = sampler.table(schedule, 1)

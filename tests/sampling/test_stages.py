@@ -1,4 +1,4 @@
-"""A stage of a cascade through the real model: told by text and by a given video."""
+"""A stage of a cascade through the real model, with its text and its input video."""
 
 import math
 
@@ -39,42 +39,42 @@ def stage(request):
     return model, params
 
 
-def told(model, num=3, seed=0):
+def conditions(model, num=3, seed=0):
     rng = np.random.default_rng(seed)
     low = rng.uniform(-1, 1, (num, *model.low_resolution.input_shape)).astype(
         np.float32
     )
     tokens = rng.normal(size=(num, WORDS, 6)).astype(np.float32)
     mask = np.arange(WORDS) < np.arange(1, num + 1)[:, None]
-    return {"low": low, "text": sampling.TextEmbeddings(tokens, mask)}
+    return {"low_res": low, "text": sampling.TextEmbeddings(tokens, mask)}
 
 
 def draw(stage, more, num=3, **settings):
     model, params = stage
-    settings = {"steps": 4, "guidance": 1.0, "batch_size": 3, **settings}
+    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
     return sampling.sample(model, params, num, sampling.Settings(**settings), **more)
 
 
 def test_a_video_does_not_depend_on_its_batch(stage):
-    more = told(stage[0])
+    more = conditions(stage[0])
     whole = draw(stage, more)
     assert whole.shape == (3, *stage[0].shape)
     np.testing.assert_allclose(draw(stage, more, batch_size=2), whole, atol=1e-4)
 
 
 def test_every_condition_matters(stage):
-    more, other = told(stage[0]), told(stage[0], seed=1)
+    more, other = conditions(stage[0]), conditions(stage[0], seed=1)
     whole = draw(stage, more)
     for name in more:
         changed = draw(stage, more | {name: other[name]})
         assert abs(changed - whole).mean() > 1e-3, name
-    assert abs(draw(stage, more, snr=math.inf) - whole).mean() > 1e-3
-    assert abs(draw(stage, more | {"stage": 1}) - whole).mean() > 1e-2
+    assert abs(draw(stage, more, augmentation_snr=math.inf) - whole).mean() > 1e-3
+    assert abs(draw(stage, more | {"stage_index": 1}) - whole).mean() > 1e-2
     assert abs(draw(stage, more | {"negative_text": other["text"]}) - whole).mean() > 0
 
 
 def test_masked_tokens_are_not_read(stage):
-    more = told(stage[0])
+    more = conditions(stage[0])
     tokens, mask = more["text"]
     junk = np.where(mask[..., None], tokens, 1e3).astype(np.float32)
     same = draw(stage, more | {"text": sampling.TextEmbeddings(junk, mask)})
@@ -82,20 +82,20 @@ def test_masked_tokens_are_not_read(stage):
 
 
 def test_both_branches_of_guidance_see_the_same_video(stage):
-    """Guidance between equal texts, none, is no guidance: what is given is shared."""
-    more = told(stage[0])
+    """Guidance between two empty texts is no guidance: the input video is shared."""
+    more = conditions(stage[0])
     nothing = sampling.TextEmbeddings(
         more["text"].tokens, np.zeros_like(more["text"].mask)
     )
-    plain = draw(stage, more | {"text": nothing}, guidance=0.0)
+    plain = draw(stage, more | {"text": nothing}, guidance_scale=1.0)
     guided = draw(
-        stage, more | {"text": nothing, "negative_text": nothing}, guidance=5.0
+        stage, more | {"text": nothing, "negative_text": nothing}, guidance_scale=6.0
     )
     np.testing.assert_allclose(guided, plain, atol=1e-4)
 
 
-def test_training_and_sampling_tell_the_same(stage):
-    """The loss's conditions are those that sampling makes of the same low video."""
+def test_training_and_sampling_have_the_same_conditions(stage):
+    """The loss's conditions are those that sampling makes of the same input video."""
     model, params = stage
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (2, *model.shape), np.uint8)
@@ -103,12 +103,12 @@ def test_training_and_sampling_tell_the_same(stage):
     x, cond = model.prepare_batch({"video": video, **text}, jax.random.key(0))
     low = model.low_resolution.downsample(model.encode(video))
     assert low.shape[1:] == model.low_resolution.input_shape
-    t = np.arctan(np.exp(-np.asarray(cond["low_logsnr"]) / 2)) / (np.pi / 2)
-    clear = model.low_resolution.conditions(low, jnp.asarray(t), jnp.zeros(x.shape))[
-        "low"
-    ]
-    assert clear.shape == cond["low"].shape
-    noise = np.asarray(cond["low"] - clear)[..., :3]
+    t = np.arctan(np.exp(-np.asarray(cond["low_res_logsnr"]) / 2)) / (np.pi / 2)
+    clear = model.low_resolution.augmented_cond(
+        low, jnp.asarray(t), jnp.zeros(x.shape)
+    )["low_res"]
+    assert clear.shape == cond["low_res"].shape
+    noise = np.asarray(cond["low_res"] - clear)[..., :3]
     sigma = np.sin(np.pi / 2 * t)
     assert noise.std() == pytest.approx(np.sqrt((sigma**2).mean()), rel=0.1)
     loss, _ = step.make_loss(model, "snr_plus_one")(
@@ -117,7 +117,7 @@ def test_training_and_sampling_tell_the_same(stage):
     assert np.isfinite(loss)
 
 
-def test_gradients_reach_what_a_stage_is_told(stage):
+def test_gradients_reach_every_parameter_of_a_stage(stage):
     model, params = stage
     rng = np.random.default_rng(0)
     batch = {
@@ -137,66 +137,74 @@ def test_gradients_reach_what_a_stage_is_told(stage):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"low": None}, "this model is a stage of a cascade: it starts from videos of"),
-        ({"low": np.zeros((3, 1, 1, 1, 3))}, r"videos of \(1, 1, 1, 3\) to start from"),
+        (
+            {"low_res": None},
+            "is a super-resolution stage: it needs low-resolution videos of",
+        ),
+        (
+            {"low_res": np.zeros((3, 1, 1, 1, 3))},
+            r"low-resolution videos of \(1, 1, 1, 3\): this",
+        ),
     ],
 )
-def test_a_wrong_start_says_what_would_be_right(stage, wrong, message):
+def test_a_wrong_input_video_says_what_would_be_right(stage, wrong, message):
     with pytest.raises(UserError, match=message):
-        draw(stage, told(stage[0]) | wrong)
+        draw(stage, conditions(stage[0]) | wrong)
 
 
 @pytest.mark.parametrize("snr", [0.5, 0.0, -1.0, math.nan])
 def test_a_noise_never_trained_with_is_refused(stage, snr):
-    with pytest.raises(UserError, match="trained with 1 to inf on what it is given"):
-        draw(stage, told(stage[0]), snr=snr)
+    with pytest.raises(UserError, match="trained with 1 to inf on its low-resolution"):
+        draw(stage, conditions(stage[0]), augmentation_snr=snr)
 
 
 def test_tiles_of_the_crops_size():
-    """One tile of all is the whole; of smaller ones each is told what lies under it."""
+    """One tile of all is the whole; a smaller one reads the part of the input under it."""
     whole = build.build_model(config_of("ssr"))
     params = jax.tree.map(
         lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape),
         whole.init(jax.random.key(0)),
     )
-    plain, more = draw((whole, params), told(whole)), told(whole)
-    one, four = (build.build_model(config_of("ssr", crop=(n, n))) for n in (8, 4))
-    tiled = draw((one, params), more, tiled=True)
+    plain, more = draw((whole, params), conditions(whole)), conditions(whole)
+    one, four = (build.build_model(config_of("ssr", train_crop=(n, n))) for n in (8, 4))
+    tiled = draw((one, params), more, tiled_sampling=True)
     np.testing.assert_allclose(tiled, plain, atol=1e-4)
-    first = draw((four, params), more, tiled=True, steps=1)
-    # No tile that reads the last corner of what is given has the first two pixels.
-    more["low"][:, :, 3:, 3:] *= -1
-    second = draw((four, params), more, tiled=True, steps=1)
+    first = draw((four, params), more, tiled_sampling=True, steps=1)
+    # No tile that reads the last corner of the input has the first two pixels.
+    more["low_res"][:, :, 3:, 3:] *= -1
+    second = draw((four, params), more, tiled_sampling=True, steps=1)
     changed = abs(second - first).mean((0, 1, 4)) > 1e-6
     assert changed[4:, 4:].all() and not changed[:2].any() and not changed[:, :2].any()
-    with pytest.raises(UserError, match="a stage that was trained on crops"):
-        draw((whole, params), more, tiled=True)
+    with pytest.raises(UserError, match="for stages that were trained on crops"):
+        draw((whole, params), more, tiled_sampling=True)
 
 
 @pytest.mark.parametrize(
-    "settings, calls",
+    "settings, nfe",
     [
         ({}, 8),  # two branches
-        ({"guidance": 0.0}, 4),
-        ({"guidance": 0.0, "sampler": "heun"}, 8),
-        ({"corrector": 0.1}, 16),
-        ({"tiled": True}, 72),  # three by three tiles
+        ({"guidance_scale": 1.0}, 4),
+        ({"guidance_scale": 1.0, "sampler": "heun"}, 8),
+        ({"langevin_delta": 0.1}, 16),
+        ({"tiled_sampling": True}, 72),  # three by three tiles
     ],
 )
-def test_calls_of_the_network(settings, calls):
-    model = build.build_model(config_of("ssr", crop=(4, 4)))
-    asked = sampling.Settings(**{"steps": 4, "guidance": 1.0, **settings})
-    assert sampling.nfe(model, asked) == calls
+def test_number_of_function_evaluations(settings, nfe):
+    model = build.build_model(config_of("ssr", train_crop=(4, 4)))
+    settings = sampling.Settings(**{"steps": 4, "guidance_scale": 2.0, **settings})
+    assert sampling.nfe(model, settings) == nfe
 
 
 def test_a_stage_is_not_inverted(stage):
-    with pytest.raises(UserError, match="inversion is of models that are told labels"):
+    with pytest.raises(
+        UserError, match="inversion is for models conditioned on labels"
+    ):
         sampling.invert(*stage, np.zeros((1, *stage[0].shape), np.float32))
 
 
 def test_a_base_model_takes_no_video(trained):
     model, params = trained
-    with pytest.raises(UserError, match="no stage that takes one"):
+    with pytest.raises(UserError, match="no super-resolution stage"):
         sampling.sample(model, params, 1, low_res=np.zeros((1, 4, 8, 8, 3)))
 
 
@@ -205,14 +213,20 @@ def test_a_base_model_takes_no_video(trained):
     [
         ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
         ({"factor": 1}, "stage.factor=1: 2 or more"),
-        ({"factor": 3}, "must divide by stage.factor=3: the nearest that does is 3"),
-        ({"fill": "blank"}, "stage.temporal_fill='blank' is of stage.kind='tsr'"),
-        ({"fill": "zeros"}, "stage.temporal_fill='zeros': one of repeat, blank"),
-        ({"noise": (0.5, 0.1)}, "two times from 0 to 1, in order"),
-        ({"noise": (0.5,)}, "two times from 0 to 1, in order"),
-        ({"crop": (4,)}, "(height, width), or () for none"),
-        ({"crop": (2, 2), "patch": 4}, "height=2 must be a multiple of 4"),
-        ({"crop": (6, 16)}, "a width of at most 8"),
+        ({"factor": 3}, "must be a multiple of stage.factor=3: the nearest is 3"),
+        (
+            {"temporal_fill": "blank"},
+            "stage.temporal_fill='blank' needs stage.kind='tsr'",
+        ),
+        (
+            {"temporal_fill": "zeros"},
+            "stage.temporal_fill='zeros': one of repeat, blank",
+        ),
+        ({"augmentation_time": (0.5, 0.1)}, "two times from 0 to 1, in order"),
+        ({"augmentation_time": (0.5,)}, "two times from 0 to 1, in order"),
+        ({"train_crop": (4,)}, "(height, width), or () for none"),
+        ({"train_crop": (2, 2), "patch": 4}, "height=2 must be a multiple of 4"),
+        ({"train_crop": (6, 16)}, "a width of at most 8"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(changes, message):
@@ -234,7 +248,7 @@ def test_text_is_dropped_whatever_the_noise(stage):
         "text_mask": jnp.ones((n, 1), bool),
     }
     _, cond = jax.jit(model.prepare_batch)(batch, jax.random.key(0))
-    kept, noise = np.asarray(cond["keep"]["text"]), np.asarray(cond["low_logsnr"])
+    kept, noise = np.asarray(cond["keep"]["text"]), np.asarray(cond["low_res_logsnr"])
     assert 0.05 < 1 - kept.mean() < 0.17
     rank = noise.argsort().argsort() / n
     assert abs(rank[~kept].mean() - rank[kept].mean()) < 0.2

@@ -91,7 +91,7 @@ def test_fields_of_a_stage_without_one_are_refused(changes):
     checks.check_config(config)
     config.stage.update(changes)
     (name,) = changes
-    with pytest.raises(UserError, match=f"stage.{name}=.*'base', which is given no"):
+    with pytest.raises(UserError, match=f"stage.{name}=.*'base', which takes no"):
         checks.check_config(config)
 
 
@@ -131,7 +131,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     # Nor where a run was begun before the encoder's weights were written down.
     path = workdir / "base" / "config.json"
     begun = json.loads(path.read_text())
-    assert begun["conditioning"].pop("encoder_sha256") == "those"
+    assert begun["conditioning"].pop("text_encoder_sha256") == "those"
     path.write_text(json.dumps(begun))
     assert call("train", *flags).returncode == 0
     for verb, of, more, message in (
@@ -156,7 +156,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     config.write_text(text.replace("channels=8", "channels=16"))
     done = call("train", *flags)
     assert done.returncode == 2
-    assert "base was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    assert "base was started with [{'channels': 8" in done.stderr.splitlines()[-1]
     # Found before another stage goes on, which base would with a step more.
     config.write_text(
         text.replace("channels=8", 'channels=8 if variant == "base" else 16').replace(
@@ -165,7 +165,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     )
     done = call("train", *flags)
     assert done.returncode == 2 and "base: training" not in done.stdout
-    assert "tsr1 was begun with [{'channels': 8" in done.stderr.splitlines()[-1]
+    assert "tsr1 was started with [{'channels': 8" in done.stderr.splitlines()[-1]
     # Nor is it one that was told the text of another encoder.
     other = tmp_path / "embeddings"
     shutil.copytree(folder, other)

@@ -98,7 +98,7 @@ def test_own_checkpoint_first_then_init_from_then_fresh(tmp_path, capsys):
     np.testing.assert_array_equal(state["params"], STATE["params"])
     assert state["step"] == 7 and data.count == 70
     out = capsys.readouterr().out
-    assert "going on from step 7" in out and "init_from=9 is not used" in out
+    assert "resuming from step 7" in out and "init_from=9 is not used" in out
 
 
 def test_config_is_written_complete(tmp_path):
@@ -149,7 +149,7 @@ def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old,
 def test_an_average_may_become_longer_but_neither_begin_nor_end(tmp_path, capsys):
     begin(tmp_path, **{"train.ema_decay": 0.0})
     with pytest.raises(
-        UserError, match="train.ema_decay=0.9, but .* was begun with 0.0"
+        UserError, match="train.ema_decay=0.9, but .* was started with 0.0"
     ):
         begin(tmp_path)
     begin(tmp_path / "other")
@@ -215,7 +215,7 @@ def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
     old = json.loads(path.read_text())
     del old["diffusion"]["schedule"]
     path.write_text(json.dumps(old))
-    with pytest.raises(UserError, match="diffusion.schedule='flow'.*begun with 'cos"):
+    with pytest.raises(UserError, match="diffusion.schedule='flow'.*started with 'cos"):
         begin(tmp_path, **{"diffusion.schedule": "flow"})
 
 
@@ -242,7 +242,7 @@ def test_before_the_first_checkpoint_everything_may_change(tmp_path):
 
 def test_other_data_is_refused(tmp_path):
     begin(tmp_path)
-    with pytest.raises(UserError, match="items is 6, but .* was begun with 5"):
+    with pytest.raises(UserError, match="items is 6, but .* was started with 5"):
         begin(tmp_path, fingerprint={"items": 6})
 
 

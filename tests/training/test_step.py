@@ -37,7 +37,7 @@ def train_config(**changes) -> ConfigDict:
 
 
 def updated(batch, *, ema=0.9, accumulate=1, steps=1, tx=None):
-    tx = tx or optimizer.optimizer(train_config())
+    tx = tx or optimizer.make_optimizer(train_config())
     state = step.init_state(params(), tx, ema > 0)
     update = jax.jit(
         step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), ema, accumulate)
@@ -87,7 +87,7 @@ def noisy_loss(params, frozen, batch, key):
 
 def noises(key, accumulate=1, steps=3):
     """(mean, mean square) of the noises of each step of a run."""
-    tx = optimizer.optimizer(train_config())
+    tx = optimizer.make_optimizer(train_config())
     state = step.init_state(params(), tx, False)
     update = jax.jit(
         step.make_step(noisy_loss, tx, lambda *_: jnp.asarray(0.1), 0, accumulate)
@@ -180,7 +180,7 @@ def test_a_gradient_that_is_not_finite_is_enough():
     def loss_fn(params, frozen, batch, key):
         return jnp.sqrt(params["w"]).sum(), {}
 
-    tx = optimizer.optimizer(train_config())
+    tx = optimizer.make_optimizer(train_config())
     state = step.init_state({"w": jnp.zeros(2)}, tx, True)
     update = jax.jit(step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), 0.9))
     state, metrics = update(state, {}, problem(), jax.random.key(0))
@@ -202,7 +202,7 @@ def test_the_first_bad_tensor_is_named():
 
 def test_the_average_is_a_moving_one():
     """The decay grows as (1 + n) / (10 + n): checked by the same recursion in NumPy."""
-    tx = optimizer.optimizer(train_config())
+    tx = optimizer.make_optimizer(train_config())
     state = step.init_state(params(), tx, True)
     update = jax.jit(step.make_step(loss_fn, tx, lambda *_: jnp.asarray(0.1), 0.15))
     average = np.asarray(params()["w"])
@@ -216,12 +216,12 @@ def test_the_average_is_a_moving_one():
 
 def test_frozen_parameters_stay_and_unmatched_ones_are_named():
     table = (("w", False), (".*", True))
-    tx = optimizer.optimizer(train_config(trainable=table))
+    tx = optimizer.make_optimizer(train_config(trainable=table))
     state, _ = updated(problem(), tx=tx, steps=2)
     np.testing.assert_array_equal(state.params["w"], params()["w"])
     assert state.params["scale"] != params()["scale"]
     with pytest.raises(UserError, match="scale"):
-        optimizer.optimizer(train_config(trainable=(("w", True),))).init(params())
+        optimizer.make_optimizer(train_config(trainable=(("w", True),))).init(params())
 
 
 def test_the_rate_warms_up_and_decays():
@@ -255,7 +255,7 @@ def test_weight_decay_is_decoupled():
     """With no gradient Adam stands still and the decay alone shrinks the parameter."""
     config = train_config()
     config.weight_decay = 0.5
-    tx = optimizer.optimizer(config)
+    tx = optimizer.make_optimizer(config)
     still = {"x": jnp.zeros((8, 3)), "y": jnp.zeros(8)}
     state, _ = updated(still, tx=tx)
     np.testing.assert_allclose(state.params["w"], params()["w"] * (1 - 0.1 * 0.5))
@@ -273,7 +273,7 @@ def test_what_the_optimiser_sees_is_clipped(name):
     table = (("frozen", False), (".*", True))
     config = train_config(optimizer=name, trainable=table)
     config.clip = 0.02
-    tx, plain = optimizer.optimizer(config), optimizer.OPTIMIZERS[name](config)
+    tx, plain = optimizer.make_optimizer(config), optimizer.OPTIMIZERS[name](config)
     state = tx.init(tree)
     trained = {k: v for k, v in tree.items() if k != "frozen"}
     of_plain = plain.init(trained)
@@ -304,7 +304,7 @@ def test_the_first_muon_step_is_the_polar_factor_of_a_kernel_and_adam_s_of_the_r
             "bias": jnp.array([3.0, -2.0, 1.0, -0.1]),
         }
     }
-    tx = optimizer.optimizer(train_config(optimizer="muon"))
+    tx = optimizer.make_optimizer(train_config(optimizer="muon"))
     updates, _ = tx.update(grads, tx.init(tree), tree)
     np.testing.assert_allclose(
         updates["out"]["bias"], jnp.sign(grads["out"]["bias"]), atol=1e-4

@@ -28,7 +28,7 @@ KEY = jax.random.key(0)
 def config(**changes) -> ConfigDict:
     train = {
         "steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2, "log_every": 1,
-        "max_nonfinite": 2,
+        "max_nonfinite_updates": 2,
     }  # fmt: skip
     return ConfigDict({"init_from": "", "train": {**train, **changes}})
 

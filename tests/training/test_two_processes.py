@@ -151,7 +151,7 @@ def check_pair(tmp_path, command, at: int, extra: int, x64: bool = False):
 
     until = stopped + extra
     outputs = finish(start(lambda *w: command(tmp_path / "pair", until, *w), 2, x64))
-    assert f"going on from step {stopped}" in outputs[0]
+    assert f"resuming from step {stopped}" in outputs[0]
     finish(start(lambda *w: command(tmp_path / "one", until, *w), 1, x64))
     step_a, a, extra_a = last(tmp_path / "pair", x64)
     step_b, b, extra_b = last(tmp_path / "one", x64)

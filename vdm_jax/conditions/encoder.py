@@ -107,7 +107,7 @@ class ConditioningEncoder(nn.Module):
     cross-attention (Saharia et al. 2022, "Imagen", section 2.4).
     low_resolution: a video of lower resolution, concatenated with z, and the noise
     level of its augmentation (Imagen Video, section 2.5).
-    guidance_range: lowest and highest guidance weight w = s - 1 of a guided student
+    guidance_weight_range: lowest and highest guidance weight w = s - 1 of a guided student
     (Meng et al. 2022, section 3.1), () for none. The kernel of this embedding starts at
     0, so that the student starts equal to its teacher.
     """
@@ -118,7 +118,7 @@ class ConditioningEncoder(nn.Module):
     frame_index: bool = False
     text: bool = False
     low_resolution: bool = False
-    guidance_range: tuple[float, ...] = ()
+    guidance_weight_range: tuple[float, ...] = ()
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
@@ -141,10 +141,10 @@ class ConditioningEncoder(nn.Module):
             pooled = pool(cond["text"], cond["text_mask"], cond["keep"]["text"])
             vector = add(vector, pooled)
         if self.low_resolution:
-            features = noise_level_embedding(cond["low_logsnr"], self.dim)
+            features = noise_level_embedding(cond["low_res_logsnr"], self.dim)
             vector = add(vector, dense(features, self.dim, "low_resolution"))
-        if self.guidance_range:
-            features = guidance_embedding(cond["guidance"], *self.guidance_range)
+        if self.guidance_weight_range:
+            features = guidance_embedding(cond["guidance"], *self.guidance_weight_range)
             zero = nn.initializers.zeros_init()
             emb = dense(features, self.dim, "guidance_weight", kernel_init=zero)
             vector = add(vector, emb)
@@ -167,6 +167,6 @@ class ConditioningEncoder(nn.Module):
             vector=vector,
             tokens=cond.get("text"),
             token_mask=token_mask,
-            concat=cond.get("low"),
+            concat=cond.get("low_res"),
             frame_mask=frame_mask,
         )

@@ -1,10 +1,10 @@
-"""A super-resolution stage of a cascade: what it makes, from what, told how.
+"""The low-resolution condition of a super-resolution stage of a cascade.
 
-After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2). A stage has more
-frames than the video it is given (temporal super-resolution, TSR) or larger ones
-(spatial, SSR). Training brings its clips down to what the stage is given and sampling
-has that from the stage before; from there on both go one way: up to the stage's own
-frames and size, then noise, then channels beside z.
+After Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2). The output of a stage
+has more frames than its input (temporal super-resolution, TSR) or larger ones (spatial
+super-resolution, SSR). Training downsamples its clips to the input; sampling takes the
+output of the previous stage. Both then upsample it to the stage's own frames and size,
+add noise (noise conditioning augmentation) and concatenate it with z.
 """
 
 import dataclasses
@@ -20,20 +20,23 @@ from vdm_jax.diffusion.process import Array
 
 STAGE_KINDS = ("tsr", "ssr")
 TEMPORAL_FILLS = ("repeat", "blank")
-AUGMENTATION_SCHEDULE = (
-    schedules.Cosine()
-)  # of the noise on what is given; without shift, +-20
+AUGMENTATION_SCHEDULE = schedules.Cosine()  # without shift: logsnr within +-20
 
 
 @dataclasses.dataclass(frozen=True)
 class LowResolution:
-    """factor: frames (tsr), or height and width (ssr), over those of what is given.
+    """A low-resolution video as a condition.
 
-    shape: (frames, height, width, channels) of what is made. fill: what stands between
-    the given frames of a TSR stage, the last of them again or nothing. noise: the
-    lowest and the highest time t of the cosine schedule from which training draws the
-    noise that it adds to what is given. crop: (height, width) that training cuts out
-    of larger clips, for networks without attention over the frame; () for none.
+    kind               "tsr": the stage adds frames; "ssr": it enlarges them
+    factor             the stage's frames (tsr), or height and width (ssr), divided by
+                       those of its input
+    shape              (frames, height, width, channels) of the stage's own videos
+    temporal_fill      what a TSR stage puts between the input frames: "repeat", the
+                       previous input frame, or "blank", nothing
+    augmentation_time  lowest and highest time t of the cosine schedule; training draws
+                       the noise on the input between them
+    train_crop         (height, width) that training crops out of larger clips, for
+                       networks without spatial attention; () for none
     """
 
     kind: str
@@ -45,7 +48,7 @@ class LowResolution:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(frames, height, width, channels) of what is given."""
+        """(frames, height, width, channels) of the input, the video to enlarge."""
         f, h, w, c = self.shape
         if self.kind == "tsr":
             return f // self.factor, h, w, c
@@ -53,106 +56,110 @@ class LowResolution:
 
     @property
     def cond_channels(self) -> int:
-        """Of what the network sees beside z: a video, and of TSR the frames' mask."""
+        """Number of channels next to z: the video's, and in TSR a mask of frames."""
         return self.shape[3] + (self.kind == "tsr")
 
     def downsample(self, x: Array) -> Array:
-        """Clips as the stage makes them -> what it would have been given.
+        """Return what the stage's input would be for its own videos x.
 
         x: [b, frames + k, h, w, c], the last k frames independent images. TSR keeps
-        every factor-th frame of the video and no image, SSR brings all frames down by
-        anti-aliased bilinear resizing.
+        every factor-th frame of the video and no image. SSR resizes all frames,
+        bilinear with anti-aliasing.
         """
         if self.kind == "tsr":
             return x[:, : self.shape[0] : self.factor]
         b, f, h, w, c = x.shape
         return resize(x, h // self.factor, w // self.factor)
 
-    def upsample(self, low: Array, images: int = 0) -> tuple[Array, Array]:
-        """What is given -> (the same with the stage's frames and size, mask).
+    def upsample(self, low_res: Array, images: int = 0) -> tuple[Array, Array]:
+        """Return the input at the stage's frames and size, and a mask of input frames.
 
-        low: as `down` leaves it. mask: bool [1, frames + images, 1, 1, 1], true where
-        the frame was given. Frame `factor i` of TSR is frame i of `low`; an independent
-        image is given nothing. SSR is bilinear.
+        low_res: as `downsample` returns it. The mask is bool [1, frames + images, 1, 1,
+        1]. In TSR frame `factor i` is frame i of `low_res`, and an independent image
+        has no input. SSR is bilinear, and every frame has an input.
         """
-        b, f, h, w, c = low.shape
+        b, f, h, w, c = low_res.shape
         if self.kind == "ssr":
-            factor = self.factor
-            return resize(low, h * factor, w * factor), jnp.ones((1, f, 1, 1, 1), bool)
-        video = jnp.repeat(low, self.factor, axis=1)
-        none = jnp.zeros((b, images, h, w, c), low.dtype)
-        place = jnp.arange(f * self.factor + images)
-        mask = (place % self.factor == 0) & (place < f * self.factor)
-        return jnp.concatenate([video, none], axis=1), mask.reshape(1, -1, 1, 1, 1)
+            resized = resize(low_res, h * self.factor, w * self.factor)
+            return resized, jnp.ones((1, f, 1, 1, 1), bool)
+        video = jnp.repeat(low_res, self.factor, axis=1)
+        no_input = jnp.zeros((b, images, h, w, c), low_res.dtype)
+        frame = jnp.arange(f * self.factor + images)
+        mask = (frame % self.factor == 0) & (frame < f * self.factor)
+        return jnp.concatenate([video, no_input], axis=1), mask.reshape(1, -1, 1, 1, 1)
 
     def augmented_cond(
-        self, low: Array, t: Array, eps: Array, images: int = 0
+        self, low_res: Array, t: Array, eps: Array, images: int = 0
     ) -> dict[str, Array]:
-        """What the network is told of the given video: channels, and their noise level.
+        """Return the channels to concatenate with z, and the logsnr of their noise.
 
-        Noise conditioning augmentation: alpha u + sigma eps of the upsampled video u,
-        at one time t [b] of the cosine schedule a video. eps: of the shape of u. Where
-        nothing is given (images, and blank frames) there is no noise either.
+        Noise conditioning augmentation: alpha u + sigma eps of the upsampled input u,
+        with one time t [b] of the cosine schedule per video. eps has the shape of u.
+        Frames without input (images, and blank frames) get no noise.
         """
-        up, mask = self.upsample(low, images)
-        step = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
-        noisy = process.diffuse(up, eps, step)
+        upsampled, mask = self.upsample(low_res, images)
+        level = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
+        noisy = process.diffuse(upsampled, eps, level)
         if self.kind == "tsr":
-            frames = jnp.arange(up.shape[1]) < self.shape[0]
-            told = mask if self.temporal_fill == "blank" else frames.reshape(mask.shape)
-            shown = jnp.broadcast_to(mask, (*up.shape[:4], 1)).astype(up.dtype)
-            noisy = jnp.concatenate([jnp.where(told, noisy, 0), shown], axis=-1)
-        return {"low": noisy, "low_logsnr": step.logsnr}
+            in_video = jnp.arange(upsampled.shape[1]) < self.shape[0]
+            shown = (
+                mask if self.temporal_fill == "blank" else in_video.reshape(mask.shape)
+            )
+            channel = jnp.broadcast_to(mask, (*upsampled.shape[:4], 1))
+            channel = channel.astype(upsampled.dtype)
+            noisy = jnp.concatenate([jnp.where(shown, noisy, 0), channel], axis=-1)
+        return {"low_res": noisy, "low_res_logsnr": level.logsnr}
 
     def prepare_batch(self, x: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Training's clips, cropped if so set, and what is told of them."""
+        """Return the clips of training, cropped to train_crop, and their cond."""
         crop_key, time_key, noise_key = jax.random.split(key, 3)
         if self.train_crop:
             x = random_crop(x, self.train_crop, self.factor, crop_key)
-        low_t, high_t = self.augmentation_time
-        spread = jax.random.uniform(time_key, x.shape[:1], x.dtype)
-        t = low_t + (high_t - low_t) * spread
+        lowest, highest = self.augmentation_time
+        uniform = jax.random.uniform(time_key, x.shape[:1], x.dtype)
+        t = lowest + (highest - lowest) * uniform
         images = x.shape[1] - self.shape[0]
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         cond = self.augmented_cond(self.downsample(x), t, eps, images)
         return x, cond
 
     def zero_cond(self, dtype: Any) -> dict[str, Array]:
-        """Conditions of one video of which nothing is known, for shapes."""
+        """Return the cond of one video, all zeros, to initialise parameters with."""
         shape = (1, *self.shape[:3], self.cond_channels)
-        return {"low": jnp.zeros(shape, dtype), "low_logsnr": jnp.zeros(1, dtype)}
+        return {
+            "low_res": jnp.zeros(shape, dtype),
+            "low_res_logsnr": jnp.zeros(1, dtype),
+        }
 
 
 def resize(x: Array, height: int, width: int) -> Array:
-    """[b, f, h, w, c] -> [b, f, height, width, c], bilinear; down: anti-aliased."""
+    """Resize [b, f, h, w, c], bilinear; a smaller size is anti-aliased."""
     shape = (*x.shape[:2], height, width, x.shape[-1])
     return jax.image.resize(x, shape, "linear", antialias=True)
 
 
 def random_crop(x: Array, size: tuple[int, int], grid: int, key: Array) -> Array:
-    """One random cut-out of height and width `size`, on a grid, for each video."""
+    """Crop height and width `size` out of each video, at a random multiple of grid."""
     h, w = size
-    rooms = ((n - m) // grid + 1 for n, m in zip(x.shape[2:4], size, strict=True))
+    counts = ((n - m) // grid + 1 for n, m in zip(x.shape[2:4], size, strict=True))
     keys = jax.random.split(key, 2)
     row, column = (
-        grid * jax.random.randint(k, x.shape[:1], 0, room)
-        for k, room in zip(keys, rooms, strict=True)
+        grid * jax.random.randint(k, x.shape[:1], 0, count)
+        for k, count in zip(keys, counts, strict=True)
     )
 
-    def cut(video, row, column):
-        place = (0, row, column, 0)
-        return jax.lax.dynamic_slice(
-            video, place, (video.shape[0], h, w, video.shape[-1])
-        )
+    def crop(video, row, column):
+        start, shape = (0, row, column, 0), (video.shape[0], h, w, video.shape[-1])
+        return jax.lax.dynamic_slice(video, start, shape)
 
-    return jax.vmap(cut)(x, row, column)
+    return jax.vmap(crop)(x, row, column)
 
 
 def time_from_snr(snr: float) -> float:
-    """The time of that schedule at which alpha^2 / sigma^2 is `snr`; inf is t = 0."""
-    clear, noise = (
-        AUGMENTATION_SCHEDULE.angle(np.zeros(1)).item(),
-        AUGMENTATION_SCHEDULE.angle(np.ones(1)).item(),
-    )
-    angle = math.atan(snr**-0.5) if snr > 0 else noise
-    return min(max((angle - clear) / (noise - clear), 0.0), 1.0)
+    """Return the time of AUGMENTATION_SCHEDULE with alpha^2 / sigma^2 = snr.
+
+    inf is t = 0. Beyond the schedule's range the nearest end is returned.
+    """
+    start, end = (AUGMENTATION_SCHEDULE.angle(np.array([t])).item() for t in (0.0, 1.0))
+    angle = math.atan(snr**-0.5) if snr > 0 else end
+    return min(max((angle - start) / (end - start), 0.0), 1.0)

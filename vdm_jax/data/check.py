@@ -33,7 +33,11 @@ DEFAULTS = {
     "fps": ("data", 8.0), "stride": ("data", 1), "held_out": ("data", 0.1),
     "max_bad_share": ("data", 0.2), "cache_dir": ("data", ""),
 }  # fmt: skip
-FIELDS = {"fps": "target_fps"}  # of the config, where a flag is called otherwise
+FIELDS = {
+    "fps": "target_fps",
+    "held_out": "validation_fraction",
+    "max_bad_share": "max_bad_fraction",
+}  # of the config, where a flag is called otherwise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -189,7 +189,9 @@ class Clips:
 
         def fill(path: Path) -> None:
             print(f"decoding {self.names[file]}", file=sys.stderr, flush=True)
-            write_entry(path, video_io.frames(info, size=size), self._stored(info))
+            write_entry(
+                path, video_io.decode_frames(info, size=size), self._stored(info)
+            )
 
         return self.cache.read(file_key(info.path, size), numbers.tolist(), fill)
 

@@ -19,7 +19,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json, read_npy
+from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json
+from vdm_jax.npz import read_npy
 
 SHARD_RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
 KEY_BYTES = 32  # bytes of a key: hexadecimal digits
@@ -52,7 +53,7 @@ class EmbeddingStore:
         rule = "write it by python -m vdm_jax.text --captions=... --out=..."
         try:
             self.metadata = _checked(read_json(path))
-            self.width, self.max_tokens = (
+            self.dim, self.max_tokens = (
                 self.metadata["width"],
                 self.metadata["longest"],
             )
@@ -99,7 +100,7 @@ class EmbeddingStore:
             raise UserError(
                 f"{self.folder} is damaged: delete it and write it again"
             ) from error
-        tokens = _tokens(record, wanted, self.width, self.folder)
+        tokens = _tokens(record, wanted, self.dim, self.folder)
         if len(tokens) > self.max_tokens:
             raise UserError(
                 f"{self.folder / INDEX}: longest={self.max_tokens}, a record has "

@@ -23,11 +23,10 @@ from vdm_jax.data.layout import Skipped
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError, printable
 from vdm_jax.video_io import BadVideo, VideoInfo, cache
-from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vdm_jax.video_io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 MAX_DRAWS = 4  # starts tried before a file with blank stretches counts as unusable
-LUMA = np.array([0.299, 0.587, 0.114])  # grey of RGB (ITU-R BT.601)
 
 
 MAX_VALUES = {"frames": 4096, "height": 16384, "width": 16384, "stride": 4096}
@@ -338,7 +337,7 @@ class Folder:
         if video is None:
             raise BadClip(self.names[index], "constant: blank wherever it was opened")
         if self._shape.channels == 1:
-            video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
+            video = video_io.to_gray(video)
         captions = file.captions
         text = captions[int(rng.integers(len(captions)))] if captions else ""
         clip = Clip(video=np.ascontiguousarray(video), caption=text)

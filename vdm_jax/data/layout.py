@@ -24,7 +24,7 @@ from vdm_jax.files import (
     split_lines,
     why_invalid_text,
 )
-from vdm_jax.video_io.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vdm_jax.video_io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MAX_CAPTION_BYTES = 1 << 20  # of one sidecar file: several thousand sentences
 MAX_JSONL_BYTES = 1 << 30  # of all captions: ten million sentences

@@ -339,7 +339,7 @@ def train_batches(
 def _check_ranges(config) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed}: from 0 to {2**32 - 1}")
-    for field, least in (("batch_size", 1), ("images", 0), ("workers", 0)):
+    for field, least in (("batch_size", 1), ("joint_image_frames", 0), ("workers", 0)):
         if config.data[field] < least:
             raise UserError(f"config.data.{field}={config.data[field]}: >= {least}")
 
@@ -375,7 +375,9 @@ def fingerprint(config, source: Source) -> dict:
     Workers, threads and the number of processes are not in it: they change nothing.
     """
     digest = hashlib.sha256(repr((source.names, source.sizes)).encode())
-    fields = ("batch_size", "images", "stride", "target_fps", "flip", "crop")
+    fields = (
+        "batch_size", "joint_image_frames", "stride", "target_fps", "flip", "crop",
+    )  # fmt: skip
     return {
         "seed": config.seed,
         **{field: config.data[field] for field in fields},
@@ -385,5 +387,5 @@ def fingerprint(config, source: Source) -> dict:
         "digest": digest.hexdigest(),
         **{field: config.data[field] for field in ("mean", "variance")},
         # Until images had labels and captions of their own they had their video's.
-        **({"images_told": "their own"} if config.data.joint_image_frames else {}),
+        **({"image_conditions": "their own"} if config.data.joint_image_frames else {}),
     }

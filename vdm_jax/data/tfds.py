@@ -29,11 +29,11 @@ from tensorflow_datasets.core import proto as untyped
 from tensorflow_datasets.core.features.feature import convert_feature_name_to_filename
 
 from vdm_jax import files, video_io
-from vdm_jax.data.folder import LUMA, ClipShape
+, ClipShape
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.video_io import stills
+from vdm_jax.video_io import images
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
@@ -243,7 +243,7 @@ class Tfds:
             video_io.resize(video, self.shape.size), self.shape.size, place
         )
         if self.shape.channels == 1:
-            video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
+            video = video_io.to_gray(video)
         clip = Clip(
             video=video, caption=texts[int(rng.integers(len(texts)))] if texts else ""
         )
@@ -289,7 +289,7 @@ class Tfds:
             return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
         if kind == "pictures":
             chosen = [stored[i] for i in pick(len(stored))]
-            frames = [stills.read_image(io.BytesIO(picture)) for picture in chosen]
+            frames = [images.read_image(io.BytesIO(picture)) for picture in chosen]
             if len({frame.shape for frame in frames}) > 1:
                 raise BadClip(name, "its frames differ in size")
             return np.stack(frames)
@@ -474,7 +474,7 @@ def _label_names(feature: Any, path: FeaturePath, directory: Path) -> tuple[str,
         return tuple(map(str, range(count)))
     try:
         if not where.is_file():
-            raise files.CorruptFile("no plain file")
+            raise files.CorruptFile("not a regular file")
         rows = [row.strip() for row in files.read_text(where).split("\n")]
         names = tuple(filter(None, rows))
         if not len(names) == len(set(names)) == count:

@@ -1,1 +1,1 @@
-"""Pure diffusion mathematics on arrays: knows no network and no system."""
+"""Diffusion mathematics on arrays, independent of networks and commands."""

@@ -1,4 +1,4 @@
-"""Long or large videos from a small model: overlapping windows, averaged at each call.
+"""Long or large videos from a small model, by averaging overlapping windows.
 
 After Bar-Tal et al. 2023, "MultiDiffusion", equation 5, in time as well as in space.
 The windows run one after the other, so memory does not grow with their number.
@@ -16,9 +16,9 @@ from vdm_jax.diffusion.schedules import NoiseLevel
 
 
 def axis_starts(length: int, window: int, overlap: int) -> list[int]:
-    """First places of windows that cover `length`, `overlap` in common or more.
+    """Return the starts of windows that cover `length` along one axis.
 
-    The last one ends where `length` does.
+    Neighbours overlap by `overlap` or more. The last window ends at `length`.
     """
     if length <= window:
         return [0]
@@ -28,10 +28,10 @@ def axis_starts(length: int, window: int, overlap: int) -> list[int]:
 
 
 def window_starts(shape, window, overlap) -> np.ndarray:
-    """int [k, 3]: the first frame, row and column of every window.
+    """Return int [k, 3]: the first frame, row and column of every window.
 
-    shape, window, overlap: (frames, height, width) of the whole, of a window, and of
-    what neighbours have in common.
+    shape, window, overlap: (frames, height, width) of the whole video, of a window, and
+    of the overlap of neighbours.
     """
     axes = [axis_starts(*sizes) for sizes in zip(shape, window, overlap, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -41,16 +41,17 @@ def average_windows(
     denoise: Denoiser,
     window,
     starts: np.ndarray,
-    crop_cond: Callable[[Any, Array], Any] = lambda cond, place: cond,
+    crop_cond: Callable[[Any, Array], Any] = lambda cond, start: cond,
 ) -> Denoiser:
-    """A denoiser of large z from one of videos of `window` (frames, height, width).
+    """Return a denoiser of large z from one of `window` (frames, height, width).
 
-    where: `places`. Predictions are averaged where windows overlap: each explains z,
-    and so does their mean. cut(cond, place), place int [5] as of a slice of z, is what
-    the window there is told; without it all are told the same. step holds [] or [b].
+    starts: `window_starts`. Predictions are averaged where windows overlap: each
+    satisfies alpha x + sigma eps = z, and so does their mean. crop_cond(cond, start)
+    returns the condition of the window at `start`, int [5], a start index into z; by
+    default all windows share one condition. The level has shape [] or [b].
     """
 
-    def windowed(z: Array, step: NoiseLevel, cond) -> Prediction:
+    def windowed(z: Array, level: NoiseLevel, cond) -> Prediction:
         size = (z.shape[0], *window, z.shape[-1])
         count = np.zeros(z.shape[1:4])
         for frame, row, column in starts:
@@ -61,17 +62,17 @@ def average_windows(
             ] += 1
 
         @jax.checkpoint  # a gradient runs the windows again, one after the other
-        def ask(place):
-            part = jax.lax.dynamic_slice(z, place, size)
-            return denoise(part, step, crop_cond(cond, place))
+        def denoise_window(start):
+            z_window = jax.lax.dynamic_slice(z, start, size)
+            return denoise(z_window, level, crop_cond(cond, start))
 
-        def add(total, place):
-            place = (0, *place, 0)
-            both = zip(total, ask(place), strict=True)
+        def add(total, start):
+            start = (0, *start, 0)
+            both = zip(total, denoise_window(start), strict=True)
             return Prediction(
                 *(
                     jax.lax.dynamic_update_slice(
-                        t, jax.lax.dynamic_slice(t, place, size) + part, place
+                        t, jax.lax.dynamic_slice(t, start, size) + part, start
                     )
                     for t, part in both
                 )
@@ -79,7 +80,7 @@ def average_windows(
 
         zero = Prediction(jnp.zeros_like(z), jnp.zeros_like(z))
         total, _ = jax.lax.scan(add, zero, jnp.asarray(starts))
-        share = jnp.asarray(count, z.dtype)[None, ..., None]
-        return Prediction(*(t / share for t in total))
+        divisor = jnp.asarray(count, z.dtype)[None, ..., None]
+        return Prediction(*(t / divisor for t in total))
 
     return windowed

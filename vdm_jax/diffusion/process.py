@@ -1,8 +1,8 @@
 """The diffusion process: noising, predictions, transition and posterior.
 
 z_t = alpha_t x + sigma_t eps. A network may output v, eps, x or flow matching's
-velocity; everything else sees a `Prediction(x, eps)`. Sources: Video Diffusion Models,
-section 2; for v Salimans & Ho 2022, section 4 and appendix D.
+velocity; everything else sees a `Prediction(x, eps)`. Sources: VDM (Video Diffusion
+Models), section 2; for v PD (Salimans & Ho 2022), section 4 and appendix D.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def diffuse(x: Array, eps: Array, level: NoiseLevel) -> Array:
 
 
 def velocity(prediction: Prediction, level: NoiseLevel) -> Array:
-    """Return v = alpha eps - sigma x; never divides (Salimans & Ho 2022, appendix D)."""
+    """Return v = alpha eps - sigma x, without division (PD, appendix D)."""
     alpha, sigma = alpha_sigma(level, prediction.x)
     return alpha * prediction.eps - sigma * prediction.x
 
@@ -92,7 +92,7 @@ def edm_sigma(level: NoiseLevel) -> Array:
 
 
 def flow_time(level: NoiseLevel) -> Array:
-    """Return tau of flow matching's state (1 - tau) x + tau eps = z / (alpha + sigma)."""
+    """Return tau of flow matching, whose state is z / (alpha + sigma)."""
     return level.sigma / (level.alpha + level.sigma)
 
 
@@ -124,7 +124,7 @@ def transition(level_s: NoiseLevel, level_t: NoiseLevel) -> tuple[Array, Array]:
 
 
 def posterior(level_s: NoiseLevel, level_t: NoiseLevel) -> tuple[Array, Array, Array]:
-    """Return z coefficient, x coefficient and variance of q(z_s | z_t, x) (VDM, eq. 3)."""
+    """Return coefficients of z and x, and variance, of q(z_s | z_t, x) (VDM, eq. 3)."""
     xp = array_namespace(level_t.logsnr)
     difference = level_t.logsnr - level_s.logsnr
     ratio, one_minus_ratio = xp.exp(difference), -xp.expm1(difference)

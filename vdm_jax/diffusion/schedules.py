@@ -80,7 +80,7 @@ def noise_level(schedule: Schedule, t: Array, step_index: Array = 0) -> NoiseLev
 
 
 def resolution_shift(size: float, base: float = 64.0) -> float:
-    """Return the shift of logsnr for videos of `size` pixels a side: 2 log(base / size).
+    """Return 2 log(base / size), the logsnr shift for videos of `size` pixels a side.
 
     base: the size that needs no shift (Hoogeboom et al. 2023, eq. 4).
     """

@@ -1,7 +1,7 @@
-"""The stages of a cascade, distilled one after the other.
+"""The stages of a cascade, distilled sequentially.
 
 WORKDIR/STAGE/        a distillation
-        cascade.toml  names the stages for `sample.py --cascade`
+        cascade.toml  lists the stages for `sample.py --cascade`
 """
 
 import dataclasses
@@ -18,52 +18,58 @@ from vdm_jax.distillation import rounds
 from vdm_jax.distillation.driver import distill
 from vdm_jax.training.cascade import remaining_time, write_cascade_file
 
+# Sampling settings of a stage that hold for its student too.
 STUDENT_SETTINGS = (
-    "guidance", "snr", "threshold", "percentile", "tiled", "batch_size",
+    "guidance_scale", "augmentation_snr", "clip_x", "dynamic_threshold",
+    "tiled_sampling", "batch_size",
 )  # fmt: skip
 
 
 def distill_cascade(
     path: str, config: Any, workdir: Path, time_limit: float | None = None
 ) -> None:
-    """Distil every stage of a cascade in turn, all as the config says.
+    """Distil every stage of a cascade with the same config; the same call resumes.
 
-    The same call goes on where it stood. Every process of a run calls this together.
-    Raises as `distill` and `cascade.read` do.
+    Every process of a run calls this together. Raises as `distill` and `cascade.read`
+    do.
     """
     started = time.monotonic()
-    links = cascade.read(path).stages
+    stages = cascade.read(path).stages
     agreement.check(
         {"command": "distill --cascade", "workdir": str(workdir)}
-        | {"stages": [link.name for link in links]}
+        | {"stages": [stage.name for stage in stages]}
         | agreement.environment()
         | runs.config_without_paths(config)
-        | {link.name: dataclasses.asdict(link.settings) for link in links}
+        | {stage.name: dataclasses.asdict(stage.settings) for stage in stages}
     )
-    for link in links:  # all of them before the first takes its hours
-        rounds.check(config.distill, link.config, link.model)
-    for link in links:
-        place = workdir / link.name
-        print(f"{link.name}: distilling in {place}", flush=True)
-        teacher, seconds = (
-            str(link.workdir.absolute()),
-            remaining_time(time_limit, started),
-        )
-        distill(config, teacher, place, seconds, more=link is not links[-1])
+    for stage in stages:  # all of them before hours are spent on the first
+        rounds.check(config.distill, stage.config, stage.model)
+    for stage in stages:
+        place = workdir / stage.name
+        print(f"{stage.name}: distilling in {place}", flush=True)
+        seconds = remaining_time(time_limit, started)
+        teacher, is_last = str(stage.workdir.absolute()), stage is stages[-1]
+        distill(config, teacher, place, seconds, is_last)
     fields = {
-        link.name: student_settings(link, config.distill.guidance) for link in links
+        stage.name: student_settings(stage, config.distill.guidance_range)
+        for stage in stages
     }
     on_first_process(lambda: write_cascade_file(fields, workdir))
 
 
 def student_settings(
-    link: cascade.CascadeStage, guidance: Sequence[float]
+    stage: cascade.CascadeStage, guidance_range: Sequence[float]
 ) -> dict[str, float]:
-    """What the teachers' file says of sampling that holds for their students too."""
-    differing = cascade.sampling_overrides(link).items()
-    found = {name: value for name, value in differing if name in STUDENT_SETTINGS}
-    if "guidance" in found:
-        # A student that is not told a weight has none.
-        low, high = guidance or link.model.guidance_range or (0.0, 0.0)
-        found["guidance"] = float(np.clip(found["guidance"], low, high))
-    return found
+    """Return the settings of a teacher's stage that hold for its student too.
+
+    guidance_range: of the distillation, () where it does not distil guidance.
+    """
+    overrides = cascade.sampling_overrides(stage).items()
+    settings = {name: value for name, value in overrides if name in STUDENT_SETTINGS}
+    if "guidance_scale" in settings:
+        # A student without a guidance embedding is sampled without guidance.
+        low, high = guidance_range or stage.model.guidance_range or (1.0, 1.0)
+        settings["guidance_scale"] = float(
+            np.clip(settings["guidance_scale"], low, high)
+        )
+    return settings

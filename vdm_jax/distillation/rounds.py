@@ -1,6 +1,8 @@
-"""What a distillation is made of: its rounds, and the config of each one's student."""
+"""The rounds of a distillation, and the config of the student of each."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,29 +13,31 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
 from vdm_jax.model import DiffusionModel
 
-# What may differ when a distillation goes on; the first pattern that fits decides.
+# Config field -> whether it may differ when a distillation is resumed. The first
+# pattern that matches decides.
 RESUME_RULES = (
     ("seed", False),
     ("distill.start_steps", False),
-    ("distill.guidance", False),
+    ("distill.guidance_range", False),
     ("distill.sampler", False),
     ("distill.metric", False),
     ("distill.num", False),
-    ("*", True),  # of the rounds to come
+    ("*", True),  # it holds for the rounds that are not begun
 )
 
-
-MIN_ANGLE_STEP = (
-    1e-5  # of a step, in radians: in float32 a shorter one has lost its length
-)
+# Shortest step, in radians: in float32 the length of a shorter one is lost.
+MIN_ANGLE_STEP = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """A student of so many steps; `told`: of as many as its teacher has.
+    """One round: the training of a student of `steps` steps.
 
-    That is the first round of a guided distillation: the student learns the guidance
-    weight, both branches in one call. late: how often its last steps are drawn.
+    number: from 0.
+    distills_guidance: the first round of a distillation with guidance. Its student has
+      as many steps as the teacher, and learns to replace both branches of guidance.
+    time_power: how often its last steps are drawn, see
+      `diffusion.distillation.sample_step_index`.
     """
 
     number: int
@@ -44,34 +48,33 @@ class Round:
 
     @property
     def path(self) -> str:
+        """Workdir of the student, relative to that of the distillation."""
         return f"rounds/{self.steps:04d}"
 
 
 def plan_rounds(distill: Any) -> list[Round]:
-    """The rounds that a config's distill section asks for."""
-    found = []
-    if distill.guidance:
-        found.append(
-            Round(
-                0, distill.start_steps, distill.guidance_updates, distills_guidance=True
-            )
-        )
+    """Return the rounds of a config's distill section, in their order."""
+    plan = []
+    if distill.guidance_range:
+        updates = distill.guidance_updates
+        plan.append(Round(0, distill.start_steps, updates, distills_guidance=True))
     n = distill.start_steps // 2
     while n >= distill.end_steps:
-        hard = n <= 2  # to draw the first step less often would not do
+        # With two steps or one, both ends matter: they are drawn equally often.
+        hard = n <= 2
         updates = distill.updates_last_rounds if hard else distill.updates_per_round
-        late = 1.0 if hard else float(distill.time_power)
-        found.append(Round(len(found), n, updates, time_power=late))
+        time_power = 1.0 if hard else float(distill.time_power)
+        plan.append(Round(len(plan), n, updates, time_power=time_power))
         n //= 2
-    return found
+    return plan
 
 
 def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    """Raise UserError for a distill section that is wrong or does not fit.
+    """Raise UserError for a distill section that is wrong or does not fit a teacher.
 
-    config: the teacher's.
+    config: of the teacher.
     """
-    for name in ("start", "end"):
+    for name in ("start_steps", "end_steps"):
         n = distill[name]
         if not 1 <= n <= samplers.MAX_STEPS or n & (n - 1):
             raise UserError(
@@ -80,9 +83,9 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
     least = 2 if distill.sampler == "stochastic" else 1
     if not least <= distill.end_steps < distill.start_steps:
         raise UserError(
-            f"config.distill.end_steps={distill.end_steps}: from {least} to below distill.start_steps="
-            f"{distill.start_steps}; a stochastic student of 2 steps knows the one to the "
-            "data already"
+            f"config.distill.end_steps={distill.end_steps}: from {least} to below "
+            f"distill.start_steps={distill.start_steps}; a stochastic student of 2 "
+            "steps can already take the one step to the data"
         )
     least = {
         "updates_per_round": 1, "updates_last_rounds": 1, "guidance_updates": 1,
@@ -97,9 +100,8 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
         raise UserError(
             f"config.distill.max_metric_drop={distill.max_metric_drop}: from 0 to 2"
         )
-    measured = config.data.source in ATTRIBUTE_METRICS and bool(
-        teacher.label_vocabulary
-    )
+    has_labels = bool(teacher.label_vocabulary)
+    measured = has_labels and config.data.source in ATTRIBUTE_METRICS
     known = {
         "sampler": ("ddim", "stochastic"),
         "loss_weighting": tuple(losses.WEIGHTINGS),
@@ -115,54 +117,52 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
 
 
 def _check_teacher(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    if (
-        teacher.prediction_type == "eps"
-    ):  # its x and v divide by alpha, which is next to 0
+    if teacher.prediction_type == "eps":  # its x and v divide by alpha, near 0 at t = 1
         if distill.loss_weighting not in ("snr", "min_snr"):
             raise UserError(
-                f"config.distill.loss_weighting={distill.loss_weighting!r} of a teacher with an "
-                "eps output, whose v has no bound: snr or min_snr"
+                f"config.distill.loss_weighting={distill.loss_weighting!r}: this "
+                "teacher predicts eps, and its v has no bound: snr or min_snr"
             )
         if not config.sample.clip_x > 0:
             raise UserError(
-                "this teacher has an eps output and sample.clip_x=0, and its x has "
-                "no bound: set the threshold in its config.json to its data's range"
+                "this teacher predicts eps with sample.clip_x=0, and its x has no "
+                "bound: set clip_x in its config.json to the range of its data"
             )
     if not np.allclose(teacher.schedule.sampling_times(4), (1, 0.75, 0.5, 0.25)):
         raise UserError(
-            "this teacher's schedule (diffusion.schedule) chooses its steps unevenly "
-            "in time: two of them are not one of a student; give a teacher of another"
+            "this teacher's schedule (diffusion.schedule) spaces its steps unevenly in "
+            "time: two of them are not one step of a student; give a teacher of another"
         )
     angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start_steps + 1)[1:])
     if np.diff(angles).min() < MIN_ANGLE_STEP:
         raise UserError(
-            f"config.distill.start_steps={distill.start_steps}: some of the steps along this "
-            "teacher's schedule have no length, where it is held to its range of "
-            "logsnr; a smaller start, or a teacher of a wider range"
+            f"config.distill.start_steps={distill.start_steps}: some steps of this "
+            "teacher's schedule have no length, since its range of logsnr cuts them "
+            "off: set it lower, or give a teacher of a wider range"
         )
     known = config.diffusion.distilled_steps
     if known and distill.start_steps != known:
         raise UserError(
-            f"config.distill.start_steps={distill.start_steps}: this teacher is a student of "
-            f"{known} steps and knows no others; set start to that"
+            f"config.distill.start_steps={distill.start_steps}: this teacher is a "
+            f"student of {known} steps and knows no others; set start_steps to that"
         )
 
 
 def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
-    weights = tuple(distill.guidance)
-    if not weights:
+    scales = tuple(distill.guidance_range)
+    if not scales:
         return
-    two = len(weights) == 2 and all(isinstance(w, int | float) for w in weights)
-    asked = f"config.distill.guidance={weights}"
-    if not two or not 0 <= weights[0] < weights[1] < np.inf:
+    two = len(scales) == 2 and all(isinstance(s, int | float) for s in scales)
+    asked = f"config.distill.guidance_range={scales}"
+    if not two or not 1 <= scales[0] < scales[1] < np.inf:
         raise UserError(
-            f"{asked}: () or the lowest and the highest weight w of (1+w) cond - "
-            "w uncond, as (0.0, 4.0)"
+            f"{asked}: () or the lowest and the highest scale s of uncond + "
+            "s (cond - uncond), as (1.0, 5.0)"
         )
     if teacher.guidance_range:
         raise UserError(
-            f"{asked}: this teacher is a guided student already, told weights from "
-            "{:g} to {:g}; set it to ()".format(*teacher.guidance_range)
+            f"{asked}: this teacher is a guided student already, trained with scales "
+            "from {:g} to {:g}; set it to ()".format(*teacher.guidance_range)
         )
     if not teacher.supports_cfg:
         raise UserError(
@@ -171,43 +171,58 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
         )
 
 
-def student_config(config: Any, teacher: Any, step: Round, source: str) -> Any:
-    """The complete config of a round's student: its teacher's, trained in another way.
+def student_configs(
+    config: Any, teacher: Any, plan: Sequence[Round], origin: str, workdir: Path
+) -> list[Any]:
+    """Return the complete config of the student of every round.
 
-    config: of the distillation; teacher: of the first teacher; source: the workdir that
-    this student starts from.
+    config: of the distillation. teacher, origin: config and workdir of the teacher.
+    """
+    origins = [origin, *(str(workdir / each.path) for each in plan)]
+    return [
+        student_config(config, teacher, each, init_from)
+        for each, init_from in zip(plan, origins, strict=False)
+    ]
+
+
+def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> Any:
+    """Return the config of a round's student: its teacher's, with another training.
+
+    config: of the distillation. teacher: of the first teacher. init_from: workdir of
+    the model that this student starts from.
     """
     distill = config.distill
-    made: Any = ConfigDict(teacher.to_dict())
-    # Other batches and noise in each round.
-    made.seed = (config.seed + step.number) % 2**32
-    made.init_from = source
-    made.mesh = config.mesh.to_dict()
+    student: Any = ConfigDict(teacher.to_dict())
+    # Every round has batches and noise of its own.
+    student.seed = (config.seed + each.number) % 2**32
+    student.init_from = init_from
+    student.mesh = config.mesh.to_dict()
     for field, value in config.data.items():
         if value or field == "workers":
-            made.data[field] = value
-    made.network.dropout = 0.0
-    if distill.guidance:
-        made.conditioning.guidance_range = tuple(map(float, distill.guidance))
-    made.diffusion.loss_weighting = distill.loss_weighting
-    made.diffusion.distilled_steps = 0 if step.distills_guidance else step.steps
-    made.train = config.train.to_dict() | {
-        "steps": step.updates,
+            student.data[field] = value
+    student.network.dropout = 0.0
+    if distill.guidance_range:
+        student.conditioning.guidance_range = tuple(map(float, distill.guidance_range))
+    student.diffusion.loss_weighting = distill.loss_weighting
+    student.diffusion.distilled_steps = 0 if each.distills_guidance else each.steps
+    student.train = config.train.to_dict() | {
+        "steps": each.updates,
         "sample_every": 0,
         "eval_every": 0,
     }
-    if step.distills_guidance:
-        made.train.learning_rate = distill.guidance_lr
-    told, weight = made.conditioning.guidance_range, 0.0
-    if told:  # what the teacher is asked by default, if the student knows it
-        weight = float(np.clip(made.sample.guidance, told[0], told[1]))
-    made.sample.update(
-        steps=step.steps,
-        sampler="ddim" if step.distills_guidance else distill.sampler,
+    if each.distills_guidance:
+        student.train.learning_rate = distill.guidance_lr
+    scales, scale = student.conditioning.guidance_range, 1.0
+    if scales:  # the teacher's default, within the student's range
+        low, high = scales
+        scale = float(np.clip(student.sample.guidance_scale, low, high))
+    student.sample.update(
+        steps=each.steps,
+        sampler="ddim" if each.distills_guidance else distill.sampler,
         sampling_schedule="",
         langevin_delta=0.0,
-        guidance=weight,
+        guidance_scale=scale,
         guidance_schedule="constant",
         cfg_mode="linear",
     )
-    return made.lock()
+    return student.lock()

@@ -22,8 +22,10 @@ from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators.models import environment_section, stack_videos, write_results
 from vdm_jax.files import make_folder
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics import frechet, pixel_statistics
 from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
+from vdm_jax.metrics.tables import BIAS_NOTE, format_cells, format_table
+from vdm_jax.metrics.video_arrays import group_by_video, to_float64
 from vdm_jax.report import curves, page
 
 SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
@@ -85,15 +87,15 @@ def evaluate(
     num: int,
     num_key_rows: int,
     overrides: dict[str, Any],
-    guidance: float | None,
+    guidance_scale: float | None,
     seed: int,
     commands: Sequence[str],
 ) -> list[dict]:
     """Make and measure every row; print the table, write the report, return the rows.
 
     num: videos of a row; deciding: of the reference and the rows of DECIDING steps.
-    asked: settings of sampling that hold for every row. guidance: the weight, told to
-    the students and given to both branches of the teacher; None for their own.
+    asked: settings of sampling that hold for every row. guidance_scale: of
+    the students and of both branches of the teacher; None for their own.
     """
     begun = runs.read_json(workdir / runs.DISTILLATION_FILE, dict)
     match begun:
@@ -113,9 +115,11 @@ def evaluate(
         )
     arms = plan_rows(rounds, begun["distill"]["start_steps"], num, num_key_rows)
     config = runs.read_config(workdir)
-    weight = float(config.sample.guidance if guidance is None else guidance)
+    scale = float(
+        config.sample.guidance_scale if guidance_scale is None else guidance_scale
+    )
     settings = [
-        _settings(workdir, arm, teacher.config, weight, overrides) for arm in arms
+        _settings(workdir, arm, teacher.config, scale, overrides) for arm in arms
     ]
     student = build.build_model(config)
     for arm, each in zip(arms, settings, strict=True):
@@ -146,12 +150,12 @@ def evaluate(
             measure.reference = videos
     clips = pipeline.fixed_clips(config, source.split(False), most)
     rows.append(measure.real(stack_videos(clips)))
-    _write(workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands)
+    _write(workdir, out, arms, rows, measure, teacher, rounds, scale, seed, commands)
     return rows
 
 
 def _settings(
-    workdir, arm: SamplerSetting, teacher, weight: float, asked
+    workdir, arm: SamplerSetting, teacher, scale: float, overrides
 ) -> sampling.Settings:
     """How a row is sampled: the teacher plainly, of its own settings only clipping."""
     if arm.path:
@@ -161,15 +165,19 @@ def _settings(
         own = teacher.sample
         # The students' own levels, of which dpm would choose others.
         levels = teacher.diffusion.schedule if arm.sampler == "dpm" else ""
-        how = {"sampler": arm.sampler, "schedule": levels, "corrector": 0.0}
+        how = {
+            "sampler": arm.sampler,
+            "sampling_schedule": levels,
+            "langevin_delta": 0.0,
+        }
     return dataclasses.replace(
         sampling.Settings.from_config(own),
         steps=arm.steps,
-        guidance=weight,
+        guidance_scale=scale,
         guidance_schedule="constant",
-        combine="linear",
+        cfg_mode="linear",
         **how,
-        **asked,
+        **overrides,
     )
 
 
@@ -199,7 +207,7 @@ def _row(folder, arm: SamplerSetting, origin, loaded, settings, labels, measure,
     videos = sampling.to_uint8(made(arm.num, settings))
     seconds = (time.perf_counter() - started) / arm.num
     calls = sampling.nfe(loaded.model, settings)
-    figures = {"row": arm.name, "calls": calls, "seconds": seconds}
+    figures = {"row": arm.name, "nfe": calls, "seconds": seconds}
     figures |= measure(videos)
     path.unlink(missing_ok=True)  # figures never stand beside other videos
     video_io.write_npz(arrays, videos, overwrite=True)
@@ -224,10 +232,10 @@ class DistillationMetrics:
         for name, features in FEATURES.items():
             a, b = features(videos), features(self.clips[:n])
             if errors:
-                a, b = (statistics.group_by_video(x, n) for x in (a, b))
-                found |= statistics.distance_scores(name, a, b)
+                a, b = (group_by_video(x, n) for x in (a, b))
+                found |= frechet.distance_scores(name, a, b)
             else:
-                found[name] = statistics.frechet_of_features(a, b)
+                found[name] = frechet.frechet_of_features(a, b)
         return found
 
     def __call__(self, videos: np.ndarray) -> dict[str, float]:
@@ -239,38 +247,41 @@ class DistillationMetrics:
         found |= self._distances(videos)
         first = videos if self.reference is None else self.reference[:n]
         beside = self._distances(first, errors=False)
-        off = statistics.pixels(videos) - statistics.pixels(first)
+        off = to_float64(videos) - to_float64(first)
         found |= {f"{name}_ratio": found[name] / beside[name] for name in beside}
-        return found | {"off": float(np.sqrt(np.square(off).mean()))}
+        return found | {"rmse_to_teacher": float(np.sqrt(np.square(off).mean()))}
 
     def real(self, clips: np.ndarray) -> dict[str, Any]:
         """Training clips, as many as the reference: as near as these can be."""
         found: dict[str, Any] = {"row": "real clips", "videos": len(clips)}
         if self.attributes:
             row = self.attributes.attribute_scores(clips, np.full_like(self.labels, -1))
-            found |= {key: row[key] for key in ("fit_error", "spread", "spread_error")}
+            found |= {
+                key: row[key]
+                for key in ("template_mse", "position_std", "position_std_error")
+            }
         return found | self._distances(clips)
 
 
 FEATURES = {
-    "frame_fd": statistics.pixel_features,
-    "motion_fd": statistics.motion_features,
+    "frame_fd": pixel_statistics.pixel_features,
+    "motion_fd": pixel_statistics.motion_features,
 }
 COLUMNS = {
     "row": ("", ""),
-    "calls": ("calls", ",d"),
+    "nfe": ("nfe", ",d"),
     "videos": ("videos", ",d"),
-    "joint": ("all four", ".3f"),
-    "fit_error": ("fit error", ".3f"),
-    "spread": ("spread", ".3f"),
-    "spread_error": ("±", ".3f"),
+    "all_attributes": ("all four", ".3f"),
+    "template_mse": ("fit error", ".3f"),
+    "position_std": ("position_std", ".3f"),
+    "position_std_error": ("±", ".3f"),
     "frame_fd": ("frame FD", ".3f"),
     "frame_fd_error": ("±", ".3f"),
     "frame_fd_ratio": ("ratio", ".2f"),
     "motion_fd": ("motion FD", ".3f"),
     "motion_fd_error": ("±", ".3f"),
     "motion_fd_ratio": ("ratio", ".2f"),
-    "off": ("from the teacher", ".3f"),
+    "rmse_to_teacher": ("from the teacher", ".3f"),
     "seconds": ("s a video", ".3f"),
 }
 NOTE = (
@@ -284,10 +295,10 @@ NOTE = (
 )
 
 
-def format_cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+def format_shown_cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and formatted cells, of the columns that any row has."""
     shown = {k: v for k, v in COLUMNS.items() if any(k in row for row in rows)}
-    return statistics.format_cells(rows, shown)
+    return format_cells(rows, shown)
 
 
 def _line(row: dict) -> str:
@@ -304,20 +315,20 @@ def _curves(rows: Sequence[dict], key: str) -> list[curves.Line]:
     """A figure against calls: the students first, then each sampler of the teacher."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if key in row and "calls" in row:
+        if key in row and "nfe" in row:
             who = row["row"].rsplit(",", 1)[0]
-            lines.setdefault(who, []).append((row["calls"], row[key]))
+            lines.setdefault(who, []).append((row["nfe"], row[key]))
     order = sorted(lines, key=lambda who: not who.startswith("student"))
     return [curves.Line(who, *np.array(sorted(lines[who])).T) for who in order]
 
 
 def _write(
-    workdir, out, arms, rows, measure, teacher, rounds, weight, seed, commands
+    workdir, out, arms, rows, measure, teacher, rounds, scale, seed, commands
 ) -> None:
     """results.json, and the page: rows of videos from the same noise, curves, table."""
-    headings, body = format_cells(rows)
-    print(f"\n{statistics.format_table(headings, body)}")
-    results = {"rows": rows, "seed": seed, "guidance": weight, "rounds": rounds}
+    headings, body = format_shown_cells(rows)
+    print(f"\n{format_table(headings, body)}")
+    results = {"rows": rows, "seed": seed, "guidance_scale": scale, "rounds": rounds}
     write_results(out, results)
     config = teacher.config
     films = [
@@ -340,20 +351,20 @@ def _write(
         )
     ]
     titles = {
-        "spread": "Spread",
+        "position_std": "Spread",
         "frame_fd_ratio": "Frame Frechet distance over the first row's",
         "motion_fd_ratio": "Motion Frechet distance over the first row's",
-        "joint": "All four attributes right",
+        "all_attributes": "All four attributes right",
     }
     for key, name in titles.items():
         if lines := _curves(rows, key):
             title = f"{name}, by calls"
-            sections.append(page.Curve(title, lines, x_name="calls", log_x=True))
+            sections.append(page.Curve(title, lines, x_name="nfe", log_x=True))
     sections.append(
         page.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE)
     )
-    bias = statistics.format_cells(rows, statistics.BIAS_COLUMNS | {"row": ("", "")})
-    sections.append(page.Table("What few videos do", *bias, note=statistics.BIAS_NOTE))
+    bias = format_cells(rows, pixel_statistics.BIAS_COLUMNS | {"row": ("", "")})
+    sections.append(page.Table("What few videos do", *bias, note=BIAS_NOTE))
     sections.append(
         page.Table(
             "Rounds",
@@ -374,7 +385,7 @@ def _write(
         out / "index.html",
         title=f"vdm_jax: {workdir.name}",
         summary=f"A teacher and its students down to {last} "
-        f"{'steps' if last > 1 else 'step'}, guidance weight {weight:g}.",
+        f"{'steps' if last > 1 else 'step'}, guidance_scale {scale:g}.",
         sections=sections,
     )
     print(f"\nthe report: {out / 'index.html'}")

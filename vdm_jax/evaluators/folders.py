@@ -10,10 +10,12 @@ from vdm_jax.data import folder
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models
 from vdm_jax.files import make_folder
+from vdm_jax.metrics import pixel_statistics
 from vdm_jax.metrics import protocol as protocols
-from vdm_jax.metrics import statistics
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.protocol import Protocol
+from vdm_jax.metrics.tables import format_table
+from vdm_jax.metrics.video_arrays import unique_videos
 from vdm_jax.report import page
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
@@ -110,7 +112,7 @@ def compare_folders(
     size = (own.shape[2], own.shape[3])
     real, of_reference, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
     protocol: Protocol = {
-        "clips": min(len(own), len(statistics.unique_videos(real)) // 2),
+        "clips": min(len(own), len(unique_videos(real)) // 2),
         "frames": frames,
         "stride": stride,
         "size": f"{size[0]}x{size[1]}",
@@ -123,13 +125,13 @@ def compare_folders(
     others = models.read_baseline_reports(baseline_reports, protocol)
     tables, figures = models.measure_tables(own, real, None, networks, others, seed)
     for table in tables:
-        print(f"\n{table.title}\n{statistics.format_table(table.headings, table.rows)}")
+        print(f"\n{table.title}\n{format_table(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
     make_folder(out)
     results = {"protocol": protocol, **figures}
     models.write_results(out, results)
     shown = models.SHOWN
-    index, distance = statistics.nearest_training(own[:shown], real)
+    index, distance = pixel_statistics.nearest_training(own[:shown], real)
     page.write(
         out / "index.html",
         title=f"vdm_jax: {videos.name}",

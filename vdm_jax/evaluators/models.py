@@ -17,11 +17,13 @@ from vdm_jax.data import pipeline
 from vdm_jax.data import shapes as moving_shapes
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, make_folder, write_json
-from vdm_jax.metrics import perceptual, statistics
+from vdm_jax.metrics import perceptual, pixel_statistics
 from vdm_jax.metrics import protocol as protocols
 from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.protocol import Protocol
+from vdm_jax.metrics.tables import BIAS_NOTE, format_cells, format_table
+from vdm_jax.metrics.video_arrays import unique_videos
 from vdm_jax.report import curves, page
 from vdm_jax.runs import TrainedModel, read_config, read_json
 
@@ -37,7 +39,7 @@ def evaluate(
     out: Path,
     *,
     num: int,
-    weights: Sequence[float],
+    guidance_scales: Sequence[float],
     seed: int,
     sample_folders: Sequence[Path],
     baseline_reports: Sequence[Path],
@@ -45,18 +47,21 @@ def evaluate(
     commands: Sequence[str],
     compare_steps: Sequence[int] = (),
 ) -> dict:
-    """Measure `num` samples at each guidance weight; print, write the report, return.
+    """Measure `num` samples at each guidance scale; print, write the report, return.
 
-    The first weight's samples are those of the page and of the tables; at `out` stand
+    The first scale's samples are those of the page and of the tables; at `out` stand
     index.html, results.json and the contact sheet. beside: folders that sample.py
     wrote, shown first. against: reports of other models, whose figures are put beside,
     if they were measured alike. networks: for FVD and the like, seconds a clip; or
-    None. fewer: numbers of steps, to sample the first weight in too from that noise.
+    None. fewer: numbers of steps, to sample the first scale in too from that noise.
     """
     model, config = loaded.model, loaded.config
     settings = sampling.Settings.from_config(config.sample)
     plain = dataclasses.replace(settings, guidance_schedule="constant")
-    asked = [dataclasses.replace(settings if w else plain, guidance=w) for w in weights]
+    asked = [
+        dataclasses.replace(settings if scale != 1 else plain, guidance_scale=scale)
+        for scale in guidance_scales
+    ]
     for given in asked:
         sampling.check_settings(model, num, seed, given)
     compare_steps = sorted({*compare_steps} - {settings.steps}, reverse=True)
@@ -92,11 +97,11 @@ def evaluate(
         return sampling.to_uint8(videos)
 
     samples = {
-        weight: sample(f"guidance {weight:g}", given)
-        for weight, given in zip(weights, asked, strict=True)
+        scale: sample(f"guidance_scale {scale:g}", given)
+        for scale, given in zip(guidance_scales, asked, strict=True)
     }
     more = {name: sample(name, given) for name, given in few_step_settings.items()}
-    first = samples[weights[0]]
+    first = samples[guidance_scales[0]]
     tables, figures = measure_tables(
         first, training, held_out, networks, others, extra_samples=more
     )
@@ -104,7 +109,7 @@ def evaluate(
         "protocol": protocol,
         **figures,
         "sample": dataclasses.asdict(asked[0]),
-        "weights": list(weights),
+        "guidance_scales": list(guidance_scales),
     }
     if config.data.source in ATTRIBUTE_METRICS and labels is not None:
         attributes = ATTRIBUTE_METRICS[config.data.source]
@@ -114,7 +119,7 @@ def evaluate(
         tables.insert(0, page.Table(title, *cells, note=attributes.NOTE))
         results["shapes"] = by_row
     for table in tables:
-        print(f"\n{table.title}\n{statistics.format_table(table.headings, table.rows)}")
+        print(f"\n{table.title}\n{format_table(table.headings, table.rows)}")
     print(f"\n{protocols.describe(protocol)}")
 
     write_results(out, results)
@@ -151,7 +156,7 @@ def evaluation_protocol(
     config, training, held_out, num: int, seed: int, networks: PerceptualNetworks | None
 ) -> Protocol:
     """How the samples of a run are measured."""
-    distinct = [len(statistics.unique_videos(x)) for x in (training, held_out)]
+    distinct = [len(unique_videos(x)) for x in (training, held_out)]
     frames, height, width = training.shape[1:4]
     return {
         "clips": min(num, distinct[0] // 2, distinct[1]),
@@ -224,7 +229,9 @@ def measure_tables(
     others: of `read_others`; their samples stand below ours. seed: of the training
     clips that are drawn as the reference. more: other samples, for the pixel table.
     """
-    pixels = statistics.pixel_table(samples, training, held_out, seed, extra_samples)
+    pixels = pixel_statistics.pixel_table(
+        samples, training, held_out, seed, extra_samples
+    )
     figures = {"pixels": pixels}
     if networks:
         figures["networks"] = perceptual.network_table(
@@ -237,7 +244,7 @@ def measure_tables(
             beside = [
                 other[name][0] | {"row": folder} for folder, other in baselines.items()
             ]
-            cells = statistics.format_cells([own, *beside, *spoilt], columns)
+            cells = format_cells([own, *beside, *spoilt], columns)
             tables.append(page.Table(title, *cells, highlight=(0,), note=note))
     if networks:
         claims = perceptual.acceptance_checks(pixels, figures["networks"])
@@ -250,19 +257,19 @@ def measure_tables(
 
 # Columns that a report of another model must have, and that older ones lack.
 FIGURES = {
-    "pixels": (statistics.COLUMNS, statistics.BIAS_COLUMNS),
+    "pixels": (pixel_statistics.COLUMNS, pixel_statistics.BIAS_COLUMNS),
     "networks": (perceptual.COLUMNS, perceptual.BIAS_COLUMNS),
 }
 BIAS_TITLE = "What few clips do to the distances"
 TABLES = (
-    ("pixels", "Pixel statistics", statistics.COLUMNS, PIXEL_NOTE),
-    ("pixels", BIAS_TITLE, statistics.BIAS_COLUMNS, statistics.BIAS_NOTE),
+    ("pixels", "Pixel statistics", pixel_statistics.COLUMNS, PIXEL_NOTE),
+    ("pixels", BIAS_TITLE, pixel_statistics.BIAS_COLUMNS, BIAS_NOTE),
     ("networks", "By networks", perceptual.COLUMNS, perceptual.NOTE),
     (
         "networks",
         f"{BIAS_TITLE} by networks",
         perceptual.BIAS_COLUMNS,
-        statistics.BIAS_NOTE,
+        BIAS_NOTE,
     ),
 )
 CHECKS_NOTE = (
@@ -286,14 +293,16 @@ def attribute_rows(model, measure, samples, labels) -> dict[str, dict[str, float
     """Attribute accuracies: of the measure on known clips first, then of samples."""
     frames, height, width, _ = model.shape
     rows = measure.reference_scores(moving_shapes.Geometry(frames, height, width))
-    for weight, videos in samples.items():
-        rows[f"samples, w={weight:g}"] = measure.attribute_scores(videos, labels)
+    for scale, videos in samples.items():
+        rows[f"samples, guidance_scale {scale:g}"] = measure.attribute_scores(
+            videos, labels
+        )
     return rows
 
 
 def attribute_cells(rows: dict[str, dict[str, float]], names: Sequence[str]):
     """Headings and formatted cells."""
-    columns = (*names, "joint", "fit_error", "spread")
+    columns = (*names, "all_attributes", "template_mse", "position_std")
     headings = ["", *(name.replace("_", " ") for name in columns)]
 
     def cell(row: dict[str, float], name: str) -> str:
@@ -448,7 +457,7 @@ def comparison_sections(
 
     A few clips of real footage are memorised by a small model: the pairs show it.
     """
-    index, distance = statistics.nearest_training(samples[:SHOWN], training)
+    index, distance = pixel_statistics.nearest_training(samples[:SHOWN], training)
     films = [
         page.VideoGrid("held-out clips", held_out[:SHOWN]),
         page.VideoGrid("samples", samples[:SHOWN]),

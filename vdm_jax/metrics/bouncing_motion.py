@@ -15,7 +15,7 @@ CHANCE = {
     "colour": 1 / 3,
     "axis": 1 / 2,
     "speed": 1 / 2,
-    "joint": 1 / 36,
+    "all_attributes": 1 / 36,
 }
 NOTE = (
     "Attributes read from the pixels by template matching and by fitting a reflected "
@@ -156,7 +156,7 @@ def measure(videos: np.ndarray, geometry: shapes.Geometry) -> dict[str, np.ndarr
         fits = path["error"] < 1
         motion[of] = np.where(fits[:, None], np.stack([path["axis"], pace], -1), -1)
     return {"attributes": moving.attribute_indices(seen, motion)} | {
-        key: seen[key] for key in ("fit_error", "centres")
+        key: seen[key] for key in ("template_mse", "centres")
     }
 
 
@@ -185,9 +185,9 @@ def attribute_scores(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]
     labels[:, 2] = np.where(labels[:, 2] < 0, -1, bouncing.AXES[labels[:, 2]])
     measured = measure(videos, shapes.Geometry(*videos.shape[1:4]))
     return moving.accuracy(measured, labels, NAMES) | {
-        "fit_error": float(measured["fit_error"].mean()),
-        "spread": moving.position_std(measured),
-        "spread_error": moving.position_std_error(measured),
+        "template_mse": float(measured["template_mse"].mean()),
+        "position_std": moving.position_std(measured),
+        "position_std_error": moving.position_std_error(measured),
     }
 
 

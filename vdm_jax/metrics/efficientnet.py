@@ -19,8 +19,8 @@ import numpy as np
 
 from vdm_jax.data.assets import EFFICIENTNET as WEIGHTS
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import statistics
 from vdm_jax.metrics.batches import apply_in_batches
+from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.pretrained import torch_file
 
 NAME = "frame features (EfficientNet-lite0)"
@@ -162,6 +162,6 @@ def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.nd
     frames = videos.reshape(-1, *videos.shape[2:])
 
     def features(part: np.ndarray) -> jax.Array:
-        return network(params, resize(jnp.float32(statistics.pixels(part))))[0]
+        return network(params, resize(jnp.float32(to_float64(part))))[0]
 
     return apply_in_batches(features, frames, size=batch).astype(np.float64)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from vdm_jax.data.assets import I3D as WEIGHTS
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics import frechet
+from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.pretrained import pickled
 
 CLASSES = 400
@@ -200,7 +201,7 @@ def logits(
     found, params = [], jax.device_put(params)
     starts = range(0, len(videos), size)
     for start in tqdm(starts, "I3D", disable=None if progress else True, unit="batch"):
-        batch = statistics.pixels(videos[start : start + size]).astype(np.float32)
+        batch = to_float64(videos[start : start + size]).astype(np.float32)
         short = size - len(batch)  # filled up, so that one shape is compiled
         batch = np.pad(batch, [(0, short)] + 4 * [(0, 0)])
         found.append(np.asarray(_logits(params, batch))[: size - short])
@@ -213,7 +214,7 @@ def fvd(a: np.ndarray, b: np.ndarray) -> float:
     In float64, covariances divided by n - 1. It falls with n, so unequal sets are
     refused, and it has no meaning without the figures of baselines at the same n.
     """
-    return statistics.frechet_of_features(a, b)
+    return frechet.frechet_of_features(a, b)
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:

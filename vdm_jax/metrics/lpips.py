@@ -19,8 +19,8 @@ from jax import lax
 
 from vdm_jax.data.assets import LPIPS as WEIGHTS
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import statistics
 from vdm_jax.metrics.batches import apply_in_batches
+from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.pretrained import pickled
 
 PROTOCOL = f"LPIPS 0.1, AlexNet, weights {WEIGHTS.sha256}"
@@ -94,7 +94,7 @@ def video_distance(
         )
 
     def distances(*frames: np.ndarray) -> jax.Array:
-        x, y = (jnp.float32(statistics.pixels(f)) for f in frames)
+        x, y = (jnp.float32(to_float64(f)) for f in frames)
         return distance(params, x, y)
 
     flat = (np.reshape(x, (-1, *shape[2:])) for x in (a, b))

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.files import make_folder
-from vdm_jax.metrics import efficientnet, features, i3d, lpips, statistics
+from vdm_jax.metrics import efficientnet, features, frechet, i3d, lpips, reference_sets
 from vdm_jax.metrics.protocol import Protocol
+from vdm_jax.metrics.tables import Row, distance_columns
+from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.video_io.cache import default_folder
 
 MIN_I3D_FRAMES = (
@@ -23,9 +25,9 @@ COLUMNS = {
     "row": ("{clips} clips a row", ""),
     "fvd": ("FVD", ".0f"),
     "fvd_error": ("±", ".0f"),
-    "frame_distance": ("frame distance", ".2f"),
-    "frame_distance_error": ("±", ".2f"),
-    "class_score": ("class score", ".2f"),
+    "frame_fd_efficientnet": ("frame distance", ".2f"),
+    "frame_fd_efficientnet_error": ("±", ".2f"),
+    "inception_score_i3d": ("class score", ".2f"),
     "diversity": ("diversity", ".3f"),
 }
 NOTE = (
@@ -40,8 +42,8 @@ NOTE = (
 )
 BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),
-    **statistics.distance_columns("fvd", "FVD", ".0f"),
-    **statistics.distance_columns("frame_distance", "frame distance", ".2f"),
+    **distance_columns("fvd", "FVD", ".0f"),
+    **distance_columns("frame_fd_efficientnet", "frame distance", ".2f"),
 }
 
 
@@ -60,7 +62,7 @@ def ping_pong(videos: np.ndarray, frames: int = MIN_I3D_FRAMES) -> np.ndarray:
 def to_uint8_rgb(videos: np.ndarray) -> np.ndarray:
     """uint8 RGB, as videos are when they are written: all rows have steps alike."""
     if videos.dtype != np.uint8:
-        videos = np.round((statistics.pixels(videos) + 1) * 127.5).astype(np.uint8)
+        videos = np.round((to_float64(videos) + 1) * 127.5).astype(np.uint8)
     return np.repeat(videos, 3, axis=-1) if videos.shape[-1] == 1 else videos
 
 
@@ -139,9 +141,9 @@ def network_table(
     held_out: np.ndarray | None,
     networks: PerceptualNetworks,
     seed: int = 0,
-) -> list[statistics.Row]:
+) -> list[Row]:
     """The rows of `statistics.compared`: keys of COLUMNS and BIAS, and clips."""
-    reference, named = statistics.reference_sets(samples, training, held_out, seed)
+    reference, named = reference_sets.reference_sets(samples, training, held_out, seed)
     n = len(reference)
     reference = to_uint8_rgb(reference)
     of_video = networks.i3d_logits("reference", reference)
@@ -157,9 +159,9 @@ def network_table(
             {
                 "row": name,
                 "clips": n,
-                **statistics.distance_scores("fvd", logits[:, None], of_video[:, None]),
-                **statistics.distance_scores("frame_distance", frames, of_frame),
-                "class_score": score,
+                **frechet.distance_scores("fvd", logits[:, None], of_video[:, None]),
+                **frechet.distance_scores("frame_fd_efficientnet", frames, of_frame),
+                "inception_score_i3d": score,
                 "diversity": networks.diversity(name, videos),
             }
         )
@@ -169,14 +171,12 @@ def network_table(
 DEGENERATE_ROWS = ("frozen frame", "per-video mean", "global mean", "4x4 blur")
 
 
-def acceptance_checks(
-    pixels: list[statistics.Row], networks: list[statistics.Row]
-) -> list[list]:
+def acceptance_checks(pixels: list[Row], networks: list[Row]) -> list[list]:
     """Rows (claim, figure, asked, yes or no) of the samples, beside spoilt clips."""
     seen = {row["row"]: row for row in networks}
     own: dict[str, Any] = {**pixels[0], **networks[0]}
     least: Any = min(seen[name]["fvd"] for name in DEGENERATE_ROWS)
-    mean: Any = seen["per-video mean"]["frame_distance"]
+    mean: Any = seen["per-video mean"]["frame_fd_efficientnet"]
 
     def row(claim: str, figure: float, low: float, high: float, form: str) -> list:
         asked = f"below {high:{form}}" if low < 0 else f"{low:{form}} to {high:{form}}"
@@ -187,7 +187,7 @@ def acceptance_checks(
         row("FVD, below stills, means and blur", own["fvd"], -1, least, ".0f"),
         row(
             "frame distance, below per-video mean",
-            own["frame_distance"],
+            own["frame_fd_efficientnet"],
             -1,
             mean,
             ".2f",

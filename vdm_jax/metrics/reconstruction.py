@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import statistics
+from vdm_jax.metrics.video_arrays import to_float64
 
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian, in pixels
 K1, K2 = 0.01, 0.03
@@ -24,7 +24,7 @@ def psnr(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     _checked(videos, reference)
     errors = [
-        np.mean((statistics.pixels(a) - statistics.pixels(b)) ** 2)
+        np.mean((to_float64(a) - to_float64(b)) ** 2)
         for a, b in zip(videos, reference, strict=True)
     ]
     with np.errstate(divide="ignore"):
@@ -48,7 +48,7 @@ def ssim(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def _ssim(video: np.ndarray, reference: np.ndarray) -> float:
     """Of one video [f, h, w, c]."""
     # Luminance enters as a ratio, so black must be 0: [0, 1], not [-1, 1].
-    x, y = (statistics.pixels(v) / 2 + 0.5 for v in (video, reference))
+    x, y = (to_float64(v) / 2 + 0.5 for v in (video, reference))
     c1, c2 = K1**2, K2**2
     mx, my = _windows(x), _windows(y)
     vx, vy = _windows(x * x) - mx * mx, _windows(y * y) - my * my
@@ -74,3 +74,14 @@ def _checked(videos: np.ndarray, reference: np.ndarray) -> None:
             f"videos of shapes {shape} and {np.shape(reference)} cannot be compared: "
             "give [n, f, h, w, c] with the same numbers"
         )
+
+
+def r2(videos: np.ndarray, reference: np.ndarray) -> float:
+    """How far videos [n, ...] are those of a reference, one by one: 1 is the same.
+
+    1 - mean square difference / variance of the reference over its n videos, pixel by
+    pixel: 0 is no nearer than the reference's mean video, unrelated samples have -1.
+    """
+    spread = float(np.var(reference, axis=0).mean())
+    error = float(np.square(videos - reference).mean())
+    return 1 - error / spread if spread else 0.0

@@ -14,7 +14,7 @@ from vdm_jax.data import shapes
 
 NAMES = ("shape", "colour", "direction", "speed")
 CHANCE = dict(zip(NAMES, (1 / n for n in shapes.ATTRIBUTE_SIZES), strict=True)) | {
-    "joint": 1 / 72
+    "all_attributes": 1 / 72
 }
 NOTE = (
     "Attributes read from the pixels by template matching, no network in it. Direction "
@@ -158,7 +158,7 @@ def detect_shapes(videos: np.ndarray) -> dict[str, np.ndarray]:
         "colour": colour,
         "certain": np.stack([np.less(abs(area - 1), 0.5), np.equal(shown, 1)], -1),
         "seen": np.all(scores[clips, :, shape, colour] > 0, axis=1),
-        "fit_error": _residual(frames.reshape(videos.shape), shape, colour, centres),
+        "template_mse": _residual(frames.reshape(videos.shape), shape, colour, centres),
         "centres": centres,
     }
 
@@ -185,7 +185,7 @@ def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
     geometry = shapes.Geometry(frames, height, width, stride)
     motion = _motion(seen["centres"], geometry)
     return {"attributes": attribute_indices(seen, motion)} | {
-        key: seen[key] for key in ("fit_error", "centres")
+        key: seen[key] for key in ("template_mse", "centres")
     }
 
 
@@ -211,7 +211,7 @@ def accuracy(
     """
     right = (measured["attributes"] == labels) | (labels < 0)
     shares = dict(zip(names, right.mean(0).tolist(), strict=True))
-    return shares | {"joint": float(right.all(1).mean())}
+    return shares | {"all_attributes": float(right.all(1).mean())}
 
 
 def position_std(measured: dict[str, np.ndarray]) -> float:
@@ -235,9 +235,9 @@ def attribute_scores(
     """
     measured = measure(videos, stride)
     return accuracy(measured, labels) | {
-        "fit_error": float(measured["fit_error"].mean()),
-        "spread": position_std(measured),
-        "spread_error": position_std_error(measured),
+        "template_mse": float(measured["template_mse"].mean()),
+        "position_std": position_std(measured),
+        "position_std_error": position_std_error(measured),
     }
 
 

@@ -1,1 +1,1 @@
-"""Weights on disk: our own are safetensors; other people's pickles hold arrays only."""
+"""Weights on disk: our safetensors, and files of other libraries, read safely."""

@@ -1,8 +1,9 @@
-"""Where the tensors of others' networks go in ours: one table per network.
+"""Name maps: names of other libraries' tensors -> paths of our parameters.
 
-A row is a pattern of their name, which it must match whole, and our path, in which \\1
-is what the first bracket matched; None: not read. A path behind `TURNED` is of a matrix
-that lies the other way: theirs are [out, in], our kernels [in, out].
+There is one map per network. A row has a pattern, which must match the whole name of
+the tensor, and our path, in which \\1 is the first group of the match. A path of None
+means that the tensor is not read. A path that starts with `TRANSPOSE` belongs to a
+matrix that is stored as [out, in]; our kernels are [in, out].
 """
 
 TRANSPOSE = "transpose of "
@@ -17,7 +18,7 @@ BERT: NameMap = (
     (r"(?:bert\.)?embeddings\.LayerNorm\.weight", "norm/scale"),
     (r"(?:bert\.)?embeddings\.LayerNorm\.bias", "norm/bias"),
     *(
-        (rf"{_BERT_LAYER}{theirs}\.{kind}", place + rf"layer_\1/{ours}/{leaf}")
+        (rf"{_BERT_LAYER}{theirs}\.{kind}", prefix + rf"layer_\1/{ours}/{leaf}")
         for theirs, ours in (
             (r"attention\.self\.query", "q"),
             (r"attention\.self\.key", "k"),
@@ -26,7 +27,10 @@ BERT: NameMap = (
             (r"intermediate\.dense", "mlp_in"),
             (r"output\.dense", "mlp_out"),
         )
-        for kind, place, leaf in (("weight", TRANSPOSE, "kernel"), ("bias", "", "bias"))
+        for kind, prefix, leaf in (
+            ("weight", TRANSPOSE, "kernel"),
+            ("bias", "", "bias"),
+        )
     ),
     *(
         (rf"{_BERT_LAYER}{theirs}\.LayerNorm\.{kind}", rf"layer_\1/{ours}/{leaf}")
@@ -37,7 +41,7 @@ BERT: NameMap = (
         for kind, leaf in (("weight", "scale"), ("bias", "bias"))
     ),
     (r"(?:bert\.)?embeddings\.position_ids", None),  # 0, 1, 2, ...
-    (r"(?:bert\.)?pooler\..*|cls\..*", None),  # of the first token alone; of training
+    (r"(?:bert\.)?pooler\..*|cls\..*", None),  # heads on the encoder
 )
 
 _T5_LAYER = r"encoder\.block\.(\d+)\.layer\."
@@ -53,7 +57,7 @@ T5: NameMap = (
     ),
     (_T5_LAYER + r"0\.SelfAttention\.o\.weight", TRANSPOSE + r"layer_\1/out/kernel"),
     (_T5_LAYER + r"0\.layer_norm\.weight", r"layer_\1/attention_norm/scale"),
-    # wi of 1.0; of 1.1, wi_0 opens and shuts wi_1.
+    # Version 1.0 has wi. Version 1.1 has wi_1 with the gate wi_0.
     (
         _T5_LAYER + r"1\.DenseReluDense\.wi_0\.weight",
         TRANSPOSE + r"layer_\1/mlp_gate/kernel",

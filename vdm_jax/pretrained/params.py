@@ -1,4 +1,4 @@
-"""Parameters to and from one safetensors file, named by their path a/b/c."""
+"""Our parameters in one safetensors file, each named by its path a/b/c."""
 
 import json
 import re
@@ -15,13 +15,14 @@ from safetensors.numpy import load_file, save
 
 from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes
+from vdm_jax.migration import migrate_path
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are read from; nothing is scaled
-HEADER_LIMIT = 16 << 20  # bytes of JSON: 100 times what a large model needs
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
+MAX_HEADER_BYTES = 16 << 20  # 100 times what a large model needs
 
 
 def flatten(tree) -> dict[str, np.ndarray]:
-    """A tree of arrays as {path: array}."""
+    """Return a tree of arrays as {path: array}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -30,9 +31,12 @@ def flatten(tree) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, params, dtype=np.float16) -> None:
-    """Write parameters as `dtype`, whole or not at all."""
-    # Contiguous row-major copies: safetensors writes the buffer as it lies.
-    with np.errstate(over="ignore"):  # what overflows is found and named below
+    """Write parameters as `dtype`, atomically.
+
+    Raises UserError if a value is not finite in that dtype.
+    """
+    # Contiguous row-major copies: safetensors writes the buffer as it is.
+    with np.errstate(over="ignore"):  # an overflow raises below
         arrays = {
             name: np.ascontiguousarray(jax.device_get(leaf), dtype)
             for name, leaf in flatten(params).items()
@@ -44,23 +48,24 @@ def write(path: Path, params, dtype=np.float16) -> None:
 
 
 def tensor_dtypes(path: Path) -> dict[str, Any]:
-    """The type of each tensor of a safetensors file, as F32.
+    """Return the dtype, such as F32, of each tensor of a safetensors file.
 
-    The library lets the last of two tensors of one name win: such a file is refused.
+    Raises UserError if the header is not valid or two tensors have the same name: the
+    safetensors library would read the last of them.
     """
 
     def pairs(items):
-        found = dict(items)
-        if len(found) < len(items):
-            twice = Counter(name for name, _ in items).most_common(1)[0][0]
-            raise UserError(f"{path}: tensor {twice!r} stands there twice")
-        return found
+        entries = dict(items)
+        if len(entries) < len(items):
+            duplicate = Counter(name for name, _ in items).most_common(1)[0][0]
+            raise UserError(f"{path}: two tensors have the name {duplicate!r}")
+        return entries
 
     with path.open("rb") as file:
         prefix = file.read(8)
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < size <= HEADER_LIMIT:
-            raise UserError(f"{path} is not a safetensors file: its header is broken")
+        if not 0 < size <= MAX_HEADER_BYTES:
+            raise UserError(f"{path} is not a safetensors file: its header is damaged")
         header = file.read(size)
     try:
         entries = json.loads(header, object_pairs_hook=pairs)
@@ -70,19 +75,19 @@ def tensor_dtypes(path: Path) -> dict[str, Any]:
 
 
 def check_floats(path: Path, dtypes: dict[str, Any]) -> None:
-    """Raise UserError for the first tensor that is no plain floating-point one.
+    """Raise UserError for the first tensor whose dtype is not in FLOAT_DTYPES.
 
-    Eight-bit and integer weights mean something only with scales, which we know not.
+    Eight-bit and integer weights need scales, which these files do not have.
     """
-    for name, kind in dtypes.items():
-        if kind not in FLOATS:
+    for name, dtype in dtypes.items():
+        if dtype not in FLOAT_DTYPES:
             raise UserError(
-                f"{path}: {name} is {kind}: give weights in {', '.join(FLOATS)}"
+                f"{path}: {name} is {dtype}: give weights in {', '.join(FLOAT_DTYPES)}"
             )
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; UserError for anything else."""
+    """Return all tensors of a safetensors file; raise UserError for any other file."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a .safetensors file")
     if path.suffix != ".safetensors":
@@ -97,37 +102,48 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def read(path: Path, like, new: Sequence[str] = ()):
-    """Parameters shaped as the tree `like` (arrays or shapes), cast to its dtypes.
+def read(path: Path, like, init_new: Sequence[str] = ()):
+    """Return parameters shaped as the tree `like` (arrays or shapes), in its dtypes.
 
-    Every leaf must be there with its shape and be finite; a leaf that is absent must
-    match a pattern of `new` and keeps the value in `like`. Anything else raises
-    UserError with the names.
+    Names of version 0.1 are translated (vdm_jax/migration.py). A leaf that is absent
+    from the file must match a pattern of `init_new` and keeps the value in `like`.
+
+    Raises:
+      UserError: a leaf is absent, left over, of another shape or not finite; it names
+        the leaves.
     """
-    arrays = read_arrays(path)
-    wanted = flatten(like)
+    stored = read_arrays(path)
+    arrays = {migrate_path(name): array for name, array in stored.items()}
+    if len(arrays) < len(stored):
+        raise UserError(f"{path} has the same parameter under two names")
+    expected = flatten(like)
     absent = [
         name
-        for name in wanted
-        if name not in arrays and not any(re.fullmatch(p, name) for p in new)
+        for name in expected
+        if name not in arrays and not any(re.fullmatch(p, name) for p in init_new)
     ]
-    surplus = [name for name in arrays if name not in wanted]
-    shaped = [
+    extra = [name for name in arrays if name not in expected]
+    other_shape = [
         f"{name} {arrays[name].shape}, the model has {leaf.shape}"
-        for name, leaf in wanted.items()
+        for name, leaf in expected.items()
         if name in arrays and arrays[name].shape != leaf.shape
     ]
     for problem, names in (
         ("lacks", absent),
-        ("holds what the model does not", surplus),
-        ("differs in shape", shaped),
-        ("is not finite", [n for n, a in arrays.items() if not np.isfinite(a).all()]),
+        ("has parameters that the model does not have:", extra),
+        ("differs in shape:", other_shape),
+        ("is not finite:", [n for n, a in arrays.items() if not np.isfinite(a).all()]),
     ):
         if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise UserError(f"{path} {problem}: {', '.join(names[:5])}{more}")
+            raise UserError(f"{path} {problem} {first_names(names)}")
     leaves = [
         arrays[name].astype(leaf.dtype) if name in arrays else leaf
-        for name, leaf in wanted.items()
+        for name, leaf in expected.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return up to five names, and how many more there are, for a message."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

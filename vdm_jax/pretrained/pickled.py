@@ -1,8 +1,8 @@
-"""Other people's pickles of numpy arrays, read so that nothing in them can run.
+"""Pickles of numpy arrays from other libraries, read without running any of their code.
 
-Three names may stand in such a file, those by which numpy writes an array, and they
-stand for the small classes below: numpy's own would be handed whatever the file says,
-and a dtype whose flags it sets makes bytes into pointers.
+Only the globals with which numpy pickles an array are allowed. They are replaced by the
+small classes below, because numpy's own accept any state: a dtype whose flags a file
+sets turns bytes into pointers.
 """
 
 import io
@@ -17,10 +17,10 @@ from vdm_jax.errors import UserError
 from vdm_jax.pretrained import opcodes
 
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-MAX_DEPTH = 16  # of dicts, lists and tuples within one another
+MAX_DEPTH = 16  # of nested dicts, lists and tuples
 
-# What a damaged or hostile pickle raises beside UnpicklingError, among it what the
-# classes below raise where they are called with something else than numpy writes.
+# Exceptions that a damaged or malicious pickle can raise, also in the classes below
+# when they are called with arguments that numpy does not write.
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
     AttributeError,
@@ -36,10 +36,10 @@ PICKLE_ERRORS = (
 
 
 class _Dtype:
-    """numpy.dtype("f4", False, True), and a state with its byte order."""
+    """Replacement of numpy.dtype("f4", False, True), whose state is a byte order."""
 
     def __init__(self, code: str, *_):
-        # Types first: of a tree of tuples few bytes make a text or a hash without end.
+        # Types first: hashing or printing a small tree of tuples can take forever.
         if type(code) is not str or code not in DTYPES:
             shown = code[:20] if type(code) is str else type(code).__name__
             raise pickle.UnpicklingError(f"an array of type {shown!r}")
@@ -54,7 +54,7 @@ class _Dtype:
 
 
 class _Array:
-    """_reconstruct(ndarray, (0,), b"b"), and a state with all that there is."""
+    """Replacement of _reconstruct(ndarray, (0,), b"b"), whose state is its values."""
 
     def __init__(self, *_):
         self.value = None
@@ -62,71 +62,73 @@ class _Array:
     def __setstate__(self, state: tuple):
         _, shape, kind, fortran, data = state
         if type(shape) is not tuple or any(type(n) is not int for n in shape):
-            raise pickle.UnpicklingError("an array whose shape is not whole numbers")
+            raise pickle.UnpicklingError("an array whose shape is not integers")
         if type(data) is not bytes or not isinstance(kind, _Dtype):
-            raise pickle.UnpicklingError("an array that is not bytes of a type")
+            raise pickle.UnpicklingError("an array that is not bytes of a dtype")
         if len(data) != math.prod(shape) * kind.dtype.itemsize:
             raise pickle.UnpicklingError(f"{len(data)} bytes for shape {shape[:8]}")
-        order = "F" if fortran else "C"  # the rest is checked by numpy
+        order = "F" if fortran else "C"  # numpy checks the rest
         self.value = np.ndarray(shape, kind.dtype, data, order=order)
 
 
 ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2
-    ("numpy", "ndarray"): object(),  # what `_reconstruct` is given first
+    ("numpy", "ndarray"): object(),  # the first argument of `_reconstruct`
     ("numpy", "dtype"): _Dtype,
 }
 
 
-class _Arrays(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
-            asked = f"{module}.{name}"[:100]
-            raise pickle.UnpicklingError(f"it asks for {asked!r}, which is no array")
+            name = f"{module}.{name}"[:100]
+            raise pickle.UnpicklingError(f"it names {name!r}, which is not an array")
         return ALLOWED_GLOBALS[module, name]
 
 
 def read(path: Path) -> Any:
-    """What a pickle holds: arrays, read-only, in dicts by strings, lists and tuples.
+    """Return a pickle's tree of dicts, lists and tuples with read-only arrays.
 
     Raises:
-      UserError: there is no such file, it is damaged or goes on behind its end, or it
-        holds anything else, of which the first is named. Nothing of it has run.
+      UserError: the file does not exist, is damaged, has bytes after its end, or has
+        anything else than arrays and strings in it. None of its code is run.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
-        # In memory, where reading what a length promises allocates what is there.
+        # In memory: reading a length from it allocates no more than the file has.
         stream = io.BytesIO(path.read_bytes())
         opcodes.check_pickle(stream)
-        found = _plain(_Arrays(stream).load(), set())
+        tree = _replace_arrays(_ArrayUnpickler(stream).load(), set())
         if stream.read(1):
-            raise pickle.UnpicklingError("more follows behind its end")
-        return found
+            raise pickle.UnpicklingError("it has bytes after its end")
+        return tree
     except PICKLE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} is not a whole pickle of numpy arrays: {reason}"
+            f"{path} is not a complete pickle of numpy arrays: {reason}"
         ) from error
 
 
-def _plain(value: Any, seen: set[int], depth: int = 0) -> Any:
-    """The tree with the arrays in their places.
+def _replace_arrays(value: Any, seen: set[int], depth: int = 0) -> Any:
+    """Return the tree with numpy arrays for each `_Array`.
 
-    A dict, list or tuple stands in one place: one that holds itself has no end, and of
-    such as hold others twice few bytes make a tree of any size.
+    A dict, list or tuple may occur once: one that contains itself is endless, and a few
+    bytes that contain others twice make a tree of any size.
     """
     if isinstance(value, _Array) and value.value is not None:
         return value.value
     if isinstance(value, str):
         return value
     if id(value) in seen or depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"no tree, or one of more than {MAX_DEPTH} levels")
-    if value != ():  # there is but one empty tuple
+        raise pickle.UnpicklingError(f"not a tree of up to {MAX_DEPTH} levels")
+    if value != ():  # all empty tuples are one object
         seen.add(id(value))
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, seen, depth + 1) for key, item in value.items()}
+        return {
+            key: _replace_arrays(item, seen, depth + 1) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item, seen, depth + 1) for item in value)
-    raise pickle.UnpicklingError(f"it holds a {type(value).__name__.lstrip('_')}")
+        return type(value)(_replace_arrays(item, seen, depth + 1) for item in value)
+    raise pickle.UnpicklingError(f"it has a {type(value).__name__.lstrip('_')}")

@@ -1,8 +1,8 @@
-"""State dicts of torch (.pth) as numpy arrays, with neither torch nor foreign code.
+"""State dicts of torch (.pth) as numpy arrays, without torch and without running code.
 
-The tensors are described in a pickle, their values lie beside it: in a zip archive
-(torch 1.6 and later) or one after the other (before that). The pickle may name what a
-state dict needs and nothing else, so a hostile file runs no code of its author's.
+A pickle describes the tensors and their values follow: in a zip archive (torch 1.6 and
+later) or one after the other (before that). The pickle may name the globals that a
+state dict needs and no others, so a malicious file cannot run code.
 """
 
 import collections
@@ -20,7 +20,7 @@ import numpy as np
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import opcodes
 
-LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version before the zip
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C, 1001  # number and version before torch 1.6
 STORAGES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -31,7 +31,7 @@ STORAGES = {
     "CharStorage": "<i1",
     "ByteStorage": "<u1",
 }
-# What broken pickles and archives raise: as documented, and as found by trying.
+# Exceptions that damaged pickles and archives raise, documented or found by tests.
 TORCH_FILE_ERRORS = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError,
     AttributeError, OverflowError, MemoryError, RecursionError, struct.error,
@@ -40,29 +40,31 @@ TORCH_FILE_ERRORS = (
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name, as read-only arrays.
+    """Return the tensors of a state dict by name, as read-only arrays.
 
-    Arrays are views with the tensors' own strides, so few are contiguous.
+    Arrays are views with the strides of the tensors, so they need not be contiguous.
 
     Raises:
-      UserError: not a whole torch file; a global that no state dict needs (it is named,
-        not imported); an entry that is not a tensor.
+      UserError: the file is not a complete torch file, has a global that no state dict
+        needs (it is named in the message and not imported), or has an entry that is not
+        a tensor.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a .pth file")
     try:
-        described, values = (_zip if zipfile.is_zipfile(path) else _legacy)(path)
-        return {name: _array(name, x, values) for name, x in described.items()}
+        read_file = _read_zip if zipfile.is_zipfile(path) else _read_legacy
+        tensors, values = read_file(path)
+        return {name: _array(name, x, values) for name, x in tensors.items()}
     except UserError as error:
         raise UserError(f"{path} {error}") from error
     except TORCH_FILE_ERRORS as error:
-        said = " ".join(str(error).split())  # in one line
-        raise UserError(f"{path} is not a whole torch file: {said}") from error
+        reason = " ".join(str(error).split())  # in one line
+        raise UserError(f"{path} is not a complete torch file: {reason}") from error
 
 
-# Tuples, since a pickle can change the fields of any other instance that it has made.
+# Tuples, because a pickle can set the fields of any other instance that it creates.
 class _Storage(NamedTuple):
-    """`count` numbers that lie together."""
+    """A contiguous array of `count` numbers."""
 
     key: str
     dtype: str
@@ -70,7 +72,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers, not bytes."""
+    """A view of a storage; offset and strides are in numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -82,29 +84,29 @@ Values = Callable[[_Storage], np.ndarray]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors; admits the globals of a state dict only."""
+    """Unpickler of tensor descriptions that allows the globals of a state dict only."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Our stand-in for a global: nothing is imported."""
+        """Return the replacement of a global; nothing is imported."""
         match module_name, global_name:
             case "collections", "OrderedDict":
                 return collections.OrderedDict
             case "torch._utils", "_rebuild_tensor_v2":
-                return lambda *given: _tensor(*given)  # a pickle may set its attributes
+                return lambda *args: _tensor(*args)  # a pickle can set its attributes
             case "torch", name if name in STORAGES:
                 return STORAGES[name]
         name = f"{module_name}.{global_name}"
         raise UserError(f"names {name!r:.80}, which no state dict of numbers needs")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: ("storage", type, key, device, count[, None])."""
+        """Return the storage of ("storage", type, key, device, count[, None])."""
         kind, dtype, key, _, count, *view = pid
         known = any(dtype is storage for storage in STORAGES.values())
         if type(kind) is not str or kind != "storage" or not known or any(view):
             raise ValueError("a storage is not described as torch does")
         if type(key) not in (str, int):
-            raise ValueError(f"a {type(key).__name__} where a storage's key is due")
-        return _Storage(str(key), dtype, _whole(count))
+            raise ValueError(f"a storage's key is a {type(key).__name__}")
+        return _Storage(str(key), dtype, _count(count))
 
 
 def _load(stream: io.BytesIO) -> Any:
@@ -113,50 +115,50 @@ def _load(stream: io.BytesIO) -> Any:
 
 
 def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    """torch._utils._rebuild_tensor_v2; gradients and hooks are left out."""
+    """Replace torch._utils._rebuild_tensor_v2; gradients and hooks are ignored."""
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor without a storage")
-    shape, strides = tuple(map(_whole, shape)), tuple(map(_whole, strides))
-    return _Tensor(storage, _whole(offset), shape, strides)
+    shape, strides = tuple(map(_count, shape)), tuple(map(_count, strides))
+    return _Tensor(storage, _count(offset), shape, strides)
 
 
-def _whole(value: Any) -> int:
+def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**40:
         shown = f"{value:.3g}" if type(value) is int else type(value).__name__
-        raise ValueError(f"{shown} where a count is due")
+        raise ValueError(f"{shown} is not a valid count")
     return value
 
 
-def _described(stream: io.BytesIO) -> dict[str, _Tensor]:
-    """The pickle that describes the tensors."""
-    found = _load(stream)
-    if not isinstance(found, dict):
-        raise UserError(f"holds a {type(found).__name__}, not a state dict")
-    for name, entry in found.items():
+def _describe_tensors(stream: io.BytesIO) -> dict[str, _Tensor]:
+    """Read the pickle that describes the tensors."""
+    tensors = _load(stream)
+    if not isinstance(tensors, dict):
+        raise UserError(f"has a {type(tensors).__name__}, not a state dict")
+    for name, entry in tensors.items():
         if not isinstance(name, str) or not isinstance(entry, _Tensor):
             kind = type(entry).__name__
             shown = f"{name!r:.80}" if isinstance(name, str | int) else "an entry"
-            raise UserError(f"holds {shown}, a {kind}: give a state dict alone")
-    return found
+            raise UserError(f"has {shown}, a {kind}: give a state dict only")
+    return tensors
 
 
 def _array(name: str, tensor: _Tensor, values: Values) -> np.ndarray:
-    """The view of a storage that a tensor is, within its bounds."""
+    """Return a tensor's view of its storage, after checking the bounds."""
     storage, offset, shape, strides = tensor
-    found = values(storage)[offset:]
+    array = values(storage)[offset:]
     last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     size = math.prod(shape)
-    # More numbers than are stored: torch's broadcasts, which a copy would make large.
-    if size > len(found) or (size and last >= len(found)):
+    # More numbers than are stored would be a broadcast, which a copy makes large.
+    if size > len(array) or (size and last >= len(array)):
         raise UserError(f"lacks values of {name!r:.80}")
-    strides = [s * found.itemsize for s in strides]
-    return np.lib.stride_tricks.as_strided(found, shape, strides, writeable=False)
+    strides = [s * array.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=False)
 
 
-def _zip(path: Path) -> tuple[dict[str, _Tensor], Values]:
-    """Of NAME/data.pkl, NAME/data/KEY, ..., whose checksums the archive holds."""
+def _read_zip(path: Path) -> tuple[dict[str, _Tensor], Values]:
+    """Read NAME/data.pkl, NAME/data/KEY, ...; the archive has their checksums."""
     with zipfile.ZipFile(path) as archive:
-        # torch stores its entries as they are: what is packed could be a bomb.
+        # torch stores its entries uncompressed: compressed data could be a bomb.
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                 raise ValueError(f"{entry.filename!r:.80} is compressed or encrypted")
@@ -164,9 +166,9 @@ def _zip(path: Path) -> tuple[dict[str, _Tensor], Values]:
         if len(names) != 1:
             raise ValueError("an archive without one NAME/data.pkl")
         folder = names[0].removesuffix("data.pkl")
-        # Entries may overlap in the file, and then hold more than it does.
+        # Entries that overlap in the file could have more bytes than it has.
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("the entries hold more than the file does")
+            raise ValueError("the entries have more bytes than the file")
         content = {
             name.removeprefix(folder): archive.read(name)
             for name in archive.namelist()
@@ -176,38 +178,38 @@ def _zip(path: Path) -> tuple[dict[str, _Tensor], Values]:
         raise UserError("was written on a machine of the other byte order")
 
     def values(storage: _Storage) -> np.ndarray:
-        return _exactly(content[f"data/{storage.key}"], storage)
+        return _storage_values(content[f"data/{storage.key}"], storage)
 
-    return _described(io.BytesIO(content["data.pkl"])), values
+    return _describe_tensors(io.BytesIO(content["data.pkl"])), values
 
 
-def _legacy(path: Path) -> tuple[dict[str, _Tensor], Values]:
-    """Of five pickles (magic, version, machine, state dict, keys), then the storages.
+def _read_legacy(path: Path) -> tuple[dict[str, _Tensor], Values]:
+    """Read five pickles (magic, version, machine, state dict, keys) and the storages.
 
-    A storage is its count, int64, and its values, in the order of the keys.
+    A storage is a count, int64, and its values. They are in the order of the keys.
     """
     content = path.read_bytes()
     stream = io.BytesIO(content)
-    if (_load(stream), _load(stream)) != LEGACY:
-        raise ValueError("it begins with another number")
+    if (_load(stream), _load(stream)) != LEGACY_MAGIC:
+        raise ValueError("it does not start with the magic number")
     if _load(stream)["little_endian"] is not True:
         raise UserError("was written on a machine of the other byte order")
-    described, keys = _described(stream), _load(stream)
-    types = {x.storage.key: x.storage.dtype for x in described.values()}
+    tensors, keys = _describe_tensors(stream), _load(stream)
+    types = {x.storage.key: x.storage.dtype for x in tensors.values()}
     parts: dict[str, bytes | memoryview] = {}
     for key in map(str, keys):
         (count,) = struct.unpack("<q", stream.read(8))
-        length = _whole(count) * np.dtype(types[key]).itemsize
+        length = _count(count) * np.dtype(types[key]).itemsize
         start = stream.tell()
         parts[key] = memoryview(content)[start : start + length]
         stream.seek(length, io.SEEK_CUR)
     if stream.tell() != len(content):
-        raise ValueError("it is longer or shorter than its storages")
-    return described, lambda storage: _exactly(parts[storage.key], storage)
+        raise ValueError("its length is not that of its storages")
+    return tensors, lambda storage: _storage_values(parts[storage.key], storage)
 
 
-def _exactly(content: bytes | memoryview, storage: _Storage) -> np.ndarray:
+def _storage_values(content: bytes | memoryview, storage: _Storage) -> np.ndarray:
     values = np.frombuffer(content, storage.dtype)
     if len(values) != storage.count:
-        raise ValueError(f"storage {storage.key!r:.80} is cut short")
+        raise ValueError(f"storage {storage.key!r:.80} is truncated")
     return values

@@ -1,16 +1,11 @@
-"""From a trained model to videos: its own size, longer, larger, from given ones."""
+"""From a trained model to videos: its own size, longer, larger, from observations."""
 
 from vdm_jax.sampling import observations
 from vdm_jax.sampling.autoregressive import extend_in_blocks
-from vdm_jax.sampling.generate import (
-    Observation,
-    TextEmbeddings,
-    invert,
-    sample,
-    to_uint8,
-    with_reconstruction_weight,
-)
+from vdm_jax.sampling.generate import sample, to_uint8
+from vdm_jax.sampling.invert import invert
 from vdm_jax.sampling.labels import draw_labels, label_text
+from vdm_jax.sampling.reconstruction import with_reconstruction_weight
 from vdm_jax.sampling.settings import (
     Settings,
     check_settings,
@@ -19,22 +14,23 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
     why_unused,
 )
+from vdm_jax.sampling.types import Observation, TextEmbeddings
 
 __all__ = [
     "Observation",
     "Settings",
     "TextEmbeddings",
-    "nfe",
     "check_settings",
     "check_video_memory",
     "draw_labels",
     "extend_in_blocks",
     "invert",
     "label_text",
+    "nfe",
     "observations",
-    "with_reconstruction_weight",
     "sample",
     "to_uint8",
     "uses_cfg",
     "why_unused",
+    "with_reconstruction_weight",
 ]

@@ -1,7 +1,7 @@
 """Videos of any length, block after block (VDM, section 3.1).
 
-Each block is sampled given what is known in its reach: frames and pixels given by the
-user, and the frames that blocks before it left. One program serves all blocks, so
+Each block is conditioned on what is known within it: frames and pixels of the user's
+observation, and the frames of the blocks before it. One program serves all blocks, so
 memory does not grow with the length.
 """
 
@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.generate import Observation, sample
+from vdm_jax.sampling.generate import sample
 from vdm_jax.sampling.settings import Settings
+from vdm_jax.sampling.types import Observation
 
 
 def extend_in_blocks(
@@ -31,45 +32,49 @@ def extend_in_blocks(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """`num` videos as long as `known`, which holds [1 or num, n, h, w, c] of them.
+    """Sample `num` videos of the observation's length, [num, n, h, w, c] in [-1, 1].
 
-    overlap: frames that a block takes from the one before it, default half a block.
-    backward: from the last block to the first. Given pixels come back as they are. The
-    rest is as for `sample`; n is a block or more.
+    Args:
+      observation: arrays of [1 or num, n, h, w, c]; n is a block or more. Known pixels
+        are returned unchanged.
+      overlap_frames: frames that a block shares with the one before it; the default is
+        half a block.
+      backward: sample from the last block to the first.
+
+    The other arguments are those of `generate.sample`.
     """
     block = model.shape[0]
     frames, height, width = observation.video.shape[1:4]
-    half = block // 2 if overlap_frames is None else overlap_frames
-    first = axis_starts(frames, block, half)
+    overlap = block // 2 if overlap_frames is None else overlap_frames
+    starts = axis_starts(frames, block, overlap)
     if backward:
-        first = [frames - block - at for at in first]
+        starts = [frames - block - start for start in starts]
     video, mask = (
         np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in observation[:2]
     )
-    for number, at in enumerate(first):
-        reach = slice(at, at + block)
-        given, low = (
-            mask[:, reach],
-            None if observation.low_res is None else observation.low_res[:, reach],
+    for number, start in enumerate(starts):
+        span = slice(start, start + block)
+        low_res = observation.low_res
+        if low_res is not None:
+            low_res = low_res[:, span]
+        known = Observation(video[:, span], mask[:, span], low_res)
+        if known.mask.all():
+            continue
+        video[:, span] = sample(
+            model,
+            params,
+            num,
+            settings,
+            labels=labels,
+            negative_labels=negative_labels,
+            observation=None if known.empty else known,
+            size=(block, height, width),
+            seed=seed,
+            block_index=number,
+            mesh=mesh,
+            progress=lambda done, total, number=number: progress(
+                number * total + done, len(starts) * total
+            ),
         )
-        if not given.all():
-            bare = low is None and not given.any()
-            made = sample(
-                model,
-                params,
-                num,
-                settings,
-                labels=labels,
-                negative_labels=negative_labels,
-                observation=None if bare else Observation(video[:, reach], given, low),
-                size=(block, height, width),
-                seed=seed,
-                block_index=number,
-                mesh=mesh,
-                progress=lambda done, total, number=number: progress(
-                    number * total + done, len(first) * total
-                ),
-            )
-            video[:, reach] = made  # given pixels in it, as they were
-            mask[:, reach] = True
+        mask[:, span] = True
     return video

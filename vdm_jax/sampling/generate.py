@@ -1,13 +1,12 @@
-"""Model + parameters + conditions -> videos: the one way that every verb samples.
+"""Model + parameters + conditions -> videos: what every command samples with.
 
-Batches of one compiled shape, a chunk of steps at a time, over whatever mesh is in
-context. A video's noise comes from its own number, so the same seed gives the same
+Videos are made in batches of one compiled shape, a few steps per call, over the mesh in
+context. A video's noise depends on its own number, so the same seed gives the same
 video for every batch size, device count and process count.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +16,16 @@ from jax.sharding import Mesh
 
 from vdm_jax import sharding
 from vdm_jax.conditions.low_resolution import time_from_snr
-from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers
-from vdm_jax.diffusion.multidiffusion import average_windows, window_starts
-from vdm_jax.diffusion.process import Denoiser, Prediction
-from vdm_jax.diffusion.schedules import NoiseLevel
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling import stability
+from vdm_jax.sampling.program import (
+    ProgramKey,
+    augment_low_res,
+    init_carry,
+    run_steps,
+)
+from vdm_jax.sampling.reconstruction import with_reconstruction_weight
 from vdm_jax.sampling.settings import (
     Settings,
     check_settings,
@@ -32,238 +33,27 @@ from vdm_jax.sampling.settings import (
     make_sampler,
     make_schedule,
     reconstruction_base_slope,
-    tile_starts,
     uses_cfg,
 )
+from vdm_jax.sampling.types import Observation, TextEmbeddings
 
-STEPS_PER_CALL = 8  # steps between two looks from the host: progress, Ctrl-C
+STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
 DEFAULT_SETTINGS = Settings()
-REPLACEMENT_DRAW = (
-    8  # noise draws of known pixels are numbered from here, a sampler's from 0
-)
-AUGMENTATION_DRAW = 1  # of the noise on a given video; beside the starting noise's 0
 
 
-class TextEmbeddings(NamedTuple):
-    """Token embeddings [n, l, width] and which of them there are, bool [n, l]."""
+class NoiseIndex(NamedTuple):
+    """The numbers that decide a batch's noise, together with each video's own number.
 
-    tokens: np.ndarray
-    mask: np.ndarray
-
-
-class Observation(NamedTuple):
-    """What is known of the videos: given pixels, and a smaller version of the whole.
-
-    video: [n, f, h, w, c] in [-1, 1]; mask: bool [n, f, h, w, 1], true where `video` is
-    given; low: [n, f, h', w', c], area means of the video, or None. n is 1 for all
-    videos alike, or their number.
+    stage: of a cascade. block: of a long video. first_video: number of the first video.
     """
 
-    video: np.ndarray
-    mask: np.ndarray
-    low_res: np.ndarray | None = None
+    seed: int = 0
+    stage: int = 0
+    block: int = 0
+    first_video: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ProgramKey:
-    """What of the settings makes another program; all else is an argument of it."""
-
-    model: DiffusionModel
-    sampler: samplers.Sampler
-    mesh: Mesh
-    cfg_mode: str = ""  # "" without guidance
-    clip_x: float = 0.0
-    dynamic_threshold: float = 0.0
-    uses_reconstruction: bool = False
-    size: tuple[int, int, int] | None = None  # larger than the model's: windows
-    tiled_sampling: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (*self.size, self.model.shape[3]) if self.size else self.model.shape
-
-
-def _observation_residual(known: Observation) -> Callable[[jax.Array], list[jax.Array]]:
-    """Known minus predicted: of the given pixels, and of the area means.
-
-    A mean of k pixels has a k-th of their variance: times sqrt(k), one weight w_r means
-    the same for both terms.
-    """
-
-    def residual(x: jax.Array) -> list[jax.Array]:
-        parts = [jnp.where(known.mask, known.video - x, 0)]
-        if known.low_res is not None:
-            h, w = known.low_res.shape[2:4]
-            scale = (x.shape[2] * x.shape[3] / (h * w)) ** 0.5
-            parts.append(scale * (known.low_res - guiding.area_downsample(x, h, w)))
-        return parts
-
-    return residual
-
-
-def _with_guidance_embedding(
-    model: DiffusionModel, denoise: Denoiser, weights: jax.Array
-) -> Denoiser:
-    """A guided student: the weight of the step is a condition, not a second branch."""
-
-    def guided(z: jax.Array, step: NoiseLevel, cond) -> Prediction:
-        w = jnp.broadcast_to(weights[step.step_index, 0, 0], z.shape[:1])
-        return denoise(z, step, model.with_guidance_weight(cond, w))
-
-    return guided
-
-
-def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
-    """A stage's own size from tiles of its crops' size, which overlap by half."""
-    stage = model.low_resolution
-    assert stage is not None
-    window, where = (model.shape[0], *stage.train_crop), tile_starts(model)
-
-    def cut(cond, place):
-        low = cond["low"]
-        size = (low.shape[0], *window, low.shape[-1])
-        return cond | {"low": jax.lax.dynamic_slice(low, place, size)}
-
-    return average_windows(denoise, window, where, cut)
-
-
-def _guided_denoiser(
-    plan: ProgramKey, params, null, known: Observation | None, weights, noise
-):
-    """The network with every guidance around it, in the order of `guidance`."""
-    model = plan.model
-    denoise = model.denoiser(params)
-    if model.guidance_range:
-        denoise = _with_guidance_embedding(model, denoise, weights["guidance"])
-    if plan.tiled_sampling:
-        denoise = _denoise_in_tiles(model, denoise)
-    elif plan.size:
-        overlap = tuple(n // 2 for n in model.shape[:3])
-        where = window_starts(plan.size, model.shape[:3], overlap)
-        denoise = average_windows(denoise, model.shape[:3], where)
-    if plan.cfg_mode:
-        combine = guiding.COMBINES[plan.cfg_mode](weights["guidance"])
-        denoise = guiding.cfg(denoise, lambda cond: null, combine)
-    if plan.uses_reconstruction:
-        assert known is not None
-        w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
-        denoise = guiding.reconstruction_guidance(
-            denoise, _observation_residual(known), w_r
-        )
-    if plan.dynamic_threshold:
-        denoise = guiding.dynamic_threshold(denoise, plan.dynamic_threshold)
-    elif plan.clip_x:
-        denoise = guiding.clip_x(denoise, plan.clip_x)
-    if known is not None:
-        fresh = lambda step: noise(step.step_index, REPLACEMENT_DRAW + step.call)  # noqa: E731
-        denoise = guiding.replace_known(denoise, known.video, known.mask, fresh)
-    return denoise
-
-
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="carry")
-def _run_steps(
-    params,
-    cond,
-    null,
-    known,
-    keys,
-    carry,
-    table,
-    start,
-    stop,
-    weights,
-    *,
-    plan: ProgramKey,
-):
-    """Rows start..stop for one batch. What is no part of the plan is an argument."""
-    split = sharding.batch_sharding(plan.mesh)
-    keys, carry, cond, null, known = jax.lax.with_sharding_constraint(
-        (keys, carry, cond, null, known), split
-    )
-    dtype = carry[0].dtype
-
-    def noise(i, draw):
-        return samplers.normal(keys, i + 1, draw, plan.shape, dtype)
-
-    denoise = _guided_denoiser(plan, params, null, known, weights, noise)
-    with sharding.activation_rules():
-        return samplers.sample_loop(
-            plan.sampler, denoise, carry, table, start, stop, noise, cond
-        )
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _augment_low_res(keys, low, t, *, plan: ProgramKey):
-    """What a stage of a cascade is told of the videos that it is given."""
-    stage = plan.model.low_resolution
-    assert stage is not None
-    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, plan.shape, low.dtype)
-    times = jnp.broadcast_to(t.astype(low.dtype), low.shape[:1])
-    return jax.lax.with_sharding_constraint(
-        stage.augmented_cond(low, times, eps), sharding.batch_sharding(plan.mesh)
-    )
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _init_carry(videos, start, seed, stage, block, *, plan: ProgramKey):
-    """Keys, and the starting carry: `start`, or noise by the videos' numbers."""
-    keys = samplers.video_keys(seed, stage, block, videos)
-    z = samplers.normal(keys, 0, 0, plan.shape) if start is None else start
-    return jax.lax.with_sharding_constraint(
-        (keys, plan.sampler.init(z)), sharding.batch_sharding(plan.mesh)
-    )
-
-
-# w_r where none is asked for: VDM's of given frames; and that with which the guided
-# prediction has the area means that are known.
-PIXEL_WEIGHT, UPSCALE_WEIGHT = 9.0, 1.0
-
-
-def with_reconstruction_weight(
-    model: DiffusionModel, settings: Settings, known: Observation
-) -> Settings:
-    """The settings with a weight of reconstruction: what is observed decides it.
-
-    Near the data the guided prediction is a gradient step of size w_r on half the
-    squares of the residual: it multiplies the error of an area's mean by 1 - w_r times
-    the share of the area that is not given pixel by pixel. Beyond 2 a step makes it
-    larger; how much larger it ends depends on the steps before (`stability.off`).
-    Given pixels are replaced, and bear any weight.
-
-    Raises:
-      UserError: a weight that leaves known area means further off than none does, or 0
-        for them.
-    """
-    weight = settings.reconstruction_weight
-    if weight is None:
-        weight = PIXEL_WEIGHT if known.low_res is None else UPSCALE_WEIGHT
-    settings = dataclasses.replace(settings, reconstruction=weight)
-    if known.low_res is None:
-        return settings
-    if not weight:
-        raise UserError(
-            "reconstruction=0 replaces given pixels and cannot follow a small version: "
-            "a weight above 0"
-        )
-    free = float(
-        guiding.area_downsample(1.0 - known.mask, *known.low_res.shape[2:4]).max()
-    )
-    if weight * free <= UPSCALE_WEIGHT:
-        return settings
-    sampler, variance = make_sampler(settings), model.variance
-    base, slope = (free * w for w in reconstruction_base_slope(settings, variance))
-    table = sampler.table(make_schedule(model, settings), settings.steps)
-    share = stability.largest_stable_fraction(
-        sampler, table, guiding.snr_dependent_weight(base, slope), variance
-    )
-    if share < 1:
-        raise UserError(
-            f"reconstruction={weight:g} diverges for a small version, whose pixels end "
-            f"further off in {settings.steps} steps of {settings.sampler} than without "
-            f"guidance: {max(share * weight, UPSCALE_WEIGHT):.2g} at most, {UPSCALE_WEIGHT:g} is "
-            "the default"
-        )
-    return settings
+DEFAULT_NOISE = NoiseIndex()
 
 
 def sample(
@@ -287,45 +77,40 @@ def sample(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Sample videos number `first` to `first + num`: [num, f, h, w, c] in [-1, 1].
+    """Sample videos `first_index` to `first_index + num`: [num, f, h, w, c] in [-1, 1].
 
     Args:
       labels: int [num, attributes], -1 for an attribute left open; None for all open.
-      negative: labels to be guided away from, instead of from no label.
-      text: of every video, for models that are told by text; negative_text: to be
-        guided away from, instead of from no text.
-      low: [num, f', h', w', c] in [-1, 1], what a stage of a cascade is given; it gets
-        settings.snr of noise.
-      known: what is given of the videos; given pixels come back as they are.
-      start: [num, f, h, w, c] to start from instead of noise, as `invert` leaves it.
-      size: frames, height, width, none smaller than the model's: larger ones are made
-        by overlapping windows whose predictions are averaged at every call.
-      stage: a number that tells the noise of a cascade's stages apart.
-      block: a number that tells the blocks of a long video's noise apart.
+      negative_labels: labels of the unconditional branch, instead of no label.
+      text: embeddings of one text per video, for models conditioned on text.
+      negative_text: texts of the unconditional branch, instead of no text.
+      low_res: [num, f', h', w', c] in [-1, 1], the input of a super-resolution stage;
+        noise is added to it, of SNR settings.augmentation_snr.
+      observation: what is known of the videos; known pixels are returned unchanged.
+      initial_noise: [num, f, h, w, c] to start from, as `invert` returns it.
+      size: frames, height, width, none smaller than the model's. Larger ones are
+        sampled by MultiDiffusion: overlapping windows, averaged at every call.
+      stage_index: separates the noise of a cascade's stages.
+      block_index: separates the noise of a long video's blocks.
       progress: called as progress(done, total) with steps of batches.
 
     Raises:
       UserError: settings out of range.
     """
     check_settings(model, num, seed, settings)
-    against = negative_labels is not None or negative_text is not None
-    if against and not uses_cfg(model, settings):
+    is_negative = negative_labels is not None or negative_text is not None
+    if is_negative and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
     _check_low_res(model, low_res)
     size = size or model.shape[:3]
-    if any(n < least for n, least in zip(size, model.shape, strict=False)) or (
-        observation is not None and observation.video.shape[1:4] != size
-    ):
-        raise UserError(
-            f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
-            "the videos that are known"
-        )
+    _check_size(model, size, observation)
     if observation is not None:  # one shape of mask, one program
+        shape = observation.video[..., :1].shape
         observation = observation._replace(
-            mask=np.broadcast_to(observation.mask, observation.video[..., :1].shape)
+            mask=np.broadcast_to(observation.mask, shape)
         )
         settings = with_reconstruction_weight(model, settings, observation)
-    plan = ProgramKey(
+    key = ProgramKey(
         model,
         make_sampler(settings),
         mesh or sharding.make_mesh(),
@@ -337,99 +122,77 @@ def sample(
         size=size if size != model.shape[:3] else None,
         tiled_sampling=settings.tiled_sampling,
     )
-    videos = _sample_batches(
-        plan, params, num, settings,
-        told=_raw_conditions(labels, text, low_res),
-        negative=_raw_conditions(negative_labels, negative_text, low_res) if against else None,
-        known=observation, start=initial_noise,
-        seed=seed, stage=stage_index, block=block_index, first=first_index, progress=progress,
-    )  # fmt: skip
+    negative = raw_conditions(negative_labels, negative_text, low_res)
+    videos = sample_batches(
+        key,
+        params,
+        num,
+        settings,
+        raw_conditions(labels, text, low_res),
+        negative=negative if is_negative else None,
+        observation=observation,
+        initial_noise=initial_noise,
+        noise=NoiseIndex(seed, stage_index, block_index, first_index),
+        progress=progress,
+    )
     return np.clip(videos, -1.0, 1.0)
 
 
-INVERSION_SAMPLER = samplers.ddim_inversion()
-
-
-def invert(
-    model: DiffusionModel,
+def sample_batches(
+    key: ProgramKey,
     params: Params,
-    videos: np.ndarray,
-    settings: Settings = DEFAULT_SETTINGS,
-    *,
-    labels: np.ndarray | None = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """The noise [n, f, h, w, c] that DDIM takes back to `videos`, in [-1, 1].
-
-    Of the settings, steps, schedule (or the sampler that chooses it) and batch_size
-    count: nothing is guided or clipped. (A guided student is told settings.guidance.)
-
-    Raises:
-      UserError: settings out of range, or a model that is given a video or text.
-    """
-    if model.low_resolution is not None or model.text_dim:
-        raise UserError(
-            "inversion is of models that are told labels or nothing, and no stage"
-        )
-    check_settings(model, len(videos), 0, settings)
-    plan = ProgramKey(model, INVERSION_SAMPLER, mesh or sharding.make_mesh())
-    return _sample_batches(plan, params, len(videos), settings, _raw_conditions(labels), start=videos,
-                progress=progress)  # fmt: skip
-
-
-def _sample_batches(
-    plan: ProgramKey,
-    params,
     num: int,
     settings: Settings,
-    told: dict[str, np.ndarray],
+    conditions: dict[str, np.ndarray],
+    *,
     negative: dict[str, np.ndarray] | None = None,
-    known: Observation | None = None,
-    start=None,
-    seed: int = 0,
-    stage: int = 0,
-    block: int = 0,
-    first: int = 0,
+    observation: Observation | None = None,
+    initial_noise: np.ndarray | None = None,
+    noise: NoiseIndex = DEFAULT_NOISE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """`num` videos, batch by batch, as the sampler leaves them."""
-    model, mesh, steps = plan.model, plan.mesh, settings.steps
-    # A loaded model's parameters are on one device; a run's are where they shall be.
+    """Return `num` videos as the sampler leaves them, made batch by batch.
+
+    conditions, negative: raw conditions of every video. The rest is as for `sample`.
+    """
+    model, mesh, steps = key.model, key.mesh, settings.steps
+    # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(settings.batch_size, num)
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
-    rows = plan.sampler.table(make_schedule(model, settings), steps)
-    table, weights = _step_arrays(rows, settings, plan.shape[0], model.variance, dtype)
+    rows = key.sampler.table(make_schedule(model, settings), steps)
+    table, weights = _step_arrays(rows, settings, key.shape[0], model.variance, dtype)
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
-        for k, at in enumerate(starts):
-            numbers = np.arange(at, at + batch)
+        for k, start in enumerate(starts):
+            numbers = np.arange(start, start + batch)
             # A last batch is filled up with copies of the last video.
-            of = functools.partial(_take_rows, rows=np.minimum(numbers, num - 1))
-            keys, carry = _init_carry(
-                numbers + first,
-                None if start is None else of(start),
-                np.uint32(seed), np.uint32(stage), np.uint32(block), plan=plan,
+            take = functools.partial(_take_rows, rows=np.minimum(numbers, num - 1))
+            keys, carry = init_carry(
+                numbers + noise.first_video,
+                None if initial_noise is None else take(initial_noise),
+                np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
+                key=key,
             )  # fmt: skip
-            given = {}
+            augmented = {}
             if model.low_resolution is not None:
                 t = np.asarray(time_from_snr(settings.augmentation_snr))
-                given = _augment_low_res(
-                    keys, of(told["low"]).astype(dtype), t, plan=plan
-                )
-            cond = _conditions(model, jax.tree.map(of, told), batch) | given
+                low_res = take(conditions["low_res"]).astype(dtype)
+                augmented = augment_low_res(keys, low_res, t, key=key)
+            cond = _all_conditions(model, jax.tree.map(take, conditions), batch)
+            cond |= augmented
             null = model.unconditional(cond)
             if negative is not None:
-                null = _conditions(model, jax.tree.map(of, negative), batch) | given
-            held = None if known is None else jax.tree.map(of, known)
+                null = _all_conditions(model, jax.tree.map(take, negative), batch)
+                null |= augmented
+            known = None if observation is None else jax.tree.map(take, observation)
             for row in range(0, steps, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, steps)
-                carry = _run_steps(
-                    params, cond, null, held, keys, carry, table, row, stop, weights,
-                    plan=plan,
+                carry = run_steps(
+                    params, cond, null, known, keys, carry, table, row, stop, weights,
+                    key=key,
                 )  # fmt: skip
                 jax.block_until_ready(carry)
                 progress(k * steps + stop, len(starts) * steps)
@@ -438,65 +201,85 @@ def _sample_batches(
 
 
 def _step_arrays(rows, settings: Settings, frames: int, variance: float, dtype):
-    """A sampler's table and the weights of each of its rows, padded to one shape."""
-    guided = guidance_scales(settings, rows["logsnr"], frames)
-    pad = max(samplers.MAX_STEPS, len(guided)) - len(guided)
-    guided = np.pad(guided, [(0, pad), (0, 0), (0, 0)])
+    """Return a sampler's table and the weights of its rows, padded to one shape."""
+    scales = guidance_scales(settings, rows["logsnr"], frames)
+    pad = max(samplers.MAX_STEPS, len(scales)) - len(scales)
+    scales = np.pad(scales, [(0, pad), (0, 0), (0, 0)])
+    reconstruction = reconstruction_base_slope(settings, variance)
     weights = {
-        "guidance": guided.astype(dtype),
-        "reconstruction": np.array(
-            reconstruction_base_slope(settings, variance), dtype
-        ),
+        "guidance_scale": scales.astype(dtype),
+        # A student's embedding reads VDM's weight w = s - 1.
+        "guidance_weight": (scales - 1).astype(dtype),
+        "reconstruction": np.array(reconstruction, dtype),
     }
     return samplers.pad_table(rows, dtype), weights
 
 
 def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
-    """Those rows of an array, or its only row for all of them."""
+    """Return these rows of an array, or its only row for each of them."""
     a = np.asarray(a)
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
 
 
-def _raw_conditions(
-    labels=None, text: TextEmbeddings | None = None, low=None
+def raw_conditions(
+    labels: np.ndarray | None = None,
+    text: TextEmbeddings | None = None,
+    low_res: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Raw conditions by their names in a batch, those that there are."""
-    told = {"label": labels, "low": low}
+    """Return the conditions that are not None, by their names in a batch."""
+    arrays = {"label": labels, "low_res": low_res}
     if text is not None:
-        told |= {"text": text.tokens, "text_mask": text.mask}
-    return {name: array for name, array in told.items() if array is not None}
+        arrays |= {"text": text.tokens, "text_mask": text.mask}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _conditions(model: DiffusionModel, told: dict, batch: int):
-    open_ones = np.full((batch, len(model.label_vocabulary)), -1, np.int32)
-    nothing = {
-        "label": open_ones,
+def _all_conditions(model: DiffusionModel, conditions: dict, batch: int):
+    """Return the model's conditions of a batch; those that are missing are open."""
+    missing = {
+        "label": np.full((batch, len(model.label_vocabulary)), -1, np.int32),
         "text": np.zeros((batch, 1, model.text_dim), jnp.result_type(float)),
         "text_mask": np.zeros((batch, 1), bool),
     }
-    return model.raw_conditions(nothing | told)
+    return model.raw_conditions(missing | conditions)
 
 
-def _check_low_res(model: DiffusionModel, low: np.ndarray | None) -> None:
-    """A stage is given videos of its own size, a base model none."""
+def _check_size(
+    model: DiffusionModel, size: Sequence[int], observation: Observation | None
+) -> None:
+    """Raise UserError for a smaller size than the model's, or not the observation's."""
+    smaller = any(n < least for n, least in zip(size, model.shape, strict=False))
+    if smaller or (
+        observation is not None and observation.video.shape[1:4] != tuple(size)
+    ):
+        raise UserError(
+            f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
+            "the observation"
+        )
+
+
+def _check_low_res(model: DiffusionModel, low_res: np.ndarray | None) -> None:
+    """Raise UserError unless a stage has an input of its shape, and a base model none.
+
+    low_res: [num, f', h', w', c].
+    """
     if model.low_resolution is None:
-        if low is not None:
+        if low_res is not None:
             raise UserError(
-                "a video to start from: this model is no stage that takes one"
+                "a low-resolution input: this model is no super-resolution stage"
             )
         return
-    given = model.low_resolution.input_shape
-    if low is None:
+    shape = model.low_resolution.input_shape
+    if low_res is None:
         raise UserError(
-            "this model is a stage of a cascade: it starts from videos of "
-            f"{given}, and there are none; run the whole cascade"
+            "this model is a super-resolution stage: it needs low-resolution videos of "
+            f"{shape}; run the whole cascade"
         )
-    if low.shape[1:] != given:
+    if low_res.shape[1:] != shape:
         raise UserError(
-            f"videos of {low.shape[1:]} to start from: this stage takes {given}"
+            f"low-resolution videos of {low_res.shape[1:]}: this stage takes {shape}"
         )
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0..255, rounded."""
+    """Return a video of [-1, 1] as 0..255, rounded."""
     return np.round((video + 1) * 127.5).clip(0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""What a user gives of a video, read from files into `Known` of the output's length.
+"""Observations from a user's files: frames, masks and small clips.
 
-A clip is resized to cover the output and its middle cut out, and frames are taken from
-it at the model's rate; the note that comes with it says how.
+A clip is resized to cover the output, its centre is cropped, and frames are taken at
+the model's rate. The ClipInfo that is returned with an observation says how.
 """
 
 import dataclasses
@@ -13,24 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.data.folder import LUMA
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling.generate import Observation
 from vdm_jax.sampling.settings import check_video_memory
+from vdm_jax.sampling.types import Observation
 from vdm_jax.video_io import BadVideo
-from vdm_jax.video_io.files import IMAGE_SUFFIXES
+from vdm_jax.video_io.file_types import IMAGE_SUFFIXES
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
-DECODER = (
-    SandboxedDecoder()
-)  # a clip that crashes the decoder, or eats memory, ends in one line
+DECODER = SandboxedDecoder()  # a clip that crashes it, or fills memory, is one message
+
+ClipInfo = dict[str, Any]  # which frames of which clip were read; goes to samples.json
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputSpec:
-    """The output: model, rate, frames (0: the verb's own), tiles down and across."""
+    """The videos to sample: their model, rate, length, size and number.
+
+    num_frames: 0 for the default of the command. tiles: rows and columns, in sizes of
+    the model.
+    """
 
     model: DiffusionModel
     fps: float
@@ -40,233 +43,231 @@ class OutputSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """(height, width) in pixels."""
         rows, columns = self.tiles
         return rows * self.model.shape[1], columns * self.model.shape[2]
 
     def checked_num_frames(self, default: int) -> int:
-        """Frames, checked: no fewer than the model makes at a time."""
+        """Return the number of frames, checked to be a block of the model or more."""
         frames, block = self.num_frames or default, self.model.shape[0]
         shape = (frames, *self.size, self.model.shape[3])
-        check_video_memory(self.num, shape, f"--frames={frames}")
+        check_video_memory(self.num, shape, f"--num_frames={frames}")
         if frames < block:
             raise UserError(
-                f"--frames={frames}: this model makes {block} frames at a time; "
+                f"--num_frames={frames}: this model makes {block} frames at a time; "
                 f"at least {block}"
             )
         return frames
 
     def empty_observation(self, frames: int) -> Observation:
-        """Nothing known of that many frames."""
+        """Return an observation of that many frames in which nothing is known."""
         shape = (1, frames, *self.size)
         video = np.zeros((*shape, self.model.shape[3]), jnp.result_type(float))
         return Observation(video, np.zeros((*shape, 1), bool))
 
 
-ClipInfo = dict[str, Any]
-
-
 def no_observation(output: OutputSpec) -> tuple[Observation, ClipInfo]:
-    """A video of which nothing is given: one block, or more of them."""
-    return output.empty_observation(
-        output.checked_num_frames(output.model.shape[0])
-    ), {}
+    """Return an empty observation of the output's length, by default one block."""
+    frames = output.checked_num_frames(output.model.shape[0])
+    return output.empty_observation(frames), {}
 
 
 def extend(
     output: OutputSpec, clip: str, num_cond_frames: int = 0, backward: bool = False
 ) -> tuple[Observation, ClipInfo]:
-    """A clip's first `given` frames open the output, or end it if `backward`.
+    """Observe a clip's first frames at the output's start, or at its end if `backward`.
 
-    given: 0 is half a block. The output has two blocks if no length is asked for.
+    num_cond_frames: how many; 0 is half a block. The output's default length is two
+    blocks.
     """
     block = output.model.shape[0]
-    frames, num_cond_frames = (
-        output.checked_num_frames(2 * block),
-        num_cond_frames or max(1, block // 2),
-    )
+    frames = output.checked_num_frames(2 * block)
+    num_cond_frames = num_cond_frames or max(1, block // 2)
     if num_cond_frames > block:
         raise UserError(
-            f"--given={num_cond_frames}: more than the {block} frames of a block; at most {block}"
+            f"--num_cond_frames={num_cond_frames}: more than the {block} frames of a "
+            f"block; at most {block}"
         )
     _check_num_cond_frames(num_cond_frames, frames)
     first = np.arange(num_cond_frames)
-    return _observe_frames(
-        output, clip, frames, first, first + (frames - num_cond_frames) * backward
-    )
+    indices = first + (frames - num_cond_frames) * backward
+    return _observe_frames(output, clip, frames, first, indices)
 
 
 def interpolate(
     output: OutputSpec, clip: str, num_cond_frames: int = 0
 ) -> tuple[Observation, ClipInfo]:
-    """`given` frames of a clip, spread evenly from the output's first to its last.
+    """Observe frames of a clip, spread evenly from the output's first to its last.
 
-    given: 0 gives the first, the last, and so many between that none is more than a
-    block from the next. A frame of the output is that of the clip at its own time, so
-    the clip must be as long as the output.
+    num_cond_frames: how many; 0 takes the first, the last, and as many between that
+    none is more than a block from the next. A frame of the output is the clip's frame
+    of the same time, so the clip must be as long as the output.
     """
     block = output.model.shape[0]
     frames = output.checked_num_frames(block)
-    num_cond_frames = num_cond_frames or max(
-        2, math.ceil((frames - 1) / max(1, block - 1)) + 1
-    )
+    default = max(2, math.ceil((frames - 1) / max(1, block - 1)) + 1)
+    num_cond_frames = num_cond_frames or default
     if num_cond_frames < 2:
         raise UserError(
-            f"--given={num_cond_frames}: at least 2 frames have something between"
+            f"--num_cond_frames={num_cond_frames}: at least 2, to interpolate between"
         )
     _check_num_cond_frames(num_cond_frames, frames)
-    places = np.round(np.linspace(0, frames - 1, num_cond_frames)).astype(int)
-    return _observe_frames(output, clip, frames, places, places)
+    indices = np.round(np.linspace(0, frames - 1, num_cond_frames)).astype(int)
+    return _observe_frames(output, clip, frames, indices, indices)
 
 
 def inpaint(output: OutputSpec, clip: str, mask: str) -> tuple[Observation, ClipInfo]:
-    """A clip whose pixels are painted anew where `mask`, a picture or video, is white.
+    """Observe a clip's pixels where `mask`, an image or a video, is black.
 
-    The mask has the shape of the clip's frames; a video of one masks frame by frame.
+    The mask has the shape of the clip's frames; a video of masks has one per frame.
     """
     if not mask:
-        raise UserError("--inpaint needs --mask=FILE, white where to paint")
+        raise UserError("--inpaint needs --mask=FILE, white where to inpaint")
     frames = output.checked_num_frames(output.model.shape[0])
-    every = np.arange(frames)
-    known, note = _observe_frames(output, clip, frames, every, every)
+    indices = np.arange(frames)
+    observation, info = _observe_frames(output, clip, frames, indices, indices)
     white, size = _read_mask(mask, frames, output)
-    if size[0] * note["height"] != size[1] * note["width"]:
+    if size[0] * info["height"] != size[1] * info["width"]:
         raise UserError(
             f"--mask={mask} is {size[0]}x{size[1]}, the clip "
-            f"{note['width']}x{note['height']}: draw it on a frame of the clip"
+            f"{info['width']}x{info['height']}: draw it on a frame of the clip"
         )
-    paint = white > 127
-    if not paint.any():
+    unknown = white > 127
+    if not unknown.any():
         raise UserError(
             f"--mask={mask} has no white (255) left at the output's size of "
-            f"{output.size[1]}x{output.size[0]}: nothing to paint"
+            f"{output.size[1]}x{output.size[0]}: nothing to inpaint"
         )
-    note = note | {"mask": mask, "painted": float(paint.mean())}
-    return known._replace(mask=known.mask & ~paint), note
+    info |= {"mask": mask, "masked_fraction": float(unknown.mean())}
+    return observation._replace(mask=observation.mask & ~unknown), info
 
 
 def upscale(
     output: OutputSpec, clip: str, downscale_factor: int = 0
 ) -> tuple[Observation, ClipInfo]:
-    """A clip smaller than the output, of which the output's area means are known.
+    """Observe a clip smaller than the output as the area means of the output.
 
-    factor: shrinks the clip to the output's size over it first; 0 takes the clip as it
-    is, its middle cut to the output's shape.
+    downscale_factor: resizes the clip to the output's size divided by it first; 0 takes
+    the clip's own size, with its centre cropped to the output's aspect ratio.
     """
     frames = output.checked_num_frames(output.model.shape[0])
     height, width = output.size
-    if (
-        downscale_factor < 0
-        or downscale_factor == 1
-        or downscale_factor > min(height, width)
-    ):
-        raise UserError(f"--factor={downscale_factor}: from 2 to {min(height, width)}")
+    largest = min(height, width)
+    if downscale_factor and not 2 <= downscale_factor <= largest:
+        raise UserError(f"--downscale_factor={downscale_factor}: from 2 to {largest}")
     if downscale_factor:
         low = height // downscale_factor, width // downscale_factor
-        video, note = _read_clip(clip, np.arange(frames), output.fps, low)
-        if note["height"] < low[0] or note["width"] < low[1]:
+        video, info = _read_clip(clip, np.arange(frames), output.fps, low)
+        if info["height"] < low[0] or info["width"] < low[1]:
             raise UserError(
-                f"--upscale={clip} is {note['width']}x{note['height']}, smaller than "
-                f"{low[1]}x{low[0]}: leave out --factor={downscale_factor}"
+                f"--upscale={clip} is {info['width']}x{info['height']}, smaller than "
+                f"{low[1]}x{low[0]}: leave out --downscale_factor={downscale_factor}"
             )
     else:
-        video, note = _read_clip(clip, np.arange(frames), output.fps, None)
+        video, info = _read_clip(clip, np.arange(frames), output.fps, None)
         scale = min(video.shape[1] / height, video.shape[2] / width)
         low = max(1, round(height * scale)), max(1, round(width * scale))
         if scale >= 1:
             raise UserError(
                 f"--upscale={clip} is {video.shape[2]}x{video.shape[1]}, no smaller "
-                f"than the output of {width}x{height}: --factor=2 shrinks it to half "
-                "of that, --tiles asks for a larger output"
+                f"than the output of {width}x{height}: --downscale_factor=2 shrinks it "
+                "to half of that, --tiles makes the output larger"
             )
         video = video_io.crop(video, low)
-    known = output.empty_observation(frames)
-    note |= {"low": f"{low[1]}x{low[0]}", "output": f"{width}x{height}"}
-    return known._replace(low=_encode(output.model, video)[None]), note
+    info |= {"low_res": f"{low[1]}x{low[0]}", "output": f"{width}x{height}"}
+    low_res = _encode(output.model, video)[None]
+    return output.empty_observation(frames)._replace(low_res=low_res), info
 
 
-def _check_num_cond_frames(given: int, frames: int) -> None:
-    if given < 1 or given >= frames:
+def _check_num_cond_frames(number: int, frames: int) -> None:
+    if not 1 <= number < frames:
         raise UserError(
-            f"--given={given} of --frames={frames}: at least 1, and fewer than the "
-            "output has"
+            f"--num_cond_frames={number} of --num_frames={frames}: at least 1, and "
+            "fewer than the output has"
         )
 
 
 def _observe_frames(
-    output: OutputSpec, clip: str, frames: int, numbers: np.ndarray, places: np.ndarray
+    output: OutputSpec,
+    clip: str,
+    frames: int,
+    clip_indices: np.ndarray,
+    indices: np.ndarray,
 ) -> tuple[Observation, ClipInfo]:
-    """Frames of a clip, counted at the model's rate, at these places of the output."""
-    video, note = _read_clip(clip, numbers, output.fps, output.size)
-    known = output.empty_observation(frames)
-    known.video[0, places] = _encode(output.model, video)
-    known.mask[0, places] = True
+    """Observe frames of a clip, counted at the model's rate, as these output frames."""
+    video, info = _read_clip(clip, clip_indices, output.fps, output.size)
+    observation = output.empty_observation(frames)
+    observation.video[0, indices] = _encode(output.model, video)
+    observation.mask[0, indices] = True
     height, width = output.size
-    note |= {"output": f"{width}x{height}", "places": places.tolist()}
-    return known, note
+    info |= {"output": f"{width}x{height}", "output_frames": indices.tolist()}
+    return observation, info
 
 
 def _encode(model: DiffusionModel, video: np.ndarray) -> np.ndarray:
-    """uint8 [f, h, w, 3] -> what the model diffuses."""
+    """Return uint8 [f, h, w, 3] as the model diffuses it; grey for grey models."""
     if model.shape[3] == 1 and video.shape[-1] == 3:
-        video = np.rint(video @ LUMA).astype(np.uint8)[..., None]
+        video = video_io.to_gray(video)
     return np.asarray(model.encode(jnp.asarray(video)))
 
 
 def _read_clip(
-    path: str, numbers: np.ndarray, fps: float, size: tuple[int, int] | None
+    path: str, indices: np.ndarray, fps: float, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, ClipInfo]:
-    """Frames of a clip at `fps`, by number: uint8 [n, h, w, 3 or 1], and how.
+    """Read frames of a clip, counted at `fps`: uint8 [n, h, w, 3 or 1], and its info.
 
-    A video file or a folder of frames; or the first video of a samples.npz. `size` (h,
-    w) resizes to cover it and cuts the middle out.
+    path: a video file, a folder of frames, or the samples.npz of a run, of which the
+    first video is read. size: (h, w) of the frames, which are resized to cover it and
+    cropped at the centre; None keeps the clip's own.
     """
     if Path(path).suffix.lower() == ".npz":
         video = _read_npz(path)
-        if len(video) <= numbers[-1]:
+        if len(video) <= indices[-1]:
             raise UserError(
-                f"{path}: too short: {len(video)} frames, {numbers[-1] + 1} are needed"
+                f"{path}: too short: {len(video)} frames, {indices[-1] + 1} are needed"
             )
-        chosen, (height, width), there = numbers, video.shape[1:3], len(video)
-        timing, video = "every frame", video[numbers]
+        chosen, (height, width), length = indices, video.shape[1:3], len(video)
+        timing, video = "every frame", video[indices]
         if size:
             video = video_io.resize(video, size)
     else:
         try:
-            info = DECODER.probe(path)
-            count = int(numbers[-1]) + 1
-            video_io.num_starts(info, count, fps=fps)
-            chosen = video_io.clip_frames(info, 0, count, fps=fps)[numbers]
-            video = DECODER.read_frames(info, chosen.tolist(), size)
+            clip = DECODER.probe(path)
+            count = int(indices[-1]) + 1
+            video_io.num_starts(clip, count, fps=fps)
+            chosen = video_io.clip_frames(clip, 0, count, fps=fps)[indices]
+            video = DECODER.read_frames(clip, chosen.tolist(), size)
         except BadVideo as error:
             raise UserError(str(error)) from error
-        height, width, there = info.height, info.width, info.frames
-        timing = video_io.describe_frame_selection(info, fps=fps)
-    note = {
+        height, width, length = clip.height, clip.width, clip.frames
+        timing = video_io.describe_frame_selection(clip, fps=fps)
+    info = {
         "clip": path,
-        "frames_of_clip": chosen.tolist(),
-        "frames_in_clip": there,
+        "clip_frames": chosen.tolist(),
+        "clip_length": length,
         "height": height,
         "width": width,
         "timing": timing,
     }
-    return (video_io.crop(video, size) if size else video), note
+    return (video_io.crop(video, size) if size else video), info
 
 
 def _read_npz(path: str) -> np.ndarray:
-    """The first video of a samples.npz, uint8 [f, h, w, c]."""
-    what = f"{path} is no samples.npz of sample.py"
+    """Read the first video of a samples.npz, uint8 [f, h, w, c]."""
     try:
         return video_io.read_npz(path, rows=1)[0]
     except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{what}: {reason}") from error
+        raise UserError(f"{path} is no samples.npz of sample.py: {reason}") from error
 
 
 def _read_mask(
     path: str, frames: int, output: OutputSpec
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """[1 or frames, h, w, 1] at the output's size, and its own (width, height)."""
+    """Read a mask: [1 or frames, h, w, 1] of 0..255 at the output's size.
+
+    Returns it with its own (width, height).
+    """
     suffix = Path(path).suffix.lower()
     try:
         if (
@@ -278,5 +279,5 @@ def _read_mask(
             return video.mean(-1, keepdims=True), (width, height)
     except BadVideo as error:
         raise UserError(str(error)) from error
-    video, note = _read_clip(path, np.arange(frames), output.fps, output.size)
-    return video.mean(-1, keepdims=True), (note["width"], note["height"])
+    video, info = _read_clip(path, np.arange(frames), output.fps, output.size)
+    return video.mean(-1, keepdims=True), (info["width"], info["height"])

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vdm_jax.build import fits
+from vdm_jax.build import matches_type
 from vdm_jax.conditions.low_resolution import LowResolution, time_from_snr
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import multidiffusion, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.files import check_memory
+from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel
 
 NO_SIGNAL_LOGSNR = -15.0  # below it, an eps output says nothing of x in float32
@@ -34,7 +34,7 @@ class Settings:
     sampling_schedule: str = ""  # noise levels of the steps; "": see `make_schedule`
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"  # see `guidance_scales`
-    cfg_mode: str = "linear"  # diffusion/guidance.py COMBINES
+    cfg_mode: str = "linear"  # diffusion/guidance.py CFG_MODES
     clip_x: float = 1.0  # x is clipped to +-this at every step; 0 is off
     dynamic_threshold: float = 0.0  # percentile of dynamic thresholding; 0 is off
     # w_r of reconstruction guidance. 0 is replacement alone, None the default of what
@@ -55,7 +55,7 @@ class Settings:
         kinds = typing.get_type_hints(cls)
         values = {name: sample[name] for name in kinds if name in sample}
         for name, value in values.items():
-            if not fits(value, kinds[name]):
+            if not matches_type(value, kinds[name]):
                 raise UserError(f"sample.{name}={value!r}: not {kinds[name]}")
         return cls(**values)
 
@@ -148,9 +148,9 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
 def reconstruction_base_slope(
     settings: Settings, variance: float
 ) -> tuple[float, float]:
-    """Return w_r's arguments of `guidance.snr_dependent_weight`; "constant" has slope 0.
+    """Return (base, slope) of w_r for `guidance.snr_dependent_weight`.
 
-    variance: variance of the data, for "exact".
+    The slope is 0 unless it is "exact". variance: variance of the data.
     """
     w = settings.reconstruction_weight or 0.0
     exact = settings.reconstruction_schedule == "exact"
@@ -160,7 +160,7 @@ def reconstruction_base_slope(
 CHOICES = {
     "sampler": samplers.SAMPLERS,
     "sampling_schedule": {"": None, **schedules.SCHEDULES},
-    "cfg_mode": guiding.COMBINES,
+    "cfg_mode": guiding.CFG_MODES,
     "reconstruction_schedule": {"constant": None, "exact": None},
 }
 MAX_GUIDANCE_SCALE = 1e3

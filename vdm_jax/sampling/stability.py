@@ -1,8 +1,8 @@
-"""Whether a weight of reconstruction guidance brings area means nearer, or diverges.
+"""Whether reconstruction guidance of a weight converges to area means, or diverges.
 
-Of one Gaussian pixel every sampler is linear in its start and its noises, so how far
-off its known mean ends follows from the sampler's own table and step, before anything
-runs.
+For one Gaussian pixel every sampler is linear in its initial noise and its other
+noises. So the error with which a known mean ends follows from the sampler's table and
+step, before any network runs.
 """
 
 import math
@@ -14,25 +14,22 @@ from vdm_jax.diffusion import process
 from vdm_jax.diffusion.samplers import Sampler, Table
 from vdm_jax.diffusion.schedules import NoiseLevel
 
-WeightFn = Callable[[NoiseLevel], float]  # of `guidance.reconstruct`
-MAX_DRAWS, MAX_CALLS = (
-    2,
-    3,
-)  # of a row, at most: what a sampler and its corrector ask for
+WeightFn = Callable[[NoiseLevel], float]  # as `guidance.reconstruction_guidance` has it
+MAX_DRAWS, MAX_CALLS = 2, 3  # per row of a table, by a sampler and its corrector
 
 
 def final_rms_error(
     sampler: Sampler, table: Table, weights: WeightFn, variance: float
 ) -> float:
-    """Root mean square distance from its known mean at which a sampler ends.
+    """Return the root mean square error of a known mean when the sampler ends.
 
-    variance: of the pixel. The network errs at each call, by the deviation that a pixel
-    still has, given z.
+    variance: variance of the pixel. The network's error at each call is the standard
+    deviation of the pixel given z.
     """
     rows, each = len(table["logsnr"]), MAX_DRAWS + MAX_CALLS
 
     def normal(number: int) -> np.ndarray:
-        """One of the independent normal numbers that everything is a sum of."""
+        """Return one of the independent normal numbers, as its coefficients."""
         return np.eye(1, 2 + rows * each, number)[0]
 
     known = math.sqrt(variance) * normal(1 + rows * each)
@@ -59,20 +56,20 @@ def final_rms_error(
 def largest_stable_fraction(
     sampler: Sampler, table: Table, weights: WeightFn, variance: float
 ) -> float:
-    """The share of `weights` that leaves the mean as far off as no guidance at all.
+    """Return the fraction of `weights` with which the error is that of no guidance.
 
-    1 if they do no harm.
+    1 if the error with all of them is no larger.
     """
 
-    def ends(share: float) -> float:
+    def error(fraction: float) -> float:
         return final_rms_error(
-            sampler, table, lambda step: share * weights(step), variance
+            sampler, table, lambda step: fraction * weights(step), variance
         )
 
-    free, low, high = ends(0.0), 0.0, 1.0
-    if ends(1.0) <= free:
+    unguided, low, high = error(0.0), 0.0, 1.0
+    if error(1.0) <= unguided:
         return 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if ends(middle) <= free else (low, middle)
+        low, high = (middle, high) if error(middle) <= unguided else (low, middle)
     return low

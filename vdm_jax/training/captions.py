@@ -1,4 +1,4 @@
-"""What a model is told in training beside labels: captions' text, and given videos."""
+"""Text of captions for training batches, and the conditions of previews."""
 
 from pathlib import Path
 from typing import Any
@@ -16,114 +16,130 @@ from vdm_jax.model import DiffusionModel
 
 
 class CaptionEmbeddings:
-    """Embeddings of the captions of batches, padded to the longest there is."""
+    """Embeddings of the captions of batches, padded to the longest of a folder.
+
+    Attributes:
+      dim: of each token. max_tokens: of the longest caption.
+      digest: identifies the captions and the weights of their encoder.
+    """
 
     def __init__(self, folder: str):
         self.embeddings = EmbeddingStore(folder)
-        self.dim, self.max_tokens = self.embeddings.width, self.embeddings.longest
-        # Named after the captions and the encoder's weights.
+        self.dim, self.max_tokens = self.embeddings.dim, self.embeddings.max_tokens
         self.digest = str(self.embeddings.metadata["keys"])
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple]:
-        """Of what a batch gets whose captions are an array of this shape."""
+        """Return (shape, dtype) of the arrays for captions of this shape, by name."""
         return {
             "text": ((*shape, self.max_tokens, self.dim), np.float32),
             "text_mask": ((*shape, self.max_tokens), np.bool_),
         }
 
     def __call__(self, captions: Any) -> dict[str, np.ndarray]:
-        """Strings [...] -> text [..., longest, width] and text_mask [..., longest]."""
+        """Return text [..., max_tokens, dim] and text_mask [..., max_tokens].
+
+        captions: strings [...].
+        """
         captions = np.asarray(captions)
-        made = {
+        arrays = {
             name: np.zeros(shape, dtype)
             for name, (shape, dtype) in self.shapes(captions.shape).items()
         }
         for at, caption in np.ndenumerate(captions):
             tokens = self.embeddings[str(caption)]
-            made["text"][at][: len(tokens)] = tokens
-            made["text_mask"][at][: len(tokens)] = True
-        return made
+            arrays["text"][at][: len(tokens)] = tokens
+            arrays["text_mask"][at][: len(tokens)] = True
+        return arrays
 
 
 def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | None:
-    """The embeddings that config.data.text_embeddings_dir names; fills in who made them.
+    """Open the folder config.data.text_embeddings_dir; None if it is "".
 
-    They are made there first if nothing is and the source knows all of its captions.
+    The text encoder of the embeddings is filled in. If the folder has none and the
+    source knows all of its captions, their embeddings are computed first.
 
     Raises:
-      UserError: embeddings without a model that is told by text, or of another width,
-        or such a model without them.
+      UserError: embeddings and no model that is conditioned on text, the reverse, or
+        embeddings of another dimension.
     """
-    folder, width = config.data.text_embeddings_dir, config.conditioning.text_dim
-    if not folder and width:
+    folder, dim = config.data.text_embeddings_dir, config.conditioning.text_dim
+    if not folder and dim:
         raise UserError(
-            f"config.conditioning.text_dim={width} and no config.data.text_embeddings_dir: "
-            "the folder that python -m vdm_jax.text wrote of the captions"
+            f"config.conditioning.text_dim={dim} and no "
+            "config.data.text_embeddings_dir: set it to the folder of embeddings that "
+            "python -m vdm_jax.text wrote for the captions"
         )
     if not folder:
         return None
-    on_first_process(lambda: _embed(source, folder, width))
-    texts = CaptionEmbeddings(folder)
-    if width != texts.dim:
+    on_first_process(lambda: _embed(source, folder, dim))
+    captions = CaptionEmbeddings(folder)
+    if dim != captions.dim:
         raise UserError(
-            f"config.conditioning.text_dim={width}: the embeddings in {folder} are "
-            f"{texts.dim} wide; set it to that"
+            f"config.conditioning.text_dim={dim}: the embeddings in {folder} have "
+            f"dimension {captions.dim}; set it to that"
         )
-    about = texts.embeddings.metadata
-    config.conditioning.text_encoder = about["encoder"]
-    config.conditioning.text_encoder_sha256 = about.get("weights", "")
-    return texts
+    metadata = captions.embeddings.metadata
+    config.conditioning.text_encoder = metadata["encoder"]
+    config.conditioning.text_encoder_sha256 = metadata.get("weights", "")
+    return captions
 
 
-def _embed(source: Source, folder: str, width: int) -> None:
-    """The captions of a source that knows them all, where there are none yet."""
+def _embed(source: Source, folder: str, dim: int) -> None:
+    """Write embeddings of the captions of a source that lists them, if none exist."""
     captions = getattr(source, "captions", None)
     if captions is None or (Path(folder) / INDEX).is_file():
         return
     encoder = text.load()
-    if width != encoder.width:
+    if dim != encoder.dim:
         raise UserError(
-            f"config.data.text_embeddings_dir={folder} has none, and those that training would "
-            f"make there are {encoder.width} wide, config.conditioning.text_dim="
-            f"{width}: set it to that, or write others by python -m vdm_jax.text"
+            f"config.data.text_embeddings_dir={folder} holds no embeddings, and those "
+            f"of the default encoder have dimension {encoder.dim}, which differs from "
+            f"config.conditioning.text_dim={dim}: set it to that, or write others by "
+            "python -m vdm_jax.text"
         )
     print(f"embedding {len(captions):,} captions in {folder}", flush=True)
     text.write_embeddings(folder, captions, encoder)
 
 
-def add_text(batch: pipeline.Batch, texts: CaptionEmbeddings | None) -> pipeline.Batch:
-    """A batch, and the text of its captions."""
-    return batch if texts is None else batch | texts(batch["caption"])
+def add_text(
+    batch: pipeline.Batch, captions: CaptionEmbeddings | None
+) -> pipeline.Batch:
+    """Return a batch with the text of its captions; unchanged without embeddings."""
+    return batch if captions is None else batch | captions(batch["caption"])
 
 
 def preview_conditions(
     config: Any,
     model: DiffusionModel,
     source: Source,
-    texts: CaptionEmbeddings | None,
+    captions: CaptionEmbeddings | None,
     num: int,
     label: str,
     seed: int,
 ) -> dict[str, Any]:
-    """What `num` samples are asked for, as keywords of sampling.sample.
+    """Return the conditions of `num` previews, as keyword arguments of sampling.sample.
 
-    Labels as `label` says; the captions of held-out clips (of training ones where none
-    are held out), and for a stage what these clips are brought down to.
+    Labels are as `label` says. Captions, and the low-resolution videos of a stage, are
+    those of held-out clips, or of training clips where none are held out; with captions
+    the labels are of the same clips.
     """
-    found: dict[str, Any] = {"labels": sampling.draw_labels(model, num, label, seed)}
-    if texts is None and model.low_resolution is None:
-        return found
+    conditions: dict[str, Any] = {
+        "labels": sampling.draw_labels(model, num, label, seed)
+    }
+    if captions is None and model.low_resolution is None:
+        return conditions
     part = source.split(True)
     part = part if len(part) else source.split(False)
     clips = list(pipeline.fixed_clips(config, part, num, seed))
-    if texts is not None:
-        told = texts([clip["caption"][0] for clip in clips])
-        found["text"] = sampling.TextEmbeddings(told["text"], told["text_mask"])
-    if model.low_resolution is not None:
-        video = np.concatenate([clip["video"] for clip in clips])
-        found["low"] = np.asarray(
-            jax.jit(model.low_resolution.downsample)(model.encode(video))
+    if captions is not None:
+        arrays = captions([clip["caption"][0] for clip in clips])
+        conditions["text"] = sampling.TextEmbeddings(
+            arrays["text"], arrays["text_mask"]
         )
-    if texts is not None and model.label_vocabulary:  # of the same clips
-        found["labels"] = np.concatenate([clip["label"] for clip in clips])
-    return found
+    if model.low_resolution is not None:
+        video = model.encode(np.concatenate([clip["video"] for clip in clips]))
+        downsample = jax.jit(model.low_resolution.downsample)
+        conditions["low_res"] = np.asarray(downsample(video))
+    if captions is not None and model.label_vocabulary:
+        conditions["labels"] = np.concatenate([clip["label"] for clip in clips])
+    return conditions

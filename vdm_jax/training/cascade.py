@@ -1,8 +1,8 @@
-"""The stages of a cascade, trained one after the other.
+"""The stages of a cascade, trained sequentially.
 
-WORKDIR/text          embeddings of the captions (training)
+WORKDIR/text          embeddings of the captions
         STAGE/        a run
-        cascade.toml  names the stages for `sample.py --cascade`
+        cascade.toml  lists the stages for `sample.py --cascade`
 """
 
 import time
@@ -20,22 +20,27 @@ from vdm_jax.training.run import START_OVER, config_changes
 from vdm_jax.training.stop import EXIT_STATUS, RESTART
 from vdm_jax.training.train import build_from_config, train
 
-Settings = Callable[[str], Any]  # a stage's name to its config
-
 
 def train_cascade(
     stages: Sequence[str],
-    config_of: Settings,
+    config_of: Callable[[str], Any],
     workdir: Path,
     time_limit: float | None = None,
 ) -> None:
-    """Train what is not trained yet; the same call goes on where it stood.
+    """Train the stages that are not trained yet; the same call resumes.
 
-    Where the configs ask for text and name no embeddings, those are in WORKDIR/text.
-    Every process of a run calls this together. Raises as `train` does, and UserError
-    before anything is trained if the config of any stage is wrong, or not the one that
-    it was begun with, or if it does not take what the one before makes. (The clips of a
-    stage are compared with those that it was begun with at its turn.)
+    Every process of a run calls this together. Where the configs are conditioned on
+    text and name no embeddings, WORKDIR/text holds them.
+
+    Args:
+      config_of: name of a stage -> its config.
+
+    Raises:
+      UserError: the config of a stage is wrong, differs from the one it was started
+        with, or does not take the videos of the stage before it. Nothing is trained
+        then. The clips of a stage are compared with those it was started with when it
+        is trained.
+      SystemExit: as `train` raises it.
     """
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
@@ -44,33 +49,7 @@ def train_cascade(
         | agreement.environment()
         | {name: runs.config_without_paths(config) for name, config in configs.items()}
     )
-    if (workdir / "checkpoints").exists() or (
-        workdir / runs.DISTILLATION_FILE
-    ).exists():
-        raise UserError(f"{workdir} is one model's or a distillation's: {START_OVER}")
-    for config in configs.values():  # all of them before the first takes its hours
-        check_config(config)
-        check_batch_memory(config)
-        if config.conditioning.text_dim and not config.data.text_embeddings_dir:
-            config.data.text_embeddings_dir = str(workdir / "text")
-    cascade.check_shapes_chain(
-        [(name, build.build_model(c)) for name, c in configs.items()]
-    )
-    told = []
-    for name, config in configs.items():
-        build_from_config(config)
-        told.append(config.conditioning)
-        if finished_steps(place := workdir / name):
-            on_first_process(
-                lambda at=place, c=config: config_changes(at, c, START_OVER)
-            )
-            told.append(runs.read_config(place).conditioning)
-    if not text.same_text_encoder(told):
-        raise UserError(
-            f"{workdir}: the stages were begun, or their configs ask, with text of "
-            "different encoders or of different weights of one: give the embeddings "
-            f"that they were begun with, or {START_OVER}"
-        )
+    _check(configs, workdir)
     for name, config in configs.items():
         place = workdir / name
         if finished_steps(place) >= config.train.steps:
@@ -78,38 +57,82 @@ def train_cascade(
             continue
         print(f"{name}: training in {place}", flush=True)
         seconds = remaining_time(time_limit, started)
-        train(config, place, seconds, more=name != stages[-1])
+        train(config, place, seconds, is_last=name == stages[-1])
     on_first_process(lambda: write_cascade_file({name: {} for name in stages}, workdir))
 
 
+def _check(configs: dict[str, Any], workdir: Path) -> None:
+    """Raise UserError unless all stages can be trained or resumed in this workdir.
+
+    Fields that configs leave open are filled in.
+    """
+    holds_run = (workdir / "checkpoints").exists()
+    if holds_run or (workdir / runs.DISTILLATION_FILE).exists():
+        raise UserError(
+            f"{workdir} is the workdir of one model or a distillation: {START_OVER}"
+        )
+    for config in configs.values():
+        check_config(config)
+        check_batch_memory(config)
+        if config.conditioning.text_dim and not config.data.text_embeddings_dir:
+            config.data.text_embeddings_dir = str(workdir / "text")
+    cascade.check_shapes_chain(
+        [(name, build.build_model(config)) for name, config in configs.items()]
+    )
+    encoders = []
+    for name, config in configs.items():
+        build_from_config(config)
+        encoders.append(config.conditioning)
+        if finished_steps(place := workdir / name):
+            on_first_process(
+                lambda at=place, c=config: config_changes(at, c, START_OVER)
+            )
+            encoders.append(runs.read_config(place).conditioning)
+    if not text.same_text_encoder(encoders):
+        raise UserError(
+            f"{workdir}: the stages were started with text of different encoders or of "
+            "different weights of one, or their configs name such: give the embeddings "
+            f"that they were started with, or {START_OVER}"
+        )
+
+
 def remaining_time(time_limit: float | None, started: float) -> float | None:
-    """Seconds of a time limit that remain; SystemExit where none does, on all hosts."""
+    """Return the seconds that remain of a time limit, the same on all processes.
+
+    started: time.monotonic() at the start. Raises SystemExit if none remain.
+    """
     if not time_limit:
         return None
     seconds = on_first_process(lambda: time_limit - (time.monotonic() - started))
     if seconds <= 0:
-        print("the time limit has passed; the same command goes on", flush=True)
+        print("the time limit has passed; the same command resumes", flush=True)
         raise SystemExit(EXIT_STATUS[RESTART])
     return seconds
 
 
 def finished_steps(workdir: Path) -> int:
-    """Steps that a run has finished, 0 for one that has not begun."""
+    """Return the steps that a run has finished, 0 before the first checkpoint."""
     if not (workdir / "checkpoints").is_dir():
         return 0
     return Checkpoints(workdir / "checkpoints", read_only=True).latest() or 0
 
 
 def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
-    """The file by which `sample.py --cascade` finds the stages.
+    """Write the file by which `sample.py --cascade` finds the stages.
 
-    What stands there already, which a person may have changed, stays as it is.
+    A file that exists is kept as it is, since a user may have changed it; the stages
+    that it lacks are appended.
+
+    stages: name -> settings of sampling.
+
+    Raises:
+      UserError: the file cannot be read, or lacks a stage that is not at the end.
     """
     path, new = workdir / cascade.CASCADE_FILE, cascade.to_toml(stages)
     if path.exists():
         try:
             before = files.read_text(path)
-            said = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
+            names = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
         except (
             tomllib.TOMLDecodeError,
             RecursionError,
@@ -119,16 +142,16 @@ def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> No
             TypeError,
         ) as bad:
             raise UserError(
-                f"{path} names no stages ({bad}): mend or delete it; the same command "
-                "then writes it anew, all stages are done"
+                f"{path} names no stages ({bad}): correct or delete it; the same "
+                "command then writes a new one, all stages are done"
             ) from bad
-        lacking = {name: stages[name] for name in stages if name not in said}
+        lacking = {name: stages[name] for name in stages if name not in names}
         if not lacking:
             return
-        if [*said, *lacking] != list(stages) or "[[stage]]" not in before:
+        if [*names, *lacking] != list(stages) or "[[stage]]" not in before:
             raise UserError(
-                f"{path} lacks {', '.join(lacking)}: put it in its place, or delete "
-                "the file; the same command then writes it anew, all stages are done"
+                f"{path} lacks {', '.join(lacking)}: insert it in its place, or delete "
+                "the file; the same command then writes a new one, all stages are done"
             )
         new = before.rstrip() + "\n\n" + cascade.to_toml(lacking)
     with atomic_write(path, overwrite=True) as temporary:

@@ -1,4 +1,4 @@
-"""Ranges of a config's numbers, checked before anything compiles."""
+"""Checks of a training config: ranges, choices, and values that must fit others."""
 
 import re
 
@@ -7,11 +7,11 @@ import jax
 from vdm_jax.diffusion.losses import WEIGHTINGS
 from vdm_jax.diffusion.samplers import MAX_STEPS
 from vdm_jax.errors import UserError
-from vdm_jax.files import check_memory
+from vdm_jax.memory import check_memory
 from vdm_jax.runs import resolve_paths
 from vdm_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 
-# (field, lowest, highest): both included.
+# (field, lowest value, highest value); both are allowed.
 RANGES = (
     ("seed", 0, 2**32 - 1),
     ("video.frames", 1, 4096),
@@ -55,8 +55,13 @@ RANGES = (
     ("train.max_nonfinite_updates", 1, 2**31 - 1),
 )
 
+CHOICES = {
+    "diffusion.loss_weighting": WEIGHTINGS,
+    "train.optimizer": OPTIMIZERS,
+    "train.lr_schedule": LR_SCHEDULES,
+}
 
-# What the other fields of a stage are where there is none.
+# Values that the stage section of a base model must have.
 BASE_STAGE = {
     "factor": 1, "temporal_fill": "repeat", "augmentation_time": (0.0, 1.0),
     "train_crop": (),
@@ -64,39 +69,63 @@ BASE_STAGE = {
 
 
 def check_config(config) -> None:
-    """Raise UserError for the first number out of its range, or that does not fit."""
+    """Check all values of a config of training, before anything compiles.
+
+    Raises:
+      UserError: the first value that is out of its range or does not fit another.
+    """
     resolve_paths(config)
+    _check_ranges(config)
+    _check_choices(config)
+    _check_base_stage(config.stage)
+    _check_trainable(config.train.trainable)
+    _check_diffusion(config.diffusion)
+    _check_pixel_statistics(config.data)
+    if config.conditioning.cond_dim % 2:
+        raise UserError(
+            f"config.conditioning.cond_dim={config.conditioning.cond_dim} must be even"
+        )
+    _check_batch_size(config)
+
+
+def _check_ranges(config) -> None:
     for field, low, high in RANGES:
-        value = config
-        for name in field.split("."):
-            value = value[name]
-        if not low <= value <= high:  # nor is NaN
+        value = _value(config, field)
+        if not low <= value <= high:  # also refuses NaN
             raise UserError(f"config.{field}={value}: from {low} to {high}")
-    train, data = config.train, config.data
+    train = config.train
     if train.warmup > train.steps:
         raise UserError(
             f"config.train.warmup={train.warmup} is longer than the "
             f"{train.steps} steps of training: lower it"
         )
-    names = {
-        "diffusion.loss_weighting": WEIGHTINGS,
-        "train.optimizer": OPTIMIZERS,
-        "train.lr_schedule": LR_SCHEDULES,
-    }
-    for field, known in names.items():
-        group, name = field.split(".")
-        if config[group][name] not in known:
+
+
+def _check_choices(config) -> None:
+    for field, known in CHOICES.items():
+        if (value := _value(config, field)) not in known:
+            raise UserError(f"config.{field}={value!r}: one of {', '.join(known)}")
+
+
+def _value(config, field: str):
+    """Return the value of a dotted field."""
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _check_base_stage(stage) -> None:
+    for name, default in BASE_STAGE.items() if stage.kind == "base" else ():
+        value = stage[name]
+        if (tuple(value) if isinstance(default, tuple) else value) != default:
             raise UserError(
-                f"config.{field}={config[group][name]!r}: one of {', '.join(known)}"
+                f"config.stage.{name}={value} with config.stage.kind='base', which "
+                f"takes no video: set it to {default}"
             )
-    for name, without in BASE_STAGE.items() if config.stage.kind == "base" else ():
-        value = config.stage[name]
-        if (tuple(value) if isinstance(without, tuple) else value) != without:
-            raise UserError(
-                f"config.stage.{name}={value} with config.stage.kind='base', which is "
-                f"given no video: set it to {without}"
-            )
-    for rule in train.trainable:
+
+
+def _check_trainable(rules) -> None:
+    for rule in rules:
         try:
             pattern, _ = rule
             re.compile(pattern)
@@ -105,7 +134,9 @@ def check_config(config) -> None:
                 f"config.train.trainable holds {rule!r} ({error}): pairs of a regular "
                 "expression and True or False"
             ) from error
-    diffusion = config.diffusion
+
+
+def _check_diffusion(diffusion) -> None:
     if diffusion.logsnr_min >= diffusion.logsnr_max:
         raise UserError(
             f"config.diffusion.logsnr_min={diffusion.logsnr_min} must be below "
@@ -114,40 +145,45 @@ def check_config(config) -> None:
     for shift in diffusion.train_logsnr_shifts:
         if not isinstance(shift, int | float) or not -30 <= shift <= 30:
             raise UserError(
-                f"config.diffusion.train_logsnr_shifts holds {shift!r}: numbers from -30 to 30"
+                f"config.diffusion.train_logsnr_shifts holds {shift!r}: numbers from "
+                "-30 to 30"
             )
-    for name, low in (("mean", -1.0), ("variance", 1e-6)):  # None: from the data
+
+
+def _check_pixel_statistics(data) -> None:
+    for name, low in (("mean", -1.0), ("variance", 1e-6)):
         value = data[name]
-        if value is None:
+        if value is None:  # measured on the data
             continue
         if not isinstance(value, int | float) or not low <= value <= 1:
             raise UserError(f"config.data.{name}={value!r}: from {low} to 1")
-    if config.conditioning.cond_dim % 2:
+
+
+def _check_batch_size(config) -> None:
+    batch_size, parts = config.data.batch_size, config.train.grad_accum_steps
+    unit = jax.device_count() * parts
+    if batch_size % unit:
+        nearest = max(round(batch_size / unit), 1) * unit
         raise UserError(
-            f"config.conditioning.cond_dim={config.conditioning.cond_dim} must be even"
-        )
-    shares = jax.device_count() * train.grad_accum_steps
-    if data.batch_size % shares:
-        nearest = max(round(data.batch_size / shares), 1) * shares
-        raise UserError(
-            f"config.data.batch_size={data.batch_size} does not divide among "
-            f"{jax.device_count()} device(s) x train.grad_accum_steps={train.grad_accum_steps}: "
-            f"the nearest that does is {nearest}"
+            f"config.data.batch_size={batch_size} must be a multiple of "
+            f"{jax.device_count()} device(s) x train.grad_accum_steps={parts}: the "
+            f"nearest is {nearest}"
         )
 
 
 def check_batch_memory(config) -> None:
-    """Raise UserError if a batch does not fit into the memory of this machine."""
+    """Check that a batch fits into the memory of this machine.
+
+    Raises:
+      UserError: it does not.
+    """
     video, data = config.video, config.data
-    clip = (
-        (video.frames + data.joint_image_frames)
-        * video.height
-        * video.width
-        * video.channels
-    )
-    share = data.batch_size / jax.process_count()
-    check_memory(  # as it comes, as it is diffused, noise, and what the network makes
-        share * clip * (1 + 3 * 4),
+    frames = video.frames + data.joint_image_frames
+    pixels = frames * video.height * video.width * video.channels
+    # uint8 as it is loaded; float32 as it is diffused, the noise, and the output
+    bytes_per_value = 1 + 3 * 4
+    check_memory(
+        data.batch_size / jax.process_count() * pixels * bytes_per_value,
         f"config.data.batch_size={data.batch_size} clips of {video.frames}x"
         f"{video.height}x{video.width}",
     )

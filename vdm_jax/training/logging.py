@@ -1,5 +1,6 @@
-"""What a run says: a progress bar or lines, metrics.jsonl, TensorBoard."""
+"""Output of a run: a progress bar or lines, metrics.jsonl, TensorBoard."""
 
+import dataclasses
 import io
 import json
 import math
@@ -28,24 +29,49 @@ SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class Logger:
-    """Scalars and videos of a run. On processes other than 0 it does nothing.
+@dataclasses.dataclass
+class Totals:
+    """Loss and duration of a run's training, as logged, over all of its restarts.
 
-    All is written at once, by no thread: a disk that is full is noticed. It does not
-    raise in the middle of a step: `fit` looks at `failure` and saves the state first.
+    step: the newest with a duration. loss: the newest mean, NaN before the first.
+    seconds: without compiling, saving and observing.
+    """
+
+    step: int = 0
+    loss: float = math.nan
+    seconds: float = 0.0
+
+    def add(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """Add the scalars of one step; None stands for a number that is not finite."""
+        if (step_time := scalars.get("train/step_time")) is not None:
+            self.seconds += (step - self.step) * step_time
+            self.step = step
+        if (loss := scalars.get("train/loss")) is not None:
+            self.loss = loss
+
+
+class Logger:
+    """Logs scalars and videos of a run. On processes other than 0 it does nothing.
+
+    All is written immediately and without a thread, so that a full disk is noticed. An
+    error does not interrupt a step: it is kept as `failure`, and `train_loop` saves the
+    state before it raises it.
 
     Args:
       workdir: gets metrics.jsonl, one JSON object per call of `scalars`, and logs/ for
         TensorBoard.
-      step: the step that the run goes on from; what an earlier, killed run logged
-        after it is dropped, since those steps are made again.
+      step: the step that the run resumes from. Rows of later steps, which an earlier,
+        killed process logged, are dropped, since these steps are made again.
 
-    Raises UserError on every process, which make it together, if it cannot write.
+    Raises:
+      UserError: a log cannot be written. All processes raise it, and all of them must
+        make a logger together.
     """
 
     def __init__(self, workdir: str | Path, step: int = 0):
         self.active = jax.process_index() == 0
-        self.failure: UserError | None = None  # the first that was met in writing
+        self.failure: UserError | None = None  # the first error of writing
+        self.totals = Totals()
         self._bar: tqdm | None = None
         self._rows = Path(workdir) / "metrics.jsonl"
         name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
@@ -53,14 +79,16 @@ class Logger:
         on_first_process(lambda: self._begin(step))
 
     def _begin(self, step: int) -> None:
-        _drop_rows_after(self._rows, step)
+        for row in _drop_rows_after(self._rows, step):
+            self.totals.add(int(row["step"]), row)
         files.make_folder(self._events.parent)
-        begun = Event(step=step + 1, file_version="brain.Event:2")
-        hide = SessionLog(status=SessionLog.START)  # TensorBoard hides what came after
-        self._add(begun, Event(step=step + 1, session_log=hide))
+        version = Event(step=step + 1, file_version="brain.Event:2")
+        # It makes TensorBoard hide the later steps of earlier files.
+        start = SessionLog(status=SessionLog.START)
+        self._add(version, Event(step=step + 1, session_log=start))
 
     def _add(self, *events) -> None:
-        """Write events in TensorBoard's format: length, checksum, bytes, checksum."""
+        """Append events in TensorBoard's format: length, checksum, bytes, checksum."""
         records = []
         for event in events:
             event.wall_time = time.time()
@@ -71,31 +99,35 @@ class Logger:
 
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
-        """Keep a UserError of the block as `failure`, unless there is one already."""
+        """Keep a UserError as `failure`, unless there is one, instead of raising it."""
         try:
             yield
         except UserError as error:
             self.failure = self.failure or error
 
     def check(self) -> None:
-        """Raise what went wrong in writing, if anything did."""
+        """Raise the first error of writing, if there was one."""
         if self.failure is not None:
             raise self.failure
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers by name, as in {"train/loss": 0.1}; non-finite ones as null."""
+        """Log numbers by name, as in {"train/loss": 0.1}.
+
+        Those that are not finite become null in metrics.jsonl.
+        """
         if not (self.active and values):
             return
         row = {name: float(value) for name, value in values.items()}
         tagged = [Summary.Value(tag=n, simple_value=value) for n, value in row.items()]
         row = {n: value if math.isfinite(value) else None for n, value in row.items()}
+        self.totals.add(step, row)
         line = json.dumps({"step": step, "time": round(time.time(), 3), **row}) + "\n"
         with self.recording_failure():
             files.append_bytes(self._rows, line.encode())
             self._add(Event(step=step, summary=Summary(value=tagged)))
 
     def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """A video that plays in TensorBoard's image tab: uint8 [f, h, w, 1 or 3]."""
+        """Log a video, uint8 [f, h, w, 1 or 3]; it plays in TensorBoard's image tab."""
         if not self.active:
             return
         # A GIF is an image to TensorBoard.
@@ -116,17 +148,21 @@ class Logger:
             self._add(Event(step=step, summary=summary))
 
     def info(self, text: str) -> None:
-        """A line on standard output, above the bar if there is one."""
+        """Print a line on standard output, above the bar if there is one."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     @contextmanager
-    def progress(self, step: int, until: int) -> Iterator[None]:
-        """A bar from `step` to `until`, if standard error is a terminal."""
+    def progress(self, step: int, num_steps: int) -> Iterator[None]:
+        """Show a bar from `step` to `num_steps` if standard error is a terminal."""
         disable = None if self.active else True  # None: unless it is a terminal
         with tqdm(
-            initial=step, total=until, disable=disable, dynamic_ncols=True, unit="step"
+            initial=step,
+            total=num_steps,
+            disable=disable,
+            dynamic_ncols=True,
+            unit="step",
         ) as self._bar:
             yield
         self._bar = None
@@ -136,37 +172,39 @@ class Logger:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def phase(self, what: str) -> None:
-        """Name the work that holds up the bar."""
+    def phase(self, name: str) -> None:
+        """Show the name of the work between two steps next to the bar."""
         if self._bar is not None:
-            self._bar.set_description_str(what)
+            self._bar.set_description_str(name)
 
-    def status(self, step: int, until: int, loss: float, rate: float, left: float):
-        """Loss, clips/s and seconds left: in the bar, or as a line."""
+    def status(self, step: int, num_steps: int, loss: float, rate: float, left: float):
+        """Show loss, clips per second and seconds left: in the bar, or as a line."""
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} clips/s")
         else:
             self.info(
-                f"step {step}/{until}  loss {loss:.4f}  {rate:.1f} clips/s  "
+                f"step {step}/{num_steps}  loss {loss:.4f}  {rate:.1f} clips/s  "
                 f"{tqdm.format_interval(left)} left"
             )
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Keep the rows of steps up to `step`.
+def _drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:
+    """Drop the rows of later steps from a metrics.jsonl; return the others.
 
-    A line that a kill cut short goes. Where other lines are no rows, as a failing disk
-    leaves them, the file is set aside first.
+    A line that was cut short by a kill is dropped too. If other lines are not rows, as
+    a failing disk leaves them, the file is set aside first.
     """
     with files.explain_write_errors(path):
         if not os.path.lexists(path):
-            return
-        if not path.is_file():  # a pipe would be waited for
+            return []
+        if not path.is_file():  # reading a pipe would wait for ever
             raise UserError(f"{path} is no plain file: move it away")
-        found = list(scalars.read_rows(path))
-        kept = [line + b"\n" for line, row in found if row and row["step"] <= step]
-        if sum(map(len, kept)) == path.stat().st_size:
-            return  # on a disk that is full this is no reason to stop
-        if bad := sum(row is None for _, row in found[:-1]):
-            files.set_aside(path, f"{bad} of its {len(found)} lines are no rows")
-        files.write_bytes(path, b"".join(kept), overwrite=True)
+        lines = list(scalars.read_rows(path))
+        kept = [(line, row) for line, row in lines if row and row["step"] <= step]
+        content = b"".join(line + b"\n" for line, _ in kept)
+        # Without a change nothing is written, which a full disk would refuse.
+        if len(content) != path.stat().st_size:
+            if bad := sum(row is None for _, row in lines[:-1]):
+                files.set_aside(path, f"{bad} of its {len(lines)} lines are no rows")
+            files.write_bytes(path, content, overwrite=True)
+        return [row for _, row in kept]

@@ -1,6 +1,6 @@
-"""A run's directory: one owner, one config, its checkpoints and logs, and resuming.
+"""The workdir of a run: its lock, its config, its checkpoints and logs, and resuming.
 
-workdir/config.json  checkpoints/  metrics.jsonl  logs/  .lock
+WORKDIR/config.json  checkpoints/  metrics.jsonl  logs/  .lock
 """
 
 import dataclasses
@@ -28,20 +28,16 @@ from vdm_jax.runs import config_without_paths, read_config_fields
 from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import PreemptionSignal
 
-# Config field -> whether it may differ from what the run was started with, or which
-# values may take each other's place. The first pattern that fits decides. What may
-# change is printed; what may not would make the checkpoint another model's, or its data
-# position another stream's.
-ResumeRule = bool | Callable[[Any, Any], bool]
+ResumeRule = bool | Callable[[Any, Any], bool]  # or (old, new) -> bool
+# Config field -> whether it may differ from what the run was started with. The first
+# pattern that matches decides. An allowed change is printed. Any other would make the
+# checkpoint one of another model, or its data position one of another stream.
 RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     ("network.remat", True),
     ("network.dtype", True),
     ("network.dropout", True),
-    ("data.path", True),  # the fingerprint looks at the clips themselves
-    (
-        "data.text_embeddings_dir",
-        True,
-    ),  # and at these, made by whom the keys' name tells
+    ("data.path", True),  # the fingerprint covers the clips themselves
+    ("data.text_embeddings_dir", True),  # and the embeddings with their encoder
     ("conditioning.text_encoder*", True),
     ("data.mean", True),
     ("data.variance", True),
@@ -58,31 +54,36 @@ RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     ("stage.augmentation_time", True),
     ("stage.train_crop", True),
     ("stage.*", False),
-    ("train.ema_decay", lambda old, new: bool(old) == bool(new)),  # an average, or none
+    # An average may become longer, but it neither begins nor ends.
+    ("train.ema_decay", lambda old, new: bool(old) == bool(new)),
     ("train.trainable", False),
     ("train.optimizer", False),
     ("*", True),
 )
 
-
 START_OVER = "give another --workdir to start over"
 
 
 class BatchIterator(Protocol):
-    """An endless iterator of batches that can be put back to where it was."""
+    """An endless iterator of batches whose position can be saved and restored."""
 
     def __next__(self) -> Any: ...
 
     def get_state(self) -> Any:
-        """JSON-able; the next batch after `set_state` is the one it stood before."""
+        """Return the position, which JSON can hold."""
         ...
 
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Return to a position: the next batch is the one that followed it."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An open run. `restored` is the step of its newest good checkpoint, or None."""
+    """An open run.
+
+    restored_step: the step of its newest good checkpoint, or None.
+    """
 
     workdir: Path
     config: Any  # ConfigDict
@@ -99,12 +100,15 @@ class Run:
         data: BatchIterator,
         load_params: Callable[[str], Any],
     ):
-        """The state to go on with: own checkpoint, else init_from, else fresh; says so.
+        """Return the state to train from, and log where it comes from.
+
+        It comes from the run's own checkpoint; without one, from config.init_from;
+        without that, from new parameters.
 
         Args:
-          abstract_state: of the state, with shardings, for `Checkpoints.restore`.
-          init: parameters, or None for new ones -> state at step 0.
-          data: is put to where it stood.
+          abstract_state: shapes with shardings, for `Checkpoints.restore`.
+          init: parameters, or None for new ones -> state of step 0.
+          data: its position is restored too.
           load_params: workdir -> its parameters, for config.init_from.
 
         Raises:
@@ -116,7 +120,7 @@ class Run:
             data.set_state(extra["data"])
             unused = f"; init_from={other} is not used" if other else ""
             self.logger.info(
-                f"going on from step {self.restored_step} of {self.workdir}{unused}"
+                f"resuming from step {self.restored_step} of {self.workdir}{unused}"
             )
             return state
         self.logger.info(
@@ -140,17 +144,18 @@ def open_run(
     advice: str = "give another --workdir and --config.init_from={workdir}",
     abstract_state: Any = None,
 ) -> Iterator[Run]:
-    """Own a workdir for the length of a with block. All processes call it together.
+    """Open a workdir for the duration of a with block. All processes call it together.
 
     Args:
       config: complete, as it will be written to config.json.
-      fingerprint: of the data (`data.fingerprint`); a resumed run must have the same.
-      time_limit: seconds from now after which `fit` saves and leaves with status 42.
-      instead: what a refusal advises besides keeping to what the run was begun with.
-      abstract_state: the state that will be asked for, to compare with the checkpoint.
+      fingerprint: of the data (`Trainer.fingerprint`). A resumed run must have the
+        same.
+      time_limit: seconds from now after which `train_loop` saves and exits with 42.
+      advice: what a refusal suggests apart from keeping what the run was started with.
+      abstract_state: shapes of the state, to compare with the checkpoint.
 
     Raises:
-      UserError (2): not a directory, in use, or begun with a config, data or a state
+      UserError (2): not a directory, in use, or started with a config, data or a state
         that do not fit. Nothing is changed then.
       UserError (4): its checkpoints are all damaged.
     """
@@ -163,50 +168,47 @@ def open_run(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         )
         stack.callback(checkpoints.close)
-        restored_step = checkpoints.latest()
-        resuming = restored_step is not None
+        step = checkpoints.latest()
+        resuming = step is not None
         changes = on_first_process(
             lambda: config_changes(workdir, config, advice) if resuming else []
         )
         if resuming:
-            extra = checkpoints.extra(restored_step)
-            _check_fingerprint(
-                migration.migrate_fingerprint(extra["fingerprint"]),
-                fingerprint,
-                workdir,
-                advice,
+            before = migration.migrate_fingerprint(
+                checkpoints.extra(step)["fingerprint"]
             )
+            _check_fingerprint(before, fingerprint, workdir, advice)
             if abstract_state is not None:
-                saved = checkpoints.leaves(restored_step)
-                check_same_arrays(
-                    saved, abstract_state, f"checkpoint {restored_step} of {workdir}"
+                saved, what = (
+                    checkpoints.leaves(step),
+                    f"checkpoint {step} of {workdir}",
                 )
+                check_same_arrays(saved, abstract_state, what)
         on_first_process(lambda: str(files.make_folder(workdir / "checkpoints")))
         if changes or not resuming:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
-        logger = Logger(workdir, restored_step or 0)
+        logger = Logger(workdir, step or 0)
         for change in changes:
-            logger.info(f"changed since the run was begun: {change}")
-        yield Run(
-            workdir,
-            config,
-            fingerprint,
-            checkpoints,
-            logger,
-            PreemptionSignal(time_limit),
-            restored_step,
-        )
+            logger.info(f"changed since the run was started: {change}")
+        stop = PreemptionSignal(time_limit)
+        yield Run(workdir, config, fingerprint, checkpoints, logger, stop, step)
 
 
 @contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Lock the directory; the system lets go of it when the process ends, any how."""
+    """Lock a directory, which is made if need be, for the duration of a with block.
+
+    The system releases the lock when the process ends, even by a kill.
+
+    Raises:
+      UserError: it cannot be made, written or locked, or another process has the lock.
+    """
     workdir = check_directory(workdir)
     lock = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Without O_NOFOLLOW a link of this name would have its target overwritten.
+        # O_NOFOLLOW: otherwise the target of a link of this name is overwritten.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(lock, flags, 0o666)
     except OSError as error:
@@ -234,14 +236,14 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
             os.write(
                 handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode()
             )
-            os.fsync(handle)  # the other processes read it, from other machines too
+            os.fsync(handle)  # processes on other machines read it
         yield
     finally:
-        os.close(handle)  # and with it the lock
+        os.close(handle)  # releases the lock
 
 
 def _owner(workdir: Path) -> str:
-    """Who owns it, as this process sees it: all see the same in one shared folder."""
+    """Return what the lock file says: the same on all processes of a shared folder."""
     try:
         return (workdir / ".lock").read_text(errors="replace").strip()
     except OSError as error:
@@ -249,12 +251,12 @@ def _owner(workdir: Path) -> str:
 
 
 def config_changes(workdir: Path, config: Any, advice: str) -> list[str]:
-    """What of a config changed since a run was begun, as lines.
+    """Return the changes of a config since its run was started, as lines.
 
-    instead: what a refusal advises besides keeping to what the run was begun with.
+    advice: what a refusal suggests apart from keeping what the run was started with.
 
     Raises:
-      UserError: a change of what cannot, or a config.json that cannot be read.
+      UserError: a change that is not allowed, or a config.json that cannot be read.
     """
     after = json.loads(json.dumps(config.to_dict()))
     sections = {name for name, value in after.items() if isinstance(value, dict)}
@@ -265,7 +267,10 @@ def config_changes(workdir: Path, config: Any, advice: str) -> list[str]:
 def compare_configs(
     before: dict, after: dict, workdir: Path, advice: str, rules=RESUME_RULES
 ) -> list[str]:
-    """Changes as lines; raises UserError for the first that is not allowed."""
+    """Return the changes as lines; raise UserError for the first that is not allowed.
+
+    Fields that only one of the two has may always differ.
+    """
     old, new = dict(agreement.flatten(before)), dict(agreement.flatten(after))
     changes = []
     for name in {**old, **new}:
@@ -277,8 +282,8 @@ def compare_configs(
             allowed = allowed(a, b)
         if not allowed and name in old and name in new:
             raise UserError(
-                f"config.{name}={b!r}, but {workdir} was begun with {a!r}: keep that, "
-                f"or {advice.format(workdir=workdir)}"
+                f"config.{name}={b!r}, but {workdir} was started with {a!r}: keep "
+                f"that, or {advice.format(workdir=workdir)}"
             )
         changes.append(f"config.{name} {a!r} -> {b!r}")
     return changes
@@ -290,6 +295,6 @@ def _check_fingerprint(before: dict, after: dict, workdir: Path, advice: str) ->
         a, b = before.get(name), after.get(name)
         if a != b:
             raise UserError(
-                f"the data changed: {name} is {b!r}, but {workdir} was begun with "
-                f"{a!r}: go on with the same data, or " + advice.format(workdir=workdir)
+                f"the data changed: {name} is {b!r}, but {workdir} was started with "
+                f"{a!r}: give the same data, or {advice.format(workdir=workdir)}"
             )

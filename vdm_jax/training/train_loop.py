@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,131 +12,195 @@ import numpy as np
 from vdm_jax import agreement
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.training.logging import Logger
+from vdm_jax.training.logging import Logger, Totals
 from vdm_jax.training.run import BatchIterator, Run
 from vdm_jax.training.stop import CONTINUE, EXIT_STATUS, RESTART
 
-# Every how many steps, what it is called, and what it does: state -> scalars to log.
+# (interval in steps, name, function: state -> scalars to log or None). An interval of
+# 0 means: after the last step only.
 Observer = tuple[int, str, Callable[[Any], Mapping[str, float] | None]]
 
 
+class Update(NamedTuple):
+    """One update of a state, compiled.
+
+    step: (state, aux_params, batch, key) -> (state, scalars), with "loss" and "finite"
+      among the scalars. It derives its keys from `key` and `state.step`, and leaves
+      out an update that is not finite.
+    put_batch: batch of numpy arrays -> arrays on the devices.
+    diagnose: (params, aux_params, batch, folded key) -> what is not finite.
+    """
+
+    step: Callable[[Any, Any, Any, jax.Array], tuple[Any, dict]]
+    put_batch: Callable[[Any], Any]
+    diagnose: Callable[[Any, Any, Any, jax.Array], str | None] | None = None
+
+
+class TrainResult(NamedTuple):
+    """The state after the last step, and loss and duration of the whole run.
+
+    totals: of all restarts on process 0, of this one on the others.
+    """
+
+    state: Any
+    totals: Totals
+
+
 def train_loop(
-    step: Callable[[Any, Any, Any, jax.Array], tuple[Any, dict]],
+    update: Update,
     state,
     aux_params,
     data: BatchIterator,
     *,
     num_steps: int,
     run: Run,
-    config_train,
     key: jax.Array,
-    put: Callable[[Any], Any],
     observers: Sequence[Observer] = (),
-    diagnose: Callable[[Any, Any, Any, jax.Array], str | None] | None = None,
-    more: bool = False,
-):
-    """Train from `state.step` to `until` finished steps; returns the state, saved.
+    is_last: bool = True,
+) -> TrainResult:
+    """Train from `state.step` to `num_steps` finished steps; the last one is saved.
 
-    Every process of the run calls this together. The devices are never waited for but
-    to save or observe: a step's metrics are read while the next one runs.
+    Every process of the run calls this together. The host waits for the devices only to
+    save or observe: the metrics of a step are read while the next one runs.
 
     Args:
-      step: jitted; (state, frozen, batch, key) -> (state, scalars), with "loss" and
-        "finite" among the scalars. It derives its keys from `key` and `state.step`,
-        and leaves out an update that is not finite.
-      data: each batch is taken once and used, so its position is the state's.
-      put: batch of numpy -> arrays on the devices.
-      observers: run together by all processes, after a save, and at the last step. One
-        that takes long should return when `run.stop.requested()`.
-      diagnose: (params, frozen, batch, folded key) -> what is not finite.
-      more: something follows: a request to stop leaves after the last step as well.
+      aux_params: what the loss reads apart from params, such as a teacher's.
+      data: every batch that is taken is used, so its position is that of the state.
+      observers: run by all processes, after a save, and at the last step. One that
+        takes long should return when `run.stop.requested()`.
+      is_last: False if the command has more work after this. Then a request to stop is
+        obeyed after the last step too.
 
     Raises:
-      UserError (2): logs or looks could not be written; the state is saved.
-      UserError (3): `max_nonfinite` updates in a row were not finite, or the state.
-      SystemExit: stopped after saving; 42 asks for a restart, 130 after Ctrl-C.
+      UserError (2): logs or previews could not be written; the state is saved.
+      UserError (3): the state, or `max_nonfinite_updates` updates in a row, were not
+        finite.
+      SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C.
     """
     done = int(state.step)
     if is_finished(run, done, num_steps):
-        return state
-    _check_state(run, state, done)  # compiled before a signal leaves little time
-    run.checkpoints.wait()  # for processes that were slower to compile
-    agreement.stop_comparing()
-    meter = StepTimer(run.logger, num_steps, config_train.log_every)
-    pending_metrics = None  # the step whose metrics are still on the devices
+        return TrainResult(state, run.logger.totals)
+    _wait_for_all(run, state, done)
+    timer = StepTimer(run.logger, num_steps, run.config.train.log_every)
+    pending_metrics = _PendingMetrics(run, timer, update, aux_params, key)
     request = CONTINUE
-
-    def read(number: int, metrics, batch) -> None:
-        clips = len(jax.tree.leaves(batch)[0])
-        in_a_row = meter.add(number, jax.device_get(metrics), clips)
-        if in_a_row >= config_train.max_nonfinite:
-            first = None
-            if diagnose is not None:
-                folded = jax.random.fold_in(key, number - 1)
-                first = diagnose(state.params, aux_params, batch, folded)
-            _give_up(run, f"{in_a_row} updates in a row up to step {number}", first)
 
     with run.stop.handling_signals(), run.logger.progress(done, num_steps):
         while done < num_steps and not request:
-            batch = put(next(data))
+            batch = update.put_batch(next(data))
             done += 1
-            with meter.first_call(done):
-                state, metrics = step(state, aux_params, batch, key)
-            if pending_metrics is not None:
-                read(*pending_metrics)
-            pending_metrics = (done, metrics, batch)
-            if run.logger.failure is not None:
-                run.stop.request_stop(RESTART, "a failure to write")
-            request = run.stop.poll()
-            run.checkpoints.check()
+            with timer.first_call(done):
+                state, metrics = update.step(state, aux_params, batch, key)
+            pending_metrics.replace(done, metrics, batch, state.params)
+            request = _poll(run)
 
             last = done == num_steps
             due = [o for o in observers if last or (o[0] and done % o[0] == 0)]
-            save = last or request or done % config_train.checkpoint_every == 0
-            if not (save or due):
-                continue
-            read(*pending_metrics)  # before a step is kept, all is known about it
-            pending_metrics = None
-            with meter.paused():
-                if save:
-                    _check_state(run, state, done)
-                    run.save(done, state, data)
-                for _, name, observe in () if request and not last else due:
-                    run.logger.phase(name)
-                    run.logger.scalars(done, observe(state) or {})
-                    run.logger.phase("")
+            save = last or request or done % run.config.train.checkpoint_every == 0
+            if save or due:
+                pending_metrics.read(state.params)  # before the step is saved
+                with timer.paused():
+                    if save:
+                        _check_state(run, state, done)
+                        run.save(done, state, data)
+                    _observe(run, state, done, () if request and not last else due)
         run.checkpoints.wait()
 
-    if more:  # while the last step was looked at, too
-        request = request or run.stop.requested()
-    if request and (done < num_steps or more):
-        why = f" after {run.stop.reason}" if run.stop.reason else ""
-        run.logger.info(f"saved step {done}{why}; the same command goes on from there")
-        on_first_process(run.logger.check)
-        raise SystemExit(EXIT_STATUS[request])
+    _exit_if_requested(run, request, done, done < num_steps, is_last)
     on_first_process(run.logger.check)
-    return state
+    return TrainResult(state, run.logger.totals)
 
 
-def is_finished(run: Run, done: int, until: int) -> bool:
-    """Whether the last step is made; says so. Asked before anything is compiled."""
-    if done >= until:
-        run.logger.info(f"nothing to train: step {done} of {until} is reached")
-    return done >= until
+def is_finished(run: Run, done: int, num_steps: int) -> bool:
+    """Return whether no step is left, and log it; called before anything compiles."""
+    if done >= num_steps:
+        run.logger.info(f"nothing to train: step {done} of {num_steps} is reached")
+    return done >= num_steps
+
+
+def _wait_for_all(run: Run, state, done: int) -> None:
+    """Prepare the first step, and wait for processes that were slower to compile."""
+    _check_state(run, state, done)  # compiled now: a signal leaves little time for it
+    run.checkpoints.wait()
+    agreement.stop_comparing()
+
+
+def _poll(run: Run) -> int:
+    """Return the request of all processes; raise an error of the background save."""
+    if run.logger.failure is not None:
+        run.stop.request_stop(RESTART, "a failure to write")
+    request = run.stop.poll()
+    run.checkpoints.check()
+    return request
+
+
+def _observe(run: Run, state, done: int, observers: Sequence[Observer]) -> None:
+    for _, name, observe in observers:
+        run.logger.phase(name)
+        run.logger.scalars(done, observe(state) or {})
+        run.logger.phase("")
+
+
+def _exit_if_requested(
+    run: Run, request: int, done: int, steps_left: bool, is_last: bool
+) -> None:
+    """Exit after step `done` if a request to stop leaves work undone."""
+    if not is_last:  # the request may have come during the last observers
+        request = request or run.stop.requested()
+    if not request or (is_last and not steps_left):
+        return
+    why = f" after {run.stop.reason}" if run.stop.reason else ""
+    run.logger.info(f"saved step {done}{why}; the same command resumes from there")
+    on_first_process(run.logger.check)
+    raise SystemExit(EXIT_STATUS[request])
+
+
+class _PendingMetrics:
+    """The metrics of the newest step, which may still be computed by the devices."""
+
+    def __init__(self, run: Run, timer: "StepTimer", update: Update, aux_params, key):
+        self._run, self._timer, self._update = run, timer, update
+        self._aux_params, self._key = aux_params, key
+        self._pending: tuple[int, Any, Any] | None = None
+
+    def replace(self, step: int, metrics, batch, params) -> None:
+        """Read the metrics of the step before, and keep those of this one."""
+        self.read(params)
+        self._pending = step, metrics, batch
+
+    def read(self, params) -> None:
+        """Wait for the metrics, if any, and log them.
+
+        params: to diagnose with, once too many updates in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics, batch), self._pending = self._pending, None
+        clips = len(jax.tree.leaves(batch)[0])
+        in_a_row = self._timer.add(step, jax.device_get(metrics), clips)
+        if in_a_row >= self._run.config.train.max_nonfinite_updates:
+            first = None
+            if self._update.diagnose is not None:
+                key = jax.random.fold_in(self._key, step - 1)
+                first = self._update.diagnose(params, self._aux_params, batch, key)
+            _give_up(self._run, f"{in_a_row} updates in a row up to step {step}", first)
 
 
 class StepTimer:
-    """Means over the steps since the last line; compiling and pauses are left out."""
+    """Logs means over the steps since the last line, without compiling and pauses."""
 
-    def __init__(self, logger: Logger, until: int, every: int):
-        self._logger, self._until, self._every = logger, until, every
+    def __init__(self, logger: Logger, num_steps: int, log_every: int):
+        self._logger, self._num_steps, self._log_every = logger, num_steps, log_every
         self._rows: list[Mapping[str, np.ndarray]] = []
         self._since = 0.0
         self._in_a_row = 0
 
     @contextlib.contextmanager
     def first_call(self, step: int) -> Iterator[None]:
-        """Around the call of the step, which the first time may have to compile."""
+        """Log the duration of the first call of the step, and start the clock after it.
+
+        It wraps every call: the first one may have to compile.
+        """
         started = time.perf_counter()
         yield
         if not self._since:
@@ -146,19 +210,22 @@ class StepTimer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside is not training's."""
+        """Leave out the time that is spent inside of the block."""
         started = time.perf_counter()
         yield
         self._since += time.perf_counter() - started
 
     def add(self, step: int, values: Mapping[str, np.ndarray], clips: int) -> int:
-        """The metrics of a step just finished; how many in a row were not finite."""
+        """Add the metrics of a finished step.
+
+        Returns how many updates in a row were not finite.
+        """
         self._rows.append(values)
         self._logger.advance(step)
         self._in_a_row = 0 if values["finite"] else self._in_a_row + 1
         if self._in_a_row:
             self._logger.info(f"step {step}: not finite, the update is left out")
-        if step % self._every == 0 or step == self._until:
+        if step % self._log_every == 0 or step == self._num_steps:
             self._log(step, clips)
         return self._in_a_row
 
@@ -176,9 +243,9 @@ class StepTimer:
             "clips_per_second": clips / step_time,
         }
         self._logger.scalars(step, {f"train/{n}": float(v) for n, v in scalars.items()})
-        left = (self._until - step) * step_time
+        left = (self._num_steps - step) * step_time
         self._logger.status(
-            step, self._until, float(means["loss"]), clips / step_time, left
+            step, self._num_steps, float(means["loss"]), clips / step_time, left
         )
         self._rows, self._since = [], now
 
@@ -189,7 +256,7 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _check_state(run: Run, state, done: int) -> None:
-    """A state that is not finite is not trained, and never saved over a good one."""
+    """Raise UserError for a state that is not finite, before it replaces a good one."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

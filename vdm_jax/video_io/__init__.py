@@ -1,19 +1,20 @@
-"""Reading and writing of videos: all of PyAV and Pillow lives in this room."""
+"""Reading and writing of videos: the only package that uses PyAV and Pillow."""
 
 from vdm_jax.video_io.cache import FrameCache, IndexStore
 from vdm_jax.video_io.decode import (
     cover_size,
     crop,
-    frames,
+    decode_frames,
     inspect,
     is_flat,
     probe,
-    read,
+    read_clip,
     read_frames,
     read_image,
     resize,
+    to_gray,
 )
-from vdm_jax.video_io.files import BadVideo, slug
+from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import (
     VideoInfo,
     clip_frames,
@@ -26,6 +27,7 @@ from vdm_jax.video_io.write import (
     display_scale,
     read_npz,
     repeat_pixels,
+    slug,
     video_grid,
     write_gif,
     write_npz,
@@ -47,16 +49,17 @@ __all__ = [
     "describe_frame_selection",
     "display_scale",
     "repeat_pixels",
-    "frames",
+    "decode_frames",
     "inspect",
     "is_flat",
     "probe",
-    "read",
+    "read_clip",
     "read_frames",
     "read_npz",
     "read_image",
     "resize",
     "slug",
+    "to_gray",
     "num_starts",
     "video_grid",
     "write_samples",

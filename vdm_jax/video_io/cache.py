@@ -1,8 +1,7 @@
-"""Two stores on disk: the index of every video, and decoded frames of some.
+"""Two caches on disk: the index of every video, and the decoded frames of some.
 
-Both are keyed by path, size and modification time, written whole or not at all, and
-checked when read: a damaged entry is deleted and made again. Any number of processes
-may share a folder.
+Entries are keyed by path, size and modification time, written atomically, and verified
+when read. A corrupt entry is deleted and written again. Processes may share a folder.
 """
 
 import contextlib
@@ -20,28 +19,26 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.files import atomic_write, cache_folder, explain_write_errors
-from vdm_jax.video_io.files import BadVideo
+from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-VERSION = "4"  # part of every key: raised when the index or the pixels would change
+VERSION = "4"  # part of every key; raise it if the index or the pixels change
 HEADER = struct.Struct("<8s4I")  # magic, frames, height, width, crc of the crcs
 MAGIC = b"VDMfrm1\n"
-CACHE_ADVICE = "another config.data.cache_dir or config.data.cache_gib=0 would do, or "
-STALE_SECONDS = (
-    3600.0  # seconds after which a temporary file belongs to no living process
-)
+CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or "
+STALE_SECONDS = 3600.0  # older temporary files were left by killed processes
 
 
 def default_folder() -> Path:
-    """The cache of this user."""
+    """Return the cache folder of this user."""
     return cache_folder()
 
 
 def file_key(path: str | os.PathLike, *extra) -> str:
-    """Name of what is stored about a file, or about a folder and its content."""
+    """Return the name of the entry of a file, or of a folder and its content."""
     status = os.stat(path)
     identity = [VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns]
-    if os.path.isdir(path):  # a folder's own time misses a frame that was rewritten
+    if os.path.isdir(path):  # rewriting a frame does not change the folder's time
         with os.scandir(path) as entries:
             stats = sorted((e.name, e.stat()) for e in entries if e.is_file())
         identity += [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
@@ -49,7 +46,7 @@ def file_key(path: str | os.PathLike, *extra) -> str:
 
 
 class IndexStore:
-    """Remembers what ``probe`` found: an index, or why there is none."""
+    """Stores the result of ``probe``: the index of a video, or why there is none."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder) / "index"
@@ -57,13 +54,13 @@ class IndexStore:
     def probe(
         self, path: str | os.PathLike, probe: Callable[[str], VideoInfo]
     ) -> VideoInfo:
-        """The stored index of ``path``; else ``probe`` it. Raises BadVideo."""
+        """Return the stored index of ``path``, else call ``probe``. Raises BadVideo."""
         try:
-            place = self.folder / f"{file_key(path, probe.__name__)}.json"
+            entry = self.folder / f"{file_key(path, probe.__name__)}.json"
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             raise BadVideo(path, reason, lasting=False) from error
-        stored = self._load(place)
+        stored = self._load(entry)
         if stored is None:
             stored = {}
             try:
@@ -73,76 +70,77 @@ class IndexStore:
                     raise
                 stored["reason"] = error.reason
             text = json.dumps(stored)
-            with atomic_write(place, overwrite=True) as temporary:
+            with atomic_write(entry, overwrite=True) as temporary:
                 temporary.write_text(f"{zlib.crc32(text.encode())}\n{text}")
         if "reason" in stored:
             raise BadVideo(path, stored["reason"])
         return VideoInfo.from_json(stored["info"])
 
-    def _load(self, place: Path) -> dict | None:
+    def _load(self, entry: Path) -> dict | None:
         try:
-            check, text = place.read_text().split("\n", 1)
-            if int(check) == zlib.crc32(text.encode()):
+            checksum, text = entry.read_text().split("\n", 1)
+            if int(checksum) == zlib.crc32(text.encode()):
                 return json.loads(text)
-        except (FileNotFoundError, ValueError):  # none yet, or not what was written
+        except (FileNotFoundError, ValueError):  # missing or corrupt
             pass
         return None
 
 
 class CorruptEntry(Exception):
-    """An entry of the frame cache that is not what was written."""
+    """An entry of the frame cache whose bytes are not what was written."""
 
 
 def write_entry(
     path: str | os.PathLike, frames: Iterable[np.ndarray], shape: tuple[int, int, int]
 ) -> None:
-    """Write ``shape`` = (n, h, w) RGB frames, each with its checksum.
+    """Write RGB frames of ``shape`` = (n, h, w), each with its checksum.
 
-    Layout: HEADER, uint32 crc32 of every frame, the frames. Memory stays at one frame.
+    Layout: HEADER, uint32 crc32 of every frame, the frames. Only one frame at a time
+    is held in memory.
     """
-    number, height, width = shape
-    sums = np.zeros(number, "<u4")
+    count, height, width = shape
+    checksums = np.zeros(count, "<u4")
     with open(path, "wb") as file:
-        file.seek(HEADER.size + sums.nbytes)
-        for place, frame in enumerate(frames):
+        file.seek(HEADER.size + checksums.nbytes)
+        for i, frame in enumerate(frames):
             pixels = frame.tobytes()
-            sums[place] = zlib.crc32(pixels)
+            checksums[i] = zlib.crc32(pixels)
             file.write(pixels)
         file.seek(0)
-        head = zlib.crc32(sums.tobytes())
-        file.write(HEADER.pack(MAGIC, number, height, width, head))
-        file.write(sums.tobytes())
+        crc = zlib.crc32(checksums.tobytes())
+        file.write(HEADER.pack(MAGIC, count, height, width, crc))
+        file.write(checksums.tobytes())
 
 
 def read_entry(path: str | os.PathLike, numbers: Sequence[int]) -> np.ndarray:
-    """Frames ``numbers`` of an entry, uint8 [f, h, w, 3]. Raises CorruptEntry."""
+    """Read frames of an entry as uint8 [f, h, w, 3]. Raises CorruptEntry."""
     with open(path, "rb") as file:
-        head = file.read(HEADER.size)
-        if len(head) < HEADER.size:
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
             raise CorruptEntry("header")
-        magic, number, height, width, check = HEADER.unpack(head)
-        sums = file.read(4 * number)
-        frame = height * width * 3
-        size = HEADER.size + 4 * number + number * frame
+        magic, count, height, width, crc = HEADER.unpack(header)
+        checksums = file.read(4 * count)
+        frame_bytes = height * width * 3
+        size = HEADER.size + 4 * count + count * frame_bytes
         if (magic, os.fstat(file.fileno()).st_size) != (MAGIC, size):
             raise CorruptEntry("size")
-        if zlib.crc32(sums) != check:
+        if zlib.crc32(checksums) != crc:
             raise CorruptEntry("checksums")
         video = np.empty((len(numbers), height, width, 3), np.uint8)
-        for place, which in enumerate(numbers):
-            file.seek(HEADER.size + len(sums) + which * frame)
-            pixels = file.read(frame)
-            if zlib.crc32(pixels) != struct.unpack_from("<I", sums, 4 * which)[0]:
-                raise CorruptEntry(f"frame {which}")
-            video[place] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        for i, number in enumerate(numbers):
+            file.seek(HEADER.size + len(checksums) + number * frame_bytes)
+            pixels = file.read(frame_bytes)
+            if zlib.crc32(pixels) != struct.unpack_from("<I", checksums, 4 * number)[0]:
+                raise CorruptEntry(f"frame {number}")
+            video[i] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
     return video
 
 
 class FrameCache:
-    """Whole videos decoded once, at the size they are loaded at, in bounded space.
+    """Stores whole decoded videos at the size of the clips, in bounded disk space.
 
-    The entries of ``folder`` never exceed ``max_bytes`` in all: those not used for the
-    longest time go first. (Entries being written come on top until they are complete.)
+    The entries of ``folder`` take at most ``max_bytes``. The least recently used ones
+    are deleted first. Entries being written are not counted until they are complete.
     """
 
     def __init__(self, folder: str | os.PathLike, max_bytes: int):
@@ -150,21 +148,21 @@ class FrameCache:
 
     @staticmethod
     def entry_bytes(shape: tuple[int, int, int]) -> int:
-        """Size on disk of an entry of (n, h, w) frames."""
-        number, height, width = shape
-        return HEADER.size + 4 * number + number * height * width * 3
+        """Return the size on disk of an entry of (n, h, w) frames."""
+        count, height, width = shape
+        return HEADER.size + 4 * count + count * height * width * 3
 
     def read(
         self, name: str, numbers: Sequence[int], fill: Callable[[Path], None]
     ) -> np.ndarray:
-        """Frames of entry ``name``; ``fill(path)`` writes the entry if it is missing.
+        """Read frames of entry ``name``; ``fill(path)`` writes a missing entry.
 
-        Raises what ``fill`` raises, and CorruptEntry if a fresh entry is damaged again.
+        Raises the errors of ``fill``, and CorruptEntry if a new entry is corrupt.
         """
         path = self.folder / name
         try:
             video = read_entry(path, numbers)
-            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+            with contextlib.suppress(FileNotFoundError):  # evicted in the meantime
                 os.utime(path)
             return video
         except FileNotFoundError:
@@ -178,8 +176,8 @@ class FrameCache:
             try:
                 fill(temporary)
                 video = read_entry(temporary, numbers)
-                with self._lock():  # or two processes would both take the last room
-                    self._make_room(temporary.stat().st_size)
+                with self._lock():  # two processes must not both take the last space
+                    self._evict_for(temporary.stat().st_size)
                     os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -191,11 +189,11 @@ class FrameCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _make_room(self, size: int) -> None:
-        """Delete the entries used longest ago until ``size`` more bytes fit."""
+    def _evict_for(self, size: int) -> None:
+        """Delete the least recently used entries until ``size`` more bytes fit."""
         now, entries = time.time(), []
-        with os.scandir(self.folder) as found:
-            for entry in found:
+        with os.scandir(self.folder) as listing:
+            for entry in listing:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
                     if not entry.name.startswith(".") and entry.name != "lock":
@@ -204,7 +202,7 @@ class FrameCache:
                         entry.name.endswith(".tmp")
                         and now - status.st_mtime > STALE_SECONDS
                     ):
-                        os.unlink(entry.path)  # left by a kill
+                        os.unlink(entry.path)
         if size > self.max_bytes:
             raise ValueError(f"an entry of {size} bytes in a cache of {self.max_bytes}")
         total = size + sum(entry[1] for entry in entries)

@@ -1,4 +1,4 @@
-"""Containers of video through PyAV: the index, and frames by number."""
+"""Index video containers and decode frames by number, with PyAV."""
 
 import collections
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from vdm_jax.video_io.files import BadVideo, check_frame, check_length
+from vdm_jax.video_io.file_types import BadVideo, check_frame, check_length
 from vdm_jax.video_io.info import VideoInfo
 
 DEMUXERS = {
@@ -30,15 +30,15 @@ DEMUXERS = {
     "flv": "flv",
     "ogg": "ogg",
 }
-SEEKABLE = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no index to seek by
-WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders drop it
-MAX_SLANT = 0.0087  # of a unit: half a degree
-GAP_FACTOR = 1.5  # of the usual time from a packet to the next
-ASPECT_TOLERANCE = 0.03  # of the aspect: the rounding of small pictures
+SEEKABLE = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no seek index
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore alpha
+MAX_SLANT = 0.0087  # sine of half a degree
+GAP_FACTOR = 1.5  # frames are lost if a gap exceeds this multiple of the median
+ASPECT_TOLERANCE = 0.03  # relative: the rounding of small frames
 
 
 def _open(path: str, kind: str):
-    """Open a local file as the container that its magic bytes say, and nothing else."""
+    """Open a local file as the container that its magic bytes state."""
     return av.open(
         "file:" + os.path.abspath(path),
         format=DEMUXERS[kind],
@@ -48,47 +48,46 @@ def _open(path: str, kind: str):
 
 
 def _rank_streams(container, path: str) -> list:
-    """The streams that are videos, in the order in which ffmpeg would choose one.
+    """Return the video streams in the order in which ffmpeg prefers them.
 
-    That is the default one, or another whose picture has five million pixels more; the
-    first among equals. A cover or a chapter's picture is no video.
+    The default stream comes first, unless another has five million pixels more. Among
+    equals the first one is preferred. Cover and chapter images are not videos.
     """
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    streams = [s for s in container.streams.video if not s.disposition & pictures]
+    thumbnails = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if not s.disposition & thumbnails]
     if not streams:
         kinds = sorted({stream.type for stream in container.streams})
         if container.streams.video:
-            kinds = ["a cover picture" if kind == "video" else kind for kind in kinds]
+            kinds = ["a cover image" if kind == "video" else kind for kind in kinds]
         raise BadVideo(path, f"no video stream ({', '.join(kinds) or 'nothing'} only)")
 
     def rank(stream) -> int:
-        coded = stream.codec_context
-        pixels = coded.width * coded.height if coded else 0
+        codec = stream.codec_context
+        pixels = codec.width * codec.height if codec else 0
         return -pixels - 5_000_000 * bool(stream.disposition & Disposition.default)
 
     return sorted(streams, key=rank)
 
 
 def _decoder(stream, path: str) -> av.VideoCodecContext:
-    """What decodes a stream, in one thread. Raises BadVideo where nothing does."""
+    """Return the decoder of a stream, single-threaded. Raises BadVideo if none."""
     decoder = stream.codec_context
     if decoder is None:
         raise BadVideo(path, "no decoder for its video stream")
-    if decoder.name in WITH_ALPHA and stream.metadata.get("alpha_mode") == "1":
-        decoder = av.CodecContext.create(WITH_ALPHA[decoder.name], "r")
-    # One thread: frame threads have deadlocked, and loading is parallel over clips.
+    if decoder.name in ALPHA_DECODERS and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
+    # Frame threads have deadlocked, and loading is already parallel over clips.
     decoder.thread_count = 1
     check_frame(path, stream.codec_context.height, stream.codec_context.width)
     return cast(av.VideoCodecContext, decoder)
 
 
 def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
-    """Index a file by reading its packets once; only the first frame is decoded.
+    """Index a file by reading its packets once. Only the first frame is decoded.
 
-    Where packets do not tell the frames' times (several formats leave out time stamps
-    or order them wrongly), frames are counted by decoding all of them. Header fields
-    that tell lengths are not believed. Of the video streams the first is taken that
-    has frames, from the ``rank``-th on in ffmpeg's order. Raises BadVideo.
+    If the packets have no usable time stamps (missing or in a wrong order), all frames
+    are decoded and counted. Lengths in headers are not used. The first video stream
+    with frames is indexed, from the ``rank``-th in ffmpeg's order on. Raises BadVideo.
     """
     try:
         with _open(path, kind) as container:
@@ -101,9 +100,9 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
                 _check_end(stream, path)
             if first is not None:
                 rotation, mirrored = _orientation(first, path)
-                height, width = _shown_size(first, _pixel_aspect(stream), rotation)
+                height, width = _display_size(first, _pixel_aspect(stream), rotation)
                 check_frame(path, height, width)
-                common = {
+                fields = {
                     "path": path,
                     "kind": kind,
                     "codec": stream.codec_context.name,
@@ -115,35 +114,34 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
                 }
                 time_base = stream.time_base or Fraction(1, 1000)
                 rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-                # AVI knows decoding times only: with B-frames its frames come
-                # mislabelled.
-                stamped = not (kind == "avi" and decoder.has_b_frames)
+                # AVI stores decoding times, which are not those of B-frames.
+                has_times = not (kind == "avi" and decoder.has_b_frames)
         pts = [pts for pts, _, shown in packets if shown]
         if first is None or not pts:
             if rank + 1 < len(streams):
                 return index(path, kind, rank + 1)
             raise BadVideo(path, "no frame of its video stream is shown")
-        if stamped and None not in pts and len(set(pts)) == len(pts):
-            return _by_packets(packets, kind, time_base, common)
-        return _by_decoding(path, kind, rate, common)
+        if has_times and None not in pts and len(set(pts)) == len(pts):
+            return _index_by_packets(packets, kind, time_base, fields)
+        return _index_by_decoding(path, kind, rate, fields)
     except (FFmpegError, OSError) as error:
         raise _bad_video(path, error) from error
 
 
 def _packets(container, stream, decoder, path: str, joined: bool):
-    """The first frame, and (pts, is a keyframe, is shown) of every packet.
+    """Return the first frame, and (pts, is keyframe, is shown) of every packet.
 
-    joined: the counters of transport streams jump where some were joined, as they do
-    where packets were lost; FFmpeg marks both. Frames are lost where their times jump,
-    too, and of a part of a frame the decoder tells.
+    joined: packets marked as corrupt may be a joint. The counters of a transport stream
+    jump where streams were joined and where packets were lost, and FFmpeg marks both.
+    Frames are lost only if their times jump too.
     """
     first, packets, marked, times = None, [], [], []
     for packet in container.demux(stream):
         if packet.is_corrupt and not joined:
-            raise BadVideo(path, f"damaged or cut off at packet {len(packets)}")
+            raise BadVideo(path, f"corrupt or truncated at packet {len(packets)}")
         if packet.size:
             if decoder.name == "theora" and bytes(packet)[0] & 0x80:
-                raise BadVideo(path, "its codec headers change within it: joined oggs")
+                raise BadVideo(path, "its codec headers change: several oggs joined")
             if packet.is_corrupt:
                 marked.append(len(packets))
             shown = not packet.is_discard and _is_shown(packet, stream)
@@ -160,42 +158,42 @@ def _packets(container, stream, decoder, path: str, joined: bool):
 
 
 def _check_end(stream, path: str) -> None:
-    """Raise BadVideo where an mp4 ends before the last frame that its index names.
+    """Raise BadVideo if an mp4 ends before the last frame of its index.
 
-    A frame that is missing as a whole is not reported by FFmpeg.
+    FFmpeg does not report a frame that is missing completely.
     """
     end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if end > (size := os.path.getsize(path)):
-        reason = f"truncated: {size} bytes of the {end} that its index names"
+        reason = f"truncated: {size} bytes of the {end} in its index"
         raise BadVideo(path, reason)
 
 
 def _is_shown(packet, stream) -> bool:
-    """False for VP8's hidden reference frames: bit 4 of the frame tag (RFC 6386, 9.1).
+    """Return False for VP8's hidden reference frames (frame tag, RFC 6386, 9.1).
 
-    Other codecs pack them into the packet of a frame that is shown.
+    Other codecs store hidden frames in the packet of a shown frame.
     """
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 def _pixel_aspect(stream) -> float:
-    """Width of a stored pixel to its height."""
+    """Return the width of a stored pixel divided by its height."""
     aspect = float(stream.sample_aspect_ratio or 1)
-    return aspect if 0.2 < aspect < 5 else 1.0  # nonsense in the header
+    return aspect if 0.2 < aspect < 5 else 1.0  # an invalid header
 
 
-def _shown_size(frame, aspect: float, rotation: int) -> tuple[int, int]:
-    """Height and width after pixel aspect and rotation."""
+def _display_size(frame, aspect: float, rotation: int) -> tuple[int, int]:
+    """Return height and width after pixel aspect and rotation."""
     height, width = frame.height, round(frame.width * aspect)
     return (width, height) if rotation % 180 else (height, width)
 
 
 def _orientation(frame, path: str) -> tuple[int, bool]:
-    """(degrees counter-clockwise, mirrored before) from stored to shown.
+    """Return (degrees counter-clockwise, mirrored before) of the display matrix.
 
-    From the display matrix, whose first two rows and columns a b / c d put a pixel at
-    (a x + c y, b x + d y). One that maps all on a line or a point says nothing: ffmpeg
-    shows the picture as it is stored. BadVideo for other angles than quarter turns.
+    Its first two rows and columns a b / c d map a pixel to (a x + c y, b x + d y).
+    Singular matrices are ignored, as in ffmpeg. Raises BadVideo for angles that are not
+    multiples of 90 degrees.
     """
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
@@ -208,36 +206,36 @@ def _orientation(frame, path: str) -> tuple[int, bool]:
     (a, b), (c, d) = whole = np.rint(exact).astype(int).tolist()
     if np.abs(exact - whole).max() > MAX_SLANT or abs(a * d - b * c) != 1:
         degrees = np.degrees(np.arctan2(exact[1, 0], exact[0, 0]))
-        raise BadVideo(path, f"shown turned or slanted, by {degrees:.0f} degrees")
+        raise BadVideo(path, f"rotated or sheared, by {degrees:.0f} degrees")
     return int(np.degrees(np.arctan2(c, d))), a * d < b * c
 
 
-def _by_packets(packets, kind: str, time_base: Fraction, common: dict) -> VideoInfo:
-    # An edited file may start amid a group: its keyframe is there, but not shown. What
-    # precedes the first keyframe cannot be decoded (a cut out of a longer stream).
+def _index_by_packets(
+    packets, kind: str, time_base: Fraction, fields: dict
+) -> VideoInfo:
+    # The keyframe of an edited file may exist without being shown. Frames before the
+    # first keyframe cannot be decoded (a part of a longer stream).
     keys = sorted(pts for pts, is_keyframe, _ in packets if is_keyframe)
-    begin = keys[0] if keys else packets[0][0]
+    start = keys[0] if keys else packets[0][0]
     pts = np.array(
-        sorted(pts for pts, _, shown in packets if shown and pts >= begin), np.int64
+        sorted(pts for pts, _, shown in packets if shown and pts >= start), np.int64
     )
     if kind not in SEEKABLE:
         keys = []
-    check_length(common["path"], len(pts), float((pts[-1] - pts[0]) * time_base))
-    numbers = np.unique(np.searchsorted(pts, keys or [begin]))
+    check_length(fields["path"], len(pts), float((pts[-1] - pts[0]) * time_base))
+    numbers = np.unique(np.searchsorted(pts, keys or [start]))
     return VideoInfo(
         pts=pts,
         time_base=time_base,
         keyframes=numbers[numbers < len(pts)].astype(np.int64),
-        **common,
+        **fields,
     )
 
 
-def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInfo:
+def _index_by_decoding(path: str, kind: str, rate: Fraction, fields: dict) -> VideoInfo:
     with _open(path, kind) as container:
-        number = 0
-        for frame in _decode_packets(
-            container, container.streams[common["stream"]], path
-        ):
+        number, stream = 0, container.streams[fields["stream"]]
+        for frame in _decode_packets(container, stream, path):
             number += 1
             check_frame(path, frame.height, frame.width)
             check_length(path, number, float(number / rate))
@@ -246,63 +244,65 @@ def _by_decoding(path: str, kind: str, rate: Fraction, common: dict) -> VideoInf
         time_base=1 / rate,
         keyframes=np.zeros(1, np.int64),
         counted=True,
-        **common,
+        **fields,
     )
 
 
 def _decode_packets(container, stream, path: str) -> Iterator[av.VideoFrame]:
-    """All frames of a stream from where the container stands."""
+    """Yield the frames of a stream from the container's position to the end."""
     decoder = _decoder(stream, path)
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 
 
 def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoFrame]:
-    """Decode the frames ``numbers`` (increasing), seeking to the keyframe before them.
+    """Yield the frames ``numbers`` (increasing); seek to the keyframe before them.
 
-    Raises BadVideo where one of them is damaged or missing, or its picture has another
-    shape than the first one's: never fewer frames.
+    Raises BadVideo if a frame is corrupt or missing, or if its aspect is not the one of
+    the index. The number of frames is always that of ``numbers``.
     """
-    left = collections.deque(numbers)
-    at = int(np.searchsorted(info.keyframes, left[0], side="right")) - 1
+    remaining = collections.deque(numbers)
+    keyframe = int(np.searchsorted(info.keyframes, remaining[0], side="right")) - 1
     try:
         with _open(info.path, info.kind) as container:
             stream, reached = container.streams[info.stream], False
             aspect, angle = _pixel_aspect(stream), None
             orientation = info.rotation, info.mirrored
-            if at > 0:
+            if keyframe > 0:
+                pts = int(info.pts[info.keyframes[keyframe]])
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
-                    container.seek(int(info.pts[info.keyframes[at]]), stream=stream)
-            for number, frame in _numbered(container, stream, info):
-                if not reached and at > 0 and number > left[0]:
-                    break  # the seek went too far: from the start, below
+                    container.seek(pts, stream=stream)
+            for number, frame in _numbered_frames(container, stream, info):
+                if not reached and keyframe > 0 and number > remaining[0]:
+                    break  # the seek went too far: decode from the start, below
                 reached = True
-                if number > left[0]:
-                    raise BadVideo(info.path, f"frame {left[0]} does not decode")
-                if number == left[0]:
-                    # A frame whose side data are read is freed at the next collection
-                    # of garbage only: they are read where FFmpeg's angle is another.
+                if number > remaining[0]:
+                    raise BadVideo(info.path, f"frame {remaining[0]} does not decode")
+                if number == remaining[0]:
+                    # Reading the side data keeps a frame alive until the next garbage
+                    # collection, so they are read only if FFmpeg's angle changes.
                     if frame.rotation != angle:
                         angle = frame.rotation
                         orientation = _orientation(frame, info.path)
-                    yield _checked(frame, aspect, orientation, info, number)
-                    left.popleft()
-                    if not left:
+                    yield _check_picture(frame, aspect, orientation, info, number)
+                    remaining.popleft()
+                    if not remaining:
                         return
-        if reached or at == 0:
+        if reached or keyframe == 0:
             raise BadVideo(
                 info.path,
-                f"frame {left[0]} of {info.frames} does not decode: cut or damaged",
+                f"frame {remaining[0]} of {info.frames} does not decode: "
+                "corrupt or truncated",
             )
     except FFmpegError as error:
-        where = f"at frame {left[0]} of {info.frames}: "
-        raise _bad_video(info.path, error, where) from error
-    unsought = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
-    yield from decode_frames(unsought, left)
+        prefix = f"at frame {remaining[0]} of {info.frames}: "
+        raise _bad_video(info.path, error, prefix) from error
+    without_keyframes = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
+    yield from decode_frames(without_keyframes, remaining)
 
 
-def _numbered(container, stream, info: VideoInfo):
-    """Decoded frames with their numbers; what the index does not show is left out."""
+def _numbered_frames(container, stream, info: VideoInfo):
+    """Yield (number, frame) of the decoded frames that are in the index."""
     for order, frame in enumerate(_decode_packets(container, stream, info.path)):
         if info.counted:
             yield order, frame
@@ -314,39 +314,40 @@ def _numbered(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _checked(
+def _check_picture(
     frame, aspect: float, orientation: tuple[int, bool], info: VideoInfo, number: int
 ):
+    """Return a frame. Raises BadVideo if it is corrupt or displayed differently."""
     if frame.is_corrupt:
-        raise BadVideo(info.path, f"frame {number} of {info.frames} is damaged")
+        raise BadVideo(info.path, f"frame {number} of {info.frames} is corrupt")
     check_frame(info.path, frame.height, frame.width)
-    height, width = _shown_size(frame, aspect, orientation[0])
-    # Streams that adapt to a line change their size and not their shape: players, and
-    # what follows here, resize these.
-    same_shape = abs(width * info.height / (height * info.width) - 1) < ASPECT_TOLERANCE
-    turned = orientation != (info.rotation, info.mirrored)
-    if turned or not same_shape:
+    height, width = _display_size(frame, aspect, orientation[0])
+    # Adaptive streams change their size but not their aspect. The callers resize them,
+    # as players do.
+    ratio = width * info.height / (height * info.width)
+    rotated = orientation != (info.rotation, info.mirrored)
+    if rotated or abs(ratio - 1) >= ASPECT_TOLERANCE:
         raise BadVideo(
             info.path,
-            f"its picture changes from {info.width}x{info.height} to {width}x{height}"
-            + ", turned or mirrored," * turned
+            f"its frames change from {info.width}x{info.height} to {width}x{height}"
+            + ", rotated or mirrored," * rotated
             + f" at frame {number}",
         )
     return frame
 
 
-def _bad_video(path: str, error: FFmpegError | OSError, where: str = "") -> BadVideo:
-    """FFmpeg's words without its numbers and paths.
+def _bad_video(path: str, error: FFmpegError | OSError, prefix: str = "") -> BadVideo:
+    """Return a BadVideo with FFmpeg's message, without its numbers and paths.
 
-    Where the system could not read the file, or had no memory, it may be sound.
+    If the system could not read the file, or had no memory, the file may be intact.
     """
-    unsaid = error.errno == errno.EPERM  # -1, which decoders return for want of words
-    text = "" if unsaid else error.strerror or str(error)
+    unspecific = error.errno == errno.EPERM  # -1, a decoder's error without a code
+    text = "" if unspecific else error.strerror or str(error)
     text = text or "does not decode"
-    if error.errno == errno.ENOMEM:  # as guard says of what Python could not have
+    if error.errno == errno.ENOMEM:  # the same message as in sandbox
         text = "the decoder ran out of memory"
     return BadVideo(
         path,
-        where + text[0].lower() + text[1:],
-        lasting=unsaid or not isinstance(error, (OSError, MemoryError)),
+        prefix + text[0].lower() + text[1:],
+        lasting=unspecific or not isinstance(error, (OSError, MemoryError)),
     )

@@ -1,8 +1,8 @@
-"""What is known of a video before its frames are decoded, and which frames make a clip.
+"""The index of a video, and the frame numbers of a clip.
 
 Frames are counted in presentation order from 0. A clip is a list of frame numbers:
-every ``stride``-th frame, or the frames nearest in time to a target rate. Nothing is
-re-timed silently: ``describe`` says what was done.
+every ``stride``-th frame, or the frames nearest in time to a target rate.
+``describe_frame_selection`` states which rule applies to a file.
 """
 
 import dataclasses
@@ -10,22 +10,24 @@ from fractions import Fraction
 
 import numpy as np
 
-from vdm_jax.video_io.files import BadVideo
+from vdm_jax.video_io.file_types import BadVideo
 
-RATE_TOLERANCE = 0.01  # 23.976 and 24 fps are one rate: frames are taken one by one
+RATE_TOLERANCE = 0.01  # 23.976 and 24 fps count as one rate: every frame is used
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoInfo:
     """The index of one video.
 
-    ``height`` and ``width`` are as displayed: rotation and pixel aspect applied.
-    ``pts`` int64 [frames] are presentation times in units of ``time_base`` seconds
-    (None: a folder of frames, which has no clock). Decoding can start at the frames
-    ``keyframes``; 0 is always one of them.
-    The shown picture is the stored one, ``mirrored`` (left for right), then turned.
-    ``counted``: decoded frames carry no dependable time stamps, their order is all.
-    ``stream`` is the number of the video's stream in its container.
+    Attributes:
+      height, width: as displayed, with rotation and pixel aspect applied.
+      rotation: degrees counter-clockwise from the stored to the displayed frame.
+      pts: int64 [frames], presentation times in units of ``time_base`` seconds.
+      time_base: None for a folder of frames, which has no frame rate.
+      keyframes: int64, the frames at which decoding can start. 0 is one of them.
+      mirrored: frames are flipped left to right before they are rotated.
+      counted: decoded frames have no reliable time stamps and are counted instead.
+      stream: the number of the video stream in its container.
     """
 
     path: str
@@ -33,7 +35,7 @@ class VideoInfo:
     codec: str
     height: int
     width: int
-    rotation: int  # degrees counter-clockwise from the stored picture to the shown one
+    rotation: int
     pts: np.ndarray
     time_base: Fraction | None
     keyframes: np.ndarray
@@ -52,27 +54,27 @@ class VideoInfo:
 
     @property
     def fps(self) -> float | None:
-        """Mean frame rate; None without a clock or with a single frame."""
+        """Mean frame rate; None for a folder of frames and for a single frame."""
         if self.time_base is None or self.frames < 2:
             return None
         return (self.frames - 1) / max(float(self.times[-1]), 1e-9)
 
     @property
     def duration(self) -> float | None:
-        """Seconds, the last frame shown as long as an average one."""
+        """Seconds. The last frame is counted with the mean duration."""
         return self.fps and self.frames / self.fps
 
     @property
     def variable(self) -> bool:
-        """Whether frames last unequally: by more than a tenth and the clock's tick."""
+        """Whether the rate varies: a frame differs by over 10% and over one tick."""
         if self.fps is None or self.time_base is None:
             return False
-        gaps = np.diff(self.pts)
-        usual = np.median(gaps)
-        return bool(np.abs(gaps - usual).max() > max(0.1 * usual, 1))
+        durations = np.diff(self.pts)
+        median = np.median(durations)
+        return bool(np.abs(durations - median).max() > max(0.1 * median, 1))
 
     def to_json(self) -> dict:
-        """Plain data; from_json gives back an equal index."""
+        """Return plain data from which `from_json` makes an equal index."""
         return dataclasses.asdict(self) | {
             "pts": self.pts.tolist(),
             "keyframes": self.keyframes.tolist(),
@@ -81,7 +83,7 @@ class VideoInfo:
 
     @classmethod
     def from_json(cls, data: dict) -> "VideoInfo":
-        """The index that to_json described."""
+        """Return the index that `to_json` described."""
         fields = dict(data)
         for name in ("pts", "keyframes"):
             fields[name] = np.array(data[name], np.int64)
@@ -92,16 +94,16 @@ class VideoInfo:
 def num_starts(
     info: VideoInfo, count: int, stride: int = 1, fps: float | None = None
 ) -> int:
-    """How many frames of a video can start a clip of ``count`` frames.
+    """Return the number of frames at which a clip of ``count`` frames can start.
 
-    Raises BadVideo where none can, or where the file is slower than the ``fps`` asked
-    for: frames would repeat.
+    Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
+    frames would repeat.
     """
     if _by_time(info, fps):
         assert fps is not None
         ticks = (count - 1) / fps
         assert info.fps is not None
-        last = info.times[-1] + 0.5 / info.fps  # the last frame is shown until then
+        last = info.times[-1] + 0.5 / info.fps  # the last frame is the nearest one
         number = int(np.searchsorted(info.times, last - ticks, side="right"))
         number = min(number, info.frames - (count > 1))
     else:
@@ -122,29 +124,29 @@ def num_starts(
 def clip_frames(
     info: VideoInfo, start: int, count: int, stride: int = 1, fps: float | None = None
 ) -> np.ndarray:
-    """Frame numbers int64 [count] of the clip that starts at frame ``start``.
+    """Return the frame numbers int64 [count] of the clip from frame ``start`` on.
 
-    ``fps`` None or 0: every ``stride``-th frame. Else the frames nearest to the times
-    start + k / fps (a rate within 1% of the file's takes every frame).
+    fps: None or 0 for every ``stride``-th frame, else the frames nearest to the times
+    start + k / fps. A rate within 1% of the file's uses every frame.
     """
     if not _by_time(info, fps):
         return start + stride * np.arange(count)
     assert fps is not None
     times = info.times
-    wanted = times[start] + np.arange(count) / fps
-    after = np.searchsorted(times, wanted).clip(1, info.frames - 1)
-    closer_before = wanted - times[after - 1] <= times[after] - wanted
+    targets = times[start] + np.arange(count) / fps
+    after = np.searchsorted(times, targets).clip(1, info.frames - 1)
+    closer_before = targets - times[after - 1] <= times[after] - targets
     return after - closer_before
 
 
 def _by_time(info: VideoInfo, fps: float | None) -> bool:
-    """Whether clips are chosen by time stamps. Raises BadVideo for too slow a file."""
+    """Return whether clips are selected by time. Raises BadVideo for a low rate."""
     if not fps or info.fps is None:
         return False
     if info.fps < fps * (1 - RATE_TOLERANCE):
         raise BadVideo(
             info.path,
-            f"its {info.fps:.3g} frames a second are below the {fps:.3g} asked for: "
+            f"its {info.fps:.3g} frames per second are below the {fps:.3g} requested: "
             "frames would repeat",
         )
     return info.variable or info.fps > fps * (1 + RATE_TOLERANCE)
@@ -153,8 +155,8 @@ def _by_time(info: VideoInfo, fps: float | None) -> bool:
 def describe_frame_selection(
     info: VideoInfo, stride: int = 1, fps: float | None = None
 ) -> str:
-    """Say in words how frames are taken from a video."""
-    rate = "no clock" if info.fps is None else f"{info.fps:.4g} fps"
+    """Describe in words which frames of a video make a clip."""
+    rate = "no frame rate" if info.fps is None else f"{info.fps:.4g} fps"
     if info.variable:
         rate += " on average, variable"
     if _by_time(info, fps):
@@ -164,7 +166,7 @@ def describe_frame_selection(
 
 
 def seek_cost(info: VideoInfo, span: int) -> float:
-    """Frames decoded on average for a random clip of ``span`` frames by seeking."""
+    """Return the mean number of frames decoded to seek to a clip of ``span`` frames."""
     first = np.arange(max(1, info.frames - span + 1))
     before = info.keyframes[np.searchsorted(info.keyframes, first, side="right") - 1]
     return float(np.mean(first - before) + span)

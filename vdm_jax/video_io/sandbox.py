@@ -1,11 +1,11 @@
-"""The decoder in a child process: what hangs, crashes or eats memory is a bad file.
+"""Run the decoder in a child process with a time limit and a memory limit.
 
-FFmpeg reads files of unknown make with code that has crashed (a segmentation fault on
-a truncated file, PyAV issue 2344) and hung (PyAV issue 1962). A training run must not
-end with it. The child has a memory limit, the parent a time limit; both speak lines of
-JSON, pixels follow as bytes.
+FFmpeg has crashed on untrusted files (a segmentation fault on a truncated file, PyAV
+issue 2344) and hung (PyAV issue 1962). A file that does this raises BadVideo here, and
+the training run continues. Requests and answers are lines of JSON; pixels follow as
+bytes.
 
-The child imports what this process would, but nothing from the current folder.
+The child has the import path of this process without the current folder.
 """
 
 import contextlib
@@ -28,18 +28,17 @@ import numpy as np
 import vdm_jax
 from vdm_jax.errors import UserError
 from vdm_jax.video_io import cache, decode
-from vdm_jax.video_io.files import BadVideo
+from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-MEMORY_LIMIT = (
-    6 << 30
-)  # bytes of address space: sixteen 8K frames in a decoder, and Python
-# Time limit: this much, and the work at a tenth of what a slow core does.
-TIMEOUT, BYTES_A_SECOND, PIXELS_A_SECOND = 60.0, 20e6, 5e6
+# Bytes of address space: Python, and sixteen 8K frames in a decoder.
+MEMORY_LIMIT = 6 << 30
+# The time limit is TIMEOUT seconds plus the work at a tenth of a slow core's speed.
+TIMEOUT, BYTES_PER_SECOND, PIXELS_PER_SECOND = 60.0, 20e6, 5e6
 
-# The program of a child: arguments are the limit, this package's file, and sys.path.
-# The package is loaded from its file, so that the folder it lies in is no place to
-# import from either.
+# The program of a child. Its arguments are the memory limit, this package's file, and
+# sys.path. The package is loaded from its file, so that its parent folder is not on the
+# import path.
 CHILD = """
 import importlib.util, sys
 memory, file, *sys.path[:] = sys.argv[1:]
@@ -55,11 +54,15 @@ sandbox.serve(int(memory))
 
 
 class SandboxedDecoder:
-    """probe, inspect, read_frames, survey and fill_entry, done by child processes.
+    """The functions of `decode`, run by child processes.
 
-    There is a child for each thread that calls. Children start when needed and end with
-    ``close``, with the object, and with this process however it ends; a pickled Guard
-    travels without them.
+    Each calling thread uses one child. Children start on demand. They end with `close`,
+    with the object, and with this process, even if it is killed. Pickling copies the
+    limits and no children.
+
+    Args:
+      timeout: seconds per call, in addition to the time for the size of the file.
+      memory: bytes of address space of a child.
     """
 
     def __init__(self, timeout: float = TIMEOUT, memory: int = MEMORY_LIMIT):
@@ -72,7 +75,7 @@ class SandboxedDecoder:
         self._end = weakref.finalize(self, _end_all, self._idle)
 
     def __getstate__(self) -> dict:
-        return {"patience": self.timeout, "memory": self.memory}
+        return {"timeout": self.timeout, "memory": self.memory}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -84,16 +87,16 @@ class SandboxedDecoder:
             _end_all(self._idle)
 
     def probe(self, path: str) -> VideoInfo:
-        """As decode.probe."""
+        """Run `decode.probe`."""
         return self._index("probe", path)
 
     def inspect(self, path: str) -> VideoInfo:
-        """As decode.inspect."""
+        """Run `decode.inspect`."""
         return self._index("inspect", path)
 
-    def _index(self, how: str, path: str) -> VideoInfo:
+    def _index(self, function: str, path: str) -> VideoInfo:
         size = os.path.getsize(path) if os.path.isfile(path) else 0
-        request = {"do": how, "path": os.path.abspath(path)}
+        request = {"do": function, "path": os.path.abspath(path)}
         answer, _ = self._call(path, request, size=size)
         return VideoInfo.from_json(answer["info"] | {"path": path})
 
@@ -103,7 +106,7 @@ class SandboxedDecoder:
         numbers: Sequence[int],
         size: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """As decode.read_frames."""
+        """Run `decode.read_frames`."""
         numbers = [int(number) for number in numbers]
         request = {"do": "read", "numbers": numbers, "size": size}
         _, video = self._call(info.path, request, info)
@@ -111,17 +114,17 @@ class SandboxedDecoder:
         return video
 
     def fill_entry(
-        self, info: VideoInfo, size: tuple[int, int] | None, place: Path
+        self, info: VideoInfo, size: tuple[int, int] | None, path: Path
     ) -> None:
-        """Decode all of a video into an entry of the frame cache at ``place``."""
-        request = {"do": "fill", "size": size, "place": os.path.abspath(place)}
+        """Decode a whole video into the entry ``path`` of the frame cache."""
+        request = {"do": "fill", "size": size, "entry": os.path.abspath(path)}
         self._call(info.path, request, info)
 
     def decode_previews(
         self, info: VideoInfo, size: tuple[int, int], previews: int
     ) -> tuple[np.ndarray, bool]:
-        """As decode.survey."""
-        request = {"do": "survey", "size": size, "previews": previews}
+        """Run `decode.decode_previews`."""
+        request = {"do": "previews", "size": size, "previews": previews}
         answer, video = self._call(info.path, request, info)
         assert video is not None
         return video, answer["moves"]
@@ -129,35 +132,36 @@ class SandboxedDecoder:
     def _call(
         self, path: str, request: dict, info: VideoInfo | None = None, size: int = 0
     ) -> tuple[dict, np.ndarray | None]:
+        """Send a request to a child; return its answer and video. Raises BadVideo."""
         pixels = info.frames * info.height * info.width if info else 0
-        if info:  # a child's current folder is that of its start
+        if info:  # absolute, because the child keeps the folder it was started in
             request |= {"info": info.to_json() | {"path": os.path.abspath(path)}}
-        work = size / BYTES_A_SECOND + pixels / PIXELS_A_SECOND
+        work = size / BYTES_PER_SECOND + pixels / PIXELS_PER_SECOND
         deadline = time.monotonic() + self.timeout + work
         with self._lock:
             child = self._idle.pop() if self._idle else None
         child = child or self._spawn(deadline)
         try:
             _send(child, request)
-            answer = json.loads(_line(child, deadline))
+            answer = json.loads(_read_answer(child, deadline))
             video = None
             if "shape" in answer:
-                data = _bytes(child, int(np.prod(answer["shape"])), deadline)
+                data = _read_bytes(child, int(np.prod(answer["shape"])), deadline)
                 video = np.frombuffer(data, np.uint8).reshape(answer["shape"])
         except TimeoutError:
             _kill(child)
-            spent = self.timeout + work
+            seconds = self.timeout + work
             raise BadVideo(
-                path, f"no answer from the decoder in {spent:.0f} s", lasting=False
+                path, f"no answer from the decoder in {seconds:.0f} s", lasting=False
             ) from None
         except (EOFError, BrokenPipeError):
             code = _kill(child)
-            # Killed from outside (by the system, short of memory) or ended by an error
-            # of this program, the file is not to blame for good.
+            # A kill from outside (by the system, without memory) or a bug of this
+            # program says nothing about the file.
             lasting = code < 0 and code not in (-signal.SIGKILL, -signal.SIGTERM)
             reason = f"the decoder crashed (status {code})"
             raise BadVideo(path, reason, lasting) from None
-        except BaseException:  # an interrupt amid an answer: the child is out of step
+        except BaseException:  # interrupted: the rest of the answer would come next
             _kill(child)
             raise
         with self._lock:
@@ -171,7 +175,7 @@ class SandboxedDecoder:
         return answer, video
 
     def _spawn(self, deadline: float) -> subprocess.Popen:
-        """Start a child. Raises UserError where this machine does not let it start."""
+        """Start a child. Raises UserError if this machine cannot start it."""
         assert vdm_jax.__file__
         arguments = [str(self.memory), vdm_jax.__file__, *vdm_jax.import_path()]
         child = None
@@ -182,12 +186,12 @@ class SandboxedDecoder:
                 stdout=subprocess.PIPE,
                 env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             )
-            _line(child, deadline)
+            _read_answer(child, deadline)
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
             status = _kill(child) if child else error
             raise UserError(
-                f"the process that decodes videos does not start ({status}): is there "
-                "memory for it? ulimit -v says how much may be used"
+                f"the process that decodes videos does not start ({status}): is enough "
+                "memory available? ulimit -v prints the limit"
             ) from None
         return child
 
@@ -198,15 +202,15 @@ def _send(child: subprocess.Popen, request: dict) -> None:
     child.stdin.flush()
 
 
-def _bytes(child: subprocess.Popen, count: int, deadline: float) -> bytearray:
-    """Exactly ``count`` bytes. Raises TimeoutError, EOFError."""
+def _read_bytes(child: subprocess.Popen, count: int, deadline: float) -> bytearray:
+    """Read exactly ``count`` bytes from a child. Raises TimeoutError, EOFError."""
     assert child.stdout is not None
     data, handle = bytearray(), child.stdout.fileno()
     ready = select.poll()
     ready.register(handle, select.POLLIN)
     while len(data) < count:
-        left = deadline - time.monotonic()
-        if left <= 0 or not ready.poll(1000 * left):
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or not ready.poll(1000 * seconds):
             raise TimeoutError
         part = os.read(handle, min(count - len(data), 1 << 20))
         if not part:
@@ -215,9 +219,10 @@ def _bytes(child: subprocess.Popen, count: int, deadline: float) -> bytearray:
     return data
 
 
-def _line(child: subprocess.Popen, deadline: float) -> bytes:
-    """An answer: its length in 8 hexadecimal digits, then that many bytes."""
-    return bytes(_bytes(child, int(_bytes(child, 8, deadline), 16), deadline))
+def _read_answer(child: subprocess.Popen, deadline: float) -> bytes:
+    """Read an answer: its length in 8 hexadecimal digits, then that many bytes."""
+    length = int(_read_bytes(child, 8, deadline), 16)
+    return bytes(_read_bytes(child, length, deadline))
 
 
 def _kill(child: subprocess.Popen) -> int:
@@ -235,10 +240,11 @@ def _wait(child: subprocess.Popen) -> int:
 
 def _end_all(children: list[subprocess.Popen]) -> None:
     while children:
-        _wait(children.pop())  # closing its input ends it
+        _wait(children.pop())  # a child ends when its input is closed
 
 
 def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
+    """Do what a request says; return the answer and the pixels that follow it."""
     if request["do"] in ("probe", "inspect"):
         index = getattr(decode, request["do"])
         return {"info": index(request["path"]).to_json()}, None
@@ -247,25 +253,28 @@ def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
     if request["do"] == "read":
         video = decode.read_frames(info, request["numbers"], size)
         return {"shape": video.shape}, video
-    if request["do"] == "survey":
+    if request["do"] == "previews":
         video, moves = decode.decode_previews(info, size, request["previews"])
         return {"shape": video.shape, "moves": moves}, video
     shape = (info.frames, *decode.cover_size(info.height, info.width, size))
-    cache.write_entry(request["place"], decode.frames(info, size=size), shape)
+    cache.write_entry(request["entry"], decode.decode_frames(info, size=size), shape)
     return {}, None
 
 
 def serve(memory: int) -> None:
-    """Answer requests on standard input until it ends."""
-    # Signals to the whole group (Ctrl-C, a scheduler) are the parent's business.
+    """Answer requests on standard input until it ends.
+
+    memory: the largest number of bytes of address space.
+    """
+    # The parent handles signals to the process group (Ctrl-C, a scheduler).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Where less is allowed already, that holds.
+    # An existing lower limit is kept.
     limits = [memory, *resource.getrlimit(resource.RLIMIT_AS)]
     memory = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
+    os.dup2(2, 1)  # a library that prints must not mix its output with the answers
     _write_answer(output, {})  # ready
     for line in sys.stdin.buffer:
         video = None
@@ -275,7 +284,7 @@ def serve(memory: int) -> None:
             answer = {"reason": error.reason}
         except MemoryError:
             answer = {"memory": True}
-        except OSError as error:  # of the cache: no room, no right to write
+        except OSError as error:  # the cache cannot be written
             answer = {"os_error": [error.errno, error.strerror]}
         _write_answer(output, answer, b"" if video is None else video.tobytes())
 

@@ -1,8 +1,7 @@
-"""Videos that a person looks at: mp4, gif, contact sheet, and the arrays themselves.
+"""Write videos as mp4, gif, contact sheet and npz.
 
-Every file is made in memory, written beside its place and moved there whole
-(files.replacing). Videos are uint8 [f, h, w, c], c 1 or 3; several of one shape are
-[n, f, h, w, c].
+Every file is encoded in memory and written atomically (files.atomic_write). A video is
+uint8 [f, h, w, c] with c = 1 or 3; several videos of one shape are [n, f, h, w, c].
 """
 
 import io
@@ -20,30 +19,30 @@ from vdm_jax.files import (
     CorruptFile,
     explain_write_errors,
     make_folder,
-    read_npz_arrays,
     write_bytes,
     write_json,
 )
+from vdm_jax.npz import read_npz_arrays
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, TEXT_COLOR = (245, 245, 245), (20, 20, 20)
-BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour matrix and of the 16..235 range
+BT709, LIMITED = 1, 1  # FFmpeg's numbers: colour matrix, colour range 16..235
 
 
 def display_scale(height: int, width: int, short_side: int = 128) -> int:
-    """Smallest whole factor that brings the short side to ``short_side`` pixels."""
+    """Return the smallest integer scale with a short side of ``short_side`` pixels."""
     return max(1, -(-short_side // min(height, width)))
 
 
 def repeat_pixels(video: np.ndarray, scale: int) -> np.ndarray:
-    """[..., h, w, c] -> [..., h*scale, w*scale, c] by repeating pixels: no blur."""
+    """Upscale [..., h, w, c] to [..., h*scale, w*scale, c] by repeating pixels."""
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
 def video_grid(
     videos: np.ndarray, columns: int | None = None, gutter: int = 1
 ) -> np.ndarray:
-    """[n, f, h, w, c] -> one video [f, H, W, c] showing all of them in a grid."""
+    """Arrange videos [n, f, h, w, c] in a grid: one video [f, H, W, c]."""
     number, frames, height, width, channels = videos.shape
     columns = columns or int(np.ceil(np.sqrt(number)))
     rows = -(-number // columns)
@@ -78,18 +77,18 @@ def write_video(
 ) -> None:
     """Write [f, h, w, c] uint8 as an mp4 that browsers play: H.264, yuv420p.
 
-    Pixels are repeated ``scale`` times (default: short side of at least 128), so that
-    the halved chroma of yuv420p blurs nothing of a small sample; an odd side gets its
-    last row or column twice. Raises UserError if the file exists.
+    Pixels are repeated ``scale`` times (default: a short side of at least 128), because
+    yuv420p halves the resolution of chroma. The last row or column of an odd side is
+    repeated once. Raises UserError if the file exists and ``overwrite`` is False.
     """
     video = _rgb(video)
     video = repeat_pixels(video, scale or display_scale(*video.shape[1:3]))
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
     content = io.BytesIO()
-    # Room for the index before the pictures: a browser plays before it has all.
-    room = {"moov_size": str(4096 + 40 * len(video))}
-    with av.open(content, "w", format="mp4", options=room) as container:
+    # The index is stored before the frames: browsers play during the download.
+    options = {"moov_size": str(4096 + 40 * len(video))}
+    with av.open(content, "w", format="mp4", options=options) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
         stream.height, stream.width = video.shape[1:3]
@@ -116,8 +115,8 @@ def write_gif(
 ) -> None:
     """Write [f, h, w, c] uint8 as a looping gif.
 
-    One palette of 256 colours serves all frames, so that still parts do not flicker.
-    A gif counts hundredths of a second: durations are rounded so that they add up.
+    All frames share one palette of 256 colours, so that static regions do not flicker.
+    Durations are multiples of 10 ms, rounded so that their sum is right.
     """
     video = _rgb(video)
     scale = scale or display_scale(*video.shape[1:3])
@@ -132,7 +131,7 @@ def write_gif(
         for pixels in video
     ]
     ticks = np.round(100 * np.arange(frames + 1) / fps).astype(int)
-    durations = np.maximum(np.diff(ticks), 2) * 10  # players slow down below 20 ms
+    durations = np.maximum(np.diff(ticks), 2) * 10  # players slow down frames < 20 ms
     content = io.BytesIO()
     pictures[0].save(
         content,
@@ -154,10 +153,10 @@ def write_sheet(
     scale: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a contact sheet PNG: a row for each video, its frames from left to right.
+    """Write a contact sheet PNG: one row per video, its frames from left to right.
 
-    ``columns`` frames evenly spread from first to last (default: all, at most 16);
-    ``labels`` stand above their rows.
+    columns: number of evenly spaced frames per video (default: all, at most 16).
+    labels: one line of text above each row.
     """
     videos = [_rgb(video) for video in videos]
     columns = columns or min(16, max(len(video) for video in videos))
@@ -175,11 +174,11 @@ def write_sheet(
     for row, video in enumerate(videos):
         top = GUTTER + row * row_height
         if labels is not None:
-            text = _fit(labels[row], font, sheet.width - 2 * GUTTER)
+            text = _shorten(labels[row], font, sheet.width - 2 * GUTTER)
             draw.text((GUTTER, top), text, fill=TEXT_COLOR, font=font)
-        places = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
-        for column, place in enumerate(places.astype(int)):
-            cell = Image.fromarray(repeat_pixels(video[place], scale))
+        numbers = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
+        for column, number in enumerate(numbers.astype(int)):
+            cell = Image.fromarray(repeat_pixels(video[number], scale))
             left = GUTTER + column * (width + GUTTER)
             sheet.paste(cell, (left, top + text_height))
     content = io.BytesIO()
@@ -195,9 +194,9 @@ def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> 
 
 
 def read_npz(path: str | Path, rows: int | None = None) -> np.ndarray:
-    """Return videos that ``write_npz`` wrote, all or the first ``rows`` of them.
+    """Read videos uint8 [n, f, h, w, c] that ``write_npz`` wrote.
 
-    Raises files.CorruptFile for other bytes.
+    rows: read only the first ``rows`` videos. Raises files.CorruptFile for other bytes.
     """
     videos = read_npz_arrays(path, rows).get("videos", np.zeros(0))
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
@@ -205,11 +204,11 @@ def read_npz(path: str | Path, rows: int | None = None) -> np.ndarray:
             f"videos of {videos.dtype} {videos.shape}, not uint8 [n, f, h, w, 1 or 3]"
         )
     if not videos.size:
-        raise CorruptFile("it holds no video")
+        raise CorruptFile("it contains no video")
     return videos
 
 
-def _fit(text: str, font, width: int) -> str:
+def _shorten(text: str, font, width: int) -> str:
     """Shorten one line of text to ``width`` pixels."""
     text = " ".join(text.split())
     while text and font.getlength(text) > width:
@@ -217,22 +216,30 @@ def _fit(text: str, font, width: int) -> str:
     return text
 
 
+def slug(text: str, length: int = 60) -> str:
+    """Return a file name for a prompt: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or (
+        "video"
+    )
+
+
 def check_output_folder(
     folder: str | Path, stem: str, overwrite: bool = False
 ) -> list[Path]:
-    """Make ``folder``; return the outputs of ``stem`` that stand there.
+    """Make ``folder``; return the existing outputs of ``stem`` in it.
 
-    Called before the work, so that an hour of sampling does not end at a name taken.
-    Raises UserError if there are any and ``overwrite`` is False. Deletes nothing.
+    Commands call this before sampling, so that they fail early. Nothing is deleted.
+    Raises UserError if outputs exist and ``overwrite`` is False.
     """
     folder = make_folder(folder)
-    ours = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
-    taken = [path for path in folder.iterdir() if ours.fullmatch(path.name)]
-    if taken and not overwrite:
+    output = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
+    existing = [path for path in folder.iterdir() if output.fullmatch(path.name)]
+    if existing and not overwrite:
         raise UserError(
-            f"{folder} already holds {taken[0].name}: another --out, or --overwrite"
+            f"{folder} already holds {existing[0].name}: use another --out or "
+            "--overwrite"
         )
-    return taken
+    return existing
 
 
 def write_samples(
@@ -244,34 +251,36 @@ def write_samples(
     labels: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write samples [n, f, h, w, c] uint8 in all forms; return the files made.
+    """Write samples [n, f, h, w, c] uint8 in all formats; return the written files.
 
-    STEM.npz the array ``videos``, written first, as it took longest to make and all
-    else can be made from it; STEM-000.mp4 ... one mp4 a video; STEM.mp4 and STEM.gif
-    all of them in a grid; STEM.png the contact sheet; STEM.json ``meta`` (seed,
-    command), written last: where it stands, the rest is complete. With ``overwrite``
-    old outputs are removed once the new array stands, so that none of a longer run
-    stays among the new.
+    STEM.npz      the array ``videos``, written first: the others can be made from it
+    STEM-000.mp4  one mp4 per video
+    STEM.mp4      all videos in a grid, also as STEM.gif
+    STEM.png      the contact sheet
+    STEM.json     ``meta`` (seed, command), written last: it marks complete outputs
 
-    Raises UserError where one cannot be written; it says if the array could.
+    With ``overwrite`` old outputs are removed after the new array is written, so that
+    no videos of an earlier, larger number remain.
+
+    Raises UserError if a file cannot be written. The message says if the array exists.
     """
     folder = Path(folder)
-    taken = check_output_folder(folder, stem, overwrite)
-    arrays, about = folder / f"{stem}.npz", folder / f"{stem}.json"
-    with explain_write_errors(about):
-        about.unlink(missing_ok=True)  # first: it says that the rest is there
+    existing = check_output_folder(folder, stem, overwrite)
+    arrays, info = folder / f"{stem}.npz", folder / f"{stem}.json"
+    with explain_write_errors(info):
+        info.unlink(missing_ok=True)  # first: it marks complete outputs
     write_npz(arrays, videos, overwrite)
     try:
         with explain_write_errors(folder):
-            for path in {*taken} - {arrays, about}:
+            for path in {*existing} - {arrays, info}:
                 path.unlink()
-        return _write_shown(folder, stem, videos, fps, meta, labels)
+        return _write_previews(folder, stem, videos, fps, meta, labels)
     except UserError as error:
         raise UserError(f"{error}; {arrays} holds all videos") from error
 
 
-def _write_shown(folder, stem, videos, fps, meta, labels) -> list[Path]:
-    """Write all but the array."""
+def _write_previews(folder, stem, videos, fps, meta, labels) -> list[Path]:
+    """Write all outputs but the array."""
     paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     for path, video in zip(paths, videos, strict=True):
         write_video(path, video, fps)
@@ -280,9 +289,9 @@ def _write_shown(folder, stem, videos, fps, meta, labels) -> list[Path]:
     write_video(folder / f"{stem}.mp4", grid, fps, scale=1)
     write_gif(folder / f"{stem}.gif", video_grid(videos, gutter=1), fps, scale=scale)
     write_sheet(folder / f"{stem}.png", videos, labels=labels)
-    described = {**meta, "fps": fps, "shape": list(videos.shape)}
+    info = {**meta, "fps": fps, "shape": list(videos.shape)}
     if labels is not None:
-        described["labels"] = list(labels)
-    write_json(folder / f"{stem}.json", described)
-    made = [folder / f"{stem}.{kind}" for kind in ("mp4", "gif", "png", "npz", "json")]
-    return paths + made
+        info["labels"] = list(labels)
+    write_json(folder / f"{stem}.json", info)
+    suffixes = ("mp4", "gif", "png", "npz", "json")
+    return paths + [folder / f"{stem}.{suffix}" for suffix in suffixes]

@@ -1,0 +1,54 @@
+"""Videos as arrays: pixels as float64, shapes, videos that occur once.
+
+Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1].
+"""
+
+import hashlib
+
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+
+def to_float64(video: np.ndarray) -> np.ndarray:
+    """Float64 in [-1, 1] of uint8 0..255, or of floats, which are clipped."""
+    video = np.asarray(video)
+    if video.dtype == np.uint8:
+        return video / 127.5 - 1.0
+    if not np.issubdtype(video.dtype, np.floating):
+        raise UserError(
+            f"videos of type {video.dtype}: give uint8, or float in [-1, 1]"
+        )
+    if not np.isfinite(video).all():
+        raise UserError("videos with NaN or infinite pixels: nothing can be measured")
+    return np.clip(video.astype(np.float64), -1.0, 1.0)
+
+
+def unique_videos(videos: np.ndarray) -> np.ndarray:
+    """The videos [n, ...] in their order, without those that are there already."""
+    first: dict[bytes, int] = {}
+    for i, video in enumerate(videos):
+        first.setdefault(hashlib.sha256(video.tobytes()).digest(), i)
+    return videos[list(first.values())]
+
+
+def group_by_video(features: np.ndarray, n: int) -> np.ndarray:
+    """[n k, d] of n videos, one after the other, as [n, k, d]."""
+    return features.reshape(n, -1, features.shape[-1])
+
+
+def check_videos(videos: np.ndarray) -> np.ndarray:
+    if np.ndim(videos) != 5 or len(videos) < 2 or np.shape(videos)[1] < 2:
+        raise UserError(
+            f"videos of shape {np.shape(videos)}: statistics need [n, f, h, w, c] with "
+            "at least 2 clips of 2 frames"
+        )
+    return videos
+
+
+def check_same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    if np.ndim(a) != 5 or np.ndim(b) != 5 or a.shape[1:] != b.shape[1:] or not len(b):
+        raise UserError(
+            f"clips of shapes {np.shape(a)} and {np.shape(b)} cannot be compared: give "
+            "[n, f, h, w, c] with the same frames, size and channels"
+        )

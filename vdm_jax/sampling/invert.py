@@ -1,0 +1,52 @@
+"""DDIM inversion: from videos to the noise that DDIM makes them of."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax import sharding
+from vdm_jax.diffusion import samplers
+from vdm_jax.errors import UserError
+from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.sampling.generate import DEFAULT_SETTINGS, raw_conditions, sample_batches
+from vdm_jax.sampling.program import ProgramKey
+from vdm_jax.sampling.settings import Settings, check_settings
+
+INVERSION_SAMPLER = samplers.ddim_inversion()
+
+
+def invert(
+    model: DiffusionModel,
+    params: Params,
+    videos: np.ndarray,
+    settings: Settings = DEFAULT_SETTINGS,
+    *,
+    labels: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
+
+    It reads steps, sampling_schedule (or the sampler that chooses it) and batch_size of
+    the settings: nothing is guided or clipped. A student with a guidance embedding
+    gets settings.guidance_scale.
+
+    Raises:
+      UserError: settings out of range, or a model conditioned on a video or text.
+    """
+    if model.low_resolution is not None or model.text_dim:
+        raise UserError(
+            "inversion is for models conditioned on labels or nothing, and not for "
+            "super-resolution stages"
+        )
+    check_settings(model, len(videos), 0, settings)
+    return sample_batches(
+        ProgramKey(model, INVERSION_SAMPLER, mesh or sharding.make_mesh()),
+        params,
+        len(videos),
+        settings,
+        raw_conditions(labels),
+        initial_noise=videos,
+        progress=progress,
+    )

@@ -1,0 +1,156 @@
+"""The compiled programs of sampling, and what decides that another one is compiled."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vdm_jax import sharding
+from vdm_jax.diffusion import guidance as guiding
+from vdm_jax.diffusion import samplers
+from vdm_jax.diffusion.multidiffusion import average_windows, window_starts
+from vdm_jax.diffusion.process import Denoiser, Prediction
+from vdm_jax.diffusion.schedules import NoiseLevel
+from vdm_jax.model import DiffusionModel
+from vdm_jax.sampling.reconstruction import observation_residual
+from vdm_jax.sampling.settings import tile_starts
+from vdm_jax.sampling.types import Observation
+
+# Numbers of the noise draws of a step; a sampler's own start at 0.
+AUGMENTATION_DRAW = 1  # noise on a low-resolution input, next to the initial noise, 0
+REPLACEMENT_DRAW = 8  # noise on known pixels, one draw per call
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramKey:
+    """The settings that make another program; all else is an argument of it."""
+
+    model: DiffusionModel
+    sampler: samplers.Sampler
+    mesh: Mesh
+    cfg_mode: str = ""  # "" without guidance
+    clip_x: float = 0.0
+    dynamic_threshold: float = 0.0
+    uses_reconstruction: bool = False
+    size: tuple[int, int, int] | None = None  # larger than the model's: MultiDiffusion
+    tiled_sampling: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(frames, height, width, channels) of a video."""
+        return (*self.size, self.model.shape[3]) if self.size else self.model.shape
+
+
+def _with_guidance_embedding(
+    model: DiffusionModel, denoise: Denoiser, weights: jax.Array
+) -> Denoiser:
+    """Condition a student on the step's guidance weight; it has one branch only."""
+
+    def guided(z: jax.Array, step: NoiseLevel, cond) -> Prediction:
+        w = jnp.broadcast_to(weights[step.step_index, 0, 0], z.shape[:1])
+        return denoise(z, step, model.with_guidance_weight(cond, w))
+
+    return guided
+
+
+def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
+    """Denoise a stage's full size in tiles of its crops' size that overlap by half."""
+    stage = model.low_resolution
+    assert stage is not None
+    window, starts = (model.shape[0], *stage.train_crop), tile_starts(model)
+
+    def crop_cond(cond, start):
+        low = cond["low_res"]
+        size = (low.shape[0], *window, low.shape[-1])
+        return cond | {"low_res": jax.lax.dynamic_slice(low, start, size)}
+
+    return average_windows(denoise, window, starts, crop_cond)
+
+
+def _guided_denoiser(
+    key: ProgramKey, params, null, observation: Observation | None, weights, noise
+) -> Denoiser:
+    """Wrap the network in every guidance, in the order that `guidance` says."""
+    model = key.model
+    denoise = model.denoiser(params)
+    if model.guidance_range:
+        denoise = _with_guidance_embedding(model, denoise, weights["guidance_weight"])
+    if key.tiled_sampling:
+        denoise = _denoise_in_tiles(model, denoise)
+    elif key.size:
+        overlap = tuple(n // 2 for n in model.shape[:3])
+        starts = window_starts(key.size, model.shape[:3], overlap)
+        denoise = average_windows(denoise, model.shape[:3], starts)
+    if key.cfg_mode:
+        combine = guiding.CFG_MODES[key.cfg_mode](weights["guidance_scale"])
+        denoise = guiding.cfg(denoise, lambda cond: null, combine)
+    if key.uses_reconstruction:
+        assert observation is not None
+        w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
+        residual = observation_residual(observation)
+        denoise = guiding.reconstruction_guidance(denoise, residual, w_r)
+    if key.dynamic_threshold:
+        denoise = guiding.dynamic_threshold(denoise, key.dynamic_threshold)
+    elif key.clip_x:
+        denoise = guiding.clip_x(denoise, key.clip_x)
+    if observation is not None:
+
+        def replacement_noise(step: NoiseLevel) -> jax.Array:
+            return noise(step.step_index, REPLACEMENT_DRAW + step.call)
+
+        denoise = guiding.replace_known(
+            denoise, observation.video, observation.mask, replacement_noise
+        )
+    return denoise
+
+
+@functools.partial(jax.jit, static_argnames="key", donate_argnames="carry")
+def run_steps(
+    params, cond, null, observation, keys, carry, table, start, stop, weights, *,
+    key: ProgramKey,
+):  # fmt: skip
+    """Run the sampler's rows start..stop for one batch; return the new carry."""
+    split = sharding.batch_sharding(key.mesh)
+    keys, carry, cond, null, observation = jax.lax.with_sharding_constraint(
+        (keys, carry, cond, null, observation), split
+    )
+    dtype = carry[0].dtype
+
+    def noise(i, draw):
+        return samplers.normal(keys, i + 1, draw, key.shape, dtype)
+
+    denoise = _guided_denoiser(key, params, null, observation, weights, noise)
+    with sharding.activation_rules():
+        return samplers.sample_loop(
+            key.sampler, denoise, carry, table, start, stop, noise, cond
+        )
+
+
+@functools.partial(jax.jit, static_argnames="key")
+def augment_low_res(keys, low_res, t, *, key: ProgramKey):
+    """Return a stage's conditions of its low-resolution input, with noise of time t."""
+    stage = key.model.low_resolution
+    assert stage is not None
+    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, key.shape, low_res.dtype)
+    times = jnp.broadcast_to(t.astype(low_res.dtype), low_res.shape[:1])
+    return jax.lax.with_sharding_constraint(
+        stage.augmented_cond(low_res, times, eps), sharding.batch_sharding(key.mesh)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="key")
+def init_carry(videos, initial_noise, seed, stage, block, *, key: ProgramKey):
+    """Return the videos' random keys, and the sampler's first carry.
+
+    videos: numbers of the videos, int [b]. initial_noise: z to start from, or None for
+    noise that the keys decide.
+    """
+    keys = samplers.video_keys(seed, stage, block, videos)
+    z = initial_noise
+    if z is None:
+        z = samplers.normal(keys, 0, 0, key.shape)
+    return jax.lax.with_sharding_constraint(
+        (keys, key.sampler.init(z)), sharding.batch_sharding(key.mesh)
+    )
