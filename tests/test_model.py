@@ -1,29 +1,15 @@
-"""The model around the network: preconditioning, dropping, building, loading."""
+"""The model around the network: preconditioning, conditions and their dropout."""
 
 import dataclasses
-import json
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import shapes
-from vdm_jax import build, runs
-from vdm_jax.checkpoint import Checkpoints
+from tests.small_model import smoke_config
+from vdm_jax import build
 from vdm_jax.diffusion import process, schedules
-from vdm_jax.errors import UserError
-from vdm_jax.pretrained import params as params_file
-from vdm_jax.training.state import TrainState
-
-ATTRIBUTES = (("a", "b", "c"), ("x", "y"))
-
-
-def smoke_config():
-    config = shapes.get_config("smoke").unlock()
-    config.data.update(label_vocabulary=ATTRIBUTES, mean=-0.3, variance=0.2)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +22,19 @@ def params(model):
     return model.init(jax.random.key(0))
 
 
-def ask(model, params, z, t, label=None):
-    batch = {"label": np.zeros((len(z), 2), np.int32) if label is None else label}
-    step = schedules.noise_level(model.schedule, jnp.asarray(t))
-    return model.denoiser(params)(z, step, model.raw_conditions(batch)), step
+def predict(model, params, z, t):
+    """Return the prediction at times t under label 0, and the noise level."""
+    batch = {"label": np.zeros((len(z), 2), np.int32)}
+    level = schedules.noise_level(model.schedule, jnp.asarray(t))
+    return model.denoiser(params)(z, level, model.raw_conditions(batch)), level
 
 
-def test_preconditioned_start_is_the_best_linear_prediction(model, params):
+def test_a_preconditioned_model_starts_as_the_best_linear_prediction(model, params):
     """At init the network is 0: what is left must be E[x | z] of Gaussian data."""
     z = jax.random.normal(jax.random.key(1), (3, *model.shape))
     for t in (0.02, 0.5, 0.98):
-        prediction, step = ask(model, params, z, [t] * 3)
-        alpha, sigma = step.alpha[0], step.sigma[0]
+        prediction, level = predict(model, params, z, [t] * 3)
+        alpha, sigma = level.alpha[0], level.sigma[0]
         mean, variance = model.mean, model.variance
         gain = alpha * variance / (alpha**2 * variance + sigma**2)
         exact = mean + gain * (z - alpha * mean)
@@ -58,28 +45,30 @@ def test_identity_preconditioning_is_the_plain_v_network(model, params):
     """At init v = 0, so its loss is E[v^2] = alpha^2 + sigma^2 E[x^2]."""
     plain = dataclasses.replace(model, mean=0.0, variance=1.0)
     z = jax.random.normal(jax.random.key(1), (2, *model.shape))
-    prediction, step = ask(plain, params, z, [0.3, 0.9])
-    np.testing.assert_allclose(process.velocity(prediction, step), 0, atol=1e-6)
+    prediction, level = predict(plain, params, z, [0.3, 0.9])
+    np.testing.assert_allclose(process.velocity(prediction, level), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("output", ["v", "eps", "x"])
-def test_every_prediction_explains_z(model, params, output):
-    other = dataclasses.replace(model, output=output, mean=0.0, variance=1.0)
+@pytest.mark.parametrize("prediction_type", ["v", "eps", "x"])
+def test_x_and_eps_of_a_prediction_reproduce_z(model, params, prediction_type):
+    other = dataclasses.replace(
+        model, prediction_type=prediction_type, mean=0.0, variance=1.0
+    )
     noisy = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
     z = jax.random.normal(jax.random.key(1), (2, *model.shape))
-    prediction, step = ask(other, noisy, z, [0.3, 0.7])
+    prediction, level = predict(other, noisy, z, [0.3, 0.7])
     np.testing.assert_allclose(
-        process.diffuse(prediction.x, prediction.eps, step), z, atol=1e-5
+        process.diffuse(prediction.x, prediction.eps, level), z, atol=1e-5
     )
 
 
-def test_drop_leaves_out_the_share_it_names_of_each_by_itself(model):
-    """Of label, text and each attribute, of a video and of each image beside it."""
+def test_condition_dropout_has_its_rates_and_drops_each_independently(model):
+    """Label, text and each attribute, of a video and of each independent image."""
     n = 4000
     dropping = dataclasses.replace(
-        model, label_drop=0.3, attribute_drop=0.1, text_width=2, text_drop=0.2
+        model, label_dropout=0.3, attribute_dropout=0.1, text_dim=2, text_dropout=0.2
     )
     batch = {
         "label": jnp.ones((n, 3, 2), jnp.int32),
@@ -87,145 +76,42 @@ def test_drop_leaves_out_the_share_it_names_of_each_by_itself(model):
         "text_mask": jnp.ones((n, 3, 1), bool),
     }
     cond = dropping.raw_conditions(batch)
-    dropped = dropping.condition_dropout(cond, jax.random.key(0))
-    assert jax.tree.structure(dropped) == jax.tree.structure(cond)
-    lost = [~dropped["keep"]["label"], ~dropped["keep"]["text"], dropped["label"] < 0]
-    lost = np.concatenate([np.reshape(each, (n, -1)) for each in lost], axis=1)
-    shares = [0.3] * 3 + [0.2] * 3 + [0.1] * 6
-    np.testing.assert_allclose(lost.mean(0), shares, atol=0.03)
-    np.testing.assert_allclose(np.corrcoef(lost.T), np.eye(12), atol=0.08)
+    after = dropping.condition_dropout(cond, jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(cond)
+    dropped = [~after["keep"]["label"], ~after["keep"]["text"], after["label"] < 0]
+    dropped = np.concatenate([np.reshape(each, (n, -1)) for each in dropped], axis=1)
+    rates = [0.3] * 3 + [0.2] * 3 + [0.1] * 6
+    np.testing.assert_allclose(dropped.mean(0), rates, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(dropped.T), np.eye(12), atol=0.08)
 
 
-def test_the_unconditional_twin_keeps_nothing_and_shares_the_rest(model):
-    whole = dataclasses.replace(model, text_width=2)
+def test_unconditional_keeps_no_condition_and_shares_the_arrays(model):
+    whole = dataclasses.replace(model, text_dim=2)
     batch = {
         "label": jnp.ones((3, 2), jnp.int32),
         "text": jnp.ones((3, 1, 2)),
         "text_mask": jnp.ones((3, 1), bool),
     }
     cond = whole.with_guidance_weight(whole.raw_conditions(batch), jnp.ones(3))
-    null = whole.unconditional(cond)
-    assert null["keep"].keys() == {"label", "text"}
-    assert not any(mask.any() for mask in null["keep"].values())
-    assert all(null[name] is cond[name] for name in cond if name != "keep")
+    uncond = whole.unconditional(cond)
+    assert uncond["keep"].keys() == {"label", "text"}
+    assert not any(mask.any() for mask in uncond["keep"].values())
+    assert all(uncond[name] is cond[name] for name in cond if name != "keep")
 
 
-def test_guidable_needs_every_condition_dropped(model):
+def test_cfg_needs_every_condition_dropped_in_training(model):
     assert model.supports_cfg
-    assert not dataclasses.replace(model, label_drop=0.0).supports_cfg
-    assert not dataclasses.replace(model, attributes=()).supports_cfg
-
-
-def test_a_shipped_model_is_loaded(model, params, tmp_path):
-    config = smoke_config()
-    (tmp_path / "config.json").write_text(config.to_json())
-    params_file.write(tmp_path / "params.safetensors", params)
-    loaded = runs.load(tmp_path)
-    assert loaded.model == model
-    for a, b in zip(
-        jax.tree.leaves(params), jax.tree.leaves(loaded.params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-3)
-        assert b.dtype == np.float32
-
-
-@pytest.mark.parametrize("averages", [False, True])
-def test_a_run_is_its_average_where_it_keeps_one(params, tmp_path, averages):
-    (tmp_path / "config.json").write_text(smoke_config().to_json())
-    average = jax.tree.map(lambda a: a + 1, params)
-    none = jnp.zeros((), jnp.int32)
-    state = TrainState(none, params, average if averages else None, (), none)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(3, state, {})
-    checkpoints.close()
-    loaded = runs.load(tmp_path)
-    assert loaded.step == 3
-    expected = average if averages else params
-    for a, b in zip(*map(jax.tree.leaves, (loaded.params, expected)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_run_from_before_a_field_existed_is_read(model, tmp_path):
-    fields = json.loads(smoke_config().to_json())
-    for name in ("schedule", "noise_shift"):
-        del fields["diffusion"][name]
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert build.build_model(runs.read_config(tmp_path)) == model
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("cosine", schedules.Cosine(logsnr_shift=-1.0)),
-        ("interpolated", schedules.Interpolated(logsnr_shift=-1.0)),
-        ("flow", schedules.Flow(logsnr_shift=-1.0)),
-    ],
-)
-def test_a_schedule_by_its_name(schedule, expected):
-    config = smoke_config()
-    config.diffusion.update(schedule=schedule, train_logsnr_shifts=())
-    assert build.build_model(config).schedule == expected
-    config.diffusion.update(schedule="linear", logsnr_shift=0.0)
-    assert build.build_model(config).schedule == schedules.Linear()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"diffusion": {"prediction_type": "noise"}}, "one of v, eps, x"),
-        ({"diffusion": {"schedule": "linear"}}, "shift=-1.0: schedule 'linear' has"),
-        ({"diffusion": {"schedule": "interpolated"}}, "train_shifts moves"),
-        (
-            {
-                "diffusion": {
-                    "prediction_type": "eps",
-                    "logsnr_min": -25.0,
-                    "precondition": False,
-                }
-            },
-            "logsnr_min=-25.0 with an eps output",
-        ),
-        ({"diffusion": {"prediction_type": "eps"}}, "precondition"),
-        ({"video": {"height": 18}}, "height"),
-        ({"network": {"head_dim": 7}}, "head_dim"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(change, message):
-    config = smoke_config()
-    for section, fields in change.items():
-        config[section].update(fields)
-    with pytest.raises(UserError, match=message):
-        build.build_model(config)
-
-
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"holds no config.json"):
-        runs.load(tmp_path)
-    (tmp_path / "config.json").write_text(smoke_config().to_json())
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        runs.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        runs.load(tmp_path)
-
-
-def test_a_config_with_a_choice_that_is_gone_is_read(tmp_path):
-    """`network.attention` named one program twice."""
-    fields = json.loads(smoke_config().to_json())
-    fields["network"]["attention"] = "dot_product"
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert build.build_model(runs.read_config(tmp_path)) == build.build_model(
-        smoke_config()
-    )
+    assert not dataclasses.replace(model, label_dropout=0.0).supports_cfg
+    assert not dataclasses.replace(model, label_vocabulary=()).supports_cfg
 
 
 @pytest.fixture(scope="module")
 def joint():
-    """A model told by labels and by text, and a batch of 2 videos and 3 images each."""
+    """A model with labels and text, and a batch of 2 videos and 3 images each."""
     config = smoke_config()
     config.conditioning.update(text_dim=6, text_dropout=0.1, label_dropout=0.1)
-    mixing = ("temporal_conv", "cross_attention", "temporal_attention")
-    config.network.update(levels=(dict(channels=8, blocks=1, layers=mixing),))
+    layers = ("temporal_conv", "cross_attention", "temporal_attention")
+    config.network.update(levels=(dict(channels=8, blocks=1, layers=layers),))
     model = build.build_model(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     params = jax.tree.map(
@@ -246,20 +132,24 @@ def joint():
         cond = model.raw_conditions(batch)
         if keep is not None:
             cond["keep"] = keep(cond["keep"])
-        step = schedules.noise_level(model.schedule, jnp.array([0.4, 0.6]))
-        return model.denoiser(params)(model.encode(batch["video"]), step, cond).x
+        level = schedules.noise_level(model.schedule, jnp.array([0.4, 0.6]))
+        return model.denoiser(params)(model.encode(batch["video"]), level, cond).x
 
     return model, batch, x_of
 
 
-def part(batch, frames, which):
-    """These frames, told by number `which` of what the batch is told: one for all."""
-    told = {name: batch[name][:, which] for name in ("label", "text", "text_mask")}
-    return told | {name: batch[name][:, frames] for name in ("video", "frame_mask")}
+def part(batch, frames, condition):
+    """Return these frames of a batch, all under the conditions of this index."""
+    conditions = {
+        name: batch[name][:, condition] for name in ("label", "text", "text_mask")
+    }
+    return conditions | {
+        name: batch[name][:, frames] for name in ("video", "frame_mask")
+    }
 
 
-def test_an_image_is_told_its_own_label_and_text(joint):
-    """Beside a video, the video and each image are as they are alone."""
+def test_an_image_has_its_own_label_and_text(joint):
+    """In a joint batch the video and each image are predicted as they are alone."""
     model, batch, x_of = joint
     frames, whole = model.shape[0], x_of(batch)
     video = x_of(part(batch, slice(frames), 0))
@@ -271,54 +161,12 @@ def test_an_image_is_told_its_own_label_and_text(joint):
         assert abs(whole[:, frames + i] - other[:, 0]).mean() > 1e-2
 
 
-def test_dropping_is_by_the_video_and_by_each_image(joint):
+def test_the_video_and_each_image_are_dropped_separately(joint):
     model, batch, x_of = joint
     frames, whole = model.shape[0], x_of(batch)
     keep = jnp.array([[True, True, False, True]] * 2)
-    some = x_of(batch, lambda old: dict.fromkeys(old, keep))
+    some = x_of(batch, lambda masks: dict.fromkeys(masks, keep))
     changed = abs(np.asarray(some - whole)).mean((0, 2, 3, 4)) > 1e-3
     assert changed.tolist() == [i == frames + 1 for i in range(frames + 3)]
     dropped = model.condition_dropout(model.raw_conditions(batch), jax.random.key(0))
     assert all(mask.shape == (2, 4) for mask in dropped["keep"].values())
-
-
-@pytest.mark.parametrize("kept, read", [(9.0, None), (50.0, 50.0)])
-def test_a_weight_that_nobody_chose_follows_what_is_observed(tmp_path, kept, read):
-    """Every config said 9 before there was a choice."""
-    config = smoke_config()
-    config.sample.reconstruction_weight = kept
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    assert runs.read_config(tmp_path).sample.reconstruction_weight == read
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "value"),
-    [
-        ("conditioning", "label_drop", "x"),
-        ("data", "cache_dir", [1]),
-        ("diffusion", "logsnr_max", None),
-        ("diffusion", "shift", "1"),
-        ("diffusion", "shift", 1e30),
-        ("diffusion", "shift", math.nan),
-        ("diffusion", "logsnr_min", math.nan),
-        ("sample", "num", "4"),
-        ("sample", "label", None),
-        ("video", "fps", "x"),
-        ("video", "fps", 0),
-        ("video", "frames", -1),
-        ("video", "frames", 2.5),
-        ("video", "frames", None),
-    ],
-)
-def test_a_value_of_another_kind_in_a_config_is_one_line(
-    tmp_path, section, name, value
-):
-    fields = json.loads(shapes.get_config("cpu").to_json())
-    fields["data"] |= {"mean": 0.0, "variance": 1.0, "attributes": []}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    runs.read_config(tmp_path)
-    fields[section][name] = value
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="not a config that|not a path") as caught:
-        runs.read_config(tmp_path)
-    assert "\n" not in str(caught.value)

@@ -263,7 +263,7 @@ def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
         clips(0, samples), clips(1, training), clips(2, held_out)
     )
     assert {row["clips"] for row in rows} == {n}
-    assert format_cells(rows)[0][0] == f"{n} clips a row"
+    assert format_cells(rows, pixel_statistics.COLUMNS)[0][0] == f"{n} clips a row"
     assert all(np.isfinite(row["frame_fd"]) for row in rows)
 
 
@@ -280,7 +280,7 @@ def test_repeated_clips_do_not_count():
 def test_still_clips_leave_the_motion_ratio_undefined():
     still = np.repeat(clips(15, n=12)[:, :1], 4, axis=1)
     rows = pixel_statistics.pixel_table(still[:6], still, still[6:])
-    headings, cells = format_cells(rows)
+    headings, cells = format_cells(rows, pixel_statistics.COLUMNS)
     assert cells[0][headings.index("motion / real")] == "–"
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,17 @@ def random_params():
     """fn(module, *args, seed=0) -> variables of `module` without zeros.
 
     The tree comes from eval_shape, so nothing is compiled. Kernels are scaled to keep
-    the variance; scales, biases and tables are drawn around their initial values.
+    the variance; scales, biases and tables are drawn around their initial values. Each
+    array depends on its own path and the seed alone.
     """
 
     def make(module, *args, seed=0):
         abstract = jax.eval_shape(module.init, jax.random.key(0), *args)
-        rng = np.random.default_rng(seed)
 
         def fill(path, leaf):
             name = path[-1].key
+            text = jax.tree_util.keystr(path, simple=True, separator="/")
+            rng = np.random.default_rng([seed, zlib.crc32(text.encode())])
             draw = rng.standard_normal(leaf.shape)
             if name == "kernel":
                 draw = draw / math.sqrt(math.prod(leaf.shape[:-1]))

@@ -138,7 +138,7 @@ def test_guidance_then_reconstruction_then_clipping_then_replacement(x64):
 
 
 class ShowLowRes:
-    """A conditioning encoder, and a network that returns a stage's low-resolution input.
+    """A conditioning encoder, and a network that returns a stage's input video.
 
     The first channel is the video's, the second is its noise level.
     """

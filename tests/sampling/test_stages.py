@@ -159,7 +159,7 @@ def test_a_noise_never_trained_with_is_refused(stage, snr):
 
 
 def test_tiles_of_the_crops_size():
-    """One tile of all is the whole; a smaller one reads the part of the input under it."""
+    """One tile of all is the whole; a smaller one reads the input under it."""
     whole = build.build_model(config_of("ssr"))
     params = jax.tree.map(
         lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape),

@@ -12,7 +12,7 @@ GOP = 8
 
 
 def synthetic_video(frames=FRAMES, height=HEIGHT, width=WIDTH, channels=3):
-    """Smooth colours that differ much from frame to frame."""
+    """Return smooth colours that differ much from frame to frame."""
     rows, columns = np.mgrid[:height, :width] / height
     waves = [
         np.sin(3 * rows + 2 * columns + 0.2 * n + c)
@@ -69,7 +69,7 @@ def encode(path, container, codec, gop, options, video=VIDEO, fps=25, pts=None, 
 
 
 def make_file(folder, name, **changes):
-    """A file of any kind of FORMATS, a gif, a webp or a folder of frames."""
+    """Write a file of FORMATS, a gif, a webp or a folder of frames."""
     path = folder / name
     video = changes.pop("video", VIDEO)
     pictures = [Image.fromarray(pixels) for pixels in video]

@@ -112,7 +112,7 @@ def test_a_failing_fill_leaves_no_file(tmp_path):
 
     def fill(path):
         path.write_bytes(b"half")
-        raise BadVideo("a", "cut")
+        raise BadVideo("a", "truncated")
 
     with pytest.raises(BadVideo):
         store.read("a", [0], fill)
@@ -168,12 +168,12 @@ def test_the_index_store_detects_changes_and_corruption(videos, tmp_path):
     entry.write_text(entry.read_text().replace("matroska", "x").replace("4", "5", 3))
     assert [count(path), len(calls)] == [FRAMES, 2]  # damaged: videos again
     make_file(tmp_path, "a.mkv", video=VIDEO[:9])
-    assert [count(path), len(calls)] == [9, 3]  # another file under the name
+    assert [count(path), len(calls)] == [9, 3]  # another file with the same name
     path.write_bytes(b"")
     for _ in range(2):
         with pytest.raises(BadVideo, match="empty"):
             count(path)
-    assert len(calls) == 4  # the reason is remembered too
+    assert len(calls) == 4  # the reason is stored too
 
 
 def test_rewriting_a_frame_of_a_folder_changes_its_key(tmp_path):

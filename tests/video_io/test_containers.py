@@ -110,7 +110,7 @@ def test_hidden_vp8_frames_are_not_counted(videos, tmp_path):
 
 
 def test_an_edit_list_cuts_the_start_exactly(videos, tmp_path):
-    """As phones trim: frames before the edit stay in the file and are not shown."""
+    """Phones trim this way: frames before the edit are stored but not shown."""
     data = bytearray(videos["dense.mp4"].read_bytes())
     place = data.index(b"elst") + 12  # version and flags, one entry: duration, start
     duration, start = struct.unpack_from(">Ii", data, place)
@@ -125,7 +125,9 @@ def test_an_edit_list_cuts_the_start_exactly(videos, tmp_path):
 
 
 def test_a_live_file_without_duration(tmp_path):
-    class Pipe(io.RawIOBase):  # a muxer that cannot seek leaves sizes and duration out
+    class Pipe(
+        io.RawIOBase
+    ):  # without seeking, a muxer writes no sizes and no duration
         def __init__(self):
             self.data = b""
 
@@ -146,7 +148,7 @@ def test_a_live_file_without_duration(tmp_path):
 
 
 def with_display_matrix(path, into, a, b, c, d):
-    """A copy of an mp4 whose pixels are shown at (a x + c y, b x + d y)."""
+    """Copy an mp4 and set its display matrix: pixels go to (a x + c y, b x + d y)."""
     data, one, unit = bytearray(path.read_bytes()), 1 << 16, 1 << 30
     identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, unit)
     place = data.index(identity, data.index(b"tkhd"))
@@ -158,7 +160,11 @@ def with_display_matrix(path, into, a, b, c, d):
 
 NOT_ROTATED = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
 ROTATED = [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
-SINGULAR = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0)]  # all pixels on a line or a point
+SINGULAR = [
+    (0, 0, 0, 0),
+    (1, 0, 0, 0),
+    (0, 1, 0, 0),
+]  # all pixels map to a line or a point
 
 
 @pytest.mark.parametrize("matrix", NOT_ROTATED + ROTATED + SINGULAR)
@@ -183,7 +189,7 @@ def test_a_sheared_video_is_rejected(videos, tmp_path, matrix):
 
 
 def write_streams(path, clips, flags):
-    """A mkv with a stream for each clip; flags: "default", "attached_pic", ""."""
+    """Write a mkv with a stream per clip; flags: "default", "attached_pic", ""."""
     with av.open(str(path), "w", format="matroska") as out:
         streams = []
         for clip, flag in zip(clips, flags, strict=True):
@@ -220,7 +226,7 @@ def test_the_stream_that_a_player_shows_is_read(tmp_path, clips, flags, taken):
 
 
 def test_a_frame_size_that_changes_within_a_file(tmp_path):
-    """Streams that adapt change the size: resized. Another shape: refused by name."""
+    """Another size of the same aspect is resized; another aspect is rejected."""
 
     def joined(path, *clips):
         with av.open(str(path), "w", format="matroska") as out:
@@ -259,7 +265,7 @@ def test_the_pixel_aspect_is_applied(tmp_path):
 
 
 def test_an_mp4_without_its_last_frames_is_truncated(videos, tmp_path):
-    """FFmpeg reports a frame that is cut in two, and none that is not there at all."""
+    """FFmpeg reports a truncated frame, but not a missing one."""
     path = tmp_path / "a.mp4"
     with av.open(str(videos["dense.mp4"])) as container:
         packets = [packet.pos for packet in container.demux(video=0) if packet.size]
@@ -269,7 +275,7 @@ def test_an_mp4_without_its_last_frames_is_truncated(videos, tmp_path):
 
 
 def test_joined_oggs_are_rejected(tmp_path):
-    """PyAV encodes no Theora; the file is ffmpeg's, ten frames of its testsrc2."""
+    """PyAV cannot encode Theora. The file has ten frames of ffmpeg's testsrc2."""
     path = tmp_path / "a.ogv"
     path.write_bytes(
         (pathlib.Path(__file__).parents[1] / "files" / "theora.ogv").read_bytes()
@@ -282,7 +288,7 @@ def test_joined_oggs_are_rejected(tmp_path):
 
 
 def test_an_unspecific_decoder_error_is_lasting():
-    """It returns -1, which is "operation not permitted" in the system's words."""
+    """It returns -1, whose system message is "operation not permitted"."""
     bad = containers._bad_video("a.mp4", av.error.PermissionError(errno.EPERM, "no"))
     assert bad.lasting and bad.reason == "does not decode"
     bad = containers._bad_video("a.mp4", av.error.PermissionError(errno.EACCES, "no"))
@@ -290,7 +296,7 @@ def test_an_unspecific_decoder_error_is_lasting():
 
 
 def test_frames_are_freed_after_use(videos):
-    """Not only when garbage is collected: hundreds of large ones fill the memory."""
+    """Without garbage collection: hundreds of large frames would fill the memory."""
 
     def alive() -> int:
         return sum(type(each) is av.VideoFrame for each in gc.get_objects())
@@ -306,10 +312,8 @@ def test_frames_are_freed_after_use(videos):
         gc.enable()
 
 
-def test_joined_transport_streams_decode_and_lost_packets_are_an_error(
-    videos, tmp_path
-):
-    """As `cat a.ts b.ts` joins them."""
+def test_joined_transport_streams_decode_and_lost_packets_fail(videos, tmp_path):
+    """`cat a.ts b.ts` joins transport streams."""
     data, path = videos["a.ts"].read_bytes(), tmp_path / "a.ts"
     once = video_io.read_clip(videos["a.ts"])
     path.write_bytes(data + data)

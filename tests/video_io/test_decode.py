@@ -23,7 +23,7 @@ from vdm_jax.video_io import BadVideo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_frames_are_in_presentation_order(videos, name):
-    """Each decoded frame is nearer to its own source frame than to any other."""
+    """Each decoded frame is closest to its own source frame."""
     video = video_io.read_clip(videos[name]).astype(float)
     distance = np.abs(video[:, None] - VIDEO[None]).mean((2, 3, 4))
     assert (distance.argmin(1) == np.arange(FRAMES)).all()
@@ -41,8 +41,8 @@ def test_a_clip_is_a_slice_of_the_full_decode(videos, name):
     assert (video_io.read_frames(info, order) == full[order]).all()
 
 
-def area(size, into):
-    """The matrix of exact area means from ``size`` to ``into`` pixels."""
+def area_matrix(size, into):
+    """Return the matrix of exact area means from ``size`` to ``into`` pixels."""
     edges = np.arange(into + 1) * size / into
     low = np.maximum(edges[:-1, None], np.arange(size))
     high = np.minimum(edges[1:, None], np.arange(size) + 1)
@@ -72,7 +72,7 @@ def test_downsampling_does_not_alias(tmp_path):
 
 
 def test_interlaced_frames_are_not_resized_field_by_field(tmp_path):
-    """Not each of their two fields by itself, which tears every edge."""
+    """Resizing each of the two fields separately would tear every edge."""
     interlaced = ("mp4", "libx264", GOP, {"x264-params": "tff=1", "qp": "6"})
     path = tmp_path / "a.mp4"
     encode(str(path), *interlaced, video=VIDEO[:3])
@@ -109,7 +109,7 @@ def test_cover_and_crop(videos):
     ],
 )
 def test_alpha_is_composited_on_black(tmp_path, name, codec, format):
-    """Half is opaque, a quarter has 100 of 255, a quarter is clear."""
+    """Half is opaque, a quarter has alpha 100 of 255, a quarter is transparent."""
     pixels = np.full((32, 32, 4), 200, np.uint8)
     pixels[:16, :, 3], pixels[16:, :16, 3], pixels[16:, 16:, 3] = 255, 100, 0
     path = tmp_path / name
@@ -138,7 +138,7 @@ def test_alpha_is_composited_on_black(tmp_path, name, codec, format):
 
 
 def test_a_narrow_image_that_becomes_too_large_is_rejected(tmp_path):
-    """One pixel high, it covers 64 x 64 only by 82 million pixels."""
+    """It is one pixel high: to cover 64x64 it would need 82 million pixels."""
     path = tmp_path / "frames" / "a.png"
     path.parent.mkdir()
     Image.new("L", (20000, 1)).save(path)
@@ -152,7 +152,7 @@ def test_a_narrow_image_that_becomes_too_large_is_rejected(tmp_path):
 
 
 def test_an_unknown_colour_matrix_is_rejected(videos, tmp_path):
-    """YCgCo, which FFmpeg's scaler does not know."""
+    """FFmpeg's scaler does not support YCgCo."""
     path = tmp_path / "a.mp4"
     encode(str(path), *FORMATS["single.mp4"], video=VIDEO[:2], colorspace=8)
     with pytest.raises(BadVideo, match="colours cannot be converted"):

@@ -39,17 +39,17 @@ def text_file(name, text):
     return build
 
 
-def cut(name, share):
+def truncated(name, fraction):
     def build(folder):
         path = make_file(folder, name)
         data = path.read_bytes()
-        path.write_bytes(data[: int(len(data) * share)])
+        path.write_bytes(data[: int(len(data) * fraction)])
         return path
 
     return build
 
 
-def bomb(folder):
+def decompression_bomb(folder):
     path = folder / "frames"
     path.mkdir()
     Image.new("1", (16000, 16000)).save(path / "a.png")
@@ -61,13 +61,13 @@ def pipe(folder):
     return folder / "pipe.mp4"
 
 
-def nothing(folder):
+def empty_folder(folder):
     (folder / "none").mkdir()
     return folder / "none"
 
 
 def without_moov(folder):
-    """mp4 whose index (moov) is missing."""
+    """Make an mp4 without its index (moov)."""
     path = make_file(folder, "single.mp4")
     path.write_bytes(path.read_bytes().replace(b"moov", b"junk"))
     return path
@@ -114,22 +114,20 @@ def test_invalid_input_has_a_reason(tmp_path, name, decoder):
 @pytest.mark.parametrize("name", ["single.mp4", "vp8.webm", "b.avi", "a.mpg", "a.gif"])
 def test_a_truncated_file_is_never_a_shorter_clip(videos, tmp_path, name):
     data = videos[name].read_bytes()
-    for share in (0.1, 0.5, 0.9, 0.99):
+    for fraction in (0.1, 0.5, 0.9, 0.99):
         path = tmp_path / name
-        path.write_bytes(data[: int(len(data) * share)])
+        path.write_bytes(data[: int(len(data) * fraction)])
         try:
             info = video_io.probe(path)
             frames = len(video_io.read_clip(path, index=info))
         except BadVideo:
             continue
-        # mpeg has no header to compare with: what is left of it is a video
+        # mpeg declares no size: the rest is a valid video
         assert name == "a.mpg" and frames == info.frames
 
 
 @pytest.mark.parametrize("name", ["dense.mp4", "a.mkv", "b.avi", "a.gif", "a.webp"])
-def test_flipped_bytes_are_an_error_or_a_complete_video(
-    videos, tmp_path, name, decoder
-):
+def test_flipped_bytes_are_an_error_or_a_whole_video(videos, tmp_path, name, decoder):
     data = videos[name].read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(8):
@@ -146,8 +144,8 @@ def test_flipped_bytes_are_an_error_or_a_complete_video(
         assert len(video) == info.frames
 
 
-def riff(length):
-    """An avi that declares so many bytes (plus what it really has: a callable)."""
+def declare_riff_size(length):
+    """Let an avi declare a size: a number, or a function of the real size."""
 
     def change(data):
         data[4:8] = struct.pack("<I", length(len(data)) if callable(length) else length)
@@ -160,21 +158,21 @@ def with_trailing_bytes(tail):
 
 
 def declare_many_frames(data):
-    """An avi that declares a billion frames, as one written as a stream does."""
+    """Let an avi declare a billion frames, as live recorders do."""
     for mark, place in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
         at = data.index(mark) - 0
         struct.pack_into("<I", data, at + place, 0x3FFFFFFF)
 
 
 def declare_long_duration(data):
-    """An mp4 that declares to be 13 hours long."""
+    """Let an mp4 declare a duration of 13 hours."""
     at = data.index(b"mvhd") + 4 + 4 + 8
     scale = struct.unpack_from(">I", data, at)[0]
     struct.pack_into(">I", data, at + 4, 13 * 3600 * scale)
 
 
-def mdat(length):
-    """An mp4 whose frames fill a box of so many bytes; they are the last box."""
+def declare_mdat_size(length):
+    """Let the last box of an mp4, which holds its frames, declare a size."""
     return lambda data: struct.pack_into(">I", data, data.index(b"mdat") - 4, length)
 
 
@@ -212,7 +210,7 @@ def test_open_sizes_and_trailing_bytes_are_ignored(videos, tmp_path, name, chang
 
 @pytest.mark.parametrize("name", ["a.ts", "a.m2ts"])
 def test_a_transport_stream_may_start_inside_a_packet(videos, tmp_path, name):
-    """As a recording that was cut does, or a segment behind an ID3 tag."""
+    """Trimmed recordings do, and segments after an ID3 tag."""
     once, data = video_io.read_clip(videos[name]), videos[name].read_bytes()
     path = tmp_path / name
     for lead in (bytes(100), data[-150:-50], b"ID3\4\0\0\0\0\0\x3f" + bytes(63)):
@@ -259,7 +257,7 @@ ODD_NAMES = [
 
 
 def test_every_valid_file_name_is_read(videos, tmp_path, monkeypatch, decoder):
-    """Of a file in the current folder, and of a folder of frames."""
+    """Also for a file in the current folder and for a folder of frames."""
     monkeypatch.chdir(tmp_path)
     store = video_io.IndexStore(tmp_path / "cache")
     for name in ODD_NAMES:

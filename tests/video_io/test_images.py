@@ -21,9 +21,9 @@ def test_images_are_converted_to_rgb_by_the_documented_rules(tmp_path):
     alpha = np.dstack([colour, np.full((4, 6), 51, np.uint8)])
     grey16 = np.full((4, 6), 40000, np.uint16)
     exif = Image.Exif()
-    exif[0x0112] = 6  # show it turned clockwise
+    exif[0x0112] = 6  # display it rotated clockwise
     tall = np.zeros((6, 4, 3), np.uint8)
-    tall[-1, 0] = 255  # bottom left, shown top left
+    tall[-1, 0] = 255  # bottom left, displayed top left
     Image.fromarray(alpha, "RGBA").save(folder / "f1.png")
     Image.fromarray(grey16).save(folder / "f2.png")
     Image.fromarray(colour[..., 0]).save(folder / "f9.png")
@@ -51,7 +51,7 @@ def test_a_transparent_gif_is_composited_on_black(tmp_path):
         path, save_all=True, append_images=pictures[1:], duration=0, disposal=2
     )
     info = video_io.probe(path)
-    assert info.fps == pytest.approx(10)  # as browsers show a duration of 0
+    assert info.fps == pytest.approx(10)  # browsers display a duration of 0 as 100 ms
     video = video_io.read_clip(path)
     for number in range(3):
         assert (video[number, number] == 255).all()
@@ -91,7 +91,7 @@ def test_a_truncated_image_is_reported(tmp_path, name):
         (len(data) // 2, "truncated"),
     ):
         path.write_bytes(data[:size])
-        with pytest.raises(BadVideo, match=said):
+        with pytest.raises(BadVideo, match=reason):
             images.read_image(path)
 
 

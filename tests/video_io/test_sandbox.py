@@ -36,7 +36,7 @@ def test_a_child_that_hangs_or_crashes_fails_one_file(videos):
     path = str(videos["dense.mp4"])
     decoder.inspect(path)
     (process,) = decoder._idle
-    os.kill(process.pid, signal.SIGINT)  # Ctrl-C is the parent's business
+    os.kill(process.pid, signal.SIGINT)  # the parent handles Ctrl-C
     assert decoder.inspect(path).frames == FRAMES
     os.kill(process.pid, signal.SIGSTOP)
     decoder.timeout = 1.0
@@ -83,9 +83,7 @@ def test_a_child_that_does_not_start_is_a_user_error(videos, monkeypatch):
             SandboxedDecoder().inspect(str(videos["a.mkv"]))
 
 
-def test_the_child_imports_nothing_from_the_current_folder(
-    videos, tmp_path, monkeypatch
-):
+def test_a_child_imports_nothing_from_the_current_folder(videos, tmp_path, monkeypatch):
     for name in ("json", "numpy", "av", "PIL", "vdm_jax", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
@@ -101,8 +99,9 @@ def test_the_child_imports_nothing_from_the_current_folder(
 
 def test_children_end_with_their_parent(videos):
     code = (
-        "import os, sys; from vdm_jax.video_io.sandbox import SandboxedDecoder; g = SandboxedDecoder();"
-        "g.inspect(sys.argv[1]); print(g._idle[0].pid, flush=True);"
+        "import os, sys; from vdm_jax.video_io.sandbox import SandboxedDecoder\n"
+        "decoder = SandboxedDecoder(); decoder.inspect(sys.argv[1])\n"
+        "print(decoder._idle[0].pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", code, str(videos["a.mkv"])]

@@ -36,7 +36,7 @@ def test_mp4_has_a_common_format_and_keeps_the_colours(tmp_path, shape, scale):
 
 
 def test_colours_are_encoded_without_bias(tmp_path):
-    """Flat colours, written with their matrix tagged and read by it."""
+    """Flat colours are written with a tagged matrix and read with it."""
     colours = np.random.default_rng(0).integers(0, 256, (40, 3))
     video = np.broadcast_to(colours[:, None, None], (40, 32, 32, 3)).astype(np.uint8)
     path = tmp_path / "a.mp4"
@@ -103,8 +103,8 @@ def test_write_samples_is_complete_and_never_mixes_outputs(tmp_path):
     whole = ["s.gif", "s.json", "s.mp4", "s.npz", "s.png"]
     assert names == numbered + whole == sorted(p.name for p in paths)
     assert (np.load(out / "s.npz")["videos"] == videos).all()
-    told = json.loads((out / "s.json").read_text())
-    assert told["seed"] == 3 and told["shape"] == [3, 4, 16, 16, 3]
+    info = json.loads((out / "s.json").read_text())
+    assert info["seed"] == 3 and info["shape"] == [3, 4, 16, 16, 3]
     with pytest.raises(UserError, match="--overwrite"):
         video_io.write_samples(out, "s", videos, 8, {})
     (out / "s-old.mp4").write_text("not ours")
@@ -116,7 +116,7 @@ def test_write_samples_is_complete_and_never_mixes_outputs(tmp_path):
 
 
 def test_arrays_are_written_before_videos(tmp_path):
-    """On a disk that takes the array alone, nothing that was sampled is lost."""
+    """On a disk with space for the array only, no sample is lost."""
     videos = np.zeros((2, 4, 16, 16, 3), np.uint8)
     video_io.write_samples(tmp_path, "s", videos + 1, 8, {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -134,7 +134,7 @@ def test_arrays_are_written_before_videos(tmp_path):
 
 
 def test_an_mp4_has_its_index_before_its_frames(tmp_path):
-    """A browser plays it before it has all."""
+    """Browsers can play it during the download."""
     for n in 1, 300:
         path = tmp_path / f"{n}.mp4"
         video_io.write_video(path, np.zeros((n, 8, 8, 3), np.uint8), 8, scale=1)

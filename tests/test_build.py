@@ -1,0 +1,53 @@
+"""From a config to a model: schedules by name, values that do not fit."""
+
+import pytest
+
+from tests.small_model import smoke_config
+from vdm_jax import build
+from vdm_jax.diffusion import schedules
+from vdm_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", schedules.Cosine(logsnr_shift=-1.0)),
+        ("interpolated", schedules.Interpolated(logsnr_shift=-1.0)),
+        ("flow", schedules.Flow(logsnr_shift=-1.0)),
+    ],
+)
+def test_a_schedule_is_built_by_its_name(schedule, expected):
+    config = smoke_config()
+    config.diffusion.update(schedule=schedule, train_logsnr_shifts=())
+    assert build.build_model(config).schedule == expected
+    config.diffusion.update(schedule="linear", logsnr_shift=0.0)
+    assert build.build_model(config).schedule == schedules.Linear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diffusion": {"prediction_type": "noise"}}, "one of v, eps, x"),
+        ({"diffusion": {"schedule": "linear"}}, "shift=-1.0: schedule 'linear' has"),
+        ({"diffusion": {"schedule": "interpolated"}}, "train_logsnr_shifts moves"),
+        (
+            {
+                "diffusion": {
+                    "prediction_type": "eps",
+                    "logsnr_min": -25.0,
+                    "precondition": False,
+                }
+            },
+            "logsnr_min=-25.0 with diffusion.prediction_type='eps'",
+        ),
+        ({"diffusion": {"prediction_type": "eps"}}, "precondition"),
+        ({"video": {"height": 18}}, "height"),
+        ({"network": {"head_dim": 7}}, "head_dim"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(changes, message):
+    config = smoke_config()
+    for section, fields in changes.items():
+        config[section].update(fields)
+    with pytest.raises(UserError, match=message):
+        build.build_model(config)
