@@ -134,13 +134,13 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
         out = tmp_path / f"{devices}-{batch}"
         call(
             devices, x64, "-c",
-            "import sys, numpy as np; from vdm_jax import model, sampling;"
-            f"m = model.load({str(run)!r});"
+            "import sys, numpy as np; from vdm_jax import runs, sampling;"
+            f"m = runs.load({str(run)!r});"
             "labels = sampling.draw_labels(m.model, 8);"
-            f"s = sampling.Settings(steps=64, guidance=1.0, batch_size={batch});"
+            f"s = sampling.Settings(steps=64, guidance_scale=2.0, batch_size={batch});"
             "v = sampling.sample(m.model, m.params, 8, s, labels=labels);"
-            "known = sampling.Known(v[:1], np.arange(8).reshape(1, 8, 1, 1, 1) < 4);"
-            "w = sampling.fill(m.model, m.params, 8, s, known, labels=labels);"
+            "known = sampling.Observation(v[:1], np.arange(8).reshape(1, 8, 1, 1, 1) < 4);"
+            "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known, labels=labels);"
             f"np.save({str(out)!r}, np.stack([v, w]))",
         )  # fmt: skip
         videos.append(np.load(f"{out}.npy"))
@@ -183,7 +183,7 @@ def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tm
     stage(tmp_path / "base", 1, told, *base)
     (tmp_path / "cascade.toml").write_text(
         "".join(
-            f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\nsteps = 8\nguidance = 1\n'
+            f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\nsteps = 8\nguidance_scale = 2\n'
             for name in ("base", "ssr")
         )
     )
@@ -194,7 +194,7 @@ def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tm
             devices, True, "-c",
             "import numpy as np; from vdm_jax import cascade, sampling;"
             "tokens = np.random.default_rng(0).normal(size=(8, 5, 6));"
-            "text = sampling.Text(tokens, np.ones((8, 5), bool));"
+            "text = sampling.TextEmbeddings(tokens, np.ones((8, 5), bool));"
             f"made = cascade.sample(cascade.read({str(tmp_path)!r}), 8, text);"
             f"np.save({str(out)!r}, made['ssr'])",
         )  # fmt: skip

@@ -23,7 +23,7 @@ LEVELS = {"network.levels.channels", "network.levels.blocks", "attention"}
 # Where data is, how often something is saved or looked at, precision and memory.
 LEFT_OUT = re.compile(
     r"data\.(source|path|tfds_name|attributes|workers|embeddings)"
-    r"|train\.\w+_every|network\.(dtype|remat)|distill\.(guidance|metric|num|"
+    r"|train\.\w+_every|network\.(dtype|remat)|distill\.(guidance_range|metric|num|"
     r"tolerance)"
 )
 IMAGE_PARTS = {"spatial_attention", "cross_attention"}
@@ -126,6 +126,8 @@ def test_every_field_that_a_config_sets_is_in_its_table_once(paper):
 
 def test_video_prediction_is_sampled_as_in_the_paper():
     bair, kinetics = vdm.get_config("bair").sample, vdm.get_config("kinetics600").sample
-    assert (bair.steps, bair.reconstruction) == (256, 50.0)
-    assert (kinetics.steps, kinetics.reconstruction) == (128, 9.0)
-    assert bair.corrector == kinetics.corrector == 0.1  # delta of the Langevin steps
+    assert (bair.steps, bair.reconstruction_weight) == (256, 50.0)
+    assert (kinetics.steps, kinetics.reconstruction_weight) == (128, 9.0)
+    assert (
+        bair.langevin_delta == kinetics.langevin_delta == 0.1
+    )  # delta of the Langevin steps

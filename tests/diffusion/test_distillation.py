@@ -416,7 +416,7 @@ def test_ten_halvings_preserve_the_map_of_the_teacher(x64):
 
 # Guidance distillation: classes N(c, s^2) and N(0.25, s^2) without a class.
 
-MEANS, NO_CLASS, SPREAD, SCALES = np.array([0.8, -0.3]), 0.25, 0.5, np.array([1.5, 4.0])
+MEANS, NO_CLASS, SPREAD, SCALES = np.array([0.8, -0.3]), 0.25, 0.5, np.array([1.5, 4])
 
 
 def class_denoise(z, level, cond):
@@ -526,7 +526,7 @@ def variance(slopes, table, n, start):
 
 
 def stochastic_variance(n, double, spread=0.5):
-    """Return the variance for a student that learned double or, wrongly, plain steps."""
+    """Return the variance with a student that learned double or plain steps."""
     i, z, teacher = every(n), jnp.ones((ROWS, *VIDEO)), flow_map(spread, 2 * n)
     if double:
         teacher = flow_map(spread, n)
@@ -692,7 +692,7 @@ def test_a_batch_of_n_has_every_step_once(n, batch):
 
 
 def test_time_power_draws_the_last_steps_more_often():
-    """Step i of n is drawn as often as u^time_power is between (i - 1) / n and i / n."""
+    """P(i) is that of (i - 1) / n < u^time_power < i / n."""
     n, time_power, keys = 8, 2.0, 4000
     i = jax.vmap(
         lambda key: distillation.sample_step_index(key, 3, n, jnp.float32(time_power))

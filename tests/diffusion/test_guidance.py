@@ -75,7 +75,7 @@ def test_a_scale_of_one_is_no_guidance(logsnr, x64):
 @pytest.mark.parametrize("logsnr", LEVELS)
 @pytest.mark.parametrize("scale", [1.5, 4.0, 0.0])
 def test_x_v_and_eps_spaces_are_equivalent(scale, logsnr):
-    """u + s (c - u) of x, of eps and of v are one prediction, which satisfies alpha x + sigma eps = z."""
+    """u + s (c - u) of x, eps or v is one prediction; alpha x + sigma eps = z."""
     z, cond, level = noise(np.float32), condition(), at(logsnr, dtype=np.float32)
     actual = guided(np.float32([scale]))(z, level, cond)
     assert isinstance(actual, process.Prediction) and actual.x.dtype == jnp.float32
@@ -313,8 +313,8 @@ def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
     z, cond, uncond = two_branches(level)
     scales = jnp.asarray([1.0, 5.0])
     actual = guidance.CFG_MODES[name](scales)(level, cond, uncond)
-    explained = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-9)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
+    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-9)
     assert np.abs(actual.x - cond.x).max() > 0.1
     if name == "rescaled":  # its default phi keeps part of the standard deviation
         return
@@ -386,8 +386,8 @@ def test_dynamic_threshold_vector(frames, x64):
     np.testing.assert_allclose(first, THRESHOLDED, rtol=0, atol=5e-7)
     np.testing.assert_allclose(first, np.clip(RAW, -2.1, 2.1) / 2.1, atol=1e-12)
     np.testing.assert_array_equal(second, RAW / 4)
-    explained = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
+    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
 
 
 def test_dynamic_threshold_stays_in_range_by_default():
@@ -454,7 +454,7 @@ def test_every_call_replaces_with_its_own_noise(sampler):
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
-    """q(z_t | known) where the mask is true, z elsewhere; both satisfy alpha x + sigma eps = z."""
+    """It gets q(z_t | known) where the mask is true, z elsewhere."""
     level, mask, known = at(logsnr), mask_of(), noise() / 2
     eps, z = noise() + 1, noise()[::-1]
     seen = []
@@ -471,8 +471,8 @@ def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
     inner = tanh_denoiser(jnp.asarray(mixed), level, None)
     np.testing.assert_allclose(actual.x, np.where(mask, known, inner.x), atol=1e-12)
     np.testing.assert_allclose(actual.eps, np.where(mask, eps, inner.eps), rtol=1e-9)
-    explained = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(explained, mixed, rtol=0, atol=1e-9)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
+    np.testing.assert_allclose(z_again, mixed, rtol=0, atol=1e-9)
 
 
 # Reconstruction guidance.
@@ -496,12 +496,12 @@ def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
     fn = guidance.reconstruction_guidance(tanh_denoiser, missing(known, mask), w)
     actual = fn(z, level, None)
     slope = -(actual.x - inner.x) / (w * level.alpha)
-    for place in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
-        h = jnp.zeros(SHAPE).at[place].set(1e-5)
+    for position in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
+        h = jnp.zeros(SHAPE).at[position].set(1e-5)
         expected = (half_squares(z + h) - half_squares(z - h)) / 2e-5
-        np.testing.assert_allclose(slope[place], expected, rtol=1e-6, atol=1e-9)
-    explained = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(slope[position], expected, rtol=1e-6, atol=1e-9)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
+    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
 
 
 def test_a_zero_residual_is_no_correction(x64):
@@ -535,8 +535,8 @@ def test_reconstruction_of_a_gaussian(x64):
     expected = x + jnp.where(mask, 5 * 2.0 * alpha * k * (known - x), 0)
     actual = guidance.reconstruction_guidance(plain, residual, weights)(z, level, None)
     np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
-    explained = alpha * actual.x + sigma * actual.eps
-    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-12)
+    z_again = alpha * actual.x + sigma * actual.eps
+    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
@@ -622,7 +622,7 @@ def test_area_downsample_shares_a_pixel_by_area(x64):
 @pytest.mark.parametrize("logsnr", [-6.0, 0.0, 6.0])
 @pytest.mark.parametrize("k", [2, 4])
 def test_upscaling_white_noise_is_exact(k, logsnr, x64):
-    """E[x | z, area_downsample(x)] by linear algebra: weight k^2 (1 + exp(-logsnr) / s^2)."""
+    """Compare with E[x | z, mean over areas]; weight k^2 (1 + exp(-logsnr) / s^2)."""
     z, level = noise(), at(logsnr)
     size = 4 // k
     low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3

@@ -211,7 +211,7 @@ def test_stratified_times_put_one_time_in_each_stratum(n):
 
 
 def test_stratified_times_are_uniform():
-    """Over keys: uniform on [0, 1), also within a stratum; keys differ in their times."""
+    """Uniform on [0, 1) over keys, also within a stratum; keys give different times."""
     n = 8
     keys = jax.random.split(jax.random.key(0), 2000)
     t = np.asarray(jax.vmap(lambda key: losses.stratified_times(key, n))(keys))

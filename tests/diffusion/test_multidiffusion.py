@@ -88,18 +88,18 @@ def test_one_window_is_the_plain_denoiser():
     """They are equal bit for bit."""
     z = video()
     starts = window_starts(WHOLE, WHOLE, (3, 4, 2))
-    assert where.tolist() == [[0, 0, 0]]
+    assert starts.tolist() == [[0, 0, 0]]
     actual, plain = (
         jax.jit(fn, static_argnums=2)(z, LEVEL, None)
-        for fn in (average_windows(mixing, WHOLE, where), mixing)
+        for fn in (average_windows(mixing, WHOLE, starts), mixing)
     )
     jax.tree.map(np.testing.assert_array_equal, actual, plain)
 
 
 @pytest.mark.parametrize("overlap", [OVERLAP, (0, 0, 0), (3, 3, 2)])
 def test_windows_of_a_pointwise_denoiser_are_the_denoiser(overlap, x64):
-    z, where = video(), window_starts(WHOLE, WINDOW, overlap)
-    actual = average_windows(pointwise, WINDOW, where)(z, LEVEL, 0.3)
+    z, starts = video(), window_starts(WHOLE, WINDOW, overlap)
+    actual = average_windows(pointwise, WINDOW, starts)(z, LEVEL, 0.3)
     plain = pointwise(z, LEVEL, 0.3)
     np.testing.assert_allclose(actual.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(actual.eps, plain.eps, rtol=0, atol=1e-12)
@@ -117,8 +117,8 @@ def test_predictions_are_averaged_where_windows_overlap(x64):
 def test_the_average_is_consistent_with_z(t, x64):
     z, level = video(), schedules.noise_level(schedules.Cosine(), np.float64(t))
     actual = average_windows(mixing, WINDOW, STARTS)(z, level, None)
-    explained = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(explained, z, rtol=0, atol=1e-10)
+    z_again = level.alpha * actual.x + level.sigma * actual.eps
+    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-10)
 
 
 def test_one_level_per_video(x64):
@@ -175,13 +175,13 @@ def test_the_program_does_not_grow_with_the_windows():
 
     traced, memory = [], []
     for overlap in [(0, 0, 0), (3, 3, 2)]:
-        calls, where = [], window_starts(WHOLE, WINDOW, overlap)
-        fn = average_windows(wide, WINDOW, where)
+        calls, starts = [], window_starts(WHOLE, WINDOW, overlap)
+        fn = average_windows(wide, WINDOW, starts)
         fn = guidance.reconstruction_guidance(fn, lambda x: known - x, 1.0)
         program = jax.jit(lambda z, fn=fn: fn(z, LEVEL, None)).lower(z).compile()
         traced.append((len(calls), set(calls)))
         memory.append(program.memory_analysis().temp_size_in_bytes)
     few, many = traced
     assert few == many and many[1] == {(2, *WINDOW, 3)}
-    assert len(window_starts(WHOLE, WINDOW, (0, 0, 0))) * 4 < len(where)
+    assert len(window_starts(WHOLE, WINDOW, (0, 0, 0))) * 4 < len(starts)
     assert memory[1] < 1.1 * memory[0], memory

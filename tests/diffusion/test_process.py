@@ -182,7 +182,7 @@ def test_a_flow_model_becomes_a_denoiser(levels, x64):
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
-    """u = (sigma - alpha) z + (alpha + sigma) v, also for outputs that match no video."""
+    """u = (sigma - alpha) z + (alpha + sigma) v, also for arbitrary outputs."""
     z, v = pair()
     level = at(logsnr)
     u = (level.sigma - level.alpha) * z + (level.alpha + level.sigma) * v

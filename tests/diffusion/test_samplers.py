@@ -168,7 +168,7 @@ def test_upper_variance_is_exact_in_float32():
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("n", [2, 5, 16])
 def test_lower_variance_is_exact_on_a_point(n, shift, x64):
-    """gamma = 0, s = 0: z_{1/n} has the standard deviation sigma_{1/n}, the output 0."""
+    """gamma = 0, s = 0: z_{1/n} has standard deviation sigma_{1/n}, the output 0."""
     schedule, sampler = schedules.Cosine(logsnr_shift=shift), SAMPLERS["ancestral(0.0)"]
     first, last = schedules.noise_level(schedule, np.array([1.0, 1 / n])).sigma
     before = std(sampler, schedule, n, [0.0], n - 1, start=first, rows=16)[0]
@@ -479,7 +479,7 @@ def test_dpm_on_a_gaussian(x64):
 
 @dataclasses.dataclass(frozen=True)
 class Between(schedules.Schedule):
-    """n equal steps of angle from logsnr -8 to 8, and one more row, which never runs."""
+    """n equal steps of angle from logsnr -8 to 8; one more row never runs."""
 
     n: int
 
@@ -716,7 +716,7 @@ def test_churn_raises_the_noise_by_its_factor_within_range(schedule, n, x64):
     expected = np.minimum(factor * sigma, most)
     assert (factor > 1).any() and (table["logsnr"] >= -2 * np.log(most) - 1e-9).all()
     np.testing.assert_allclose(table["sigma"] / table["alpha"], expected, rtol=1e-9)
-    # The added noise makes z a draw of the raised level: mean alpha^ x, variance sigma^2.
+    # With the added noise z is a draw of the raised level: alpha^ x, variance sigma^^2.
     np.testing.assert_allclose(table["scale"] * plain["alpha"], table["alpha"])
     variance = (table["scale"] * plain["sigma"]) ** 2 + table["churn_std"] ** 2
     np.testing.assert_allclose(variance, table["sigma"] ** 2, rtol=1e-9)
@@ -744,8 +744,8 @@ def test_samples_of_a_mixture(sampler, schedule, n):
     @jax.jit
     def run(key, table):
         def noise(i, draw):
-            place = jax.random.fold_in(jax.random.fold_in(key, i), draw)
-            return jax.random.normal(place, shape)
+            draw_key = jax.random.fold_in(jax.random.fold_in(key, i), draw)
+            return jax.random.normal(draw_key, shape)
 
         z = jax.random.normal(key, shape)
         return loop(sampler, mixture(*BUMPS), z, table, 0, n, noise, None)

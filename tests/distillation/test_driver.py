@@ -13,7 +13,7 @@ from configs import distill_shapes, shapes
 from vdm_jax import build, data, runs, sampling
 from vdm_jax import model as models
 from vdm_jax.data import pipeline
-from vdm_jax.diffusion import process, schedules
+from vdm_jax.diffusion import process, samplers, schedules
 from vdm_jax.distillation import driver, rounds
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
@@ -64,7 +64,7 @@ def config(**changes):
     value = distill_shapes.get_config("smoke").unlock()
     value.distill.update(
         start_steps=8,
-        guidance=(0.0, 4.0),
+        guidance_range=(1.0, 5.0),
         guidance_updates=UPDATES,
         updates_per_round=UPDATES,
         updates_last_rounds=UPDATES,
@@ -89,7 +89,11 @@ def programs():
     kept = {}
 
     def once(self, run, told, *args):
-        kind = told, self.config.distill.sampler, bool(self.config.distill.guidance)
+        kind = (
+            told,
+            self.config.distill.sampler,
+            bool(self.config.distill.guidance_range),
+        )
         if kind not in kept:
             kept[kind] = PROGRAM(self, run, told, *args)
         return kept[kind]
@@ -244,7 +248,7 @@ def test_a_told_student_begins_as_its_teacher(teacher):
 def test_the_told_loss_is_that_of_both_branches(teacher):
     """Its value is the mean square of w (conditional - unconditional) at the start."""
     loaded = runs.load(teacher)
-    value = config(**{"distill.guidance": (1.9999, 2.0)})
+    value = config(**{"distill.guidance_range": (2.9999, 3.0)})
     one = rounds.plan_rounds(value.distill)[0]
     own = rounds.student_config(value, loaded.config, one, "")
     own.unlock().conditioning.update(label_dropout=0.0, attribute_dropout=0.0)
@@ -289,8 +293,9 @@ class Known:
     null = models.DiffusionModel.unconditional
     tell = models.DiffusionModel.with_guidance_weight
 
-    def __init__(self, guidance_range=()):
-        self.guidance_range = guidance_range
+    def __init__(self, weight_range=()):
+        self.guidance_range = tuple(weight + 1 for weight in weight_range)
+        self.guidance_weight_range = weight_range
 
     def example(self, batch, key):
         keep = jax.random.bernoulli(key, 0.5, batch["label"].shape)
@@ -359,32 +364,32 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
     params = noisy(loaded.params)  # so that the weight matters
     labels = np.array([[0, 1, 2, 1], [1, 2, 0, 0]], np.int32)
     made = {
-        w: sampling.sample(
+        scale: sampling.sample(
             loaded.model,
             params,
             2,
-            sampling.Settings(steps=1, guidance_scale=w, clip_x=0.0),
+            sampling.Settings(steps=1, guidance_scale=scale, clip_x=0.0),
             labels=labels,
         )
-        for w in (0.0, 3.0)
+        for scale in (1.0, 4.0)
     }
-    assert abs(made[0.0] - made[3.0]).max() > 1e-3
-    keys = sampling.blocks.samplers.video_keys(0, 0, 0, jnp.arange(2))
-    z = sampling.blocks.samplers.normal(keys, 0, 0, loaded.model.shape)
+    assert abs(made[1.0] - made[4.0]).max() > 1e-3
+    keys = samplers.video_keys(0, 0, 0, jnp.arange(2))
+    z = samplers.normal(keys, 0, 0, loaded.model.shape)
     cond = loaded.model.raw_conditions({"label": jnp.asarray(labels)})
     step = schedules.noise_level_from_angle(loaded.model.schedule.angle(jnp.ones(2)))
     told = loaded.model.with_guidance_weight(cond, jnp.full(2, 3.0))
     x = jax.jit(lambda z: loaded.model.denoiser(params)(z, step, told).x)(z)
-    np.testing.assert_allclose(made[3.0], jnp.clip(x, -1, 1), atol=1e-5)
+    np.testing.assert_allclose(made[4.0], jnp.clip(x, -1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(guidance=5.0), "told weights from 0 to 4"),
-        (dict(guidance=4.0, guidance_schedule="oscillating:9"), "weight 9"),
-        (dict(guidance=4.0, guidance_schedule="frames:1"), "one weight for all frames"),
-        (dict(guidance=4.0, combine="rescaled"), "combines linearly"),
+        (dict(guidance_scale=6.0), "trained with scales from 1 to 5"),
+        (dict(guidance_scale=5.0, guidance_schedule="oscillating:10"), "scale 10"),
+        (dict(guidance_scale=5.0, guidance_schedule="frames:2"), "one scale for all"),
+        (dict(guidance_scale=5.0, cfg_mode="rescaled"), "combines linearly"),
     ],
 )
 def test_a_told_student_is_not_asked_what_it_was_not_told(done, settings, message):
@@ -399,17 +404,17 @@ def test_oscillating_guidance_reaches_a_told_student(done):
     params, labels = noisy(loaded.params), np.zeros((1, 4), np.int32)
 
     def made(**how):
-        settings = sampling.Settings(steps=4, guidance_scale=4.0, clip_x=0.0, **how)
+        settings = sampling.Settings(steps=4, guidance_scale=5.0, clip_x=0.0, **how)
         return sampling.sample(loaded.model, params, 1, settings, labels=labels)
 
-    turns = made(guidance_schedule="oscillating:0:0.5")
+    turns = made(guidance_schedule="oscillating:1:0.5")
     assert abs(turns - made()).max() > 1e-3
 
 
 def test_unguided_and_stochastic_by_agreement(teacher, tmp_path):
     value = config(
         **{
-            "distill.guidance": (),
+            "distill.guidance_range": (),
             "distill.sampler": "stochastic",
             "distill.metric": "r2_to_teacher",
             "distill.end_steps": 2,
@@ -450,9 +455,9 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
         ({"distill.end_steps": 8}, "end=8: from 1 to below distill.start_steps=8"),
         ({"distill.sampler": "stochastic", "distill.end_steps": 1}, "from 2 to below"),
         ({"distill.updates_per_round": 0}, "updates=0: at least 1"),
-        ({"distill.guidance": (2.0, 1.0)}, "the lowest and the highest"),
-        ({"distill.guidance": (1.0,)}, "the lowest and the highest"),
-        ({"distill.guidance": ("a", "b")}, "the lowest and the highest"),
+        ({"distill.guidance_range": (3.0, 2.0)}, "the lowest and the highest"),
+        ({"distill.guidance_range": (2.0,)}, "the lowest and the highest"),
+        ({"distill.guidance_range": ("a", "b")}, "the lowest and the highest"),
         ({"distill.sampler": "heun"}, "one of ddim, stochastic"),
         ({"distill.loss_weighting": "sum"}, "one of constant"),
         ({"distill.metric": "fid"}, "one of agreement, joint"),
@@ -478,7 +483,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
 
     The first teacher is sampled with the weight that all students are.
     """
-    taught, started, keys, weights = [], [], [], []
+    taught, started, keys, scales = [], [], [], []
 
     def fit(step, state, frozen, batches, *, run, key, **how):
         def moved(by):
@@ -491,7 +496,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
         return state.replace(params=moved(1.0), ema=average)
 
     def sample(self, model, params, settings, progress=None):
-        weights.append(settings.guidance)
+        scales.append(settings.guidance_scale)
         return np.zeros((4, *model.shape), np.uint8)
 
     monkeypatch.setattr(driver, "fit", fit)
@@ -502,7 +507,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
     monkeypatch.setattr(driver, "write_preview", lambda *args: None)
     monkeypatch.setattr(driver, "_accept", lambda *args: None)
     own = runs.load(teacher)
-    own.config.sample.guidance = 1.5
+    own.config.sample.guidance_scale = 2.5
     monkeypatch.setattr(models, "load", lambda *args: own)
     distill(config(**{"train.ema_decay": ema}), str(teacher), tmp_path)
     assert equal(taught[0], own.params) and len(taught) == 4
@@ -510,7 +515,7 @@ def test_every_round_is_taught_by_the_one_before_and_starts_from_it(
         assert equal(now, jax.tree.map(lambda a: a + (2.0 if ema else 1.0), before))
         assert equal(now, first)
     assert [len(set(each)) for each in zip(*keys, strict=True)] == [4, 4]
-    assert weights == [1.5] * 5
+    assert scales == [2.5] * 5
 
 
 def test_what_may_not_change_when_it_goes_on(done, teacher):
@@ -518,7 +523,7 @@ def test_what_may_not_change_when_it_goes_on(done, teacher):
     for changes in (
         {"seed": 1},
         {"distill.start_steps": 16},
-        {"distill.guidance": (0.0, 2.0)},
+        {"distill.guidance_range": (1.0, 3.0)},
         {"distill.metric": "r2_to_teacher"},
     ):
         with pytest.raises(UserError, match=list(changes)[0]):
@@ -530,7 +535,7 @@ def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
     own.conditioning.label_dropout = 0.0
     with pytest.raises(UserError, match="sometimes dropped"):
         rounds.check(config().distill, own, build.build_model(own))
-    own.conditioning.update(label_dropout=0.1, guidance_range=(0.0, 4.0))
+    own.conditioning.update(label_dropout=0.1, guidance_range=(1.0, 5.0))
     with pytest.raises(UserError, match="a guided student already"):
         rounds.check(config().distill, own, build.build_model(own))
 
@@ -593,7 +598,7 @@ def test_an_eps_teacher_is_taught_with_its_threshold(teacher, tmp_path, monkeypa
     (eps / "config.json").write_text(json.dumps(value))
     monkeypatch.setattr(driver, "halving_loss", loss)
     monkeypatch.setattr(driver.DistillationTrainer, "_program", PROGRAM)
-    asked = config(**{"distill.guidance": (), "distill.loss_weighting": "snr"})
+    asked = config(**{"distill.guidance_range": (), "distill.loss_weighting": "snr"})
     with pytest.raises(KeyboardInterrupt):
         distill(asked, str(eps), tmp_path / "run")
     assert limits == [1.25]
@@ -678,11 +683,11 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     shutil.copytree(begun["teacher"], own)
     own_config = runs.read_config(own)
     own_config.sample.update(
-        langevin_delta=0.1, sampling_schedule="flow", guidance_schedule="oscillating:0"
+        langevin_delta=0.1, sampling_schedule="flow", guidance_schedule="oscillating:1"
     )
     (own / "config.json").write_text(own_config.to_json_best_effort())
     (workdir / "distill.json").write_text(json.dumps(begun | {"teacher": str(own)}))
-    ask = dict(asked={"batch_size": 3}, guidance=0.0, seed=0, commands=[])
+    ask = dict(asked={"batch_size": 3}, guidance_scale=1.0, seed=0, commands=[])
     rows = distillations.evaluate(
         workdir, tmp_path / "out", num=4, num_key_rows=3, **ask
     )
@@ -704,7 +709,7 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
         num=4,
         deciding=5,
         asked={"batch_size": 4},
-        guidance=None,
+        guidance_scale=None,
         seed=0,
         commands=["evaluate"],
     )
@@ -731,7 +736,7 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     for path in (tmp_path / "rows").glob("*.json"):
         figures, origin = map(json.loads(path.read_text()).get, ("figures", "origin"))
         if origin["arm"]["sampler"] == "dpm":  # on the students' levels
-            assert origin["settings"]["schedule"] == "cosine"
+            assert origin["settings"]["sampling_schedule"] == "cosine"
         if place := origin["arm"]["path"]:
             assert origin["parameters"] == runs.load(workdir / place).checksum
         with np.load(path.with_suffix(".npz")) as found:
@@ -781,6 +786,6 @@ def test_the_guidance_features_are_a_fourier_series():
 
 def test_train_makes_no_told_students(tmp_path):
     config = teacher_config()
-    config.conditioning.guidance_range = (0.0, 1.0)
+    config.conditioning.guidance_range = (1.0, 2.0)
     with pytest.raises(UserError, match=r"only distill\.py"):
         train(config, tmp_path / "run")

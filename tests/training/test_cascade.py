@@ -29,7 +29,7 @@ def get_config(variant):
     config = cascade_small.get_config("smoke").unlock()
     config.data.text_embeddings_dir = {embeddings!r}
     config.conditioning.update(text_width=6, text_drop=0.1)
-    config.sample.update(steps=2, guidance=1.0)
+    config.sample.update(steps=2, guidance_scale=2.0)
     config.video.frames = 4 if variant == "base" else 8
     config.data.stride = 2 if variant == "base" else 1
     config.stage.update(kind="tsr")
@@ -230,22 +230,20 @@ def trained(folder, tmp_path_factory):
 
 def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_path):
     (trained / "file.toml").write_text(
-        '[[stage]]\nname = "base"\nworkdir = "base"\nguidance = 3.0\n'
-        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\nsnr = 3.0\ntiled = false\n'
+        '[[stage]]\nname = "base"\nworkdir = "base"\nguidance_scale = 4.0\n'
+        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\naugmentation_snr = 3.0\ntiled_sampling = false\n'
     )
     flags = (
         f"--cascade={trained}/file.toml", "--config=configs/distill_cascade.py:smoke",
-        f"--workdir={tmp_path}", "--config.distill.guidance=(0.0, 2.0)",
+        f"--workdir={tmp_path}", "--config.distill.guidance_range=(1.0, 3.0)",
         "--config.distill.guidance_updates=2",
     )  # fmt: skip
     done = call("distill", *flags)
     assert done.returncode == 0, done.stderr
     base, tsr1 = cascade.read(tmp_path).stages
-    assert base.settings.guidance_scale == 2.0 and base.model.guidance_range == (
-        0.0,
-        2.0,
-    )
-    assert tsr1.settings.augmentation_snr == 3.0 and tsr1.settings.guidance_scale == 1.0
+    assert base.settings.guidance_scale == 3.0
+    assert base.model.guidance_range == (1.0, 3.0)
+    assert tsr1.settings.augmentation_snr == 3.0 and tsr1.settings.guidance_scale == 2.0
     assert cascade.nfe(cascade.read(tmp_path)) == 4  # one branch of two steps each
     # Not with what another encoder made of the captions.
     other = tmp_path / "other"
@@ -263,18 +261,20 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_pa
 
 
 def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
-    cascade.write_file({"base": {}, "tsr": {"snr": 3.0}}, tmp_path)
+    cascade.write_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
     text = (tmp_path / cascade.CASCADE_FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
     (tmp_path / cascade.CASCADE_FILE).write_text(changed)
-    cascade.write_file({"base": {}, "tsr": {}, "ssr": {"snr": math.inf}}, tmp_path)
+    cascade.write_file(
+        {"base": {}, "tsr": {}, "ssr": {"augmentation_snr": math.inf}}, tmp_path
+    )
     assert (tmp_path / cascade.CASCADE_FILE).read_text().startswith(changed)
     with open(tmp_path / cascade.CASCADE_FILE, "rb") as file:
         tables = tomllib.load(file)["stage"]
     assert tables == [
         {"name": "base", "workdir": "else", "steps": 9},
-        {"name": "tsr", "workdir": "tsr", "snr": 3.0},
-        {"name": "ssr", "workdir": "ssr", "snr": math.inf},
+        {"name": "tsr", "workdir": "tsr", "augmentation_snr": 3.0},
+        {"name": "ssr", "workdir": "ssr", "augmentation_snr": math.inf},
     ]
     for file in (
         'stage = [{name = "base"}]',

@@ -253,7 +253,7 @@ def test_a_frame_size_that_changes_within_a_file(tmp_path):
     path = joined(tmp_path / "b.mkv", VIDEO[:5], synthetic_video(5, 48, 32))
     info = video_io.probe(path)
     assert len(video_io.read_frames(info, [0, 4])) == 2
-    with pytest.raises(BadVideo, match="changes from 48x32 to 32x48 at frame 5"):
+    with pytest.raises(BadVideo, match="change from 48x32 to 32x48 at frame 5"):
         video_io.read_clip(path)
 
 

@@ -85,7 +85,7 @@ def test_a_truncated_image_is_reported(tmp_path, name):
     path = tmp_path / name
     Image.fromarray(VIDEO[0]).save(path)
     data = path.read_bytes()
-    for size, said in (
+    for size, reason in (
         (0, "empty file"),
         (8, "truncated"),
         (len(data) // 2, "truncated"),
