@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from vdm_jax.command import path_type
+from vdm_jax.runtime import path_type
 
 LENGTHS = 32, 256
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from configs.vdm import levels
 from perf import race
-from vdm_jax.command import path_type
+from vdm_jax.runtime import path_type
 from vdm_jax.training import step
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from vdm_jax.checkpoint import Checkpoints
-from vdm_jax.command import path_type
+from vdm_jax.runtime import path_type
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "deleting")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from tests.verbs import ROOT, call
+from tests.run_command import ROOT, call
 from vdm_jax import build, cascade, sampling
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError

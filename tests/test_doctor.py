@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from vdm_jax import command, doctor
+from vdm_jax import doctor, runtime
 from vdm_jax.data import assets, clips
 
 
@@ -64,8 +64,8 @@ def test_the_compile_cache_is_where_the_verbs_put_it(monkeypatch):
         settings = {}
         with monkeypatch.context() as patch:
             patch.setattr(jax.config, "update", settings.__setitem__)
-            patch.setattr(command, "make_folder", lambda path: path)
-            command.configure_jax()
+            patch.setattr(runtime, "make_folder", lambda path: path)
+            runtime.configure_jax()
         where = settings["jax_compilation_cache_dir"]
         assert f"  compiled programs    {where}" in list(doctor.report())
 

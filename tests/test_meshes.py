@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import verbs
+from tests import run_command
 from vdm_jax.data import embeddings, shapes
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def call(devices: int, x64: bool, script: str, *flags: str) -> str:
     cache = os.environ.get("VDM_CACHE", str(ROOT / ".cache"))
     program = [script]
     if x64 and script.endswith(".py"):
-        program = ["-c", verbs.FLOAT64, script.removesuffix(".py")]
+        program = ["-c", run_command.FLOAT64, script.removesuffix(".py")]
     done = subprocess.run(
         [sys.executable, *program, *flags],
         cwd=ROOT,
@@ -50,7 +50,7 @@ def trained(folder: Path, devices: int, x64: bool, *mesh: str) -> dict[str, np.n
     """The parameters after STEPS steps, by name."""
     config = "--config=configs/shapes.py:smoke"
     call(devices, x64, "train.py", config, f"--workdir={folder}", *SIZES, *QUIET, *mesh)
-    arrays = verbs.arrays(folder / "checkpoints", STEPS, x64)
+    arrays = run_command.arrays(folder / "checkpoints", STEPS, x64)
     return {name: a for name, a in arrays.items() if name.startswith("params/")}
 
 
@@ -103,10 +103,10 @@ def test_eight_devices_distil_as_one(mesh, tmp_path):
             f"--config.distill.updates_last_rounds={STEPS}",
             f"--config.train.checkpoint_every={STEPS}",
         )  # fmt: skip
-        arrays = verbs.arrays(workdir / "rounds/0002/checkpoints", STEPS, True)
+        arrays = run_command.arrays(workdir / "rounds/0002/checkpoints", STEPS, True)
         params = {n: a for n, a in arrays.items() if n.startswith("params/")}
         students.append(params)
-    before = verbs.arrays(teacher / "checkpoints", STEPS, True)
+    before = run_command.arrays(teacher / "checkpoints", STEPS, True)
     assert max(abs(a - before[n]).max() for n, a in students[0].items()
                if n in before) > 1e-3  # fmt: skip
     assert largest(*students) < 1e-10
@@ -169,7 +169,7 @@ def stage(folder: Path, devices: int, text: str, *flags: str) -> dict[str, np.nd
         "--config.conditioning.text_dim=6", "--config.conditioning.text_dropout=.1",
         "--config.data.joint_image_frames=2", *flags,
     )  # fmt: skip
-    arrays = verbs.arrays(folder / "checkpoints", STEPS, True)
+    arrays = run_command.arrays(folder / "checkpoints", STEPS, True)
     return {name: a for name, a in arrays.items() if name.startswith("params/")}
 
 

@@ -1,4 +1,4 @@
-"""docs/papers.md: its tables say of a config of a paper what the config says."""
+"""docs/papers.md: its tables show the values that the configs of papers have."""
 
 import ast
 import re
@@ -20,17 +20,17 @@ PAPERS = {
     ),
 }
 LEVELS = {"network.levels.channels", "network.levels.blocks", "attention"}
-# Where data is, how often something is saved or looked at, precision and memory.
+# Where the data are, how often something is saved or sampled, precision and memory.
 LEFT_OUT = re.compile(
-    r"data\.(source|path|tfds_name|attributes|workers|embeddings)"
+    r"data\.(source|path|tfds_name|label_vocabulary|workers|text_embeddings_dir)"
     r"|train\.\w+_every|network\.(dtype|remat)|distill\.(guidance_range|metric|num|"
-    r"tolerance)"
+    r"max_metric_drop)"
 )
-IMAGE_PARTS = {"spatial_attention", "cross_attention"}
+IMAGE_LAYERS = {"spatial_attention", "cross_attention"}
 
 
 def attention(config) -> tuple:
-    """Heights of the frame at which the blocks of a level attend over it."""
+    """Return the heights of the frame at which a level has spatial attention."""
     levels = enumerate(config.network.levels)
     return tuple(
         config.video.height // config.network.patch_size >> i
@@ -40,17 +40,17 @@ def attention(config) -> tuple:
 
 
 def time(config) -> tuple:
-    """What mixes frames, the same at all levels."""
+    """Return the temporal layers, which are the same at all levels."""
     levels = [level["layers"] for level in config.network.levels]
-    (found,) = {
-        tuple(part for part in mixing if part not in IMAGE_PARTS)
-        for mixing in (*levels, config.network.mid_layers)
+    (temporal,) = {
+        tuple(layer for layer in layers if layer not in IMAGE_LAYERS)
+        for layers in (*levels, config.network.mid_layers)
     }
-    return found
+    return temporal
 
 
 def value(config, field: str):
-    """A field; of the levels, one value a level."""
+    """Return the value of a field; for a field of levels, one value per level."""
     if field in ("attention", "time"):
         return {"attention": attention, "time": time}[field](config)
     section, name, *part = field.split(".")
@@ -59,12 +59,12 @@ def value(config, field: str):
 
 
 def rows(paper: str) -> list[tuple[list[str], str, object, str, str]]:
-    """(fields, variants, ours, the paper's cell, remark) of each row of a table."""
+    """Return (fields, variants, ours, the paper's cell, remark) per row of a table."""
     (section,) = (s for s in DOC.read_text().split("\n## ") if s.startswith(paper))
-    found = []
+    table = []
     for line in re.findall(r"^\| `.*\|$", section, re.M):
         fields, variants, ours, papers, remark = line[1:-1].split("|")
-        found.append(
+        table.append(
             (
                 re.findall(r"`([^`]+)`", fields),
                 variants.strip(),
@@ -73,11 +73,11 @@ def rows(paper: str) -> list[tuple[list[str], str, object, str, str]]:
                 remark.strip(),
             )
         )
-    return found
+    return table
 
 
-def chosen(variants: str, known: tuple) -> list[str]:
-    """The variants that a cell names: all, all but some, or some."""
+def select(variants: str, known: tuple) -> list[str]:
+    """Return the variants that a cell names: all, all but some, or some."""
     everything, but, some = variants.partition("all but ")
     names = [n.strip() for n in (some if but else everything).split(",")]
     if names == ["all"]:
@@ -87,16 +87,16 @@ def chosen(variants: str, known: tuple) -> list[str]:
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_what_a_table_says_is_ours_is_in_the_config(paper):
+def test_our_values_in_the_tables_are_those_of_the_configs(paper):
     get_config, known, _ = PAPERS[paper]
     configs = {name: get_config(name) for name in known}
     for fields, variants, ours, papers, remark in rows(paper):
-        for name in chosen(variants, known):
-            found = tuple(value(configs[name], field) for field in fields)
-            found = found if len(fields) > 1 else found[0]
-            assert found == ours, f"{paper}, {name}: {', '.join(fields)}"
+        for name in select(variants, known):
+            values = tuple(value(configs[name], field) for field in fields)
+            actual = values if len(fields) > 1 else values[0]
+            assert actual == ours, f"{paper}, {name}: {', '.join(fields)}"
         if papers != "not given" and not re.fullmatch(r"`[^`]+`", papers):
-            assert remark, f"{paper}: no reason stands beside {papers}"
+            assert remark, f"{paper}: no reason is given for {papers}"
         elif papers != "not given" and ast.literal_eval(papers.strip("`")) != ours:
             assert remark, f"{paper}: no reason for {ours}, the paper having {papers}"
 
@@ -105,13 +105,13 @@ def test_what_a_table_says_is_ours_is_in_the_config(paper):
 def test_every_field_that_a_config_sets_is_in_its_table_once(paper):
     get_config, known, plain = PAPERS[paper]
     for name in known:
-        told = [
+        documented = [
             field
             for fields, variants, *_ in rows(paper)
-            if name in chosen(variants, known)
+            if name in select(variants, known)
             for field in fields
         ]
-        assert len(told) == len({*told}), f"{paper}, {name}: a field is told twice"
+        assert len(documented) == len({*documented}), f"{paper}, {name}: a field twice"
         config = get_config(name)
         for section in plain:
             if not isinstance(plain[section], ConfigDict):
@@ -121,13 +121,13 @@ def test_every_field_that_a_config_sets_is_in_its_table_once(paper):
                 if config[section][key] == default or LEFT_OUT.fullmatch(field):
                     continue
                 parts = LEVELS if field == "network.levels" else {field}
-                assert parts <= {*told}, f"{paper}, {name}: {field} is in no table"
+                assert parts <= {*documented}, (
+                    f"{paper}, {name}: {field} is in no table"
+                )
 
 
 def test_video_prediction_is_sampled_as_in_the_paper():
     bair, kinetics = vdm.get_config("bair").sample, vdm.get_config("kinetics600").sample
     assert (bair.steps, bair.reconstruction_weight) == (256, 50.0)
     assert (kinetics.steps, kinetics.reconstruction_weight) == (128, 9.0)
-    assert (
-        bair.langevin_delta == kinetics.langevin_delta == 0.1
-    )  # delta of the Langevin steps
+    assert bair.langevin_delta == kinetics.langevin_delta == 0.1

@@ -80,6 +80,6 @@ def _interrupted(number: int, frame: object) -> None:
 if _is_command():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
         signal.signal(signal.SIGINT, _interrupted)
-    from vdm_jax import command
+    from vdm_jax import runtime
 
-    command.import_jax()
+    runtime.import_jax()

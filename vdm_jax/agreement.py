@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax._src import distributed
 
-from vdm_jax.command import PINNED_JAX_SETTINGS, jax_setting
 from vdm_jax.errors import UserError
+from vdm_jax.runtime import PINNED_JAX_SETTINGS, jax_setting
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain")
 ENVIRONMENT_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from vdm_jax import command, config_files
+from vdm_jax import config_files, runtime
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import (
     CorruptFile,
@@ -44,7 +44,7 @@ def run(verb: Callable[[], None], description: str) -> None:
         if launch := sys.modules.get("vdm_jax.training.launch"):
             launch.meet()
 
-    command.run(functools.partial(app.run, work, flags_parser=_parse), _leave)
+    runtime.run(functools.partial(app.run, work, flags_parser=_parse), _leave)
 
 
 def _leave(status: int) -> None:
@@ -130,8 +130,8 @@ def _workdir_flag(meaning: str) -> None:
 
 
 def _start_jax() -> None:
-    command.configure_jax()
-    command.start_devices()
+    runtime.configure_jax()
+    runtime.start_devices()
 
 
 def _launch_flags() -> None:
@@ -145,12 +145,12 @@ def _launch_flags() -> None:
 
 
 def _launch() -> None:
-    command.configure_jax()
+    runtime.configure_jax()
     from vdm_jax.training import launch
 
     launch.exit_on_signals()
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    command.start_devices()
+    runtime.start_devices()
 
 
 def train() -> None:

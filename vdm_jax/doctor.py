@@ -86,11 +86,11 @@ def _packages() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     import jax
 
-    from vdm_jax import command
+    from vdm_jax import runtime
 
     yield from ("", "Devices")
     try:
-        command.start_devices()
+        runtime.start_devices()
     except UserError as error:  # those that were asked for do not start
         yield f"  none: {error}"
         return
@@ -100,8 +100,8 @@ def _devices() -> Iterator[str]:
 
 
 def _caches() -> Iterator[str]:
-    from vdm_jax.command import compilation_cache_dir
     from vdm_jax.files import cache_folder
+    from vdm_jax.runtime import compilation_cache_dir
 
     yield from ("", "Caches")
     for what, where in (
@@ -148,6 +148,6 @@ def _asset(name: str, asset, found: str) -> str:
 
 
 if __name__ == "__main__":
-    from vdm_jax import command
+    from vdm_jax import runtime
 
-    command.run(main)
+    runtime.run(main)

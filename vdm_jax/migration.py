@@ -8,6 +8,7 @@ first, so that the rest of the library knows the present names only:
   migrate_fingerprint   the data's fingerprint in a checkpoint
   migrate_path          paths of parameters, such as network/down/conv_in/kernel; they
                         are the names of the Flax modules
+  rule_matches          patterns of such paths, in train.trainable
 
 On a command line an old name is refused, with the new one in the message (`new_flag`).
 """
@@ -15,7 +16,7 @@ On a command line an old name is refused, with the new one in the message (`new_
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -73,7 +74,12 @@ class RenamedField(NamedTuple):
     note: str = ""
 
 
-METRICS = {"agreement": "r2_to_teacher", "joint": "shape_accuracy"}
+def metric_name(name: Any) -> Any:
+    """Return the present name of a distillation's metric."""
+    return {"agreement": "r2_to_teacher", "joint": "shape_accuracy"}.get(
+        str(name), name
+    )
+
 
 RENAMED = (
     RenamedField("data", "images", "joint_image_frames"),
@@ -143,7 +149,7 @@ RENAMED = (
     RenamedField("distill", "updates", "updates_per_round"),
     RenamedField("distill", "last_updates", "updates_last_rounds"),
     RenamedField("distill", "late", "time_power"),
-    RenamedField("distill", "metric", "metric", lambda name: METRICS.get(name, name)),
+    RenamedField("distill", "metric", "metric", metric_name),
     RenamedField("distill", "tolerance", "max_metric_drop"),
 )
 
@@ -237,6 +243,8 @@ PARAMETER_PATHS = (
     ("network/norm", "network/norm_out"),
     ("network/out", "network/conv_out"),
 )
+# Parts of former paths that no present path has: a pattern with one is of version 0.1.
+FORMER_WORDS = ("conditioner", "LayerNorm", "stem", "shrink", "grow")
 
 
 def rename_fields(section: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,6 +358,18 @@ def former_path(path: str) -> str:
     for former, present in PARAMETER_PATHS:
         path = _replace(path, present, former)
     return path
+
+
+def rule_matches(pattern: str, paths: Sequence[str]) -> list[bool]:
+    """Return whether a pattern matches each whole path.
+
+    A pattern of version 0.1 is compared with the former paths. It has one of the
+    FORMER_WORDS, or it matches no present path.
+    """
+    matches = [re.fullmatch(pattern, path) is not None for path in paths]
+    if not any(matches) or any(word in pattern for word in FORMER_WORDS):
+        return [re.fullmatch(pattern, former_path(path)) is not None for path in paths]
+    return matches
 
 
 def _replace(path: str, old: str, new: str) -> str:

@@ -1,10 +1,9 @@
-"""The mesh, and where each array lives on it: tables of path patterns.
+"""The device mesh and the sharding of each array, by tables of path patterns.
 
-pjit is `jax.jit` with shardings over a mesh; one device is a mesh of one. Axes: "data"
-holds copies of the parameters, "fsdp" splits them; a batch is split over both.
+pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. The axis
+"data" replicates the parameters, "fsdp" splits them, and a batch is split over both.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import UserError
+from vdm_jax.migration import rule_matches
 
 MESH_AXES = ("data", "fsdp")
 
-# Logical names of activations in the networks -> mesh axes. Without the batch
-# constraint in every block XLA shards convolutions over channels under fsdp.
+# Logical axes of activations in the networks -> mesh axes. Without a constraint of the
+# batch axis in every block XLA shards convolutions over channels under fsdp.
 ACTIVATION_RULES = (
     ("batch", MESH_AXES),
     ("frames", None),
@@ -28,8 +28,8 @@ ACTIVATION_RULES = (
     ("channel", None),
 )
 
-# Parameter path -> "split" its largest divisible axis over fsdp, or "copy" it. The
-# first match counts; optimiser moments and EMA follow, as their paths end alike.
+# Parameter path -> "split" the largest divisible axis over fsdp, or "copy" the array.
+# The first match counts. Optimizer moments and EMA have paths with the same end.
 PARAM_RULES = (
     (r".*(kernel|embedding)$", "split"),
     (r".*", "copy"),
@@ -37,66 +37,73 @@ PARAM_RULES = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh over all devices; -1 means: as many as are left."""
+    """Return a mesh over all devices; data=-1 uses those that fsdp leaves.
+
+    Raises UserError if the product of the axes is not the number of devices.
+    """
     devices = jax.device_count()
     if data == -1 and fsdp > 0 and devices % fsdp == 0:
         data = devices // fsdp
     if data < 1 or fsdp < 1 or data * fsdp != devices:
         raise UserError(
             f"mesh data={data} x fsdp={fsdp} does not cover the {devices} device(s): "
-            f"their product must be {devices} (data=-1 takes what fsdp leaves)"
+            f"their product must be {devices} (data=-1 uses those that fsdp leaves)"
         )
     return jax.make_mesh((data, fsdp), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices."""
+    """Return the sharding of a leading batch axis over all devices."""
     return NamedSharding(mesh, P(MESH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """Return the sharding of an array that is copied to each device."""
     return NamedSharding(mesh, P())
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A pytree path as a/b/c, the form that patterns are matched against."""
+    """Return a pytree path as a/b/c, the form that patterns match."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def match_rules(tree, rules: Sequence[tuple[str, Any]], what: str):
-    """A tree of the value of the first rule that matches each leaf's whole path."""
-    unmatched = []
+def match_rules(tree, rules: Sequence[tuple[str, Any]], table: str):
+    """Return a tree with the value of the first rule that matches each leaf's path.
 
-    def one(path, leaf):
-        name = path_name(path)
-        for pattern, value in rules:
-            if re.fullmatch(pattern, name):
-                return value
-        unmatched.append(name)
+    rules: (pattern, value). A pattern must match the whole path; one of version 0.1
+    matches the paths of that version (`migration.rule_matches`). table: their name, for
+    the message.
 
-    out = jax.tree_util.tree_map_with_path(one, tree)
+    Raises UserError if no rule matches a leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [path_name(path) for path, _ in leaves]
+    columns = [rule_matches(pattern, paths) for pattern, _ in rules]
+    first = [column.index(True) if True in column else None
+             for column in zip(*columns, strict=True)]  # fmt: skip
+    unmatched = [path for path, i in zip(paths, first, strict=True) if i is None]
     if unmatched:
-        raise UserError(f"no {what} pattern matches {', '.join(unmatched[:5])}")
-    return out
+        raise UserError(f"no {table} pattern matches {', '.join(unmatched[:5])}")
+    values = [rules[i][1] for i in first if i is not None]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def state_shardings(mesh: Mesh, tree, rules=PARAM_RULES):
-    """NamedSharding for every leaf of a tree of arrays or shapes."""
+    """Return a NamedSharding for every leaf of a tree of arrays or shapes."""
     fsdp = mesh.shape["fsdp"]
 
     def one(rule, leaf):
         axes: list[str | None] = [None] * len(leaf.shape)
-        fits = [i for i, size in enumerate(leaf.shape) if size % fsdp == 0]
-        if rule == "split" and fsdp > 1 and fits:
-            axes[max(fits, key=lambda i: leaf.shape[i])] = "fsdp"
+        divisible = [i for i, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if rule == "split" and fsdp > 1 and divisible:
+            axes[max(divisible, key=lambda i: leaf.shape[i])] = "fsdp"
         return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(one, match_rules(tree, rules, "sharding"), tree)
 
 
 def with_shardings(tree, shardings):
-    """Shapes that know where their arrays shall live, for lowering and restoring."""
+    """Return shapes with the shardings of their arrays, for lowering and restoring."""
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         tree,
@@ -105,7 +112,7 @@ def with_shardings(tree, shardings):
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Each process's own part of a batch -> one global array split over the mesh."""
+    """Assemble the batch parts of all processes into arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
@@ -114,10 +121,10 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def replicate(mesh: Mesh, tree):
-    """Whole copies on every device, so that each process can read them."""
+    """Copy arrays to every device, so that each process can read them."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def activation_rules():
-    """Context under which the networks' logical constraints mean this mesh."""
+    """Return the context in which the networks' logical axes refer to the mesh."""
     return nn.logical_axis_rules(ACTIVATION_RULES)

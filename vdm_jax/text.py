@@ -28,7 +28,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from vdm_jax import command, files
+from vdm_jax import files, runtime
 from vdm_jax.data import embeddings, layout
 from vdm_jax.data.assets import MINILM
 from vdm_jax.errors import UserError, printable
@@ -377,16 +377,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write embeddings of captions; return the exit status: 0, or 2 with one line."""
     parser = argparse.ArgumentParser("python -m vdm_jax.text")
     parser.add_argument(
-        "--captions", required=True, type=command.path_type,
+        "--captions", required=True, type=runtime.path_type,
         help="a folder of videos, captions.jsonl, or a text file with one a line",
     )  # fmt: skip
     parser.add_argument(
-        "--out", required=True, type=command.path_type, help="folder for the embeddings"
+        "--out", required=True, type=runtime.path_type, help="folder for the embeddings"
     )
     parser.add_argument(
         "--encoder",
         default="minilm",
-        type=lambda name: str(command.path_type(name)),
+        type=lambda name: str(runtime.path_type(name)),
         help="minilm, or a folder",
     )
     for name in ("dtype", "param_dtype"):
@@ -401,8 +401,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command() -> int:
-    command.configure_jax()
-    command.start_devices()
+    runtime.configure_jax()
+    runtime.start_devices()
     return main()
 
 
@@ -442,4 +442,4 @@ def write_embeddings(
 
 
 if __name__ == "__main__":
-    command.run(_command)
+    runtime.run(_command)

@@ -29,10 +29,10 @@ from configs import cascade_small
 from experiments.cascade_accuracy import cascade_accuracy as benchmark
 from vdm_jax import cascade as cascades
 from vdm_jax import runs, sampling
-from vdm_jax.command import path_type
 from vdm_jax.metrics import frechet, pixel_statistics
 from vdm_jax.metrics import shape_detection as measure
 from vdm_jax.metrics.tables import format_table
+from vdm_jax.runtime import path_type
 from vdm_jax.training.captions import CaptionEmbeddings
 from vdm_jax.training.cascade import finished_steps
 from vdm_jax.training.train import train

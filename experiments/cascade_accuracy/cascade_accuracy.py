@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from vdm_jax import cascade as cascades
 from vdm_jax import sampling, video_io
-from vdm_jax.command import path_type
 from vdm_jax.data import shapes
 from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.runtime import path_type
 
 COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from vdm_jax import video_io
-from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, clips, shapes
+from vdm_jax.runtime import path_type
 
 GREY = 90
 MADE = 3  # videos beside what is given

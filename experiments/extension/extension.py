@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from vdm_jax import runs, sampling, video_io
-from vdm_jax.command import path_type
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.files import atomic_write
 from vdm_jax.metrics import bouncing_motion as measure
 from vdm_jax.metrics.tables import format_table
+from vdm_jax.runtime import path_type
 
 WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
 CORRECTORS = (0.0, 0.1)

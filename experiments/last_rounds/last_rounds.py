@@ -30,12 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import data, runs, sampling
-from vdm_jax.command import path_type
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.distillation.driver import sample_batch
 from vdm_jax.evaluators import distillations
 from vdm_jax.metrics.tables import format_table
+from vdm_jax.runtime import path_type
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 

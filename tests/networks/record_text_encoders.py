@@ -2,8 +2,8 @@
 
     make .venv-peer/ready
     .venv-peer/bin/pip install transformers==5.24.0
-    .venv-peer/bin/python tests/networks/record_text_encoders.py $(.venv/bin/python -c \\
-      "from vdm_jax.data.assets import MINILM; print(MINILM[0].verified_path().parent)")
+    .venv-peer/bin/python tests/networks/record_text_encoders.py $(.venv/bin/python \
+      -c "from vdm_jax.data.assets import MINILM; print(MINILM[0].verified_path().parent)")
 
 Writes tests/networks/data/text_encoders.npz: of a T5 v1.0, a T5 v1.1 and a BERT with
 random parameters their configuration, parameters, inputs and outputs; T5's buckets of

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import cascade_small
-from tests.verbs import call
+from tests.run_command import call
 from vdm_jax import cascade, data
 from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
@@ -261,11 +261,11 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_pa
 
 
 def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
-    cascade.write_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
+    cascade.write_cascade_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
     text = (tmp_path / cascade.CASCADE_FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
     (tmp_path / cascade.CASCADE_FILE).write_text(changed)
-    cascade.write_file(
+    cascade.write_cascade_file(
         {"base": {}, "tsr": {}, "ssr": {"augmentation_snr": math.inf}}, tmp_path
     )
     assert (tmp_path / cascade.CASCADE_FILE).read_text().startswith(changed)
@@ -283,16 +283,16 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
         "[[stage]]\nname = [1]\n",
     ):
         (tmp_path / cascade.CASCADE_FILE).write_text(file)
-        with pytest.raises(UserError, match="lacks .*: put it in its place"):
-            cascade.write_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
+        with pytest.raises(UserError, match="lacks .*: insert it in its place"):
+            cascade.write_cascade_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
         assert (tmp_path / cascade.CASCADE_FILE).read_text() == file
 
 
 @pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
 def test_a_spoilt_file_is_named_and_left_alone(tmp_path, text):
     (tmp_path / cascade.CASCADE_FILE).write_text(text)
-    with pytest.raises(UserError, match="mend or delete it"):
-        cascade.write_file({"base": {}}, tmp_path)
+    with pytest.raises(UserError, match="correct or delete it"):
+        cascade.write_cascade_file({"base": {}}, tmp_path)
     assert (tmp_path / cascade.CASCADE_FILE).read_text() == text
 
 

@@ -191,9 +191,11 @@ def test_a_bug_is_no_lost_process(error):
     ("error", "status"),
     [(ValueError("INTERNAL: Gloo: heartbeat"), 134), (ValueError("a barrier"), 1)],
 )
-def test_the_traceback_is_told_whoever_is_blamed(monkeypatch, capsys, error, status):
+def test_the_traceback_is_printed_whatever_is_the_cause(
+    monkeypatch, capsys, error, status
+):
     left = []
-    monkeypatch.setattr(launch, "leave", left.append)
+    monkeypatch.setattr(launch, "exit_process", left.append)
     launch._exit_with_traceback(type(error), error, None)
     told = capsys.readouterr().err
     assert left == [status] and f"ValueError: {error}" in told

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tensorboardX.record_writer import masked_crc32c
 
 from vdm_jax.errors import UserError
-from vdm_jax.runs import LATER
+from vdm_jax.migration import ADDED_FIELDS
 from vdm_jax.scalars import read_scalars
 from vdm_jax.training.logging import Event, Logger
 from vdm_jax.training.run import RESUME_RULES, open_run
@@ -46,17 +46,17 @@ def config(**changes) -> ConfigDict:
             "init_from": "",
             "video": {"frames": 8},
             "data": {
-                **LATER["data"],
+                **ADDED_FIELDS["data"],
                 "batch_size": 2,
                 "path": "a",
                 "label_vocabulary": (("x", "y"),),
             },
-            "stage": LATER["stage"],
+            "stage": ADDED_FIELDS["stage"],
             "network": {"levels": ({"channels": 8},), "remat": "none"},
-            "conditioning": {**LATER["conditioning"], "guidance_range": ()},
-            "diffusion": LATER["diffusion"],
+            "conditioning": {**ADDED_FIELDS["conditioning"], "guidance_range": ()},
+            "diffusion": ADDED_FIELDS["diffusion"],
             "train": {
-                **LATER["train"],
+                **ADDED_FIELDS["train"],
                 "steps": 4,
                 "keep_checkpoints": 2,
                 "trainable": ((".*", True),),
@@ -224,7 +224,7 @@ def test_every_younger_field_goes_on_with_its_old_meaning(tmp_path, capsys):
     begin(tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
-    for section, fields in LATER.items():
+    for section, fields in ADDED_FIELDS.items():
         for name in fields:
             del old[section][name]
     path.write_text(json.dumps(old))
@@ -252,9 +252,9 @@ def test_every_field_has_an_answer():
 
 HOLDER = """
 import sys
-from vdm_jax.training.run import owning
+from vdm_jax.training.run import lock_workdir
 from pathlib import Path
-with owning(Path(sys.argv[1])):
+with lock_workdir(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.read()
 """

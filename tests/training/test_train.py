@@ -115,7 +115,7 @@ def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_finished_compiles_nothing(tmp_path, monkeypatch, capsys):
-    """Otherwise a process that has the step compiled would wait for one that has not."""
+    """Otherwise a process with a compiled step would wait for one without."""
     config = shapes.get_config("smoke")
     state = SimpleNamespace(step=config.train.steps)
     monkeypatch.setattr(runs.Run, "resume", lambda *args: state)

@@ -19,7 +19,7 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.training.run import open_run
 from vdm_jax.training.step import first_non_finite, init_state, make_step
-from vdm_jax.training.train_loop import train_loop
+from vdm_jax.training.train_loop import Update, train_loop
 
 TX = optax.scale_by_adam()
 KEY = jax.random.key(0)
@@ -33,14 +33,14 @@ def config(**changes) -> ConfigDict:
     return ConfigDict({"init_from": "", "train": {**train, **changes}})
 
 
-def loss_fn(params, frozen, batch, key):
+def loss_fn(params, aux_params, batch, key):
     noise = jax.random.normal(key, batch["x"].shape)
     error = params["w"] * (batch["x"] + 0.1 * noise) - 1
-    return jnp.mean(error**2) + frozen.get("offset", 0.0), {}
+    return jnp.mean(error**2) + aux_params.get("offset", 0.0), {}
 
 
 STEP = jax.jit(
-    make_step(loss_fn, TX, lambda step, frozen: jnp.float32(0.01), ema_decay=0.9),
+    make_step(loss_fn, TX, lambda step, aux_params: jnp.float32(0.01), ema_decay=0.9),
     donate_argnums=0,
 )
 
@@ -69,9 +69,17 @@ def new_state():
 
 
 def train(
-    workdir, until=4, data=None, drop=None, time_limit=None, seen=lambda run: 0, **how
+    workdir,
+    until=4,
+    data=None,
+    drop=None,
+    time_limit=None,
+    seen=lambda run: 0,
+    step=None,
+    diagnose=None,
+    **kwargs,
 ):
-    """Like train.py: resume what is there, go on to `until`."""
+    """Like train.py: resume what is there and train to `until`."""
     data = data or Data()
     with open_run(workdir, config(), {}, time_limit) as run:
         seen(run)
@@ -80,11 +88,9 @@ def train(
         )
         if drop is not None and run.restored_step:
             state, data.number = drop(state, data.number)
-        how = {"step": STEP, "observers": (), **how}
-        return train_loop(
-            how.pop("step"), state, {}, data, num_steps=until, run=run,
-            config_train=config().train, key=KEY, put=jax.device_put, **how,
-        )  # fmt: skip
+        update = Update(step or STEP, jax.device_put, diagnose)
+        kwargs = {"num_steps": until, "run": run, "key": KEY, **kwargs}
+        return train_loop(update, state, {}, data, **kwargs).state
 
 
 def steps(workdir) -> list[int]:
@@ -165,18 +171,18 @@ def test_logs_on_a_full_disk_end_the_run_once_its_state_is_saved(
 ):
 
     def observe(state):
-        with run_of[0].logger.noting_failure():
+        with run_of[0].logger.recording_failure():
             files.write_bytes(tmp_path / "samples", bytes(1 << 16))
 
     run_of = []
     if name == "metrics.jsonl":
         (tmp_path / name).write_bytes(b'{"step": 0}\n' * 2000)  # 24 kB
-    looks = ((at, "looking", observe),) if at else ()
+    observers = ((at, "sampling", observe),) if at else ()
     with (
         pytest.raises(UserError, match="could not be written .file too large") as told,
         files_no_larger_than(20_000),
     ):
-        train(tmp_path, observers=looks, seen=run_of.append)
+        train(tmp_path, observers=observers, seen=run_of.append)
     assert told.value.status == 2 and steps(tmp_path)[-1] == saved
     assert same(train(tmp_path), uninterrupted)
 
@@ -186,21 +192,22 @@ def test_a_signal_in_an_observer_counts(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit):
-        train(tmp_path, observers=((1, "looking", observe),))
+        train(tmp_path, observers=((1, "sampling", observe),))
     assert steps(tmp_path) == [2]  # the step after the one that was looked at
 
 
-@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("is_last", [True, False])
 @pytest.mark.parametrize("when", ["step", "observer"])
-def test_a_signal_at_the_end_leaves_where_more_follows(tmp_path, when, more):
+def test_a_signal_at_the_end_exits_if_more_work_follows(tmp_path, when, is_last):
     def ask(state=None):
         os.kill(os.getpid(), signal.SIGTERM)
 
     data = Data(lambda n: ask() if n == 4 and when == "step" else None)
-    observers = ((0, "looking", ask),) if when == "observer" else ()
-    with pytest.raises(SystemExit) if more else contextlib.nullcontext() as caught:
-        train(tmp_path, data=data, observers=observers, more=more)
-    assert not more or caught.value.code == 42
+    observers = ((0, "sampling", ask),) if when == "observer" else ()
+    exits = contextlib.nullcontext() if is_last else pytest.raises(SystemExit)
+    with exits as caught:
+        train(tmp_path, data=data, observers=observers, is_last=is_last)
+    assert is_last or caught.value.code == 42
     assert steps(tmp_path)[-1] == 4
 
 
@@ -214,8 +221,8 @@ def test_a_time_limit_saves_and_asks_for_a_restart(tmp_path, uninterrupted):
 def test_the_second_signal_leaves_at_once():
     code = """
         import os, signal, time
-        from vdm_jax.training.stop import Stop
-        with Stop().listening():
+        from vdm_jax.training.stop import PreemptionSignal
+        with PreemptionSignal().handling_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
@@ -239,9 +246,9 @@ def test_bad_updates_are_left_out_and_counted(tmp_path, capsys):
 
 
 def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
-    def diagnose(params, frozen, batch, key):
+    def diagnose(params, aux_params, batch, key):
         assert key == jax.random.fold_in(KEY, 3)  # as the step of state.step = 3 had it
-        return first_non_finite(loss_fn, params, frozen, batch, key)
+        return first_non_finite(loss_fn, params, aux_params, batch, key)
 
     data = Data(lambda n: np.nan if n >= 3 else None)
     with pytest.raises(UserError) as caught:
@@ -255,8 +262,8 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
 
 
 def test_a_bad_state_is_never_saved(tmp_path):
-    def blow_up(state, frozen, batch, key):
-        state, metrics = STEP(state, frozen, batch, key)
+    def blow_up(state, aux_params, batch, key):
+        state, metrics = STEP(state, aux_params, batch, key)
         bad = state.step > 2  # the gradient was fine, the update was not
         params = jax.tree.map(lambda p: jnp.where(bad, jnp.inf, p), state.params)
         return state.replace(params=params), metrics
@@ -292,7 +299,7 @@ class Scalar:
 def test_metrics_are_read_while_the_next_step_runs(tmp_path):
     events = []
 
-    def step(state, frozen, batch, key):
+    def step(state, aux_params, batch, key):
         number = int(state.step) + 1
         events.append(f"step {number}")
         metrics = {

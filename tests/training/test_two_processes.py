@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import verbs
+from tests import run_command
 from vdm_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ TOY = textwrap.dedent("""
     if address:
         launch.start(address, int(count), int(rank))
     from vdm_jax import sharding
-    from vdm_jax.training.train_loop import fit
+    from vdm_jax.training.train_loop import Update, train_loop
     from vdm_jax.training.run import open_run
     from vdm_jax.training.step import init_state, make_step
 
@@ -46,18 +46,18 @@ TOY = textwrap.dedent("""
         def set_state(self, number):
             self.number = number
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(params, aux_params, batch, key):
         noise = jax.random.normal(key, batch["x"].shape)
         return jnp.mean((params["kernel"] * (batch["x"] + noise) - 1) ** 2), {}
 
     train = dict(steps=9, checkpoint_every=10**6, keep_checkpoints=2, log_every=1,
-                 max_nonfinite=2)
+                 max_nonfinite_updates=2)
     config = ConfigDict({"init_from": "", "train": train})
     tx = optax.scale_by_adam()
     new = lambda: init_state({"kernel": jnp.ones((1, 3))}, tx, ema=True)
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     placed = sharding.state_shardings(mesh, jax.eval_shape(new))
-    step = jax.jit(make_step(loss_fn, tx, lambda step, frozen: jnp.float32(0.01), 0.9),
+    step = jax.jit(make_step(loss_fn, tx, lambda step, aux: jnp.float32(0.01), 0.9),
                    donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     data = Data()
     with open_run(workdir, config, {}) as run, jax.set_mesh(mesh):
@@ -65,9 +65,10 @@ TOY = textwrap.dedent("""
             sharding.with_shardings(jax.eval_shape(new), placed),
             lambda params: jax.jit(new, out_shardings=placed)(),
             data, lambda path: None)
-        fit(step, state, {}, data, until=int(until), run=run, config_train=config.train,
-            key=jax.random.key(0), put=lambda batch: sharding.put_batch(mesh, batch),
-            observers=((1, "noting", lambda state: {"asked": run.stop.requested()}),))
+        update = Update(step, lambda batch: sharding.put_batch(mesh, batch))
+        observe = lambda state: {"requested": run.stop.requested()}
+        train_loop(update, state, {}, data, num_steps=int(until), run=run,
+                   key=jax.random.key(0), observers=((1, "noting", observe),))
 """)
 
 
@@ -136,7 +137,7 @@ def last(workdir: Path, x64: bool) -> tuple[int, dict, dict]:
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.latest()
     assert step is not None
-    return step, verbs.arrays(folder, step, x64), checkpoints.extra(step)
+    return step, run_command.arrays(folder, step, x64), checkpoints.extra(step)
 
 
 def check_pair(tmp_path, command, at: int, extra: int, x64: bool = False):
@@ -182,11 +183,12 @@ def test_train_py_on_two_processes(tmp_path, x64):
         several = [
             f"--coordinator={where}", f"--num_processes={count}", f"--process_id={rank}"
         ]  # fmt: skip
-        program = ("-c", verbs.FLOAT64, "train") if x64 else ("train.py",)
+        program = ("-c", run_command.FLOAT64, "train") if x64 else ("train.py",)
         return [
             *program, "--config=configs/shapes.py:smoke", f"--workdir={workdir}",
             f"--config.train.steps={until}", "--config.data.batch_size=8",
-            "--config.train.end_lr_fraction=1.0",  # the schedule must not depend on `until`
+            # The learning rate must not depend on `until`.
+            "--config.train.end_lr_fraction=1.0",
             "--config.train.sample_every=0", "--config.train.eval_every=0",
             "--config.train.log_every=1", *(several if count > 1 else ()),
         ]  # fmt: skip

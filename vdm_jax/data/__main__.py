@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from vdm_jax import command, config_files
+from vdm_jax import config_files, runtime
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
@@ -25,4 +25,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    runtime.run(main)

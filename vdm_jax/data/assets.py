@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from vdm_jax import command
+from vdm_jax import runtime
 from vdm_jax.errors import UserError
 from vdm_jax.files import atomic_write
 from vdm_jax.video_io.cache import default_folder
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    runtime.run(main)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vdm_jax import command, video_io
+from vdm_jax import runtime, video_io
 from vdm_jax.data import folder, layout
 from vdm_jax.data.folder import ClipShape, VideoFile
 from vdm_jax.errors import UserError, printable
@@ -43,7 +43,7 @@ FIELDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``check``."""
     parser.add_argument(
-        "dir", nargs="?", type=command.path_type,
+        "dir", nargs="?", type=runtime.path_type,
         help="the folder of videos (default: config.data.path)",
     )  # fmt: skip
     parser.add_argument(
@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bad-share", type=float, help="as config.data.max_bad_fraction"
     )
     parser.add_argument(
-        "--cache-dir", type=command.path_type, help="as config.data.cache_dir"
+        "--cache-dir", type=runtime.path_type, help="as config.data.cache_dir"
     )
     parser.add_argument(
         "--sheet",
         default="data_check.png",
-        type=command.path_type,
+        type=runtime.path_type,
         help="contact sheet to write (replaced if it is there)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead")

@@ -1,18 +1,20 @@
-"""Frechet distances of features: the value, its standard error, its limit for large n."""
+"""Frechet distances of features: value, standard error, extrapolation to infinite n."""
 
 import numpy as np
 
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.kernel import kernel_distance
 
-NUM_HALVES = 30  # random halves behind the error of a distance, and its extrapolation
-RANK = 1e-12  # of a squared singular value to the largest: below, it is rounding
+NUM_HALVES = 30  # random halves that `frechet_error` draws
+RANK = 1e-12  # smaller squared singular values, relative to the largest, are rounding
 
 
 def frechet_distance(
     mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
 ) -> float:
-    """Frechet (2-Wasserstein) distance, squared, of two Gaussians [d], [d, d].
+    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians.
+
+    Means are [d], covariances [d, d].
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2
     (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, section 3).
@@ -21,19 +23,21 @@ def frechet_distance(
 
 
 def frechet_of_features(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of Gaussians fitted to two sets of features, both [n, d].
+    """Return the Frechet distance of Gaussians fitted to two feature sets [n, d].
 
-    Covariances are unbiased (n - 1); the distance is not: it is too large by an
-    amount that falls with n, so sets of unequal n are refused. n may be below d: the
-    rank is then low, and no covariance is formed or inverted.
+    Covariances are unbiased (divided by n - 1). The distance is biased upwards, by an
+    amount that falls with n. n may be below d: no covariance is formed or inverted.
+
+    Raises:
+      UserError: the sets have unequal n, or n is below 2.
     """
     if a.shape != b.shape or len(a) < 2:
         raise UserError(
-            f"features of shapes {a.shape} and {b.shape}: Frechet distances are "
-            "comparable at equal numbers only, from 2 on"
+            f"features of shapes {a.shape} and {b.shape}: a Frechet distance needs "
+            "equal numbers of features, at least 2 each"
         )
     a, b = (np.asarray(x, np.float64) for x in (a, b))
-    # R of Q R = X - mean has R^T R = (n - 1) S, without forming S.
+    # X - mean = Q R, and R^T R = (n - 1) S: the covariance S is never formed.
     factors = [np.linalg.qr(x - x.mean(0)).R.T / np.sqrt(len(x) - 1) for x in (a, b)]
     return _distance(a.mean(0), factors[0], b.mean(0), factors[1])
 
@@ -41,66 +45,70 @@ def frechet_of_features(a: np.ndarray, b: np.ndarray) -> float:
 def frechet_error(
     a: np.ndarray, b: np.ndarray, draws: int = NUM_HALVES, seed: int = 0
 ) -> float:
-    """Standard error of `feature_distance` by the chance of the videos of `a`.
+    """Return the standard error of `frechet_of_features` over draws of the videos `a`.
 
-    a, b: [n, k, d], k features of each of n videos; NaN for n below 4. The distance is
-    a linear function of the videos and a quadratic one, of variances V1 and V2: the
-    chance is V1 + V2. The infinitesimal jackknife finds V1 + 2 V2 (Efron and Stein
-    1981), a bootstrap V1 + 3 V2. V2 is that of what random halves, `draws` of them in
-    complementary pairs, leave of the jackknife's line. experiments/frechet_errors/frechet_errors.py measures
-    how often two of these errors hold the mean.
+    a, b: [n, k, d], k features of each of n videos. Returns NaN for n below 4.
+
+    The distance is the sum of a linear and a quadratic function of the videos, with
+    variances V1 and V2; its variance is V1 + V2. The infinitesimal jackknife estimates
+    V1 + 2 V2 (Efron and Stein 1981), a bootstrap V1 + 3 V2. V2 is estimated as the
+    variance of the residuals from the jackknife's linear part, over `draws` random
+    halves in complementary pairs. experiments/frechet_errors measures the coverage of
+    intervals of two of these errors.
     """
     n, k, _ = a.shape
     if n < 4:
         return float("nan")
     flat, target = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (a, b))
     flat, off = flat - flat.mean(0), flat.mean(0) - target.mean(0)
-    cross = flat @ _thin(target - target.mean(0)).T / np.sqrt(len(target) - 1)
-    # The slope of the distance in the weight of each row of `a`.
+    cross = flat @ _reduce_rows(target - target.mean(0)).T / np.sqrt(len(target) - 1)
+    # Derivative of the distance with respect to the weight of each row of `a`.
     slopes = 2 * flat @ off / len(flat) + (flat**2).sum(1) / (len(flat) - 1)
     squares, vectors = np.linalg.eigh(cross.T @ cross)
     kept = squares > RANK * squares.max()
     along = (cross @ vectors[:, kept]) ** 2 / np.sqrt(squares[kept])
     slopes -= along.sum(1) / np.sqrt(len(flat) - 1)
-    line = slopes.reshape(n, k).sum(1)
-    line -= line.mean()
+    linear = slopes.reshape(n, k).sum(1)
+    linear -= linear.mean()
 
-    def rest(half: np.ndarray) -> float:
-        """Of the distance of these videos, what is not on the line."""
-        x, y = (of.reshape(n, -1)[half].reshape(-1, of.shape[1])
-                for of in (flat, cross))  # fmt: skip
+    def residual(half: np.ndarray) -> float:
+        """Return the distance of a half minus its linear approximation."""
+        x, y = (rows.reshape(n, -1)[half].reshape(-1, rows.shape[1])
+                for rows in (flat, cross))  # fmt: skip
         centre, degrees = x.mean(0), len(x) - 1
-        spread = ((x - centre) ** 2).sum() / degrees
-        nuclear = _nuclear(y - y.mean(0)) / np.sqrt(degrees)
-        found = ((centre + off) ** 2).sum() + spread - 2 * nuclear
-        return float(found - line[half].mean() * n)
+        variance = ((x - centre) ** 2).sum() / degrees
+        nuclear = _nuclear_norm(y - y.mean(0)) / np.sqrt(degrees)
+        distance = ((centre + off) ** 2).sum() + variance - 2 * nuclear
+        return float(distance - linear[half].mean() * n)
 
-    rests = [rest(half) for half in _halves(n, draws, seed)]
-    quadratic = np.var(rests) * (n // 2 / (n - n // 2)) ** 2
-    jackknife = (line**2).sum() * n / (n - 1)
+    residuals = [residual(half) for half in _halves(n, draws, seed)]
+    quadratic = np.var(residuals) * (n // 2 / (n - n // 2)) ** 2
+    jackknife = (linear**2).sum() * n / (n - 1)
     return float(np.sqrt(max(jackknife - quadratic, quadratic)))
 
 
 def frechet_infinity(
     a: np.ndarray, b: np.ndarray, draws: int = 10, seed: int = 0
 ) -> float:
-    """The Frechet distance of infinitely many videos, from n and from random halves.
+    """Return the Frechet distance extrapolated to infinitely many videos.
 
-    a, b: [n, k, d] as for `distance_error`; NaN for n below 4. Linear in 1 / n (Chong
-    and Forsyth 2020, arXiv:1911.07023, FID-infinity). Where there are fewer features
-    than about 1.5 d it is still too large: the covariances have no full rank. It may be
-    negative.
+    a, b: [n, k, d] as for `frechet_error`. Returns NaN for n below 4.
+
+    Extrapolates linearly in 1 / n, from all n videos and from random halves (Chong and
+    Forsyth 2020, arXiv:1911.07023, FID-infinity). With fewer than about 1.5 d features
+    the covariances lack full rank and the result is too large. It may be negative.
     """
     n = len(a)
     if n < 4:
         return float("nan")
 
     def distance(videos: np.ndarray) -> float:
-        x, y = (of[videos].reshape(-1, of.shape[-1]) for of in (a, b))
+        x, y = (rows[videos].reshape(-1, rows.shape[-1]) for rows in (a, b))
         off, degrees = x.mean(0) - y.mean(0), len(x) - 1
         x, y = x - x.mean(0), y - y.mean(0)
-        spread = (x**2).sum() + (y**2).sum() - 2 * _nuclear(x @ _thin(y).T)
-        return float(off @ off + spread / degrees)
+        traces = (x**2).sum() + (y**2).sum()
+        traces -= 2 * _nuclear_norm(x @ _reduce_rows(y).T)
+        return float(off @ off + traces / degrees)
 
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     whole = distance(np.arange(n))
@@ -111,10 +119,10 @@ def frechet_infinity(
 def distance_scores(
     name: str, a: np.ndarray, b: np.ndarray, draws: int = NUM_HALVES
 ) -> dict[str, float]:
-    """The Frechet distance of two sets of features [n, k, d], and what few videos do.
+    """Return the distances of two feature sets [n, k, d], with errors and bias.
 
-    Keys: NAME, the distance; NAME_error, its standard error; NAME_infinite, as
-    `extrapolated`; NAME_kernel and NAME_kernel_error, as `kernel_distance`.
+    Keys: NAME, the Frechet distance; NAME_error, its standard error; NAME_infinite, of
+    `frechet_infinity`; NAME_kernel and NAME_kernel_error, of `kernel_distance`.
     """
     kernel, kernel_error = kernel_distance(a, b)
     return {
@@ -126,22 +134,22 @@ def distance_scores(
     }
 
 
-def _thin(rows: np.ndarray) -> np.ndarray:
-    """[n, d] -> [at most d, d] of the same sum of outer products."""
+def _reduce_rows(rows: np.ndarray) -> np.ndarray:
+    """Return at most d rows with the same sum of outer products as rows [n, d]."""
     if len(rows) <= rows.shape[1]:
         return rows
     return np.linalg.qr(rows).R
 
 
-def _nuclear(rows: np.ndarray) -> float:
-    """The sum of the singular values, from their squares: to 1e-6 of the largest."""
+def _nuclear_norm(rows: np.ndarray) -> float:
+    """Return the sum of the singular values, accurate to 1e-6 of the largest."""
     tall = len(rows) > rows.shape[1]
     square = rows.T @ rows if tall else rows @ rows.T
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0)).sum())
 
 
 def _halves(n: int, draws: int, seed: int) -> list[np.ndarray]:
-    """Random halves of n numbers, each followed by as many of the rest."""
+    """Return random halves of range(n), each followed by its complement."""
     rng, half = np.random.default_rng(seed), n // 2
     orders = [rng.permutation(n) for _ in range(max(draws // 2, 1))]
     return [part for order in orders for part in (order[:half], order[-half:])]
@@ -150,22 +158,22 @@ def _halves(n: int, draws: int, seed: int) -> list[np.ndarray]:
 def _distance(
     mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray
 ) -> float:
-    """The distance from factors [d, k] of the covariances, S = A A^T.
+    """Return the distance from factors [d, k] of the covariances, S = A A^T.
 
-    The last trace is then the sum of the singular values of A1^T A2: their squares are
-    the eigenvalues of S1^1/2 S2 S1^1/2.
+    The last trace is the sum of the singular values of A1^T A2, whose squares are the
+    eigenvalues of S1^1/2 S2 S1^1/2.
     """
     difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
     cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
-    spread = (factor1**2).sum() + (factor2**2).sum()
-    return max(float(difference @ difference + spread - 2 * cross), 0.0)
+    traces = (factor1**2).sum() + (factor2**2).sum()
+    return max(float(difference @ difference + traces - 2 * cross), 0.0)
 
 
 def _factor(cov: np.ndarray) -> np.ndarray:
-    """A with A A^T = cov.
+    """Return A with A A^T = cov.
 
-    Where the rank is low some eigenvalues are rounding errors instead of 0, and the
-    root of 1e-16 is 1e-8: what is within rounding of 0 is taken as 0 before the root.
+    Eigenvalues within rounding of 0 are set to 0 before the square root: the root of a
+    rounding error of 1e-16 would be 1e-8.
     """
     values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
     rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max()

@@ -1,11 +1,11 @@
-"""Cheap honest statistics of videos: no network, numpy in float64, seconds on a CPU.
+"""Statistics of videos from pixels: no network, numpy in float64, seconds on a CPU.
 
-Every figure stands in a table beside the same figure of real clips that were spoilt
-in one way each, because alone it says little: a flat mean may pass where motion was
-asked for. docs/evaluation.md says what each one shows and what it does not.
+Each statistic is also measured on real clips and on distorted real clips
+(`reference_sets`), because its value alone says little: a constant mean frame passes a
+test that has no term for motion. docs/evaluation.md says what each statistic detects.
 
 Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped to
-that range, as they are when written to a file. All pixel units are those of [-1, 1].
+that range. All pixel units are those of [-1, 1].
 """
 
 from collections.abc import Mapping
@@ -23,28 +23,28 @@ from vdm_jax.metrics.video_arrays import (
     to_float64,
 )
 
-CELLS = 8  # a frame is described on a grid of 8x8 cells
+CELLS = 8  # rows and columns of the grid that a frame's features are averaged on
 COLUMNS = {
     "row": ("{clips} clips a row", ""),
     "frame_fd": ("frame FD", ".2f"),
     "motion_fd": ("motion FD", ".3f"),
     "motion": ("motion / real", ".2f"),
     "sharpness": ("sharpness / real", ".2f"),
-    "closer_to_train": ("nearer to training", ".2f"),
+    "closer_to_train": ("closer to train", ".2f"),
 }
-"""Keys of a row that are shown: heading and format."""
+"""Heading and format of the keys of a row."""
 BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),
     **distance_columns("frame_fd", "frame FD", ".2f"),
     **distance_columns("motion_fd", "motion FD", ".3f"),
 }
-"""Keys of a row that say what few clips do to its distances."""
+"""Heading and format of the keys that state error and bias of the distances."""
 
 
 def area_weights(size: int, cells: int) -> np.ndarray:
-    """[cells, size]: the share of each pixel in each cell's mean; rows sum to 1.
+    """Return [cells, size]: the weight of each pixel in each cell's mean.
 
-    A cell is 1/cells of the length, wherever its ends fall within a pixel.
+    Rows sum to 1. Cells have equal lengths; a cell may end within a pixel.
     """
     edges = np.arange(cells + 1) * size / cells
     left = np.maximum(edges[:-1, None], np.arange(size))
@@ -53,11 +53,10 @@ def area_weights(size: int, cells: int) -> np.ndarray:
 
 
 def pixel_features(videos: np.ndarray) -> np.ndarray:
-    """[n*f, 256]: what the Frechet distances see of each RGB frame.
+    """Return features [n * f, 256] of single RGB frames.
 
-    First the mean colour of each of 8x8 cells (192), then the mean length of the
-    gradient in each (64, averaged over the channels). Cells have equal areas; where
-    the size does not divide by 8 their borders cut through pixels.
+    The first 192 are the mean colours of 8x8 cells, the other 64 the mean lengths of
+    the gradient there, averaged over the channels.
     """
     return np.concatenate(
         [_features(to_float64(video)) for video in check_videos(videos)]
@@ -65,7 +64,7 @@ def pixel_features(videos: np.ndarray) -> np.ndarray:
 
 
 def motion_features(videos: np.ndarray) -> np.ndarray:
-    """[n*(f-1), 256]: the same features of the differences of neighbouring frames."""
+    """Return `pixel_features` of differences of adjacent frames, [n * (f - 1), 256]."""
     return np.concatenate(
         [
             _features(np.diff(to_float64(video), axis=0))
@@ -75,7 +74,7 @@ def motion_features(videos: np.ndarray) -> np.ndarray:
 
 
 def _features(frames: np.ndarray) -> np.ndarray:
-    """[f, h, w, c] -> [f, 8*8*(c+1)]."""
+    """Return cell means of colours and gradient lengths: [f, 8 * 8 * (c + 1)]."""
     across = np.diff(frames, axis=2, append=frames[:, :, -1:])  # 0 at the far edge
     down = np.diff(frames, axis=1, append=frames[:, -1:])
     gradient = np.hypot(across, down).mean(-1, keepdims=True)
@@ -91,7 +90,7 @@ def _features(frames: np.ndarray) -> np.ndarray:
 
 
 def motion(videos: np.ndarray) -> float:
-    """Mean |difference of neighbouring frames|, in pixel values of [-1, 1]."""
+    """Return the mean absolute difference of adjacent frames, pixels in [-1, 1]."""
     means = [
         np.abs(np.diff(to_float64(v), axis=0)).mean() for v in check_videos(videos)
     ]
@@ -99,7 +98,10 @@ def motion(videos: np.ndarray) -> float:
 
 
 def sharpness(videos: np.ndarray) -> float:
-    """Mean |Laplacian| (the four neighbours less four times the pixel), edges held."""
+    """Return the mean absolute Laplacian, edges extended by their nearest pixel.
+
+    The Laplacian is the sum of the four neighbours minus four times the pixel.
+    """
     kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float64)[None, :, :, None]
     means = [
         np.abs(ndimage.convolve(to_float64(video), kernel, mode="nearest")).mean()
@@ -111,11 +113,11 @@ def sharpness(videos: np.ndarray) -> float:
 def nearest_training(
     samples: np.ndarray, training: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample the index of its nearest training clip, and the distance, [n].
+    """Return index and distance of each sample's nearest training clip, both [n].
 
-    Distance is the root mean square of the pixel differences over the whole clip, on
-    [-1, 1]: 0 for a copy. A shifted or mirrored copy is not found, and a blurred
-    sample is near to everything: look at the pairs too.
+    The distance is the root mean square of the pixel differences over the whole clip,
+    on [-1, 1]: 0 for a copy. It does not find shifted or mirrored copies, and a blurred
+    sample is close to every clip, so the pairs should be viewed too.
     """
     check_same_shape(samples, training)
     flat = to_float64(samples).reshape(len(samples), -1)
@@ -123,12 +125,12 @@ def nearest_training(
     index = np.zeros(len(samples), np.int64)
     for start in range(0, len(training), 256):  # bounds the float64 copies in memory
         clips = to_float64(training[start : start + 256]).reshape(-1, flat.shape[1])
-        score = (clips**2).sum(1) - 2 * flat @ clips.T  # distance^2 less |sample|^2
-        found = score.argmin(1)
-        value = score[np.arange(len(flat)), found]
-        index = np.where(value < best, found + start, index)
+        score = (clips**2).sum(1) - 2 * flat @ clips.T  # distance^2 minus |sample|^2
+        nearest = score.argmin(1)
+        value = score[np.arange(len(flat)), nearest]
+        index = np.where(value < best, nearest + start, index)
         best = np.minimum(value, best)
-    # Anew from the pixels: the scores cancel, and a copy would not come out as 0.
+    # Recomputed from the pixels: cancellation in the score would hide an exact copy.
     distance = [
         np.sqrt(np.mean((to_float64(s) - to_float64(training[i])) ** 2))
         for s, i in zip(samples, index, strict=True)
@@ -143,51 +145,52 @@ def pixel_table(
     seed: int = 0,
     extra_samples: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
-    """Rows of `compared`, measured by their pixels; more: of other samples, by name.
+    """Return a row of pixel statistics per set of `reference_sets`.
 
-    A row has the keys of COLUMNS and BIAS, and clips, their number. frame_fd and
-    motion_fd are in squared pixel units, motion and sharpness are divided by the
-    reference's (NaN where that is 0), nearer is the share of clips that are nearer to a
-    training clip (any of them) than the median held-out clip, NaN without any.
+    extra_samples: further samples by row name, inserted after the first row.
 
-    Raises UserError as `compared` does.
+    A row has the keys of COLUMNS and BIAS_COLUMNS, and clips, their number. frame_fd
+    and motion_fd are in squared pixel units. motion and sharpness are ratios to the
+    reference's, NaN where that is 0. closer_to_train is the fraction of clips that are
+    closer to their nearest training clip than the median held-out clip is to its own,
+    NaN without held-out clips.
+
+    Raises:
+      UserError: as `reference_sets`.
     """
     reference, named = reference_sets(samples, training, held_out, seed)
     n, median = len(reference), np.nan
     if held_out is not None:
-        kept = named["held-out real"]()
-        median = np.median(nearest_training(kept, training)[1])
-    seen = {"frame_fd": pixel_features, "motion_fd": motion_features}
-    aims = {
-        name: group_by_video(features(reference), n) for name, features in seen.items()
+        median = np.median(nearest_training(named["held-out real"](), training)[1])
+    extractors = {"frame_fd": pixel_features, "motion_fd": motion_features}
+    targets = {
+        key: group_by_video(features(reference), n)
+        for key, features in extractors.items()
     }
     real_motion, real_sharpness = motion(reference), sharpness(reference)
 
-    def nearer(videos: np.ndarray) -> float:
+    def closer_to_train(videos: np.ndarray) -> float:
         if held_out is None:
             return np.nan
         return float(np.mean(nearest_training(videos, training)[1] < median))
 
     def row(name: str, videos: np.ndarray) -> Row:
-        measured = [
-            distance_scores(key, group_by_video(features(videos), n), aims[key])
-            for key, features in seen.items()
-        ]
+        distances: Row = {}
+        for key, features in extractors.items():
+            own = group_by_video(features(videos), n)
+            distances |= distance_scores(key, own, targets[key])
         return {
             "row": name,
             "clips": n,
-            **{k: v for found in measured for k, v in found.items()},
+            **distances,
             "motion": _ratio(motion(videos), real_motion),
             "sharpness": _ratio(sharpness(videos), real_sharpness),
-            "closer_to_train": nearer(videos),
+            "closer_to_train": closer_to_train(videos),
         }
 
     rows = [row(name, videos()) for name, videos in named.items()]
-    return (
-        rows[:1]
-        + [row(name, of[:n]) for name, of in (extra_samples or {}).items()]
-        + rows[1:]
-    )
+    extra = (extra_samples or {}).items()
+    return rows[:1] + [row(name, videos[:n]) for name, videos in extra] + rows[1:]
 
 
 def _ratio(value: float, real: float) -> float:

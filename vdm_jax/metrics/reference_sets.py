@@ -1,4 +1,4 @@
-"""The rows of every table: samples, real clips, and real clips distorted on purpose."""
+"""Video sets that are measured together: samples, real clips, distorted real clips."""
 
 from collections.abc import Callable
 
@@ -36,9 +36,9 @@ DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "global mean": _global_mean,
     "noise": _noise,
 }
-"""Real clips [n,f,h,w,c] in [-1, 1], spoilt in one way each: first frame held; mean
-over a clip's frames, held; mean over windows of 4x4 pixels; mean over all clips and
-frames, held; uniform noise in their place."""
+"""Distortions of real clips [n, f, h, w, c] in [-1, 1]. In order: the first frame
+repeated; the mean over a clip's frames repeated; the mean over windows of 4x4 pixels;
+the mean over all clips and frames repeated; uniform noise instead of the clip."""
 
 
 def reference_sets(
@@ -47,15 +47,19 @@ def reference_sets(
     held_out: np.ndarray | None,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, Callable[[], np.ndarray]]]:
-    """The reference [n, ...], and what stands beside it: samples, real clips, spoilt
-    ones; each made when it is asked for.
+    """Return the reference set [n, ...] and functions that make the sets to measure.
 
-    All have the same number n of clips: that of the samples, of the held-out clips (if
-    there are any: None leaves their row out) or half that of the training clips,
-    whichever is least, repeated clips not counted. Of
-    the training clips n are drawn as the reference, and n others for 'training real',
-    which is as good as n clips can look, and for the SPOILT rows: so those differ from
-    it by the spoiling alone. Raises UserError for unlike shapes, or if n is below 2.
+    The sets are, by row name: samples, training real, held-out real (absent where
+    held_out is None) and one set per entry of DISTORTIONS. All sets have the same
+    number n of clips: the smallest of the numbers of samples, of held-out clips and of
+    half the training clips, duplicates not counted.
+
+    n training clips are drawn with `seed` as the reference. n others are the set
+    'training real': its score is the best that n clips can reach. The distorted sets
+    are made from the same n clips, so they differ from it by the distortion alone.
+
+    Raises:
+      UserError: shapes differ, or n is below 2.
     """
     check_same_shape(samples, training)
     training = unique_videos(training)
@@ -65,9 +69,9 @@ def reference_sets(
         held_out = unique_videos(held_out)
         n = min(n, len(held_out))
     if n < 2:
-        kept = "" if held_out is None else f"{len(held_out)} held-out, "
+        others = "" if held_out is None else f"{len(held_out)} held-out, "
         raise UserError(
-            f"{len(samples)} samples, {kept}{len(training)} training clips that "
+            f"{len(samples)} samples, {others}{len(training)} training clips that "
             "differ: statistics need at least 2 of each and 4 for training"
         )
     drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
@@ -78,6 +82,6 @@ def reference_sets(
     }
     if held_out is not None:
         rows["held-out real"] = lambda: held_out[:n]
-    for name, spoil in DISTORTIONS.items():
-        rows[name] = lambda spoil=spoil: spoil(to_float64(other))
+    for name, distort in DISTORTIONS.items():
+        rows[name] = lambda distort=distort: distort(to_float64(other))
     return drawn[:n], rows

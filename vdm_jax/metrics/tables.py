@@ -1,14 +1,14 @@
-"""Tables of scores: columns, formatted cells, plain text."""
+"""Tables of scores: their columns, formatted cells and plain text."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Row = dict[str, str | int | float]
+Row = dict[str, str | int | float]  # scores of one set of videos by name
 
 
 def distance_columns(name: str, heading: str, form: str) -> dict[str, tuple[str, str]]:
-    """Of the keys of `distances`."""
+    """Return headings and formats of the keys of `frechet.distance_scores`."""
     return {
         name: (heading, form),
         f"{name}_error": ("±", form),
@@ -19,20 +19,24 @@ def distance_columns(name: str, heading: str, form: str) -> dict[str, tuple[str,
 
 
 BIAS_NOTE = (
-    "Frechet distances are too large by an amount that falls with the number of "
-    "clips. n = ∞ is the distance extrapolated to infinitely many; with fewer features "
-    "than about one and a half times their numbers it is still too large. KID, a "
-    "kernel distance of the same features, has no such bias: its mean is 0 for equal "
-    "distributions, so it may be negative. ± is a standard error by the chance of the "
-    "row's own clips; on Gaussians twice that to either side held the mean over other "
-    "clips, as many, in 90 to 97 trials of a hundred, of KID in 83 to 97."
+    "A Frechet distance is biased upwards, by an amount that falls with the number of "
+    "clips. n = ∞ is the distance extrapolated to infinitely many clips. With fewer "
+    "feature vectors than about one and a half times their length it is still too "
+    "large. KID, a kernel distance of the same features, is unbiased: its mean is 0 "
+    "for equal distributions, so it may be negative. ± is the standard error over draws of "
+    "the row's own clips. On Gaussians, intervals of two standard errors covered the "
+    "mean over other draws of as many clips in 90 to 97 of a hundred trials, those of "
+    "KID in 83 to 97."
 )
 
 
 def format_cells(
     rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Headings and formatted cells of a table, for the terminal and for the report."""
+    """Return headings and formatted cells of a table.
+
+    columns: heading and format by key of a row. A cell without a value is a dash.
+    """
     headings = [heading.format(**rows[0]) for heading, _ in columns.values()]
     return headings, [
         [_cell(row.get(key), form) for key, (_, form) in columns.items()]
@@ -41,7 +45,7 @@ def format_cells(
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as aligned plain text: first column left, the others right."""
+    """Return a table as plain text, first column left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:

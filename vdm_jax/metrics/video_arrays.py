@@ -1,6 +1,7 @@
-"""Videos as arrays: pixels as float64, shapes, videos that occur once.
+"""Arrays of videos: conversion to float64, removal of duplicates, checks of shapes.
 
-Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1].
+Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped to that
+range, as they are when they are written to a file.
 """
 
 import hashlib
@@ -11,7 +12,10 @@ from vdm_jax.errors import UserError
 
 
 def to_float64(video: np.ndarray) -> np.ndarray:
-    """Float64 in [-1, 1] of uint8 0..255, or of floats, which are clipped."""
+    """Return pixels as float64 in [-1, 1], of uint8 0..255 or of floats, clipped.
+
+    Raises UserError for other types and for values that are not finite.
+    """
     video = np.asarray(video)
     if video.dtype == np.uint8:
         return video / 127.5 - 1.0
@@ -25,7 +29,7 @@ def to_float64(video: np.ndarray) -> np.ndarray:
 
 
 def unique_videos(videos: np.ndarray) -> np.ndarray:
-    """The videos [n, ...] in their order, without those that are there already."""
+    """Return videos [n, ...] without duplicates, in order of first occurrence."""
     first: dict[bytes, int] = {}
     for i, video in enumerate(videos):
         first.setdefault(hashlib.sha256(video.tobytes()).digest(), i)
@@ -33,11 +37,12 @@ def unique_videos(videos: np.ndarray) -> np.ndarray:
 
 
 def group_by_video(features: np.ndarray, n: int) -> np.ndarray:
-    """[n k, d] of n videos, one after the other, as [n, k, d]."""
+    """Reshape features [n * k, d] of n consecutive videos to [n, k, d]."""
     return features.reshape(n, -1, features.shape[-1])
 
 
 def check_videos(videos: np.ndarray) -> np.ndarray:
+    """Return videos; raise UserError unless they are at least 2 clips of 2 frames."""
     if np.ndim(videos) != 5 or len(videos) < 2 or np.shape(videos)[1] < 2:
         raise UserError(
             f"videos of shape {np.shape(videos)}: statistics need [n, f, h, w, c] with "
@@ -47,6 +52,7 @@ def check_videos(videos: np.ndarray) -> np.ndarray:
 
 
 def check_same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise UserError unless clips a and b agree in frames, size and channels."""
     if np.ndim(a) != 5 or np.ndim(b) != 5 or a.shape[1:] != b.shape[1:] or not len(b):
         raise UserError(
             f"clips of shapes {np.shape(a)} and {np.shape(b)} cannot be compared: give "

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax import command
+from vdm_jax import runtime
 
 CONTINUE, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
 EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
@@ -58,7 +58,7 @@ class PreemptionSignal:
             if number not in LEFT_IGNORED
             or signal.getsignal(number) is not signal.SIG_IGN
         }
-        self._heard = not command.output_reader_gone()
+        self._heard = not runtime.output_reader_gone()
         try:
             yield
         finally:
@@ -83,7 +83,7 @@ class PreemptionSignal:
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:
             self.request_stop(RESTART, "time limit")
-        if self._heard and command.output_reader_gone() and not self._request:
+        if self._heard and runtime.output_reader_gone() and not self._request:
             self.request_stop(RESTART, "the reader of its output left")
             write_stderr(f"{self.reason}: saving after this step")
         return self._request

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vdm_jax import command, text
+from vdm_jax import runtime, text
 from vdm_jax.data import __main__ as data_command
 from vdm_jax.errors import UserError
 
@@ -23,7 +23,7 @@ def end_of(main, capfd):
     left = []
     streams, handler = (sys.stdout, sys.stderr), signal.getsignal(signal.SIGINT)
     try:
-        command.run(main, left.append)
+        runtime.run(main, left.append)
     finally:
         sys.stdout, sys.stderr = streams
         signal.signal(signal.SIGINT, handler)
@@ -119,14 +119,14 @@ def test_what_ends_the_imports_of_a_command_is_one_line(variable, status, line):
 
 STREAMS = """
 import os, sys
-from vdm_jax import command
+from vdm_jax import runtime
 def main():
     handle = os.open(os.devnull, os.O_RDONLY)
     for line in range(20000):
         print("a line, and what is not ASCII: \\u2028 \\udce9 \\U0001f600")
     print("and an error", file=sys.stderr)
     return 7 if handle > 2 else 8
-command.run(main)
+runtime.run(main)
 """
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_said_does_not_end_a_command(shell, encoding):
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("name", list(command.PINNED_JAX_SETTINGS))
+@pytest.mark.parametrize("name", list(runtime.PINNED_JAX_SETTINGS))
 def test_a_setting_that_changes_numbers_is_put_back_and_named(
     monkeypatch, capsys, name
 ):
@@ -160,11 +160,11 @@ def test_a_setting_that_changes_numbers_is_put_back_and_named(
     put = {}
     monkeypatch.setattr(jax.config, "update", put.__setitem__)
     assert (
-        command.jax_setting(name) == command.PINNED_JAX_SETTINGS[name] or "rank" in name
+        runtime.jax_setting(name) == runtime.PINNED_JAX_SETTINGS[name] or "rank" in name
     )  # of tests
-    monkeypatch.setattr(command, "setting", {name: "other"}.get)
-    command.configure_jax()
-    assert put[name] == command.PINNED_JAX_SETTINGS[name]
+    monkeypatch.setattr(runtime, "setting", {name: "other"}.get)
+    runtime.configure_jax()
+    assert put[name] == runtime.PINNED_JAX_SETTINGS[name]
     assert f"{name.upper()}=other" in capsys.readouterr().err
 
 
@@ -177,9 +177,9 @@ def test_devices_that_were_asked_for_and_do_not_start(monkeypatch):
     asked = {"jax_platforms": "tpu"}
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(command, "setting", asked.get)
+    monkeypatch.setattr(runtime, "setting", asked.get)
     with pytest.raises(UserError, match="JAX_PLATFORMS=tpu does not .*here is cpu"):
-        command.start_devices()
+        runtime.start_devices()
     assert asked["jax_platforms"] == "tpu"
 
 
@@ -188,7 +188,7 @@ def test_a_variable_that_names_a_path_names_one_of_this_machine(monkeypatch, set
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv(setting, "gs://b")
     with pytest.raises(UserError, match=f"{setting}=gs://b"):
-        command.compilation_cache_dir()
+        runtime.compilation_cache_dir()
 
 
 def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path):
@@ -196,7 +196,7 @@ def test_a_cache_that_cannot_be_made_costs_a_line(monkeypatch, capsys, tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "xla"))
     put = {}
     monkeypatch.setattr(jax.config, "update", put.__setitem__)
-    command.configure_jax()
+    runtime.configure_jax()
     assert put["jax_compilation_cache_dir"] == ""
     assert "JAX_COMPILATION_CACHE_DIR" in capsys.readouterr().err
 

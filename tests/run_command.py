@@ -30,8 +30,8 @@ CONTEXT.set_forkserver_preload(PRELOAD)
 # environment: verb, flags.
 FLOAT64 = """
 import sys
-from vdm_jax import cli, command
-command.PINNED["jax_enable_x64"] = True
+from vdm_jax import cli, runtime
+runtime.PINNED["jax_enable_x64"] = True
 verb, *sys.argv[1:] = sys.argv[1:]
 getattr(cli, verb)()
 """

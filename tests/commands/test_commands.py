@@ -11,8 +11,8 @@ from absl.flags._argument_parser import NumericParser
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests import verbs
-from tests.verbs import call, refused
+from tests import run_command
+from tests.run_command import call, refused
 from vdm_jax import cli, runs, video_io
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
@@ -453,7 +453,7 @@ def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypa
         "sample.reconstruction_schedule", "distill.sampler", "distill.loss_weighting",
         "distill.metric",
     }  # fmt: skip
-    monkeypatch.syspath_prepend(verbs.ROOT)
+    monkeypatch.syspath_prepend(run_command.ROOT)
     made = importlib.import_module("configs.base")
     for config in (made.base(), made.distillation()):
         texts = {

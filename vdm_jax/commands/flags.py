@@ -1,0 +1,222 @@
+"""Kinds of flags, flags that several commands have, and checks of combinations."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from absl import flags
+
+from vdm_jax import runtime
+from vdm_jax.errors import UserError
+from vdm_jax.files import user_path, why_invalid_text
+
+FLAGS = flags.FLAGS
+
+# --- kinds of flags ----------------------------------------------------------------
+
+
+class _Path(flags.ArgumentParser):
+    """The parser of every flag that names a file or a folder."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> str:
+        """Return the path; UserError for what is no path of a file system."""
+        return str(user_path(argument, f"--{self.name}"))
+
+
+class _Paths(flags.ListParser):
+    """The parser of comma-separated paths."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        """Return the paths; UserError as for one path."""
+        return [str(user_path(p, f"--{self.name}")) for p in super().parse(argument)]
+
+
+class _Float(flags.FloatParser):
+    """The parser of a number; NaN is refused, since no bound would hold it."""
+
+    def parse(self, argument: float | int | str) -> float:
+        """Return the number; ValueError for NaN."""
+        value = super().parse(argument)
+        if value != value:
+            raise ValueError("not a number")
+        return value
+
+
+def define_path(name: str, meaning: str) -> None:
+    """Define a flag that is a path."""
+    flags.DEFINE(_Path(name), name, None, meaning)
+
+
+def define_paths(name: str, meaning: str) -> None:
+    """Define a flag that is a comma-separated list of paths."""
+    flags.DEFINE(_Paths(name), name, [], meaning, serializer=flags.ListSerializer(","))
+
+
+def define_float(
+    name: str, default: float | None, meaning: str, *bounds: float
+) -> None:
+    """Define a flag that is a number, with optional lower and upper bounds."""
+    flags.DEFINE(_Float(*bounds), name, default, meaning)
+
+
+def check_text(name: str) -> None:
+    """Raise UserError for a flag whose text is not UTF-8, unless it is a path.
+
+    Python decodes such bytes to surrogates; only names of files may hold them.
+    """
+    flag = FLAGS[name]
+    if not flag.present or isinstance(flag.parser, _Path | _Paths):
+        return
+    for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+        if isinstance(value, str) and (reason := why_invalid_text(value)):
+            raise UserError(f"--{name}={value}: {reason}")
+
+
+# --- flags of several commands -----------------------------------------------------
+
+# Settings of sampling, as config.sample and `sampling.Settings` name them.
+SAMPLER_SETTINGS: dict[str, tuple[type, str]] = {
+    "steps": (int, "sampler steps, 1 to 1024"),
+    "sampler": (str, "ddim, ancestral, dpm, heun or stochastic"),
+    "ancestral_gamma": (float, "variance of the ancestral sampler, 0 to 1"),
+    "s_churn": (float, "S_churn of EDM, for Heun's sampler"),
+    "langevin_delta": (
+        float, "step size of a Langevin correction after each step; 0 is off",
+    ),
+    "sampling_schedule": (
+        str, "noise levels of the steps: cosine, interpolated, linear, flow or karras",
+    ),
+    "guidance_schedule": (
+        str,
+        "constant, interval:LOW:HIGH of logsnr, oscillating:LOW:FIRST, frames:FIRST",
+    ),
+    "cfg_mode": (str, "how guidance combines: linear, rescaled or projected"),
+    "clip_x": (float, "clip the predicted video to +-this at every step; 0 is off"),
+    "dynamic_threshold": (
+        float, "percentile of dynamic thresholding, as 99.5, instead; 0 is off",
+    ),
+    "batch_size": (int, "videos at a time"),
+}  # fmt: skip
+KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: define_float}
+
+
+def define_settings(settings: Mapping[str, tuple[type, str]]) -> None:
+    """Define flags of sampling, whose default is the model's config, and --seed."""
+    for name, (kind, meaning) in settings.items():
+        KINDS[kind](name, None, f"{meaning} (default: the model's own)")
+    flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
+
+
+def override_settings(trained, names: Collection[str]) -> None:
+    """Write the settings of the command line into the model's config.sample.
+
+    Raises:
+      UserError: a setting that has no effect with the others.
+    """
+    from vdm_jax import sampling
+
+    overrides = present_values(names)
+    with trained.config.unlocked():
+        trained.config.sample.update(overrides)
+    settings = sampling.Settings.from_config(trained.config.sample)
+    for name in overrides:
+        if reason := sampling.why_unused(name, trained.model, settings):
+            raise UserError(f"--{name} {reason}")
+
+
+def present_values(names: Collection[str]) -> dict:
+    """Return the values of the flags that have one."""
+    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+
+
+def define_workdir(meaning: str) -> None:
+    """Define --workdir as a flag that must be there."""
+    define_path("workdir", meaning)
+    flags.mark_flag_as_required("workdir")
+
+
+def define_overwrite() -> None:
+    """Define --overwrite."""
+    flags.DEFINE_bool("overwrite", False, "replace the files in --out")
+
+
+def define_launch() -> None:
+    """Define the flags of commands that train: several processes, a time limit."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
+    flags.DEFINE_integer("num_processes", None, "number of processes")
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+    define_float(
+        "time_limit", None, "seconds after which to save and exit with status 42", 1.0
+    )
+
+
+def launch() -> None:
+    """Configure JAX, join the other processes of the run, and start the devices."""
+    runtime.configure_jax()
+    from vdm_jax.training import launch
+
+    launch.exit_on_signals()
+    launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    runtime.start_devices()
+
+
+# --- combinations of flags -----------------------------------------------------------
+
+
+def require_one(**meanings: str) -> str:
+    """Return the one of these flags that has a value.
+
+    meanings: of each flag, what it names, for the message.
+
+    Raises:
+      UserError: none of them has one, or several have.
+    """
+    names = [name for name in meanings if FLAGS[name].value is not None]
+    if len(names) != 1:
+        choices = " or ".join(f"--{name}, {what}" for name, what in meanings.items())
+        raise UserError(f"give {choices}")
+    return names[0]
+
+
+def check_mode(mode: str, modes: Mapping[str, Collection[str]]) -> None:
+    """Raise UserError for a flag on the command line that this mode does not use.
+
+    modes: the flags that each way to call the command uses, by the name of the way.
+    """
+    others = {name for flags_of in modes.values() for name in flags_of}
+    for name in sorted(others - set(modes[mode])):
+        if FLAGS[name].present:
+            homes = [
+                f"--{name}" if f"--{name}" == m else m
+                for m in modes
+                if name in modes[m]
+            ]
+            raise UserError(_mode_message(name, mode, homes))
+
+
+def _mode_message(name: str, mode: str, homes: Sequence[str]) -> str:
+    if homes == [f"--{name}"]:
+        return f"--{name} does not go with {mode}"
+    return f"--{name} goes with {' or '.join(homes)}, not with {mode}"
+
+
+def parse_ints(name: str) -> list[int]:
+    """Return the positive integers of a list flag."""
+    values = FLAGS[name].value
+    if not all(value.isdecimal() and int(value) > 0 for value in values):
+        raise UserError(f"--{name}={','.join(values)}: positive integers, as 4,8,16")
+    return [int(value) for value in values]
+
+
+def parse_floats(name: str) -> list[float]:
+    """Return the numbers of a list flag."""
+    values = FLAGS[name].value
+    try:
+        return [float(value) for value in values]
+    except ValueError as error:
+        raise UserError(f"--{name}={','.join(values)}: numbers") from error
