@@ -9,6 +9,6 @@ import sys
 if __name__ == "__main__":
     # PYTHONSAFEPATH leaves it out.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from vdm_jax import cli
+    from vdm_jax.commands import sample
 
-    cli.sample()
+    sample.main()

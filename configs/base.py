@@ -1,7 +1,7 @@
-"""Every field of a config, with what it means: the experiments change some of them.
+"""All fields of a config with their defaults; the other files of configs/ change some.
 
-Not an experiment by itself. A config is plain data: `--config.train.steps=1000` changes
-a field, an unknown field or a wrong type is refused.
+Not an experiment by itself. A config is plain data: `--config.train.steps=1000` sets a
+field. An unknown field or a value of another type is an error.
 """
 
 from ml_collections import ConfigDict
@@ -9,85 +9,80 @@ from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
-    """A complete config; the network's levels are the experiment's to fill in."""
+    """Return a complete config but for network.levels, which each experiment sets."""
     config = ConfigDict()
     config.seed = 0
-    config.init_from = ""  # workdir whose (EMA) parameters a new run starts from
+    config.init_from = ""  # workdir whose EMA parameters a new run starts from
 
     config.video = dict(frames=16, height=64, width=64, channels=3, fps=8.0)
 
     config.data = dict(
-        source="folder",  # "shapes", "bouncing", "clips", "folder", "tfds"
-        path="",  # folder of videos; names of clips; TFDS data_dir
+        source="folder",  # "shapes", "bouncing", "clips", "folder" or "tfds"
+        path="",  # folder of videos; names of clips; data_dir of TFDS
         tfds_name="",
         batch_size=128,  # over all devices and processes
-        joint_image_frames=0,  # independent frames added to each video (VDM, section 3)
+        joint_image_frames=0,  # independent images added to each video (VDM, section 3)
         stride=1,  # source frames from one frame of a clip to the next
-        target_fps=0.0,  # or: re-time every file to this rate; 0 keeps its own
+        target_fps=0.0,  # or resample every file to this rate; 0 keeps its own
         flip=False,  # mirror half of the clips
-        held_out_combinations=0,  # labels of "shapes" that only its held-out part has
+        held_out_combinations=0,  # labels of "shapes" that are not trained on
         crop="center",  # or "random"
-        validation_fraction=0.1,  # share of the files never trained on
-        workers=0,  # loading processes; 0 loads in threads of this one
-        text_embeddings_dir="",  # of the captions: a folder that vdm_jax.text wrote
+        validation_fraction=0.1,  # of the files, never trained on
+        workers=0,  # loading processes; 0 loads in threads of this process
+        text_embeddings_dir="",  # folder of caption embeddings, by vdm_jax.text
         cache_dir="",  # of decoded clips; "" is ~/.cache/vdm_jax
         cache_gib=4.0,
-        max_bad_fraction=0.2,  # of unusable files, before the run stops
-        # Filled in from the data where left open:
-        label_vocabulary=placeholder(
-            tuple
-        ),  # label vocabulary, one tuple of names an attribute
+        max_bad_fraction=0.2,  # of unusable files, above which the run stops
+        # Filled in from the data if None:
+        label_vocabulary=placeholder(tuple),  # one tuple of names per label attribute
         mean=placeholder(float),  # of the pixels in [-1, 1]
         variance=placeholder(float),
     )
 
     config.network = dict(
-        levels=(),  # dict(channels, blocks, mixing=(parts after each block, ...))
+        levels=(),  # dict(channels, blocks, layers=(names, after each block))
         mid_layers=("spatial_attention", "temporal_attention"),
         head_dim=64,
-        patch_size=1,  # space-to-depth stem; 1 is a 3x3 convolution
-        skip_downsamples=True,  # one block more on the way up than down (VDM)
-        relative_position="shaw",  # or "bias": in temporal attention
+        patch_size=1,  # of the space-to-depth stem; 1 is a 3x3 convolution
+        skip_downsamples=True,  # one more block per level in the decoder (VDM)
+        relative_position="shaw",  # or "bias"; of temporal attention
         dropout=0.0,
-        remat="none",  # "full" or "dots" trade compute for memory
+        remat="none",  # "full" or "dots" recompute activations to save memory
         dtype="float32",  # of convolutions and products; "bfloat16" on accelerators
     )
 
     config.conditioning = dict(
         cond_dim=1024,
         cond_mlp_layers=2,
-        label_dropout=0.0,  # share of examples without label: classifier-free guidance
-        attribute_dropout=0.0,  # share of single attributes left open
-        frame_index_embedding=False,  # tell each frame its number, not only relative time
-        text_dim=0,  # of text token embeddings; 0 is no text
-        text_encoder="",  # that made them; filled in from data.text_embeddings_dir
-        text_encoder_sha256="",  # of its weights; filled in too
+        label_dropout=0.0,  # above 0 for classifier-free guidance
+        attribute_dropout=0.0,  # of single attributes of the label
+        frame_index_embedding=False,  # else the network knows relative time only
+        text_dim=0,  # of token embeddings; 0 is no text
+        text_encoder="",  # filled in from data.text_embeddings_dir
+        text_encoder_sha256="",  # of its weights; filled in as well
         text_dropout=0.0,
-        guidance_range=(),  # of weights that a guided student is told: distill.py's
+        guidance_range=(),  # scales that a guided student was distilled for
     )
 
-    # What of a cascade a model is: the video's size is what it makes.
+    # Stages of a cascade; video has the size of the stage's output.
     config.stage = dict(
-        kind="base",  # or "tsr", "ssr": more frames, or larger ones, of a given video
-        factor=1,  # of the frames, or of height and width
-        temporal_fill="repeat",  # between the given frames of "tsr"; or "blank"
-        augmentation_time=(
-            0.0,
-            1.0,
-        ),  # on the given video in training: cosine times, drawn between
-        train_crop=(),  # (height, width) trained on, of larger clips
+        kind="base",  # or "tsr", "ssr": temporal or spatial super-resolution
+        factor=1,  # output frames (tsr), height and width (ssr) over those of the input
+        temporal_fill="repeat",  # or "blank": between the input frames of "tsr"
+        augmentation_time=(0.0, 1.0),  # range of cosine times of the noise on the input
+        train_crop=(),  # (height, width) of random crops in training
     )
 
     config.diffusion = dict(
         logsnr_min=-20.0,
         logsnr_max=20.0,
         schedule="cosine",  # or "interpolated", "linear", "flow", "karras"
-        logsnr_shift=0.0,  # of logsnr; negative is noisier
-        noise_logsnr_shift=0.0,  # of "interpolated": at the noise; `shift` at the data
-        train_logsnr_shifts=(),  # in training examples take turns among these; () is shift
-        prediction_type="v",  # of the network; or "eps", "x", "flow"
-        distilled_steps=0,  # that a student was distilled for; 0 is any number
-        precondition=False,  # by the data's mean and variance, v outputs only
+        logsnr_shift=0.0,  # negative is noisier
+        noise_logsnr_shift=0.0,  # of "interpolated", at t = 1; logsnr_shift at t = 0
+        train_logsnr_shifts=(),  # alternate over the batch in training; () is one
+        prediction_type="v",  # or "eps", "x", "flow"
+        distilled_steps=0,  # sampling steps of a distilled student; 0 is any number
+        precondition=False,  # by the data's mean and variance; v prediction only
         loss_weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
     )
 
@@ -97,84 +92,84 @@ def base() -> ConfigDict:
         learning_rate=3e-4,
         warmup=1000,  # steps
         lr_schedule="cosine",  # or "linear"
-        end_lr_fraction=1.0,  # share of the rate left at the end of the decay; 1 is constant
+        end_lr_fraction=1.0,  # learning rate at the end over the peak; 1 is constant
         b1=0.9,
         b2=0.99,
         weight_decay=0.0,
-        grad_clip_norm=1.0,  # global norm of the gradient
-        ema_decay=0.9999,
+        grad_clip_norm=1.0,  # global norm
+        ema_decay=0.9999,  # 0 keeps no average
         grad_accum_steps=1,  # parts of a batch whose gradients are averaged
         trainable=((".*", True),),  # (path pattern, trains): the first match decides
         checkpoint_every=1000,
         keep_checkpoints=3,
         log_every=50,
-        sample_every=1000,
-        eval_every=1000,
-        max_nonfinite_updates=10,  # skipped updates in a row before the run stops
+        sample_every=1000,  # 0 never samples
+        eval_every=1000,  # validation loss; 0 never evaluates
+        max_nonfinite_updates=10,  # skipped in a row, before the run stops
     )
 
-    config.mesh = dict(data=-1, fsdp=1)  # -1: all the devices that fsdp leaves
+    config.mesh = dict(data=-1, fsdp=1)  # -1: all devices that fsdp leaves
 
     config.sample = dict(
         num=16,
         steps=256,
         sampler="ancestral",  # or "ddim", "dpm", "heun", "stochastic"
-        ancestral_gamma=0.1,  # of the ancestral sampler's variance
-        s_churn=0.0,  # of Heun's: S_churn of EDM
-        langevin_delta=0.0,  # delta of a Langevin step after each step; 0 is off
-        sampling_schedule="",  # of the steps; "": the model's own, for dpm and heun "karras"
+        ancestral_gamma=0.1,  # interpolates the variance of the ancestral sampler
+        s_churn=0.0,  # S_churn of Heun's sampler (EDM)
+        langevin_delta=0.0,  # of a Langevin corrector step after each step; 0 is off
+        sampling_schedule="",  # "": the model's own, for dpm and heun "karras"
         guidance_scale=1.0,  # s of uncond + s (cond - uncond); 1 is off
         # Or interval:LOW:HIGH (logsnr), oscillating:LOW:FIRST, frames:FIRST.
         guidance_schedule="constant",
-        cfg_mode="linear",  # or "rescaled", "projected": how guidance mixes
-        clip_x=1.0,  # clip x to +-this at every step; 0 is off
-        dynamic_threshold=0.0,  # dynamic thresholding instead, as 99.5; 0 is off
-        # w_r of reconstruction guidance; 0 is replacement alone. Left open, it is 9 of
-        # given frames and pixels, 1 of a small version.
+        cfg_mode="linear",  # or "rescaled", "projected"
+        clip_x=1.0,  # bound on |x| at every step; 0 is off
+        dynamic_threshold=0.0,  # percentile of |x|, as 99.5, instead; 0 is off
+        # w_r of reconstruction guidance; 0 only replaces. None: 9 for observed frames
+        # and pixels, 1 for an observed low-resolution video.
         reconstruction_weight=placeholder(float),
         reconstruction_schedule="constant",  # or "exact": grows towards the noise
-        augmentation_snr=5.0,  # of the noise on what a stage of a cascade is given; inf is none
-        tiled_sampling=False,  # overlapping tiles of the size that a stage's crops had
-        label="",  # names, comma separated, one an attribute; "" draws them; "none"
+        augmentation_snr=5.0,  # SNR of a stage's low-resolution input; inf is clean
+        tiled_sampling=False,  # overlapping tiles of the size of stage.train_crop
+        label="",  # names separated by commas; "" draws labels, "none" leaves them open
         batch_size=16,
     )
     return config
 
 
 def distillation() -> ConfigDict:
-    """A complete config of distill.py; all else is the teacher's own config."""
+    """Return a complete config of distill.py; other fields are the teacher's."""
     config = ConfigDict()
     config.seed = 0
 
     config.distill = dict(
-        # Steps of the teacher's sampler, a power of two: the first student has half of
-        # them. (Of a stochastic one, whose steps are double, the teacher takes half.)
+        # Steps of the teacher's sampler, a power of two; each round halves them. With
+        # sampler="stochastic", whose steps are double, the teacher takes half as many.
         start_steps=1024,
         end_steps=8,  # of the last student
         guidance_range=(),  # lowest and highest scale s of the student; () is unguided
-        sampler="ddim",  # of the students, or "stochastic", which knows double steps
+        sampler="ddim",  # of the students; or "stochastic", with double steps
         loss_weighting="snr_plus_one",  # diffusion/losses.py WEIGHTINGS
-        # Of the first round of a guided distillation, which has more to learn:
+        # First round of a guided distillation, which learns both branches in one:
         guidance_updates=50_000,
         guidance_lr=1e-4,
-        updates_per_round=50_000,  # of a round
-        updates_last_rounds=100_000,  # of the rounds to 2 steps and to 1, the hardest
-        # How often the other rounds train their last steps, whose errors no later step
-        # mends: times are u^late, u even; 1 is the papers' way.
+        updates_per_round=50_000,
+        updates_last_rounds=100_000,  # of the rounds to 2 steps and to 1
+        # Training times are u^time_power for uniform u. Above 1 the last sampling steps
+        # are trained more often, whose errors no later step corrects; 1 is the papers'.
         time_power=1.0,
-        # What a round is judged by: "r2_to_teacher", the teacher from the same noise (1
-        # is the same videos, 0 as far as their mean), or "joint", of moving shapes.
+        # "r2_to_teacher" compares videos of the same noise with the teacher's: 1 for
+        # equal videos, 0 for their mean. "shape_accuracy" is for moving shapes.
         metric="r2_to_teacher",
-        num=256,  # videos behind the metric
-        max_metric_drop=0.1,  # a round that loses more stops the run
+        num=256,  # videos for the metric
+        max_metric_drop=0.1,  # in one round, above which the run stops
     )
 
-    # Of batch_size 0 means the teacher's, and so does "" of the others.
+    # The teacher's batch_size if 0, its path and text_embeddings_dir if "".
     config.data = dict(batch_size=128, workers=0, path="", text_embeddings_dir="")
 
     train = base().train.to_dict()
-    for of_training in ("steps", "sample_every", "eval_every"):
-        del train[of_training]
+    for name in ("steps", "sample_every", "eval_every"):
+        del train[name]
     config.train = dict(
         train,
         learning_rate=1e-4,
@@ -189,7 +184,7 @@ def distillation() -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The tiny shape that all `:smoke` variants share; runs in seconds."""
+    """Set the tiny sizes that all `:smoke` variants share; they run in seconds."""
     config.video.update(frames=8, height=16, width=16)
     config.data.batch_size = 2
     config.network.update(

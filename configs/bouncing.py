@@ -1,9 +1,9 @@
-"""Bouncing shapes, whose motion can go on: the model to extend videos with.
+"""Bouncing shapes, whose motion never ends: the model for extending videos.
 
-It starts from models/shapes, which knows the shapes, and learns how they move on.
+Training starts from the parameters of models/shapes.
 
     python train.py --config=configs/bouncing.py --workdir=runs/bouncing
-    python sample.py --workdir=runs/bouncing --frames=64 --out=out
+    python sample.py --workdir=runs/bouncing --num_frames=64 --out=out
 
 Result: models/bouncing, whose README has the figures.
 """
@@ -16,10 +16,10 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant: configs/shapes.py on other paths."""
+    """Return the locked config of a variant: that of configs/shapes.py on other data."""
     config = shapes.get_config(variant).unlock()
     config.data.source = "bouncing"
-    # Mostly without a label: what goes on must be read from the frames before.
+    # Mostly without a label: the network must read the motion from earlier frames.
     config.conditioning.label_dropout = 0.9
     config.sample.update(guidance_scale=1.0, label="none")
     if not variant:

@@ -1,9 +1,9 @@
-"""The small cascade, larger: one GPU, 8 frames of 24x32 to 32 of 96x128.
+"""The small cascade for one GPU: 8 frames of 24x32 to 32 frames of 96x128.
 
     python train.py --cascade=configs/cascade_gpu.py --workdir=runs/cascade_gpu
 
-The stages and their parts are those of configs/cascade_small.py, four times as wide, in
-bfloat16, with independent images beside the videos.
+Stages and layers are those of configs/cascade_small.py, four times as wide, in bfloat16
+and with independent images in each batch.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`.
 Not run.
 """
@@ -21,12 +21,12 @@ SIZES = {
     "tsr2": (32, 96, 128),
 }
 BATCH = {"base": 128, "tsr1": 64, "ssr1": 32, "ssr2": 32, "tsr2": 8}
-WIDTH = 4  # times that of the small one
-IMAGES = 4  # independent ones beside each video
+WIDTH = 4  # channels over those of the small cascade
+IMAGES = 4  # independent images per video
 
 
 def get_config(stage: str) -> ConfigDict:
-    """The complete, locked config of a stage."""
+    """Return the locked config of a stage."""
     config = cascade_small.get_config(stage).unlock()
     frames, height, width = SIZES[stage]
     fps = frames / cascade_small.SECONDS

@@ -1,13 +1,13 @@
-"""The topology of Imagen Video for two cores: five stages, told by captions.
+"""A cascade like Imagen Video's for two cores: five stages, conditioned on text.
 
     python train.py --cascade=configs/cascade_small.py --workdir=runs/cascade
 
-Base, then frames, size, size and frames again: 4 frames of 12x16 to 16 of 48x64, all of
-them the same four seconds. Twelve of the 72 combinations of attributes are never
-trained on. Spatial blocks and temporal attention in the base, temporal convolutions in
-the others; attention over the frame only where it is small, and none in ssr2 and tsr2,
-which are trained on crops. No independent images: docs/experiments.md has what they
-would bring and cost.
+A base model, then temporal, spatial, spatial and temporal super-resolution: 4 frames of
+12x16 to 16 frames of 48x64, always four seconds. Twelve of the 72 combinations of
+attributes are never trained on. The base has temporal attention, the other stages
+temporal convolutions. Spatial attention is at the lowest resolution only; ssr2 and tsr2
+have none and are trained on crops. No independent images: docs/experiments.md says what
+they would improve and cost.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
 Result: cascades/shapes, its students.
 """
@@ -18,7 +18,7 @@ from configs.base import base, smoke
 
 STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2")
 VARIANTS = (*STAGES, "smoke")
-# frames, height, width; the stride in a clip of 16 frames is what is left of them.
+# Frames, height and width. Clips span 16 frames of the data: the stride is 16 / frames.
 SIZES = {
     "base": (4, 12, 16),
     "tsr1": (8, 12, 16),
@@ -33,7 +33,7 @@ CONV = ("temporal_conv",)
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """The complete, locked config of a stage."""
+    """Return the locked config of a stage."""
     stage = "ssr1" if variant == "smoke" else variant
     config = base()
     frames, height, width = SIZES[stage]
@@ -44,7 +44,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )  # fmt: skip
     width = 48 if stage == "base" else 32
     frame = ("spatial_attention", "cross_attention")
-    # In the base a convolution beside attention, which alone hardly finds directions.
+    # The base has convolutions too: attention alone hardly learns directions.
     time = ("temporal_conv", "temporal_attention") if stage == "base" else CONV
     config.network.update(
         levels=(
@@ -64,7 +64,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         text_dropout=0.1,
         frame_index_embedding=True,
     )
-    # Shapes are learned at little noise, directions at much.
+    # Shapes are learned at low noise levels, directions at high ones.
     config.diffusion.update(
         logsnr_shift=-1.0, train_logsnr_shifts=(0.0, -3.0), precondition=True
     )

@@ -1,10 +1,10 @@
-"""Real clips that come inside packages, the label being the clip's name.
+"""Real clips that Python packages contain, labelled by the clip's name.
 
     python train.py --config=configs/clips.py --workdir=runs/clips
 
 `config.data.path` names the clips: "published" are those with a stated licence and no
 identifiable person; "all" adds those for training at home. A few clips are largely
-memorised: the report shows the nearest training clip beside each sample.
+memorised: the report shows the nearest training clip next to each sample.
 Result: models/clips, whose README has the figures.
 """
 
@@ -16,9 +16,9 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = base()
-    # Every second frame of films of 24 or 25 frames a second.
+    # Every second frame of films of 24 or 25 frames per second.
     config.video.update(frames=8, height=32, width=32, fps=12.5)
     config.data.update(
         source="clips",
@@ -28,12 +28,12 @@ def get_config(variant: str = "") -> ConfigDict:
         stride=2,
         flip=True,
     )
-    mixing = ("temporal_conv", "spatial_attention", "temporal_attention")
+    layers = ("temporal_conv", "spatial_attention", "temporal_attention")
     config.network.update(
         levels=(
             dict(channels=64, blocks=1, layers=("temporal_conv",)),
-            dict(channels=128, blocks=1, layers=mixing),
-            dict(channels=128, blocks=1, layers=mixing),
+            dict(channels=128, blocks=1, layers=layers),
+            dict(channels=128, blocks=1, layers=layers),
         ),
         mid_layers=("spatial_attention", "temporal_attention"),
         head_dim=64,
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         sample_every=1000,
         eval_every=1000,
     )
-    # DDIM left clips that cut to another scene.
+    # With DDIM some samples cut to another scene.
     config.sample.update(steps=128, sampler="ancestral", batch_size=16)
 
     if variant == "smoke":

@@ -1,8 +1,9 @@
-"""Every stage of the small cascade, guided, from 32 steps to 8, on two cores.
+"""Distil every stage of the small cascade, with guidance, from 32 steps to 8.
 
     python distill.py --cascade=runs/cascade --config=configs/distill_cascade.py \\
         --workdir=runs/cascade_8step
 
+Runs on two cores.
 Variants: `:smoke`, for stages of configs/cascade_small.py:smoke.
 Result: cascades/shapes.
 """
@@ -15,7 +16,7 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = distillation()
     config.distill.update(
         start_steps=32,

@@ -1,9 +1,10 @@
-"""The shipped shapes model, guided, from 128 steps to 1, on two cores.
+"""Distil the shipped shapes model, with guidance, from 128 steps to 1.
 
     python distill.py --config=configs/distill_shapes.py --teacher=models/shapes \\
         --workdir=runs/distilled
 
 Result: docs/experiments.md; its student of eight steps is models/shapes_8step.
+Runs on two cores.
 Variants: `:smoke` takes seconds, with a teacher of configs/shapes.py:smoke.
 """
 
@@ -15,7 +16,7 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = distillation()
     config.distill.update(
         start_steps=128,

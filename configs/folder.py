@@ -1,12 +1,12 @@
-"""Your own videos: a folder of mp4, mov, webm, avi, mkv, gif, webp or frames.
+"""Your own videos: a folder of mp4, mov, webm, avi, mkv, gif, webp or image files.
 
     python -m vdm_jax.data check MY_VIDEOS
     python train.py --config=configs/folder.py --config.data.path=MY_VIDEOS \
         --workdir=runs/mine
 
-Labels come from subfolders, if there are any. Result: depends on the videos; not run
-as an experiment of its own.
-Variants: the default fits one GPU; `:cpu` a laptop; `:smoke` takes seconds.
+Subfolders, if there are any, are the labels. Result: depends on the videos; not run as
+an experiment.
+Variants: the default fits one GPU, `:cpu` a laptop; `:smoke` takes seconds.
 """
 
 from ml_collections import ConfigDict
@@ -17,16 +17,16 @@ VARIANTS = ("", "cpu", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = base()
     config.video.update(frames=16, height=64, width=64, fps=8)
     config.data.update(batch_size=16, joint_image_frames=4, target_fps=8.0)
-    mixing = ("spatial_attention", "temporal_attention", "temporal_conv")
+    layers = ("spatial_attention", "temporal_attention", "temporal_conv")
     config.network.update(
         levels=(
             dict(channels=128, blocks=2, layers=("temporal_conv",)),
-            dict(channels=256, blocks=2, layers=mixing),
-            dict(channels=384, blocks=2, layers=mixing),
+            dict(channels=256, blocks=2, layers=layers),
+            dict(channels=384, blocks=2, layers=layers),
         ),
         patch_size=2,
         dtype="bfloat16",
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.network.update(
             levels=(
                 dict(channels=64, blocks=1, layers=("temporal_conv",)),
-                dict(channels=128, blocks=1, layers=mixing),
+                dict(channels=128, blocks=1, layers=layers),
             ),
             head_dim=32,
             skip_downsamples=False,

@@ -1,11 +1,11 @@
-"""The seven models of Imagen Video (Ho et al. 2022), trainable one by one.
+"""The seven models of Imagen Video (Ho et al. 2022), each trained on its own.
 
     python train.py --config=configs/imagen_video.py:ssr2 --config.data.path=VIDEOS ...
 
-Not run. docs/papers.md has every value beside the paper's: shapes, rates, parameters,
-what mixes the frames and how to sample are the paper's; widths, blocks, where attention
-stands, batch, images beside a video, rates and the distribution of the noise are ours,
-as none of them is published. docs/cascade.md has the parameter counts.
+Not run. docs/papers.md compares every value with the paper's. Shapes, frame rates,
+parameter counts, temporal layers and sampling are the paper's. Widths, blocks, the
+levels with attention, batch size, joint images, learning rates and the augmentation
+times are ours, as they are not published. docs/cascade.md has the parameter counts.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:smoke`.
 """
 
@@ -15,7 +15,7 @@ from configs.base import base, smoke
 
 STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2", "tsr3", "ssr3")
 VARIANTS = (*STAGES, "smoke")
-# The paper's: frames, height, width, frames a second, factor, parameters.
+# The paper's: frames, height, width, frames per second, factor, parameters.
 PAPER = {
     "base": (16, 24, 40, 3, 1, 5.6e9),
     "tsr1": (32, 24, 40, 6, 2, 1.7e9),
@@ -25,8 +25,8 @@ PAPER = {
     "tsr3": (128, 192, 320, 24, 2, 630e6),
     "ssr3": (128, 768, 1280, 24, 4, 340e6),
 }
-# Ours: channels and blocks of each level from full resolution down, first level whose
-# blocks attend over the frame, channels of a pixel folded by the stem.
+# Ours: channels and blocks of each level from full resolution down, the first level
+# with spatial attention, the patch size of the stem.
 OURS = {
     "base": ((768, 1536, 2304, 3072), (2, 2, 3, 3), 0, 1),
     "tsr1": ((384, 768, 1280, 1664), (2, 3, 3, 3), 0, 1),
@@ -39,35 +39,33 @@ OURS = {
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    """The complete, locked config of a stage."""
+    """Return the locked config of a stage."""
     stage = "ssr1" if variant == "smoke" else variant
     config = base()
     frames, height, width, fps, factor, _ = PAPER[stage]
-    channels, blocks, attends, patch = OURS[stage]
+    channels, blocks, first_attention, patch_size = OURS[stage]
     config.video.update(frames=frames, height=height, width=width, fps=fps)
     config.data.update(
         source="folder", label_vocabulary=(), target_fps=fps, batch_size=256
     )
-    config.data.joint_image_frames = (
-        8  # joint training everywhere; how many is VDM's, not printed
-    )
+    config.data.joint_image_frames = 8  # VDM's; the paper prints no number
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
-    # Above spatial attention the tokens are read in the middle, but by ssr3, where that
-    # is 24 x 40 positions of 128 frames, and which is to be convolutions alone.
+    # Stages without spatial attention read the tokens in the middle block. ssr3 does not:
+    # its middle has 24 x 40 positions of 128 frames, and the paper's has no attention.
     text = (time,) if stage == "ssr3" else ("cross_attention", time)
     config.network.update(
         levels=tuple(
             dict(
                 channels=c,
                 blocks=b,
-                layers=(*frame, time) if i >= attends else (time,),
+                layers=(*frame, time) if i >= first_attention else (time,),
             )
             for i, (c, b) in enumerate(zip(channels, blocks, strict=True))
         ),
-        mid_layers=(*frame, time) if attends < len(channels) else text,
+        mid_layers=(*frame, time) if first_attention < len(channels) else text,
         head_dim=64,
-        patch_size=patch,
+        patch_size=patch_size,
         skip_downsamples=True,
         relative_position="bias",
         dtype="bfloat16",

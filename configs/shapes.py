@@ -1,10 +1,10 @@
-"""Moving shapes, label-conditional: the model that is trained in minutes on two cores.
+"""Moving shapes with labels: a model that trains in minutes on two cores.
 
     python train.py --config=configs/shapes.py --workdir=runs/shapes
     python sample.py --workdir=runs/shapes --label=red,circle,left,fast
 
 Result: models/shapes, whose README has the figures.
-Variants: `:demo` is the six minutes of `make demo`, `:smoke` takes seconds.
+Variants: `:demo` takes six minutes and is that of `make demo`, `:smoke` takes seconds.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ VARIANTS = ("", "demo", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = base()
     config.video.update(frames=8, height=16, width=16, fps=8)
     config.data.update(source="shapes", batch_size=16)
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
         attribute_dropout=0.05,
         frame_index_embedding=True,
     )
-    # Shapes are learned at little noise, directions at much.
+    # Shapes are learned at low noise levels, directions at high ones.
     config.diffusion.update(
         logsnr_shift=-1.0, train_logsnr_shifts=(0.0, -3.0), precondition=True
     )

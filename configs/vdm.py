@@ -1,11 +1,12 @@
-"""The models of Video Diffusion Models (Ho et al. 2022), appendix A hyper-parameters.
+"""The models of Video Diffusion Models (Ho et al. 2022), with appendix A's settings.
 
     python train.py --config=configs/vdm.py:kinetics600 --config.data.path=VIDEOS ...
 
-Not run. docs/papers.md has every value beside the paper's and why it differs, where it
-does. Parameter counts are in docs/networks.md.
-Variants: `:ucf101` (unconditional; `:bair` and `:kinetics600` too, whose given frames
-enter at sampling), `:text_small`, `:text_large`, `:text_128`, and `:smoke`.
+Not run. docs/papers.md compares every value with the paper's. Parameter counts are in
+docs/networks.md.
+Variants: `:ucf101`, `:bair` and `:kinetics600` (unconditional; the latter two predict
+frames by reconstruction guidance), `:text_small`, `:text_large`, `:text_128`, and
+`:smoke`.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ ATTENTION = ("spatial_attention", "temporal_attention")
 
 
 def levels(base_channels: int, multipliers: tuple, blocks: int, size: int) -> tuple:
-    """Attention at resolutions 8, 16 and 32, none above."""
+    """Return levels with attention at heights 8, 16 and 32, and none above."""
     return tuple(
         dict(
             channels=base_channels * multiplier,
@@ -37,7 +38,7 @@ def levels(base_channels: int, multipliers: tuple, blocks: int, size: int) -> tu
 
 
 def get_config(variant: str = "ucf101") -> ConfigDict:
-    """The complete, locked config of a variant."""
+    """Return the locked config of a variant."""
     config = base()
     config.data.joint_image_frames = 8
     config.network.update(
@@ -65,19 +66,20 @@ def get_config(variant: str = "ucf101") -> ConfigDict:
             weight_decay=0.01,
             ema_decay=0.999,
         )
-        # w_r is that of one given frame.
+        # The weight is for one conditioning frame.
         config.sample.update(
             ancestral_gamma=0.0, langevin_delta=0.1, reconstruction_weight=50.0
         )
     if variant == "kinetics600":
         config.data.update(batch_size=256, label_vocabulary=())
         config.train.update(steps=220_000, learning_rate=2e-4)
+        # The weight is for five conditioning frames.
         config.sample.update(
             steps=128,
             ancestral_gamma=0.0,
             langevin_delta=0.1,
             reconstruction_weight=9.0,
-        )  # w_r is that of five given frames
+        )
     if variant.startswith("text"):
         config.network.dropout = 0.0
         config.conditioning.update(cond_mlp_layers=4, text_dim=1024, text_dropout=0.1)

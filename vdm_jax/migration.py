@@ -8,7 +8,7 @@ first, so that the rest of the library knows the present names only:
   migrate_fingerprint   the data's fingerprint in a checkpoint
   migrate_path          paths of parameters, such as network/down/conv_in/kernel; they
                         are the names of the Flax modules
-  rule_matches          patterns of such paths, in train.trainable
+  is_former_pattern     patterns of such paths, in train.trainable
 
 On a command line an old name is refused, with the new one in the message (`new_flag`).
 """
@@ -360,16 +360,14 @@ def former_path(path: str) -> str:
     return path
 
 
-def rule_matches(pattern: str, paths: Sequence[str]) -> list[bool]:
-    """Return whether a pattern matches each whole path.
+def is_former_pattern(pattern: str, paths: Sequence[str]) -> bool:
+    """Return whether a pattern is of version 0.1, so that it matches former paths.
 
-    A pattern of version 0.1 is compared with the former paths. It has one of the
-    FORMER_WORDS, or it matches no present path.
+    It has one of the FORMER_WORDS, or it matches none of the present paths.
     """
-    matches = [re.fullmatch(pattern, path) is not None for path in paths]
-    if not any(matches) or any(word in pattern for word in FORMER_WORDS):
-        return [re.fullmatch(pattern, former_path(path)) is not None for path in paths]
-    return matches
+    if any(word in pattern for word in FORMER_WORDS):
+        return True
+    return not any(re.fullmatch(pattern, path) for path in paths)
 
 
 def _replace(path: str, old: str, new: str) -> str:

@@ -4,6 +4,7 @@ pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. 
 "data" replicates the parameters, "fsdp" splits them, and a batch is split over both.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax import migration
 from vdm_jax.errors import UserError
-from vdm_jax.migration import rule_matches
 
 MESH_AXES = ("data", "fsdp")
 
@@ -70,22 +71,29 @@ def path_name(path: Sequence[Any]) -> str:
 def match_rules(tree, rules: Sequence[tuple[str, Any]], table: str):
     """Return a tree with the value of the first rule that matches each leaf's path.
 
-    rules: (pattern, value). A pattern must match the whole path; one of version 0.1
-    matches the paths of that version (`migration.rule_matches`). table: their name, for
-    the message.
+    rules: (pattern, value). A pattern must match the whole path; a pattern of version
+    0.1 is compared with the path of that version. table: name of the rules, for the
+    message.
 
     Raises UserError if no rule matches a leaf.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = [path_name(path) for path, _ in leaves]
-    columns = [rule_matches(pattern, paths) for pattern, _ in rules]
-    first = [column.index(True) if True in column else None
-             for column in zip(*columns, strict=True)]  # fmt: skip
-    unmatched = [path for path, i in zip(paths, first, strict=True) if i is None]
+    former = {p for p, _ in rules if migration.is_former_pattern(p, paths)}
+    unmatched = []
+
+    def first_match(path, leaf):
+        name = path_name(path)
+        for pattern, value in rules:
+            spelled = migration.former_path(name) if pattern in former else name
+            if re.fullmatch(pattern, spelled):
+                return value
+        unmatched.append(name)
+
+    values = jax.tree_util.tree_map_with_path(first_match, tree)
     if unmatched:
         raise UserError(f"no {table} pattern matches {', '.join(unmatched[:5])}")
-    values = [rules[i][1] for i in first if i is not None]
-    return jax.tree.unflatten(jax.tree.structure(tree), values)
+    return values
 
 
 def state_shardings(mesh: Mesh, tree, rules=PARAM_RULES):

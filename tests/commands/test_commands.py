@@ -100,7 +100,7 @@ def test_a_verb_without_flags_says_what_it_needs(verb):
         (["{all}", "--size=big"], "HEIGHTxWIDTH"),
         (["{all}", "--size=40000x40000"], "from 8 to 1024"),
         (["{all}", "--frames=9"], "--frames=8 at most"),
-        (["{all}", "--reference={empty}"], "no video found"),
+        (["{all}", "--reference={empty}"], "no videos found"),
         (["{all}", "--videos={broken}"], "holds no videos of sample.py"),
         (["{all}", "--against={empty}"], "holds no results.json"),
     ],

@@ -211,7 +211,7 @@ def test_a_report_whose_sheet_fails_is_printed_all_the_same(check, monkeypatch):
 def test_an_empty_folder_is_status_2(check, tmp_path):
     (tmp_path / "none").mkdir()
     status, out, err = check(where=tmp_path / "none")
-    assert status == 2 and "no video found" in err
+    assert status == 2 and "no videos found" in err
 
 
 def test_the_command_line(videos):

@@ -66,7 +66,7 @@ def bunny(folder):
 
 
 def numbers_of(source):
-    return [source._numbers(*item) for item in source.items.tolist()]
+    return [source._frame_numbers(*item) for item in source.items.tolist()]
 
 
 def test_runs_hold_out_the_last_18_of_every_60_frames():
@@ -133,7 +133,7 @@ def test_random_crops_stay_inside_the_cover_and_move(folder):
         source.load(0, np.random.default_rng(seed), 8)["video"].tobytes()
         for seed in range(12)
     }
-    whole = source.read(0, source._numbers(0, 0))
+    whole = source.read(0, source._frame_numbers(0, 0))
     assert whole.shape[1] == 24 and whole.shape[2] > 32
     windows = {
         np.ascontiguousarray(whole[:, :, i : i + 32]).tobytes()
@@ -208,7 +208,7 @@ def test_groups_and_lists_of_names():
     assert clips.parse_names("all") == tuple(clips.FOOTAGE)
     assert clips.parse_names("city, bunny") == ("city", "bunny")
     for wrong in ("", "bunny,", "movies", "bunny,nope"):
-        with pytest.raises(UserError, match="no clip is called .*published, all, or"):
+        with pytest.raises(UserError, match="unknown clip .*published, all, or"):
             clips.parse_names(wrong)
 
 

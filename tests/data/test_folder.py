@@ -378,7 +378,7 @@ def test_names_that_are_not_utf8_are_found_sorted_shown_and_split(videos, opened
 
 
 def test_nothing_usable_is_one_line_and_status_2(videos, opened):
-    with pytest.raises(UserError, match="no video found"):
+    with pytest.raises(UserError, match="no videos found"):
         opened()
     for name in "abc":
         make_mp4(videos / f"{name}.mp4", frames=2)

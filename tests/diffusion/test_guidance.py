@@ -276,7 +276,7 @@ def test_scales_that_increase_over_the_frames(x64):
 # Modes of classifier-free guidance.
 
 
-def two_branches(level, dtype=np.float64):
+def two_predictions(level, dtype=np.float64):
     """Return z and two independent predictions with alpha x + sigma eps = z."""
     z, cond, uncond = (
         jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE), dtype)
@@ -296,7 +296,7 @@ def along_videos(x):
 def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, tolerance, x64):
     """u + s (c - u) is (1 + w) c - w u of the paper, in another order of the sums."""
     level = at(logsnr, dtype=dtype)
-    _, cond, uncond = two_branches(level, dtype)
+    _, cond, uncond = two_predictions(level, dtype)
     actual = guidance.linear(jnp.asarray(w + 1))(level, cond, uncond)
     for new, c, u in zip(actual, cond, uncond, strict=True):
         paper = (1 + w) * c - w * u
@@ -310,7 +310,7 @@ def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, toleranc
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
     level = at(logsnr, index=1)
-    z, cond, uncond = two_branches(level)
+    z, cond, uncond = two_predictions(level)
     scales = jnp.asarray([1.0, 5.0])
     actual = guidance.CFG_MODES[name](scales)(level, cond, uncond)
     z_again = level.alpha * actual.x + level.sigma * actual.eps
@@ -327,7 +327,7 @@ def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
 def test_rescaled_restores_the_standard_deviation_of_a_video(phi, x64):
     """phi std(c) / std(cfg) + 1 - phi, times the x of plain guidance."""
     level, scale = at(-1.0), jnp.asarray(5.0)
-    _, cond, uncond = two_branches(level)
+    _, cond, uncond = two_predictions(level)
     actual = guidance.rescaled(scale, phi)(level, cond, uncond)
     plain = guidance.linear(scale)(level, cond, uncond).x
     target, wide = along_videos(cond.x).std(1), along_videos(plain).std(1)
@@ -341,14 +341,14 @@ def test_rescaled_restores_the_standard_deviation_of_a_video(phi, x64):
 
 def test_a_scale_of_one_is_no_rescaling(x64):
     level = at(-1.0)
-    _, cond, uncond = two_branches(level)
+    _, cond, uncond = two_predictions(level)
     actual = guidance.rescaled(jnp.asarray(1.0))(level, cond, uncond)
     np.testing.assert_allclose(actual.x, cond.x, rtol=0, atol=1e-12)
 
 
 def test_projected_guidance_removes_the_part_along_x(x64):
     level, scale = at(-1.0), jnp.asarray(5.0)
-    _, cond, uncond = two_branches(level)
+    _, cond, uncond = two_predictions(level)
     plain = guidance.linear(scale)(level, cond, uncond)
     whole = guidance.projected(scale, eta=1.0)(level, cond, uncond)
     np.testing.assert_allclose(whole.x, plain.x, rtol=0, atol=1e-12)

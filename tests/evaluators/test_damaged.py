@@ -7,7 +7,7 @@ import pytest
 
 from vdm_jax import video_io
 from vdm_jax.evaluators import distillations, models
-from vdm_jax.metrics import features
+from vdm_jax.metrics import feature_cache
 
 VIDEOS = np.arange(2 * 4 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 4, 8, 8, 3)
 
@@ -66,11 +66,11 @@ def test_a_damaged_row_is_made_again(tmp_path, monkeypatch, name, content):
 
 def test_features_that_cannot_be_kept_are_told_and_used(tmp_path, capsys):
     (tmp_path / "a").write_text("a file")
-    found = features.cached_features(
+    found = feature_cache.cached_features(
         tmp_path / "a" / "b", "x", "p", VIDEOS, lambda v: v[:, 0]
     )
     assert (found == VIDEOS[:, 0]).all()
-    assert "not kept: " in capsys.readouterr().err
+    assert "not cached: " in capsys.readouterr().err
 
 
 def test_results_are_strictly_json_and_whole(tmp_path):

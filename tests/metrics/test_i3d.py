@@ -14,7 +14,7 @@ import pytest
 from tests.metrics.waves import sample, waves
 from vdm_jax.data import assets
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import features, frechet, i3d
+from vdm_jax.metrics import feature_cache, frechet, i3d
 
 RECORDED = Path(__file__).parent / "data" / "i3d.npz"
 ENDPOINTS = ("Conv3d_1a_7x7", "Mixed_3c", "Mixed_4f", "Mixed_5c")
@@ -278,10 +278,10 @@ def counted():
 def test_features_are_computed_once(tmp_path, counted):
     videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
     asked = (tmp_path, "real Clips", "protocol")
-    first = features.cached_features(*asked, videos, counted)
+    first = feature_cache.cached_features(*asked, videos, counted)
     strided = np.ascontiguousarray(videos.swapaxes(2, 3)).swapaxes(2, 3)
     for same in (videos, videos.copy(), strided):
-        again = features.cached_features(*asked, same, counted)
+        again = feature_cache.cached_features(*asked, same, counted)
         np.testing.assert_array_equal(again, first, strict=True)
     assert counted.calls == 1
     (path,) = tmp_path.iterdir()
@@ -301,23 +301,23 @@ def test_other_videos_and_other_protocols_are_other_features(tmp_path, counted):
         ("a", "q", videos),
     ]
     for number, (name, protocol, clips) in enumerate(asked, 1):
-        features.cached_features(tmp_path, name, protocol, clips, counted)
+        feature_cache.cached_features(tmp_path, name, protocol, clips, counted)
         assert counted.calls == number
     for name, protocol, clips in asked:
-        features.cached_features(tmp_path, name, protocol, clips, counted)
+        feature_cache.cached_features(tmp_path, name, protocol, clips, counted)
     assert counted.calls == len(asked)
 
 
 def test_a_damaged_file_is_made_again(tmp_path, counted):
     videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
     asked = (tmp_path, "a", "p", videos, counted)
-    first = features.cached_features(*asked)
+    first = feature_cache.cached_features(*asked)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
     for calls, damaged in enumerate((flipped, whole[:-1], whole[:40], b"\n", b""), 2):
         path.write_bytes(damaged)
-        np.testing.assert_array_equal(features.cached_features(*asked), first)
+        np.testing.assert_array_equal(feature_cache.cached_features(*asked), first)
         assert counted.calls == calls and path.read_bytes() == whole
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary files
 
@@ -327,5 +327,5 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        features.cached_features(tmp_path, "a", "p", np.zeros((1, 2)), fails)
+        feature_cache.cached_features(tmp_path, "a", "p", np.zeros((1, 2)), fails)
     assert list(tmp_path.iterdir()) == []

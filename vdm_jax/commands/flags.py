@@ -1,6 +1,7 @@
 """Kinds of flags, flags that several commands have, and checks of combinations."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 
 from absl import flags
 
@@ -122,7 +123,8 @@ def override_settings(trained, names: Collection[str]) -> None:
 
     overrides = present_values(names)
     with trained.config.unlocked():
-        trained.config.sample.update(overrides)
+        for name, value in overrides.items():
+            trained.config.sample[name] = value
     settings = sampling.Settings.from_config(trained.config.sample)
     for name in overrides:
         if reason := sampling.why_unused(name, trained.model, settings):
@@ -188,27 +190,20 @@ def check_mode(mode: str, modes: Mapping[str, Collection[str]]) -> None:
 
     modes: the flags that each way to call the command uses, by the name of the way.
     """
-    others = {name for flags_of in modes.values() for name in flags_of}
-    for name in sorted(others - set(modes[mode])):
-        if FLAGS[name].present:
-            homes = [
-                f"--{name}" if f"--{name}" == m else m
-                for m in modes
-                if name in modes[m]
-            ]
-            raise UserError(_mode_message(name, mode, homes))
-
-
-def _mode_message(name: str, mode: str, homes: Sequence[str]) -> str:
-    if homes == [f"--{name}"]:
-        return f"--{name} does not go with {mode}"
-    return f"--{name} goes with {' or '.join(homes)}, not with {mode}"
+    known = {name for used in modes.values() for name in used}
+    for name in sorted(known - set(modes[mode])):
+        if not FLAGS[name].present:
+            continue
+        using = [each for each, used in modes.items() if name in used]
+        if using == [f"--{name}"]:  # another mode itself
+            raise UserError(f"--{name} does not go with {mode}")
+        raise UserError(f"--{name} goes with {' or '.join(using)}, not with {mode}")
 
 
 def parse_ints(name: str) -> list[int]:
     """Return the positive integers of a list flag."""
     values = FLAGS[name].value
-    if not all(value.isdecimal() and int(value) > 0 for value in values):
+    if not all(re.fullmatch("[1-9][0-9]*", value) for value in values):
         raise UserError(f"--{name}={','.join(values)}: positive integers, as 4,8,16")
     return [int(value) for value in values]
 

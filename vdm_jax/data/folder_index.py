@@ -142,7 +142,7 @@ def no_usable_videos_message(report: ScanReport, skipped: Sequence[Skipped]) -> 
     )
     ignored = layout.describe_ignored(report.ignored)
     return (
-        f"{report.root}: no videos ({videos}, or folders of {images} frames)"
+        f"{report.root}: no videos found ({videos}, or folders of {images} frames)"
         + f"; ignored files: {ignored}" * bool(ignored)
     )
 

@@ -1,5 +1,6 @@
-"""What a data set must offer to the pipeline: names, labels, and clips by index."""
+"""The protocol of a data set: names, labels, and clips by index."""
 
+import re
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -8,23 +9,28 @@ from vdm_jax.errors import printable
 
 
 class Clip(TypedDict):
-    """One training example."""
+    """One training example.
 
-    video: np.ndarray  # uint8 [frames, height, width, channels]
-    caption: str  # one of the item's captions, drawn with the rng; "" if it has none
-    label: NotRequired[np.ndarray]  # int32 [attributes], -1 = unknown
+    video: uint8 [frames, height, width, channels].
+    caption: one of the item's captions, drawn with the rng; "" if it has none.
+    label: int32 [attributes], -1 = unknown.
+    """
+
+    video: np.ndarray
+    caption: str
+    label: NotRequired[np.ndarray]
 
 
 class BadClip(Exception):
-    """An item that turns out to be unusable: skipped, counted and named, never fatal.
+    """An unusable item. The pipeline skips it, counts it and prints its name.
 
     Args:
       name: the item's name as the user knows it (a file, a record).
-      reason: a few words, e.g. "constant", "3 frames of 16", "truncated at frame 7".
+      reason: a few words, such as "constant" or "truncated at frame 7".
     """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both in args: survives pickling by a worker
+        super().__init__(name, reason)  # both arguments, so that it can be pickled
         self.name = name
         self.reason = reason
 
@@ -32,19 +38,23 @@ class BadClip(Exception):
         return printable(f"{self.name}: {self.reason}")
 
 
+def mentions_left_or_right(text: str) -> bool:
+    """Return whether labels or captions would be wrong for mirrored clips."""
+    return bool(re.search(r"(?<![a-z])(left|right)", text, re.IGNORECASE))
+
+
 class Source(Protocol):
-    """A data set with random access. Must pickle: workers are processes.
+    """A data set with random access. It must be picklable for worker processes.
 
     Attributes:
       name: of the data set, for messages and the resume fingerprint.
-      names: of the files (or records) behind the items, for the fingerprint; () where
-        there are none.
-      sizes: bytes (or frames) of each in the order of `names`, for the fingerprint: a
-        file replaced under its old name changes it.
-      attributes: the label vocabulary, one tuple of value names for each attribute;
-        () if the items carry no labels.
-      flip: whether left and right may be swapped without making a label or a caption
-        untrue.
+      names: of the files (or records) of the items, for the fingerprint; () if there
+        are none.
+      sizes: bytes (or frames) of each name, for the fingerprint: replacing a file under
+        its old name changes it.
+      label_vocabulary: one tuple of value names per attribute; () if the items carry no
+        labels.
+      flip: whether clips may be mirrored without making a label or a caption wrong.
     """
 
     name: str
@@ -54,14 +64,14 @@ class Source(Protocol):
     flip: bool
 
     def __len__(self) -> int:
-        """The number of items; an index runs over 0 .. len - 1."""
+        """Return the number of items. Indices are 0 .. len - 1."""
         ...
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
-        """A random clip of `frames` frames from item `index`.
+        """Load a random clip of `frames` frames from item `index`.
 
-        All chance comes from `rng`: the same index and the same generator state give
-        the same clip. `frames=1` asks for a single image and ignores the stride.
+        All randomness comes from `rng`: the same index and the same generator state
+        give the same clip. `frames=1` loads a single image and ignores the stride.
 
         Raises:
           BadClip: the item is corrupt, constant or too short.
@@ -69,9 +79,9 @@ class Source(Protocol):
         ...
 
     def split(self, held_out: bool) -> "Source":
-        """The held-out part, or the training part; they share no frame.
+        """Return the held-out part or the training part. They share no frame.
 
-        A source starts as its training part, and a split of a split refers to the
-        whole: `source.split(True).split(False)` is the training part.
+        A source starts as its training part. A split of a split refers to the whole:
+        `source.split(True).split(False)` is the training part.
         """
         ...

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.data import folder
+from vdm_jax.data import folder_index
+from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models
 from vdm_jax.files import make_folder
@@ -44,8 +45,8 @@ def read_videos(
         described = (path / "samples.json").is_file()
         fps = models.read_sample_info(path)["fps"] if described else DEFAULT_FPS
         return videos, "pixels", fps / stride
-    shape, guard = folder.ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
-    files, found = folder.scan(
+    shape, guard = ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
+    files, found = folder_index.scan(
         str(path), shape, cache.IndexStore(cache.default_folder()), guard
     )
     for line in found.summary_lines()[1:]:
@@ -71,7 +72,7 @@ def read_videos(
             break
     guard.close()
     if fps is None:
-        raise UserError(folder.no_usable_videos_message(found, dropped))
+        raise UserError(folder_index.no_usable_videos_message(found, dropped))
     return np.stack(clips), "files", fps / stride
 
 

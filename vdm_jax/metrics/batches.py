@@ -1,4 +1,4 @@
-"""Many arrays through a compiled function, a few at a time."""
+"""Application of a compiled function to large arrays in batches of one size."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ import numpy as np
 def apply_in_batches(
     function: Callable[..., jax.Array], *arrays: np.ndarray, size: int
 ) -> np.ndarray:
-    """The function of arrays [n, ...], `size` items at a time: [n, ...].
+    """Apply a function to arrays [n, ...], `size` items at a time: [n, ...].
 
-    The last batch is filled up with copies of its last item, whose results are left
-    out, so that one program serves all.
+    The last batch is padded with copies of the last item, whose results are dropped, so
+    that one compiled program serves all batches.
     """
-    n, found = len(arrays[0]), []
+    n, results = len(arrays[0]), []
     size = min(size, n)
     for start in range(0, n, size):
-        chosen = np.minimum(np.arange(start, start + size), n - 1)
-        found.append(np.asarray(function(*(a[chosen] for a in arrays))))
-    return np.concatenate(found)[:n]
+        index = np.minimum(np.arange(start, start + size), n - 1)
+        results.append(np.asarray(function(*(a[index] for a in arrays))))
+    return np.concatenate(results)[:n]

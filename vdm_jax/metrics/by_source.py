@@ -1,4 +1,4 @@
-"""Attributes of generated videos that can be measured, by the data set they are of."""
+"""Modules that measure attributes of videos, by the data source that has them."""
 
 from typing import Any
 

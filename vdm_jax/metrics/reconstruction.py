@@ -1,8 +1,8 @@
-"""PSNR and SSIM: how near videos are to those that they should equal, pixel by pixel.
+"""PSNR, SSIM and R^2 of videos against reference videos, pixel by pixel.
 
-For predictions and reconstructions, where there is one right answer. Both reward blur
-where the answer is uncertain. Videos are [n, f, h, w, c], uint8 0..255 or float in
-[-1, 1], which are clipped; both scales give the same figures. Float64.
+For predictions and reconstructions, which have one right answer. PSNR and SSIM reward
+blur where the answer is uncertain. Videos are [n, f, h, w, c], uint8 0..255 or float in
+[-1, 1], which are clipped; both scales give the same scores. Computed in float64.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from scipy import ndimage
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.video_arrays import to_float64
 
-WINDOW, SIGMA = 11, 1.5  # of the Gaussian, in pixels
-K1, K2 = 0.01, 0.03
+WINDOW, SIGMA = 11, 1.5  # size and deviation of the Gaussian window of SSIM, in pixels
+K1, K2 = 0.01, 0.03  # constants of SSIM
 
 
 def psnr(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each video in decibels, [n]: higher is nearer.
+    """Return the peak signal-to-noise ratio of each video in decibels, [n].
 
-    10 log10(range^2 / mean square error), the error over all pixels of all frames:
-    infinite for equal videos. (The mean of the frames' PSNRs, which some report, is
-    larger, and infinite where a single frame is equal.)
+    10 log10(range^2 / mean square error), the error over all pixels of all frames. It
+    is infinite for equal videos. (The mean over per-frame PSNRs, which some papers
+    report, is larger, and infinite where a single frame is equal.)
     """
     _checked(videos, reference)
     errors = [
@@ -32,11 +32,14 @@ def psnr(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def ssim(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Structural similarity of each video, [n]: 1 for equal videos, at least -1.
+    """Return the structural similarity of each video, [n]: 1 for equal, at least -1.
 
-    Wang et al. 2004, IEEE TIP 13(4), equation 13: Gaussian windows of 11x11 pixels,
-    sigma 1.5, K1 = .01, K2 = .03, those inside the frame only. Each channel alone, then
-    the mean over windows, channels and frames (the paper has the luminance alone).
+    Wang et al. 2004, IEEE TIP 13(4), equation 13: Gaussian windows of 11x11 pixels that
+    lie inside the frame, sigma 1.5, K1 = .01, K2 = .03. Computed per channel, then
+    averaged over windows, channels and frames (the paper has luminance only).
+
+    Raises:
+      UserError: shapes differ, or a side is below 11 pixels.
     """
     _checked(videos, reference)
     if min(np.shape(videos)[2:4]) < WINDOW:
@@ -46,8 +49,8 @@ def ssim(videos: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _ssim(video: np.ndarray, reference: np.ndarray) -> float:
-    """Of one video [f, h, w, c]."""
-    # Luminance enters as a ratio, so black must be 0: [0, 1], not [-1, 1].
+    """Return the structural similarity of one video [f, h, w, c]."""
+    # SSIM has a ratio of luminances, so black must be 0: pixels in [0, 1].
     x, y = (to_float64(v) / 2 + 0.5 for v in (video, reference))
     c1, c2 = K1**2, K2**2
     mx, my = _windows(x), _windows(y)
@@ -58,7 +61,7 @@ def _ssim(video: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _windows(x: np.ndarray) -> np.ndarray:
-    """Weighted means of the windows inside: [f, h, w, c] -> [f, h-10, w-10, c]."""
+    """Return weighted window means: [f, h, w, c] -> [f, h - 10, w - 10, c]."""
     half = WINDOW // 2
     weights = np.exp(-0.5 * (np.arange(-half, half + 1) / SIGMA) ** 2)
     weights /= weights.sum()
@@ -77,11 +80,12 @@ def _checked(videos: np.ndarray, reference: np.ndarray) -> None:
 
 
 def r2(videos: np.ndarray, reference: np.ndarray) -> float:
-    """How far videos [n, ...] are those of a reference, one by one: 1 is the same.
+    """Return the coefficient of determination R^2 of videos [n, ...] by a reference.
 
-    1 - mean square difference / variance of the reference over its n videos, pixel by
-    pixel: 0 is no nearer than the reference's mean video, unrelated samples have -1.
+    1 - mean square difference / variance of the reference over its n videos, per pixel:
+    1 for equal videos, 0 for the reference's mean video, about -1 for independent
+    samples of the same distribution; 0 where the reference has no variance.
     """
-    spread = float(np.var(reference, axis=0).mean())
+    variance = float(np.var(reference, axis=0).mean())
     error = float(np.square(videos - reference).mean())
-    return 1 - error / spread if spread else 0.0
+    return 1 - error / variance if variance else 0.0

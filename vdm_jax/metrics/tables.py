@@ -23,10 +23,10 @@ BIAS_NOTE = (
     "clips. n = ∞ is the distance extrapolated to infinitely many clips. With fewer "
     "feature vectors than about one and a half times their length it is still too "
     "large. KID, a kernel distance of the same features, is unbiased: its mean is 0 "
-    "for equal distributions, so it may be negative. ± is the standard error over draws of "
-    "the row's own clips. On Gaussians, intervals of two standard errors covered the "
-    "mean over other draws of as many clips in 90 to 97 of a hundred trials, those of "
-    "KID in 83 to 97."
+    "for equal distributions, so it may be negative. ± is the standard error over "
+    "draws of the row's own clips. On Gaussians, intervals of two standard errors "
+    "covered the mean over other draws of as many clips in 90 to 97 of a hundred "
+    "trials, those of KID in 83 to 97."
 )
 
 

@@ -4,7 +4,7 @@ from vdm_jax.sampling import observations
 from vdm_jax.sampling.autoregressive import extend_in_blocks
 from vdm_jax.sampling.generate import sample, to_uint8
 from vdm_jax.sampling.invert import invert
-from vdm_jax.sampling.labels import draw_labels, label_text
+from vdm_jax.sampling.labels import OPEN_LABEL, draw_labels, label_text
 from vdm_jax.sampling.reconstruction import with_reconstruction_weight
 from vdm_jax.sampling.settings import (
     Settings,
@@ -17,6 +17,7 @@ from vdm_jax.sampling.settings import (
 from vdm_jax.sampling.types import Observation, TextEmbeddings
 
 __all__ = [
+    "OPEN_LABEL",
     "Observation",
     "Settings",
     "TextEmbeddings",

@@ -1,4 +1,4 @@
-"""Several processes: started together before any JAX call, and left together."""
+"""Several processes of one run: how they start together and exit together."""
 
 import errno
 import importlib.util
@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -18,8 +19,8 @@ from vdm_jax import agreement
 from vdm_jax.errors import UserError
 from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS, write_stderr
 
-# Where JAX finds the processes by itself. It is asked to only where one of these says
-# so: on a lone machine it would search for clusters, and wait for what is not there.
+# Where JAX finds the other processes by itself. It does so only where one of these
+# holds: on a single machine it would search for clusters, and wait in vain.
 Env = Mapping[str, str]
 CLUSTERS: dict[str, Callable[[Env], bool]] = {
     "Slurm": lambda env: (
@@ -43,9 +44,9 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
 
 COORDINATOR_EXIT_DELAY = 2.0  # seconds
 MAX_PROCESSES = 2**16
-PEER_DIED = 134  # exit status: as of SIGABRT, by which JAX itself ends the others
-# What an operation across processes says when one of them is gone: a status of
-# XLA's or gRPC's first, which no error of Python's begins with.
+PEER_DIED = 134  # exit status: that of SIGABRT, by which JAX itself ends the others
+# Message of an operation across processes when one of them is gone. It starts with a
+# status of XLA or gRPC, with which no error of Python starts.
 PEER_LOST_PATTERN = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED): "
     "|(UNKNOWN|INTERNAL|ABORTED|CANCELLED|FAILED_PRECONDITION): .*"
@@ -66,46 +67,33 @@ def start(
 ) -> None:
     """Join the other processes of the run, if there are any; before any JAX call.
 
-    What is None is read from VDM_COORDINATOR, VDM_NUM_PROCESSES and VDM_PROCESS_ID;
-    where these are not set either, JAX finds out by itself under Slurm, Open MPI,
-    Kubernetes and on TPUs, and elsewhere nothing is done: a single process.
+    An argument that is None is read from VDM_COORDINATOR, VDM_NUM_PROCESSES or
+    VDM_PROCESS_ID. If these are not set either, JAX finds the processes by itself under
+    Slurm, Open MPI, Kubernetes and on TPUs; elsewhere the run is a single process.
 
     Args:
       coordinator: host:port of process 0, the same for all.
       num_processes: of the whole run.
       process_id: of this one, 0 .. num_processes - 1.
-      initialization_timeout: seconds to wait for all to come.
-      heartbeat_timeout: seconds of silence after which a process is taken for dead and
-        all others abort (status 134).
+      initialization_timeout: seconds to wait for all processes to start.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as
+        dead and all others abort (status 134).
       shutdown_timeout: seconds to wait for the others at the end.
 
     Raises:
-      UserError (2): some but not all three are given, or they do not fit together.
+      UserError (2): some but not all three are given, they do not fit together, or the
+        processes cannot reach each other.
     """
-    given = {
+    flags = {
         "coordinator": coordinator or os.environ.get("VDM_COORDINATOR"),
         "num_processes": _int_from_environment(num_processes, "VDM_NUM_PROCESSES"),
         "process_id": _int_from_environment(process_id, "VDM_PROCESS_ID"),
     }
-    cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
-    if given == {"coordinator": None, "num_processes": 1, "process_id": None}:
+    found = _find_processes(flags)
+    if found is None:
         return
-    if any(value is not None for value in given.values()):
-        by = f"coordinator {given['coordinator']}"
-        address, processes, number = _check_flags(**given)
-        if processes == 1:
-            return
-        where = {
-            "coordinator_address": address,
-            "num_processes": processes,
-            "process_id": number,
-            "cluster_detection_method": "deactivate",
-        }
-    elif cluster is not None:
-        by, where = cluster, {}
-    else:
-        return
-    # Of a signal `fit` decides; JAX's own handler would swallow it outside the loop.
+    by, where = found
+    # `train_loop` handles signals; outside of it JAX's own handler would ignore them.
     jax.config.update("jax_enable_preemption_service", False)
     print(f"waiting {initialization_timeout} s at most for all ({by})", flush=True)
     try:
@@ -120,7 +108,7 @@ def start(
             f"the processes of this run do not come together ({by}): "
             f"{' '.join(str(error).split())[:200] or type(error).__name__}: give "
             "--coordinator, --num_processes and --process_id, or --num_processes=1 "
-            "for one process alone"
+            "for a single process"
         ) from error
     sys.excepthook = _exit_with_traceback
     print(
@@ -131,52 +119,75 @@ def start(
     )
 
 
-def exit_on_signals() -> None:
-    """End this process at once when it is asked to stop: with 42, or what says a kill.
+def _find_processes(flags: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return how the processes find each other, or None for a single process.
 
-    It holds where no loop listens: while data are read, the step is compiled, or
-    between rounds. What was saved is whole then, and nothing else is lost. A thread
-    looks, as this one may wait for a compiler or for other processes for long.
+    That is its name, and arguments of jax.distributed.initialize.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    if flags == {"coordinator": None, "num_processes": 1, "process_id": None}:
+        return None
+    if any(value is not None for value in flags.values()):
+        address, processes, number = _check_flags(**flags)
+        if processes == 1:
+            return None
+        return f"coordinator {address}", {
+            "coordinator_address": address,
+            "num_processes": processes,
+            "process_id": number,
+            "cluster_detection_method": "deactivate",
+        }
+    cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
+    return None if cluster is None else (cluster, {})
+
+
+def exit_on_signals() -> None:
+    """Make signals end this process immediately, with status 42 or that of a kill.
+
+    This holds outside of `train_loop`: while data are read, while the step is compiled
+    and between rounds. Nothing that was saved is lost. A thread reads the signals,
+    since the main thread may wait for a compiler or for other processes.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     for number, request in SIGNAL_REQUESTS.items():
         if request == RESTART and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit_at_once)
-    looking = threading.Thread(target=_watch_signals, args=(heard, told), daemon=True)
-    looking.start()
+    threading.Thread(
+        target=_watch_signals, args=(receiver, sender), daemon=True
+    ).start()
 
 
 def _exit_at_once(number: int, frame: object) -> None:
-    """Stand for what `_look` does, which the system's handler has told already."""
+    """Mark a signal as one that `_watch_signals` handles. It does nothing itself."""
 
 
-def _watch_signals(heard: socket.socket, told: socket.socket) -> None:
-    """Read the numbers of signals; `told` is kept open with this."""
-    while number := heard.recv(1):
+def _watch_signals(receiver: socket.socket, sender: socket.socket) -> None:
+    """Exit on the first signal that is marked; `sender` is kept open by this."""
+    while number := receiver.recv(1):
         name = signal.Signals(number[0])
         if signal.getsignal(name) is _exit_at_once:
             write_stderr(
-                f"{name.name}: leaving; the same command goes on from what is saved"
+                f"{name.name}: exiting; the same command resumes from what is saved"
             )
             os._exit(EXIT_STATUS[RESTART])
-    told.close()
+    sender.close()
 
 
 def wait_for_all() -> None:
-    """Wait for all processes at the end of the work, with more patience than JAX has.
+    """Wait for all processes at the end of the work, longer than JAX does.
 
-    Its own farewell ends those that are a minute late, and those that wait for them.
+    JAX's own shutdown aborts processes that are a minute late, and those that wait for
+    them.
     """
     agreement.check({})
 
 
 def exit_process(status: int) -> None:
-    """End this process with a status after an error that the others may not have.
+    """End this process with a status, after an error that the others may not have.
 
-    A normal exit would wait for them, and they for this one. The coordinator goes
-    last: when it is gone the others are ended at once, with a status of their own.
+    A normal exit and the other processes would wait for each other. The coordinator
+    exits last: its end aborts the others, with a status of their own.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -188,33 +199,32 @@ def exit_process(status: int) -> None:
 
 
 def _exit_with_traceback(kind, error, trace) -> None:
-    traceback.print_exception(kind, error, trace)  # the words may be a bug's, too
+    traceback.print_exception(kind, error, trace)  # the cause may still be a bug
     if lost := lost_peer_message(error):
         print(f"error: another process is gone: {lost}", file=sys.stderr)
     exit_process(PEER_DIED if lost else 1)
 
 
 def lost_peer_message(error: BaseException | None) -> str:
-    """Say in which words a library told that another process is gone; "" if none did.
+    """Return the message of a library that another process is gone, or "".
 
-    Whichever notices first ends the others: the service that keeps them together (by
-    SIGABRT), or an operation across processes, whose error stands somewhere among the
-    causes of the one that arrives here.
+    Either the service between the processes notices first, and aborts this one by
+    SIGABRT, or an operation across processes, whose error is among the causes of the
+    one that arrives here.
     """
     seen: list[BaseException] = []
-    left = [error]
-    while left:
-        error = left.pop()
+    causes = [error]
+    while causes:
+        error = causes.pop()
         if error is None or error in seen:
             continue
         seen.append(error)
         text = " ".join(str(error).split())
-        if isinstance(error, RuntimeError | ValueError) and PEER_LOST_PATTERN.match(
-            text
-        ):
+        library = isinstance(error, RuntimeError | ValueError)
+        if library and PEER_LOST_PATTERN.match(text):
             return text[:200]
-        left += [error.__cause__, error.__context__]
-        left += getattr(error, "exceptions", ())
+        causes += [error.__cause__, error.__context__]
+        causes += getattr(error, "exceptions", ())
     return ""
 
 
@@ -231,7 +241,7 @@ def _int_from_environment(value: int | None, variable: str) -> int | None:
 def _check_flags(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> tuple[str, int, int]:
-    """The three, consistent; raises UserError saying which is not."""
+    """Return the three if they are consistent; UserError names what is not."""
     if coordinator is None or num_processes is None or process_id is None:
         raise UserError(
             f"coordinator={coordinator}, num_processes={num_processes}, process_id="

@@ -1,4 +1,4 @@
-"""Adam or Muon with warm-up and clipping, as optax parts; what trains is a table."""
+"""Adam or Muon with warm-up and clipping; a table says which parameters train."""
 
 from collections.abc import Callable
 
@@ -16,28 +16,32 @@ LR_SCHEDULES = {
 
 
 def learning_rate(config) -> Callable[..., jax.Array]:
-    """(step, steps) -> rate: linear warm-up, then a decay to `final` times the peak.
+    """Return (step, steps) -> learning rate: linear warm-up, then a decay.
 
-    steps: of the run, config.steps unless told; may be traced. final = 1 keeps the rate
-    constant, as the VDM configurations do.
+    The decay ends at `end_lr_fraction` times the peak; 1 keeps the rate constant, as
+    the configurations of VDM do.
+
+    config: the train section. steps: length of the run, config.steps by default; it may
+    be traced.
     """
 
     def rate(step: jax.Array, steps: int | jax.Array = config.steps) -> jax.Array:
         step = jnp.asarray(step, jnp.result_type(float))
         warm = jnp.minimum((step + 1) / max(config.warmup, 1), 1.0)
-        decay = jnp.maximum(steps - config.warmup, 1)
-        progress = jnp.clip((step - config.warmup) / decay, 0.0, 1.0)
-        left = LR_SCHEDULES[config.decay](progress)
-        share = config.final + (1 - config.final) * left
-        return config.learning_rate * warm * share
+        decay_steps = jnp.maximum(steps - config.warmup, 1)
+        progress = jnp.clip((step - config.warmup) / decay_steps, 0.0, 1.0)
+        decay = LR_SCHEDULES[config.lr_schedule](progress)
+        end = config.end_lr_fraction
+        return config.learning_rate * warm * (end + (1 - end) * decay)
 
     return rate
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Clip, Adam or Muon, decoupled weight decay; without the rate (the step's).
+    """Return clipping, Adam or Muon, and decoupled weight decay, without learning rate.
 
-    `config.trainable` is a table of (path pattern, bool): the first match decides.
+    `make_step` applies the learning rate. config: the train section. Its `trainable` is
+    a table of (path pattern, bool), of which the first match decides.
     """
 
     def labels(params):
@@ -45,7 +49,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
         return jax.tree.map(lambda trains: "train" if trains else "freeze", table)
 
     train = optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.grad_clip_norm),
         OPTIMIZERS[config.optimizer](config),
         optax.add_decayed_weights(config.weight_decay),
     )
@@ -53,17 +57,17 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def adam(config) -> optax.GradientTransformation:
-    """Kingma & Ba 2015."""
+    """Return Adam (Kingma & Ba 2015)."""
     return optax.scale_by_adam(b1=config.b1, b2=config.b2)
 
 
 def muon(config) -> optax.GradientTransformation:
-    """Muon for the kernels of linear maps and convolutions, Adam for all else.
+    """Return Muon for the kernels of linear maps and convolutions, Adam for the rest.
 
     The momentum of a kernel, as a matrix of inputs by outputs, is replaced by the
-    nearest orthogonal one (Jordan et al. 2024, kellerjordan.github.io/posts/muon), at
-    the size that Adam's updates have (Liu et al. 2025, arXiv:2502.16982, section 2.2):
-    one learning rate serves both.
+    nearest orthogonal matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    It is scaled to the size of Adam's updates (Liu et al. 2025, arXiv:2502.16982,
+    section 2.2), so that both use one learning rate.
     """
 
     def labels(params):

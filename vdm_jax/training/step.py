@@ -1,4 +1,4 @@
-"""The training loss and one update: what runs on the devices, once per batch."""
+"""The diffusion loss and one update of the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,30 +10,34 @@ import optax
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sharding import path_name
+from vdm_jax.training.optimizer import global_norm
 from vdm_jax.training.state import TrainState
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict]]
 
 
 def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
-    """The diffusion loss of a batch: one noise level a video (VDM, section 2)."""
+    """Return the diffusion loss of a batch, with one noise level per video (VDM, 2)."""
 
-    def loss_fn(params, frozen, batch, key):
-        del frozen
+    def loss_fn(params, aux_params, batch, key):
+        del aux_params
         time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
         x, cond = model.prepare_batch(batch, drop_key)
         t = losses.stratified_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        step = schedules.noise_level(model.training_schedule, t)
+        level = schedules.noise_level(model.training_schedule, t)
         denoise = model.denoiser(params, dropout_key)
-        loss, _ = losses.diffusion_loss(denoise, x, eps, step, cond, weighting)
+        loss, _ = losses.diffusion_loss(denoise, x, eps, level, cond, weighting)
         return loss.mean(), {}
 
     return loss_fn
 
 
 def init_state(params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
-    """Step 0. The EMA starts as a real copy: a donated buffer may appear only once."""
+    """Return the state of step 0.
+
+    The EMA starts as a copy: a buffer that is donated may appear only once.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -44,14 +48,17 @@ def init_state(params, tx: optax.GradientTransformation, ema: bool) -> TrainStat
 
 
 def gradients(loss_fn: LossFn, params, aux_params, batch, key, grad_accum_steps: int):
-    """Loss, metrics and gradients, averaged over `accumulate` parts of the batch."""
+    """Return loss, metrics and gradients, means over the parts of a batch.
+
+    grad_accum_steps: number of parts, which are evaluated one after another.
+    """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if grad_accum_steps == 1:
         (loss, metrics), grads = grad_fn(params, aux_params, batch, key)
         return loss, metrics, grads
 
     def part(a):
-        # Every k-th example, so that each device's share of the batch stays on it.
+        # Every k-th example: each device keeps its examples of the batch.
         return jnp.swapaxes(a.reshape(-1, grad_accum_steps, *a.shape[1:]), 0, 1)
 
     def add(total, xs):
@@ -64,8 +71,8 @@ def gradients(loss_fn: LossFn, params, aux_params, batch, key, grad_accum_steps:
     first = jax.tree.map(lambda a: a[0], (batches, keys))
     shapes = jax.eval_shape(grad_fn, params, aux_params, *first)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    # XLA's CPU compiler has no fast form of a kernel's gradient inside of a loop: 16
-    # times the time of a step.
+    # XLA's CPU compiler has no fast form of a kernel's gradient within a loop: a step
+    # takes 16 times as long.
     unroll = grad_accum_steps if jax.default_backend() == "cpu" else 1
     parts = (batches, keys)
     ((loss, metrics), grads), _ = jax.lax.scan(add, zero, parts, unroll=unroll)
@@ -79,21 +86,25 @@ def make_step(
     ema_decay: float,
     grad_accum_steps: int = 1,
 ):
-    """One update: (state, frozen, batch, key) -> (state, metrics).
+    """Return one update: (state, aux_params, batch, key) -> (state, metrics).
 
-    `rate(step, frozen)` gives the learning rate. A non-finite loss or gradient leaves
-    everything but the two counters as it was. The EMA's decay grows to `ema` as
-    (1 + step) / (10 + step), so that a short run is not averaged with its start.
+    A loss or gradient that is not finite changes nothing but the two counters.
+
+    Args:
+      lr_fn: (step, aux_params) -> learning rate.
+      ema_decay: the decay grows to it as (1 + step) / (10 + step), so that the average
+        of a short run does not contain its start.
+      grad_accum_steps: see `gradients`.
     """
 
-    def step(state: TrainState, frozen, batch, key):
+    def step(state: TrainState, aux_params, batch, key):
         key = jax.random.fold_in(key, state.step)
         loss, metrics, grads = gradients(
-            loss_fn, state.params, frozen, batch, key, grad_accum_steps
+            loss_fn, state.params, aux_params, batch, key, grad_accum_steps
         )
-        norm = optax.tree.norm(grads)
+        norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        lr = lr_fn(state.step, frozen)
+        lr = lr_fn(state.step, aux_params)
 
         def updated(state):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -106,11 +117,11 @@ def make_step(
                 )
             return params, averaged, opt_state
 
-        # A branch: choosing leaf by leaf makes XLA copy every donated buffer first.
-        def kept(state):
+        # With a select for each leaf, XLA would copy every donated buffer first.
+        def unchanged(state):
             return state.params, state.ema, state.opt_state
 
-        new = jax.lax.cond(finite, updated, kept, state)
+        new = jax.lax.cond(finite, updated, unchanged, state)
         state = TrainState(state.step + 1, *new, skipped=state.skipped + ~finite)
         scalars = {"loss": loss, "grad_norm": norm, "learning_rate": lr}
         return state, {**scalars, **metrics, "finite": finite}
@@ -119,12 +130,14 @@ def make_step(
 
 
 def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | None:
-    """The first tensor of a step that is not finite: batch, parameters, loss, gradient.
+    """Return the name of the first tensor of a step that is not finite, or None.
 
-    `key` is the run's key folded with the step that failed. Run only after one did.
+    Batch, parameters, loss and gradients are checked in this order.
+
+    key: the key of the run, folded with the step that failed.
     """
 
-    def check(tree, what: str) -> str | None:
+    def find(tree, what: str) -> str | None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
                 return f"{what} {path_name(path)}".strip()
@@ -133,8 +146,8 @@ def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | N
     grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, _), grads = grad_fn(params, aux_params, batch, key)
     return (
-        check(batch, "batch")
-        or check(params, "parameter")
-        or check(loss, "the loss")
-        or check(grads, "gradient of")
+        find(batch, "batch")
+        or find(params, "parameter")
+        or find(loss, "the loss")
+        or find(grads, "gradient of")
     )

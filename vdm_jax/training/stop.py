@@ -1,4 +1,4 @@
-"""When to stop: signals and a time limit, agreed upon by all processes at one step."""
+"""When to stop: signals and a time limit, on which all processes agree at one step."""
 
 import contextlib
 import functools
@@ -17,48 +17,48 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import runtime
 
-CONTINUE, RESTART, INTERRUPT = 0, 1, 2  # what is asked for; of several, the largest
+CONTINUE, RESTART, INTERRUPT = 0, 1, 2  # requests; the largest of several counts
 EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
 SIGNAL_REQUESTS = {
-    signal.SIGTERM: RESTART,  # a scheduler takes the machine away
-    signal.SIGUSR1: RESTART,  # or is about to: Slurm's --signal=USR1@600
-    signal.SIGHUP: RESTART,  # its terminal is gone
+    signal.SIGTERM: RESTART,  # a scheduler takes the machine back
+    signal.SIGUSR1: RESTART,  # or will soon: Slurm's --signal=USR1@600
+    signal.SIGHUP: RESTART,  # the terminal is closed
     signal.SIGINT: INTERRUPT,  # Ctrl-C
 }
-# Ignored from the start they stay so: nohup and a shell's & ask for that.
+# They stay ignored if they are at the start, as under nohup or a shell's &.
 LEFT_IGNORED = (signal.SIGHUP, signal.SIGINT)
 
 
 class PreemptionSignal:
-    """Collects requests to stop on this process; says when all of them know.
+    """Collects requests to stop on this process, and agrees on them with all others.
 
-    A signal reaches the processes of a run at different steps, or only one of them.
-    So a request is a number that travels with the steps: each poll sends the largest
-    of all processes' around, and the next poll, one step later, reads it. All save the
-    same step then, and no step waits for another process.
+    A signal reaches the processes of a run at different steps, or only one of them. So
+    every poll starts the reduction of this process's request to the largest of all, and
+    returns that of the poll before: all processes save the same step, and no step waits
+    for another process.
 
     Args:
-      time_limit: seconds from now after which a restart is asked for.
+      time_limit: seconds from now after which a restart is requested.
     """
 
     def __init__(self, time_limit: float | None = None):
-        self.reason = ""  # of the request on this process, for people
+        self.reason = ""  # for the request on this process, as text
         self._request = CONTINUE
         self._signalled = False
-        self._heard = False  # whether somebody read what was said so far
+        self._has_reader = False  # whether the output was read at the start
         self._deadline = time.monotonic() + (time_limit or math.inf)
         self._sent: jax.Array | None = None
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Signals are requests inside; a second one ends the process at once."""
+        """Turn signals into requests; a second one ends the process immediately."""
         before = {
             number: signal.signal(number, self._on_signal)
             for number in SIGNAL_REQUESTS
             if number not in LEFT_IGNORED
             or signal.getsignal(number) is not signal.SIG_IGN
         }
-        self._heard = not runtime.output_reader_gone()
+        self._has_reader = not runtime.output_reader_gone()
         try:
             yield
         finally:
@@ -66,24 +66,30 @@ class PreemptionSignal:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def poll(self) -> int:
-        """Once a step, on all processes: what they agreed on. Does not wait."""
+        """Return what all processes agreed on one step ago, without waiting.
+
+        All processes call this once per step.
+        """
         if self._single:
             return self._own()
         sent, self._sent = self._sent, self._largest(self._own())
         return CONTINUE if sent is None else int(sent)
 
     def requested(self) -> int:
-        """As `poll`, but of this moment, and waiting: for long work between steps."""
+        """Return the present request of all processes, which this waits for.
+
+        All processes call this together, during long work between steps.
+        """
         return self._own() if self._single else int(self._largest(self._own()))
 
     def request_stop(self, request: int, reason: str) -> None:
-        """Ask all processes to stop, as a signal does: the largest request counts."""
+        """Request all processes to stop, as a signal does."""
         self._request, self.reason = max(self._request, request), reason
 
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:
             self.request_stop(RESTART, "time limit")
-        if self._heard and runtime.output_reader_gone() and not self._request:
+        if self._has_reader and runtime.output_reader_gone() and not self._request:
             self.request_stop(RESTART, "the reader of its output left")
             write_stderr(f"{self.reason}: saving after this step")
         return self._request
@@ -95,7 +101,7 @@ class PreemptionSignal:
             os._exit(128 + number)
         self._signalled = True
         self.request_stop(SIGNAL_REQUESTS[signal.Signals(number)], name)
-        write_stderr(f"{name}: saving after this step; once more leaves at once")
+        write_stderr(f"{name}: saving after this step; a second signal exits at once")
 
     @functools.cached_property
     def _single(self) -> bool:
@@ -103,7 +109,7 @@ class PreemptionSignal:
 
     @functools.cached_property
     def _largest(self):
-        """The largest of all processes' numbers, computed beside the training step."""
+        """Reduce the numbers of all processes to the largest, on the devices."""
         mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
         split, everywhere = NamedSharding(mesh, P("all")), NamedSharding(mesh, P())
         largest = jax.jit(jnp.max, out_shardings=everywhere)
@@ -116,6 +122,9 @@ class PreemptionSignal:
 
 
 def write_stderr(text: str) -> None:
-    """On standard error; not by print, which may be what a signal interrupts."""
+    """Write a line to standard error.
+
+    Not by print, which may be what the signal interrupted.
+    """
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())

@@ -1,0 +1,48 @@
+"""distill.py: distil a model, or every stage of a cascade."""
+
+from pathlib import Path
+
+from absl import flags
+
+from vdm_jax import config_files
+from vdm_jax.commands.flags import (
+    define_launch,
+    define_path,
+    define_workdir,
+    launch,
+    require_one,
+)
+from vdm_jax.commands.main import run
+from vdm_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Parse the command line and distil."""
+    config_files.define_config_flag()
+    flags.mark_flag_as_required("config")
+    define_path("teacher", "a run, or a folder of models/")
+    define_path("cascade", "or: a cascade, whose stages are distilled")
+    define_workdir("folder of the students; the same command again resumes")
+    define_launch()
+    run(_distill, "Distil a teacher into a student of a few steps, round by round.")
+
+
+def _distill() -> None:
+    if "distill" not in FLAGS.config:
+        raise UserError(
+            "--config is one of train.py: give one of distill.py, as "
+            "configs/distill_shapes.py"
+        )
+    given = require_one(teacher="a model", cascade="a cascade of models")
+    launch()
+    workdir = Path(FLAGS.workdir).absolute()
+    if given == "cascade":
+        from vdm_jax.distillation.cascade import distill_cascade
+
+        return distill_cascade(FLAGS.cascade, FLAGS.config, workdir, FLAGS.time_limit)
+    from vdm_jax.distillation.driver import distill
+
+    teacher = str(Path(FLAGS.teacher).absolute())
+    distill(FLAGS.config, teacher, workdir, FLAGS.time_limit)
