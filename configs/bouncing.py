@@ -16,7 +16,7 @@ VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the locked config of a variant: that of configs/shapes.py on other data."""
+    """Return the locked config of a variant, from that of configs/shapes.py."""
     config = shapes.get_config(variant).unlock()
     config.data.source = "bouncing"
     # Mostly without a label: the network must read the motion from earlier frames.

@@ -51,8 +51,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.data.joint_image_frames = 8  # VDM's; the paper prints no number
     time = "temporal_attention" if stage == "base" else "temporal_conv"
     frame = ("spatial_attention", "cross_attention")
-    # Stages without spatial attention read the tokens in the middle block. ssr3 does not:
-    # its middle has 24 x 40 positions of 128 frames, and the paper's has no attention.
+    # Stages without spatial attention read the tokens in the middle block. ssr3 does
+    # not: its middle has 24 x 40 positions of 128 frames, and the paper's ssr3 has no
+    # attention.
     text = (time,) if stage == "ssr3" else ("cross_attention", time)
     config.network.update(
         levels=tuple(

@@ -1,9 +1,10 @@
-"""Runs a verb as a user does, in a process of its own that need not import again.
+"""Run a command as a user does, in a new process that does not import again.
 
 Processes are forked from a server that has imported JAX but not started it.
 """
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -15,7 +16,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 PRELOAD = [
-    "vdm_jax.cli",
+    "vdm_jax.commands.evaluate",
+    "vdm_jax.commands.sample",
     "vdm_jax.training.train",
     "vdm_jax.evaluators.models",
     "vdm_jax.data.clips",
@@ -26,45 +28,43 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOAD)
 
 
-# A verb as `python -c` runs it with float64, which a command does not take from its
-# environment: verb, flags.
+# Program of `python -c` that runs a command in float64, which a command does not read
+# from its environment. Arguments: the command's name, its flags.
 FLOAT64 = """
-import sys
-from vdm_jax import cli, runtime
-runtime.PINNED["jax_enable_x64"] = True
-verb, *sys.argv[1:] = sys.argv[1:]
-getattr(cli, verb)()
+import importlib, sys
+from vdm_jax import runtime
+runtime.PINNED_JAX_SETTINGS["jax_enable_x64"] = True
+command, *sys.argv[1:] = sys.argv[1:]
+importlib.import_module(f"vdm_jax.commands.{command}").main()
 """
 
 
 @dataclasses.dataclass
 class Done:
-    """What a process left: exit status, and what it printed."""
+    """Exit status of a process, and what it printed."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-def _child(verb: str, flags: list[str], out: str, err: str, cache: str) -> None:
+def _child(command: str, flags: list[str], out: str, err: str, cache: str) -> None:
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(ROOT)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     sys.path.insert(0, str(ROOT))
-    sys.argv = [f"{verb}.py", *flags]
-    from vdm_jax import cli
-
-    getattr(cli, verb)()
+    sys.argv = [f"{command}.py", *flags]
+    importlib.import_module(f"vdm_jax.commands.{command}").main()
 
 
-def call(verb: str, *flags: str, timeout: float = 500) -> Done:
-    """`python VERB.py FLAGS`, from the repository's root, with the tests' cache."""
+def call(command: str, *flags: str, timeout: float = 500) -> Done:
+    """Run `python COMMAND.py FLAGS`, from the repository's root, with the tests' cache."""
     cache = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla"
     with tempfile.TemporaryDirectory() as folder:
         out, err = f"{folder}/out", f"{folder}/err"
         process = CONTEXT.Process(
-            target=_child, args=(verb, list(flags), out, err, str(cache))
+            target=_child, args=(command, list(flags), out, err, str(cache))
         )
         process.start()
         process.join(timeout)
@@ -76,9 +76,9 @@ def call(verb: str, *flags: str, timeout: float = 500) -> Done:
         return Done(process.exitcode, *texts)
 
 
-def refused(verb: str, *flags: str) -> str:
-    """The one line of a refusal: status 2, no traceback."""
-    done = call(verb, *flags)
+def refused(command: str, *flags: str) -> str:
+    """Return the one line of a refusal: status 2, no traceback."""
+    done = call(command, *flags)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -87,7 +87,7 @@ def refused(verb: str, *flags: str) -> str:
 
 
 def arrays(checkpoints: Path, step: int, x64: bool) -> dict[str, np.ndarray]:
-    """A checkpoint's arrays by name, read by a process that may have float64 on."""
+    """Return a checkpoint's arrays by name, read by a process with or without x64."""
     code = (
         "import sys, numpy as np; from vdm_jax.checkpoint import Checkpoints;"
         "c = Checkpoints(sys.argv[1], read_only=True);"

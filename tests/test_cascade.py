@@ -1,5 +1,6 @@
-"""Stages in a row: the file that names them, and prompts that become videos."""
+"""Cascades: the file that names the stages, and sampling prompts through them."""
 
+import dataclasses
 import shutil
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ steps = 2
 name = "tsr"
 workdir = "tsr"
 steps = 3
-snr = 3
+augmentation_snr = 3
 
 [[stage]]
 name = "ssr"
@@ -39,7 +40,7 @@ steps = 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three tiny shipped models of random parameters, and the file that names them."""
+    """Three tiny shipped models of random parameters, and their cascade file."""
     folder = tmp_path_factory.mktemp("cascade")
     for name, (frames, height, width) in SIZES.items():
         config = shapes.get_config("smoke").unlock()
@@ -67,77 +68,90 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_folder_and_the_file_are_the_same(folder):
+def test_a_cascade_is_read_from_its_folder_or_its_file(folder):
     for path in (folder, folder / cascade.CASCADE_FILE):
         read = cascade.read(path)
-        assert [link.name for link in read.stages] == list(SIZES)
-        assert [link.settings.steps for link in read.stages] == [2, 3, 2]
-        assert (
-            read.stages[1].settings.augmentation_snr == 3
-            and read.stages[2].settings.augmentation_snr == 5
-        )
+        assert [stage.name for stage in read.stages] == list(SIZES)
+        assert [stage.settings.steps for stage in read.stages] == [2, 3, 2]
+        snrs = [stage.settings.augmentation_snr for stage in read.stages[1:]]
+        assert snrs == [3, 5]
         assert cascade.nfe(read) == 7
-    assert [link.name for link in read.truncate("tsr").stages] == ["base", "tsr"]
-    assert [
-        link.settings.steps for link in read.with_sampling({"steps": 9}).stages
-    ] == [9] * 3
+    assert [stage.name for stage in read.truncate("tsr").stages] == ["base", "tsr"]
+    changed = read.with_sampling({"steps": 9})
+    assert [stage.settings.steps for stage in changed.stages] == [9] * 3
 
 
-def test_every_stage_starts_from_the_one_before(folder):
-    read = cascade.read(folder)
-    seen = []
-    made = cascade.sample(read, 2, seed=3, progress=lambda *at: seen.append(at))
-    assert {k: v.shape[1:4] for k, v in made.items()} == SIZES
-    assert [name for name, done, total in seen if done == total] == list(SIZES)
-    from_tsr = cascade.sample(
-        cascade.Cascade(read.path, read.stages, ""), 2, seed=3, base_videos=made["base"]
+def test_a_file_with_old_names_of_settings_is_read(folder):
+    """As version 0.1 wrote it: its guidance is VDM's weight w = s - 1."""
+    path = folder / "old.toml"
+    path.write_text(FILE.replace("augmentation_snr", "snr"))
+    assert cascade.read(path) == dataclasses.replace(
+        cascade.read(folder / cascade.CASCADE_FILE), path=path
     )
-    np.testing.assert_array_equal(from_tsr["ssr"], made["ssr"])
-    other = cascade.sample(read, 2, seed=3, base_videos=-made["base"])
-    assert abs(other["ssr"] - made["ssr"]).mean() > 1e-3
+    path.write_text(FILE + "guidance = 0.0\nguidance_schedule = 'constant'\n")
+    assert cascade.read(path).stages[2].settings.guidance_scale == 1.0
 
 
-def test_every_stage_draws_noise_of_its_own(folder, monkeypatch):
-    """By its place in the cascade, also where the first stage is given."""
-    asked = {}
+def test_every_stage_takes_the_output_of_the_previous(folder):
+    read = cascade.read(folder)
+    reports = []
+    videos = cascade.sample(read, 2, seed=3, progress=lambda *at: reports.append(at))
+    assert {k: v.shape[1:4] for k, v in videos.items()} == SIZES
+    assert [name for name, done, total in reports if done == total] == list(SIZES)
+    from_base = cascade.sample(
+        cascade.Cascade(read.path, read.stages, ""),
+        2,
+        seed=3,
+        base_videos=videos["base"],
+    )
+    np.testing.assert_array_equal(from_base["ssr"], videos["ssr"])
+    other = cascade.sample(read, 2, seed=3, base_videos=-videos["base"])
+    assert abs(other["ssr"] - videos["ssr"]).mean() > 1e-3
 
-    def sample(model, params, num, settings, *, low, seed, stage, first, **how):
-        asked[model.shape[:3]] = (seed, stage, first, low)
-        return np.full((num, *model.shape), 0.1 * stage)
+
+def test_each_stage_has_its_own_noise(folder, monkeypatch):
+    """By its index in the cascade, also where base videos replace the first stage."""
+    calls = {}
+
+    def sample(
+        model, params, num, settings, *, low_res, seed, stage_index, first_index, **_
+    ):
+        calls[model.shape[:3]] = (seed, stage_index, first_index, low_res)
+        return np.full((num, *model.shape), 0.1 * stage_index)
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     read = cascade.read(folder)
-    made = cascade.sample(read, 2, seed=3, first_index=5)
-    whole = asked.copy()
+    videos = cascade.sample(read, 2, seed=3, first_index=5)
+    whole = calls.copy()
     assert [whole[size][:3] for size in SIZES.values()] == [
-        (3, number, 5) for number in range(3)
+        (3, index, 5) for index in range(3)
     ]
-    for before, name in zip(["base", "tsr"], ["tsr", "ssr"], strict=True):
-        assert whole[SIZES[name]][3] is made[before]
-    asked.clear()
-    cascade.sample(read, 2, seed=3, first_index=5, base_videos=made["base"])
-    assert [asked[SIZES[name]][:3] for name in ("tsr", "ssr")] == [(3, 1, 5), (3, 2, 5)]
+    for previous, name in zip(["base", "tsr"], ["tsr", "ssr"], strict=True):
+        assert whole[SIZES[name]][3] is videos[previous]
+    calls.clear()
+    cascade.sample(read, 2, seed=3, first_index=5, base_videos=videos["base"])
+    assert [calls[SIZES[name]][:3] for name in ("tsr", "ssr")] == [(3, 1, 5), (3, 2, 5)]
 
 
-def test_text_is_told_to_every_stage_and_a_negative_one_where_it_is_guided(
+def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
     folder, monkeypatch
 ):
-    told = {}
+    texts = {}
 
-    def sample(model, params, num, settings, *, text, negative_text, **how):
-        told[model.shape[:3]] = (text, negative_text)
+    def sample(model, params, num, settings, *, text, negative_text, **_):
+        texts[model.shape[:3]] = (text, negative_text)
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     monkeypatch.setattr(
-        cascade.sampling, "two_branches", lambda model, settings: settings.snr == 3
+        cascade.sampling, "uses_cfg", lambda _, settings: settings.augmentation_snr == 3
     )
     cascade.sample(cascade.read(folder), 1, "text", "negative")  # type: ignore
     for name, size in SIZES.items():
-        assert told[size] == ("text", "negative" if name == "tsr" else None)
+        assert texts[size] == ("text", "negative" if name == "tsr" else None)
 
 
-def test_the_seed_and_a_videos_number_decide_everything(folder):
+def test_the_seed_and_a_videos_index_decide_all_of_its_noise(folder):
     read = cascade.read(folder)
     three = cascade.sample(read, 3, seed=3)["ssr"]
     second = cascade.sample(read, 1, seed=3, first_index=1)["ssr"]
@@ -240,7 +254,7 @@ class Encoder(NamedTuple):
 def test_settings_go_to_the_stages_that_read_them(folder):
     read = cascade.read(folder)
     changed = read.with_sampling({"snr": 10.0, "steps": 7})
-    assert [link.settings.steps for link in changed.stages] == [7, 7, 7]
+    assert [stage.settings.steps for stage in changed.stages] == [7, 7, 7]
     assert changed.stages[1].settings.augmentation_snr == 10.0
     with pytest.raises(UserError, match="churn goes with sampler=heun"):
         read.with_sampling({"churn": 1.0})
@@ -292,16 +306,16 @@ def test_one_command_distils_every_stage(folder, tmp_path):
         assert done.returncode == 0, done.stderr
     assert "1 rounds of" in done.stdout and "compiled" not in done.stdout
     read = cascade.read(tmp_path)
-    assert [link.name for link in read.stages] == ["base", "tsr"]
-    assert [link.settings.steps for link in read.stages] == [2, 2]
+    assert [stage.name for stage in read.stages] == ["base", "tsr"]
+    assert [stage.settings.steps for stage in read.stages] == [2, 2]
     assert read.stages[1].settings.augmentation_snr == 3
     made = cascade.sample(read, 1)["tsr"]
     # Shipped, it makes the same videos but for half precision.
     done = call("export", f"--cascade={tmp_path}", f"--out={tmp_path}/shipped")
     assert done.returncode == 0, done.stderr
     shipped = cascade.read(tmp_path / "shipped")
-    assert [link.settings for link in shipped.stages] == [
-        link.settings for link in read.stages
+    assert [stage.settings for stage in shipped.stages] == [
+        stage.settings for stage in read.stages
     ]
     # Stages that are shipped already are shipped again, as they are.
     done = call("export", f"--cascade={tmp_path}/shipped", f"--out={tmp_path}/twice")
@@ -378,10 +392,10 @@ def test_the_shipped_cascade_shows_what_prompts_say(tmp_path):
 def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():
     folder = ROOT / "cascades" / "shapes"
     read = cascade.read(folder)
-    assert [link.model.shape[:3] for link in read.stages] == [
+    assert [stage.model.shape[:3] for stage in read.stages] == [
         (4, 12, 16), (8, 12, 16), (8, 24, 32), (8, 48, 64), (16, 48, 64),
     ]  # fmt: skip
-    assert [link.settings.steps for link in read.stages] == [8] * 5
+    assert [stage.settings.steps for stage in read.stages] == [8] * 5
     assert cascade.nfe(read) == 40 and read.text_encoder == "minilm"
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 10e6
     unseen = shapes_data.held_out_combinations(

@@ -10,7 +10,7 @@ LAYERS = (
     ("errors",),
     ("files", "memory", "migration"),
     ("npz",),
-    ("command", "config_files", "scalars"),
+    ("runtime", "config_files", "scalars"),
     ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
     ("data", "conditions"),
@@ -24,7 +24,7 @@ LAYERS = (
     ("distillation",),
     ("report",),
     ("evaluators",),
-    ("cli", "doctor"),
+    ("commands", "doctor"),
     ("export",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}

@@ -44,8 +44,8 @@ def schedule_of_scales(schedule: Any) -> Any:
 
 
 SCALE_NOTE = (
-    "it is the scale s = w + 1 of uncond + s (cond - uncond), 1 is off, and so are "
-    "those of guidance_schedule"
+    "it is the scale s of uncond + s (cond - uncond), 1 is off; the values of "
+    "guidance_schedule are scales too"
 )
 RANGE_NOTE = "it is of scales s = w + 1, 1 is without guidance"
 

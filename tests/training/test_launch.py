@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from vdm_jax import cli
+from vdm_jax.commands import main as commands
 from vdm_jax.errors import UserError
 from vdm_jax.training import launch
 from vdm_jax.training.stop import SIGNAL_REQUESTS, PreemptionSignal
@@ -247,9 +247,9 @@ def test_a_cluster_that_says_too_little_is_told(
 def test_all_meet_with_patience_before_they_leave(monkeypatch):
     met = []
     monkeypatch.setattr(launch.agreement, "check", met.append)
-    monkeypatch.setattr(cli.command, "run", lambda main, leave: main())
-    monkeypatch.setattr(cli.app, "run", lambda work, flags_parser: work([]))
-    cli.run(lambda: met.append("work"), "")
+    monkeypatch.setattr(commands.runtime, "run", lambda main, leave: main())
+    monkeypatch.setattr(commands.app, "run", lambda work, flags_parser: work([]))
+    commands.run(lambda: met.append("work"), "")
     assert met == ["work", {}]
 
 

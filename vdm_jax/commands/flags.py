@@ -202,7 +202,7 @@ def check_mode(mode: str, modes: Mapping[str, Collection[str]]) -> None:
 
 def parse_ints(name: str) -> list[int]:
     """Return the positive integers of a list flag."""
-    values = FLAGS[name].value
+    values: list[str] = FLAGS[name].value or []
     if not all(re.fullmatch("[1-9][0-9]*", value) for value in values):
         raise UserError(f"--{name}={','.join(values)}: positive integers, as 4,8,16")
     return [int(value) for value in values]
@@ -210,7 +210,7 @@ def parse_ints(name: str) -> list[int]:
 
 def parse_floats(name: str) -> list[float]:
     """Return the numbers of a list flag."""
-    values = FLAGS[name].value
+    values: list[str] = FLAGS[name].value or []
     try:
         return [float(value) for value in values]
     except ValueError as error:

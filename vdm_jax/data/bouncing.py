@@ -1,9 +1,8 @@
-"""Bouncing shapes: moving shapes whose motion can go on for ever.
+"""Bouncing shapes: moving shapes that are reflected at the edges of the frame.
 
-The shapes of data/shapes.py with their labels, reflected where their edge meets the
-frame's; the direction is that of the first frame. The clip starts anywhere on the way,
-so nothing but the frames before says what comes next: what an extension of a video must
-read from them.
+Shapes and labels are those of data/shapes.py; the direction is that of the first frame.
+Motion never ends, and a clip starts at any point of the path. Only the previous frames
+determine the next ones, so an extension of a video must use them.
 """
 
 import dataclasses
@@ -15,22 +14,25 @@ from vdm_jax.data import shapes
 from vdm_jax.data.shapes import Geometry
 from vdm_jax.data.source import Clip
 
-AXES = np.abs(shapes.DIRECTIONS).argmax(1)  # of each direction: 0 across, 1 down
-SPEED_FACTOR = 1.5  # than moving shapes: 1.34 pixels a frame at 8 frames of 16x16
+AXES = np.abs(shapes.DIRECTIONS).argmax(1)  # axis of each direction: 0 is x, 1 is y
+SPEED_FACTOR = 1.5  # relative to moving shapes
 
 
 def fast_speed(geometry: Geometry) -> float:
-    """Of a fast shape, in pixels a frame."""
+    """Return the pixels per frame of a fast shape: 1.34 for 8 frames of 16x16."""
     return SPEED_FACTOR * geometry.fast_speed
 
 
-def reflect(u, room):
-    """The reflected path: 0 at u = 0, `room` at u = room, back to 0 at 2 room."""
-    return room - abs(u % (2 * room) - room)
+def reflect(u, length):
+    """Reflect a position `u` at 0 and at `length`.
+
+    The result is 0 at u = 0, `length` at u = length, and has the period 2 length.
+    """
+    return length - abs(u % (2 * length) - length)
 
 
 def travel_range(shape: int, geometry: Geometry) -> np.ndarray:
-    """[x, y] pixels between the outermost places of a shape's centre."""
+    """Return [x, y], the pixels between the extreme positions of a shape's centre."""
     extent = shapes.EXTENT[shape] * geometry.radius
     return np.array([geometry.width, geometry.height]) - 2 * extent
 
@@ -41,26 +43,27 @@ def trajectory(
     geometry: Geometry,
     step: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres x, y [frames]: the place, on the way and beside it, is uniform.
+    """Return centres x, y [frames] with a uniform first position.
 
-    step: of a fast shape in pixels a frame, default `pace` of the geometry.
+    step: pixels per frame of a fast shape; the default is `fast_speed`.
     """
     shape, _, direction, speed = label
     axis = AXES[direction]
-    back = shapes.DIRECTIONS[direction, axis] < 0
-    room = travel_range(shape, geometry)
-    centres = np.tile(room * rng.random(2), (geometry.frames, 1))
-    start = room[axis] * (rng.random() + back)  # the way back is that from room on
+    backward = shapes.DIRECTIONS[direction, axis] < 0
+    lengths = travel_range(shape, geometry)
+    centres = np.tile(lengths * rng.random(2), (geometry.frames, 1))
+    # The second half of the period of `reflect` is the backward motion.
+    start = lengths[axis] * (rng.random() + backward)
     fast = fast_speed(geometry) if step is None else step
-    gone = shapes.SPEEDS[speed] * fast * np.arange(geometry.frames)
-    centres[:, axis] = reflect(start + gone, room[axis])
+    distance = shapes.SPEEDS[speed] * fast * np.arange(geometry.frames)
+    centres[:, axis] = reflect(start + distance, lengths[axis])
     x, y = (centres + shapes.EXTENT[shape] * geometry.radius).T
     return x, y
 
 
 @dataclasses.dataclass(frozen=True)
 class Bouncing:
-    """The source. Item i has label number i mod 72 and its own random path."""
+    """The source. Item i has label number i modulo 72 and a random path."""
 
     geometry: Geometry
     held_out: bool = False
@@ -69,18 +72,18 @@ class Bouncing:
     names = ()
     sizes = ()
     label_vocabulary = shapes.ATTRIBUTES
-    flip = False  # it would turn left into right
+    flip = False  # a mirrored clip would have a wrong direction
 
     def __len__(self) -> int:
         return 2**31 - 1
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
-        """The clip of item `index`, or `frames` consecutive ones out of it."""
+        """Load the clip of item `index`, or `frames` consecutive frames of it."""
         geometry = self.geometry
-        own = np.random.default_rng((2 + self.held_out, index))
+        path_rng = np.random.default_rng((2 + self.held_out, index))
         number = index % math.prod(shapes.ATTRIBUTE_SIZES)
         label = np.array(np.unravel_index(number, shapes.ATTRIBUTE_SIZES), np.int32)
-        x, y = trajectory(label, own, geometry)
+        x, y = trajectory(label, path_rng, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
         grey = shapes.coverage(int(label[0]), x[window], y[window], geometry)
@@ -90,10 +93,10 @@ class Bouncing:
         return Clip(video=video, label=label, caption=text)
 
     def split(self, held_out: bool) -> "Bouncing":
-        """The same shapes on other paths."""
+        """Return the part with other random paths."""
         return dataclasses.replace(self, held_out=held_out)
 
 
 def open_bouncing(config) -> Bouncing:
-    """The source for a config; the sizes that shapes can have."""
+    """Open the source of a config. Raises the errors of `open_shapes`."""
     return Bouncing(shapes.open_shapes(config).geometry)

@@ -1,8 +1,8 @@
-"""Moving shapes: procedural clips with exact labels and captions, without end.
+"""Moving shapes: an infinite set of procedural clips with exact labels and captions.
 
-One shape on black moves straight on at one of two speeds and never leaves the frame, so
-the side it starts from is a cue of its heading, as in real footage. Shapes have equal
-areas: brightness alone does not tell them apart.
+One shape on black moves straight at one of two speeds and never leaves the frame.
+Therefore its first position is a cue for its direction, as in real footage. All shapes
+have the same area, so that brightness does not reveal the shape.
 """
 
 import dataclasses
@@ -21,19 +21,18 @@ ATTRIBUTES = (
     ("left", "right", "up", "down"),
     ("slow", "fast"),
 )
-ATTRIBUTE_SIZES = tuple(
-    len(values) for values in ATTRIBUTES
-)  # 3 x 3 x 4 x 2 = 72 labels
+ATTRIBUTE_SIZES = tuple(map(len, ATTRIBUTES))  # 3 x 3 x 4 x 2 = 72 labels
 COLOURS = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1)], np.float32)
 DIRECTIONS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)], np.float32)  # (x, y), y down
-SPEEDS = np.array([0.6, 1.0], np.float32)  # in units of the fast one
+SPEEDS = np.array([0.6, 1.0], np.float32)  # relative to the fast speed
 
-# Half of a shape's extent in units of the disc's radius, from equal areas: pi = 4 a^2
-# for the square and pi = 8 a b - 4 b^2 for the cross with arms of half thickness b.
+# Half of a shape's extent, relative to the radius of the disc. Equal areas require
+# pi = 4 a^2 for the square, and pi = 8 a b - 4 b^2 for the cross, whose arms have half
+# thickness b.
 ARM = 0.4  # b / a
 EXTENT = (1.0, math.sqrt(math.pi) / 2, math.sqrt(math.pi / (8 * ARM - 4 * ARM**2)))
 
-SUBROWS = 8  # sample rows a pixel; along the rows the coverage is exact
+SUBROWS = 8  # sampled rows per pixel; along the rows the coverage is exact
 
 WORDS = (
     (("circle", "disc", "ball"), ("square", "box"), ("cross", "plus sign")),
@@ -51,9 +50,9 @@ TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Lengths in pixels that depend on the size of the clip alone.
+    """Lengths in pixels that follow from the size of the clip.
 
-    A clip with a stride is every stride-th frame of one of frames x stride.
+    With a stride a clip has every stride-th frame of a clip of frames x stride.
     """
 
     frames: int
@@ -63,25 +62,25 @@ class Geometry:
 
     @property
     def radius(self) -> float:
-        """Of the disc: 4 at 16 pixels."""
+        """Radius of the disc: 4 for 16 pixels."""
         return min(self.height, self.width) / 4
 
     @property
     def travel(self) -> float:
-        """Pixels that a fast one crosses in the whole clip: 7/8 of the widest's room.
+        """Pixels that a fast shape moves in a clip: 7/8 of the largest shape's range.
 
-        The rest of the room is for a random start.
+        The rest of the range is for a random start.
         """
         return 7 / 8 * (min(self.height, self.width) - 2 * max(EXTENT) * self.radius)
 
     @property
     def fast_speed(self) -> float:
-        """Pixels from frame to frame: 0.89 at 8 frames of 16x16."""
+        """Pixels per frame of a fast shape: 0.89 for 8 frames of 16x16."""
         return self.travel * self.stride / (self.frames * self.stride - 1)
 
 
 def half_chord(shape: int, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Half the width of a shape at `dy` >= 0 pixels from its middle; 0 outside."""
+    """Return half the width of a shape `dy` >= 0 pixels from its centre; 0 outside."""
     extent = EXTENT[shape] * radius
     inside = dy < extent
     name = ATTRIBUTES[0][shape]
@@ -95,11 +94,11 @@ def half_chord(shape: int, dy: np.ndarray, radius: float) -> np.ndarray:
 def coverage(
     shape: int, x: np.ndarray, y: np.ndarray, geometry: Geometry
 ) -> np.ndarray:
-    """The share of every pixel that a shape covers.
+    """Return the fraction of every pixel that a shape covers.
 
     Args:
       shape: index into ATTRIBUTES[0].
-      x, y: [n] centres in pixels; pixel (i, j) spans i..i+1 down and j..j+1 across.
+      x, y: [n] centres in pixels; pixel (row i, column j) is [i, i+1] x [j, j+1].
 
     Returns:
       float32 [n, height, width] in [0, 1].
@@ -107,20 +106,20 @@ def coverage(
     rows = (np.arange(geometry.height * SUBROWS, dtype=np.float32) + 0.5) / SUBROWS
     x, y = (np.asarray(a, np.float32)[:, None] for a in (x, y))
     half = half_chord(shape, np.abs(rows - y), geometry.radius).astype(np.float32)
-    left_of = np.arange(geometry.width, dtype=np.float32)
-    # the overlap of [x - half, x + half] with the pixel [j, j + 1], row by row
-    covered = np.clip((x + half)[..., None] - left_of, 0, 1)
-    covered -= np.clip((x - half)[..., None] - left_of, 0, 1)
+    columns = np.arange(geometry.width, dtype=np.float32)
+    # The overlap of [x - half, x + half] with the pixel [j, j + 1], row by row.
+    covered = np.clip((x + half)[..., None] - columns, 0, 1)
+    covered -= np.clip((x - half)[..., None] - columns, 0, 1)
     return covered.reshape(len(x), geometry.height, SUBROWS, geometry.width).mean(2)
 
 
 def trajectory(
     label: np.ndarray, rng: np.random.Generator, geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres x, y [frames] of a straight path wholly inside the frame.
+    """Return centres x, y [frames] of a straight path inside the frame.
 
-    Uniform among the starts from which a fast one stays inside, for both speeds: a
-    slow one that could start anywhere would hide its heading.
+    For both speeds the start is uniform among those from which a fast shape stays
+    inside. Slow shapes with more possible starts would reveal less of their direction.
     """
     shape, _, direction, speed = label
     extent = EXTENT[shape] * geometry.radius
@@ -135,7 +134,7 @@ def trajectory(
 
 
 def caption(label: np.ndarray, rng: np.random.Generator) -> str:
-    """One of the sentences that describe a label; every attribute has its word."""
+    """Draw one of the sentences for a label. Each attribute has a word in it."""
     choice = [words[i] for words, i in zip(WORDS, label, strict=True)]
     words = [options[int(rng.integers(len(options)))] for options in choice]
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(*words)
@@ -143,10 +142,12 @@ def caption(label: np.ndarray, rng: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The source. Item i has the i-th label, over and over, and its own random path.
+    """The source. Item i has label number i modulo their number, and a random path.
 
-    Held-out items are drawn from another seed: no path occurs in both parts. unseen:
-    numbers of labels that only held-out items have.
+    Held-out items use another seed, so that no path occurs in both parts.
+
+    Attributes:
+      held_out_combinations: numbers of the labels that only held-out items have.
     """
 
     geometry: Geometry
@@ -156,42 +157,41 @@ class Shapes:
     name = "shapes"
     names = ()
     label_vocabulary = ATTRIBUTES
-    flip = False  # it would turn left into right
+    flip = False  # a mirrored clip would have a wrong direction
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """What beside the config makes other clips, for the fingerprint."""
+        """The labels that training leaves out, for the fingerprint."""
         return self.held_out_combinations
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 [n, 4]: those that items take in turn."""
+        """int32 [n, 4]: the labels of this part, which items use in turn."""
         numbers = np.arange(math.prod(ATTRIBUTE_SIZES))
         if not self.held_out:
             numbers = np.setdiff1d(numbers, self.held_out_combinations)
-        return np.stack(np.unravel_index(numbers, ATTRIBUTE_SIZES), axis=1).astype(
-            np.int32
-        )
+        values = np.unravel_index(numbers, ATTRIBUTE_SIZES)
+        return np.stack(values, axis=1).astype(np.int32)
 
     @property
     def captions(self) -> list[str]:
-        """Every sentence that `caption` can make."""
-        words = [list(itertools.chain(*of_value)) for of_value in WORDS]
+        """All sentences that `caption` can return."""
+        words = [list(itertools.chain(*synonyms)) for synonyms in WORDS]
         return [t.format(*w) for t in TEMPLATES for w in itertools.product(*words)]
 
     def __len__(self) -> int:
         return 2**31 - 1
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
-        """The clip of item `index`, or `frames` consecutive ones out of it.
+        """Load the clip of item `index`, or `frames` consecutive frames of it.
 
-        The pixels of whole clips depend on the index alone; `rng` draws the caption
-        and the window.
+        The pixels of a clip depend on the index alone; `rng` draws the caption and the
+        first frame.
         """
         geometry = self.geometry
-        own = np.random.default_rng((int(self.held_out), index))
+        path_rng = np.random.default_rng((int(self.held_out), index))
         label = self.labels[index % len(self.labels)]
-        x, y = trajectory(label, own, geometry)
+        x, y = trajectory(label, path_rng, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
         grey = coverage(int(label[0]), x[window], y[window], geometry)
@@ -199,25 +199,24 @@ class Shapes:
         return Clip(video=video, label=label, caption=caption(label, rng))
 
     def split(self, held_out: bool) -> "Shapes":
-        """The same shapes on other paths."""
+        """Return the part with other random paths."""
         return dataclasses.replace(self, held_out=held_out)
 
 
-def held_out_combinations(n: int) -> tuple[int, ...]:
-    """Numbers of n labels to leave out: a fixed draw in which all values take turns.
+def choose_held_out_combinations(n: int) -> tuple[int, ...]:
+    """Return the numbers of n labels to hold out, a fixed draw with balanced values.
 
     Raises:
       UserError: more than half of the labels.
     """
-    if not 0 <= n <= math.prod(ATTRIBUTE_SIZES) // 2:
-        raise UserError(
-            f"config.data.held_out_combinations={n}: from 0 to {math.prod(ATTRIBUTE_SIZES) // 2}"
-        )
+    most = math.prod(ATTRIBUTE_SIZES) // 2
+    if not 0 <= n <= most:
+        raise UserError(f"config.data.held_out_combinations={n}: from 0 to {most}")
     rng, chosen = np.random.default_rng(0), []
     while len(chosen) < n:
-        round_ = [rng.permutation(size) for size in ATTRIBUTE_SIZES]
+        orders = [rng.permutation(size) for size in ATTRIBUTE_SIZES]
         for k in range(max(ATTRIBUTE_SIZES)):
-            values = [order[k % len(order)] for order in round_]
+            values = [order[k % len(order)] for order in orders]
             number = int(np.ravel_multi_index(values, ATTRIBUTE_SIZES))
             if number not in chosen and len(chosen) < n:
                 chosen.append(number)
@@ -225,7 +224,7 @@ def held_out_combinations(n: int) -> tuple[int, ...]:
 
 
 def open_shapes(config) -> Shapes:
-    """The source for a config.
+    """Open the source of a config.
 
     Raises:
       UserError: a size at which labels would look alike.
@@ -234,11 +233,9 @@ def open_shapes(config) -> Shapes:
     if min(video.height, video.width) < 8 or video.frames < 2 or video.channels != 3:
         raise UserError(
             f"shapes of {video.frames} frames, {video.height}x{video.width}, "
-            f"{video.channels} channels: needs config.video.frames >= 2 (a still "
-            "picture has no direction), height and width >= 8, channels = 3"
+            f"{video.channels} channels: needs config.video.frames >= 2 (an image has "
+            "no direction), height and width >= 8, channels = 3"
         )
     geometry = Geometry(video.frames, video.height, video.width, config.data.stride)
-    return Shapes(
-        geometry,
-        held_out_combinations=held_out_combinations(config.data.held_out_combinations),
-    )
+    held_out = choose_held_out_combinations(config.data.held_out_combinations)
+    return Shapes(geometry, held_out_combinations=held_out)

@@ -1,9 +1,8 @@
-"""What networks that know other videos and photographs see, in one table.
+"""Scores by pretrained networks: FVD and an inception score (I3D), frames, diversity.
 
-FVD and a class score by I3D, the Frechet distance of single frames by EfficientNet,
-diversity by LPIPS. They cost seconds a clip on a CPU, so the features of every row are
-kept by the content of its videos: the same command goes on where it was left, and real
-clips are paid for once.
+The Frechet distance of single frames is by EfficientNet, diversity by LPIPS. Features
+cost seconds a clip on a CPU, so they are cached by the content of the videos: an
+interrupted command resumes, and features of real clips are computed once.
 """
 
 from pathlib import Path
@@ -25,56 +24,57 @@ from vdm_jax.metrics.tables import Row, distance_columns
 from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.video_io.cache import default_folder
 
-MIN_I3D_FRAMES = (
-    16  # of a clip that FVD is given; a shorter one is played forth and back
-)
+MIN_I3D_FRAMES = 16  # shorter clips are repeated forward and backward (`ping_pong`)
 COLUMNS = {
     "row": ("{clips} clips a row", ""),
     "fvd": ("FVD", ".0f"),
     "fvd_error": ("±", ".0f"),
-    "frame_fd_efficientnet": ("frame distance", ".2f"),
+    "frame_fd_efficientnet": ("frame FD (EfficientNet)", ".2f"),
     "frame_fd_efficientnet_error": ("±", ".2f"),
-    "inception_score_i3d": ("class score", ".2f"),
+    "inception_score_i3d": ("IS (I3D)", ".2f"),
     "diversity": ("diversity", ".3f"),
 }
 NOTE = (
-    "FVD: Frechet distance of I3D's logits. Frame distance: of EfficientNet-lite0's "
-    "features of single frames (not FID, which is another network's). Class score: an "
-    "inception score over I3D's 400 classes. Diversity: mean LPIPS of pairs of videos. "
-    "± is a standard error by the chance of the row's own clips: that of the "
-    "reference is not in it (reports of before there was the table below have a "
-    "bootstrap's, up to twice as wide). All fall or rise with the number of clips, so "
-    "read them beside the other rows: real clips, and real clips spoilt in one way "
-    "each."
+    "FVD is the Frechet distance of I3D logits. Frame FD (EfficientNet) is the Frechet "
+    "distance of EfficientNet-lite0 features of single frames; FID has another network. "
+    "IS (I3D) is an inception score over the 400 classes of I3D. Diversity is the mean "
+    "LPIPS of pairs of videos. ± is the standard error over draws of the row's own "
+    "clips, without that of the reference (reports without the table below have a "
+    "bootstrap's, up to twice as large). All scores depend on the number of clips, so "
+    "compare rows: real clips, and real clips distorted in one way each."
 )
 BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),
     **distance_columns("fvd", "FVD", ".0f"),
-    **distance_columns("frame_fd_efficientnet", "frame distance", ".2f"),
+    **distance_columns("frame_fd_efficientnet", "frame FD (EfficientNet)", ".2f"),
 }
 
 
 def ping_pong(videos: np.ndarray, frames: int = MIN_I3D_FRAMES) -> np.ndarray:
-    """Videos [n, f, ...] played forth and back until they have `frames` at least.
+    """Extend videos [n, f, ...] to at least `frames` by forward and backward passes.
 
-    0 1 2 3 2 1 0 1 ...: no frame is shown twice in a row, and no cut is made.
+    The order of frames is 0 1 2 3 2 1 0 1 ...: no frame follows itself, and the motion
+    has no jump.
     """
     f = videos.shape[1]
     if f >= frames:
         return videos
-    there_and_back = [*range(f), *range(f - 2, 0, -1)]
-    return videos[:, np.resize(there_and_back, frames)]
+    one_period = [*range(f), *range(f - 2, 0, -1)]
+    return videos[:, np.resize(one_period, frames)]
 
 
 def to_uint8_rgb(videos: np.ndarray) -> np.ndarray:
-    """uint8 RGB, as videos are when they are written: all rows have steps alike."""
+    """Return videos as uint8 RGB, so that all sets have the same quantisation."""
     if videos.dtype != np.uint8:
         videos = np.round((to_float64(videos) + 1) * 127.5).astype(np.uint8)
     return np.repeat(videos, 3, axis=-1) if videos.shape[-1] == 1 else videos
 
 
 class PerceptualNetworks:
-    """The weights, loaded when a feature is not on disk already."""
+    """Features of videos by I3D, EfficientNet and LPIPS, cached in a folder.
+
+    Weights are loaded when the first feature that is not cached is computed.
+    """
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder or default_folder() / "features"
@@ -82,19 +82,18 @@ class PerceptualNetworks:
 
     @staticmethod
     def protocol(frames: int) -> Protocol:
-        """What the figures depend on beside the videos."""
-        found: Protocol = {"FVD": i3d.PROTOCOL, "frame distance": efficientnet.PROTOCOL}
-        found["diversity"] = lpips.PROTOCOL
+        """Return what the scores of clips of so many frames depend on."""
+        fvd = i3d.PROTOCOL
         if frames < MIN_I3D_FRAMES:
-            found["FVD"] = (
-                f"{i3d.PROTOCOL}, played forth and back to {MIN_I3D_FRAMES} frames"
-            )
-        return found
+            fvd += f", repeated forward and backward to {MIN_I3D_FRAMES} frames"
+        return {
+            "FVD": fvd,
+            "frame_fd_efficientnet": efficientnet.PROTOCOL,
+            "diversity": lpips.PROTOCOL,
+        }
 
     def check(self) -> None:
-        """Raise UserError if weights are missing, with the command that brings them,
-        or if features cannot be kept.
-        """
+        """Raise UserError if weights are missing or the cache cannot be written."""
         make_folder(self.folder)
         for asset in (i3d.WEIGHTS, efficientnet.WEIGHTS, lpips.WEIGHTS):
             asset.verified_path()
@@ -106,7 +105,7 @@ class PerceptualNetworks:
         return self._loaded[name]
 
     def i3d_logits(self, name: str, videos: np.ndarray) -> np.ndarray:
-        """I3D's of videos as `played`, [n, 400]."""
+        """Return I3D logits [n, 400] of `ping_pong(videos)`."""
         videos = ping_pong(videos)
 
         def extract(videos):
@@ -117,29 +116,29 @@ class PerceptualNetworks:
         )
 
     def frame_features(self, name: str, videos: np.ndarray) -> np.ndarray:
-        """EfficientNet's of every frame, [n, f, 1280]."""
+        """Return EfficientNet features of every frame, [n, f, 1280]."""
 
         def extract(videos):
-            found = efficientnet.frame_features(self._params(efficientnet), videos)
-            return found.astype(np.float32)
+            params = self._params(efficientnet)
+            return efficientnet.frame_features(params, videos).astype(np.float32)
 
-        found = feature_cache.cached_features(
+        features = feature_cache.cached_features(
             self.folder, name, efficientnet.PROTOCOL, videos, extract
         )
-        return found.reshape(*videos.shape[:2], -1)
+        return features.reshape(*videos.shape[:2], -1)
 
     def diversity(self, name: str, videos: np.ndarray) -> float:
-        """Mean LPIPS of pairs; NaN where the frames are too small for it."""
+        """Return the mean LPIPS of pairs; NaN for frames smaller than LPIPS accepts."""
         if min(videos.shape[2:4]) < lpips.MIN_SIDE:
             return float("nan")
 
         def extract(videos):
             return np.array([lpips.diversity(self._params(lpips), videos)])
 
-        found = feature_cache.cached_features(
+        score = feature_cache.cached_features(
             self.folder, name, lpips.PROTOCOL, videos, extract
         )
-        return float(found[0])
+        return float(score[0])
 
 
 def network_table(
@@ -149,12 +148,15 @@ def network_table(
     networks: PerceptualNetworks,
     seed: int = 0,
 ) -> list[Row]:
-    """The rows of `statistics.compared`: keys of COLUMNS and BIAS, and clips."""
+    """Return a row of network scores per set of `reference_sets`.
+
+    A row has the keys of COLUMNS and BIAS_COLUMNS, and clips, their number.
+    """
     reference, named = reference_sets.reference_sets(samples, training, held_out, seed)
     n = len(reference)
     reference = to_uint8_rgb(reference)
-    of_video = networks.i3d_logits("reference", reference)
-    of_frame = networks.frame_features("reference", reference)
+    reference_logits = networks.i3d_logits("reference", reference)[:, None]
+    reference_frames = networks.frame_features("reference", reference)
     rows = []
     for name, make in named.items():
         print(f"{name}: {n} clips", flush=True)
@@ -166,8 +168,10 @@ def network_table(
             {
                 "row": name,
                 "clips": n,
-                **frechet.distance_scores("fvd", logits[:, None], of_video[:, None]),
-                **frechet.distance_scores("frame_fd_efficientnet", frames, of_frame),
+                **frechet.distance_scores("fvd", logits[:, None], reference_logits),
+                **frechet.distance_scores(
+                    "frame_fd_efficientnet", frames, reference_frames
+                ),
                 "inception_score_i3d": score,
                 "diversity": networks.diversity(name, videos),
             }
@@ -179,24 +183,27 @@ DEGENERATE_ROWS = ("frozen frame", "per-video mean", "global mean", "4x4 blur")
 
 
 def acceptance_checks(pixels: list[Row], networks: list[Row]) -> list[list]:
-    """Rows (claim, figure, asked, yes or no) of the samples, beside spoilt clips."""
-    seen = {row["row"]: row for row in networks}
-    own: dict[str, Any] = {**pixels[0], **networks[0]}
-    least: Any = min(seen[name]["fvd"] for name in DEGENERATE_ROWS)
-    mean: Any = seen["per-video mean"]["frame_fd_efficientnet"]
+    """Return rows (check, score, limits, yes or no) of the samples.
 
-    def row(claim: str, figure: float, low: float, high: float, form: str) -> list:
-        asked = f"below {high:{form}}" if low < 0 else f"{low:{form}} to {high:{form}}"
-        passed = low <= figure < high
-        return [claim, f"{figure:{form}}", asked, "yes" if passed else "no"]
+    The limits of FVD and of the frame FD are scores of distorted real clips.
+    """
+    by_name = {row["row"]: row for row in networks}
+    own: dict[str, Any] = {**pixels[0], **networks[0]}
+    degenerate_fvd: Any = min(by_name[name]["fvd"] for name in DEGENERATE_ROWS)
+    mean_fd: Any = by_name["per-video mean"]["frame_fd_efficientnet"]
+
+    def row(check: str, score: float, low: float, high: float, form: str) -> list:
+        limits = f"below {high:{form}}" if low < 0 else f"{low:{form}} to {high:{form}}"
+        passed = low <= score < high
+        return [check, f"{score:{form}}", limits, "yes" if passed else "no"]
 
     return [
-        row("FVD, below stills, means and blur", own["fvd"], -1, least, ".0f"),
+        row("FVD, below stills, means and blur", own["fvd"], -1, degenerate_fvd, ".0f"),
         row(
-            "frame distance, below per-video mean",
+            "frame FD (EfficientNet), below per-video mean",
             own["frame_fd_efficientnet"],
             -1,
-            mean,
+            mean_fd,
             ".2f",
         ),
         row("motion over real", own["motion"], 0.5, 1.5, ".2f"),

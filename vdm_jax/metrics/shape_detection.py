@@ -1,8 +1,8 @@
-"""What a clip of moving shapes shows, read from its pixels by template matching.
+"""Attributes of clips of moving shapes, measured by template matching.
 
-No network takes part: every frame is compared with every shape at every position and in
-every colour, as the data set renders them, and the best fit in squared error wins. A
-template that explains a frame no better than plain black counts as "nothing there".
+No network is used: every frame is compared with every shape in every position and
+colour, as the data set renders them, and the template of the least squared error is
+taken. A template that fits a frame no better than black counts as no detection.
 """
 
 import functools
@@ -17,18 +17,16 @@ CHANCE = dict(zip(NAMES, (1 / n for n in shapes.ATTRIBUTE_SIZES), strict=True)) 
     "all_attributes": 1 / 72
 }
 NOTE = (
-    "Attributes read from the pixels by template matching, no network in it. Direction "
-    "must be right on every displacement. Fit error in px^2 a frame, spread is the "
-    "deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
+    "Attributes are measured by template matching, without a network. Direction must "
+    "be right on every displacement. template mse is in px^2 a frame; position std is "
+    "the standard deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
     "conditional - w unconditional."
 )
-FRAMES_PER_CHUNK = 256  # frames scored at once
+FRAMES_PER_CHUNK = 256  # frames compared with templates at a time
 
 GRID_SPACING = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
 MARGIN = 1 / 4  # how far centres may lie outside the data set's range, in radii
-MIN_DISPLACEMENT = (
-    1 / 4
-)  # a displacement below this share of the slow speed is no movement
+MIN_DISPLACEMENT = 1 / 4  # smaller ones, relative to the slow speed, are no movement
 
 
 @functools.lru_cache(maxsize=4)
@@ -174,11 +172,15 @@ def attribute_indices(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.nda
 
 
 def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
-    """Attributes of clips of one moving shape on black.
+    """Measure the attributes of clips of one moving shape on black.
 
-    videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2; stride: of the clips, as
-    in shapes.Geometry. Returns attributes int32
-    [n, 4], indices into shapes.ATTRIBUTES, and fit_error and centres of `look`.
+    Args:
+      videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2.
+      stride: of the clips, as in shapes.Geometry.
+
+    Returns:
+      attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable.
+      template_mse, centres: of `detect_shapes`.
     """
     seen = detect_shapes(videos)
     _, frames, height, width, _ = videos.shape
@@ -190,7 +192,7 @@ def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
 
 
 def _residual(videos, shape, colour, centres) -> np.ndarray:
-    """Squared error [n] a frame against templates rendered at the refined centres."""
+    """Return squared errors per frame [n] of templates at the refined centres."""
     n, f, height, width, _ = videos.shape
     geometry = shapes.Geometry(f, height, width)
     errors = np.empty(n, np.float32)
@@ -205,36 +207,42 @@ def _residual(videos, shape, colour, centres) -> np.ndarray:
 def accuracy(
     measured: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str] = NAMES
 ) -> dict[str, float]:
-    """Share of clips that show what was asked, by attribute and for all four at once.
+    """Return the fraction of clips that agree with their labels, per attribute.
 
-    labels: int [n, 4]; an attribute that was not asked for (-1) is always right.
+    labels: int [n, 4]; -1, an unspecified attribute, agrees with everything. The key
+    all_attributes is the fraction of clips in which all four agree.
     """
-    right = (measured["attributes"] == labels) | (labels < 0)
-    shares = dict(zip(names, right.mean(0).tolist(), strict=True))
-    return shares | {"all_attributes": float(right.all(1).mean())}
+    correct = (measured["attributes"] == labels) | (labels < 0)
+    fractions = dict(zip(names, correct.mean(0).tolist(), strict=True))
+    return fractions | {"all_attributes": float(correct.all(1).mean())}
 
 
 def position_std(measured: dict[str, np.ndarray]) -> float:
-    """Standard deviation in pixels, over clips, of the clip's mean position."""
+    """Return the standard deviation over clips of their mean position, in pixels."""
     return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))
 
 
 def position_std_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
-    """Standard error of `spread`, by a bootstrap over clips."""
-    place, n = measured["centres"].mean(1), len(measured["centres"])
-    drawn = np.random.default_rng(0).integers(n, size=(draws, n))
-    return float(np.sqrt(place[drawn].var(1).mean(-1)).std())
+    """Return the standard error of `position_std`, by a bootstrap over clips."""
+    positions, n = measured["centres"].mean(1), len(measured["centres"])
+    index = np.random.default_rng(0).integers(n, size=(draws, n))
+    return float(np.sqrt(positions[index].var(1).mean(-1)).std())
 
 
 def attribute_scores(
     videos: np.ndarray, labels: np.ndarray, stride: int = 1
 ) -> dict[str, float]:
-    """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
-
-    spread_error stands for the figures that are compared.
-    """
+    """Return accuracies of `accuracy` and the scores of `position_scores`."""
     measured = measure(videos, stride)
-    return accuracy(measured, labels) | {
+    return accuracy(measured, labels) | position_scores(measured)
+
+
+def position_scores(measured: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return mean template_mse, position_std and its standard error of clips.
+
+    measured: of `measure`.
+    """
+    return {
         "template_mse": float(measured["template_mse"].mean()),
         "position_std": position_std(measured),
         "position_std_error": position_std_error(measured),
@@ -244,10 +252,10 @@ def attribute_scores(
 def distorted_clips(
     source, n: int, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """n clips of a source of shapes as they are and spoilt, by name; their labels.
+    """Return n clips of a source of shapes, intact and distorted, and their labels.
 
-    The same with Gaussian noise of deviation .2 (of a range of 2), with their frames in
-    random order, and uniform noise.
+    The distortions are Gaussian noise of deviation .2 (of a range of 2), random order
+    of frames, and uniform noise instead of the clips.
     """
     rng = np.random.default_rng(seed)
     clips = [source.load(i, rng, source.geometry.frames) for i in range(n)]
@@ -264,7 +272,7 @@ def distorted_clips(
 def reference_scores(
     geometry: shapes.Geometry, n: int = 216, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """What the measure says of held-out clips, of spoilt ones, and of chance."""
+    """Return scores of held-out clips, of distorted ones, and of chance, by name."""
     rows, labels = distorted_clips(shapes.Shapes(geometry, held_out=True), n, seed)
-    found = {k: attribute_scores(v, labels, geometry.stride) for k, v in rows.items()}
-    return found | {"chance": CHANCE}
+    scores = {k: attribute_scores(v, labels, geometry.stride) for k, v in rows.items()}
+    return scores | {"chance": CHANCE}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vdm_jax import sharding
+from vdm_jax import migration, sharding
 
 LR_SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
@@ -49,11 +49,39 @@ def make_optimizer(config) -> optax.GradientTransformation:
         return jax.tree.map(lambda trains: "train" if trains else "freeze", table)
 
     train = optax.chain(
-        optax.clip_by_global_norm(config.grad_clip_norm),
+        clip_by_global_norm(config.grad_clip_norm),
         OPTIMIZERS[config.optimizer](config),
         optax.add_decayed_weights(config.weight_decay),
     )
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Return optax.clip_by_global_norm with the order of sums of `global_norm`."""
+
+    def clip(updates, params=None):
+        norm = global_norm(updates)
+        below = jnp.squeeze(norm < max_norm)
+        return jax.tree.map(
+            lambda u: jax.lax.select(below, u, (u / norm.astype(u.dtype)) * max_norm),
+            updates,
+        )
+
+    return optax.stateless(clip)
+
+
+def global_norm(tree) -> jax.Array:
+    """Return the L2 norm over all leaves of a tree.
+
+    Leaves are added in the order of their paths in version 0.1. A sum of floats depends
+    on the order, and a run of that version must resume bit for bit.
+    """
+
+    def former(item):
+        return migration.former_path(sharding.path_name(item[0])).split("/")
+
+    leaves = sorted(jax.tree_util.tree_leaves_with_path(tree), key=former)
+    return optax.tree.norm([leaf for _, leaf in leaves])
 
 
 def adam(config) -> optax.GradientTransformation:
