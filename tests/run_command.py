@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+SMOKE = "--config=configs/shapes.py:smoke"
 PRELOAD = [
     "vdm_jax.commands.evaluate",
     "vdm_jax.commands.sample",
@@ -59,7 +60,7 @@ def _child(command: str, flags: list[str], out: str, err: str, cache: str) -> No
 
 
 def call(command: str, *flags: str, timeout: float = 500) -> Done:
-    """Run `python COMMAND.py FLAGS`, from the repository's root, with the tests' cache."""
+    """Run `python COMMAND.py FLAGS` in the repository's root, with the tests' cache."""
     cache = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla"
     with tempfile.TemporaryDirectory() as folder:
         out, err = f"{folder}/out", f"{folder}/err"

@@ -171,22 +171,24 @@ WRONG = {
     "steps='many': int expected": FILE.replace("steps = 3", "steps = 'many'"),
     "nowhere is not a run": FILE.replace('workdir = "tsr"', 'workdir = "nowhere"'),
     "steps=0: from 1 to": FILE.replace("steps = 3", "steps = 0"),
-    "snr=0.2: this stage was trained with 1 to inf": FILE.replace(
+    "augmentation_snr=0.2: this stage was trained with 1 to inf": FILE.replace(
         "snr = 3", "snr = 0.2"
     ),
-    "snr is of stages that are given a video": FILE.replace("= 2", "= 2\nsnr = 3", 1),
-    "stage 2: gamma goes with sampler=ancestral": FILE.replace(
-        "steps = 3", "gamma = 0.2"
+    "augmentation_snr is for super-resolution stages": FILE.replace(
+        "= 2", "= 2\naugmentation_snr = 3", 1
     ),
-    "unknown field 'reconstruction'": FILE + "reconstruction = 1.0",
+    "stage 2: ancestral_gamma goes with sampler=ancestral": FILE.replace(
+        "steps = 3", "ancestral_gamma = 0.2"
+    ),
+    "unknown field 'reconstruction_weight'": FILE + "reconstruction_weight = 1.0",
     "untrained holds no checkpoint yet": FILE.replace(
         'workdir = "ssr"', 'workdir = "untrained"'
     ),
     "two stages are called tsr": FILE.replace('name = "ssr"', 'name = "tsr"'),
     "stage tsr is a base model": FILE.replace(
         'workdir = "tsr"', 'workdir = "base"'
-    ).replace("snr = 3", ""),
-    "first stage, base, is given a video": FILE.replace(
+    ).replace("augmentation_snr = 3", ""),
+    "first stage, base, needs a video as input": FILE.replace(
         'workdir = "base"', 'workdir = "tsr"'
     ),
     "stage tsr takes videos of (4, 8, 8, 3), and base before it makes (2, 8, 8, 3)": (
@@ -196,7 +198,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_a_wrong_file_says_what_would_be_right(folder, message):
+def test_a_wrong_file_is_refused_with_a_hint(folder, message):
     (folder / "untrained").mkdir(exist_ok=True)
     shutil.copy(folder / "ssr" / "config.json", folder / "untrained")
     path = folder / "wrong.toml"
@@ -208,7 +210,7 @@ def test_a_wrong_file_says_what_would_be_right(folder, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_unknown_stage_and_text_that_nobody_reads(folder):
+def test_an_unknown_stage_and_an_unused_text_are_refused(folder):
     read = cascade.read(folder)
     with pytest.raises(UserError, match="stage 'ssr2': .* has base, tsr, ssr"):
         read.truncate("ssr2")
@@ -218,30 +220,25 @@ def test_an_unknown_stage_and_text_that_nobody_reads(folder):
 
 
 @pytest.mark.parametrize(
-    "width, weights, fits",
+    "dim, sha256, fits",
     [(384, "others", False), (512, "", False), (384, "", True), (384, "those", True)],
 )
-def test_text_of_another_encoder_is_refused(monkeypatch, width, weights, fits):
-    """Where a stage knows the weights by their sha256, and by the width in any case."""
+def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
+    """By the hash of its weights where a stage recorded one, and always by its width."""
     read = cascade.read(ROOT / "cascades" / "shapes")
-    text = sampling.TextEmbeddings(np.zeros((2, 2, width)), np.ones((2, 2), bool))
-    monkeypatch.setattr(
-        cascade.text_encoders, "load", lambda name: Encoder(width, text)
-    )
-    read.stages[3].config.conditioning.text_encoder_sha256 = weights
+    text = sampling.TextEmbeddings(np.zeros((2, 2, dim)), np.ones((2, 2), bool))
+    monkeypatch.setattr(cascade.text_encoders, "load", lambda _: Encoder(dim, text))
+    read.stages[3].config.conditioning.text_encoder_sha256 = sha256
     if fits:
-        assert cascade.encode_prompts(read, ["a red square"])[0].tokens.shape == (
-            1,
-            2,
-            width,
-        )
+        embeddings, negative = cascade.encode_prompts(read, ["a red square"])
+        assert embeddings.tokens.shape == (1, 2, dim) and negative is None
         return
     with pytest.raises(UserError, match="minilm is not the text encoder that"):
         cascade.encode_prompts(read, ["a red square"])
 
 
 class Encoder(NamedTuple):
-    width: int
+    dim: int
     text: sampling.TextEmbeddings
 
     def sha256(self):
@@ -251,50 +248,50 @@ class Encoder(NamedTuple):
         return *self.text, None
 
 
-def test_settings_go_to_the_stages_that_read_them(folder):
+def test_settings_apply_to_all_stages_and_one_must_use_them(folder):
     read = cascade.read(folder)
-    changed = read.with_sampling({"snr": 10.0, "steps": 7})
+    changed = read.with_sampling({"augmentation_snr": 10.0, "steps": 7})
     assert [stage.settings.steps for stage in changed.stages] == [7, 7, 7]
     assert changed.stages[1].settings.augmentation_snr == 10.0
-    with pytest.raises(UserError, match="churn goes with sampler=heun"):
-        read.with_sampling({"churn": 1.0})
-    with pytest.raises(UserError, match="snr is of stages that are given a video"):
-        read.truncate("base").with_sampling({"snr": 10.0})
+    with pytest.raises(UserError, match="s_churn goes with sampler=heun"):
+        read.with_sampling({"s_churn": 1.0})
+    with pytest.raises(UserError, match="augmentation_snr is for super-resolution"):
+        read.truncate("base").with_sampling({"augmentation_snr": 10.0})
 
 
 def test_a_negative_text_needs_guidance(folder):
     read = cascade.read(folder)
     text = sampling.TextEmbeddings(np.zeros((1, 1, 4)), np.ones((1, 1), bool))
-    with pytest.raises(UserError, match="a negative text needs a stage with guidance"):
+    with pytest.raises(
+        UserError, match="a negative text needs a stage with .*guidance"
+    ):
         cascade.sample(read, 1, negative_text=text)
 
 
-def test_sample_py_makes_and_keeps_what_is_asked(folder, tmp_path):
+def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
     out = tmp_path / "out"
-    done = call(
-        "sample", f"--cascade={folder}", f"--out={out}", "--num=2", "--intermediate"
-    )
+    done = call("sample", f"--cascade={folder}", f"--out={out}", "--num=2")
     assert done.returncode == 0, done.stderr
     for where, size in zip(
         (out / "base", out / "tsr", out), SIZES.values(), strict=True
     ):
         with np.load(where / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
-    # In a report: a prompt, and its videos from stage to stage.
+    # A report shows each prompt with its videos of every stage.
     (section,) = models.sample_sections([out], "shapes")
-    assert [len(film.videos) for film in section.stages] == [2, 2, 2]
-    assert [f.caption.split(":")[0] for f in section.stages] == list(SIZES)
-    html = page.render("title", "lead", [section])
+    assert [len(grid.videos) for grid in section.stages] == [2, 2, 2]
+    assert [grid.caption.split(":")[0] for grid in section.stages] == list(SIZES)
+    html = page.render("title", "summary", [section])
     assert html.count("<img") == 6 and "tsr: 4 x 8 x 8" in html
-    # What another command left there is not shown beside these prompts.
+    # Videos of another command are not shown with these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
     (section,) = models.sample_sections([out], "shapes")
-    assert [f.caption.split(":")[0] for f in section.stages] == ["base", "ssr"]
+    assert [grid.caption.split(":")[0] for grid in section.stages] == ["base", "ssr"]
 
 
 def test_one_command_distils_every_stage(folder, tmp_path):
-    """And again does nothing; what the file said of sampling stays."""
+    """A second call does nothing; the file's sampling settings are kept."""
     two = folder / "two.toml"
     two.write_text(FILE.split('[[stage]]\nname = "ssr"')[0])
     flags = (
@@ -309,23 +306,23 @@ def test_one_command_distils_every_stage(folder, tmp_path):
     assert [stage.name for stage in read.stages] == ["base", "tsr"]
     assert [stage.settings.steps for stage in read.stages] == [2, 2]
     assert read.stages[1].settings.augmentation_snr == 3
-    made = cascade.sample(read, 1)["tsr"]
-    # Shipped, it makes the same videos but for half precision.
+    videos = cascade.sample(read, 1)["tsr"]
+    # Exported, it makes the same videos but for half precision.
     done = call("export", f"--cascade={tmp_path}", f"--out={tmp_path}/shipped")
     assert done.returncode == 0, done.stderr
     shipped = cascade.read(tmp_path / "shipped")
     assert [stage.settings for stage in shipped.stages] == [
         stage.settings for stage in read.stages
     ]
-    # Stages that are shipped already are shipped again, as they are.
+    # Exporting shipped stages copies them.
     done = call("export", f"--cascade={tmp_path}/shipped", f"--out={tmp_path}/twice")
     assert done.returncode == 0, done.stderr
     for name in ("tsr/params.safetensors", "tsr/metrics.jsonl", cascade.CASCADE_FILE):
         copy = (tmp_path / "twice" / name).read_bytes()
         assert copy == (tmp_path / "shipped" / name).read_bytes()
-    again = cascade.sample(shipped, 1)["tsr"]
-    assert again.shape[1:] == read.stages[1].model.shape
-    assert abs(again - made).mean() < 1e-2
+    exported = cascade.sample(shipped, 1)["tsr"]
+    assert exported.shape[1:] == read.stages[1].model.shape
+    assert abs(exported - videos).mean() < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -346,14 +343,14 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
     [
         (["--workdir=x", "--cascade=y"], "give --workdir, a model, or --cascade"),
         ([], "give --workdir, a model, or --cascade"),
-        (["--cascade={}", "--until=top"], "stage 'top'"),
+        (["--cascade={}", "--last_stage=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
         (["--cascade={}", "--label=red"], "--label goes with --workdir and"),
         (["--cascade={}", "--extend=a.mp4"], "--extend goes with --workdir and"),
-        (["--cascade={}", "--snr=0.1"], "trained with 1 to inf"),
+        (["--cascade={}", "--augmentation_snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
-        (["--cascade={}", "--encoder=x"], "--encoder: "),
-        (["--workdir={}/ssr"], "is a stage that is given a video: name it"),
+        (["--cascade={}", "--text_encoder=x"], "--text_encoder: "),
+        (["--workdir={}/ssr"], "is a super-resolution stage: name it"),
         (["--cascade=README.md/x"], "no cascade README.md/x"),
         (
             ["--cascade=cascades/shapes", f"--prompt={'word ' * 300}"],
@@ -361,7 +358,10 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         ),
         (["--workdir=x", "--prompt=a"], "no cascade x"),
         (["--workdir={}/base", "--prompt=a"], "trained without text"),
-        (["--workdir={}/base", "--until=base"], "--until goes with --cascade"),
+        (
+            ["--workdir={}/base", "--last_stage=base"],
+            "--last_stage goes with --cascade",
+        ),
     ],
 )
 def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):
@@ -374,19 +374,19 @@ def test_sample_py_refuses_in_one_line(folder, tmp_path, flags, message):
 RED = "a red circle moves left quickly"
 
 
-def test_the_shipped_cascade_shows_what_prompts_say(tmp_path):
+def test_the_shipped_cascade_follows_its_prompts(tmp_path):
     """A file and a flag of prompts, two videos of each, in their order."""
     (tmp_path / "prompts").write_text("a green square moves up slowly\n\n")
     done = call(
         "sample", "--cascade=cascades/shapes", f"--prompt={RED}",
-        f"--prompts={tmp_path}/prompts", "--num=2", "--until=tsr1",
+        f"--prompts={tmp_path}/prompts", "--num=2", "--last_stage=tsr1",
         f"--out={tmp_path}/out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out" / "samples.npz") as kept:
-        found = measure.measure(kept["videos"], 2)["attributes"]
+        attributes = measure.measure(kept["videos"], 2)["attributes"]
     circle, square = (0, 0, 0, 1), (1, 1, 2, 0)
-    assert (found == [circle, circle, square, square]).all()
+    assert (attributes == [circle, circle, square, square]).all()
 
 
 def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():
@@ -398,7 +398,7 @@ def test_the_shipped_cascade_is_small_and_its_prompts_were_never_trained_on():
     assert [stage.settings.steps for stage in read.stages] == [8] * 5
     assert cascade.nfe(read) == 40 and read.text_encoder == "minilm"
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 10e6
-    unseen = shapes_data.held_out_combinations(
+    unseen = shapes_data.choose_held_out_combinations(
         read.stages[0].config.data.held_out_combinations
     )
     labels = np.stack(np.unravel_index(unseen, shapes_data.ATTRIBUTE_SIZES), 1)

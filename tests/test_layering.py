@@ -19,7 +19,7 @@ LAYERS = (
     ("build",),
     ("runs",),
     ("sampling",),
-    ("metrics", "cascade"),
+    ("metrics", "cascade", "api"),
     ("training",),
     ("distillation",),
     ("report",),

@@ -450,5 +450,5 @@ def test_the_command_fails_in_one_line(bert, tmp_path, capsys, content, encoder,
     assert text.main([*arguments, f"--encoder={encoder or bert}"]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
-    with pytest.raises(UserError, match="out has no embeddings.json: write it by"):
+    with pytest.raises(UserError, match="out has no embeddings.json: write it with"):
         EmbeddingStore(out)

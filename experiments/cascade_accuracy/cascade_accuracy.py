@@ -29,7 +29,7 @@ COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 def asked(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """Labels that training left out, in turn, and a sentence of each."""
     numbers = np.resize(
-        shapes.held_out_combinations(config.data.held_out_combinations), num
+        shapes.choose_held_out_combinations(config.data.held_out_combinations), num
     )
     labels = np.stack(np.unravel_index(numbers, shapes.ATTRIBUTE_SIZES), 1).astype(
         np.int32

@@ -82,7 +82,7 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
         "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
         "all": float(same.all(1).mean()),
         "template_mse": float(
-            measure.moving.detect_shapes(videos)["template_mse"].mean()
+            measure.shape_detection.detect_shapes(videos)["template_mse"].mean()
         ),
     }
     if not len(seams):  # the first blocks themselves

@@ -181,6 +181,83 @@ parts = ("params/", "ema/")
 np.savez(sys.argv[2], **{k: v for k, v in arrays.items() if k.startswith(parts)})
 '''
 
+NEW_FLOAT64 = '''
+"""COMMAND OUT.npz FLAGS: run a command in float64; keep its videos unrounded."""
+import importlib, sys
+import numpy as np
+from vdm_jax import runtime, sampling
+
+runtime.PINNED_JAX_SETTINGS["jax_enable_x64"] = True
+command, out, *flags = sys.argv[1:]
+kept, to_uint8 = {}, sampling.to_uint8
+
+def keeping(videos):
+    kept[f"videos_{len(kept)}"] = np.asarray(videos)
+    return to_uint8(videos)
+
+sampling.to_uint8 = keeping
+sys.argv = [f"{command}.py", *flags]
+try:
+    importlib.import_module(f"vdm_jax.commands.{command}").main()
+finally:
+    np.savez(out, **kept)
+'''
+
+NEW_INVERSION = '''
+"""OUT.npz: invert held-out clips by DDIM, and sample back from the noise."""
+import sys
+import numpy as np
+from vdm_jax import data, runs, sampling
+from vdm_jax.data import pipeline
+
+trained = runs.load("models/shapes")
+source = data.open_source(trained.config)
+batch = pipeline.held_out_batch(trained.config, source, 4)
+videos = np.asarray(trained.model.encode(batch["video"]))
+labels = {"labels": batch["label"]}
+settings = sampling.Settings(steps=16, clip_x=0.0, batch_size=4)
+z = sampling.invert(trained.model, trained.params, videos, settings, **labels)
+back = sampling.sample(
+    trained.model, trained.params, 4, settings, initial_noise=z, **labels
+)
+np.savez(sys.argv[1], videos=videos, noise=z, back=back)
+'''
+
+NEW_MODEL = '''
+"""FOLDER CONFIG_FLAGS: write the complete config.json, and the parameters' shapes."""
+import json, sys
+from pathlib import Path
+import jax
+from vdm_jax import config_files
+from vdm_jax.migration import former_path
+from vdm_jax.training.train import build_from_config
+
+folder = Path(sys.argv[1])
+config, _ = config_files.take_config_flags(sys.argv[2:])
+_, _, model = build_from_config(config)
+tree = jax.eval_shape(model.init_params, jax.random.key(0))
+shapes = {
+    former_path(jax.tree_util.keystr(path, simple=True, separator="/")): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+}
+(folder / "shapes.json").write_text(json.dumps(shapes))
+(folder / "config.json").write_text(config.to_json_best_effort())
+'''
+
+NEW_ARRAYS = '''
+"""WORKDIR OUT.npz: write all parameters of the newest checkpoint, by former paths."""
+import sys
+import numpy as np
+from vdm_jax.checkpoint import Checkpoints
+from vdm_jax.migration import former_path
+
+checkpoints = Checkpoints(sys.argv[1] + "/checkpoints", read_only=True)
+arrays = checkpoints.arrays(checkpoints.latest())
+arrays = {former_path(name): array for name, array in arrays.items()}
+parts = ("params/", "ema/")
+np.savez(sys.argv[2], **{k: v for k, v in arrays.items() if k.startswith(parts)})
+'''
+
 SNIPPETS: dict[str, dict[str, str]] = {
     "old": {
         "float64": OLD_FLOAT64,
@@ -188,9 +265,12 @@ SNIPPETS: dict[str, dict[str, str]] = {
         "model": OLD_MODEL,
         "arrays": OLD_ARRAYS,
     },
-    # To be filled in once the new version has its names: the same four snippets, with
-    # the same arguments and the same names of arrays in what they write.
-    "new": {},
+    "new": {
+        "float64": NEW_FLOAT64,
+        "inversion": NEW_INVERSION,
+        "model": NEW_MODEL,
+        "arrays": NEW_ARRAYS,
+    },
 }
 
 # --- running commands in a checkout --------------------------------------------------

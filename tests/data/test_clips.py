@@ -264,7 +264,7 @@ def test_held_out_runs_shorter_than_a_clip_are_an_error_when_asked_for(folder):
     made = config(folder, frames=19)
     source = clips.open_clips(made)
     assert len(source) > 4 and len(source.split(True)) == 0
-    with pytest.raises(UserError, match="holds out no clip of 19 frames"):
+    with pytest.raises(UserError, match="has no held-out clip of 19 frames"):
         pipeline.held_out_batch(made, source, 1)
 
 

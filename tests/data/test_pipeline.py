@@ -1,4 +1,4 @@
-"""The stream is a function of seed and position, however it is produced."""
+"""Batches are a function of seed and position: vdm_jax/data/pipeline.py."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from vdm_jax import data
-from vdm_jax.data import pipeline, shapes
+from vdm_jax.data import pipeline, shapes, workers
 from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
 
 
 def config(**changes):
-    """A complete config of the data part; changes go to config.data, seed on top."""
+    """Return a config; the changes are fields of config.data, and the seed."""
     made = ConfigDict(
         {
             "seed": changes.pop("seed", 0),
@@ -50,9 +50,9 @@ def config(**changes):
 
 @dataclasses.dataclass(frozen=True)
 class Numbered:
-    """Item i is a clip whose pixels say i in channel 0, and chance in channel 1.
+    """Item i is a clip with i in channel 0 and a random number in channel 1.
 
-    Column 0 is marked in channel 2, to see flips. Items in `bad` are unusable.
+    Column 0 is marked in channel 2 to detect flips. Items in `bad` are unusable.
     """
 
     items: int = 10
@@ -63,7 +63,7 @@ class Numbered:
     name = "numbered"
     names = ("a", "b")
     sizes = (1, 2)
-    attributes = (tuple(map(str, range(100))),)
+    label_vocabulary = (tuple(map(str, range(100))),)
     flip = True
 
     def __len__(self):
@@ -74,12 +74,12 @@ class Numbered:
 
     def load(self, index, rng, frames):
         self.loaded.append(index)
-        chance = int(rng.integers(256))
+        noise = int(rng.integers(256))
         if index in self.bad:
             raise BadClip(f"item {index}", "broken")
         video = np.zeros((frames, 8, 8, 3), np.uint8)
         video[..., 0] = index + 100 * self.held_out
-        video[..., 1] = chance
+        video[..., 1] = noise
         video[:, :, 0, 2] = 255
         return Clip(video=video, label=np.array([index], np.int32), caption=f"c{index}")
 
@@ -116,29 +116,29 @@ def test_shapes_and_types():
     assert batch["video"].dtype == np.uint8 and batch["label"].dtype == np.int32
 
 
-def test_the_seed_decides_the_stream():
+def test_the_seed_determines_the_stream():
     a, b = stream(Numbered(), 6), stream(Numbered(), 6)
     assert_same(a, b)
     assert (items_of(a) != items_of(stream(Numbered(), 6, seed=1))).any()
     one = [stream(Numbered(items=1), 6, batch_size=1, seed=seed) for seed in (0, 1)]
-    chance = [[b["video"][0, 0, 0, 0, 1] for b in batches] for batches in one]
-    assert chance[0] != chance[1]  # also within the examples
+    noise = [[b["video"][0, 0, 0, 0, 1] for b in batches] for batches in one]
+    assert noise[0] != noise[1]  # also within the examples
 
 
-def test_training_sees_the_training_part_whichever_is_given():
+def test_training_uses_the_training_part_of_any_split():
     assert_same(stream(Numbered().split(True), 3), stream(Numbered(), 3))
 
 
-def test_every_epoch_visits_every_item_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_item_once_in_a_new_order():
     items = items_of(stream(Numbered(items=10), 10)).reshape(4, 10)  # 10 batches of 4
     np.testing.assert_array_equal(np.sort(items), np.tile(np.arange(10), (4, 1)))
     assert len({tuple(epoch) for epoch in items.tolist()}) == 4
 
 
-def test_an_item_met_again_shows_another_random_clip():
+def test_an_item_gives_another_random_clip_in_the_next_epoch():
     batches = stream(Numbered(items=4), 8)
-    chance = [tuple(b["video"][:, 0, 0, 0, 1]) for b in batches]
-    assert len(set(chance)) == 8
+    noise = [tuple(b["video"][:, 0, 0, 0, 1]) for b in batches]
+    assert len(set(noise)) == 8
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -156,16 +156,16 @@ def test_processes_share_each_global_batch_in_order(count):
     assert_same(joined, whole)
 
 
-def test_a_process_loads_its_own_share_only():
+def test_a_process_loads_only_its_own_rows():
     source = Numbered()
     batches = pipeline.train_batches(config(), source, 1, 2)
     taken = take(batches, 2)
-    assert len(source.loaded) <= 2 * (2 + pipeline.PREFETCH_BATCHES)
+    assert len(source.loaded) <= 2 * (2 + workers.PREFETCH_BATCHES)
     assert set(items_of(taken)) <= set(source.loaded)
 
 
 @pytest.mark.parametrize("done", [0, 1, 7])
-def test_resume_goes_on_where_it_was(done):
+def test_resume_continues_the_stream(done):
     made = config(joint_image_frames=1)
     whole = stream(Numbered(), done + 4, joint_image_frames=1)
     batches = pipeline.train_batches(made, Numbered())
@@ -173,13 +173,13 @@ def test_resume_goes_on_where_it_was(done):
     state = json.loads(json.dumps(batches.get_state()))
     batches.close()
     fresh = pipeline.train_batches(made, Numbered())
-    next(fresh)  # an iterator that already ran somewhere else
+    next(fresh)  # an iterator in another state
     fresh.set_state(state)
     assert fresh.get_state() == state
     assert_same(take(fresh, 4), whole[done:])
 
 
-def test_resume_on_another_number_of_processes():
+def test_resume_with_another_number_of_processes():
     whole = stream(Numbered(), 6)
     half = pipeline.train_batches(config(), Numbered(), 1, 2)
     list(itertools.islice(half, 3))
@@ -190,14 +190,14 @@ def test_resume_on_another_number_of_processes():
     assert_same(take(one, 3), whole[3:])
 
 
-def test_worker_processes_change_nothing():
+def test_worker_processes_do_not_change_the_stream():
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
     expected = stream(source, 8, joint_image_frames=2)
-    workers = pipeline.train_batches(config(joint_image_frames=2, workers=2), source)
-    workers.set_state({"batches": 1})
-    taken = list(itertools.islice(workers, 4))
-    state = workers.get_state()
-    workers.close()
+    batches = pipeline.train_batches(config(joint_image_frames=2, workers=2), source)
+    batches.set_state({"batches": 1})
+    taken = list(itertools.islice(batches, 4))
+    state = batches.get_state()
+    batches.close()
     assert_same(taken, expected[1:5])
     threads = pipeline.train_batches(config(joint_image_frames=2), source)
     threads.set_state(state)
@@ -206,7 +206,7 @@ def test_worker_processes_change_nothing():
 
 @dataclasses.dataclass(frozen=True)
 class Failing(Numbered):
-    """Fails as a program with a defect, or as a user's data, does."""
+    """A source whose load raises: a bug, or an error of the user's data."""
 
     error: Exception = ValueError("a defect")
 
@@ -215,58 +215,62 @@ class Failing(Numbered):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "message"),
     [
-        (ValueError("a defect"), RuntimeError, "loader 0 .* an error of its own"),
+        (ValueError("a defect"), RuntimeError, "worker 0 .* failed, see"),
         (UserError("no disk", status=7), UserError, "^no disk"),
     ],
 )
-def test_a_worker_s_error_ends_the_run(error, kind, said):
-    workers = pipeline.train_batches(config(workers=1), Failing(error=error))
-    with pytest.raises(kind, match=said) as caught:
-        next(workers)
+def test_an_error_in_a_worker_ends_the_run(error, kind, message):
+    batches = pipeline.train_batches(config(workers=1), Failing(error=error))
+    with pytest.raises(kind, match=message) as caught:
+        next(batches)
     assert getattr(caught.value, "status", None) == getattr(error, "status", None)
-    workers.close()
+    batches.close()
     assert not multiprocessing.active_children()
 
 
-def test_an_answer_that_is_cut_is_no_answer():
+def test_a_truncated_answer_is_an_eof_error():
     ours, theirs = multiprocessing.Pipe(duplex=False)
     theirs.send((b"", [10]))
     os.write(theirs.fileno(), b"12345")
     theirs.close()
     with pytest.raises(EOFError):
-        pipeline._receive(ours)
+        workers._receive(ours)
     ours.close()
 
 
-def test_a_worker_that_is_killed_is_named_and_takes_no_other_with_it(monkeypatch):
+def test_a_killed_worker_is_reported_and_signals_are_ignored(monkeypatch):
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    start = pipeline._start_worker
+    start = workers._start_worker
 
     def start_and_signal(process):
         start(process)
-        os.kill(process.pid, signal.SIGTERM)  # is of the run: a worker goes on
+        os.kill(
+            process.pid, signal.SIGTERM
+        )  # handled by the main process: a worker continues
         os.kill(process.pid, signal.SIGINT)
 
-    monkeypatch.setattr(pipeline, "_start", start_and_signal)
-    workers = pipeline.train_batches(config(workers=1), source)
-    next(workers)
+    monkeypatch.setattr(workers, "_start_worker", start_and_signal)
+    batches = pipeline.train_batches(config(workers=1), source)
+    next(batches)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid or 0, signal.SIGTERM)
-    items = list(itertools.islice(workers, 9))
+    items = list(itertools.islice(batches, 9))
     os.kill(child.pid or 0, signal.SIGKILL)
-    said = rf"loader 0 of config.data.workers=1 \(process {child.pid}\) was killed by"
-    with pytest.raises(UserError, match=said + " SIGKILL") as caught:
+    message = (
+        rf"worker 0 of config.data.workers=1 \(process {child.pid}\) was killed by"
+    )
+    with pytest.raises(UserError, match=message + " SIGKILL") as caught:
         for _ in range(100):
-            items.append(next(workers))
+            items.append(next(batches))
     assert caught.value.status == 137 and len(items) >= 9
-    workers.close()
+    batches.close()
     assert not multiprocessing.active_children()
 
 
-def runs(process):
-    """Whether it is there and no zombie."""
+def is_running(process):
+    """Return whether the process exists and is not a zombie."""
     try:
         return (
             Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
@@ -288,7 +292,7 @@ if __name__ == "__main__":
 """
 
 
-def test_nothing_stays_of_the_workers_of_a_run_that_is_killed(tmp_path):
+def test_workers_of_a_killed_run_end_and_leave_no_shared_memory(tmp_path):
     (tmp_path / "run.py").write_text(RUN)
     before = set(os.listdir("/dev/shm"))
     run = subprocess.Popen(
@@ -303,13 +307,13 @@ def test_nothing_stays_of_the_workers_of_a_run_that_is_killed(tmp_path):
     run.wait()
     run.stdout.close()
     deadline = time.monotonic() + 10
-    while any(runs(child) for child in children):
+    while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, "a worker outlives its run"
         time.sleep(0.05)
     assert children and set(os.listdir("/dev/shm")) <= before
 
 
-def test_images_are_appended_behind_the_unchanged_video():
+def test_joint_images_are_appended_to_the_unchanged_video():
     plain, joint = stream(Numbered(), 10), stream(Numbered(), 10, joint_image_frames=2)
     others = set()
     for a, b in zip(plain, joint, strict=True):
@@ -319,21 +323,23 @@ def test_images_are_appended_behind_the_unchanged_video():
         others |= set(b["video"][:, 3:, 0, 0, 0].ravel().tolist())
     assert others == set(range(10))  # from all items
     shown = np.concatenate([b["video"][:, :, 0, 0, 0] for b in joint])
-    assert (shown[:, 3:] == shown[:, :1]).mean() < 0.3  # whatever the video's own is
+    assert (
+        shown[:, 3:] == shown[:, :1]
+    ).mean() < 0.3  # independent of the video's item
     first = joint[0]
     assert first["label"].shape[:2] == first["caption"].shape == (4, 3)
     np.testing.assert_array_equal(first["label"][:, 0], plain[0]["label"])
-    # Item i is labelled i and has i in its pixels: an image is told what it shows.
+    # Item i has label i and pixels i: an image has its own label.
     np.testing.assert_array_equal(
         first["label"][:, 1:, 0], first["video"][:, 3:, 0, 0, 0]
     )
     alone = stream(Numbered(items=1), 6, batch_size=1, joint_image_frames=2)
-    chance = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
-    assert (np.ptp(chance, axis=1) > 0).all()  # the draws share no generator
-    assert (chance[:, 0] != chance[:, 1]).any() and (chance[:, 1] != chance[:, 2]).any()
+    noise = np.concatenate([b["video"][:, 2:, 0, 0, 1] for b in alone])
+    assert (np.ptp(noise, axis=1) > 0).all()  # each image has its own generator
+    assert (noise[:, 0] != noise[:, 1]).any() and (noise[:, 1] != noise[:, 2]).any()
 
 
-def test_flips_mirror_half_of_the_clips_and_leave_labels():
+def test_flips_mirror_half_of_the_clips_and_keep_labels():
     batches = stream(Numbered(), 20, flip=True)
     left = np.concatenate([b["video"][:, :, :, 0, 2].min((1, 2)) for b in batches])
     right = np.concatenate([b["video"][:, :, :, -1, 2].min((1, 2)) for b in batches])
@@ -343,13 +349,13 @@ def test_flips_mirror_half_of_the_clips_and_leave_labels():
         np.testing.assert_array_equal(batch["label"], plain["label"])
 
 
-def test_a_flip_that_would_make_labels_untrue_is_refused():
+def test_a_flip_that_would_make_labels_wrong_is_rejected():
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    with pytest.raises(UserError, match="left and right have a meaning in shapes"):
+    with pytest.raises(UserError, match="captions of shapes depend on left and right"):
         pipeline.train_batches(config(flip=True), source)
 
 
-def test_a_bad_item_is_replaced_named_once_and_moves_nothing_else(capfd):
+def test_a_bad_item_is_replaced_and_reported_once(capfd):
     bad = stream(Numbered(bad=(3, 7)), 10)
     captured = capfd.readouterr().err
     for item in (3, 7):
@@ -368,25 +374,25 @@ def test_bad_images_are_replaced_too():
     assert not np.isin([b["video"][:, :, 0, 0, 0] for b in joint], (3, 7)).any()
 
 
-def test_more_than_the_set_share_of_bad_items_stops_the_run(capfd):
+def test_more_than_the_maximal_fraction_of_bad_items_stops_the_run(capfd):
     with pytest.raises(UserError, match="3 of 10 clips are unusable.*max_bad_fraction"):
         stream(Numbered(bad=(1, 2, 3)), 30)
     assert len(stream(Numbered(bad=(1, 2)), 30)) == 30
 
 
-def test_a_source_without_a_usable_clip_ends(capfd):
+def test_a_source_without_usable_clips_is_an_error(capfd):
     with pytest.raises(UserError, match="unusable"):
         stream(Numbered(bad=tuple(range(10))), 1, max_bad_fraction=1.0)
 
 
 @pytest.mark.parametrize("items", [0, 1, 3])
-def test_fewer_clips_than_a_batch_is_an_error_with_both_sizes(items):
+def test_fewer_clips_than_a_batch_is_an_error(items):
     with pytest.raises(UserError, match=rf"has {items} clips .*batch_size=4"):
         pipeline.train_batches(config(), Numbered(items=items))
     assert len(stream(Numbered(items=1), 3, batch_size=1)) == 3
 
 
-def test_a_batch_that_processes_cannot_share_is_an_error():
+def test_a_batch_size_that_is_no_multiple_of_the_processes_is_an_error():
     with pytest.raises(UserError, match="batch_size=4 .*3 processes.* is 3"):
         pipeline.train_batches(config(), Numbered(), 0, 3)
 
@@ -401,7 +407,7 @@ def test_a_batch_that_processes_cannot_share_is_an_error():
         ("workers", -1),
     ],
 )
-def test_values_out_of_range_are_named(field, value):
+def test_values_out_of_range_are_reported(field, value):
     with pytest.raises(UserError, match=rf"{field}={value}: "):
         pipeline.train_batches(config(**{field: value}), Numbered())
 
@@ -412,7 +418,7 @@ def test_the_held_out_batch_is_fixed_and_held_out():
     b = pipeline.held_out_batch(made, Numbered().split(True), 3)
     assert_same([{k: v[:3] for k, v in a.items()}], [b])
     items = a["video"][:, 0, 0, 0, 0] - 100
-    assert sorted(items[:5]) == list(range(5))  # each once, then again
+    assert sorted(items[:5]) == list(range(5))  # each once, then the next shuffle
     assert a["video"].shape == (8, 3, 8, 8, 3) and "frame_mask" not in a
     assert (a["video"][:, :, :, 0, 2] == 255).all()  # no flips
     other = pipeline.held_out_batch(made, Numbered(), 8, seed=1)
@@ -425,11 +431,11 @@ def test_nothing_held_out_is_an_error():
         def __len__(self):
             return 0 if self.held_out else self.items
 
-    with pytest.raises(UserError, match="numbered holds out no clip"):
+    with pytest.raises(UserError, match="numbered has no held-out clip"):
         pipeline.held_out_batch(config(), Whole(), 2)
 
 
-def test_the_fingerprint_tells_streams_apart_and_goes_through_json():
+def test_the_fingerprint_distinguishes_streams_and_is_json():
     base = pipeline.fingerprint(config(), Numbered())
     assert json.loads(json.dumps(base)) == base
     for change in (
@@ -452,7 +458,7 @@ def test_the_fingerprint_tells_streams_apart_and_goes_through_json():
     assert pipeline.fingerprint(config(), Replaced()) != base
 
 
-def test_resolve_measures_what_is_not_set():
+def test_resolve_fills_in_unset_fields():
     source = shapes.Shapes(shapes.Geometry(3, 8, 8))
     made = data.resolve(config(), source)
     assert made.data.label_vocabulary == shapes.ATTRIBUTES

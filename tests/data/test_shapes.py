@@ -200,12 +200,14 @@ def test_a_stride_takes_frames_out_of_the_whole_clip(stride):
 
 
 def test_unseen_labels_are_in_the_held_out_part_alone():
-    unseen = shapes.held_out_combinations(12)
-    assert unseen == shapes.held_out_combinations(12) and len(set(unseen)) == 12
-    values = np.stack(np.unravel_index(unseen, shapes.ATTRIBUTE_SIZES))
+    held_out = shapes.choose_held_out_combinations(12)
+    assert (
+        held_out == shapes.choose_held_out_combinations(12) and len(set(held_out)) == 12
+    )
+    values = np.stack(np.unravel_index(held_out, shapes.ATTRIBUTE_SIZES))
     for row, size in zip(values, shapes.ATTRIBUTE_SIZES, strict=True):
         assert np.bincount(row, minlength=size).min() >= 12 // size - 1
-    source = shapes.Shapes(GEOMETRY, held_out_combinations=unseen)
+    source = shapes.Shapes(GEOMETRY, held_out_combinations=held_out)
 
     def numbers(part):
         labels = [load(i, part)["label"] for i in range(144)]
@@ -213,9 +215,9 @@ def test_unseen_labels_are_in_the_held_out_part_alone():
             int(np.ravel_multi_index(label, shapes.ATTRIBUTE_SIZES)) for label in labels
         }
 
-    assert numbers(source) == set(range(72)) - set(unseen)
+    assert numbers(source) == set(range(72)) - set(held_out)
     assert numbers(source.split(True)) == set(range(72))
     with pytest.raises(
         UserError, match="config.data.held_out_combinations=40: from 0 to 36"
     ):
-        shapes.held_out_combinations(40)
+        shapes.choose_held_out_combinations(40)

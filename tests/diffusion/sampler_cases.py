@@ -20,30 +20,16 @@ from vdm_jax.diffusion import (
 )
 
 COSINE = schedules.Cosine()
-
-
 SHIFTS = [0.0, -3.0]
-
-
 ROWS = 256  # padded length of a table
-
-
 SAMPLERS = {"ddim": samplers.ddim()} | {
     f"ancestral({g})": samplers.ancestral(g) for g in (0.0, 0.1, 0.3, 1.0)
 }
-
-
 SAMPLERS["corrected"] = samplers.with_langevin_corrector(
     samplers.ancestral(0.0), delta=0.1
 )
-
-
 DDIM, DPM, HEUN = SAMPLERS["ddim"], samplers.dpm(), samplers.heun()
-
-
 CHURNED = samplers.heun(s_churn=10.0, s_noise=1.003)
-
-
 OTHERS = {
     "dpm": DPM,
     "heun": HEUN,
@@ -51,14 +37,8 @@ OTHERS = {
     "restart_ddim": samplers.restart_ddim(),
     "corrected dpm": samplers.with_langevin_corrector(DPM),
 }
-
-
 EVERY = SAMPLERS | OTHERS
-
-
 FEW = {name: SAMPLERS[name] for name in ("ddim", "ancestral(0.3)")}
-
-
 MORE = FEW | OTHERS
 
 

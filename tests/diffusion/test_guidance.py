@@ -1,11 +1,17 @@
-"""Laws of guidance and thresholding."""
+"""Laws of classifier-free guidance and of thresholding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import guidance, process, samplers, schedules
+from tests.diffusion.analytic import append_axes, final_z, gaussian, level_at
+from vdm_jax.diffusion import (
+    guidance,
+    process,
+    samplers,
+    schedules,
+)
 
 B, SHAPE = 3, (3, 2, 4, 4, 1)
 LEVELS = [-20.0, -4.0, 0.0, 4.0, 20.0]
@@ -13,31 +19,11 @@ MEANS = np.array([0.8, -0.3, 0.1])  # of the classes; without a class it is 0.25
 NO_CLASS, SPREAD = 0.25, 0.5
 
 
-def at(logsnr, index=0, dtype=np.float64):
-    logsnr = np.asarray(logsnr, np.float64)
-    alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
-    sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
-    levels = (jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
-    return schedules.NoiseLevel(jnp.asarray(index), *levels)
-
-
-def over(a, like):
-    return jnp.reshape(a, jnp.shape(a) + (1,) * (like.ndim - jnp.ndim(a)))
-
-
-def gaussian(mean, spread, z, level):
-    """Return E[x|z] for x ~ N(mean, spread^2), and its eps."""
-    alpha, sigma, mean = (over(a, z) for a in (level.alpha, level.sigma, mean))
-    variance = alpha**2 * spread**2 + sigma**2
-    x = mean + alpha * spread**2 * (z - alpha * mean) / variance
-    return process.Prediction(x, sigma * (z - alpha * mean) / variance)
-
-
 def denoise(z, level, cond):
     """Exact denoiser of class-conditional Gaussians; no class where keep is false."""
     mean = jnp.asarray(MEANS, z.dtype)[cond["label"]]
     mean = jnp.where(cond["keep"]["label"], mean, jnp.asarray(NO_CLASS, z.dtype))
-    return gaussian(mean, SPREAD, z, level)
+    return gaussian(mean, SPREAD)(z, level, cond)
 
 
 def unconditional(cond):
@@ -53,20 +39,13 @@ def noise(dtype=np.float64, shape=SHAPE):
     return jnp.asarray(np.random.default_rng(3).standard_normal(shape), dtype)
 
 
-def loop(sampler, denoise, z, table, start, stop, noise, cond):
-    carry = sampler.init(z)
-    return samplers.sample_loop(
-        sampler, denoise, carry, table, start, stop, noise, cond
-    )[0]
-
-
 def guided(scales, inner=denoise):
     return guidance.cfg(inner, unconditional, guidance.linear(jnp.asarray(scales)))
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_a_scale_of_one_is_no_guidance(logsnr, x64):
-    z, cond, level = noise(), condition(), at(logsnr)
+    z, cond, level = noise(), condition(), level_at(logsnr)
     actual, plain = guided([1.0])(z, level, cond), denoise(z, level, cond)
     np.testing.assert_allclose(actual.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(actual.eps, plain.eps, rtol=0, atol=1e-12)
@@ -76,7 +55,7 @@ def test_a_scale_of_one_is_no_guidance(logsnr, x64):
 @pytest.mark.parametrize("scale", [1.5, 4.0, 0.0])
 def test_x_v_and_eps_spaces_are_equivalent(scale, logsnr):
     """u + s (c - u) of x, eps or v is one prediction; alpha x + sigma eps = z."""
-    z, cond, level = noise(np.float32), condition(), at(logsnr, dtype=np.float32)
+    z, cond, level = noise(np.float32), condition(), level_at(logsnr, dtype=np.float32)
     actual = guided(np.float32([scale]))(z, level, cond)
     assert isinstance(actual, process.Prediction) and actual.x.dtype == jnp.float32
     c, u = (denoise(z, level, k) for k in (cond, unconditional(cond)))
@@ -95,9 +74,9 @@ def test_x_v_and_eps_spaces_are_equivalent(scale, logsnr):
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_gaussian_classes_move_their_mean(logsnr, x64):
     """Equal covariances: the exact denoiser of N(u + s (c - u), SPREAD^2)."""
-    z, cond, level, scale = noise(), condition(), at(logsnr), 3.5
+    z, cond, level, scale = noise(), condition(), level_at(logsnr), 3.5
     mean = jnp.asarray(NO_CLASS + scale * (MEANS - NO_CLASS))
-    expected = gaussian(mean, SPREAD, z, level)
+    expected = gaussian(mean, SPREAD)(z, level, None)
     actual = guided([scale])(z, level, cond)
     np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-12)
@@ -110,10 +89,10 @@ def test_guided_sampling_draws_from_the_moved_gaussian(sampler, x64):
     draws = jnp.asarray(np.random.default_rng(4).standard_normal((n, *SHAPE)))
     table = sampler.table(schedules.Cosine(), n)
     actual, expected = (
-        loop(sampler, fn, z, table, 0, n, lambda i, _: draws[i], cond)
+        final_z(sampler, fn, z, table, 0, n, lambda i, _: draws[i], cond)
         for fn in (
             guided(np.full(n, scale)),
-            lambda z, s, _: gaussian(mean, SPREAD, z, s),
+            gaussian(mean, SPREAD),
         )
     )
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
@@ -125,10 +104,10 @@ def test_scales_are_looked_up_by_the_index_of_the_step(x64):
 
     @jax.jit
     def at_index(scales, index):
-        level = at(1.0)._replace(step_index=index)
+        level = level_at(1.0)._replace(step_index=index)
         return guided(scales)(z, level, cond).x
 
-    c, u = (denoise(z, at(1.0), k).x for k in (cond, unconditional(cond)))
+    c, u = (denoise(z, level_at(1.0), k).x for k in (cond, unconditional(cond)))
     for i, scale in enumerate(scales):
         expected = u + scale * (c - u)
         actual = at_index(scales, i)
@@ -142,7 +121,7 @@ def test_a_step_of_the_loop_takes_its_own_scale(x64):
     table = sampler.table(schedules.Cosine(), n)
 
     def run(fn, z, start, stop):
-        return loop(sampler, fn, z, table, start, stop, None, cond)
+        return final_z(sampler, fn, z, table, start, stop, None, cond)
 
     actual = run(guided([1.0, 1.0, 1.0, 4.0]), z, 0, n)
     expected = run(guided(np.full(n, 4.0)), run(denoise, z, 0, n - 1), n - 1, n)
@@ -153,17 +132,20 @@ def test_a_step_of_the_loop_takes_its_own_scale(x64):
 def test_one_scale_serves_every_step(x64):
     z, cond = noise(), condition()
     for index in (0, 3, 1000):
-        level = at(1.0, index)
-        actual, expected = guided(2.5)(z, level, cond), guided([2.5])(z, at(1.0), cond)
+        level = level_at(1.0, index)
+        actual, expected = (
+            guided(2.5)(z, level, cond),
+            guided([2.5])(z, level_at(1.0), cond),
+        )
         np.testing.assert_array_equal(actual.x, expected.x)
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, 2)])
 def test_scales_per_example_and_per_frame(shape, x64):
     scales = np.random.default_rng(5).uniform(1, 5, (6, *shape))
-    z, cond, level = noise(), condition(), at(0.5, index=2)
+    z, cond, level = noise(), condition(), level_at(0.5, step_index=2)
     c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
-    s = over(scales[2], z)
+    s = append_axes(scales[2])
     np.testing.assert_allclose(
         guided(scales)(z, level, cond).x, u + s * (c - u), rtol=0, atol=1e-12
     )
@@ -178,7 +160,7 @@ def test_both_branches_are_one_interleaved_call(levels, x64):
         calls.append((z, level, cond))
         return denoise(z, level, cond)
 
-    z, cond, level = noise(), condition(), at(levels)
+    z, cond, level = noise(), condition(), level_at(levels)
     actual = guided([3.0], recording)(z, level, cond)
     assert actual.x.shape == actual.eps.shape == z.shape
     ((seen_z, seen_level, seen_cond),) = calls
@@ -200,7 +182,7 @@ def test_both_branches_are_one_interleaved_call(levels, x64):
 @pytest.mark.parametrize("logsnr", LEVELS)
 @pytest.mark.parametrize("limit", [1.0, 0.4])
 def test_static_threshold_clips_x_and_recomputes_eps(logsnr, limit, x64):
-    z, cond, level = 3 * noise(), condition(), at(logsnr)
+    z, cond, level = 3 * noise(), condition(), level_at(logsnr)
     wild = lambda z, level, cond: process.from_x(2 * z, z, level)  # noqa: E731
     plain = wild(z, level, cond)
     actual = guidance.clip_x(wild, limit=limit)(z, level, cond)
@@ -213,12 +195,12 @@ def test_static_threshold_clips_x_and_recomputes_eps(logsnr, limit, x64):
 
 def test_static_threshold_clips_at_one_by_default(x64):
     wild = lambda z, level, cond: process.from_x(2 * z, z, level)  # noqa: E731
-    actual = guidance.clip_x(wild)(3 * noise(), at(0.0), None)
+    actual = guidance.clip_x(wild)(3 * noise(), level_at(0.0), None)
     assert np.abs(actual.x).max() == 1
 
 
 def test_static_threshold_keeps_x_within_the_limit(x64):
-    z, cond, level = noise(), condition(), at(-2.0)
+    z, cond, level = noise(), condition(), level_at(-2.0)
     plain = denoise(z, level, cond)
     actual = guidance.clip_x(denoise, limit=10.0)(z, level, cond)
     np.testing.assert_array_equal(actual.x, plain.x)
@@ -227,7 +209,7 @@ def test_static_threshold_keeps_x_within_the_limit(x64):
 
 def test_guidance_then_threshold(x64):
     """The clip acts on the guided x."""
-    z, cond, level = noise(), condition(), at(1.0)
+    z, cond, level = noise(), condition(), level_at(1.0)
     actual = guidance.clip_x(guided([5.0]))(z, level, cond)
     expected = np.clip(guided([5.0])(z, level, cond).x, -1, 1)
     np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
@@ -262,7 +244,7 @@ def test_oscillating_scales_with_another_first_fraction():
 
 def test_scales_that_increase_over_the_frames(x64):
     scales = guidance.linear_over_frames(6, 1.0, 2.5, SHAPE[1])
-    z, cond, level = noise(), condition(), at(0.5, index=2)
+    z, cond, level = noise(), condition(), level_at(0.5, step_index=2)
     c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
     actual = guided(scales)(z, level, cond).x
     for frame, s in enumerate([1.0, 2.5]):
@@ -295,7 +277,7 @@ def along_videos(x):
 @pytest.mark.parametrize("dtype, tolerance", [("f4", 1e-6), ("f8", 1e-12)])
 def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, tolerance, x64):
     """u + s (c - u) is (1 + w) c - w u of the paper, in another order of the sums."""
-    level = at(logsnr, dtype=dtype)
+    level = level_at(logsnr, dtype=dtype)
     _, cond, uncond = two_predictions(level, dtype)
     actual = guidance.linear(jnp.asarray(w + 1))(level, cond, uncond)
     for new, c, u in zip(actual, cond, uncond, strict=True):
@@ -309,7 +291,7 @@ def test_the_scale_is_one_more_than_the_weight_of_vdm(w, logsnr, dtype, toleranc
 @pytest.mark.parametrize("name", list(guidance.CFG_MODES))
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
-    level = at(logsnr, index=1)
+    level = level_at(logsnr, step_index=1)
     z, cond, uncond = two_predictions(level)
     scales = jnp.asarray([1.0, 5.0])
     actual = guidance.CFG_MODES[name](scales)(level, cond, uncond)
@@ -326,7 +308,7 @@ def test_every_cfg_mode_is_consistent_with_z_and_off_at_one(name, logsnr, x64):
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 def test_rescaled_restores_the_standard_deviation_of_a_video(phi, x64):
     """phi std(c) / std(cfg) + 1 - phi, times the x of plain guidance."""
-    level, scale = at(-1.0), jnp.asarray(5.0)
+    level, scale = level_at(-1.0), jnp.asarray(5.0)
     _, cond, uncond = two_predictions(level)
     actual = guidance.rescaled(scale, phi)(level, cond, uncond)
     plain = guidance.linear(scale)(level, cond, uncond).x
@@ -340,14 +322,14 @@ def test_rescaled_restores_the_standard_deviation_of_a_video(phi, x64):
 
 
 def test_a_scale_of_one_is_no_rescaling(x64):
-    level = at(-1.0)
+    level = level_at(-1.0)
     _, cond, uncond = two_predictions(level)
     actual = guidance.rescaled(jnp.asarray(1.0))(level, cond, uncond)
     np.testing.assert_allclose(actual.x, cond.x, rtol=0, atol=1e-12)
 
 
 def test_projected_guidance_removes_the_part_along_x(x64):
-    level, scale = at(-1.0), jnp.asarray(5.0)
+    level, scale = level_at(-1.0), jnp.asarray(5.0)
     _, cond, uncond = two_predictions(level)
     plain = guidance.linear(scale)(level, cond, uncond)
     whole = guidance.projected(scale, eta=1.0)(level, cond, uncond)
@@ -380,7 +362,7 @@ def test_dynamic_threshold_vector(frames, x64):
     """One s for all frames of a video, its own for each video, never below 1."""
     shape = (2, frames, 10 // frames, 1, 1)
     x = jnp.asarray(np.stack([RAW, RAW / 4])).reshape(shape)
-    z, level = 2 * noise(shape=shape), at(0.7)
+    z, level = 2 * noise(shape=shape), level_at(0.7)
     actual = guidance.dynamic_threshold(fixed(x), percentile=90)(z, level, None)
     first, second = np.asarray(actual.x).reshape(2, 10)
     np.testing.assert_allclose(first, THRESHOLDED, rtol=0, atol=5e-7)
@@ -392,254 +374,7 @@ def test_dynamic_threshold_vector(frames, x64):
 
 def test_dynamic_threshold_stays_in_range_by_default():
     x = 3 * noise(np.float32)
-    actual = guidance.dynamic_threshold(fixed(x))(x, at(0.0, dtype=np.float32), None)
+    actual = guidance.dynamic_threshold(fixed(x))(
+        x, level_at(0.0, dtype=np.float32), None
+    )
     assert actual.x.dtype == jnp.float32 and np.abs(actual.x).max() == 1
-
-
-# Replacement.
-
-EVERY = {name: make() for name, make in samplers.SAMPLERS.items()} | {
-    "corrected": samplers.with_langevin_corrector(samplers.ancestral(0.1)),
-    "churned": samplers.heun(s_churn=10.0),
-    "corrected heun": samplers.with_langevin_corrector(samplers.heun(s_churn=10.0)),
-}
-
-
-def mask_of(shape=SHAPE):
-    return jnp.asarray(np.random.default_rng(8).random((*shape[:-1], 1)) < 0.4)
-
-
-def tanh_denoiser(z, level, cond):
-    """Predict by a nonlinear function that mixes pixels."""
-    x = 0.9 * jnp.tanh(z + 0.5 * jnp.roll(z, 1, axis=1) + jnp.roll(z, 1, axis=2) ** 2)
-    return process.from_x(x, z, level)
-
-
-@pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
-def test_replaced_pixels_end_as_the_known_ones(sampler):
-    """They are equal bit for bit; the other pixels differ."""
-    known, mask = noise(np.float32) / 2, mask_of()
-    draws = noise(np.float32, (4, *SHAPE))
-
-    @jax.jit
-    def run(table, n):
-        fresh = lambda s: jnp.roll(draws[s.step_index], 5 + s.call, 2)  # noqa: E731
-        fn = guidance.replace_known(tanh_denoiser, known, mask, fresh)
-        draw = lambda i, number: jnp.roll(draws[i], number, 3)  # noqa: E731
-        return loop(sampler, fn, draws[0], table, 0, n, draw, None)
-
-    for n in (1, 4):
-        z = run(samplers.pad_table(sampler.table(schedules.Cosine(), n), np.float32), n)
-        np.testing.assert_array_equal(z[mask], known[mask])
-        assert np.isfinite(z).all() and (z[~mask] != known[~mask]).all()
-
-
-@pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
-def test_every_call_replaces_with_its_own_noise(sampler):
-    calls, n = [], 3
-
-    def noise_of(level):
-        calls.append((int(level.step_index), int(level.call)))
-        return noise(np.float32)
-
-    known, mask = jnp.zeros(SHAPE), mask_of()
-    fn = guidance.replace_known(tanh_denoiser, known, mask, noise_of)
-    table = sampler.table(schedules.Cosine(), n)
-    with jax.disable_jit():
-        zeros = lambda i, d: jnp.zeros(SHAPE)  # noqa: E731
-        loop(sampler, fn, noise(np.float32), table, 0, n, zeros, None)
-    assert len(set(calls)) == len(calls) >= n
-    assert {index for index, _ in calls} == set(range(n))
-
-
-@pytest.mark.parametrize("logsnr", LEVELS)
-def test_the_network_sees_known_pixels_at_the_level_of_the_rest(logsnr, x64):
-    """It gets q(z_t | known) where the mask is true, z elsewhere."""
-    level, mask, known = at(logsnr), mask_of(), noise() / 2
-    eps, z = noise() + 1, noise()[::-1]
-    seen = []
-
-    def record(z, level, cond):
-        seen.append(z)
-        return tanh_denoiser(z, level, cond)
-
-    actual = guidance.replace_known(record, known, mask, lambda level: eps)(
-        z, level, None
-    )
-    mixed = np.where(mask, level.alpha * known + level.sigma * eps, z)
-    np.testing.assert_allclose(seen[0], mixed, rtol=0, atol=1e-12)
-    inner = tanh_denoiser(jnp.asarray(mixed), level, None)
-    np.testing.assert_allclose(actual.x, np.where(mask, known, inner.x), atol=1e-12)
-    np.testing.assert_allclose(actual.eps, np.where(mask, eps, inner.eps), rtol=1e-9)
-    z_again = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(z_again, mixed, rtol=0, atol=1e-9)
-
-
-# Reconstruction guidance.
-
-
-def missing(known, mask):
-    """Return the residual of the known pixels."""
-    return lambda x: jnp.where(mask, known - x, 0)
-
-
-@pytest.mark.parametrize("logsnr", [-20.0, -4.0, 0.0, 4.0])
-def test_reconstruction_follows_the_gradient_of_the_squares(logsnr, x64):
-    """x - w alpha d(|known - x|^2 / 2)/dz by finite differences: a sum, not a mean."""
-    z, known, mask, level, w = noise(), noise()[::-1] / 2, mask_of(), at(logsnr), 3.0
-
-    def half_squares(z):
-        x = tanh_denoiser(z, level, None).x
-        return jnp.sum(jnp.where(mask, (known - x) ** 2, 0)) / 2
-
-    inner = tanh_denoiser(z, level, None)
-    fn = guidance.reconstruction_guidance(tanh_denoiser, missing(known, mask), w)
-    actual = fn(z, level, None)
-    slope = -(actual.x - inner.x) / (w * level.alpha)
-    for position in [(0, 0, 0, 0, 0), (1, 1, 2, 3, 0), (2, 0, 3, 1, 0)]:
-        h = jnp.zeros(SHAPE).at[position].set(1e-5)
-        expected = (half_squares(z + h) - half_squares(z - h)) / 2e-5
-        np.testing.assert_allclose(slope[position], expected, rtol=1e-6, atol=1e-9)
-    z_again = level.alpha * actual.x + level.sigma * actual.eps
-    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
-
-
-def test_a_zero_residual_is_no_correction(x64):
-    z, level = noise(), at(-1.0)
-    plain = tanh_denoiser(z, level, None)
-    fn = guidance.reconstruction_guidance(
-        tanh_denoiser, missing(plain.x, mask_of()), 9.0
-    )
-    np.testing.assert_array_equal(fn(z, level, None).x, plain.x)
-
-
-def test_reconstruction_of_a_gaussian(x64):
-    """x + w alpha k (known - x) where known; k = dx/dz; weights by row, parts summed.
-
-    Each video has its own noise level, as it may in training.
-    """
-    z, known, mask = noise(), noise()[::-1] / 2, mask_of()
-    level = at(np.array([-3.0, 0.0, 5.0]), index=1)
-    weights = jnp.asarray([[0.0], [2.0], [5.0]])
-
-    def plain(z, level, cond):
-        return gaussian(jnp.asarray(0.1), SPREAD, z, level)
-
-    def residual(x):
-        r = missing(known, mask)(x)
-        return {"one": r, "two": [2 * r]}  # squares add up to five times those of r
-
-    alpha, sigma = over(level.alpha, z), over(level.sigma, z)
-    k = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
-    x = plain(z, level, None).x
-    expected = x + jnp.where(mask, 5 * 2.0 * alpha * k * (known - x), 0)
-    actual = guidance.reconstruction_guidance(plain, residual, weights)(z, level, None)
-    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
-    z_again = alpha * actual.x + sigma * actual.eps
-    np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("logsnr", LEVELS)
-def test_the_exact_weight_finds_known_gaussian_pixels(logsnr, x64):
-    """With w = 1 + exp(-logsnr) / s^2 known pixels are predicted exactly, for any z."""
-    z, known, mask, level = noise(), noise()[::-1] / 2, mask_of(), at(logsnr)
-    weights = guidance.snr_dependent_weight(1.0, 1 / SPREAD**2)
-    np.testing.assert_allclose(
-        weights(level), 1 + np.exp(-logsnr) / SPREAD**2, rtol=1e-12
-    )
-    plain = lambda z, level, cond: gaussian(jnp.asarray(0.1), SPREAD, z, level)  # noqa: E731
-    fn = guidance.reconstruction_guidance(plain, missing(known, mask), weights)
-    expected = np.where(mask, known, plain(z, level, None).x)
-    np.testing.assert_allclose(fn(z, level, None).x, expected, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("logsnr", [-4.0, 0.0, 4.0])
-def test_reconstruction_is_the_missing_term_of_two_gaussians(logsnr, x64):
-    """E[b | z, a] = E[b | z] + sigma^2 / alpha d log q(a | z) / dz_b, exactly.
-
-    q(a | z) is a Gaussian of variance p, so its weight is sigma^2 / (alpha^2 p), the
-    exact weight where a and b are independent; a is the first of two pixels.
-    """
-    covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
-    level, z, a = at(logsnr), np.array([0.4, -0.9]), 0.7
-    alpha, sigma = float(level.alpha), float(level.sigma)
-    total = alpha**2 * covariance + sigma**2 * np.eye(2)
-    gain = alpha * covariance @ np.linalg.inv(total)
-    posterior = covariance - alpha * gain @ covariance
-
-    def plain(z, level, cond):
-        x = jnp.asarray(gain) @ z.ravel()
-        return process.from_x(x.reshape(z.shape), z, level)
-
-    def residual(x):
-        return a - x[:, :, 0]
-
-    w = sigma**2 / (alpha**2 * posterior[0, 0])
-    fn = guidance.reconstruction_guidance(plain, residual, w)
-    actual = fn(jnp.asarray(z).reshape(1, 1, 2, 1, 1), level, None).x.ravel()
-    # Given a and z, b depends on its own z alone.
-    mean_given_a = covariance[1, 0] / covariance[0, 0] * a
-    rest = covariance[1, 1] - covariance[1, 0] ** 2 / covariance[0, 0]
-    weight = alpha * rest / (alpha**2 * rest + sigma**2)
-    np.testing.assert_allclose(
-        actual[1], mean_given_a + weight * (z[1] - alpha * mean_given_a)
-    )
-    np.testing.assert_allclose(actual[0], a)
-
-
-# The area mean, and upscaling with it.
-
-
-@pytest.mark.parametrize("k, l", [(1, 1), (2, 2), (3, 2), (4, 6)])
-def test_area_downsample_by_whole_factors_is_the_average_pool(k, l, x64):  # noqa: E741
-    h, w = 2, 3
-    x = noise(shape=(2, 3, h * k, w * l, 2))
-    pooled = np.asarray(x).reshape(2, 3, h, k, w, l, 2).mean((3, 5))
-    np.testing.assert_allclose(
-        guidance.area_downsample(x, h, w), pooled, rtol=0, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("small", [(1, 1), (3, 2), (4, 5), (5, 7)])
-def test_area_downsample_keeps_constants_and_means_at_any_size(small, x64):
-    x = noise(shape=(1, 2, 5, 7, 3))
-    actual = guidance.area_downsample(x, *small)
-    assert actual.shape == (1, 2, *small, 3)
-    constant = guidance.area_downsample(jnp.ones_like(x), *small)
-    np.testing.assert_allclose(constant, 1, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(actual.mean((2, 3)), x.mean((2, 3)), atol=1e-12)
-    if small == (5, 7):
-        np.testing.assert_allclose(actual, x, rtol=0, atol=1e-12)
-
-
-def test_area_downsample_shares_a_pixel_by_area(x64):
-    """From three to two: each covers one pixel and a half."""
-    x = jnp.asarray([1.0, 10.0, 100.0]).reshape(1, 1, 3, 1, 1)
-    actual = guidance.area_downsample(x, 2, 1).ravel()
-    np.testing.assert_allclose(actual, [(1 + 5) / 1.5, (5 + 100) / 1.5])
-
-
-@pytest.mark.parametrize("logsnr", [-6.0, 0.0, 6.0])
-@pytest.mark.parametrize("k", [2, 4])
-def test_upscaling_white_noise_is_exact(k, logsnr, x64):
-    """Compare with E[x | z, mean over areas]; weight k^2 (1 + exp(-logsnr) / s^2)."""
-    z, level = noise(), at(logsnr)
-    size = 4 // k
-    low = noise(shape=(*SHAPE[:2], size, size, 1)) / 3
-    plain = lambda z, level, cond: gaussian(jnp.asarray(0.0), SPREAD, z, level)  # noqa: E731
-    weight = guidance.snr_dependent_weight(k**2, k**2 / SPREAD**2)
-    fn = guidance.reconstruction_guidance(
-        plain, lambda x: low - guidance.area_downsample(x, size, size), weight
-    )
-    actual = fn(z, level, None).x
-    pool = np.kron(np.eye(size), np.full((1, k), 1 / k))
-    pool = np.kron(pool, pool)  # [size^2, 16]
-    alpha, sigma = float(level.alpha), float(level.sigma)
-    posterior = np.eye(16) / (1 / SPREAD**2 + alpha**2 / sigma**2)
-    gain = posterior @ pool.T @ np.linalg.inv(pool @ posterior @ pool.T)
-    x, y = (np.reshape(a, (B, 2, -1)) for a in (plain(z, level, None).x, low))
-    expected = x + (y - x @ pool.T) @ gain.T
-    np.testing.assert_allclose(actual.reshape(B, 2, -1), expected, atol=1e-12)
-    np.testing.assert_allclose(
-        guidance.area_downsample(actual, size, size), low, atol=1e-9
-    )

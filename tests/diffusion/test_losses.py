@@ -5,30 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.analytic import WEIGHTINGS_ON_X, append_axes, level_at
 from vdm_jax.diffusion import losses, process, schedules
 
-# Each weighting as its paper defines it: a factor on the squared error of x.
-# Progressive Distillation section 4 has the first four, Min-SNR (gamma = 5) the
-# next; "flow" is the error of eps - x.
-ON_X = {
-    "constant": lambda snr: np.ones_like(snr),
-    "snr": lambda snr: snr,
-    "truncated_snr": lambda snr: np.maximum(snr, 1),
-    "snr_plus_one": lambda snr: snr + 1,
-    "min_snr": lambda snr: np.minimum(snr, 5),
-    "flow": lambda snr: (np.sqrt(snr) + 1) ** 2,
-}
 LEVELS = np.array([-20.0, -5.0, -1.0, 0.0, 1.5, 1.7, 5.0, 20.0])
 SHAPE = (len(LEVELS), 3, 2, 2, 1)
-
-
-def at(logsnr, dtype=np.float64):
-    logsnr = np.asarray(logsnr, np.float64)
-    alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
-    sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
-    return schedules.NoiseLevel(
-        0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
-    )
 
 
 def videos(count, dtype=np.float64, shape=SHAPE):
@@ -41,44 +22,41 @@ def network(out, kind="v"):
     return lambda z, level, cond: process.PREDICTION_TYPES[kind](out, z, level)
 
 
-def over(a):
-    """Append axes to [b], to broadcast with [b, f, h, w, c]."""
-    return a.reshape(a.shape + (1,) * (5 - a.ndim))
-
-
 def example_mean(a):
     return np.mean(np.asarray(a), axis=(1, 2, 3, 4))
 
 
 def test_the_table_has_these_weightings():
-    assert set(losses.WEIGHTINGS) == set(ON_X)
+    assert set(losses.WEIGHTINGS) == set(WEIGHTINGS_ON_X)
 
 
-@pytest.mark.parametrize("name", list(ON_X))
+@pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_weightings_by_their_definition_on_x(name, x64):
     x, eps, out = videos(3)
-    level = at(LEVELS)
+    level = level_at(LEVELS)
     loss, prediction = losses.diffusion_loss(
         network(out), x, eps, level, None, weighting=name
     )
     assert loss.shape == LEVELS.shape
-    expected = ON_X[name](np.exp(LEVELS)) * example_mean((x - prediction.x) ** 2)
+    expected = WEIGHTINGS_ON_X[name](np.exp(LEVELS)) * example_mean(
+        (x - prediction.x) ** 2
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
 
 
 def test_snr_identities(x64):
     """eps error = SNR x error, v error = (1 + SNR) x error, truncated = the larger."""
     x, eps, out = videos(3)
-    level = at(LEVELS)
+    level = level_at(LEVELS)
     loss = {
         name: losses.diffusion_loss(network(out), x, eps, level, None, weighting=name)
-        for name in ON_X
+        for name in WEIGHTINGS_ON_X
     }
     prediction = loss["snr"][1]
     z = process.diffuse(x, eps, level)
     prediction_by_hand = process.PREDICTION_TYPES["v"](out, z, level)
     np.testing.assert_allclose(prediction.x, prediction_by_hand.x, atol=1e-12)
-    v = over(level.alpha) * eps - over(level.sigma) * x
+    v = append_axes(level.alpha) * eps - append_axes(level.sigma) * x
     x_error = example_mean((x - prediction_by_hand.x) ** 2)
     eps_error = example_mean((eps - prediction_by_hand.eps) ** 2)
     v_error = example_mean((v - out) ** 2)
@@ -91,9 +69,9 @@ def test_snr_identities(x64):
         np.testing.assert_allclose(loss[name][0], expected, rtol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("name", list(ON_X))
+@pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_weights_on_the_v_error_are_bounded(name):
-    level = at(np.linspace(-20, 20, 401), np.float32)
+    level = level_at(np.linspace(-20, 20, 401), np.float32)
     weight = np.asarray(losses.WEIGHTINGS[name](level))
     assert weight.shape in [(401,), ()]
     most = 2.0001 if name == "flow" else 1  # (alpha + sigma)^2
@@ -102,10 +80,10 @@ def test_weights_on_the_v_error_are_bounded(name):
 
 
 @pytest.mark.parametrize("kind", ["v", "eps", "x"])
-@pytest.mark.parametrize("name", list(ON_X))
+@pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
     x, eps, out = videos(3, np.float32)
-    level = at(np.resize([-20.0, 20.0], len(x)), np.float32)
+    level = level_at(np.resize([-20.0, 20.0], len(x)), np.float32)
 
     def loss(out):
         return losses.diffusion_loss(
@@ -119,16 +97,16 @@ def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
     assert np.isfinite(value).all() and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", list(ON_X))
+@pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_float32_of_a_v_network_is_accurate_at_every_level(name):
     arrays = videos(3, np.float32)
-    level = at(LEVELS, np.float32)
+    level = level_at(LEVELS, np.float32)
     x, eps, out = arrays
     loss, _ = losses.diffusion_loss(network(out), x, eps, level, None, weighting=name)
     x, eps, out = (np.float64(a) for a in arrays)
     alpha, sigma = (np.sqrt(1 / (1 + np.exp(-s * LEVELS))) for s in (1, -1))
-    v = over(alpha) * eps - over(sigma) * x
-    weight = ON_X[name](np.exp(LEVELS)) * sigma**2
+    v = append_axes(alpha) * eps - append_axes(sigma) * x
+    weight = WEIGHTINGS_ON_X[name](np.exp(LEVELS)) * sigma**2
     np.testing.assert_allclose(loss, weight * example_mean((v - out) ** 2), rtol=1e-5)
 
 
@@ -150,16 +128,16 @@ def test_loss_of_a_network_that_outputs_zero(x64):
 
 def test_a_perfect_network_has_no_loss(x64):
     x, eps = videos(2)
-    level = at(LEVELS)
-    v = over(level.alpha) * eps - over(level.sigma) * x
-    for name in ON_X:
+    level = level_at(LEVELS)
+    v = append_axes(level.alpha) * eps - append_axes(level.sigma) * x
+    for name in WEIGHTINGS_ON_X:
         loss, _ = losses.diffusion_loss(network(v), x, eps, level, None, weighting=name)
         np.testing.assert_allclose(loss, 0, atol=1e-24)
 
 
 def test_the_denoiser_gets_z_the_level_and_the_condition(x64):
     x, eps, out = videos(3)
-    level = at(LEVELS)
+    level = level_at(LEVELS)
     calls = []
 
     def denoise(z, level, cond):
@@ -170,26 +148,26 @@ def test_the_denoiser_gets_z_the_level_and_the_condition(x64):
     losses.diffusion_loss(denoise, x, eps, level, cond)
     ((z, actual, passed),) = calls
     np.testing.assert_allclose(
-        z, over(level.alpha) * x + over(level.sigma) * eps, atol=1e-15
+        z, append_axes(level.alpha) * x + append_axes(level.sigma) * eps, atol=1e-15
     )
     np.testing.assert_array_equal(actual.logsnr, LEVELS)
     assert passed is cond
 
 
-@pytest.mark.parametrize("name", list(ON_X))
+@pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_levels_per_frame(name, x64):
     """With one level per frame the loss is the mean of the frames' losses."""
     x, eps, out = videos(3, shape=(2, 3, 2, 2, 1))
     levels = np.array([[-7.0, 0.3, 6.0], [2.0, -1.0, 12.0]])
     together, _ = losses.diffusion_loss(
-        network(out), x, eps, at(levels), None, weighting=name
+        network(out), x, eps, level_at(levels), None, weighting=name
     )
     alone = [
         losses.diffusion_loss(
             network(out[:, i : i + 1]),
             x[:, i : i + 1],
             eps[:, i : i + 1],
-            at(levels[:, i]),
+            level_at(levels[:, i]),
             None,
             weighting=name,
         )[0]

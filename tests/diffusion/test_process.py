@@ -5,21 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.analytic import level_at
 from vdm_jax.diffusion import process, schedules
 
 LEVELS = [-20.0, -5.0, 0.0, 5.0, 20.0]
 KINDS = ["v", "eps", "x", "flow"]
 TIMES = [(0.0, 0.4), (0.25, 0.5), (0.6, 0.61), (0.75, 1.0), (0.0, 1.0)]
-
-
-def at(logsnr, dtype=np.float64):
-    """Return the noise level at a logsnr; float64 only under x64."""
-    logsnr = np.float64(logsnr)
-    alpha = np.sqrt(1 / (1 + np.exp(-logsnr)))
-    sigma = np.sqrt(1 / (1 + np.exp(logsnr)))
-    return schedules.NoiseLevel(
-        0, *(jnp.asarray(a, dtype) for a in (logsnr, alpha, sigma))
-    )
 
 
 def pair(shape=(2, 3, 4, 4, 1), dtype=np.float64):
@@ -41,7 +32,7 @@ def noise_levels(schedule, s, t):
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_every_prediction_type_recovers_x_and_eps(kind, logsnr, x64):
     x, eps = pair()
-    level = at(logsnr)
+    level = level_at(logsnr)
     z = process.diffuse(x, eps, level)
     np.testing.assert_allclose(z, level.alpha * x + level.sigma * eps, atol=1e-15)
     prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, level), z, level)
@@ -56,7 +47,7 @@ def test_every_prediction_type_recovers_x_and_eps(kind, logsnr, x64):
 def test_a_wrong_output_round_trips_too(kind, logsnr, x64):
     """x -> v -> x, eps -> x -> eps, ... for outputs that match no clean video."""
     z, out = pair()
-    level = at(logsnr)
+    level = level_at(logsnr)
     first = process.PREDICTION_TYPES[kind](out, z, level)
     assert isinstance(first, process.Prediction)
     scale = max(1.0, np.abs(first.x).max(), np.abs(first.eps).max())
@@ -84,7 +75,7 @@ def test_float32_errors_have_the_bound_of_the_prediction_type(kind, logsnr):
     So does flow, which divides by alpha + sigma >= 1.
     """
     x, eps = pair(dtype=np.float32)
-    level = at(logsnr, np.float32)
+    level = level_at(logsnr, np.float32)
     z = process.diffuse(x, eps, level)
     prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, level), z, level)
     gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
@@ -100,7 +91,7 @@ def test_float32_errors_have_the_bound_of_the_prediction_type(kind, logsnr):
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_from_x_computes_eps(logsnr, x64):
     z, x = pair()
-    level = at(logsnr)
+    level = level_at(logsnr)
     prediction = process.from_x(x, z, level)
     np.testing.assert_array_equal(prediction.x, x)
     rebuilt = (z - level.alpha * x) / level.sigma
@@ -111,7 +102,7 @@ def test_from_x_computes_eps(logsnr, x64):
 def test_edm_for_unit_variance_predicts_minus_v(logsnr, x64):
     """F = -v in D = c_skip y + c_out F (Karras et al. 2022, Table 1, unit data)."""
     z, v = pair()
-    level = at(logsnr)
+    level = level_at(logsnr)
     denoised = process.PREDICTION_TYPES["v"](v, z, level).x
     sigma, noisy = level.sigma / level.alpha, z / level.alpha
     c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
@@ -133,7 +124,7 @@ def edm_model(v):
 @pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
 def test_an_edm_model_becomes_a_denoiser(levels, x64):
     z, v = pair()
-    level = at(levels)
+    level = level_at(levels)
     actual = process.from_edm_denoiser(edm_model(v))(z, level, "cond")
     expected = process.from_v(v, z, level)
     np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-9)
@@ -144,7 +135,7 @@ def test_an_edm_model_becomes_a_denoiser(levels, x64):
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_edm_with_zero_network_is_the_exact_gaussian(logsnr, x64):
     """F = 0 leaves c_skip y, E[x|y] of N(0, sigma_data^2)."""
-    (z, _), level, data = pair(), at(logsnr), 0.5
+    (z, _), level, data = pair(), level_at(logsnr), 0.5
 
     def skip(y, sigma, cond):
         return data**2 / (sigma**2 + data**2) * y
@@ -160,7 +151,7 @@ def test_edm_with_zero_network_is_the_exact_gaussian(logsnr, x64):
 def test_a_flow_model_becomes_a_denoiser(levels, x64):
     """It is called at tau = sigma / (alpha + sigma) with (1 - tau) x + tau eps."""
     x, eps = pair()
-    level = at(levels)
+    level = level_at(levels)
     alpha, sigma = process.alpha_sigma(level, x)
     z, calls = alpha * x + sigma * eps, []
 
@@ -184,7 +175,7 @@ def test_a_flow_model_becomes_a_denoiser(levels, x64):
 def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
     """u = (sigma - alpha) z + (alpha + sigma) v, also for arbitrary outputs."""
     z, v = pair()
-    level = at(logsnr)
+    level = level_at(logsnr)
     u = (level.sigma - level.alpha) * z + (level.alpha + level.sigma) * v
     actual, expected = process.from_flow(u, z, level), process.from_v(v, z, level)
     np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-12)
@@ -193,7 +184,7 @@ def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
 
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_noise_level_in_edm_and_flow_variables(logsnr, x64):
-    level = at(logsnr)
+    level = level_at(logsnr)
     np.testing.assert_allclose(process.edm_sigma(level), np.exp(-logsnr / 2), rtol=1e-9)
     tau = 1 / (1 + np.exp(logsnr / 2))
     np.testing.assert_allclose(process.flow_time(level), tau, rtol=1e-9)
@@ -206,7 +197,7 @@ def test_levels_per_example_and_per_frame(kind, shape, x64):
     z, out = pair()
     levels = np.linspace(-8, 8, 6).reshape(2, 3)[:, : shape[1] if shape[1:] else 1]
     levels = levels.reshape(shape)
-    level = at(levels)
+    level = level_at(levels)
 
     def all_functions(z, out, level):
         prediction = process.PREDICTION_TYPES[kind](out, z, level)
@@ -216,7 +207,7 @@ def test_levels_per_example_and_per_frame(kind, shape, x64):
 
     together = all_functions(z, out, level)
     for i in np.ndindex(shape):
-        alone = all_functions(z[i], out[i], at(levels[i]))
+        alone = all_functions(z[i], out[i], level_at(levels[i]))
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-12),
             together,
@@ -297,7 +288,7 @@ def test_step_vectors(t, s, expected, x64):
 def test_small_steps_keep_their_variance_in_float32():
     """1 - exp(-small) by expm1: the variance of a small step is not rounded away."""
     low, high = np.float32([-0.001, 0.0]), np.float32([0.0, 0.001])
-    single = [at(v, np.float32) for v in (high, low)]
+    single = [level_at(v, np.float32) for v in (high, low)]
 
     def variances(level_s, level_t):
         post, var = (

@@ -213,7 +213,6 @@ def test_ddim_reverses_its_inversion(denoise, x64):
 
 KARRAS = schedules.Karras()
 
-
 # .3 N(-1, .1^2) + .7 N(.5, .2^2): the distance W1 of 20000 samples to it.
 BUMPS = ((0.3, 0.7), (-1.0, 0.5), (0.1, 0.2))
 

@@ -359,7 +359,9 @@ def test_a_damaged_log_is_mended(tmp_path, capsys, tail, rows, aside):
 
 def test_logs_that_cannot_be_written_are_refused_before_the_first_step(tmp_path):
     (tmp_path / "logs").write_text("")
-    with pytest.raises(UserError, match="logs cannot be a folder .*File exists"):
+    with pytest.raises(
+        UserError, match="logs cannot be an output folder .*File exists"
+    ):
         begin(tmp_path)
     (tmp_path / "logs").unlink()
     (tmp_path / "metrics.jsonl").mkdir()

@@ -1,8 +1,8 @@
-"""Embeddings of captions on disk: made once, read by the caption.
+"""Caption embeddings on disk: written once, read by caption.
 
-A folder of ArrayRecord shards, the keys of their records, and embeddings.json, which
-names both and the encoder. A record is the caption's key and float16 [l, width], l its
-tokens: there is no padding, so a mask is all true. `python -m vdm_jax.text` writes one.
+A folder has ArrayRecord shards, the keys of their records (npy), and embeddings.json,
+which names these files and the text encoder. A record is the key of the caption and its
+tokens as float16 [l, dim], without padding. `python -m vdm_jax.text` writes the folder.
 """
 
 import contextlib
@@ -22,48 +22,48 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json
 from vdm_jax.npz import read_npy
 
-SHARD_RECORDS = 1 << 13  # in a shard: 0.1 GB of MiniLM's, 1 GB of T5-XXL's at 16 tokens
-KEY_BYTES = 32  # bytes of a key: hexadecimal digits
+SHARD_RECORDS = 1 << 13  # 0.1 GB for MiniLM, 1 GB for T5-XXL with 16 tokens
+KEY_BYTES = 32  # hexadecimal digits
 INDEX = "embeddings.json"
-MAX_SIZE = 1 << 24  # tokens of a caption, or their width
+MAX_SIZE = 1 << 24  # of the tokens of a caption, and of their dim
+# Keys of embeddings.json in earlier versions -> now.
+RENAMED_KEYS = {"longest": "max_tokens"}
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
 
 def caption_key(caption: str) -> bytes:
-    """What a caption is found by."""
-    # surrogatepass: what no file holds, but a program may ask for
+    """Return the key under which the embedding of a caption is stored."""
+    # surrogatepass: files cannot contain half of a surrogate pair, but programs can.
     digest = hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()
     return digest[:KEY_BYTES].encode()
 
 
 class EmbeddingStore:
-    """embeddings[caption] -> tokens float32 [l, width]; UserError for an unknown one.
+    """Token embeddings by caption: store[caption] is float32 [l, dim].
 
-    Pickles, for the worker processes of a pipeline.
+    An unknown caption raises UserError. The object can be pickled for worker processes.
 
     Attributes:
-      about: encoder, weights (their sha256), width, longest (tokens) and what else
-        embeddings.json says.
+      metadata: the content of embeddings.json: encoder, weights (their sha256), width,
+        max_tokens and others.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         path = self.folder / INDEX
-        rule = "write it by python -m vdm_jax.text --captions=... --out=..."
+        rule = "write it with python -m vdm_jax.text --captions=... --out=..."
         try:
-            self.metadata = _checked(read_json(path))
-            self.dim, self.max_tokens = (
-                self.metadata["width"],
-                self.metadata["longest"],
-            )
+            self.metadata = _validated(read_json(path))
+            self.dim = self.metadata["width"]
+            self.max_tokens = self.metadata["max_tokens"]
             path = self.folder / self.metadata["keys"]
             self.keys = read_npy(path)
             shards = [self.folder / name for name in self.metadata["shards"]]
             for path in shards:
                 if not path.stat().st_size or not path.is_file():
-                    raise CorruptFile("no shard")
-                # Opens it: with several at once it is not told which is damaged.
+                    raise CorruptFile("not a shard")
+                # Opened one by one, so that the error names the corrupt shard.
                 len(ArrayRecordDataSource([str(path)]))
             self.records = ArrayRecordDataSource([str(path) for path in shards])
         except FileNotFoundError as error:
@@ -71,9 +71,8 @@ class EmbeddingStore:
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {rule}") from error
         if self.keys.dtype != f"S{KEY_BYTES}" or self.keys.ndim != 1:
-            found = f"{self.keys.dtype} {self.keys.shape}"
             path = self.folder / self.metadata["keys"]
-            raise UserError(f"{path}: keys {found}: {rule}")
+            raise UserError(f"{path}: keys {self.keys.dtype} {self.keys.shape}: {rule}")
         if len(self.records) != len(self.keys):
             raise UserError(
                 f"{self.folder}: {len(self.records)} records of "
@@ -84,133 +83,135 @@ class EmbeddingStore:
         return len(self.keys)
 
     def __contains__(self, caption: str) -> bool:
-        return self._place(caption_key(caption)) is not None
+        return self._index(caption_key(caption)) is not None
 
     def __getitem__(self, caption: str) -> np.ndarray:
-        wanted = caption_key(caption)
-        place = self._place(wanted)
-        if place is None:
+        key = caption_key(caption)
+        index = self._index(key)
+        if index is None:
             raise UserError(
                 f"{self.folder} has no embedding of {caption[:60]!r}: "
-                "run python -m vdm_jax.text on captions that it is among"
+                "run python -m vdm_jax.text on captions that include it"
             )
         try:
-            record = self.records[place]
-        except RuntimeError as error:  # of the reader: a checksum
+            record = self.records[index]
+        except RuntimeError as error:  # a wrong checksum
             raise UserError(
-                f"{self.folder} is damaged: delete it and write it again"
+                f"{self.folder} is corrupt: delete it and write it again"
             ) from error
-        tokens = _tokens(record, wanted, self.dim, self.folder)
+        tokens = _parse_record(record, key, self.dim, self.folder)
         if len(tokens) > self.max_tokens:
             raise UserError(
-                f"{self.folder / INDEX}: longest={self.max_tokens}, a record has "
+                f"{self.folder / INDEX}: max_tokens={self.max_tokens}, a record has "
                 f"{len(tokens)} tokens: delete it and run python -m vdm_jax.text again"
             )
         return tokens
 
-    def _place(self, wanted: bytes) -> int | None:
-        place = int(np.searchsorted(self.keys, wanted))
-        there = place < len(self.keys) and self.keys[place] == wanted
-        return place if there else None
+    def _index(self, key: bytes) -> int | None:
+        index = int(np.searchsorted(self.keys, key))
+        exists = index < len(self.keys) and self.keys[index] == key
+        return index if exists else None
 
 
-def _checked(about: Any) -> dict:
-    """What embeddings.json says; CorruptFile where a value is not as `write` wrote it."""
-    if not isinstance(about, dict):
-        raise CorruptFile("no object")
-    shards = about.get("shards")
+def _validated(metadata: Any) -> dict:
+    """Return the content of embeddings.json with today's keys.
+
+    Raises CorruptFile for a value that `write` does not write.
+    """
+    if not isinstance(metadata, dict):
+        raise CorruptFile("not an object")
+    shards = metadata.get("shards")
     if not isinstance(shards, list) or not shards:
         raise CorruptFile("no shards")
-    for name in (about.get("keys"), *shards):
+    for name in (metadata.get("keys"), *shards):
         if not isinstance(name, str) or not name or files.why_invalid_text(name):
-            raise CorruptFile("no name of a file")
+            raise CorruptFile("not a file name")
         if os.path.basename(name) != name:
             raise CorruptFile("a file of another folder")
-    for name in ("width", "longest"):
-        if type(about.get(name)) is not int or not 1 <= about[name] <= MAX_SIZE:
-            raise CorruptFile(f"{name} is not from 1 to {MAX_SIZE}")
-    for name in (about.get("encoder"), about.get("weights", "")):
+    for name in (metadata.get("encoder"), metadata.get("weights", "")):
         if not isinstance(name, str):
-            raise CorruptFile("no name of the encoder or of its weights")
-    # Absent from what an earlier version wrote.
-    if about.get("digest", _digest(about)) != _digest(about):
+            raise CorruptFile("not a name of the encoder or of its weights")
+    # Earlier versions wrote no digest.
+    if metadata.get("digest", _digest(metadata)) != _digest(metadata):
         raise CorruptFile("it was changed after it was written")
-    return about
+    metadata = {RENAMED_KEYS.get(key, key): value for key, value in metadata.items()}
+    for name in ("width", "max_tokens"):
+        if type(metadata.get(name)) is not int or not 1 <= metadata[name] <= MAX_SIZE:
+            raise CorruptFile(f"{name} is not from 1 to {MAX_SIZE}")
+    return metadata
 
 
-def _digest(about: dict) -> str:
-    """Of all that embeddings.json says besides."""
-    told = {name: value for name, value in about.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(metadata: dict) -> str:
+    """Return the sha256 of all other entries of embeddings.json."""
+    others = {name: value for name, value in metadata.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def _tokens(record: bytes, wanted: bytes, width: int, where: Path) -> np.ndarray:
-    """float32 [l, width] of a record."""
-    if record[:KEY_BYTES] != wanted or (len(record) - KEY_BYTES) % (2 * width):
-        raise UserError(f"{where} is damaged: a record is not the one of its key")
+def _parse_record(record: bytes, key: bytes, dim: int, folder: Path) -> np.ndarray:
+    """Return the tokens of a record, float32 [l, dim]."""
+    if record[:KEY_BYTES] != key or (len(record) - KEY_BYTES) % (2 * dim):
+        raise UserError(f"{folder} is corrupt: a record does not match its key")
     tokens = np.frombuffer(record, np.float16, offset=KEY_BYTES)
-    return tokens.reshape(-1, width).astype(np.float32)
+    return tokens.reshape(-1, dim).astype(np.float32)
 
 
 def write(
     folder: str | os.PathLike,
     captions: Iterable[str],
     encode: Encode,
-    about: dict,
+    metadata: dict,
     batch: int = 64,
-    done: Callable[[int], object] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> EmbeddingStore:
-    """Embeddings of every distinct caption, and of "", which stands for none.
+    """Write the embeddings of every distinct caption, and of "", the missing caption.
 
-    Shards are written whole or not at all under names that follow from captions and
-    `about`: a command that was stopped goes on with the shards that are missing, and
-    one with other captions leaves what was there in force until it is done.
+    Shards are written atomically. Their names are a function of captions and metadata:
+    a stopped command resumes with the missing shards. The old content is replaced only
+    when the new one is complete.
 
     Args:
-      encode: `batch` captions at the most to their tokens, [l, width] each.
-      about: of the encoder, with its "width"; goes into embeddings.json.
-      done: is told how many captions more are done.
+      encode: captions, at most `batch`, to their tokens [l, dim] each.
+      metadata: about the encoder, with its "width", for embeddings.json.
+      progress: called with the number of newly written captions.
     """
     folder = make_folder(folder)
     by_key = {caption_key(caption): caption for caption in ("", *captions)}
     keys = sorted(by_key)
-    content = json.dumps([about, SHARD_RECORDS], sort_keys=True).encode() + b"".join(
-        keys
-    )
-    mark = hashlib.sha256(content).hexdigest()[:12]
+    content = json.dumps([metadata, SHARD_RECORDS], sort_keys=True).encode()
+    prefix = hashlib.sha256(content + b"".join(keys)).hexdigest()[:12]
     parts = [keys[i : i + SHARD_RECORDS] for i in range(0, len(keys), SHARD_RECORDS)]
     names = [
-        f"{mark}-{i:05}-of-{len(parts):05}.array_record" for i in range(len(parts))
+        f"{prefix}-{i:05}-of-{len(parts):05}.array_record" for i in range(len(parts))
     ]
-    longest = 0
+    max_tokens = 0
     for name, part in zip(names, parts, strict=True):
-        length = _longest(folder / name, part, about["width"])
+        length = _max_tokens(folder / name, part, metadata["width"])
         if length is None:
             with atomic_write(folder / name, overwrite=True) as temporary:
-                _write_shard(temporary, part, by_key, encode, batch, done)
-            length = _longest(folder / name, part, about["width"])
+                _write_shard(temporary, part, by_key, encode, batch, progress)
+            length = _max_tokens(folder / name, part, metadata["width"])
         else:
-            done(len(part))
+            progress(len(part))
         if length is None:
             raise UserError(f"{folder / name} is not what was written: a failing disk?")
-        longest = max(longest, length)
-    about = about | {
-        "longest": longest,
+        max_tokens = max(max_tokens, length)
+    metadata = metadata | {
+        "max_tokens": max_tokens,
         "captions": len(keys),
-        "keys": f"{mark}.npy",
+        "keys": f"{prefix}.npy",
         "shards": names,
     }
-    about["digest"] = _digest(about)
+    metadata["digest"] = _digest(metadata)
     with (
-        atomic_write(folder / about["keys"], overwrite=True) as temporary,
+        atomic_write(folder / metadata["keys"], overwrite=True) as temporary,
         temporary.open("wb") as file,
     ):
         np.save(file, np.array(keys), allow_pickle=False)
-    before = _files(folder)
+    old_files = _listed_files(folder)
     with atomic_write(folder / INDEX, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n")
-    left = {path.name for path in folder.glob(f".{mark}-*.tmp")}  # by a kill
-    for name in left | before - {about["keys"], *names}:
+        temporary.write_text(json.dumps(metadata, indent=1) + "\n")
+    leftovers = {path.name for path in folder.glob(f".{prefix}-*.tmp")}  # after a kill
+    for name in leftovers | old_files - {metadata["keys"], *names}:
         (folder / name).unlink(missing_ok=True)
     return EmbeddingStore(folder)
 
@@ -221,40 +222,39 @@ def _write_shard(
     by_key: dict[bytes, str],
     encode: Encode,
     batch: int,
-    done: Callable[[int], object],
+    progress: Callable[[int], object],
 ) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # read one at a time
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # records are read one by one
     with contextlib.closing(writer):
         for start in range(0, len(keys), batch):
-            some = keys[start : start + batch]
-            texts = [by_key[k] for k in some]
-            for k, text, tokens in zip(some, texts, encode(texts), strict=True):
-                with np.errstate(over="ignore"):  # what overflows is named here
+            batch_keys = keys[start : start + batch]
+            texts = [by_key[key] for key in batch_keys]
+            for key, text, tokens in zip(batch_keys, texts, encode(texts), strict=True):
+                with np.errstate(over="ignore"):  # the error below names the caption
                     half = tokens.astype(np.float16)
                 if not np.isfinite(half).all():
-                    raise UserError(f"the embedding of {text[:60]!r} is no float16")
-                writer.write(k + half.tobytes())
-            done(len(some))
+                    raise UserError(f"the embedding of {text[:60]!r} overflows float16")
+                writer.write(key + half.tobytes())
+            progress(len(batch_keys))
 
 
-def _longest(path: Path, keys: Sequence[bytes], width: int) -> int | None:
-    """Tokens of the longest record; None for a shard that is missing or damaged."""
+def _max_tokens(path: Path, keys: Sequence[bytes], dim: int) -> int | None:
+    """Return the tokens of the longest record; None for a missing or corrupt shard."""
     try:
         records = ArrayRecordDataSource([str(path)])
         if len(records) != len(keys):
             return None
         return max(
-            len(_tokens(records[i], wanted, width, path))
-            for i, wanted in enumerate(keys)
+            len(_parse_record(records[i], key, dim, path)) for i, key in enumerate(keys)
         )
     except (OSError, RuntimeError, ValueError, UserError):
         return None
 
 
-def _files(folder: Path) -> set[str]:
-    """Names of the files that embeddings.json speaks of; none if there is none."""
+def _listed_files(folder: Path) -> set[str]:
+    """Return the files that embeddings.json names; none if it is missing."""
     try:
-        about = _checked(read_json(folder / INDEX))
+        metadata = _validated(read_json(folder / INDEX))
     except (FileNotFoundError, CorruptFile):
         return set()
-    return {about["keys"], *about["shards"]}
+    return {metadata["keys"], *metadata["shards"]}

@@ -1,12 +1,11 @@
-"""How a folder of videos is read: which files are videos, their labels, their captions.
+"""The layout of a folder of videos: which files are videos, their labels and captions.
 
-A folder that holds pictures, and neither a video nor a subfolder with videos or
-pictures, is one video, its frames in natural order. Hidden files are left alone. One
-rule holds for symbolic links to videos, frames and captions: what a link leads to is
-read if it is a file inside the folder. What is not read is counted.
+A folder with images, without videos, and without videos or images in its subfolders, is
+one video: its images are the frames in natural order. Hidden files are ignored. A
+symbolic link to a video, frame or caption is followed if its target is a file inside
+the folder. Ignored files are counted.
 
-Names are UTF-8 in every locale; a byte that is not stands in them as Python's
-surrogateescape has it.
+Names are UTF-8 in every locale. Other bytes are decoded with Python's surrogateescape.
 """
 
 import collections
@@ -26,11 +25,11 @@ from vdm_jax.files import (
 )
 from vdm_jax.video_io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-MAX_CAPTION_BYTES = 1 << 20  # of one sidecar file: several thousand sentences
-MAX_JSONL_BYTES = 1 << 30  # of all captions: ten million sentences
+MAX_CAPTION_BYTES = 1 << 20  # per caption file: several thousand sentences
+MAX_JSONL_BYTES = 1 << 30  # of captions.jsonl: ten million sentences
 CAPTIONS_FILE = "captions.jsonl"
 MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-# Of file managers, archivers and network disks: as if they were hidden.
+# Made by file managers, archivers and network disks. They count as hidden.
 SYSTEM_NAMES = frozenset(
     ["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"]
 )
@@ -40,79 +39,94 @@ Skipped = tuple[str, str]  # name, reason
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What lies in a folder: names relative to it, in sorted order."""
+    """The videos of a folder: names relative to it, in sorted order.
+
+    Attributes:
+      skipped: videos that cannot be read, with their reasons.
+      ignored: suffix, or another kind -> number of files that were not read.
+    """
 
     root: Path
     videos: tuple[str, ...]
     skipped: tuple[Skipped, ...]
-    ignored: Mapping[str, int]  # suffix, or what else they are -> files not looked at
+    ignored: Mapping[str, int]
 
     def path(self, name: str) -> str:
-        """The file, or folder of frames, of a name."""
+        """Return the file, or the folder of frames, of a name."""
         name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
         return os.path.normpath(self.root / name)
 
 
 def find_videos(path: str | os.PathLike) -> Listing:
-    """Find the videos below a folder. Raises UserError if it is none."""
+    """List the videos below a folder. Raises UserError if it is not a folder."""
     root = Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"{root} {what}: give the folder that holds the videos")
+        raise UserError(f"{root} {what}: pass the folder of the videos")
     root = root.resolve()
     skipped: list[Skipped] = []
+    ignored: collections.Counter[str] = collections.Counter()
+    files_by_folder = _walk(root, skipped, ignored)
+    media_above = {  # folders with media in a subfolder
+        str(parent)
+        for folder, files in files_by_folder.items()
+        if any(_suffix(name) in MEDIA for name in files)
+        for parent in Path(folder).parents
+    }
+    videos, read = [], {str(root / CAPTIONS_FILE)}
+    for folder, files in files_by_folder.items():
+        for file in _candidates(files, is_leaf=folder not in media_above):
+            path = os.path.normpath(os.path.join(folder, file))
+            name = _relative(root, path)
+            if reason := _why_bad_link(root, path):
+                skipped.append((name, reason))
+            else:
+                videos.append(name)
+            read |= {path, str(_caption_file(Path(path)))}
+        if folder in read:  # its images are the frames of one video
+            files = [name for name in files if _suffix(name) not in IMAGE_SUFFIXES]
+        for name in files:
+            if os.path.join(folder, name) not in read:
+                ignored[_suffix(name) or "no suffix"] += 1
+    return Listing(root, tuple(sorted(videos)), tuple(sorted(skipped)), +ignored)
+
+
+def _walk(
+    root: Path, skipped: list[Skipped], ignored: collections.Counter[str]
+) -> dict[str, list[str]]:
+    """Return the visible files of every folder below the root.
+
+    Adds unreadable folders and linked folders to ``skipped``, and counts hidden files
+    and empty folders in ``ignored``.
+    """
 
     def unreadable(error: OSError) -> None:
         skipped.append((_relative(root, str(error.filename)), str(error.strerror)))
 
-    places: dict[str, list[str]] = {}  # folder -> the files in it
-    others: collections.Counter[str] = collections.Counter()
-    for place, folders, files in os.walk(root, onerror=unreadable):
-        hidden = [name for name in (*folders, *files) if _is_hidden(name)]
-        others["hidden"] += len(hidden)
-        visible = sorted({*folders} - {*hidden})
-        links = [name for name in visible if os.path.islink(os.path.join(place, name))]
+    files_by_folder: dict[str, list[str]] = {}
+    for folder, subfolders, files in os.walk(root, onerror=unreadable):
+        hidden = [name for name in (*subfolders, *files) if _is_hidden(name)]
+        ignored["hidden"] += len(hidden)
+        visible = sorted({*subfolders} - {*hidden})
+        links = [name for name in visible if os.path.islink(os.path.join(folder, name))]
         for name in links:
             reason = "symlink to a folder: not followed"
-            skipped.append((_relative(root, os.path.join(place, name)), reason))
-        folders[:] = [name for name in visible if name not in links]
-        places[place] = sorted({*files} - {*hidden})
-        others["empty folder"] += not folders and not files
-    branches = {  # folders with media somewhere below them
-        str(parent)
-        for place, files in places.items()
-        if any(_suffix(name) in MEDIA for name in files)
-        for parent in Path(place).parents
-    }
-    videos, read = [], {str(root / CAPTIONS_FILE)}
-    for place, files in places.items():
-        for name in _candidates(files, leaf=place not in branches):
-            path = os.path.normpath(os.path.join(place, name))
-            found = _relative(root, path)
-            reason = _bad_link(root, path)
-            if reason:
-                skipped.append((found, reason))
-            else:
-                videos.append(found)
-            read |= {path, str(_sidecar(Path(path)))}
-        if place in read:  # frames of one video
-            files = [name for name in files if _suffix(name) not in IMAGE_SUFFIXES]
-        for name in files:
-            others[_suffix(name) or "no suffix"] += (
-                os.path.join(place, name) not in read
-            )
-    return Listing(root, tuple(sorted(videos)), tuple(sorted(skipped)), +others)
+            skipped.append((_relative(root, os.path.join(folder, name)), reason))
+        subfolders[:] = [name for name in visible if name not in links]
+        files_by_folder[folder] = sorted({*files} - {*hidden})
+        ignored["empty folder"] += not subfolders and not files
+    return files_by_folder
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
-def _candidates(files: list[str], leaf: bool) -> list[str]:
-    """Videos among the files of one folder; "." if the folder itself is one."""
+def _candidates(files: list[str], is_leaf: bool) -> list[str]:
+    """Return the videos among the files of a folder; "." if it is a video itself."""
     videos = [name for name in files if _suffix(name) in VIDEO_SUFFIXES]
-    frames = any(_suffix(name) in IMAGE_SUFFIXES for name in files)
-    return ["."] if frames and leaf and not videos else videos
+    images = any(_suffix(name) in IMAGE_SUFFIXES for name in files)
+    return ["."] if images and is_leaf and not videos else videos
 
 
 def _suffix(name: str) -> str:
@@ -124,127 +138,132 @@ def _relative(root: Path, path: str) -> str:
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
-def _bad_link(root: Path, path: str | os.PathLike) -> str | None:
-    """Why a path must not be followed: it, or a frame in it, links out of the root."""
-    inside = os.scandir(path) if os.path.isdir(path) else ()
-    for place in [path, *(entry.path for entry in inside)]:
-        if os.path.islink(place):
-            if not os.path.exists(place):
+def _why_bad_link(root: Path, path: str | os.PathLike) -> str | None:
+    """Return why a path, or a frame in it, is a link that must not be followed."""
+    content = os.scandir(path) if os.path.isdir(path) else ()
+    for link in [path, *(entry.path for entry in content)]:
+        if os.path.islink(link):
+            if not os.path.exists(link):
                 return "broken symlink"
-            if not Path(place).resolve().is_relative_to(root):
+            if not Path(link).resolve().is_relative_to(root):
                 return "symlink that leaves the folder"
     return None
 
 
-def describe_ignored(others: Mapping[str, int]) -> str:
-    """The files that were not looked at, the most frequent kind first."""
-    counted = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number} {printable(kind)}" for kind, number in counted)
+def describe_ignored(ignored: Mapping[str, int]) -> str:
+    """Return the numbers of ignored files as text, the most frequent kind first."""
+    counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {printable(kind)}" for kind, number in counts)
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
-    """The label of each name: its first-level subfolder, as it can be shown.
+    """Return the label of each name: its first-level subfolder, in printable form.
 
-    Empty unless at least two subfolders hold videos. What lies in the root has no
-    label, and that includes a subfolder that is itself a video (its frames).
+    The result is empty unless at least two subfolders contain videos. Videos in the
+    root have no label. A subfolder that is itself a video counts as in the root.
     """
     first = {name: printable(name.split("/")[0]) for name in names if "/" in name}
     return first if len(set(first.values())) > 1 else {}
 
 
 def read_captions(
-    found: Listing,
+    listing: Listing,
 ) -> tuple[dict[str, tuple[str, ...]], list[Skipped], list[str]]:
-    """Captions by name, from ``a.txt`` beside ``a.mp4`` and from captions.jsonl.
+    """Read captions from ``a.txt`` next to ``a.mp4`` and from captions.jsonl.
 
-    Returns the captions, the videos whose sidecar cannot be read with the reason, and
-    the files that captions.jsonl names but the folder lacks. Raises UserError for a
-    line of captions.jsonl that is not what docs/data.md says.
+    Returns captions by name, the videos whose caption file cannot be read, and the
+    files of captions.jsonl that do not exist. Raises UserError for an invalid line of
+    captions.jsonl.
     """
-    path = found.root / CAPTIONS_FILE
-    listed = {}
+    path = listing.root / CAPTIONS_FILE
+    from_jsonl = {}
     try:
-        if _is_readable(found.root, path):
-            listed = _jsonl(path)
+        if _is_readable(listing.root, path):
+            from_jsonl = _read_jsonl(path)
     except CorruptFile as error:
         raise UserError(f"{path}: {error}") from error
-    texts, dropped = {}, []
-    for name in found.videos:
-        path = _sidecar(Path(found.path(name)))
+    captions, skipped = {}, []
+    for name in listing.videos:
+        path = _caption_file(Path(listing.path(name)))
         try:
-            # the root as one video has no place beside it that belongs to the data
-            beside = _sidecar_captions(found.root, path) if name != "." else []
+            # If the root is a video, the file next to it is outside of the data.
+            lines = _read_caption_file(listing.root, path) if name != "." else []
         except (OSError, CorruptFile) as error:
             reason = getattr(error, "strerror", None) or error
-            dropped.append((name, f"caption {path.name}: {reason}"))
+            skipped.append((name, f"caption {path.name}: {reason}"))
             continue
-        texts[name] = (*beside, *listed.pop(name, ()))
-    taken = {name for name, _ in dropped}
-    return texts, dropped, sorted(set(listed) - taken)
+        captions[name] = (*lines, *from_jsonl.pop(name, ()))
+    skipped_names = {name for name, _ in skipped}
+    return captions, skipped, sorted(set(from_jsonl) - skipped_names)
 
 
 def read_all_captions(path: str | os.PathLike) -> tuple[list[str], list[Skipped]]:
-    """All captions of a folder of videos, of a captions.jsonl or of a file of lines.
+    """Read the captions of a folder of videos, a captions.jsonl or a text file.
 
-    And the videos whose captions cannot be read. UserError where there is no caption.
+    Returns the captions, and the videos whose captions cannot be read. Raises UserError
+    if there are no captions.
     """
     path = Path(path)
-    dropped: list[Skipped] = []
+    skipped: list[Skipped] = []
     rule = (
-        f"give a folder of videos with a.txt beside a.mp4, {CAPTIONS_FILE}, or a text file "
-        "with one caption a line"
+        f"pass a folder of videos with a.txt next to a.mp4, a {CAPTIONS_FILE}, or a "
+        "text file with one caption per line"
     )
     if path.is_dir():
-        by_name, dropped, _ = read_captions(find_videos(path))
+        captions, skipped, _ = read_captions(find_videos(path))
     elif path.suffix == ".jsonl":
-        by_name = _jsonl(path)
+        captions = _read_jsonl(path)
     else:
         try:
-            by_name = {path.name: _lines(path, MAX_JSONL_BYTES)}
+            captions = {path.name: _read_lines(path, MAX_JSONL_BYTES)}
         except (OSError, CorruptFile) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: {reason}: {rule}") from error
-    texts = [text for found in by_name.values() for text in found]
+    texts = [text for lines in captions.values() for text in lines]
     if not texts:
         raise UserError(f"{path} has no captions: {rule}")
-    return texts, dropped
+    return texts, skipped
 
 
-def _sidecar(video: Path) -> Path:
-    """Where the captions of a video file, or of a folder of frames, stand beside it."""
+def _caption_file(video: Path) -> Path:
+    """Return the path of the captions of a video file or a folder of frames."""
     stem = video.name if video.is_dir() else video.stem
     return video.parent / f"{stem}.txt"
 
 
-def _sidecar_captions(root: Path, path: Path) -> list[str]:
-    """The captions of a sidecar file, if there is one. Raises CorruptFile, OSError."""
-    return _lines(path, MAX_CAPTION_BYTES) if _is_readable(root, path) else []
+def _read_caption_file(root: Path, path: Path) -> list[str]:
+    """Return the captions of a file; [] if it is missing. Raises CorruptFile, OSError."""
+    return _read_lines(path, MAX_CAPTION_BYTES) if _is_readable(root, path) else []
 
 
 def _is_readable(root: Path, path: Path) -> bool:
-    """Whether a data folder has this file; CorruptFile if it is none to read."""
-    if reason := _bad_link(root, path):
+    """Return whether a file exists. Raises CorruptFile if it must not be read."""
+    if reason := _why_bad_link(root, path):
         raise CorruptFile(reason)
     if path.exists() and not path.is_file():
         raise CorruptFile("not a regular file")
     return path.exists()
 
 
-def _lines(path: Path, limit: int) -> list[str]:
-    """One caption a line; empty lines do not count."""
-    return [row.strip() for row in split_lines(read_text(path, limit)) if row.strip()]
+def _read_lines(path: Path, limit: int) -> list[str]:
+    """Return the non-empty lines of a file, one caption each."""
+    lines = split_lines(read_text(path, limit))
+    return [line.strip() for line in lines if line.strip()]
 
 
-def _jsonl(path: Path) -> dict[str, list[str]]:
-    """{"file": "a.mp4", "caption": "..."} or "captions": [...], one object a line."""
-    listed: dict[str, list[str]] = {}
+def _read_jsonl(path: Path) -> dict[str, list[str]]:
+    """Read captions by file from one JSON object per line.
+
+    A line is {"file": "a.mp4", "caption": "..."} or has "captions": [...].
+    """
+    captions: dict[str, list[str]] = {}
     rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
     try:
-        rows = split_lines(read_text(path, MAX_JSONL_BYTES))
+        lines = split_lines(read_text(path, MAX_JSONL_BYTES))
     except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}") from error
-    for number, line in enumerate(rows, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -258,18 +277,18 @@ def _jsonl(path: Path) -> dict[str, list[str]]:
             if reason := why_invalid_text(text):
                 raise UserError(f"{path} line {number}: a caption {reason}")
         name = Path(os.path.normpath(entry["file"])).as_posix()
-        kept = [text.strip() for text in texts if text.strip()]
-        listed.setdefault(name, []).extend(kept)
-    return listed
+        stripped = [text.strip() for text in texts if text.strip()]
+        captions.setdefault(name, []).extend(stripped)
+    return captions
 
 
 def _entry_captions(entry: Any) -> list[str] | None:
-    """The captions of a line of captions.jsonl; None if it is no such line."""
+    """Return the captions of a line of captions.jsonl; None if it is invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
         return None
     one, several = entry.get("caption"), entry.get("captions")
     texts = [] if one is None else [one]
-    if several is not None or not texts:  # null is as good as absent
+    if several is not None or not texts:  # null counts as absent
         if not isinstance(several, list):
             return None
         texts += several

@@ -81,7 +81,7 @@ def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.nd
     if videos.shape[1] < frames:
         raise UserError(
             f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
-            f"--frames={videos.shape[1]} at most"
+            f"--num_frames={videos.shape[1]} at most"
         )
     videos = np.repeat(videos, 3, -1) if videos.shape[-1] == 1 else videos
     videos = videos[:, :frames]

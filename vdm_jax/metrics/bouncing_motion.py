@@ -1,13 +1,13 @@
-"""What a video of a bouncing shape shows, read from its pixels, and whether it goes on.
+"""Attributes and motion of clips of bouncing shapes, measured from their pixels.
 
-A path that the law of reflection allows is fitted to measured centres; where the next
-frames lie against its continuation says whether a motion went on as it had begun.
+A path that reflects at the edges is fitted to measured centres. The distance of later
+frames from its continuation measures whether a motion is continued.
 """
 
 import numpy as np
 
 from vdm_jax.data import bouncing, shapes
-from vdm_jax.metrics import shape_detection as moving
+from vdm_jax.metrics import shape_detection
 
 NAMES = ("shape", "colour", "axis", "speed")
 CHANCE = {
@@ -18,41 +18,39 @@ CHANCE = {
     "all_attributes": 1 / 36,
 }
 NOTE = (
-    "Attributes read from the pixels by template matching and by fitting a reflected "
-    "path, no network in it. Fit error in px^2 a frame, spread is the deviation of the "
-    "clips' mean position in pixels. Guidance w is that of (1 + w) conditional - w "
-    "unconditional."
+    "Attributes are measured by template matching and by fitting a reflected path, "
+    "without a network. template mse is in px^2 a frame; position std is the standard "
+    "deviation of the clips' mean position in pixels. guidance_scale is s of uncond + "
+    "s (cond - uncond)."
 )
 
-NUM_PHASES, NUM_SPEEDS = 64, 31  # of the search for a path, then refined REFINE times
-NUM_REFINEMENTS = 3
-MAX_SPEED = 1.5  # speeds searched, in units of the fast one
+NUM_PHASES, NUM_SPEEDS = 64, 31  # of the grid that `fit_path` searches
+NUM_REFINEMENTS = 3  # searches, each on a finer grid
+MAX_SPEED = 1.5  # largest speed searched, relative to the fast one of the data set
 CONTEXT_FRAMES = 4  # frames that a continuation is fitted to
-WINDOW_FRAMES, WINDOW_STRIDE = (
-    8,
-    4,
-)  # frames among which attributes are read, and from one to the next
+WINDOW_FRAMES, WINDOW_STRIDE = 8, 4  # of the windows of `consistent_attributes`
 
 
 def fit_path(
     centres: np.ndarray, shape: int, geometry: shapes.Geometry
 ) -> dict[str, np.ndarray]:
-    """The reflected path at a constant speed with the least squared distance.
+    """Fit reflected paths of constant speed by least squares.
 
     Args:
       centres: [n, k, 2] (x, y) in pixels, of consecutive frames.
-      shape: index into shapes.ATTRIBUTES[0]: how near the edge it turns.
-      geometry: of the data; `bouncing.pace` of it is the unit of speed.
+      shape: index into shapes.ATTRIBUTES[0], which sets how close to the edge a centre
+        comes.
+      geometry: of the data.
 
     Returns:
-      axis [n], 0 across or 1 down; phase [n] and speed [n] in pixels of the path,
-      unfolded; other [n], the coordinate that does not move; error [n], the mean
+      axis [n], 0 horizontal or 1 vertical; phase [n] and speed [n], in pixels along the
+      path without reflections; other [n], the constant coordinate; error [n], the mean
       squared distance.
     """
-    room = bouncing.travel_range(shape, geometry)
+    travel = bouncing.travel_range(shape, geometry)
     edge = shapes.EXTENT[shape] * geometry.radius
     fits = [
-        _fit_axis(centres - edge, axis, room[axis], bouncing.fast_speed(geometry))
+        _fit_axis(centres - edge, axis, travel[axis], bouncing.fast_speed(geometry))
         for axis in (0, 1)
     ]
     axis = np.argmin([fit["error"] for fit in fits], axis=0)
@@ -61,19 +59,21 @@ def fit_path(
     return {"axis": axis, **best}
 
 
-def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndarray]:
-    """The best path along one axis: a grid of phase and speed, narrowed."""
+def _fit_axis(centres, axis: int, travel: float, fast: float) -> dict[str, np.ndarray]:
+    """Fit paths along one axis, by a grid search over phase and speed."""
     along, other = centres[..., axis], centres[..., 1 - axis]
     frames = np.arange(along.shape[1])
-    phase = np.full(len(along), room)[:, None, None]
+    phase = np.full(len(along), travel)[:, None, None]
     speed = np.full(len(along), MAX_SPEED * fast / 2)[:, None, None]
-    reach, pace = room, MAX_SPEED * fast / 2
+    phase_range, speed_range = travel, MAX_SPEED * fast / 2
     for _ in range(NUM_REFINEMENTS):
-        phases = phase + np.linspace(-reach, reach, NUM_PHASES)[None, :, None]
-        speeds = speed + np.linspace(-pace, pace, NUM_SPEEDS)[None, None, :]
+        offsets = np.linspace(-phase_range, phase_range, NUM_PHASES)
+        phases = phase + offsets[None, :, None]
+        offsets = np.linspace(-speed_range, speed_range, NUM_SPEEDS)
+        speeds = speed + offsets[None, None, :]
         error = np.zeros((len(along), NUM_PHASES, NUM_SPEEDS))
         for frame in frames:
-            path = bouncing.reflect(phases + speeds * frame, room)
+            path = bouncing.reflect(phases + speeds * frame, travel)
             error += np.square(path - along[:, frame, None, None])
         i, j = np.unravel_index(
             error.reshape(len(along), -1).argmin(1), error.shape[1:]
@@ -82,7 +82,8 @@ def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndar
         least = error[rows, i, j] / len(frames)
         phase = phases[rows, i, 0][:, None, None]
         speed = speeds[rows, 0, j][:, None, None]
-        reach, pace = 3 * reach / NUM_PHASES, 3 * pace / NUM_SPEEDS
+        phase_range = 3 * phase_range / NUM_PHASES
+        speed_range = 3 * speed_range / NUM_SPEEDS
     return {
         "phase": phase.ravel(),
         "speed": speed.ravel(),
@@ -94,109 +95,113 @@ def _fit_axis(centres, axis: int, room: float, fast: float) -> dict[str, np.ndar
 def path_position(
     path: dict[str, np.ndarray], frame: int, shape: int, geometry: shapes.Geometry
 ) -> np.ndarray:
-    """Centres [n, 2] of fitted paths at a frame, counted from the first one fitted."""
-    room = bouncing.travel_range(shape, geometry)[path["axis"]]
-    along = bouncing.reflect(path["phase"] + path["speed"] * frame, room)
-    across = path["axis"] == 0
-    place = np.stack(
+    """Return centres [n, 2] of fitted paths at a frame; 0 is the first one fitted."""
+    travel = bouncing.travel_range(shape, geometry)[path["axis"]]
+    along = bouncing.reflect(path["phase"] + path["speed"] * frame, travel)
+    horizontal = path["axis"] == 0
+    position = np.stack(
         [
-            np.where(across, along, path["other"]),
-            np.where(across, path["other"], along),
+            np.where(horizontal, along, path["other"]),
+            np.where(horizontal, path["other"], along),
         ],
         -1,
     )
-    return place + shapes.EXTENT[shape] * geometry.radius
+    return position + shapes.EXTENT[shape] * geometry.radius
 
 
 def continuation_errors(
     videos: np.ndarray, geometry: shapes.Geometry
 ) -> dict[str, np.ndarray]:
-    """How far each frame is from where the four before it lead.
+    """Return the distance of each frame from the continuation of the four before it.
 
-    Returns position and velocity [n, f] in pixels and pixels a frame, NaN for the first
-    four frames: the distance of the measured centre, and of its step from the frame
-    before, from those of the path fitted to the four frames before.
+    A path is fitted to the centres of the four frames before. position [n, f] is the
+    distance of the centre from the path's, in pixels; velocity [n, f] is the same of
+    the displacement since the previous frame, in pixels a frame. Both are NaN for the
+    first four frames.
     """
-    seen = moving.detect_shapes(videos)
-    centres, frames = seen["centres"], videos.shape[1]
+    detected = shape_detection.detect_shapes(videos)
+    centres, frames = detected["centres"], videos.shape[1]
     errors = {
         key: np.full(videos.shape[:2], np.nan) for key in ("position", "velocity")
     }
-    for shape in np.unique(seen["shape"]):
-        of = np.flatnonzero(seen["shape"] == shape)
+    for shape in np.unique(detected["shape"]):
+        clips = np.flatnonzero(detected["shape"] == shape)
         for frame in range(CONTEXT_FRAMES, frames):
-            before = centres[of, frame - CONTEXT_FRAMES : frame]
-            path = fit_path(before, shape, geometry)
-            here, last = (
+            context = centres[clips, frame - CONTEXT_FRAMES : frame]
+            path = fit_path(context, shape, geometry)
+            expected, previous = (
                 path_position(path, at, shape, geometry)
                 for at in (CONTEXT_FRAMES, CONTEXT_FRAMES - 1)
             )
-            miss = centres[of, frame] - here
-            errors["position"][of, frame] = np.linalg.norm(miss, axis=-1)
-            step = centres[of, frame] - centres[of, frame - 1] - (here - last)
-            errors["velocity"][of, frame] = np.linalg.norm(step, axis=-1)
+            miss = centres[clips, frame] - expected
+            errors["position"][clips, frame] = np.linalg.norm(miss, axis=-1)
+            displacement = centres[clips, frame] - centres[clips, frame - 1]
+            miss = displacement - (expected - previous)
+            errors["velocity"][clips, frame] = np.linalg.norm(miss, axis=-1)
     return errors
 
 
 def measure(videos: np.ndarray, geometry: shapes.Geometry) -> dict[str, np.ndarray]:
-    """Attributes int32 [n, 4] of clips, with fit_error and centres of `moving.look`.
+    """Measure the attributes of clips of one bouncing shape on black.
 
-    videos: [n, f, h, w, 3], uint8 or float in [-1, 1]. The speed is undecidable, -1, if
-    it is none of the two; axis and speed are if the path misses by 1 pixel (RMS).
+    videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
+
+    Returns:
+      attributes: int32 [n, 4], -1 where undecidable. Axis and speed are undecidable
+        where the fitted path is off by 1 pixel (RMS), speed also where it is neither of
+        the two speeds.
+      template_mse, centres: of `shape_detection.detect_shapes`.
     """
-    seen = moving.detect_shapes(videos)
+    detected = shape_detection.detect_shapes(videos)
     slow, fast = shapes.SPEEDS * bouncing.fast_speed(geometry)
     motion = np.full((len(videos), 2), -1)
-    for shape in np.unique(seen["shape"]):
-        of = np.flatnonzero(seen["shape"] == shape)
-        path = fit_path(seen["centres"][of], shape, geometry)
+    for shape in np.unique(detected["shape"]):
+        clips = np.flatnonzero(detected["shape"] == shape)
+        path = fit_path(detected["centres"][clips], shape, geometry)
         speed = path["speed"]
-        is_one = (speed > slow / 2) & (speed < fast + slow / 2)
-        pace = np.where(is_one, speed > (slow + fast) / 2, -1)
+        decidable = (speed > slow / 2) & (speed < fast + slow / 2)
+        index = np.where(decidable, speed > (slow + fast) / 2, -1)
         fits = path["error"] < 1
-        motion[of] = np.where(fits[:, None], np.stack([path["axis"], pace], -1), -1)
-    return {"attributes": moving.attribute_indices(seen, motion)} | {
-        key: seen[key] for key in ("template_mse", "centres")
+        motion[clips] = np.where(fits[:, None], np.stack([path["axis"], index], -1), -1)
+    return {"attributes": shape_detection.attribute_indices(detected, motion)} | {
+        key: detected[key] for key in ("template_mse", "centres")
     }
 
 
 def consistent_attributes(videos: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
-    """bool [n, 4]: whether each attribute is the same, and decidable, all the way.
+    """Return whether each attribute is decidable and constant over a clip, bool [n, 4].
 
-    Read in windows of eight frames, four apart.
+    Attributes are measured in windows of eight frames, four apart.
     """
     last = videos.shape[1] - WINDOW_FRAMES
     starts = sorted({*range(0, last, WINDOW_STRIDE), last})
-    found = np.stack(
+    windows = np.stack(
         [
             measure(videos[:, s : s + WINDOW_FRAMES], geometry)["attributes"]
             for s in starts
         ]
     )
-    return ((found == found[0]) & (found >= 0)).all(0)
+    return ((windows == windows[0]) & (windows >= 0)).all(0)
 
 
 def attribute_scores(videos: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """One line of the table: accuracies, mean fit error in px^2 a frame, spread.
+    """Return accuracies and position scores, as `shape_detection.attribute_scores`.
 
-    labels: of the data, int [n, 4]; of the direction the axis counts.
+    labels: int [n, 4] of the data set; only the axis of the direction is compared.
     """
     labels = labels.copy()
     labels[:, 2] = np.where(labels[:, 2] < 0, -1, bouncing.AXES[labels[:, 2]])
     measured = measure(videos, shapes.Geometry(*videos.shape[1:4]))
-    return moving.accuracy(measured, labels, NAMES) | {
-        "template_mse": float(measured["template_mse"].mean()),
-        "position_std": moving.position_std(measured),
-        "position_std_error": moving.position_std_error(measured),
-    }
+    return shape_detection.accuracy(
+        measured, labels, NAMES
+    ) | shape_detection.position_scores(measured)
 
 
 def reference_scores(
     geometry: shapes.Geometry, n: int = 216, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """What the measure says of held-out clips, of spoilt ones, and of chance."""
+    """Return scores of held-out clips, of distorted ones, and of chance, by name."""
     source = bouncing.Bouncing(geometry, held_out=True)
-    rows, labels = moving.distorted_clips(source, n, seed)
-    return {k: attribute_scores(v, labels) for k, v in rows.items()} | {
-        "chance": CHANCE
-    }
+    rows, labels = shape_detection.distorted_clips(source, n, seed)
+    scores = {k: attribute_scores(v, labels) for k, v in rows.items()}
+    return scores | {"chance": CHANCE}

@@ -202,7 +202,7 @@ def logits(
         )
     if videos.shape[1] < MIN_FRAMES:
         raise UserError(
-            f"clips of {videos.shape[1]} frames: I3D needs at least {MIN_FRAMES}, and 16 "
+            f"clips of {videos.shape[1]} frames: I3D needs at least {MIN_FRAMES}; 16 "
             "are usual"
         )
     size = min(batch_size, len(videos))

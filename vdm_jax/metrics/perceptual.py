@@ -36,12 +36,12 @@ COLUMNS = {
 }
 NOTE = (
     "FVD is the Frechet distance of I3D logits. Frame FD (EfficientNet) is the Frechet "
-    "distance of EfficientNet-lite0 features of single frames; FID has another network. "
-    "IS (I3D) is an inception score over the 400 classes of I3D. Diversity is the mean "
-    "LPIPS of pairs of videos. ± is the standard error over draws of the row's own "
-    "clips, without that of the reference (reports without the table below have a "
-    "bootstrap's, up to twice as large). All scores depend on the number of clips, so "
-    "compare rows: real clips, and real clips distorted in one way each."
+    "distance of EfficientNet-lite0 features of single frames; FID has another "
+    "network. IS (I3D) is an inception score over the 400 classes of I3D. Diversity is "
+    "the mean LPIPS of pairs of videos. ± is the standard error over draws of the "
+    "row's own clips, without that of the reference (reports without the table below "
+    "have a bootstrap's, up to twice as large). All scores depend on the number of "
+    "clips, so compare rows: real clips, and real clips distorted in one way each."
 )
 BIAS_COLUMNS = {
     "row": ("{clips} clips a row", ""),

@@ -19,8 +19,8 @@ CHANCE = dict(zip(NAMES, (1 / n for n in shapes.ATTRIBUTE_SIZES), strict=True)) 
 NOTE = (
     "Attributes are measured by template matching, without a network. Direction must "
     "be right on every displacement. template mse is in px^2 a frame; position std is "
-    "the standard deviation of the clips' mean position in pixels. Guidance w is that of (1 + w) "
-    "conditional - w unconditional."
+    "the standard deviation of the clips' mean position in pixels. guidance_scale is s "
+    "of uncond + s (cond - uncond)."
 )
 FRAMES_PER_CHUNK = 256  # frames compared with templates at a time
 
@@ -31,7 +31,7 @@ MIN_DISPLACEMENT = 1 / 4  # smaller ones, relative to the slow speed, are no mov
 
 @functools.lru_cache(maxsize=4)
 def _bank(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grid of centres y [p], x [q] and templates [shape, p, q, height * width]."""
+    """Return grid positions y [p], x [q] and templates [shape, p, q, h * w]."""
     geometry = shapes.Geometry(1, height, width)
     low = (min(shapes.EXTENT) - MARGIN) * geometry.radius
 
@@ -48,9 +48,10 @@ def _bank(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _refine(score: np.ndarray, at: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Peaks between grid points: the vertex of the parabola through three scores.
+    """Return maxima between grid points [n], by a parabola through three scores.
 
-    score [n, p] is a cut through each peak, at [n] its highest point.
+    score [n, p]: the scores along one axis through each maximum; at [n]: the index of
+    the largest.
     """
     inner = np.clip(at, 1, len(grid) - 2)
     rows = np.arange(len(at))
@@ -61,10 +62,11 @@ def _refine(score: np.ndarray, at: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def _fit(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n, shape, colour] and centres (x, y) [n, shape, colour, 2] of best fits.
+    """Return scores and centres of the best template per shape and colour.
 
-    The score is the squared error of black minus that of the template, in px^2. Colours
-    are orthonormal, so a template meets its own colour's channel only.
+    frames: [n, h, w, 3]. Scores are [n, shape, colour], centres (x, y)
+    [n, shape, colour, 2]. The score is the squared error of black minus that of the
+    template, in px^2. Colours are orthonormal, so each is matched in its own channel.
     """
     n, height, width, _ = frames.shape
     ys, xs, bank = _bank(height, width)
@@ -88,10 +90,10 @@ def _fit(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
-    """Direction and speed [n, 2] of paths [n, frames, 2], -1 where undecidable.
+    """Return direction and speed [n, 2] of paths [n, frames, 2], -1 if undecidable.
 
-    The direction must be the same on every displacement, so that shuffled frames have
-    none. The speed is that of the straight line with the least squared distance.
+    The direction must be the same on every displacement, so shuffled frames have none.
+    The speed is that of the line fitted by least squares.
     """
     slow, fast = shapes.SPEEDS * geometry.fast_speed
     steps = np.diff(centres, axis=1)
@@ -101,32 +103,32 @@ def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
     time = np.arange(geometry.frames) - (geometry.frames - 1) / 2
     slope = np.einsum("f,nfc->nc", time, centres) / np.square(time).sum()
     speed = np.linalg.norm(slope, axis=-1)
-    is_one = (speed > slow / 2) & (speed < fast + slow / 2)
+    decidable = (speed > slow / 2) & (speed < fast + slow / 2)
     return np.stack(
         [
             np.where(same, heading[:, 0], -1),
-            np.where(is_one, (speed > (slow + fast) / 2).astype(int), -1),
+            np.where(decidable, (speed > (slow + fast) / 2).astype(int), -1),
         ],
         -1,
     )
 
 
 def detect_shapes(videos: np.ndarray) -> dict[str, np.ndarray]:
-    """The one shape that every clip shows best, and where it is.
+    """Detect the shape that fits every clip best, its colour and its positions.
 
     Args:
       videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
 
     Returns:
-      shape, colour: int [n], best for the clip as a whole: indices into
-        shapes.ATTRIBUTES.
-      certain: bool [n, 2], of the two: false for shape if the bright pixels do not
-        cover between 1/2 and 3/2 of one, for colour if two show something.
-      seen: bool [n], whether every frame shows that shape better than nothing.
-      fit_error: [n] px^2 a frame: the squared difference from the best template of
-        that shape and colour, values in [0, 1], summed over pixels and channels,
-        averaged over frames: 1 is the energy of one wholly wrong primary pixel, a
-        shape has pi radius^2 of them.
+      shape, colour: int [n], indices into shapes.ATTRIBUTES, one for all frames.
+      decidable: bool [n, 2], of shape and colour. Shape is undecidable where the
+        bright pixels do not cover between 1/2 and 3/2 of a shape's area, colour where
+        two colours are detected.
+      detected: bool [n], whether that shape fits better than black in every frame.
+      template_mse: [n] px^2 a frame, the squared difference from the template at its
+        refined centre, values in [0, 1], summed over pixels and channels, averaged
+        over frames. 1 is one pixel of a wrong primary colour; a shape has about
+        pi radius^2 pixels.
       centres: [n, f, 2] (x, y) in pixels.
     """
     n, f, height, width, _ = videos.shape
@@ -147,28 +149,34 @@ def detect_shapes(videos: np.ndarray) -> dict[str, np.ndarray]:
     shape, colour = np.unravel_index(total.reshape(n, -1).argmax(1), total.shape[1:])
     clips = np.arange(n)
     centres = centres[clips, :, shape, colour]
-    shown = np.count_nonzero(total.max(1) > 0, axis=1)
+    num_colours = np.count_nonzero(total.max(1) > 0, axis=1)
     light: np.ndarray = (frames @ shapes.COLOURS.T).reshape(n, -1, total.shape[2])
     bright = np.count_nonzero(light > 0.5, axis=1)[clips, colour]
     area = bright / f / (np.pi * geometry.radius**2)
     return {
         "shape": shape,
         "colour": colour,
-        "certain": np.stack([np.less(abs(area - 1), 0.5), np.equal(shown, 1)], -1),
-        "seen": np.all(scores[clips, :, shape, colour] > 0, axis=1),
+        "decidable": np.stack(
+            [np.less(abs(area - 1), 0.5), np.equal(num_colours, 1)], -1
+        ),
+        "detected": np.all(scores[clips, :, shape, colour] > 0, axis=1),
         "template_mse": _residual(frames.reshape(videos.shape), shape, colour, centres),
         "centres": centres,
     }
 
 
-def attribute_indices(seen: dict[str, np.ndarray], motion: np.ndarray) -> np.ndarray:
-    """int32 [n, 4]: shape, colour and the two of motion [n, 2]; -1 where undecidable.
+def attribute_indices(
+    detected: dict[str, np.ndarray], motion: np.ndarray
+) -> np.ndarray:
+    """Return shape, colour and both attributes of motion [n, 2] as int32 [n, 4].
 
-    seen: of `look`; all four are undecidable if a frame shows nothing.
+    detected: of `detect_shapes`. -1 is undecidable; all four are where a frame has no
+    detection.
     """
-    looks = np.stack([seen["shape"], seen["colour"]], -1)
-    every = np.concatenate([np.where(seen["certain"], looks, -1), motion], -1)
-    return np.where(seen["seen"][:, None], every, -1).astype(np.int32)
+    appearance = np.stack([detected["shape"], detected["colour"]], -1)
+    appearance = np.where(detected["decidable"], appearance, -1)
+    every = np.concatenate([appearance, motion], -1)
+    return np.where(detected["detected"][:, None], every, -1).astype(np.int32)
 
 
 def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
@@ -182,12 +190,12 @@ def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
       attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable.
       template_mse, centres: of `detect_shapes`.
     """
-    seen = detect_shapes(videos)
+    detected = detect_shapes(videos)
     _, frames, height, width, _ = videos.shape
     geometry = shapes.Geometry(frames, height, width, stride)
-    motion = _motion(seen["centres"], geometry)
-    return {"attributes": attribute_indices(seen, motion)} | {
-        key: seen[key] for key in ("template_mse", "centres")
+    motion = _motion(detected["centres"], geometry)
+    return {"attributes": attribute_indices(detected, motion)} | {
+        key: detected[key] for key in ("template_mse", "centres")
     }
 
 

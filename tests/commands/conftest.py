@@ -1,0 +1,40 @@
+"""A finished run, and the flags of a command, for the tests of commands."""
+
+import importlib
+
+import pytest
+from absl import flags
+
+from tests.run_command import SMOKE, call
+
+FLAGS = flags.FLAGS
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Return the workdir of a finished run of the smallest model; no test changes it."""
+    workdir = tmp_path_factory.mktemp("run") / "shapes"
+    done = call("train", SMOKE, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "loss" in done.stdout
+    return workdir
+
+
+@pytest.fixture
+def flags_of(monkeypatch):
+    """Return a function from a command to its flags, which replace those defined."""
+    before = set(FLAGS)
+
+    def remove():
+        for name in set(FLAGS) - before:
+            delattr(FLAGS, name)
+
+    def define(command):
+        remove()
+        module = importlib.import_module(f"vdm_jax.commands.{command}")
+        monkeypatch.setattr(module, "run", lambda *_: None)
+        module.main()
+        return {name: FLAGS[name] for name in set(FLAGS) - before}
+
+    yield define
+    remove()

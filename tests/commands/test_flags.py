@@ -1,0 +1,152 @@
+"""Flags of all commands: paths, numbers, texts, retired names, combinations."""
+
+import importlib
+
+import pytest
+from absl import flags
+from absl.flags import BooleanParser, FloatParser
+from absl.flags._argument_parser import NumericParser
+from ml_collections import ConfigDict
+
+from tests import run_command
+from tests.run_command import refused
+from vdm_jax import migration, runs
+from vdm_jax.commands.flags import check_text
+from vdm_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+WORDS = {  # text flags that are no paths
+    "coordinator", "sampler", "sampling_schedule", "guidance_schedule", "cfg_mode",
+    "label", "reconstruction_schedule", "tiles", "negative_label", "negative_prompt",
+    "prompt", "last_stage", "size", "guidance_scale", "compare_steps",
+    "report_commands",
+}  # fmt: skip
+
+
+COMMANDS = ("train", "distill", "sample", "evaluate", "export")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "distill"])
+def test_a_command_without_flags_says_what_it_needs(command):
+    assert "--workdir" in refused(command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_that_is_a_path_refuses_an_object_store(flags_of, command):
+    """A flag of text is a path, or is in WORDS: none can be forgotten."""
+    paths = 0
+    for name, flag in flags_of(command).items():
+        if isinstance(flag.parser, NumericParser | BooleanParser) or name == "config":
+            continue
+        if name in WORDS or name.startswith("config."):
+            continue
+        paths += 1
+        with pytest.raises(UserError, match=f"--{name}=gs://b: gs:// is not supported"):
+            flag.parser.parse("gs://b")
+        assert "~" not in str(flag.parser.parse("~/x"))
+    assert paths
+
+
+def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypatch):
+    """A field of text is a path, or is listed here."""
+    words = {
+        "data.source", "data.tfds_name", "data.crop", "network.relative_position",
+        "network.remat", "network.dtype", "conditioning.text_encoder_sha256",
+        "stage.kind", "stage.temporal_fill", "diffusion.schedule",
+        "diffusion.prediction_type", "diffusion.loss_weighting", "train.optimizer",
+        "train.lr_schedule", "sample.sampler", "sample.sampling_schedule",
+        "sample.guidance_schedule", "sample.cfg_mode", "sample.label",
+        "sample.reconstruction_schedule", "distill.sampler", "distill.loss_weighting",
+        "distill.metric",
+    }  # fmt: skip
+    monkeypatch.syspath_prepend(run_command.ROOT)
+    made = importlib.import_module("configs.base")
+    for config in (made.base(), made.distillation()):
+        texts = {
+            f"{section}.{name}" if isinstance(fields, dict) else section
+            for section, fields in config.to_dict().items()
+            for name, value in (
+                fields if isinstance(fields, dict) else {0: fields}
+            ).items()
+            if isinstance(value, str)
+        }
+        assert texts - words <= set(runs.PATH_FIELDS)
+        for field in texts - words:
+            changed = ConfigDict(config.to_dict())
+            changed.update_from_flattened_dict({field: "s3://b/x"})
+            with pytest.raises(UserError, match=f"config.{field}=s3://b/x"):
+                runs.resolve_paths(changed)
+
+
+@pytest.mark.parametrize("value", ["nan", "-NaN"])
+def test_no_number_is_no_number(flags_of, value):
+    for flag in flags_of("sample").values():
+        if isinstance(flag.parser, FloatParser):
+            with pytest.raises(ValueError):
+                flag.parser.parse(value)
+
+
+def test_bytes_that_are_not_utf8_are_paths_only(flags_of):
+    flags_of("sample")
+    FLAGS.mark_as_parsed()
+    for name, value in (("label", "caf\udce9"), ("prompt", "a\0b"), ("out", "\udce9")):
+        FLAGS[name].parse(value)
+        if name == "out":
+            check_text(name)
+            continue
+        with pytest.raises(UserError, match=f"--{name}="):
+            check_text(name)
+        FLAGS[name].unparse()
+
+
+OLD_FLAGS = sorted(migration.RETIRED_FLAGS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_new_name_of_a_retired_flag_is_a_flag_and_the_old_one_is_none(
+    flags_of, command
+):
+    assert not flags_of(command).keys() & set(OLD_FLAGS)
+
+
+def test_every_new_name_is_a_flag_of_some_command(flags_of):
+    known = {*flags_of("sample"), *flags_of("evaluate")}
+    news = {retired.new for retired in migration.RETIRED_FLAGS.values() if retired.new}
+    assert news <= known
+
+
+@pytest.mark.parametrize("old", OLD_FLAGS)
+def test_a_retired_flag_answers_with_one_line(old):
+    retired = migration.RETIRED_FLAGS[old]
+    line = migration.new_flag(f"--{old}")
+    assert line.startswith(f"--{old} is ") and "\n" not in line
+    assert (f"--{retired.new} now" if retired.new else "gone") in line
+    assert retired.note in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--guidance=1", "--guidance=1 is --guidance_scale=2 now; it is the scale s"),
+        ("--guidance=0,1.5", "--guidance=0,1.5 is --guidance_scale=1,2.5 now"),
+        ("--guidance=x", "--guidance is --guidance_scale now"),
+        ("-fvd", "--fvd is --network_metrics now"),
+        ("--nowindows", "--windows is --nomultidiffusion now"),
+        ("--noframes", "--frames is --nonum_frames now"),
+    ],
+)
+def test_the_line_names_the_new_value(flag, line):
+    assert migration.new_flag(flag).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--guidance_scale=2", "--num=3", "--prompt", "frames"]
+)
+def test_a_flag_of_today_is_not_retired(flag):
+    assert migration.new_flag(flag) == ""
+
+
+def test_a_command_refuses_a_retired_flag():
+    line = refused("sample", "--workdir=models/shapes", "--out=/absent", "--guidance=1")
+    assert line == f"error: {migration.new_flag('--guidance=1')}"
+    assert "gone" in refused("sample", "--intermediate")

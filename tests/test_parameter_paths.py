@@ -1,0 +1,201 @@
+"""Parameter paths of version 0.1: shipped files, checkpoints and patterns still match."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import shapes
+from tests.small_model import smoke_config
+from vdm_jax import build, runs, sharding
+from vdm_jax.checkpoint import Checkpoints
+from vdm_jax.errors import UserError
+from vdm_jax.migration import PARAMETER_PATHS, former_path, migrate_path
+from vdm_jax.pretrained import params as params_file
+from vdm_jax.training import train
+from vdm_jax.training.optimizer import global_norm, make_optimizer
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(path.parent for path in ROOT.glob("[mc]*/**/params.safetensors"))
+
+
+def every_path() -> list[str]:
+    """Parameter paths of a model with every condition and kind of layer."""
+    config = smoke_config()
+    config.conditioning.update(
+        text_dim=6, text_dropout=0.1, label_dropout=0.1, guidance_range=(1.0, 4.0)
+    )
+    config.conditioning.frame_index_embedding = True
+    config.stage.update(kind="ssr", factor=2)
+    layers = ("temporal_conv", "cross_attention", "temporal_attention")
+    config.network.mid_layers = layers
+    model = build.build_model(config)
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    return list(params_file.flatten(shapes))
+
+
+def test_every_row_is_a_path_of_a_model():
+    paths = every_path()
+    changed = {former_path(path) for path in paths} - set(paths)
+    for former, present in PARAMETER_PATHS:
+        former, present = (name.format(i=1) for name in (former, present))
+        assert any(f"/{present}/" in f"/{path}" for path in paths), present
+        assert any(f"/{former}/" in f"/{path}" for path in changed), former
+
+
+def test_a_path_is_translated_there_and_back():
+    for path in every_path():
+        for prefix in ("", "ema/", "opt_state/inner_states/train/inner_state/1/mu/"):
+            former = former_path(prefix + path)
+            assert migrate_path(former) == migrate_path(prefix + path) == prefix + path
+            assert former_path(former) == former
+
+
+def test_only_whole_components_are_translated():
+    for path in ("conditioners/a", "my_conditioner/a", "network/normal", "down/stem/a"):
+        assert migrate_path(path) == path
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_shipped_model_has_the_parameters_of_its_file(folder):
+    stored = load_file(folder / "params.safetensors")
+    assert any(name.startswith("conditioner/") for name in stored)
+    params = params_file.flatten(runs.load(folder).params)
+    assert params.keys() == {migrate_path(name) for name in stored}
+    for name, array in stored.items():
+        loaded = params[migrate_path(name)]
+        assert loaded.dtype == np.float32
+        np.testing.assert_array_equal(loaded, array.astype(np.float32))
+
+
+def test_one_parameter_under_two_names_is_refused(tmp_path):
+    path = tmp_path / "params.safetensors"
+    names = ("network/down/stem/bias", "network/down/conv_in/bias")
+    save_file({name: np.ones(2, np.float32) for name in names}, path)
+    like = {"network": {"down": {"conv_in": {"bias": np.zeros(2)}}}}
+    with pytest.raises(UserError, match="the same parameter under two names"):
+        params_file.read(path, like)
+
+
+def small_config(steps: int):
+    """A run of two updates per checkpoint, with an EMA and a clipped gradient."""
+    config = shapes.get_config("smoke").unlock()
+    layers = ("temporal_conv",)
+    levels = tuple(dict(channels=c, blocks=1, layers=layers) for c in (8, 12))
+    config.network.update(levels=levels, mid_layers=())
+    config.data.batch_size = 2
+    config.train.update(
+        steps=steps, warmup=0, checkpoint_every=2, grad_clip_norm=0.01,
+        sample_every=0, eval_every=0, ema_decay=0.9,
+    )  # fmt: skip
+    return config
+
+
+def rename_back(workdir: Path, copy: Path) -> dict[str, np.ndarray]:
+    """Copy a run, its newest checkpoint with the names of version 0.1; return it."""
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    source = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = source.latest()
+    assert step is not None
+    arrays = source.arrays(step)
+    target = Checkpoints(copy / "checkpoints")
+    former = {former_path(name): array for name, array in arrays.items()}
+    target.save(step, former, source.extra(step))
+    target.close()
+    names = (copy / "checkpoints" / str(step) / "leaves.json").read_text()
+    assert "conditioner/frame/" in names and "/mu/network/down/stem/" in names
+    assert "conv_in" not in names
+    return arrays
+
+
+def assert_same_arrays(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+
+
+def test_a_checkpoint_of_version_0_1_restores_and_resumes_bit_for_bit(tmp_path):
+    """Parameters, EMA and the optimizer's moments; then two more updates."""
+    run, old = tmp_path / "run", tmp_path / "old"
+    train.train(small_config(2), run)
+    arrays = rename_back(run, old)
+    checkpoints = Checkpoints(old / "checkpoints", read_only=True)
+    assert_same_arrays(checkpoints.arrays(2), arrays)
+
+    params = params_file.flatten(runs.load(old).params)
+    assert_same_arrays({f"ema/{name}": leaf for name, leaf in params.items()},
+                       {n: a for n, a in arrays.items() if n.startswith("ema/")})  # fmt: skip
+
+    states = [train.train(small_config(4), workdir) for workdir in (run, old)]
+    assert_same_arrays(*(params_file.flatten(state) for state in states))
+    later = Checkpoints(old / "checkpoints", read_only=True)
+    assert later.latest() == 4
+    assert_same_arrays(later.arrays(4), params_file.flatten(states[0]))
+
+
+def test_init_from_a_run_of_version_0_1(tmp_path):
+    run, old = tmp_path / "run", tmp_path / "old"
+    train.train(small_config(2), run)
+    rename_back(run, old)
+    states = []
+    for i, source in enumerate((run, old)):
+        config = small_config(2)
+        config.init_from = str(source)
+        states.append(train.train(config, tmp_path / f"new_{i}"))
+    assert_same_arrays(*(params_file.flatten(state) for state in states))
+
+
+def test_the_norm_is_summed_in_the_former_order():
+    """Renaming sorts the leaves of a tree differently, and float sums with it."""
+    rng = np.random.default_rng(0)
+    different = 0
+    for _ in range(20):
+        leaves = {n: rng.normal(size=7).astype(np.float32) for n in every_path()}
+        present, former = {}, {}
+        for name, leaf in leaves.items():
+            insert(present, name, leaf)
+            insert(former, former_path(name), leaf)
+        assert global_norm(present) == optax.tree.norm(former)
+        different += optax.tree.norm(present) != optax.tree.norm(former)
+    assert different
+
+
+def insert(tree: dict, path: str, leaf) -> None:
+    *parents, name = path.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = leaf
+
+
+TRAINABLE = {
+    r"conditioner/.*": r"conditioning_encoder/.*",
+    r".*/(stem|level_0_block_0)/.*": r".*/(conv_in|level_0_block_0)/.*",
+    r"network/(down/shrink|up/grow)_\d/.*": r"network/(down/down|up/up)sample_\d/.*",
+    r"network/norm/.*": r"network/norm_out/.*",
+    r"(?!conditioner/(frame|noise)).*": r"(?!.*/(frame_index|noise_level)).*",
+}
+
+
+@pytest.mark.parametrize("pattern", TRAINABLE)
+def test_a_pattern_of_version_0_1_trains_the_same_parameters(pattern):
+    tree: dict = {}
+    for path in every_path():
+        insert(tree, path, jnp.ones(1))
+    tables = [
+        sharding.match_rules(tree, ((p, True), (".*", False)), "train.trainable")
+        for p in (pattern, TRAINABLE[pattern])
+    ]
+    assert tables[0] == tables[1]
+    assert 0 < sum(jax.tree.leaves(tables[0])) < len(jax.tree.leaves(tree))
+    config = small_config(2).train
+    config.trainable = ((pattern, True), (".*", False))
+    state = make_optimizer(config).init(tree)
+    config.trainable = ((TRAINABLE[pattern], True), (".*", False))
+    assert jax.tree.structure(state) == jax.tree.structure(
+        make_optimizer(config).init(tree)
+    )

@@ -1,0 +1,160 @@
+"""Worker processes that load batches and send them through pipes."""
+
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterable
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+
+import grain
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+PREFETCH_BATCHES = 4  # batches in the buffer
+# Schedulers and terminals send these to all processes. The main process handles them.
+RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def prefetch(
+    dataset: grain.MapDataset[Batch], threads: int, buffer: int
+) -> grain.DatasetIterator[Batch]:
+    """Iterate over batches that threads load ahead, at most ``buffer`` of them."""
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, buffer)))
+
+
+class WorkerPool:
+    """An iterator of batches in order; each of n processes loads every n-th batch.
+
+    Batches are sent through pipes: shared memory would outlive a killed run. A worker
+    ends with this process, even if that is killed, because it waits for its end.
+    """
+
+    def __init__(self, dataset: grain.MapDataset[Batch], number: int):
+        spawn = multiprocessing.get_context("spawn")
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._pipes: list[Connection] = []
+        for worker in range(number):
+            pipe, worker_pipe = spawn.Pipe(duplex=False)
+            process = spawn.Process(
+                target=_worker_main,
+                args=(
+                    dataset[worker::number],
+                    -(-PREFETCH_BATCHES // number),
+                    worker_pipe,
+                ),
+                daemon=True,
+            )
+            _start_worker(process)
+            worker_pipe.close()  # so that the pipe ends with the worker
+            self._processes.append(process)
+            self._pipes.append(pipe)
+        self._next_worker = 0
+        # At exit multiprocessing sends SIGTERM, which workers ignore: kill them before.
+        self.close = multiprocessing.util.Finalize(
+            self, _stop_workers, (self._processes, self._pipes), exitpriority=10
+        )
+
+    def __next__(self) -> Batch:
+        try:
+            answer = _receive(self._pipes[self._next_worker])
+        except (EOFError, OSError) as error:
+            raise self._worker_error(self._next_worker) from error
+        if isinstance(answer, UserError):
+            raise answer
+        self._next_worker = (self._next_worker + 1) % len(self._pipes)
+        return answer
+
+    def _worker_error(self, worker: int) -> Exception:
+        """Return the error for a worker that has ended."""
+        process = self._processes[worker]
+        process.join()
+        name = f"worker {worker} of config.data.workers={len(self._processes)}"
+        name += f" (process {process.pid})"
+        status = process.exitcode or 0
+        if status >= 0:
+            return RuntimeError(f"{name} failed, see the error above")
+        killer = signal.Signals(-status).name
+        return UserError(
+            f"{name} was killed by {killer}: is there enough memory for all workers? "
+            "The same command resumes from the newest checkpoint",
+            status=128 - status,
+        )
+
+
+def _start_worker(process: multiprocessing.process.BaseProcess) -> None:
+    """Start a process with the signals of the run blocked from its start on."""
+    # Otherwise the first start would start the tracker, which unblocks the signals.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop_workers(
+    processes: Iterable[multiprocessing.process.BaseProcess],
+    pipes: Iterable[Connection],
+) -> None:
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def _worker_main(
+    dataset: grain.MapDataset[Batch], buffer: int, pipe: Connection
+) -> None:
+    """Send the batches of an infinite data set: the main function of a worker."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    batches = prefetch(dataset, 1, buffer)
+    try:
+        for batch in batches:
+            _send(pipe, batch)
+    except UserError as error:
+        _send(pipe, error)
+    except ConnectionError:  # the parent has closed the pipe
+        return
+
+
+def _send(pipe: Connection, answer: Batch | UserError) -> None:
+    """Send a batch or an error to `_receive`, arrays without a copy."""
+    buffers: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(answer, 5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    pipe.send((content, [view.nbytes for view in views]))
+    with open(pipe.fileno(), "wb", buffering=0, closefd=False) as file:
+        for view in views:
+            while view:
+                view = view[file.write(view) :]
+
+
+def _receive(pipe: Connection) -> Batch | UserError:
+    """Receive what `_send` sends. Raises EOFError if the sender has ended."""
+    content, sizes = pipe.recv()
+    buffers = [np.empty(size, np.uint8) for size in sizes]
+    with open(pipe.fileno(), "rb", buffering=0, closefd=False) as file:
+        for buffer in buffers:
+            view = buffer.data
+            while view:
+                if not (number := file.readinto(view)):
+                    raise EOFError
+                view = view[number:]
+    return pickle.loads(content, buffers=buffers)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # also ends the other threads
