@@ -71,7 +71,7 @@ def test_snr_identities(x64):
 
 @pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_weights_on_the_v_error_are_bounded(name):
-    level = level_at(np.linspace(-20, 20, 401), np.float32)
+    level = level_at(np.linspace(-20, 20, 401), dtype=np.float32)
     weight = np.asarray(losses.WEIGHTINGS[name](level))
     assert weight.shape in [(401,), ()]
     most = 2.0001 if name == "flow" else 1  # (alpha + sigma)^2
@@ -83,7 +83,7 @@ def test_weights_on_the_v_error_are_bounded(name):
 @pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
     x, eps, out = videos(3, np.float32)
-    level = level_at(np.resize([-20.0, 20.0], len(x)), np.float32)
+    level = level_at(np.resize([-20.0, 20.0], len(x)), dtype=np.float32)
 
     def loss(out):
         return losses.diffusion_loss(
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_finite_at_the_ends(name, kind):
 @pytest.mark.parametrize("name", list(WEIGHTINGS_ON_X))
 def test_float32_of_a_v_network_is_accurate_at_every_level(name):
     arrays = videos(3, np.float32)
-    level = level_at(LEVELS, np.float32)
+    level = level_at(LEVELS, dtype=np.float32)
     x, eps, out = arrays
     loss, _ = losses.diffusion_loss(network(out), x, eps, level, None, weighting=name)
     x, eps, out = (np.float64(a) for a in arrays)

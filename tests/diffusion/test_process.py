@@ -75,7 +75,7 @@ def test_float32_errors_have_the_bound_of_the_prediction_type(kind, logsnr):
     So does flow, which divides by alpha + sigma >= 1.
     """
     x, eps = pair(dtype=np.float32)
-    level = level_at(logsnr, np.float32)
+    level = level_at(logsnr, dtype=np.float32)
     z = process.diffuse(x, eps, level)
     prediction = process.PREDICTION_TYPES[kind](output(kind, x, eps, level), z, level)
     gain = np.exp(np.array([-logsnr, logsnr]) / 2)  # of x, of eps
@@ -288,7 +288,7 @@ def test_step_vectors(t, s, expected, x64):
 def test_small_steps_keep_their_variance_in_float32():
     """1 - exp(-small) by expm1: the variance of a small step is not rounded away."""
     low, high = np.float32([-0.001, 0.0]), np.float32([0.0, 0.001])
-    single = [level_at(v, np.float32) for v in (high, low)]
+    single = [level_at(v, dtype=np.float32) for v in (high, low)]
 
     def variances(level_s, level_t):
         post, var = (
