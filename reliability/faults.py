@@ -146,8 +146,8 @@ def footage(folder: Path, number: int) -> Path:
 
 def check(folder: Path, number: int, **options) -> Done:
     """Run `data check` of some footage from within an empty folder."""
-    arguments = [footage(folder, number), f"--cache-dir={folder / 'cache'}"]
-    command = ["-m", "vdm_jax.data", "check", *arguments, "--frames=8"]
+    arguments = [footage(folder, number), f"--cache_dir={folder / 'cache'}"]
+    command = ["-m", "vdm_jax.data", "check", *arguments, "--num_frames=8"]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": ""}
     return run(*command, cwd=folder, env=environment, **options)
 

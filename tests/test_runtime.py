@@ -205,7 +205,7 @@ def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
     """No command of the library, perf, experiments or reliability takes a bare Path."""
     for main, flags in (
         (data_command.main, ["check", "gs://b"]),
-        (data_command.main, ["check", "a", "--cache-dir=gs://b"]),
+        (data_command.main, ["check", "a", "--cache_dir=gs://b"]),
         (data_command.main, ["check", "a", "--sheet=gs://b/s.png"]),
         (text.main, ["--captions=gs://b", "--out=a"]),
         (text.main, ["--captions=a", "--out=gs://b"]),

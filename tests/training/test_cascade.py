@@ -231,7 +231,8 @@ def trained(folder, tmp_path_factory):
 def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_path):
     (trained / "file.toml").write_text(
         '[[stage]]\nname = "base"\nworkdir = "base"\nguidance_scale = 4.0\n'
-        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\naugmentation_snr = 3.0\ntiled_sampling = false\n'
+        '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\n'
+        "augmentation_snr = 3.0\ntiled_sampling = false\n"
     )
     flags = (
         f"--cascade={trained}/file.toml", "--config=configs/distill_cascade.py:smoke",

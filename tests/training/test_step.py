@@ -15,7 +15,7 @@ from vdm_jax.model import DiffusionModel
 from vdm_jax.training import optimizer, step
 
 
-def loss_fn(params, frozen, batch, key):
+def loss_fn(params, aux_params, batch, key):
     """Least squares: its gradient is known."""
     error = batch["x"] @ params["w"] - batch["y"] * params["scale"]
     return (error**2).mean(), {"error": abs(error).mean()}
@@ -32,7 +32,7 @@ def params():
 
 def train_config(**changes) -> ConfigDict:
     config = base().train
-    config.update(clip=1e9, weight_decay=0.0, **changes)
+    config.update(grad_clip_norm=1e9, weight_decay=0.0, **changes)
     return config
 
 
@@ -79,14 +79,14 @@ def test_accumulation_is_the_whole_batch():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def noisy_loss(params, frozen, batch, key):
-    """Tells of its noise: the mean and the mean square over its parts."""
+def noisy_loss(params, aux_params, batch, key):
+    """Return the noise as metrics: mean and mean square over the parts of a batch."""
     noise = jax.random.uniform(key)
     return noise * params["w"].sum(), {"noise": noise, "square": noise**2}
 
 
 def noises(key, accumulate=1, steps=3):
-    """(mean, mean square) of the noises of each step of a run."""
+    """Return (mean, mean square) of the noise of each step of a run."""
     tx = optimizer.make_optimizer(train_config())
     state = step.init_state(params(), tx, False)
     update = jax.jit(
@@ -100,7 +100,7 @@ def noises(key, accumulate=1, steps=3):
 
 
 def test_every_step_of_every_seed_has_noise_of_its_own():
-    """That of the run's key folded with the step, as whoever looks back expects."""
+    """Its key is the key of the run folded with the step, as `diagnose` expects."""
     runs = [noises(key)[:, 0] for key in jax.random.split(jax.random.key(7))]
     assert len(np.unique(runs)) == 6
     folded = [
@@ -110,14 +110,14 @@ def test_every_step_of_every_seed_has_noise_of_its_own():
 
 
 def test_every_part_of_an_accumulated_batch_has_noise_of_its_own():
-    """So their noises spread, as those of as many batches would."""
+    """So the noises of the parts vary like those of independent batches."""
     mean, square = noises(jax.random.key(0), accumulate=8).T
     assert (square - mean**2 > 0.01).all()  # a uniform has 1/12; equal ones have 0
     assert len(np.unique(mean)) == 3
 
 
 class Silent:
-    """A network, or a conditioning encoder, whose answer is 0; a network draws its dropout."""
+    """A network or conditioning encoder that returns 0; a network draws dropout."""
 
     def apply(self, variables, first, *more, rngs=None):
         dropped = 0 if rngs is None else jax.random.normal(rngs["dropout"], first.shape)
@@ -125,14 +125,14 @@ class Silent:
 
 
 class Noise(schedules.Cosine):
-    """A schedule of nothing but noise: there v is minus the video."""
+    """A schedule where all is noise: there v = -x."""
 
     def angle(self, t):
         return jnp.full(t.shape, jnp.pi / 2)
 
 
 def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule():
-    """Of a model with everything that draws, by JAX's own check of its keys."""
+    """By JAX's check of key reuse, for a model that draws all kinds of noise."""
     model = DiffusionModel(
         Silent(),  # type: ignore[arg-type]
         Silent(),  # type: ignore[arg-type]
@@ -175,9 +175,9 @@ def test_a_non_finite_update_changes_nothing_and_is_counted():
 
 
 def test_a_gradient_that_is_not_finite_is_enough():
-    """The loss is: sqrt at 0."""
+    """As for sqrt at 0, whose value is finite."""
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(params, aux_params, batch, key):
         return jnp.sqrt(params["w"]).sum(), {}
 
     tx = optimizer.make_optimizer(train_config())
@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_is_enough():
     assert state.skipped == 1 and (state.params["w"] == 0).all()
 
 
-def test_the_first_bad_tensor_is_named():
+def test_the_first_non_finite_tensor_is_named():
     key = jax.random.key(0)
     bad = problem() | {"y": jnp.full(8, jnp.nan)}
     assert step.first_non_finite(loss_fn, params(), {}, bad, key) == "batch y"
@@ -226,7 +226,7 @@ def test_frozen_parameters_stay_and_unmatched_ones_are_named():
 
 def test_the_rate_warms_up_and_decays():
     rate = optimizer.learning_rate(
-        train_config(steps=110, warmup=10, learning_rate=2.0, final=0.1)
+        train_config(steps=110, warmup=10, learning_rate=2.0, end_lr_fraction=0.1)
     )
     np.testing.assert_allclose(rate(0), 0.2, rtol=1e-6)
     np.testing.assert_allclose(rate(9), 2.0, rtol=1e-6)
@@ -237,14 +237,14 @@ def test_the_rate_warms_up_and_decays():
 
 
 def test_every_update_has_the_rate_of_its_own_step():
-    """Of a loss whose gradient is 1, with nothing between it and the parameter."""
+    """Tested by a loss with gradient 1 and an optimiser that changes nothing."""
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(params, aux_params, batch, key):
         return params, {}
 
     tx = optax.identity()
     state = step.init_state(jnp.zeros(()), tx, False)
-    rate = lambda count, frozen: frozen["first"] + count  # noqa: E731
+    rate = lambda step, aux_params: aux_params["first"] + step  # noqa: E731
     update = jax.jit(step.make_step(loss_fn, tx, rate, 0))
     for moved, own in zip((2, 5, 9), (2, 3, 4), strict=True):
         state, metrics = update(state, {"first": 2.0}, {}, jax.random.key(0))
@@ -252,7 +252,7 @@ def test_every_update_has_the_rate_of_its_own_step():
 
 
 def test_weight_decay_is_decoupled():
-    """With no gradient Adam stands still and the decay alone shrinks the parameter."""
+    """Without a gradient, Adam changes nothing and only the decay shrinks w."""
     config = train_config()
     config.weight_decay = 0.5
     tx = optimizer.make_optimizer(config)
@@ -263,20 +263,20 @@ def test_weight_decay_is_decoupled():
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
 def test_what_the_optimiser_sees_is_clipped(name):
-    """Before its own normalisation, by the norm over all that trains.
+    """It is clipped before normalisation, by the norm over all that trains.
 
-    By the optimiser alone, of gradients that are clipped by hand: the update itself is
-    as large as ever, and a spike counts for no more than `clip`.
+    Compared with the optimiser alone on gradients that are clipped by hand. The size of
+    the update does not change, but a spike counts no more than `grad_clip_norm`.
     """
     keys = jax.random.split(jax.random.key(0), 3)
     tree = {"a/kernel": jnp.ones((4, 3)), "b": jnp.ones(3), "frozen": jnp.ones(2)}
     table = (("frozen", False), (".*", True))
     config = train_config(optimizer=name, trainable=table)
-    config.clip = 0.02
+    config.grad_clip_norm = 0.02
     tx, plain = optimizer.make_optimizer(config), optimizer.OPTIMIZERS[name](config)
     state = tx.init(tree)
     trained = {k: v for k, v in tree.items() if k != "frozen"}
-    of_plain = plain.init(trained)
+    plain_state = plain.init(trained)
     for key, size in zip(keys, (1e3, 1e-4, 1.0), strict=True):
         parts = dict(zip(tree, jax.random.split(key, 3), strict=True))
         grads = {
@@ -286,7 +286,7 @@ def test_what_the_optimiser_sees_is_clipped(name):
         updates, state = tx.update(grads, state, tree)
         norm = np.sqrt(sum((grads[k] ** 2).sum() for k in trained))
         clipped = {k: grads[k] * min(1, 0.02 / norm) for k in trained}
-        expected, of_plain = plain.update(clipped, of_plain, trained)
+        expected, plain_state = plain.update(clipped, plain_state, trained)
         for k in trained:
             np.testing.assert_allclose(updates[k], expected[k], rtol=1e-4, atol=1e-6)
         assert not updates["frozen"].any()
@@ -296,7 +296,7 @@ def test_what_the_optimiser_sees_is_clipped(name):
 def test_the_first_muon_step_is_the_polar_factor_of_a_kernel_and_adam_s_of_the_rest(
     shape,
 ):
-    """By its singular vectors; its singular values are near 1, not at 1."""
+    """Compared by singular vectors; the singular values are only near 1."""
     tree = {"out": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(4)}}
     grads = {
         "out": {

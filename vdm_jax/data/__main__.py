@@ -1,4 +1,4 @@
-"""``python -m vdm_jax.data check DIR``: look a folder of videos over."""
+"""``python -m vdm_jax.data check DIR``: check a folder of videos before training."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
         config, rest = config_files.take_config_flags(words)
+        check.check_retired_flags(rest)
         print(check.run(parser.parse_args(rest), config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

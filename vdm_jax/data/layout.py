@@ -232,7 +232,7 @@ def _caption_file(video: Path) -> Path:
 
 
 def _read_caption_file(root: Path, path: Path) -> list[str]:
-    """Return the captions of a file; [] if it is missing. Raises CorruptFile, OSError."""
+    """Return the captions of a file, if it exists. Raises CorruptFile, OSError."""
     return _read_lines(path, MAX_CAPTION_BYTES) if _is_readable(root, path) else []
 
 
