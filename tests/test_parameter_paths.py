@@ -1,4 +1,4 @@
-"""Parameter paths of version 0.1: shipped files, checkpoints and patterns still match."""
+"""Parameter paths of version 0.1: files, checkpoints and patterns still match."""
 
 import shutil
 from pathlib import Path
@@ -19,6 +19,7 @@ from vdm_jax.migration import PARAMETER_PATHS, former_path, migrate_path
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.training import train
 from vdm_jax.training.optimizer import global_norm, make_optimizer
+from vdm_jax.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path.parent for path in ROOT.glob("[mc]*/**/params.safetensors"))
@@ -96,21 +97,26 @@ def small_config(steps: int):
     return config
 
 
-def rename_back(workdir: Path, copy: Path) -> dict[str, np.ndarray]:
-    """Copy a run, its newest checkpoint with the names of version 0.1; return it."""
-    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("checkpoints"))
-    source = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = source.latest()
-    assert step is not None
-    arrays = source.arrays(step)
-    target = Checkpoints(copy / "checkpoints")
-    former = {former_path(name): array for name, array in arrays.items()}
-    target.save(step, former, source.extra(step))
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """A run of four updates, and a copy as version 0.1 left it after two."""
+    run = tmp_path_factory.mktemp("run")
+    old = tmp_path_factory.mktemp("copy") / "old"
+    train.train(small_config(4), run)
+    shutil.copytree(run, old, ignore=shutil.ignore_patterns("checkpoints"))
+    source = Checkpoints(run / "checkpoints", read_only=True)
+    target = Checkpoints(old / "checkpoints")
+    former = {former_path(name): leaf for name, leaf in source.arrays(2).items()}
+    target.save(2, former, source.extra(2))
     target.close()
-    names = (copy / "checkpoints" / str(step) / "leaves.json").read_text()
+    names = (old / "checkpoints" / "2" / "leaves.json").read_text()
     assert "conditioner/frame/" in names and "/mu/network/down/stem/" in names
     assert "conv_in" not in names
-    return arrays
+    return run, old
+
+
+def checkpoint(workdir: Path, step: int) -> dict[str, jax.Array]:
+    return Checkpoints(workdir / "checkpoints", read_only=True).arrays(step)
 
 
 def assert_same_arrays(a: dict, b: dict) -> None:
@@ -119,43 +125,43 @@ def assert_same_arrays(a: dict, b: dict) -> None:
         assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
 
 
-def test_a_checkpoint_of_version_0_1_restores_and_resumes_bit_for_bit(tmp_path):
-    """Parameters, EMA and the optimizer's moments; then two more updates."""
-    run, old = tmp_path / "run", tmp_path / "old"
-    train.train(small_config(2), run)
-    arrays = rename_back(run, old)
-    checkpoints = Checkpoints(old / "checkpoints", read_only=True)
-    assert_same_arrays(checkpoints.arrays(2), arrays)
-
-    params = params_file.flatten(runs.load(old).params)
-    assert_same_arrays({f"ema/{name}": leaf for name, leaf in params.items()},
-                       {n: a for n, a in arrays.items() if n.startswith("ema/")})  # fmt: skip
-
-    states = [train.train(small_config(4), workdir) for workdir in (run, old)]
-    assert_same_arrays(*(params_file.flatten(state) for state in states))
-    later = Checkpoints(old / "checkpoints", read_only=True)
-    assert later.latest() == 4
-    assert_same_arrays(later.arrays(4), params_file.flatten(states[0]))
+def test_a_checkpoint_of_version_0_1_is_restored(workdirs):
+    """The parameters, their EMA and the moments of the optimizer."""
+    run, old = workdirs
+    arrays = checkpoint(run, 2)
+    assert_same_arrays(checkpoint(old, 2), arrays)
+    loaded = params_file.flatten({"ema": runs.load(old).params})
+    ema = {name: leaf for name, leaf in arrays.items() if name.startswith("ema/")}
+    assert_same_arrays(loaded, ema)
 
 
-def test_init_from_a_run_of_version_0_1(tmp_path):
-    run, old = tmp_path / "run", tmp_path / "old"
-    train.train(small_config(2), run)
-    rename_back(run, old)
-    states = []
-    for i, source in enumerate((run, old)):
-        config = small_config(2)
-        config.init_from = str(source)
-        states.append(train.train(config, tmp_path / f"new_{i}"))
-    assert_same_arrays(*(params_file.flatten(state) for state in states))
+def test_a_run_of_version_0_1_is_a_start_for_another(workdirs, tmp_path, monkeypatch):
+    """The state of config.init_from, without training it."""
+    _, old = workdirs
+    monkeypatch.setattr(train, "train_loop", lambda update, state, *_, **__: state)
+    monkeypatch.setattr(Trainer, "compile_update", lambda *_: None)
+    config = small_config(4)
+    config.init_from = str(old)
+    state = train.train(config, tmp_path)
+    assert_same_arrays(
+        params_file.flatten(state.params), params_file.flatten(runs.load(old).params)
+    )
+
+
+def test_a_run_of_version_0_1_resumes_bit_for_bit(workdirs, tmp_path):
+    """Two more updates, with a clipped gradient, as if it had never stopped."""
+    run, old = workdirs
+    copy = shutil.copytree(old, tmp_path / "copy")
+    train.train(small_config(4), copy)
+    assert_same_arrays(checkpoint(copy, 4), checkpoint(run, 4))
 
 
 def test_the_norm_is_summed_in_the_former_order():
     """Renaming sorts the leaves of a tree differently, and float sums with it."""
     rng = np.random.default_rng(0)
-    different = 0
-    for _ in range(20):
-        leaves = {n: rng.normal(size=7).astype(np.float32) for n in every_path()}
+    different, paths = 0, every_path()
+    for _ in range(5):
+        leaves = {path: rng.normal(size=7).astype(np.float32) for path in paths}
         present, former = {}, {}
         for name, leaf in leaves.items():
             insert(present, name, leaf)

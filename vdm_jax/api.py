@@ -35,8 +35,7 @@ def sample(
     num: int = 4,
     *,
     label: str = "",
-    text: sampling.TextEmbeddings | None = None,
-    low_res: np.ndarray | None = None,
+    cond: sampling.Conditions | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> np.ndarray:
@@ -47,9 +46,7 @@ def sample(
       num: of videos.
       label: names of the label's values, separated by commas, for all videos; "" draws
         labels, "none" leaves them open.
-      text: embeddings of one prompt per video, for a model that is conditioned on text.
-      low_res: [num, frames, height, width, channels] in [-1, 1], for a stage of a
-        cascade.
+      cond: arrays of other conditions, as `sampling.sample` takes them.
       seed: the same seed gives the same videos.
       settings: fields of `sampling.Settings`, as steps=64; what is left out is as the
         model's config says.
@@ -58,14 +55,14 @@ def sample(
       UserError: a setting that is out of range or does not fit the model.
     """
     defaults = sampling.Settings.from_config(trained.config.sample)
+    labels = sampling.draw_labels(trained.model, num, label, seed)
+    drawn = {} if labels is None else {"label": labels}
     videos = sampling.sample(
         trained.model,
         trained.params,
         num,
         dataclasses.replace(defaults, **settings),
-        labels=sampling.draw_labels(trained.model, num, label, seed),
-        text=text,
-        low_res=low_res,
+        cond={**drawn, **(cond or {})},
         seed=seed,
     )
     return sampling.to_uint8(videos)

@@ -3,10 +3,11 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
+from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
-from vdm_jax.conditions.low_resolution import STAGE_KINDS, TEMPORAL_FILLS, LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
@@ -57,58 +58,6 @@ def schedule_from_config(diffusion: Any) -> schedules.Schedule:
     )
 
 
-def low_resolution_from_config(config: Any) -> LowResolution | None:
-    """Return the low-resolution condition of a stage, None for a base model."""
-    stage, video = config.stage, config.video
-    if stage.kind == "base":
-        return None
-    if stage.kind not in STAGE_KINDS:
-        raise UserError(
-            f"stage.kind={stage.kind!r}: one of base, {', '.join(STAGE_KINDS)}"
-        )
-    if stage.temporal_fill not in TEMPORAL_FILLS:
-        raise UserError(
-            f"stage.temporal_fill={stage.temporal_fill!r}: one of "
-            + ", ".join(TEMPORAL_FILLS)
-        )
-    if stage.kind == "ssr" and stage.temporal_fill != "repeat":
-        raise UserError(
-            f"stage.temporal_fill={stage.temporal_fill!r} needs stage.kind='tsr'"
-        )
-    if stage.factor < 2:
-        raise UserError(f"stage.factor={stage.factor}: 2 or more")
-    times = tuple(stage.augmentation_time)
-    if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
-        raise UserError(
-            f"stage.augmentation_time={times}: two times from 0 to 1, in order"
-        )
-    names = ("frames",) if stage.kind == "tsr" else ("height", "width")
-    for name in names:
-        if video[name] % stage.factor:
-            nearest = max(round(video[name] / stage.factor), 1) * stage.factor
-            raise UserError(
-                f"video.{name}={video[name]} must be a multiple of stage.factor="
-                f"{stage.factor}: the nearest is {nearest}"
-            )
-    crop = tuple(stage.train_crop)
-    if len(crop) not in (0, 2):
-        raise UserError(f"stage.train_crop={crop}: (height, width), or () for none")
-    for side, name in zip(crop, ("height", "width"), strict=False):
-        if side % stage.factor or not 0 < side <= video[name]:
-            raise UserError(
-                f"stage.train_crop={crop}: a {name} of at most {video[name]} that is a "
-                f"multiple of stage.factor={stage.factor}"
-            )
-    return LowResolution(
-        kind=stage.kind,
-        factor=stage.factor,
-        shape=(video.frames, video.height, video.width, video.channels),
-        temporal_fill=stage.temporal_fill,
-        augmentation_time=(float(times[0]), float(times[1])),
-        train_crop=crop,
-    )
-
-
 def build_model(config: Any) -> DiffusionModel:
     """Return the model that a config describes.
 
@@ -129,17 +78,16 @@ def build_model(config: Any) -> DiffusionModel:
         )
     spec = network_spec(config)
     unet3d.check(spec, video.height, video.width)
-    vocabulary = tuple(tuple(names) for names in config.data.label_vocabulary or ())
     schedule = schedule_from_config(diffusion)
     shifted = tuple(
         dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
         for shift in diffusion.train_logsnr_shifts
     )
     training_schedule = schedules.AlternatingSchedules(shifted) if shifted else schedule
-    guidance_range = tuple(conditioning.guidance_range)
-    low_resolution = low_resolution_from_config(config)
-    if low_resolution is not None and low_resolution.train_crop:
-        unet3d.check(spec, *low_resolution.train_crop)
+    rows = conditions.from_config(config)
+    crop = getattr(dict(rows).get("low_resolution"), "train_crop", ())
+    if crop:
+        unet3d.check(spec, *crop)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
@@ -148,24 +96,13 @@ def build_model(config: Any) -> DiffusionModel:
         conditioning_encoder=ConditioningEncoder(
             dim=conditioning.cond_dim,
             mlp_layers=conditioning.cond_mlp_layers,
-            cardinalities=tuple(len(names) for names in vocabulary),
-            frame_index=conditioning.frame_index_embedding,
-            text=conditioning.text_dim > 0,
-            # The embedding reads VDM's weight w = s - 1, as in all trained students.
-            guidance_weight_range=tuple(scale - 1 for scale in guidance_range),
-            low_resolution=low_resolution is not None,
+            conditions=rows,
         ),
         schedule=schedule,
         training_schedule=training_schedule,
         shape=(video.frames, video.height, video.width, video.channels),
-        label_vocabulary=vocabulary,
+        conditions=rows,
         prediction_type=diffusion.prediction_type,
-        label_dropout=conditioning.label_dropout,
-        attribute_dropout=conditioning.attribute_dropout,
-        text_dim=conditioning.text_dim,
-        text_dropout=conditioning.text_dropout,
-        guidance_range=guidance_range,
-        low_resolution=low_resolution,
         **scaling,
     )
 
@@ -179,11 +116,19 @@ def mistyped_field(instance: Any) -> str:
         value = getattr(instance, field.name, None)
         if not matches_type(value, field.type):
             return f"{field.name}={value!r:.40}"
-        inner = value if isinstance(value, tuple) else (value,)
-        for each in filter(dataclasses.is_dataclass, inner):
+        for each in filter(dataclasses.is_dataclass, _leaves(value)):
             if found := mistyped_field(each):
                 return found
     return ""
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what a tuple of tuples holds."""
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for each in value:
+        yield from _leaves(each)
 
 
 def matches_type(value: Any, kind: Any) -> bool:

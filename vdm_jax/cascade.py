@@ -35,7 +35,7 @@ from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import Settings, TextEmbeddings
+from vdm_jax.sampling import Conditions, Settings
 
 CASCADE_FILE = "cascade.toml"
 MAX_FILE_BYTES = 1 << 15  # parsing a key of many dotted parts takes quadratic time
@@ -269,11 +269,11 @@ def sampling_overrides(stage: CascadeStage) -> dict[str, Any]:
 
 def encode_prompts(
     cascade: Cascade, prompts: Sequence[str], negative_prompt: str = ""
-) -> tuple[TextEmbeddings | None, TextEmbeddings | None]:
+) -> tuple[Conditions, Conditions | None]:
     """Embed the prompts, and the negative prompt once for each of them.
 
-    The first value is None for a cascade without text, the second without a negative
-    prompt.
+    Returns arrays text and text_mask, none for a cascade without text; the second value
+    is None without a negative prompt.
 
     Raises:
       UserError: a prompt is too long, or the cascade takes no text; the text encoder is
@@ -282,7 +282,7 @@ def encode_prompts(
     if not cascade.text_encoder:
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path}: its stages were trained without text")
-        return None, None
+        return {}, None
     encoder = text_encoders.load(cascade.text_encoder)
     dim = cascade.stages[0].model.text_dim
     hashes = {stage.config.conditioning.text_encoder_sha256 for stage in cascade.stages}
@@ -294,11 +294,10 @@ def encode_prompts(
         )
     texts = sorted({*prompts, negative_prompt})  # one call pads all to one length
     tokens, mask, _ = encoder(texts)
-    embeddings = TextEmbeddings(np.asarray(tokens), np.asarray(mask))
 
-    def take(selected: Sequence[str]) -> TextEmbeddings:
+    def take(selected: Sequence[str]) -> Conditions:
         rows = [texts.index(text) for text in selected]
-        return TextEmbeddings(embeddings.tokens[rows], embeddings.mask[rows])
+        return {"text": np.asarray(tokens)[rows], "text_mask": np.asarray(mask)[rows]}
 
     negative = take([negative_prompt] * len(prompts)) if negative_prompt else None
     return take(prompts), negative
@@ -307,8 +306,8 @@ def encode_prompts(
 def sample(
     cascade: Cascade,
     num: int,
-    text: TextEmbeddings | None = None,
-    negative_text: TextEmbeddings | None = None,
+    cond: Conditions | None = None,
+    negative: Conditions | None = None,
     *,
     seed: int = 0,
     first_index: int = 0,
@@ -319,9 +318,9 @@ def sample(
     """Sample every stage: videos [num, f, h, w, c] in [-1, 1], by the stage's name.
 
     Args:
-      text: the embeddings of one prompt per video.
-      negative_text: replaces the dropped text in the unconditional branch, at stages
-        that use classifier-free guidance.
+      cond: arrays of the stages' conditions, as `encode_prompts` returns them.
+      negative: the same for the unconditional branch of stages that use
+        classifier-free guidance.
       seed, first_index: the seed and a video's index, counted from first_index, decide
         all of its noise.
       base_videos: used in place of the first stage's samples.
@@ -330,7 +329,7 @@ def sample(
     Raises:
       UserError: a negative text, and no stage uses classifier-free guidance.
     """
-    if negative_text is not None and not any(s.uses_cfg for s in cascade.stages):
+    if negative is not None and not any(s.uses_cfg for s in cascade.stages):
         raise UserError(
             f"{cascade.path}: a negative text needs a stage with classifier-free "
             "guidance (guidance_scale above 1); there is none"
@@ -342,14 +341,14 @@ def sample(
             videos[stage.name] = base_videos
             continue
         trained = runs.load(stage.workdir)
+        given = {} if previous is None else {"low_resolution": previous}
         previous = videos[stage.name] = sampling.sample(
             trained.model,
             trained.params,
             num,
             stage.settings,
-            text=text,
-            negative_text=negative_text if stage.uses_cfg else None,
-            low_res=previous,
+            cond={**(cond or {}), **given},
+            negative=negative if stage.uses_cfg else None,
             seed=seed,
             stage_index=index,
             first_index=first_index,

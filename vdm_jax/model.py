@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.conditions.encoder import Cond, ConditioningEncoder
+from vdm_jax.conditions.base import Cond, Condition, VideoCondition, condition_key
+from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
@@ -24,17 +25,10 @@ class DiffusionModel:
     """Immutable and without parameters, which are an argument of its methods.
 
     shape              (frames, height, width, channels) of a video
-    label_vocabulary   names of the values of each label attribute, () without labels
+    conditions         what the network is conditioned on, by name
     prediction_type    output of the network: v, eps, x or flow
     mean, variance     of the data in [-1, 1], for the preconditioning; 0 and 1 make it
                        the plain network of the papers
-    label_dropout      probability with which training drops the label
-    attribute_dropout  probability with which it drops one attribute of the label
-    text_dim           width of the token embeddings, 0 without text
-    guidance_range     lowest and highest scale s of uncond + s (cond - uncond) that a
-                       guided student takes as a condition, in place of a second branch;
-                       () for all other models
-    low_resolution     the low-resolution condition of a super-resolution stage, or None
     """
 
     network: unet3d.UNet3D
@@ -42,20 +36,63 @@ class DiffusionModel:
     schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
     shape: tuple[int, int, int, int]
-    label_vocabulary: tuple[tuple[str, ...], ...] = ()
+    conditions: tuple[tuple[str, Condition], ...] = ()
     prediction_type: str = "v"
     mean: float = 0.0
     variance: float = 1.0
-    label_dropout: float = 0.0
-    attribute_dropout: float = 0.0
-    text_dim: int = 0
-    text_dropout: float = 0.0
-    guidance_range: tuple[float, ...] = ()
-    low_resolution: LowResolution | None = None
+
+    def condition(self, name: str) -> Any:
+        """Return the condition of that name, None where the model has none."""
+        return dict(self.conditions).get(name)
+
+    @property
+    def label_vocabulary(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the values of each label attribute, () without labels."""
+        label = self.condition("label")
+        return label.vocabulary if label else ()
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the token embeddings, 0 without text."""
+        text = self.condition("text")
+        return text.dim if text else 0
+
+    @property
+    def guidance_range(self) -> tuple[float, ...]:
+        """Lowest and highest scale s that a guided student takes as a condition.
+
+        It has one branch in place of two. () for all other models.
+        """
+        weight = self.condition("guidance_weight")
+        return weight.scales if weight else ()
+
+    @property
+    def low_resolution(self) -> LowResolution | None:
+        """The low-resolution condition of a super-resolution stage."""
+        return self.condition("low_resolution")
+
+    @property
+    def video_conditions(self) -> tuple[tuple[str, VideoCondition], ...]:
+        """The conditions that are made of videos."""
+        return tuple(
+            (name, condition)
+            for name, condition in self.conditions
+            if isinstance(condition, VideoCondition)
+        )
 
     def encode(self, video: Array) -> Array:
         """Return a uint8 video [b, f, h, w, c] as floats in [-1, 1]."""
         return video.astype(jnp.result_type(float)) / 127.5 - 1.0
+
+    @property
+    def batch_arrays(self) -> set[str]:
+        """Names of the arrays of a batch that the conditions read."""
+        return {
+            name
+            for _, condition in self.conditions
+            if condition.in_batch
+            for name in condition.null((1,))
+        }
 
     def raw_conditions(self, batch: dict[str, Array]) -> Cond:
         """Return the raw conditions of a batch, none of them dropped.
@@ -66,12 +103,10 @@ class DiffusionModel:
         cond: Cond = {"keep": {}}
         if "frame_mask" in batch:
             cond["frame_mask"] = batch["frame_mask"]
-        if self.label_vocabulary:
-            cond["label"] = batch["label"]
-            cond["keep"]["label"] = jnp.ones(batch["label"].shape[:-1], bool)
-        if self.text_dim:
-            cond |= {"text": batch["text"], "text_mask": batch["text_mask"]}
-            cond["keep"]["text"] = jnp.ones(batch["text"].shape[:-2], bool)
+        for name, condition in self.conditions:
+            if condition.in_batch:
+                cond |= {array: batch[array] for array in condition.null((1,))}
+                cond["keep"][name] = jnp.ones(condition.keep_shape(cond), bool)
         return cond
 
     def prepare_batch(
@@ -83,11 +118,11 @@ class DiffusionModel:
         drop_conditions: apply `condition_dropout`, as training does.
         """
         x, cond = self.encode(batch["video"]), self.raw_conditions(batch)
-        if self.low_resolution is not None:
-            # `condition_dropout` splits this key into two, and fold_in(key, i) is
-            # split(key)[i]: 2 is independent of both.
-            x, low = self.low_resolution.prepare_batch(x, jax.random.fold_in(key, 2))
-            cond |= low
+        for name, condition in self.video_conditions:
+            # `condition_dropout` splits this key into two, which are its fold_in of 0
+            # and 1: those of a condition are independent of both.
+            x, arrays = condition.prepare_batch(x, condition_key(key, name))
+            cond |= arrays
         return x, self.condition_dropout(cond, key) if drop_conditions else cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
@@ -96,26 +131,25 @@ class DiffusionModel:
         Each example is dropped by itself, and so is each independent image. A dropped
         attribute is -1.
         """
-        rates = {"label": self.label_dropout, "text": self.text_dropout}
-        key, attribute_key = jax.random.split(key)
+        key, augment_key = jax.random.split(key)
         keep = {
-            name: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, mask.shape)
-            for i, (name, rate) in enumerate(rates.items())
+            name: jax.random.bernoulli(
+                condition_key(key, name), 1 - condition.dropout, mask.shape
+            )
+            for name, condition in self.conditions
             if (mask := cond["keep"].get(name)) is not None
         }
         cond = {**cond, "keep": keep}
-        if "label" in cond:
-            label, rate = cond["label"], self.attribute_dropout
-            dropped = jax.random.bernoulli(attribute_key, rate, label.shape)
-            cond["label"] = jnp.where(dropped, -1, label)
+        for name, condition in self.conditions:
+            # Labels were augmented with the key itself before others could be.
+            own = augment_key if name == "label" else condition_key(augment_key, name)
+            cond |= condition.augment(cond, own)
         return cond
 
     @property
     def supports_cfg(self) -> bool:
-        """Whether training dropped every condition that guidance drops."""
-        rates = [self.label_dropout] * bool(self.label_vocabulary)
-        rates += [self.text_dropout] * bool(self.text_dim)
-        return bool(rates) and all(rate > 0 for rate in rates)
+        """Whether training dropped a condition, so that guidance can drop it."""
+        return any(condition.dropout > 0 for _, condition in self.conditions)
 
     @property
     def guidance_weight_range(self) -> tuple[float, ...]:
@@ -127,22 +161,25 @@ class DiffusionModel:
         return {**cond, "guidance": weight}
 
     def unconditional(self, cond: Cond) -> Cond:
-        """Return the same conditions with every keep mask false; the rest is shared."""
-        return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
+        """Return the conditions, those dropped that training dropped."""
+        keep = {
+            name: jnp.zeros_like(mask) if self.condition(name).dropout else mask
+            for name, mask in cond["keep"].items()
+        }
+        return {**cond, "keep": keep}
+
+    def null_conditions(self, n: tuple[int, ...]) -> dict[str, Array]:
+        """Return the arrays [n, ...] of all conditions where nothing is known."""
+        arrays: dict[str, Array] = {}
+        for _, condition in self.conditions:
+            arrays |= condition.null(n)
+        return arrays
 
     def init_params(self, key: Array) -> Params:
         """Return new parameters; traceable, for `jax.eval_shape` and `init`."""
         dtype = jnp.result_type(float)
-        batch = {
-            "label": jnp.zeros((1, len(self.label_vocabulary)), jnp.int32),
-            "text": jnp.zeros((1, 1, self.text_dim), dtype),
-            "text_mask": jnp.ones((1, 1), bool),
-        }
-        cond = self.raw_conditions(batch)
-        if self.low_resolution is not None:
-            cond |= self.low_resolution.zero_cond(dtype)
-        if self.guidance_range:
-            cond = self.with_guidance_weight(cond, jnp.zeros(1, dtype))
+        arrays = self.null_conditions((1,))
+        cond = arrays | self.raw_conditions(arrays)
         encoder_key, network_key = jax.random.split(key)
         inputs, conditioning = self.conditioning_encoder.init_with_output(
             encoder_key, jnp.zeros(1, dtype), self.shape[0], cond

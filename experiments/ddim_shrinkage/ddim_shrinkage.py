@@ -27,10 +27,10 @@ FIRST = 1024
 def exact(s: float) -> process.Denoiser:
     """E[x | z] of normal data."""
 
-    def denoise(z, step, cond):
-        alpha, sigma = process.alpha_sigma(step, z)
+    def denoise(z, level, cond):
+        alpha, sigma = process.alpha_sigma(level, z)
         x = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * z
-        return process.from_x(x, z, step)
+        return process.from_x(x, z, level)
 
     return denoise
 
@@ -40,11 +40,11 @@ def lines(slopes: np.ndarray) -> process.Denoiser:
     n = len(slopes)
     angles = SCHEDULE.angle(np.arange(1, n + 1) / n)
 
-    def denoise(z, step, cond):
-        angle = jnp.arctan2(jnp.asarray(step.sigma), jnp.asarray(step.alpha))
+    def denoise(z, level, cond):
+        angle = jnp.arctan2(jnp.asarray(level.sigma), jnp.asarray(level.alpha))
         nearest = jnp.abs(angle[..., None] - angles).argmin(-1)
         v = process.append_dims(jnp.asarray(slopes)[nearest], z) * z
-        return process.from_v(v, z, step)
+        return process.from_v(v, z, level)
 
     return denoise
 

@@ -54,8 +54,8 @@ def trajectory(model, teacher, params, x, cond, n: int, keys):
     z = _noisy(keys[1], x, angles[0])
     at, denoise = z, model.denoiser(teacher)
     for here, there in zip(angles, angles[1:], strict=False):
-        step = schedules.noise_level_from_angle(here)
-        v = process.velocity(denoise(at, step, cond), step)
+        level = schedules.noise_level_from_angle(here)
+        v = process.velocity(denoise(at, level, cond), level)
         at = distillation.rotate(at, v, here - there)
     turn = process.append_dims(angles[0] - angles[-1], z)
     return z, angles[0], (jnp.cos(turn) * z - at) / jnp.sin(turn)
@@ -75,10 +75,10 @@ def consistency(model, teacher, params, x, cond, n: int, keys):
     z = _noisy(keys[1], x, at.start)
 
     def v(params, z, angle):
-        step = schedules.noise_level_from_angle(
+        level = schedules.noise_level_from_angle(
             jnp.maximum(angle, model.schedule.angle(0.0))
         )
-        return process.velocity(model.denoiser(params)(z, step, cond), step)
+        return process.velocity(model.denoiser(params)(z, level, cond), level)
 
     first = v(teacher, z, at.start)
     second = v(params, distillation.rotate(z, first, at.start - at.middle), at.middle)
@@ -86,8 +86,8 @@ def consistency(model, teacher, params, x, cond, n: int, keys):
 
 
 def _noisy(key, x, angle):
-    step = schedules.noise_level_from_angle(angle)
-    return process.diffuse(x, jax.random.normal(key, x.shape, x.dtype), step)
+    level = schedules.noise_level_from_angle(angle)
+    return process.diffuse(x, jax.random.normal(key, x.shape, x.dtype), level)
 
 
 def updates(arm: str, n: int, rounds: list[dict]) -> int:

@@ -67,9 +67,11 @@ def data(key: jax.Array, n: int) -> jax.Array:
 def denoiser(params, output: str) -> process.Denoiser:
     """The network by its output."""
 
-    def denoise(z, step, cond):
-        logsnr = jnp.broadcast_to(jnp.asarray(step.logsnr, z.dtype), (len(z),))
-        return process.PREDICTION_TYPES[output](Net().apply(params, z, logsnr), z, step)
+    def denoise(z, level, cond):
+        logsnr = jnp.broadcast_to(jnp.asarray(level.logsnr, z.dtype), (len(z),))
+        return process.PREDICTION_TYPES[output](
+            Net().apply(params, z, logsnr), z, level
+        )
 
     return denoise
 
@@ -79,12 +81,12 @@ def teacher_loss(params, output: str, key):
     x_key, noise_key, t_key = jax.random.split(key, 3)
     x = data(x_key, BATCH)
     t = losses.stratified_times(t_key, BATCH, x.dtype)
-    step = schedules.noise_level_from_angle(SCHEDULE.angle(t))
+    level = schedules.noise_level_from_angle(SCHEDULE.angle(t))
     eps = jax.random.normal(noise_key, x.shape)
-    z = process.diffuse(x, eps, step)
-    target = process.velocity(process.Prediction(x, eps), step)
-    found = process.velocity(denoiser(params, output)(z, step, None), step)
-    return losses.weighted_v_loss(found - target, step, WEIGHTINGS[output]).mean()
+    z = process.diffuse(x, eps, level)
+    target = process.velocity(process.Prediction(x, eps), level)
+    found = process.velocity(denoiser(params, output)(z, level, None), level)
+    return losses.weighted_v_loss(found - target, level, WEIGHTINGS[output]).mean()
 
 
 def student_loss(params, output: str, key, teacher, n, limit):
@@ -94,8 +96,8 @@ def student_loss(params, output: str, key, teacher, n, limit):
     at = distillation.student_step(
         SCHEDULE, distillation.sample_step_index(i_key, BATCH, n), n
     )
-    step = schedules.noise_level_from_angle(at.start)
-    z = process.diffuse(x, jax.random.normal(noise_key, x.shape), step)
+    level = schedules.noise_level_from_angle(at.start)
+    z = process.diffuse(x, jax.random.normal(noise_key, x.shape), level)
     clipped = guidance.clip_x(denoiser(teacher, output), limit)
     target = distillation.progressive_target(clipped, SCHEDULE, z, at, None)
     student, weighting = denoiser(params, output), WEIGHTINGS[output]

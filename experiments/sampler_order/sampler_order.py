@@ -45,15 +45,15 @@ def deviation(sampler: samplers.Sampler, schedule, steps: int, s: float) -> floa
     """Of what a sampler makes of noise, data being N(0, s^2): it is linear in it."""
     table = sampler.table(schedule, steps)
 
-    def denoise(z, step, cond):
-        spread = (step.alpha * s) ** 2 + step.sigma**2
-        return process.from_x(step.alpha * s**2 / spread * z, z, step)
+    def denoise(z, level, cond):
+        spread = (level.alpha * s) ** 2 + level.sigma**2
+        return process.from_x(level.alpha * s**2 / spread * z, z, level)
 
     carry = sampler.init(np.ones(1))
     for i in range(steps):
         row = {key: value[i] for key, value in table.items()}
-        step = schedules.NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
-        carry = sampler.step(denoise, carry, step, row, lambda draw: 0.0, None)
+        level = schedules.NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
+        carry = sampler.step(denoise, carry, level, row, lambda draw: 0.0, None)
     return float(carry[0][0])
 
 

@@ -25,12 +25,12 @@ def rng(seed=0):
 def test_snr_by_imagen_videos_table(snr, alpha, t):
     """SNR 3 is logsnr 1.0986, alpha .8660, t = 1/3 of the cosine schedule."""
     assert low_resolution.time_from_snr(snr) == pytest.approx(t, abs=5e-4)
-    step = low_resolution.schedules.noise_level(
+    level = low_resolution.schedules.noise_level(
         low_resolution.AUGMENTATION_SCHEDULE,
         np.array([low_resolution.time_from_snr(snr)]),
     )
-    assert step.alpha[0] == pytest.approx(alpha, abs=1e-4)
-    assert step.logsnr[0] == pytest.approx(math.log(snr), abs=1e-6)
+    assert level.alpha[0] == pytest.approx(alpha, abs=1e-4)
+    assert level.logsnr[0] == pytest.approx(math.log(snr), abs=1e-6)
 
 
 def test_no_noise_is_time_0():
@@ -48,7 +48,7 @@ def test_given_frames_stand_where_they_were(factor, fill):
     )
     low = jnp.asarray(rng().normal(size=(2, *stage.input_shape)))
     t, eps = jnp.zeros(2), jnp.zeros((2, *stage.shape))
-    told = stage.augmented_cond(low, t, eps)["low_res"]
+    told = stage.from_observation(low, t, eps)["low_res"]
     assert told.shape == (2, 12, 4, 6, stage.cond_channels)
     np.testing.assert_allclose(told[:, ::factor, ..., :3], low, rtol=1e-5, atol=1e-5)
     assert np.all(told[..., 3].mean((0, 2, 3)) == (np.arange(12) % factor == 0))
@@ -62,8 +62,8 @@ def test_given_frames_stand_where_they_were(factor, fill):
 
 def test_down_is_the_inverse_of_the_layout():
     x = jnp.asarray(rng().normal(size=(2, 8, 4, 6, 3)))
-    np.testing.assert_array_equal(TSR.downsample(x), x[:, ::2])
-    up, mask = TSR.upsample(TSR.downsample(x))
+    np.testing.assert_array_equal(TSR.observation(x), x[:, ::2])
+    up, mask = TSR.upsample(TSR.observation(x))
     np.testing.assert_array_equal(jnp.where(mask, up, x), x)
 
 
@@ -79,7 +79,7 @@ def test_a_ramp_stays_a_ramp():
 def test_down_is_anti_aliased():
     """A checkerboard of single pixels has no trace at half the size."""
     board = (np.indices((8, 12)).sum(0) % 2 * 2.0 - 1)[None, None, :, :, None]
-    down = SSR.downsample(jnp.asarray(np.tile(board, (1, 4, 1, 1, 3))))
+    down = SSR.observation(jnp.asarray(np.tile(board, (1, 4, 1, 1, 3))))
     assert np.abs(np.asarray(down)[:, :, 1:-1, 1:-1]).max() < 1e-6
 
 
@@ -89,7 +89,7 @@ def test_noise_keeps_the_variance(snr):
     t = jnp.full(64, low_resolution.time_from_snr(snr))
     low = jnp.asarray(rng().normal(size=(64, *TSR.input_shape)))
     eps = jnp.asarray(rng(1).normal(size=(64, *TSR.shape)))
-    told = TSR.augmented_cond(low, t, eps)
+    told = TSR.from_observation(low, t, eps)
     assert np.var(told["low_res"][..., :3]) == pytest.approx(1, abs=0.03)
     expected = 20 if snr == math.inf else math.log(snr)
     np.testing.assert_allclose(told["low_res_logsnr"], expected, atol=1e-4)
@@ -148,5 +148,5 @@ def test_crops_are_of_the_clip_and_of_what_is_given():
         assert len(at) == 1
         places |= set(at)
     assert len(places) == 12  # 3 x 4, all of them
-    up, _ = stage.upsample(stage.downsample(cut))
+    up, _ = stage.upsample(stage.observation(cut))
     np.testing.assert_allclose(cond["low_res"], up, atol=1e-3)

@@ -167,7 +167,7 @@ def test_the_pipeline_runs_on_clips(bunny, folder):
     assert batch["video"].shape == (4, 8, 24, 32, 3)
     assert batch["label"].shape == (4, 1)
     assert pipeline.held_out_batch(made, bunny, 3)["video"].shape[0] == 3
-    assert bunny.attributes == (("bunny",),)
+    assert bunny.label_vocabulary == (("bunny",),)
 
 
 QUICK = ("bunny", "bikes", "carphone", "city", "man")
@@ -249,7 +249,7 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
         (8, {"stride": 7}, "no clip of 8 frames"),
         (8, {"stride": 0}, "stride=0: from 1 to"),
         (8, {"target_fps": 60.0}, "below the 60 requested"),
-        (8, {"cache_gib": 1e-6}, "cache_gib=1e-06: these clips at 24x32 take"),
+        (8, {"cache_gib": 1e-6}, "cache_gib=1e-06: these clips at 24x32 need"),
         (8, {"crop": "left"}, "crop='left'"),
     ],
 )

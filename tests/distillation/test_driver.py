@@ -230,12 +230,12 @@ def test_a_told_student_begins_as_its_teacher(teacher):
     params = driver.init_student(student, loaded.params, jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (5, *student.shape))
     labels = {"label": jnp.array([[0, 1, 2, 1], [2, -1, 3, 0]] * 2 + [[-1] * 4])}
-    step = schedules.noise_level_from_angle(jnp.linspace(0.1, 1.5, 5))
+    level = schedules.noise_level_from_angle(jnp.linspace(0.1, 1.5, 5))
     cond = loaded.model.raw_conditions(labels)
 
     @functools.partial(jax.jit, static_argnums=0)
     def predict(model, params, cond):
-        return model.denoiser(params)(z, step, cond)
+        return model.denoiser(params)(z, level, cond)
 
     expected = predict(loaded.model, loaded.params, cond)
     for weight in (0.0, 1.3, 4.0):
@@ -266,15 +266,15 @@ def test_the_told_loss_is_that_of_both_branches(teacher):
 
     time_key, noise_key, _ = jax.random.split(jax.random.key(3), 3)
     t = (jax.random.uniform(time_key, ()) + jnp.arange(16) / 16) % 1.0
-    step = schedules.noise_level(student.schedule, t)
+    level = schedules.noise_level(student.schedule, t)
     x = jnp.asarray(batch["video"]) / 127.5 - 1
-    z = process.diffuse(x, jax.random.normal(noise_key, x.shape), step)
+    z = process.diffuse(x, jax.random.normal(noise_key, x.shape), level)
     given = loaded.model.raw_conditions({"label": jnp.asarray(batch["label"])})
 
     @jax.jit
     def v_of(cond):
         return process.velocity(
-            loaded.model.denoiser(loaded.params)(z, step, cond), step
+            loaded.model.denoiser(loaded.params)(z, level, cond), level
         )
 
     v = v_of(given), v_of(loaded.model.unconditional(given))
@@ -302,11 +302,11 @@ class Known:
         return batch["video"], {"label": batch["label"], "keep": {"label": keep}}
 
     def denoiser(self, params):
-        def denoise(z, step, cond):
+        def denoise(z, level, cond):
             given = jnp.where(cond["keep"]["label"], cond["label"], 0.3)
             x = given + cond.get("guidance", 0.0) * (given - 0.3)
             x = params * jnp.broadcast_to(process.append_dims(x, z), z.shape)
-            return process.from_x(x, z, step)
+            return process.from_x(x, z, level)
 
         return denoise
 
@@ -377,9 +377,9 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
     keys = samplers.video_keys(0, 0, 0, jnp.arange(2))
     z = samplers.normal(keys, 0, 0, loaded.model.shape)
     cond = loaded.model.raw_conditions({"label": jnp.asarray(labels)})
-    step = schedules.noise_level_from_angle(loaded.model.schedule.angle(jnp.ones(2)))
+    level = schedules.noise_level_from_angle(loaded.model.schedule.angle(jnp.ones(2)))
     told = loaded.model.with_guidance_weight(cond, jnp.full(2, 3.0))
-    x = jax.jit(lambda z: loaded.model.denoiser(params)(z, step, told).x)(z)
+    x = jax.jit(lambda z: loaded.model.denoiser(params)(z, level, told).x)(z)
     np.testing.assert_allclose(made[4.0], jnp.clip(x, -1, 1), atol=1e-5)
 
 

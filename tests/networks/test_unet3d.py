@@ -50,8 +50,8 @@ def build(draw, random_params, quick_jit):
 def test_output_is_zero_at_initialisation(draw, quick_jit):
     """So the v-loss starts at E[v^2] = alpha^2 + sigma^2 E[x^2]."""
     x, eps = 0.5 * draw(64, 3, 4, 4, 3), draw(64, 3, 4, 4, 3, seed=1)
-    step = schedules.noise_level(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
-    step = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), step)
+    level = schedules.noise_level(schedules.Cosine(), jnp.linspace(0.01, 0.99, 64))
+    level = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), level)
     inputs = Inputs(vector=draw(64, 6, seed=2))
 
     def run(key, z):
@@ -59,10 +59,10 @@ def test_output_is_zero_at_initialisation(draw, quick_jit):
         params = model.init(key, z[:1], Inputs(vector=inputs.vector[:1]))
         return model.apply(params, z, inputs)
 
-    output = quick_jit(run)(jax.random.key(0), process.diffuse(x, eps, step))
+    output = quick_jit(run)(jax.random.key(0), process.diffuse(x, eps, level))
     assert np.all(output == 0)
-    loss = (output - process.velocity(process.Prediction(x, eps), step)) ** 2
-    expected = np.mean(step.alpha**2 + step.sigma**2 * np.mean(x**2))
+    loss = (output - process.velocity(process.Prediction(x, eps), level)) ** 2
+    expected = np.mean(level.alpha**2 + level.sigma**2 * np.mean(x**2))
     np.testing.assert_allclose(loss.mean(), expected, rtol=0.03)
 
 

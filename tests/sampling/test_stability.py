@@ -125,12 +125,12 @@ def test_the_final_error_is_a_sum_of_the_noises():
     """DDIM in one step is the prediction itself: a known start, one error."""
     sampler, schedule = samplers.ddim(), schedules.Cosine(-2.0, 8.0)
     table = sampler.table(schedule, 1)
-    step = schedules.noise_level(schedule, np.ones(()))
+    level = schedules.noise_level(schedule, np.ones(()))
     variance, weight = 0.3, 1.7
-    spread = step.alpha**2 * variance + step.sigma**2
-    gain = step.alpha * variance / spread
-    pull = weight * step.alpha * gain
-    x = np.hypot(gain, step.sigma * np.sqrt(variance / spread))
+    spread = level.alpha**2 * variance + level.sigma**2
+    gain = level.alpha * variance / spread
+    pull = weight * level.alpha * gain
+    x = np.hypot(gain, level.sigma * np.sqrt(variance / spread))
     expected = abs(1 - pull) * np.hypot(x, np.sqrt(variance))
     found = stability.final_rms_error(
         sampler, table, guidance.snr_dependent_weight(weight, 0.0), variance

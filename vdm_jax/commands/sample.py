@@ -167,7 +167,10 @@ def _sample_model(edit: str) -> None:
         settings = dataclasses.replace(
             settings, guidance_scale=1.0, guidance_schedule="constant"
         )
-    conditions = {"labels": labels, "negative_labels": negative_labels}
+    conditions = {
+        "cond": {} if labels is None else {"label": labels},
+        "negative": None if negative_labels is None else {"label": negative_labels},
+    }
     videos = _sample_videos(trained, num, settings, observation, conditions)
     texts = None
     if labels is not None:

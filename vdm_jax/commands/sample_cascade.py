@@ -40,7 +40,7 @@ def sample_cascade(settings: Collection[str]) -> None:
     folders = [*(out / stage.name for stage in cascade.stages[:-1]), out]
     for folder in reversed(folders):
         video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
-    text, negative_text = cascades.encode_prompts(
+    cond, negative = cascades.encode_prompts(
         cascade, prompts, FLAGS.negative_prompt or ""
     )
     with tqdm(unit="step", disable=None) as bar:
@@ -55,8 +55,8 @@ def sample_cascade(settings: Collection[str]) -> None:
         videos = cascades.sample(
             cascade,
             len(prompts),
-            text,
-            negative_text,
+            cond,
+            negative,
             seed=FLAGS.seed,
             progress=progress,
         )

@@ -9,14 +9,18 @@ add noise (noise conditioning augmentation) and concatenate it with z.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.conditions.base import Cond, Contribution, VideoCondition
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array
+from vdm_jax.errors import UserError
+from vdm_jax.networks.layers import dense, noise_level_embedding
 
 STAGE_KINDS = ("tsr", "ssr")
 TEMPORAL_FILLS = ("repeat", "blank")
@@ -24,7 +28,7 @@ AUGMENTATION_SCHEDULE = schedules.Cosine()  # without shift: logsnr within +-20
 
 
 @dataclasses.dataclass(frozen=True)
-class LowResolution:
+class LowResolution(VideoCondition):
     """A low-resolution video as a condition.
 
     kind               "tsr": the stage adds frames; "ssr": it enlarges them
@@ -46,6 +50,58 @@ class LowResolution:
     augmentation_time: tuple[float, float] = (0.0, 1.0)
     train_crop: tuple[int, int] | tuple[()] = ()
 
+    @classmethod
+    def from_config(cls, config: Any) -> "LowResolution | None":
+        """Return the low-resolution condition of a stage, None for a base model."""
+        stage, video = config.stage, config.video
+        if stage.kind == "base":
+            return None
+        if stage.kind not in STAGE_KINDS:
+            raise UserError(
+                f"stage.kind={stage.kind!r}: one of base, {', '.join(STAGE_KINDS)}"
+            )
+        if stage.temporal_fill not in TEMPORAL_FILLS:
+            raise UserError(
+                f"stage.temporal_fill={stage.temporal_fill!r}: one of "
+                + ", ".join(TEMPORAL_FILLS)
+            )
+        if stage.kind == "ssr" and stage.temporal_fill != "repeat":
+            raise UserError(
+                f"stage.temporal_fill={stage.temporal_fill!r} needs stage.kind='tsr'"
+            )
+        if stage.factor < 2:
+            raise UserError(f"stage.factor={stage.factor}: 2 or more")
+        times = tuple(stage.augmentation_time)
+        if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
+            raise UserError(
+                f"stage.augmentation_time={times}: two times from 0 to 1, in order"
+            )
+        names = ("frames",) if stage.kind == "tsr" else ("height", "width")
+        for name in names:
+            if video[name] % stage.factor:
+                nearest = max(round(video[name] / stage.factor), 1) * stage.factor
+                raise UserError(
+                    f"video.{name}={video[name]} must be a multiple of stage.factor="
+                    f"{stage.factor}: the nearest is {nearest}"
+                )
+        crop = tuple(stage.train_crop)
+        if len(crop) not in (0, 2):
+            raise UserError(f"stage.train_crop={crop}: (height, width), or () for none")
+        for side, name in zip(crop, ("height", "width"), strict=False):
+            if side % stage.factor or not 0 < side <= video[name]:
+                raise UserError(
+                    f"stage.train_crop={crop}: a {name} of at most {video[name]} that "
+                    f"is a multiple of stage.factor={stage.factor}"
+                )
+        return cls(
+            kind=stage.kind,
+            factor=stage.factor,
+            shape=(video.frames, video.height, video.width, video.channels),
+            temporal_fill=stage.temporal_fill,
+            augmentation_time=(float(times[0]), float(times[1])),
+            train_crop=crop,
+        )
+
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """(frames, height, width, channels) of the input, the video to enlarge."""
@@ -59,7 +115,7 @@ class LowResolution:
         """Number of channels next to z: the video's, and in TSR a mask of frames."""
         return self.shape[3] + (self.kind == "tsr")
 
-    def downsample(self, x: Array) -> Array:
+    def observation(self, x: Array) -> Array:
         """Return what the stage's input would be for its own videos x.
 
         x: [b, frames + k, h, w, c], the last k frames independent images. TSR keeps
@@ -74,8 +130,8 @@ class LowResolution:
     def upsample(self, low_res: Array, images: int = 0) -> tuple[Array, Array]:
         """Return the input at the stage's frames and size, and a mask of input frames.
 
-        low_res: as `downsample` returns it. The mask is bool [1, frames + images, 1, 1,
-        1]. In TSR frame `factor i` is frame i of `low_res`, and an independent image
+        low_res: as `observation` returns it. The mask is bool [1, frames + images, 1,
+        1, 1]. In TSR frame `factor i` is frame i of `low_res`, and an independent image
         has no input. SSR is bilinear, and every frame has an input.
         """
         b, f, h, w, c = low_res.shape
@@ -88,16 +144,15 @@ class LowResolution:
         mask = (frame % self.factor == 0) & (frame < f * self.factor)
         return jnp.concatenate([video, no_input], axis=1), mask.reshape(1, -1, 1, 1, 1)
 
-    def augmented_cond(
-        self, low_res: Array, t: Array, eps: Array, images: int = 0
-    ) -> dict[str, Array]:
+    def from_observation(self, video: Array, t: Array, eps: Array) -> dict[str, Any]:
         """Return the channels to concatenate with z, and the logsnr of their noise.
 
         Noise conditioning augmentation: alpha u + sigma eps of the upsampled input u,
         with one time t [b] of the cosine schedule per video. eps has the shape of u.
         Frames without input (images, and blank frames) get no noise.
         """
-        upsampled, mask = self.upsample(low_res, images)
+        images = eps.shape[1] - self.shape[0]
+        upsampled, mask = self.upsample(video, images)
         level = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
         noisy = process.diffuse(upsampled, eps, level)
         if self.kind == "tsr":
@@ -118,18 +173,29 @@ class LowResolution:
         lowest, highest = self.augmentation_time
         uniform = jax.random.uniform(time_key, x.shape[:1], x.dtype)
         t = lowest + (highest - lowest) * uniform
-        images = x.shape[1] - self.shape[0]
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        cond = self.augmented_cond(self.downsample(x), t, eps, images)
-        return x, cond
+        return x, self.from_observation(self.observation(x), t, eps)
 
-    def zero_cond(self, dtype: Any) -> dict[str, Array]:
-        """Return the cond of one video, all zeros, to initialise parameters with."""
-        shape = (1, *self.shape[:3], self.cond_channels)
+    def null(self, n: tuple[int, ...]) -> dict[str, Any]:
+        """Black videos."""
+        dtype = jnp.result_type(float)
         return {
-            "low_res": jnp.zeros(shape, dtype),
-            "low_res_logsnr": jnp.zeros(1, dtype),
+            "low_res": np.zeros((n[0], *self.shape[:3], self.cond_channels), dtype),
+            "low_res_logsnr": np.zeros(n[0], dtype),
         }
+
+    def embed(
+        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
+    ) -> Contribution:
+        """The channels, and a projection of their noise level's features."""
+        features = noise_level_embedding(cond["low_res_logsnr"], dim)
+        return Contribution(dense(features, dim, name), concat=cond["low_res"])
+
+    def crop(self, cond: Cond, start: Array, window: Sequence[int]) -> dict[str, Any]:
+        """The channels of the window; the noise level is that of the whole."""
+        low_res = cond["low_res"]
+        size = (low_res.shape[0], *window, low_res.shape[-1])
+        return {"low_res": jax.lax.dynamic_slice(low_res, start, size)}
 
 
 def resize(x: Array, height: int, width: int) -> Array:

@@ -1,4 +1,4 @@
-"""Data sets: where clips come from, and how they reach the training step."""
+"""Data sets: the sources of clips, and the batches of the training step."""
 
 import importlib
 
@@ -8,16 +8,16 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
-# Modules here, imported when asked for.
+# Modules of this package. Only the chosen one is imported.
 SOURCES = ("shapes", "bouncing", "clips", "folder", "tfds")
-STATS_CLIPS = 256  # clips behind the mean and the variance
+STATS_CLIPS = 256  # clips from which mean and variance are computed
 
 
 def open_source(config) -> Source:
-    """The data set that config.data.source names, as its training part.
+    """Open the training part of the data set config.data.source.
 
     Raises:
-      UserError: an unknown name, or what the source says of its settings and files.
+      UserError: an unknown name, or an error of the source.
     """
     name = config.data.source
     if name not in SOURCES:
@@ -27,11 +27,11 @@ def open_source(config) -> Source:
 
 
 def resolve(config, source: Source):
-    """Fills in what config.data leaves None from the data; returns the config.
+    """Fill in fields of config.data that are None from the data; return the config.
 
-    attributes: the label vocabulary of the source, none for a model that is told by
-    text instead. mean, variance: scalars over the pixels, in [-1, 1], of some training
-    clips; the same on every process.
+    label_vocabulary: that of the source; () for a model that is conditioned on text.
+    mean, variance: scalars over the pixels of some training clips, in [-1, 1]. They are
+    the same in every process.
     """
     data = config.data
     if data.label_vocabulary is None:
@@ -42,9 +42,9 @@ def resolve(config, source: Source):
         part, counts = source.split(False), np.zeros(256)
         for clip in pipeline.fixed_clips(config, part, min(STATS_CLIPS, len(part))):
             counts += np.bincount(clip["video"].ravel(), minlength=256)
-        level = np.arange(256) / 127.5 - 1
-        mean = np.average(level, weights=counts)
-        variance = np.average((level - mean) ** 2, weights=counts)
+        pixels = np.arange(256) / 127.5 - 1
+        mean = np.average(pixels, weights=counts)
+        variance = np.average((pixels - mean) ** 2, weights=counts)
         data.mean = float(mean) if data.mean is None else data.mean
         data.variance = float(variance) if data.variance is None else data.variance
     return config

@@ -94,8 +94,8 @@ class _LoadBatch:
                 clip["video"] = clip["video"][:, :, ::-1]
             return clip
         raise UserError(
-            f"{self.source.name}: {MAX_RETRIES} consecutive clips are unusable, the last "
-            f"was {last}"
+            f"{self.source.name}: {MAX_RETRIES} consecutive clips are unusable, the "
+            f"last was {last}"
         )
 
     def _skip(self, error: BadClip) -> None:

@@ -51,8 +51,8 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
         choices = ", ".join(f"{name}/{config}" for config in sorted(configs))
         raise UserError(f"config.data.tfds_name={name!r}: one of {choices}")
     raise UserError(
-        f"no prepared data set {name} in {root}: prepare it once, on any machine with "
-        f"tensorflow: tfds build {name} --file_format=array_record --data_dir={root}"
+        f"no prepared data set {name} in {root}: preparing it needs tensorflow, once, on "
+        f"any machine: tfds build {name} --file_format=array_record --data_dir={root}"
     )
 
 

@@ -48,7 +48,7 @@ class StudentEvaluator:
     ):
         self.config, self.student, self.mesh = config, student, mesh
         self.attributes = ATTRIBUTE_METRICS.get(teacher.config.data.source)
-        self.conditions = preview_conditions(
+        self.cond = preview_conditions(
             teacher.config,
             student,
             source,
@@ -116,7 +116,7 @@ class StudentEvaluator:
             params,
             self.config.distill.num,
             settings,
-            **self.conditions,
+            cond=self.cond,
             seed=self.config.seed,
             mesh=self.mesh,
             progress=progress,
@@ -127,7 +127,7 @@ class StudentEvaluator:
         if self.config.distill.metric == "r2_to_teacher":
             return reconstruction.r2(to_float64(videos), to_float64(self.reference))
         assert self.attributes is not None  # rounds.check requires it
-        labels = self.conditions["labels"]
+        labels = self.cond["label"]
         return float(self.attributes.attribute_scores(videos, labels)["joint"])
 
     def evaluate_student(self, run: Run, student_round: Round, params: Params) -> float:

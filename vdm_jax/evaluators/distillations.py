@@ -196,9 +196,9 @@ def _row(folder, arm: SamplerSetting, origin, loaded, settings, labels, measure,
     asked = None if labels is None else labels[: arm.num]
 
     def made(count: int, settings: sampling.Settings) -> np.ndarray:
-        told = None if asked is None else asked[:count]
+        cond = {} if asked is None else {"label": asked[:count]}
         return sampling.sample(
-            loaded.model, loaded.params, count, settings, labels=told, seed=seed
+            loaded.model, loaded.params, count, settings, cond=cond, seed=seed
         )
 
     batch = min(settings.batch_size, arm.num)

@@ -79,6 +79,7 @@ def evaluate(
     others = read_baseline_reports(baseline_reports, protocol)
     # Asked for in the held-out clips' own proportions: else the mixture is measured.
     labels = kept["label"] if model.label_vocabulary else None
+    cond = {name: kept[name] for name in model.batch_arrays}
 
     def sample(name: str, given: sampling.Settings) -> np.ndarray:
         started = time.perf_counter()
@@ -89,7 +90,7 @@ def evaluate(
                 bar.update(done - bar.n)
 
             videos = sampling.sample(
-                model, loaded.params, num, given, labels=labels, seed=seed,
+                model, loaded.params, num, given, cond=cond, seed=seed,
                 progress=progress,
             )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -14,13 +14,13 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
     why_unused,
 )
-from vdm_jax.sampling.types import Observation, TextEmbeddings
+from vdm_jax.sampling.types import Conditions, Observation
 
 __all__ = [
     "OPEN_LABEL",
+    "Conditions",
     "Observation",
     "Settings",
-    "TextEmbeddings",
     "check_settings",
     "check_video_memory",
     "draw_labels",

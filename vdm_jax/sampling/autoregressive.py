@@ -14,7 +14,7 @@ from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.generate import sample
 from vdm_jax.sampling.settings import Settings
-from vdm_jax.sampling.types import Observation
+from vdm_jax.sampling.types import Conditions, Observation
 
 
 def extend_in_blocks(
@@ -26,8 +26,8 @@ def extend_in_blocks(
     *,
     overlap_frames: int | None = None,
     backward: bool = False,
-    labels: np.ndarray | None = None,
-    negative_labels: np.ndarray | None = None,
+    cond: Conditions | None = None,
+    negative: Conditions | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -65,8 +65,8 @@ def extend_in_blocks(
             params,
             num,
             settings,
-            labels=labels,
-            negative_labels=negative_labels,
+            cond=cond,
+            negative=negative,
             observation=None if known.empty else known,
             size=(block, height, width),
             seed=seed,

@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import sharding
+from vdm_jax.conditions.base import Cond
 from vdm_jax.conditions.low_resolution import time_from_snr
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.program import (
     ProgramKey,
-    augment_low_res,
+    augment_video,
     init_carry,
     run_steps,
 )
@@ -35,7 +36,7 @@ from vdm_jax.sampling.settings import (
     reconstruction_base_slope,
     uses_cfg,
 )
-from vdm_jax.sampling.types import Observation, TextEmbeddings
+from vdm_jax.sampling.types import Conditions, Observation
 
 STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
 DEFAULT_SETTINGS = Settings()
@@ -62,11 +63,8 @@ def sample(
     num: int,
     settings: Settings = DEFAULT_SETTINGS,
     *,
-    labels: np.ndarray | None = None,
-    negative_labels: np.ndarray | None = None,
-    text: TextEmbeddings | None = None,
-    negative_text: TextEmbeddings | None = None,
-    low_res: np.ndarray | None = None,
+    cond: Conditions | None = None,
+    negative: Conditions | None = None,
     observation: Observation | None = None,
     initial_noise: np.ndarray | None = None,
     size: tuple[int, int, int] | None = None,
@@ -80,12 +78,12 @@ def sample(
     """Sample videos `first_index` to `first_index + num`: [num, f, h, w, c] in [-1, 1].
 
     Args:
-      labels: int [num, attributes], -1 for an attribute left open; None for all open.
-      negative_labels: labels of the unconditional branch, instead of no label.
-      text: embeddings of one text per video, for models conditioned on text.
-      negative_text: texts of the unconditional branch, instead of no text.
-      low_res: [num, f', h', w', c] in [-1, 1], the input of a super-resolution stage;
-        noise is added to it, of SNR settings.augmentation_snr.
+      cond: arrays [num, ...] of the model's conditions by their names in a batch, as
+        label, text and text_mask; of a condition that is made of a video, that video
+        in [-1, 1] by the condition's name, as low_resolution. Noise is added to it, of
+        SNR settings.augmentation_snr. A condition that is missing is dropped.
+      negative: the same for the unconditional branch, instead of dropping all. Videos
+        are those of cond.
       observation: what is known of the videos; known pixels are returned unchanged.
       initial_noise: [num, f, h, w, c] to start from, as `invert` returns it.
       size: frames, height, width, none smaller than the model's. Larger ones are
@@ -98,10 +96,10 @@ def sample(
       UserError: settings out of range.
     """
     check_settings(model, num, seed, settings)
-    is_negative = negative_labels is not None or negative_text is not None
-    if is_negative and not uses_cfg(model, settings):
+    if negative is not None and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
-    _check_low_res(model, low_res)
+    cond = cond or {}
+    _check_conditions(model, cond)
     size = size or model.shape[:3]
     _check_size(model, size, observation)
     if observation is not None:  # one shape of mask, one program
@@ -122,14 +120,13 @@ def sample(
         size=size if size != model.shape[:3] else None,
         tiled_sampling=settings.tiled_sampling,
     )
-    negative = raw_conditions(negative_labels, negative_text, low_res)
     videos = sample_batches(
         key,
         params,
         num,
         settings,
-        raw_conditions(labels, text, low_res),
-        negative=negative if is_negative else None,
+        cond,
+        negative=negative,
         observation=observation,
         initial_noise=initial_noise,
         noise=NoiseIndex(seed, stage_index, block_index, first_index),
@@ -143,9 +140,9 @@ def sample_batches(
     params: Params,
     num: int,
     settings: Settings,
-    conditions: dict[str, np.ndarray],
+    cond: Conditions,
     *,
-    negative: dict[str, np.ndarray] | None = None,
+    negative: Conditions | None = None,
     observation: Observation | None = None,
     initial_noise: np.ndarray | None = None,
     noise: NoiseIndex = DEFAULT_NOISE,
@@ -153,7 +150,7 @@ def sample_batches(
 ) -> np.ndarray:
     """Return `num` videos as the sampler leaves them, made batch by batch.
 
-    conditions, negative: raw conditions of every video. The rest is as for `sample`.
+    The arguments are as for `sample`.
     """
     model, mesh, steps = key.model, key.mesh, settings.steps
     # A loaded model's parameters are on one device; those of a run are in place.
@@ -176,22 +173,20 @@ def sample_batches(
                 np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
                 key=key,
             )  # fmt: skip
-            augmented = {}
-            if model.low_resolution is not None:
+            videos = {}
+            for name, _ in model.video_conditions:
                 t = np.asarray(time_from_snr(settings.augmentation_snr))
-                low_res = take(conditions["low_res"]).astype(dtype)
-                augmented = augment_low_res(keys, low_res, t, key=key)
-            cond = _all_conditions(model, jax.tree.map(take, conditions), batch)
-            cond |= augmented
-            null = model.unconditional(cond)
+                video = take(cond[name]).astype(dtype)
+                videos |= augment_video(keys, video, t, name=name, key=key)
+            own = _raw_conditions(model, cond, take, batch) | videos
+            null = model.unconditional(own)
             if negative is not None:
-                null = _all_conditions(model, jax.tree.map(take, negative), batch)
-                null |= augmented
+                null = _raw_conditions(model, negative, take, batch) | videos
             known = None if observation is None else jax.tree.map(take, observation)
             for row in range(0, steps, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, steps)
                 carry = run_steps(
-                    params, cond, null, known, keys, carry, table, row, stop, weights,
+                    params, own, null, known, keys, carry, table, row, stop, weights,
                     key=key,
                 )  # fmt: skip
                 jax.block_until_ready(carry)
@@ -221,26 +216,14 @@ def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
 
 
-def raw_conditions(
-    labels: np.ndarray | None = None,
-    text: TextEmbeddings | None = None,
-    low_res: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Return the conditions that are not None, by their names in a batch."""
-    arrays = {"label": labels, "low_res": low_res}
-    if text is not None:
-        arrays |= {"text": text.tokens, "text_mask": text.mask}
-    return {name: array for name, array in arrays.items() if array is not None}
-
-
-def _all_conditions(model: DiffusionModel, conditions: dict, batch: int):
-    """Return the model's conditions of a batch; those that are missing are open."""
-    missing = {
-        "label": np.full((batch, len(model.label_vocabulary)), -1, np.int32),
-        "text": np.zeros((batch, 1, model.text_dim), jnp.result_type(float)),
-        "text_mask": np.zeros((batch, 1), bool),
-    }
-    return model.raw_conditions(missing | conditions)
+def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -> Cond:
+    """Return the model's conditions of a batch; those that are missing are dropped."""
+    arrays = {name: take(array) for name, array in cond.items()}
+    raw = model.raw_conditions(model.null_conditions((batch,)) | arrays)
+    for name, mask in raw["keep"].items():
+        if not model.condition(name).null((1,)).keys() & arrays.keys():
+            raw["keep"][name] = jnp.zeros_like(mask)
+    return raw
 
 
 def _check_size(
@@ -257,27 +240,24 @@ def _check_size(
         )
 
 
-def _check_low_res(model: DiffusionModel, low_res: np.ndarray | None) -> None:
-    """Raise UserError unless a stage has an input of its shape, and a base model none.
-
-    low_res: [num, f', h', w', c].
-    """
-    if model.low_resolution is None:
-        if low_res is not None:
+def _check_conditions(model: DiffusionModel, cond: Conditions) -> None:
+    """Raise UserError for a condition that the model lacks, or a video it needs."""
+    videos = dict(model.video_conditions)
+    known = [*model.null_conditions((1,)), *videos]
+    if unknown := sorted(cond.keys() - set(known)):
+        raise UserError(
+            f"this model is not conditioned on {', '.join(unknown)}; it knows "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    for name, condition in videos.items():
+        shape, video = condition.input_shape, cond.get(name)
+        if video is None:
             raise UserError(
-                "a low-resolution input: this model is no super-resolution stage"
+                f"this model is conditioned on {name}, videos of {shape}: run the "
+                "whole cascade"
             )
-        return
-    shape = model.low_resolution.input_shape
-    if low_res is None:
-        raise UserError(
-            "this model is a super-resolution stage: it needs low-resolution videos of "
-            f"{shape}; run the whole cascade"
-        )
-    if low_res.shape[1:] != shape:
-        raise UserError(
-            f"low-resolution videos of {low_res.shape[1:]}: this stage takes {shape}"
-        )
+        if video.shape[1:] != shape:
+            raise UserError(f"{name} of {video.shape[1:]}: this model takes {shape}")
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ from vdm_jax import sharding
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.generate import DEFAULT_SETTINGS, raw_conditions, sample_batches
+from vdm_jax.sampling.generate import DEFAULT_SETTINGS, sample_batches
 from vdm_jax.sampling.program import ProgramKey
 from vdm_jax.sampling.settings import Settings, check_settings
+from vdm_jax.sampling.types import Conditions
 
 INVERSION_SAMPLER = samplers.ddim_inversion()
 
@@ -22,7 +23,7 @@ def invert(
     videos: np.ndarray,
     settings: Settings = DEFAULT_SETTINGS,
     *,
-    labels: np.ndarray | None = None,
+    cond: Conditions | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
@@ -33,20 +34,17 @@ def invert(
     gets settings.guidance_scale.
 
     Raises:
-      UserError: settings out of range, or a model conditioned on a video or text.
+      UserError: settings out of range, or a model conditioned on a video.
     """
-    if model.low_resolution is not None or model.text_dim:
-        raise UserError(
-            "inversion is for models conditioned on labels or nothing, and not for "
-            "super-resolution stages"
-        )
+    if model.video_conditions:
+        raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
     return sample_batches(
         ProgramKey(model, INVERSION_SAMPLER, mesh or sharding.make_mesh()),
         params,
         len(videos),
         settings,
-        raw_conditions(labels),
+        cond or {},
         initial_noise=videos,
         progress=progress,
     )

@@ -19,7 +19,7 @@ from vdm_jax.sampling.settings import tile_starts
 from vdm_jax.sampling.types import Observation
 
 # Numbers of the noise draws of a step; a sampler's own start at 0.
-AUGMENTATION_DRAW = 1  # noise on a low-resolution input, next to the initial noise, 0
+AUGMENTATION_DRAW = 1  # noise on a given video, next to the initial noise, 0
 REPLACEMENT_DRAW = 8  # noise on known pixels, one draw per call
 
 
@@ -48,9 +48,9 @@ def _with_guidance_embedding(
 ) -> Denoiser:
     """Condition a student on the step's guidance weight; it has one branch only."""
 
-    def guided(z: jax.Array, step: NoiseLevel, cond) -> Prediction:
-        w = jnp.broadcast_to(weights[step.step_index, 0, 0], z.shape[:1])
-        return denoise(z, step, model.with_guidance_weight(cond, w))
+    def guided(z: jax.Array, level: NoiseLevel, cond) -> Prediction:
+        w = jnp.broadcast_to(weights[level.step_index, 0, 0], z.shape[:1])
+        return denoise(z, level, model.with_guidance_weight(cond, w))
 
     return guided
 
@@ -62,9 +62,9 @@ def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
     window, starts = (model.shape[0], *stage.train_crop), tile_starts(model)
 
     def crop_cond(cond, start):
-        low = cond["low_res"]
-        size = (low.shape[0], *window, low.shape[-1])
-        return cond | {"low_res": jax.lax.dynamic_slice(low, start, size)}
+        for _, condition in model.video_conditions:
+            cond = cond | condition.crop(cond, start, window)
+        return cond
 
     return average_windows(denoise, window, starts, crop_cond)
 
@@ -97,8 +97,8 @@ def _guided_denoiser(
         denoise = guiding.clip_x(denoise, key.clip_x)
     if observation is not None:
 
-        def replacement_noise(step: NoiseLevel) -> jax.Array:
-            return noise(step.step_index, REPLACEMENT_DRAW + step.call)
+        def replacement_noise(level: NoiseLevel) -> jax.Array:
+            return noise(level.step_index, REPLACEMENT_DRAW + level.call)
 
         denoise = guiding.replace_known(
             denoise, observation.video, observation.mask, replacement_noise
@@ -128,15 +128,15 @@ def run_steps(
         )
 
 
-@functools.partial(jax.jit, static_argnames="key")
-def augment_low_res(keys, low_res, t, *, key: ProgramKey):
-    """Return a stage's conditions of its low-resolution input, with noise of time t."""
-    stage = key.model.low_resolution
-    assert stage is not None
-    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, key.shape, low_res.dtype)
-    times = jnp.broadcast_to(t.astype(low_res.dtype), low_res.shape[:1])
+@functools.partial(jax.jit, static_argnames=("key", "name"))
+def augment_video(keys, video, t, *, name: str, key: ProgramKey):
+    """Return the arrays of a video condition for given videos, with noise of time t."""
+    condition = key.model.condition(name)
+    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, key.shape, video.dtype)
+    times = jnp.broadcast_to(t.astype(video.dtype), video.shape[:1])
     return jax.lax.with_sharding_constraint(
-        stage.augmented_cond(low_res, times, eps), sharding.batch_sharding(key.mesh)
+        condition.from_observation(video, times, eps),
+        sharding.batch_sharding(key.mesh),
     )
 
 

@@ -34,22 +34,22 @@ def final_rms_error(
 
     known = math.sqrt(variance) * normal(1 + rows * each)
 
-    def denoise(z: np.ndarray, step: NoiseLevel, cond) -> process.Prediction:
-        spread = step.alpha**2 * variance + step.sigma**2
-        gain = step.alpha * variance / spread
-        error = step.sigma * np.sqrt(variance / spread)
+    def denoise(z: np.ndarray, level: NoiseLevel, cond) -> process.Prediction:
+        spread = level.alpha**2 * variance + level.sigma**2
+        gain = level.alpha * variance / spread
+        error = level.sigma * np.sqrt(variance / spread)
         x = gain * z + error * normal(
-            1 + step.step_index * each + MAX_DRAWS + step.call
+            1 + level.step_index * each + MAX_DRAWS + level.call
         )
-        pull = weights(step) * step.alpha * gain
-        return process.from_x(x + pull * (known - x), z, step)
+        pull = weights(level) * level.alpha * gain
+        return process.from_x(x + pull * (known - x), z, level)
 
     carry = sampler.init(normal(0))
     for i in range(rows):
         row = {key: value[i] for key, value in table.items()}
-        step = NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
+        level = NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
         noise = lambda draw, i=i: normal(1 + i * each + draw)  # noqa: E731
-        carry = sampler.step(denoise, carry, step, row, noise, None)
+        carry = sampler.step(denoise, carry, level, row, noise, None)
     return math.sqrt(((carry[0] - known) ** 2).sum())
 
 

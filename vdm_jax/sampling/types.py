@@ -1,15 +1,12 @@
-"""Arrays that sampling takes beside labels: text embeddings, and what is observed."""
+"""What sampling takes: conditions, and what is observed of the videos."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-
-class TextEmbeddings(NamedTuple):
-    """Token embeddings [n, l, width], and a mask of the tokens, bool [n, l]."""
-
-    tokens: np.ndarray
-    mask: np.ndarray
+# Arrays [n, ...] of conditions, by their names in a batch; n may be 1 for all videos.
+Conditions = Mapping[str, np.ndarray]
 
 
 class Observation(NamedTuple):

@@ -117,29 +117,26 @@ def preview_conditions(
     label: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the conditions of `num` previews, as keyword arguments of sampling.sample.
+    """Return the conditions of `num` previews, as sampling.sample takes them.
 
-    Labels are as `label` says. Captions, and the low-resolution videos of a stage, are
-    those of held-out clips, or of training clips where none are held out; with captions
-    the labels are of the same clips.
+    Labels are as `label` says where the model is conditioned on nothing else. Otherwise
+    all conditions are of held-out clips, or of training clips where none are held out.
     """
-    conditions: dict[str, Any] = {
-        "labels": sampling.draw_labels(model, num, label, seed)
-    }
-    if captions is None and model.low_resolution is None:
-        return conditions
+    arrays = model.batch_arrays
+    labels = sampling.draw_labels(model, num, label, seed)
+    cond = {} if labels is None else {"label": labels}
+    if not (arrays - {"label"} or model.video_conditions):
+        return cond
     part = source.split(True)
     part = part if len(part) else source.split(False)
     clips = list(pipeline.fixed_clips(config, part, num, seed))
     if captions is not None:
-        arrays = captions([clip["caption"][0] for clip in clips])
-        conditions["text"] = sampling.TextEmbeddings(
-            arrays["text"], arrays["text_mask"]
-        )
-    if model.low_resolution is not None:
-        video = model.encode(np.concatenate([clip["video"] for clip in clips]))
-        downsample = jax.jit(model.low_resolution.downsample)
-        conditions["low_res"] = np.asarray(downsample(video))
-    if captions is not None and model.label_vocabulary:
-        conditions["labels"] = np.concatenate([clip["label"] for clip in clips])
-    return conditions
+        cond |= captions([clip["caption"][0] for clip in clips])
+    video = np.concatenate([clip["video"] for clip in clips])
+    for name, condition in model.video_conditions:
+        observe = jax.jit(condition.observation)
+        cond[name] = np.asarray(observe(model.encode(video)))
+    # With a video alone labels may be of others: they are drawn as `label` says.
+    for name in arrays & clips[0].keys() if arrays - {"label"} else ():
+        cond[name] = np.concatenate([clip[name] for clip in clips])
+    return cond

@@ -50,8 +50,7 @@ def make_observers(
     validate = make_validation(model)
     clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % mesh.size
     batch = add_text(pipeline.held_out_batch(config, source, clips), captions)
-    names = ("video", "label", "text", "text_mask")
-    batch = {name: batch[name] for name in names if name in batch}
+    batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
 
     def validation(state: TrainState) -> dict[str, float]:
         bands = validate(state.eval_params, batch)
@@ -72,7 +71,7 @@ def make_preview(
 
     It returns early, without samples, once the run is requested to stop.
     """
-    conditions = preview_conditions(
+    cond = preview_conditions(
         config, model, source, captions, NUM_PREVIEWS, config.sample.label, config.seed
     )
 
@@ -87,7 +86,7 @@ def make_preview(
                 state.eval_params,
                 NUM_PREVIEWS,
                 sampling.Settings.from_config(config.sample),
-                **conditions,
+                cond=cond,
                 seed=config.seed,
                 mesh=mesh,
                 progress=stop_on_request,

@@ -150,13 +150,14 @@ def batch_shapes(
     frames = model.shape[0] + images
     shapes: dict[str, tuple] = {"video": ((b, frames, *model.shape[1:]), np.uint8)}
     # Independent images behind a video have conditions of their own.
-    condition = (b, 1 + images) if images else (b,)
+    n = (b, 1 + images) if images else (b,)
     if images:
         shapes["frame_mask"] = ((b, frames), np.bool_)
-    if model.label_vocabulary:
-        shapes["label"] = ((*condition, len(model.label_vocabulary)), np.int32)
+    for name, array in model.null_conditions(n).items():
+        if name in model.batch_arrays:
+            shapes[name] = array.shape, array.dtype
     if captions is not None:
-        shapes |= captions.shapes(condition)
+        shapes |= captions.shapes(n)
     split = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)

@@ -1,0 +1,82 @@
+"""Labels: one value of each attribute, or none."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.conditions.base import Cond, Condition, Contribution, per_frame
+from vdm_jax.diffusion.process import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Label(Condition):
+    """Attributes of a video, int32 [n, attributes], -1 where one is unknown.
+
+    vocabulary: for each attribute the names of its values.
+    attribute_dropout: probability with which training makes one attribute unknown.
+    """
+
+    vocabulary: tuple[tuple[str, ...], ...]
+    dropout: float = 0.0
+    attribute_dropout: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Label | None":
+        """Return the condition of a config, None for a data set without labels."""
+        vocabulary = tuple(tuple(names) for names in config.data.label_vocabulary or ())
+        if not vocabulary:
+            return None
+        conditioning = config.conditioning
+        return cls(
+            vocabulary, conditioning.label_dropout, conditioning.attribute_dropout
+        )
+
+    def null(self, n: tuple[int, ...]) -> dict[str, Any]:
+        """All attributes unknown."""
+        return {"label": np.full((*n, len(self.vocabulary)), -1, np.int32)}
+
+    def embed(
+        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
+    ) -> Contribution:
+        """The sum of the values' embeddings."""
+        assert keep is not None
+        cardinalities = tuple(len(names) for names in self.vocabulary)
+        encode = LabelEncoder(cardinalities, dim, name=name)
+        return Contribution(per_frame(encode(cond["label"], keep), frames))
+
+    def augment(self, cond: Cond, key: Array) -> dict[str, Any]:
+        """Make single attributes unknown."""
+        label = cond["label"]
+        unknown = jax.random.bernoulli(key, self.attribute_dropout, label.shape)
+        return {"label": jnp.where(unknown, -1, label)}
+
+
+class LabelEncoder(nn.Module):
+    """Sum over attributes of the embedding of each value; 0 if unknown or dropped.
+
+    labels: int [..., attributes], -1 for unknown. keep: bool [...]. -> [..., dim]
+    """
+
+    cardinalities: tuple[int, ...]
+    dim: int
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
+        dtype = jnp.result_type(float)  # float64 where x64 is enabled
+        total = jnp.zeros((*labels.shape[:-1], self.dim), dtype)
+        for i, size in enumerate(self.cardinalities):
+            table = nn.Embed(
+                size,
+                self.dim,
+                param_dtype=dtype,
+                embedding_init=nn.initializers.normal(1.0),
+                name=f"attribute_{i}",
+            )
+            value = labels[..., i]
+            known = (keep & (value >= 0))[..., None]
+            total += jnp.where(known, table(jnp.maximum(value, 0)), 0)
+        return total
