@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
         config.video.update(frames=frames, height=height, width=width, fps=frames)
         config.data.update(label_vocabulary=(), mean=-0.3, variance=0.2)
         config.conditioning.label_dropout = 0.0
-        config.sample.update(guidance=0.0, batch_size=2)
+        config.sample.update(guidance_scale=1.0, batch_size=2)
         if name != "base":
             config.stage.update(kind=name, factor=2, augmentation_time=(0.0, 0.5))
         config.network.update(
@@ -224,7 +224,7 @@ def test_an_unknown_stage_and_an_unused_text_are_refused(folder):
     [(384, "others", False), (512, "", False), (384, "", True), (384, "those", True)],
 )
 def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
-    """By the hash of its weights where a stage recorded one, and always by its width."""
+    """By the hash of its weights where a stage recorded it, and always by its width."""
     read = cascade.read(ROOT / "cascades" / "shapes")
     text = sampling.TextEmbeddings(np.zeros((2, 2, dim)), np.ones((2, 2), bool))
     monkeypatch.setattr(cascade.text_encoders, "load", lambda _: Encoder(dim, text))
@@ -335,18 +335,18 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         f"--workdir={tmp_path}", *flags,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "give --teacher, a model, or --cascade" in done.stderr.splitlines()[-1]
+    assert "give --teacher, a model or --cascade" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--workdir=x", "--cascade=y"], "give --workdir, a model, or --cascade"),
-        ([], "give --workdir, a model, or --cascade"),
+        (["--workdir=x", "--cascade=y"], "give --workdir, a model or --cascade"),
+        ([], "give --workdir, a model or --cascade"),
         (["--cascade={}", "--last_stage=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
-        (["--cascade={}", "--label=red"], "--label goes with --workdir and"),
-        (["--cascade={}", "--extend=a.mp4"], "--extend goes with --workdir and"),
+        (["--cascade={}", "--label=red"], "not with --cascade or --prompt"),
+        (["--cascade={}", "--extend=a.mp4"], "--extend does not go with --cascade"),
         (["--cascade={}", "--augmentation_snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
         (["--cascade={}", "--text_encoder=x"], "--text_encoder: "),

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,11 @@ def test_a_checkpoint_of_version_0_1_is_restored(workdirs):
 def test_a_run_of_version_0_1_is_a_start_for_another(workdirs, tmp_path, monkeypatch):
     """The state of config.init_from, without training it."""
     _, old = workdirs
-    monkeypatch.setattr(train, "train_loop", lambda update, state, *_, **__: state)
+    monkeypatch.setattr(
+        train,
+        "train_loop",
+        lambda update, state, *_, **__: SimpleNamespace(state=state),
+    )
     monkeypatch.setattr(Trainer, "compile_update", lambda *_: None)
     config = small_config(4)
     config.init_from = str(old)

@@ -72,7 +72,7 @@ def rename_classes(directory, name):
 def test_classes_named_in_features_json_are_not_imported(
     tfds_folder, tmp_path, monkeypatch, name
 ):
-    """Not from the data tfds_folder, the current tfds_folder, or any other place."""
+    """Not from the data folder, the current folder, or any other place."""
     directory = tmp_path / "images" / "1.0.0"
     shutil.copytree(tfds_folder / "images" / "1.0.0", directory)
     rename_classes(directory, json.dumps(name))
