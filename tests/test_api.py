@@ -41,7 +41,7 @@ def test_a_sample_is_that_of_the_library():
     settings = sampling.Settings.from_config(trained.config.sample)
     labels = sampling.draw_labels(trained.model, 2, "red")
     same = sampling.sample(
-        trained.model, trained.params, 2, settings, labels=labels, seed=3
+        trained.model, trained.params, 2, settings, cond={"label": labels}, seed=3
     )
     np.testing.assert_array_equal(videos, sampling.to_uint8(same))
     assert isinstance(trained, runs.TrainedModel) and trained.step == -1

@@ -10,7 +10,7 @@ import pytest
 
 from configs import shapes
 from tests.run_command import ROOT, call
-from vdm_jax import build, cascade, sampling
+from vdm_jax import build, cascade
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models
@@ -138,15 +138,16 @@ def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
 ):
     texts = {}
 
-    def sample(model, params, num, settings, *, text, negative_text, **_):
-        texts[model.shape[:3]] = (text, negative_text)
+    def sample(model, params, num, settings, *, cond, negative, **_):
+        texts[model.shape[:3]] = (cond["text"], negative)
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     monkeypatch.setattr(
         cascade.sampling, "uses_cfg", lambda _, settings: settings.augmentation_snr == 3
     )
-    cascade.sample(cascade.read(folder), 1, "text", "negative")  # type: ignore
+    text = {"text": "text"}
+    cascade.sample(cascade.read(folder), 1, text, "negative")  # type: ignore
     for name, size in SIZES.items():
         assert texts[size] == ("text", "negative" if name == "tsr" else None)
 
@@ -226,12 +227,12 @@ def test_an_unknown_stage_and_an_unused_text_are_refused(folder):
 def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
     """By the hash of its weights where a stage recorded it, and always by its width."""
     read = cascade.read(ROOT / "cascades" / "shapes")
-    text = sampling.TextEmbeddings(np.zeros((2, 2, dim)), np.ones((2, 2), bool))
+    text = np.zeros((2, 2, dim)), np.ones((2, 2), bool)
     monkeypatch.setattr(cascade.text_encoders, "load", lambda _: Encoder(dim, text))
     read.stages[3].config.conditioning.text_encoder_sha256 = sha256
     if fits:
         embeddings, negative = cascade.encode_prompts(read, ["a red square"])
-        assert embeddings.tokens.shape == (1, 2, dim) and negative is None
+        assert embeddings["text"].shape == (1, 2, dim) and negative is None
         return
     with pytest.raises(UserError, match="minilm is not the text encoder that"):
         cascade.encode_prompts(read, ["a red square"])
@@ -239,7 +240,7 @@ def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
 
 class Encoder(NamedTuple):
     dim: int
-    text: sampling.TextEmbeddings
+    text: tuple
 
     def sha256(self):
         return "those"
@@ -261,11 +262,11 @@ def test_settings_apply_to_all_stages_and_one_must_use_them(folder):
 
 def test_a_negative_text_needs_guidance(folder):
     read = cascade.read(folder)
-    text = sampling.TextEmbeddings(np.zeros((1, 1, 4)), np.ones((1, 1), bool))
+    text = {"text": np.zeros((1, 1, 4)), "text_mask": np.ones((1, 1), bool)}
     with pytest.raises(
         UserError, match="a negative text needs a stage with .*guidance"
     ):
-        cascade.sample(read, 1, negative_text=text)
+        cascade.sample(read, 1, negative=text)
 
 
 def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):

@@ -136,11 +136,11 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             devices, x64, "-c",
             "import sys, numpy as np; from vdm_jax import runs, sampling;"
             f"m = runs.load({str(run)!r});"
-            "labels = sampling.draw_labels(m.model, 8);"
+            "cond = {'label': sampling.draw_labels(m.model, 8)};"
             f"s = sampling.Settings(steps=64, guidance_scale=2.0, batch_size={batch});"
-            "v = sampling.sample(m.model, m.params, 8, s, labels=labels);"
+            "v = sampling.sample(m.model, m.params, 8, s, cond=cond);"
             "known = sampling.Observation(v[:1], np.arange(8).reshape(1, 8, 1, 1, 1) < 4);"
-            "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known, labels=labels);"
+            "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known, cond=cond);"
             f"np.save({str(out)!r}, np.stack([v, w]))",
         )  # fmt: skip
         videos.append(np.load(f"{out}.npy"))
@@ -194,7 +194,7 @@ def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tm
             devices, True, "-c",
             "import numpy as np; from vdm_jax import cascade, sampling;"
             "tokens = np.random.default_rng(0).normal(size=(8, 5, 6));"
-            "text = sampling.TextEmbeddings(tokens, np.ones((8, 5), bool));"
+            "text = {'text': tokens, 'text_mask': np.ones((8, 5), bool)};"
             f"made = cascade.sample(cascade.read({str(tmp_path)!r}), 8, text);"
             f"np.save({str(out)!r}, made['ssr'])",
         )  # fmt: skip

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.change import change, with_text
 from tests.small_model import smoke_config
 from vdm_jax import build
 from vdm_jax.diffusion import process, schedules
@@ -67,9 +68,8 @@ def test_x_and_eps_of_a_prediction_reproduce_z(model, params, prediction_type):
 def test_condition_dropout_has_its_rates_and_drops_each_independently(model):
     """Label, text and each attribute, of a video and of each independent image."""
     n = 4000
-    dropping = dataclasses.replace(
-        model, label_dropout=0.3, attribute_dropout=0.1, text_dim=2, text_dropout=0.2
-    )
+    dropping = change(model, label={"dropout": 0.3, "attribute_dropout": 0.1})
+    dropping = with_text(dropping, dropout=0.2)
     batch = {
         "label": jnp.ones((n, 3, 2), jnp.int32),
         "text": jnp.zeros((n, 3, 1, 2)),
@@ -86,7 +86,7 @@ def test_condition_dropout_has_its_rates_and_drops_each_independently(model):
 
 
 def test_unconditional_keeps_no_condition_and_shares_the_arrays(model):
-    whole = dataclasses.replace(model, text_dim=2)
+    whole = with_text(model, dropout=0.1)
     batch = {
         "label": jnp.ones((3, 2), jnp.int32),
         "text": jnp.ones((3, 1, 2)),
@@ -97,12 +97,14 @@ def test_unconditional_keeps_no_condition_and_shares_the_arrays(model):
     assert uncond["keep"].keys() == {"label", "text"}
     assert not any(mask.any() for mask in uncond["keep"].values())
     assert all(uncond[name] is cond[name] for name in cond if name != "keep")
+    kept = with_text(model).unconditional(cond)["keep"]  # never dropped in training
+    assert kept["text"].all() and not kept["label"].any()
 
 
-def test_cfg_needs_every_condition_dropped_in_training(model):
+def test_cfg_needs_a_condition_that_training_dropped(model):
     assert model.supports_cfg
-    assert not dataclasses.replace(model, label_dropout=0.0).supports_cfg
-    assert not dataclasses.replace(model, label_vocabulary=()).supports_cfg
+    assert not change(model, label={"dropout": 0.0}).supports_cfg
+    assert not dataclasses.replace(model, conditions=()).supports_cfg
 
 
 @pytest.fixture(scope="module")

@@ -93,9 +93,9 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
     settings = sampling.Settings.from_config(loaded.config.sample)
     settings = dataclasses.replace(settings, **changes)
     told = CaptionEmbeddings(loaded.config.data.text_embeddings_dir)(prompts)
-    words = sampling.TextEmbeddings(told["text"], told["text_mask"])
+    words = {name: told[name] for name in ("text", "text_mask")}
     videos = sampling.sample(
-        loaded.model, loaded.params, len(prompts), settings, text=words, low_res=low,
+        loaded.model, loaded.params, len(prompts), settings, cond=words | {"low_resolution": low},
         seed=seed,
     )  # fmt: skip
     return sampling.to_uint8(videos)

@@ -157,7 +157,7 @@ def main() -> None:
         settings = dataclasses.replace(own, sampler="ddim", steps=n)
         videos = sampling.sample(
             loaded.model, params, args.num, settings,
-            labels=kept["label"], seed=args.seed,
+            cond={"label": kept["label"]}, seed=args.seed,
         )  # fmt: skip
         return sampling.to_uint8(videos)
 

@@ -111,7 +111,7 @@ def main() -> None:
             guidance_scale=loaded.config.sample.guidance,
         )  # fmt: skip
         return sampling.sample(
-            loaded.model, loaded.params, args.num, settings, labels=labels
+            loaded.model, loaded.params, args.num, settings, cond={"label": labels}
         )
 
     def off(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from vdm_jax.conditions.encoder import ConditioningEncoder
+from vdm_jax.conditions.label import Label
+from vdm_jax.conditions.text import Text
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    encoder = ConditioningEncoder(dim=8, mlp_layers=1, cardinalities=(2, 3), text=True)
+    rows = ("label", Label((("a", "b"), ("x", "y", "z")))), ("text", Text(dim=5))
+    encoder = ConditioningEncoder(dim=8, mlp_layers=1, conditions=rows)
     cond = {
         "label": jnp.array([[0, 2], [1, 0]]),
         "text": jax.random.normal(jax.random.key(1), (2, 4, 5)),

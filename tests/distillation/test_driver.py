@@ -369,7 +369,7 @@ def test_a_told_student_is_sampled_with_one_branch_at_its_weight(done):
             params,
             2,
             sampling.Settings(steps=1, guidance_scale=scale, clip_x=0.0),
-            labels=labels,
+            cond={"label": labels},
         )
         for scale in (1.0, 4.0)
     }
@@ -405,7 +405,9 @@ def test_oscillating_guidance_reaches_a_told_student(done):
 
     def made(**how):
         settings = sampling.Settings(steps=4, guidance_scale=5.0, clip_x=0.0, **how)
-        return sampling.sample(loaded.model, params, 1, settings, labels=labels)
+        return sampling.sample(
+            loaded.model, params, 1, settings, cond={"label": labels}
+        )
 
     turns = made(guidance_schedule="oscillating:1:0.5")
     assert abs(turns - made()).max() > 1e-3
@@ -717,7 +719,7 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
 
     def sample(*args, labels, seed):
         asked.append((seed, labels))
-        return made(*args, labels=labels, seed=seed)
+        return made(*args, cond={"label": labels}, seed=seed)
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     rows = distillations.evaluate(workdir, tmp_path, **ask)

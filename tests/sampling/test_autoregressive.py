@@ -168,11 +168,13 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
 
     def draw(scale, **negative):
         settings = sampling.Settings(steps=3, guidance_scale=scale)
-        return sampling.sample(model, params, 2, settings, labels=labels, **negative)
+        return sampling.sample(
+            model, params, 2, settings, cond={"label": labels}, **negative
+        )
 
-    assert np.abs(draw(3.0) - draw(3.0, negative_labels=away)).mean() > 1e-3
+    assert np.abs(draw(3.0) - draw(3.0, negative={"label": away})).mean() > 1e-3
     # With the label itself as the negative one, guidance does nothing.
-    same = draw(3.0, negative_labels=labels)
+    same = draw(3.0, negative={"label": labels})
     np.testing.assert_allclose(same, draw(1.0), atol=1e-3)
 
 
@@ -180,13 +182,13 @@ def test_ddim_samples_the_videos_from_their_inversion(trained):
     model, params = trained
     labels = np.array([[0, 1], [1, 0]], np.int32)
     plain = sampling.Settings(clip_x=0.0)
-    videos = sampling.sample(model, params, 2, plain, labels=labels)
+    videos = sampling.sample(model, params, 2, plain, cond={"label": labels})
     errors = []
     for steps in (8, 32, 128):
         settings = sampling.Settings(steps=steps, clip_x=0.0)
-        z = sampling.invert(model, params, videos, settings, labels=labels)
+        z = sampling.invert(model, params, videos, settings, cond={"label": labels})
         again = sampling.sample(
-            model, params, 2, settings, labels=labels, initial_noise=z
+            model, params, 2, settings, cond={"label": labels}, initial_noise=z
         )
         errors.append(np.sqrt(np.mean((again - videos) ** 2)))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]

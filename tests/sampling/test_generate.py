@@ -1,11 +1,10 @@
 """Sampling through the real model: the same video however it is batched."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.change import change
 from vdm_jax import sampling
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import program
@@ -17,7 +16,9 @@ def draw(trained, num=3, **settings):
     options = {k: settings.pop(k) for k in ("seed", "progress") if k in settings}
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
     settings = sampling.Settings(**settings)
-    return sampling.sample(model, params, num, settings, labels=labels, **options)
+    return sampling.sample(
+        model, params, num, settings, cond={"label": labels}, **options
+    )
 
 
 def test_a_video_does_not_depend_on_its_batch(trained):
@@ -39,7 +40,11 @@ def test_seeds_and_videos_differ(trained):
     model, params = trained
     same_label = np.zeros((2, 2), np.int32)
     pair = sampling.sample(
-        model, params, 2, sampling.Settings(steps=2, batch_size=2), labels=same_label
+        model,
+        params,
+        2,
+        sampling.Settings(steps=2, batch_size=2),
+        cond={"label": same_label},
     )
     assert abs(pair[0] - pair[1]).mean() > 0.01
 
@@ -48,9 +53,9 @@ def test_first_index_is_the_number_of_the_first_video(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
     settings = sampling.Settings(steps=2, batch_size=1)
-    both = sampling.sample(model, params, 2, settings, labels=labels)
+    both = sampling.sample(model, params, 2, settings, cond={"label": labels})
     second = sampling.sample(
-        model, params, 1, settings, labels=labels[1:], first_index=1
+        model, params, 1, settings, cond={"label": labels[1:]}, first_index=1
     )
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
@@ -80,7 +85,7 @@ def test_labels_are_read_by_name(trained):
     assert sampling.label_text(model, np.array([-1, 0])) == "x"
     drawn = sampling.draw_labels(model, 6, seed=3)
     assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]
-    alike = dataclasses.replace(model, label_vocabulary=(("a", "b"), ("x", "y")))
+    alike = change(model, label={"vocabulary": (("a", "b"), ("x", "y"))})
     drawn = sampling.draw_labels(alike, 40)
     assert len(np.unique(drawn, axis=0)) == 4  # each attribute by itself
 
@@ -116,7 +121,7 @@ def test_settings_out_of_range_are_one_line(trained, settings, message):
 def test_guidance_needs_dropped_conditions(trained):
     model, params = trained
 
-    never = dataclasses.replace(model, label_dropout=0.0)
+    never = change(model, label={"dropout": 0.0})
     with pytest.raises(UserError, match="sometimes dropped"):
         sampling.sample(never, params, 1, sampling.Settings(guidance_scale=2.0))
 

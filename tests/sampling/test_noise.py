@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vdm_jax import sampling
+from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.model import DiffusionModel
@@ -39,7 +40,7 @@ def gaussian(mean=0.1, variance=0.01, stage=None):
         SHAPE,
         mean=mean,
         variance=variance,
-        low_resolution=stage,
+        conditions=(("low_resolution", stage),) if stage else (),
     )
 
 
@@ -88,8 +89,7 @@ def linear():
         conditioning_encoder=LabelGain(),
         schedule=schedules.Cosine(logsnr_min=0.0),
         prediction_type="x",
-        label_vocabulary=(("a", "b"),),
-        label_dropout=0.1,
+        conditions=(("label", Label((("a", "b"),), dropout=0.1)),),
     )
 
 
@@ -97,13 +97,13 @@ def test_each_video_has_its_own_negative_label():
     z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
     settings = Settings(steps=1, guidance_scale=3.0, batch_size=2)
-    options = {"labels": labels, "initial_noise": z}
+    options = {"cond": {"label": labels}, "initial_noise": z}
     made = sampling.sample(linear(), PARAMS, 3, settings, **options)
     gain = 0.5 + 0.1 * labels
     expected = (3 * gain - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
     made = sampling.sample(
-        linear(), PARAMS, 3, settings, **options, negative_labels=negative
+        linear(), PARAMS, 3, settings, **options, negative={"label": negative}
     )
     expected = (3 * gain - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
@@ -120,8 +120,9 @@ def test_guidance_then_reconstruction_then_clipping_then_replacement(x64):
     )
     labels = np.zeros((2, 1), np.int32)
     made = sampling.sample(
-        linear(), PARAMS, 2, settings, labels=labels, observation=known, initial_noise=z
-    )
+        linear(), PARAMS, 2, settings, cond={"label": labels}, observation=known,
+        initial_noise=z,
+    )  # fmt: skip
 
     def means(x):
         return x.reshape(2, SHAPE[0], 4, 2, 4, 2, SHAPE[3]).mean((3, 5))
@@ -163,7 +164,7 @@ def test_a_stage_s_input_has_the_noise_level_of_its_condition(snr):
     own = np.linspace(-0.4, 0.4, 5, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     low = np.broadcast_to(own, (5, SHAPE[0], 4, 4, SHAPE[3]))
     settings = Settings(steps=1, augmentation_snr=snr, clip_x=0.0, batch_size=2)
-    made = sampling.sample(model, PARAMS, 5, settings, low_res=low)
+    made = sampling.sample(model, PARAMS, 5, settings, cond={"low_resolution": low})
     alpha2 = snr / (1 + snr)
     np.testing.assert_allclose(20 * made[..., 1], np.log(snr), rtol=1e-4)
     noise = made[..., 0] - np.sqrt(alpha2) * own[..., 0]

@@ -46,13 +46,16 @@ def conditions(model, num=3, seed=0):
     )
     tokens = rng.normal(size=(num, WORDS, 6)).astype(np.float32)
     mask = np.arange(WORDS) < np.arange(1, num + 1)[:, None]
-    return {"low_res": low, "text": sampling.TextEmbeddings(tokens, mask)}
+    return {"low_resolution": low, "text": tokens, "text_mask": mask}
 
 
-def draw(stage, more, num=3, **settings):
+def draw(stage, cond, num=3, negative=None, stage_index=0, **settings):
     model, params = stage
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
-    return sampling.sample(model, params, num, sampling.Settings(**settings), **more)
+    return sampling.sample(
+        model, params, num, sampling.Settings(**settings), cond=cond,
+        negative=negative, stage_index=stage_index,
+    )  # fmt: skip
 
 
 def test_a_video_does_not_depend_on_its_batch(stage):
@@ -65,32 +68,29 @@ def test_a_video_does_not_depend_on_its_batch(stage):
 def test_every_condition_matters(stage):
     more, other = conditions(stage[0]), conditions(stage[0], seed=1)
     whole = draw(stage, more)
-    for name in more:
+    for name in ("low_resolution", "text"):
         changed = draw(stage, more | {name: other[name]})
         assert abs(changed - whole).mean() > 1e-3, name
     assert abs(draw(stage, more, augmentation_snr=math.inf) - whole).mean() > 1e-3
-    assert abs(draw(stage, more | {"stage_index": 1}) - whole).mean() > 1e-2
-    assert abs(draw(stage, more | {"negative_text": other["text"]}) - whole).mean() > 0
+    assert abs(draw(stage, more, stage_index=1) - whole).mean() > 1e-2
+    away = {name: other[name] for name in ("text", "text_mask")}
+    assert abs(draw(stage, more, negative=away) - whole).mean() > 0
 
 
 def test_masked_tokens_are_not_read(stage):
     more = conditions(stage[0])
-    tokens, mask = more["text"]
+    tokens, mask = more["text"], more["text_mask"]
     junk = np.where(mask[..., None], tokens, 1e3).astype(np.float32)
-    same = draw(stage, more | {"text": sampling.TextEmbeddings(junk, mask)})
+    same = draw(stage, more | {"text": junk})
     np.testing.assert_allclose(same, draw(stage, more), atol=1e-5)
 
 
 def test_both_branches_of_guidance_see_the_same_video(stage):
     """Guidance between two empty texts is no guidance: the input video is shared."""
     more = conditions(stage[0])
-    nothing = sampling.TextEmbeddings(
-        more["text"].tokens, np.zeros_like(more["text"].mask)
-    )
-    plain = draw(stage, more | {"text": nothing}, guidance_scale=1.0)
-    guided = draw(
-        stage, more | {"text": nothing, "negative_text": nothing}, guidance_scale=6.0
-    )
+    empty = {"text": more["text"], "text_mask": np.zeros_like(more["text_mask"])}
+    plain = draw(stage, more | empty, guidance_scale=1.0)
+    guided = draw(stage, more | empty, negative=empty, guidance_scale=6.0)
     np.testing.assert_allclose(guided, plain, atol=1e-4)
 
 
@@ -196,16 +196,15 @@ def test_number_of_function_evaluations(settings, nfe):
 
 
 def test_a_stage_is_not_inverted(stage):
-    with pytest.raises(
-        UserError, match="inversion is for models conditioned on labels"
-    ):
+    with pytest.raises(UserError, match="inversion is not for super-resolution stages"):
         sampling.invert(*stage, np.zeros((1, *stage[0].shape), np.float32))
 
 
 def test_a_base_model_takes_no_video(trained):
     model, params = trained
-    with pytest.raises(UserError, match="no super-resolution stage"):
-        sampling.sample(model, params, 1, low_res=np.zeros((1, 4, 8, 8, 3)))
+    low = np.zeros((1, 4, 8, 8, 3))
+    with pytest.raises(UserError, match="is not conditioned on low_resolution"):
+        sampling.sample(model, params, 1, cond={"low_resolution": low})
 
 
 @pytest.mark.parametrize(

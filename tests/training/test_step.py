@@ -8,7 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import base
+from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolution
+from vdm_jax.conditions.text import Text
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
@@ -139,12 +141,14 @@ def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule(
         schedules.Cosine(),
         Noise(),
         (4, 4, 4, 3),
-        label_vocabulary=(("a", "b"),),
-        label_dropout=0.5,
-        attribute_dropout=0.5,
-        text_dim=2,
-        text_dropout=0.5,
-        low_resolution=LowResolution("ssr", 2, (4, 8, 8, 3), train_crop=(4, 4)),
+        conditions=(
+            ("label", Label((("a", "b"),), dropout=0.5, attribute_dropout=0.5)),
+            ("text", Text(dim=2, dropout=0.5)),
+            (
+                "low_resolution",
+                LowResolution("ssr", 2, (4, 8, 8, 3), train_crop=(4, 4)),
+            ),
+        ),
     )
     batch = {
         "video": jnp.full((2, 4, 8, 8, 3), 51, jnp.uint8),  # -.6

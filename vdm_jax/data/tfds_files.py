@@ -51,8 +51,9 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
         choices = ", ".join(f"{name}/{config}" for config in sorted(configs))
         raise UserError(f"config.data.tfds_name={name!r}: one of {choices}")
     raise UserError(
-        f"no prepared data set {name} in {root}: preparing it needs tensorflow, once, on "
-        f"any machine: tfds build {name} --file_format=array_record --data_dir={root}"
+        f"no prepared data set {name} in {root}: preparing it needs tensorflow, once, "
+        f"on any machine: tfds build {name} --file_format=array_record "
+        f"--data_dir={root}"
     )
 
 
