@@ -27,8 +27,8 @@ PARTS = {
     "projections of attention": r"attention/(qkv|out|q|kv)/",
     "norms and swish": r"silu|norm",
     "attention": "attention",
-    "skips, shrinking and growing": "skip|concatenate|shrink|grow",
-    "the optimizer's update": r"\(step\)/(?!.*(jvp|Conditioner))",
+    "skips, downsampling, upsampling": "skip|concatenate|downsample|upsample",
+    "the optimizer's update": r"\(step\)/(?!.*(jvp|ConditioningEncoder))",
 }
 
 

@@ -54,7 +54,9 @@ def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
     assert f"  v{order[0]}.mp4: at frame " in capsys.readouterr().out
     for number in range(4):
         damage(folder / f"v{number}.mp4", 3)
-    with pytest.raises(UserError, match="none of 4 videos can be used; 4 for the reas"):
+    with pytest.raises(
+        UserError, match="none of 4 videos can be used; 4 for the same reas"
+    ):
         read(folder, 2)
 
 
