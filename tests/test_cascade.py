@@ -13,7 +13,7 @@ from tests.run_command import ROOT, call
 from vdm_jax import build, cascade
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators import models
+from vdm_jax.evaluators import sections
 from vdm_jax.metrics import shape_detection as measure
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.report import page
@@ -279,7 +279,7 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
         with np.load(where / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
     # A report shows each prompt with its videos of every stage.
-    (section,) = models.sample_sections([out], "shapes")
+    (section,) = sections.sample_sections([out], "shapes")
     assert [len(grid.videos) for grid in section.stages] == [2, 2, 2]
     assert [grid.caption.split(":")[0] for grid in section.stages] == list(SIZES)
     html = page.render("title", "summary", [section])
@@ -287,7 +287,7 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
     # Videos of another command are not shown with these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
-    (section,) = models.sample_sections([out], "shapes")
+    (section,) = sections.sample_sections([out], "shapes")
     assert [grid.caption.split(":")[0] for grid in section.stages] == ["base", "ssr"]
 
 

@@ -1,4 +1,4 @@
-"""How commands start and end: vdm_jax/command.py."""
+"""How commands start and end: vdm_jax/runtime.py."""
 
 import errno
 import os
@@ -11,15 +11,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from vdm_jax import runtime, text
+from vdm_jax import runtime
 from vdm_jax.data import __main__ as data_command
 from vdm_jax.errors import UserError
+from vdm_jax.text import __main__ as text_command
 
 ROOT = Path(__file__).parents[1]
 
 
 def end_of(main, capfd):
-    """(status, standard error) of a command."""
+    """Return (status, standard error) of a command."""
     left = []
     streams, handler = (sys.stdout, sys.stderr), signal.getsignal(signal.SIGINT)
     try:
@@ -43,7 +44,7 @@ def end_of(main, capfd):
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\n"), 2, "9 GiB"),
     ],
 )
-def test_what_ends_a_command_is_one_line_and_a_status(capfd, error, status, line):
+def test_an_error_is_one_line_and_a_status(capfd, error, status, line):
     def main():
         raise error
 
@@ -52,7 +53,7 @@ def test_what_ends_a_command_is_one_line_and_a_status(capfd, error, status, line
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyError])
-def test_ctrl_c_that_a_library_makes_another_error_of_is_ctrl_c(capfd, kind):
+def test_ctrl_c_is_ctrl_c_where_a_library_raises_another_error(capfd, kind):
     def main():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -140,7 +141,7 @@ runtime.run(main)
     ],
     ids=["no reader", "closed", "full", "ascii"],
 )
-def test_what_cannot_be_said_does_not_end_a_command(shell, encoding):
+def test_output_that_cannot_be_written_does_not_end_a_command(shell, encoding):
     line = f'"$1" -c "$2" {shell}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(
         ["bash", "-c", line, "bash", sys.executable, STREAMS],
@@ -151,36 +152,35 @@ def test_what_cannot_be_said_does_not_end_a_command(shell, encoding):
 
 
 @pytest.mark.parametrize("name", list(runtime.PINNED_JAX_SETTINGS))
-def test_a_setting_that_changes_numbers_is_put_back_and_named(
+def test_a_setting_that_changes_numbers_is_reset_with_a_warning(
     monkeypatch, capsys, name
 ):
-    """JAX itself must know each of them, and hold these values without a variable."""
+    """JAX must have each of them, with these values where no variable is set."""
     monkeypatch.setenv(name.upper(), "other")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     put = {}
     monkeypatch.setattr(jax.config, "update", put.__setitem__)
-    assert (
-        runtime.jax_setting(name) == runtime.PINNED_JAX_SETTINGS[name] or "rank" in name
-    )  # of tests
-    monkeypatch.setattr(runtime, "setting", {name: "other"}.get)
+    pinned = runtime.PINNED_JAX_SETTINGS[name]
+    assert runtime.jax_setting(name) == pinned or "rank" in name  # the tests set it
+    monkeypatch.setattr(runtime, "jax_setting", {name: "other"}.get)
     runtime.configure_jax()
-    assert put[name] == runtime.PINNED_JAX_SETTINGS[name]
+    assert put[name] == pinned
     assert f"{name.upper()}=other" in capsys.readouterr().err
 
 
-def test_devices_that_were_asked_for_and_do_not_start(monkeypatch):
+def test_platforms_that_do_not_start(monkeypatch):
     def devices():
-        if asked["jax_platforms"]:
+        if settings["jax_platforms"]:
             raise RuntimeError("Unable to initialize backend 'tpu'")
         return jax.local_devices()
 
-    asked = {"jax_platforms": "tpu"}
+    settings = {"jax_platforms": "tpu"}
     monkeypatch.setattr(jax, "devices", devices)
-    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(runtime, "setting", asked.get)
-    with pytest.raises(UserError, match="JAX_PLATFORMS=tpu does not .*here is cpu"):
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(runtime, "jax_setting", settings.get)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=tpu does not .*available: cpu"):
         runtime.start_devices()
-    assert asked["jax_platforms"] == "tpu"
+    assert settings["jax_platforms"] == "tpu"
 
 
 @pytest.mark.parametrize("setting", ["JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"])
@@ -207,9 +207,9 @@ def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
         (data_command.main, ["check", "gs://b"]),
         (data_command.main, ["check", "a", "--cache_dir=gs://b"]),
         (data_command.main, ["check", "a", "--sheet=gs://b/s.png"]),
-        (text.main, ["--captions=gs://b", "--out=a"]),
-        (text.main, ["--captions=a", "--out=gs://b"]),
-        (text.main, ["--captions=a", "--out=b", "--encoder=gs://b"]),
+        (text_command.main, ["--captions=gs://b", "--out=a"]),
+        (text_command.main, ["--captions=a", "--out=gs://b"]),
+        (text_command.main, ["--captions=a", "--out=b", "--text_encoder=gs://b"]),
     ):
         with pytest.raises(SystemExit) as caught:
             main(flags)

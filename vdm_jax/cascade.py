@@ -283,7 +283,7 @@ def encode_prompts(
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path}: its stages were trained without text")
         return {}, None
-    encoder = text_encoders.load(cascade.text_encoder)
+    encoder = text_encoders.load_encoder(cascade.text_encoder)
     dim = cascade.stages[0].model.text_dim
     hashes = {stage.config.conditioning.text_encoder_sha256 for stage in cascade.stages}
     sha256 = max(hashes)  # "" for runs that did not record it

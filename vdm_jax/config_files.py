@@ -1,4 +1,4 @@
-"""Config files on a command line: ``--config=configs/NAME.py[:variant]`` and fields."""
+"""Config files on a command line: --config=configs/NAME.py[:variant] and fields."""
 
 import difflib
 import re
@@ -16,35 +16,38 @@ from vdm_jax.files import user_path
 
 
 def load_module(path: str, flag: str) -> dict[str, Any]:
-    """Return what a config file defines; UserError if it is none."""
+    """Run a config file, return its names; UserError if it is no config.
+
+    flag: name of the flag, for messages.
+    """
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, map(str, Path("configs").glob("*.py")))
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--{flag}={path}: no such file{hint}")
-    found = runpy.run_path(path)
-    if "get_config" not in found:
+    names = runpy.run_path(path)
+    if "get_config" not in names:
         raise UserError(f"{path} is not a config: it defines no get_config()")
-    return found
+    return names
 
 
 def check_config_file(value: str) -> None:
-    """Raise UserError unless the file exists and knows the variant.
+    """Raise UserError unless the file exists and has the variant.
 
-    It is run here once, so that a bug in it shows as one, with its traceback.
+    It runs here once, so that a bug in it keeps its traceback. value: of --config.
     """
     path, _, variant = value.partition(":")
-    found = load_module(path, "config")
-    variants = found.get("VARIANTS", ("",))
+    module = load_module(path, "config")
+    variants = module.get("VARIANTS", ("",))
     if variant not in variants:
         known = ", ".join(repr(v) for v in variants if v) or "none"
         raise UserError(f"{path} has no variant {variant!r}; it has: {known}")
-    found["get_config"](*[variant] * bool(variant))
+    module["get_config"](*[variant] * bool(variant))
 
 
 def define_config_flag(
     values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
 ) -> None:
-    """Define the flag --config; its fields are looked for in ``argv``, or sys.argv."""
+    """Define the flag --config; its fields are read from argv, by default sys.argv."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -55,9 +58,10 @@ def define_config_flag(
 
 
 def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parse a command line as absl does, with its many exceptions made UserError.
+    """Parse a command line as absl does; return the words that are no flags.
 
-    Returns what is left of it. The config file is looked at before.
+    Raises:
+      UserError: a retired or unknown flag, a wrong value, or a wrong config file.
     """
     argv = list(argv)
     for word in argv[1:]:
@@ -67,7 +71,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         name, equals, value = flag.partition("=")
         if name not in ("--config", "-config"):
             continue
-        if not equals:  # the value is the next word
+        if not equals:  # the value is the next argument
             at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
         value = str(user_path(value, "--config"))
         check_config_file(value)
@@ -79,7 +83,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         inner: object = error
-        while isinstance(inner, Exception) and inner.args:  # as it was first said
+        while isinstance(inner, Exception) and inner.args:  # the first message
             inner = inner.args[0]
         message = " ".join(str(inner).split())
         if isinstance(error, AttributeError | KeyError):
@@ -88,7 +92,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def take_config_flags(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
-    """Take --config and its fields out of a command line; return the rest with it."""
+    """Split a command line into its config, or None, and the other arguments."""
     own, rest, words = [], [], iter(arguments)
     for word in words:
         if re.match("--?config([.=]|$)", word):

@@ -1,7 +1,7 @@
-"""What every command does around its work: streams, JAX's settings, how it ends.
+"""The process of a command: its standard streams, JAX's settings, its exit status.
 
-What is said is not the work: a command whose standard output or error is closed, full
-or no longer read goes on without it. (Training saves first: `training.stop`.)
+Output is not the work of a command: if its standard output or error is closed, full or
+no longer read, it continues without. (Training saves first: `training.stop`.)
 """
 
 import argparse
@@ -20,8 +20,8 @@ from vdm_jax.errors import UserError, printable
 from vdm_jax.files import cache_folder, make_folder, user_path
 
 INTERRUPTED = 130  # exit status after Ctrl-C
-# Settings of JAX that change numbers, or end a program that others let run: a seed's
-# video and a run must not depend on who started them. (XLA_FLAGS are left as they are.)
+# Settings of JAX that change numbers, or end a program that otherwise runs: a seed's
+# video and a run must not depend on the user's environment. (XLA_FLAGS are kept.)
 PINNED_JAX_SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -49,10 +49,10 @@ PINNED_JAX_SETTINGS = {
 
 
 def import_jax() -> None:
-    """Import JAX before all else that a command imports; end with one line if it fails.
+    """Import JAX before anything else; exit with one line if that fails.
 
-    It reads its settings from the environment then, and refuses those that it does not
-    know. Those of tqdm would end its import too: our bars have settings of their own.
+    At its import JAX reads its settings from the environment, and refuses unknown ones.
+    Settings of tqdm would end its import too, and are removed: our bars have their own.
     """
     for name in [name for name in os.environ if name.startswith("TQDM_")]:
         del os.environ[name]
@@ -67,18 +67,20 @@ def import_jax() -> None:
         raise SystemExit(_print_line(f"error: {reason}", 2)) from None
 
 
-def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit):
-    """Run a command to its end: what is wrong is one line on stderr, and a status.
+def run(
+    main: Callable[[], int | None], exit_process: Callable[[int], object] = sys.exit
+):
+    """Run a command and exit; an error of the user is one line on stderr, and a status.
 
-    A UserError has its own status, Ctrl-C 130, memory that is not there and files that
-    the system refuses 2. Anything else is a bug of ours and keeps its traceback.
-    ``leave`` ends the process.
+    A UserError has its own status, Ctrl-C 130, missing memory and files that the system
+    refuses 2. Any other exception is a bug of ours and keeps its traceback.
+    exit_process ends the process with a status.
     """
     protect_streams()
-    asked = []
+    interrupts = []
 
     def interrupt(number: int, frame: object) -> NoReturn:
-        asked.append(number)
+        interrupts.append(number)
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -91,13 +93,13 @@ def run(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exi
         status = _print_line(f"error: {error}", error.status)
     except Exception as error:
         reason = out_of_memory_message(error) or file_error_message(error)
-        if asked:  # a library has made another error of Ctrl-C
+        if interrupts:  # a library raised another error at Ctrl-C
             status = _print_line("interrupted", INTERRUPTED)
         elif reason:
             status = _print_line(f"error: {reason}", 2)
         else:
             raise
-    leave(status)
+    exit_process(status)
 
 
 def _print_line(text: str, status: int) -> int:
@@ -106,7 +108,7 @@ def _print_line(text: str, status: int) -> int:
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
-    """Return what to say if the error is that memory could not be had, else None."""
+    """Return the message for an error of missing memory, None for any other."""
     text = " ".join(str(error).split())
     words = (
         "RESOURCE_EXHAUSTED: ", "can't start new thread", "failed to map segment",
@@ -119,7 +121,7 @@ def out_of_memory_message(error: BaseException) -> str | None:
     ):
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    advice = "ask for less at a time: a smaller batch_size, fewer videos or frames"
+    advice = "use a smaller batch_size, fewer videos or frames"
     if limit != resource.RLIM_INFINITY:
         advice = f"ulimit -v allows {limit / 2**30:.1f} GiB: raise it, or {advice}"
     return f"out of memory ({text or type(error).__name__}): {advice}"
@@ -129,7 +131,7 @@ ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS
 
 
 def file_error_message(error: BaseException) -> str | None:
-    """Return what to say if the system does not let a file be used, else None."""
+    """Return the message for a file that the system refuses, None for another error."""
     if not isinstance(error, OSError):
         return None
     if error.errno in ACCESS_ERRORS and error.filename is not None:
@@ -154,14 +156,14 @@ def path_type(text: str) -> Path:
 
 
 class _LossyStream(io.FileIO):
-    """A standard stream that may end before the command: what it loses is dropped."""
+    """A standard stream that drops what it cannot write."""
 
     def write(self, data, /) -> int:
         size = memoryview(data).nbytes
         try:
             while (written := super().write(data)) is None:  # not ready: non-blocking
                 select.select([], [self], [])
-        except OSError as error:  # no reader, no terminal, no room
+        except OSError as error:  # no reader, no terminal, a full disk
             if error.errno == errno.EPIPE:
                 _streams_without_reader.add(self.fileno())
             return size
@@ -172,15 +174,15 @@ _streams_without_reader: set[int] = set()
 
 
 def output_reader_gone() -> bool:
-    """Whether the reader of standard output or error has gone away."""
+    """Return whether standard output or error has no reader any more."""
     return bool(_streams_without_reader)
 
 
 def protect_streams() -> None:
-    """Make standard output and error last, and able to say any text.
+    """Make standard output and error survive write errors, and encode any text.
 
-    A number that is closed is opened on nothing, or the next file to be opened would
-    get it, and what a library prints with it.
+    A closed file descriptor is opened on the null device. Otherwise the next file to be
+    opened would get its number, and what libraries print with it.
     """
     for number in range(3):
         try:
@@ -189,7 +191,7 @@ def protect_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         old = getattr(sys, name)
-        if old is None:  # closed at the start: the number may be another file's by now
+        if old is None:  # closed at the start: another file may have the number
             nothing = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             setattr(sys, name, nothing)
             continue
@@ -207,7 +209,7 @@ def protect_streams() -> None:
 
 
 def compilation_cache_dir() -> str:
-    """Return the folder of compiled programs; "" is none."""
+    """Return the folder of compiled programs, "" for none."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         return str(cache_folder() / "xla")
@@ -215,16 +217,16 @@ def compilation_cache_dir() -> str:
 
 
 def jax_setting(name: str) -> Any:
-    """Return the value of a setting of JAX; some of them are no attributes."""
+    """Return the value of a JAX setting; some of them are no attributes."""
     import jax
 
     return jax.config.values[name]
 
 
 def configure_jax() -> None:
-    """Set JAX up for a command, before its devices start: the same numbers for all.
+    """Configure JAX before its devices start, so that all users get the same numbers.
 
-    Settings of the environment that change numbers are put back, and named.
+    Settings of the environment that change numbers are reset, with a warning.
     """
     import jax
 
@@ -234,18 +236,18 @@ def configure_jax() -> None:
             jax.config.update(name, value)
             print(
                 f"{variable}={os.environ[variable]} would change the numbers of a seed "
-                "or a run: it is not heeded",
+                "or a run: it is ignored",
                 file=sys.stderr,
             )
     if dump := os.environ.get("JAX_DUMP_IR_TO"):
         user_path(dump, "JAX_DUMP_IR_TO")
     folder = compilation_cache_dir()
-    if folder and not os.path.isdir(folder):  # one that can only be read serves too
+    if folder and not os.path.isdir(folder):  # a read-only one is fine
         try:
             make_folder(folder)
         except UserError as error:
             print(
-                f"compiled programs are not kept: {error}: JAX_COMPILATION_CACHE_DIR",
+                f"no cache of compiled programs: {error}: JAX_COMPILATION_CACHE_DIR",
                 file=sys.stderr,
             )
             folder = ""
@@ -254,43 +256,43 @@ def configure_jax() -> None:
 
 
 def start_devices() -> None:
-    """Start JAX's devices; UserError if those that JAX_PLATFORMS asks for do not."""
+    """Start JAX's devices; UserError if those of JAX_PLATFORMS do not start."""
     import jax
 
-    asked = jax_setting("jax_platforms")
+    platforms = jax_setting("jax_platforms")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter says nothing
-        if not asked:
-            words = _shortened(error) + _jax_environment()
-            raise UserError(f"no device starts: {words}") from error
-        _raise_no_such_devices(asked, error)
+        if not platforms:
+            reason = _shortened(error) + _jax_environment()
+            raise UserError(f"no device starts: {reason}") from error
+        _raise_no_such_devices(platforms, error)
 
 
-def _raise_no_such_devices(asked: str, error: Exception) -> NoReturn:
+def _raise_no_such_devices(platforms: str, error: Exception) -> NoReturn:
     import jax
 
     jax.config.update("jax_platforms", None)
     try:
-        here = ", ".join(sorted({device.platform for device in jax.devices()}))
+        available = ", ".join(sorted({device.platform for device in jax.devices()}))
     except (RuntimeError, AssertionError):
-        here = "none"
-    jax.config.update("jax_platforms", asked)
+        available = "none"
+    jax.config.update("jax_platforms", platforms)
     raise UserError(
-        f"JAX_PLATFORMS={asked} does not start ({_shortened(error)}); here is {here}: set "
-        "it to that, or unset it"
+        f"JAX_PLATFORMS={platforms} does not start ({_shortened(error)}); available: "
+        f"{available}: set it to that, or unset it"
     ) from error
 
 
 def _jax_environment() -> str:
-    """What of the environment JAX heeds, for an error that may come of it."""
-    told = [
+    """Return the JAX variables of the environment, for an error they may cause."""
+    variables = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
         if name.startswith("JAX_") and name != "JAX_COMPILATION_CACHE_DIR"  # checked
     ]
-    return f"; of the environment: {', '.join(told)}" if told else ""
+    return f"; environment: {', '.join(variables)}" if variables else ""
 
 
 def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or "there is none"
+    return " ".join(str(error).split())[:200] or "no message"

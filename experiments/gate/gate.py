@@ -104,7 +104,19 @@ VALUES: dict[str, Callable[[str], str]] = {
 
 # Names in a recording of the new version -> the names that the old version gave them:
 # (regular expression for re.sub, replacement). All of them are applied, in this order.
-PATHS: list[tuple[str, str]] = []  # parameter paths, as network/down/stem/kernel
+PATHS: list[tuple[str, str]] = [  # parameter paths
+    ("conditioning_encoder/frame_index/", "conditioner/frame/"),
+    ("conditioning_encoder/guidance_weight/", "conditioner/guidance/"),
+    ("conditioning_encoder/low_resolution/", "conditioner/low/"),
+    ("conditioning_encoder/noise_level/", "conditioner/noise/"),
+    ("conditioning_encoder/text/norm/", "conditioner/text/LayerNorm_0/"),
+    ("conditioning_encoder/", "conditioner/"),
+    ("network/down/conv_in/", "network/down/stem/"),
+    ("network/down/downsample_", "network/down/shrink_"),
+    ("network/up/upsample_", "network/up/grow_"),
+    ("network/norm_out/", "network/norm/"),
+    ("network/conv_out/", "network/out/"),
+]
 KEYS: list[tuple[str, str]] = []  # figures, as pixels/0/frame_fd or 4/train/loss
 
 # --- snippets: what needs the library itself, for each version -----------------------

@@ -33,7 +33,7 @@ from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.distillation.driver import sample_batch
-from vdm_jax.evaluators import distillations
+from vdm_jax.evaluators import distillation_metrics, distillation_plan
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 from vdm_jax.training import optimizer as optim
@@ -148,7 +148,7 @@ def main() -> None:
     eight, teacher = runs.load(path[POINTS]), runs.load(begun["teacher"])
     source = data.open_source(eight.config)
     kept = pipeline.held_out_batch(eight.config, source, args.num)
-    measure = distillations.DistillationMetrics(
+    measure = distillation_metrics.DistillationMetrics(
         kept["video"], kept["label"], eight.config.data.source
     )
 
@@ -161,7 +161,7 @@ def main() -> None:
         )  # fmt: skip
         return sampling.to_uint8(videos)
 
-    measure.reference = sampled(teacher, teacher.params, distillations.MAX_STEPS)
+    measure.reference = sampled(teacher, teacher.params, distillation_plan.MAX_STEPS)
     rows = []
 
     def add(arm: str, n: int, count: int, seconds: float, videos) -> None:
@@ -189,7 +189,7 @@ def main() -> None:
         {"row": ("", "")}
         | columns
         | {
-            key: distillations.COLUMNS[key]
+            key: distillation_metrics.COLUMNS[key]
             for key in (
                 "all_attributes",
                 "template_mse",

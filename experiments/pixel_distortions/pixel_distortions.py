@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs import clips, shapes
 from vdm_jax import data
-from vdm_jax.evaluators import models
+from vdm_jax.evaluators.clips import real_clips
 from vdm_jax.metrics import frechet, pixel_statistics, reference_sets
 from vdm_jax.metrics.tables import format_cells, format_table
 
@@ -28,7 +28,7 @@ def film() -> list[dict]:
     config = clips.get_config().unlock()
     config.update({"data": {"path": FILMS}})
     data.resolve(config, data.open_source(config))
-    kept, training = models.real_clips(config, NUM)
+    kept, training = real_clips(config, NUM)
     return pixel_statistics.pixel_table(kept["video"], training, kept["video"])[1:]
 
 
@@ -36,7 +36,7 @@ def few() -> list[dict]:
     """Distances of intact and blurred shapes, in draws of several sizes."""
     config = shapes.get_config().unlock()
     data.resolve(config, data.open_source(config))
-    kept, training = models.real_clips(config, max(SIZES))
+    kept, training = real_clips(config, max(SIZES))
     found = []
     for n in SIZES:
         rows = []

@@ -12,7 +12,7 @@ FLAGS = flags.FLAGS
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """Return the workdir of a finished run of the smallest model; no test changes it."""
+    """Return the workdir of a finished run of the smallest model, not to be changed."""
     workdir = tmp_path_factory.mktemp("run") / "shapes"
     done = call("train", SMOKE, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
         "distill", workdir, *flags, two, "--config.distill.metric=r2_to_teacher"
     )
     assert done.returncode == 0, done.stderr
-    assert "1 steps: agreement" in done.stdout
+    assert "1 steps: r2_to_teacher" in done.stdout
     done = call("sample", workdir, f"--out={tmp_path}/s", "--num=2")
     assert done.returncode == 0, done.stderr
     fields = json.loads((tmp_path / "s" / "samples.json").read_text())["sample"]

@@ -58,5 +58,5 @@ def test_evaluate_prints_and_reports(run, tmp_path):
     wrong = refused("evaluate", *flags, "--guidance_scale=1,-1")
     assert "guidance_scale=-1" in wrong
     occupied = f"--out={tmp_path}/index.html"
-    assert "folder for output" in refused("evaluate", flags[0], occupied)
+    assert "cannot be an output folder" in refused("evaluate", flags[0], occupied)
     assert "numbers" in refused("evaluate", f"--workdir={run}", "--guidance_scale=x")

@@ -1,13 +1,17 @@
-"""Folders of anybody's videos, read for a measurement."""
+"""Evaluation of folders of videos."""
+
+import json
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.metrics.cheap_networks import CheapNetworks, drifting_squares
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import folders
+from vdm_jax.evaluators.options import ReportOptions
 
 
 def damage(path, packet):
@@ -21,7 +25,7 @@ def damage(path, packet):
 
 
 class InProcess:
-    """A Guard without its children, which take long to start."""
+    """A SandboxedDecoder without its process, which takes long to start."""
 
     inspect = staticmethod(video_io.inspect)
     read_frames = staticmethod(video_io.read_frames)
@@ -49,8 +53,8 @@ def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
     assert whole.shape == (4, 8, 8, 8, 3) and fps == 8
     order = [int(i) for i in np.random.default_rng(0).permutation(4)]
     damage(folder / f"v{order[0]}.mp4", 3)
-    clips, how, _ = read(folder, 2)
-    assert how == "files" and (clips == whole[1:3]).all()
+    clips, encoding, _ = read(folder, 2)
+    assert encoding == "files" and (clips == whole[1:3]).all()
     assert f"  v{order[0]}.mp4: at frame " in capsys.readouterr().out
     for number in range(4):
         damage(folder / f"v{number}.mp4", 3)
@@ -72,3 +76,59 @@ def test_a_flat_video_keeps_a_row_of_pixels(tmp_path, monkeypatch):
         tmp_path / "videos", 1, frames=2, stride=1, size=None
     )
     assert clips.shape == (1, 2, 1, 224, 3)
+
+
+def test_a_folder_of_samples_against_a_folder_of_files(tmp_path, capsys):
+    clips = drifting_squares()
+    real, own = tmp_path / "real", tmp_path / "own"
+    for folder in (real, own):
+        folder.mkdir()
+    for i, clip in enumerate(clips[:12]):
+        video_io.write_video(real / f"{i:02d}.mp4", clip, fps=8)
+    (real / "notes.txt").write_text("not a video")
+    np.savez(own / "samples.npz", videos=clips[20:28])
+    report = ReportOptions(tmp_path / "out", commands=["evaluate"])
+    options = dict(num=6, frames=4, stride=2, size=None, seed=0)
+    options["networks"] = CheapNetworks()
+    results = folders.compare_folders(own, real, report, **options)
+    protocol = results["protocol"]
+    assert protocol["clips"] == 6 and protocol["size"] == "16x16"
+    assert protocol["encoding"] == "pixels, reference files"
+    assert {row["clips"] for row in results["networks"] + results["pixels"]} == {6}
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["pixels"][0]["closer_to_train"] is None  # without held-out clips
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Acceptance checks" in page and "global mean" in page
+    assert "FVD" in capsys.readouterr().out
+
+    def against_first(name: str) -> ReportOptions:
+        return ReportOptions(tmp_path / name, baseline_reports=[tmp_path / "out"])
+
+    again = folders.compare_folders(own, real, against_first("again"), **options)
+    assert again["networks"] == results["networks"]
+    other = folders.compare_folders(
+        own, real, ReportOptions(tmp_path / "other"), **options | {"seed": 1}
+    )
+    assert other["networks"][0]["fvd"] != results["networks"][0]["fvd"]
+    for i, clip in enumerate(clips[20:32]):  # another reference
+        video_io.write_video(real / f"{i:02d}.mp4", clip, fps=8, overwrite=True)
+    with pytest.raises(UserError, match="with real clips"):
+        folders.compare_folders(own, real, against_first("not"), **options)
+    with pytest.raises(UserError, match="with frames 4, this evaluation with 3"):
+        folders.compare_folders(
+            own, real, against_first("not"), **options | {"frames": 3}
+        )
+    assert not (tmp_path / "not").exists()
+    with pytest.raises(UserError, match="--num_frames=4 at most"):
+        folders.read_videos(own, 6, 5, 2, None)
+    # The rate of the clips: every second frame of 8 a second.
+    assert folders.read_videos(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
+    info = own / "samples.json"
+    info.write_text('{"command": "c", "workdir": "w", "fps": 6}')
+    assert folders.read_videos(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)
+    for text in ("[]", "{}", '{"command": "c", "workdir": "w", "fps": 0}'):
+        info.write_text(text)
+        with pytest.raises(UserError, match="is not what sample.py writes"):
+            folders.read_videos(own, 6, 4, 2, None)
+    drawn = [folders.read_videos(real, 3, 4, 1, None, seed)[0] for seed in (0, 1)]
+    assert (drawn[0] != drawn[1]).any()

@@ -1,13 +1,13 @@
-"""What transformers makes of small text encoders, recorded for the tests of ours.
+"""Record what transformers computes with small text encoders, for tests of ours.
 
     make .venv-peer/ready
     .venv-peer/bin/pip install transformers==5.24.0
-    .venv-peer/bin/python tests/networks/record_text_encoders.py $(.venv/bin/python \
-      -c "from vdm_jax.data.assets import MINILM; print(MINILM[0].verified_path().parent)")
+    .venv-peer/bin/python tests/networks/record_text_encoders.py MINILM_FOLDER
 
-Writes tests/networks/data/text_encoders.npz: of a T5 v1.0, a T5 v1.1 and a BERT with
-random parameters their configuration, parameters, inputs and outputs; T5's buckets of
-distances; outputs of MiniLM for three prompts. All outputs are computed in float64.
+MINILM_FOLDER is the one of `MINILM` in vdm_jax/data/assets.py. Writes
+tests/networks/data/text_encoders.npz: configuration, parameters, inputs and outputs of
+a T5 v1.0, a T5 v1.1 and a BERT with random parameters; T5's buckets of distances;
+outputs of MiniLM for three prompts. All outputs are computed in float64.
 """
 
 import json
@@ -33,7 +33,7 @@ PROMPTS = (
     "",
     "Fünf Frösche jump over the quiet pond, slowly: a close-up at dawn.",
 )
-LENGTHS = (23, 1, 9)  # of the texts of the small ones, 23 beyond the reach of T5's
+LENGTHS = (23, 1, 9)  # tokens of the texts; 23 is beyond T5's max_distance
 T5_SIZES = dict(
     vocab_size=48, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=3,
     relative_attention_num_buckets=8, relative_attention_max_distance=16,
@@ -50,7 +50,7 @@ SMALL = {
 
 
 def randomise(network: torch.nn.Module) -> None:
-    """Parameters of which each can be seen in the output: no bias 0, no scale 1."""
+    """Draw parameters such that each affects the output: no bias 0, no scale 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -59,65 +59,65 @@ def randomise(network: torch.nn.Module) -> None:
 
 
 def padded() -> tuple[np.ndarray, np.ndarray]:
-    """ids int [3, 24] and mask bool; where there is no token ids are noise too."""
+    """Return ids int [3, 24] and mask bool; ids of padding are random too."""
     ids = np.random.default_rng(0).integers(0, 48, (len(LENGTHS), 24))
     return ids, np.arange(24) < np.array(LENGTHS)[:, None]
 
 
 def outputs(network, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """[n, l, width], 0 where there is no token."""
+    """Return [n, l, width], 0 for padding."""
     network = network.double().eval()
     with torch.no_grad():
-        found = network(torch.tensor(ids), torch.tensor(mask).long())
-    return (found.last_hidden_state.numpy() * mask[..., None]).astype(np.float32)
+        output = network(torch.tensor(ids), torch.tensor(mask).long())
+    return (output.last_hidden_state.numpy() * mask[..., None]).astype(np.float32)
 
 
 def small() -> dict[str, np.ndarray]:
-    """name/config, name/ids, name/mask, name/tokens, name/params/THEIR_NAME."""
-    found = {}
+    """Return NAME/config, NAME/ids, NAME/mask, NAME/tokens, NAME/params/TENSOR."""
+    recorded = {}
     for name, (kind, config) in SMALL.items():
         network = kind._from_config(config, attn_implementation="eager")
         randomise(network)
         ids, mask = padded()
-        found[f"{name}/config"] = np.array(json.dumps(config.to_dict()))
-        found |= {f"{name}/ids": ids, f"{name}/mask": mask}
+        recorded[f"{name}/config"] = np.array(json.dumps(config.to_dict()))
+        recorded |= {f"{name}/ids": ids, f"{name}/mask": mask}
         for key, value in network.state_dict().items():
             if key != "encoder.embed_tokens.weight":  # shared.weight again
-                found[f"{name}/params/{key}"] = value.numpy().copy()
-        found[f"{name}/tokens"] = outputs(network, ids, mask)
-    return found
+                recorded[f"{name}/params/{key}"] = value.numpy().copy()
+        recorded[f"{name}/tokens"] = outputs(network, ids, mask)
+    return recorded
 
 
 def buckets() -> dict[str, np.ndarray]:
-    """Of the distances -600 to 600, of 32 buckets up to 128."""
-    far = torch.arange(-600, 601)[None]
-    found = T5Attention._relative_position_bucket(far, True, 32, 128)
-    return {"buckets": found[0].numpy().astype(np.int8)}
+    """Return the buckets of distances -600 to 600, for 32 buckets up to 128."""
+    distance = torch.arange(-600, 601)[None]
+    recorded = T5Attention._relative_position_bucket(distance, True, 32, 128)
+    return {"buckets": recorded[0].numpy().astype(np.int8)}
 
 
 def minilm(folder: str) -> dict[str, np.ndarray]:
-    """Outputs for PROMPTS."""
+    """Return ids, mask and outputs for PROMPTS."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    told = tokenizer(list(PROMPTS), padding="longest", return_tensors="np")
-    mask = told["attention_mask"].astype(bool)
+    encoded = tokenizer(list(PROMPTS), padding="longest", return_tensors="np")
+    mask = encoded["attention_mask"].astype(bool)
     network = BertModel.from_pretrained(folder, attn_implementation="eager")
-    tokens = outputs(network, told["input_ids"], mask)
+    tokens = outputs(network, encoded["input_ids"], mask)
     return {
         "minilm/prompts": np.array(PROMPTS),
-        "minilm/ids": told["input_ids"].astype(np.int32),
+        "minilm/ids": encoded["input_ids"].astype(np.int32),
         "minilm/mask": mask,
         "minilm/tokens": tokens,
     }
 
 
 def main() -> None:
-    """Record all of it."""
-    found = small() | buckets() | minilm(sys.argv[1])
+    """Record all arrays."""
+    recorded = small() | buckets() | minilm(sys.argv[1])
     DATA.parent.mkdir(exist_ok=True)
-    np.savez_compressed(DATA, allow_pickle=False, **found)
+    np.savez_compressed(DATA, allow_pickle=False, **recorded)
     print(DATA, DATA.stat().st_size, "bytes")
     for name in (*SMALL, "minilm"):
-        tokens = found[f"{name}/tokens"]
+        tokens = recorded[f"{name}/tokens"]
         print(name, tokens.shape, f"values up to {np.abs(tokens).max():.2f}")
 
 

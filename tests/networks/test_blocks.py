@@ -136,11 +136,11 @@ def test_masked_tokens_are_not_read(example, build, draw):
     layer = blocks.CrossAttention(SPEC)
     apply, _ = build(layer, x, inputs)
     out = apply(x, inputs)
-    kept = inputs.token_mask[:, :, None]
-    other = jnp.where(kept, inputs.tokens, 10 * draw(B, 3, 7, seed=9))
+    readable = inputs.token_mask[:, :, None]
+    other = jnp.where(readable, inputs.tokens, 10 * draw(B, 3, 7, seed=9))
     hidden = apply(x, inputs.replace(tokens=other))
     np.testing.assert_array_equal(hidden, out)
-    other = jnp.where(kept, 10 * draw(B, 3, 7, seed=9), inputs.tokens)
+    other = jnp.where(readable, 10 * draw(B, 3, 7, seed=9), inputs.tokens)
     assert not np.allclose(apply(x, inputs.replace(tokens=other)), out)
 
 

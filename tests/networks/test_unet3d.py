@@ -145,8 +145,8 @@ def test_one_set_of_parameters_for_all_lengths_and_sizes(build, draw):
     assert apply(params, z, inputs).shape == z.shape
     for f, h, w in ((1, 4, 4), (7, 4, 4), (3, 8, 4)):
         z, inputs = draw(1, f, h, w, 3), Inputs(vector=draw(1, 6))
-        told = (jax.random.key(0), z, inputs)
-        out, others = jax.eval_shape(UNet3D(VDM).init_with_output, *told)
+        arguments = (jax.random.key(0), z, inputs)
+        out, others = jax.eval_shape(UNet3D(VDM).init_with_output, *arguments)
         assert out.shape == z.shape
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, others)
 
@@ -270,20 +270,22 @@ def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit
     """With dropout: the second forward pass has the masks of the first."""
     base = dataclasses.replace(SPEC, dropout=0.3)
     x, inputs = draw(B, 2, HW, HW, 8), Inputs(vector=draw(B, 6, seed=1))
-    made = {
+    modules = {
         remat: block_type(dataclasses.replace(base, remat=remat), LAYERS)(8, TEMPORAL)
         for remat in ("none", "full", "dots")
     }
-    params = random_params(made["none"], x, inputs)
+    params = random_params(modules["none"], x, inputs)
 
     def grad(params, remat):
         def loss(params):
             rngs = {"dropout": jax.random.key(0)}
-            return jnp.mean(made[remat].apply(params, x, inputs, True, rngs=rngs) * x)
+            return jnp.mean(
+                modules[remat].apply(params, x, inputs, True, rngs=rngs) * x
+            )
 
         return jax.grad(loss)(params)
 
-    grads = quick_jit(lambda p: {remat: grad(p, remat) for remat in made})(params)
+    grads = quick_jit(lambda p: {remat: grad(p, remat) for remat in modules})(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["none"]))
     for remat in ("full", "dots"):
         same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
@@ -293,7 +295,7 @@ def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit
         traced = jax.make_jaxpr(functools.partial(grad, remat=remat))(params)
         return list(primitives(traced.jaxpr)).count(name)
 
-    convolutions = {remat: count(remat, "conv_general_dilated") for remat in made}
+    convolutions = {remat: count(remat, "conv_general_dilated") for remat in modules}
     assert convolutions["full"] > convolutions["none"] == convolutions["dots"]
     assert count("dots", "rsqrt") > count("none", "rsqrt")
 

@@ -36,7 +36,7 @@ def trees():
 def test_arrays_round_trip(tmp_path, protocol):
     path = tmp_path / "a.pickle"
     path.write_bytes(pickle.dumps(trees(), protocol))
-    found = pickled.read(path)
+    tree = pickled.read(path)
 
     def same(a, b):
         assert type(a) is type(b)
@@ -53,7 +53,7 @@ def test_arrays_round_trip(tmp_path, protocol):
             for x, y in zip(a, b, strict=True):
                 same(x, y)
 
-    same(trees(), found)
+    same(trees(), tree)
 
 
 def test_the_global_of_numpy_1_is_allowed(tmp_path):

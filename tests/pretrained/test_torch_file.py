@@ -15,23 +15,23 @@ from vdm_jax.pretrained import torch_file
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_files_of_torch_are_read(name):
-    found = torch_file.read(DATA / name)
-    assert list(found) == list(expected())
+    tensors = torch_file.read(DATA / name)
+    assert list(tensors) == list(expected())
     for key, array in expected().items():
-        assert found[key].dtype == array.dtype and found[key].shape == array.shape
-        np.testing.assert_array_equal(found[key], array)
-        assert not found[key].flags.writeable
-    assert found["turned"].strides == (4, 48, 16)
-    assert np.shares_memory(found["turned"], found["base"])
+        assert tensors[key].dtype == array.dtype and tensors[key].shape == array.shape
+        np.testing.assert_array_equal(tensors[key], array)
+        assert not tensors[key].flags.writeable
+    assert tensors["turned"].strides == (4, 48, 16)
+    assert np.shares_memory(tensors["turned"], tensors["base"])
 
 
 def test_the_weights_of_a_package_are_read():
     path = EFFICIENTNET.find()
     if path is None:
         pytest.skip(f"missing weights; run: {install_command([EFFICIENTNET])}")
-    found = torch_file.read(path)
-    assert len(found) == 296 and sum(x.size for x in found.values()) == 4_694_073
-    assert all(x.min() >= 0 for n, x in found.items() if n.endswith("running_var"))
+    tensors = torch_file.read(path)
+    assert len(tensors) == 296 and sum(x.size for x in tensors.values()) == 4_694_073
+    assert all(x.min() >= 0 for n, x in tensors.items() if n.endswith("running_var"))
 
 
 # --- files made by hand -----------------------------------------------------------
@@ -82,8 +82,8 @@ MAKE = pytest.mark.parametrize("make", [zipped, legacy])
 
 @MAKE
 def test_files_made_by_hand_are_read(make, tmp_path):
-    found = torch_file.read(make(tmp_path / "w.pth", state(a=tensor(), b=tensor())))
-    np.testing.assert_array_equal(found["a"], VALUES.reshape(2, 3))
+    tensors = torch_file.read(make(tmp_path / "w.pth", state(a=tensor(), b=tensor())))
+    np.testing.assert_array_equal(tensors["a"], VALUES.reshape(2, 3))
 
 
 @MAKE
@@ -93,10 +93,10 @@ def test_files_made_by_hand_are_read(make, tmp_path):
 )
 def test_views_of_a_storage(make, tmp_path, shape, strides, offset):
     push = tensor(shape=shape, strides=strides, offset=offset)
-    found = torch_file.read(make(tmp_path / "w.pth", state(a=push)))["a"]
+    tensors = torch_file.read(make(tmp_path / "w.pth", state(a=push)))["a"]
     for place in np.ndindex(shape):
         at = offset + sum(i * s for i, s in zip(place, strides, strict=True))
-        assert found[place] == VALUES[at]
+        assert tensors[place] == VALUES[at]
 
 
 @MAKE
@@ -215,12 +215,12 @@ def test_altered_bytes_give_arrays_or_an_error(name, tmp_path):
             content[place] = rng.integers(256)
         path.write_bytes(content)
         try:
-            found = torch_file.read(path)
+            tensors = torch_file.read(path)
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path))
         else:
-            assert all(np.isreal(x).all() for x in found.values())  # all can be read
+            assert all(np.isreal(x).all() for x in tensors.values())  # all can be read
     assert refused > 0
 
 

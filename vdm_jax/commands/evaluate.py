@@ -100,15 +100,24 @@ def _evaluate_model() -> None:
     models.evaluate(
         trained,
         Path(FLAGS.workdir),
-        Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
+        _report_options(Path(FLAGS.out or Path(FLAGS.workdir) / "report")),
         num=FLAGS.num,
         guidance_scales=_guidance_scales() or [trained.config.sample.guidance_scale],
         seed=FLAGS.seed,
+        networks=_networks(),
+        compare_steps=parse_ints("compare_steps"),
+    )
+
+
+def _report_options(out: Path):
+    """Return the options of a report in `out`."""
+    from vdm_jax.evaluators.options import ReportOptions
+
+    return ReportOptions(
+        out,
+        commands=[*FLAGS.report_commands, command_line()],
         sample_folders=[Path(folder) for folder in FLAGS.show_samples],
         baseline_reports=[Path(folder) for folder in FLAGS.baseline_reports],
-        networks=_networks(),
-        commands=[*FLAGS.report_commands, command_line()],
-        compare_steps=parse_ints("compare_steps"),
     )
 
 
@@ -141,15 +150,13 @@ def _evaluate_folder() -> None:
     folders.compare_folders(
         Path(FLAGS.videos),
         Path(FLAGS.reference),
-        Path(FLAGS.out),
+        _report_options(Path(FLAGS.out)),
         num=FLAGS.num,
         frames=FLAGS.num_frames,
         stride=FLAGS.stride,
         size=_parse_size(FLAGS.size),
         networks=_networks(),
         seed=FLAGS.seed,
-        baseline_reports=[Path(folder) for folder in FLAGS.baseline_reports],
-        commands=[*FLAGS.report_commands, command_line()],
     )
 
 
@@ -177,7 +184,7 @@ def _evaluate_distillation() -> None:
         Path(FLAGS.workdir),
         Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
         num=FLAGS.num,
-        num_key_rows=FLAGS.num_key_samples or FLAGS.num,
+        num_key_samples=FLAGS.num_key_samples or FLAGS.num,
         overrides={n: FLAGS[n].value for n in ROW_SETTINGS if FLAGS[n].present},
         guidance_scale=scales[0] if scales else None,
         seed=FLAGS.seed,

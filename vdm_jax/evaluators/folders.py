@@ -1,6 +1,5 @@
-"""Anybody's videos, measured beside real ones: two folders of files, no model."""
+"""Evaluation of a folder of videos against a folder of real videos, without a model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +8,20 @@ from vdm_jax import video_io
 from vdm_jax.data import folder_index
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators import models
+from vdm_jax.evaluators import clips, results, sections, tables
+from vdm_jax.evaluators.options import ReportOptions
 from vdm_jax.files import make_folder
-from vdm_jax.metrics import pixel_statistics
 from vdm_jax.metrics import protocol as protocols
 from vdm_jax.metrics.perceptual import PerceptualNetworks
+from vdm_jax.metrics.pixel_statistics import nearest_training
 from vdm_jax.metrics.protocol import Protocol
-from vdm_jax.metrics.tables import format_table
 from vdm_jax.metrics.video_arrays import unique_videos
 from vdm_jax.report import page
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
-MAX_SIDE = 224  # pixels, which is what the networks see; larger frames cost memory only
-DEFAULT_FPS = 8.0  # frames a second in the page, for videos without a clock
+MAX_SIDE = 224  # pixels: the networks resize to it, so larger frames only cost memory
+DEFAULT_FPS = 8.0  # frames a second in the page, of videos without a frame rate
 
 
 def read_videos(
@@ -33,51 +32,63 @@ def read_videos(
     size: tuple[int, int] | None,
     seed: int = 0,
 ) -> tuple[np.ndarray, str, float]:
-    """(uint8 [n, f, h, w, 3], how they were encoded, frames a second of the first):
-    one clip of each video.
+    """Read one clip of each video of a folder, from its first frame on.
 
-    From the first frame on, n at most `num`, drawn by the seed from all of them. size:
-    (h, w) to cover and to cut the middle out of; None for the size of the first video,
-    shrunk to LARGE at most.
+    Args:
+      path: of video files, or a folder that sample.py wrote.
+      num: at most so many videos, drawn with `seed`.
+      frames, stride: of a clip.
+      size: (h, w) to resize and centre-crop to; None is that of the first video, shrunk
+        to MAX_SIDE at most.
+
+    Returns:
+      videos uint8 [n, f, h, w, 3]; "pixels" or "files", how they were encoded; frames a
+      second of the first.
+
+    Raises:
+      UserError: no video can be used.
     """
-    if (path / models.SAMPLES).is_file():
+    if (path / clips.SAMPLES).is_file():
         videos = _read_samples(path, num, frames, stride, size)
-        described = (path / "samples.json").is_file()
-        fps = models.read_sample_info(path)["fps"] if described else DEFAULT_FPS
+        has_info = (path / "samples.json").is_file()
+        fps = clips.read_sample_info(path)["fps"] if has_info else DEFAULT_FPS
         return videos, "pixels", fps / stride
-    shape, guard = ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
-    files, found = folder_index.scan(
-        str(path), shape, cache.IndexStore(cache.default_folder()), guard
+    shape, decoder = ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
+    files, scanned = folder_index.scan(
+        str(path), shape, cache.IndexStore(cache.default_folder()), decoder
     )
-    for line in found.summary_lines()[1:]:
+    for line in scanned.summary_lines()[1:]:
         print(line)
-    clips, fps, dropped = [], None, list(found.skipped)
+    read, fps, skipped = [], None, list(scanned.skipped)
     for i in np.random.default_rng(seed).permutation(len(files)):
         info = files[i].info
-        scale = min(1.0, MAX_SIDE / max(info.height, info.width))
-        height, width = round(info.height * scale), round(info.width * scale)
-        cover = size or (max(1, height), max(1, width))
-        numbers = video_io.clip_frames(info, 0, frames, stride)
+        size_of_file = size or _shrunk_size(info.height, info.width)
+        numbers = video_io.clip_frames(info, 0, frames, stride).tolist()
         try:
-            clip = video_io.crop(
-                guard.read_frames(info, numbers.tolist(), cover), cover
-            )
-        except video_io.BadVideo as error:  # damaged behind what its index tells
-            dropped.append((files[i].name, error.reason))
+            decoded = decoder.read_frames(info, numbers, size_of_file)
+            read.append(video_io.crop(decoded, size_of_file))
+        except video_io.BadVideo as error:  # damage that the index does not show
+            skipped.append((files[i].name, error.reason))
             print(f"  {files[i].name}: {error.reason}")
             continue
-        clips.append(clip)
-        size, fps = cover, fps or info.fps or DEFAULT_FPS
-        if len(clips) == num:
+        size, fps = size_of_file, fps or info.fps or DEFAULT_FPS
+        if len(read) == num:
             break
-    guard.close()
+    decoder.close()
     if fps is None:
-        raise UserError(folder_index.no_usable_videos_message(found, dropped))
-    return np.stack(clips), "files", fps / stride
+        raise UserError(folder_index.no_usable_videos_message(scanned, skipped))
+    return np.stack(read), "files", fps / stride
+
+
+def _shrunk_size(height: int, width: int) -> tuple[int, int]:
+    """Return (h, w) of the same aspect ratio, MAX_SIDE at most."""
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
-    videos = models.read_samples(path)[:num, ::stride]
+    """Read clips uint8 [n, f, h, w, 3] of a folder that sample.py wrote."""
+    videos = clips.read_samples(path)[:num, ::stride]
     if videos.shape[1] < frames:
         raise UserError(
             f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
@@ -93,7 +104,7 @@ def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.nd
 def compare_folders(
     videos: Path,
     reference: Path,
-    out: Path,
+    report: ReportOptions,
     *,
     num: int,
     frames: int,
@@ -101,56 +112,55 @@ def compare_folders(
     size: tuple[int, int] | None,
     networks: PerceptualNetworks | None,
     seed: int,
-    baseline_reports: Sequence[Path],
-    commands: Sequence[str],
 ) -> dict:
-    """Measure the videos of one folder beside those of another; print, write, return.
+    """Measure the videos of one folder against those of another; write the report.
 
-    Of the reference twice as many are read: half of them show what real videos get.
-    Writes OUT/index.html and OUT/results.json.
+    Twice as many reference videos are read: one half is the reference, the other is
+    the row 'training real'. Prints the tables, writes index.html and results.json into
+    report.out, and returns the content of results.json.
+
+    Raises:
+      UserError: a folder has no usable videos, or a baseline report does not fit.
     """
     own, encoding, fps = read_videos(videos, num, frames, stride, size, seed)
     size = (own.shape[2], own.shape[3])
-    real, of_reference, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
+    real, real_encoding, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
     protocol: Protocol = {
         "clips": min(len(own), len(unique_videos(real)) // 2),
         "frames": frames,
         "stride": stride,
         "size": f"{size[0]}x{size[1]}",
-        "encoding": f"{encoding}, reference {of_reference}",
+        "encoding": f"{encoding}, reference {real_encoding}",
         "seed": seed,
         "real clips": protocols.videos_digest(real),
     }
     if networks:
         protocol |= networks.protocol(frames)
-    others = models.read_baseline_reports(baseline_reports, protocol)
-    tables, figures = models.measure_tables(own, real, None, networks, others, seed)
-    for table in tables:
-        print(f"\n{table.title}\n{format_table(table.headings, table.rows)}")
+    others = results.read_baseline_reports(report.baseline_reports, protocol)
+    page_tables, scores = tables.measure_tables(own, real, None, networks, others, seed)
+    tables.print_tables(page_tables)
     print(f"\n{protocols.describe(protocol)}")
-    make_folder(out)
-    results = {"protocol": protocol, **figures}
-    models.write_results(out, results)
-    shown = models.SHOWN
-    index, distance = pixel_statistics.nearest_training(own[:shown], real)
+    make_folder(report.out)
+    content = {"protocol": protocol, **scores}
+    results.write_results(report.out, content)
+    shown = own[: sections.NUM_SHOWN]
+    index, distance = nearest_training(shown, real)
+    grids = [
+        page.VideoGrid("reference", real[: sections.NUM_SHOWN]),
+        page.VideoGrid("videos", shown),
+    ]
     page.write(
-        out / "index.html",
+        report.out / "index.html",
         title=f"vdm_jax: {videos.name}",
-        summary=f"Videos of {videos} beside those of {reference}.",
+        summary=f"Videos of {videos} compared with those of {reference}.",
         sections=[
-            page.VideoGrids(
-                "Reference and videos",
-                [
-                    page.VideoGrid("reference", real[:shown]),
-                    page.VideoGrid("videos", own[:shown]),
-                ],
-                fps,
+            page.VideoGrids("Reference and videos", grids, fps),
+            page.NearestNeighbours(
+                "Nearest reference videos", shown, real[index], distance, fps
             ),
-            page.NearestNeighbours("The nearest of the reference", own[:shown], real[index],
-                         distance, fps),
-            *tables,
-            page.Commands("The commands", commands),
+            *page_tables,
+            page.Commands("Commands", report.commands),
         ],
-    )  # fmt: skip
-    print(f"\nthe report: {out / 'index.html'}")
-    return results
+    )
+    print(f"\nthe report: {report.out / 'index.html'}")
+    return content

@@ -89,7 +89,7 @@ def _embed(source: Source, folder: str, dim: int) -> None:
     captions = getattr(source, "captions", None)
     if captions is None or (Path(folder) / INDEX).is_file():
         return
-    encoder = text.load()
+    encoder = text.load_encoder()
     if dim != encoder.dim:
         raise UserError(
             f"config.data.text_embeddings_dir={folder} holds no embeddings, and those "

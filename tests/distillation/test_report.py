@@ -1,0 +1,94 @@
+"""`evaluate.py` on a distillation."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vdm_jax import data, runs, sampling
+from vdm_jax.data import pipeline
+from vdm_jax.errors import UserError
+from vdm_jax.evaluators import distillations
+
+
+def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
+    done, tmp_path, monkeypatch
+):
+    """The teacher ignores the guidance and noise levels of its own config."""
+    monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim",))
+    workdir, own = tmp_path / "copy", tmp_path / "teacher"
+    shutil.copytree(done, workdir)
+    begun = json.loads((workdir / "distill.json").read_text())
+    shutil.copytree(begun["teacher"], own)
+    own_config = runs.read_config(own)
+    own_config.sample.update(
+        langevin_delta=0.1, sampling_schedule="flow", guidance_schedule="oscillating:1"
+    )
+    (own / "config.json").write_text(own_config.to_json_best_effort())
+    (workdir / "distill.json").write_text(json.dumps(begun | {"teacher": str(own)}))
+    ask = dict(overrides={"batch_size": 3}, guidance_scale=1.0, seed=0, commands=[])
+    rows = distillations.evaluate(
+        workdir, tmp_path / "out", num=4, num_key_samples=3, **ask
+    )
+    by_name = {row["row"]: row for row in rows}
+    assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
+    # Without guidance the told student of as many steps is the teacher, nearly.
+    assert by_name["student, 8 steps"]["rmse_to_teacher"] < 0.05
+    changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
+    (workdir / "distill.json").write_text(changed)
+    with pytest.raises(UserError, match="not any more, the teacher"):
+        distillations.evaluate(
+            workdir, tmp_path / "out", num=4, num_key_samples=3, **ask
+        )
+
+
+def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
+    """And says of every row how many calls it takes."""
+    monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim", "dpm"))
+    workdir = done
+    ask = dict(
+        num=4,
+        num_key_samples=5,
+        overrides={"batch_size": 4},
+        guidance_scale=None,
+        seed=0,
+        commands=["evaluate"],
+    )
+    asked, made = [], sampling.sample
+
+    def sample(*args, labels, seed):
+        asked.append((seed, labels))
+        return made(*args, cond={"label": labels}, seed=seed)
+
+    monkeypatch.setattr(distillations.sampling, "sample", sample)
+    rows = distillations.evaluate(workdir, tmp_path, **ask)
+    own = runs.read_config(workdir)
+    real = pipeline.held_out_batch(own, data.open_source(own), ask["num_key_samples"])
+    for seed, labels in asked:  # of every row the same noise, what real clips show
+        assert seed == 0
+        np.testing.assert_array_equal(labels, real["label"][: len(labels)])
+    by_name = {row["row"]: row for row in rows}
+    assert by_name["student, 4 steps"]["nfe"] == 4
+    assert by_name["teacher, dpm, 4 steps"]["nfe"] == 8
+    assert by_name["student, 4 steps"]["videos"] == 5
+    assert by_name["teacher, ddim, 2 steps"]["videos"] == 4
+    assert by_name["teacher, ddim, 8 steps"]["rmse_to_teacher"] == 0
+    kept = {}
+    for path in (tmp_path / "rows").glob("*.json"):
+        scores, origin = map(json.loads(path.read_text()).get, ("scores", "origin"))
+        if origin["sampler_setting"]["sampler"] == "dpm":  # on the students' levels
+            assert origin["settings"]["sampling_schedule"] == "cosine"
+        if place := origin["sampler_setting"]["path"]:
+            assert origin["parameters"] == runs.load(workdir / place).checksum
+        with np.load(path.with_suffix(".npz")) as found:
+            kept[scores["row"]] = scores, found["videos"] / 127.5
+    first = kept["teacher, ddim, 8 steps"][1]  # every row is held against it
+    for scores, videos in kept.values():
+        off = np.sqrt(np.square(videos - first[: len(videos)]).mean())
+        assert scores["rmse_to_teacher"] == pytest.approx(off)
+    assert (tmp_path / "index.html").stat().st_size > 10_000
+    monkeypatch.setattr(distillations.sampling, "sample", lambda *args, **how: 1 / 0)
+    assert distillations.evaluate(workdir, tmp_path, **ask) == rows
+    with pytest.raises(ZeroDivisionError):
+        distillations.evaluate(workdir, tmp_path, **ask | {"seed": 1})

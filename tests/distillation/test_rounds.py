@@ -1,0 +1,92 @@
+"""Rounds and configs of students; distillations that are refused."""
+
+import pytest
+
+from tests.distillation.cases import config, teacher_config
+from vdm_jax import build
+from vdm_jax.distillation import rounds
+from vdm_jax.distillation.driver import distill
+from vdm_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.start_steps": 48}, "a power of two"),
+        ({"distill.start_steps": 2048}, "a power of two up to 1024"),
+        (
+            {"distill.end_steps": 8},
+            "end_steps=8: from 1 to below distill.start_steps=8",
+        ),
+        ({"distill.sampler": "stochastic", "distill.end_steps": 1}, "from 2 to below"),
+        ({"distill.updates_per_round": 0}, "updates_per_round=0: at least 1"),
+        ({"distill.guidance_range": (3.0, 2.0)}, "the lowest and the highest"),
+        ({"distill.guidance_range": (2.0,)}, "the lowest and the highest"),
+        ({"distill.guidance_range": ("a", "b")}, "the lowest and the highest"),
+        ({"distill.sampler": "heun"}, "one of ddim, stochastic"),
+        ({"distill.loss_weighting": "sum"}, "one of constant"),
+        ({"distill.metric": "fid"}, "one of r2_to_teacher, shape_accuracy"),
+        ({"distill.max_metric_drop": float("nan")}, "max_metric_drop=nan"),
+        ({"distill.time_power": 0.5}, "time_power=0.5: from 1 to 4"),
+        ({"train.lr_schedule": "steps"}, "one of cosine, linear"),
+        ({"data.batch_size": -1}, "batch_size=-1"),
+    ],
+)
+def test_wrong_settings_are_refused_and_leave_nothing(
+    teacher, tmp_path, changes, message
+):
+    with pytest.raises(UserError, match=message):
+        distill(config(**changes), str(teacher), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
+    own = teacher_config()
+    own.conditioning.label_dropout = 0.0
+    with pytest.raises(UserError, match="sometimes dropped"):
+        rounds.check(config().distill, own, build.build_model(own))
+    own.conditioning.update(label_dropout=0.1, guidance_range=(1.0, 5.0))
+    with pytest.raises(UserError, match="a guided student already"):
+        rounds.check(config().distill, own, build.build_model(own))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data.label_vocabulary": ()},
+            "metric='shape_accuracy': one of r2_to_teacher",
+        ),
+        ({"diffusion.distilled_steps": 4}, "a student of 4 steps"),
+        ({"diffusion.schedule": "karras", "diffusion.logsnr_shift": 0.0}, "unevenly"),
+        (
+            {"diffusion.schedule": "flow", "diffusion.logsnr_max": 1.0},
+            "have no length",
+        ),
+    ],
+)
+def test_teachers_that_do_not_suit(changes, message):
+    own = teacher_config()
+    own.diffusion.train_logsnr_shifts = ()
+    own.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        rounds.check(config().distill, own, build.build_model(own))
+
+
+def test_time_power_holds_for_the_rounds_above_two_steps():
+    plan = rounds.plan_rounds(config(**{"distill.time_power": 3.0}).distill)
+    powers = {each.steps: each.time_power for each in plan}
+    assert powers == {8: 1.0, 4: 3.0, 2: 1.0, 1: 1.0}
+
+
+def test_an_eps_teacher_needs_a_weighting_and_clip_x():
+    own = teacher_config()
+    own.diffusion.update(prediction_type="eps", precondition=False)
+    distill_config = config().unlock().distill
+    with pytest.raises(UserError, match="snr_plus_one': this teacher predicts eps"):
+        rounds.check(distill_config, own, build.build_model(own))
+    distill_config.loss_weighting = "snr"
+    rounds.check(distill_config, own, build.build_model(own))
+    own.sample.clip_x = 0.0
+    with pytest.raises(UserError, match="predicts eps with sample.clip_x=0"):
+        rounds.check(distill_config, own, build.build_model(own))

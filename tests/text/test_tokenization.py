@@ -1,0 +1,92 @@
+"""Tokenizers: vdm_jax/text/tokenization.py."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.text.folders import LEFT, RIGHT
+from vdm_jax import text
+from vdm_jax.errors import UserError
+
+
+def test_wordpiece_never_truncates(bert):
+    encoder = text.load_encoder(bert)
+    ids = encoder.tokenize(["A red square MOVES left", "zebra", ""])
+    assert ids == [[2, 4, 5, 6, 7, 8, 9, 3], [2, 1, 3], [2, 3]]
+
+
+def test_t5_ends_a_text_with_a_special_token(t5):
+    encoder = text.load_encoder(t5)
+    assert encoder.max_tokens == 512
+    ids = encoder.tokenize(["red", ""])
+    assert ids == [[3, 1], [1]]
+    found = encoder(["red", ""])
+    assert found.tokens.shape == (2, 8, 32)
+    np.testing.assert_array_equal(found.mask.sum(1), [2, 1])
+
+
+def test_an_id_beyond_the_network_is_reported(bert):
+    path = bert / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    words = fields["model"]["vocab"]
+    words[max(words, key=words.get)] = 1000  # the number of words is unchanged
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="its tokenizer has 1001 tokens"):
+        text.load_encoder(bert)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"version": "1.0"}'])
+def test_an_invalid_tokenizer_is_rejected(bert, content):
+    (bert / "tokenizer.json").write_text(content)
+    with pytest.raises(
+        UserError, match="tokenizer.json is not a tokenizer: "
+    ) as caught:
+        text.load_encoder(bert)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(vocab={}), "is not a tokenizer: "),
+        (lambda t: t["model"]["vocab"].pop("[UNK]"), "is not a tokenizer: "),
+        (lambda t: t["model"].update(unk_token="[NONE]"), "is not a tokenizer: "),
+        (
+            lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[999]),
+            "its tokenizer has 1000 tokens",
+        ),
+    ],
+)
+def test_special_and_unknown_tokens_are_checked(bert, change, message):
+    path = bert / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        text.load_encoder(bert)
+    assert "\n" not in str(caught.value)
+
+
+def test_spiece_without_its_package_is_reported_with_the_command(t5, monkeypatch):
+    (t5 / "tokenizer.json").rename(t5 / "spiece.model")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(UserError, match="run: pip install sentencepiece$"):
+        text.load_encoder(t5)
+
+
+def test_spiece_is_read_without_tokenizer_json(t5):
+    package = pytest.importorskip("sentencepiece")
+    (t5 / "tokenizer.json").unlink()
+    (t5 / "spiece.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match="is not a sentencepiece model"):
+        text.load_encoder(t5)
+    package.SentencePieceTrainer.train(
+        sentence_iterator=iter([LEFT, RIGHT] * 50), model_prefix=str(t5 / "spiece"),
+        vocab_size=20, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    encoder = text.load_encoder(t5)
+    left, right, empty = encoder.tokenize([LEFT, RIGHT, ""])
+    assert empty == [1] and left[-1] == right[-1] == 1 and left != right
+    assert np.isfinite(encoder([LEFT, RIGHT, ""]).tokens).all()

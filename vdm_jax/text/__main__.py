@@ -1,0 +1,65 @@
+"""``python -m vdm_jax.text``: write the embeddings of captions."""
+
+import argparse
+import sys
+
+from vdm_jax import migration, runtime
+from vdm_jax.data import layout
+from vdm_jax.errors import UserError, printable
+from vdm_jax.text.loading import DTYPES, load_encoder
+from vdm_jax.text.writing import write_embeddings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write embeddings of captions; return the exit status: 0, or 2 with one line."""
+    parser = argparse.ArgumentParser("python -m vdm_jax.text")
+    parser.add_argument(
+        "--captions", required=True, type=runtime.path_type,
+        help="a folder of videos, captions.jsonl, or a text file with one per line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", required=True, type=runtime.path_type, help="folder for the embeddings"
+    )
+    parser.add_argument(
+        "--text_encoder",
+        default="minilm",
+        type=lambda name: str(runtime.path_type(name)),
+        help="minilm, or a folder",
+    )
+    for name in ("dtype", "param_dtype"):
+        parser.add_argument(f"--{name}", default="float32", choices=DTYPES)
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        for word in words:
+            if renaming := migration.new_flag(word):
+                raise UserError(renaming)
+        print(_write(parser.parse_args(words)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def _write(flags: argparse.Namespace) -> str:
+    captions, skipped = layout.read_all_captions(flags.captions)
+    for name, reason in skipped:
+        print(printable(f"skipped: {name}: {reason}"), file=sys.stderr)
+    encoder = load_encoder(flags.text_encoder, flags.dtype, flags.param_dtype)
+    store = write_embeddings(
+        flags.out,
+        captions,
+        encoder,
+        dtype=flags.dtype,
+        param_dtype=flags.param_dtype,
+    )
+    return f"{len(store)} captions of up to {store.max_tokens} tokens in {flags.out}"
+
+
+def _command() -> int:
+    runtime.configure_jax()
+    runtime.start_devices()
+    return main()
+
+
+if __name__ == "__main__":
+    runtime.run(_command)

@@ -1,0 +1,182 @@
+"""Load a text encoder from a folder in Hugging Face's format."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import files
+from vdm_jax.data.assets import MINILM
+from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
+from vdm_jax.networks.bert import Bert, BertSpec
+from vdm_jax.networks.t5 import T5, T5Spec
+from vdm_jax.pretrained import name_maps, safetensors_io
+from vdm_jax.text.encoder import TextEncoder
+from vdm_jax.text.tokenization import load_tokenizer
+
+DTYPES = ("float32", "bfloat16")
+# Limits for a config.json, which may declare any number. Layers are made one by one.
+MAX_CONFIG_VALUES = {"num_layers": 1000, "num_hidden_layers": 1000}
+T5_MAX_TOKENS = 512  # in the training of T5; its relative positions have no limit
+
+
+def load_encoder(
+    name: str | Path = "minilm", dtype: str = "float32", param_dtype: str = "float32"
+) -> TextEncoder:
+    """Load a text encoder.
+
+    Args:
+      name: "minilm", or a folder with config.json, model.safetensors (or its shards and
+        their index) and tokenizer.json (or spiece.model).
+      dtype: of the activations. Norms, softmax and the result are float32.
+      param_dtype: of the parameters; bfloat16 halves their memory.
+
+    Raises:
+      UserError: a file is missing or invalid, or files do not match.
+    """
+    for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if value not in DTYPES:
+            raise UserError(
+                f"{argument}={value!r} of a text encoder: {' or '.join(DTYPES)}"
+            )
+    if name == "minilm":
+        folder = [asset.verified_path() for asset in MINILM][0].parent
+    else:
+        folder = user_path(name, "text_encoder")
+    if not folder.is_dir():
+        raise UserError(
+            f"no text encoder {str(name)!r}: minilm, or the folder of a T5 or BERT "
+            "encoder with config.json, model.safetensors and tokenizer.json"
+        )
+    config = _read_object(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type={model_type!r}: "
+            f"{' or '.join(FAMILIES)}"
+        )
+    family = FAMILIES[model_type](folder, config, dtype)
+    paths = safetensors_io.tensor_files(folder)
+    tokenize, num_ids = load_tokenizer(folder)
+    if num_ids > family.spec.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {num_ids} tokens, its network "
+            f"{family.spec.vocab_size}: they do not belong together"
+        )
+    like = jax.eval_shape(
+        family.network.init, jax.random.key(0), *np.zeros((2, 1, 1), np.int32)
+    )["params"]
+    params = safetensors_io.read(paths, like, family.name_map, jnp.dtype(param_dtype))
+    return TextEncoder(
+        name=str(name),
+        max_tokens=family.max_tokens,
+        dim=family.spec.width,
+        tokenize=tokenize,
+        network=family.network,
+        params=params,
+        weights=paths,
+    )
+
+
+class EncoderFamily(NamedTuple):
+    """The network that a config.json describes, and the names of its weights."""
+
+    network: nn.Module
+    spec: BertSpec | T5Spec
+    name_map: name_maps.NameMap
+    max_tokens: int
+
+
+def _bert(folder: Path, config: dict, dtype: str) -> EncoderFamily:
+    path = folder / "config.json"
+    number = functools.partial(_number, path, config)
+    _one_of(path, config, "hidden_act", ("gelu",))
+    _one_of(path, config, "position_embedding_type", ("absolute",))
+    if number("hidden_size") % number("num_attention_heads"):
+        raise UserError(
+            f"{path}: hidden_size={config['hidden_size']} is not a multiple of "
+            f"num_attention_heads={config['num_attention_heads']}"
+        )
+    spec = BertSpec(
+        vocab_size=number("vocab_size"),
+        max_positions=number("max_position_embeddings"),
+        num_segments=number("type_vocab_size", 2),
+        width=number("hidden_size"),
+        mlp_width=number("intermediate_size"),
+        num_layers=number("num_hidden_layers"),
+        num_heads=number("num_attention_heads"),
+        epsilon=_epsilon(path, config, "layer_norm_eps", 1e-12),
+    )
+    # Sentence encoders have a file with the length of their training texts.
+    sentence_config = folder / "sentence_bert_config.json"
+    max_tokens = spec.max_positions
+    if sentence_config.is_file():
+        values = _read_object(sentence_config)
+        trained = _number(sentence_config, values, "max_seq_length", max_tokens)
+        max_tokens = min(trained, max_tokens)
+    return EncoderFamily(Bert(spec, dtype), spec, name_maps.BERT, max_tokens)
+
+
+def _t5(folder: Path, config: dict, dtype: str) -> EncoderFamily:
+    path = folder / "config.json"
+    number = functools.partial(_number, path, config)
+    activation = _one_of(path, config, "feed_forward_proj", ("relu", "gated-gelu"))
+    spec = T5Spec(
+        vocab_size=number("vocab_size"),
+        width=number("d_model"),
+        head_dim=number("d_kv"),
+        num_heads=number("num_heads"),
+        mlp_width=number("d_ff"),
+        num_layers=number("num_layers"),
+        gated=activation == "gated-gelu",
+        num_buckets=number("relative_attention_num_buckets", 32),
+        max_distance=number("relative_attention_max_distance", 128),
+        epsilon=_epsilon(path, config, "layer_norm_epsilon", 1e-6),
+    )
+    max_tokens = number("n_positions", T5_MAX_TOKENS)
+    return EncoderFamily(T5(spec, dtype), spec, name_maps.T5, max_tokens)
+
+
+FAMILIES = {"bert": _bert, "t5": _t5}
+
+
+def _read_object(path: Path) -> dict:
+    """Read a JSON object. Raises UserError for a missing or invalid file."""
+    try:
+        values = files.read_json(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}") from error
+    except (OSError, files.CorruptFile) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object, as Hugging Face writes it")
+    return values
+
+
+def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    most = MAX_CONFIG_VALUES.get(key, 1 << 24)
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"{path}: {key}={value!r:.40}: a number from 1 to {most}")
+    return value
+
+
+def _epsilon(path: Path, config: dict, key: str, default: float) -> float:
+    value = config.get(key, default)
+    if type(value) is not float or not 0 < value < 1:
+        raise UserError(f"{path}: {key}={value!r:.40}: a number between 0 and 1")
+    return value
+
+
+def _one_of(path: Path, config: dict, key: str, choices: tuple[str, ...]) -> str:
+    """Return the value of a key with supported choices; the first is the default."""
+    value = config.get(key, choices[0])
+    if value not in choices:
+        raise UserError(f"{path}: {key}={value!r:.40}: {' or '.join(choices)}")
+    return value

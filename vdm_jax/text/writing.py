@@ -1,0 +1,34 @@
+"""Embed captions and write the embeddings to disk."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vdm_jax.data import embeddings
+from vdm_jax.text.encoder import BATCH, TextEncoder
+
+
+def write_embeddings(
+    out: str | Path, captions: Iterable[str], encoder: TextEncoder, **metadata: str
+) -> embeddings.EmbeddingStore:
+    """Write the embeddings of captions; see `data.embeddings.write`.
+
+    metadata: further entries of embeddings.json.
+    """
+    entries = metadata | {
+        "encoder": encoder.name,
+        "weights": encoder.sha256(),
+        "width": encoder.dim,
+    }
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        embedding = encoder(texts)
+        tokens, mask = np.asarray(embedding.tokens), np.asarray(embedding.mask)
+        return [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+
+    with tqdm(unit=" captions", disable=None) as bar:
+        return embeddings.write(
+            out, captions, encode, entries, batch=BATCH, progress=bar.update
+        )
