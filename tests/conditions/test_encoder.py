@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.conditions.encoder import ConditioningEncoder
+from vdm_jax.conditions.frame_index import FrameIndex
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.text import Text
 
@@ -78,7 +79,9 @@ def test_a_dropped_text_has_no_effect(inputs):
 
 
 def test_an_independent_image_has_no_frame_index():
-    encoder = ConditioningEncoder(dim=8, mlp_layers=0, frame_index=True)
+    encoder = ConditioningEncoder(
+        dim=8, mlp_layers=0, conditions=(("frame_index", FrameIndex()),)
+    )
     mask = jnp.array([[True, True, True, False, False]])
     cond = {"frame_mask": mask, "keep": {}}
     params = encoder.init(jax.random.key(0), jnp.zeros(1), 5, cond)

@@ -187,7 +187,7 @@ def draws(monkeypatch):
 
 
 KNOWN = Observation(np.zeros((1, *SHAPE)), HALF)
-LOW = {"low_res": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
+LOW = {"low_resolution": np.zeros((2, SHAPE[0], 4, 4, SHAPE[3]), np.float32)}
 STEPS = 3
 
 
@@ -203,12 +203,12 @@ STEPS = 3
         ),
         ({"sampler": "heun", "s_churn": 5.0}, {"observation": KNOWN}, 1 + 3 * STEPS),
         # And once the noise on a stage's low-resolution input.
-        ({"sampler": "ancestral"}, LOW, 2 + STEPS),
+        ({"sampler": "ancestral"}, {"cond": LOW}, 2 + STEPS),
     ],
 )
 def test_no_noise_is_drawn_twice(draws, settings, options, count):
     """Neither within a video, nor by other videos, seeds, stages or blocks."""
-    stage = LowResolution("ssr", 2, SHAPE) if "low_res" in options else None
+    stage = LowResolution("ssr", 2, SHAPE) if "cond" in options else None
     model = gaussian(stage=stage)
     settings = Settings(
         steps=STEPS, reconstruction_weight=0.0, batch_size=2, **settings

@@ -138,12 +138,12 @@ def test_gradients_reach_every_parameter_of_a_stage(stage):
     "wrong, message",
     [
         (
-            {"low_res": None},
-            "is a super-resolution stage: it needs low-resolution videos of",
+            {"low_resolution": None},
+            r"conditioned on low_resolution, videos of \(",
         ),
         (
-            {"low_res": np.zeros((3, 1, 1, 1, 3))},
-            r"low-resolution videos of \(1, 1, 1, 3\): this",
+            {"low_resolution": np.zeros((3, 1, 1, 1, 3))},
+            r"low_resolution of \(1, 1, 1, 3\): this model takes",
         ),
     ],
 )
@@ -171,7 +171,7 @@ def test_tiles_of_the_crops_size():
     np.testing.assert_allclose(tiled, plain, atol=1e-4)
     first = draw((four, params), more, tiled_sampling=True, steps=1)
     # No tile that reads the last corner of the input has the first two pixels.
-    more["low_res"][:, :, 3:, 3:] *= -1
+    more["low_resolution"][:, :, 3:, 3:] *= -1
     second = draw((four, params), more, tiled_sampling=True, steps=1)
     changed = abs(second - first).mean((0, 1, 4)) > 1e-6
     assert changed[4:, 4:].all() and not changed[:2].any() and not changed[:, :2].any()
