@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
             mid_layers=(),
         )
         model = build.build_model(config)
-        keys = iter(jax.random.split(jax.random.key(1), 1000))
+        keys = iter(jax.random.split(jax.random.key(2), 1000))
         params = jax.tree.map(
             lambda p, keys=keys: p + 0.2 * jax.random.normal(next(keys), p.shape),
             model.init(jax.random.key(0)),
@@ -114,9 +114,10 @@ def test_each_stage_has_its_own_noise(folder, monkeypatch):
     calls = {}
 
     def sample(
-        model, params, num, settings, *, low_res, seed, stage_index, first_index, **_
+        model, params, num, settings, *, cond, seed, stage_index, first_index, **_
     ):
-        calls[model.shape[:3]] = (seed, stage_index, first_index, low_res)
+        low_resolution = cond.get("low_resolution")
+        calls[model.shape[:3]] = (seed, stage_index, first_index, low_resolution)
         return np.full((num, *model.shape), 0.1 * stage_index)
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
@@ -217,7 +218,7 @@ def test_an_unknown_stage_and_an_unused_text_are_refused(folder):
         read.truncate("ssr2")
     with pytest.raises(UserError, match="trained without text"):
         cascade.encode_prompts(read, ["a red square"])
-    assert cascade.encode_prompts(read, ["", ""]) == (None, None)
+    assert cascade.encode_prompts(read, ["", ""]) == ({}, None)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import pytest
 from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators import distillations
+from vdm_jax.evaluators import distillation_plan, distillations
 
 
-def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
+def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     done, tmp_path, monkeypatch
 ):
-    """The teacher ignores the guidance and noise levels of its own config."""
     monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim",))
     workdir, own = tmp_path / "copy", tmp_path / "teacher"
     shutil.copytree(done, workdir)
@@ -33,7 +32,7 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
     )
     by_name = {row["row"]: row for row in rows}
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
-    # Without guidance the told student of as many steps is the teacher, nearly.
+    # Without guidance, a guidance-distilled student of as many steps is the teacher.
     assert by_name["student, 8 steps"]["rmse_to_teacher"] < 0.05
     changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
     (workdir / "distill.json").write_text(changed)
@@ -43,8 +42,7 @@ def test_rows_of_the_teacher_are_plain_and_it_is_the_same_teacher(
         )
 
 
-def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
-    """And says of every row how many calls it takes."""
+def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim", "dpm"))
     workdir = done
     ask = dict(
@@ -55,17 +53,17 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
         seed=0,
         commands=["evaluate"],
     )
-    asked, made = [], sampling.sample
+    calls, original = [], sampling.sample
 
-    def sample(*args, labels, seed):
-        asked.append((seed, labels))
-        return made(*args, cond={"label": labels}, seed=seed)
+    def sample(*args, cond, seed):
+        calls.append((seed, cond["label"]))
+        return original(*args, cond=cond, seed=seed)
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     rows = distillations.evaluate(workdir, tmp_path, **ask)
     own = runs.read_config(workdir)
     real = pipeline.held_out_batch(own, data.open_source(own), ask["num_key_samples"])
-    for seed, labels in asked:  # of every row the same noise, what real clips show
+    for seed, labels in calls:  # all rows have the noise and the held-out labels
         assert seed == 0
         np.testing.assert_array_equal(labels, real["label"][: len(labels)])
     by_name = {row["row"]: row for row in rows}
@@ -74,21 +72,21 @@ def test_evaluation_is_kept_row_by_row(done, tmp_path, monkeypatch, capsys):
     assert by_name["student, 4 steps"]["videos"] == 5
     assert by_name["teacher, ddim, 2 steps"]["videos"] == 4
     assert by_name["teacher, ddim, 8 steps"]["rmse_to_teacher"] == 0
-    kept = {}
+    stored = {}
     for path in (tmp_path / "rows").glob("*.json"):
         scores, origin = map(json.loads(path.read_text()).get, ("scores", "origin"))
-        if origin["sampler_setting"]["sampler"] == "dpm":  # on the students' levels
+        if origin["sampler_setting"]["sampler"] == "dpm":  # the students' noise levels
             assert origin["settings"]["sampling_schedule"] == "cosine"
-        if place := origin["sampler_setting"]["path"]:
-            assert origin["parameters"] == runs.load(workdir / place).checksum
-        with np.load(path.with_suffix(".npz")) as found:
-            kept[scores["row"]] = scores, found["videos"] / 127.5
-    first = kept["teacher, ddim, 8 steps"][1]  # every row is held against it
-    for scores, videos in kept.values():
-        off = np.sqrt(np.square(videos - first[: len(videos)]).mean())
-        assert scores["rmse_to_teacher"] == pytest.approx(off)
+        if student := origin["sampler_setting"]["path"]:
+            assert origin["parameters"] == runs.load(workdir / student).checksum
+        with np.load(path.with_suffix(".npz")) as arrays:
+            stored[scores["row"]] = scores, arrays["videos"] / 127.5
+    reference = stored["teacher, ddim, 8 steps"][1]
+    for scores, videos in stored.values():
+        rmse = np.sqrt(np.square(videos - reference[: len(videos)]).mean())
+        assert scores["rmse_to_teacher"] == pytest.approx(rmse)
     assert (tmp_path / "index.html").stat().st_size > 10_000
-    monkeypatch.setattr(distillations.sampling, "sample", lambda *args, **how: 1 / 0)
+    monkeypatch.setattr(distillations.sampling, "sample", lambda *args, **kwargs: 1 / 0)
     assert distillations.evaluate(workdir, tmp_path, **ask) == rows
     with pytest.raises(ZeroDivisionError):
         distillations.evaluate(workdir, tmp_path, **ask | {"seed": 1})
