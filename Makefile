@@ -29,7 +29,7 @@ setup: .venv/ready
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-# What takes minutes: meshes of eight devices, two processes.
+# Tests of minutes: meshes of eight devices, two processes.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
@@ -44,7 +44,7 @@ clean:
 bench: setup .venv-peer/ready
 	$(BIN)/python perf/race.py
 
-# torchvision is only imported by the peer's trainer and is not installed.
+# Only the baseline's trainer imports torchvision, which is not installed.
 .venv-peer/ready:
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/pip install -q torch==2.13.0 numpy pillow tqdm \
@@ -52,17 +52,17 @@ bench: setup .venv-peer/ready
 	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
-# Prompts through a cascade; a student of 8 steps beside its teacher at 64 and at 8; then
-# a model from scratch, trained, sampled and measured.
+# Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; then a model
+# from scratch, trained, sampled and measured.
 DEMO := runs/demo
 demo: setup
 	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
-	  --intermediate --out=$(DEMO)/prompts --overwrite
+	  --out=$(DEMO)/prompts --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(DEMO)/teacher --overwrite
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/hurried --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/few_steps --overwrite
 	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --sampler=ddim --out=$(DEMO)/clips --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
 	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
-	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --fewer=4,8,16 \
-	  --beside=$(DEMO)/prompts,$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/hurried,$(DEMO)/clips --commands="make demo"
+	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --compare_steps=4,8,16 \
+	  --show_samples=$(DEMO)/prompts,$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/few_steps,$(DEMO)/clips --report_commands="make demo"

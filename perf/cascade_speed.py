@@ -22,7 +22,7 @@ from experiments.cascade_accuracy import cascade_accuracy as benchmark
 from vdm_jax import cascade as cascades
 from vdm_jax.cascade import Cascade
 
-BASE, OTHERS, WEIGHT = 256, 128, 1.0  # steps and guidance of the teachers
+BASE, OTHERS, GUIDANCE_SCALE = 256, 128, 2.0  # steps and scale of the teachers
 
 
 def slow(cascade: Cascade) -> Cascade:
@@ -30,7 +30,9 @@ def slow(cascade: Cascade) -> Cascade:
     links = []
     for number, link in enumerate(cascade.stages):
         steps = OTHERS if number else BASE
-        changed = dataclasses.replace(link.settings, steps=steps, guidance=WEIGHT)
+        changed = dataclasses.replace(
+            link.settings, steps=steps, guidance_scale=GUIDANCE_SCALE
+        )
         links.append(link._replace(settings=changed))
     return dataclasses.replace(cascade, links=tuple(links))
 

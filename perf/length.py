@@ -57,7 +57,7 @@ def main() -> None:
         peak, seconds, seen = watch(
             [
                 sys.executable, "sample.py", f"--workdir={args.workdir}", "--num=1",
-                f"--extend={args.clip}", f"--frames={frames}", f"--steps={args.steps}",
+                f"--extend={args.clip}", f"--num_frames={frames}", f"--steps={args.steps}",
                 f"--out={args.out}/{frames}", "--overwrite",
             ]
         )  # fmt: skip

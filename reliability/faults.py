@@ -162,7 +162,7 @@ def damaged_clip(folder: Path) -> str:
         file.seek((packet.pos or 0) + 4)
         file.write(bytes((i * 37 + 11) % 256 for i in range(packet.size - 4)))
     out = f"--out={folder / 'out'}"
-    pair = [f"--videos={videos}", f"--reference={videos}", "--frames=8", "--num=8"]
+    pair = [f"--videos={videos}", f"--reference={videos}", "--num_frames=8", "--num=8"]
     done = run("evaluate.py", *pair, out, env={"XDG_CACHE_HOME": str(folder)})
     expect(done, 0)
     if "v3.mp4: at frame" not in done.out:

@@ -229,7 +229,9 @@ def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
     """By the hash of its weights where a stage recorded it, and always by its width."""
     read = cascade.read(ROOT / "cascades" / "shapes")
     text = np.zeros((2, 2, dim)), np.ones((2, 2), bool)
-    monkeypatch.setattr(cascade.text_encoders, "load", lambda _: Encoder(dim, text))
+    monkeypatch.setattr(
+        cascade.text_encoders, "load_encoder", lambda _: Encoder(dim, text)
+    )
     read.stages[3].config.conditioning.text_encoder_sha256 = sha256
     if fits:
         embeddings, negative = cascade.encode_prompts(read, ["a red square"])

@@ -125,7 +125,7 @@ def _clips() -> Iterator[str]:
 def _networks() -> Iterator[str]:
     from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
 
-    yield from ("", "Weights of evaluate.py --fvd")
+    yield from ("", "Weights of evaluate.py --network_metrics")
     named = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
     for name, asset in named.items():
         yield _asset(name, asset, "found")

@@ -40,7 +40,7 @@ from vdm_jax.training.train import train
 Row = dict[str, Any]
 FEW = (4, 8, 16, 32, 64)  # steps of the outputs
 SNRS = (math.inf, 10.0, 5.0, 3.0, 1.0)
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0)
 SSR = "ssr1"
 # The loss of each output by its own paper: PD section 4, table 1; DDPM for eps.
 OUTPUTS = {
@@ -114,7 +114,7 @@ def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     labels, prompts = benchmark.asked(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     for steps in FEW:
-        made = sample(path, prompts, seed, steps=steps, threshold=1.0, guidance=0.0)
+        made = sample(path, prompts, seed, steps=steps, clip_x=1.0, guidance_scale=1.0)
         yield {"steps": steps} | figures(made, labels, config, clips)
 
 
@@ -149,7 +149,7 @@ def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     }
     for source, low in lows.items():
         for snr in SNRS if name == "with" else (math.inf,):
-            made = sample(path, prompts, seed, low, snr=snr)
+            made = sample(path, prompts, seed, low, augmentation_snr=snr)
             again = np.asarray(stage.observation(loaded.model.encode(made)))
             row = figures(made, labels, config, clips)
             row["consistency"] = float(np.mean((again - low) ** 2))
@@ -161,11 +161,11 @@ def guidance(args, seed: int) -> Iterator[Row]:
     base = cascades.read(args.cascade).stages[0]
     labels, prompts = benchmark.asked(base.config, args.num, seed)
     clips = benchmark.real_clips(base.config, labels, seed)
-    ways = [{"guidance": w} for w in WEIGHTS]
+    ways = [{"guidance_scale": scale} for scale in GUIDANCE_SCALES]
     ways += [
-        {"guidance": 8.0, "guidance_schedule": "oscillating:1:0.1"},
-        {"guidance": 8.0, "percentile": 99.5},
-        {"guidance": 8.0, "threshold": 0.0},
+        {"guidance_scale": 9.0, "guidance_schedule": "oscillating:2:0.1"},
+        {"guidance_scale": 9.0, "dynamic_threshold": 99.5},
+        {"guidance_scale": 9.0, "clip_x": 0.0},
     ]
     for way in ways:
         made = sample(base.workdir, prompts, seed, **way)

@@ -53,7 +53,7 @@ def framed(made: np.ndarray, places) -> np.ndarray:
 
 def show_cascade(cascade: Path, out: Path) -> None:
     """A gif of every prompt's videos from stage to stage, all as large as the last."""
-    flags = f"--cascade={cascade}", f"--prompts={cascade}/prompts.txt", "--intermediate"
+    flags = f"--cascade={cascade}", f"--prompts={cascade}/prompts.txt"
     command = [sys.executable, "sample.py", *flags, f"--out={out}", "--overwrite"]
     subprocess.run(command, check=True)
     about = json.loads((out / "samples.json").read_text())
@@ -86,9 +86,9 @@ def main() -> None:
     video_io.write_video(clip, video, 8, overwrite=True)
 
     on = f"--workdir={args.bouncing}"
-    made = run(args.out / "extend", on, f"--extend={clip}", "--frames=32")
+    made = run(args.out / "extend", on, f"--extend={clip}", "--num_frames=32")
     show("extend", framed(made, slice(0, 4)), made, 8)
-    made = run(args.out / "between", on, f"--between={clip}", "--given=2")
+    made = run(args.out / "between", on, f"--interpolate={clip}", "--num_cond_frames=2")
     show("between", framed(made, [0, 7]), made, 8)
 
     real = clips.find_files(clips.parse_names("bunny"))[0]
@@ -109,11 +109,11 @@ def main() -> None:
     def rms(videos: np.ndarray) -> float:
         return float(np.sqrt(np.mean((videos.astype(float) - large) ** 2)))
 
-    flags = (on, f"--upscale={real}", "--factor=4")
+    flags = (on, f"--upscale={real}", "--downscale_factor=4")
     print(
         f"repeated pixels: RMS {rms(video_io.repeat_pixels(low, 4)):.1f} to the real film"
     )
-    made = run(args.out / "upscale-2", *flags, "--reconstruction=2")
+    made = run(args.out / "upscale-2", *flags, "--reconstruction_weight=2")
     print(f"w_r = 2: RMS {rms(made):.1f}", flush=True)
     made = run(args.out / "upscale", *flags)
     print(f"w_r = 1: RMS {rms(made):.1f}", flush=True)

@@ -108,7 +108,7 @@ def main() -> None:
     def made(sampler: str, schedule: str, steps: int) -> np.ndarray:
         settings = sampling.Settings(
             steps=steps, sampler=sampler, sampling_schedule=schedule, batch_size=args.num,
-            guidance_scale=loaded.config.sample.guidance,
+            guidance_scale=loaded.config.sample.guidance_scale,
         )  # fmt: skip
         return sampling.sample(
             loaded.model, loaded.params, args.num, settings, cond={"label": labels}

@@ -141,8 +141,13 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
         ("sample", "tsr1", ["--prompt=a"], "tsr1, is given a video; begin with"),
         # The encoder that made the text is gone: said in a line.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
-        ("sample", "base", ["--prompt=a", "--frames=8"], "and without a prompt"),
-        ("sample", "base", ["--prompt=a", "--encoder=/else"], "encoder '/else'"),
+        (
+            "sample",
+            "base",
+            ["--prompt=a", "--num_frames=8"],
+            "not with --cascade or --prompt",
+        ),
+        ("sample", "base", ["--prompt=a", "--text_encoder=/else"], "encoder '/else'"),
     ):
         done = call(verb, f"--workdir={workdir}/{of}", f"--out={tmp_path}/o", *more)
         assert done.returncode == 2

@@ -128,7 +128,7 @@ class StudentEvaluator:
             return reconstruction.r2(to_float64(videos), to_float64(self.reference))
         assert self.attributes is not None  # rounds.check requires it
         labels = self.cond["label"]
-        return float(self.attributes.attribute_scores(videos, labels)["joint"])
+        return float(self.attributes.attribute_scores(videos, labels)["all_attributes"])
 
     def evaluate_student(self, run: Run, student_round: Round, params: Params) -> float:
         """Return the metric of a finished round and write previews of its samples.
