@@ -2,7 +2,7 @@
 
     python experiments/edit_gallery/edit_gallery.py
 
-Writes docs/{extend,between,inpaint,upscale}.gif. On the left what is given (grey where
+Writes docs/{extend,interpolate,inpaint,upscale}.gif. On the left what is given (grey where
 nothing is), on the right what the model makes of it. The bouncing clip is a held-out
 one; the real one is footage that models/clips was trained on. docs/cascade.gif has a
 row for each prompt of cascades/shapes and a column for each of its stages.
@@ -88,8 +88,10 @@ def main() -> None:
     on = f"--workdir={args.bouncing}"
     made = run(args.out / "extend", on, f"--extend={clip}", "--num_frames=32")
     show("extend", framed(made, slice(0, 4)), made, 8)
-    made = run(args.out / "between", on, f"--interpolate={clip}", "--num_cond_frames=2")
-    show("between", framed(made, [0, 7]), made, 8)
+    made = run(
+        args.out / "interpolate", on, f"--interpolate={clip}", "--num_cond_frames=2"
+    )
+    show("interpolate", framed(made, [0, 7]), made, 8)
 
     real = clips.find_files(clips.parse_names("bunny"))[0]
     on = "--workdir=models/clips"

@@ -122,10 +122,10 @@ def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatc
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == 2
     with pytest.raises(UserError, match="fell"):  # the same command does not accept it
         distill(value, str(teacher), tmp_path)
-    more = config(
+    value = config(
         **{"distill.max_metric_drop": 0.5, "distill.updates_last_rounds": UPDATES + 2}
     )
-    found = distill(more, str(teacher), tmp_path)
+    found = distill(value, str(teacher), tmp_path)
     assert [row["updates"] for row in found] == [4, 4, 6, 6]
 
 
@@ -205,5 +205,5 @@ def test_another_teacher_is_refused_until_the_first_round_is_done(
         distill(config(), str(other), workdir)
     shutil.copytree(done, tmp_path / "later")
     assert len(distill(config(), str(other), tmp_path / "later")) == 4
-    begun = json.loads((tmp_path / "later" / "distill.json").read_text())
-    assert begun["teacher"] == str(teacher)
+    record = json.loads((tmp_path / "later" / "distill.json").read_text())
+    assert record["teacher"] == str(teacher)

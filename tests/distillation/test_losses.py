@@ -10,7 +10,6 @@ import pytest
 from tests.distillation.cases import config, equal, noisy, teacher_config
 from vdm_jax import build, runs
 from vdm_jax import model as models
-from vdm_jax.conditions.encoder import guidance_embedding
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.distillation import losses, rounds
 from vdm_jax.distillation.students import init_student
@@ -177,11 +176,3 @@ def test_an_eps_teacher_is_clipped_where_alpha_is_near_zero(monkeypatch):
         loss_fn = losses.progressive_distillation_loss(model, "snr", False, limit)
         loss_fn(params, aux_params, batch, jax.random.key(1))
     assert furthest[0] > 1000 and furthest[1] == 1
-
-
-def test_the_guidance_embedding_is_a_fourier_series():
-    """They are orthogonal over twice the range, and scale with it."""
-    w = jnp.linspace(2.0, 10.0, 400, endpoint=False)  # a period of the slowest
-    found = np.asarray(guidance_embedding(w, 2.0, 4.0))
-    np.testing.assert_allclose(found.T @ found / 200, np.eye(16), atol=1e-3)
-    np.testing.assert_allclose(found, guidance_embedding(w / 2, 1.0, 2.0), atol=1e-5)

@@ -18,14 +18,14 @@ def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim",))
     workdir, own = tmp_path / "copy", tmp_path / "teacher"
     shutil.copytree(done, workdir)
-    begun = json.loads((workdir / "distill.json").read_text())
-    shutil.copytree(begun["teacher"], own)
+    record = json.loads((workdir / "distill.json").read_text())
+    shutil.copytree(record["teacher"], own)
     own_config = runs.read_config(own)
     own_config.sample.update(
         langevin_delta=0.1, sampling_schedule="flow", guidance_schedule="oscillating:1"
     )
     (own / "config.json").write_text(own_config.to_json_best_effort())
-    (workdir / "distill.json").write_text(json.dumps(begun | {"teacher": str(own)}))
+    (workdir / "distill.json").write_text(json.dumps(record | {"teacher": str(own)}))
     ask = dict(overrides={"batch_size": 3}, guidance_scale=1.0, seed=0, commands=[])
     rows = distillations.evaluate(
         workdir, tmp_path / "out", num=4, num_key_samples=3, **ask
@@ -34,7 +34,7 @@ def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
     # Without guidance, a guidance-distilled student of as many steps is the teacher.
     assert by_name["student, 8 steps"]["rmse_to_teacher"] < 0.05
-    changed = json.dumps(begun | {"teacher": str(own), "checksum": "0"})
+    changed = json.dumps(record | {"teacher": str(own), "checksum": "0"})
     (workdir / "distill.json").write_text(changed)
     with pytest.raises(UserError, match="not any more, the teacher"):
         distillations.evaluate(
