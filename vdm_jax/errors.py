@@ -1,13 +1,13 @@
-"""The one exception type for what a user can put right, and how names are shown."""
+"""The exception type for errors that a user can fix, and the printing of names."""
 
 
 class UserError(Exception):
-    """Wrong input, or a state of the run that the user must decide about.
+    """Wrong input, or a state of a run that needs a decision of the user.
 
-    The message is one line: what is wrong, and what would be right. The verbs turn
-    this type, and nothing else, into that line and the exit status: 2 wrong input,
-    3 non-finite training, 4 checkpoints were committed here and none verifies, 5 a
-    round of a distillation lost more than it may.
+    The message is one line: what is wrong, and what would be right. Commands turn only
+    this type into that line and an exit status: 2 wrong input, 3 non-finite training,
+    4 no committed checkpoint is intact, 5 the metric of a distillation round dropped by
+    more than the limit.
     """
 
     def __init__(self, message: str, status: int = 2):
@@ -16,10 +16,10 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return a text as one line that any UTF-8 terminal, log or report can hold.
+    """Return a text as one printable line for terminals, logs and reports.
 
-    Whatever is no printable character (a line's end or a terminal's code in the name of
-    a file, a byte that is not UTF-8) stands there as its escape, as Python writes it.
+    Characters that are not printable (line ends, terminal codes, bytes of a file name
+    that are not UTF-8) are replaced by Python's escape sequences.
     """
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text

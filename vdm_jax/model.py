@@ -35,7 +35,7 @@ class DiffusionModel:
     conditioning_encoder: ConditioningEncoder
     schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
-    shape: tuple[int, int, int, int]
+    video_shape: tuple[int, int, int, int]
     conditions: tuple[tuple[str, Condition], ...] = ()
     prediction_type: str = "v"
     mean: float = 0.0
@@ -80,7 +80,7 @@ class DiffusionModel:
             if isinstance(condition, VideoCondition)
         )
 
-    def encode(self, video: Array) -> Array:
+    def normalize(self, video: Array) -> Array:
         """Return a uint8 video [b, f, h, w, c] as floats in [-1, 1]."""
         return video.astype(jnp.result_type(float)) / 127.5 - 1.0
 
@@ -117,7 +117,7 @@ class DiffusionModel:
         key: of the low-resolution condition's crops and noise and of the dropout.
         drop_conditions: apply `condition_dropout`, as training does.
         """
-        x, cond = self.encode(batch["video"]), self.raw_conditions(batch)
+        x, cond = self.normalize(batch["video"]), self.raw_conditions(batch)
         for name, condition in self.video_conditions:
             # `condition_dropout` splits this key into two, which are its fold_in of 0
             # and 1: those of a condition are independent of both.
@@ -182,9 +182,9 @@ class DiffusionModel:
         cond = arrays | self.raw_conditions(arrays)
         encoder_key, network_key = jax.random.split(key)
         inputs, conditioning = self.conditioning_encoder.init_with_output(
-            encoder_key, jnp.zeros(1, dtype), self.shape[0], cond
+            encoder_key, jnp.zeros(1, dtype), self.video_shape[0], cond
         )
-        z = jnp.zeros((1, *self.shape), dtype)
+        z = jnp.zeros((1, *self.video_shape), dtype)
         network = self.network.init(network_key, z, inputs)
         return {
             "conditioning_encoder": conditioning["params"],

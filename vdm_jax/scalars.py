@@ -1,4 +1,4 @@
-"""The scalars of a run: what training wrote in its metrics.jsonl."""
+"""Scalars of a run, as training writes them to metrics.jsonl."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,38 +8,40 @@ import numpy as np
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, parse_json
 
-MAX_LINE_BYTES = 1 << 20  # bytes of a line of metrics.jsonl: far more than a row has
-MAX_VALUE = 1e300  # of a number that can be drawn
+MAX_LINE_BYTES = 1 << 20  # of metrics.jsonl: far more than a row has
+MAX_VALUE = 1e300  # larger numbers cannot be drawn
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def read_scalars(workdir: str | Path) -> Scalars:
-    """All scalars of a run: name -> (steps, values), float64, in order of steps.
+    """Return all scalars of a run: name -> (steps, values), float64, sorted by step.
 
-    Reads ``metrics.jsonl``, a JSON object a line with ``step``. A run that was killed
-    leaves half a line and, resumed, writes some steps again: a line that is no JSON
-    object is passed over, and of one step the last value counts. Raises UserError
-    where there is no such file.
+    Reads ``metrics.jsonl``, one JSON object with ``step`` per line. A killed run leaves
+    an incomplete line and, resumed, writes some steps again: lines that are no JSON
+    object are skipped, and the last value of a step is taken.
+
+    Raises:
+      UserError: the file is missing.
     """
     path = Path(workdir) / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing: give the workdir of a run of train.py")
-    found: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for _, row in read_rows(path):
         row = row or {}
         for name in [name for name in row if name != "step"]:
-            found.setdefault(name, {})[int(row["step"])] = row[name]
+            values.setdefault(name, {})[int(row["step"])] = row[name]
     return {
         name: tuple(np.array(sorted(points.items()), np.float64).T)
-        for name, points in found.items()
+        for name, points in values.items()
     }
 
 
 def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
-    """The lines of a ``metrics.jsonl``, and the numbers of each; None if it is no row.
+    """Yield the lines of a ``metrics.jsonl`` with their numbers, None if not a row.
 
-    A row is a JSON object with a whole ``step``. Zeros, which a power cut leaves for
-    bytes that were not on disk yet, are no line.
+    A row is a JSON object with an integer ``step``. Zero bytes, which a power failure
+    leaves for bytes not yet on disk, are not part of a line.
     """
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE_BYTES):

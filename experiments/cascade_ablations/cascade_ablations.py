@@ -144,13 +144,13 @@ def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     told, _ = cascades.encode_prompts(before, prompts)
     generated = list(cascades.sample(before, args.num, told, seed=seed).values())[-1]
     lows = {
-        "real": np.asarray(stage.observation(loaded.model.encode(clips))),
+        "real": np.asarray(stage.observation(loaded.model.normalize(clips))),
         "generated": generated,
     }
     for source, low in lows.items():
         for snr in SNRS if name == "with" else (math.inf,):
             made = sample(path, prompts, seed, low, augmentation_snr=snr)
-            again = np.asarray(stage.observation(loaded.model.encode(made)))
+            again = np.asarray(stage.observation(loaded.model.normalize(made)))
             row = figures(made, labels, config, clips)
             row["consistency"] = float(np.mean((again - low) ** 2))
             yield {"given": source, "snr": snr} | row

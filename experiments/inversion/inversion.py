@@ -31,7 +31,7 @@ def main() -> None:
     model, params, config = loaded.model, loaded.params, loaded.config
     source = data.open_source(config)
     batch = pipeline.held_out_batch(config, source, args.num)
-    videos = np.asarray(model.encode(batch["video"]))
+    videos = np.asarray(model.normalize(batch["video"]))
     rms, spread = [], []
     for steps in STEPS:
         told: dict = {"labels": batch.get("label")}

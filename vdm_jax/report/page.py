@@ -1,19 +1,19 @@
-"""A report as one HTML page: no script, nothing fetched, opens from disk and a phone.
+"""A report as one HTML page, without scripts, external files or network requests.
 
-The caller gives plain data, section by section:
+The content is plain data, section by section:
 
-    write(path, title="Moving shapes", lead="One sentence.", sections=[
-        Films("Learning", films=[Film("step 500", videos), ...], fps=8),
-        Curve("Loss", lines=curves.loss_lines(scalars.read_curve(workdir))),
-        Table("Statistics", *statistics.cells(rows), highlight=(0,)),
+    write(path, title="Moving shapes", summary="One sentence.", sections=[
+        VideoGrids("Training", grids=[VideoGrid("step 500", videos), ...], fps=8),
+        Curve("Loss", lines=curves.loss_lines(scalars.read_scalars(workdir))),
+        Table("Statistics", *format_cells(rows, columns), highlight=(0,)),
         Commands("Commands", ["python train.py ..."]),
     ])
 
-Videos are shown as they are, to the pixel: the frames of a film stand side by side in
-one lossless picture, which the style sheet moves through a window a frame at a time.
-All start when the page is complete and so run in step; a switch holds them still, and
-they are still from the start where the reader prefers reduced motion. An mp4 would
-smear the colours of a 32x32 clip, drift against its neighbour and need a script.
+Videos are shown without loss: the frames of a grid are columns of one lossless image,
+which the style sheet shifts by one frame at a time. All grids start when the page is
+complete, so they are synchronous. A switch pauses them; they are paused at first where
+the reader prefers reduced motion. An mp4 would blur the colours of a 32x32 clip, would
+drift relative to other videos and would need a script.
 """
 
 import base64
@@ -36,13 +36,13 @@ from vdm_jax.report import curves
 MAX_LOSSLESS_PIXELS = (
     1_500_000  # pixels of a film's picture; a larger one is compressed
 )
-MAX_GRID_PIXELS = 4_000_000  # pixels of a film's picture; a larger one is shrunk first
-MAX_WEBP_SIDE = 16_383  # pixels; what is longer becomes a PNG
+MAX_GRID_PIXELS = 4_000_000  # of a grid's image; larger ones are downscaled first
+MAX_WEBP_SIDE = 16_383  # pixels; larger images are PNG
 
 
 @dataclass(frozen=True, eq=False)
 class VideoGrid:
-    """Videos that play together in a grid, and the words below them."""
+    """Videos that play together in a grid, and a caption."""
 
     caption: str
     videos: np.ndarray  # uint8 [n, f, h, w, c]; c = 1 or 3
@@ -51,10 +51,10 @@ class VideoGrid:
 
 @dataclass(frozen=True, eq=False)
 class VideoGrids:
-    """Films beside one another, in step: real beside samples, or samples over training.
+    """Grids that play synchronously, such as real clips and samples.
 
-    At most five megabytes a page is a good aim: sixteen clips of 8 frames of 32x32 are
-    about a quarter of one.
+    Sixteen clips of 8 frames of 32x32 take about a quarter of a megabyte; a page should
+    stay below five.
     """
 
     title: str
@@ -63,14 +63,15 @@ class VideoGrids:
     note: str = ""
 
     def body(self) -> str:
-        return _films(self.grids, self.fps)
+        """Return the HTML of the section."""
+        return _grids_html(self.grids, self.fps)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptGrid:
-    """Prompts, and beside each its videos from stage to stage of a cascade.
+    """Prompts, and for each its videos from every stage of a cascade.
 
-    stages: a film of each stage, with a video of every prompt. seconds: of all of them.
+    stages: a grid per stage, with a video per prompt. seconds: the duration of all.
     """
 
     title: str
@@ -80,33 +81,35 @@ class PromptGrid:
     note: str = ""
 
     def body(self) -> str:
+        """Return the HTML of the section."""
         return "".join(self._row(i, prompt) for i, prompt in enumerate(self.prompts))
 
     def _row(self, i: int, prompt: str) -> str:
-        films = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
-        figures = "".join(_film(f, f.videos.shape[1] / self.seconds) for f in films)
-        grid = f'<div class="films" style="--columns:1">{figures}</div>'
-        return f"<p>{html.escape(prompt)}</p>{grid}"
+        grids = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
+        figures = "".join(_figure(g, g.videos.shape[1] / self.seconds) for g in grids)
+        row = f'<div class="video-grids" style="--columns:1">{figures}</div>'
+        return f"<p>{html.escape(prompt)}</p>{row}"
 
 
 @dataclass(frozen=True, eq=False)
 class NearestNeighbours:
-    """Each sample beside its nearest training clip, the nearest pair first."""
+    """Each sample next to its nearest training clip, the closest pair first."""
 
     title: str
     samples: np.ndarray  # uint8 [n, f, h, w, c]
     nearest: np.ndarray  # uint8 [n, f, h, w, c]
-    distance: np.ndarray  # [n], as statistics.nearest_training gives it
+    distance: np.ndarray  # [n], of pixel_statistics.nearest_training
     fps: float
     note: str = (
-        "On the left a sample, on the right the training clip nearest to it, in root "
-        "mean square of the pixels (0 is a copy, black to white is 2); the nearest "
-        "pair comes first. A model trained on little data memorises some clips: where "
-        "the two look the same, the sample is one of them."
+        "Left: a sample; right: its nearest training clip by the root mean square of "
+        "pixel differences (0 is a copy, black to white is 2). The closest pair comes "
+        "first. A model trained on little data memorises some clips: where both look "
+        "the same, the sample is memorised."
     )
 
     def body(self) -> str:
-        films = [
+        """Return the HTML of the section."""
+        grids = [
             VideoGrid(
                 f"distance {self.distance[i]:.3f}",
                 np.stack([self.samples[i], self.nearest[i]]),
@@ -114,12 +117,12 @@ class NearestNeighbours:
             )
             for i in np.argsort(self.distance, kind="stable")
         ]
-        return _films(films, self.fps)
+        return _grids_html(grids, self.fps)
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Lines over training steps, or x_name; the first line in the accent colour."""
+    """Lines over training steps or x_name, the first in the accent colour."""
 
     title: str
     lines: Sequence[curves.Line]
@@ -128,12 +131,13 @@ class Curve:
     x_name: str = "step"
 
     def body(self) -> str:
+        """Return the HTML of the section."""
         return curves.draw(self.lines, x_name=self.x_name, log_x=self.log_x)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Formatted cells; the first names the row. highlight: rows that stand out."""
+    """Formatted cells; the first of a row is its name. highlight: indices of rows."""
 
     title: str
     headings: Sequence[str]
@@ -142,6 +146,7 @@ class Table:
     note: str = ""
 
     def body(self) -> str:
+        """Return the HTML of the section."""
         head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.headings)
         lines = []
         for i, (name, *values) in enumerate(self.rows):
@@ -159,26 +164,28 @@ class Table:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands to copy, one a line."""
+    """Commands to copy, one per line."""
 
     title: str
     lines: Sequence[str]
     note: str = ""
 
     def body(self) -> str:
+        """Return the HTML of the section."""
         code = "\n".join(html.escape(line) for line in self.lines)
         return f'<pre class="scroll" tabindex="0"><code>{code}</code></pre>'
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Names and values: machine kind, versions, seed."""
+    """Names and values, such as machine, versions and seed."""
 
     title: str
     values: dict[str, str]
     note: str = ""
 
     def body(self) -> str:
+        """Return the HTML of the section."""
         pairs = "".join(
             f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>"
             for k, v in self.values.items()
@@ -194,14 +201,14 @@ Section = (
 def write(
     path: str | Path, *, title: str, summary: str, sections: Sequence[Section]
 ) -> None:
-    """Write the page, in place of an older one; every text is escaped."""
+    """Write the page, replacing an older one; every text is escaped."""
     page = render(title, summary, sections)
     with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
 def render(title: str, summary: str, sections: Sequence[Section]) -> str:
-    """HTML of the page. Its policy forbids scripts and every address but data."""
+    """Return the HTML of the page; its policy forbids scripts and external content."""
     folder = importlib.resources.files("vdm_jax.report")
     style = (folder / "report.css").read_text("utf-8")
     links = "".join(
@@ -221,14 +228,14 @@ def render(title: str, summary: str, sections: Sequence[Section]) -> str:
 <body>
 <header>
 <h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(summary)}</p>
+<p class="summary">{html.escape(summary)}</p>
 <nav aria-label="Sections">{links}</nav>
 </header>
 <main>
 {"".join(_section(i, s) for i, s in enumerate(sections))}</main>
 <label class="switch"><input type="checkbox" role="switch" id="switch">
-<span class="hold">Hold videos</span><span class="play">Play videos</span></label>
-<footer>Made by vdm_jax: one file, no scripts, nothing fetched.</footer>
+<span class="pause">Pause videos</span><span class="play">Play videos</span></label>
+<footer>Made by vdm_jax: one file without scripts or external content.</footer>
 </body>
 </html>
 """
@@ -242,51 +249,52 @@ def _section(index: int, section: Section) -> str:
     )
 
 
-# --- films ------------------------------------------------------------------------
+# --- grids ------------------------------------------------------------------------
 
 
-def _films(films: Sequence[VideoGrid], fps: float) -> str:
-    widest = max((min(film.columns, len(film.videos)) for film in films), default=1)
-    figures = "".join(_film(film, fps) for film in films)
-    return f'<div class="films" style="--columns:{widest}">{figures}</div>'
+def _grids_html(grids: Sequence[VideoGrid], fps: float) -> str:
+    widest = max((min(grid.columns, len(grid.videos)) for grid in grids), default=1)
+    figures = "".join(_figure(grid, fps) for grid in grids)
+    return f'<div class="video-grids" style="--columns:{widest}">{figures}</div>'
 
 
-def _film(film: VideoGrid, fps: float) -> str:
-    frames, edge = _grid(_small(film), film.columns)
+def _figure(grid: VideoGrid, fps: float) -> str:
+    """Return the HTML of a grid and its caption."""
+    frames, edge = _arrange(_downscaled(grid), grid.columns)
     count, height, width, _ = frames.shape
-    words = f"{film.caption}: {len(film.videos)} clips, {count} frames"
+    alt = html.escape(f"{grid.caption}: {len(grid.videos)} clips, {count} frames")
     return (
-        f'<figure><img class="film" alt="{html.escape(words)}" src="{_strip(frames)}" '
+        f'<figure><img class="video-grid" alt="{alt}" src="{_strip(frames)}" '
         f'style="aspect-ratio:{width}/{height};--edge:{edge / width:.5f};'
         f'--frames:{count};--seconds:{count / fps:.4f}s">'
-        f"<figcaption>{html.escape(film.caption)}</figcaption></figure>"
+        f"<figcaption>{html.escape(grid.caption)}</figcaption></figure>"
     )
 
 
-def _small(film: VideoGrid) -> np.ndarray:
-    """Its videos, shrunk where the frames in a row would have more than ROOM pixels."""
-    n, f, h, w, _ = film.videos.shape
-    columns = min(film.columns, n)
+def _downscaled(grid: VideoGrid) -> np.ndarray:
+    """Return the videos of a grid, downscaled to MAX_GRID_PIXELS where necessary."""
+    n, f, h, w, _ = grid.videos.shape
+    columns = min(grid.columns, n)
     wide, tall = f * w * columns, h * -(-n // columns)
     if wide * tall <= MAX_LOSSLESS_PIXELS:
-        return film.videos
+        return grid.videos
     scale = min(
         1.0, math.sqrt(MAX_GRID_PIXELS / (wide * tall)), 0.9 * MAX_WEBP_SIDE / wide
     )
     size = max(round(h * scale), 1), max(round(w * scale), 1)
-    return np.stack([video_io.resize(video, size) for video in film.videos])
+    return np.stack([video_io.resize(video, size) for video in grid.videos])
 
 
-def _grid(videos: np.ndarray, columns: int) -> tuple[np.ndarray, int]:
-    """[n, f, h, w, c] -> RGBA [f, H, W, 4], a grid with clear gaps; and half a gap.
+def _arrange(videos: np.ndarray, columns: int) -> tuple[np.ndarray, int]:
+    """Arrange [n, f, h, w, c] as grids RGBA [f, H, W, 4]; return them and half a gap.
 
-    A clear border of half a gap keeps a neighbouring frame from showing at the edge
-    where a browser's pixels do not meet the film's.
+    Gaps and a border of half a gap are transparent. Without the border, parts of an
+    adjacent frame would show where browser and image pixels do not coincide.
     """
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
         raise UserError(
-            f"videos of {videos.dtype} {videos.shape}: a film is uint8 [n, f, h, w, c] "
-            "with 1 or 3 channels"
+            f"videos of {videos.dtype} {videos.shape}: a grid needs uint8 "
+            "[n, f, h, w, c] with 1 or 3 channels"
         )
     n, f, h, w, _ = videos.shape
     columns = min(columns, n)
@@ -301,7 +309,7 @@ def _grid(videos: np.ndarray, columns: int) -> tuple[np.ndarray, int]:
 
 
 def _strip(frames: np.ndarray) -> str:
-    """[f, h, w, 4] -> data URI of one picture with the frames side by side."""
+    """Return the data URI of one image with the frames [f, h, w, 4] in a row."""
     f, h, w, _ = frames.shape
     kind = "webp" if max(f * w, h) <= MAX_WEBP_SIDE else "png"
     file = io.BytesIO()

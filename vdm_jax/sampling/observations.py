@@ -208,7 +208,7 @@ def _encode(model: DiffusionModel, video: np.ndarray) -> np.ndarray:
     """Return uint8 [f, h, w, 3] as the model diffuses it; grey for grey models."""
     if model.shape[3] == 1 and video.shape[-1] == 3:
         video = video_io.to_gray(video)
-    return np.asarray(model.encode(jnp.asarray(video)))
+    return np.asarray(model.normalize(jnp.asarray(video)))
 
 
 def _read_clip(

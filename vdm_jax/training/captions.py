@@ -135,7 +135,7 @@ def preview_conditions(
     video = np.concatenate([clip["video"] for clip in clips])
     for name, condition in model.video_conditions:
         observe = jax.jit(condition.observation)
-        cond[name] = np.asarray(observe(model.encode(video)))
+        cond[name] = np.asarray(observe(model.normalize(video)))
     # With a video alone labels may be of others: they are drawn as `label` says.
     for name in arrays & clips[0].keys() if arrays - {"label"} else ():
         cond[name] = np.concatenate([clip[name] for clip in clips])
