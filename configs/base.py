@@ -39,6 +39,9 @@ def base() -> ConfigDict:
         variance=placeholder(float),
     )
 
+    # What is diffused: pixels, or what vdm_jax/codec.py CODECS makes of them.
+    config.codec = dict(kind="identity")  # or "patch"
+
     config.network = dict(
         levels=(),  # dict(channels, blocks, layers=(names, after each block))
         mid_layers=("spatial_attention", "temporal_attention"),

@@ -13,6 +13,7 @@ LAYERS = (
     ("runtime", "config_files", "scalars"),
     ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
+    ("codec",),
     ("data", "conditions"),
     ("text",),
     ("model",),

@@ -1,5 +1,6 @@
 """Old names: stored files are read under the new ones, command lines name them."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from configs import base, shapes
+from configs import base, folder, shapes
 from vdm_jax import config_files, migration, runs
+from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,65 @@ def test_a_stored_field_is_read_under_its_new_name(row):
     assert section[row.new] == row.convert(value) and section["other"] == 1
     assert row.old == row.new or row.old not in section
     assert row.old in stored[row.section]  # the caller's dict is left as it was
+
+
+def without_conversion(value):
+    """Return a value as version 0.1 would have stored it, for every kind of row."""
+    if isinstance(value, list):
+        return [without_conversion(each) for each in value]
+    metrics = {"r2_to_teacher": "agreement", "shape_accuracy": "joint"}
+    return metrics.get(value, value) if isinstance(value, str) else value
+
+
+def as_stored_by_0_1(config) -> dict:
+    """Return a config's fields under their old names, and old values of guidance."""
+    fields = json.loads(json.dumps(config.to_dict()))
+    for row in migration.RENAMED:
+        sections = (
+            fields["network"]["levels"]
+            if row.section == "network.levels" and "network" in fields
+            else [fields.get(row.section, {})]
+        )
+        for section in sections:
+            if row.new not in section:
+                continue
+            value = without_conversion(section.pop(row.new))
+            if row.convert is migration.scale:
+                value = [s - 1 for s in value] if isinstance(value, list) else value - 1
+            section[row.old] = value
+    return fields
+
+
+ALL_CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "base"])
+def test_a_config_stored_by_0_1_equals_the_present_one(name):
+    """So a run that was started then resumes without a change of its config."""
+    module = importlib.import_module(f"configs.{name}")
+    for variant in module.VARIANTS:
+        config = module.get_config(*[variant] if variant else [])
+        present = json.loads(json.dumps(config.to_dict()))
+        old = as_stored_by_0_1(config)
+        assert old != present
+        read = migration.migrate(old) if "network" in old else migration.rename(old)
+        if name == "vdm" and variant == "kinetics600":  # a weight that was the default
+            assert read["sample"].pop("reconstruction_weight") is None
+            assert present["sample"].pop("reconstruction_weight") == 9.0
+        assert read == present
+
+
+def test_a_fingerprint_stored_by_0_1_equals_the_present_one():
+    class Source(list):
+        name, names, sizes = "folder", ["a"], [1]
+
+    config, source = folder.get_config(), Source("a")
+    present = pipeline.fingerprint(config, source)
+    assert present["joint_image_frames"] == 4
+    old = dict(present)
+    for former, name in migration.FINGERPRINT.items():
+        old[former] = old.pop(name)
+    assert migration.migrate_fingerprint(old) == present
 
 
 def test_a_new_name_in_a_file_counts_more_than_the_old_one():

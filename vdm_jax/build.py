@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from vdm_jax import codec as codecs
 from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.diffusion import process, schedules
@@ -14,15 +15,18 @@ from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import unet3d
 
 
-def network_spec(config: Any) -> unet3d.UNetSpec:
-    """Return the U-Net's frozen spec from the network section of a config."""
+def network_spec(config: Any, channels: int) -> unet3d.UNetSpec:
+    """Return the U-Net's frozen spec from the network section of a config.
+
+    channels: of z.
+    """
     fields = config.network.to_dict()
     levels = tuple(
         unet3d.LevelSpec(**{**level, "layers": tuple(level["layers"])})
         for level in fields.pop("levels")
     )
     fields["mid_layers"] = tuple(fields["mid_layers"])
-    fields["out_channels"] = config.video.channels
+    fields["out_channels"] = channels
     return unet3d.UNetSpec(levels=levels, **fields)
 
 
@@ -76,8 +80,11 @@ def build_model(config: Any) -> DiffusionModel:
             "diffusion.precondition needs diffusion.prediction_type='v', not "
             f"{diffusion.prediction_type!r}: set diffusion.precondition=False"
         )
-    spec = network_spec(config)
-    unet3d.check(spec, video.height, video.width)
+    codec = codecs.from_config(config)
+    video_shape = video.frames, video.height, video.width, video.channels
+    z_shape = codec.z_shape(video_shape)
+    spec = network_spec(config, z_shape[3])
+    unet3d.check(spec, *z_shape[1:3])
     schedule = schedule_from_config(diffusion)
     shifted = tuple(
         dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
@@ -87,7 +94,8 @@ def build_model(config: Any) -> DiffusionModel:
     rows = conditions.from_config(config)
     crop = getattr(dict(rows).get("low_resolution"), "train_crop", ())
     if crop:
-        unet3d.check(spec, *crop)
+        cropped = codec.z_shape((video.frames, *crop, video.channels))
+        unet3d.check(spec, *cropped[1:3])
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
@@ -100,7 +108,8 @@ def build_model(config: Any) -> DiffusionModel:
         ),
         schedule=schedule,
         training_schedule=training_schedule,
-        shape=(video.frames, video.height, video.width, video.channels),
+        video_shape=video_shape,
+        codec=codec,
         conditions=rows,
         prediction_type=diffusion.prediction_type,
         **scaling,

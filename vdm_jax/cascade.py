@@ -231,10 +231,10 @@ def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
             raise UserError(f"two stages are called {name}")
         if model.low_resolution is None:
             raise UserError(f"stage {name} is a base model, which takes no video")
-        if model.low_resolution.input_shape != previous.shape:
+        if model.low_resolution.input_shape != previous.video_shape:
             raise UserError(
                 f"stage {name} takes videos of {model.low_resolution.input_shape}, and "
-                f"{previous_name} before it makes {previous.shape}"
+                f"{previous_name} before it makes {previous.video_shape}"
             )
 
 

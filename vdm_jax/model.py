@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.codec import Codec, Shape
 from vdm_jax.conditions.base import Cond, Condition, VideoCondition, condition_key
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.low_resolution import LowResolution
@@ -18,13 +19,15 @@ from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
 from vdm_jax.networks import unet3d
 
 Params = Any
+IDENTITY = Codec()
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionModel:
     """Immutable and without parameters, which are an argument of its methods.
 
-    shape              (frames, height, width, channels) of a video
+    video_shape        (frames, height, width, channels) of a video
+    codec              from videos to z, which is diffused, and back
     conditions         what the network is conditioned on, by name
     prediction_type    output of the network: v, eps, x or flow
     mean, variance     of the data in [-1, 1], for the preconditioning; 0 and 1 make it
@@ -36,10 +39,16 @@ class DiffusionModel:
     schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
     video_shape: tuple[int, int, int, int]
+    codec: Codec = IDENTITY
     conditions: tuple[tuple[str, Condition], ...] = ()
     prediction_type: str = "v"
     mean: float = 0.0
     variance: float = 1.0
+
+    @property
+    def shape(self) -> Shape:
+        """(frames, height, width, channels) of z."""
+        return self.codec.z_shape(self.video_shape)
 
     def condition(self, name: str) -> Any:
         """Return the condition of that name, None where the model has none."""
@@ -112,7 +121,7 @@ class DiffusionModel:
     def prepare_batch(
         self, batch: dict[str, Array], key: Array, drop_conditions: bool = True
     ) -> tuple[Array, Cond]:
-        """Return the videos to diffuse [b, f, h, w, c] and their conditions.
+        """Return z [b, f, h, w, c] of a batch of videos, and its conditions.
 
         key: of the low-resolution condition's crops and noise and of the dropout.
         drop_conditions: apply `condition_dropout`, as training does.
@@ -123,7 +132,9 @@ class DiffusionModel:
             # and 1: those of a condition are independent of both.
             x, arrays = condition.prepare_batch(x, condition_key(key, name))
             cond |= arrays
-        return x, self.condition_dropout(cond, key) if drop_conditions else cond
+        if drop_conditions:
+            cond = self.condition_dropout(cond, key)
+        return self.codec.encode(x), cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
         """Drop whole conditions and single label attributes, at random.
@@ -182,9 +193,9 @@ class DiffusionModel:
         cond = arrays | self.raw_conditions(arrays)
         encoder_key, network_key = jax.random.split(key)
         inputs, conditioning = self.conditioning_encoder.init_with_output(
-            encoder_key, jnp.zeros(1, dtype), self.video_shape[0], cond
+            encoder_key, jnp.zeros(1, dtype), self.shape[0], cond
         )
-        z = jnp.zeros((1, *self.video_shape), dtype)
+        z = jnp.zeros((1, *self.shape), dtype)
         network = self.network.init(network_key, z, inputs)
         return {
             "conditioning_encoder": conditioning["params"],

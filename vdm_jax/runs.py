@@ -125,8 +125,10 @@ def build_checked_model(config: Any, wrong: str, advice: str) -> DiffusionModel:
         for section, name, kind in REQUIRED_FIELDS:
             if not matches_type(value := config[section][name], kind):
                 raise ValueError(f"{section}.{name}={value!r:.40}")
-        if min(*model.shape, config.video.fps) <= 0:
-            raise ValueError(f"videos of {model.shape}, {config.video.fps} a second")
+        if min(*model.video_shape, config.video.fps) <= 0:
+            raise ValueError(
+                f"videos of {model.video_shape}, {config.video.fps} a second"
+            )
         model.schedule.angle(np.linspace(0, 1, 3))
         return model
     except (

@@ -51,15 +51,16 @@ def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
 
 
 def _row(line: bytes) -> dict[str, float] | None:
+    """Return the numbers of a line; None if it is not a row."""
     try:
-        found = parse_json(line)
+        row = parse_json(line)
     except CorruptFile:
         return None
-    step = found.get("step") if isinstance(found, dict) else None
+    step = row.get("step") if isinstance(row, dict) else None
     if type(step) is not int or not 0 <= step < 1 << 53:
         return None
     return {
         name: value
-        for name, value in found.items()
+        for name, value in row.items()
         if isinstance(value, int | float) and abs(value) < MAX_VALUE
     }

@@ -149,7 +149,7 @@ def main() -> None:
     if results["setting"] != setting:
         raise SystemExit(f"{file} was made with {results['setting']}: another --out")
     rows = results.setdefault("rows", {})
-    geometry = shapes.Geometry(*loaded.model.shape[:3])
+    geometry = shapes.Geometry(*loaded.model.video_shape[:3])
     block = geometry.frames
 
     def keep(label: str, videos: np.ndarray, blocks: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The page's structure and pictures, and the page as a browser sees it."""
+"""Structure and images of the page, and the page in a browser."""
 
 import base64
 import html
@@ -71,10 +71,10 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def html_page():
-    return page.render("Title", "Lead.", sections())
+    return page.render("Title", "Summary.", sections())
 
 
-def test_page_fetches_nothing_and_runs_nothing(html_page):
+def test_page_has_no_scripts_and_no_external_content(html_page):
     parsed = Page(html_page)
     assert not parsed.all("script")
     for _, attrs in parsed.elements:
@@ -104,10 +104,10 @@ def test_every_text_is_escaped():
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 16, 12, 3), (2, 4, 40, 40, 1)])
-def test_pixels_of_a_film_are_those_of_the_videos(shape):
+def test_pixels_of_a_grid_are_those_of_the_videos(shape):
     n, f, h, w, c = shape
-    film = videos(n, f, h, w, c)
-    text = page.VideoGrids("t", [page.VideoGrid("a", film, columns=3)], fps=8).body()
+    clips = videos(n, f, h, w, c)
+    text = page.VideoGrids("t", [page.VideoGrid("a", clips, columns=3)], fps=8).body()
     (image,) = Page(text).all("img")
     data = base64.b64decode(image["src"].partition(",")[2])
     strip = np.asarray(Image.open(io.BytesIO(data)))
@@ -122,7 +122,7 @@ def test_pixels_of_a_film_are_those_of_the_videos(shape):
         y, x = i // columns * tall + top, i % columns * wide + left
         cell = frames[:, y : y + h, x : x + w]
         np.testing.assert_array_equal(
-            cell[..., :3], np.broadcast_to(film[i], (*cell.shape[:3], 3))
+            cell[..., :3], np.broadcast_to(clips[i], (*cell.shape[:3], 3))
         )
         seen[y : y + h, x : x + w] = True
     np.testing.assert_array_equal(
@@ -130,7 +130,7 @@ def test_pixels_of_a_film_are_those_of_the_videos(shape):
     )
 
 
-def test_a_film_longer_than_webp_allows_is_a_png():
+def test_an_image_longer_than_webp_allows_is_a_png():
     text = page.VideoGrids(
         "t", [page.VideoGrid("a", videos(4, 250, 16, 16))], fps=8
     ).body()
@@ -138,20 +138,20 @@ def test_a_film_longer_than_webp_allows_is_a_png():
     assert image["src"].startswith("data:image/png;")
 
 
-def test_films_of_large_videos_stay_small():
+def test_grids_of_large_videos_are_compressed():
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 256, 256, 3), np.uint8)
     text = page.VideoGrids("t", [page.VideoGrid("a", noise)], fps=8).body()
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/webp;")
-    assert len(text) < 4_000_000  # noise is the worst: film takes a fifth of it
+    assert len(text) < 4_000_000  # noise is the worst case: real footage takes a fifth
 
 
-def test_pairs_come_nearest_first_with_the_sample_on_the_left():
+def test_the_closest_pair_is_first_with_the_sample_on_the_left():
     samples, nearest = videos(3, seed=1), videos(3, seed=2)
     pairs = page.NearestNeighbours(
         "t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8
     )
-    films = page.VideoGrids(
+    grids = page.VideoGrids(
         "t",
         [
             page.VideoGrid(
@@ -161,13 +161,13 @@ def test_pairs_come_nearest_first_with_the_sample_on_the_left():
         ],
         fps=8,
     )
-    assert pairs.body() == films.body()
+    assert pairs.body() == grids.body()
 
 
 def test_floats_are_refused():
-    film = page.VideoGrid("a", videos() / 255)
-    with pytest.raises(UserError, match="a film is uint8"):
-        page.VideoGrids("t", [film], fps=8).body()
+    grid = page.VideoGrid("a", videos() / 255)
+    with pytest.raises(UserError, match="a grid needs uint8"):
+        page.VideoGrids("t", [grid], fps=8).body()
 
 
 def test_write_replaces_an_older_page(tmp_path):
@@ -215,13 +215,13 @@ PROBE = """<!doctype html>
 <script>
 function probe() {
   const page = document.querySelector("iframe").contentDocument;
-  const films = [...page.querySelectorAll(".film")];
-  const style = film => page.defaultView.getComputedStyle(film);
-  const state = () => [...new Set(films.map(film => style(film).animationPlayState))];
+  const grids = [...page.querySelectorAll(".video-grid")];
+  const style = grid => page.defaultView.getComputedStyle(grid);
+  const state = () => [...new Set(grids.map(grid => style(grid).animationPlayState))];
   const found = {
     width: page.defaultView.innerWidth,
     needed: page.scrollingElement.scrollWidth,
-    loaded: films.every(film => film.complete && film.naturalWidth > 0),
+    loaded: grids.every(grid => grid.complete && grid.naturalWidth > 0),
     boxes: [...page.querySelectorAll(".scroll")].map(
       box => box.scrollWidth > box.clientWidth),
     starts: new Set(page.getAnimations().map(moving => moving.startTime)).size,
@@ -230,11 +230,11 @@ function probe() {
   page.getElementById("switch").click();
   found.after = state();
   page.getElementById("switch").click();
-  const moving = films[0].getAnimations()[0];
+  const moving = grids[0].getAnimations()[0];
   moving.pause();
   found.places = [0.5, 1.5, 2.5, 3.5, 4.5].map(frame => {
     moving.currentTime = 1000 * frame / 8;
-    return style(films[0]).objectPosition;
+    return style(grids[0]).objectPosition;
   });
   page.querySelector("footer").remove();
   found.unfinished = page.getAnimations().length;
@@ -255,7 +255,7 @@ def test_browser_has_no_complaint(browse, html_page):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_browser_fits_the_page_and_plays_its_films_in_step(browse, html_page, width):
+def test_browser_fits_the_page_and_plays_grids_synchronously(browse, html_page, width):
     (found,), complaints = browse(probe(html_page, width))
     assert complaints == []
     assert found["width"] == width and found["needed"] <= width
@@ -267,15 +267,17 @@ def test_browser_fits_the_page_and_plays_its_films_in_step(browse, html_page, wi
     assert found["places"] == ["0% 0px", "25% 0px", "50% 0px", "75% 0px", "100% 0px"]
 
 
-def test_browser_holds_still_for_who_prefers_it(browse, html_page):
+def test_browser_pauses_where_reduced_motion_is_preferred(browse, html_page):
     (found,), _ = browse(probe(html_page, 390), "--force-prefers-reduced-motion")
     assert found["before"] == ["paused"] and found["after"] == ["running"]
 
 
 def test_browser_shows_one_frame_at_a_time(browse, tmp_path):
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-    film = np.broadcast_to(colours[:, None, None], (4, 3, 16, 16, 3))
-    text = page.render("", "", [page.VideoGrids("", [page.VideoGrid("", film)], fps=8)])
+    clips = np.broadcast_to(colours[:, None, None], (4, 3, 16, 16, 3))
+    text = page.render(
+        "", "", [page.VideoGrids("", [page.VideoGrid("", clips)], fps=8)]
+    )
     browse(text, "--force-prefers-reduced-motion")
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     red, green, blue = ((shot == colour).all(-1).sum() for colour in colours)

@@ -128,5 +128,5 @@ def test_guidance_needs_dropped_conditions(trained):
 
 def test_uint8_is_the_inverse_of_encode(trained):
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1)
-    encoded = np.asarray(trained[0].encode(jnp.asarray(pixels)))
+    encoded = np.asarray(trained[0].normalize(jnp.asarray(pixels)))
     np.testing.assert_array_equal(sampling.to_uint8(encoded), pixels)

@@ -101,7 +101,7 @@ def test_training_and_sampling_have_the_same_conditions(stage):
     video = rng.integers(0, 256, (2, *model.shape), np.uint8)
     text = {"text": jnp.ones((2, 1, 6)), "text_mask": jnp.ones((2, 1), bool)}
     x, cond = model.prepare_batch({"video": video, **text}, jax.random.key(0))
-    low = model.low_resolution.observation(model.encode(video))
+    low = model.low_resolution.observation(model.normalize(video))
     assert low.shape[1:] == model.low_resolution.input_shape
     t = np.arctan(np.exp(-np.asarray(cond["low_res_logsnr"]) / 2)) / (np.pi / 2)
     clear = model.low_resolution.from_observation(

@@ -266,7 +266,7 @@ def _read_observation(
     """Read the observation of an edit; an empty one of the output's size without."""
     from vdm_jax.sampling import observations
 
-    block, config = trained.model.shape[0], trained.config
+    block, config = trained.model.video_shape[0], trained.config
     if FLAGS.multidiffusion and FLAGS.overlap_frames is not None:
         raise UserError(
             "--overlap_frames is for blocks: the windows of --multidiffusion overlap "

@@ -27,7 +27,7 @@ def sample_cascade(settings: Collection[str]) -> None:
     out = Path(FLAGS.out)
     path = FLAGS.cascade or FLAGS.workdir
     cascade = cascades.read(path).truncate(FLAGS.last_stage)
-    prompts = read_prompts([stage.model.shape for stage in cascade.stages])
+    prompts = read_prompts([stage.model.video_shape for stage in cascade.stages])
     if FLAGS.text_encoder is not None:
         if not cascade.text_encoder:
             raise UserError(f"--text_encoder: {path} was trained without text")

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax import codec as codecs
+from vdm_jax.codec import Codec
 from vdm_jax.conditions.base import Cond, Contribution, VideoCondition
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array
@@ -23,6 +25,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import dense, noise_level_embedding
 
 STAGE_KINDS = ("tsr", "ssr")
+IDENTITY = Codec()
 TEMPORAL_FILLS = ("repeat", "blank")
 AUGMENTATION_SCHEDULE = schedules.Cosine()  # without shift: logsnr within +-20
 
@@ -35,6 +38,7 @@ class LowResolution(VideoCondition):
     factor             the stage's frames (tsr), or height and width (ssr), divided by
                        those of its input
     shape              (frames, height, width, channels) of the stage's own videos
+    codec              encodes the upsampled input, before noise is added to it
     temporal_fill      what a TSR stage puts between the input frames: "repeat", the
                        previous input frame, or "blank", nothing
     augmentation_time  lowest and highest time t of the cosine schedule; training draws
@@ -49,6 +53,7 @@ class LowResolution(VideoCondition):
     temporal_fill: str = "repeat"
     augmentation_time: tuple[float, float] = (0.0, 1.0)
     train_crop: tuple[int, int] | tuple[()] = ()
+    codec: Codec = IDENTITY
 
     @classmethod
     def from_config(cls, config: Any) -> "LowResolution | None":
@@ -100,6 +105,7 @@ class LowResolution(VideoCondition):
             temporal_fill=stage.temporal_fill,
             augmentation_time=(float(times[0]), float(times[1])),
             train_crop=crop,
+            codec=codecs.from_config(config),
         )
 
     @property
@@ -113,7 +119,7 @@ class LowResolution(VideoCondition):
     @property
     def cond_channels(self) -> int:
         """Number of channels next to z: the video's, and in TSR a mask of frames."""
-        return self.shape[3] + (self.kind == "tsr")
+        return self.codec.z_shape(self.shape)[3] + (self.kind == "tsr")
 
     def observation(self, x: Array) -> Array:
         """Return what the stage's input would be for its own videos x.
@@ -154,14 +160,15 @@ class LowResolution(VideoCondition):
         images = eps.shape[1] - self.shape[0]
         upsampled, mask = self.upsample(video, images)
         level = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
-        noisy = process.diffuse(upsampled, eps, level)
+        encoded = self.codec.encode(upsampled)
+        noisy = process.diffuse(encoded, eps, level)
         if self.kind == "tsr":
-            in_video = jnp.arange(upsampled.shape[1]) < self.shape[0]
+            in_video = jnp.arange(encoded.shape[1]) < self.shape[0]
             shown = (
                 mask if self.temporal_fill == "blank" else in_video.reshape(mask.shape)
             )
-            channel = jnp.broadcast_to(mask, (*upsampled.shape[:4], 1))
-            channel = channel.astype(upsampled.dtype)
+            channel = jnp.broadcast_to(mask, (*encoded.shape[:4], 1))
+            channel = channel.astype(encoded.dtype)
             noisy = jnp.concatenate([jnp.where(shown, noisy, 0), channel], axis=-1)
         return {"low_res": noisy, "low_res_logsnr": level.logsnr}
 
@@ -173,14 +180,15 @@ class LowResolution(VideoCondition):
         lowest, highest = self.augmentation_time
         uniform = jax.random.uniform(time_key, x.shape[:1], x.dtype)
         t = lowest + (highest - lowest) * uniform
-        eps = jax.random.normal(noise_key, x.shape, x.dtype)
+        z_shape = self.codec.z_shape(x.shape[1:])
+        eps = jax.random.normal(noise_key, (len(x), *z_shape), x.dtype)
         return x, self.from_observation(self.observation(x), t, eps)
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
         """Black videos."""
-        dtype = jnp.result_type(float)
+        dtype, z_shape = jnp.result_type(float), self.codec.z_shape(self.shape)
         return {
-            "low_res": np.zeros((n[0], *self.shape[:3], self.cond_channels), dtype),
+            "low_res": np.zeros((n[0], *z_shape[:3], self.cond_channels), dtype),
             "low_res_logsnr": np.zeros(n[0], dtype),
         }
 

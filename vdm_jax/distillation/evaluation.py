@@ -92,7 +92,7 @@ class StudentEvaluator:
         """Return whether the teacher's videos exist; a damaged file is set aside."""
         if not path.is_file():
             return False
-        expected = self.config.distill.num, *self.student.shape
+        expected = self.config.distill.num, *self.student.video_shape
         try:
             with reading_files(path):
                 shape = video_io.read_npz(path).shape

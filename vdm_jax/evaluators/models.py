@@ -70,7 +70,7 @@ def evaluate(
     content = {"protocol": protocol, **scores, "sample": dataclasses.asdict(settings)}
     content["guidance_scales"] = list(guidance_scales)
     if config.data.source in ATTRIBUTE_METRICS and trained.model.label_vocabulary:
-        metric, shape = ATTRIBUTE_METRICS[config.data.source], trained.model.shape
+        metric, shape = ATTRIBUTE_METRICS[config.data.source], trained.model.video_shape
         rows = tables.attribute_rows(shape, metric, samples, held_out["label"])
         page_tables.insert(0, tables.attribute_table(rows, metric))
         content["attributes"] = rows

@@ -80,9 +80,9 @@ class _Axis:
 def draw(lines: Sequence[Line], *, x_name: str = "step", log_x: bool = False) -> str:
     """Return the HTML of a plot.
 
-    A line is the mean of at most MAX_POINTS bins; where a bin has several points, a band
-    shows their 10th to 90th percentile. The y axis is logarithmic where all values are
-    positive. A logarithmic x axis starts at 1.
+    A line is the mean of at most MAX_POINTS bins; where a bin has several points, a
+    band shows their 10th to 90th percentile. The y axis is logarithmic where all values
+    are positive. A logarithmic x axis starts at 1.
     """
     series = [(line.name, *_finite(line, log_x)) for line in lines]
     series = [(name, x, y) for name, x, y in series if len(x)]

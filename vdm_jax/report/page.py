@@ -33,9 +33,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import atomic_write
 from vdm_jax.report import curves
 
-MAX_LOSSLESS_PIXELS = (
-    1_500_000  # pixels of a film's picture; a larger one is compressed
-)
+MAX_LOSSLESS_PIXELS = 1_500_000  # of a grid's image; larger ones are lossy
 MAX_GRID_PIXELS = 4_000_000  # of a grid's image; larger ones are downscaled first
 MAX_WEBP_SIDE = 16_383  # pixels; larger images are PNG
 

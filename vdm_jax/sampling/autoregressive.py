@@ -43,7 +43,7 @@ def extend_in_blocks(
 
     The other arguments are those of `generate.sample`.
     """
-    block = model.shape[0]
+    block = model.video_shape[0]
     frames, height, width = observation.video.shape[1:4]
     overlap = block // 2 if overlap_frames is None else overlap_frames
     starts = axis_starts(frames, block, overlap)

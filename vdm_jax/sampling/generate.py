@@ -85,7 +85,7 @@ def sample(
       negative: the same for the unconditional branch, instead of dropping all. Videos
         are those of cond.
       observation: what is known of the videos; known pixels are returned unchanged.
-      initial_noise: [num, f, h, w, c] to start from, as `invert` returns it.
+      initial_noise: z [num, f, h, w, c] to start from, as `invert` returns it.
       size: frames, height, width, none smaller than the model's. Larger ones are
         sampled by MultiDiffusion: overlapping windows, averaged at every call.
       stage_index: separates the noise of a cascade's stages.
@@ -100,7 +100,7 @@ def sample(
         raise UserError("a negative label or text needs guidance with two branches")
     cond = cond or {}
     _check_conditions(model, cond)
-    size = size or model.shape[:3]
+    size = size or model.video_shape[:3]
     _check_size(model, size, observation)
     if observation is not None:  # one shape of mask, one program
         shape = observation.video[..., :1].shape
@@ -108,19 +108,20 @@ def sample(
             mask=np.broadcast_to(observation.mask, shape)
         )
         settings = with_reconstruction_weight(model, settings, observation)
+    limit = model.codec.limit or 0.0
     key = ProgramKey(
         model,
         make_sampler(settings),
         mesh or sharding.make_mesh(),
         cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
-        clip_x=settings.clip_x,
-        dynamic_threshold=settings.dynamic_threshold,
+        clip_x=settings.clip_x * limit,
+        dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
         uses_reconstruction=observation is not None
         and bool(settings.reconstruction_weight),
-        size=size if size != model.shape[:3] else None,
+        size=size if size != model.video_shape[:3] else None,
         tiled_sampling=settings.tiled_sampling,
     )
-    videos = sample_batches(
+    z = sample_batches(
         key,
         params,
         num,
@@ -132,7 +133,10 @@ def sample(
         noise=NoiseIndex(seed, stage_index, block_index, first_index),
         progress=progress,
     )
-    return np.clip(videos, -1.0, 1.0)
+    videos = np.clip(_decode(model, z), -1.0, 1.0)
+    if observation is None:
+        return videos
+    return np.where(observation.mask, observation.video, videos).astype(videos.dtype)
 
 
 def sample_batches(
@@ -148,7 +152,7 @@ def sample_batches(
     noise: NoiseIndex = DEFAULT_NOISE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Return `num` videos as the sampler leaves them, made batch by batch.
+    """Return z of `num` videos as the sampler leaves it, made batch by batch.
 
     The arguments are as for `sample`.
     """
@@ -182,7 +186,9 @@ def sample_batches(
             null = model.unconditional(own)
             if negative is not None:
                 null = _raw_conditions(model, negative, take, batch) | videos
-            known = None if observation is None else jax.tree.map(take, observation)
+            known = None
+            if observation is not None:
+                known = _encode_observation(model, jax.tree.map(take, observation))
             for row in range(0, steps, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, steps)
                 carry = run_steps(
@@ -226,16 +232,32 @@ def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -
     return raw
 
 
+def _encode_observation(model: DiffusionModel, observation: Observation) -> Observation:
+    """Return the observation with z in place of the video, and the mask of z."""
+    return observation._replace(
+        video=model.codec.encode(observation.video),
+        mask=model.codec.encode_mask(observation.mask),
+    )
+
+
+def _decode(model: DiffusionModel, z: np.ndarray) -> np.ndarray:
+    """Return the videos of z, decoded one by one: a decoder takes memory."""
+    if model.shape == model.video_shape:
+        return np.asarray(model.codec.decode(z))
+    decode = jax.jit(model.codec.decode)
+    return np.concatenate([np.asarray(decode(one[None])) for one in z])
+
+
 def _check_size(
     model: DiffusionModel, size: Sequence[int], observation: Observation | None
 ) -> None:
     """Raise UserError for a smaller size than the model's, or not the observation's."""
-    smaller = any(n < least for n, least in zip(size, model.shape, strict=False))
+    smaller = any(n < least for n, least in zip(size, model.video_shape, strict=False))
     if smaller or (
         observation is not None and observation.video.shape[1:4] != tuple(size)
     ):
         raise UserError(
-            f"size={size}: no smaller than the model's {model.shape[:3]}, and that of "
+            f"size={size}: no smaller than the model's {model.video_shape[:3]}, and that of "
             "the observation"
         )
 

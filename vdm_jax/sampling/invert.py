@@ -45,6 +45,6 @@ def invert(
         len(videos),
         settings,
         cond or {},
-        initial_noise=videos,
+        initial_noise=np.asarray(model.codec.encode(videos)),
         progress=progress,
     )

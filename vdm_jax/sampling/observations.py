@@ -45,12 +45,12 @@ class OutputSpec:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         rows, columns = self.tiles
-        return rows * self.model.shape[1], columns * self.model.shape[2]
+        return rows * self.model.video_shape[1], columns * self.model.video_shape[2]
 
     def checked_num_frames(self, default: int) -> int:
         """Return the number of frames, checked to be a block of the model or more."""
-        frames, block = self.num_frames or default, self.model.shape[0]
-        shape = (frames, *self.size, self.model.shape[3])
+        frames, block = self.num_frames or default, self.model.video_shape[0]
+        shape = (frames, *self.size, self.model.video_shape[3])
         check_video_memory(self.num, shape, f"--num_frames={frames}")
         if frames < block:
             raise UserError(
@@ -62,13 +62,13 @@ class OutputSpec:
     def empty_observation(self, frames: int) -> Observation:
         """Return an observation of that many frames in which nothing is known."""
         shape = (1, frames, *self.size)
-        video = np.zeros((*shape, self.model.shape[3]), jnp.result_type(float))
+        video = np.zeros((*shape, self.model.video_shape[3]), jnp.result_type(float))
         return Observation(video, np.zeros((*shape, 1), bool))
 
 
 def no_observation(output: OutputSpec) -> tuple[Observation, ClipInfo]:
     """Return an empty observation of the output's length, by default one block."""
-    frames = output.checked_num_frames(output.model.shape[0])
+    frames = output.checked_num_frames(output.model.video_shape[0])
     return output.empty_observation(frames), {}
 
 
@@ -80,7 +80,7 @@ def extend(
     num_cond_frames: how many; 0 is half a block. The output's default length is two
     blocks.
     """
-    block = output.model.shape[0]
+    block = output.model.video_shape[0]
     frames = output.checked_num_frames(2 * block)
     num_cond_frames = num_cond_frames or max(1, block // 2)
     if num_cond_frames > block:
@@ -103,7 +103,7 @@ def interpolate(
     none is more than a block from the next. A frame of the output is the clip's frame
     of the same time, so the clip must be as long as the output.
     """
-    block = output.model.shape[0]
+    block = output.model.video_shape[0]
     frames = output.checked_num_frames(block)
     default = max(2, math.ceil((frames - 1) / max(1, block - 1)) + 1)
     num_cond_frames = num_cond_frames or default
@@ -123,7 +123,7 @@ def inpaint(output: OutputSpec, clip: str, mask: str) -> tuple[Observation, Clip
     """
     if not mask:
         raise UserError("--inpaint needs --mask=FILE, white where to inpaint")
-    frames = output.checked_num_frames(output.model.shape[0])
+    frames = output.checked_num_frames(output.model.video_shape[0])
     indices = np.arange(frames)
     observation, info = _observe_frames(output, clip, frames, indices, indices)
     white, size = _read_mask(mask, frames, output)
@@ -150,7 +150,7 @@ def upscale(
     downscale_factor: resizes the clip to the output's size divided by it first; 0 takes
     the clip's own size, with its centre cropped to the output's aspect ratio.
     """
-    frames = output.checked_num_frames(output.model.shape[0])
+    frames = output.checked_num_frames(output.model.video_shape[0])
     height, width = output.size
     largest = min(height, width)
     if downscale_factor and not 2 <= downscale_factor <= largest:
@@ -206,7 +206,7 @@ def _observe_frames(
 
 def _encode(model: DiffusionModel, video: np.ndarray) -> np.ndarray:
     """Return uint8 [f, h, w, 3] as the model diffuses it; grey for grey models."""
-    if model.shape[3] == 1 and video.shape[-1] == 3:
+    if model.video_shape[3] == 1 and video.shape[-1] == 3:
         video = video_io.to_gray(video)
     return np.asarray(model.normalize(jnp.asarray(video)))
 

@@ -15,7 +15,7 @@ from vdm_jax.diffusion.process import Denoiser, Prediction
 from vdm_jax.diffusion.schedules import NoiseLevel
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling.reconstruction import observation_residual
-from vdm_jax.sampling.settings import tile_starts
+from vdm_jax.sampling.settings import tile_shape, tile_starts
 from vdm_jax.sampling.types import Observation
 
 # Numbers of the noise draws of a step; a sampler's own start at 0.
@@ -34,13 +34,14 @@ class ProgramKey:
     clip_x: float = 0.0
     dynamic_threshold: float = 0.0
     uses_reconstruction: bool = False
-    size: tuple[int, int, int] | None = None  # larger than the model's: MultiDiffusion
+    size: tuple[int, int, int] | None = None  # of larger videos: MultiDiffusion
     tiled_sampling: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(frames, height, width, channels) of a video."""
-        return (*self.size, self.model.shape[3]) if self.size else self.model.shape
+        """(frames, height, width, channels) of z."""
+        size = self.size or self.model.video_shape[:3]
+        return self.model.codec.z_shape((*size, self.model.video_shape[3]))
 
 
 def _with_guidance_embedding(
@@ -57,9 +58,7 @@ def _with_guidance_embedding(
 
 def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
     """Denoise a stage's full size in tiles of its crops' size that overlap by half."""
-    stage = model.low_resolution
-    assert stage is not None
-    window, starts = (model.shape[0], *stage.train_crop), tile_starts(model)
+    window, starts = tile_shape(model), tile_starts(model)
 
     def crop_cond(cond, start):
         for _, condition in model.video_conditions:
@@ -81,7 +80,7 @@ def _guided_denoiser(
         denoise = _denoise_in_tiles(model, denoise)
     elif key.size:
         overlap = tuple(n // 2 for n in model.shape[:3])
-        starts = window_starts(key.size, model.shape[:3], overlap)
+        starts = window_starts(key.shape[:3], model.shape[:3], overlap)
         denoise = average_windows(denoise, model.shape[:3], starts)
     if key.cfg_mode:
         combine = guiding.CFG_MODES[key.cfg_mode](weights["guidance_scale"])
@@ -89,7 +88,7 @@ def _guided_denoiser(
     if key.uses_reconstruction:
         assert observation is not None
         w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
-        residual = observation_residual(observation)
+        residual = observation_residual(observation, model.codec)
         denoise = guiding.reconstruction_guidance(denoise, residual, w_r)
     if key.dynamic_threshold:
         denoise = guiding.dynamic_threshold(denoise, key.dynamic_threshold)

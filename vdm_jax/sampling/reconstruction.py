@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.codec import Codec
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
@@ -23,9 +24,11 @@ UPSCALE_WEIGHT = 1.0  # for area means: the guided prediction then has these mea
 
 
 def observation_residual(
-    observation: Observation,
+    observation: Observation, codec: Codec
 ) -> Callable[[jax.Array], list[jax.Array]]:
-    """Return the function x -> known minus predicted, of the pixels and of the means.
+    """Return the function x -> known minus predicted, of z and of its video's means.
+
+    observation: with z in place of the video. x: the predicted z.
 
     The mean of k pixels has a k-th of their variance. Its residual is multiplied by
     sqrt(k), so that one weight w_r means the same for both terms.
@@ -35,8 +38,9 @@ def observation_residual(
         parts = [jnp.where(observation.mask, observation.video - x, 0)]
         if observation.low_res is not None:
             h, w = observation.low_res.shape[2:4]
-            scale = (x.shape[2] * x.shape[3] / (h * w)) ** 0.5
-            means = guiding.area_downsample(x, h, w)
+            video = codec.decode(x)
+            scale = (video.shape[2] * video.shape[3] / (h * w)) ** 0.5
+            means = guiding.area_downsample(video, h, w)
             parts.append(scale * (observation.low_res - means))
         return parts
 

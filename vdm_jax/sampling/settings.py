@@ -206,13 +206,21 @@ def nfe(model: DiffusionModel, settings: Settings) -> int:
     return settings.steps * calls * (1 + uses_cfg(model, settings)) * tiles
 
 
+def tile_shape(model: DiffusionModel) -> tuple[int, int, int]:
+    """Return (frames, height, width) of z for a video of the training crops' size."""
+    assert model.low_resolution is not None
+    frames, _, _, channels = model.video_shape
+    video = (frames, *model.low_resolution.train_crop, channels)
+    return model.codec.z_shape(video)[:3]  # type: ignore[arg-type]
+
+
 def tile_starts(model: DiffusionModel) -> np.ndarray:
     """Return where a stage's tiles begin, int [k, 3]; they overlap by half.
 
     A tile has the size of the crops that the stage was trained on.
     """
     assert model.low_resolution is not None
-    window = (model.shape[0], *model.low_resolution.train_crop)
+    window = tile_shape(model)
     return multidiffusion.window_starts(
         model.shape[:3], window, (0, *(n // 2 for n in window[1:]))
     )
@@ -250,7 +258,7 @@ def check_settings(
             raise UserError(f"{field}={value!r} is not known: one of {names}")
     if num < 1:
         raise UserError(f"num={num}: at least 1")
-    check_video_memory(num, model.shape, f"num={num}")
+    check_video_memory(num, model.video_shape, f"num={num}")
     if not 0 <= seed < 2**32:  # random keys would repeat outside
         raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
     if model.low_resolution is not None:

@@ -130,7 +130,7 @@ class Trainer:
             f"{jax.process_count()} process(es), mesh {dict(mesh.shape)}"
         )
         count = sum(leaf.size for leaf in params)
-        log(f"{count:,} parameters; videos of {self.model.shape}")
+        log(f"{count:,} parameters; videos of {self.model.video_shape}")
         log(f"{source.name}: {clips:,} clips for training, {held_out:,} held out")
         report = getattr(source, "report", None)  # of a folder: files kept and skipped
         for line in report.lines() if report else ():
@@ -147,8 +147,10 @@ def batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the arrays of a batch that go to the devices, over all processes."""
     b, images = config.data.batch_size, config.data.joint_image_frames
-    frames = model.shape[0] + images
-    shapes: dict[str, tuple] = {"video": ((b, frames, *model.shape[1:]), np.uint8)}
+    frames = model.video_shape[0] + images
+    shapes: dict[str, tuple] = {
+        "video": ((b, frames, *model.video_shape[1:]), np.uint8)
+    }
     # Independent images behind a video have conditions of their own.
     n = (b, 1 + images) if images else (b,)
     if images:
