@@ -1,24 +1,25 @@
-"""A distilled cascade beside the one that it came from: network calls and seconds.
+"""NFE and seconds of a distilled cascade and of the cascade it was distilled from.
 
     python -m perf.cascade_speed --cascade=runs/cascade --students=cascades/shapes
 
---videos at once: the teachers with two branches of guidance, in 256 steps of the base
-and 128 of every other stage, in turn with the students as their file says; both are
-compiled before. (What either shows of its prompts: experiments/cascade_accuracy/cascade_accuracy.py, once for
-each, from the same noise.) Writes a JSON beside this.
+Samples --videos at once. The teachers have two branches of guidance, 256 steps of the
+base and 128 of every other stage; the students have the settings of their file. Both
+are compiled first and then take turns. (experiments/cascade_accuracy measures how well
+they follow their prompts.) Writes perf/cascade_speed.json.
 """
 
 import argparse
 import dataclasses
-import json
 import platform
 import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from experiments.cascade_accuracy import cascade_accuracy as benchmark
+from experiments.cascade_accuracy import cascade_accuracy
+from perf import rows
 from vdm_jax import cascade as cascades
 from vdm_jax.cascade import Cascade
 
@@ -26,19 +27,32 @@ BASE, OTHERS, GUIDANCE_SCALE = 256, 128, 2.0  # steps and scale of the teachers
 
 
 def slow(cascade: Cascade) -> Cascade:
-    """The teachers as one would sample them without distillation."""
-    links = []
-    for number, link in enumerate(cascade.stages):
-        steps = OTHERS if number else BASE
-        changed = dataclasses.replace(
-            link.settings, steps=steps, guidance_scale=GUIDANCE_SCALE
+    """Return the teachers with the steps and the guidance of an undistilled cascade."""
+    stages = []
+    for number, stage in enumerate(cascade.stages):
+        settings = dataclasses.replace(
+            stage.settings,
+            steps=OTHERS if number else BASE,
+            guidance_scale=GUIDANCE_SCALE,
         )
-        links.append(link._replace(settings=changed))
-    return dataclasses.replace(cascade, links=tuple(links))
+        stages.append(stage._replace(settings=settings))
+    return dataclasses.replace(cascade, stages=tuple(stages))
+
+
+def make_rows(measured: list[dict], machine: str, command: str) -> list[dict]:
+    """Return rows of perf/: NFE and seconds of the teachers over the students'."""
+    teachers, students = measured
+    about: dict[str, Any] = {"better": "higher", "machine": machine, "command": command}
+    return [
+        rows.make_row(
+            f"{key} of teachers over students", teachers[key] / students[key], **about
+        )
+        for key in ("nfe", "seconds")
+    ]
 
 
 def main() -> None:
-    """Time them, print, write."""
+    """Time both, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,30 +65,29 @@ def main() -> None:
         "teachers": slow(cascades.read(args.cascade)),
         "students": cascades.read(args.students),
     }
-    _, prompts = benchmark.asked(both["students"].stages[0].config, args.videos, 0)
-    taken: dict[str, list[float]] = {name: [] for name in both}
+    config = both["students"].stages[0].config
+    _, prompts = cascade_accuracy.held_out_prompts(config, args.videos, 0)
+    times: dict[str, list[float]] = {name: [] for name in both}
     for turn in range(args.turns + 1):  # the first compiles
         for name, each in both.items():
-            told, _ = cascades.encode_prompts(each, prompts)
-            run = each if turn else each.with_sampling({"steps": 2})
+            text, _ = cascades.encode_prompts(each, prompts)
+            cascade = each if turn else each.with_sampling({"steps": 2})
             started = time.perf_counter()
-            cascades.sample(run, args.videos, told)
+            cascades.sample(cascade, args.videos, text)
             if turn:
-                taken[name].append(time.perf_counter() - started)
-    rows = []
+                times[name].append(time.perf_counter() - started)
+    measured = []
     for name, each in both.items():
-        seconds = statistics.median(taken[name])
-        rows.append({"name": name, "nfe": cascades.nfe(each), "seconds": seconds})
-        print(f"{name}: {rows[-1]['calls']} calls a video, {seconds:.1f} s")
-    fewer, faster = (rows[0][key] / rows[1][key] for key in ("nfe", "seconds"))
-    print(f"{fewer:.1f} times fewer calls, {faster:.1f} times faster")
-    found = {
-        "command": f"python -m perf.cascade_speed {shlex.join(sys.argv[1:])}",
-        "machine": platform.processor() or platform.machine(),
-        "videos": args.videos, "fewer": fewer, "faster": faster, "rows": rows,
-    }  # fmt: skip
+        seconds = statistics.median(times[name])
+        measured.append({"name": name, "nfe": cascades.nfe(each), "seconds": seconds})
+        print(f"{name}: {measured[-1]['nfe']} NFE per video, {seconds:.1f} s")
+    machine = platform.processor() or platform.machine()
+    command = f"python -m perf.cascade_speed {shlex.join(sys.argv[1:])}"
+    made = make_rows(measured, machine, command)
+    for row in made:
+        print(rows.format_row(row))
     path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    rows.write(path, made, cascades=measured, videos=args.videos)
 
 
 if __name__ == "__main__":

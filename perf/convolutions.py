@@ -1,10 +1,10 @@
-"""A 3x3 convolution on a CPU in three forms, at the sizes of perf/race.py.
+"""Speed of three forms of a 3x3 convolution on a CPU, at the sizes of perf/race.py.
 
     python -m perf.convolutions
 
-The convolution as XLA makes it, nine shifted matrix products, and Winograd's minimal
-filtering F(2x2, 3x3) (Lavin and Gray 2016, arXiv:1509.09308), which multiplies 2.25
-times less. Prints the GFLOPs a second that the plain count of FLOPs comes to.
+The forms are XLA's convolution, nine shifted matrix products, and Winograd's minimal
+filtering F(2x2, 3x3) (Lavin and Gray 2016, arXiv:1509.09308), with 2.25 times fewer
+multiplications. Prints GFLOP per second, with the FLOPs of the plain convolution.
 """
 
 import statistics
@@ -20,13 +20,13 @@ G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 
 
 def convolution(x, w):
-    """x [n, h, w, c], w [3, 3, c, d]."""
+    """Convolve x [n, h, w, c] with w [3, 3, c, d]."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
 
 
 def products(x, w):
-    """A matrix product for each place of the kernel."""
+    """Sum a matrix product for each position of the kernel."""
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = ((i, j) for i in range(3) for j in range(3))
@@ -34,7 +34,7 @@ def products(x, w):
 
 
 def winograd(x, w):
-    """Tiles of 2x2 out of 4x4: sixteen products of small matrices."""
+    """Compute 2x2 outputs from 4x4 inputs by sixteen matrix products."""
     n, height, width, c = x.shape
     g = jnp.array(G)
     kernel = jnp.einsum("ia,abcd,jb->ijcd", g, w, g).reshape(16, c, -1)
@@ -46,7 +46,7 @@ def winograd(x, w):
         )
         return [a - c, b + c, c - b, b - d]
 
-    def gathered(m, axis):  # A' m, the two rows of every tile interleaved
+    def gathered(m, axis):  # A' m, both rows of every tile interleaved
         both = m[0] + m[1] + m[2], m[1] - m[2] - m[3]
         return jnp.stack(both, axis=axis)
 
@@ -59,20 +59,20 @@ def winograd(x, w):
 
 
 def seconds(call) -> float:
-    """Median of many calls."""
+    """Return the median of 25 calls."""
     call().block_until_ready()
-    found = []
+    times = []
     for _ in range(25):
         started = time.perf_counter()
         call().block_until_ready()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def main() -> None:
-    """Print a row for each size."""
+    """Print a row per size."""
     forms = (convolution, products, winograd)
-    print("size, channels, GFLOPs a second:", *(form.__name__ for form in forms))
+    print("size, channels, GFLOP per second:", *(form.__name__ for form in forms))
     for side, c, d in SIZES:
         keys = jax.random.split(jax.random.key(0))
         x = jax.random.normal(keys[0], (FRAMES, side, side, c))

@@ -1,39 +1,43 @@
-"""Time and memory of a training step under each option of it, beside the plain step.
+"""Time and memory of a training step with each of its options.
 
-    python -m perf.options                  the race's setting
+    python -m perf.options                  size and network of perf/race.py
     python -m perf.options --setting=vdm    for an accelerator: VDM's text_small
 
-The race's setting and network are those of perf/race.py (the peer's layout); vdm
-is the widths and attention of Video Diffusion Models' smaller text model (without the
-text) at its 16 frames of 64x64. The options take turns, of which the first, which
-compiles, does not count; the figures are medians. *Kept* is what the forward pass keeps
-for the backward one, before a compiler changes anything; *working memory* what the
-compiled program asks for beside its arguments. Prints the table and writes
-perf/options.json, or --out.
+The setting "race" has size and network of perf/race.py in the vdp layout. "vdm" has the
+widths and the attention of Video Diffusion Models' smaller text model (without text) at
+its 16 frames of 64x64. The options take turns; the first turn, which compiles, is not
+counted, and the figures are medians. *Kept* is what the forward pass stores for the
+backward pass, before compilation. *Working memory* is what the compiled program
+allocates besides its arguments. Prints the table, writes perf/options.json or --out.
 """
 
 import argparse
 import functools
-import json
 import platform
 import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from configs.vdm import levels
-from perf import race
+from perf import rows, steps
 from vdm_jax.runtime import path_type
 from vdm_jax.training import step
 
 HERE = Path(__file__).parent
-STEPS = 5
+STEPS = 5  # timed steps per turn
+FIGURES = {
+    "seconds": "seconds per step",
+    "kept": "kept activations",
+    "working": "working memory",
+}
 SETTINGS: dict[str, tuple[str, dict]] = {  # layout, changes to the config
-    "race": ("peer", {}),
+    "race": ("vdp", {}),
     "vdm": (
         "vdm",
         {
@@ -63,7 +67,7 @@ OPTIONS = {
 
 
 def changes(setting: str, option: str) -> dict[str, dict]:
-    """To the sections of a config."""
+    """Return the changes of an option to the config, by section."""
     found = {name: dict(values) for name, values in SETTINGS[setting][1].items()}
     for pair in option.split() if option != "plain" else ():
         field, value = pair.split("=")
@@ -78,9 +82,9 @@ def changes(setting: str, option: str) -> dict[str, dict]:
 
 
 def kept(layout: str, options: dict) -> float:
-    """GiB that the backward pass reads, beside the parameters."""
-    config, model = race.setting(layout, options)
-    b = race.SIZE["batch"] // config.train.grad_accum_steps
+    """Return GiB that the backward pass reads, without the parameters."""
+    config, model = steps.setting(layout, options)
+    b = steps.SIZE["batch"] // config.train.grad_accum_steps
     batch = {"video": np.zeros((b, *model.shape), np.uint8)}
     loss = step.make_loss(model, "snr_plus_one")
 
@@ -88,16 +92,16 @@ def kept(layout: str, options: dict) -> float:
         return jax.vjp(lambda p: loss(p, {}, batch, jax.random.key(0))[0], params)[1]
 
     params = jax.eval_shape(model.init_params, jax.random.key(0))
-    read, given = (
+    read, parameters = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         for tree in (jax.eval_shape(backward, params), params)
     )
-    return (read - given) / 2**30
+    return (read - parameters) / 2**30
 
 
-def timed(compiled, given: tuple) -> list[float]:
-    """Seconds of STEPS steps, after one that does not count."""
-    state, *others = given
+def timed(compiled, args: tuple) -> list[float]:
+    """Return seconds of STEPS steps, after one that is not counted."""
+    state, *others = args
     seconds = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()
@@ -107,66 +111,89 @@ def timed(compiled, given: tuple) -> list[float]:
     return seconds[1:]
 
 
+def make_rows(options: list[dict], machine: str, command: str) -> list[dict]:
+    """Return rows of perf/: each option's figures over those of the first."""
+    first, *others = options
+    about: dict[str, Any] = {"better": "lower", "machine": machine, "command": command}
+    return [
+        rows.make_row(
+            f"{what}, {row['option']} over {first['option']}",
+            row[f"{key}_over"],
+            **about,
+        )
+        for row in others
+        for key, what in FIGURES.items()
+    ]
+
+
+def measure(
+    names: tuple[str, ...], layout: str, setting: str, turns: int
+) -> list[dict]:
+    """Return the figures of each option."""
+    config, model = steps.setting(layout, changes(setting, names[0]))
+    params = model.init(jax.random.key(config.seed))
+
+    def start(option: str, params) -> tuple:
+        return steps.programs(layout, changes(setting, option), params)[2]
+
+    times: dict[str, list[float]] = {option: [] for option in names}
+    compiled = {}
+    for option in names:  # one by one: a GPU times its kernels while it compiles
+        train = steps.programs(layout, changes(setting, option), params)[0]
+        shapes = jax.eval_shape(functools.partial(start, option), params)
+        started = time.perf_counter()
+        compiled[option] = train.lower(*shapes).compile()
+        seconds = time.perf_counter() - started
+        print(f"{option}: compiled in {seconds:.0f} s", flush=True)
+    for _ in range(turns):
+        for option, seconds in times.items():
+            seconds += timed(compiled[option], start(option, copied(params)))
+            print(option, [round(s, 4) for s in seconds[-STEPS:]], flush=True)
+    options: list[dict] = []
+    for option, seconds in times.items():
+        working = compiled[option].memory_analysis().temp_size_in_bytes
+        row = {
+            "option": option,
+            "seconds": statistics.median(seconds),
+            "kept": kept(layout, changes(setting, option)),
+            "working": working / 2**30,
+        }
+        options.append(row)
+        row |= {f"{key}_over": row[key] / options[0][key] for key in FIGURES}
+    return options
+
+
 def main() -> None:
-    """Take turns, print, write."""
+    """Run turns, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--setting", choices=list(SETTINGS), default="race")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=path_type, default=HERE / "options.json")
     args = parser.parse_args()
-    layout = SETTINGS[args.setting][0]
-    names = OPTIONS[args.setting]
-
-    config, model = race.setting(layout, changes(args.setting, names[0]))
-    params = model.init(jax.random.key(config.seed))
-
-    def start(option: str, params) -> tuple:
-        return race.programs(layout, changes(args.setting, option), params)[2]
-
-    seen: dict[str, list[float]] = {option: [] for option in names}
-    compiled = {}
-    for option in names:  # one by one: a GPU times its kernels while it compiles
-        train = race.programs(layout, changes(args.setting, option), params)[0]
-        given = jax.eval_shape(functools.partial(start, option), params)
-        started = time.perf_counter()
-        compiled[option] = train.lower(*given).compile()
-        took = time.perf_counter() - started
-        print(f"{option}: compiled in {took:.0f} s", flush=True)
-    for _ in range(args.turns):
-        for option, found in seen.items():
-            found += timed(compiled[option], start(option, copied(params)))
-            print(option, [round(s, 4) for s in found[-STEPS:]], flush=True)
-
-    rows = []
-    print("| | a step | | kept | | working memory | |\n|---|---|---|---|---|---|---|")
-    for option, found in seen.items():
-        working = compiled[option].memory_analysis().temp_size_in_bytes
-        row = {
-            "option": option,
-            "seconds": statistics.median(found),
-            "kept": kept(layout, changes(args.setting, option)),
-            "working": working / 2**30,
-        }
-        rows.append(row)
-        cells = [f"`{option}`"]
+    layout, names = SETTINGS[args.setting][0], OPTIONS[args.setting]
+    options = measure(names, layout, args.setting, args.turns)
+    print("| | step | | kept | | working memory | |\n|---|---|---|---|---|---|---|")
+    for row in options:
+        cells = [f"`{row['option']}`"]
         for key, unit in (("seconds", "s"), ("kept", "GiB"), ("working", "GiB")):
-            row[f"{key}_over"] = row[key] / rows[0][key]
             cells += [f"{row[key]:.4g} {unit}", f"{row[f'{key}_over']:.2f}"]
         print(f"| {' | '.join(cells)} |")
-    size = sum(p.size for p in jax.tree.leaves(params))
-    result = {
-        "rows": rows,
-        "turns": args.turns,
-        "setting": {"batch": race.SIZE["batch"], "shape": model.shape},
-        "parameters": size,
-        "machine": f"{platform.machine()}, {race.device()}",
-        "command": shlex.join(["python", "-m", "perf.options", *sys.argv[1:]]),
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    _, model = steps.setting(layout, changes(args.setting, names[0]))
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    machine = f"{platform.machine()}, {steps.device()}"
+    command = shlex.join(["python", "-m", "perf.options", *sys.argv[1:]])
+    rows.write(
+        args.out,
+        make_rows(options, machine, command),
+        options=options,
+        turns=args.turns,
+        setting={"batch": steps.SIZE["batch"], "shape": model.shape},
+        parameters=sum(p.size for p in jax.tree.leaves(shapes)),
+    )
 
 
 def copied(params):
-    """A step takes its state for good."""
+    """Return a copy of parameters, because a step donates its state."""
     return jax.tree.map(jax.numpy.copy, params)
 
 

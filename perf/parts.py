@@ -1,11 +1,11 @@
-"""Where the time of a training step and of a sampling step goes.
+"""Time of a training step and of a sampling step, by part of the network.
 
     python -m perf.parts
 
-The programs of perf/race.py, run under JAX's profiler. Every instruction of a
-compiled program says which line of the network it came from; the time of the
-instructions is summed by that, backward with forward. Instructions run side by side, so
-the sum is more than the step's time, which is told too. Prints milliseconds and shares.
+Runs the programs of perf/steps.py under JAX's profiler. Every instruction of a compiled
+program names the line of the network that it came from; the times of instructions are
+summed by that, backward with forward. Instructions run in parallel, so the sum is
+larger than the step's time. Prints milliseconds and fractions.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import jax
 
-from perf import race
+from perf import steps
 
 CALLS = 3
-# The first that an instruction's origin holds is what it counts as.
+# An instruction belongs to the first pattern that its origin matches.
 PARTS = {
     "convolutions": "conv_general_dilated",
     "projections of attention": r"attention/(qkv|out|q|kv)/",
@@ -33,7 +33,10 @@ PARTS = {
 
 
 def by_part(program: str, call) -> dict[str, float]:
-    """Milliseconds a call by part; program: the compiled text, for the names in it."""
+    """Return milliseconds per call by part.
+
+    program: the compiled text, which has the origins of instructions.
+    """
     call()
     named = r"%?([\w.\-]+) = .*? ([\w\-]+)\(.*metadata=\{[^}]*op_name=\"([^\"]*)\""
     origins = {
@@ -47,23 +50,24 @@ def by_part(program: str, call) -> dict[str, float]:
                 call()
         (path,) = Path(folder).glob("**/*.trace.json.gz")
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    found: collections.Counter[str] = collections.Counter()
+    times: collections.Counter[str] = collections.Counter()
     for event in events:
         if event.get("ph") == "X" and event["name"] in origins:
             origin = origins[event["name"]]
-            part = (name for name, holds in PARTS.items() if re.search(holds, origin))
-            found[next(part, "the rest")] += event["dur"] / 1000 / CALLS
-    return dict(found.most_common())
+            part = (name for name, regex in PARTS.items() if re.search(regex, origin))
+            times[next(part, "other")] += event["dur"] / 1000 / CALLS
+    return dict(times.most_common())
 
 
 def main() -> None:
-    """Print both."""
+    """Print the times of both steps."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layout", default="peer", choices=["peer", "vdm"])
-    update, sample, given, of_sample = race.programs(parser.parse_args().layout)
-    sampling = sample.lower(*of_sample).compile()
-    training = update.lower(*given).compile()
-    state, *others = given
+    parser.add_argument("--layout", default="vdp", choices=["vdp", "vdm"])
+    layout = parser.parse_args().layout
+    update, sample, train_args, sample_args = steps.programs(layout)
+    sampling = sample.lower(*sample_args).compile()
+    training = update.lower(*train_args).compile()
+    state, *others = train_args
 
     def train() -> None:
         nonlocal state
@@ -71,14 +75,14 @@ def main() -> None:
         jax.block_until_ready((state, metrics))
 
     def one_sample() -> None:
-        jax.block_until_ready(sampling(*of_sample))
+        jax.block_until_ready(sampling(*sample_args))
 
-    steps = {"sampling": (sampling, one_sample), "training": (training, train)}
-    for name, (program, call) in steps.items():
-        found = by_part(program.as_text(), call)
-        total = sum(found.values())
+    calls = {"sampling": (sampling, one_sample), "training": (training, train)}
+    for name, (program, call) in calls.items():
+        times = by_part(program.as_text(), call)
+        total = sum(times.values())
         print(f"\na {name} step: {total:.0f} ms in instructions")
-        for part, milliseconds in found.items():
+        for part, milliseconds in times.items():
             print(f"{part:32s} {milliseconds:7.1f}  {milliseconds / total:.2f}")
 
 

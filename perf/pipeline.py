@@ -1,21 +1,20 @@
-"""What the data pipeline costs: beside bare decoding, and beside synthetic arrays.
+"""Speed of the data pipeline, relative to plain decoding and to synthetic arrays.
 
     python -m perf.pipeline
 
-One film, written with a keyframe at every frame, at every 12th, and at the start only.
+One video, encoded with keyframes at every frame, at every 12th, and at the start only.
 
-- Alone: frames a second of the pipeline (random clips of 8 frames of 32x32, batches of
-  4, in the order of training), over those of bare PyAV, which decodes the same file
-  from its start, with as many threads as it likes, and shrinks every frame to the same
-  size. Cold: the first pass, which decodes the files into the cache; warm: later ones.
-- In training, with a warm cache: the step of perf/race.py at the peer's layout,
-  on batches from the pipeline and on one synthetic array, step by step in turns.
+- Alone: frames per second of the pipeline (random clips of 8 frames of 32x32, batches
+  of 4, in the order of training), over those of plain PyAV, which decodes the same file
+  from its start, multithreaded, and resizes every frame to the same size. Cold is the
+  first pass, which decodes the files into the cache; warm are later passes.
+- In training, with a warm cache: the step of perf/steps.py in the vdp layout, on
+  batches from the pipeline and on one synthetic array, alternating.
 
 Prints medians and writes perf/pipeline.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -28,18 +27,18 @@ import av
 import numpy as np
 
 from configs import folder
-from perf import race
+from perf import rows, steps
 from vdm_jax import data, video_io
 from vdm_jax.data import clips, pipeline
 
 HERE = Path(__file__).parent
-_, BATCH, FRAMES, SIDE = race.SIZE.values()
+_, BATCH, FRAMES, SIDE = steps.SIZE.values()
 KEYFRAMES = {"every frame": 1, "every 12th": 12, "the first only": 10_000}
-ALONE, IN_TRAINING = 0.8, 1.05  # targets
+ALONE, IN_TRAINING = 0.8, 1.05  # targets of the ratios
 
 
-def film(path: Path, keyframes: int) -> None:
-    """The trailer of Big Buck Bunny at half its size, coded anew."""
+def write_video(path: Path, keyframes: int) -> None:
+    """Encode the trailer of Big Buck Bunny at half its size."""
     info = video_io.probe(clips.FOOTAGE["trailer"].asset.verified_path())
     size = info.height // 2, info.width // 2
     with av.open(str(path), "w") as container:
@@ -53,8 +52,8 @@ def film(path: Path, keyframes: int) -> None:
         container.mux(stream.encode())
 
 
-def bare(path: Path) -> float:
-    """Frames a second of PyAV alone, one pass."""
+def plain_rate(path: Path) -> float:
+    """Return frames per second of PyAV alone, in one pass."""
     started, count = time.perf_counter(), 0
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -66,18 +65,18 @@ def bare(path: Path) -> float:
 
 
 def settings(path: Path, cache: Path) -> Any:
-    """Clips of the race's setting out of the folder that holds the film."""
+    """Return a config of clips of perf/steps.py's size from the folder of a video."""
     config: Any = folder.get_config().unlock()
     config.video.update(frames=FRAMES, height=SIDE, width=SIDE)
     config.data.update(
-        path=str(path.parent), cache_dir=str(cache), batch_size=BATCH, joint_image_frames=0,
-        stride=1, flip=True,
+        path=str(path.parent), cache_dir=str(cache), batch_size=BATCH,
+        joint_image_frames=0, stride=1, flip=True,
     )  # fmt: skip
     return config
 
 
 def rate(batches: pipeline.Batches, count: int) -> float:
-    """Frames a second of that many batches."""
+    """Return frames per second of so many batches."""
     started = time.perf_counter()
     for _ in range(count):
         next(batches)
@@ -85,12 +84,12 @@ def rate(batches: pipeline.Batches, count: int) -> float:
 
 
 def alone(path: Path, turns: int) -> dict[str, float]:
-    """Medians of frames a second: bare, and the pipeline cold and warm."""
+    """Return median frames per second of PyAV (bare) and of the pipeline."""
     frames = video_io.probe(path).frames
     a_pass = frames // (BATCH * FRAMES)
     seen: dict[str, list[float]] = {"bare": [], "cold": [], "warm": []}
     for turn in range(turns):
-        seen["bare"].append(bare(path))
+        seen["bare"].append(plain_rate(path))
         config = settings(
             path, path.parent.with_name(f"cache-{path.parent.name}-{turn}")
         )
@@ -102,17 +101,17 @@ def alone(path: Path, turns: int) -> dict[str, float]:
 
 
 def in_training(path: Path, turns: int) -> dict[str, float]:
-    """Median seconds of a step on synthetic arrays and on the pipeline's batches."""
-    update, _, (state, frozen, synthetic, key), _ = race.programs("peer")
-    compiled = update.lower(state, frozen, synthetic, key).compile()
+    """Return median seconds per step on synthetic arrays and on the pipeline."""
+    update, _, (state, aux_params, synthetic, key), _ = steps.programs("vdp")
+    compiled = update.lower(state, aux_params, synthetic, key).compile()
     config = settings(path, path.parent.with_name("cache"))
     batches = pipeline.train_batches(config, data.open_source(config))
-    rate(batches, 100)  # the cache is warm
+    rate(batches, 100)  # fills the cache
 
     def timed(make) -> float:
         nonlocal state
         started = time.perf_counter()
-        state, metrics = compiled(state, frozen, {"video": make()}, key)
+        state, metrics = compiled(state, aux_params, {"video": make()}, key)
         metrics["loss"].block_until_ready()
         return time.perf_counter() - started
 
@@ -136,30 +135,34 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     turns = parser.parse_args().turns
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, CPU"
-    about = {"machine": machine, "command": "python -m perf.pipeline"}
-    rows = []
-
-    def row(name: str, target: float, result: float, better: str) -> None:
-        found = {"name": name, "target": target, "result": result, "better": better}
-        rows.append(found | about)
-        print(f"{name}: {result:.2f}, target {target}", flush=True)
-
+    about: dict[str, Any] = {
+        "machine": machine,
+        "command": f"python -m perf.pipeline --turns={turns}",
+    }
+    made = []
     detail: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name, keyframes in KEYFRAMES.items():
             path = Path(temporary) / str(keyframes) / "film.mp4"
             path.parent.mkdir()
-            film(path, keyframes)
-            found = detail[f"keyframes: {name}"] = alone(path, turns)
-            print({kind: round(speed) for kind, speed in found.items()}, flush=True)
+            write_video(path, keyframes)
+            rates = detail[f"keyframes: {name}"] = alone(path, turns)
+            print({kind: round(speed) for kind, speed in rates.items()}, flush=True)
             over = f"pipeline, warm, over bare PyAV, keyframes: {name}"
-            row(over, ALONE, found["warm"] / found["bare"], "higher")
-        found = detail["seconds a step"] = in_training(path, turns)
-        print({kind: round(seconds, 3) for kind, seconds in found.items()})
-        ratio = found["pipeline"] / found["synthetic"]
-        row("step on the pipeline over synthetic", IN_TRAINING, ratio, "lower")
-    result = {"rows": rows, "detail": detail, "turns": turns, "setting": race.SIZE}
-    (HERE / "pipeline.json").write_text(json.dumps(result, indent=1) + "\n")
+            ratio = rates["warm"] / rates["bare"]
+            made.append(
+                rows.make_row(over, ratio, target=ALONE, better="higher", **about)
+            )
+        times = detail["seconds a step"] = in_training(path, turns)
+        print({kind: round(seconds, 3) for kind, seconds in times.items()})
+        ratio = times["pipeline"] / times["synthetic"]
+        name = "step on the pipeline over synthetic"
+        row = rows.make_row(name, ratio, target=IN_TRAINING, better="lower", **about)
+        made.append(row)
+    for row in made:
+        print(rows.format_row(row))
+    out = HERE / "pipeline.json"
+    rows.write(out, made, detail=detail, turns=turns, setting=steps.SIZE)
 
 
 if __name__ == "__main__":

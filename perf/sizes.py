@@ -1,19 +1,21 @@
-"""Parameters of the papers' configs and of what ships; how long its training took.
+"""Parameters of the papers' configs and of shipped models; minutes of their training.
 
     python -m perf.sizes
 
-Configs are counted from shapes alone. What ships is counted from its file; `minutes` is
-the clock of its log from the first line to the last, without its gaps of more than five
-minutes, in which a run stood still.
+Configs are counted from shapes alone, shipped models from their files. `minutes` is the
+time of the log from the first line to the last, without gaps of more than five minutes,
+in which the run was interrupted. Writes perf/sizes.json.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from configs import imagen_video, vdm
+from perf import rows
 from vdm_jax import build, runs
 from vdm_jax.training import checks
 
@@ -21,10 +23,11 @@ FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m perf.sizes"
 ROOT = FILE.parents[1]
 GAP = 300  # seconds
+MACHINE = "any: counted from shapes and files"
 
 
 def of_config(module, variant: str) -> dict[str, float]:
-    """Parameters of the network, and with what tells it its conditions."""
+    """Return the parameters of the network, and with the conditioning encoder."""
     config = module.get_config(variant).unlock()
     config.data.update(mean=0.0, variance=1.0)
     checks.check_config(config)
@@ -33,22 +36,34 @@ def of_config(module, variant: str) -> dict[str, float]:
 
 
 def _counted(params) -> dict[str, float]:
-    """Sizes of a tree by its first level."""
-    of = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()}
-    return {"network": of["network"], "all": sum(of.values())}
+    """Return parameters of the network and of the whole tree."""
+    sizes = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()}
+    return {"network": sizes["network"], "all": sum(sizes.values())}
 
 
 def shipped(folder: Path) -> dict[str, float]:
-    """Parameters, bytes and minutes of a model that ships."""
+    """Return parameters, bytes, steps and minutes of a shipped model."""
     log = (folder / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in log]
-    between = np.diff([row["time"] for row in rows])
+    entries = [json.loads(line) for line in log]
+    between = np.diff([entry["time"] for entry in entries])
     return _counted(runs.load(folder).params) | {
         "bytes": (folder / "params.safetensors").stat().st_size,
-        "steps": rows[-1]["step"],
+        "steps": entries[-1]["step"],
         "minutes": float(between[between < GAP].sum() / 60),
         "minutes of gaps": float(between[between >= GAP].sum() / 60),
     }
+
+
+def make_rows(configs: dict[str, dict], shipped: dict[str, dict]) -> list[dict]:
+    """Return rows of perf/: parameters of configs and of shipped models."""
+    about: dict[str, Any] = {"better": "lower", "machine": MACHINE, "command": COMMAND}
+    sizes = {
+        f"configs/{module}.py:{variant}": size["all"]
+        for module, variants in configs.items()
+        for variant, size in variants.items()
+    }
+    sizes |= {name: size["all"] for name, size in shipped.items()}
+    return [rows.make_row(f"parameters, {k}", n, **about) for k, n in sizes.items()]
 
 
 def main() -> None:
@@ -59,13 +74,12 @@ def main() -> None:
     }
     files = sorted(ROOT.glob("models/*/params.safetensors"))
     stages = sorted(ROOT.glob("cascades/*/*/params.safetensors"))
-    found = {str(f.parent.relative_to(ROOT)): shipped(f.parent) for f in files + stages}
+    sizes = {str(f.parent.relative_to(ROOT)): shipped(f.parent) for f in files + stages}
     for cascade in {f.parents[1] for f in stages}:
         name = str(cascade.relative_to(ROOT))
-        of = [row for stage, row in found.items() if stage.startswith(f"{name}/")]
-        found[name] = {key: sum(row[key] for row in of) for key in ("all", "bytes")}
-    written = {"command": COMMAND, "configs": configs, "shipped": found}
-    FILE.write_text(json.dumps(written, indent=1) + "\n")
+        parts = [size for k, size in sizes.items() if k.startswith(f"{name}/")]
+        sizes[name] = {key: sum(p[key] for p in parts) for key in ("all", "bytes")}
+    rows.write(FILE, make_rows(configs, sizes), configs=configs, shipped=sizes)
     print(FILE.read_text())
 
 

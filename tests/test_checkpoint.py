@@ -1,4 +1,4 @@
-"""What a checkpoint promises, under every damage and at every moment of a kill."""
+"""Checkpoints under every damage, and with a kill at every moment of a save."""
 
 import errno
 import gc
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vdm_jax import checkpoint
+from vdm_jax import checkpoint, manifest
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 
@@ -62,7 +62,7 @@ def assert_same(a, b):
 
 
 def saved(directory: Path, *steps: int, keep: int = 2) -> Checkpoints:
-    """The directory with these steps saved, the state of each made from its number."""
+    """Save these steps, the state of each made from its number."""
     checkpoints = Checkpoints(directory, keep)
     for step in steps:
         checkpoints.save(step, make(step), {"data": {"batches": step}})
@@ -71,7 +71,7 @@ def saved(directory: Path, *steps: int, keep: int = 2) -> Checkpoints:
 
 
 def assert_good(directory: Path, step: int):
-    """The step is offered, and holds what was saved under its number."""
+    """Assert that the step is the latest, and holds what was saved as it."""
     checkpoints = Checkpoints(directory)
     assert checkpoints.latest() == step
     state, extra = checkpoints.restore(step, abstract(make(0)))
@@ -96,7 +96,7 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     np.testing.assert_array_equal(state["x"], np.arange(4_000_000, dtype=np.float32))
 
 
-def test_a_part_can_be_asked_for(tmp_path):
+def test_parts_of_a_state_can_be_restored(tmp_path):
     checkpoints = saved(tmp_path, 1)
     part, _ = checkpoints.restore(1, {"ema": abstract(make(0).ema)})
     assert_same(part, {"ema": make(1).ema})
@@ -181,7 +181,7 @@ def test_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path, damage, c
     assert (tmp_path / "bad-2").is_dir() and not (tmp_path / "2").exists()
     error = capfd.readouterr().err
     assert str(tmp_path / "2") in error and "bad-2" in error
-    saved(tmp_path, 2).close()  # the run comes by that step again
+    saved(tmp_path, 2).close()  # the run makes that step again
     assert_good(tmp_path, 2)
     damage(tmp_path / "2")
     assert_good(tmp_path, 1)
@@ -206,7 +206,7 @@ def test_nothing_usable_left_is_never_a_fresh_start(tmp_path):
     saved(tmp_path, 1, 2).close()
     for step in (1, 2):
         flip(largest(tmp_path / str(step)))
-    for _ in range(2):  # the second start sees only what the first has set aside
+    for _ in range(2):  # the second start finds only what the first has set aside
         with pytest.raises(UserError) as caught:
             Checkpoints(tmp_path).latest()
         assert caught.value.status == 4
@@ -236,11 +236,11 @@ def test_keeps_the_newest(tmp_path):
 
 
 class Kill(BaseException):
-    """Stands for kill -9: no handler of ours may see it."""
+    """Represents kill -9: no handler of the library catches it."""
 
 
 class Clock:
-    """Lets so many calls through, then kills."""
+    """Allows a number of calls, then raises Kill."""
 
     def __init__(self, left: int):
         self.left = left
@@ -265,7 +265,7 @@ class Clock:
 
 
 def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
-    """Every call that changes the disk in a commit is made the last one, in turn."""
+    """Each call of a commit that changes the disk is the last one in some run."""
     saved(tmp_path / "a", 1, 2).close()
     moments = 0
     while True:
@@ -274,10 +274,10 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         checkpoints = Checkpoints(directory)
         with monkeypatch.context() as patch:
             clock = Clock(moments)
-            for name in "_write_json", "sync":
-                patch.setattr(
-                    checkpoint, name, clock.ticking(getattr(checkpoint, name))
-                )
+            for module in checkpoint, manifest:
+                for name in "write_json", "fsync":
+                    ticking = clock.ticking(getattr(module, name))
+                    patch.setattr(module, name, ticking)
             patch.setattr(Path, "rename", clock.ticking(Path.rename))
             patch.setattr(shutil, "rmtree", clock.ticking(clock.halfway(shutil.rmtree)))
             try:
@@ -288,7 +288,7 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
                 killed = True
         renamed = (directory / "3").exists()
         assert_good(directory, 3 if renamed else 2)
-        # What is left looks like a step only if it is one.
+        # Only a step has the name of a step.
         assert {p.name for p in directory.iterdir()} <= {"1", "2", "3"}
         for step in reversed(Checkpoints(directory).steps()):
             assert_good(directory, step)
@@ -347,7 +347,7 @@ def test_disk_full_leaves_the_old_steps_and_one_line(tmp_path, caplog):
     try:
         with pytest.raises(UserError) as caught:
             checkpoints.save(3, big, {})
-            while True:  # told as soon as it is known, not at the next save
+            while True:  # raised as soon as it is known, not at the next save
                 checkpoints.check()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -388,14 +388,14 @@ def test_onto_other_meshes(tmp_path):
     )  # fmt: skip
 
 
-def test_a_sharding_is_kept_as_asked(tmp_path):
+def test_the_requested_sharding_is_used(tmp_path):
     checkpoints = saved(tmp_path, 1)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
     spec = NamedSharding(mesh, PartitionSpec())
-    wanted = jax.tree.map(
+    expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), make(0)
     )
-    state, _ = checkpoints.restore(1, wanted)
+    state, _ = checkpoints.restore(1, expected)
     assert all(x.sharding == spec for x in jax.tree.leaves(state))
 
 
@@ -414,7 +414,7 @@ def test_a_sharding_is_kept_as_asked(tmp_path):
     ],
 )
 def test_a_path_that_orbax_cannot_restore_from_is_refused_at_once(tmp_path, name):
-    """It looks for its files with a pattern made of the whole path."""
+    """It finds its files with a pattern made of the whole path."""
     for read_only in (False, True):
         with pytest.raises(UserError, match="checkpoints cannot be kept in"):
             Checkpoints(tmp_path / name, read_only=read_only)
@@ -428,10 +428,10 @@ def test_any_other_path_restores(tmp_path, name):
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     (tmp_path / "l").symlink_to(tmp_path / "elsewhere")
-    place = f"{tmp_path}/{name}"
-    saved(place, 1).close()
-    assert_good(place, 1)
-    if ".." in name:  # where the system finds it, not where the text points
+    path = f"{tmp_path}/{name}"
+    saved(path, 1).close()
+    assert_good(path, 1)
+    if ".." in name:  # as the system resolves it, not by its text
         assert (tmp_path / "elsewhere" / "up" / "1").is_dir()
 
 
@@ -478,9 +478,9 @@ def test_what_cannot_be_read_for_a_moment_is_not_damaged(
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", failing)
         patch.setattr(Path, "open", failing)
-        with pytest.raises(UserError, match=os.strerror(code).lower()) as told:
+        with pytest.raises(UserError, match=os.strerror(code).lower()) as caught:
             checkpoints.latest()
-    assert told.value.status == 2 and "nothing is changed" in str(told.value)
+    assert caught.value.status == 2 and "nothing is changed" in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
     assert_good(tmp_path, 2)
 
@@ -498,7 +498,7 @@ def test_a_directory_that_cannot_be_listed_is_never_a_fresh_start(
         checkpoints.latest()
 
 
-# Orbax's other readers find their loop closed, in objects that nobody waits for.
+# Other readers of Orbax find their event loop closed; nothing waits for them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_error_of_tensorstore_in_reading_is_one_line(tmp_path, caplog):
     checkpoints = saved(tmp_path, 1)
@@ -513,17 +513,17 @@ def test_an_error_of_tensorstore_in_reading_is_one_line(tmp_path, caplog):
 
 
 def test_what_a_kill_has_left_may_be_a_link(tmp_path):
-    """Nothing behind it is removed or written."""
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "file").write_text("")
+    """Nothing that it points to is removed or written."""
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("")
     place = tmp_path / "checkpoints"
     place.mkdir()
-    (place / "saving-1").symlink_to(mine)
+    (place / "saving-1").symlink_to(target)
     checkpoints = saved(place, 1)
-    assert os.listdir(mine) == ["file"]
-    (place / "saving-2").symlink_to(mine)
+    assert os.listdir(target) == ["file"]
+    (place / "saving-2").symlink_to(target)
     with pytest.raises(UserError, match="saving-2 could not be written .file exists"):
         checkpoints.save(2, make(2), {})
-    assert os.listdir(mine) == ["file"]
+    assert os.listdir(target) == ["file"]
     assert_good(place, 1)

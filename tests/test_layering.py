@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("files", "memory", "migration"),
-    ("npz",),
+    ("npz", "manifest"),
     ("runtime", "config_files", "scalars"),
     ("agreement",),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

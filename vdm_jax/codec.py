@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from vdm_jax.diffusion.schedules import array_namespace
 from vdm_jax.errors import UserError
 
 Shape = tuple[int, int, int, int]  # (frames, height, width, channels)
@@ -70,14 +70,14 @@ class Patch(Codec):
         """Mean and differences of each patch, times 2."""
         b, f, h, w, c = video.shape
         pixels = video.reshape(b, f, h // 2, 2, w // 2, 2, c)
-        z = jnp.einsum("ijk,bfyixjc->bfyxkc", _haar(video.dtype), pixels)
+        z = _einsum("bfyixjc,ijk->bfyxkc", pixels)
         return z.reshape(b, f, h // 2, w // 2, 4 * c)
 
     def decode(self, z: Any) -> Any:
         """The transposed transform, which is its inverse."""
         b, f, h, w, c = z.shape
         parts = z.reshape(b, f, h, w, 4, c // 4)
-        video = jnp.einsum("ijk,bfyxkc->bfyixjc", _haar(z.dtype), parts)
+        video = _einsum("bfyxkc,ijk->bfyixjc", parts)
         return video.reshape(b, f, 2 * h, 2 * w, c // 4)
 
     def encode_mask(self, mask: Any) -> Any:
@@ -86,10 +86,11 @@ class Patch(Codec):
         return mask.reshape(b, f, h // 2, 2, w // 2, 2, c).all((3, 5))
 
 
-def _haar(dtype: Any) -> jax.Array:
-    """[2, 2, 4]: row, column, coefficient; the matrix [4, 4] is orthogonal."""
-    one = jnp.array([[1, 1], [1, -1]], dtype) / 2**0.5
-    return jnp.einsum("ip,jq->ijpq", one, one).reshape(2, 2, 4)
+def _einsum(rule: str, x: Any) -> Any:
+    """Multiply by the orthogonal transform [2, 2, 4]: row, column, coefficient."""
+    one = np.array([[1, 1], [1, -1]]) / 2**0.5
+    haar = np.einsum("ip,jq->ijpq", one, one).reshape(2, 2, 4).astype(x.dtype)
+    return array_namespace(x).einsum(rule, x, haar)
 
 
 CODECS: dict[str, Callable[[], Codec]] = {"identity": Codec, "patch": Patch}

@@ -55,7 +55,9 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
         path = Path(text).expanduser()
         if path.is_absolute():  # HOME may hold anything, even an address
             return path
-    raise UserError(f"{what}={text}: there is no such home folder; give the whole path")
+    raise UserError(
+        f"{what}={text}: there is no such home folder: use an absolute path"
+    )
 
 
 def cache_folder() -> Path:

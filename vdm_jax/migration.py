@@ -204,6 +204,7 @@ RETIRED_FLAGS = {
 
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
+    "codec": {"kind": "identity"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
     },
@@ -290,7 +291,7 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     Fields are renamed, removed ones are dropped, and later ones get the value that
     stands for what the earlier version did.
     """
-    fields = rename({"stage": {}} | dict(config))
+    fields = rename({"codec": {}, "stage": {}} | dict(config))
     for section, removed in REMOVED_FIELDS.items():
         if isinstance(fields.get(section), dict):
             fields[section] = {

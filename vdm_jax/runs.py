@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from vdm_jax import agreement, files, migration, sharding
 from vdm_jax.build import build_model, matches_type, mistyped_field
-from vdm_jax.checkpoint import MANIFEST, Checkpoints
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
+from vdm_jax.manifest import MANIFEST
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
 

@@ -26,7 +26,7 @@ from vdm_jax.runtime import path_type
 COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 
 
-def asked(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def held_out_prompts(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """Labels that training left out, in turn, and a sentence of each."""
     numbers = np.resize(
         shapes.choose_held_out_combinations(config.data.held_out_combinations), num

@@ -1,4 +1,4 @@
-"""Stages of a cascade: the one way down and up, and the noise on what is given."""
+"""The low-resolution condition: resampling, and noise conditioning augmentation."""
 
 import dataclasses
 import math
@@ -42,33 +42,33 @@ def test_no_noise_is_time_0():
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
-def test_given_frames_stand_where_they_were(factor, fill):
+def test_input_frames_keep_their_places(factor, fill):
     stage = dataclasses.replace(
         TSR, factor=factor, temporal_fill=fill, shape=(12, 4, 6, 3)
     )
     low = jnp.asarray(rng().normal(size=(2, *stage.input_shape)))
     t, eps = jnp.zeros(2), jnp.zeros((2, *stage.shape))
-    told = stage.from_observation(low, t, eps)["low_res"]
-    assert told.shape == (2, 12, 4, 6, stage.cond_channels)
-    np.testing.assert_allclose(told[:, ::factor, ..., :3], low, rtol=1e-5, atol=1e-5)
-    assert np.all(told[..., 3].mean((0, 2, 3)) == (np.arange(12) % factor == 0))
-    between = np.delete(np.asarray(told[..., :3]), np.s_[::factor], axis=1)
+    cond = stage.from_observation(low, t, eps)["low_res"]
+    assert cond.shape == (2, 12, 4, 6, stage.cond_channels)
+    np.testing.assert_allclose(cond[:, ::factor, ..., :3], low, rtol=1e-5, atol=1e-5)
+    assert np.all(cond[..., 3].mean((0, 2, 3)) == (np.arange(12) % factor == 0))
+    between = np.delete(np.asarray(cond[..., :3]), np.s_[::factor], axis=1)
     if fill == "blank":
         assert np.all(between == 0)
     else:
-        again = np.repeat(np.asarray(told[:, ::factor, ..., :3]), factor - 1, axis=1)
-        np.testing.assert_array_equal(between, again)
+        repeated = np.asarray(cond[:, ::factor, ..., :3]).repeat(factor - 1, axis=1)
+        np.testing.assert_array_equal(between, repeated)
 
 
-def test_down_is_the_inverse_of_the_layout():
+def test_upsampling_inverts_temporal_downsampling_at_the_input_frames():
     x = jnp.asarray(rng().normal(size=(2, 8, 4, 6, 3)))
     np.testing.assert_array_equal(TSR.observation(x), x[:, ::2])
     up, mask = TSR.upsample(TSR.observation(x))
     np.testing.assert_array_equal(jnp.where(mask, up, x), x)
 
 
-def test_a_ramp_stays_a_ramp():
-    """Bilinear, of pixels' centres: half a pixel apart, the ends held."""
+def test_a_ramp_is_upsampled_to_a_ramp():
+    """Bilinear at pixel centres, half a pixel apart; constant beyond the ends."""
     ramp = jnp.arange(6.0)[None, None, None, :, None] * jnp.ones((1, 4, 4, 6, 3))
     up, mask = SSR.upsample(ramp)
     assert up.shape == (1, *SSR.shape) and mask.all()
@@ -76,8 +76,8 @@ def test_a_ramp_stays_a_ramp():
     np.testing.assert_allclose(up[0, 1, 3, 1:-1, 0], expected[1:-1], atol=1e-6)
 
 
-def test_down_is_anti_aliased():
-    """A checkerboard of single pixels has no trace at half the size."""
+def test_downsampling_is_anti_aliased():
+    """A checkerboard of single pixels vanishes at half the size."""
     board = (np.indices((8, 12)).sum(0) % 2 * 2.0 - 1)[None, None, :, :, None]
     down = SSR.observation(jnp.asarray(np.tile(board, (1, 4, 1, 1, 3))))
     assert np.abs(np.asarray(down)[:, :, 1:-1, 1:-1]).max() < 1e-6
@@ -89,13 +89,13 @@ def test_noise_keeps_the_variance(snr):
     t = jnp.full(64, low_resolution.time_from_snr(snr))
     low = jnp.asarray(rng().normal(size=(64, *TSR.input_shape)))
     eps = jnp.asarray(rng(1).normal(size=(64, *TSR.shape)))
-    told = TSR.from_observation(low, t, eps)
-    assert np.var(told["low_res"][..., :3]) == pytest.approx(1, abs=0.03)
+    cond = TSR.from_observation(low, t, eps)
+    assert np.var(cond["low_res"][..., :3]) == pytest.approx(1, abs=0.03)
     expected = 20 if snr == math.inf else math.log(snr)
-    np.testing.assert_allclose(told["low_res_logsnr"], expected, atol=1e-4)
+    np.testing.assert_allclose(cond["low_res_logsnr"], expected, atol=1e-4)
 
 
-def test_noise_is_the_frames_own_and_one_level_a_video():
+def test_noise_is_independent_per_frame_with_one_level_per_video():
     low = jnp.zeros((3, *TSR.input_shape))
     _, cond = TSR.prepare_batch(jnp.zeros((3, *TSR.shape)), jax.random.key(0))
     noise = np.asarray(cond["low_res"][..., :3])
@@ -106,7 +106,7 @@ def test_noise_is_the_frames_own_and_one_level_a_video():
 
 
 @pytest.mark.parametrize("noise", [(0.0, 0.5), (0.25, 0.25), (0.5, 1.0)])
-def test_training_draws_its_noise_between_the_bounds(noise):
+def test_training_draws_augmentation_times_between_the_bounds(noise):
     stage = dataclasses.replace(SSR, augmentation_time=noise)
     x = jnp.zeros((500, 1, 8, 12, 3))
     stage = dataclasses.replace(stage, shape=(1, 8, 12, 3))
@@ -117,7 +117,7 @@ def test_training_draws_its_noise_between_the_bounds(noise):
 
 
 @pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
-def test_independent_images_are_given_nothing_in_time(fill):
+def test_independent_images_have_an_input_in_space_only(fill):
     stage = dataclasses.replace(TSR, temporal_fill=fill)
     x = jnp.asarray(rng().normal(size=(2, 11, 4, 6, 3)))
     same, cond = stage.prepare_batch(x, jax.random.key(0))
@@ -125,14 +125,12 @@ def test_independent_images_are_given_nothing_in_time(fill):
     assert np.all(np.asarray(cond["low_res"])[:, 8:] == 0)
     np.testing.assert_array_equal(same, x)
     x = jnp.asarray(rng().normal(size=(2, 7, 8, 12, 3)))
-    _, cond = SSR.prepare_batch(
-        x, jax.random.key(0)
-    )  # but in space what all frames are
+    _, cond = SSR.prepare_batch(x, jax.random.key(0))
     assert cond["low_res"].shape == (2, 7, 8, 12, 3)
     assert np.asarray(cond["low_res"])[:, 4:].any(axis=(2, 3, 4)).all()
 
 
-def test_crops_are_of_the_clip_and_of_what_is_given():
+def test_the_clip_and_its_input_are_cropped_alike():
     stage = dataclasses.replace(SSR, train_crop=(4, 6), augmentation_time=(0.0, 0.0))
     x = jnp.asarray(rng().normal(size=(32, 4, 8, 12, 3)))
     cut, cond = stage.prepare_batch(x, jax.random.key(2))

@@ -1,6 +1,6 @@
-"""The embedded clips: parts, cuts, files, and what is said when they are missing.
+"""Clips of packages: vdm_jax/data/clips.py, and vdm_jax/data/assets.py.
 
-What needs a package that is not installed skips and names it.
+Tests that need a missing package are skipped and name it.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def numbers_of(source):
     return [source._frame_numbers(*item) for item in source.items.tolist()]
 
 
-def test_runs_hold_out_the_last_18_of_every_60_frames():
-    """Every frame of a scene is in one part, by its number alone."""
+def test_the_last_18_of_every_60_frames_are_held_out():
+    """The number of a frame alone determines its part."""
     scenes = ((0, 100), (100, 190), (200, 205), (290, 301))
     parts = {part: set() for part in (False, True)}
     for part, frames in parts.items():
@@ -83,16 +83,16 @@ def test_runs_hold_out_the_last_18_of_every_60_frames():
     assert not parts[False] & parts[True]
 
 
-def test_runs_are_maximal():
-    runs = clips.frame_ranges(((0, 240),), False)
-    assert runs == [(0, 42), (60, 102), (120, 162), (180, 222)]
+def test_frame_ranges_are_maximal():
+    ranges = clips.frame_ranges(((0, 240),), False)
+    assert ranges == [(0, 42), (60, 102), (120, 162), (180, 222)]
     assert clips.frame_ranges(((10, 50),), True) == [(42, 50)]
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"stride": 2}, {"target_fps": 10.0}, {"frames": 3, "stride": 5}]
 )
-def test_no_frame_is_in_both_parts_and_no_clip_leaves_its_run(folder, changes):
+def test_no_frame_is_in_both_parts_and_no_clip_leaves_its_range(folder, changes):
     need("bunny")
     source = clips.open_clips(config(folder, **changes))
     training, held = (numbers_of(source.split(part)) for part in (False, True))
@@ -111,8 +111,8 @@ def test_every_start_that_fits_is_an_item(bunny):
     assert bunny.split(True).items[:, 1].tolist() == [*range(42, 53), *range(102, 113)]
 
 
-def test_frames_are_those_of_the_file(bunny):
-    """Against decoding them afresh by number."""
+def test_frames_equal_those_of_the_file(bunny):
+    """They are compared with frames decoded by number."""
     index = 40
     start = int(bunny.items[index, 1])
     clip = bunny.load(index, np.random.default_rng(0), 8)
@@ -126,7 +126,7 @@ def test_frames_are_those_of_the_file(bunny):
     assert shown == set(range(8))
 
 
-def test_random_crops_stay_inside_the_cover_and_move(folder):
+def test_random_crops_vary_within_the_frame(folder):
     need("bunny")
     source = clips.open_clips(config(folder, crop="random"))
     found = {
@@ -142,7 +142,7 @@ def test_random_crops_stay_inside_the_cover_and_move(folder):
     assert len(found) > 3 and found <= windows
 
 
-def test_a_damaged_cache_is_made_again(tmp_path):
+def test_a_corrupt_cache_is_written_again(tmp_path):
     need("bunny")
     made = config(tmp_path)
     before = clips.open_clips(made).load(3, np.random.default_rng(0), 8)["video"]
@@ -180,8 +180,8 @@ QUICK = ("bunny", "bikes", "carphone", "city", "man")
         for name in clips.FOOTAGE
     ],
 )
-def test_no_cut_inside_a_scene_and_one_at_each_border(name):
-    """The table against the pixels."""
+def test_scenes_have_no_cut_inside_and_one_at_each_border(name):
+    """The table is compared with the pixels."""
     need(name)
     footage = clips.FOOTAGE[name]
     info = video_io.probe(footage.asset.find())
@@ -197,7 +197,7 @@ def test_no_cut_inside_a_scene_and_one_at_each_border(name):
             assert jump[start - 1] > CUT
 
 
-def test_what_is_published_has_a_stated_licence():
+def test_published_footage_has_a_stated_licence():
     published = {n: f for n, f in clips.FOOTAGE.items() if f.published}
     assert set(published) == {"bunny", "trailer", "city"}
     assert all("not stated" not in f.licence for f in published.values())
@@ -221,7 +221,7 @@ def nothing_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_missing_packages_are_named_in_one_line(nothing_installed, tmp_path):
+def test_missing_packages_are_reported_in_one_line(nothing_installed, tmp_path):
     with pytest.raises(UserError) as caught:
         clips.open_clips(config(tmp_path, "published"))
     message = str(caught.value)
@@ -233,7 +233,7 @@ def test_missing_packages_are_named_in_one_line(nothing_installed, tmp_path):
         clips.open_clips(config(tmp_path, "trailer"))
 
 
-def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
+def test_another_file_with_the_same_name_is_rejected(monkeypatch, tmp_path):
     need("bunny")
     other = tmp_path / "bigbuckbunny.mp4"
     other.write_bytes(b"something else")
@@ -243,7 +243,7 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "frames, changes, said",
+    "frames, changes, message",
     [
         (50, {}, "no clip of 50 frames fits into the 42 consecutive"),
         (8, {"stride": 7}, "no clip of 8 frames"),
@@ -253,13 +253,13 @@ def test_another_file_under_the_same_name_is_refused(monkeypatch, tmp_path):
         (8, {"crop": "left"}, "crop='left'"),
     ],
 )
-def test_settings_that_cannot_be_served(folder, frames, changes, said):
+def test_invalid_settings_are_rejected(folder, frames, changes, message):
     need("bunny")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         clips.open_clips(config(folder, frames=frames, **changes))
 
 
-def test_held_out_runs_shorter_than_a_clip_are_an_error_when_asked_for(folder):
+def test_no_held_out_clip_is_an_error_when_it_is_needed(folder):
     need("bunny")
     made = config(folder, frames=19)
     source = clips.open_clips(made)
@@ -268,12 +268,12 @@ def test_held_out_runs_shorter_than_a_clip_are_an_error_when_asked_for(folder):
         pipeline.held_out_batch(made, source, 1)
 
 
-def test_fetch_takes_one_file_out_of_what_pip_downloaded(monkeypatch, tmp_path):
+def test_download_extracts_one_file_of_a_source_distribution(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    content, asked = b"the trailer", []
+    content, commands = b"the trailer", []
 
     def download(command, **_):
-        asked.append(command)
+        commands.append(command)
         folder = Path(command[-1])
         inside = folder / "moviepy-2.2.1" / assets.TRAILER.file
         inside.parent.mkdir(parents=True)
@@ -285,17 +285,17 @@ def test_fetch_takes_one_file_out_of_what_pip_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(assets.subprocess, "run", download)
     digest = hashlib.sha256(content).hexdigest()
     asset = dataclasses.replace(assets.TRAILER, sha256=digest[:16])
-    place = assets.download(asset)
-    assert place.read_bytes() == content and asset.find() == place
-    assert {"--require-hashes", "--no-deps"} <= set(asked[0])
-    assert assets.download(asset) == place and len(asked) == 1  # not asked again
-    place.write_bytes(b"damaged")
-    assert assets.download(asset).read_bytes() == content and len(asked) == 2
+    path = assets.download(asset)
+    assert path.read_bytes() == content and asset.find() == path
+    assert {"--require-hashes", "--no-deps"} <= set(commands[0])
+    assert assets.download(asset) == path and len(commands) == 1  # not downloaded again
+    path.write_bytes(b"damaged")
+    assert assets.download(asset).read_bytes() == content and len(commands) == 2
     with pytest.raises(UserError, match="is not the expected file of moviepy==2.2.1"):
         assets.download(assets.TRAILER)
 
 
-def test_fetch_says_why_pip_failed(monkeypatch, tmp_path):
+def test_an_error_of_pip_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(assets.sys, "executable", "false")
     with pytest.raises(

@@ -3,107 +3,21 @@
 import dataclasses
 import itertools
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from tests.data.numbered import (
+    Numbered,
+    assert_same,
+    config,
+    items_of,
+    stream,
+    take,
+)
 from vdm_jax import data
 from vdm_jax.data import pipeline, shapes, workers
-from vdm_jax.data.source import BadClip, Clip
 from vdm_jax.errors import UserError
-
-
-def config(**changes):
-    """Return a config; the changes are fields of config.data, and the seed."""
-    made = ConfigDict(
-        {
-            "seed": changes.pop("seed", 0),
-            "conditioning": {"text_dim": 0},
-            "video": {"frames": 3, "height": 8, "width": 8, "channels": 3, "fps": 8},
-            "data": {
-                "source": "shapes",
-                "batch_size": 4,
-                "joint_image_frames": 0,
-                "stride": 1,
-                "target_fps": 0.0,
-                "flip": False,
-                "crop": "center",
-                "workers": 0,
-                "max_bad_fraction": 0.2,
-                "label_vocabulary": None,
-                "mean": None,
-                "variance": None,
-            },
-        }
-    )
-    made.data.update(changes)
-    return made.lock()
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbered:
-    """Item i is a clip with i in channel 0 and a random number in channel 1.
-
-    Column 0 is marked in channel 2 to detect flips. Items in `bad` are unusable.
-    """
-
-    items: int = 10
-    bad: tuple[int, ...] = ()
-    held_out: bool = False
-    loaded: list = dataclasses.field(default_factory=list, compare=False)
-
-    name = "numbered"
-    names = ("a", "b")
-    sizes = (1, 2)
-    label_vocabulary = (tuple(map(str, range(100))),)
-    flip = True
-
-    def __len__(self):
-        return 5 if self.held_out else self.items
-
-    def split(self, held_out):
-        return dataclasses.replace(self, held_out=held_out)
-
-    def load(self, index, rng, frames):
-        self.loaded.append(index)
-        noise = int(rng.integers(256))
-        if index in self.bad:
-            raise BadClip(f"item {index}", "broken")
-        video = np.zeros((frames, 8, 8, 3), np.uint8)
-        video[..., 0] = index + 100 * self.held_out
-        video[..., 1] = noise
-        video[:, :, 0, 2] = 255
-        return Clip(video=video, label=np.array([index], np.int32), caption=f"c{index}")
-
-
-def take(batches, n):
-    found = list(itertools.islice(batches, n))
-    batches.close()
-    return found
-
-
-def stream(source, n, **changes):
-    return take(pipeline.train_batches(config(**changes), source), n)
-
-
-def assert_same(a, b):
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for key in x:
-            np.testing.assert_array_equal(x[key], y[key], err_msg=key)
-
-
-def items_of(batches):
-    return np.concatenate([b["video"][:, 0, 0, 0, 0] for b in batches])
 
 
 def test_shapes_and_types():
@@ -188,129 +102,6 @@ def test_resume_with_another_number_of_processes():
     one = pipeline.train_batches(config(), Numbered())
     one.set_state(state)
     assert_same(take(one, 3), whole[3:])
-
-
-def test_worker_processes_do_not_change_the_stream():
-    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    expected = stream(source, 8, joint_image_frames=2)
-    batches = pipeline.train_batches(config(joint_image_frames=2, workers=2), source)
-    batches.set_state({"batches": 1})
-    taken = list(itertools.islice(batches, 4))
-    state = batches.get_state()
-    batches.close()
-    assert_same(taken, expected[1:5])
-    threads = pipeline.train_batches(config(joint_image_frames=2), source)
-    threads.set_state(state)
-    assert_same(take(threads, 3), expected[5:])
-
-
-@dataclasses.dataclass(frozen=True)
-class Failing(Numbered):
-    """A source whose load raises: a bug, or an error of the user's data."""
-
-    error: Exception = ValueError("a defect")
-
-    def load(self, index, rng, frames):
-        raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (ValueError("a defect"), RuntimeError, "worker 0 .* failed, see"),
-        (UserError("no disk", status=7), UserError, "^no disk"),
-    ],
-)
-def test_an_error_in_a_worker_ends_the_run(error, kind, message):
-    batches = pipeline.train_batches(config(workers=1), Failing(error=error))
-    with pytest.raises(kind, match=message) as caught:
-        next(batches)
-    assert getattr(caught.value, "status", None) == getattr(error, "status", None)
-    batches.close()
-    assert not multiprocessing.active_children()
-
-
-def test_a_truncated_answer_is_an_eof_error():
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    theirs.send((b"", [10]))
-    os.write(theirs.fileno(), b"12345")
-    theirs.close()
-    with pytest.raises(EOFError):
-        workers._receive(ours)
-    ours.close()
-
-
-def test_a_killed_worker_is_reported_and_signals_are_ignored(monkeypatch):
-    source = shapes.Shapes(shapes.Geometry(3, 8, 8))
-    start = workers._start_worker
-
-    def start_and_signal(process):
-        start(process)
-        os.kill(
-            process.pid, signal.SIGTERM
-        )  # handled by the main process: a worker continues
-        os.kill(process.pid, signal.SIGINT)
-
-    monkeypatch.setattr(workers, "_start_worker", start_and_signal)
-    batches = pipeline.train_batches(config(workers=1), source)
-    next(batches)
-    (child,) = multiprocessing.active_children()
-    os.kill(child.pid or 0, signal.SIGTERM)
-    items = list(itertools.islice(batches, 9))
-    os.kill(child.pid or 0, signal.SIGKILL)
-    message = (
-        rf"worker 0 of config.data.workers=1 \(process {child.pid}\) was killed by"
-    )
-    with pytest.raises(UserError, match=message + " SIGKILL") as caught:
-        for _ in range(100):
-            items.append(next(batches))
-    assert caught.value.status == 137 and len(items) >= 9
-    batches.close()
-    assert not multiprocessing.active_children()
-
-
-def is_running(process):
-    """Return whether the process exists and is not a zombie."""
-    try:
-        return (
-            Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
-        )
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-RUN = """
-import multiprocessing
-from tests.data.test_pipeline import config, pipeline, shapes
-if __name__ == "__main__":
-    source = shapes.Shapes(shapes.Geometry(3, 64, 64))
-    batches = pipeline.train_batches(config(workers=1, batch_size=64), source)
-    next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    while True:
-        next(batches)
-"""
-
-
-def test_workers_of_a_killed_run_end_and_leave_no_shared_memory(tmp_path):
-    (tmp_path / "run.py").write_text(RUN)
-    before = set(os.listdir("/dev/shm"))
-    run = subprocess.Popen(
-        [sys.executable, tmp_path / "run.py"],
-        stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
-    assert run.stdout is not None
-    children = [int(word) for word in run.stdout.readline().split()]
-    assert set(os.listdir("/dev/shm")) <= before
-    run.kill()
-    run.wait()
-    run.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(is_running(child) for child in children):
-        assert time.monotonic() < deadline, "a worker outlives its run"
-        time.sleep(0.05)
-    assert children and set(os.listdir("/dev/shm")) <= before
 
 
 def test_joint_images_are_appended_to_the_unchanged_video():

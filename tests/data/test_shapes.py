@@ -1,4 +1,4 @@
-"""Laws of the moving shapes: areas, paths, labels, captions, seeds."""
+"""Moving shapes: vdm_jax/data/shapes.py."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ def load(index, source=SOURCE, frames=None, seed=0):
 
 
 def centre_of_mass(grey):
-    """x, y [n] of images [n, h, w], in pixels (middle of the first pixel = 0.5)."""
+    """Return x, y [n] of images [n, h, w]; 0.5 is the centre of the first pixel."""
     mass = grey.sum((1, 2))
     y = (grey.sum(2) * (np.arange(grey.shape[1]) + 0.5)).sum(1) / mass
     x = (grey.sum(1) * (np.arange(grey.shape[2]) + 0.5)).sum(1) / mass
@@ -29,7 +29,7 @@ def centre_of_mass(grey):
 
 
 @pytest.mark.parametrize("shape", range(3))
-def test_coverage_has_the_area_of_the_disc_wherever_the_shape_is(shape):
+def test_coverage_has_the_area_of_the_disc_at_every_position(shape):
     rng = np.random.default_rng(0)
     x, y = rng.uniform(5, 11, (2, 50))
     grey = shapes.coverage(shape, x, y, GEOMETRY)
@@ -42,8 +42,8 @@ def test_coverage_has_the_area_of_the_disc_wherever_the_shape_is(shape):
 
 
 @pytest.mark.parametrize("shape", range(3))
-def test_coverage_agrees_with_brute_supersampling_of_the_outline(shape):
-    """Independent: inequalities of the plane figures on a 16 times finer grid."""
+def test_coverage_equals_supersampling(shape):
+    """The reference tests inequalities of the shapes on a 16 times finer grid."""
     x0, y0, fine, r = 7.3, 8.6, 16, GEOMETRY.radius
     y, x = (np.mgrid[: 16 * fine, : 16 * fine] + 0.5) / fine
     dx, dy = abs(x - x0), abs(y - y0)
@@ -96,10 +96,10 @@ def test_speeds_at_the_default_size():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_no_two_labels_render_alike(size):
-    """Not even at the positions at which they are most alike: same centre at mid-clip.
+def test_no_two_labels_look_alike(size):
+    """They differ even where they are most similar: with one centre at mid-clip.
 
-    The nearest pairs are the two speeds and, at 8x8, disc and square.
+    The most similar pairs are the two speeds and, at 8x8, disc and square.
     """
     geometry = shapes.Geometry(*size)
     middle = np.array([geometry.width, geometry.height]) / 2
@@ -117,8 +117,8 @@ def test_no_two_labels_render_alike(size):
     assert distance.min() > 0.01 * square.mean()
 
 
-def test_pixels_show_the_label():
-    """Colour from the channel sums, motion from the centre of mass."""
+def test_the_label_can_be_read_from_the_pixels():
+    """The colour follows from channel sums, the motion from the centre of mass."""
     for index in range(72):
         clip = load(index)
         video, (_, colour, direction, speed) = clip["video"], clip["label"]
@@ -133,7 +133,7 @@ def test_pixels_show_the_label():
         np.testing.assert_allclose(across, 0, atol=0.13)
 
 
-def test_seventy_two_consecutive_items_hold_every_label_once():
+def test_seventy_two_consecutive_items_have_every_label_once():
     labels = {tuple(load(i)["label"].tolist()) for i in range(100, 172)}
     assert labels == set(itertools.product(*map(range, shapes.ATTRIBUTE_SIZES)))
     assert load(0)["label"].dtype == np.int32
@@ -164,14 +164,14 @@ def test_a_single_frame_is_one_of_the_clips():
     assert seen == set(range(8))
 
 
-def test_captions_vary_and_tell_the_label():
-    told: dict[str, tuple] = {}
+def test_captions_vary_and_determine_the_label():
+    labels: dict[str, tuple] = {}
     for index in range(72):
         label = tuple(load(index)["label"].tolist())
         captions = {load(index, seed=s)["caption"] for s in range(30)}
         assert len(captions) > 4
         for caption in captions:
-            assert told.setdefault(caption, label) == label  # never two labels
+            assert labels.setdefault(caption, label) == label  # one label per caption
             for words, value in zip(shapes.WORDS, label, strict=True):
                 assert any(w in caption for w in words[value])
                 others = itertools.chain(*(words[:value] + words[value + 1 :]))
@@ -182,7 +182,7 @@ def test_captions_vary_and_tell_the_label():
     "field, value",
     [("frames", 1), ("height", 7), ("width", 4), ("channels", 1)],
 )
-def test_sizes_without_distinct_labels_are_refused(field, value):
+def test_sizes_without_distinct_labels_are_rejected(field, value):
     video = {"frames": 8, "height": 16, "width": 16, "channels": 3}
     config = ConfigDict({"video": video | {field: value}})
     with pytest.raises(UserError, match="needs config.video.frames >= 2"):
@@ -190,7 +190,7 @@ def test_sizes_without_distinct_labels_are_refused(field, value):
 
 
 @pytest.mark.parametrize("stride", [2, 4])
-def test_a_stride_takes_frames_out_of_the_whole_clip(stride):
+def test_a_stride_selects_frames_of_the_whole_clip(stride):
     whole = shapes.Shapes(shapes.Geometry(16, 16, 24))
     few = shapes.Shapes(shapes.Geometry(16 // stride, 16, 24, stride))
     for index in (0, 5, 71, 72):
@@ -199,7 +199,7 @@ def test_a_stride_takes_frames_out_of_the_whole_clip(stride):
         )
 
 
-def test_unseen_labels_are_in_the_held_out_part_alone():
+def test_held_out_combinations_are_in_the_held_out_part_only():
     held_out = shapes.choose_held_out_combinations(12)
     assert (
         held_out == shapes.choose_held_out_combinations(12) and len(set(held_out)) == 12

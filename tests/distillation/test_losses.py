@@ -88,12 +88,14 @@ class KnownPoint:
     """
 
     schedule = schedules.Cosine()
-    unconditional = models.DiffusionModel.unconditional
     with_guidance_weight = models.DiffusionModel.with_guidance_weight
 
     def __init__(self, weight_range=()):
         self.guidance_range = tuple(weight + 1 for weight in weight_range)
         self.guidance_weight_range = weight_range
+
+    def unconditional(self, cond):
+        return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
 
     def prepare_batch(self, batch, key):
         keep = jax.random.bernoulli(key, 0.5, batch["label"].shape)

@@ -1,11 +1,14 @@
 """Data sets: the sources of clips, and the batches of the training step."""
 
 import importlib
+from collections.abc import Iterable
 
 import numpy as np
 
+from vdm_jax import codec as codecs
+from vdm_jax.codec import Codec
 from vdm_jax.data import pipeline
-from vdm_jax.data.source import Source
+from vdm_jax.data.source import Clip, Source
 from vdm_jax.errors import UserError
 
 # Modules of this package. Only the chosen one is imported.
@@ -30,8 +33,8 @@ def resolve(config, source: Source):
     """Fill in fields of config.data that are None from the data; return the config.
 
     label_vocabulary: that of the source; () for a model that is conditioned on text.
-    mean, variance: scalars over the pixels of some training clips, in [-1, 1]. They are
-    the same in every process.
+    mean, variance: scalars over z of some training clips, which is their pixels in
+    [-1, 1] without another codec. They are the same in every process.
     """
     data = config.data
     if data.label_vocabulary is None:
@@ -39,12 +42,21 @@ def resolve(config, source: Source):
             () if config.conditioning.text_dim else source.label_vocabulary
         )
     if data.mean is None or data.variance is None:
-        part, counts = source.split(False), np.zeros(256)
-        for clip in pipeline.fixed_clips(config, part, min(STATS_CLIPS, len(part))):
-            counts += np.bincount(clip["video"].ravel(), minlength=256)
-        pixels = np.arange(256) / 127.5 - 1
-        mean = np.average(pixels, weights=counts)
-        variance = np.average((pixels - mean) ** 2, weights=counts)
+        part = source.split(False)
+        clips = pipeline.fixed_clips(config, part, min(STATS_CLIPS, len(part)))
+        mean, variance = _statistics(codecs.from_config(config), clips)
         data.mean = float(mean) if data.mean is None else data.mean
         data.variance = float(variance) if data.variance is None else data.variance
     return config
+
+
+def _statistics(codec: Codec, clips: Iterable[Clip]) -> tuple[float, float]:
+    """Return the mean and the variance over z of all clips."""
+    if type(codec) is Codec:  # exact, by counting pixels
+        counts = sum(np.bincount(c["video"].ravel(), minlength=256) for c in clips)
+        values = np.arange(256) / 127.5 - 1
+    else:
+        z = [np.asarray(codec.encode(clip["video"] / 127.5 - 1)) for clip in clips]
+        values, counts = np.concatenate([each.ravel() for each in z]), None
+    mean = np.average(values, weights=counts)
+    return mean, np.average((values - mean) ** 2, weights=counts)

@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import files, sampling, video_io
-from vdm_jax.checkpoint import on_first_process, reading_files
+from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.source import Source
 from vdm_jax.distillation.rounds import Round
 from vdm_jax.distillation.workdir import REFERENCE_FILE
+from vdm_jax.manifest import reading_files
 from vdm_jax.metrics import reconstruction
 from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
 from vdm_jax.metrics.video_arrays import to_float64

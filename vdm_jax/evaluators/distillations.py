@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from vdm_jax import build, data, files, migration, runs, sampling, video_io
-from vdm_jax.checkpoint import reading_files
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import distillation_page
@@ -29,6 +28,7 @@ from vdm_jax.evaluators.distillation_plan import (
     plan_rows,
 )
 from vdm_jax.files import make_folder
+from vdm_jax.manifest import reading_files
 from vdm_jax.runs import TrainedModel
 
 

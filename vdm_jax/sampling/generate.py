@@ -257,8 +257,8 @@ def _check_size(
         observation is not None and observation.video.shape[1:4] != tuple(size)
     ):
         raise UserError(
-            f"size={size}: no smaller than the model's {model.video_shape[:3]}, and that of "
-            "the observation"
+            f"size={size}: no smaller than the model's {model.video_shape[:3]}, and "
+            "that of the observation"
         )
 
 
