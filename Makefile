@@ -41,15 +41,15 @@ lint: setup
 clean:
 	rm -rf .venv .cache runs
 
-bench: setup .venv-peer/ready
-	$(BIN)/python perf/race.py
+bench: setup .venv-baselines/ready
+	$(BIN)/python -m perf.race
 
 # Only the baseline's trainer imports torchvision, which is not installed.
-.venv-peer/ready:
-	$(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/pip install -q torch==2.13.0 numpy pillow tqdm \
+.venv-baselines/ready:
+	$(PYTHON) -m venv .venv-baselines
+	.venv-baselines/bin/pip install -q torch==2.13.0 numpy pillow tqdm \
 	  einops einops-exts rotary-embedding-torch psutil diffusers==0.42.1
-	.venv-peer/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
+	.venv-baselines/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
 # Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; then a model

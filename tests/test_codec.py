@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import shapes
+from configs import cascade_small, shapes
 from tests.run_command import SMOKE, call
 from vdm_jax import build, cascade, codec, data, runs, sampling
 from vdm_jax.data import pipeline
@@ -127,8 +127,7 @@ def test_it_is_distilled(trained, tmp_path):
 
 
 def test_a_stage_encodes_its_input_before_noise_is_added():
-    config = __import__("configs.cascade_small", fromlist=["get_config"])
-    config = config.get_config("smoke").unlock()
+    config = cascade_small.get_config("smoke").unlock()
     config.codec.kind, config.network.patch_size = "patch", 1
     config.stage.update(kind="ssr", factor=2, augmentation_time=(0.0, 0.0))
     config.data.update(mean=0.0, variance=1.0, label_vocabulary=())
@@ -139,9 +138,9 @@ def test_a_stage_encodes_its_input_before_noise_is_added():
     np.testing.assert_allclose(cond["low_res"], z, atol=1e-2)
     params = model.init(jax.random.key(0))
     low = videos(1, *model.low_resolution.input_shape)
-    made = sampling.sample(
-        model, params, 1, sampling.Settings(steps=1), cond={"low_resolution": low}
-    )
+    settings = sampling.Settings(steps=1, augmentation_snr=float("inf"))
+    cond = {"low_resolution": low}
+    made = sampling.sample(model, params, 1, settings, cond=cond)
     assert made.shape[1:] == model.video_shape
     cascade.check_shapes_chain(
         [("base", build.build_model(base(config))), ("ssr", model)]

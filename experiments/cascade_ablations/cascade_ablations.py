@@ -111,7 +111,7 @@ def figures(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -
 def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     """Few steps of DDIM, clipped, which eps needs, and without guidance."""
     config = runs.read_config(path)
-    labels, prompts = benchmark.asked(config, args.num, seed)
+    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     for steps in FEW:
         made = sample(path, prompts, seed, steps=steps, clip_x=1.0, guidance_scale=1.0)
@@ -121,7 +121,7 @@ def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
 def images(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     """As the stage is sampled."""
     config = runs.read_config(path)
-    labels, prompts = benchmark.asked(config, args.num, seed)
+    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     made = sample(path, prompts, seed)
     yield figures(made, labels, config, clips)
@@ -136,7 +136,7 @@ def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
     loaded = runs.load(path)
     config, stage = loaded.config, loaded.model.low_resolution
     assert stage is not None
-    labels, prompts = benchmark.asked(config, args.num, seed)
+    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
     clips = benchmark.real_clips(config, labels, seed)
     whole = cascades.read(args.cascade)
     names = [link.name for link in whole.stages]
@@ -159,7 +159,7 @@ def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
 def guidance(args, seed: int) -> Iterator[Row]:
     """Of the base: constant, oscillating after the paper, and two ways to clip."""
     base = cascades.read(args.cascade).stages[0]
-    labels, prompts = benchmark.asked(base.config, args.num, seed)
+    labels, prompts = benchmark.held_out_prompts(base.config, args.num, seed)
     clips = benchmark.real_clips(base.config, labels, seed)
     ways = [{"guidance_scale": scale} for scale in GUIDANCE_SCALES]
     ways += [

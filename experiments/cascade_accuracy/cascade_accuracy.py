@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=path_type, default=Path("runs/cascade_measured"))
     args = parser.parse_args()
     cascade = cascades.read(args.cascade)
-    labels, prompts = asked(cascade.stages[0].config, args.num, args.seed)
+    labels, prompts = held_out_prompts(cascade.stages[0].config, args.num, args.seed)
     text, _ = cascades.encode_prompts(cascade, prompts)
     started = time.perf_counter()
     with tqdm(unit="step", disable=None) as bar:
