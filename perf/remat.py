@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+if __name__ == "__main__":  # before JAX is imported
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -1,7 +1,7 @@
 """Activations of I3D by PyTorch, written from the paper and without our module.
 
-    make .venv-peer/ready
-    .venv-peer/bin/python -m tests.metrics.record_i3d $(.venv/bin/python -c \
+    make .venv-baselines/ready
+    .venv-baselines/bin/python -m tests.metrics.record_i3d $(.venv/bin/python -c \
       "from vdm_jax.metrics.i3d import WEIGHTS; print(WEIGHTS.verified_path())")
 
 Writes tests/metrics/data/i3d.npz. In float64, with batch norms as they are stored,

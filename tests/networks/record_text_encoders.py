@@ -1,8 +1,8 @@
 """Record what transformers computes with small text encoders, for tests of ours.
 
-    make .venv-peer/ready
-    .venv-peer/bin/pip install transformers==5.24.0
-    .venv-peer/bin/python tests/networks/record_text_encoders.py MINILM_FOLDER
+    make .venv-baselines/ready
+    .venv-baselines/bin/pip install transformers==5.24.0
+    .venv-baselines/bin/python tests/networks/record_text_encoders.py MINILM_FOLDER
 
 MINILM_FOLDER is the one of `MINILM` in vdm_jax/data/assets.py. Writes
 tests/networks/data/text_encoders.npz: configuration, parameters, inputs and outputs of
