@@ -12,7 +12,12 @@ def base() -> ConfigDict:
     """Return a complete config but for network.levels, which each experiment sets."""
     config = ConfigDict()
     config.seed = 0
+    config.task = "diffusion"  # what is trained: vdm_jax/training/tasks.py TASKS
     config.init_from = ""  # workdir whose EMA parameters a new run starts from
+    # Patterns of parameter paths: those that the workdir lacks start new, and those of
+    # more input channels than its own get zeros for the others.
+    config.init_new = ()
+    config.init_widen = ()
 
     config.video = dict(frames=16, height=64, width=64, channels=3, fps=8.0)
 
@@ -43,6 +48,7 @@ def base() -> ConfigDict:
     config.codec = dict(kind="identity")  # or "patch"
 
     config.network = dict(
+        kind="unet",  # vdm_jax/networks/__init__.py NETWORKS
         levels=(),  # dict(channels, blocks, layers=(names, after each block))
         mid_layers=("spatial_attention", "temporal_attention"),
         head_dim=64,

@@ -7,27 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from vdm_jax import codec as codecs
-from vdm_jax import conditions
+from vdm_jax import conditions, networks
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
-from vdm_jax.networks import unet3d
-
-
-def network_spec(config: Any, channels: int) -> unet3d.UNetSpec:
-    """Return the U-Net's frozen spec from the network section of a config.
-
-    channels: of z.
-    """
-    fields = config.network.to_dict()
-    levels = tuple(
-        unet3d.LevelSpec(**{**level, "layers": tuple(level["layers"])})
-        for level in fields.pop("levels")
-    )
-    fields["mid_layers"] = tuple(fields["mid_layers"])
-    fields["out_channels"] = channels
-    return unet3d.UNetSpec(levels=levels, **fields)
 
 
 def schedule_from_config(diffusion: Any) -> schedules.Schedule:
@@ -83,8 +67,6 @@ def build_model(config: Any) -> DiffusionModel:
     codec = codecs.from_config(config)
     video_shape = video.frames, video.height, video.width, video.channels
     z_shape = codec.z_shape(video_shape)
-    spec = network_spec(config, z_shape[3])
-    unet3d.check(spec, *z_shape[1:3])
     schedule = schedule_from_config(diffusion)
     shifted = tuple(
         dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
@@ -93,14 +75,14 @@ def build_model(config: Any) -> DiffusionModel:
     training_schedule = schedules.AlternatingSchedules(shifted) if shifted else schedule
     rows = conditions.from_config(config)
     crop = getattr(dict(rows).get("low_resolution"), "train_crop", ())
+    sizes = [z_shape[1:3]]
     if crop:
-        cropped = codec.z_shape((video.frames, *crop, video.channels))
-        unet3d.check(spec, *cropped[1:3])
+        sizes.append(codec.z_shape((video.frames, *crop, video.channels))[1:3])
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
     return DiffusionModel(
-        network=unet3d.UNet3D(spec),
+        network=networks.from_config(config, z_shape[3], sizes),
         conditioning_encoder=ConditioningEncoder(
             dim=conditioning.cond_dim,
             mlp_layers=conditioning.cond_mlp_layers,

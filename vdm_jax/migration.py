@@ -205,6 +205,7 @@ RETIRED_FLAGS = {
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "identity"},
+    "network": {"kind": "unet"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
     },
@@ -291,7 +292,7 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     Fields are renamed, removed ones are dropped, and later ones get the value that
     stands for what the earlier version did.
     """
-    fields = rename({"codec": {}, "stage": {}} | dict(config))
+    fields = rename({"task": "diffusion", "codec": {}, "stage": {}} | dict(config))
     for section, removed in REMOVED_FIELDS.items():
         if isinstance(fields.get(section), dict):
             fields[section] = {

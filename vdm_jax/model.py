@@ -5,8 +5,10 @@ Both return the frozen dataclass of this module, which knows no ConfigDict.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,6 @@ from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
-from vdm_jax.networks import unet3d
 
 Params = Any
 IDENTITY = Codec()
@@ -34,7 +35,7 @@ class DiffusionModel:
                        the plain network of the papers
     """
 
-    network: unet3d.UNet3D
+    network: nn.Module
     conditioning_encoder: ConditioningEncoder
     schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
@@ -203,12 +204,8 @@ class DiffusionModel:
         }
 
     def init(self, key: Array) -> Params:
-        """Return new parameters, from a program that is compiled without optimisation.
-
-        It runs once, and optimising it takes longer than running it.
-        """
-        options: Any = {"xla_backend_optimization_level": "0"}
-        return jax.jit(self.init_params).lower(key).compile(options)(key)
+        """Return new parameters."""
+        return run_unoptimised(self.init_params, key)
 
     def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
         """Return `denoise(z, level, cond)` with these parameters.
@@ -251,3 +248,12 @@ class DiffusionModel:
             return process.PREDICTION_TYPES[self.prediction_type](output, z, level)
 
         return denoise
+
+
+def run_unoptimised(function: Callable[[Array], Any], key: Array) -> Any:
+    """Run a function once, as a program that is compiled without optimisation.
+
+    Optimising it takes longer than running it.
+    """
+    options: Any = {"xla_backend_optimization_level": "0"}
+    return jax.jit(function).lower(key).compile(options)(key)

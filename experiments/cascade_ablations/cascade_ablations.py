@@ -1,15 +1,17 @@
-"""What in a cascade of moving shapes does what: one choice at a time, the rest equal.
+"""Ablations of a cascade of moving shapes, one choice at a time.
 
-    python -m experiments.cascade_ablations.cascade_ablations outputs                     v, eps or x; few steps
-    python -m experiments.cascade_ablations.cascade_ablations images                      0, 4 or 8 beside a video
-    python -m experiments.cascade_ablations.cascade_ablations augmentation --cascade=runs/cascade
-    python -m experiments.cascade_ablations.cascade_ablations guidance --cascade=runs/cascade
+    ABLATIONS=experiments.cascade_ablations.cascade_ablations
+    python -m $ABLATIONS outputs          the network predicts v, eps or x
+    python -m $ABLATIONS images           0, 4 or 8 independent images per video
+    python -m $ABLATIONS augmentation --cascade=runs/cascade
+    python -m $ABLATIONS guidance --cascade=runs/cascade
 
-Arms are trained from configs/cascade_small.py with --updates each (augmentation: the
-first SSR stage, fed real clips brought down and what the cascade makes of prompts),
-guidance trains none. Prompts are of the labels that training left out. Every figure is
-of --num videos; arms are runs under --workdir, and the same command goes on. --arm=NAME
-stops after one of them. Writes a JSON beside this, named after a cascade's file too.
+Variants are trained from configs/cascade_small.py with --updates each; `augmentation`
+trains the first SSR stage and samples it from downsampled real clips and from the output
+of the previous stage; `guidance` trains nothing. Prompts are those of the held-out
+labels. Every score is of --num videos. Variants are runs in --workdir, and the same
+command resumes. --variant=NAME stops after one of them. Writes a JSON next to this file,
+named after the ablation and, if --cascade is a file, after that.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from configs import cascade_small
-from experiments.cascade_accuracy import cascade_accuracy as benchmark
+from experiments.cascade_accuracy import cascade_accuracy
 from vdm_jax import cascade as cascades
 from vdm_jax import runs, sampling
 from vdm_jax.metrics import frechet, pixel_statistics
@@ -38,23 +40,24 @@ from vdm_jax.training.cascade import finished_steps
 from vdm_jax.training.train import train
 
 Row = dict[str, Any]
-FEW = (4, 8, 16, 32, 64)  # steps of the outputs
+FEW_STEPS = (4, 8, 16, 32, 64)  # of `outputs`
 SNRS = (math.inf, 10.0, 5.0, 3.0, 1.0)
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0)
 SSR = "ssr1"
-# The loss of each output by its own paper: PD section 4, table 1; DDPM for eps.
+# The loss weighting of each prediction type: PD, section 4, table 1; DDPM for eps.
 OUTPUTS = {
     "v": {"diffusion.loss_weighting": "snr_plus_one"},
     "eps": {"diffusion.loss_weighting": "snr"},
     "x": {"diffusion.loss_weighting": "truncated_snr"},
 }
-ARMS: dict[str, dict[str, tuple[str, Row]]] = {
+VARIANTS: dict[str, dict[str, tuple[str, Row]]] = {
     "outputs": {
         name: (
             "base",
-            more | {"diffusion.prediction_type": name, "diffusion.precondition": 0},
+            weighting
+            | {"diffusion.prediction_type": name, "diffusion.precondition": 0},
         )
-        for name, more in OUTPUTS.items()
+        for name, weighting in OUTPUTS.items()
     },
     "images": {str(n): ("base", {"data.joint_image_frames": n}) for n in (0, 4, 8)},
     "augmentation": {
@@ -72,8 +75,8 @@ ARMS: dict[str, dict[str, tuple[str, Row]]] = {
 
 
 def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
-    """The run of an arm, trained if it is not."""
-    place = args.workdir / args.what / f"{name}-{seed}-{args.updates}"
+    """Return the run of a variant, and train it if it is not finished."""
+    run = args.workdir / args.what / f"{name}-{seed}-{args.updates}"
     config: Any = cascade_small.get_config(stage).unlock()
     for field, value in changes.items():
         section, key = field.split(".")
@@ -82,94 +85,96 @@ def trained(args, stage: str, changes: Row, name: str, seed: int) -> Path:
     config.data.text_embeddings_dir = str(args.workdir / "text")
     never = args.updates + 1
     config.train.update(steps=args.updates, sample_every=never, eval_every=never)
-    if finished_steps(place) < args.updates:
-        train(config.lock(), place)
-    return place
+    if finished_steps(run) < args.updates:
+        train(config.lock(), run)
+    return run
 
 
 def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
-    """uint8 videos of a stage."""
+    """Return samples of a stage, uint8 [n, f, h, w, c]."""
     loaded = runs.load(path)
     settings = sampling.Settings.from_config(loaded.config.sample)
     settings = dataclasses.replace(settings, **changes)
-    told = CaptionEmbeddings(loaded.config.data.text_embeddings_dir)(prompts)
-    words = {name: told[name] for name in ("text", "text_mask")}
+    embeddings = CaptionEmbeddings(loaded.config.data.text_embeddings_dir)(prompts)
+    cond = {name: embeddings[name] for name in ("text", "text_mask")}
     videos = sampling.sample(
-        loaded.model, loaded.params, len(prompts), settings, cond=words | {"low_resolution": low},
-        seed=seed,
+        loaded.model, loaded.params, len(prompts), settings,
+        cond=cond | {"low_resolution": low}, seed=seed,
     )  # fmt: skip
     return sampling.to_uint8(videos)
 
 
-def figures(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -> Row:
-    """What is asked of any of them; frame_fd is to real clips of the same labels."""
+def scores(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -> Row:
+    """Return attribute scores, and frame_fd to real clips of the same labels."""
     row = measure.attribute_scores(videos, labels, config.data.stride)
     features = (pixel_statistics.pixel_features(v) for v in (videos, clips))
     return row | {"frame_fd": frechet.frechet_of_features(*features)}
 
 
 def outputs(args, name: str, path: Path, seed: int) -> Iterator[Row]:
-    """Few steps of DDIM, clipped, which eps needs, and without guidance."""
+    """Sample by DDIM in few steps, unguided, with x clipped, which eps needs."""
     config = runs.read_config(path)
-    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
-    clips = benchmark.real_clips(config, labels, seed)
-    for steps in FEW:
-        made = sample(path, prompts, seed, steps=steps, clip_x=1.0, guidance_scale=1.0)
-        yield {"steps": steps} | figures(made, labels, config, clips)
+    labels, prompts = cascade_accuracy.held_out_prompts(config, args.num, seed)
+    clips = cascade_accuracy.real_clips(config, labels, seed)
+    for steps in FEW_STEPS:
+        videos = sample(
+            path, prompts, seed, steps=steps, clip_x=1.0, guidance_scale=1.0
+        )
+        yield {"steps": steps} | scores(videos, labels, config, clips)
 
 
 def images(args, name: str, path: Path, seed: int) -> Iterator[Row]:
-    """As the stage is sampled."""
+    """Sample with the settings of the stage."""
     config = runs.read_config(path)
-    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
-    clips = benchmark.real_clips(config, labels, seed)
-    made = sample(path, prompts, seed)
-    yield figures(made, labels, config, clips)
+    labels, prompts = cascade_accuracy.held_out_prompts(config, args.num, seed)
+    clips = cascade_accuracy.real_clips(config, labels, seed)
+    videos = sample(path, prompts, seed)
+    yield scores(videos, labels, config, clips)
 
 
 def augmentation(args, name: str, path: Path, seed: int) -> Iterator[Row]:
-    """Fed real and generated videos, with more and more noise on them.
+    """Sample from real and from generated videos, with increasing noise on them.
 
-    consistency: mean squared difference between what is made, brought down again, and
-    what was given.
+    consistency is the mean squared difference between the input and the downsampled
+    output.
     """
     loaded = runs.load(path)
-    config, stage = loaded.config, loaded.model.low_resolution
-    assert stage is not None
-    labels, prompts = benchmark.held_out_prompts(config, args.num, seed)
-    clips = benchmark.real_clips(config, labels, seed)
+    config, low_resolution = loaded.config, loaded.model.low_resolution
+    assert low_resolution is not None
+    labels, prompts = cascade_accuracy.held_out_prompts(config, args.num, seed)
+    clips = cascade_accuracy.real_clips(config, labels, seed)
     whole = cascades.read(args.cascade)
-    names = [link.name for link in whole.stages]
-    before = whole.truncate(names[names.index(SSR) - 1])
-    told, _ = cascades.encode_prompts(before, prompts)
-    generated = list(cascades.sample(before, args.num, told, seed=seed).values())[-1]
+    names = [stage.name for stage in whole.stages]
+    earlier = whole.truncate(names[names.index(SSR) - 1])
+    text, _ = cascades.encode_prompts(earlier, prompts)
+    generated = list(cascades.sample(earlier, args.num, text, seed=seed).values())[-1]
     lows = {
-        "real": np.asarray(stage.observation(loaded.model.normalize(clips))),
+        "real": np.asarray(low_resolution.observation(loaded.model.normalize(clips))),
         "generated": generated,
     }
     for source, low in lows.items():
         for snr in SNRS if name == "with" else (math.inf,):
-            made = sample(path, prompts, seed, low, augmentation_snr=snr)
-            again = np.asarray(stage.observation(loaded.model.normalize(made)))
-            row = figures(made, labels, config, clips)
-            row["consistency"] = float(np.mean((again - low) ** 2))
-            yield {"given": source, "snr": snr} | row
+            videos = sample(path, prompts, seed, low, augmentation_snr=snr)
+            output = low_resolution.observation(loaded.model.normalize(videos))
+            row = scores(videos, labels, config, clips)
+            row["consistency"] = float(np.mean((np.asarray(output) - low) ** 2))
+            yield {"input": source, "snr": snr} | row
 
 
 def guidance(args, seed: int) -> Iterator[Row]:
-    """Of the base: constant, oscillating after the paper, and two ways to clip."""
+    """Sample the base by constant and oscillating guidance, and with other clipping."""
     base = cascades.read(args.cascade).stages[0]
-    labels, prompts = benchmark.held_out_prompts(base.config, args.num, seed)
-    clips = benchmark.real_clips(base.config, labels, seed)
-    ways = [{"guidance_scale": scale} for scale in GUIDANCE_SCALES]
-    ways += [
+    labels, prompts = cascade_accuracy.held_out_prompts(base.config, args.num, seed)
+    clips = cascade_accuracy.real_clips(base.config, labels, seed)
+    changes = [{"guidance_scale": scale} for scale in GUIDANCE_SCALES]
+    changes += [
         {"guidance_scale": 9.0, "guidance_schedule": "oscillating:2:0.1"},
         {"guidance_scale": 9.0, "dynamic_threshold": 99.5},
         {"guidance_scale": 9.0, "clip_x": 0.0},
     ]
-    for way in ways:
-        made = sample(base.workdir, prompts, seed, **way)
-        yield way | figures(made, labels, base.config, clips)
+    for change in changes:
+        videos = sample(base.workdir, prompts, seed, **change)
+        yield change | scores(videos, labels, base.config, clips)
 
 
 MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
@@ -180,34 +185,34 @@ MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
 KEYS = ("all_attributes", "template_mse", "position_std", "frame_fd", "consistency")
 
 
-def fed(args) -> list[str]:
-    """What the videos fed to an arm depend on, as parts of a name."""
+def input_checksums(args) -> list[str]:
+    """Return checksums of what the input videos of a variant depend on."""
     if not args.cascade:
         return []
-    links = cascades.read(args.cascade).stages
-    names = [link.name for link in links]
-    before = links[: names.index(SSR)]
-    told = repr([link.settings for link in before]).encode()
-    checksums = [runs.load(link.workdir).checksum for link in before]
-    return [*checksums, f"{zlib.crc32(told):08x}"]
+    stages = cascades.read(args.cascade).stages
+    names = [stage.name for stage in stages]
+    earlier = stages[: names.index(SSR)]
+    settings = repr([stage.settings for stage in earlier]).encode()
+    checksums = [runs.load(stage.workdir).checksum for stage in earlier]
+    return [*checksums, f"{zlib.crc32(settings):08x}"]
 
 
-def of_arm(args, name: str, seed: int) -> list[Row]:
-    """The rows of an arm, kept in its run."""
-    stage, changes = ARMS[args.what][name]
+def measure_variant(args, name: str, seed: int) -> list[Row]:
+    """Return the rows of a variant, which are stored in its run."""
+    stage, changes = VARIANTS[args.what][name]
     path = trained(args, stage, changes, name, seed)
-    kept = path / "-".join(["rows", str(args.num), *fed(args)])
-    if not kept.is_file():
-        found = [
-            {"arm": name, "seed": seed} | row
+    file = path / "-".join(["rows", str(args.num), *input_checksums(args)])
+    if not file.is_file():
+        rows = [
+            {"variant": name, "seed": seed} | row
             for row in MEASURES[args.what](args, name, path, seed)
         ]
-        kept.write_text(json.dumps(found, indent=1) + "\n")
-    return json.loads(kept.read_text())
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+    return json.loads(file.read_text())
 
 
 def table(rows: list[Row]) -> str:
-    """One line a row; figures last."""
+    """Return the rows as a table, scores last."""
     heads = [
         k for k in rows[0] if k not in (*KEYS, *measure.NAMES, "position_std_error")
     ]
@@ -229,27 +234,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=ARMS)
+    parser.add_argument("what", choices=VARIANTS)
     parser.add_argument("--cascade")
     parser.add_argument("--workdir", type=path_type, default=Path("runs/ablations"))
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--num", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--arm", default="")
+    parser.add_argument("--variant", default="")
     args = parser.parse_args()
     args.workdir = args.workdir.absolute()
-    if args.arm and args.arm not in ARMS[args.what]:
-        parser.error(f"--arm={args.arm}: one of {', '.join(ARMS[args.what]) or 'none'}")
+    names = [*VARIANTS[args.what]]
+    if args.variant and args.variant not in names:
+        parser.error(f"--variant={args.variant}: one of {', '.join(names) or 'none'}")
     if args.what in ("augmentation", "guidance") and not args.cascade:
         parser.error(f"{args.what} needs --cascade")
     rows: list[Row] = []
     for seed in range(args.seeds):
         if args.what == "guidance":
             rows += [{"seed": seed} | row for row in guidance(args, seed)]
-        for name in [args.arm] if args.arm else ARMS[args.what]:
-            rows += of_arm(args, name, seed)
+        for name in [args.variant] if args.variant else names:
+            rows += measure_variant(args, name, seed)
     print(table(rows))
-    if args.arm:
+    if args.variant:
         return
     rows = [{k: "inf" if v == math.inf else v for k, v in r.items()} for r in rows]
     command = shlex.join(
@@ -260,11 +266,11 @@ def main() -> None:
             *sys.argv[1:],
         ]
     )
-    found = {"command": command, "updates": args.updates, "num": args.num, "rows": rows}
-    given = Path(args.cascade or "")
-    name = args.what + f"_{given.stem}" * (given.suffix == ".toml")
+    result = {"command": command, "updates": args.updates, "num": args.num}
+    cascade = Path(args.cascade or "")
+    name = args.what + f"_{cascade.stem}" * (cascade.suffix == ".toml")
     path = Path(__file__).with_name(f"{name}.json")
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

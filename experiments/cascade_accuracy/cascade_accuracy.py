@@ -1,12 +1,11 @@
-"""What a cascade of moving shapes shows of prompts it never saw, stage by stage.
+"""Attribute accuracy of a cascade of moving shapes on held-out prompts, by stage.
 
     python -m experiments.cascade_accuracy.cascade_accuracy --cascade=runs/cascade --num=200
 
-Prompts are sentences of the labels that training left out. A stage's videos are
-compared with templates at its own size (vdm_jax/metrics/shape_detection.py); beside
-them stand real clips of the same labels, brought to the same size, and chance. Prints the
-table, writes it as a JSON beside this, named after the cascade, and sixteen videos of
-every stage under --out, to look at.
+Prompts are sentences of the held-out labels. A stage's videos are measured at their own
+size (vdm_jax/metrics/shape_detection.py), and so are real clips of the same labels.
+Prints the table, writes it as a JSON next to this file, named after the cascade, and
+writes sixteen videos of every stage into --out.
 """
 
 import argparse
@@ -27,7 +26,7 @@ COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 
 
 def held_out_prompts(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Labels that training left out, in turn, and a sentence of each."""
+    """Return held-out labels int [num, 4], repeated in order, and a sentence of each."""
     numbers = np.resize(
         shapes.choose_held_out_combinations(config.data.held_out_combinations), num
     )
@@ -39,7 +38,7 @@ def held_out_prompts(config, num: int, seed: int) -> tuple[np.ndarray, list[str]
 
 
 def real_clips(config, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Clips of these labels as the stage's data set has them, uint8."""
+    """Return clips of these labels at a stage's size, uint8 [n, f, h, w, 3]."""
     video = config.video
     size = video.frames, video.height, video.width
     geometry = shapes.Geometry(*size, config.data.stride)
@@ -74,14 +73,14 @@ def main() -> None:
         )
     seconds = time.perf_counter() - started
     rows = {}
-    for link in cascade.stages:
-        stride = link.config.data.stride
-        made = sampling.to_uint8(videos[link.name])
-        rows[link.name] = measure.attribute_scores(made, labels, stride)
-        clips = real_clips(link.config, labels, args.seed)
-        rows[f"{link.name}, real"] = measure.attribute_scores(clips, labels, stride)
+    for stage in cascade.stages:
+        stride = stage.config.data.stride
+        samples = sampling.to_uint8(videos[stage.name])
+        rows[stage.name] = measure.attribute_scores(samples, labels, stride)
+        clips = real_clips(stage.config, labels, args.seed)
+        rows[f"{stage.name}, real"] = measure.attribute_scores(clips, labels, stride)
         video_io.write_samples(
-            args.out / link.name, "samples", made[:16], link.config.video.fps, {},
+            args.out / stage.name, "samples", samples[:16], stage.config.video.fps, {},
             labels=prompts[:16], overwrite=True,
         )  # fmt: skip
     rows["chance"] = measure.CHANCE
@@ -89,12 +88,13 @@ def main() -> None:
     for name, row in rows.items():
         cells = [f"{row[key]:.3f}" if key in row else "" for key in COLUMNS]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    calls = cascades.nfe(cascade)
-    print(f"{args.num} videos in {seconds:.0f} s, {calls} network calls each")
+    nfe = cascades.nfe(cascade)
+    print(f"{args.num} videos in {seconds:.0f} s, {nfe} NFE each")
+    command = "python -m experiments.cascade_accuracy.cascade_accuracy"
     result = {
-        "command": f"python -m experiments.cascade_accuracy.cascade_accuracy --cascade={args.cascade} "
+        "command": f"{command} --cascade={args.cascade} "
         f"--num={args.num} --seed={args.seed}",
-        "rows": rows, "num": args.num, "nfe": calls,
+        "rows": rows, "num": args.num, "nfe": nfe,
     }  # fmt: skip
     path = Path(__file__).with_name(f"{Path(args.cascade).name}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")

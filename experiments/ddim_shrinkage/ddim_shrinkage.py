@@ -1,12 +1,12 @@
-"""Does the shrinking of DDIM add up over the rounds of progressive distillation?
+"""Shrinkage by DDIM over the rounds of progressive distillation.
 
-    python experiments/ddim_shrinkage/ddim_shrinkage.py
+    python -m experiments.ddim_shrinkage.ddim_shrinkage
 
-Data of one pixel, normal with deviation s. The first teacher is the exact denoiser; a
-student is one line for each of its times, fitted by least squares to `two_steps` on
-drawn data, as training does. Printed is the deviation of what each sampler makes from
-noise, over that of the data, for the students and for DDIM of the exact denoiser; it is
-written into experiments/ddim_shrinkage/ddim_shrinkage.json as well.
+The data is one pixel, normal with deviation s. The first teacher is the exact denoiser.
+A student is a linear function for each of its times, fitted by least squares to
+`progressive_target` on drawn data, as training does. Prints the deviation of samples over
+that of the data, for the students and for DDIM with the exact denoiser, and writes it to
+ddim_shrinkage.json.
 """
 
 import json
@@ -20,12 +20,12 @@ from vdm_jax.diffusion import distillation, process, samplers, schedules
 
 FILE = Path(__file__).with_suffix(".json")
 SCHEDULE = schedules.Cosine()
-DRAWS = 256  # examples behind each line
-FIRST = 1024
+DRAWS = 256  # examples that each linear function is fitted to
+FIRST_STEPS = 1024
 
 
 def exact(s: float) -> process.Denoiser:
-    """E[x | z] of normal data."""
+    """Return the denoiser E[x | z] of normal data."""
 
     def denoise(z, level, cond):
         alpha, sigma = process.alpha_sigma(level, z)
@@ -35,8 +35,8 @@ def exact(s: float) -> process.Denoiser:
     return denoise
 
 
-def lines(slopes: np.ndarray) -> process.Denoiser:
-    """v = slope z, the slope looked up by the time i / n of the step, i = 1..n."""
+def linear(slopes: np.ndarray) -> process.Denoiser:
+    """Return the denoiser v = slope z, the slope that of the step, i = 1..n."""
     n = len(slopes)
     angles = SCHEDULE.angle(np.arange(1, n + 1) / n)
 
@@ -50,7 +50,7 @@ def lines(slopes: np.ndarray) -> process.Denoiser:
 
 
 def fit(teacher: process.Denoiser, s: float, n: int, key) -> np.ndarray:
-    """Slopes [n] of a student of n steps: least squares on real data with noise."""
+    """Return slopes [n] of a student of n steps, by least squares on noisy data."""
     i = jnp.repeat(jnp.arange(1, n + 1), DRAWS)
     at = distillation.student_step(SCHEDULE, i, n)
     x, eps = jax.random.normal(key, (2, len(i), 1, 1, 1, 1))
@@ -61,7 +61,7 @@ def fit(teacher: process.Denoiser, s: float, n: int, key) -> np.ndarray:
 
 
 def deviation(denoise: process.Denoiser, n: int) -> float:
-    """Of what DDIM in n steps makes of standard normal noise: it is linear in it."""
+    """Return the deviation of DDIM samples in n steps, which are linear in the noise."""
     sampler = samplers.ddim()
     table = samplers.pad_table(sampler.table(SCHEDULE, n), np.float64)
     carry = sampler.init(jnp.ones((1, 1, 1, 1, 1)))
@@ -72,17 +72,17 @@ def deviation(denoise: process.Denoiser, n: int) -> float:
 
 
 def main() -> None:
-    """A table for wide and for narrow data."""
+    """Print and write a table for wide and for narrow data."""
     jax.config.update("jax_enable_x64", True)
     print("steps   s = 1: student   DDIM    s = .5: student   DDIM")
     chains = {1.0: exact(1.0), 0.5: exact(0.5)}
     rows = {}
     for s, teacher in chains.items():
-        key, n = jax.random.key(0), FIRST
+        key, n = jax.random.key(0), FIRST_STEPS
         rows.setdefault(n, []).extend([deviation(teacher, n) / s] * 2)
         while n > 1:
             n //= 2
-            teacher = lines(fit(teacher, s, n, jax.random.fold_in(key, n)))
+            teacher = linear(fit(teacher, s, n, jax.random.fold_in(key, n)))
             rows.setdefault(n, []).extend(
                 [deviation(teacher, n) / s, deviation(exact(s), n) / s]
             )
@@ -90,11 +90,11 @@ def main() -> None:
         wide, ddim, narrow, ddim_narrow = (f"{ratio:.4f}" for ratio in row)
         print(f"{n:5}          {wide}   {ddim}           {narrow}   {ddim_narrow}")
     names = "wide", "wide, ddim", "narrow", "narrow, ddim"
-    found = [
+    result = [
         {"steps": n} | dict(zip(names, row, strict=True)) for n, row in rows.items()
     ]
-    command = "python experiments/ddim_shrinkage/ddim_shrinkage.py"
-    FILE.write_text(json.dumps({"command": command, "rows": found}, indent=1) + "\n")
+    command = "python -m experiments.ddim_shrinkage.ddim_shrinkage"
+    FILE.write_text(json.dumps({"command": command, "rows": result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Extension by replacement and by reconstruction guidance, measured from pixels.
 
-    python experiments/extension/extension.py --workdir=models/bouncing --out=runs/extension
+    python -m experiments.extension.extension --workdir=models/bouncing --out=runs/extension
 
 Ten arms (replacement, reconstruction with w_r = 1, 2, 4, 9, each with and without the
 Langevin corrector) add one block to the same 64 first blocks; the best arm of

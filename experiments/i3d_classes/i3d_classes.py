@@ -1,6 +1,6 @@
 """What I3D takes real clips for, and how long it takes for that.
 
-    python experiments/i3d_classes/i3d_classes.py
+    python -m experiments.i3d_classes.i3d_classes
 
 A clip of 32 consecutive frames, the middle square of the picture, from every scene of
 the clips of vdm_jax/data/clips.py that are installed. Prints the seconds for 16 frames

@@ -1,6 +1,6 @@
 """There and back: DDIM inversion of real clips, then DDIM, against the clips.
 
-    python experiments/inversion/inversion.py --workdir=models/shapes
+    python -m experiments.inversion.inversion --workdir=models/shapes
 
 Prints the root mean square difference in pixels of [-1, 1] by the number of steps, and
 the slope of its logarithm, which is -1 for a method of first order; and writes them
@@ -50,7 +50,7 @@ def main() -> None:
         for n, r, slope in zip(STEPS, rms, [0, *slopes], strict=True)
     ]
     print(format_table(["steps", "RMS", "slope"], rows))
-    command = f"python experiments/inversion/inversion.py --workdir={args.workdir}"
+    command = f"python -m experiments.inversion.inversion --workdir={args.workdir}"
     found = {
         "command": f"{command} --num={args.num}",
         "steps": STEPS,

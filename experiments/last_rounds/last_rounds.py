@@ -1,6 +1,6 @@
 """The last rounds of a distillation in other ways, on the same budget.
 
-    python experiments/last_rounds/last_rounds.py --workdir=runs/distilled
+    python -m experiments.last_rounds.last_rounds --workdir=runs/distilled
 
 From the student of eight steps to students of four, two and one:
 

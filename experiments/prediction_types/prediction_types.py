@@ -1,6 +1,6 @@
 """Which output of the network lives through progressive distillation to one step?
 
-    python experiments/prediction_types/prediction_types.py
+    python -m experiments.prediction_types.prediction_types
 
 Eight points on a circle, a little blurred, and a network of three layers with output v
 or eps, each trained with the loss of its own output, then distilled from 32 steps to 1
@@ -170,7 +170,7 @@ def main() -> None:
             print(row, flush=True)
     path = Path(__file__).with_suffix(".json")
     found = {
-        "command": "python experiments/prediction_types/prediction_types.py",
+        "command": "python -m experiments.prediction_types.prediction_types",
         "rows": rows,
     }
     path.write_text(json.dumps(found, indent=1) + "\n")

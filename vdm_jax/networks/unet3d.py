@@ -4,7 +4,8 @@ Down, Middle and Up are separate modules, so that another network can contain th
 ControlNet is a second Down and Middle).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -151,6 +152,21 @@ def add_residuals(xs: list, residuals: tuple) -> list:
             f"residuals: {len(residuals)} arrays for {len(xs)} skips and middle"
         )
     return [x + r.astype(x.dtype) for x, r in zip(xs, residuals, strict=True)]
+
+
+def from_config(
+    section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
+) -> UNet3D:
+    """Return the U-Net of a config's network section, see `networks.NETWORKS`."""
+    levels = tuple(
+        LevelSpec(**{**level, "layers": tuple(level["layers"])})
+        for level in section["levels"]
+    )
+    fields = section | {"levels": levels, "mid_layers": tuple(section["mid_layers"])}
+    spec = UNetSpec(**fields, out_channels=channels)
+    for height, width in sizes:
+        check(spec, height, width)
+    return UNet3D(spec)
 
 
 def check(

@@ -54,6 +54,8 @@ RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     ("stage.augmentation_time", True),
     ("stage.train_crop", True),
     ("stage.*", False),
+    ("codec.*", False),
+    ("task", False),
     # An average may become longer, but it neither begins nor ends.
     ("train.ema_decay", lambda old, new: bool(old) == bool(new)),
     ("train.trainable", False),

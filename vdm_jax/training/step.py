@@ -1,12 +1,13 @@
 """The diffusion loss and one update of the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from vdm_jax import sharding
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sharding import path_name
@@ -31,6 +32,26 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         return loss.mean(), {}
 
     return loss_fn
+
+
+def stop_frozen_gradients(
+    loss_fn: LossFn, trainable: Sequence[tuple[str, bool]]
+) -> LossFn:
+    """Return the loss without gradients of frozen parameters, which are not computed.
+
+    trainable: (path pattern, bool), of which the first match decides.
+    """
+    if all(trains for _, trains in trainable):
+        return loss_fn
+
+    def stopped(params, *others):
+        table = sharding.match_rules(params, trainable, "train.trainable")
+        params = jax.tree.map(
+            lambda p, trains: p if trains else jax.lax.stop_gradient(p), params, table
+        )
+        return loss_fn(params, *others)
+
+    return stopped
 
 
 def init_state(params, tx: optax.GradientTransformation, ema: bool) -> TrainState:

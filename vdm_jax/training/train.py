@@ -6,19 +6,18 @@ from typing import Any
 import jax
 
 from vdm_jax import agreement, data, runs, sampling, sharding
-from vdm_jax.checkpoint import check_same_arrays
 from vdm_jax.data.source import Source
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.memory import check_memory
-from vdm_jax.model import DiffusionModel
+from vdm_jax.model import DiffusionModel, run_unoptimised
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_batch_memory, check_config
-from vdm_jax.training.observers import make_observers
+from vdm_jax.training.init import start_from
 from vdm_jax.training.optimizer import learning_rate
 from vdm_jax.training.run import open_run
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import make_loss
+from vdm_jax.training.tasks import task_from_config
 from vdm_jax.training.train_loop import is_finished, train_loop
 from vdm_jax.training.trainer import Trainer
 
@@ -42,22 +41,28 @@ def train(
     _check(config, workdir)
     mesh = sharding.make_mesh(**config.mesh)
     source, captions, model = build_from_config(config)
-    trainer = Trainer(config, model, source, captions, mesh)
+    task = task_from_config(config, model)
+    trainer = Trainer(config, model, source, captions, mesh, task.init_params)
     check_memory(trainer.state_bytes / jax.process_count(), "parameters and optimiser")
-    loss_fn = make_loss(model, config.diffusion.loss_weighting)
+    loss_fn = task.make_loss()
     lr_schedule = learning_rate(config.train)
     key = samplers.key_from_seed(config.seed)
 
     def init(params=None) -> TrainState:
         if params is None:
-            params = model.init(key)
+            params = run_unoptimised(task.init_params, key)
             agreement.check({"new parameters": agreement.arrays_checksum(params)})
         return trainer.init_state(params)
 
     def load(other: str):
-        params, expected = runs.load(other, mesh).params, trainer.abstract_state.params
-        check_same_arrays(params, expected, f"config.init_from={other}")
-        return params
+        return start_from(
+            runs.load(other, mesh).params,
+            trainer.abstract_state.params,
+            lambda: run_unoptimised(task.init_params, key),
+            config.init_new,
+            config.init_widen,
+            f"config.init_from={other}",
+        )
 
     with (
         open_run(
@@ -85,7 +90,7 @@ def train(
             num_steps=config.train.steps,
             run=run,
             key=key,
-            observers=make_observers(config, model, mesh, source, captions, run),
+            observers=task.make_observers(mesh, source, captions, run),
             is_last=is_last,
         ).state
 

@@ -18,7 +18,13 @@ from vdm_jax.training.captions import CaptionEmbeddings, add_text
 from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.run import Run
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import LossFn, first_non_finite, init_state, make_step
+from vdm_jax.training.step import (
+    LossFn,
+    first_non_finite,
+    init_state,
+    make_step,
+    stop_frozen_gradients,
+)
 from vdm_jax.training.train_loop import Update
 
 
@@ -29,6 +35,7 @@ class Trainer:
       config: complete. Seed, number of steps and learning rate are not read from it,
         but from the config of each run.
       captions: None for a model that is not conditioned on text.
+      init_params: key -> new parameters; by default those of the model.
 
     Attributes:
       abstract_state: a TrainState of shapes with shardings.
@@ -44,12 +51,14 @@ class Trainer:
         source: Source,
         captions: CaptionEmbeddings | None,
         mesh: Mesh,
+        init_params: Callable[[jax.Array], Params] | None = None,
     ):
         self.config, self.model, self.mesh = config, model, mesh
         self.source, self.captions = source, captions
         self.optimizer = make_optimizer(config.train)
+        key = jax.random.key(0)
         state = jax.eval_shape(
-            lambda: self._new_state(model.init_params(jax.random.key(0)))
+            lambda: self._new_state((init_params or model.init_params)(key))
         )
         shardings = sharding.state_shardings(mesh, state)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
@@ -98,8 +107,9 @@ class Trainer:
 
         lr_fn: (step, aux_params) -> learning rate.
         """
+        trainable = self.config.train.trainable
         step = make_step(
-            loss_fn,
+            stop_frozen_gradients(loss_fn, trainable),
             self.optimizer,
             lr_fn,
             self.config.train.ema_decay,
@@ -133,7 +143,7 @@ class Trainer:
         log(f"{count:,} parameters; videos of {self.model.video_shape}")
         log(f"{source.name}: {clips:,} clips for training, {held_out:,} held out")
         report = getattr(source, "report", None)  # of a folder: files kept and skipped
-        for line in report.lines() if report else ():
+        for line in report.summary_lines() if report else ():
             log(line)
         memory = compiled.memory_analysis()
         if memory is not None:

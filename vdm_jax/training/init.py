@@ -1,0 +1,62 @@
+"""Start parameters of a run from those of another model."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.checkpoint import check_same_arrays
+from vdm_jax.model import Params
+from vdm_jax.sharding import path_name
+
+
+def start_from(
+    loaded: Params,
+    expected: Params,
+    init: Callable[[], Params],
+    new: Sequence[str],
+    widen: Sequence[str],
+    what: str,
+) -> Params:
+    """Return parameters like `expected`, from `loaded` where it has them.
+
+    Args:
+      loaded: of the other model.
+      expected: shapes of the parameters to return.
+      init: returns new parameters; called only if some are needed.
+      new: patterns of whole paths. Arrays that `loaded` lacks start as `init` has them.
+      widen: patterns of whole paths. A kernel with more inputs than the loaded one gets
+        zeros for the others: the network starts by ignoring them.
+      what: the other model, for the message.
+
+    Raises:
+      UserError: an array that is not there, or of another shape, and no pattern allows
+        it; or one that is left over.
+    """
+    wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(expected)}
+    there = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(loaded)}
+    fresh: dict[str, jax.Array] = {}
+    for name, leaf in wanted.items():
+        if name not in there and _matches(name, new):
+            if not fresh:
+                leaves = jax.tree_util.tree_leaves_with_path(init())
+                fresh = {path_name(path): each for path, each in leaves}
+            there[name] = fresh[name]
+        elif name in there and _matches(name, widen):
+            there[name] = _widened(there[name], leaf.shape)
+    check_same_arrays(there, wanted, what)
+    return jax.tree_util.tree_map_with_path(lambda p, _: there[path_name(p)], expected)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _widened(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return a kernel [..., in, out] with zeros for inputs that it does not have."""
+    if kernel.ndim != len(shape) or kernel.ndim < 2 or kernel.shape[-2] >= shape[-2]:
+        return kernel
+    padding = [(0, 0)] * kernel.ndim
+    padding[-2] = (0, shape[-2] - kernel.shape[-2])
+    return jnp.pad(kernel, padding)

@@ -1,0 +1,54 @@
+"""What train.py can train: one class each, and a row of TASKS, named by config.task."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vdm_jax.data.source import Source
+from vdm_jax.errors import UserError
+from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.training.captions import CaptionEmbeddings
+from vdm_jax.training.observers import Observer, make_observers
+from vdm_jax.training.run import Run
+from vdm_jax.training.step import LossFn, make_loss
+
+
+class Diffusion:
+    """The diffusion loss of the model that the config describes."""
+
+    def __init__(self, config: Any, model: DiffusionModel):
+        self.config, self.model = config, model
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Return new parameters; traceable."""
+        return self.model.init_params(key)
+
+    def make_loss(self) -> LossFn:
+        """Return (params, aux_params, batch, key) -> (loss, metrics)."""
+        return make_loss(self.model, self.config.diffusion.loss_weighting)
+
+    def make_observers(
+        self,
+        mesh: Mesh,
+        source: Source,
+        captions: CaptionEmbeddings | None,
+        run: Run,
+    ) -> tuple[Observer, ...]:
+        """Return what is done every so many steps besides training."""
+        return make_observers(self.config, self.model, mesh, source, captions, run)
+
+
+TASKS: dict[str, Callable[[Any, DiffusionModel], Any]] = {"diffusion": Diffusion}
+
+
+def task_from_config(config: Any, model: DiffusionModel) -> Any:
+    """Return the task of a config.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if config.task not in TASKS:
+        raise UserError(f"config.task={config.task!r}: one of {', '.join(TASKS)}")
+    return TASKS[config.task](config, model)
