@@ -207,6 +207,10 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
     """
     workdir = model_dir(user_path(workdir, "workdir"))
     config = read_config(workdir)
+    if config.task != "diffusion":
+        raise UserError(
+            f"{workdir} trains the task {config.task!r}, no diffusion model"
+        )
     model = build_model(config)
 
     def checksum(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A cascade is trained by one command, told by text and by what its clips become."""
+"""One command trains a cascade, on text and on the low-resolution clips of a stage."""
 
 import json
 import math
@@ -18,6 +18,11 @@ from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
 from vdm_jax.training import captions, checks
+from vdm_jax.training.cascade import (
+    remaining_time,
+    train_cascade,
+    write_cascade_file,
+)
 
 CONFIG = """
 from configs import cascade_small
@@ -42,15 +47,15 @@ def get_config(variant):
 """
 
 
-def of_another_encoder(index) -> None:
-    """Have an index of embeddings name another encoder, as one before digests did."""
+def name_another_encoder(index) -> None:
+    """Change the encoder that an index names; it then has no digest, as old ones."""
     about = json.loads(index.read_text().replace("those", "others"))
     index.write_text(json.dumps({n: v for n, v in about.items() if n != "digest"}))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Embeddings of every sentence of moving shapes, by an encoder that is no more."""
+    """Return embeddings of every sentence of moving shapes, by a missing encoder."""
     folder = tmp_path_factory.mktemp("embeddings")
     source = shapes.Shapes(shapes.Geometry(8, 16, 16))
     rng = np.random.default_rng(0)
@@ -66,7 +71,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "made, one",
+    "pairs, same",
     [
         ([("a", "1"), ("b", "1")], True),
         ([("a", "1"), ("a", "2")], False),
@@ -77,16 +82,23 @@ def folder(tmp_path_factory):
         ([("a", ""), ("", "")], False),
     ],
 )
-def test_one_encoder_is_known_by_its_weights_or_else_its_name(made, one):
-    texts = [dict(encoder=name, encoder_sha256=sha) for name, sha in made]
-    assert encoders.same_text_encoder(texts) == one
+def test_an_encoder_is_identified_by_its_weights_or_else_its_name(pairs, same):
+    sections = [
+        dict(text_encoder=name, text_encoder_sha256=sha256) for name, sha256 in pairs
+    ]
+    assert encoders.same_text_encoder(sections) == same
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"factor": 2}, {"fill": "blank"}, {"noise": (0.0, 0.5)}, {"crop": (8, 8)}],
+    [
+        {"factor": 2},
+        {"temporal_fill": "blank"},
+        {"augmentation_time": (0.0, 0.5)},
+        {"train_crop": (8, 8)},
+    ],
 )
-def test_fields_of_a_stage_without_one_are_refused(changes):
+def test_fields_of_a_stage_are_refused_in_a_base_model(changes):
     config = cascade_small.get_config("base").unlock()
     checks.check_config(config)
     config.stage.update(changes)
@@ -95,7 +107,7 @@ def test_fields_of_a_stage_without_one_are_refused(changes):
         checks.check_config(config)
 
 
-def test_text_takes_the_place_of_labels():
+def test_text_replaces_labels():
     for width, labels in ((0, shapes.ATTRIBUTES), (6, ())):
         config = cascade_small.get_config("smoke").unlock()
         config.conditioning.text_dim = width
@@ -128,18 +140,18 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 0 and "step" not in done.stdout
     assert "base: trained" in done.stdout and "tsr1: trained" in done.stdout
-    # Nor where a run was begun before the encoder's weights were written down.
+    # Nor where a run was started before the encoder's weights were recorded.
     path = workdir / "base" / "config.json"
-    begun = json.loads(path.read_text())
-    assert begun["conditioning"].pop("text_encoder_sha256") == "those"
-    path.write_text(json.dumps(begun))
+    fields = json.loads(path.read_text())
+    assert fields["conditioning"].pop("text_encoder_sha256") == "those"
+    path.write_text(json.dumps(fields))
     assert call("train", *flags).returncode == 0
-    for verb, of, more, message in (
+    for command, stage, flags_of_it, message in (
         ("sample", "base", [], "base is told by text: give --prompt"),
         ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
         ("sample", "tsr1", [], "tsr1 is a stage that is given a video"),
         ("sample", "tsr1", ["--prompt=a"], "tsr1, is given a video; begin with"),
-        # The encoder that made the text is gone: said in a line.
+        # The encoder of the text is missing: one line says so.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
         (
             "sample",
@@ -149,20 +161,22 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
         ),
         ("sample", "base", ["--prompt=a", "--text_encoder=/else"], "encoder '/else'"),
     ):
-        done = call(verb, f"--workdir={workdir}/{of}", f"--out={tmp_path}/o", *more)
+        done = call(
+            command, f"--workdir={workdir}/{stage}", f"--out={tmp_path}/o", *flags_of_it
+        )
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
     done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
     assert done.returncode == 2
     assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
 
-    # A stage that is trained is not silently another one's.
+    # A trained stage is not used for another config.
     text = config.read_text()
     config.write_text(text.replace("channels=8", "channels=16"))
     done = call("train", *flags)
     assert done.returncode == 2
     assert "base was started with [{'channels': 8" in done.stderr.splitlines()[-1]
-    # Found before another stage goes on, which base would with a step more.
+    # This is found before base resumes, which has a step more to train.
     config.write_text(
         text.replace("channels=8", 'channels=8 if variant == "base" else 16').replace(
             "return", 'config.train.steps += variant == "base"\n    return'
@@ -171,29 +185,29 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     done = call("train", *flags)
     assert done.returncode == 2 and "base: training" not in done.stdout
     assert "tsr1 was started with [{'channels': 8" in done.stderr.splitlines()[-1]
-    # Nor is it one that was told the text of another encoder.
+    # Nor is it used with the text of another encoder.
     other = tmp_path / "embeddings"
     shutil.copytree(folder, other)
-    of_another_encoder(other / embeddings.INDEX)
+    name_another_encoder(other / embeddings.INDEX)
     config.write_text(CONFIG.format(embeddings=str(other)))
     done = call("train", *flags)
     assert done.returncode == 2
     assert "with text of different encoders or" in done.stderr.splitlines()[-1]
-    # Nor is the first begun if the second does not take what it makes.
+    # Nor does the first start if the second does not take its videos.
     config.write_text(text.replace('variant == "base" else 8', "variant == '' else 8"))
     done = call("train", f"--cascade={config}", f"--workdir={tmp_path}/other")
     assert done.returncode == 2 and not (tmp_path / "other").exists()
     assert "stage tsr1 takes videos of (4, 16, 16, 3)" in done.stderr.splitlines()[-1]
 
 
-def test_captions_that_a_source_knows_are_embedded_where_none_are(
-    monkeypatch, tmp_path
-):
+def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_path):
     config = cascade_small.get_config("base").unlock()
     config.data.text_embeddings_dir = str(tmp_path / "text")
     encoder = FakeEncoder()
     loaded = []
-    monkeypatch.setattr(captions.text, "load", lambda: loaded.append(0) or encoder)
+    monkeypatch.setattr(
+        captions.text, "load_encoder", lambda: loaded.append(0) or encoder
+    )
     for _ in range(2):
         texts = captions.open_caption_embeddings(
             config, SimpleNamespace(captions=["a", "b b"])
@@ -222,7 +236,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """A base and a stage told by text, images beside the base's videos."""
+    """Return a base and a stage with text; the base also trains on images."""
     workdir = tmp_path_factory.mktemp("trained")
     text = CONFIG.format(embeddings=folder).replace(
         "return", 'config.data.joint_image_frames = int(variant == "base")\n    return'
@@ -233,7 +247,7 @@ def trained(folder, tmp_path_factory):
     return workdir
 
 
-def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_path):
+def test_stages_with_text_are_distilled_with_guidance(trained, folder, tmp_path):
     (trained / "file.toml").write_text(
         '[[stage]]\nname = "base"\nworkdir = "base"\nguidance_scale = 4.0\n'
         '[[stage]]\nname = "tsr1"\nworkdir = "tsr1"\n'
@@ -251,27 +265,27 @@ def test_stages_told_by_text_are_distilled_with_guidance(trained, folder, tmp_pa
     assert base.model.guidance_range == (1.0, 3.0)
     assert tsr1.settings.augmentation_snr == 3.0 and tsr1.settings.guidance_scale == 2.0
     assert cascade.nfe(cascade.read(tmp_path)) == 4  # one branch of two steps each
-    # Not with what another encoder made of the captions.
+    # Not with captions of another encoder.
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    of_another_encoder(other / embeddings.INDEX)
+    name_another_encoder(other / embeddings.INDEX)
     changes = (
         f"--config.data.text_embeddings_dir={other}",
         f"--workdir={tmp_path}/again",
     )
     done = call("distill", *flags, *changes)
     assert done.returncode == 2
-    assert "was told text by /nowhere, and the embeddings" in done.stderr
-    (alone,) = cascade.read(tmp_path / "base").stages  # a student, by itself
+    assert "is conditioned on text of /nowhere, and the" in done.stderr
+    (alone,) = cascade.read(tmp_path / "base").stages  # a student by itself
     assert alone.model == base.model and alone.settings.steps == 2
 
 
-def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
-    cascade.write_cascade_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
+def test_the_file_of_a_cascade_grows_and_keeps_its_content(tmp_path):
+    write_cascade_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
     text = (tmp_path / cascade.CASCADE_FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
     (tmp_path / cascade.CASCADE_FILE).write_text(changed)
-    cascade.write_cascade_file(
+    write_cascade_file(
         {"base": {}, "tsr": {}, "ssr": {"augmentation_snr": math.inf}}, tmp_path
     )
     assert (tmp_path / cascade.CASCADE_FILE).read_text().startswith(changed)
@@ -290,23 +304,23 @@ def test_the_file_of_a_cascade_grows_and_keeps_what_was_written(tmp_path):
     ):
         (tmp_path / cascade.CASCADE_FILE).write_text(file)
         with pytest.raises(UserError, match="lacks .*: insert it in its place"):
-            cascade.write_cascade_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
+            write_cascade_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
         assert (tmp_path / cascade.CASCADE_FILE).read_text() == file
 
 
 @pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
-def test_a_spoilt_file_is_named_and_left_alone(tmp_path, text):
+def test_a_damaged_file_is_named_and_left_unchanged(tmp_path, text):
     (tmp_path / cascade.CASCADE_FILE).write_text(text)
     with pytest.raises(UserError, match="correct or delete it"):
-        cascade.write_cascade_file({"base": {}}, tmp_path)
+        write_cascade_file({"base": {}}, tmp_path)
     assert (tmp_path / cascade.CASCADE_FILE).read_text() == text
 
 
-def test_a_passed_time_limit_begins_no_stage(tmp_path):
-    assert cascade.left(None, 0.0) is None
-    assert 0 < cascade.left(60.0, time.monotonic()) <= 60
+def test_no_stage_starts_after_the_time_limit(tmp_path):
+    assert remaining_time(None, 0.0) is None
+    assert 0 < remaining_time(60.0, time.monotonic()) <= 60
     with pytest.raises(SystemExit) as stopped:
-        cascade.left(1.0, time.monotonic() - 2)
+        remaining_time(1.0, time.monotonic() - 2)
     assert stopped.value.code == 42
 
 
@@ -315,12 +329,12 @@ def test_a_passed_time_limit_begins_no_stage(tmp_path):
     [
         (
             ["--config.conditioning.text_dim=6", "--config.data.text_embeddings_dir="],
-            "and no config.data.text_embeddings_dir: the folder",
+            "and no config.data.text_embeddings_dir: set it",
         ),
-        (["--config.conditioning.text_dim=8"], "are 6 wide; set it to that"),
+        (["--config.conditioning.text_dim=8"], "have dimension 6; set it to that"),
         (
             ["--config.data.text_embeddings_dir=/absent"],
-            "/absent has none, and those that",
+            "/absent holds no embeddings, and those of",
         ),
     ],
 )
@@ -344,7 +358,7 @@ def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
         ),
     ],
 )
-def test_what_is_no_cascade_is_refused(tmp_path, flags, message):
+def test_a_config_without_stages_is_refused(tmp_path, flags, message):
     done = call("train", *flags, f"--workdir={tmp_path}/run")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
 
@@ -352,7 +366,7 @@ def test_what_is_no_cascade_is_refused(tmp_path, flags, message):
 def test_a_cascade_is_not_trained_within_a_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="another --workdir"):
-        cascade.train_cascade(
+        train_cascade(
             ("base",), lambda name: cascade_small.get_config("smoke"), tmp_path
         )
     assert os.listdir(tmp_path) == ["checkpoints"]

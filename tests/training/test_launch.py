@@ -1,4 +1,4 @@
-"""Who is taken for part of a run of several processes, and how one of them leaves."""
+"""Which processes form one run, and how one of them exits."""
 
 import os
 import queue
@@ -24,7 +24,7 @@ SLURM = {
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Arguments that jax.distributed.initialize is called with; nothing is started."""
+    """Record the arguments of jax.distributed.initialize; nothing is started."""
     made = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **how: made.append(how))
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
@@ -36,7 +36,7 @@ def calls(monkeypatch):
     return made
 
 
-def test_a_lone_machine_is_left_alone(calls):
+def test_a_single_machine_starts_nothing(calls):
     hook = sys.excepthook
     launch.start()
     launch.start("localhost:1234", 1, 0)
@@ -114,7 +114,7 @@ def test_a_variable_that_is_no_number(calls, monkeypatch):
         launch.start("a:1", 2)
 
 
-def test_leaving_alone_is_an_ordinary_exit():
+def test_a_single_process_exits_normally():
     with pytest.raises(SystemExit) as caught:
         launch.exit_process(3)
     assert caught.value.code == 3
@@ -163,8 +163,8 @@ def test_an_error_on_one_process_ends_all_soon():
         "UNAVAILABLE: failed to connect to all addresses; Socket closed",
     ],
 )
-def test_whatever_tells_of_a_lost_process_is_known(text):
-    """Also as the cause of what the caller of a failed operation raises."""
+def test_messages_of_a_lost_process_are_recognised(text):
+    """Also as the cause of the error that arrives."""
     inner = jax.errors.JaxRuntimeError(text)
     outer = ValueError("a save failed")
     outer.__cause__ = ExceptionGroup("of threads", [inner])
@@ -183,7 +183,7 @@ def test_whatever_tells_of_a_lost_process_is_known(text):
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
     ],
 )
-def test_a_bug_is_no_lost_process(error):
+def test_other_errors_are_not_a_lost_process(error):
     assert launch.lost_peer_message(error) == ""
 
 
@@ -197,14 +197,14 @@ def test_the_traceback_is_printed_whatever_is_the_cause(
     left = []
     monkeypatch.setattr(launch, "exit_process", left.append)
     launch._exit_with_traceback(type(error), error, None)
-    told = capsys.readouterr().err
-    assert left == [status] and f"ValueError: {error}" in told
-    assert ("another process is gone" in told) == (status == launch.PEER_DIED)
+    printed = capsys.readouterr().err
+    assert left == [status] and f"ValueError: {error}" in printed
+    assert ("another process is gone" in printed) == (status == launch.PEER_DIED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_where_no_loop_listens_leaves_at_once(monkeypatch, capfd, number):
-    """Though this thread looks at nothing; where a loop does, it decides."""
+def test_a_signal_outside_of_the_loop_exits_at_once(monkeypatch, capfd, number):
+    """Though the main thread is busy; within the loop, the loop decides."""
     left = queue.Queue()
     monkeypatch.setattr(launch.os, "_exit", left.put)
     before = {n: signal.getsignal(n) for n in SIGNAL_REQUESTS}
@@ -212,7 +212,7 @@ def test_a_signal_where_no_loop_listens_leaves_at_once(monkeypatch, capfd, numbe
         launch.exit_on_signals()
         signal.raise_signal(number)
         assert left.get(timeout=10) == 42
-        assert f"{number.name}: leaving" in capfd.readouterr().err
+        assert f"{number.name}: exiting" in capfd.readouterr().err
         with PreemptionSignal().handling_signals():
             signal.raise_signal(number)
             time.sleep(0.1)
@@ -230,7 +230,7 @@ def test_a_signal_where_no_loop_listens_leaves_at_once(monkeypatch, capfd, numbe
         ({**SLURM, "SLURM_NTASKS": "two"}, "Slurm"),
     ],
 )
-def test_a_cluster_that_says_too_little_is_told(
+def test_a_cluster_with_too_few_variables_is_reported(
     calls, monkeypatch, environment, cluster
 ):
     def initialize(**how):
@@ -244,7 +244,7 @@ def test_a_cluster_that_says_too_little_is_told(
     launch.start(num_processes=1)
 
 
-def test_all_meet_with_patience_before_they_leave(monkeypatch):
+def test_all_processes_wait_for_each_other_before_they_exit(monkeypatch):
     met = []
     monkeypatch.setattr(launch.agreement, "check", met.append)
     monkeypatch.setattr(commands.runtime, "run", lambda main, leave: main())
@@ -253,7 +253,7 @@ def test_all_meet_with_patience_before_they_leave(monkeypatch):
     assert met == ["work", {}]
 
 
-def test_two_that_are_process_0(calls):
+def test_a_second_process_0_is_refused(calls):
     with socket.create_server(("", 0)) as first:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=f"localhost:{port}: another process"):

@@ -1,4 +1,4 @@
-"""One owner, one config, and where a run goes on from."""
+"""The owner of a workdir, its config, and where a run resumes from."""
 
 import json
 import signal

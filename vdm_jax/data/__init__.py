@@ -8,7 +8,7 @@ import numpy as np
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Codec
 from vdm_jax.data import pipeline
-from vdm_jax.data.source import Clip, Source
+from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
 # Modules of this package. Only the chosen one is imported.
@@ -50,7 +50,7 @@ def resolve(config, source: Source):
     return config
 
 
-def _statistics(codec: Codec, clips: Iterable[Clip]) -> tuple[float, float]:
+def _statistics(codec: Codec, clips: Iterable[pipeline.Batch]) -> tuple[float, float]:
     """Return the mean and the variance over z of all clips."""
     if type(codec) is Codec:  # exact, by counting pixels
         counts = sum(np.bincount(c["video"].ravel(), minlength=256) for c in clips)

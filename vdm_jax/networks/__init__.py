@@ -1,7 +1,7 @@
 """Flax networks; they know no diffusion. A kind of network is a row of NETWORKS.
 
-A network is a module that is called as network(z [b, f, h, w, c], inputs: Inputs, train:
-bool = False) -> like z.
+A network is a module that is called as network(z, inputs, train=False) -> like z, with z
+[b, f, h, w, c] and inputs.Inputs.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,1 @@
+"""One new condition, video condition, network and task each: one file, one row."""
