@@ -1,9 +1,10 @@
 """The conditioning inputs of a network.
 
 A network knows no label, no text, no fps and no camera. Each condition (conditions/)
-turns its data into one of these arrays, so that a new condition needs no new argument. An absent input is None, which is a constant of the
-compiled program. A condition that is dropped for classifier-free guidance is therefore
-a null value or a false mask in its array, never a None.
+turns its data into one of these arrays, so that a new condition needs no new argument.
+An absent input is None, which is a constant of the compiled program. A condition that
+is dropped for classifier-free guidance is therefore a null value or a false mask in its
+array, never a None.
 """
 
 import jax
