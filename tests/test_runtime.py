@@ -217,4 +217,6 @@ def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
         assert caught.value.code == 2 and "gs:// is not supported" in said
     for folder in ("vdm_jax", "perf", "experiments", "reliability"):
         for path in (ROOT / folder).rglob("*.py"):
+            if path.name == "gate.py":  # it runs other checkouts, without this library
+                continue
             assert "type=Path" not in path.read_text("utf-8"), path

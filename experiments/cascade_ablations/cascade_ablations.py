@@ -6,12 +6,12 @@
     python -m $ABLATIONS augmentation --cascade=runs/cascade
     python -m $ABLATIONS guidance --cascade=runs/cascade
 
-Variants are trained from configs/cascade_small.py with --updates each; `augmentation`
-trains the first SSR stage and samples it from downsampled real clips and from the output
-of the previous stage; `guidance` trains nothing. Prompts are those of the held-out
-labels. Every score is of --num videos. Variants are runs in --workdir, and the same
-command resumes. --variant=NAME stops after one of them. Writes a JSON next to this file,
-named after the ablation and, if --cascade is a file, after that.
+Variants are trained from configs/cascade_small.py with --updates each. `augmentation`
+trains the first SSR stage and samples it from downsampled real clips and from the
+output of the previous stage; `guidance` trains nothing. Prompts are those of the
+held-out labels. Every score is of --num videos. Variants are runs in --workdir, and the
+same command resumes. --variant=NAME stops after one of them. Writes a JSON next to this
+file, named after the ablation and, if --cascade is a file, after that.
 """
 
 import argparse
@@ -97,9 +97,11 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
     settings = dataclasses.replace(settings, **changes)
     embeddings = CaptionEmbeddings(loaded.config.data.text_embeddings_dir)(prompts)
     cond = {name: embeddings[name] for name in ("text", "text_mask")}
+    if low is not None:
+        cond["low_resolution"] = low
     videos = sampling.sample(
         loaded.model, loaded.params, len(prompts), settings,
-        cond=cond | {"low_resolution": low}, seed=seed,
+        cond=cond, seed=seed,
     )  # fmt: skip
     return sampling.to_uint8(videos)
 

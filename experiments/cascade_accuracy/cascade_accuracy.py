@@ -1,6 +1,6 @@
 """Attribute accuracy of a cascade of moving shapes on held-out prompts, by stage.
 
-    python -m experiments.cascade_accuracy.cascade_accuracy --cascade=runs/cascade --num=200
+    python -m experiments.cascade_accuracy.cascade_accuracy --cascade=runs/cascade
 
 Prompts are sentences of the held-out labels. A stage's videos are measured at their own
 size (vdm_jax/metrics/shape_detection.py), and so are real clips of the same labels.
@@ -26,7 +26,7 @@ COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 
 
 def held_out_prompts(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Return held-out labels int [num, 4], repeated in order, and a sentence of each."""
+    """Return held-out labels int [num, 4], in order, and a sentence of each."""
     numbers = np.resize(
         shapes.choose_held_out_combinations(config.data.held_out_combinations), num
     )

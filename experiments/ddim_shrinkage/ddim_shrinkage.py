@@ -4,9 +4,9 @@
 
 The data is one pixel, normal with deviation s. The first teacher is the exact denoiser.
 A student is a linear function for each of its times, fitted by least squares to
-`progressive_target` on drawn data, as training does. Prints the deviation of samples over
-that of the data, for the students and for DDIM with the exact denoiser, and writes it to
-ddim_shrinkage.json.
+`progressive_target` on drawn data, as training does. Prints the deviation of samples
+over that of the data, for the students and for DDIM with the exact denoiser, and writes
+it to ddim_shrinkage.json.
 """
 
 import json
@@ -61,7 +61,7 @@ def fit(teacher: process.Denoiser, s: float, n: int, key) -> np.ndarray:
 
 
 def deviation(denoise: process.Denoiser, n: int) -> float:
-    """Return the deviation of DDIM samples in n steps, which are linear in the noise."""
+    """Return the deviation of DDIM samples in n steps, linear in the noise."""
     sampler = samplers.ddim()
     table = samplers.pad_table(sampler.table(SCHEDULE, n), np.float64)
     carry = sampler.init(jnp.ones((1, 1, 1, 1, 1)))

@@ -4,8 +4,8 @@
 
 Writes docs/{extend,interpolate,inpaint,upscale}.gif: on the left the known pixels (grey
 where there are none), on the right samples. The bouncing clip is a held-out one; the
-real one is footage that models/clips was trained on. docs/cascade.gif has a row for each
-prompt of cascades/shapes and a column for each of its stages.
+real one is footage that models/clips was trained on. docs/cascade.gif has a row for
+each prompt of cascades/shapes and a column for each of its stages.
 """
 
 import argparse

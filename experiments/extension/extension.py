@@ -1,12 +1,12 @@
 """Extension by replacement and by reconstruction guidance, measured from pixels.
 
-    python -m experiments.extension.extension --workdir=models/bouncing --out=runs/extension
+    python -m experiments.extension.extension --workdir=models/bouncing
 
-Ten arms (replacement, reconstruction with w_r = 1, 2, 4, 9, each with and without the
-Langevin corrector) add one block to the same 64 first blocks; the best arm of
-reconstruction and of replacement then go on to four. An arm that was measured is not
-run again: the same command resumes. Prints the table; OUT/results.json holds it, and
-OUT/ARM.gif and .png show each arm. One seed.
+Ten methods (replacement, and reconstruction guidance with w_r = 1, 2, 4, 9, each with
+and without the Langevin corrector) add one block to the same 64 first blocks. The best
+method of reconstruction and of replacement then add four. Each result is stored, so the
+same command resumes. Prints the table, writes OUT/results.json, and OUT/METHOD.gif and
+.png of each method. One seed.
 """
 
 import argparse
@@ -27,26 +27,27 @@ from vdm_jax.runtime import path_type
 
 WEIGHTS = (0, 1, 2, 4, 9)  # w_r; 0 is replacement alone
 CORRECTORS = (0.0, 0.1)
-LONG = 4  # blocks added by the best arms
-SHOWN = 8
+LONG = 4  # blocks added by the best methods
+NUM_SHOWN = 8
 HEADINGS = (
-    "arm", "added", "position", "inside", "ratio", "velocity", "inside", "ratio",
+    "method", "added", "position", "inside", "ratio", "velocity", "inside", "ratio",
     "median position", "median inside", "late position",
-    "shape", "colour", "axis", "speed", "all", "fit error", "seconds",
+    "shape", "colour", "axis", "speed", "all", "template mse", "seconds",
 )  # fmt: skip
 
 
 def name(weight: int, corrector: float, blocks: int) -> str:
-    """As it stands in the table and names the files."""
+    """Return the name of a method in the table and in file names."""
     kind = f"reconstruction {weight}" if weight else "replacement"
     return kind + ", corrected" * (corrector > 0) + f", {blocks} blocks" * (blocks > 1)
 
 
 def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, args):
-    """Videos uint8 [n, f, h, w, c] that open with the blocks `first`, and seconds."""
+    """Return videos uint8 [n, f, h, w, c] that start with `first`, and seconds."""
     settings = sampling.Settings(
-        steps=args.steps, sampler=args.sampler, ancestral_gamma=args.gamma, langevin_delta=corrector,
-        reconstruction_weight=weight, batch_size=args.batch_size,
+        steps=args.steps, sampler=args.sampler, ancestral_gamma=args.gamma,
+        langevin_delta=corrector, reconstruction_weight=weight,
+        batch_size=args.batch_size,
     )  # fmt: skip
     num, block = first.shape[:2]
     frames = block + blocks * (block - block // 2)
@@ -54,29 +55,29 @@ def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, a
     mask = np.zeros((num, frames, *first.shape[2:4], 1), bool)
     video[:, :block], mask[:, :block] = first, True
     started = time.perf_counter()
-    known = sampling.Observation(video, mask)
+    observation = sampling.Observation(video, mask)
     videos = sampling.extend_in_blocks(
-        loaded.model, loaded.params, num, settings, known, seed=args.seed
+        loaded.model, loaded.params, num, settings, observation, seed=args.seed
     )
     return sampling.to_uint8(videos), time.perf_counter() - started
 
 
-def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
-    """Errors of continuation where a block begins, and inside of the first one.
+def scores(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
+    """Return errors of continuation at the start of blocks and inside of the first.
 
-    A shape's place and step in each frame against what the four frames before say, in
-    pixels, averaged over videos: inside the first block, sampled whole; in the first
-    frame of each added stretch; and over the rest of those.
+    `bouncing_motion.continuation_errors` in pixels, averaged over videos: inside, of
+    the first block, which is sampled as a whole; seam, of the first new frame of each
+    block; late, of the other new frames.
     """
     block = geometry.frames
-    before = measure.continuation_errors(videos[:, :block], geometry)
+    first = measure.continuation_errors(videos[:, :block], geometry)
     errors = measure.continuation_errors(videos, geometry)
     seams = np.arange(block, videos.shape[1], block - block // 2)
     late = np.setdiff1d(np.arange(block, videos.shape[1]), seams)
-    inside = {k: e[:, measure.CONTEXT_FRAMES :] for k, e in before.items()}
+    inside = {k: e[:, measure.CONTEXT_FRAMES :] for k, e in first.items()}
     at_seam = {k: e[:, seams] for k, e in errors.items()}
     same = measure.consistent_attributes(videos, geometry)
-    found = {
+    result = {
         "inside": {k: float(e.mean()) for k, e in inside.items()},
         "median inside": {k: float(np.median(e)) for k, e in inside.items()},
         "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
@@ -85,9 +86,9 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
             measure.shape_detection.detect_shapes(videos)["template_mse"].mean()
         ),
     }
-    if not len(seams):  # the first blocks themselves
-        return found
-    return found | {
+    if not len(seams):  # of the first blocks alone
+        return result
+    return result | {
         "seam": {k: float(e.mean()) for k, e in at_seam.items()},
         "median seam": {k: float(np.median(e)) for k, e in at_seam.items()},
         "ratio": {k: float(at_seam[k].mean() / inside[k].mean()) for k in inside},
@@ -96,13 +97,13 @@ def figures(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
 
 
 def cells(label: str, row: dict) -> list[str]:
-    """One row of the table, formatted; of the first blocks, what there is."""
+    """Return a formatted row of the table; absent values are dashes."""
     text = [label, str(row["blocks"])]
     for key in ("position", "velocity"):
-        for of in ("seam", "inside", "ratio"):
-            text.append(f"{row[of][key]:.3f}" if of in row else "–")
-    for of in ("median seam", "median inside"):
-        text.append(f"{row[of]['position']:.3f}" if of in row else "–")
+        for part in ("seam", "inside", "ratio"):
+            text.append(f"{row[part][key]:.3f}" if part in row else "–")
+    for part in ("median seam", "median inside"):
+        text.append(f"{row[part]['position']:.3f}" if part in row else "–")
     text.append(f"{row['late']:.3f}" if "late" in row else "–")
     text += [f"{row['consistent'][key]:.2f}" for key in measure.NAMES]
     return (
@@ -113,7 +114,7 @@ def cells(label: str, row: dict) -> list[str]:
 
 
 def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
-    """Held-out videos of any length at the speeds of this geometry."""
+    """Return held-out videos of any length at the speeds of this geometry."""
     longer = dataclasses.replace(geometry, frames=frames)
     clips = []
     for i in range(num):
@@ -128,7 +129,7 @@ def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Run what is missing, print the table."""
+    """Run missing methods, print the table."""
     parser = argparse.ArgumentParser(description="Extension, measured from pixels.")
     parser.add_argument("--workdir", default="models/bouncing")
     parser.add_argument("--out", type=path_type, default=Path("runs/extension"))
@@ -152,22 +153,22 @@ def main() -> None:
     geometry = shapes.Geometry(*loaded.model.video_shape[:3])
     block = geometry.frames
 
-    def keep(label: str, videos: np.ndarray, blocks: int, seconds: float) -> None:
-        rows[label] = figures(videos, geometry) | {"blocks": blocks, "seconds": seconds}
+    def store(label: str, videos: np.ndarray, blocks: int, seconds: float) -> None:
+        rows[label] = scores(videos, geometry) | {"blocks": blocks, "seconds": seconds}
         stem = args.out / label.replace(", ", "-").replace(" ", "-")
-        grid = video_io.video_grid(videos[: SHOWN // 2], columns=SHOWN // 2)
+        grid = video_io.video_grid(videos[: NUM_SHOWN // 2], columns=NUM_SHOWN // 2)
         gif, sheet = stem.with_suffix(".gif"), stem.with_suffix(".png")
         video_io.write_gif(gif, grid, loaded.config.video.fps, scale=4, overwrite=True)
-        video_io.write_sheet(sheet, videos[:SHOWN], overwrite=True)
+        video_io.write_sheet(sheet, videos[:NUM_SHOWN], overwrite=True)
         with atomic_write(file, overwrite=True) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
         print(label, json.dumps(rows[label]), flush=True)
 
     for blocks in (1, LONG):
         frames = block + blocks * (block - block // 2)
-        keep(f"real, {blocks} blocks", real(geometry, args.num, frames), blocks, 0.0)
+        store(f"real, {blocks} blocks", real(geometry, args.num, frames), blocks, 0.0)
 
-    # The same first blocks for every arm: from noise, nothing asked, no guidance.
+    # The first blocks of all methods: unconditional samples.
     settings = sampling.Settings(
         steps=128, sampler="ancestral", ancestral_gamma=0.3, batch_size=args.batch_size
     )
@@ -176,22 +177,23 @@ def main() -> None:
     )
 
     if "first blocks" not in rows:
-        keep("first blocks", sampling.to_uint8(first), 0, 0.0)
+        store("first blocks", sampling.to_uint8(first), 0, 0.0)
 
     def add(weight: int, corrector: float, blocks: int) -> None:
         label = name(weight, corrector, blocks)
         if label not in rows:
-            made, seconds = run(loaded, first, weight, corrector, blocks, args)
-            keep(label, made, blocks, seconds)
+            videos, seconds = run(loaded, first, weight, corrector, blocks, args)
+            store(label, videos, blocks, seconds)
 
-    arms = [(weight, corrector) for corrector in CORRECTORS for weight in WEIGHTS]
-    for weight, corrector in arms:
+    methods = [(weight, corrector) for corrector in CORRECTORS for weight in WEIGHTS]
+    for weight, corrector in methods:
         add(weight, corrector, 1)
 
-    def seam(of: tuple[int, float]) -> float:
-        return rows[name(*of, 1)]["ratio"]["position"]
+    def seam(method: tuple[int, float]) -> float:
+        return rows[name(*method, 1)]["ratio"]["position"]
 
-    for some in ([a for a in arms if a[0]], [a for a in arms if not a[0]]):
+    for with_weight in (True, False):
+        some = [m for m in methods if bool(m[0]) == with_weight]
         add(*min(some, key=seam), LONG)
     table = [cells(label, row) for label, row in rows.items()]
     print(format_table(list(HEADINGS), table))

@@ -1,13 +1,13 @@
-"""How often two standard errors of a Frechet distance hold what they should hold.
+"""Coverage of intervals of two standard errors of a Frechet distance.
 
     python -m experiments.frechet_errors.frechet_errors
 
-Gaussian features whose distances are known, 200 data sets a row, 50 beside each of four
-references; the true deviation and the mean, which the intervals should hold in .95 of
-the cases, are of 250 further sets a reference. Beside `distance_error` stands the plain
-bootstrap that it replaced. "equal": white features of one distribution; "apart":
-variances 1 / i, another mean, 1.3 times the deviation. With 4 features a video these
-share their place. Prints a row as it is finished; writes experiments/frechet_errors/frechet_errors.json.
+Gaussian features whose distances are known; 200 data sets per row, 50 for each of four
+references. The true deviation and the mean, which the intervals should cover in .95 of
+the cases, are estimated from 250 further sets per reference. `frechet_error` is
+compared with the plain bootstrap. "equal": white features of one distribution. "apart":
+variances 1 / i, another mean, 1.3 times the deviation. With 4 features per video, those
+of a video are correlated. Prints rows as they are finished; writes frechet_errors.json.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from vdm_jax.metrics import frechet
 from vdm_jax.metrics.kernel import kernel_distance
 
 SIZES = [(d, n, 1) for d in (16, 64, 256) for n in (48, 100, 200)] + [(64, 48, 4)]
-REFERENCES, SETS, FRESH = 4, 50, 250
+REFERENCES, SETS, FRESH_SETS = 4, 50, 250
 
 
 def populations(kind: str, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, deviations) of the features of a, deviations of those of b, around 0."""
+    """Return mean and deviations of the features of a, and deviations of b."""
     if kind == "equal":
         return np.zeros(d), np.ones(d), np.ones(d)
     deviations = np.arange(1, d + 1) ** -0.5
@@ -35,18 +35,18 @@ def populations(kind: str, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def expected_kernel(mean1, variance1, mean2, variance2) -> float:
-    """E (x . y / d + 1)^3 of Gaussians of these means and diagonal covariances."""
+    """Return E (x . y / d + 1)^3 of Gaussians with diagonal covariances."""
     dot, d = mean1 @ mean2, len(mean1)
     second = (variance1 + mean1**2) @ (variance2 + mean2**2)
     second += dot**2 - (mean1**2) @ (mean2**2)
     third = dot**3 + 6 * (mean1 * variance1) @ (mean2 * variance2)
-    of_one = variance2 @ mean1**2 + variance1 @ mean2**2 + variance1 @ variance2
-    third += 3 * dot * of_one
+    single = variance2 @ mean1**2 + variance1 @ mean2**2 + variance1 @ variance2
+    third += 3 * dot * single
     return float(1 + 3 * dot / d + 3 * second / d**2 + third / d**3)
 
 
 def bootstrap(a: np.ndarray, b: np.ndarray) -> float:
-    """The deviation of the distance over videos drawn with replacement."""
+    """Return the deviation of the distance over videos drawn with replacement."""
     rng, n = np.random.default_rng(0), len(a)
     return float(
         np.std(
@@ -56,57 +56,58 @@ def bootstrap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Of features [n, k, d]."""
+    """Return the Frechet distance of features [n, k, d]."""
     return frechet.frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
 
 
-def held(figures: np.ndarray, errors: np.ndarray, mean: float) -> list[bool]:
-    """Whether 1.96 errors to either side hold the mean."""
-    return (np.abs(figures - mean) <= 1.96 * errors).tolist()
+def covered(values: np.ndarray, errors: np.ndarray, mean: float) -> list[bool]:
+    """Return whether intervals of 1.96 standard errors cover the mean."""
+    return (np.abs(values - mean) <= 1.96 * errors).tolist()
 
 
 def measure(kind: str, d: int, n: int, k: int) -> dict:
-    """A row."""
+    """Return a row."""
     rng = np.random.default_rng([d, n, k])
-    mean, deviations, of_reference = populations(kind, d)
+    mean, deviations, reference_deviations = populations(kind, d)
 
-    def drawn(mean, deviations) -> np.ndarray:
+    def draw(mean, deviations) -> np.ndarray:
         if k == 1:
             return mean + deviations * rng.standard_normal((n, 1, d))
-        place, own = rng.standard_normal((n, 1, d)), rng.standard_normal((n, k, d))
-        return mean + deviations * (0.95**0.5 * place + 0.05**0.5 * own)
+        shared, own = rng.standard_normal((n, 1, d)), rng.standard_normal((n, k, d))
+        return mean + deviations * (0.95**0.5 * shared + 0.05**0.5 * own)
 
-    shares: dict[str, list] = {}
+    coverage: dict[str, list] = {}
     ratios: dict[str, list] = {}
     means: dict[str, list] = {}
     for _ in range(REFERENCES):
-        b = drawn(np.zeros(d), of_reference)
-        fresh = [drawn(mean, deviations) for _ in range(FRESH)]
-        found = {
+        b = draw(np.zeros(d), reference_deviations)
+        fresh = [draw(mean, deviations) for _ in range(FRESH_SETS)]
+        fresh_values = {
             "distance": np.array([distance(a, b) for a in fresh]),
             "infinite": np.array([frechet.frechet_infinity(a, b, 2) for a in fresh]),
             "kernel": np.array([kernel_distance(a, b)[0] for a in fresh]),
         }
-        sets = [drawn(mean, deviations) for _ in range(SETS)]
-        figures = np.array([distance(a, b) for a in sets])
+        sets = [draw(mean, deviations) for _ in range(SETS)]
+        values = np.array([distance(a, b) for a in sets])
         infinite = np.array([frechet.frechet_infinity(a, b) for a in sets])
         errors = np.array([frechet.frechet_error(a, b) for a in sets])
         kernel, kernel_errors = np.array([kernel_distance(a, b) for a in sets]).T
         measured = {
-            "distance": (found["distance"], figures, errors),
+            "distance": (fresh_values["distance"], values, errors),
             "bootstrap": (
-                found["distance"], figures, np.array([bootstrap(a, b) for a in sets]),
+                fresh_values["distance"], values,
+                np.array([bootstrap(a, b) for a in sets]),
             ),
-            "infinite": (found["infinite"], infinite, errors),
-            "kernel": (found["kernel"], kernel, kernel_errors),
+            "infinite": (fresh_values["infinite"], infinite, errors),
+            "kernel": (fresh_values["kernel"], kernel, kernel_errors),
         }  # fmt: skip
         for name, (others, own, error) in measured.items():
-            # Drawn with fewer halves, the fresh ones' deviation is not that of these.
-            spread = np.std(own if name == "infinite" else others)
-            ratios.setdefault(name, []).append(np.mean(error) / spread)
-            shares.setdefault(name, []).extend(held(own, error, np.mean(others)))
+            # The fresh sets' extrapolation uses fewer halves, so it varies more.
+            deviation = np.std(own if name == "infinite" else others)
+            ratios.setdefault(name, []).append(np.mean(error) / deviation)
+            coverage.setdefault(name, []).extend(covered(own, error, np.mean(others)))
             means.setdefault(name, []).append(np.mean([*others, *own]))
-    variance1, variance2 = deviations**2, of_reference**2
+    variance1, variance2 = deviations**2, reference_deviations**2
     kernels = [
         expected_kernel(*x, *y)
         for x, y in (
@@ -117,13 +118,15 @@ def measure(kind: str, d: int, n: int, k: int) -> dict:
     ]
     return {
         "kind": kind, "d": d, "n": n, "k": k,
-        "true distance": float(mean @ mean + ((deviations - of_reference) ** 2).sum()),
+        "true distance": float(
+            mean @ mean + ((deviations - reference_deviations) ** 2).sum()
+        ),
         "true kernel": kernels[0] + kernels[1] - 2 * kernels[2],
-        **{f"mean {name}": float(np.mean(found)) for name, found in means.items()
+        **{f"mean {name}": float(np.mean(x)) for name, x in means.items()
            if name != "bootstrap"},
-        **{f"{name} error over deviation": float(np.mean(found))
-           for name, found in ratios.items()},
-        **{f"{name} coverage": float(np.mean(found)) for name, found in shares.items()},
+        **{f"{name} error over deviation": float(np.mean(x))
+           for name, x in ratios.items()},
+        **{f"{name} coverage": float(np.mean(x)) for name, x in coverage.items()},
     }  # fmt: skip
 
 

@@ -1,12 +1,12 @@
-"""FVD of the same real clips, spoilt more and more.
+"""FVD of real clips against themselves with increasing distortions.
 
     python -m experiments.fvd_sensitivity.fvd_sensitivity
 
 Clips of 16 frames at 64x64 from the footage of configs/clips.py, against themselves in
-five doses of blur, of noise and of frames out of order, and played backwards. FVD must
-be 0 at no dose and rise with each. The features are kept, so a run that was stopped
-goes on. Prints the table; writes experiments/fvd_sensitivity/fvd_sensitivity.json and doses.png, one clip in
-every dose with the figure of all above it.
+five strengths of blur, of noise and of shuffled frames, and with time reversed. FVD
+should be 0 without distortion and rise with its strength. Features are cached, so an
+interrupted run resumes. Prints the table; writes fvd_sensitivity.json, and doses.png
+with one clip in every distortion and the FVD of all clips.
 """
 
 import argparse
@@ -32,34 +32,34 @@ FRAMES, SIDE = 16, 64
 
 
 def real(num: int) -> np.ndarray:
-    """uint8 [num, FRAMES, SIDE, SIDE, 3], all different, drawn from all scenes."""
+    """Return distinct clips of all scenes, uint8 [num, FRAMES, SIDE, SIDE, 3]."""
     config: Any = clips.get_config().unlock()
     config.video.update(frames=FRAMES, height=SIDE, width=SIDE)
     config.data.update(stride=1, flip=False)
     source = data.open_source(config)
-    found = pipeline.fixed_clips(config, source.split(False), TRAINING_CLIPS)
-    videos = unique_videos(stack_videos(found))
+    drawn = pipeline.fixed_clips(config, source.split(False), TRAINING_CLIPS)
+    videos = unique_videos(stack_videos(drawn))
     if len(videos) < num:
         raise UserError(f"--num={num}: there are {len(videos)} clips that differ")
     return videos[np.random.default_rng(0).permutation(len(videos))[:num]]
 
 
 def blurred(videos: np.ndarray, sigma: float) -> np.ndarray:
-    """By a Gaussian of sigma pixels."""
+    """Blur by a Gaussian of sigma pixels."""
     return ndimage.gaussian_filter(videos, (0, 0, sigma, sigma, 0), mode="nearest")
 
 
 def noisy(videos: np.ndarray, sigma: float) -> np.ndarray:
-    """With normal noise of deviation sigma, pixels being in [-1, 1]."""
+    """Add normal noise of deviation sigma, for pixels in [-1, 1]."""
     noise = np.random.default_rng(0).normal(0, sigma, videos.shape)
     return videos + noise
 
 
-def shuffled(videos: np.ndarray, share: float) -> np.ndarray:
-    """That share of a clip's frames, drawn for each, every one in another's place."""
+def shuffled(videos: np.ndarray, fraction: float) -> np.ndarray:
+    """Permute a fraction of each clip's frames cyclically, drawn per clip."""
     rng, videos = np.random.default_rng(0), videos.copy()
     for video in videos:
-        moved = rng.permutation(FRAMES)[: round(share * FRAMES)]
+        moved = rng.permutation(FRAMES)[: round(fraction * FRAMES)]
         video[moved] = video[np.roll(moved, 1)]
     return videos
 
@@ -84,19 +84,20 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     pixels = to_float64(videos)
-    aim = networks.i3d_logits("doses", videos)
-    rows, strips, labels = [], [videos[0]], ["as it is: FVD 0"]
-    for kind, (spoil, doses) in KINDS.items():
+    reference = networks.i3d_logits("doses", videos)
+    rows, strips, labels = [], [videos[0]], ["undistorted: FVD 0"]
+    for kind, (distort, doses) in KINDS.items():
         for dose in doses:
-            spoilt = perceptual.to_uint8_rgb(spoil(pixels, dose))
-            found = i3d.fvd(networks.i3d_logits(f"{kind} {dose}", spoilt), aim)
-            rows.append({"name": kind, "dose": dose, "fvd": found})
-            strips.append(spoilt[0])
-            told = f"{kind} {dose:g}" if len(doses) > 1 else kind
-            labels.append(f"{told}: FVD {found:.0f}")
+            distorted = perceptual.to_uint8_rgb(distort(pixels, dose))
+            logits = networks.i3d_logits(f"{kind} {dose}", distorted)
+            fvd = i3d.fvd(logits, reference)
+            rows.append({"name": kind, "dose": dose, "fvd": fvd})
+            strips.append(distorted[0])
+            label = f"{kind} {dose:g}" if len(doses) > 1 else kind
+            labels.append(f"{label}: FVD {fvd:.0f}")
             print(labels[-1], flush=True)
-    itself = i3d.fvd(aim, aim)
-    print(f"against itself: {itself:.1e}")
+    itself = i3d.fvd(reference, reference)
+    print(f"undistorted: {itself:.1e}")
     result = {
         "rows": rows,
         "itself": itself,

@@ -1,12 +1,12 @@
-"""What I3D takes real clips for, and how long it takes for that.
+"""Classes of real clips by I3D, and seconds per clip.
 
     python -m experiments.i3d_classes.i3d_classes
 
-A clip of 32 consecutive frames, the middle square of the picture, from every scene of
-the clips of vdm_jax/data/clips.py that are installed. Prints the seconds for 16 frames
-in batches of 1, 2 and 4, by the clock and of processor time, and the three likeliest
-classes of each clip. Writes experiments/i3d_classes/i3d_classes.png of PICTURE, whose films have a licence and
-show no one.
+A clip of 32 consecutive frames, cropped to the middle square, from every scene of the
+clips of vdm_jax/data/clips.py that are installed. Prints the seconds for 16 frames in
+batches of 1, 2 and 4, wall-clock and processor time, and the three most probable
+classes of each clip. Writes i3d_classes.png of the clips in PICTURE, which have a
+licence and show no person.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics import i3d
 
 FRAMES = 32
-SHOWN = 96  # pixels of a frame in the picture
+SHOWN_SIDE = 96  # pixels of a frame in the picture
 PICTURE = "bunny 50, trailer 271, trailer 866, trailer 1067, trailer 1163, city 42"
 
 
 def scenes() -> list[tuple[str, np.ndarray]]:
-    """Name and first frame, and video uint8 [32, 224, 224, 3], of every scene."""
-    found = []
+    """Return name with first frame, and video uint8 [32, 224, 224, 3], per scene."""
+    videos = []
     for name, footage in clips.FOOTAGE.items():
         if footage.asset.find() is None:
             print(f"{name} is not installed: left out", flush=True)
@@ -40,34 +40,34 @@ def scenes() -> list[tuple[str, np.ndarray]]:
                 video = video_io.read_clip(
                     info.path, first, FRAMES, size=size, index=info
                 )
-                found.append((f"{name} {first}", video))
-    return found
+                videos.append((f"{name} {first}", video))
+    return videos
 
 
-def likeliest(logits: np.ndarray, count: int = 3) -> str:
-    """The names of the classes with their probabilities, as one line."""
-    names, shares = i3d.class_names(), special.softmax(logits.astype(np.float64))
-    order = np.argsort(-shares)[:count]
-    return ", ".join(f"{names[i]} {shares[i]:.2f}" for i in order)
+def top_classes(logits: np.ndarray, count: int = 3) -> str:
+    """Return the most probable classes with their probabilities, as one line."""
+    names, p = i3d.class_names(), special.softmax(logits.astype(np.float64))
+    order = np.argsort(-p)[:count]
+    return ", ".join(f"{names[i]} {p[i]:.2f}" for i in order)
 
 
 def seconds(params, batch: int, turns: int = 3) -> tuple[float, float]:
-    """Least seconds a clip of 16 frames, by the clock and of processor time."""
+    """Return the least wall-clock and processor seconds per clip of 16 frames."""
     videos = np.zeros((batch, 16, 64, 64, 3), np.uint8)
     i3d.logits(params, videos, batch)  # compiles
-    taken = []
+    times = []
     for _ in range(turns):
         started = time.perf_counter(), time.process_time()
         i3d.logits(params, videos, batch)
-        taken.append(
+        times.append(
             (time.perf_counter() - started[0], time.process_time() - started[1])
         )
-    clock, processor = np.min(taken, axis=0) / batch
+    clock, processor = np.min(times, axis=0) / batch
     return clock, processor
 
 
 def main() -> None:
-    """Print, and write the picture."""
+    """Print times and classes, write the picture."""
     parser = argparse.ArgumentParser(description="Classes of real clips by I3D.")
     parser.add_argument("--out", default="experiments/i3d_classes/i3d_classes.png")
     args = parser.parse_args()
@@ -84,10 +84,10 @@ def main() -> None:
         )
     shown, labels = [], []
     for name, video in scenes():
-        label = f"{name}: {likeliest(i3d.logits(params, video[None])[0])}"
+        label = f"{name}: {top_classes(i3d.logits(params, video[None])[0])}"
         print(label, flush=True)
         if name in PICTURE.split(", "):
-            shown.append(video_io.resize(video, (SHOWN, SHOWN)))
+            shown.append(video_io.resize(video, (SHOWN_SIDE, SHOWN_SIDE)))
             labels.append(label)
     video_io.write_sheet(args.out, shown, columns=6, labels=labels, overwrite=True)
 

@@ -1,10 +1,10 @@
-"""There and back: DDIM inversion of real clips, then DDIM, against the clips.
+"""Error of DDIM inversion followed by DDIM, on real clips.
 
     python -m experiments.inversion.inversion --workdir=models/shapes
 
-Prints the root mean square difference in pixels of [-1, 1] by the number of steps, and
-the slope of its logarithm, which is -1 for a method of first order; and writes them
-into experiments/inversion/inversion.json.
+Prints the root mean square difference from the clips, in pixels of [-1, 1], by the
+number of steps, and the slope of its logarithm, which is -1 for a first-order method.
+Writes inversion.json.
 """
 
 import argparse
@@ -22,8 +22,8 @@ STEPS = (16, 32, 64, 128, 256, 512)
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="DDIM inversion, there and back.")
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="DDIM inversion, then DDIM.")
     parser.add_argument("--workdir", default="models/shapes")
     parser.add_argument("--num", type=int, default=32)
     args = parser.parse_args()
@@ -32,18 +32,18 @@ def main() -> None:
     source = data.open_source(config)
     batch = pipeline.held_out_batch(config, source, args.num)
     videos = np.asarray(model.normalize(batch["video"]))
-    rms, spread = [], []
+    cond = {name: batch[name] for name in model.batch_arrays}
+    rms, deviations = [], []
     for steps in STEPS:
-        told: dict = {"labels": batch.get("label")}
         settings = sampling.Settings(steps=steps, clip_x=0.0, batch_size=args.num)
-        z = sampling.invert(model, params, videos, settings, **told)
-        back = sampling.sample(
-            model, params, args.num, settings, initial_noise=z, **told
+        z = sampling.invert(model, params, videos, settings, cond=cond)
+        samples = sampling.sample(
+            model, params, args.num, settings, cond=cond, initial_noise=z
         )
-        rms.append(float(np.sqrt(np.mean((back - videos) ** 2))))
-        spread.append(float(z.std()))
+        rms.append(float(np.sqrt(np.mean((samples - videos) ** 2))))
+        deviations.append(float(z.std()))
         print(f"{steps} steps: {rms[-1]:.4f}; inverted noise has mean {z.mean():+.3f}, "
-              f"deviation {spread[-1]:.3f}", flush=True)  # fmt: skip
+              f"deviation {deviations[-1]:.3f}", flush=True)  # fmt: skip
     slopes = np.diff(np.log(rms)) / np.diff(np.log(STEPS))
     rows = [
         [str(n), f"{r:.4f}", f"{slope:.2f}" if slope < 0 else "–"]
@@ -51,14 +51,14 @@ def main() -> None:
     ]
     print(format_table(["steps", "RMS", "slope"], rows))
     command = f"python -m experiments.inversion.inversion --workdir={args.workdir}"
-    found = {
+    result = {
         "command": f"{command} --num={args.num}",
         "steps": STEPS,
         "rms": rms,
         "slopes": list(slopes),
-        "deviation of the noise": spread,
+        "deviation of the noise": deviations,
     }
-    FILE.write_text(json.dumps(found, indent=1) + "\n")
+    FILE.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

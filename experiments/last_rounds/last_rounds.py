@@ -1,18 +1,18 @@
-"""The last rounds of a distillation in other ways, on the same budget.
+"""Alternatives to the last rounds of progressive distillation, at equal cost.
 
     python -m experiments.last_rounds.last_rounds --workdir=runs/distilled
 
-From the student of eight steps to students of four, two and one:
+From the student of eight steps to students of n = 4, 2 and 1 steps:
 
-- progressive: the rounds of the workdir itself, each halving the one before;
-- trajectory: straight from the student of eight, whose 8 / n steps are one of the new
-  student's;
-- consistency: from each of the eight points one step of the student of eight, then the
-  new student's own jump to the end of its step, without a gradient (Song et al. 2023;
-  several steps as of Heek et al. 2024).
+- progressive: the rounds of the workdir, each halving the number of steps;
+- trajectory: directly from the student of eight steps, 8 / n of whose steps are one of
+  the new student's;
+- consistency: from each of the eight points one step of the student of eight steps,
+  then the new student's own jump to the end of its step, without gradient (Song et al.
+  2023; several steps as in Heek et al. 2024).
 
-Equal budgets: as many network passes as the progressive rounds took, a forward pass
-counting 1 and an update 3. Writes a JSON beside this, and prints it as a table.
+Budgets are equal: as many network passes as the progressive rounds took, where a
+forward pass counts 1 and an update 3. Prints the table and writes last_rounds.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import numpy as np
 from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
-from vdm_jax.distillation.driver import sample_batch
+from vdm_jax.distillation.losses import sample_batch
 from vdm_jax.evaluators import distillation_metrics, distillation_plan
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
@@ -44,7 +44,7 @@ FORWARD, UPDATE = 1, 3  # network passes
 
 
 def trajectory(model, teacher, params, x, cond, n: int, keys):
-    """(z, angle, target): POINTS / n steps of the teacher as one."""
+    """Return (z, angle, target) of POINTS / n steps of the teacher as one."""
     del params
     i = distillation.sample_step_index(keys[0], x.shape[0], n)
     angles = [
@@ -52,17 +52,17 @@ def trajectory(model, teacher, params, x, cond, n: int, keys):
         for j in (i * (POINTS // n) - k for k in range(POINTS // n + 1))
     ]
     z = _noisy(keys[1], x, angles[0])
-    at, denoise = z, model.denoiser(teacher)
-    for here, there in zip(angles, angles[1:], strict=False):
-        level = schedules.noise_level_from_angle(here)
-        v = process.velocity(denoise(at, level, cond), level)
-        at = distillation.rotate(at, v, here - there)
+    z_i, denoise = z, model.denoiser(teacher)
+    for angle, next_angle in zip(angles, angles[1:], strict=False):
+        level = schedules.noise_level_from_angle(angle)
+        v = process.velocity(denoise(z_i, level, cond), level)
+        z_i = distillation.rotate(z_i, v, angle - next_angle)
     turn = process.append_dims(angles[0] - angles[-1], z)
-    return z, angles[0], (jnp.cos(turn) * z - at) / jnp.sin(turn)
+    return z, angles[0], (jnp.cos(turn) * z - z_i) / jnp.sin(turn)
 
 
 def consistency(model, teacher, params, x, cond, n: int, keys):
-    """(z, angle, target): one step of the teacher, then the student's own jump."""
+    """Return (z, angle, target) of one teacher step and the student's own jump."""
     j = distillation.sample_step_index(keys[0], x.shape[0], POINTS)
     length = POINTS // n
 
@@ -90,30 +90,33 @@ def _noisy(key, x, angle):
     return process.diffuse(x, jax.random.normal(key, x.shape, x.dtype), level)
 
 
-def updates(arm: str, n: int, rounds: list[dict]) -> int:
-    """As many as the passes of the progressive rounds from POINTS down to n pay for."""
-    taken = sum(row["updates"] for row in rounds if n <= row["steps"] < POINTS)
-    each = {"trajectory": POINTS // n * FORWARD, "consistency": 2 * FORWARD}[arm]
-    return round(taken * (UPDATE + 2 * FORWARD) / (UPDATE + each))
+def num_updates(method: str, n: int, rounds: list[dict]) -> int:
+    """Return the updates that cost what the progressive rounds to n steps cost."""
+    progressive = sum(row["updates"] for row in rounds if n <= row["steps"] < POINTS)
+    each = {"trajectory": POINTS // n * FORWARD, "consistency": 2 * FORWARD}[method]
+    return round(progressive * (UPDATE + 2 * FORWARD) / (UPDATE + each))
 
 
-def train(arm: str, n: int, loaded, count: int, seed: int):
-    """Parameters of a student of n steps after `count` updates, and the seconds."""
+def train(method: str, n: int, loaded, count: int, seed: int):
+    """Return parameters of a student of n steps after `count` updates, and seconds."""
     model, teacher, config = loaded.model, loaded.params, loaded.config
-    target = {"trajectory": trajectory, "consistency": consistency}[arm]
+    target = {"trajectory": trajectory, "consistency": consistency}[method]
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(params, aux_params, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
         x, cond, weight = sample_batch(model, batch, rest)
         if model.guidance_range:
             cond = model.with_guidance_weight(cond, weight)
-        z, angle, aim = target(model, frozen, params, x, cond, n, (step_key, noise_key))
-        loss = distillation.student_loss(model.denoiser(params), aim, z, angle, cond)
+        keys = step_key, noise_key
+        z, angle, v = target(model, aux_params, params, x, cond, n, keys)
+        loss = distillation.student_loss(model.denoiser(params), v, z, angle, cond)
         return loss.mean(), {}
 
     tx, rate = optim.make_optimizer(config.train), optim.learning_rate(config.train)
     step = jax.jit(
-        steps.make_step(loss_fn, tx, lambda at, frozen: rate(at, count), 0.0),
+        steps.make_step(
+            loss_fn, tx, lambda number, aux_params: rate(number, count), 0.0
+        ),
         donate_argnums=0,
     )
     state = steps.init_state(jax.tree.map(jnp.copy, teacher), tx, False)
@@ -133,7 +136,7 @@ def train(arm: str, n: int, loaded, count: int, seed: int):
 
 
 def main() -> None:
-    """Every arm, measured."""
+    """Measure every method, print, write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=path_type, required=True)
     parser.add_argument("--num", type=int, default=200)
@@ -144,32 +147,32 @@ def main() -> None:
     args = parser.parse_args()
     rounds = json.loads((args.workdir / runs.ROUNDS_FILE).read_text())
     path = {row["steps"]: args.workdir / row["path"] for row in rounds}
-    begun = json.loads((args.workdir / "distill.json").read_text())
-    eight, teacher = runs.load(path[POINTS]), runs.load(begun["teacher"])
+    stored = json.loads((args.workdir / runs.DISTILLATION_FILE).read_text())
+    eight, teacher = runs.load(path[POINTS]), runs.load(stored["teacher"])
     source = data.open_source(eight.config)
-    kept = pipeline.held_out_batch(eight.config, source, args.num)
-    measure = distillation_metrics.DistillationMetrics(
-        kept["video"], kept["label"], eight.config.data.source
+    held_out = pipeline.held_out_batch(eight.config, source, args.num)
+    metrics = distillation_metrics.DistillationMetrics(
+        held_out["video"], held_out["label"], eight.config.data.source
     )
 
-    def sampled(loaded, params, n: int) -> np.ndarray:
+    def sample(loaded, params, n: int) -> np.ndarray:
         own = sampling.Settings.from_config(loaded.config.sample)
         settings = dataclasses.replace(own, sampler="ddim", steps=n)
         videos = sampling.sample(
             loaded.model, params, args.num, settings,
-            cond={"label": kept["label"]}, seed=args.seed,
+            cond={"label": held_out["label"]}, seed=args.seed,
         )  # fmt: skip
         return sampling.to_uint8(videos)
 
-    measure.reference = sampled(teacher, teacher.params, distillation_plan.MAX_STEPS)
+    metrics.reference = sample(teacher, teacher.params, distillation_plan.MAX_STEPS)
     rows = []
 
-    def add(arm: str, n: int, count: int, seconds: float, videos) -> None:
-        row = {"row": f"{arm}, {n} steps", "updates": count, "training": seconds}
-        rows.append(row | measure(videos))
+    def add(method: str, n: int, count: int, seconds: float, videos) -> None:
+        row = {"row": f"{method}, {n} steps", "updates": count, "training": seconds}
+        rows.append(row | metrics(videos))
         print(rows[-1], flush=True)
 
-    add("student", POINTS, 0, 0.0, sampled(eight, eight.params, POINTS))
+    add("student", POINTS, 0, 0.0, sample(eight, eight.params, POINTS))
     for n in (4, 2, 1):
         own = [row for row in rounds if n <= row["steps"] < POINTS]
         student = runs.load(path[n])
@@ -178,12 +181,12 @@ def main() -> None:
             n,
             sum(row["updates"] for row in own),
             sum(row["seconds"] for row in own),
-            sampled(student, student.params, n),
+            sample(student, student.params, n),
         )
-        for arm in ("trajectory", "consistency"):
-            count = updates(arm, n, rounds)
-            params, seconds = train(arm, n, eight, count, args.seed)
-            add(arm, n, count, seconds, sampled(eight, params, n))
+        for method in ("trajectory", "consistency"):
+            count = num_updates(method, n, rounds)
+            params, seconds = train(method, n, eight, count, args.seed)
+            add(method, n, count, seconds, sample(eight, params, n))
     columns = {"updates": ("updates", ",d"), "training": ("s", ".0f")}
     shown = (
         {"row": ("", "")}
@@ -210,7 +213,9 @@ def main() -> None:
         "rows": rows,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(
+            ["python", "-m", "experiments.last_rounds.last_rounds", *sys.argv[1:]]
+        ),
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,10 +1,10 @@
-"""What pixel statistics say of real clips and of spoilt ones, without a model.
+"""Pixel statistics of real clips and of distorted ones, without a model.
 
     python -m experiments.pixel_distortions.pixel_distortions
 
-`film`: the rows of models.py's pixel table for short films. `few`: how often few
-clips of moving shapes are further from others of their kind than as many blurred ones
-are, which few clips make look better than they are; frame FD of each draw.
+`film`: the rows of the pixel table for clips of real footage. `few`: how often a small
+set of blurred clips of moving shapes has a lower frame FD than a set of intact ones, by
+the number of clips, and the frame FDs of each draw. Writes pixel_distortions.json.
 """
 
 import json
@@ -24,25 +24,26 @@ SIZES = (8, 16, 32)  # clips of a draw
 
 
 def film() -> list[dict]:
-    """The table's rows, held-out clips being the samples too."""
+    """Return the rows of the table, without samples."""
     config = clips.get_config().unlock()
     config.update({"data": {"path": FILMS}})
     data.resolve(config, data.open_source(config))
-    kept, training = real_clips(config, NUM)
-    return pixel_statistics.pixel_table(kept["video"], training, kept["video"])[1:]
+    held_out, training = real_clips(config, NUM)
+    videos = held_out["video"]
+    return pixel_statistics.pixel_table(videos, training, videos)[1:]
 
 
 def few() -> list[dict]:
-    """Distances of intact and blurred shapes, in draws of several sizes."""
+    """Return distances of intact and blurred clips, in draws of several sizes."""
     config = shapes.get_config().unlock()
     data.resolve(config, data.open_source(config))
-    kept, training = real_clips(config, max(SIZES))
-    found = []
+    held_out, training = real_clips(config, max(SIZES))
+    result = []
     for n in SIZES:
         rows = []
         for seed in range(DRAWS):
             reference, named = reference_sets.reference_sets(
-                kept["video"][:n], training, None, seed
+                held_out["video"][:n], training, None, seed
             )
             features = pixel_statistics.pixel_features(reference)
             rows.append(
@@ -53,21 +54,21 @@ def few() -> list[dict]:
                     for name in ("training real", "4x4 blur")
                 ]
             )
-        nearer = sum(blurred < intact for intact, blurred in rows)
-        found.append(
-            {"clips": n, "draws": DRAWS, "closer_to_train": nearer, "frame_fd": rows}
+        lower = sum(blurred < intact for intact, blurred in rows)
+        result.append(
+            {"clips": n, "draws": DRAWS, "blur_is_lower": lower, "frame_fd": rows}
         )
-        print(n, nearer, "of", DRAWS, flush=True)
-    return found
+        print(n, lower, "of", DRAWS, flush=True)
+    return result
 
 
 def main() -> None:
-    """Print, write."""
+    """Measure, print, write."""
     rows = film()
     print(format_table(*format_cells(rows, pixel_statistics.COLUMNS)))
     command = "python -m experiments.pixel_distortions.pixel_distortions"
-    found = {"command": command, "film": rows, "few": few()}
-    FILE.write_text(json.dumps(found, indent=1) + "\n")
+    result = {"command": command, "film": rows, "few": few()}
+    FILE.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Which output of the network lives through progressive distillation to one step?
+"""Progressive distillation to one step of networks that predict v or eps.
 
     python -m experiments.prediction_types.prediction_types
 
-Eight points on a circle, a little blurred, and a network of three layers with output v
-or eps, each trained with the loss of its own output, then distilled from 32 steps to 1
-with as many updates each. Printed for the students and for the teacher's DDIM is the
-share of samples within three deviations of a point, and the energy distance to data (0
-is the same; Szekely & Rizzo 2013). Where no signal is left an eps output says nothing
-of x: it is shown with x clipped to [-1, 1], in the targets too, as v is here, and
-without. Writes a JSON beside this.
+The data are eight blurred points on a circle, the network has three layers and predicts
+v or eps. Each is trained with its own loss, then distilled from 32 steps to 1 with as
+many updates. Prints, for the students and for the teacher's DDIM, the fraction of
+samples within three deviations of a point, and the energy distance to data (0 for equal
+distributions; Szekely & Rizzo 2013). At t = 1, eps does not determine x, so eps is
+measured with x clipped to [-1, 1], in the targets too, as v is, and without clipping.
+Writes prediction_types.json.
 """
 
 import functools
@@ -32,13 +32,14 @@ from vdm_jax.diffusion import (
 
 SCHEDULE = schedules.Cosine()
 WEIGHTINGS = {"v": "snr_plus_one", "eps": "snr"}
-KINDS = (("v", 1.0), ("eps", 1.0), ("eps", float("inf")))  # output, limit of |x|
-START, BATCH, TEACHER, ROUND, NUM = 32, 512, 4000, 1000, 4000
-RADIUS, DEVIATION, PLACES = 0.7, 0.04, 8
+KINDS = (("v", 1.0), ("eps", 1.0), ("eps", float("inf")))  # prediction, limit of |x|
+START_STEPS, BATCH, NUM = 32, 512, 4000
+TEACHER_UPDATES, ROUND_UPDATES = 4000, 1000
+RADIUS, DEVIATION, NUM_POINTS = 0.7, 0.04, 8
 
 
 class Net(nn.Module):
-    """Points as videos of one pixel and two channels, [b, 1, 1, 1, 2]; logsnr [b]."""
+    """A network of points as videos [b, 1, 1, 1, 2], conditioned on logsnr [b]."""
 
     @nn.compact
     def __call__(self, z, logsnr):
@@ -51,21 +52,21 @@ class Net(nn.Module):
 
 
 def centres() -> jax.Array:
-    """The places [PLACES, 2]."""
-    angle = jnp.arange(PLACES) * 2 * jnp.pi / PLACES
+    """Return the points without blur, [NUM_POINTS, 2]."""
+    angle = jnp.arange(NUM_POINTS) * 2 * jnp.pi / NUM_POINTS
     return RADIUS * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
 
 def data(key: jax.Array, n: int) -> jax.Array:
-    """Points as videos [n, 1, 1, 1, 2]."""
+    """Return blurred points as videos [n, 1, 1, 1, 2]."""
     which, blur = jax.random.split(key)
-    x = centres()[jax.random.randint(which, (n,), 0, PLACES)]
+    x = centres()[jax.random.randint(which, (n,), 0, NUM_POINTS)]
     x = x + DEVIATION * jax.random.normal(blur, x.shape)
     return x.reshape(n, 1, 1, 1, 2)
 
 
 def denoiser(params, output: str) -> process.Denoiser:
-    """The network by its output."""
+    """Return the denoiser of a network by its prediction type."""
 
     def denoise(z, level, cond):
         logsnr = jnp.broadcast_to(jnp.asarray(level.logsnr, z.dtype), (len(z),))
@@ -77,7 +78,7 @@ def denoiser(params, output: str) -> process.Denoiser:
 
 
 def teacher_loss(params, output: str, key):
-    """Of plain training."""
+    """Return the loss of training a teacher."""
     x_key, noise_key, t_key = jax.random.split(key, 3)
     x = data(x_key, BATCH)
     t = losses.stratified_times(t_key, BATCH, x.dtype)
@@ -85,12 +86,12 @@ def teacher_loss(params, output: str, key):
     eps = jax.random.normal(noise_key, x.shape)
     z = process.diffuse(x, eps, level)
     target = process.velocity(process.Prediction(x, eps), level)
-    found = process.velocity(denoiser(params, output)(z, level, None), level)
-    return losses.weighted_v_loss(found - target, level, WEIGHTINGS[output]).mean()
+    v = process.velocity(denoiser(params, output)(z, level, None), level)
+    return losses.weighted_v_loss(v - target, level, WEIGHTINGS[output]).mean()
 
 
 def student_loss(params, output: str, key, teacher, n, limit):
-    """Of a round to n steps."""
+    """Return the loss of a round to n steps."""
     x_key, noise_key, i_key = jax.random.split(key, 3)
     x = data(x_key, BATCH)
     at = distillation.student_step(
@@ -108,7 +109,7 @@ def student_loss(params, output: str, key, teacher, n, limit):
 
 @functools.partial(jax.jit, static_argnames=("output", "updates", "loss"))
 def trained(params, key, output: str, updates: int, loss, *args):
-    """`updates` of Adam whose rate falls to zero."""
+    """Return parameters after `updates` of Adam, whose rate falls to zero."""
     tx = optax.adam(optax.linear_schedule(1e-3, 0.0, updates))
 
     def body(i, carry):
@@ -122,7 +123,7 @@ def trained(params, key, output: str, updates: int, loss, *args):
 
 @functools.partial(jax.jit, static_argnames=("output", "n"))
 def sample(params, output: str, n: int, limit) -> jax.Array:
-    """DDIM in n steps from the same noise, [NUM, 2]."""
+    """Return samples of DDIM in n steps from fixed noise, [NUM, 2]."""
     sampler = samplers.ddim()
     table = samplers.pad_table(sampler.table(SCHEDULE, n), np.float32)
     z = jax.random.normal(jax.random.key(1), (NUM, 1, 1, 1, 2))
@@ -134,31 +135,36 @@ def sample(params, output: str, n: int, limit) -> jax.Array:
 
 
 def measure(x: jax.Array, real: jax.Array) -> dict[str, float]:
-    """Share near a point, and the energy distance 2 E|x-y| - E|x-x'| - E|y-y'|."""
+    """Return the fraction near a point and the energy distance.
 
-    def apart(a, b):
+    The energy distance is 2 E|x - y| - E|x - x'| - E|y - y'|.
+    """
+
+    def pair_distances(a, b):
         return jnp.linalg.norm(a[:, None] - b, axis=-1)
 
-    near = (apart(x, centres()).min(axis=1) < 3 * DEVIATION).mean()
-    energy = 2 * apart(x, real).mean() - apart(x, x).mean() - apart(real, real).mean()
+    near = (pair_distances(x, centres()).min(axis=1) < 3 * DEVIATION).mean()
+    energy = 2 * pair_distances(x, real).mean() - pair_distances(x, x).mean()
+    energy -= pair_distances(real, real).mean()
     return {"near": float(near), "energy": float(energy)}
 
 
 def main() -> None:
-    """Every kind, the teacher and every round."""
+    """Measure teachers and students of every kind, print, write."""
     real = data(jax.random.key(2), NUM).reshape(NUM, 2)
     other = data(jax.random.key(3), NUM).reshape(NUM, 2)
     rows: list[dict] = [{"kind": "real", "student": measure(other, real)}]
     for output, limit in KINDS:
         key, zeros = jax.random.key(0), jnp.zeros((1, 1, 1, 1, 2))
         first = Net().init(key, zeros, jnp.zeros(1))
-        teacher = student = trained(first, key, output, TEACHER, teacher_loss)
-        n = START
+        teacher = student = trained(first, key, output, TEACHER_UPDATES, teacher_loss)
+        n = START_STEPS
         while n > 1:
             n //= 2
-            fresh, steps = jax.random.fold_in(key, n), jnp.int32(n)
+            round_key, steps = jax.random.fold_in(key, n), jnp.int32(n)
+            args = student, steps, limit
             student = trained(
-                student, fresh, output, ROUND, student_loss, student, steps, limit
+                student, round_key, output, ROUND_UPDATES, student_loss, *args
             )
             row = {
                 "kind": output if limit == 1 else f"{output}, not clipped",
@@ -169,11 +175,11 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     path = Path(__file__).with_suffix(".json")
-    found = {
+    result = {
         "command": "python -m experiments.prediction_types.prediction_types",
         "rows": rows,
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

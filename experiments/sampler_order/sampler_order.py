@@ -1,17 +1,17 @@
-"""How fast samplers come to the limit of many steps, by their noise levels.
+"""Convergence order of samplers, by schedule.
 
     python -m experiments.sampler_order.sampler_order
     python -m experiments.sampler_order.sampler_order --gaussian
 
-models/shapes, guided as it is by default, labels of held-out clips, one start for all:
-root mean square difference, in pixels of [-1, 1], to the same levels' limit, which is
-DPM-Solver++ in 512 steps, at equal numbers of network calls (Heun's sampler makes two a
-step). The order is the slope of the logarithm from a row to the next. Prints the table;
-writes experiments/sampler_order/images.json.
+models/shapes with its default guidance, labels of held-out clips, the same noise for
+all. Prints the root mean square difference, in pixels of [-1, 1], from the limit of the
+same schedule, which is DPM-Solver++ in 512 steps, at equal NFE (Heun's sampler has two
+per step). The order is the slope of the logarithm from one NFE to the next. Writes
+images.json.
 
---gaussian: of Gaussian pixels and their exact denoiser instead, in float64: how far the
-deviation of what comes out is from that of the limit, which is known, relative to the
-data's (experiments/sampler_order/gaussian.json).
+--gaussian measures Gaussian pixels with their exact denoiser instead, in float64: the
+deviation of samples minus that of the known limit, relative to the data's. Writes
+gaussian.json.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import process, samplers, schedules
 
-CALLS = (8, 16, 32, 64)
-LIMIT = 512
-ARMS = [
+NFES = (8, 16, 32, 64)
+LIMIT_STEPS = 512
+SAMPLERS = [
     ("ddim", "cosine"),
     ("dpm", "cosine"),
     ("ddim", "karras"),
@@ -38,16 +38,16 @@ ARMS = [
 
 
 STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)
-LEVELS = {"cosine": schedules.Cosine(), "karras": schedules.Karras()}
+SCHEDULES = {"cosine": schedules.Cosine(), "karras": schedules.Karras()}
 
 
 def deviation(sampler: samplers.Sampler, schedule, steps: int, s: float) -> float:
-    """Of what a sampler makes of noise, data being N(0, s^2): it is linear in it."""
+    """Return the deviation of samples, linear in the noise, for data N(0, s^2)."""
     table = sampler.table(schedule, steps)
 
     def denoise(z, level, cond):
-        spread = (level.alpha * s) ** 2 + level.sigma**2
-        return process.from_x(level.alpha * s**2 / spread * z, z, level)
+        variance = (level.alpha * s) ** 2 + level.sigma**2
+        return process.from_x(level.alpha * s**2 / variance * z, z, level)
 
     carry = sampler.init(np.ones(1))
     for i in range(steps):
@@ -58,24 +58,24 @@ def deviation(sampler: samplers.Sampler, schedule, steps: int, s: float) -> floa
 
 
 def gaussian() -> list[dict]:
-    """Rows of --gaussian."""
+    """Return the rows of --gaussian."""
     rows = []
     for s in (1.0, 0.5, 0.1):
         for sampler in ("ddim", "dpm", "heun"):
-            for name, schedule in LEVELS.items():
+            for name, schedule in SCHEDULES.items():
                 start = schedules.noise_level(schedule, np.ones(()))
                 limit = s / np.hypot(start.alpha * s, start.sigma)
-                made = samplers.SAMPLERS[sampler]()
-                found = [
-                    abs(deviation(made, schedule, n, s) - limit) / s for n in STEPS
+                built = samplers.SAMPLERS[sampler]()
+                errors = [
+                    abs(deviation(built, schedule, n, s) - limit) / s for n in STEPS
                 ]
                 row = {"sampler": sampler, "schedule": name, "deviation": s}
-                orders = -np.diff(np.log2(found))
-                row |= {"steps": STEPS, "error": found, "order": orders.tolist()}
+                orders = -np.diff(np.log2(errors))
+                row |= {"steps": STEPS, "error": errors, "order": orders.tolist()}
                 rows.append(row)
                 print(
                     f"{s:g}, {sampler}, {name}:",
-                    *(f"{error:.1e}" for error in found),
+                    *(f"{error:.1e}" for error in errors),
                     "order",
                     *(f"{order:.2f}" for order in orders),
                 )
@@ -103,42 +103,44 @@ def main() -> None:
         return write("gaussian", {"rows": gaussian()}, f"{command} --gaussian")
     loaded = runs.load(args.workdir)
     source = data.open_source(loaded.config)
-    labels = pipeline.held_out_batch(loaded.config, source, args.num).get("label")
+    batch = pipeline.held_out_batch(loaded.config, source, args.num)
+    cond = {name: batch[name] for name in loaded.model.batch_arrays}
 
-    def made(sampler: str, schedule: str, steps: int) -> np.ndarray:
+    def sample(sampler: str, schedule: str, steps: int) -> np.ndarray:
         settings = sampling.Settings(
-            steps=steps, sampler=sampler, sampling_schedule=schedule, batch_size=args.num,
+            steps=steps, sampler=sampler, sampling_schedule=schedule,
+            batch_size=args.num,
             guidance_scale=loaded.config.sample.guidance_scale,
         )  # fmt: skip
         return sampling.sample(
-            loaded.model, loaded.params, args.num, settings, cond={"label": labels}
+            loaded.model, loaded.params, args.num, settings, cond=cond
         )
 
-    def off(a: np.ndarray, b: np.ndarray) -> float:
+    def rmse(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.sqrt(np.mean((a - b) ** 2)))
 
-    limits = {name: made("dpm", name, LIMIT) for name in ("cosine", "karras")}
-    between = off(limits["cosine"], limits["karras"])
+    limits = {name: sample("dpm", name, LIMIT_STEPS) for name in ("cosine", "karras")}
+    between = rmse(limits["cosine"], limits["karras"])
     print(f"between the limits: {between:.4f}", flush=True)
     rows = []
-    for sampler, schedule in ARMS:
-        each = 2 if sampler == "heun" else 1
-        found = [
-            off(made(sampler, schedule, calls // each), limits[schedule])
-            for calls in CALLS
+    for sampler, schedule in SAMPLERS:
+        nfe_per_step = 2 if sampler == "heun" else 1
+        differences = [
+            rmse(sample(sampler, schedule, nfe // nfe_per_step), limits[schedule])
+            for nfe in NFES
         ]
-        orders = -np.diff(np.log2(found))
+        orders = -np.diff(np.log2(differences))
         rows.append(
             {
-                "sampler": sampler, "schedule": schedule, "nfe": CALLS,
-                "difference": found, "order": orders.tolist(),
+                "sampler": sampler, "schedule": schedule, "nfe": NFES,
+                "difference": differences, "order": orders.tolist(),
             }
         )  # fmt: skip
         print(
             f"{sampler}, {schedule}:",
             *(
-                f"{calls} calls {rms:.4f}"
-                for calls, rms in zip(CALLS, found, strict=True)
+                f"{nfe} NFE {rms:.4f}"
+                for nfe, rms in zip(NFES, differences, strict=True)
             ),
             "order",
             *(f"{order:.2f}" for order in orders),

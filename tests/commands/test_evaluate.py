@@ -52,7 +52,7 @@ def test_evaluate_prints_and_reports(run, tmp_path):
     names = [row["row"] for row in rows[:3]]
     assert names == ["samples", "samples, 1 steps", "training real"]
     assert rows[0]["frame_fd"] != rows[1]["frame_fd"]
-    assert "Frame FD against steps" in (tmp_path / "index.html").read_text()
+    assert "Frame FD by steps" in (tmp_path / "index.html").read_text()
     assert "positive integers" in refused("evaluate", *flags, "--compare_steps=0")
     assert "/absent" in refused("evaluate", *flags, "--show_samples=/absent")
     wrong = refused("evaluate", *flags, "--guidance_scale=1,-1")

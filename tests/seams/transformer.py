@@ -23,6 +23,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """z [b, f, h, w, c] -> the same shape."""
+        if inputs.concat is not None:
+            z = jnp.concatenate([z, inputs.concat], axis=-1)
         x = space_to_depth(z, PATCH)
         b, f, h, w, _ = x.shape
         x = nn.Dense(self.width)(x).reshape(b, f * h * w, self.width)

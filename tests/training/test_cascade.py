@@ -33,15 +33,15 @@ STAGES = ("base", "tsr1")
 def get_config(variant):
     config = cascade_small.get_config("smoke").unlock()
     config.data.text_embeddings_dir = {embeddings!r}
-    config.conditioning.update(text_width=6, text_drop=0.1)
+    config.conditioning.update(text_dim=6, text_dropout=0.1)
     config.sample.update(steps=2, guidance_scale=2.0)
     config.video.frames = 4 if variant == "base" else 8
     config.data.stride = 2 if variant == "base" else 1
     config.stage.update(kind="tsr")
     if variant == "base":
         config.stage.update(kind="base", factor=1, augmentation_time=(0.0, 1.0))
-    mixing = ("temporal_conv", "cross_attention")
-    config.network.levels = (dict(channels=8, blocks=1, mixing=mixing),)
+    layers = ("temporal_conv", "cross_attention")
+    config.network.levels = (dict(channels=8, blocks=1, layers=layers),)
     config.network.mid_layers = ()
     return config.lock()
 """
@@ -218,7 +218,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
 
 
 class FakeEncoder:
-    name, width = "fake", 384
+    name, dim = "fake", 384
 
     def __init__(self):
         self.asked = []
@@ -350,7 +350,7 @@ def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "give --config, of a model, or --cascade"),
+        ([], "give --config, a model or --cascade, its stages"),
         (["--cascade=configs/shapes.py"], "is of one model: it names no STAGES"),
         (
             ["--cascade=configs/cascade_smal.py"],

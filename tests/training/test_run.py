@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tensorboardX.record_writer import masked_crc32c
 
 from vdm_jax.errors import UserError
-from vdm_jax.migration import ADDED_FIELDS
+from vdm_jax.migration import ADDED_FIELDS, migrate
 from vdm_jax.scalars import read_scalars
 from vdm_jax.training.logging import Event, Logger
 from vdm_jax.training.run import RESUME_RULES, open_run
@@ -23,7 +23,7 @@ STATE = {"params": jnp.arange(3.0), "step": jnp.int32(7)}
 
 
 class Counter:
-    """Data whose batches are numbers."""
+    """Batches that are numbers."""
 
     def __init__(self):
         self.count = 0
@@ -41,35 +41,34 @@ class Counter:
 
 def config(**changes) -> ConfigDict:
     value = ConfigDict(
-        {
-            "seed": 0,
-            "init_from": "",
-            "video": {"frames": 8},
-            "data": {
-                **ADDED_FIELDS["data"],
-                "batch_size": 2,
-                "path": "a",
-                "label_vocabulary": (("x", "y"),),
-            },
-            "stage": ADDED_FIELDS["stage"],
-            "network": {"levels": ({"channels": 8},), "remat": "none"},
-            "conditioning": {**ADDED_FIELDS["conditioning"], "guidance_range": ()},
-            "diffusion": ADDED_FIELDS["diffusion"],
-            "train": {
-                **ADDED_FIELDS["train"],
-                "steps": 4,
-                "keep_checkpoints": 2,
-                "trainable": ((".*", True),),
-                "ema_decay": 0.9,
-            },
-        }
+        migrate(
+            {
+                "seed": 0,
+                "init_from": "",
+                "video": {"frames": 8},
+                "data": {
+                    "batch_size": 2,
+                    "path": "a",
+                    "label_vocabulary": (("x", "y"),),
+                },
+                "network": {"levels": ({"channels": 8},), "remat": "none"},
+                "conditioning": {},
+                "diffusion": {},
+                "train": {
+                    "steps": 4,
+                    "keep_checkpoints": 2,
+                    "trainable": ((".*", True),),
+                    "ema_decay": 0.9,
+                },
+            }
+        )
     )
     value.update_from_flattened_dict(changes)
     return value.lock()
 
 
 def begin(workdir, *, fingerprint=None, **changes):
-    """What a run restores from this directory, having saved step 7 if it was empty."""
+    """Resume a run, or save its step 7 if the directory is empty; return its state."""
     data = Counter()
     with open_run(workdir, config(**changes), fingerprint or {"items": 5}) as run:
         state = run.resume(
@@ -146,7 +145,7 @@ def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old,
     begin(tmp_path)
 
 
-def test_an_average_may_become_longer_but_neither_begin_nor_end(tmp_path, capsys):
+def test_an_average_may_become_longer_but_neither_starts_nor_ends(tmp_path, capsys):
     begin(tmp_path, **{"train.ema_decay": 0.0})
     with pytest.raises(
         UserError, match="train.ema_decay=0.9, but .* was started with 0.0"
@@ -158,7 +157,7 @@ def test_an_average_may_become_longer_but_neither_begin_nor_end(tmp_path, capsys
 
 
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
-    """As when the code of an optimiser or a network has changed, and no field."""
+    """As if the code of an optimiser or a network changed, but no field."""
     begin(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".lock"}
     more = jax.eval_shape(lambda: {**STATE, "more": jnp.zeros(2)})
@@ -208,8 +207,8 @@ def test_no_link_is_followed(tmp_path):
         assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
-    """The run knew no choice of schedule: going on along another one is a change."""
+def test_a_field_that_was_added_later_has_its_former_meaning(tmp_path):
+    """The run had no choice of schedule, so another schedule is a change."""
     begin(tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
@@ -219,8 +218,8 @@ def test_a_field_younger_than_the_run_had_its_old_meaning(tmp_path):
         begin(tmp_path, **{"diffusion.schedule": "flow"})
 
 
-def test_every_younger_field_goes_on_with_its_old_meaning(tmp_path, capsys):
-    """Also those that are no longer tuples after their way through JSON."""
+def test_every_added_field_keeps_its_former_meaning(tmp_path, capsys):
+    """Also those that are lists after they were stored as JSON."""
     begin(tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
@@ -246,7 +245,7 @@ def test_other_data_is_refused(tmp_path):
         begin(tmp_path, fingerprint={"items": 6})
 
 
-def test_every_field_has_an_answer():
+def test_every_field_has_a_resume_rule():
     assert RESUME_RULES[-1][0] == "*"
 
 
@@ -255,7 +254,7 @@ import sys
 from vdm_jax.training.run import lock_workdir
 from pathlib import Path
 with lock_workdir(Path(sys.argv[1])):
-    print("mine", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
@@ -266,11 +265,11 @@ def test_second_run_is_refused_until_the_first_is_gone_even_killed(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as holder:  # fmt: skip
         assert holder.stdout
-        assert holder.stdout.readline() == "mine\n"
+        assert holder.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
             begin(tmp_path)
         holder.send_signal(signal.SIGKILL)
-    begin(tmp_path)  # the lock file still names the dead
+    begin(tmp_path)  # the lock file still names the killed process
 
 
 def test_workdir_must_be_a_directory(tmp_path):
@@ -307,7 +306,7 @@ def test_videos_reach_tensorboard_as_gif(tmp_path):
 
 
 def events(folder):
-    """The events of TensorBoard's files in logs/, each record's checksums verified."""
+    """Read the events of TensorBoard's files in logs/; verify their checksums."""
     found = []
     for path in sorted((folder / "logs").iterdir()):
         content = path.read_bytes()
@@ -321,7 +320,7 @@ def events(folder):
     return found
 
 
-def test_tensorboard_reads_scalars_and_hides_what_is_made_again(tmp_path):
+def test_tensorboard_reads_scalars_and_hides_repeated_steps(tmp_path):
     Logger(tmp_path, step=6).scalars(7, {"a": 1.5, "b/c": 2.0})
     version, hidden, row = events(tmp_path)
     assert version.file_version == "brain.Event:2"

@@ -1,6 +1,6 @@
 """Flax networks; they know no diffusion. A kind of network is a row of NETWORKS.
 
-A network is a module that is called as network(z, inputs, train=False) -> like z, with z
+A network is a module, called as network(z, inputs, train=False) -> like z, with z
 [b, f, h, w, c] and inputs.Inputs.
 """
 

@@ -26,7 +26,6 @@ RANGES = (
     ("data.workers", 0, 1024),
     ("data.cache_gib", 0, 1e6),
     ("data.max_bad_fraction", 0, 1),
-    ("network.dropout", 0, 0.999),
     ("conditioning.cond_dim", 4, 2**16),
     ("conditioning.cond_mlp_layers", 0, 64),
     ("conditioning.text_dim", 0, 2**16),
