@@ -12,8 +12,10 @@ from tests.seams import autoencoder, first_frame, fps, transformer
 from vdm_jax import conditions, networks, runs, sampling, scalars
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.data import shapes
+from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models as evaluator
+from vdm_jax.evaluators.options import ReportOptions
 from vdm_jax.training import tasks
 from vdm_jax.training.train import train
 
@@ -72,9 +74,7 @@ def prediction(model, params, name, value):
     raw = model.null_conditions((n,)) | {name: value}
     cond = raw | model.raw_conditions(raw)
     z = jax.random.normal(jax.random.key(0), (n, *model.shape))
-    level = sampling.program.schedules.noise_level(
-        model.schedule, jax.numpy.full(n, 0.7)
-    )
+    level = schedules.noise_level(model.schedule, jax.numpy.full(n, 0.7))
     return np.asarray(model.denoiser(params)(z, level, cond).x)
 
 
@@ -102,9 +102,8 @@ def test_a_scalar_condition_and_a_network(tmp_path):
     ]  # fmt: skip
     assert min(abs(made[0] - made[1]).mean(), abs(made[1] - made[2]).mean()) > 1e-3
     results = evaluator.evaluate(
-        run, tmp_path / "run", tmp_path / "report", num=4,
-        guidance_scales=[1.0], seed=0, sample_folders=[], baseline_reports=[],
-        networks=None, report_commands=[], compare_steps=[],
+        run, tmp_path / "run", ReportOptions(tmp_path / "report"), num=4,
+        guidance_scales=[1.0], seed=0, networks=None,
     )  # fmt: skip
     assert np.isfinite(results["pixels"][0]["frame_fd"])
 

@@ -200,7 +200,8 @@ def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> An
     for field, value in config.data.items():
         if value or field == "workers":
             student.data[field] = value
-    student.network.dropout = 0.0
+    if "dropout" in student.network:  # some kinds of network have none
+        student.network.dropout = 0.0
     if distill.guidance_range:
         student.conditioning.guidance_range = tuple(map(float, distill.guidance_range))
     student.diffusion.loss_weighting = distill.loss_weighting
