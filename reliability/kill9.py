@@ -1,12 +1,12 @@
-"""Kill a training run again and again; what it ends with must not differ by one bit.
+"""Kill a training run repeatedly; its final state must be equal bit for bit.
 
     python -m reliability.kill9 --kills=20
 
 Trains the smallest shapes model once without interruption, then again while it is
-killed with SIGKILL: at random moments, while a checkpoint is being written, and as soon
-as an old one is being deleted. Each start must go on from a checkpoint not older than
-the one before. At the end every array of the last checkpoint (parameters, average,
-optimiser, step) and the position of the data are compared. Writes a JSON beside this.
+killed with SIGKILL: at random moments, while a checkpoint is being written, and while
+an old one is being deleted. Each start must resume from the newest checkpoint. At the
+end every array of the last checkpoint (parameters, average, optimiser, step) and the
+position of the data are compared. Writes kill9.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MOMENTS = ("anywhere", "anywhere", "saving", "deleting")
 
 
 def command(workdir: Path, steps: int, every: int = 5) -> list[str]:
-    """Training with a checkpoint every few steps, and previews on the way."""
+    """Return the training command, with frequent checkpoints and previews."""
     return [
         sys.executable, "train.py", "--config=configs/shapes.py:smoke",
         f"--workdir={workdir}", f"--config.train.steps={steps}",
@@ -52,20 +52,20 @@ def train(workdir: Path, steps: int) -> None:
 
 
 def names(workdir: Path) -> set[str]:
-    """What is in the checkpoint directory at this moment."""
+    """Return the present entries of the checkpoint directory."""
     try:
         return set(os.listdir(workdir / "checkpoints"))
     except FileNotFoundError:
         return set()
 
 
-def newest(found: set[str]) -> int:
-    """The newest committed step, 0 if there is none."""
-    return max((int(name) for name in found if name.isdecimal()), default=0)
+def newest(entries: set[str]) -> int:
+    """Return the newest committed step, 0 if there is none."""
+    return max((int(name) for name in entries if name.isdecimal()), default=0)
 
 
 def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dict:
-    """Start the run, wait for a moment after it has got further, kill it."""
+    """Start the run and kill it at a moment after its next checkpoint."""
     before = newest(names(workdir))
     log = workdir.with_suffix(".log")
     with (
@@ -102,14 +102,14 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
 
 
 def arrays(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
-    """Every array of a checkpoint by name, and what was saved beside them."""
+    """Return the arrays of a checkpoint by name, and its other data."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    found = checkpoints.arrays(step)
-    return {n: np.asarray(x) for n, x in found.items()}, checkpoints.extra(step)
+    saved = checkpoints.arrays(step)
+    return {n: np.asarray(x) for n, x in saved.items()}, checkpoints.extra(step)
 
 
 def compare(a: Path, b: Path, step: int) -> dict:
-    """Which arrays of the two runs' last checkpoints differ in any bit."""
+    """Return the arrays of two runs' last checkpoints that differ in any bit."""
     (first, extra_a), (second, extra_b) = arrays(a, step), arrays(b, step)
     differ = [
         name
@@ -129,7 +129,7 @@ def compare(a: Path, b: Path, step: int) -> dict:
 
 
 def write(path: Path, target: str, result: dict, kills: list, seconds: float) -> None:
-    """The JSON; exits with a word if the two runs differ."""
+    """Write the JSON; exit with a message if the two runs differ."""
     report = {
         "target": target,
         "result": result,
@@ -147,7 +147,7 @@ def write(path: Path, target: str, result: dict, kills: list, seconds: float) ->
 
 
 def arguments(**defaults: int) -> argparse.Namespace:
-    """Of a script of kills: how many, the seed, where the JSON goes, and its own."""
+    """Return --kills, --seed, --out and the flags in `defaults`."""
     name = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser()
     for flag, default in {"kills": 20, "seed": 0, **defaults}.items():
@@ -158,7 +158,7 @@ def arguments(**defaults: int) -> argparse.Namespace:
 
 
 def main() -> None:
-    """The whole experiment, as a table and as JSON."""
+    """Kill, compare, print and write."""
     args = arguments(steps=600)
     rng = random.Random(args.seed)
     kills, started = [], time.monotonic()
@@ -174,7 +174,7 @@ def main() -> None:
                 flush=True,
             )
             if row["resumed"] != row["before"]:
-                raise SystemExit(f"went on from {row['resumed']}, not {row['before']}")
+                raise SystemExit(f"resumed from {row['resumed']}, not {row['before']}")
             kills.append(row)
         # The number of steps is part of the schedule: both runs train all of them.
         train(killed, args.steps)
@@ -184,7 +184,7 @@ def main() -> None:
               for w in ("saving", "deleting", "bad")}  # fmt: skip
     result |= {"kills": len(kills), "within": within}
     print(json.dumps(result, indent=1))
-    target = "no bit differs; each start goes on from the newest step"
+    target = "no bit differs; each start resumes from the newest step"
     write(args.out, target, result, kills, time.monotonic() - started)
 
 

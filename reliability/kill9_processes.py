@@ -1,11 +1,11 @@
-"""Kill either of two processes of a run again and again; no bit of its end may differ.
+"""Kill one of two processes of a run repeatedly; its final state must be equal.
 
     python -m reliability.kill9_processes --kills=20
 
 Trains the smallest shapes model on two processes, which meet on loopback, once without
-interruption, then again while one of them, drawn anew each time, is killed with SIGKILL
-at a random moment: while they start, while they train, while they save. The other must
-end by itself with status 134, and the pair is started again. Writes a JSON beside this.
+interruption, then again while one of them, drawn each time, is killed with SIGKILL at a
+random moment: while they start, train or save. The other must exit with status 134;
+then both are started again. Writes kill9_processes.json.
 """
 
 import json
@@ -22,19 +22,19 @@ from reliability.kill9 import arguments, compare, names, newest, write
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = ("anywhere", "anywhere", "saving", "starting")
-ABORTED = 134  # as a shell tells SIGABRT, by which JAX ends the others
-LONGEST = 180  # seconds that the other may take to notice
+ABORTED = 134  # the shell's status for SIGABRT, with which JAX ends the others
+TIMEOUT = 180  # seconds that the other may take to exit
 
 
 def start(workdir: Path, steps: int, every: int = 5) -> list[subprocess.Popen]:
-    """The two processes of a run, each with a log beside the workdir."""
+    """Start both processes of a run, each with a log next to the workdir."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    made = []
+    processes = []
     for rank in range(2):
         with Path(f"{workdir}.{rank}.log").open("w") as log:
-            made.append(
+            processes.append(
                 subprocess.Popen(
                     [
                         sys.executable, "train.py", f"--workdir={workdir}",
@@ -50,11 +50,11 @@ def start(workdir: Path, steps: int, every: int = 5) -> list[subprocess.Popen]:
                     env={**os.environ, "JAX_PLATFORMS": "cpu"},
                 )
             )  # fmt: skip
-    return made
+    return processes
 
 
-def said(workdir: Path) -> str:
-    """The logs of both."""
+def read_logs(workdir: Path) -> str:
+    """Return the logs of both processes."""
     return "\n".join(Path(f"{workdir}.{rank}.log").read_text() for rank in range(2))
 
 
@@ -62,11 +62,11 @@ def finish(workdir: Path, steps: int) -> None:
     """Run to the end without further checkpoints, or raise with what was printed."""
     statuses = [process.wait() for process in start(workdir, steps, every=steps)]
     if any(statuses):
-        raise SystemExit(f"exit statuses {statuses}:\n{said(workdir)}")
+        raise SystemExit(f"exit statuses {statuses}:\n{read_logs(workdir)}")
 
 
 def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dict:
-    """Start the pair, wait for the moment, kill one; how the other ended."""
+    """Start both, kill one at the moment; return how the other ended."""
     before = newest(names(workdir))
     pair, rank = start(workdir, steps), rng.randrange(2)
 
@@ -75,7 +75,7 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
             if any(process.poll() is not None for process in pair):
                 for process in pair:
                     process.kill()
-                raise SystemExit(f"ended before its kill:\n{said(workdir)}")
+                raise SystemExit(f"ended before its kill:\n{read_logs(workdir)}")
             time.sleep(0.005)
 
     if moment == "starting":
@@ -90,10 +90,10 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
     pair[rank].kill()
     killed, other = time.monotonic(), pair[1 - rank]
     try:
-        status = other.wait(timeout=LONGEST)
+        status = other.wait(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         other.kill()
-        raise SystemExit(f"the other goes on:\n{said(workdir)}") from None
+        raise SystemExit(f"the other still runs:\n{read_logs(workdir)}") from None
     return {
         "moment": moment,
         "killed": rank,
@@ -105,7 +105,7 @@ def kill_once(workdir: Path, steps: int, moment: str, rng: random.Random) -> dic
 
 
 def main() -> None:
-    """The whole experiment, as a table and as JSON."""
+    """Kill, compare, print and write."""
     args = arguments(steps=600)
     rng, kills, started = random.Random(args.seed), [], time.monotonic()
     print("  #  moment    killed  other's status  after s  newest", flush=True)
@@ -120,9 +120,9 @@ def main() -> None:
             )
             kills.append(row)
             if row["status"] != ABORTED:
-                raise SystemExit(f"status {row['status']}:\n{said(killed)}")
+                raise SystemExit(f"status {row['status']}:\n{read_logs(killed)}")
             if row["newest"] < row["before"]:
-                raise SystemExit("something that was saved is gone")
+                raise SystemExit("a saved checkpoint is gone")
         finish(killed, args.steps)
         finish(whole, args.steps)
         result = compare(whole, killed, args.steps)
@@ -130,7 +130,7 @@ def main() -> None:
     statuses = {str(s): sum(k["status"] == s for k in kills) for s in {ABORTED}}
     result |= {"kills": len(kills), "moments": moments, "statuses": statuses}
     print(json.dumps(result, indent=1))
-    target = "no bit differs; whoever is left ends with status 134"
+    target = "no bit differs; the other process exits with status 134"
     write(args.out, target, result, kills, time.monotonic() - started)
 
 

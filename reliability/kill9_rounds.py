@@ -1,11 +1,11 @@
-"""Kill a distillation again and again; its last student must not differ by one bit.
+"""Kill a distillation repeatedly; its last student must be equal bit for bit.
 
     python -m reliability.kill9_rounds --kills=20
 
-Distils the smallest shapes model, guided, from 8 steps to 1, once without interruption,
-then again while it is killed with SIGKILL: at random moments, while a checkpoint is
-being written, between two rounds, when the last checkpoint of one stands and its row is
-not yet in rounds.json, and while it starts. Writes a JSON beside this.
+Distils the smallest shapes model with guidance from 8 steps to 1, once without
+interruption, then again while it is killed with SIGKILL: at random moments, while a
+checkpoint is being written, between two rounds, when a round's last checkpoint is saved
+and its row is not yet in rounds.json, and while it starts. Writes kill9_rounds.json.
 """
 
 import json
@@ -25,11 +25,12 @@ UPDATES = 50
 
 
 def command(workdir: Path, teacher: Path, every: int = 5) -> list[str]:
-    """A short guided distillation with a checkpoint every few updates."""
+    """Return the command of a short guided distillation, frequent checkpoints."""
     return [
         sys.executable, "distill.py", "--config=configs/distill_shapes.py:smoke",
         f"--teacher={teacher}", f"--workdir={workdir}",
-        f"--config.distill.start_steps={STEPS[0]}", f"--config.distill.updates_per_round={UPDATES}",
+        f"--config.distill.start_steps={STEPS[0]}",
+        f"--config.distill.updates_per_round={UPDATES}",
         f"--config.distill.updates_last_rounds={UPDATES}",
         f"--config.distill.guidance_updates={UPDATES}", "--config.distill.num=64",
         f"--config.train.checkpoint_every={every}", "--config.train.log_every=5",
@@ -44,7 +45,7 @@ def finish(line: list[str]) -> None:
 
 
 def progress(workdir: Path) -> tuple[int, int]:
-    """(finished rounds, newest checkpoint of the next one)."""
+    """Return the finished rounds and the newest checkpoint of the next round."""
     path = workdir / "rounds.json"
     rounds = len(json.loads(path.read_text())) if path.is_file() else 0
     if rounds == len(STEPS):
@@ -53,7 +54,7 @@ def progress(workdir: Path) -> tuple[int, int]:
 
 
 def kill_once(workdir: Path, line: list[str], moment: str, rng: random.Random) -> dict:
-    """Start, wait until it has got further, then for the moment, and kill."""
+    """Start, wait for progress and then for the moment, and kill."""
     before = progress(workdir)
     log = workdir.with_suffix(".log")
     with (
@@ -92,7 +93,7 @@ def kill_once(workdir: Path, line: list[str], moment: str, rng: random.Random) -
 
 
 def main() -> None:
-    """The whole experiment, as a table and as JSON."""
+    """Kill, compare, print and write."""
     args = arguments()
     rng = random.Random(args.seed)
     kills, started = [], time.monotonic()
@@ -107,7 +108,7 @@ def main() -> None:
         print("  #  moment    rounds and step before, after  left on disk", flush=True)
         for number in range(args.kills):
             if progress(killed)[0] == len(STEPS) - 1 and progress(killed)[1] > 20:
-                break  # too near to its end to be killed again
+                break  # too close to its end to be killed again
             moment = MOMENTS[number % len(MOMENTS)]
             row = kill_once(killed, command(killed, teacher), moment, rng)
             print(
@@ -116,7 +117,7 @@ def main() -> None:
                 flush=True,
             )
             if tuple(row["after"]) < tuple(row["before"]):
-                raise SystemExit("something that was saved is gone")
+                raise SystemExit("saved progress is gone")
             kills.append(row)
         finish(command(killed, teacher))
         last = f"rounds/{STEPS[-1]:04d}"

@@ -47,7 +47,7 @@ def call(devices: int, x64: bool, script: str, *flags: str) -> str:
 
 
 def trained(folder: Path, devices: int, x64: bool, *mesh: str) -> dict[str, np.ndarray]:
-    """The parameters after STEPS steps, by name."""
+    """Train STEPS steps and return the parameters by name."""
     config = "--config=configs/shapes.py:smoke"
     call(devices, x64, "train.py", config, f"--workdir={folder}", *SIZES, *QUIET, *mesh)
     arrays = run_command.arrays(folder / "checkpoints", STEPS, x64)
@@ -82,14 +82,14 @@ def test_eight_devices_train_as_one(single, mesh, tmp_path):
 @pytest.mark.slow
 def test_eight_devices_start_from_the_parameters_of_one(tmp_path):
     trained(tmp_path / "one", 1, False)
-    given = f"--config.init_from={tmp_path / 'one'}"
-    trained(tmp_path / "eight", 8, False, *MESHES["4x2"], given)
+    init_from = f"--config.init_from={tmp_path / 'one'}"
+    trained(tmp_path / "eight", 8, False, *MESHES["4x2"], init_from)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["fsdp=8", "4x2"])
 def test_eight_devices_distil_as_one(mesh, tmp_path):
-    """The told round and a halving one, the teacher sharded like the student."""
+    """A round that distils guidance and one of steps, with a sharded teacher."""
     teacher = tmp_path / "teacher"
     trained(teacher, 1, True)
     students = []
@@ -126,7 +126,7 @@ def test_the_loss_in_float32_is_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-3), (True, 1e-9)])
 def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
-    """64 DDIM steps, plain and given frames; the third arm splits its batch too."""
+    """64 DDIM steps, with known frames or none, and with another batch size."""
     run = tmp_path / "run"
     trained(run, 1, x64)
     videos = []
@@ -139,7 +139,8 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             "cond = {'label': sampling.draw_labels(m.model, 8)};"
             f"s = sampling.Settings(steps=64, guidance_scale=2.0, batch_size={batch});"
             "v = sampling.sample(m.model, m.params, 8, s, cond=cond);"
-            "known = sampling.Observation(v[:1], np.arange(8).reshape(1, 8, 1, 1, 1) < 4);"
+            "mask = np.arange(8).reshape(1, 8, 1, 1, 1) < 4;"
+            "known = sampling.Observation(v[:1], mask);"
             "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known, cond=cond);"
             f"np.save({str(out)!r}, np.stack([v, w]))",
         )  # fmt: skip
@@ -149,8 +150,8 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """Embeddings of every sentence of moving shapes, six numbers a word."""
+def text_folder(tmp_path_factory):
+    """Return embeddings of every sentence of moving shapes, of dimension 6."""
     folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
 
     def encode(captions):
@@ -162,10 +163,11 @@ def told(tmp_path_factory):
 
 
 def stage(folder: Path, devices: int, text: str, *flags: str) -> dict[str, np.ndarray]:
-    """A stage of a cascade told by text, trained in float64; its parameters."""
+    """Train a stage of a cascade with text in float64; return its parameters."""
     call(
         devices, True, "train.py", "--config=configs/cascade_small.py:smoke",
-        f"--workdir={folder}", *SIZES, *QUIET, f"--config.data.text_embeddings_dir={text}",
+        f"--workdir={folder}", *SIZES, *QUIET,
+        f"--config.data.text_embeddings_dir={text}",
         "--config.conditioning.text_dim=6", "--config.conditioning.text_dropout=.1",
         "--config.data.joint_image_frames=2", *flags,
     )  # fmt: skip
@@ -174,16 +176,18 @@ def stage(folder: Path, devices: int, text: str, *flags: str) -> dict[str, np.nd
 
 
 @pytest.mark.slow
-def test_eight_devices_train_a_stage_as_one_and_sample_a_cascade_as_one(told, tmp_path):
-    one = stage(tmp_path / "ssr", 1, told)
-    assert largest(one, stage(tmp_path / "8", 8, told, *MESHES["4x2"])) < 1e-10
+def test_a_stage_and_a_cascade_are_the_same_on_eight_devices(text_folder, tmp_path):
+    one = stage(tmp_path / "ssr", 1, text_folder)
+    eight = stage(tmp_path / "8", 8, text_folder, *MESHES["4x2"])
+    assert largest(one, eight) < 1e-10
     size = ("--config.video.height=8", "--config.video.width=8")
     kind = "kind=base", "factor=1", "augmentation_time=(0.0, 1.0)"
     base = *(f"--config.stage.{field}" for field in kind), *size
-    stage(tmp_path / "base", 1, told, *base)
+    stage(tmp_path / "base", 1, text_folder, *base)
     (tmp_path / "cascade.toml").write_text(
         "".join(
-            f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\nsteps = 8\nguidance_scale = 2\n'
+            f'[[stage]]\nname = "{name}"\nworkdir = "{name}"\n'
+            "steps = 8\nguidance_scale = 2\n"
             for name in ("base", "ssr")
         )
     )

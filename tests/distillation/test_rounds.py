@@ -43,10 +43,10 @@ def test_wrong_settings_are_refused_and_leave_nothing(
 def test_a_teacher_that_cannot_be_guided(teacher, tmp_path):
     own = teacher_config()
     own.conditioning.label_dropout = 0.0
-    with pytest.raises(UserError, match="sometimes dropped"):
+    with pytest.raises(UserError, match="without dropping its conditions"):
         rounds.check(config().distill, own, build.build_model(own))
     own.conditioning.update(label_dropout=0.1, guidance_range=(1.0, 5.0))
-    with pytest.raises(UserError, match="a guided student already"):
+    with pytest.raises(UserError, match="a student with guidance already"):
         rounds.check(config().distill, own, build.build_model(own))
 
 

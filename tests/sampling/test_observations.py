@@ -120,7 +120,7 @@ def test_upscale_keeps_the_small_clip_as_area_means(output, clip, tmp_path):
 
 
 def test_grey_models_get_grey_clips(output, clip, trained):
-    model = dataclasses.replace(trained[0], shape=(8, 16, 16, 1))
+    model = dataclasses.replace(trained[0], video_shape=(8, 16, 16, 1))
     known, _ = observations.extend(observations.OutputSpec(model, RATE), clip)
     assert known.video.shape[-1] == 1
     np.testing.assert_allclose(greys(known)[0], [0, 20, 40, 60], atol=2)

@@ -27,7 +27,7 @@ class Fps(Condition):
 
     def embed(self, name, cond: Cond, keep, frames: int, dim: int) -> Contribution:
         """A projection of waves of the rate's logarithm."""
-        phase = jnp.log(cond["fps"])[..., None] * jnp.arange(1.0, 5.0)
+        phase = jnp.multiply.outer(jnp.log(cond["fps"]), jnp.arange(1.0, 5.0))
         waves = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
         emb = jnp.where(keep[..., None], dense(waves, dim, name), 0)
         return Contribution(per_frame(emb, frames))

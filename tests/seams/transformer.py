@@ -28,7 +28,7 @@ class Transformer(nn.Module):
         x = space_to_depth(z, PATCH)
         b, f, h, w, _ = x.shape
         x = nn.Dense(self.width)(x).reshape(b, f * h * w, self.width)
-        x += self.param("place", nn.initializers.normal(0.02), x.shape[1:])
+        x = x + self.param("place", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         vector = nn.Dense(self.width)(inputs.vector)
         if vector.ndim == 2:
             vector = vector[:, None]

@@ -147,10 +147,15 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     path.write_text(json.dumps(fields))
     assert call("train", *flags).returncode == 0
     for command, stage, flags_of_it, message in (
-        ("sample", "base", [], "base is told by text: give --prompt"),
-        ("evaluate", "base", ["--num=2"], "is told by text, and evaluate.py tells"),
-        ("sample", "tsr1", [], "tsr1 is a stage that is given a video"),
-        ("sample", "tsr1", ["--prompt=a"], "tsr1, is given a video; begin with"),
+        ("sample", "base", [], "base is conditioned on text: give --prompt"),
+        (
+            "evaluate",
+            "base",
+            ["--num=2"],
+            "is conditioned on text, which evaluate.py cannot",
+        ),
+        ("sample", "tsr1", [], "tsr1 is a super-resolution stage: name it"),
+        ("sample", "tsr1", ["--prompt=a"], "tsr1, needs a video as input; begin with"),
         # The encoder of the text is missing: one line says so.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
         (
@@ -212,7 +217,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
         texts = captions.open_caption_embeddings(
             config, SimpleNamespace(captions=["a", "b b"])
         )
-        assert loaded == [0] and encoder.asked == [["", "a", "b b"]]  # once
+        assert loaded == [0] and encoder.calls == [["", "a", "b b"]]  # once
     assert texts.embeddings["b b"].shape == (2, 384)
     assert config.conditioning.text_encoder_sha256 == "weights"
 
@@ -221,13 +226,13 @@ class FakeEncoder:
     name, dim = "fake", 384
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def sha256(self):
         return "weights"
 
     def __call__(self, texts):
-        self.asked.append(sorted(texts))
+        self.calls.append(sorted(texts))
         words = [len(t.split()) or 1 for t in texts]
         mask = np.arange(max(words)) < np.array(words)[:, None]
         tokens = np.ones((*mask.shape, 384), np.float32)

@@ -61,10 +61,10 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
 
     monkeypatch.setattr(observers.sampling, "sample", sample)
     run = SimpleNamespace(logger=SimpleNamespace(active=False))
-    (preview_every, _, preview), (eval_every, _, validate) = observers.make_observers(
+    (sample_every, _, preview), (eval_every, _, validate) = observers.make_observers(
         config, model, sharding.make_mesh(), source, None, run
     )
-    assert (preview_every, eval_every) == (
+    assert (sample_every, eval_every) == (
         config.train.sample_every,
         config.train.eval_every,
     )

@@ -179,11 +179,13 @@ def test_logs_on_a_full_disk_end_the_run_once_its_state_is_saved(
         (tmp_path / name).write_bytes(b'{"step": 0}\n' * 2000)  # 24 kB
     observers = ((at, "sampling", observe),) if at else ()
     with (
-        pytest.raises(UserError, match="could not be written .file too large") as told,
+        pytest.raises(
+            UserError, match="could not be written .file too large"
+        ) as caught,
         files_no_larger_than(20_000),
     ):
         train(tmp_path, observers=observers, seen=run_of.append)
-    assert told.value.status == 2 and steps(tmp_path)[-1] == saved
+    assert caught.value.status == 2 and steps(tmp_path)[-1] == saved
     assert same(train(tmp_path), uninterrupted)
 
 

@@ -153,21 +153,21 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
     if not scales:
         return
     two = len(scales) == 2 and all(isinstance(s, int | float) for s in scales)
-    asked = f"config.distill.guidance_range={scales}"
+    field = f"config.distill.guidance_range={scales}"
     if not two or not 1 <= scales[0] < scales[1] < np.inf:
         raise UserError(
-            f"{asked}: () or the lowest and the highest scale s of uncond + "
+            f"{field}: () or the lowest and the highest scale s of uncond + "
             "s (cond - uncond), as (1.0, 5.0)"
         )
     if teacher.guidance_range:
         raise UserError(
-            f"{asked}: this teacher is a guided student already, trained with scales "
-            "from {:g} to {:g}; set it to ()".format(*teacher.guidance_range)
+            f"{field}: this teacher is a student with guidance already, trained with "
+            "scales from {:g} to {:g}; set it to ()".format(*teacher.guidance_range)
         )
     if not teacher.supports_cfg:
         raise UserError(
-            f"{asked}: this teacher was not trained with conditions that were "
-            "sometimes dropped, so nothing can be guided; set it to ()"
+            f"{field}: this teacher was trained without dropping its conditions, so "
+            "it cannot be guided; set it to ()"
         )
 
 
