@@ -14,7 +14,7 @@ PATCH = 4
 class Autoencoder(nn.Module):
     """Linear: patches of 4 x 4 pixels to `width` numbers and back."""
 
-    width: int = 16
+    width: int = 32
 
     @nn.compact
     def __call__(self, video: jax.Array) -> jax.Array:

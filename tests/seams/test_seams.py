@@ -1,7 +1,6 @@
 """A condition, a video condition, a network and a task of one file each work."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -83,8 +82,8 @@ def test_a_scalar_condition_and_a_network(tmp_path):
     train(config, tmp_path / "run")
     config.train.steps = 150
     train(config, tmp_path / "run")  # resumes at 50
-    log = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert [row["step"] for row in log if "train/loss" in row] == [*range(10, 151, 10)]
+    steps, _ = scalars.read_scalars(tmp_path / "run")["train/loss"]
+    assert steps.tolist() == [*range(10, 151, 10)]
     first, last = losses(tmp_path / "run")
     assert last < 0.8 * first
     run = runs.load(tmp_path / "run")
@@ -130,12 +129,13 @@ def test_a_video_condition(tmp_path):
 def test_a_task(tmp_path):
     """An autoencoder, which resumes and reconstructs."""
     config = tiny(50, task="autoencoder")
+    config.train.learning_rate = 0.01
     train(config, tmp_path / "run")
-    config.train.steps = 200
+    config.train.steps = 300
     train(config, tmp_path / "run")
     first, last = losses(tmp_path / "run")
     assert last < 0.1 * first
-    arrays = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).arrays(200)
+    arrays = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).arrays(300)
     params = {}
     for path, array in arrays.items():
         if path.startswith("ema/"):
