@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 )
 def test_a_value_of_another_type_is_one_line(tmp_path, section, name, value):
     fields = json.loads(shapes.get_config("cpu").to_json())
-    fields["data"] |= {"mean": 0.0, "variance": 1.0, "label_vocabulary": []}
+    fields["data"] |= {"mean": 0.0, "variance": 1.0, "label_vocabulary": [["a", "b"]]}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     runs.read_config(tmp_path)
     fields[section][name] = value
