@@ -24,7 +24,13 @@ from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/*.md", "models/*/README.md", "cascades/*/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/*.md",
+    "experiments/*/README.md",
+    "models/*/README.md",
+    "cascades/*/README.md",
+)
 PAPERS = ROOT / "docs" / "papers.md"
 
 UNITS = {  # in seconds, bytes, counts and shares; a file may have either

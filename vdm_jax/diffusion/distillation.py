@@ -117,5 +117,5 @@ def sample_step_index(
     one draws the steps near the data more often, because no later step corrects their
     errors: 2 draws the last of eight nearly three times as often.
     """
-    u = losses.stratified_times(key, batch) ** time_power
+    u = time_sampling.stratified_times(key, batch) ** time_power
     return jnp.minimum(jnp.floor(u * n).astype(jnp.int32) + 1, n)

@@ -7,7 +7,6 @@ overflows at either end of the schedule (a weight on the x error reaches exp(20)
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion.process import (
@@ -60,13 +59,3 @@ def weighted_v_loss(error: Array, level: NoiseLevel, weighting: str) -> Array:
     """Square, weight and average a v error [b, f, h, w, c]; returns [b]."""
     square = append_dims(WEIGHTINGS[weighting](level), error) * error**2
     return square.reshape(square.shape[0], -1).mean(axis=1)
-
-
-def stratified_times(key: Array, n: int, dtype=None) -> Array:
-    """Return n diffusion times in [0, 1), evenly spread with one random offset.
-
-    Each is uniform; together they cover the schedule, which lowers the variance of
-    the loss (Kingma et al. 2021, appendix I.1).
-    """
-    offset = jax.random.uniform(key, (), dtype)
-    return (offset + jnp.arange(n, dtype=offset.dtype) / n) % 1.0

@@ -45,12 +45,10 @@ class Sampler(NamedTuple):
 def grid(schedule: Schedule, n: int) -> tuple[NoiseLevel, NoiseLevel]:
     """Return the noise levels where n steps start and where they end, [n] each.
 
-    The schedule chooses them (`Schedule.sampling_times`). The last step ends at
-    phi = 0.
+    The schedule chooses them (`Schedule.grid`).
     """
-    angle = np.append(schedule.angle(schedule.sampling_times(n)), 0.0)
     with np.errstate(divide="ignore"):
-        points = schedules.noise_level_from_angle(angle, np.arange(n + 1))
+        points = schedules.noise_level_from_angle(schedule.grid(n), np.arange(n + 1))
     return _slice_levels(points, slice(None, -1)), _slice_levels(points, slice(1, None))
 
 
@@ -84,8 +82,9 @@ def _call_level(
 
 
 def _second_call_columns(schedule: Schedule, s: NoiseLevel, prefix: str) -> Table:
-    """Return columns of calls at each row's target, the last at the clipped end."""
-    end = _clipped_end(schedule)
+    """Return columns of calls at each row's target, phi = 0 at the clipped end."""
+    at_zero = s.sigma[-1] == 0
+    end = _clipped_end(schedule) if at_zero else _slice_levels(s, slice(-1, None))
     inner = _slice_levels(s, slice(None, -1))
     points = (np.append(a, b) for a, b in zip(inner[1:4], end[1:4], strict=True))
     return _level_columns(NoiseLevel(s.step_index, *points, call=0), prefix)
@@ -251,8 +250,8 @@ def restart_ddim() -> Sampler:
         scale, variance = process.transition(far, _slice_levels(s, slice(None, -1)))
         return {
             **_level_columns(t),
-            "far_alpha": np.append(far.alpha, 1.0),
-            "far_sigma": np.append(far.sigma, 0.0),
+            "far_alpha": np.append(far.alpha, s.alpha[-1]),
+            "far_sigma": np.append(far.sigma, s.sigma[-1]),
             "scale": np.append(scale, 1.0),
             "std": np.append(np.sqrt(variance), 0.0),
         }

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.diffusion.time_sampling import stratified_times
+
 Array = Any  # np.ndarray on the host, jax.Array inside a jit
 
 
@@ -36,18 +38,28 @@ class NoiseLevel(NamedTuple):
 
 
 class Schedule(Protocol):
-    """A noise schedule; `SCHEDULES` lists the implementations by name."""
+    """A noise schedule; `SCHEDULES` lists the implementations by name.
+
+    It owns the levels of sampling (`grid`) and of training (`training_times`): samplers
+    and losses read them from here. A subclass that defines `angle` has uniform times in
+    both; one with other levels overrides the method.
+    """
 
     def angle(self, t: Array) -> Array:
         """Map diffusion time in [0, 1] to phi = atan(sigma / alpha), increasing."""
         ...
 
-    def sampling_times(self, n: int) -> np.ndarray:
-        """Return the times at which a sampler of n steps calls the denoiser.
+    def grid(self, n: int) -> np.ndarray:
+        """Return the phi between n steps of a sampler, float64 [n + 1], decreasing.
 
-        float64 [n], uniform from 1 down to 1/n. The last step goes to phi = 0.
+        Step i starts at entry i and ends at entry i + 1. The default has uniform times
+        from 1 down to 1/n, then phi = 0 and not the clipped angle at t = 0.
         """
-        return np.linspace(1.0, 0.0, n + 1)[:-1]
+        return np.append(self.angle(np.linspace(1.0, 0.0, n + 1)[:-1]), 0.0)
+
+    def training_times(self, key: jax.Array, n: int, dtype: Any = None) -> jax.Array:
+        """Draw the diffusion times [n] of a training batch; the default is uniform."""
+        return stratified_times(key, n, dtype)
 
 
 def array_namespace(x: Array):
@@ -202,8 +214,7 @@ class Flow(Schedule):
 class Karras(Schedule):
     """EDM's noise levels, evenly spaced in sigma^(1 / rho) (Karras et al. 2022, eq. 5).
 
-    sigma here is EDM's, which is sigma / alpha. A sampler calls the denoiser at both
-    ends.
+    sigma here is EDM's, which is sigma / alpha.
     """
 
     sigma_min: float = 0.002
@@ -215,9 +226,10 @@ class Karras(Schedule):
         low, high = (s ** (1 / self.rho) for s in (self.sigma_min, self.sigma_max))
         return array_namespace(t).arctan((low + t * (high - low)) ** self.rho)
 
-    def sampling_times(self, n: int) -> np.ndarray:
-        """Return float64 [n], uniform from 1 down to 0."""
-        return np.linspace(1.0, 0.0, n) if n > 1 else np.ones(1)
+    def grid(self, n: int) -> np.ndarray:
+        """Return the phi of uniform times from 1 down to 0, both included, then 0."""
+        times = np.linspace(1.0, 0.0, n) if n > 1 else np.ones(1)
+        return np.append(self.angle(times), 0.0)
 
 
 SCHEDULES: dict[str, type] = {
@@ -268,5 +280,14 @@ class AlternatingSchedules(Schedule):
         """Map diffusion times [b] to phi [b]."""
         xp = array_namespace(t)
         angles = xp.stack([schedule.angle(t) for schedule in self.schedules])
-        example = xp.arange(t.shape[0])
-        return angles[example % len(self.schedules), example]
+        return self._alternate(angles)
+
+    def training_times(self, key: jax.Array, n: int, dtype: Any = None) -> jax.Array:
+        """Draw the diffusion times [n], each from its example's schedule."""
+        times = [each.training_times(key, n, dtype) for each in self.schedules]
+        return self._alternate(jnp.stack(times))
+
+    def _alternate(self, values: Array) -> Array:
+        """Select from [schedules, b] the value of each example's schedule, [b]."""
+        example = array_namespace(values).arange(values.shape[1])
+        return values[example % len(self.schedules), example]

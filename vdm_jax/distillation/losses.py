@@ -2,7 +2,7 @@
 
 import jax
 
-from vdm_jax.diffusion import distillation, guidance, losses, process, schedules
+from vdm_jax.diffusion import distillation, guidance, process, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.training.step import LossFn
 
@@ -22,7 +22,7 @@ def guidance_distillation_loss(
     def loss_fn(params, aux_params, batch, key):
         time_key, noise_key, rest = jax.random.split(key, 3)
         x, cond, weight = sample_batch(student, batch, rest)
-        t = losses.stratified_times(time_key, x.shape[0], x.dtype)
+        t = student.schedule.training_times(time_key, x.shape[0], x.dtype)
         angle = student.schedule.angle(t)
         level = schedules.noise_level_from_angle(angle)
         z = process.diffuse(x, jax.random.normal(noise_key, x.shape, x.dtype), level)

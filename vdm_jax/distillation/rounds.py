@@ -128,7 +128,8 @@ def _check_teacher(distill: Any, config: Any, teacher: DiffusionModel) -> None:
                 "this teacher predicts eps with sample.clip_x=0, and its x has no "
                 "bound: set clip_x in its config.json to the range of its data"
             )
-    if not np.allclose(teacher.schedule.sampling_times(4), (1, 0.75, 0.5, 0.25)):
+    uniform = teacher.schedule.angle(np.array([1, 0.75, 0.5, 0.25]))
+    if not np.allclose(teacher.schedule.grid(4), [*uniform, 0.0]):
         raise UserError(
             "this teacher's schedule (diffusion.schedule) spaces its steps unevenly in "
             "time: two of them are not one step of a student; give a teacher of another"

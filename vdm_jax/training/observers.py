@@ -115,7 +115,7 @@ def make_validation(model: DiffusionModel):
         out = {}
         for i, (low, high) in enumerate(LOGSNR_BANDS):
             time_key, noise_key = jax.random.split(samplers.key_from_seed(i))
-            spread = losses.stratified_times(time_key, x.shape[0], x.dtype)
+            spread = time_sampling.stratified_times(time_key, x.shape[0], x.dtype)
             angle = schedules.angle_from_logsnr(low + (high - low) * spread)
             level = schedules.noise_level_from_angle(angle)
             eps = jax.random.normal(noise_key, x.shape, x.dtype)

@@ -24,9 +24,10 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         del aux_params
         time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
         x, cond = model.prepare_batch(batch, drop_key)
-        t = losses.stratified_times(time_key, x.shape[0], x.dtype)
+        schedule = model.training_schedule
+        t = schedule.training_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
-        level = schedules.noise_level(model.training_schedule, t)
+        level = schedules.noise_level(schedule, t)
         denoise = model.denoiser(params, dropout_key)
         loss, _ = losses.diffusion_loss(denoise, x, eps, level, cond, weighting)
         return loss.mean(), {}
