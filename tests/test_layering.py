@@ -25,7 +25,7 @@ LAYERS = (
     ("distillation",),
     ("report",),
     ("evaluators",),
-    ("commands", "doctor"),
+    ("commands", "demo", "doctor"),
     ("export",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}

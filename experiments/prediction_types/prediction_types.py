@@ -28,6 +28,7 @@ from vdm_jax.diffusion import (
     process,
     samplers,
     schedules,
+    time_sampling,
 )
 
 SCHEDULE = schedules.Cosine()

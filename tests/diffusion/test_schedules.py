@@ -1,11 +1,15 @@
 """Laws of the noise schedules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.analytic import final_z, gaussian
 from vdm_jax.diffusion import process, samplers, schedules
+from vdm_jax.training.step import make_loss
 
 # t, logsnr, alpha, sigma of the cosine schedule clipped at +-20, computed
 # independently of this package.
@@ -324,3 +328,91 @@ def test_angle_and_logsnr_are_inverses(x64):
         np.testing.assert_allclose(np.arctan2(level.sigma, level.alpha), angle)
         np.testing.assert_allclose(level.alpha**2, 1 / (1 + np.exp(-logsnr)))
         np.testing.assert_allclose(level.sigma**2, 1 / (1 + np.exp(logsnr)))
+
+
+# A schedule of its own levels, in sampling and in training, is one class.
+
+
+@dataclasses.dataclass(frozen=True)
+class FourLevels(schedules.Schedule):
+    """Four noise levels by number; a run ends at the lowest of them, above phi = 0."""
+
+    angles: tuple[float, ...] = (0.1, 0.5, 0.9, 1.4)
+
+    def angle(self, t):
+        levels = jnp.asarray if isinstance(t, jax.Array) else np.asarray
+        return levels(self.angles)[(t * 4).astype(int)]
+
+    def grid(self, n):
+        return np.asarray(self.angles)[::-1][np.linspace(0, 3, n + 1).astype(int)]
+
+    def training_times(self, key, n, dtype=None):
+        return jax.random.randint(key, (n,), 0, 4).astype(dtype or float) / 4
+
+
+SAMPLERS = {
+    "ddim": samplers.ddim(),
+    "ancestral": samplers.ancestral(),
+    "dpm": samplers.dpm(),
+    "heun": samplers.heun(),
+    "stochastic": samplers.restart_ddim(),
+    "corrector": samplers.with_langevin_corrector(samplers.ddim()),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_calls_a_new_schedule_at_its_own_levels(name, x64):
+    """Of data that is one point: the run ends at q(z | x) of the grid's last level."""
+    schedule, sampler, point, calls = FourLevels(), SAMPLERS[name], 0.3, []
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 1, 2, 2, 1)))
+    exact = gaussian(point, 0.0)
+
+    def recorded(z, level, cond):
+        jax.debug.callback(
+            lambda phi: calls.append(float(phi)), jnp.arctan2(*level[3:1:-1])
+        )
+        return exact(z, level, cond)
+
+    table = sampler.table(schedule, 3)
+    no_noise = lambda step, draw: jnp.zeros_like(z)  # noqa: E731
+    made = final_z(sampler, recorded, z, table, 0, 3, no_noise, None)
+    jax.effects_barrier()
+    assert {round(phi, 9) for phi in calls} <= set(schedule.angles)
+    assert {1.4, 0.9, 0.5} <= {round(phi, 9) for phi in calls}
+    assert (0.1 in {round(phi, 9) for phi in calls}) == (name in ("heun", "corrector"))
+    if name in ("ddim", "dpm"):
+        eps = exact(z, schedules.noise_level_from_angle(np.float64(1.4)), None).eps
+        expected = np.cos(0.1) * point + np.sin(0.1) * eps
+        np.testing.assert_allclose(made, expected, rtol=0, atol=1e-12)
+    assert np.isfinite(made).all()
+
+
+def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
+    """Each example has one of the four levels, and two alternate over the batch."""
+    seen = []
+
+    class Model:
+        training_schedule = schedules.AlternatingSchedules(
+            (FourLevels(), FourLevels((0.2, 0.6, 1.0, 1.5)))
+        )
+
+        def prepare_batch(self, batch, key):
+            return batch["video"], None
+
+        def denoiser(self, params, key):
+            def denoise(z, level, cond):
+                seen.append(level)
+                return process.from_x(jnp.zeros_like(z), z, level)
+
+            return denoise
+
+    loss = make_loss(Model(), "snr_plus_one")  # type: ignore[arg-type]
+    batch = {"video": jnp.ones((64, 1, 2, 2, 1))}
+    loss(None, None, batch, jax.random.key(0))
+    phi = np.round(np.arctan2(seen[0].sigma, seen[0].alpha), 4)
+    assert set(phi[0::2].tolist()) == set(
+        np.float32(FourLevels().angles).round(4).tolist()
+    )
+    assert set(phi[1::2].tolist()) == set(
+        np.float32((0.2, 0.6, 1.0, 1.5)).round(4).tolist()
+    )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.diffusion import losses, schedules
+from vdm_jax.diffusion import losses, schedules, time_sampling
 from vdm_jax.diffusion.process import Array, Denoiser, append_dims, velocity
 from vdm_jax.diffusion.schedules import Schedule
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from vdm_jax import sampling, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
-from vdm_jax.diffusion import losses, samplers, schedules
+from vdm_jax.diffusion import losses, samplers, schedules, time_sampling
 from vdm_jax.model import DiffusionModel
 from vdm_jax.training.captions import (
     CaptionEmbeddings,
