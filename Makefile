@@ -1,11 +1,17 @@
-# Each target sets up .venv first; UV=no forces pip where uv is installed.
+# Each target sets up .venv first; UV=no forces pip where uv is installed. PYTHON is the
+# interpreter of a new .venv; EXTRA=cuda13 or EXTRA=tpu installs JAX for that device.
 PYTHON ?= python3
+EXTRA ?=
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo tour test test-slow lint bench clean
 
-setup: .venv/ready
+setup: .venv/ready$(if $(EXTRA),-$(EXTRA))
+
+.venv/ready-cuda13 .venv/ready-tpu: .venv/ready-%: .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "jax[$*]"
+	@touch $@
 
 .venv/ready: requirements.txt requirements-dev.txt requirements-assets.txt constraints.txt pyproject.toml
 	@if command -v uv >/dev/null 2>&1 && [ "$(UV)" != no ]; then \
@@ -52,17 +58,21 @@ bench: setup .venv-baselines/ready
 	.venv-baselines/bin/pip install -q --no-deps video-diffusion-pytorch==0.7.0
 	@touch $@
 
+# Samples of the shipped models, minutes: prints the path of a page.
+demo: setup
+	$(BIN)/python -m vdm_jax.demo --out=runs/demo
+
 # Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; then a model
 # from scratch, trained, sampled and measured.
-DEMO := runs/demo
-demo: setup
+TOUR := runs/tour
+tour: setup
 	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
-	  --out=$(DEMO)/prompts --overwrite
-	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(DEMO)/student --overwrite
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(DEMO)/teacher --overwrite
-	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(DEMO)/few_steps --overwrite
-	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --sampler=ddim --out=$(DEMO)/clips --overwrite
-	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(DEMO)
-	$(BIN)/python sample.py --workdir=$(DEMO) --num=16 --out=$(DEMO)/final --overwrite
-	$(BIN)/python evaluate.py --workdir=$(DEMO) --num=96 --compare_steps=4,8,16 \
-	  --show_samples=$(DEMO)/prompts,$(DEMO)/student,$(DEMO)/teacher,$(DEMO)/few_steps,$(DEMO)/clips --report_commands="make demo"
+	  --out=$(TOUR)/prompts --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes_8step --num=16 --out=$(TOUR)/student --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(TOUR)/teacher --overwrite
+	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(TOUR)/few_steps --overwrite
+	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --sampler=ddim --out=$(TOUR)/clips --overwrite
+	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(TOUR)
+	$(BIN)/python sample.py --workdir=$(TOUR) --num=16 --out=$(TOUR)/final --overwrite
+	$(BIN)/python evaluate.py --workdir=$(TOUR) --num=96 --compare_steps=4,8,16 \
+	  --show_samples=$(TOUR)/prompts,$(TOUR)/student,$(TOUR)/teacher,$(TOUR)/few_steps,$(TOUR)/clips --report_commands="make tour"

@@ -19,7 +19,7 @@ RATE = 8.0
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """24 frames of 24x32 at twice the model's rate, with a grey of 10 times the index."""
+    """24 frames of 24x32 at twice the model's rate, of grey 10 times the index."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     grey = 10 * np.arange(24, dtype=np.uint8)[:, None, None, None]
     video = np.broadcast_to(grey, (24, 24, 32, 3))

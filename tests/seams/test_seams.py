@@ -52,7 +52,8 @@ def tiny(steps, **sections):
     config.data.batch_size = 16
     config.sample.steps = 4
     config.train.update(
-        steps=steps, warmup=min(10, steps), checkpoint_every=50, log_every=10, sample_every=0,
+        steps=steps, warmup=min(10, steps), checkpoint_every=50, log_every=10,
+        sample_every=0,
         eval_every=0, learning_rate=3e-3, optimizer="adam", ema_decay=0.9,
     )  # fmt: skip
     for name, fields in sections.items():

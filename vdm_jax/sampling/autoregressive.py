@@ -53,10 +53,8 @@ def extend_in_blocks(
         np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in observation[:2]
     )
     for number, start in enumerate(starts):
-        span = slice(start, start + block)
-        low_res = observation.low_res
-        if low_res is not None:
-            low_res = low_res[:, span]
+        span, low_res = slice(start, start + block), observation.low_res
+        low_res = None if low_res is None else low_res[:, span]
         known = Observation(video[:, span], mask[:, span], low_res)
         if known.mask.all():
             continue

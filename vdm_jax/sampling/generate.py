@@ -108,21 +108,8 @@ def sample(
             mask=np.broadcast_to(observation.mask, shape)
         )
         settings = with_reconstruction_weight(model, settings, observation)
-    limit = model.codec.limit or 0.0
-    key = ProgramKey(
-        model,
-        make_sampler(settings),
-        mesh or sharding.make_mesh(),
-        cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
-        clip_x=settings.clip_x * limit,
-        dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
-        uses_reconstruction=observation is not None
-        and bool(settings.reconstruction_weight),
-        size=size if size != model.video_shape[:3] else None,
-        tiled_sampling=settings.tiled_sampling,
-    )
     z = sample_batches(
-        key,
+        _program_key(model, settings, mesh, size, observation),
         params,
         num,
         settings,
@@ -137,6 +124,29 @@ def sample(
     if observation is None:
         return videos
     return np.where(observation.mask, observation.video, videos).astype(videos.dtype)
+
+
+def _program_key(
+    model: DiffusionModel,
+    settings: Settings,
+    mesh: Mesh | None,
+    size: tuple[int, int, int],
+    observation: Observation | None,
+) -> ProgramKey:
+    """Return the key of the program that samples with these settings."""
+    is_observed = observation is not None
+    limit = model.codec.limit or 0.0
+    return ProgramKey(
+        model,
+        make_sampler(settings),
+        mesh or sharding.make_mesh(),
+        cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
+        clip_x=settings.clip_x * limit,
+        dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
+        uses_reconstruction=is_observed and bool(settings.reconstruction_weight),
+        size=size if size != model.video_shape[:3] else None,
+        tiled_sampling=settings.tiled_sampling,
+    )
 
 
 def sample_batches(
