@@ -4,7 +4,7 @@
     python sample.py --workdir=runs/shapes --label=red,circle,left,fast
 
 Result: models/shapes, whose README has the figures.
-Variants: `:demo` takes six minutes and is that of `make demo`, `:smoke` takes seconds.
+Variants: `:demo` takes six minutes and is that of `make tour`, `:smoke` takes seconds.
 """
 
 from ml_collections import ConfigDict

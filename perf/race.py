@@ -45,6 +45,8 @@ SIDES = {
     "vdm_layout": "vdm_jax, layout of VDM",
 }
 TORCH_SIDES = ("vdp", "diffusers")
+# Flags of the size of the network and of a batch.
+FLAGS = {"dim": "dim", "batch": "batch", "frames": "num_frames", "side": "side"}
 # Of the vdp layout, relative to video-diffusion-pytorch: seconds, seconds, peak memory.
 TARGETS = {"train": 0.35, "sample": 0.20, "memory": 0.9}
 COLD, WARM = 25, 12  # seconds to the end of the first training step
@@ -98,7 +100,7 @@ def measure_ours(layout: str, size: dict[str, int]) -> dict:
 def run_turn(side: str, python: str, size: dict[str, int], cache: str) -> dict:
     """Return one side's measurement, made in a process of its own."""
     command = [python, str(Path(__file__)), f"--measure={side}"]
-    command += [f"--{name}={value}" for name, value in size.items()]
+    command += [f"--{FLAGS[name]}={value}" for name, value in size.items()]
     done = subprocess.run(
         command,
         cwd=HERE.parent,
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(HERE / "race.json"))
     size = {"dim": 32, "batch": 4, "frames": 8, "side": 32}
     for name, value in size.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{FLAGS[name]}", dest=name, type=int, default=value)
     args = parser.parse_args()
     size = {name: getattr(args, name) for name in size}
     if args.measure:

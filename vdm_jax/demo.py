@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError, printable
-from vdm_jax.evaluators.clips import SAMPLES, read_sample_info, read_samples
+from vdm_jax.evaluators.clips import read_sample_info, read_samples
 from vdm_jax.evaluators.sections import prompt_section
 from vdm_jax.files import make_folder, read_text
 from vdm_jax.report import page
@@ -125,7 +125,7 @@ def write_page(path: Path, out: Path, all_parts: list[Part], seconds: list[float
         path,
         title="vdm_jax: samples of the shipped models",
         summary=f"Videos sampled in {sum(seconds):.0f} seconds on this machine. The "
-        f"mp4 files are in the folders of {out}.",
+        f"mp4 files are in {out / '*'}.",
         sections=[
             *sections,
             page.Table(
@@ -151,7 +151,7 @@ def _part_section(part: Part, out: Path) -> page.Section:
     if "stages" in info:
         return prompt_section(folder, info, videos)
     _, frames, height, width, _ = videos.shape
-    caption = f"{info['workdir']}: {frames} x {height} x {width}, {folder / SAMPLES}"
+    caption = f"{info['workdir']}: {frames} x {height} x {width}"
     return page.VideoGrids(part.title, [page.VideoGrid(caption, videos)], info["fps"])
 
 

@@ -45,7 +45,7 @@ def name(weight: int, corrector: float, blocks: int) -> str:
 def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, args):
     """Return videos uint8 [n, f, h, w, c] that start with `first`, and seconds."""
     settings = sampling.Settings(
-        steps=args.steps, sampler=args.sampler, ancestral_gamma=args.gamma,
+        steps=args.steps, sampler=args.sampler, ancestral_gamma=args.ancestral_gamma,
         langevin_delta=corrector, reconstruction_weight=weight,
         batch_size=args.batch_size,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--sampler", default="ancestral")
-    parser.add_argument("--gamma", type=float, default=0.3)
+    parser.add_argument("--ancestral_gamma", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()

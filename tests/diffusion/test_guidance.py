@@ -179,6 +179,35 @@ def test_both_branches_are_one_interleaved_call(levels, x64):
     np.testing.assert_allclose(actual.x, 3 * c - 2 * u, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("levels", [1.0, np.array([-3.0, 0.0, 5.0])])
+def test_three_branches_of_one_call_are_three_calls(levels, x64):
+    """Two weights, as for text and image: u + 2 (c - u) - 3 (o - u)."""
+    conds = (
+        lambda cond: cond,
+        unconditional,
+        lambda cond: {**cond, "label": (cond["label"] + 1) % 3},
+    )
+    calls = []
+
+    def counted(z, level, cond):
+        calls.append(z.shape[0])
+        return denoise(z, level, cond)
+
+    def combine(level, c, u, o):
+        return process.Prediction(
+            *(u + 2 * (c - u) - 3 * (o - u) for c, u, o in zip(c, u, o, strict=True))
+        )
+
+    z, cond, level = noise(), condition(), level_at(levels)
+    actual = guidance.branches(counted, conds, combine)(z, level, cond)
+    assert calls == [3 * B]
+    apart = [denoise(z, level, branch(cond)) for branch in conds]
+    assert all(np.abs(apart[0].x - each.x).max() > 1e-6 for each in apart[1:])
+    expected = combine(level, *apart)
+    np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("logsnr", LEVELS)
 @pytest.mark.parametrize("limit", [1.0, 0.4])
 def test_static_threshold_clips_x_and_recomputes_eps(logsnr, limit, x64):

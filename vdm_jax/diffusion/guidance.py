@@ -6,7 +6,7 @@ Each returns a prediction with alpha x + sigma eps = z; after `replace_known` z 
 one with replaced pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,31 +28,45 @@ CombineFn = Callable[[NoiseLevel, Prediction, Prediction], Prediction]
 RESCALE_PHI = 0.7  # Lin et al. 2024, section 3.4
 
 
-def _interleave(a: Array, b: Array) -> Array:
-    """Interleave two [b, ...] to [2b, ...], so that a sharded batch stays in place."""
-    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+def _interleave(*branches: Array) -> Array:
+    """Interleave k arrays [b, ...] to [k b, ...]; a sharded batch stays in place."""
+    return jnp.stack(branches, axis=1).reshape(-1, *branches[0].shape[1:])
+
+
+def branches(
+    denoise: Denoiser,
+    conds: Sequence[Callable[[Any], Any]],
+    combine: Callable[..., Prediction],
+) -> Denoiser:
+    """Return a denoiser that combines k predictions, made in one call of k b examples.
+
+    conds: k functions from the condition to that of a branch, of the same structure.
+    combine(level, *predictions): of k predictions [b, ...], in the order of `conds`.
+    """
+    k = len(conds)
+
+    def combined(z: Array, level: NoiseLevel, cond) -> Prediction:
+        repeated = (jnp.repeat(a, k, 0) if jnp.ndim(a) else a for a in level)
+        together = denoise(
+            _interleave(*[z] * k),
+            NoiseLevel(*repeated),
+            jax.tree.map(_interleave, *(branch(cond) for branch in conds)),
+        )
+        split = [a.reshape(-1, k, *a.shape[1:]) for a in together]
+        return combine(
+            level, *(Prediction(*(a[:, i] for a in split)) for i in range(k))
+        )
+
+    return combined
 
 
 def cfg(denoise: Denoiser, unconditional: Callable, combine: CombineFn) -> Denoiser:
     """Return a denoiser with classifier-free guidance (Ho & Salimans 2022; VDM, 2).
 
     `unconditional(cond)` returns a condition of the same structure, without the
-    information to guide by. One call of twice the batch evaluates both branches.
+    information to guide by. It is `branches` with two of them.
     """
-
-    def guided(z: Array, level: NoiseLevel, cond) -> Prediction:
-        twice = NoiseLevel(*(jnp.repeat(a, 2, 0) if jnp.ndim(a) else a for a in level))
-        both = denoise(
-            _interleave(z, z),
-            twice,
-            jax.tree.map(_interleave, cond, unconditional(cond)),
-        )
-        split = [a.reshape(-1, 2, *a.shape[1:]) for a in both]
-        cond_prediction = Prediction(*(a[:, 0] for a in split))
-        uncond_prediction = Prediction(*(a[:, 1] for a in split))
-        return combine(level, cond_prediction, uncond_prediction)
-
-    return guided
+    return branches(denoise, (lambda cond: cond, unconditional), combine)
 
 
 Weights = Array | Callable[[NoiseLevel], Array]
