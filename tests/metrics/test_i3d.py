@@ -1,7 +1,7 @@
-"""I3D against PyTorch, the distance and the score on its logits, and the refusals.
+"""I3D against PyTorch; FVD and the inception score of logits; refused videos.
 
-What needs the weights skips and says how they are installed. data/i3d.npz is recorded
-by record_i3d.py from the same weights.
+Tests that need the weights are skipped without them and say how to install them.
+data/i3d.npz is recorded by record_i3d.py from the same weights.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import pytest
 from tests.metrics.waves import sample, waves
 from vdm_jax.data import assets
 from vdm_jax.errors import UserError
-from vdm_jax.metrics import feature_cache, frechet, i3d
+from vdm_jax.metrics import frechet, i3d
 
 RECORDED = Path(__file__).parent / "data" / "i3d.npz"
 ENDPOINTS = ("Conv3d_1a_7x7", "Mixed_3c", "Mixed_4f", "Mixed_5c")
@@ -41,7 +41,7 @@ def relative(found, expected) -> float:
 
 @jax.jit
 def endpoints(params, videos):
-    """The logits, and the endpoints by name."""
+    """Return the logits and the endpoints by name."""
     logits, state = i3d.I3D().apply(
         {"params": params},
         videos,
@@ -148,7 +148,7 @@ def test_bytes_and_floats_of_one_video_are_the_same_and_floats_are_clipped(cheap
 
 
 @pytest.mark.parametrize(
-    "videos, said",
+    "videos, message",
     [
         (np.zeros((2, 8, 4, 4, 3)), "clips of 8 frames: I3D needs at least 9"),
         (
@@ -161,8 +161,8 @@ def test_bytes_and_floats_of_one_video_are_the_same_and_floats_are_clipped(cheap
         (np.zeros((2, 16, 4, 4, 3), int), "int64"),
     ],
 )
-def test_videos_that_it_cannot_see_are_refused_in_one_line(videos, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_other_videos_are_refused_in_one_line(videos, message):
+    with pytest.raises(UserError, match=message) as caught:
         i3d.logits(None, videos)
     assert "\n" not in str(caught.value)
 
@@ -196,18 +196,18 @@ def test_the_protocol_names_the_weights():
 
 
 def some_logits(n, seed=0):
-    """As of few clips: a common part, float32."""
+    """Return correlated logits of n clips, float32."""
     rng = np.random.default_rng(seed)
-    spread = rng.normal(size=(n, 20)) @ rng.normal(size=(20, 400))
-    return (rng.normal(size=400) + spread).astype(np.float32)
+    varying = rng.normal(size=(n, 20)) @ rng.normal(size=(20, 400))
+    return (rng.normal(size=400) + varying).astype(np.float32)
 
 
 @pytest.mark.parametrize("n", [2, 16])
 def test_distance_of_a_set_to_itself_is_zero(n):
     a = some_logits(n)
-    spread = np.trace(np.cov(a, rowvar=False))
-    assert i3d.fvd(a, a) < 1e-12 * spread
-    assert i3d.fvd(a, a[::-1]) < 1e-12 * spread
+    variance = np.trace(np.cov(a, rowvar=False))
+    assert i3d.fvd(a, a) < 1e-12 * variance
+    assert i3d.fvd(a, a[::-1]) < 1e-12 * variance
 
 
 def test_few_logits_of_many_dimensions_have_the_distance_of_their_covariances():
@@ -235,7 +235,7 @@ def test_unequal_numbers_are_refused():
         i3d.fvd(some_logits(16), some_logits(15))
 
 
-def test_the_score_of_clips_that_are_all_alike_or_unknown_is_1():
+def test_the_score_of_equal_or_uniform_classes_is_1():
     for logits in (np.zeros((10, 400)), np.tile(some_logits(1), (10, 1))):
         assert i3d.inception_score(logits) == pytest.approx((1, 0), abs=1e-9)
 
@@ -258,74 +258,3 @@ def test_classes_are_400_names_in_alphabetical_order():
     names = i3d.class_names()
     assert len(set(names)) == 400 and names == sorted(names)
     assert names[0] == "abseiling" and names[-1] == "zumba"
-
-
-# --- the cache -------------------------------------------------------------------
-
-
-@pytest.fixture
-def counted():
-    """An extractor that counts its calls."""
-
-    def extract(videos):
-        extract.calls += 1
-        return videos.reshape(len(videos), -1)[:, :7].astype(np.float32) / 3
-
-    extract.calls = 0
-    return extract
-
-
-def test_features_are_computed_once(tmp_path, counted):
-    videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
-    asked = (tmp_path, "real Clips", "protocol")
-    first = feature_cache.cached_features(*asked, videos, counted)
-    strided = np.ascontiguousarray(videos.swapaxes(2, 3)).swapaxes(2, 3)
-    for same in (videos, videos.copy(), strided):
-        again = feature_cache.cached_features(*asked, same, counted)
-        np.testing.assert_array_equal(again, first, strict=True)
-    assert counted.calls == 1
-    (path,) = tmp_path.iterdir()
-    assert path.name.startswith("real-clips-")
-
-
-def test_other_videos_and_other_protocols_are_other_features(tmp_path, counted):
-    videos = np.zeros((3, 9, 4, 4, 3), np.uint8)
-    other = videos.copy()
-    other[2, 8, 3, 3, 2] = 1
-    asked = [
-        ("a", "p", videos),
-        ("a", "p", other),
-        ("a", "p", videos.reshape(3, 9, 8, 2, 3)),
-        ("a", "p", videos.view(np.int8)),
-        ("a", "p", videos[:2]),
-        ("a", "q", videos),
-    ]
-    for number, (name, protocol, clips) in enumerate(asked, 1):
-        feature_cache.cached_features(tmp_path, name, protocol, clips, counted)
-        assert counted.calls == number
-    for name, protocol, clips in asked:
-        feature_cache.cached_features(tmp_path, name, protocol, clips, counted)
-    assert counted.calls == len(asked)
-
-
-def test_a_damaged_file_is_made_again(tmp_path, counted):
-    videos = np.random.default_rng(0).integers(0, 256, (3, 9, 4, 4, 3), dtype=np.uint8)
-    asked = (tmp_path, "a", "p", videos, counted)
-    first = feature_cache.cached_features(*asked)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
-    for calls, damaged in enumerate((flipped, whole[:-1], whole[:40], b"\n", b""), 2):
-        path.write_bytes(damaged)
-        np.testing.assert_array_equal(feature_cache.cached_features(*asked), first)
-        assert counted.calls == calls and path.read_bytes() == whole
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary files
-
-
-def test_what_fails_leaves_nothing_behind(tmp_path):
-    def fails(videos):
-        raise UserError("no")
-
-    with pytest.raises(UserError, match="no"):
-        feature_cache.cached_features(tmp_path, "a", "p", np.zeros((1, 2)), fails)
-    assert list(tmp_path.iterdir()) == []

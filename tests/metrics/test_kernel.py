@@ -1,4 +1,4 @@
-"""The kernel distance against its definition and against Gaussians."""
+"""The kernel distance by its definition and on Gaussians."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from vdm_jax.metrics import kernel
 
 
 def test_it_is_the_u_statistic_over_videos(monkeypatch):
-    """Loops over pairs of features of different videos; the same in small blocks."""
+    """It equals loops over pairs of features, also when computed in small blocks."""
     rng = np.random.default_rng(0)
     n, m, k, d = 5, 4, 3, 2
     a, b = rng.standard_normal((n, k, d)), rng.standard_normal((m, k, d))
@@ -32,24 +32,24 @@ def test_it_is_the_u_statistic_over_videos(monkeypatch):
     assert kernel.kernel_distance(a, b) == pytest.approx(found, rel=1e-12)
 
 
-@pytest.mark.parametrize("mean, spread", [(0.0, 1.0), (0.5, 1.5)])
-def test_its_mean_is_that_of_the_distributions_at_any_number(mean, spread):
-    """0 for equal ones, of four clips as of many."""
+@pytest.mark.parametrize("mean, deviation", [(0.0, 1.0), (0.5, 1.5)])
+def test_it_is_unbiased_at_any_number(mean, deviation):
+    """Its mean is 0 for equal distributions, for four clips as for many."""
     rng, d, ones = np.random.default_rng(1), 3, np.ones(3)
-    first, second = (mean * ones, spread**2 * ones), (0 * ones, ones)
+    first, second = (mean * ones, deviation**2 * ones), (0 * ones, ones)
     expected = expected_kernel(*first, *first) + expected_kernel(*second, *second)
     expected -= 2 * expected_kernel(*first, *second)
     assert (expected == 0) == (mean == 0)
     for n in (4, 30):
-        found = [
+        values = [
             kernel.kernel_distance(
-                mean + spread * rng.standard_normal((n, 1, d)),
+                mean + deviation * rng.standard_normal((n, 1, d)),
                 rng.standard_normal((n, 1, d)),
             )[0]
             for _ in range(400)
         ]
-        error = np.std(found) / np.sqrt(len(found))
-        assert np.mean(found) == pytest.approx(expected, abs=3 * error)
+        error = np.std(values) / np.sqrt(len(values))
+        assert np.mean(values) == pytest.approx(expected, abs=3 * error)
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.7])
@@ -58,8 +58,8 @@ def test_its_error_is_the_deviation_over_fresh_videos(mean):
     b = rng.standard_normal((n, k, d))
 
     def fresh():
-        place = rng.standard_normal((n, 1, d))
-        return mean + place + 0.3 * rng.standard_normal((n, k, d))
+        shared = rng.standard_normal((n, 1, d))
+        return mean + shared + 0.3 * rng.standard_normal((n, k, d))
 
     found = np.array([kernel.kernel_distance(fresh(), b) for _ in range(200)])
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.2)

@@ -1,10 +1,10 @@
-"""LPIPS against the figures of its authors' package, and what it must do."""
+"""LPIPS against its authors' package, and its properties."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.metrics.record_networks import DATA, pairs, pictures, spoilt
+from tests.metrics.record_networks import DATA, distorted, pairs, pictures
 from vdm_jax.data.assets import DOWNLOADED, LPIPS, install_command
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import lpips
@@ -24,13 +24,13 @@ def test_distances_are_those_of_the_authors(params):
     assert len(np.unique(recorded.round(4))) >= 5
 
 
-def test_a_distance_is_0_for_the_same_and_rises_with_the_dose(params):
+def test_a_distance_is_0_for_equal_videos_and_rises_with_the_distortion(params):
     clean = pictures(2, 64, 64)
-    doses = [0, 0.02, 0.1, 0.3]
+    strengths = [0, 0.02, 0.1, 0.3]
     found = np.array(
         [
-            lpips.video_distance(params, clean[None], spoilt(clean, dose)[None])
-            for dose in doses
+            lpips.video_distance(params, clean[None], distorted(clean, strength)[None])
+            for strength in strengths
         ]
     )
     assert found[0] == 0 and (np.diff(found[:, 0]) > 0).all()
@@ -39,7 +39,7 @@ def test_a_distance_is_0_for_the_same_and_rises_with_the_dose(params):
 def test_videos_are_compared_frame_by_frame(params):
     a, b = (
         pictures(4, 64, 64).reshape(2, 2, 64, 64, 3),
-        spoilt(pictures(4, 64, 64), 0.2),
+        distorted(pictures(4, 64, 64), 0.2),
     )
     b = b.reshape(a.shape)
     found = lpips.video_distance(params, a, b, batch=3)
@@ -61,26 +61,26 @@ def test_diversity_is_0_for_copies_and_the_distance_of_two(params):
     assert lpips.diversity(params, videos) == pytest.approx(expected[0], rel=1e-5)
 
 
-def test_pairs_are_of_different_videos_and_drawn_alike_each_time(monkeypatch):
-    asked = []
+def test_pairs_are_of_different_videos_and_drawn_by_the_seed(monkeypatch):
+    pairs = []
 
     def distances(params, a, b):
-        asked.append(sorted(zip(a[:, 0, 0, 0, 0], b[:, 0, 0, 0, 0], strict=True)))
+        pairs.append(sorted(zip(a[:, 0, 0, 0, 0], b[:, 0, 0, 0, 0], strict=True)))
         return np.abs(a - b).mean((1, 2, 3, 4))
 
     monkeypatch.setattr(lpips, "video_distance", distances)
     videos = np.arange(9.0).reshape(9, 1, 1, 1, 1)
     every = lpips.diversity({}, videos)
-    assert every == pytest.approx(10 / 3) and len(asked[-1]) == 36
+    assert every == pytest.approx(10 / 3) and len(pairs[-1]) == 36
     for seed in (0, 0, 1):
         lpips.diversity({}, videos, pairs=20, seed=seed)
-    assert asked[1] == asked[2] != asked[3]
-    for drawn in asked:
+    assert pairs[1] == pairs[2] != pairs[3]
+    for drawn in pairs:
         assert len(set(drawn)) == len(drawn) and all(i < j for i, j in drawn)
 
 
 @pytest.mark.parametrize(
-    "a, b, said",
+    "a, b, message",
     [
         ((2, 2, 64, 64, 3), (2, 3, 64, 64, 3), "LPIPS needs"),
         ((2, 64, 64, 3), (2, 64, 64, 3), "LPIPS needs"),
@@ -89,8 +89,8 @@ def test_pairs_are_of_different_videos_and_drawn_alike_each_time(monkeypatch):
         ((2, 2, 64, 30, 3), (2, 2, 64, 30, 3), "64x30: LPIPS needs 31 pixels"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(a, b, said):
-    with pytest.raises(UserError, match=said):
+def test_other_shapes_are_refused(a, b, message):
+    with pytest.raises(UserError, match=message):
         lpips.video_distance({}, np.zeros(a), np.zeros(b))
 
 

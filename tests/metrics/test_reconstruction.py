@@ -1,4 +1,4 @@
-"""PSNR and SSIM: closed forms, a plain double loop, and scikit-image's figures."""
+"""PSNR, SSIM and R^2: closed forms, a plain double loop, and scikit-image's values."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from vdm_jax.metrics import reconstruction
 
 
 def flat(*values):
-    """Videos of one grey each, in [0, 1], as floats in [-1, 1]."""
+    """Return videos of one grey each, from [0, 1], as floats in [-1, 1]."""
     grey = np.array(values).reshape(-1, 1, 1, 1, 1)
     return np.broadcast_to(2 * grey - 1, (len(values), 2, 12, 13, 3))
 
@@ -20,11 +20,11 @@ def noise(seed, n=2):
 
 def test_flat_videos_have_closed_forms():
     a, b = np.array([0.2, 0.5, 0.0]), np.array([0.3, 0.9, 1.0])
-    found = reconstruction.psnr(flat(*a), flat(*b))
-    np.testing.assert_allclose(found, -20 * np.log10(b - a), rtol=1e-12, atol=1e-12)
+    psnr = reconstruction.psnr(flat(*a), flat(*b))
+    np.testing.assert_allclose(psnr, -20 * np.log10(b - a), rtol=1e-12, atol=1e-12)
     expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
-    found = reconstruction.ssim(flat(*a), flat(*b))
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    ssim = reconstruction.ssim(flat(*a), flat(*b))
+    np.testing.assert_allclose(ssim, expected, rtol=1e-9)
 
 
 def test_equal_videos():
@@ -33,7 +33,7 @@ def test_equal_videos():
 
 
 def test_error_of_all_frames_is_pooled():
-    """One equal frame of three leaves a finite figure."""
+    """PSNR is finite where one frame of three is equal."""
     a, b = noise(0), noise(1)
     b[:, 0] = a[:, 0]
     expected = 10 * np.log10(4 / np.square(a - b).mean((1, 2, 3, 4)))
@@ -46,7 +46,7 @@ def test_similarity_agrees_with_a_plain_loop_over_windows():
     weights = np.exp(-(i[:, None] ** 2 + i**2) / (2 * 1.5**2))
     weights /= weights.sum()
     x, y = ((v[0, 0, :, :, 0] + 1) / 2 for v in (a, b))
-    found = []
+    windows = []
     for r in range(2):
         for c in range(3):
             p, q = x[r : r + 11, c : c + 11], y[r : r + 11, c : c + 11]
@@ -54,11 +54,11 @@ def test_similarity_agrees_with_a_plain_loop_over_windows():
             vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
             cov = (weights * (p - mp) * (q - mq)).sum()
             light = (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4)
-            found.append(light * (2 * cov + 9e-4) / (vp + vq + 9e-4))
-    assert reconstruction.ssim(a, b)[0] == pytest.approx(np.mean(found), rel=1e-10)
+            windows.append(light * (2 * cov + 9e-4) / (vp + vq + 9e-4))
+    assert reconstruction.ssim(a, b)[0] == pytest.approx(np.mean(windows), rel=1e-10)
 
 
-def test_figures_are_those_of_scikit_image():
+def test_scores_are_those_of_scikit_image():
     frames, near = pairs()[1]
     recorded = np.load(DATA)
     psnr = reconstruction.psnr(frames[None], near[None])
@@ -72,16 +72,17 @@ def test_figures_are_those_of_scikit_image():
 @pytest.mark.parametrize("measure", [reconstruction.psnr, reconstruction.ssim])
 def test_bytes_and_floats_agree_and_the_order_does_not_matter(measure):
     a, b = (np.uint8(np.round((noise(s) + 1) * 127.5)) for s in (4, 5))
-    found = measure(a, b)
-    np.testing.assert_allclose(measure(a / 127.5 - 1, b / 127.5 - 1), found, rtol=1e-9)
-    np.testing.assert_allclose(measure(b, a), found, rtol=1e-9)
+    scores = measure(a, b)
+    floats = measure(a / 127.5 - 1, b / 127.5 - 1)
+    np.testing.assert_allclose(floats, scores, rtol=1e-9)
+    np.testing.assert_allclose(measure(b, a), scores, rtol=1e-9)
 
 
 @pytest.mark.parametrize("measure", [reconstruction.psnr, reconstruction.ssim])
-def test_both_fall_with_the_dose(measure):
+def test_both_fall_with_the_strength_of_the_noise(measure):
     clean, other = noise(6) / 2, noise(7) / 2
-    found = [measure(clean + dose * other, clean) for dose in (0.1, 0.3, 1)]
-    assert (np.diff(found, axis=0) < 0).all()
+    scores = [measure(clean + a * other, clean) for a in (0.1, 0.3, 1)]
+    assert (np.diff(scores, axis=0) < 0).all()
 
 
 @pytest.mark.parametrize("measure", [reconstruction.psnr, reconstruction.ssim])
@@ -94,3 +95,12 @@ def test_what_cannot_be_compared_is_refused(measure, a, b):
 def test_frames_smaller_than_the_window_are_refused():
     with pytest.raises(UserError, match="10x40: SSIM needs 11 pixels"):
         reconstruction.ssim(np.zeros((1, 1, 10, 40, 3)), np.zeros((1, 1, 10, 40, 3)))
+
+
+def test_r2_is_1_for_equal_0_for_mean_and_minus_1_for_independent_videos():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 4000, 2, 2, 2, 1))
+    assert reconstruction.r2(a, a) == 1
+    mean = np.broadcast_to(a.mean(0), a.shape)
+    assert reconstruction.r2(mean, a) == pytest.approx(0, abs=1e-9)
+    assert reconstruction.r2(b, a) == pytest.approx(-1, abs=0.05)

@@ -1,4 +1,4 @@
-"""The template matching against clips whose truth is known."""
+"""Template matching of clips with known attributes."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,11 @@ def real():
     return clips()
 
 
-def joint(videos, labels):
+def all_attributes(videos, labels):
     return measure.accuracy(measure.measure(videos), labels)["all_attributes"]
 
 
-def test_references_bracket_the_measure():
-    """Real clips are all read; without order or without a shape there is nothing."""
+def test_reference_scores_are_high_for_real_and_low_for_distorted_clips():
     rows = measure.reference_scores(GEOMETRY, n=144)
     assert rows["real"]["all_attributes"] >= 0.99
     assert rows["real + noise .2"]["all_attributes"] >= 0.99
@@ -37,7 +36,7 @@ def test_references_bracket_the_measure():
 
 @pytest.mark.parametrize("size", [(16, 32, 32), (9, 20, 12), (4, 12, 24)])
 def test_other_sizes(size):
-    assert joint(*clips(36, shapes.Geometry(*size))) >= 0.97
+    assert all_attributes(*clips(36, shapes.Geometry(*size))) >= 0.97
 
 
 def test_centres_are_those_that_were_rendered(real):
@@ -50,7 +49,7 @@ def test_centres_are_those_that_were_rendered(real):
         np.testing.assert_allclose(centres[i], truth, atol=0.15)
 
 
-def test_uint8_and_float_are_read_alike(real):
+def test_uint8_and_float_have_equal_scores(real):
     videos, _ = real
     a, b = measure.measure(videos), measure.measure(videos / 127.5 - 1)
     np.testing.assert_array_equal(a["attributes"], b["attributes"])
@@ -80,7 +79,7 @@ def test_channel_order_is_the_colour(real):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_one_displacement_the_wrong_way_leaves_no_direction(real):
+def test_one_reversed_displacement_makes_the_direction_undecidable(real):
     videos, labels = real
     swapped = videos[:, [0, 1, 2, 4, 3, 5, 6, 7]]
     got = measure.measure(swapped)["attributes"]
@@ -101,8 +100,8 @@ def test_an_empty_frame_makes_all_undecidable(real):
     np.testing.assert_array_equal(measure.measure(black)["attributes"], -1)
 
 
-def test_two_shapes_at_once_are_none():
-    """Two discs in opposite corners, moving alike."""
+def test_two_shapes_make_the_shape_undecidable():
+    """Two discs in opposite corners with the same motion."""
     geometry = shapes.Geometry(8, 24, 24)
     time = np.arange(8) * geometry.fast_speed
     a, b = np.full(8, 6.0), np.full(8, 18.0)
@@ -114,14 +113,14 @@ def test_two_shapes_at_once_are_none():
     assert got[1, 0] == -1
 
 
-def test_two_colours_at_once_are_none(real):
+def test_two_colours_make_the_colour_undecidable(real):
     white = np.repeat(real[0].max(-1, keepdims=True), 3, -1)
     got = measure.measure(white)["attributes"]
     np.testing.assert_array_equal(got[:, 1], -1)
 
 
-def test_fit_error_counts_pixels(real):
-    """A stray dot of the shape's colour far from it adds its energy, 1 a frame."""
+def test_template_mse_counts_pixels(real):
+    """A dot of the shape's colour far from it adds its energy, 1 per frame."""
     videos = real[0][:1].copy()
     before = measure.measure(videos)["template_mse"][0]
     corner = (videos[0].max((0, 3))[[0, 0, -1, -1], [0, -1, 0, -1]]).argmin()
@@ -130,7 +129,7 @@ def test_fit_error_counts_pixels(real):
     assert after - before == pytest.approx(1.0, abs=0.02)
 
 
-def test_spread_is_that_of_the_positions(real):
+def test_position_std_is_that_of_the_mean_positions(real):
     measured = measure.measure(real[0])
     means = measured["centres"].mean(1)
     expected = np.sqrt((means.var(0)[0] + means.var(0)[1]) / 2)
@@ -139,7 +138,7 @@ def test_spread_is_that_of_the_positions(real):
     assert measure.position_std(same) == pytest.approx(0, abs=1e-5)
 
 
-def test_accuracy_ignores_what_was_not_asked_and_counts_undecidable_as_wrong():
+def test_accuracy_ignores_unspecified_labels_and_counts_undecidable_as_wrong():
     measured = {"attributes": np.array([[0, 1, 2, 1], [0, -1, 2, 0]])}
     labels = np.array([[0, 1, 2, -1], [-1, 0, 2, -1]])
     got = measure.accuracy(measured, labels)
@@ -153,12 +152,12 @@ def test_accuracy_ignores_what_was_not_asked_and_counts_undecidable_as_wrong():
     assert got == expected
 
 
-def test_the_error_of_the_spread_is_its_deviation_over_fresh_clips():
+def test_position_std_error_is_the_deviation_over_fresh_clips():
     rng = np.random.default_rng(0)
 
     def fresh():
         return {"centres": rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)}
 
-    over = np.std([measure.position_std(fresh()) for _ in range(500)])
-    found = np.mean([measure.position_std_error(fresh()) for _ in range(5)])
-    assert found == pytest.approx(over, rel=0.15)
+    expected = np.std([measure.position_std(fresh()) for _ in range(500)])
+    error = np.mean([measure.position_std_error(fresh()) for _ in range(5)])
+    assert error == pytest.approx(expected, rel=0.15)

@@ -1,10 +1,10 @@
-"""A video by formula, for figures that another library computes from the same input."""
+"""A video by formula, for values that another library computes from the same input."""
 
 import numpy as np
 
 
 def waves(frames: int, height: int, width: int) -> np.ndarray:
-    """Float64 [1, f, h, w, 3] in [-1, 1], no two frames, rows, columns alike."""
+    """Return float64 [1, f, h, w, 3] in [-1, 1]; all frames, rows, columns differ."""
     t, y, x, c = np.ogrid[:frames, :height, :width, :3]
     coarse = np.sin(0.7 * t + 0.31 * y - 0.2 * x + 2 * c)
     fine = np.sin(0.05 * x * (1 + 0.1 * t) - 0.11 * y + c)
@@ -12,7 +12,7 @@ def waves(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def sample(values: np.ndarray, most: int = 1500) -> np.ndarray:
-    """Values spread evenly over an array, [most] or all of them if it has fewer."""
+    """Return evenly spaced values of an array, at most `most` of them."""
     flat = values.reshape(-1)
     places = np.linspace(0, len(flat) - 1, min(most, len(flat)))
     return flat[places.round().astype(int)]

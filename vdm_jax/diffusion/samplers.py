@@ -34,12 +34,14 @@ class Sampler(NamedTuple):
     The carry is (z, memory). A multistep method stores earlier predictions in memory.
     step: (denoise, carry, level, coef, noise, cond) -> carry, elementwise in z and the
     prediction. `coef` holds the values of the table's columns in this step's row, and
-    `noise(draw)` returns this step's own draws.
+    `noise(draw)` returns this step's own draws. A run that starts at a later row than 0
+    has no memory of the rows before: it reads `first_row(table, row)`.
     """
 
     table: Callable[[Schedule, int], Table]
     step: Callable[..., tuple[Array, Any]]
     init: Callable[[Array], tuple[Array, Any]] = lambda z: (z, ())
+    first_row: Callable[[Table, int], Table] = lambda table, row: table
 
 
 def grid(schedule: Schedule, n: int) -> tuple[NoiseLevel, NoiseLevel]:
@@ -162,6 +164,14 @@ def _dpm_table(schedule: Schedule, n: int) -> Table:
     }
 
 
+def _dpm_first_row(table: Table, row: int) -> Table:
+    """Return the table with a step of first order in this row, as it is in row 0."""
+    x_coef, previous = table["x_coef"].copy(), table["previous_x_coef"].copy()
+    x_coef[row] += previous[row]
+    previous[row] = 0.0
+    return {**table, "x_coef": x_coef, "previous_x_coef": previous}
+
+
 def _dpm_step(denoise, carry, level, coef, noise, cond):
     z, previous_x = carry
     x = denoise(z, level, cond).x
@@ -178,7 +188,9 @@ def dpm() -> Sampler:
     DDIM. Second order needs steps of log SNR that shrink in proportion to 1 / n, as
     those of `Karras` do. A cosine's do not at its ends; the order is 1.4 to 1.8 there.
     """
-    return Sampler(_dpm_table, _dpm_step, lambda z: (z, jnp.zeros_like(z)))
+    return Sampler(
+        _dpm_table, _dpm_step, lambda z: (z, jnp.zeros_like(z)), _dpm_first_row
+    )
 
 
 def _heun_step(denoise, carry, level, coef, noise, cond):
@@ -280,7 +292,7 @@ def with_langevin_corrector(sampler: Sampler, delta: float = 0.1) -> Sampler:
         eps = denoise(z, _call_level(coef, level, "corrector_", 2), cond).eps
         return z - coef["drift"] * eps + coef["corrector_std"] * noise(1), memory
 
-    return Sampler(table, step, sampler.init)
+    return Sampler(table, step, sampler.init, sampler.first_row)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {

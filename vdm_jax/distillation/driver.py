@@ -64,9 +64,7 @@ def distill(
     plan = rounds.plan_rounds(config.distill)
     configs = rounds.student_configs(config, loaded.config, plan, teacher, workdir)
     student, source, captions = _build_student(config, configs, loaded.config)
-    students = [
-        (workdir / each.path, own) for each, own in zip(plan, configs, strict=True)
-    ]
+    students = [(workdir / r.path, c) for r, c in zip(plan, configs, strict=True)]
     with (
         open_distillation(workdir, config, teacher, loaded.checksum, students) as rows,
         jax.set_mesh(mesh),

@@ -7,7 +7,7 @@ video for every batch size, device count and process count.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,20 +40,6 @@ from vdm_jax.sampling.types import Conditions, Observation
 
 STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
 DEFAULT_SETTINGS = Settings()
-
-
-class NoiseIndex(NamedTuple):
-    """The numbers that decide a batch's noise, together with each video's own number.
-
-    stage: of a cascade. block: of a long video. first_video: number of the first video.
-    """
-
-    seed: int = 0
-    stage: int = 0
-    block: int = 0
-    first_video: int = 0
-
-
 DEFAULT_NOISE = NoiseIndex()
 
 

@@ -12,7 +12,7 @@ from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.generate import DEFAULT_SETTINGS, sample_batches
 from vdm_jax.sampling.program import ProgramKey
 from vdm_jax.sampling.settings import Settings, check_settings
-from vdm_jax.sampling.types import Conditions
+from vdm_jax.sampling.types import Conditions, SamplingInputs
 
 INVERSION_SAMPLER = samplers.ddim_inversion()
 
@@ -44,7 +44,8 @@ def invert(
         params,
         len(videos),
         settings,
-        cond or {},
-        initial_noise=np.asarray(model.codec.encode(videos)),
+        SamplingInputs(
+            cond or {}, initial_noise=np.asarray(model.codec.encode(videos))
+        ),
         progress=progress,
     )

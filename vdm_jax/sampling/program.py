@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +37,24 @@ class ProgramKey:
     uses_reconstruction: bool = False
     size: tuple[int, int, int] | None = None  # of larger videos: MultiDiffusion
     tiled_sampling: bool = False
+    wrap: Callable[[Denoiser], Denoiser] | None = None
+    shared_noise: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(frames, height, width, channels) of z."""
         size = self.size or self.model.video_shape[:3]
         return self.model.codec.z_shape((*size, self.model.video_shape[3]))
+
+    def noise(self, keys: jax.Array, step, draw, dtype=None) -> jax.Array:
+        """Draw standard normal [b, *shape]; with shared_noise, the same in each frame.
+
+        step, draw: as for `samplers.normal`.
+        """
+        if not self.shared_noise:
+            return samplers.normal(keys, step, draw, self.shape, dtype)
+        eps = samplers.normal(keys, step, draw, (1, *self.shape[1:]), dtype)
+        return jnp.broadcast_to(eps, (*keys.shape, *self.shape))
 
 
 def _with_guidance_embedding(
@@ -102,7 +115,7 @@ def _guided_denoiser(
         denoise = guiding.replace_known(
             denoise, observation.video, observation.mask, replacement_noise
         )
-    return denoise
+    return key.wrap(denoise) if key.wrap else denoise
 
 
 @functools.partial(jax.jit, static_argnames="key", donate_argnames="carry")
@@ -118,7 +131,7 @@ def run_steps(
     dtype = carry[0].dtype
 
     def noise(i, draw):
-        return samplers.normal(keys, i + 1, draw, key.shape, dtype)
+        return key.noise(keys, i + 1, draw, dtype)
 
     denoise = _guided_denoiser(key, params, null, observation, weights, noise)
     with sharding.activation_rules():
@@ -149,7 +162,7 @@ def init_carry(videos, initial_noise, seed, stage, block, *, key: ProgramKey):
     keys = samplers.video_keys(seed, stage, block, videos)
     z = initial_noise
     if z is None:
-        z = samplers.normal(keys, 0, 0, key.shape)
+        z = key.noise(keys, 0, 0)
     return jax.lax.with_sharding_constraint(
         (keys, key.sampler.init(z)), sharding.batch_sharding(key.mesh)
     )

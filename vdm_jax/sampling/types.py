@@ -1,9 +1,12 @@
-"""What sampling takes: conditions, and what is observed of the videos."""
+"""What sampling takes: conditions, what is observed of the videos, which steps run."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from vdm_jax.diffusion.process import Denoiser
 
 # Arrays [n, ...] of conditions, by their names in a batch; n may be 1 for all videos.
 Conditions = Mapping[str, np.ndarray]
@@ -25,3 +28,44 @@ class Observation(NamedTuple):
     def empty(self) -> bool:
         """Whether nothing is known."""
         return self.low_res is None and not self.mask.any()
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingInputs:
+    """The arrays that decide the videos: see `sample` for each of them."""
+
+    cond: Conditions = dataclasses.field(default_factory=dict)
+    negative: Conditions | None = None
+    observation: Observation | None = None
+    initial_noise: np.ndarray | None = None
+
+
+class NoiseIndex(NamedTuple):
+    """The numbers that decide a batch's noise, together with each video's own number.
+
+    stage: of a cascade. block: of a long video. first_video: number of the first video.
+    """
+
+    seed: int = 0
+    stage: int = 0
+    block: int = 0
+    first_video: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Which steps of a sampler run, with what denoiser and with what noise.
+
+    rows          start and stop in the sampler's table of settings.steps rows; None is
+                  all of them. A run that starts later than row 0 needs the z of its
+                  first row as `initial_noise` (SDEdit, Meng et al. 2021), and one that
+                  stops before the last row returns the z of row `stop`
+    wrap          from denoiser to denoiser, outside of every guidance. It must be
+                  hashable and equal by value: another one compiles another program
+    shared_noise  all frames of a video have the same noise: the initial one, a
+                  sampler's own, and that of known pixels
+    """
+
+    rows: tuple[int, int] | None = None
+    wrap: Callable[[Denoiser], Denoiser] | None = None
+    shared_noise: bool = False

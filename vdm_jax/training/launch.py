@@ -81,8 +81,7 @@ def start(
       shutdown_timeout: seconds to wait for the others at the end.
 
     Raises:
-      UserError (2): some but not all three are given, they do not fit together, or the
-        processes cannot reach each other.
+      UserError (2): the three do not fit together, or the processes do not meet.
     """
     flags = {
         "coordinator": coordinator or os.environ.get("VDM_COORDINATOR"),

@@ -1,5 +1,7 @@
 """Training, from a config to a finished run: reads downwards."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from vdm_jax.data.source import Source
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.memory import check_memory
-from vdm_jax.model import DiffusionModel, run_unoptimised
+from vdm_jax.model import DiffusionModel, Params, run_unoptimised
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_batch_memory, check_config
 from vdm_jax.training.init import start_from
@@ -48,21 +50,13 @@ def train(
     lr_schedule = learning_rate(config.train)
     key = samplers.key_from_seed(config.seed)
 
-    def init(params=None) -> TrainState:
-        if params is None:
-            params = run_unoptimised(task.init_params, key)
-            agreement.check({"new parameters": agreement.arrays_checksum(params)})
-        return trainer.init_state(params)
+    init_params = functools.partial(run_unoptimised, task.init_params, key)
 
-    def load(other: str):
-        return start_from(
-            runs.load(other, mesh).params,
-            trainer.abstract_state.params,
-            lambda: run_unoptimised(task.init_params, key),
-            config.init_new,
-            config.init_widen,
-            f"config.init_from={other}",
-        )
+    def init(params=None) -> TrainState:
+        return trainer.init_state(params or _new_params(init_params))
+
+    def load(other: str) -> Params:
+        return _load_start(config, trainer, init_params, other)
 
     with (
         open_run(
@@ -93,6 +87,27 @@ def train(
             observers=task.make_observers(mesh, source, captions, run),
             is_last=is_last,
         ).state
+
+
+def _new_params(init_params: Callable[[], Params]) -> Params:
+    """Return new parameters, which all processes must have in common."""
+    params = init_params()
+    agreement.check({"new parameters": agreement.arrays_checksum(params)})
+    return params
+
+
+def _load_start(
+    config: Any, trainer: Trainer, init_params: Callable[[], Params], other: str
+) -> Params:
+    """Return the parameters to start from, with those of another workdir."""
+    return start_from(
+        runs.load(other, trainer.mesh).params,
+        trainer.abstract_state.params,
+        init_params,
+        config.init_new,
+        config.init_widen,
+        f"config.init_from={other}",
+    )
 
 
 def _check(config: Any, workdir: Path) -> None:

@@ -68,13 +68,11 @@ def train_loop(
       data: every batch that is taken is used, so its position is that of the state.
       observers: run by all processes, after a save, and at the last step. One that
         takes long should return when `run.stop.requested()`.
-      is_last: False if the command has more work after this. Then a request to stop is
-        obeyed after the last step too.
+      is_last: False if more work follows: a request to stop then ends this one too.
 
     Raises:
       UserError (2): logs or previews could not be written; the state is saved.
-      UserError (3): the state, or `max_nonfinite_updates` updates in a row, were not
-        finite.
+      UserError (3): the state or too many updates in a row were not finite.
       SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C.
     """
     done = int(state.step)
@@ -105,7 +103,6 @@ def train_loop(
                         run.save(done, state, data)
                     _observe(run, state, done, () if request and not last else due)
         run.checkpoints.wait()
-
     _exit_if_requested(run, request, done, done < num_steps, is_last)
     on_first_process(run.logger.check)
     return TrainResult(state, run.logger.totals)

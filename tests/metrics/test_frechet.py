@@ -1,0 +1,166 @@
+"""Frechet distances: closed forms, invariances, coverage of errors; no stored values."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from vdm_jax.errors import UserError
+from vdm_jax.metrics import frechet
+from vdm_jax.metrics.tables import distance_columns
+
+
+def gaussian(seed, d=6, rank=None):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(d, rank or d))
+    return rng.normal(size=d), factor @ factor.T
+
+
+@pytest.mark.parametrize("rank", [6, 2])
+def test_distance_to_itself_is_zero_at_low_rank_too(rank):
+    mean, cov = gaussian(0, rank=rank)
+    assert frechet.frechet_distance(mean, cov, mean, cov) < 1e-12 * np.trace(cov)
+
+
+def test_one_dimension_has_a_closed_form():
+    (m1, s1), (m2, s2) = (0.3, 1.7), (-2.0, 0.4)
+    found = frechet.frechet_distance(
+        np.array([m1]), np.array([[s1**2]]), np.array([m2]), np.array([[s2**2]])
+    )
+    assert found == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, rel=1e-12)
+
+
+def test_diagonal_covariances_add_up_by_dimension():
+    rng = np.random.default_rng(1)
+    m1, m2, s1, s2 = rng.uniform(0.1, 2, (4, 5))
+    found = frechet.frechet_distance(m1, np.diag(s1**2), m2, np.diag(s2**2))
+    assert found == pytest.approx(((m1 - m2) ** 2 + (s1 - s2) ** 2).sum(), rel=1e-12)
+
+
+def test_same_for_rotated_axes_and_exchanged_arguments():
+    (m1, c1), (m2, c2) = gaussian(2), gaussian(3, rank=3)
+    rotation = np.linalg.qr(np.random.default_rng(4).normal(size=(6, 6)))[0]
+    expected = frechet.frechet_distance(m1, c1, m2, c2)
+    rotated = frechet.frechet_distance(
+        rotation @ m1,
+        rotation @ c1 @ rotation.T,
+        rotation @ m2,
+        rotation @ c2 @ rotation.T,
+    )
+    assert rotated == pytest.approx(expected, rel=1e-10)
+    assert frechet.frechet_distance(m2, c2, m1, c1) == pytest.approx(
+        expected, rel=1e-10
+    )
+
+
+def test_agrees_with_the_matrix_square_root():
+    (m1, c1), (m2, c2) = gaussian(5), gaussian(6)
+    root = scipy.linalg.sqrtm(c1)
+    trace = np.trace(scipy.linalg.sqrtm(root @ c2 @ root)).real
+    expected = ((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * trace
+    assert frechet.frechet_distance(m1, c1, m2, c2) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_distance_of_features_is_that_of_their_means_and_covariances(n):
+    a, b = np.random.default_rng(9).normal(size=(2, n, 8)) * np.arange(1, 9)
+    expected = frechet.frechet_distance(
+        a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
+    )
+    assert frechet.frechet_of_features(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fitted_distance_approaches_that_of_the_gaussians_and_is_biased_upward():
+    rng = np.random.default_rng(7)
+    small, large = (
+        np.mean(
+            [
+                frechet.frechet_of_features(*rng.normal(size=(2, n, 4)))
+                for _ in range(20)
+            ]
+        )
+        for n in (20, 2000)
+    )
+    assert 0 < large < 0.02 < small
+
+
+def test_unequal_numbers_are_refused():
+    with pytest.raises(UserError, match="equal numbers"):
+        frechet.frechet_of_features(np.zeros((8, 3)), np.zeros((9, 3)))
+
+
+@pytest.mark.parametrize("mean, deviation", [(1, 1), (0, 2)])
+def test_standard_error_is_the_deviation_over_fresh_videos(mean, deviation):
+    """Features of one video are correlated: the error is that of n videos, not of n k."""
+    rng = np.random.default_rng(0)
+    n, k, d = 60, 4, 3
+    target = rng.standard_normal((n, k, d))
+
+    def fresh():
+        shared = mean + deviation * rng.standard_normal((n, 1, d))
+        return shared + 0.1 * rng.standard_normal((n, k, d))
+
+    def distance(a):
+        return frechet.frechet_of_features(*(x.reshape(-1, d) for x in (a, target)))
+
+    expected = np.std([distance(fresh()) for _ in range(300)])
+    errors = [frechet.frechet_error(fresh(), target, draws=100) for _ in range(8)]
+    assert np.mean(errors) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("n, d, within", [(60, 4, 0.1), (60, 16, 0.2), (40, 64, 0.2)])
+def test_standard_error_for_equal_distributions(n, d, within):
+    """The slope is random there, and a bootstrap at least a factor of root 3 too wide."""
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((n, 1, d))
+    fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
+    expected = np.std(
+        [frechet.frechet_of_features(fresh()[:, 0], target[:, 0]) for _ in range(400)]
+    )
+    errors = [frechet.frechet_error(fresh(), target) for _ in range(30)]
+    assert np.mean(errors) == pytest.approx(expected, rel=within)
+
+
+def test_standard_error_of_a_quadratic_distance():
+    """The reference equals the population, so the slope is 0: a jackknife is a factor of
+    root 2 too wide and a bootstrap of root 3.
+    """
+    rng, n, d = np.random.default_rng(0), 60, 16
+    target = rng.standard_normal((n, d))
+    target -= target.mean(0)
+    white = np.linalg.inv(np.linalg.cholesky(np.cov(target, rowvar=False)))
+    target = target @ white.T
+    fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
+    expected = np.std(
+        [frechet.frechet_of_features(fresh()[:, 0], target) for _ in range(300)]
+    )
+    errors = [frechet.frechet_error(fresh(), target[:, None]) for _ in range(20)]
+    assert expected < np.mean(errors) < 1.3 * expected
+
+
+def test_extrapolated_distance_is_that_of_the_gaussians():
+    """The fitted one is far too large: |m|^2 + d / 4 for deviations 1 and 1.5."""
+    rng, n, d = np.random.default_rng(0), 60, 8
+    mean = np.full(d, 0.2)
+    pairs = [
+        (mean + 1.5 * rng.standard_normal((n, 1, d)), rng.standard_normal((n, 1, d)))
+        for _ in range(60)
+    ]
+    fitted = [frechet.frechet_of_features(a[:, 0], b[:, 0]) for a, b in pairs]
+    limits = [frechet.frechet_infinity(a, b) for a, b in pairs]
+    expected, error = mean @ mean + d / 4, np.std(limits) / np.sqrt(len(limits))
+    assert np.mean(fitted) > expected + 5 * error
+    assert np.mean(limits) == pytest.approx(expected, abs=3 * error)
+
+
+def test_scores_have_the_columns_and_are_nan_for_few_videos():
+    a, b = np.random.default_rng(0).standard_normal((2, 9, 4, 3))
+    scores = frechet.distance_scores("fd", a, b)
+    columns = distance_columns("fd", "FD", ".2f")
+    assert scores.keys() == columns.keys() and np.isfinite([*scores.values()]).all()
+    flat = (x.reshape(-1, 3) for x in (a, b))
+    assert scores["fd"] == frechet.frechet_of_features(*flat)
+    few = frechet.distance_scores("fd", a[:3], b[:3])
+    missing = {name for name, value in few.items() if np.isnan(value)}
+    assert missing == {"fd_error", "fd_infinite", "fd_kernel_error"}
+    same = frechet.distance_scores("fd", np.ones((5, 2, 3)), np.ones((5, 2, 3)))
+    assert [*same.values()] == pytest.approx([0] * 5)
