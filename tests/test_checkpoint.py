@@ -1,7 +1,5 @@
-"""Checkpoints under every damage, and with a kill at every moment of a save."""
+"""Saving and restoring, also with a kill at every moment of a save."""
 
-import errno
-import gc
 import os
 import random
 import resource
@@ -10,73 +8,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.checkpoint_cases import (
+    abstract,
+    assert_good,
+    assert_same,
+    files,
+    make,
+    saved,
+)
 from vdm_jax import checkpoint, manifest
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
-
-
-class Moments(NamedTuple):
-    mu: Any
-    nu: Any
-
-
-@flax.struct.dataclass
-class State:
-    step: jax.Array
-    params: Any
-    ema: Any
-    opt_state: Any
-
-
-def make(seed: int, width: int = 8, ema: bool = True) -> State:
-    def tree(n):
-        kernel = jax.random.normal(
-            jax.random.fold_in(jax.random.key(seed), n), (3, width)
-        )
-        return {"in/out": {"kernel": kernel, "half": kernel[0].astype(jnp.bfloat16)}}
-
-    opt_state = (Moments(tree(2), tree(3)), (), {"count": jnp.int32(seed)})
-    return State(jnp.int32(seed), tree(0), tree(1) if ema else None, opt_state)
-
-
-def abstract(state):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-def saved(directory: Path, *steps: int, keep: int = 2) -> Checkpoints:
-    """Save these steps, the state of each made from its number."""
-    checkpoints = Checkpoints(directory, keep)
-    for step in steps:
-        checkpoints.save(step, make(step), {"data": {"batches": step}})
-    checkpoints.wait()
-    return checkpoints
-
-
-def assert_good(directory: Path, step: int):
-    """Assert that the step is the latest, and holds what was saved as it."""
-    checkpoints = Checkpoints(directory)
-    assert checkpoints.latest() == step
-    state, extra = checkpoints.restore(step, abstract(make(0)))
-    assert_same(state, make(step))
-    assert extra == {"data": {"batches": step}}
 
 
 def test_restores_every_bit(tmp_path):
@@ -132,96 +81,6 @@ def test_another_tree_is_refused_by_name(tmp_path, other, names):
 def test_a_step_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint of step 7.*\[1, 2\]"):
         saved(tmp_path, 1, 2).restore(7, abstract(make(0)))
-
-
-def files(directory: Path) -> list[Path]:
-    return sorted(p for p in directory.rglob("*") if p.is_file())
-
-
-def largest(directory: Path) -> Path:
-    return max(files(directory), key=lambda p: p.stat().st_size)
-
-
-def flip(path: Path, at: float = 0.5):
-    data = bytearray(path.read_bytes())
-    data[int(at * (len(data) - 1))] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(directory: Path):
-    path = largest(directory)
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def delete_half(directory: Path):
-    for path in files(directory)[::2]:
-        path.unlink()
-
-
-def empty_directory(directory: Path):
-    shutil.rmtree(directory)
-    directory.mkdir()
-
-
-DAMAGES = {
-    "truncated": truncate,
-    "emptied file": lambda d: os.truncate(largest(d), 0),
-    "emptied": empty_directory,
-    "half deleted": delete_half,
-    "byte flipped": lambda d: flip(largest(d)),
-    "no manifest": lambda d: (d / "manifest.json").unlink(),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path, damage, capfd):
-    saved(tmp_path, 1, 2).close()
-    damage(tmp_path / "2")
-    assert_good(tmp_path, 1)
-    assert (tmp_path / "bad-2").is_dir() and not (tmp_path / "2").exists()
-    error = capfd.readouterr().err
-    assert str(tmp_path / "2") in error and "bad-2" in error
-    saved(tmp_path, 2).close()  # the run makes that step again
-    assert_good(tmp_path, 2)
-    damage(tmp_path / "2")
-    assert_good(tmp_path, 1)
-    assert (tmp_path / "bad-2.2").is_dir()
-
-
-def test_one_flipped_bit_in_any_file_is_noticed(tmp_path):
-    saved(tmp_path / "a", 1, 2).close()
-    for path in files(tmp_path / "a" / "2"):
-        copy = tmp_path / "b"
-        shutil.copytree(tmp_path / "a", copy)
-        if path.stat().st_size:
-            flip(copy / path.relative_to(tmp_path / "a"), random.Random(0).random())
-        else:
-            (copy / path.relative_to(tmp_path / "a")).write_bytes(b"x")
-        assert Checkpoints(copy).latest() == 1, path
-        shutil.rmtree(copy)
-
-
-def test_nothing_usable_left_is_never_a_fresh_start(tmp_path):
-    assert Checkpoints(tmp_path).latest() is None
-    saved(tmp_path, 1, 2).close()
-    for step in (1, 2):
-        flip(largest(tmp_path / str(step)))
-    for _ in range(2):  # the second start finds only what the first has set aside
-        with pytest.raises(UserError) as caught:
-            Checkpoints(tmp_path).latest()
-        assert caught.value.status == 4
-
-
-def test_reading_changes_nothing(tmp_path):
-    saved(tmp_path, 1, 2).close()
-    flip(largest(tmp_path / "2"))
-    (tmp_path / "saving-3").mkdir()
-    before = sorted(tmp_path.rglob("*"))
-    reader = Checkpoints(tmp_path, read_only=True)
-    assert reader.latest() == 1
-    assert sorted(tmp_path.rglob("*")) == before
-    assert Checkpoints(tmp_path / "none", read_only=True).latest() is None
-    assert not (tmp_path / "none").exists()
 
 
 def test_keeps_the_newest(tmp_path):
@@ -439,91 +298,4 @@ def test_a_path_of_every_other_character_restores(tmp_path):
     names = [chr(c) for c in range(1, 127) if chr(c) not in "/*?[\\"]
     place = tmp_path / "".join(names)
     saved(place, 1).close()
-    assert_good(place, 1)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, b'{"leaves.json": 1}',
-     b'{"leaves.json":[1,2],"extra.json":[1,2],"state/\\u0000":[1,2]}',
-     b'{"leaves.json":[1,2],"extra.json":[1,2],"state/' + b"x" * 300 + b'":[1,2]}'],
-)  # fmt: skip
-def test_a_manifest_that_is_not_what_was_written_is_damage(tmp_path, content):
-    saved(tmp_path, 1, 2).close()
-    (tmp_path / "2" / "manifest.json").write_bytes(content)
-    assert_good(tmp_path, 1)
-    assert (tmp_path / "bad-2").is_dir()
-
-
-@pytest.mark.parametrize(
-    "code",
-    [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE],
-    ids=os.strerror,
-)
-@pytest.mark.parametrize("what", ["manifest.json", "leaves.json", "ocdbt", "/2"])
-def test_what_cannot_be_read_for_a_moment_is_not_damaged(
-    tmp_path, monkeypatch, code, what
-):
-    saved(tmp_path, 1, 2).close()
-    (tmp_path / "saving-3").mkdir()
-    before = sorted(tmp_path.rglob("*"))
-    real = open
-
-    def failing(path, *args, **kwargs):
-        if what in str(path):
-            raise OSError(code, os.strerror(code), str(path))
-        return real(path, *args, **kwargs)
-
-    checkpoints = Checkpoints(tmp_path, read_only=True)
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", failing)
-        patch.setattr(Path, "open", failing)
-        with pytest.raises(UserError, match=os.strerror(code).lower()) as caught:
-            checkpoints.latest()
-    assert caught.value.status == 2 and "nothing is changed" in str(caught.value)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert_good(tmp_path, 2)
-
-
-def test_a_directory_that_cannot_be_listed_is_never_a_fresh_start(
-    tmp_path, monkeypatch
-):
-    checkpoints = saved(tmp_path, 1)
-
-    def failing(path):
-        raise PermissionError(errno.EACCES, "x")
-
-    monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(UserError, match="cannot be read .permission denied"):
-        checkpoints.latest()
-
-
-# Other readers of Orbax find their event loop closed; nothing waits for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_error_of_tensorstore_in_reading_is_one_line(tmp_path, caplog):
-    checkpoints = saved(tmp_path, 1)
-    for path in files(tmp_path / "1"):
-        if path.parent.name == "d":  # the data
-            path.unlink()
-            path.mkdir()
-    with pytest.raises(UserError, match="1/state cannot be read .*NOT_FOUND"):
-        checkpoints.restore(1, abstract(make(0)))
-    gc.collect()
-    assert not caplog.records
-
-
-def test_what_a_kill_has_left_may_be_a_link(tmp_path):
-    """Nothing that it points to is removed or written."""
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / "file").write_text("")
-    place = tmp_path / "checkpoints"
-    place.mkdir()
-    (place / "saving-1").symlink_to(target)
-    checkpoints = saved(place, 1)
-    assert os.listdir(target) == ["file"]
-    (place / "saving-2").symlink_to(target)
-    with pytest.raises(UserError, match="saving-2 could not be written .file exists"):
-        checkpoints.save(2, make(2), {})
-    assert os.listdir(target) == ["file"]
     assert_good(place, 1)

@@ -62,7 +62,7 @@ def test_a_continued_motion_has_no_error(long):
 
 
 def test_a_jump_is_measured_in_its_frame_and_in_pixels(long):
-    """The second half is shifted by two pixels: so are frame 10 and its displacement."""
+    """The second half is shifted by two pixels: so is the displacement of frame 10."""
     whole, _, _ = long
     jumped = whole.copy()
     jumped[:, 10:] = np.roll(whole[:, 10:], 2, axis=3)

@@ -1,4 +1,4 @@
-"""Frechet distances: closed forms, invariances, coverage of errors; no stored values."""
+"""Frechet distances and their errors: closed forms, invariances; no stored values."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_unequal_numbers_are_refused():
 
 @pytest.mark.parametrize("mean, deviation", [(1, 1), (0, 2)])
 def test_standard_error_is_the_deviation_over_fresh_videos(mean, deviation):
-    """Features of one video are correlated: the error is that of n videos, not of n k."""
+    """Features of one video are correlated: the error is that of n videos."""
     rng = np.random.default_rng(0)
     n, k, d = 60, 4, 3
     target = rng.standard_normal((n, k, d))
@@ -109,7 +109,7 @@ def test_standard_error_is_the_deviation_over_fresh_videos(mean, deviation):
 
 @pytest.mark.parametrize("n, d, within", [(60, 4, 0.1), (60, 16, 0.2), (40, 64, 0.2)])
 def test_standard_error_for_equal_distributions(n, d, within):
-    """The slope is random there, and a bootstrap at least a factor of root 3 too wide."""
+    """The slope is random there, and a bootstrap is too wide by root 3 or more."""
     rng = np.random.default_rng(0)
     target = rng.standard_normal((n, 1, d))
     fresh = lambda: rng.standard_normal((n, 1, d))  # noqa: E731
@@ -121,8 +121,8 @@ def test_standard_error_for_equal_distributions(n, d, within):
 
 
 def test_standard_error_of_a_quadratic_distance():
-    """The reference equals the population, so the slope is 0: a jackknife is a factor of
-    root 2 too wide and a bootstrap of root 3.
+    """The reference is the population, so the slope is 0: a jackknife is too wide by
+    root 2, a bootstrap by root 3.
     """
     rng, n, d = np.random.default_rng(0), 60, 16
     target = rng.standard_normal((n, d))

@@ -53,7 +53,8 @@ def train(
     init_params = functools.partial(run_unoptimised, task.init_params, key)
 
     def init(params=None) -> TrainState:
-        return trainer.init_state(params or _new_params(init_params))
+        params = _new_params(init_params) if params is None else params
+        return trainer.init_state(params)
 
     def load(other: str) -> Params:
         return _load_start(config, trainer, init_params, other)
