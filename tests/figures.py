@@ -1,19 +1,19 @@
-"""Figures in the documents that no file of the repository holds.
+"""List figures of the documents that no file of the repository holds.
 
     python -m tests.figures
 
-A *figure* is a number of a text with a decimal point, an exponent, a comma or a unit,
-and beside such in a table any that is all of a cell; not in headings, nor in a table's
-first column, which are names. What stands in code (between back quotes, indented,
-fenced) is a command, a setting, a limit or an equation.
+A *figure* is a number in a text with a decimal point, an exponent, a comma or a unit;
+in a table with such numbers also any number that fills a cell. Headings and a table's
+first column are names. Code (between back quotes, indented, fenced) holds commands,
+settings, limits and equations.
 
-The rule: a section (from one heading to the next) that has figures names, in code or by
-a link, the command that gives them and the files that hold them, JSON or a test. Each
-figure is a number of one of these files, rounded to the digits printed (of weights, the
-size in bytes). Papers' figures are held by docs/papers.md.
+The rule: a section (from one heading to the next) with figures names, in code or by a
+link, the command that prints them and the files that hold them, JSON or a test. Each
+figure is a number of one of these files, rounded to the printed digits (for weights,
+the size in bytes). docs/papers.md holds the papers' figures.
 
-Short figures are found by chance in long files (of the documents' figures with a wrong
-last digit one in four): what is listed is wrong, what is not listed may be.
+Short figures match by chance in long files (of the documents' figures with a wrong last
+digit, one in four): a listed figure is wrong, an unlisted one may be.
 """
 
 import re
@@ -33,7 +33,7 @@ DOCUMENTS = (
 )
 PAPERS = ROOT / "docs" / "papers.md"
 
-UNITS = {  # in seconds, bytes, counts and shares; a file may have either
+UNITS = {  # in seconds, bytes, counts and fractions; a file may have either
     "%": 0.01, "µs": 1e-6, "ms": 1e-3, "s": 1, "seconds": 1, "min": 60, "minutes": 60,
     "hours": 3600, "KB": 1e3, "MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30,
     "M": 1e6, "million": 1e6, "B": 1e9, "billion": 1e9, "GFLOP": 1,
@@ -43,7 +43,7 @@ NUMBER = re.compile(
     rf"(?<![\w.,/])(?<![A-Za-z]-)({DIGITS}(?:e-?\d\d?)?)(?![,.]?\w)(?:\s?({'|'.join(UNITS)})(?!\w))?"
 )
 CELL = re.compile(rf"[-+±]?{DIGITS}")
-# Names of papers' parts, packages and licences: nothing that was measured.
+# Names of papers' parts, of packages and of licences are no figures.
 NAME = re.compile(
     r"arXiv:[\d.]+|CC-BY [\d.]+|\d+(?:\.\d+){2,}|Python [\d.]+(?: to [\d.]+)?"
     r"|(?:[Ss]ections?|[Aa]ppendix|[Ee]quations?|[Tt]ables?)\s"
@@ -55,7 +55,7 @@ RUNS = re.compile(r"\b(python|make|pytest) ")
 
 
 class Section:
-    """What stands between two headings: lines of text by number, and its code."""
+    """The text between two headings, with its first line number, and its code."""
 
     def __init__(self, number: int = 1):
         self.first = number
@@ -63,7 +63,7 @@ class Section:
         self.code: list[str] = []
 
     def close(self) -> "Section":
-        """Itself, inline code and the targets of links brought from text to code."""
+        """Move inline code and the targets of links from text to code; return self."""
 
         def code(match: re.Match) -> str:
             self.code.append(match[2])
@@ -77,7 +77,7 @@ class Section:
         return self
 
     def figures(self) -> Iterator[tuple[int, str, str]]:
-        """(line, digits, unit) of each."""
+        """Yield (line, digits, unit) of each figure."""
         lines = self.text.splitlines()
         prose = [line * (line[:1] != "|") for line in lines]
         yield from self._numbers("\n".join(prose), self.first)
@@ -98,7 +98,7 @@ class Section:
             )
 
     def _tables(self, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-        """(number of the first row, rows) of each table, without its headings."""
+        """Yield (line of the first row, rows) of each table, without headings."""
         for i, line in enumerate(lines):
             if line.startswith("|---"):
                 rows = list(takewhile(lambda row: row[:1] == "|", lines[i + 1 :]))
@@ -115,7 +115,7 @@ class Section:
                 yield first + text.count("\n", 0, match.start()), digits, unit or ""
 
     def files(self, folder: Path) -> list[Path]:
-        """Those that its code and links name, seen from the root or the document."""
+        """Return files that code and links name, from the root or the document."""
         names = {name for code in self.code for name in re.split(r"[\s'\"=]+", code)}
         found = {(at / name).resolve() for name in names for at in (ROOT, folder)}
         return sorted(
@@ -124,7 +124,7 @@ class Section:
 
 
 def sections(text: str) -> Iterator[Section]:
-    """The sections of a document."""
+    """Yield the sections of a document."""
     section, fenced, indented = Section(), False, False
     for number, line in enumerate(text.splitlines(), 1):
         blank = not section.text or section.text.endswith("\n\n")
@@ -144,7 +144,7 @@ def sections(text: str) -> Iterator[Section]:
 
 @cache
 def numbers(path: Path) -> list[float]:
-    """All that stand in a file that holds figures; of one that is no text, its size."""
+    """Return the numbers of a file that holds figures; of weights, the size."""
     test = path.is_relative_to(ROOT / "tests")
     if path.suffix != ".json" and not test and path != PAPERS:
         return [float(path.stat().st_size)] * (path.suffix == ".safetensors")
@@ -155,7 +155,7 @@ def numbers(path: Path) -> list[float]:
 
 
 def held(digits: str, unit: str, known: list[float]) -> bool:
-    """Whether a number rounds to a figure, in the figure's unit or without."""
+    """Return whether a number rounds to a figure, with its unit or without."""
     value = float(digits.replace(",", ""))
     mantissa, _, power = digits.partition("e")
     places = len(mantissa.partition(".")[2]) - int(power or 0)
@@ -165,7 +165,7 @@ def held(digits: str, unit: str, known: list[float]) -> bool:
 
 
 def missing(path: Path) -> list[str]:
-    """What is wrong in a document, a line each."""
+    """Return what is wrong in a document, one line each."""
     found, name = [], path.relative_to(ROOT)
     for section in sections(path.read_text()):
         files = [file for file in section.files(path.parent) if numbers(file)]
@@ -184,7 +184,7 @@ def missing(path: Path) -> list[str]:
 
 
 def main() -> list[str]:
-    """What is wrong in all of the documents."""
+    """Return what is wrong in all documents."""
     documents = [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
     return [line for path in documents if path != PAPERS for line in missing(path)]
 

@@ -1,4 +1,4 @@
-"""Every figure in the documents is held by a file that stands with it."""
+"""Every figure in the documents is held by a file that its section names."""
 
 import json
 
@@ -32,7 +32,7 @@ TRUE = {"printed": "1.19 GiB", "cell": "7", "file": "found.json"}
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch):
-    """What is listed of DOCUMENT, with some of its parts changed."""
+    """Return a function that lists DOCUMENT with some of its parts changed."""
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     held = {"bytes": 1.1934 * 2**30, "share": 0.4961, "error": 0.1, "n": 7}
     (tmp_path / "found.json").write_text(json.dumps(held))
@@ -46,7 +46,7 @@ def listed(tmp_path, monkeypatch):
     return listed
 
 
-def test_a_document_that_keeps_the_rule_has_nothing_listed(listed):
+def test_a_document_that_follows_the_rule_has_nothing_listed(listed):
     assert listed() == []
 
 
@@ -94,7 +94,7 @@ def test_parameters_are_those_of_the_file(variant):
     assert sizes.of_config(vdm, variant) == written[variant]
 
 
-def test_what_ships_is_what_the_file_says():
+def test_sizes_of_shipped_models_are_those_of_the_file():
     written = json.loads(sizes.FILE.read_text())["shipped"]
     folder = sizes.ROOT / "models" / "shapes"
     assert sizes.shipped(folder) == written["models/shapes"]

@@ -2,7 +2,7 @@
 
 from vdm_jax.sampling import observations
 from vdm_jax.sampling.autoregressive import extend_in_blocks
-from vdm_jax.sampling.generate import sample, to_uint8
+from vdm_jax.sampling.generate import generate, sample, to_uint8
 from vdm_jax.sampling.invert import invert
 from vdm_jax.sampling.labels import OPEN_LABEL, draw_labels, label_text
 from vdm_jax.sampling.reconstruction import with_reconstruction_weight
@@ -14,17 +14,27 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
     why_unused,
 )
-from vdm_jax.sampling.types import Conditions, Observation
+from vdm_jax.sampling.types import (
+    Conditions,
+    NoiseIndex,
+    Observation,
+    Run,
+    SamplingInputs,
+)
 
 __all__ = [
     "OPEN_LABEL",
     "Conditions",
+    "NoiseIndex",
     "Observation",
+    "Run",
+    "SamplingInputs",
     "Settings",
     "check_settings",
     "check_video_memory",
     "draw_labels",
     "extend_in_blocks",
+    "generate",
     "invert",
     "label_text",
     "nfe",

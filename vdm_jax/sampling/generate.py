@@ -5,6 +5,7 @@ context. A video's noise depends on its own number, so the same seed gives the s
 video for every batch size, device count and process count.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,11 +37,19 @@ from vdm_jax.sampling.settings import (
     reconstruction_base_slope,
     uses_cfg,
 )
-from vdm_jax.sampling.types import Conditions, Observation
+from vdm_jax.sampling.types import (
+    Conditions,
+    NoiseIndex,
+    Observation,
+    Run,
+    SamplingInputs,
+)
 
 STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
 DEFAULT_SETTINGS = Settings()
 DEFAULT_NOISE = NoiseIndex()
+NO_INPUTS = SamplingInputs()
+WHOLE_RUN = Run()
 
 
 def sample(
@@ -58,6 +67,7 @@ def sample(
     stage_index: int = 0,
     block_index: int = 0,
     first_index: int = 0,
+    run: Run = WHOLE_RUN,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
@@ -76,40 +86,71 @@ def sample(
         sampled by MultiDiffusion: overlapping windows, averaged at every call.
       stage_index: separates the noise of a cascade's stages.
       block_index: separates the noise of a long video's blocks.
+      run: which steps, what wraps the denoiser, and noise that frames share. For the z
+        of a run that stops early use `generate`.
       progress: called as progress(done, total) with steps of batches.
 
     Raises:
       UserError: settings out of range.
     """
-    check_settings(model, num, seed, settings)
-    if negative is not None and not uses_cfg(model, settings):
-        raise UserError("a negative label or text needs guidance with two branches")
-    cond = cond or {}
-    _check_conditions(model, cond)
-    size = size or model.video_shape[:3]
-    _check_size(model, size, observation)
-    if observation is not None:  # one shape of mask, one program
-        shape = observation.video[..., :1].shape
-        observation = observation._replace(
-            mask=np.broadcast_to(observation.mask, shape)
-        )
-        settings = with_reconstruction_weight(model, settings, observation)
-    z = sample_batches(
-        _program_key(model, settings, mesh, size, observation),
+    z = generate(
+        model,
         params,
         num,
         settings,
-        cond,
-        negative=negative,
-        observation=observation,
-        initial_noise=initial_noise,
+        SamplingInputs(cond or {}, negative, observation, initial_noise),
         noise=NoiseIndex(seed, stage_index, block_index, first_index),
+        run=run,
+        size=size,
+        mesh=mesh,
         progress=progress,
     )
     videos = np.clip(_decode(model, z), -1.0, 1.0)
     if observation is None:
         return videos
     return np.where(observation.mask, observation.video, videos).astype(videos.dtype)
+
+
+def generate(
+    model: DiffusionModel,
+    params: Params,
+    num: int,
+    settings: Settings = DEFAULT_SETTINGS,
+    inputs: SamplingInputs = NO_INPUTS,
+    *,
+    noise: NoiseIndex = DEFAULT_NOISE,
+    run: Run = WHOLE_RUN,
+    size: tuple[int, int, int] | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Return z [num, f, h, w, c] as the sampler leaves it, neither decoded nor clipped.
+
+    `sample` decodes it. The arguments are explained there.
+
+    Raises:
+      UserError: settings or rows out of range.
+    """
+    check_settings(model, num, noise.seed, settings)
+    if inputs.negative is not None and not uses_cfg(model, settings):
+        raise UserError("a negative label or text needs guidance with two branches")
+    _check_conditions(model, inputs.cond)
+    observation, size = inputs.observation, size or model.video_shape[:3]
+    _check_size(model, size, observation)
+    _check_rows(run, settings.steps, inputs)
+    if observation is not None:  # one shape of mask, one program
+        shape = observation.video[..., :1].shape
+        observation = observation._replace(
+            mask=np.broadcast_to(observation.mask, shape)
+        )
+        inputs = dataclasses.replace(inputs, observation=observation)
+        settings = with_reconstruction_weight(model, settings, observation)
+    key = _program_key(model, settings, mesh, size, observation)
+    key = dataclasses.replace(key, wrap=run.wrap, shared_noise=run.shared_noise)
+    return sample_batches(
+        key, params, num, settings, inputs, noise=noise, rows=run.rows,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _program_key(
@@ -140,26 +181,30 @@ def sample_batches(
     params: Params,
     num: int,
     settings: Settings,
-    cond: Conditions,
+    inputs: SamplingInputs,
     *,
-    negative: Conditions | None = None,
-    observation: Observation | None = None,
-    initial_noise: np.ndarray | None = None,
     noise: NoiseIndex = DEFAULT_NOISE,
+    rows: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """Return z of `num` videos as the sampler leaves it, made batch by batch.
 
-    The arguments are as for `sample`.
+    The arguments are as for `generate`.
     """
-    model, mesh, steps = key.model, key.mesh, settings.steps
+    model, mesh = key.model, key.mesh
+    first, last = rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(settings.batch_size, num)
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
-    rows = key.sampler.table(make_schedule(model, settings), steps)
-    table, weights = _step_arrays(rows, settings, key.shape[0], model.variance, dtype)
+    table = key.sampler.table(make_schedule(model, settings), settings.steps)
+    if first:
+        table = key.sampler.first_row(table, first)
+    table, weights = _step_arrays(table, settings, key.shape[0], model.variance, dtype)
+    initial, negative, observation = (
+        inputs.initial_noise, inputs.negative, inputs.observation
+    )  # fmt: skip
     starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -169,37 +214,38 @@ def sample_batches(
             take = functools.partial(_take_rows, rows=np.minimum(numbers, num - 1))
             keys, carry = init_carry(
                 numbers + noise.first_video,
-                None if initial_noise is None else take(initial_noise),
+                None if initial is None else take(initial),
                 np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
                 key=key,
             )  # fmt: skip
             videos = {}
             for name, _ in model.video_conditions:
                 t = np.asarray(time_from_snr(settings.augmentation_snr))
-                video = take(cond[name]).astype(dtype)
+                video = take(inputs.cond[name]).astype(dtype)
                 videos |= augment_video(keys, video, t, name=name, key=key)
-            own = _raw_conditions(model, cond, take, batch) | videos
+            own = _raw_conditions(model, inputs.cond, take, batch) | videos
             null = model.unconditional(own)
             if negative is not None:
                 null = _raw_conditions(model, negative, take, batch) | videos
             known = None
             if observation is not None:
                 known = _encode_observation(model, jax.tree.map(take, observation))
-            for row in range(0, steps, STEPS_PER_CALL):
-                stop = min(row + STEPS_PER_CALL, steps)
+            for row in range(first, last, STEPS_PER_CALL):
+                stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
                     params, own, null, known, keys, carry, table, row, stop, weights,
                     key=key,
                 )  # fmt: skip
                 jax.block_until_ready(carry)
-                progress(k * steps + stop, len(starts) * steps)
+                steps = last - first
+                progress(k * steps + stop - first, len(starts) * steps)
             out.append(np.asarray(sharding.replicate(mesh, carry[0])))
     return np.concatenate(out)[:num]
 
 
-def _step_arrays(rows, settings: Settings, frames: int, variance: float, dtype):
+def _step_arrays(table, settings: Settings, frames: int, variance: float, dtype):
     """Return a sampler's table and the weights of its rows, padded to one shape."""
-    scales = guidance_scales(settings, rows["logsnr"], frames)
+    scales = guidance_scales(settings, table["logsnr"], frames)
     pad = max(samplers.MAX_STEPS, len(scales)) - len(scales)
     scales = np.pad(scales, [(0, pad), (0, 0), (0, 0)])
     reconstruction = reconstruction_base_slope(settings, variance)
@@ -209,7 +255,7 @@ def _step_arrays(rows, settings: Settings, frames: int, variance: float, dtype):
         "guidance_weight": (scales - 1).astype(dtype),
         "reconstruction": np.array(reconstruction, dtype),
     }
-    return samplers.pad_table(rows, dtype), weights
+    return samplers.pad_table(table, dtype), weights
 
 
 def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
@@ -256,6 +302,15 @@ def _check_size(
             f"size={size}: no smaller than the model's {model.video_shape[:3]}, and "
             "that of the observation"
         )
+
+
+def _check_rows(run: Run, steps: int, inputs: SamplingInputs) -> None:
+    """Raise UserError for rows outside the table, or a later start without its z."""
+    start, stop = run.rows or (0, steps)
+    if not 0 <= start < stop <= steps:
+        raise UserError(f"rows={run.rows}: start and stop, from 0 to steps={steps}")
+    if start and inputs.initial_noise is None:
+        raise UserError(f"rows={run.rows}: needs initial_noise, the z of row {start}")
 
 
 def _check_conditions(model: DiffusionModel, cond: Conditions) -> None:
