@@ -341,7 +341,7 @@ class FourLevels(schedules.Schedule):
 
     def angle(self, t):
         levels = jnp.asarray if isinstance(t, jax.Array) else np.asarray
-        return levels(self.angles)[(t * 3.99).astype(int)]
+        return levels(self.angles)[(t * 4).astype(int).clip(0, 3)]
 
     def grid(self, n):
         return np.asarray(self.angles)[::-1][np.linspace(0, 3, n + 1).astype(int)]

@@ -1,11 +1,15 @@
 """Sampling through the real model: the same video however it is batched."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.conditions.change import change
 from vdm_jax import sampling
+from vdm_jax.diffusion import process
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import program
 
@@ -130,3 +134,127 @@ def test_uint8_is_the_inverse_of_encode(trained):
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1)
     encoded = np.asarray(trained[0].normalize(jnp.asarray(pixels)))
     np.testing.assert_array_equal(sampling.to_uint8(encoded), pixels)
+
+
+# Parts of a run, a wrapped denoiser, and noise that frames share.
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A wrap: the prediction is of a constant x, whatever the denoiser says."""
+
+    x: float
+
+    def __call__(self, denoise):
+        def wrapped(z, level, cond):
+            return process.from_x(jnp.full_like(z, self.x), z, level)
+
+        return wrapped
+
+
+calls = []
+
+
+def count_calls(denoise):
+    """Return the denoiser; count how often it is called."""
+
+    def counted(z, level, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return denoise(z, level, cond)
+
+    return counted
+
+
+def generate(trained, rows=None, z=None, run=None, **settings):
+    model, params = trained
+    settings = sampling.Settings(steps=11, guidance_scale=2.0, batch_size=2, **settings)
+    labels = np.array([[0, 1], [2, 0]], np.int32)
+    inputs = sampling.SamplingInputs({"label": labels}, initial_noise=z)
+    run = dataclasses.replace(run or sampling.Run(), rows=rows)
+    return sampling.generate(model, params, 2, settings, inputs, run=run)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"sampler": "ancestral"}, {"sampler": "heun", "s_churn": 4.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("row", [1, 9])
+def test_two_runs_of_parts_of_the_rows_are_one_run_of_all(trained, settings, row):
+    whole = generate(trained, **settings)
+    part = generate(trained, (0, row), **settings)
+    assert abs(part - whole).mean() > 1e-3
+    again = generate(trained, (row, 11), part, **settings)
+    np.testing.assert_array_equal(again, whole)
+
+
+def test_a_multistep_sampler_starts_again_with_a_step_of_first_order(trained):
+    part = generate(trained, (0, 5), sampler="dpm")
+    ddim = {"sampler": "ddim", "sampling_schedule": "karras"}
+    second = generate(trained, (5, 6), part, sampler="dpm")
+    np.testing.assert_allclose(
+        second, generate(trained, (5, 6), part, **ddim), atol=1e-4
+    )
+    rest = generate(trained, (5, 11), part, sampler="dpm")
+    assert 0 < abs(rest - generate(trained, sampler="dpm")).mean() < 0.1
+
+
+@pytest.mark.parametrize("rows", [(-1, 4), (3, 3), (5, 4), (0, 12)])
+def test_rows_outside_of_the_table_are_refused(trained, rows):
+    with pytest.raises(UserError, match=r"rows=.*from 0 to steps=11"):
+        generate(trained, rows, np.zeros((2, *trained[0].shape)))
+
+
+def test_a_later_start_needs_the_z_of_its_row(trained):
+    with pytest.raises(UserError, match="needs initial_noise, the z of row 4"):
+        generate(trained, (4, 11))
+
+
+def test_the_progress_of_a_part_reaches_its_total(trained):
+    model, params = trained
+    seen, z = [], np.zeros((2, *model.shape), np.float32)
+    sampling.sample(
+        model, params, 2, sampling.Settings(steps=20, batch_size=1), initial_noise=z,
+        run=sampling.Run(rows=(3, 15)), progress=lambda *at: seen.append(at),
+    )  # fmt: skip
+    assert seen == [(8, 24), (12, 24), (20, 24), (24, 24)]
+
+
+def test_a_wrap_sees_every_call_and_the_identity_changes_nothing(trained):
+    calls.clear()
+    wrapped = generate(trained, run=sampling.Run(wrap=count_calls))
+    jax.effects_barrier()
+    assert len(calls) == 11
+    np.testing.assert_array_equal(wrapped, generate(trained))
+
+
+def test_a_wrap_is_outside_of_the_guidance_and_compiled_once_for_equal_values(trained):
+    model, params = trained
+    mask = np.zeros((1, *model.shape[:3], 1), bool)
+    mask[:, 0] = True
+    known = sampling.Observation(np.full((1, *model.shape), 0.5, np.float32), mask)
+    made = generate(trained, run=sampling.Run(wrap=Constant(0.25)))
+    np.testing.assert_array_equal(made, np.float32(0.25))
+    before = program.run_steps._cache_size()
+    generate(trained, run=sampling.Run(wrap=Constant(0.25)))
+    assert program.run_steps._cache_size() == before
+    videos = sampling.sample(
+        model, params, 1, sampling.Settings(steps=2), observation=known,
+        run=sampling.Run(wrap=Constant(0.25)),
+    )  # fmt: skip
+    np.testing.assert_array_equal(videos[:, 0], np.float32(0.5))  # known
+    np.testing.assert_array_equal(videos[:, 1:], np.float32(0.25))
+
+
+def test_shared_noise_is_the_same_in_all_frames_and_not_in_all_videos(trained):
+    """With an x of 0 a step of DDIM returns a multiple of the initial z."""
+    zero = sampling.Run(wrap=Constant(0.0))
+    shared = dataclasses.replace(zero, shared_noise=True)
+    for settings in ({}, {"sampler": "ancestral"}):
+        own = generate(trained, (0, 3), run=zero, **settings)
+        made = generate(trained, (0, 3), run=shared, **settings)
+        assert made.shape == own.shape and np.isfinite(made).all()
+        np.testing.assert_array_equal(made, np.broadcast_to(made[:, :1], made.shape))
+        assert made[:, 0].std() == pytest.approx(own.std(), rel=0.2)
+        assert abs(own[:, 0] - own[:, 1]).mean() > 0.1
+        assert abs(made[0] - made[1]).mean() > 0.1

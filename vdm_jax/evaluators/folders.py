@@ -143,24 +143,33 @@ def compare_folders(
     make_folder(report.out)
     content = {"protocol": protocol, **scores}
     results.write_results(report.out, content)
-    shown = own[: sections.NUM_SHOWN]
-    index, distance = nearest_training(shown, real)
-    grids = [
-        page.VideoGrid("reference", real[: sections.NUM_SHOWN]),
-        page.VideoGrid("videos", shown),
-    ]
     page.write(
         report.out / "index.html",
         title=f"vdm_jax: {videos.name}",
         summary=f"Videos of {videos} compared with those of {reference}.",
         sections=[
-            page.VideoGrids("Reference and videos", grids, fps),
-            page.NearestNeighbours(
-                "Nearest reference videos", shown, real[index], distance, fps
-            ),
+            *_video_sections(own, real, fps),
             *page_tables,
             page.Commands("Commands", report.commands),
         ],
     )
     print(f"\nthe report: {report.out / 'index.html'}")
     return content
+
+
+def _video_sections(
+    videos: np.ndarray, real: np.ndarray, fps: float
+) -> list[page.Section]:
+    """Return videos next to the reference, and to their nearest reference videos."""
+    shown = videos[: sections.NUM_SHOWN]
+    index, distance = nearest_training(shown, real)
+    grids = [
+        page.VideoGrid("reference", real[: sections.NUM_SHOWN]),
+        page.VideoGrid("videos", shown),
+    ]
+    return [
+        page.VideoGrids("Reference and videos", grids, fps),
+        page.NearestNeighbours(
+            "Nearest reference videos", shown, real[index], distance, fps
+        ),
+    ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ def evaluate(
     by_scale, few_step_settings = _settings(
         config.sample, guidance_scales, compare_steps
     )
-    for settings in (*by_scale.values(), *few_step_settings.values()):
-        sampling.check_settings(trained.model, num, seed, settings)
+    for each in (*by_scale.values(), *few_step_settings.values()):
+        sampling.check_settings(trained.model, num, seed, each)
     shown = sections.sample_sections(report.sample_folders, config.data.source)
     make_folder(report.out)
     held_out, training = real_clips(config, num)
@@ -69,24 +69,36 @@ def evaluate(
     )
     content = {"protocol": protocol, **scores, "sample": dataclasses.asdict(settings)}
     content["guidance_scales"] = list(guidance_scales)
-    if config.data.source in ATTRIBUTE_METRICS and trained.model.label_vocabulary:
-        metric, shape = ATTRIBUTE_METRICS[config.data.source], trained.model.video_shape
-        rows = tables.attribute_rows(shape, metric, samples, held_out["label"])
-        page_tables.insert(0, tables.attribute_table(rows, metric))
-        content["attributes"] = rows
+    if attributes := _attributes(trained, samples, held_out):
+        content["attributes"], table = attributes
+        page_tables.insert(0, table)
     tables.print_tables(page_tables)
     print(f"\n{protocols.describe(protocol)}")
     results.write_results(report.out, content)
 
-    fps = config.video.fps
+    fps, rows = config.video.fps, scores["pixels"]
     steps = [settings.steps, *(s.steps for s in few_step_settings.values())]
     shown += sections.training_sections(workdir, fps)
     shown += sections.comparison_sections(first, held_out["video"], training, fps)
-    shown += sections.step_sections(steps, scores["pixels"][: len(steps)])
-    shown += [*page_tables, page.Commands("Commands", report.commands)]
+    shown += [*sections.step_sections(steps, rows[: len(steps)]), *page_tables]
+    shown.append(page.Commands("Commands", report.commands))
     shown.append(sections.environment_section(trained, seed))
     _write_page(report.out, workdir, first, settings, shown)
     return content
+
+
+def _attributes(
+    trained: TrainedModel,
+    samples: Mapping[float, np.ndarray],
+    held_out: Mapping[str, np.ndarray],
+) -> tuple[dict, page.Table] | None:
+    """Return attribute scores and their table; None for data without attributes."""
+    metric = ATTRIBUTE_METRICS.get(trained.config.data.source)
+    if metric is None or not trained.model.label_vocabulary:
+        return None
+    shape = trained.model.video_shape
+    rows = tables.attribute_rows(shape, metric, samples, held_out["label"])
+    return rows, tables.attribute_table(rows, metric)
 
 
 def _settings(

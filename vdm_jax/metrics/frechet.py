@@ -65,8 +65,8 @@ def frechet_error(
     # Derivative of the distance with respect to the weight of each row of `a`.
     slopes = 2 * flat @ off / len(flat) + (flat**2).sum(1) / (len(flat) - 1)
     squares, vectors = np.linalg.eigh(cross.T @ cross)
-    kept = squares > RANK * squares.max()
-    along = (cross @ vectors[:, kept]) ** 2 / np.sqrt(squares[kept])
+    nonzero = squares > RANK * squares.max()
+    along = (cross @ vectors[:, nonzero]) ** 2 / np.sqrt(squares[nonzero])
     slopes -= along.sum(1) / np.sqrt(len(flat) - 1)
     linear = slopes.reshape(n, k).sum(1)
     linear -= linear.mean()
