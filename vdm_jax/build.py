@@ -107,7 +107,9 @@ def mistyped_field(instance: Any) -> str:
         value = getattr(instance, field.name, None)
         if not matches_type(value, field.type):
             return f"{field.name}={value!r:.40}"
-        for each in filter(dataclasses.is_dataclass, _leaves(value)):
+        for each in _leaves(value):
+            if not dataclasses.is_dataclass(each) or isinstance(each, type):
+                continue
             if found := mistyped_field(each):
                 return found
     return ""

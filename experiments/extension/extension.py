@@ -128,8 +128,8 @@ def real(geometry: shapes.Geometry, num: int, frames: int) -> np.ndarray:
     return np.stack(clips).astype(np.uint8)
 
 
-def main() -> None:
-    """Run missing methods, print the table."""
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Extension, measured from pixels.")
     parser.add_argument("--workdir", default="models/bouncing")
     parser.add_argument("--out", type=path_type, default=Path("runs/extension"))
@@ -139,17 +139,28 @@ def main() -> None:
     parser.add_argument("--ancestral_gamma", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=32)
-    args = parser.parse_args()
-    loaded = runs.load(args.workdir)
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "results.json"
-    setting = {k: str(v) for k, v in vars(args).items() if k != "out"}
-    results: dict = {"setting": setting}
+    return parser.parse_args()
+
+
+def read_results(file: Path, setting: dict[str, str]) -> dict:
+    """Return stored results of this setting, or new ones."""
+    results: dict = {"setting": setting, "rows": {}}
     if file.is_file():
         results = json.loads(file.read_text())
     if results["setting"] != setting:
         raise SystemExit(f"{file} was made with {results['setting']}: another --out")
-    rows = results.setdefault("rows", {})
+    return results
+
+
+def main() -> None:
+    """Run missing methods, print the table."""
+    args = arguments()
+    loaded = runs.load(args.workdir)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "results.json"
+    setting = {k: str(v) for k, v in vars(args).items() if k != "out"}
+    results = read_results(file, setting)
+    rows = results["rows"]
     geometry = shapes.Geometry(*loaded.model.video_shape[:3])
     block = geometry.frames
 

@@ -65,6 +65,21 @@ def covered(values: np.ndarray, errors: np.ndarray, mean: float) -> list[bool]:
     return (np.abs(values - mean) <= 1.96 * errors).tolist()
 
 
+def true_distances(mean, deviations, reference_deviations) -> dict[str, float]:
+    """Return both distances of the populations."""
+    variance1, variance2 = deviations**2, reference_deviations**2
+    first, second = (mean, variance1), (0 * mean, variance2)
+    kernels = [
+        expected_kernel(*x, *y)
+        for x, y in ((first, first), (second, second), (first, second))
+    ]
+    distance = mean @ mean + ((deviations - reference_deviations) ** 2).sum()
+    return {
+        "true distance": float(distance),
+        "true kernel": kernels[0] + kernels[1] - 2 * kernels[2],
+    }
+
+
 def measure(kind: str, d: int, n: int, k: int) -> dict:
     """Return a row."""
     rng = np.random.default_rng([d, n, k])
@@ -107,21 +122,9 @@ def measure(kind: str, d: int, n: int, k: int) -> dict:
             ratios.setdefault(name, []).append(np.mean(error) / deviation)
             coverage.setdefault(name, []).extend(covered(own, error, np.mean(others)))
             means.setdefault(name, []).append(np.mean([*others, *own]))
-    variance1, variance2 = deviations**2, reference_deviations**2
-    kernels = [
-        expected_kernel(*x, *y)
-        for x, y in (
-            2 * ((mean, variance1),),
-            2 * ((0 * mean, variance2),),
-            ((mean, variance1), (0 * mean, variance2)),
-        )
-    ]
     return {
         "kind": kind, "d": d, "n": n, "k": k,
-        "true distance": float(
-            mean @ mean + ((deviations - reference_deviations) ** 2).sum()
-        ),
-        "true kernel": kernels[0] + kernels[1] - 2 * kernels[2],
+        **true_distances(mean, deviations, reference_deviations),
         **{f"mean {name}": float(np.mean(x)) for name, x in means.items()
            if name != "bootstrap"},
         **{f"{name} error over deviation": float(np.mean(x))

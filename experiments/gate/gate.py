@@ -226,7 +226,7 @@ trained = runs.load("models/shapes")
 source = data.open_source(trained.config)
 batch = pipeline.held_out_batch(trained.config, source, 4)
 videos = np.asarray(trained.model.normalize(batch["video"]))
-labels = {"labels": batch["label"]}
+labels = {"cond": {"label": batch["label"]}}
 settings = sampling.Settings(steps=16, clip_x=0.0, batch_size=4)
 z = sampling.invert(trained.model, trained.params, videos, settings, **labels)
 back = sampling.sample(

@@ -34,13 +34,27 @@ from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.distillation.losses import sample_batch
 from vdm_jax.evaluators import distillation_metrics, distillation_plan
-from vdm_jax.metrics.tables import format_table
+from vdm_jax.metrics.tables import format_cells, format_table
 from vdm_jax.runtime import path_type
 from vdm_jax.training import optimizer as optim
 from vdm_jax.training import step as steps
 
 POINTS = 8
 FORWARD, UPDATE = 1, 3  # network passes
+SCORES = (
+    "all_attributes",
+    "template_mse",
+    "position_std",
+    "frame_fd",
+    "motion_fd",
+    "rmse_to_teacher",
+)
+COLUMNS = {
+    "row": ("", ""),
+    "updates": ("updates", ",d"),
+    "training": ("s", ".0f"),
+    **{key: distillation_metrics.COLUMNS[key] for key in SCORES},
+}
 
 
 def trajectory(model, teacher, params, x, cond, n: int, keys):
@@ -135,16 +149,20 @@ def train(method: str, n: int, loaded, count: int, seed: int):
     return state.params, time.perf_counter() - started
 
 
-def main() -> None:
-    """Measure every method, print, write."""
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=path_type, required=True)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=path_type, default=Path(__file__).with_suffix(".json")
-    )
-    args = parser.parse_args()
+    out = Path(__file__).with_suffix(".json")
+    parser.add_argument("--out", type=path_type, default=out)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every method, print, write."""
+    args = arguments()
     rounds = json.loads((args.workdir / runs.ROUNDS_FILE).read_text())
     path = {row["steps"]: args.workdir / row["path"] for row in rounds}
     stored = json.loads((args.workdir / runs.DISTILLATION_FILE).read_text())
@@ -187,28 +205,7 @@ def main() -> None:
             count = num_updates(method, n, rounds)
             params, seconds = train(method, n, eight, count, args.seed)
             add(method, n, count, seconds, sample(eight, params, n))
-    columns = {"updates": ("updates", ",d"), "training": ("s", ".0f")}
-    shown = (
-        {"row": ("", "")}
-        | columns
-        | {
-            key: distillation_metrics.COLUMNS[key]
-            for key in (
-                "all_attributes",
-                "template_mse",
-                "position_std",
-                "frame_fd",
-                "motion_fd",
-                "rmse_to_teacher",
-            )
-        }
-    )
-    print(
-        format_table(
-            [heading for heading, _ in shown.values()],
-            [[format(row[k], form) for k, (_, form) in shown.items()] for row in rows],
-        )
-    )
+    print(format_table(*format_cells(rows, COLUMNS)))
     report = {
         "rows": rows,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "

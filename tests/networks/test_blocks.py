@@ -7,6 +7,7 @@ import pytest
 
 from vdm_jax.networks import blocks, layers
 from vdm_jax.networks.inputs import Inputs
+from vdm_jax.networks.parts import VDM_PARTS, Block
 from vdm_jax.networks.unet3d import LevelSpec, UNetSpec
 
 B, F, HW, C = 2, 5, 2, 8
@@ -227,7 +228,7 @@ def test_dropout_only_in_training(example, random_params, quick_jit):
 
 def test_a_block_names_its_layers(example):
     x, inputs = example()
-    block = blocks.Block(SPEC, blocks.LAYERS, 12, tuple(LAYER_NAMES))
+    block = Block(SPEC, VDM_PARTS, 12, tuple(LAYER_NAMES))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, inputs)["params"]
     assert set(shapes) == {"resnet", *LAYER_NAMES}
     assert shapes["resnet"]["skip"]["kernel"].shape == (C, 12)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.networks import layers
-from vdm_jax.networks.unet3d import nearest_upsample_init
+from vdm_jax.networks.parts import nearest_upsample_init
 
 
 class Conv(nn.Module):

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType
 
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.networks import layers
-from vdm_jax.networks.blocks import LAYERS, block_type
+from vdm_jax.networks.blocks import LAYERS, ResBlock
 from vdm_jax.networks.inputs import Inputs
+from vdm_jax.networks.parts import VDM_PARTS, Parts, block_type
 from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, Up, check
 
 TEMPORAL = ("temporal_conv", "temporal_attention")
@@ -271,7 +273,9 @@ def test_remat_recomputes_and_changes_no_gradient(draw, random_params, quick_jit
     base = dataclasses.replace(SPEC, dropout=0.3)
     x, inputs = draw(B, 2, HW, HW, 8), Inputs(vector=draw(B, 6, seed=1))
     modules = {
-        remat: block_type(dataclasses.replace(base, remat=remat), LAYERS)(8, TEMPORAL)
+        remat: block_type(dataclasses.replace(base, remat=remat), VDM_PARTS)(
+            8, TEMPORAL
+        )
         for remat in ("none", "full", "dots")
     }
     params = random_params(modules["none"], x, inputs)
@@ -331,16 +335,123 @@ def test_a_system_can_add_layer_types(draw):
         def __call__(self, x, inputs):
             return 2 * x
 
-    layer_types = FrozenDict({**LAYERS, "louder": Louder})
+    parts = Parts(layers=FrozenDict({**LAYERS, "louder": Louder}))
     spec = dataclasses.replace(SPEC, levels=(LevelSpec(8, 1, ("louder",)),))
-    check(spec, HW, HW, layer_types)
+    check(spec, HW, HW, parts)
     z, inputs = draw(1, 2, HW, HW, 3), Inputs()
-    model = UNet3D(spec, layer_types)
+    model = UNet3D(spec, parts)
     shapes = jax.eval_shape(model.init, jax.random.key(0), z, inputs)
     assert set(shapes["params"]["down"]["level_0_block_0"]) == {"resnet"}
     assert set(shapes["params"]["middle"]["block_0"]) == {"resnet", "temporal_conv"}
     with pytest.raises(UserError, match="louder"):
         check(spec, HW, HW)
+
+
+class Doubled(ResBlock):
+    """A residual block with one more parameter, which doubles its output."""
+
+    @nn.compact
+    def __call__(self, x, inputs, train=False):
+        double = self.param("double", nn.initializers.constant(2.0), ())
+        block = ResBlock(self.spec, self.channels, name="inner")
+        return double * block(x, inputs, train)
+
+
+class Shift(nn.Module):
+    """A layer that adds a learned number."""
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, x, inputs):
+        return x + self.param("shift", nn.initializers.zeros_init(), ())
+
+
+def one_stem(x, features, spec, name):
+    return layers.dense(layers.space_to_depth(x, spec.patch_size), features, name)
+
+
+def mean_downsample(x, features, spec, name):
+    b, f, h, w, c = x.shape
+    return x.reshape(b, f, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
+def repeat_upsample(x, features, spec, name):
+    x = x.repeat(2, axis=2).repeat(2, axis=3)
+    return layers.conv(x, features, name)
+
+
+def plain_head(x, inputs, spec):
+    return layers.conv(x, spec.out_channels, "last")
+
+
+# Slot -> another part, and what it changes: paths that are new and that are gone.
+OTHER_PARTS = {
+    "stem": (one_stem, set(), set()),
+    "downsample": (
+        mean_downsample,
+        set(),
+        {"down/downsample_1/kernel", "down/downsample_1/bias"},
+    ),
+    "upsample": (repeat_upsample, set(), set()),
+    "head": (
+        plain_head,
+        {"last/kernel", "last/bias"},
+        {"conv_out/kernel", "conv_out/bias", "norm_out/scale", "norm_out/bias"}
+        | {"norm_out/vector/kernel", "norm_out/vector/bias"},
+    ),
+    "after_resnet": (
+        (("time_shift", Shift),),
+        {f"{block}/time_shift/shift" for block in (
+            "down/level_0_block_0", "down/level_1_block_0", "middle/block_0",
+            "middle/block_1", "up/level_0_block_0", "up/level_1_block_0",
+        )},
+        set(),
+    ),
+}  # fmt: skip
+
+
+def paths(params):
+    return set(flatten_dict(params["params"], sep="/"))
+
+
+@pytest.mark.parametrize("slot", OTHER_PARTS)
+def test_another_part_changes_its_own_parameters_only(slot, draw, random_params):
+    part, new, gone = OTHER_PARTS[slot]
+    args = draw(1, 2, HW, HW, 3), Inputs(vector=draw(1, 6, seed=1))
+    model = UNet3D(SPEC, dataclasses.replace(VDM_PARTS, **{slot: part}))
+    params, plain = (random_params(each, *args) for each in (model, UNet3D(SPEC)))
+    assert paths(params) - paths(plain) == new
+    assert paths(plain) - paths(params) == gone
+    made, expected = model.apply(params, *args), UNet3D(SPEC).apply(plain, *args)
+    assert made.shape == expected.shape and made.dtype == expected.dtype
+    assert np.abs(made - expected).max() > 1e-3
+    assert hash(model) == hash(UNet3D(SPEC, dataclasses.replace(model.parts)))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_another_residual_block_is_in_every_block(remat, draw, random_params):
+    spec = dataclasses.replace(SPEC, remat=remat)
+    model = UNet3D(spec, Parts(resnet=Doubled))
+    args = draw(1, 2, HW, HW, 3), Inputs(vector=draw(1, 6, seed=1))
+    params = random_params(model, *args)
+    found = {path for path in paths(params) if path.endswith("resnet/double")}
+    assert len(found) == 6  # one per block
+    halved = flatten_dict(params, sep="/")
+    halved = {k: v * 0 + 1 if k.endswith("/double") else v for k, v in halved.items()}
+    plain = {k.replace("/inner/", "/"): v for k, v in halved.items()}
+    plain = {k: v for k, v in plain.items() if not k.endswith("/double")}
+    np.testing.assert_allclose(
+        model.apply(unflatten_dict(halved, sep="/"), *args),
+        UNet3D(spec).apply(unflatten_dict(plain, sep="/"), *args),
+        rtol=0,
+        atol=1e-6,
+    )
+    changed = {k: v * 1.5 if k.endswith("/double") else v for k, v in halved.items()}
+    difference = model.apply(unflatten_dict(changed, sep="/"), *args) - model.apply(
+        unflatten_dict(halved, sep="/"), *args
+    )
+    assert np.abs(difference).max() > 1e-3
 
 
 def levels(*args):

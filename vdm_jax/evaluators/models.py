@@ -34,19 +34,16 @@ def evaluate(
 ) -> dict:
     """Measure `num` samples per guidance scale; print, write the report, return.
 
-    Writes index.html, results.json and the contact sheet samples.png into report.out.
-    The page and the tables show the samples of the first scale. compare_steps are
-    numbers of steps to sample that scale with too, from the same noise. networks are
-    for FVD and other network metrics, which cost seconds per clip; None is without.
+    Writes index.html, results.json and samples.png into report.out, which show the
+    samples of the first scale. That scale is also sampled in compare_steps, from the
+    same noise. networks are for network metrics, seconds per clip; None is without.
 
     Raises:
       UserError: settings, sample folders or baseline reports do not fit.
     """
     config = trained.config
-    by_scale, few_step_settings = _settings(
-        config.sample, guidance_scales, compare_steps
-    )
-    for each in (*by_scale.values(), *few_step_settings.values()):
+    by_scale, few_steps = _settings(config.sample, guidance_scales, compare_steps)
+    for each in (*by_scale.values(), *few_steps.values()):
         sampling.check_settings(trained.model, num, seed, each)
     shown = sections.sample_sections(report.sample_folders, config.data.source)
     make_folder(report.out)
@@ -62,13 +59,13 @@ def evaluate(
         return _sample(name, trained, num, settings, cond, seed)
 
     samples = {s: sample(f"guidance_scale {s:g}", by_scale[s]) for s in by_scale}
-    few_step = {name: sample(name, s) for name, s in few_step_settings.items()}
+    extra = {name: sample(name, s) for name, s in few_steps.items()}
     first, settings = samples[guidance_scales[0]], by_scale[guidance_scales[0]]
     page_tables, scores = tables.measure_tables(
-        first, training, held_out["video"], networks, others, extra_samples=few_step
+        first, training, held_out["video"], networks, others, extra_samples=extra
     )
     content = {"protocol": protocol, **scores, "sample": dataclasses.asdict(settings)}
-    content["guidance_scales"] = list(guidance_scales)
+    content["guidance_scales"] = [*guidance_scales]
     if attributes := _attributes(trained, samples, held_out):
         content["attributes"], table = attributes
         page_tables.insert(0, table)
@@ -77,12 +74,12 @@ def evaluate(
     results.write_results(report.out, content)
 
     fps, rows = config.video.fps, scores["pixels"]
-    steps = [settings.steps, *(s.steps for s in few_step_settings.values())]
+    steps = [settings.steps, *(s.steps for s in few_steps.values())]
     shown += sections.training_sections(workdir, fps)
     shown += sections.comparison_sections(first, held_out["video"], training, fps)
     shown += [*sections.step_sections(steps, rows[: len(steps)]), *page_tables]
-    shown.append(page.Commands("Commands", report.commands))
-    shown.append(sections.environment_section(trained, seed))
+    environment = sections.environment_section(trained, seed)
+    shown += [page.Commands("Commands", report.commands), environment]
     _write_page(report.out, workdir, first, settings, shown)
     return content
 

@@ -5,7 +5,6 @@ as layer(x [b, f, h, w, c], inputs) -> the same shape. It adds to x through a
 zero-initialised projection, so a newly initialised layer is the identity.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -22,7 +21,6 @@ from vdm_jax.networks.attention import (
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
     GroupNorm,
-    constrain,
     conv,
     dense,
     param_dtype,
@@ -209,44 +207,3 @@ LAYERS: Mapping[str, Callable] = FrozenDict(
     temporal_attention=TemporalAttention,
     temporal_conv=TemporalConv,
 )
-
-
-class Block(nn.Module):
-    """A residual block and the layers after it, named by their keys in layer_types."""
-
-    spec: UNetSpec
-    layer_types: Mapping[str, Callable]
-    channels: int
-    layers: tuple[str, ...]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
-        """[b, f, h, w, c] -> [b, f, h, w, channels]."""
-        x = ResBlock(self.spec, self.channels, name="resnet")(x, inputs, train)
-        for name in self.layers:
-            x = self.layer_types[name](self.spec, name=name)(constrain(x), inputs)
-        return constrain(x)
-
-
-def save_products(primitive, *args, **params) -> bool:
-    """Remat policy: save convolutions and unbatched products, recompute the rest.
-
-    Attention scores are batched products: cheap to compute and large to save.
-    """
-    unbatched = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    convolution = primitive is jax.lax.conv_general_dilated_p
-    return convolution or unbatched(primitive, *args, **params)
-
-
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": save_products,
-}
-
-
-def block_type(spec: UNetSpec, layer_types: Mapping[str, Callable]) -> Callable:
-    """Return a constructor of Blocks: (channels, layers, name=...) -> Block."""
-    cls = Block
-    if spec.remat != "none":
-        cls = nn.remat(Block, policy=REMAT_POLICIES[spec.remat], static_argnums=(3,))
-    return functools.partial(cls, spec, layer_types)

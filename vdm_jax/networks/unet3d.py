@@ -1,10 +1,10 @@
 """The space-time U-Net of Video Diffusion Models (arXiv:2204.03458, section 3).
 
 Down, Middle and Up are separate modules, so that another network can contain them (a
-ControlNet is a second Down and Middle).
+ControlNet is a second Down and Middle). Their modules are `parts.Parts`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,18 +13,9 @@ import jax.numpy as jnp
 
 from vdm_jax.errors import UserError
 from vdm_jax.networks.attention import RELATIVE_POSITIONS
-from vdm_jax.networks.blocks import LAYERS, REMAT_POLICIES, block_type
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import (
-    GroupNorm,
-    constrain,
-    conv,
-    dense,
-    depth_to_space,
-    param_dtype,
-    space_to_depth,
-    zeros_init,
-)
+from vdm_jax.networks.layers import constrain, param_dtype
+from vdm_jax.networks.parts import REMAT_POLICIES, VDM_PARTS, Parts, block_type
 from vdm_jax.networks.spec import LevelSpec, UNetSpec
 
 DTYPES = ("float32", "bfloat16")
@@ -32,33 +23,24 @@ DTYPES = ("float32", "bfloat16")
 __all__ = ["LevelSpec", "UNet3D", "UNetSpec", "check"]
 
 
-def nearest_upsample_init(key, shape, dtype=None):
-    """Initialise a kernel whose four sub-pixels are equal (ICNR, arXiv:1707.02937).
-
-    `upsample_i` then starts as nearest neighbour upsampling, without a checkerboard.
-    """
-    kernel = nn.initializers.lecun_normal()(key, (shape[0], shape[1] // 4), dtype)
-    return jnp.tile(kernel, (1, 4))
-
-
 class Down(nn.Module):
     """The first convolution and the blocks and downsamplings of all levels."""
 
     spec: UNetSpec
-    layer_types: Mapping[str, Callable] = LAYERS
+    parts: Parts = VDM_PARTS
 
     @nn.compact
     def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False):
         """z [b, f, h, w, c] -> x [b, f, h', w', c'], skips in order of execution."""
-        spec, make = self.spec, block_type(self.spec, self.layer_types)
+        spec, make = self.spec, block_type(self.spec, self.parts)
         if inputs.concat is not None:
             z = jnp.concatenate([z, inputs.concat.astype(z.dtype)], axis=-1)
-        x = conv(space_to_depth(z, spec.patch_size), spec.levels[0].channels, "conv_in")
+        x = self.parts.stem(z, spec.levels[0].channels, spec, "conv_in")
         x = constrain(x)
         skips = [x] if spec.skip_downsamples else []
         for i, level in enumerate(spec.levels):
             if i:
-                x = dense(space_to_depth(x, 2), x.shape[-1], f"downsample_{i}")
+                x = self.parts.downsample(x, x.shape[-1], spec, f"downsample_{i}")
                 x = constrain(x)
                 skips += [x] if spec.skip_downsamples else []
             for j in range(level.blocks):
@@ -73,12 +55,12 @@ class Middle(nn.Module):
     """A residual block, spec.mid_layers, and another residual block."""
 
     spec: UNetSpec
-    layer_types: Mapping[str, Callable] = LAYERS
+    parts: Parts = VDM_PARTS
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
-        make, c = block_type(self.spec, self.layer_types), x.shape[-1]
+        make, c = block_type(self.spec, self.parts), x.shape[-1]
         x = make(c, self.spec.mid_layers, name="block_0")(x, inputs, train)
         return make(c, (), name="block_1")(x, inputs, train)
 
@@ -87,14 +69,14 @@ class Up(nn.Module):
     """Blocks and upsamplings of all levels; each block reads the last unused skip."""
 
     spec: UNetSpec
-    layer_types: Mapping[str, Callable] = LAYERS
+    parts: Parts = VDM_PARTS
 
     @nn.compact
     def __call__(
         self, x: jax.Array, skips: list, inputs: Inputs, train: bool = False
     ) -> jax.Array:
         """[b, f, h, w, c] -> x at the first level's width and resolution."""
-        spec, make = self.spec, block_type(self.spec, self.layer_types)
+        spec, make = self.spec, block_type(self.spec, self.parts)
         unused = list(skips)
         for i, level in reversed(list(enumerate(spec.levels))):
             blocks = level.blocks + spec.skip_downsamples
@@ -103,9 +85,8 @@ class Up(nn.Module):
                 name, layers = f"level_{i}_block_{j}", level.layers_after(j, blocks)
                 x = make(level.channels, layers, name=name)(x, inputs, train)
             if i:
-                width = 4 * spec.levels[i - 1].channels
-                x = dense(x, width, f"upsample_{i}", kernel_init=nearest_upsample_init)
-                x = constrain(depth_to_space(x, 2))
+                width = spec.levels[i - 1].channels
+                x = constrain(self.parts.upsample(x, width, spec, f"upsample_{i}"))
         return x
 
 
@@ -113,7 +94,7 @@ class UNet3D(nn.Module):
     """U-Net whose output is exactly 0 at initialisation."""
 
     spec: UNetSpec
-    layer_types: Mapping[str, Callable] = LAYERS
+    parts: Parts = VDM_PARTS
 
     @nn.compact
     def __call__(
@@ -124,25 +105,17 @@ class UNet3D(nn.Module):
         Height and width must be multiples of patch_size 2^(levels - 1): see `check`.
         With train, dropout draws from the rng "dropout".
         """
-        spec, types = self.spec, self.layer_types
+        spec, parts = self.spec, self.parts
         inputs = Inputs() if inputs is None else inputs
         out_dtype = param_dtype(z)
         z = z.astype(jnp.bfloat16 if spec.dtype == "bfloat16" else out_dtype)
 
-        x, skips = Down(spec, types, name="down")(z, inputs, train)
-        x = Middle(spec, types, name="middle")(x, inputs, train)
+        x, skips = Down(spec, parts, name="down")(z, inputs, train)
+        x = Middle(spec, parts, name="middle")(x, inputs, train)
         if inputs.residuals is not None:
             *skips, x = add_residuals([*skips, x], inputs.residuals)
-        x = Up(spec, types, name="up")(x, skips, inputs, train)
-
-        x = nn.swish(GroupNorm(name="norm_out")(x, inputs.vector))
-        x = conv(
-            x,
-            spec.out_channels * spec.patch_size**2,
-            "conv_out",
-            kernel_init=zeros_init,
-        )
-        return depth_to_space(x, spec.patch_size).astype(out_dtype)
+        x = Up(spec, parts, name="up")(x, skips, inputs, train)
+        return parts.head(x, inputs, spec).astype(out_dtype)
 
 
 def add_residuals(xs: list, residuals: tuple) -> list:
@@ -173,7 +146,7 @@ def check(
     spec: UNetSpec,
     height: int,
     width: int,
-    layer_types: Mapping[str, Callable] = LAYERS,
+    parts: Parts = VDM_PARTS,
 ) -> None:
     """Raise UserError if `spec` is not valid, or not for videos of this size.
 
@@ -197,9 +170,9 @@ def check(
     for i, level in enumerate(spec.levels):
         _check_minimum(f"levels[{i}].channels", level.channels, 1)
         _check_minimum(f"levels[{i}].blocks", level.blocks, 1)
-        _check_layers(f"levels[{i}].layers", level.layers, i, spec, layer_types)
+        _check_layers(f"levels[{i}].layers", level.layers, i, spec, parts.layers)
     _check_layers(
-        "mid_layers", spec.mid_layers, len(spec.levels) - 1, spec, layer_types
+        "mid_layers", spec.mid_layers, len(spec.levels) - 1, spec, parts.layers
     )
 
     multiple = spec.patch_size * 2 ** (len(spec.levels) - 1)
