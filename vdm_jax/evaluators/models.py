@@ -54,9 +54,7 @@ def evaluate(
     others = results.read_baseline_reports(report.baseline_reports, protocol)
 
     def sample(name: str, settings: sampling.Settings) -> np.ndarray:
-        # The held-out clips' own conditions, or distances would include the labels'.
-        cond = {name: held_out[name] for name in trained.model.batch_arrays}
-        return _sample(name, trained, num, settings, cond, seed)
+        return _sample(name, trained, num, settings, held_out, seed)
 
     samples = {s: sample(f"guidance_scale {s:g}", by_scale[s]) for s in by_scale}
     extra = {name: sample(name, s) for name, s in few_steps.items()}
@@ -123,10 +121,12 @@ def _sample(
     trained: TrainedModel,
     num: int,
     settings: sampling.Settings,
-    cond: dict[str, np.ndarray],
+    held_out: Mapping[str, np.ndarray],
     seed: int,
 ) -> np.ndarray:
     """Return samples as uint8 [n, f, h, w, c], with a progress bar."""
+    # The held-out clips' own conditions: distances would else include the labels'.
+    cond = {name: held_out[name] for name in trained.model.batch_arrays}
     started = time.perf_counter()
     with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
 
