@@ -77,7 +77,10 @@ def parts() -> list[Part]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Sample all parts, write the page and print its path."""
-    parser = argparse.ArgumentParser("python -m vdm_jax.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m vdm_jax.demo",
+        description="Sample the shipped models and write a page of the videos.",
+    )
     parser.add_argument(
         "--out", default="runs/demo", type=runtime.path_type, help="folder of the demo"
     )

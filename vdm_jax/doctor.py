@@ -6,6 +6,7 @@ For each missing part the report has the command that installs it. The exit stat
 always 0, because clips and weights are optional. Paste the output into a bug report.
 """
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -153,4 +154,7 @@ def _asset_line(name: str, asset, state: str) -> str:
 if __name__ == "__main__":
     from vdm_jax import runtime
 
+    argparse.ArgumentParser(
+        "python -m vdm_jax.doctor", description="Report what is installed for vdm_jax."
+    ).parse_args()
     runtime.run(main)

@@ -8,6 +8,7 @@ status 1.
 import functools
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -22,7 +23,7 @@ FLAGS = flags.FLAGS
 def run(command: Callable[[], None], description: str) -> None:
     """Parse the command line, run `command`, and exit.
 
-    description: what --help prints above the flags.
+    description: what -h and --help print above the flags.
     """
     sys.modules["__main__"].__doc__ = description
 
@@ -47,7 +48,10 @@ def _exit(status: int) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse with absl, and check what holds for every flag."""
+    """Parse with absl, and check what holds for every flag; -h prints all and exits."""
+    if {"-h", "-help", "--help"} & {*argv[1:]}:
+        print(help_text(sys.modules["__main__"].__doc__ or ""))
+        sys.exit(0)
     rest = config_files.parse_flags(FLAGS, argv)
     for name in FLAGS:
         check_text(name)
@@ -56,6 +60,17 @@ def _parse(argv: list[str]) -> list[str]:
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag: every setting is --name=value")
     return rest
+
+
+def help_text(description: str) -> str:
+    """Return the description, and each flag of the command with its meaning."""
+    lines = [description, ""]
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith("vdm_jax.") else ():
+            default = "" if flag.default in (None, "", []) else f" [{flag.default}]"
+            text = f"  --{flag.name:24} {' '.join((flag.help or '').split())}{default}"
+            lines.append(textwrap.fill(text, 100, subsequent_indent=" " * 29))
+    return "\n".join(lines)
 
 
 def start_jax() -> None:

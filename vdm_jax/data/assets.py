@@ -3,6 +3,7 @@
 Such a package is never imported. Its file is read from where pip installed it.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -165,4 +166,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        "python -m vdm_jax.data.assets",
+        description="Download the clip and the weights that are not in wheels.",
+    ).parse_args()
     runtime.run(main)
