@@ -6,8 +6,8 @@ A base model, then temporal, spatial, spatial and temporal super-resolution: 4 f
 12x16 to 16 frames of 48x64, always four seconds. Twelve of the 72 combinations of
 attributes are never trained on. The base has temporal attention, the other stages
 temporal convolutions. Spatial attention is at the lowest resolution only; ssr2 and tsr2
-have none and are trained on crops. No independent images: docs/experiments.md says what
-they would improve and cost.
+have none and are trained on crops. No independent images: experiments/cascade_ablations
+has what they would improve and cost.
 Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, and `:smoke`.
 Result: cascades/shapes, its students.
 """

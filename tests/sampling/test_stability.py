@@ -9,7 +9,7 @@ from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
 from vdm_jax import sampling
 from vdm_jax.diffusion import guidance, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation, Settings, generate, reconstruction, stability
+from vdm_jax.sampling import Observation, Settings, batches, reconstruction, stability
 
 NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
 FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
@@ -98,7 +98,7 @@ def test_area_means_need_a_weight():
 )
 def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, changes, x64):
     """Gaussian videos, whose denoiser is exact: the error is smaller below it."""
-    monkeypatch.setattr(generate, "with_reconstruction_weight", lambda m, s, o: s)
+    monkeypatch.setattr(batches, "with_reconstruction_weight", lambda m, s, o: s)
     monkeypatch.setattr(generate.np, "clip", lambda x, low, high: x)
     model, deviation = gaussian(0.0, 0.04), 0.2
     low = low_of(8, deviation)

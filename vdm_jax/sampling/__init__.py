@@ -2,7 +2,7 @@
 
 from vdm_jax.sampling import observations
 from vdm_jax.sampling.autoregressive import extend_in_blocks
-from vdm_jax.sampling.generate import generate, sample, to_uint8
+from vdm_jax.sampling.batches import generate, sample, to_uint8
 from vdm_jax.sampling.invert import invert
 from vdm_jax.sampling.labels import OPEN_LABEL, draw_labels, label_text
 from vdm_jax.sampling.reconstruction import with_reconstruction_weight

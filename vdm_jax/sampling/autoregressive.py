@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.generate import sample
+from vdm_jax.sampling.batches import sample
 from vdm_jax.sampling.settings import Settings
 from vdm_jax.sampling.types import Conditions, Observation
 
@@ -41,7 +41,7 @@ def extend_in_blocks(
         half a block.
       backward: sample from the last block to the first.
 
-    The other arguments are those of `generate.sample`.
+    The other arguments are those of `sample`.
     """
     block = model.video_shape[0]
     frames, height, width = observation.video.shape[1:4]

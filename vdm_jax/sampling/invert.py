@@ -9,7 +9,7 @@ from vdm_jax import sharding
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.generate import DEFAULT_SETTINGS, sample_batches
+from vdm_jax.sampling.batches import DEFAULT_SETTINGS, sample_batches
 from vdm_jax.sampling.program import ProgramKey
 from vdm_jax.sampling.settings import Settings, check_settings
 from vdm_jax.sampling.types import Conditions, SamplingInputs

@@ -38,7 +38,7 @@ class Settings:
     clip_x: float = 1.0  # x is clipped to +-this at every step; 0 is off
     dynamic_threshold: float = 0.0  # percentile of dynamic thresholding; 0 is off
     # w_r of reconstruction guidance. 0 is replacement alone, None the default of what
-    # is observed: see `generate.with_reconstruction_weight`.
+    # is observed: see `reconstruction.with_reconstruction_weight`.
     reconstruction_weight: float | None = None
     reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
     augmentation_snr: float = 5.0  # SNR of a stage's low-resolution input; inf: clean
