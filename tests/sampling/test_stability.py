@@ -99,7 +99,7 @@ def test_area_means_need_a_weight():
 def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, changes, x64):
     """Gaussian videos, whose denoiser is exact: the error is smaller below it."""
     monkeypatch.setattr(batches, "with_reconstruction_weight", lambda m, s, o: s)
-    monkeypatch.setattr(generate.np, "clip", lambda x, low, high: x)
+    monkeypatch.setattr(batches.np, "clip", lambda x, low, high: x)
     model, deviation = gaussian(0.0, 0.04), 0.2
     low = low_of(8, deviation)
     settings = Settings(clip_x=0.0, **changes)
