@@ -23,6 +23,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def flags_of(monkeypatch):
     """Return a function from a command to its flags, which replace those defined."""
+    importlib.import_module("vdm_jax.commands.main")  # defines the flags of absl
     before = set(FLAGS)
 
     def remove():
