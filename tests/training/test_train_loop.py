@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -252,9 +253,13 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
         assert key == jax.random.fold_in(KEY, 3)  # as the step of state.step = 3 had it
         return first_non_finite(loss_fn, params, aux_params, batch, key)
 
-    data = Data(lambda n: np.nan if n >= 3 else None)
+    def bad(number):
+        while number == 4 and not steps(tmp_path):  # saved in the background
+            time.sleep(0.01)
+        return np.nan if number >= 3 else None
+
     with pytest.raises(UserError) as caught:
-        train(tmp_path, until=20, data=data, diagnose=diagnose)
+        train(tmp_path, until=20, data=Data(bad), diagnose=diagnose)
     message = str(caught.value)
     assert caught.value.status == 3 and "\n" not in message
     assert "2 updates in a row up to step 4" in message
