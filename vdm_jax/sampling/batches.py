@@ -202,10 +202,7 @@ def sample_batches(
     if first:
         table = key.sampler.first_row(table, first)
     table, weights = _step_arrays(table, settings, key.shape[0], model.variance, dtype)
-    initial, negative, observation = (
-        inputs.initial_noise, inputs.negative, inputs.observation
-    )  # fmt: skip
-    starts = range(0, num, batch)
+    initial, starts = inputs.initial_noise, range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
         for k, start in enumerate(starts):
@@ -218,18 +215,12 @@ def sample_batches(
                 np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
                 key=key,
             )  # fmt: skip
-            videos = {}
-            for name, _ in model.video_conditions:
-                t = np.asarray(time_from_snr(settings.augmentation_snr))
-                video = take(inputs.cond[name]).astype(dtype)
-                videos |= augment_video(keys, video, t, name=name, key=key)
-            own = _raw_conditions(model, inputs.cond, take, batch) | videos
-            null = model.unconditional(own)
-            if negative is not None:
-                null = _raw_conditions(model, negative, take, batch) | videos
+            t = np.asarray(time_from_snr(settings.augmentation_snr))
+            own, null = _branch_conditions(key, inputs, keys, take, t, dtype)
             known = None
-            if observation is not None:
-                known = _encode_observation(model, jax.tree.map(take, observation))
+            if inputs.observation is not None:
+                known = jax.tree.map(take, inputs.observation)
+                known = _encode_observation(model, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
@@ -262,6 +253,23 @@ def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
     """Return these rows of an array, or its only row for each of them."""
     a = np.asarray(a)
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
+
+
+def _branch_conditions(
+    key: ProgramKey, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype
+) -> tuple[Cond, Cond]:
+    """Return the conditions of a batch and those of its unconditional branch.
+
+    t: time of the noise on the videos of the conditions, which both branches read.
+    """
+    model, batch, videos = key.model, len(keys), {}
+    for name, _ in model.video_conditions:
+        video = take(inputs.cond[name]).astype(dtype)
+        videos |= augment_video(keys, video, t, name=name, key=key)
+    own = _raw_conditions(model, inputs.cond, take, batch) | videos
+    if inputs.negative is None:
+        return own, model.unconditional(own)
+    return own, _raw_conditions(model, inputs.negative, take, batch) | videos
 
 
 def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -> Cond:
