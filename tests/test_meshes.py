@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 20
 SIZES = ("--config.data.batch_size=8", f"--config.train.steps={STEPS}")
 QUIET = tuple(
-    f"--config.train.{name}_every={STEPS}"
-    for name in ("checkpoint", "preview", "validate")
+    f"--config.train.{name}_every={STEPS}" for name in ("checkpoint", "sample", "eval")
 )
 
 
