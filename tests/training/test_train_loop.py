@@ -262,7 +262,7 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
         train(tmp_path, until=20, data=Data(bad), diagnose=diagnose)
     message = str(caught.value)
     assert caught.value.status == 3 and "\n" not in message
-    assert "2 updates in a row up to step 4" in message
+    assert "2 consecutive updates up to step 4" in message
     assert "first bad: batch x" in message and "learning_rate" in message
     assert "last saved: step 2" in message
     assert steps(tmp_path) == [2]

@@ -22,7 +22,7 @@ RESUME_RULES = (
     ("distill.sampler", False),
     ("distill.metric", False),
     ("distill.num", False),
-    ("*", True),  # it holds for the rounds that are not begun
+    ("*", True),  # it holds for rounds that have not started
 )
 
 # Shortest step, in radians: in float32 the length of a shorter one is lost.

@@ -72,7 +72,7 @@ def train_loop(
 
     Raises:
       UserError (2): logs or previews could not be written; the state is saved.
-      UserError (3): the state or too many updates in a row were not finite.
+      UserError (3): the state or too many consecutive updates were not finite.
       SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C.
     """
     done = int(state.step)
@@ -168,19 +168,19 @@ class _PendingMetrics:
     def read(self, params) -> None:
         """Wait for the metrics, if any, and log them.
 
-        params: to diagnose with, once too many updates in a row were not finite.
+        params: to diagnose with, after too many consecutive bad updates.
         """
         if self._pending is None:
             return
         (step, metrics, batch), self._pending = self._pending, None
         clips = len(jax.tree.leaves(batch)[0])
-        in_a_row = self._timer.add(step, jax.device_get(metrics), clips)
-        if in_a_row >= self._run.config.train.max_nonfinite_updates:
+        bad = self._timer.add(step, jax.device_get(metrics), clips)
+        if bad >= self._run.config.train.max_nonfinite_updates:
             first = None
             if self._update.diagnose is not None:
                 key = jax.random.fold_in(self._key, step - 1)
                 first = self._update.diagnose(params, self._aux_params, batch, key)
-            _give_up(self._run, f"{in_a_row} updates in a row up to step {step}", first)
+            _give_up(self._run, f"{bad} consecutive updates up to step {step}", first)
 
 
 class StepTimer:
@@ -190,7 +190,7 @@ class StepTimer:
         self._logger, self._num_steps, self._log_every = logger, num_steps, log_every
         self._rows: list[Mapping[str, np.ndarray]] = []
         self._since = 0.0
-        self._in_a_row = 0
+        self._num_bad = 0
 
     @contextlib.contextmanager
     def first_call(self, step: int) -> Iterator[None]:
@@ -215,16 +215,16 @@ class StepTimer:
     def add(self, step: int, values: Mapping[str, np.ndarray], clips: int) -> int:
         """Add the metrics of a finished step.
 
-        Returns how many updates in a row were not finite.
+        Returns how many consecutive updates were not finite.
         """
         self._rows.append(values)
         self._logger.advance(step)
-        self._in_a_row = 0 if values["finite"] else self._in_a_row + 1
-        if self._in_a_row:
+        self._num_bad = 0 if values["finite"] else self._num_bad + 1
+        if self._num_bad:
             self._logger.info(f"step {step}: not finite, the update is left out")
         if step % self._log_every == 0 or step == self._num_steps:
             self._log(step, clips)
-        return self._in_a_row
+        return self._num_bad
 
     def _log(self, step: int, clips: int) -> None:
         now = time.perf_counter()
