@@ -46,7 +46,6 @@ def train(
     task = task_from_config(config, model)
     trainer = Trainer(config, model, source, captions, mesh, task.init_params)
     check_memory(trainer.state_bytes / jax.process_count(), "parameters and optimiser")
-    loss_fn = task.make_loss()
     lr_schedule = learning_rate(config.train)
     key = samplers.key_from_seed(config.seed)
 
@@ -59,23 +58,18 @@ def train(
     def load(other: str) -> Params:
         return _load_start(config, trainer, init_params, other)
 
+    abstract, data_id = trainer.abstract_state, trainer.fingerprint(config)
     with (
-        open_run(
-            workdir,
-            config,
-            trainer.fingerprint(config),
-            time_limit,
-            abstract_state=trainer.abstract_state,
-        ) as run,
+        open_run(workdir, config, data_id, time_limit, abstract_state=abstract) as run,
         jax.set_mesh(mesh),
         sharding.activation_rules(),
     ):
         batches = trainer.batches(config)
-        state = run.resume(trainer.abstract_state, init, batches, load)
+        state = run.resume(abstract, init, batches, load)
         if is_finished(run, int(state.step), config.train.steps):
             return state
         update = trainer.compile_update(
-            run, loss_fn, lambda step, aux_params: lr_schedule(step), {}, key
+            run, task.make_loss(), lambda step, aux_params: lr_schedule(step), {}, key
         )
         return train_loop(
             update,
