@@ -51,7 +51,7 @@ def source(file: str, name: str) -> str:
     """Return the code of a function or method, without comments and docstrings."""
     node: ast.AST = ast.parse((ROOT / file).read_text())
     for part in name.split(".") if name != "__main__" else ():
-        inner = [each for each in ast.iter_child_nodes(node)]
+        inner = list(ast.iter_child_nodes(node))
         named = [each for each in inner if getattr(each, "name", None) == part]
         assert named, f"{file} has no {name}"
         node = named[-1]

@@ -141,8 +141,8 @@ def write_page(path: Path, out: Path, all_parts: list[Part], seconds: list[float
             page.Commands(
                 "Next commands",
                 NEXT_COMMANDS,
-                note="Training the model of moving shapes takes a quarter of an hour on "
-                "two CPU cores; README.md describes each command.",
+                note="Training the model of moving shapes takes a quarter of an hour "
+                "on two CPU cores; README.md describes each command.",
             ),
         ],
     )

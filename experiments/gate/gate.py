@@ -560,7 +560,9 @@ def initial(at: Checkout, name: str) -> Path:
         at.snippet("model", str(folder), *config_flags(at, name))
         shapes = json.loads((folder / "shapes.json").read_text())
         old = {path: at.renamed({path: None}, PATHS) for path in shapes}
-        arrays = {p: initial_array(*old[p], shape) for p, shape in shapes.items()}
+        arrays = {
+            p: initial_array(next(iter(old[p])), shape) for p, shape in shapes.items()
+        }
         save_file(arrays, folder / "params.safetensors")
     return folder
 
@@ -749,7 +751,8 @@ def write(at: Checkout, name: str, made: Recorded) -> None:
     for suffix in ("npz", "json"):
         (at.out / f"{name}.{suffix}").unlink(missing_ok=True)
     if made.arrays:
-        np.savez_compressed(at.out / f"{name}.npz", **made.arrays)
+        arrays: dict[str, Any] = dict(made.arrays)
+        np.savez_compressed(at.out / f"{name}.npz", **arrays)
     if made.figures:
         text = json.dumps(made.figures, indent=1, sort_keys=True)
         (at.out / f"{name}.json").write_text(text + "\n")
@@ -775,7 +778,9 @@ def record(repo: Path, out: Path, names: list[str]) -> int:
     if not at.inputs.exists() and "inputs" not in names:
         write_inputs(at)
     path = at.out / "record.json"
-    about = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    about: dict[str, Any] = {"cases": {}}
+    if path.exists():
+        about = json.loads(path.read_text())
     about |= {"version": at.version, "repo": str(at.repo)}
     print(f"{at.repo}, {at.version}, into {at.out}", flush=True)
     for name in names:
