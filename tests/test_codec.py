@@ -117,6 +117,7 @@ def test_known_area_means_guide_the_decoded_video(trained):
     assert errors[1] < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 def test_it_is_distilled(trained, tmp_path):
     done = call(
         "distill", "--config=configs/distill_shapes.py:smoke", f"--teacher={trained}",

@@ -77,6 +77,7 @@ def prediction(model, params, name, value):
     return np.asarray(model.denoiser(params)(z, level, cond).x)
 
 
+@pytest.mark.slow
 def test_a_scalar_condition_and_a_network(tmp_path):
     """Trained, resumed, guided, sampled and evaluated."""
     config = tiny(50, fps={"dropout": 0.2})
@@ -107,6 +108,7 @@ def test_a_scalar_condition_and_a_network(tmp_path):
     assert np.isfinite(results["pixels"][0]["frame_fd"])
 
 
+@pytest.mark.slow
 def test_a_video_condition(tmp_path):
     config = tiny(60, first_frame={})
     train(config, tmp_path / "run")
