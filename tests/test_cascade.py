@@ -147,7 +147,7 @@ def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
     monkeypatch.setattr(
         cascade.sampling, "uses_cfg", lambda _, settings: settings.augmentation_snr == 3
     )
-    text = {"text": "text"}
+    text = {"text": "text"}  # words in place of arrays, which are only passed on
     cascade.sample(cascade.read(folder), 1, text, "negative")  # type: ignore
     for name, size in SIZES.items():
         assert texts[size] == ("text", "negative" if name == "tsr" else None)

@@ -91,7 +91,7 @@ def run(
         status = _print_line("interrupted", INTERRUPTED)
     except UserError as error:
         status = _print_line(f"error: {error}", error.status)
-    except Exception as error:
+    except Exception as error:  # raised again unless its kind is known
         reason = out_of_memory_message(error) or file_error_message(error)
         if interrupts:  # a library raised another error at Ctrl-C
             status = _print_line("interrupted", INTERRUPTED)

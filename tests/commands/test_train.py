@@ -63,6 +63,11 @@ TRAIN_MISTAKES = [
     ),
     ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'layers')"),
     ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds ('(', True)"),
+    ([SMOKE, "--config.init_new=('(',)"], "config.init_new holds '('"),
+    ([SMOKE, "--config.init_widen=('x',)"], "init_widen goes with config.init_from"),
+    ([SMOKE, "--config.network.kind=vit"], "network.kind='vit': one of unet"),
+    ([SMOKE, "--config.codec.kind=vae"], "config.codec.kind='vae': one of identity"),
+    ([SMOKE, "--config.task=gan"], "config.task='gan': one of diffusion"),
     ([SMOKE, "--num_processes=2", "--coordinator=a:1"], "give all three"),
 ]
 

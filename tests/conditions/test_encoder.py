@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.conditions.base import condition_key
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.frame_index import FrameIndex
 from vdm_jax.conditions.label import Label
@@ -88,3 +89,16 @@ def test_an_independent_image_has_no_frame_index():
     vector = np.asarray(encoder.apply(params, jnp.zeros(1), 5, cond).vector)[0]
     np.testing.assert_array_equal(vector[3], vector[4])
     assert abs(vector[0] - vector[1]).max() > 1e-3
+
+
+def test_the_key_of_a_condition_is_its_own_and_that_of_version_0_1():
+    """A run of that version, which numbered them, resumes bit for bit."""
+    key = jax.random.key(3)
+    data = {
+        name: jax.random.key_data(condition_key(key, name)).tolist()
+        for name in ("label", "text", "low_resolution", "fps", "first_frame")
+    }
+    for number, name in enumerate(("label", "text", "low_resolution")):
+        former = jax.random.fold_in(key, number)
+        assert data[name] == jax.random.key_data(former).tolist()
+    assert len(set(map(tuple, data.values()))) == len(data)

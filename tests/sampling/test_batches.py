@@ -258,3 +258,19 @@ def test_shared_noise_is_the_same_in_all_frames_and_not_in_all_videos(trained):
         assert made[:, 0].std() == pytest.approx(own.std(), rel=0.2)
         assert abs(own[:, 0] - own[:, 1]).mean() > 0.1
         assert abs(made[0] - made[1]).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"fps": np.zeros(3)}, "is not conditioned on fps; it knows label"),
+        ({"low_res": np.zeros(3)}, "is not conditioned on low_res"),
+        ({"label": np.zeros((2, 2), np.int32)}, "label of 2 videos: 3 are sampled"),
+    ],
+)
+@pytest.mark.parametrize("branch", ["cond", "negative"])
+def test_wrong_conditions_are_one_line(trained, arrays, message, branch):
+    model, params = trained
+    settings = sampling.Settings(steps=2, guidance_scale=2.0)
+    with pytest.raises(UserError, match=message):
+        sampling.sample(model, params, 3, settings, **{branch: arrays})

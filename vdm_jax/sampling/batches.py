@@ -134,7 +134,10 @@ def generate(
     check_settings(model, num, noise.seed, settings)
     if inputs.negative is not None and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
-    _check_conditions(model, inputs.cond)
+    _check_videos(model, inputs.cond)
+    _check_conditions(model, num, inputs.cond)
+    if inputs.negative is not None:
+        _check_conditions(model, num, inputs.negative)
     observation, size = inputs.observation, size or model.video_shape[:3]
     _check_size(model, size, observation)
     _check_rows(run, settings.steps, inputs)
@@ -321,21 +324,27 @@ def _check_rows(run: Run, steps: int, inputs: SamplingInputs) -> None:
         raise UserError(f"rows={run.rows}: needs initial_noise, the z of row {start}")
 
 
-def _check_conditions(model: DiffusionModel, cond: Conditions) -> None:
-    """Raise UserError for a condition that the model lacks, or a video it needs."""
-    videos = dict(model.video_conditions)
-    known = [*model.null_conditions((1,)), *videos]
-    if unknown := sorted(cond.keys() - set(known)):
+def _check_conditions(model: DiffusionModel, num: int, cond: Conditions) -> None:
+    """Raise UserError for an array that the model does not read, or of another size."""
+    known = model.batch_arrays | dict(model.video_conditions).keys()
+    if unknown := sorted(cond.keys() - known):
         raise UserError(
             f"this model is not conditioned on {', '.join(unknown)}; it knows "
             f"{', '.join(sorted(known)) or 'none'}"
         )
-    for name, condition in videos.items():
+    for name, array in cond.items():
+        if len(array) not in (1, num):
+            raise UserError(f"{name} of {len(array)} videos: {num} are sampled")
+
+
+def _check_videos(model: DiffusionModel, cond: Conditions) -> None:
+    """Raise UserError for a video that a condition lacks, or of another shape."""
+    for name, condition in model.video_conditions:
         shape, video = condition.input_shape, cond.get(name)
         if video is None:
+            hint = ": run the whole cascade" if name == "low_resolution" else ""
             raise UserError(
-                f"this model is conditioned on {name}, videos of {shape}: run the "
-                "whole cascade"
+                f"this model is conditioned on {name}, videos of {shape}{hint}"
             )
         if video.shape[1:] != shape:
             raise UserError(f"{name} of {video.shape[1:]}: this model takes {shape}")

@@ -78,6 +78,7 @@ def check_config(config) -> None:
     _check_choices(config)
     _check_base_stage(config.stage)
     _check_trainable(config.train.trainable)
+    _check_init(config)
     _check_diffusion(config.diffusion)
     _check_pixel_statistics(config.data)
     if config.conditioning.cond_dim % 2:
@@ -133,6 +134,20 @@ def _check_trainable(rules) -> None:
                 f"config.train.trainable holds {rule!r} ({error}): pairs of a regular "
                 "expression and True or False"
             ) from error
+
+
+def _check_init(config) -> None:
+    for field in ("init_new", "init_widen"):
+        for pattern in config[field]:
+            try:
+                re.compile(pattern)
+            except (TypeError, re.error) as error:
+                raise UserError(
+                    f"config.{field} holds {pattern!r} ({error}): regular expressions "
+                    "of whole parameter paths"
+                ) from error
+        if config[field] and not config.init_from:
+            raise UserError(f"config.{field} goes with config.init_from: set it to ()")
 
 
 def _check_diffusion(diffusion) -> None:
