@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.seams.fps import Fps
 from vdm_jax import sampling
+from vdm_jax.codec import Patch
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import samplers, schedules
@@ -231,3 +233,34 @@ def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
         jax.effects_barrier()
         assert len({noise.tobytes() for noise in draws}) == len(draws)
         assert len(draws) == 2 * (1 + STEPS + 3 * (1 + 2 * STEPS))
+
+
+class White:
+    """A network: z of a white video, times what the encoder returned."""
+
+    def apply(self, params, z, gain, train, rngs):
+        white = Patch().encode(jnp.ones((len(z), *SHAPE)))
+        return gain.reshape(-1, 1, 1, 1, 1) * white
+
+
+class Kept:
+    """A conditioning encoder: 1 where fps is kept, else -1."""
+
+    def apply(self, params, logsnr, frames, cond):
+        return jnp.where(cond["keep"]["fps"], 1.0, -1.0)
+
+
+def test_z_is_clipped_by_the_codec_and_a_missing_condition_is_dropped():
+    """White is 2 in the first coefficients of a patch, beyond the limit of pixels."""
+    model = dataclasses.replace(
+        gaussian(0.0, 1.0),
+        network=White(),
+        conditioning_encoder=Kept(),
+        codec=Patch(),
+        conditions=(("fps", Fps(dropout=0.1)),),
+        prediction_type="x",
+    )
+    settings = Settings(steps=1)
+    for cond, grey in (({"fps": np.full(2, 8.0)}, 1.0), ({}, -1.0)):
+        made = sampling.sample(model, PARAMS, 2, settings, cond=cond)
+        np.testing.assert_allclose(made, np.full((2, *SHAPE), grey), atol=1e-6)

@@ -321,3 +321,26 @@ def test_the_first_muon_step_is_the_polar_factor_of_a_kernel_and_adam_s_of_the_r
     diagonal = np.diagonal(turned)
     np.testing.assert_allclose(turned, np.diag(diagonal), atol=1e-3)
     assert (abs(diagonal - 1) < 0.4).all(), diagonal
+
+
+def test_frozen_parameters_have_no_gradient_and_cost_none():
+    """The others' gradients are as they are without freezing."""
+
+    def two_layers(params, aux_params, batch, key):
+        hidden = jnp.tanh(batch["x"] @ params["first"]["w"])
+        return (jnp.tanh(hidden @ params["last"]["w"]) ** 2).mean(), {}
+
+    tree = {
+        name: {"w": jax.random.normal(jax.random.key(i), (64, 64))}
+        for i, name in enumerate(("first", "last"))
+    }
+    batch, flops, grads = {"x": jnp.ones((32, 64))}, [], []
+    for trainable in ([(".*", True)], [("last/.*", True), (".*", False)]):
+        loss = step.stop_frozen_gradients(two_layers, trainable)
+        compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(tree, {}, batch, None)
+        compiled = compiled.compile()
+        flops.append(compiled.cost_analysis()["flops"])
+        grads.append(compiled(tree, {}, batch, None)[0])
+    assert not grads[1]["first"]["w"].any() and grads[0]["first"]["w"].any()
+    np.testing.assert_allclose(grads[1]["last"]["w"], grads[0]["last"]["w"], rtol=1e-5)
+    assert flops[1] < 0.7 * flops[0]  # 3 products of 5
