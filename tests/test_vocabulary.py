@@ -45,6 +45,7 @@ WORDS = {
     "spoilt": "distorted",
     "hurried": "few-step",
     "anew": "again, from the start",
+    "beside": "next to, as well as",
     # diffusion
     "step_at": "noise_level",
     "step_of_angle": "noise_level_from_angle",
@@ -138,7 +139,8 @@ PHRASES = {
     "stages in a row": "cascade",
     "trained in turn": "trained sequentially",
     "begin anew": "start over",
-    "goes on from": "resumes from",
+    "goes on": "resumes, continues",
+    "any how": "in any way",
     "a video each": "one per video",
     "frame distance": "frame_fd_efficientnet",
 }
