@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     show_cascade(Path("cascades/shapes"), args.out / "cascade")
-    source = bouncing.Bouncing(shapes.Geometry(8, 16, 16), held_out=True)
+    source = bouncing.bouncing_shapes(shapes.Geometry(8, 16, 16), held_out=True)
     clip = args.out / "clip.mp4"
     video = source.load(41, np.random.default_rng(0), 8)["video"]
     video_io.write_video(clip, video, 8, overwrite=True)

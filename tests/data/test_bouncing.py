@@ -10,7 +10,7 @@ from vdm_jax.data import bouncing, shapes
 from vdm_jax.errors import UserError
 
 GEOMETRY = shapes.Geometry(8, 16, 16)
-SOURCE = bouncing.Bouncing(GEOMETRY)
+SOURCE = bouncing.bouncing_shapes(GEOMETRY)
 
 
 def load(index, source=SOURCE, frames=8, seed=0):

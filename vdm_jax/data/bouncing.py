@@ -5,14 +5,10 @@ Motion never ends, and a clip starts at any point of the path. Only the previous
 determine the next ones, so an extension of a video must use them.
 """
 
-import dataclasses
-import math
-
 import numpy as np
 
 from vdm_jax.data import shapes
-from vdm_jax.data.shapes import Geometry
-from vdm_jax.data.source import Clip
+from vdm_jax.data.shapes import Geometry, Shapes
 
 AXES = np.abs(shapes.DIRECTIONS).argmax(1)  # axis of each direction: 0 is x, 1 is y
 SPEED_FACTOR = 1.5  # relative to moving shapes
@@ -61,42 +57,11 @@ def trajectory(
     return x, y
 
 
-@dataclasses.dataclass(frozen=True)
-class Bouncing:
-    """The source. Item i has label number i modulo 72 and a random path."""
-
-    geometry: Geometry
-    held_out: bool = False
-
-    name = "bouncing"
-    names = ()
-    sizes = ()
-    label_vocabulary = shapes.ATTRIBUTES
-    flip = False  # a mirrored clip would have a wrong direction
-
-    def __len__(self) -> int:
-        return 2**31 - 1
-
-    def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
-        """Load the clip of item `index`, or `frames` consecutive frames of it."""
-        geometry = self.geometry
-        path_rng = np.random.default_rng((2 + self.held_out, index))
-        number = index % math.prod(shapes.ATTRIBUTE_SIZES)
-        label = np.array(np.unravel_index(number, shapes.ATTRIBUTE_SIZES), np.int32)
-        x, y = trajectory(label, path_rng, geometry)
-        start = int(rng.integers(geometry.frames - frames + 1))
-        window = slice(start, start + frames)
-        grey = shapes.coverage(int(label[0]), x[window], y[window], geometry)
-        colour = shapes.COLOURS[label[1]]
-        video = np.rint(255 * grey[..., None] * colour).astype(np.uint8)
-        text = shapes.caption(label, rng)
-        return Clip(video=video, label=label, caption=text)
-
-    def split(self, held_out: bool) -> "Bouncing":
-        """Return the part with other random paths."""
-        return dataclasses.replace(self, held_out=held_out)
+def bouncing_shapes(geometry: Geometry, held_out: bool = False) -> Shapes:
+    """Return the source of bouncing shapes. All labels are in both of its parts."""
+    return Shapes(geometry, held_out, (), "bouncing", trajectory, seed=2)
 
 
-def open_bouncing(config) -> Bouncing:
+def open_bouncing(config) -> Shapes:
     """Open the source of a config. Raises the errors of `open_shapes`."""
-    return Bouncing(shapes.open_shapes(config).geometry)
+    return bouncing_shapes(shapes.open_shapes(config).geometry)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -140,6 +141,11 @@ def caption(label: np.ndarray, rng: np.random.Generator) -> str:
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(*words)
 
 
+Trajectory = Callable[
+    [np.ndarray, np.random.Generator, Geometry], tuple[np.ndarray, np.ndarray]
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Shapes:
     """The source. Item i has label number i modulo their number, and a random path.
@@ -148,13 +154,17 @@ class Shapes:
 
     Attributes:
       held_out_combinations: numbers of the labels that only held-out items have.
+      trajectory: draws the path of a label.
+      seed: of the paths in training; the next one is of the held-out paths.
     """
 
     geometry: Geometry
     held_out: bool = False
     held_out_combinations: tuple[int, ...] = ()
+    name: str = "shapes"
+    trajectory: Trajectory = trajectory
+    seed: int = 0
 
-    name = "shapes"
     names = ()
     label_vocabulary = ATTRIBUTES
     flip = False  # a mirrored clip would have a wrong direction
@@ -189,9 +199,9 @@ class Shapes:
         first frame.
         """
         geometry = self.geometry
-        path_rng = np.random.default_rng((int(self.held_out), index))
+        path_rng = np.random.default_rng((self.seed + self.held_out, index))
         label = self.labels[index % len(self.labels)]
-        x, y = trajectory(label, path_rng, geometry)
+        x, y = self.trajectory(label, path_rng, geometry)
         start = int(rng.integers(geometry.frames - frames + 1))
         window = slice(start, start + frames)
         grey = coverage(int(label[0]), x[window], y[window], geometry)
