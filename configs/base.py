@@ -117,7 +117,7 @@ def base() -> ConfigDict:
         max_nonfinite_updates=10,  # skipped in a row, before the run stops
     )
 
-    config.mesh = dict(data=-1, fsdp=1)  # -1: all devices that fsdp leaves
+    config.mesh = mesh()
 
     config.sample = dict(
         num=16,
@@ -143,6 +143,25 @@ def base() -> ConfigDict:
         batch_size=16,
     )
     return config
+
+
+def mesh() -> dict:
+    """Return the mesh of devices and how arrays are split over it: sharding.py."""
+    return dict(
+        data=-1,  # devices of the axis that replicates parameters; -1: all others
+        fsdp=1,  # of the axis that splits them
+        # Logical axis of activations -> mesh axes that split it, None for none.
+        activation_rules=(
+            ("batch", ("data", "fsdp")),
+            ("frames", None),
+            ("height", None),
+            ("width", None),
+            ("channel", None),
+        ),
+        # Pattern of parameter paths -> mesh axes that split the largest axis that they
+        # divide; the first match decides.
+        param_rules=((".*(kernel|embedding)", "fsdp"), (".*", None)),
+    )
 
 
 def distillation() -> ConfigDict:
@@ -188,7 +207,7 @@ def distillation() -> ConfigDict:
         ema_decay=0.0,
     )
 
-    config.mesh = dict(data=-1, fsdp=1)
+    config.mesh = mesh()
     return config
 
 

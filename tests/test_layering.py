@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("files", "memory", "migration"),
+    ("files", "memory", "migration", "trees"),
     ("npz", "manifest"),
     ("runtime", "config_files", "scalars"),
     ("agreement",),

@@ -44,6 +44,7 @@ from vdm_jax.manifest import (
     write_manifest,
 )
 from vdm_jax.migration import migrate_path
+from vdm_jax.trees import named_leaves
 
 T = TypeVar("T")
 
@@ -169,7 +170,8 @@ class Checkpoints:
         if step in self.steps():
             raise ValueError(f"step {step} is already saved in {self.directory}")
         folder = self.directory / f"saving-{step}"
-        named = dict(_named(state))
+        # Saved flat, a state does not depend on the classes that it is made of.
+        named = named_leaves(state)
         leaves = {n: (x.shape, np.dtype(x.dtype).name) for n, x in named.items()}
         writing = self._writing(step, sum(x.nbytes for x in named.values()))
 
@@ -224,7 +226,7 @@ class Checkpoints:
         if isinstance(abstract_state, dict):
             parts = {str(key) for key in abstract_state}
             saved = {n: x for n, x in saved.items() if n.split("/")[0] in parts}
-        wanted = dict(_named(abstract_state))
+        wanted = named_leaves(abstract_state)
         check_same_arrays(saved, wanted, f"checkpoint {self.directory / str(step)}")
         arrays = self._load(step, wanted)
         treedef = jax.tree.structure(abstract_state)
@@ -358,21 +360,12 @@ def on_first_process(decide: Callable[[], T]) -> T:
     return outcome["value"]
 
 
-def _named(tree) -> Iterator[tuple[str, Any]]:
-    """Yield arrays with their names, as a/b/c.
-
-    Saved flat, a state does not depend on the classes that it is made of.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
 def check_same_arrays(saved, wanted, what: str) -> None:
     """Raise UserError if two trees differ in the name, shape or dtype of any array.
 
     The message names `what` and the first five of them.
     """
-    saved, wanted = dict(_named(saved)), dict(_named(wanted))
+    saved, wanted = named_leaves(saved), named_leaves(wanted)
 
     def describe(leaves: dict[str, Any], name: str) -> str:
         leaf = leaves.get(name)

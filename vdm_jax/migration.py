@@ -221,6 +221,13 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
         "train_crop": [],
     },
     "train": {"lr_schedule": "cosine"},
+    "mesh": {
+        "activation_rules": [
+            ["batch", ["data", "fsdp"]], ["frames", None], ["height", None],
+            ["width", None], ["channel", None],
+        ],
+        "param_rules": [[".*(kernel|embedding)", "fsdp"], [".*", None]],
+    },
 }  # fmt: skip
 
 # A choice between two names of one program.

@@ -1,27 +1,30 @@
-"""The device mesh and the sharding of each array, by tables of path patterns.
+"""The device mesh and the sharding of each array, by the tables of config.mesh.
 
-pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. The axis
-"data" replicates the parameters, "fsdp" splits them, and a batch is split over both.
+pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. With the
+rules below the axis "data" replicates the parameters, "fsdp" splits them, and a batch
+is split over both. Sampling always uses these.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax import migration
 from vdm_jax.errors import UserError
+from vdm_jax.trees import named_leaves
 
 MESH_AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, Any]]  # (name, None, a mesh axis, or a tuple of them)
 
 # Logical axes of activations in the networks -> mesh axes. Without a constraint of the
 # batch axis in every block XLA shards convolutions over channels under fsdp.
-ACTIVATION_RULES = (
+ACTIVATION_RULES: Rules = (
     ("batch", MESH_AXES),
     ("frames", None),
     ("height", None),
@@ -29,12 +32,45 @@ ACTIVATION_RULES = (
     ("channel", None),
 )
 
-# Parameter path -> "split" the largest divisible axis over fsdp, or "copy" the array.
-# The first match counts. Optimizer moments and EMA have paths with the same end.
-PARAM_RULES = (
-    (r".*(kernel|embedding)$", "split"),
-    (r".*", "copy"),
-)
+# Pattern of parameter paths -> mesh axes that split the largest divisible axis of the
+# array, None to copy it. The first match counts. Optimizer moments and EMA have paths
+# with the same end.
+PARAM_RULES: Rules = ((r".*(kernel|embedding)", "fsdp"), (r".*", None))
+
+
+def mesh_from_config(config: Any) -> Mesh:
+    """Return the mesh of a config's mesh section, whose rules are checked.
+
+    Raises:
+      UserError: a rule that names no axis of the network or of the mesh, a pattern that
+        is no regular expression, or a mesh that is not of all devices.
+    """
+    logical = [name for name, _ in ACTIVATION_RULES]
+    names = ", ".join(logical)
+    _check_rules(config, "activation_rules", logical.index, f"one of {names}")
+    _check_rules(config, "param_rules", re.compile, "a regular expression")
+    return make_mesh(config.data, config.fsdp)
+
+
+def _check_rules(config: Any, field: str, parse: Callable, names: str) -> None:
+    """Raise UserError for the first rule whose name `parse` refuses, or whose axes."""
+    for rule in config[field]:
+        try:
+            name, axes = rule
+            parse(name)
+            good = set(_axes(axes)) <= set(MESH_AXES)
+        except (TypeError, ValueError, re.error):
+            good = False
+        if not good:
+            raise UserError(
+                f"config.mesh.{field} holds {rule!r}: pairs of {names}, and of None or "
+                f"some of the mesh axes {', '.join(MESH_AXES)}"
+            )
+
+
+def _axes(value: Any) -> tuple[str, ...]:
+    """Return the mesh axes of a rule."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -53,19 +89,14 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a leading batch axis over all devices."""
-    return NamedSharding(mesh, P(MESH_AXES))
+def batch_sharding(mesh: Mesh, rules: Rules = ACTIVATION_RULES) -> NamedSharding:
+    """Return the sharding of a leading batch axis, by rules of activations."""
+    return NamedSharding(mesh, P(_axes(dict(rules).get("batch"))))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that is copied to each device."""
     return NamedSharding(mesh, P())
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """Return a pytree path as a/b/c, the form that patterns match."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def match_rules(tree, rules: Sequence[tuple[str, Any]], table: str):
@@ -77,37 +108,36 @@ def match_rules(tree, rules: Sequence[tuple[str, Any]], table: str):
 
     Raises UserError if no rule matches a leaf.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    paths = [path_name(path) for path, _ in leaves]
-    former = {p for p, _ in rules if migration.is_former_pattern(p, paths)}
-    unmatched = []
+    names = list(named_leaves(tree))
+    former = {p for p, _ in rules if migration.is_former_pattern(p, names)}
 
-    def first_match(path, leaf):
-        name = path_name(path)
-        for pattern, value in rules:
-            spelled = migration.former_path(name) if pattern in former else name
-            if re.fullmatch(pattern, spelled):
-                return value
-        unmatched.append(name)
+    def matches(pattern: str, name: str) -> bool:
+        spelled = migration.former_path(name) if pattern in former else name
+        return re.fullmatch(pattern, spelled) is not None
 
-    values = jax.tree_util.tree_map_with_path(first_match, tree)
-    if unmatched:
+    found = [[v for p, v in rules if matches(p, name)][:1] for name in names]
+    if unmatched := [n for n, values in zip(names, found, strict=True) if not values]:
         raise UserError(f"no {table} pattern matches {', '.join(unmatched[:5])}")
-    return values
+    return jax.tree.unflatten(jax.tree.structure(tree), [value for [value] in found])
 
 
-def state_shardings(mesh: Mesh, tree, rules=PARAM_RULES):
-    """Return a NamedSharding for every leaf of a tree of arrays or shapes."""
-    fsdp = mesh.shape["fsdp"]
+def state_shardings(mesh: Mesh, tree, rules: Rules = PARAM_RULES):
+    """Return a NamedSharding for every leaf of a tree of arrays or shapes.
 
-    def one(rule, leaf):
-        axes: list[str | None] = [None] * len(leaf.shape)
-        divisible = [i for i, size in enumerate(leaf.shape) if size % fsdp == 0]
-        if rule == "split" and fsdp > 1 and divisible:
-            axes[max(divisible, key=lambda i: leaf.shape[i])] = "fsdp"
+    Raises UserError if no rule matches a leaf.
+    """
+
+    def one(split: P, leaf) -> NamedSharding:
+        axes: list[Any] = [None] * len(leaf.shape)
+        parts = math.prod(mesh.shape[axis] for axis in split)
+        divisible = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts > 1 and divisible:
+            longest = max(divisible, key=lambda i: leaf.shape[i])
+            axes[longest] = tuple(split) if len(split) > 1 else split[0]
         return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(one, match_rules(tree, rules, "sharding"), tree)
+    rules = [(pattern, P(*_axes(axes))) for pattern, axes in rules]  # P is a leaf
+    return jax.tree.map(one, match_rules(tree, rules, "mesh.param_rules"), tree)
 
 
 def with_shardings(tree, shardings):
@@ -119,20 +149,11 @@ def with_shardings(tree, shardings):
     )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Assemble the batch parts of all processes into arrays split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-    }
-
-
 def replicate(mesh: Mesh, tree):
     """Copy arrays to every device, so that each process can read them."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
-def activation_rules():
+def activation_rules(rules: Rules = ACTIVATION_RULES):
     """Return the context in which the networks' logical axes refer to the mesh."""
-    return nn.logical_axis_rules(ACTIVATION_RULES)
+    return nn.logical_axis_rules([(name, _axes(axes) or None) for name, axes in rules])

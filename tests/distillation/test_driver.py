@@ -13,6 +13,7 @@ from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.training.train import train
+from vdm_jax.training.trainer import Trainer
 
 
 def test_rounds_json_and_the_students(done, teacher):
@@ -43,7 +44,7 @@ def test_a_second_call_has_nothing_to_do(done, teacher):
 
 def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     """In a round, after its last checkpoint, after its row; in any round."""
-    put, commit, count = driver.sharding.put_batch, driver.commit_round, [0]
+    put, commit, count = Trainer.put_batch, driver.commit_round, [0]
 
     class Killed(Exception):
         pass
@@ -51,9 +52,9 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     def killed(*args, **kwargs):
         raise Killed
 
-    def put_until(mesh, batch):
+    def put_until(trainer, batch):
         count[0] -= 1
-        return put(mesh, batch) if count[0] else killed()
+        return put(trainer, batch) if count[0] else killed()
 
     def commit_and_die(*args):
         commit(*args)
@@ -66,12 +67,12 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
 
     for updates in (1, 3):  # before the checkpoint of the second update, and after
         count[0] = updates
-        dies(driver.sharding, "put_batch", put_until)
+        dies(Trainer, "put_batch", put_until)
     dies(driver, "commit_round", killed)
     dies(driver, "commit_round", commit_and_die)
     dies(driver, "commit_round", killed)
     count[0] = 7  # in the last round
-    dies(driver.sharding, "put_batch", put_until)
+    dies(Trainer, "put_batch", put_until)
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == 3
     distill(config(), str(teacher), tmp_path)
     assert equal(last(tmp_path), last(done))

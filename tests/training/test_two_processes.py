@@ -65,7 +65,11 @@ TOY = textwrap.dedent("""
             sharding.with_shardings(jax.eval_shape(new), placed),
             lambda params: jax.jit(new, out_shardings=placed)(),
             data, lambda path: None)
-        update = Update(step, lambda batch: sharding.put_batch(mesh, batch))
+        split = sharding.batch_sharding(mesh)
+        def put(batch):
+            x = jax.make_array_from_process_local_data(split, batch["x"])
+            return {"x": x}
+        update = Update(step, put)
         observe = lambda state: {"requested": run.stop.requested()}
         train_loop(update, state, {}, data, num_steps=int(until), run=run,
                    key=jax.random.key(0), observers=((1, "noting", observe),))

@@ -58,7 +58,7 @@ def distill(
     """
     started = time.monotonic()
     _check_agreement(config, workdir)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.mesh_from_config(config.mesh)
     loaded = runs.load(teacher, mesh)
     rounds.check(config.distill, loaded.config, loaded.model)
     plan = rounds.plan_rounds(config.distill)
@@ -68,7 +68,7 @@ def distill(
     with (
         open_distillation(workdir, config, teacher, loaded.checksum, students) as rows,
         jax.set_mesh(mesh),
-        sharding.activation_rules(),
+        sharding.activation_rules(config.mesh.activation_rules),
     ):
         trainer = Trainer(configs[0], student, source, captions, mesh)
         distiller = DistillationTrainer(config, loaded, trainer)

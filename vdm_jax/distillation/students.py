@@ -68,8 +68,12 @@ class DistillationTrainer:
             "updates": np.int32(last),
             "time_power": np.float32(student_round.time_power),
         }
+        mesh, rules = self.trainer.mesh, self.config.mesh.param_rules
+        teacher = jax.device_put(
+            teacher, sharding.state_shardings(mesh, teacher, rules)
+        )  # a teacher is loaded with the default rules
         aux_params = {"teacher": teacher} | jax.device_put(
-            numbers, sharding.replicated(self.trainer.mesh)
+            numbers, sharding.replicated(mesh)
         )
 
         def init(_) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vdm_jax.checkpoint import check_same_arrays
 from vdm_jax.model import Params
-from vdm_jax.sharding import path_name
+from vdm_jax.trees import named_leaves
 
 
 def start_from(
@@ -34,19 +34,17 @@ def start_from(
       UserError: an array that is not there, or of another shape, and no pattern allows
         it; or one that is left over.
     """
-    wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(expected)}
-    there = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(loaded)}
-    fresh: dict[str, jax.Array] = {}
+    wanted, there = named_leaves(expected), named_leaves(loaded)
+    absent = [n for n in wanted if n not in there and _matches(n, new)]
+    fresh = named_leaves(init()) if absent else {}
     for name, leaf in wanted.items():
-        if name not in there and _matches(name, new):
-            if not fresh:
-                leaves = jax.tree_util.tree_leaves_with_path(init())
-                fresh = {path_name(path): each for path, each in leaves}
+        if name in absent:
             there[name] = fresh[name]
         elif name in there and _matches(name, widen):
             there[name] = _widened(there[name], leaf.shape)
     check_same_arrays(there, wanted, what)
-    return jax.tree_util.tree_map_with_path(lambda p, _: there[path_name(p)], expected)
+    leaves = [there[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

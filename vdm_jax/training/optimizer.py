@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 
 from vdm_jax import migration, sharding
+from vdm_jax.trees import named_leaves
 
 LR_SCHEDULES = {
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
@@ -77,11 +78,9 @@ def global_norm(tree) -> jax.Array:
     on the order, and a run of that version must resume bit for bit.
     """
 
-    def former(item):
-        return migration.former_path(sharding.path_name(item[0])).split("/")
-
-    leaves = sorted(jax.tree_util.tree_leaves_with_path(tree), key=former)
-    return optax.tree.norm([leaf for _, leaf in leaves])
+    named = named_leaves(tree)
+    order = sorted(named, key=lambda name: migration.former_path(name).split("/"))
+    return optax.tree.norm([named[name] for name in order])
 
 
 def adam(config) -> optax.GradientTransformation:

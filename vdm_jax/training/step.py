@@ -10,9 +10,9 @@ import optax
 from vdm_jax import sharding
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sharding import path_name
 from vdm_jax.training.optimizer import global_norm
 from vdm_jax.training.state import TrainState
+from vdm_jax.trees import named_leaves
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict]]
 
@@ -160,9 +160,9 @@ def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | N
     """
 
     def find(tree, what: str) -> str | None:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for name, leaf in named_leaves(tree).items():
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
-                return f"{what} {path_name(path)}".strip()
+                return f"{what} {name}".strip()
         return None
 
     grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))

@@ -41,7 +41,7 @@ def train(
       SystemExit: as `train_loop` raises it.
     """
     _check(config, workdir)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.mesh_from_config(config.mesh)
     source, captions, model = build_from_config(config)
     task = task_from_config(config, model)
     trainer = Trainer(config, model, source, captions, mesh, task.init_params)
@@ -62,7 +62,7 @@ def train(
     with (
         open_run(workdir, config, data_id, time_limit, abstract_state=abstract) as run,
         jax.set_mesh(mesh),
-        sharding.activation_rules(),
+        sharding.activation_rules(config.mesh.activation_rules),
     ):
         batches = trainer.batches(config)
         state = run.resume(abstract, init, batches, load)

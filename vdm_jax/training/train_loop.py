@@ -15,6 +15,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.training.logging import Logger, Totals
 from vdm_jax.training.run import BatchIterator, Run
 from vdm_jax.training.stop import CONTINUE, EXIT_STATUS, RESTART
+from vdm_jax.trees import named_leaves
 
 # (interval in steps, name, function: state -> scalars to log or None). An interval of
 # 0 means: after the last step only.
@@ -254,13 +255,13 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _check_state(run: Run, state, done: int) -> None:
     """Raise UserError for a state that is not finite, before it replaces a good one."""
-    named = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    named = {
+        name: leaf
+        for name, leaf in named_leaves(state).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    finite = jax.device_get(_finite([leaf for _, leaf in named]))
-    for (name, _), good in zip(named, finite, strict=True):
+    }
+    finite = jax.device_get(_finite(list(named.values())))
+    for name, good in zip(named, finite, strict=True):
         if not good:
             _give_up(run, f"the state of step {done}", name)
 

@@ -60,7 +60,7 @@ class Trainer:
         state = jax.eval_shape(
             lambda: self._new_state((init_params or model.init_params)(key))
         )
-        shardings = sharding.state_shardings(mesh, state)
+        shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
         self.batch_shapes = batch_shapes(config, model, mesh, captions)
@@ -91,9 +91,10 @@ class Trainer:
     def put_batch(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
         """Add the text of the captions and place the arrays on the devices."""
         batch = add_text(batch, self.captions)
-        return sharding.put_batch(
-            self.mesh, {name: batch[name] for name in self.batch_shapes}
-        )
+        return {
+            name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
+            for name, shape in self.batch_shapes.items()
+        }
 
     def compile_update(
         self,
@@ -170,7 +171,7 @@ def batch_shapes(
             shapes[name] = array.shape, array.dtype
     if captions is not None:
         shapes |= captions.shapes(n)
-    split = sharding.batch_sharding(mesh)
+    split = sharding.batch_sharding(mesh, config.mesh.activation_rules)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
         for name, (shape, dtype) in shapes.items()
