@@ -71,7 +71,7 @@ def test_a_new_file_has_the_mode_of_the_umask_and_replaces_a_link(tmp_path):
     (tmp_path / "a").symlink_to(victim)
     before = os.umask(0o027)
     try:
-        files.write_text(tmp_path / "a", "new")
+        files.write_bytes(tmp_path / "a", b"new", overwrite=True)
     finally:
         os.umask(before)
     assert victim.read_text() == "mine"
@@ -79,18 +79,18 @@ def test_a_new_file_has_the_mode_of_the_umask_and_replaces_a_link(tmp_path):
 
 
 def test_a_name_of_the_maximal_length(tmp_path):
-    files.write_text(tmp_path / ("n" * 255), "x")
+    files.write_bytes(tmp_path / ("n" * 255), b"x")
 
 
 def test_a_full_disk_is_reported_in_one_line_and_keeps_the_old_file(tmp_path):
     """RLIMIT_FSIZE gives EFBIG; a full disk gives ENOSPC."""
     path = tmp_path / "a.txt"
-    files.write_text(path, "old")
+    files.write_bytes(path, b"old")
     code = (
         "import resource, signal, sys; from vdm_jax import files\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try: files.write_text(sys.argv[1], 'x' * 100000)\n"
+        "try: files.write_bytes(sys.argv[1], b'x' * 100000, True)\n"
         "except files.UserError as e: print(e)\n"
     )
     done = subprocess.run(
@@ -132,7 +132,7 @@ def test_a_bug_is_not_reported_as_a_system_error(tmp_path):
 def test_a_folder_cannot_be_replaced(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(UserError, match="is a directory"):
-        files.write_text(tmp_path / "a", "x")
+        files.write_bytes(tmp_path / "a", b"x", overwrite=True)
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -200,7 +200,7 @@ def test_text_is_utf8_or_the_encoding_of_its_byte_order_mark(tmp_path, encoding)
     ("content", "reason"),
     [
         (b"caf\xe9", "not UTF-8"),
-        (b"\xff\xfea", "not UTF-16-LE"),
+        (b"\xff\xfea", "not UTF-16"),
         (b"a\0b", "NUL"),
         ("a cat".encode("utf-16-le"), "NUL"),
         (b"\xed\xa0\x80", "not UTF-8"),
@@ -262,3 +262,19 @@ def test_the_old_file_stays_until_the_block_ends(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_temporary_file_of_a_killed_write_is_removed_by_a_later_one(tmp_path):
+    code = (
+        "import os, sys; from vdm_jax import files\n"
+        "with files.atomic_write(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)\n"
+    )
+    path = tmp_path / "a.txt"
+    subprocess.run([sys.executable, "-c", code, path])
+    (left,) = tmp_path.iterdir()
+    files.write_bytes(path, b"new")  # the other process might still be writing
+    assert sorted(os.listdir(tmp_path)) == sorted([left.name, "a.txt"])
+    os.utime(left, (1e9, 1e9))
+    files.write_bytes(path, b"newer", overwrite=True)
+    assert os.listdir(tmp_path) == ["a.txt"] and path.read_bytes() == b"newer"

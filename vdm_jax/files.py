@@ -8,12 +8,14 @@ by `npz.read_npz_arrays`.
 import codecs
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from vdm_jax.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_JSON = 64 << 20  # bytes; the log of a long run, our largest file, is far smaller
+STALE_SECONDS = 3600.0  # older temporary files were left by killed processes
 
 
 class CorruptFile(ValueError):
@@ -104,12 +107,14 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(
+    path: str | os.PathLike, overwrite: bool = False, advice: str = ""
+) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends.
 
     After a kill or a power cut ``path`` is the old file or the complete new one: the
-    bytes are on disk before the rename. The temporary file is always created, so
-    symbolic links are not followed. The block must only write.
+    bytes are on disk before the rename. The block must only write. advice: that of
+    `explain_write_errors`.
 
     Raises UserError if ``path`` exists and ``overwrite`` is False, and if the system
     cannot write.
@@ -118,19 +123,32 @@ def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists already: use another name or --overwrite")
     make_folder(path.parent)
-    with explain_write_errors(path):
-        # The prefix is short because the final name may have the maximal length.
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
+    with explain_write_errors(path, advice):
+        temporary = _create_temporary(path)
         try:
-            os.fchmod(handle, 0o666 & ~_umask())  # mkstemp creates it with mode 600
-            os.close(handle)
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
             fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _create_temporary(path: Path) -> Path:
+    """Create an empty file next to ``path``; remove those of writes killed long ago."""
+    # The name is short because the final one may have the maximal length.
+    stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    number = 0
+    while True:
+        temporary = path.with_name(f".{stem}-{number}.tmp")
+        try:
+            temporary.touch(exist_ok=False)  # new, so that no link is followed
+            return temporary
+        except FileExistsError:
+            number += 1
+            with contextlib.suppress(FileNotFoundError):  # finished in the meantime
+                if time.time() - temporary.lstat().st_mtime > STALE_SECONDS:
+                    temporary.unlink()
 
 
 def write_bytes(
@@ -141,14 +159,9 @@ def write_bytes(
         temporary.write_bytes(content)
 
 
-def write_text(path: str | os.PathLike, text: str, overwrite: bool = True) -> None:
-    """Write a text file atomically."""
-    write_bytes(path, text.encode(), overwrite)
-
-
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """Write a value as a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+    write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode(), True)
 
 
 def append_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -247,13 +260,22 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
     Raises CorruptFile for bytes that are not JSON and for more than ``limit`` bytes.
     Raises OSError if the file cannot be read, which says nothing about its bytes.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe would block
+    check_regular(path)
+    return parse_json(_read_bytes(path, limit))
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise CorruptFile if a path is not a regular file: a pipe would block."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise CorruptFile("not a regular file")
+
+
+def _read_bytes(path: str | os.PathLike, limit: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise CorruptFile(f"larger than {limit >> 20} MiB")
-    return parse_json(content)
+        raise CorruptFile(f"larger than {limit} bytes")
+    return content
 
 
 def split_lines(text: str) -> list[str]:
@@ -266,13 +288,10 @@ def split_lines(text: str) -> list[str]:
     return rows[:-1] if rows[-1] == "" else rows
 
 
-BYTE_ORDER_MARKS = (  # UTF-32's marks before UTF-16's, which are their prefixes
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which are their prefixes
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 def read_text(path: str | os.PathLike, limit: int = MAX_JSON) -> str:
@@ -281,14 +300,11 @@ def read_text(path: str | os.PathLike, limit: int = MAX_JSON) -> str:
     Raises CorruptFile for another encoding, a NUL and more than ``limit`` bytes.
     Raises OSError if the file cannot be read.
     """
-    with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise CorruptFile(f"larger than {limit} bytes")
-    marks = (pair for pair in BYTE_ORDER_MARKS if content.startswith(pair[0]))
-    mark, encoding = next(marks, (b"", "utf-8"))
+    content = _read_bytes(path, limit)
+    encodings = (e for e, m in BYTE_ORDER_MARKS.items() if content.startswith(m))
+    encoding = next(encodings, "utf-8")
     try:
-        text = content[len(mark) :].decode(encoding)
+        text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise CorruptFile(f"not {encoding.upper()} text") from error
     if reason := why_invalid_text(text):
@@ -307,9 +323,3 @@ def why_invalid_text(text: str) -> str:
     if re.search("[\ud800-\udfff]", text):
         return "contains half of a surrogate pair, which is not a character"
     return ""
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

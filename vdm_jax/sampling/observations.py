@@ -255,7 +255,7 @@ def _read_clip(
 def _read_npz(path: str) -> np.ndarray:
     """Read the first video of a samples.npz, uint8 [f, h, w, c]."""
     try:
-        return video_io.read_npz(path, rows=1)[0]
+        return video_io.read_npz(path)[0]
     except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} is no samples.npz of sample.py: {reason}") from error

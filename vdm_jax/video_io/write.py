@@ -193,12 +193,12 @@ def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> 
     write_bytes(path, content.getbuffer(), overwrite)
 
 
-def read_npz(path: str | Path, rows: int | None = None) -> np.ndarray:
+def read_npz(path: str | Path) -> np.ndarray:
     """Read videos uint8 [n, f, h, w, c] that ``write_npz`` wrote.
 
-    rows: read only the first ``rows`` videos. Raises files.CorruptFile for other bytes.
+    Raises files.CorruptFile for other bytes.
     """
-    videos = read_npz_arrays(path, rows).get("videos", np.zeros(0))
+    videos = read_npz_arrays(path).get("videos", np.zeros(0))
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
         raise CorruptFile(
             f"videos of {videos.dtype} {videos.shape}, not uint8 [n, f, h, w, 1 or 3]"
