@@ -40,8 +40,9 @@ def test_a_sample_is_that_of_the_library():
     videos = vdm_jax.sample(trained, 2, label="red", seed=3, steps=8)
     settings = sampling.Settings.from_config(trained.config.sample)
     labels = sampling.draw_labels(trained.model, 2, "red")
+    inputs, noise = sampling.SamplingInputs({"label": labels}), sampling.NoiseIndex(3)
     same = sampling.sample(
-        trained.model, trained.params, 2, settings, cond={"label": labels}, seed=3
+        trained.model, trained.params, 2, settings, inputs, noise=noise
     )
     np.testing.assert_array_equal(videos, sampling.to_uint8(same))
     assert isinstance(trained, runs.TrainedModel) and trained.step == -1

@@ -10,7 +10,7 @@ from tests.run_command import SMOKE, call
 from vdm_jax import build, cascade, codec, data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation
+from vdm_jax.sampling import Observation, SamplingInputs
 
 PATCH = codec.Patch()
 
@@ -94,7 +94,8 @@ def test_it_extends_and_known_pixels_come_back(trained):
     video, mask = videos(1, 12, 16, 16, 3), np.zeros((1, 12, 16, 16, 1), bool)
     mask[:, :4] = True
     known, settings = Observation(video, mask), sampling.Settings(steps=2)
-    made = sampling.extend_in_blocks(run.model, run.params, 2, settings, known)
+    inputs = SamplingInputs(observation=known)
+    made = sampling.extend_in_blocks(run.model, run.params, 2, settings, inputs)
     np.testing.assert_array_equal(made[:, :4], np.repeat(video[:, :4], 2, 0))
     assert abs(made[:, 4:] - video[:, 4:]).mean() > 0.1
 
@@ -104,10 +105,11 @@ def test_known_area_means_guide_the_decoded_video(trained):
     low = np.full((1, 8, 4, 4, 3), 0.5, np.float32)
     none = np.zeros((1, 8, 16, 16, 1), bool)
     known = Observation(np.zeros((1, 8, 16, 16, 3), np.float32), none, low)
+    inputs = SamplingInputs(observation=known)
     made = [
         sampling.sample(
             run.model, run.params, 1,
-            sampling.Settings(steps=8, reconstruction_weight=weight), observation=known,
+            sampling.Settings(steps=8, reconstruction_weight=weight), inputs,
         )
         for weight in (1e-9, 1.0)
     ]  # fmt: skip
@@ -140,8 +142,8 @@ def test_a_stage_encodes_its_input_before_noise_is_added():
     params = model.init(jax.random.key(0))
     low = videos(1, *model.low_resolution.input_shape)
     settings = sampling.Settings(steps=1, augmentation_snr=float("inf"))
-    cond = {"low_resolution": low}
-    made = sampling.sample(model, params, 1, settings, cond=cond)
+    inputs = SamplingInputs({"low_resolution": low})
+    made = sampling.sample(model, params, 1, settings, inputs)
     assert made.shape[1:] == model.video_shape
     cascade.check_shapes_chain(
         [("base", build.build_model(base(config))), ("ssr", model)]

@@ -136,11 +136,13 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             "import sys, numpy as np; from vdm_jax import runs, sampling;"
             f"m = runs.load({str(run)!r});"
             "cond = {'label': sampling.draw_labels(m.model, 8)};"
+            "Inputs = sampling.SamplingInputs;"
             f"s = sampling.Settings(steps=64, guidance_scale=2.0, batch_size={batch});"
-            "v = sampling.sample(m.model, m.params, 8, s, cond=cond);"
+            "v = sampling.sample(m.model, m.params, 8, s, Inputs(cond));"
             "mask = np.arange(8).reshape(1, 8, 1, 1, 1) < 4;"
             "known = sampling.Observation(v[:1], mask);"
-            "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known, cond=cond);"
+            "known = Inputs(cond, observation=known);"
+            "w = sampling.extend_in_blocks(m.model, m.params, 8, s, known);"
             f"np.save({str(out)!r}, np.stack([v, w]))",
         )  # fmt: skip
         videos.append(np.load(f"{out}.npy"))

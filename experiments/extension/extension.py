@@ -55,10 +55,11 @@ def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, a
     mask = np.zeros((num, frames, *first.shape[2:4], 1), bool)
     video[:, :block], mask[:, :block] = first, True
     started = time.perf_counter()
-    observation = sampling.Observation(video, mask)
+    inputs = sampling.SamplingInputs(observation=sampling.Observation(video, mask))
     videos = sampling.extend_in_blocks(
-        loaded.model, loaded.params, num, settings, observation, seed=args.seed
-    )
+        loaded.model, loaded.params, num, settings, inputs,
+        noise=sampling.NoiseIndex(args.seed),
+    )  # fmt: skip
     return sampling.to_uint8(videos), time.perf_counter() - started
 
 
@@ -183,8 +184,9 @@ def main() -> None:
     settings = sampling.Settings(
         steps=128, sampler="ancestral", ancestral_gamma=0.3, batch_size=args.batch_size
     )
+    noise = sampling.NoiseIndex(args.seed + 1)
     first = sampling.sample(
-        loaded.model, loaded.params, args.num, settings, seed=args.seed + 1
+        loaded.model, loaded.params, args.num, settings, noise=noise
     )
 
     if "first blocks" not in rows:

@@ -37,9 +37,8 @@ def main() -> None:
     for steps in STEPS:
         settings = sampling.Settings(steps=steps, clip_x=0.0, batch_size=args.num)
         z = sampling.invert(model, params, videos, settings, cond=cond)
-        samples = sampling.sample(
-            model, params, args.num, settings, cond=cond, initial_noise=z
-        )
+        inputs = sampling.SamplingInputs(cond, initial_noise=z)
+        samples = sampling.sample(model, params, args.num, settings, inputs)
         rms.append(float(np.sqrt(np.mean((samples - videos) ** 2))))
         deviations.append(float(z.std()))
         print(f"{steps} steps: {rms[-1]:.4f}; inverted noise has mean {z.mean():+.3f}, "

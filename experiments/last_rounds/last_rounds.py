@@ -176,9 +176,10 @@ def main() -> None:
     def sample(loaded, params, n: int) -> np.ndarray:
         own = sampling.Settings.from_config(loaded.config.sample)
         settings = dataclasses.replace(own, sampler="ddim", steps=n)
+        inputs = sampling.SamplingInputs({"label": held_out["label"]})
         videos = sampling.sample(
-            loaded.model, params, args.num, settings,
-            cond={"label": held_out["label"]}, seed=args.seed,
+            loaded.model, params, args.num, settings, inputs,
+            noise=sampling.NoiseIndex(args.seed),
         )  # fmt: skip
         return sampling.to_uint8(videos)
 

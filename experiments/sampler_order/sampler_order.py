@@ -112,9 +112,8 @@ def main() -> None:
             batch_size=args.num,
             guidance_scale=loaded.config.sample.guidance_scale,
         )  # fmt: skip
-        return sampling.sample(
-            loaded.model, loaded.params, args.num, settings, cond=cond
-        )
+        inputs = sampling.SamplingInputs(cond)
+        return sampling.sample(loaded.model, loaded.params, args.num, settings, inputs)
 
     def rmse(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.sqrt(np.mean((a - b) ** 2)))

@@ -118,13 +118,14 @@ def test_a_student_with_guidance_is_sampled_by_one_branch_at_its_weight(done):
     loaded = runs.load(done / "rounds/0008")
     params = noisy(loaded.params)  # so that the weight matters
     labels = np.array([[0, 1, 2, 1], [1, 2, 0, 0]], np.int32)
+    inputs = sampling.SamplingInputs({"label": labels})
     videos = {
         scale: sampling.sample(
             loaded.model,
             params,
             2,
             sampling.Settings(steps=1, guidance_scale=scale, clip_x=0.0),
-            cond={"label": labels},
+            inputs,
         )
         for scale in (1.0, 4.0)
     }
@@ -160,9 +161,8 @@ def test_oscillating_guidance_reaches_a_student_with_guidance(done):
 
     def sample(**kwargs):
         settings = sampling.Settings(steps=4, guidance_scale=5.0, clip_x=0.0, **kwargs)
-        return sampling.sample(
-            loaded.model, params, 1, settings, cond={"label": labels}
-        )
+        inputs = sampling.SamplingInputs({"label": labels})
+        return sampling.sample(loaded.model, params, 1, settings, inputs)
 
     alternating = sample(guidance_schedule="oscillating:1:0.5")
     assert abs(alternating - sample()).max() > 1e-3

@@ -41,14 +41,18 @@ def observe(model, frames, indices, seed=0):
     return sampling.Observation(np.where(mask, encoded, 0), mask), video[0, indices]
 
 
+def extend(model, params, num, settings, known, **options):
+    """Sample the rest of a video of which `known` is observed."""
+    inputs = sampling.SamplingInputs(observation=known)
+    return sampling.extend_in_blocks(model, params, num, settings, inputs, **options)
+
+
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_known_frames_are_returned_unchanged(trained, name):
     model, params = trained
     known, frames = observe(model, 12, slice(0, 4))
     settings = SAMPLERS[name]
-    videos = sampling.to_uint8(
-        sampling.extend_in_blocks(model, params, 2, settings, known)
-    )
+    videos = sampling.to_uint8(extend(model, params, 2, settings, known))
     assert videos.shape == (2, 12, *model.shape[1:])
     np.testing.assert_array_equal(videos[:, :4], np.stack([frames, frames]))
     assert (videos[0, 4:] != videos[1, 4:]).mean() > 0.5
@@ -59,9 +63,7 @@ def test_known_frames_are_returned_unchanged(trained, name):
 def test_frames_are_kept_wherever_they_are(trained, indices, backward):
     model, params = trained
     known, frames = observe(model, 19, indices)
-    videos = sampling.extend_in_blocks(
-        model, params, 2, QUICK, known, backward=backward
-    )
+    videos = extend(model, params, 2, QUICK, known, backward=backward)
     np.testing.assert_array_equal(sampling.to_uint8(videos)[1, indices], frames)
     assert np.abs(videos).max(axis=(0, 2, 3, 4)).min() > 0  # no frame left empty
 
@@ -72,16 +74,14 @@ def test_every_block_continues_known_frames(trained, monkeypatch, backward):
     model, params = trained
     seen = []
 
-    def sample(model, params, num, settings, *, observation, **options):
-        known = observation
+    def sample(model, params, num, settings, inputs, **options):
+        known = inputs.observation
         seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(autoregressive, "sample", sample)
     known, _ = observe(model, 16, [14, 15] if backward else [0, 1])
-    sampling.extend_in_blocks(
-        model, params, 2, QUICK, known, overlap_frames=3, backward=backward
-    )
+    extend(model, params, 2, QUICK, known, overlap_frames=3, backward=backward)
     first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))
     assert seen == [each[::-1] if backward else each for each in (first, *others)]
 
@@ -92,7 +92,7 @@ def test_known_pixels_are_returned_and_the_rest_is_inpainted(trained):
     video, encoded = pixels(shape)
     mask = np.random.default_rng(1).random((*shape[:-1], 1)) < 0.5
     known = sampling.Observation(encoded, mask)
-    made = sampling.to_uint8(sampling.extend_in_blocks(model, params, 2, QUICK, known))
+    made = sampling.to_uint8(extend(model, params, 2, QUICK, known))
     same = (made[1:] == video).all(-1, keepdims=True)
     assert same[mask].all() and same[~mask].mean() < 0.1
 
@@ -100,8 +100,8 @@ def test_known_pixels_are_returned_and_the_rest_is_inpainted(trained):
 def test_one_block_without_an_observation_is_a_plain_sample(trained):
     model, params = trained
     known, _ = observe(model, model.shape[0], [])
-    plain = sampling.sample(model, params, 2, QUICK, seed=3)
-    filled = sampling.extend_in_blocks(model, params, 2, QUICK, known, seed=3)
+    plain = sampling.sample(model, params, 2, QUICK, noise=sampling.NoiseIndex(3))
+    filled = extend(model, params, 2, QUICK, known, noise=sampling.NoiseIndex(3))
     np.testing.assert_array_equal(filled, plain)
 
 
@@ -111,7 +111,7 @@ def test_a_block_reads_what_the_one_before_it_left(trained):
     made = []
     for seed in (0, 1):
         known, _ = observe(model, 16, slice(0, 8), seed)
-        made.append(sampling.extend_in_blocks(model, params, 2, QUICK, known))
+        made.append(extend(model, params, 2, QUICK, known))
     difference = np.abs(made[0] - made[1]).mean(axis=(0, 2, 3, 4))
     assert (difference[8:] > 1e-4).all()
 
@@ -120,8 +120,8 @@ def test_a_last_batch_is_filled_up_and_no_video_depends_on_it(trained):
     """Three videos in batches of two: the third has its own noise too."""
     model, params = trained
     known, _ = observe(model, 8, slice(0, 4))
-    three = sampling.extend_in_blocks(model, params, 3, QUICK, known)
-    two = sampling.extend_in_blocks(model, params, 2, QUICK, known)
+    three = extend(model, params, 3, QUICK, known)
+    two = extend(model, params, 2, QUICK, known)
     np.testing.assert_array_equal(three[:2], two)
     assert np.abs(three[2] - two).mean(axis=(1, 2, 3, 4)).min() > 1e-3
 
@@ -129,7 +129,8 @@ def test_a_last_batch_is_filled_up_and_no_video_depends_on_it(trained):
 def test_one_window_is_a_plain_sample_bit_for_bit(trained):
     model, params = trained
     plain = sampling.sample(model, params, 2, QUICK)
-    same = sampling.sample(model, params, 2, QUICK, size=model.shape[:3])
+    run = sampling.Run(size=model.shape[:3])
+    same = sampling.sample(model, params, 2, QUICK, run=run)
     np.testing.assert_array_equal(same, plain)
 
 
@@ -141,7 +142,8 @@ def test_windows_make_longer_and_larger_videos(trained):
     mask = np.zeros((1, *size, 1), bool)
     mask[:, [0, 11]] = True
     known = sampling.Observation(encoded, mask)
-    videos = sampling.sample(model, params, 2, QUICK, observation=known, size=size)
+    inputs, run = sampling.SamplingInputs(observation=known), sampling.Run(size=size)
+    videos = sampling.sample(model, params, 2, QUICK, inputs, run=run)
     assert videos.shape == (2, *size, 3) and np.isfinite(videos).all()
     frames = sampling.to_uint8(videos)[1, [0, 11]]
     np.testing.assert_array_equal(frames, video[0, [0, 11]])
@@ -155,7 +157,7 @@ def test_a_low_resolution_clip_guides_the_video(trained):
     for w in (1e-9, 3.0):
         known = observe(model, 12, [])[0]._replace(low_res=low)
         settings = sampling.Settings(steps=8, reconstruction_weight=w)
-        videos = sampling.extend_in_blocks(model, params, 2, settings, known)
+        videos = extend(model, params, 2, settings, known)
         means = videos.reshape(2, 12, 4, 4, 4, 4, 3).mean((3, 5))
         distance.append(np.abs(means - low).mean())
     assert distance[1] < 0.9 * distance[0]
@@ -166,15 +168,14 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
     labels = np.array([[0, 1]], np.int32)
     away = np.array([[2, 0]], np.int32)
 
-    def draw(scale, **negative):
+    def draw(scale, negative=None):
         settings = sampling.Settings(steps=3, guidance_scale=scale)
-        return sampling.sample(
-            model, params, 2, settings, cond={"label": labels}, **negative
-        )
+        inputs = sampling.SamplingInputs({"label": labels}, negative)
+        return sampling.sample(model, params, 2, settings, inputs)
 
-    assert np.abs(draw(3.0) - draw(3.0, negative={"label": away})).mean() > 1e-3
+    assert np.abs(draw(3.0) - draw(3.0, {"label": away})).mean() > 1e-3
     # With the label itself as the negative one, guidance does nothing.
-    same = draw(3.0, negative={"label": labels})
+    same = draw(3.0, {"label": labels})
     np.testing.assert_allclose(same, draw(1.0), atol=1e-3)
 
 
@@ -182,14 +183,14 @@ def test_ddim_samples_the_videos_from_their_inversion(trained):
     model, params = trained
     labels = np.array([[0, 1], [1, 0]], np.int32)
     plain = sampling.Settings(clip_x=0.0)
-    videos = sampling.sample(model, params, 2, plain, cond={"label": labels})
+    inputs = sampling.SamplingInputs({"label": labels})
+    videos = sampling.sample(model, params, 2, plain, inputs)
     errors = []
     for steps in (8, 32, 128):
         settings = sampling.Settings(steps=steps, clip_x=0.0)
         z = sampling.invert(model, params, videos, settings, cond={"label": labels})
-        again = sampling.sample(
-            model, params, 2, settings, cond={"label": labels}, initial_noise=z
-        )
+        inputs = sampling.SamplingInputs({"label": labels}, initial_noise=z)
+        again = sampling.sample(model, params, 2, settings, inputs)
         errors.append(np.sqrt(np.mean((again - videos) ** 2)))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
@@ -204,12 +205,12 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
     def plain(seed=0, **settings):
         # A batch of its own, so that nothing is left from other tests.
         settings = sampling.Settings(**settings, batch_size=5)
-        sampling.sample(model, params, 5, settings, seed=seed)
+        sampling.sample(model, params, 5, settings, noise=sampling.NoiseIndex(seed))
 
     def extended(indices, frames, **settings):
         known, _ = observe(model, frames, indices)
         settings = sampling.Settings(**settings, batch_size=5)
-        sampling.extend_in_blocks(model, params, 5, settings, known)
+        extend(model, params, 5, settings, known)
 
     steps_programs, init_programs = programs()
     for steps in (2, 9, 20):
@@ -241,6 +242,4 @@ def test_a_low_resolution_clip_needs_a_weight(trained):
     model, params = trained
     known = observe(model, 8, [])[0]._replace(low_res=np.zeros((1, 8, 4, 4, 3)))
     with pytest.raises(UserError, match="a weight above 0"):
-        sampling.extend_in_blocks(
-            model, params, 1, SAMPLERS["replacement, heun"], known
-        )
+        extend(model, params, 1, SAMPLERS["replacement, heun"], known)

@@ -17,12 +17,12 @@ from vdm_jax.sampling import program
 def draw(trained, num=3, **settings):
     model, params = trained
     labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
-    options = {k: settings.pop(k) for k in ("seed", "progress") if k in settings}
+    noise = sampling.NoiseIndex(settings.pop("seed", 0))
+    options = {k: settings.pop(k) for k in ("progress",) if k in settings}
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
     settings = sampling.Settings(**settings)
-    return sampling.sample(
-        model, params, num, settings, cond={"label": labels}, **options
-    )
+    inputs = sampling.SamplingInputs({"label": labels})
+    return sampling.sample(model, params, num, settings, inputs, noise=noise, **options)
 
 
 def test_a_video_does_not_depend_on_its_batch(trained):
@@ -43,24 +43,21 @@ def test_seeds_and_videos_differ(trained):
     assert abs(a - b).mean() > 0.01
     model, params = trained
     same_label = np.zeros((2, 2), np.int32)
-    pair = sampling.sample(
-        model,
-        params,
-        2,
-        sampling.Settings(steps=2, batch_size=2),
-        cond={"label": same_label},
-    )
+    settings = sampling.Settings(steps=2, batch_size=2)
+    inputs = sampling.SamplingInputs({"label": same_label})
+    pair = sampling.sample(model, params, 2, settings, inputs)
     assert abs(pair[0] - pair[1]).mean() > 0.01
 
 
-def test_first_index_is_the_number_of_the_first_video(trained):
+def test_the_noise_index_has_the_number_of_the_first_video(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
     settings = sampling.Settings(steps=2, batch_size=1)
-    both = sampling.sample(model, params, 2, settings, cond={"label": labels})
-    second = sampling.sample(
-        model, params, 1, settings, cond={"label": labels[1:]}, first_index=1
-    )
+    inputs = sampling.SamplingInputs({"label": labels})
+    both = sampling.sample(model, params, 2, settings, inputs)
+    inputs = sampling.SamplingInputs({"label": labels[1:]})
+    noise = sampling.NoiseIndex(first_video=1)
+    second = sampling.sample(model, params, 1, settings, inputs, noise=noise)
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
@@ -213,9 +210,11 @@ def test_a_later_start_needs_the_z_of_its_row(trained):
 def test_the_progress_of_a_part_reaches_its_total(trained):
     model, params = trained
     seen, z = [], np.zeros((2, *model.shape), np.float32)
+    settings = sampling.Settings(steps=20, batch_size=1)
+    inputs, run = sampling.SamplingInputs(initial_noise=z), sampling.Run(rows=(3, 15))
     sampling.sample(
-        model, params, 2, sampling.Settings(steps=20, batch_size=1), initial_noise=z,
-        run=sampling.Run(rows=(3, 15)), progress=lambda *at: seen.append(at),
+        model, params, 2, settings, inputs, run=run,
+        progress=lambda *at: seen.append(at),
     )  # fmt: skip
     assert seen == [(8, 24), (12, 24), (20, 24), (24, 24)]
 
@@ -238,10 +237,9 @@ def test_a_wrap_is_outside_of_the_guidance_and_compiled_once_for_equal_values(tr
     before = program.run_steps._cache_size()
     generate(trained, run=sampling.Run(wrap=Constant(0.25)))
     assert program.run_steps._cache_size() == before
-    videos = sampling.sample(
-        model, params, 1, sampling.Settings(steps=2), observation=known,
-        run=sampling.Run(wrap=Constant(0.25)),
-    )  # fmt: skip
+    inputs = sampling.SamplingInputs(observation=known)
+    run, settings = sampling.Run(wrap=Constant(0.25)), sampling.Settings(steps=2)
+    videos = sampling.sample(model, params, 1, settings, inputs, run=run)
     np.testing.assert_array_equal(videos[:, 0], np.float32(0.5))  # known
     np.testing.assert_array_equal(videos[:, 1:], np.float32(0.25))
 
@@ -273,4 +271,5 @@ def test_wrong_conditions_are_one_line(trained, arrays, message, branch):
     model, params = trained
     settings = sampling.Settings(steps=2, guidance_scale=2.0)
     with pytest.raises(UserError, match=message):
-        sampling.sample(model, params, 3, settings, **{branch: arrays})
+        inputs = sampling.SamplingInputs(**{branch: arrays})
+        sampling.sample(model, params, 3, settings, inputs)

@@ -18,7 +18,7 @@ from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import Observation, Settings
+from vdm_jax.sampling import Observation, SamplingInputs, Settings
 
 SHAPE = (4, 8, 8, 2)
 HALF = np.arange(SHAPE[0]).reshape(1, -1, 1, 1, 1) < SHAPE[0] // 2
@@ -57,13 +57,14 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
         steps=16, clip_x=0.0, reconstruction_weight=1.0, reconstruction_schedule="exact"
     )
 
-    def parts(**options):
-        videos = sampling.sample(model, PARAMS, 2, settings, **options)
+    def parts(observation=None):
+        inputs = SamplingInputs(observation=observation)
+        videos = sampling.sample(model, PARAMS, 2, settings, inputs)
         cells = videos.reshape(2, SHAPE[0], h, 8 // h, w, 8 // w, SHAPE[3])
         means = cells.mean((3, 5), keepdims=True)
         return means.reshape(low.shape), cells - means
 
-    means, rest = parts(observation=known)
+    means, rest = parts(known)
     np.testing.assert_allclose(means, low, atol=1e-6)
     np.testing.assert_allclose(rest, parts()[1], atol=1e-9)
 
@@ -99,14 +100,13 @@ def test_each_video_has_its_own_negative_label():
     z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
     settings = Settings(steps=1, guidance_scale=3.0, batch_size=2)
-    options = {"cond": {"label": labels}, "initial_noise": z}
-    made = sampling.sample(linear(), PARAMS, 3, settings, **options)
+    inputs = SamplingInputs({"label": labels}, initial_noise=z)
+    made = sampling.sample(linear(), PARAMS, 3, settings, inputs)
     gain = 0.5 + 0.1 * labels
     expected = (3 * gain - 2 * 0.2).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
-    made = sampling.sample(
-        linear(), PARAMS, 3, settings, **options, negative={"label": negative}
-    )
+    inputs = SamplingInputs({"label": labels}, {"label": negative}, initial_noise=z)
+    made = sampling.sample(linear(), PARAMS, 3, settings, inputs)
     expected = (3 * gain - 2 * (0.5 + 0.1 * negative)).reshape(-1, 1, 1, 1, 1) * z
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
@@ -121,10 +121,8 @@ def test_guidance_then_reconstruction_then_clipping_then_replacement(x64):
         steps=1, guidance_scale=3.0, reconstruction_weight=3.0, clip_x=0.6
     )
     labels = np.zeros((2, 1), np.int32)
-    made = sampling.sample(
-        linear(), PARAMS, 2, settings, cond={"label": labels}, observation=known,
-        initial_noise=z,
-    )  # fmt: skip
+    inputs = SamplingInputs({"label": labels}, observation=known, initial_noise=z)
+    made = sampling.sample(linear(), PARAMS, 2, settings, inputs)
 
     def means(x):
         return x.reshape(2, SHAPE[0], 4, 2, 4, 2, SHAPE[3]).mean((3, 5))
@@ -166,7 +164,8 @@ def test_a_stage_s_input_has_the_noise_level_of_its_condition(snr):
     own = np.linspace(-0.4, 0.4, 5, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     low = np.broadcast_to(own, (5, SHAPE[0], 4, 4, SHAPE[3]))
     settings = Settings(steps=1, augmentation_snr=snr, clip_x=0.0, batch_size=2)
-    made = sampling.sample(model, PARAMS, 5, settings, cond={"low_resolution": low})
+    inputs = SamplingInputs({"low_resolution": low})
+    made = sampling.sample(model, PARAMS, 5, settings, inputs)
     alpha2 = snr / (1 + snr)
     np.testing.assert_allclose(20 * made[..., 1], np.log(snr), rtol=1e-4)
     noise = made[..., 0] - np.sqrt(alpha2) * own[..., 0]
@@ -194,30 +193,35 @@ STEPS = 3
 
 
 @pytest.mark.parametrize(
-    "settings, options, count",
+    "settings, inputs, count",
     [
         # Of a video: its start, then of each step the sampler's own, the corrector's,
         # and at each call that of the pixels that are replaced.
         (
             {"sampler": "ancestral", "langevin_delta": 0.1},
-            {"observation": KNOWN},
+            SamplingInputs(observation=KNOWN),
             1 + 4 * STEPS,
         ),
-        ({"sampler": "heun", "s_churn": 5.0}, {"observation": KNOWN}, 1 + 3 * STEPS),
+        (
+            {"sampler": "heun", "s_churn": 5.0},
+            SamplingInputs(observation=KNOWN),
+            1 + 3 * STEPS,
+        ),
         # And once the noise on a stage's low-resolution input.
-        ({"sampler": "ancestral"}, {"cond": LOW}, 2 + STEPS),
+        ({"sampler": "ancestral"}, SamplingInputs(LOW), 2 + STEPS),
     ],
 )
-def test_no_noise_is_drawn_twice(draws, settings, options, count):
+def test_no_noise_is_drawn_twice(draws, settings, inputs, count):
     """Neither within a video, nor by other videos, seeds, stages or blocks."""
-    stage = LowResolution("ssr", 2, SHAPE) if "cond" in options else None
+    stage = LowResolution("ssr", 2, SHAPE) if inputs.cond else None
     model = gaussian(stage=stage)
     settings = Settings(
         steps=STEPS, reconstruction_weight=0.0, batch_size=2, **settings
     )
-    each = {}, {"seed": 1}, {"stage_index": 1}, {"block_index": 1}, {"first_index": 2}
+    each = {}, {"seed": 1}, {"stage": 1}, {"block": 1}, {"first_video": 2}
     for index in each:
-        sampling.sample(model, PARAMS, 2, settings, **options, **index)
+        noise = sampling.NoiseIndex(**index)
+        sampling.sample(model, PARAMS, 2, settings, inputs, noise=noise)
     jax.effects_barrier()
     assert len(draws) == 2 * len(each) * count
     assert len({noise.tobytes() for noise in draws}) == len(draws)
@@ -229,7 +233,8 @@ def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
     model = gaussian()
     for backward in (False, True):
         draws.clear()
-        sampling.extend_in_blocks(model, PARAMS, 2, settings, known, backward=backward)
+        inputs = SamplingInputs(observation=known)
+        sampling.extend_in_blocks(model, PARAMS, 2, settings, inputs, backward=backward)
         jax.effects_barrier()
         assert len({noise.tobytes() for noise in draws}) == len(draws)
         assert len(draws) == 2 * (1 + STEPS + 3 * (1 + 2 * STEPS))
@@ -262,5 +267,5 @@ def test_z_is_clipped_by_the_codec_and_a_missing_condition_is_dropped():
     )
     settings = Settings(steps=1)
     for cond, grey in (({"fps": np.full(2, 8.0)}, 1.0), ({}, -1.0)):
-        made = sampling.sample(model, PARAMS, 2, settings, cond=cond)
+        made = sampling.sample(model, PARAMS, 2, settings, SamplingInputs(cond))
         np.testing.assert_allclose(made, np.full((2, *SHAPE), grey), atol=1e-6)

@@ -9,7 +9,14 @@ from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
 from vdm_jax import sampling
 from vdm_jax.diffusion import guidance, samplers, schedules
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation, Settings, batches, reconstruction, stability
+from vdm_jax.sampling import (
+    Observation,
+    SamplingInputs,
+    Settings,
+    batches,
+    reconstruction,
+    stability,
+)
 
 NOTHING = np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool)
 FRAMES = np.zeros((1, *SHAPE)), np.arange(SHAPE[0])[None, :, None, None, None] < 2
@@ -38,7 +45,8 @@ def test_a_library_s_default_meets_the_area_means():
     known, made = Observation(*NOTHING, low_of(2, 0.1)), []
     for weight in (None, 1.0, 1.5):
         settings = Settings(steps=4, reconstruction_weight=weight)
-        made.append(sampling.sample(gaussian(), PARAMS, 2, settings, observation=known))
+        inputs = SamplingInputs(observation=known)
+        made.append(sampling.sample(gaussian(), PARAMS, 2, settings, inputs))
     np.testing.assert_array_equal(made[0], made[1])
     assert (made[0] != made[2]).any()
 
@@ -48,7 +56,8 @@ def test_a_weight_that_diverges_is_named_with_one_that_does_not(weight):
     known, model = Observation(*NOTHING, low_of(2, 0.1)), gaussian(variance=0.2)
     settings = Settings(steps=64, sampler="ancestral", reconstruction_weight=weight)
     with pytest.raises(UserError) as refusal:
-        sampling.sample(model, PARAMS, 2, settings, observation=known)
+        inputs = SamplingInputs(observation=known)
+        sampling.sample(model, PARAMS, 2, settings, inputs)
     line = str(refusal.value)
     assert line.startswith(f"reconstruction_weight={weight:g} diverges for a low-res")
     assert "64 steps of ancestral" in line and "\n" not in line
@@ -112,9 +121,9 @@ def test_the_limit_is_where_whole_samplings_diverge(monkeypatch, changes, x64):
 
     def ends(weight):
         each = dataclasses.replace(settings, reconstruction_weight=weight)
-        made = sampling.sample(
-            model, PARAMS, 8, each, observation=Observation(*NOTHING, low)
-        ).reshape(8, SHAPE[0], 4, 2, 4, 2, SHAPE[3])
+        inputs = SamplingInputs(observation=Observation(*NOTHING, low))
+        made = sampling.sample(model, PARAMS, 8, each, inputs)
+        made = made.reshape(8, SHAPE[0], 4, 2, 4, 2, SHAPE[3])
         return np.std(made.mean((3, 5)) - low) / np.std(low)
 
     assert ends(limit / 2) < 1 < ends(2 * limit)

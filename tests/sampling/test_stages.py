@@ -52,10 +52,10 @@ def conditions(model, num=3, seed=0):
 def draw(stage, cond, num=3, negative=None, stage_index=0, **settings):
     model, params = stage
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
-    return sampling.sample(
-        model, params, num, sampling.Settings(**settings), cond=cond,
-        negative=negative, stage_index=stage_index,
-    )  # fmt: skip
+    inputs = sampling.SamplingInputs(cond, negative)
+    noise = sampling.NoiseIndex(stage=stage_index)
+    settings = sampling.Settings(**settings)
+    return sampling.sample(model, params, num, settings, inputs, noise=noise)
 
 
 def test_a_video_does_not_depend_on_its_batch(stage):
@@ -204,7 +204,8 @@ def test_a_base_model_takes_no_video(trained):
     model, params = trained
     low = np.zeros((1, 4, 8, 8, 3))
     with pytest.raises(UserError, match="is not conditioned on low_resolution"):
-        sampling.sample(model, params, 1, cond={"low_resolution": low})
+        inputs = sampling.SamplingInputs({"low_resolution": low})
+        sampling.sample(model, params, 1, inputs=inputs)
 
 
 @pytest.mark.parametrize(

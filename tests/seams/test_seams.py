@@ -96,7 +96,7 @@ def test_a_scalar_condition_and_a_network(tmp_path):
     made = [
         sampling.sample(
             run.model, run.params, 4, sampling.Settings(steps=4, guidance_scale=scale),
-            cond={"fps": rate},
+            sampling.SamplingInputs({"fps": rate}),
         )
         for scale, rate in ((1.0, slow), (3.0, slow), (3.0, fast))
     ]  # fmt: skip
@@ -120,10 +120,8 @@ def test_a_video_condition(tmp_path):
     swapped = [prediction(run.model, run.params, "first_frame", x) for x in frames]
     assert abs(swapped[0] - swapped[1]).mean() > 1e-3
     settings = sampling.Settings(steps=4, guidance_scale=2.0)
-    made = [
-        sampling.sample(run.model, run.params, 4, settings, cond={"first_frame": x})
-        for x in frames
-    ]
+    inputs = [sampling.SamplingInputs({"first_frame": x}) for x in frames]
+    made = [sampling.sample(run.model, run.params, 4, settings, i) for i in inputs]
     assert abs(made[0] - made[1]).mean() > 1e-3
     with pytest.raises(UserError, match="conditioned on first_frame, videos of"):
         sampling.sample(run.model, run.params, 1, settings)

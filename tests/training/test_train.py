@@ -55,8 +55,8 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
     )
     seen = []
 
-    def sample(model, params, num, settings, *, cond, seed, **how):
-        seen.append((params["network"], seed, cond["label"].tolist()))
+    def sample(model, params, num, settings, inputs, *, noise, **how):
+        seen.append((params["network"], noise.seed, inputs.cond["label"].tolist()))
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(observers.sampling, "sample", sample)

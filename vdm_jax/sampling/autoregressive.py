@@ -5,16 +5,24 @@ observation, and the frames of the blocks before it. One program serves all bloc
 memory does not grow with the length.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import numpy as np
-from jax.sharding import Mesh
 
 from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample
 from vdm_jax.sampling.settings import Settings
-from vdm_jax.sampling.types import Conditions, Observation
+from vdm_jax.sampling.types import (
+    FIRST_NOISE,
+    WHOLE_RUN,
+    NoiseIndex,
+    Observation,
+    Progress,
+    Run,
+    SamplingInputs,
+    no_progress,
+)
 
 
 def extend_in_blocks(
@@ -22,29 +30,30 @@ def extend_in_blocks(
     params: Params,
     num: int,
     settings: Settings,
-    observation: Observation,
+    inputs: SamplingInputs,
     *,
     overlap_frames: int | None = None,
     backward: bool = False,
-    cond: Conditions | None = None,
-    negative: Conditions | None = None,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    noise: NoiseIndex = FIRST_NOISE,
+    run: Run = WHOLE_RUN,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Sample `num` videos of the observation's length, [num, n, h, w, c] in [-1, 1].
 
     Args:
-      observation: arrays of [1 or num, n, h, w, c]; n is a block or more. Known pixels
-        are returned unchanged.
+      inputs: its observation has arrays of [1 or num, n, h, w, c]; n is a block or
+        more. Known pixels are returned unchanged.
       overlap_frames: frames that a block shares with the one before it; the default is
         half a block.
       backward: sample from the last block to the first.
 
-    The other arguments are those of `sample`.
+    The other arguments are those of `sample`; the blocks number the noise, and the
+    observation has the size.
     """
-    block = model.video_shape[0]
+    observation, block = inputs.observation, model.video_shape[0]
+    assert observation is not None
     frames, height, width = observation.video.shape[1:4]
+    run = dataclasses.replace(run, size=(block, height, width))
     overlap = block // 2 if overlap_frames is None else overlap_frames
     starts = axis_starts(frames, block, overlap)
     if backward:
@@ -58,18 +67,15 @@ def extend_in_blocks(
         known = Observation(video[:, span], mask[:, span], low_res)
         if known.mask.all():
             continue
+        known = None if known.empty else known
         video[:, span] = sample(
             model,
             params,
             num,
             settings,
-            cond=cond,
-            negative=negative,
-            observation=None if known.empty else known,
-            size=(block, height, width),
-            seed=seed,
-            block_index=number,
-            mesh=mesh,
+            dataclasses.replace(inputs, observation=known),
+            noise=noise._replace(block=number),
+            run=run,
             progress=lambda done, total, number=number: progress(
                 number * total + done, len(starts) * total
             ),

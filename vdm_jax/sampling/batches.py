@@ -7,13 +7,12 @@ video for every batch size, device count and process count.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from vdm_jax import sharding
 from vdm_jax.conditions.base import Cond
@@ -22,6 +21,7 @@ from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.program import (
+    BatchConditions,
     ProgramKey,
     augment_video,
     init_carry,
@@ -38,18 +38,20 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
 )
 from vdm_jax.sampling.types import (
+    DEFAULT_SETTINGS,
+    FIRST_NOISE,
+    NO_INPUTS,
+    WHOLE_RUN,
     Conditions,
     NoiseIndex,
     Observation,
+    Progress,
     Run,
     SamplingInputs,
+    no_progress,
 )
 
 STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
-DEFAULT_SETTINGS = Settings()
-DEFAULT_NOISE = NoiseIndex()
-NO_INPUTS = SamplingInputs()
-WHOLE_RUN = Run()
 
 
 def sample(
@@ -57,58 +59,31 @@ def sample(
     params: Params,
     num: int,
     settings: Settings = DEFAULT_SETTINGS,
+    inputs: SamplingInputs = NO_INPUTS,
     *,
-    cond: Conditions | None = None,
-    negative: Conditions | None = None,
-    observation: Observation | None = None,
-    initial_noise: np.ndarray | None = None,
-    size: tuple[int, int, int] | None = None,
-    seed: int = 0,
-    stage_index: int = 0,
-    block_index: int = 0,
-    first_index: int = 0,
+    noise: NoiseIndex = FIRST_NOISE,
     run: Run = WHOLE_RUN,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
-    """Sample videos `first_index` to `first_index + num`: [num, f, h, w, c] in [-1, 1].
+    """Sample `num` videos [num, f, h, w, c] in [-1, 1].
 
     Args:
-      cond: arrays [num, ...] of the model's conditions by their names in a batch, as
-        label, text and text_mask; of a condition that is made of a video, that video
-        in [-1, 1] by the condition's name, as low_resolution. Noise is added to it, of
-        SNR settings.augmentation_snr. A condition that is missing is dropped.
-      negative: the same for the unconditional branch, instead of dropping all. Videos
-        are those of cond.
-      observation: what is known of the videos; known pixels are returned unchanged.
-      initial_noise: z [num, f, h, w, c] to start from, as `invert` returns it.
-      size: frames, height, width, none smaller than the model's. Larger ones are
-        sampled by MultiDiffusion: overlapping windows, averaged at every call.
-      stage_index: separates the noise of a cascade's stages.
-      block_index: separates the noise of a long video's blocks.
-      run: which steps, what wraps the denoiser, and noise that frames share. For the z
-        of a run that stops early use `generate`.
+      inputs: conditions, observation and initial noise.
+      noise: seed and numbers that decide all noise of the videos.
+      run: which steps, at what size, what wraps the denoiser, and noise that frames
+        share. For the z of a run that stops early use `generate`.
       progress: called as progress(done, total) with steps of batches.
 
     Raises:
-      UserError: settings out of range.
+      UserError: settings, inputs or rows that are out of range or do not fit the model.
     """
     z = generate(
-        model,
-        params,
-        num,
-        settings,
-        SamplingInputs(cond or {}, negative, observation, initial_noise),
-        noise=NoiseIndex(seed, stage_index, block_index, first_index),
-        run=run,
-        size=size,
-        mesh=mesh,
-        progress=progress,
+        model, params, num, settings, inputs, noise=noise, run=run, progress=progress
     )
     videos = np.clip(_decode(model, z), -1.0, 1.0)
-    if observation is None:
+    if (known := inputs.observation) is None:
         return videos
-    return np.where(observation.mask, observation.video, videos).astype(videos.dtype)
+    return np.where(known.mask, known.video, videos).astype(videos.dtype)
 
 
 def generate(
@@ -118,27 +93,21 @@ def generate(
     settings: Settings = DEFAULT_SETTINGS,
     inputs: SamplingInputs = NO_INPUTS,
     *,
-    noise: NoiseIndex = DEFAULT_NOISE,
+    noise: NoiseIndex = FIRST_NOISE,
     run: Run = WHOLE_RUN,
-    size: tuple[int, int, int] | None = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return z [num, f, h, w, c] as the sampler leaves it, neither decoded nor clipped.
 
-    `sample` decodes it. The arguments are explained there.
-
-    Raises:
-      UserError: settings or rows out of range.
+    The arguments and errors are those of `sample`, which decodes it.
     """
     check_settings(model, num, noise.seed, settings)
     if inputs.negative is not None and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
     _check_videos(model, inputs.cond)
     _check_conditions(model, num, inputs.cond)
-    if inputs.negative is not None:
-        _check_conditions(model, num, inputs.negative)
-    observation, size = inputs.observation, size or model.video_shape[:3]
+    _check_conditions(model, num, inputs.negative or {})
+    observation, size = inputs.observation, run.size or model.video_shape[:3]
     _check_size(model, size, observation)
     _check_rows(run, settings.steps, inputs)
     if observation is not None:  # one shape of mask, one program
@@ -148,35 +117,25 @@ def generate(
         )
         inputs = dataclasses.replace(inputs, observation=observation)
         settings = with_reconstruction_weight(model, settings, observation)
-    key = _program_key(model, settings, mesh, size, observation)
-    key = dataclasses.replace(key, wrap=run.wrap, shared_noise=run.shared_noise)
+    uses_reconstruction = bool(observation and settings.reconstruction_weight)
+    limit = model.codec.limit or 0.0
+    key = ProgramKey(
+        model,
+        make_sampler(settings),
+        run.mesh or sharding.make_mesh(),
+        cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
+        clip_x=settings.clip_x * limit,
+        dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
+        uses_reconstruction=uses_reconstruction,
+        size=size if size != model.video_shape[:3] else None,
+        tiled_sampling=settings.tiled_sampling,
+        wrap=run.wrap,
+        shared_noise=run.shared_noise,
+    )
     return sample_batches(
         key, params, num, settings, inputs, noise=noise, rows=run.rows,
         progress=progress,
     )  # fmt: skip
-
-
-def _program_key(
-    model: DiffusionModel,
-    settings: Settings,
-    mesh: Mesh | None,
-    size: tuple[int, int, int],
-    observation: Observation | None,
-) -> ProgramKey:
-    """Return the key of the program that samples with these settings."""
-    is_observed = observation is not None
-    limit = model.codec.limit or 0.0
-    return ProgramKey(
-        model,
-        make_sampler(settings),
-        mesh or sharding.make_mesh(),
-        cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
-        clip_x=settings.clip_x * limit,
-        dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
-        uses_reconstruction=is_observed and bool(settings.reconstruction_weight),
-        size=size if size != model.video_shape[:3] else None,
-        tiled_sampling=settings.tiled_sampling,
-    )
 
 
 def sample_batches(
@@ -186,9 +145,9 @@ def sample_batches(
     settings: Settings,
     inputs: SamplingInputs,
     *,
-    noise: NoiseIndex = DEFAULT_NOISE,
+    noise: NoiseIndex = FIRST_NOISE,
     rows: tuple[int, int] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return z of `num` videos as the sampler leaves it, made batch by batch.
 
@@ -224,12 +183,12 @@ def sample_batches(
             if inputs.observation is not None:
                 known = jax.tree.map(take, inputs.observation)
                 known = _encode_observation(model, known)
+            conditions = BatchConditions(own, null, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
-                    params, own, null, known, keys, carry, table, row, stop, weights,
-                    key=key,
-                )  # fmt: skip
+                    params, conditions, keys, carry, table, row, stop, weights, key=key
+                )
                 jax.block_until_ready(carry)
                 steps = last - first
                 progress(k * steps + stop - first, len(starts) * steps)

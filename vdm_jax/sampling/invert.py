@@ -1,18 +1,21 @@
 """DDIM inversion: from videos to the noise that DDIM makes them of."""
 
-from collections.abc import Callable
-
 import numpy as np
-from jax.sharding import Mesh
 
 from vdm_jax import sharding
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.batches import DEFAULT_SETTINGS, sample_batches
+from vdm_jax.sampling.batches import sample_batches
 from vdm_jax.sampling.program import ProgramKey
 from vdm_jax.sampling.settings import Settings, check_settings
-from vdm_jax.sampling.types import Conditions, SamplingInputs
+from vdm_jax.sampling.types import (
+    DEFAULT_SETTINGS,
+    Conditions,
+    Progress,
+    SamplingInputs,
+    no_progress,
+)
 
 INVERSION_SAMPLER = samplers.ddim_inversion()
 
@@ -24,8 +27,7 @@ def invert(
     settings: Settings = DEFAULT_SETTINGS,
     *,
     cond: Conditions | None = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
 
@@ -39,13 +41,7 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    return sample_batches(
-        ProgramKey(model, INVERSION_SAMPLER, mesh or sharding.make_mesh()),
-        params,
-        len(videos),
-        settings,
-        SamplingInputs(
-            cond or {}, initial_noise=np.asarray(model.codec.encode(videos))
-        ),
-        progress=progress,
-    )
+    key = ProgramKey(model, INVERSION_SAMPLER, sharding.make_mesh())
+    z = np.asarray(model.codec.encode(videos))
+    inputs = SamplingInputs(cond or {}, initial_noise=z)
+    return sample_batches(key, params, len(videos), settings, inputs, progress=progress)

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vdm_jax import sharding
+from vdm_jax.conditions.base import Cond
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import samplers
 from vdm_jax.diffusion.multidiffusion import average_windows, window_starts
@@ -22,6 +24,14 @@ from vdm_jax.sampling.types import Observation
 # Numbers of the noise draws of a step; a sampler's own start at 0.
 AUGMENTATION_DRAW = 1  # noise on a given video, next to the initial noise, 0
 REPLACEMENT_DRAW = 8  # noise on known pixels, one draw per call
+
+
+class BatchConditions(NamedTuple):
+    """Conditions of a batch, those of its unconditional branch, and what is known."""
+
+    cond: Cond
+    null: Cond
+    observation: Observation | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +130,13 @@ def _guided_denoiser(
 
 @functools.partial(jax.jit, static_argnames="key", donate_argnames="carry")
 def run_steps(
-    params, cond, null, observation, keys, carry, table, start, stop, weights, *,
+    params, conditions: BatchConditions, keys, carry, table, start, stop, weights, *,
     key: ProgramKey,
 ):  # fmt: skip
     """Run the sampler's rows start..stop for one batch; return the new carry."""
     split = sharding.batch_sharding(key.mesh)
-    keys, carry, cond, null, observation = jax.lax.with_sharding_constraint(
-        (keys, carry, cond, null, observation), split
+    keys, carry, (cond, null, observation) = jax.lax.with_sharding_constraint(
+        (keys, carry, conditions), split
     )
     dtype = carry[0].dtype
 

@@ -5,11 +5,18 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from vdm_jax.diffusion.process import Denoiser
+from vdm_jax.sampling.settings import Settings
 
 # Arrays [n, ...] of conditions, by their names in a batch; n may be 1 for all videos.
 Conditions = Mapping[str, np.ndarray]
+Progress = Callable[[int, int], None]  # called as progress(done, total)
+
+
+def no_progress(done: int, total: int) -> None:
+    """Ignore the progress."""
 
 
 class Observation(NamedTuple):
@@ -32,7 +39,18 @@ class Observation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingInputs:
-    """The arrays that decide the videos: see `sample` for each of them."""
+    """The arrays that decide the videos, of which `num` are sampled.
+
+    cond           arrays [num, ...] of the model's conditions by their names in a
+                   batch, as label, text and text_mask; of a condition that is made of
+                   a video, that video in [-1, 1] by the condition's name, as
+                   low_resolution. Noise of SNR settings.augmentation_snr is added to
+                   it. A condition that is missing is dropped
+    negative       the same for the unconditional branch, instead of dropping all.
+                   Videos are those of cond
+    observation    what is known of the videos; known pixels are returned unchanged
+    initial_noise  z [num, f, h, w, c] to start from, as `invert` returns it
+    """
 
     cond: Conditions = dataclasses.field(default_factory=dict)
     negative: Conditions | None = None
@@ -54,18 +72,30 @@ class NoiseIndex(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Which steps of a sampler run, with what denoiser and with what noise.
+    """Which steps of a sampler run, at what size, with what denoiser and what noise.
 
     rows          start and stop in the sampler's table of settings.steps rows; None is
                   all of them. A run that starts later than row 0 needs the z of its
                   first row as `initial_noise` (SDEdit, Meng et al. 2021), and one that
                   stops before the last row returns the z of row `stop`
+    size          (frames, height, width), none smaller than the model's, which is the
+                  default. Larger videos are sampled by MultiDiffusion: overlapping
+                  windows, averaged at every call
     wrap          from denoiser to denoiser, outside of every guidance. It must be
                   hashable and equal by value: another one compiles another program
     shared_noise  all frames of a video have the same noise: the initial one, a
                   sampler's own, and that of known pixels
+    mesh          of the devices; the default is one of all
     """
 
     rows: tuple[int, int] | None = None
+    size: tuple[int, int, int] | None = None
     wrap: Callable[[Denoiser], Denoiser] | None = None
     shared_noise: bool = False
+    mesh: Mesh | None = None
+
+
+DEFAULT_SETTINGS = Settings()
+NO_INPUTS = SamplingInputs()
+FIRST_NOISE = NoiseIndex()
+WHOLE_RUN = Run()
