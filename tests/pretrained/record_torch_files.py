@@ -1,4 +1,4 @@
-"""Write a small state dict with torch, in both of its formats.
+"""Write a small state dict with torch, in its format before version 1.6.
 
     PATH/TO/python-with-torch -m tests.pretrained.record_torch_files
 
@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parent / "data"
-FORMATS = {"zip.pth": True, "legacy.pth": False}
+FILE = Path(__file__).parent / "data" / "legacy.pth"
 
 
 def expected():
-    """Return the tensors of the files as arrays."""
+    """Return the tensors of the file as arrays."""
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 8
     return {
         "base": base,
@@ -29,7 +28,7 @@ def expected():
 
 
 def main():
-    """Write the files."""
+    """Write the file."""
     import collections
 
     import torch
@@ -40,9 +39,8 @@ def main():
     )
     tensors |= {"base": base, "turned": base.permute(2, 0, 1), "part": base[1, :, 1:3]}
     tensors._metadata = {"": {"version": 1}}  # as in Module.state_dict()
-    DATA.mkdir(exist_ok=True)
-    for name, new in FORMATS.items():
-        torch.save(tensors, DATA / name, _use_new_zipfile_serialization=new)
+    FILE.parent.mkdir(exist_ok=True)
+    torch.save(tensors, FILE, _use_new_zipfile_serialization=False)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from vdm_jax.data.assets import EFFICIENTNET as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.batches import apply_in_batches
 from vdm_jax.metrics.video_arrays import to_float64
-from vdm_jax.pretrained import torch_file
+from vdm_jax.pretrained import pickled
 
 NAME = "frame features (EfficientNet-lite0)"
 SIZE = 224  # pixels a side
@@ -107,7 +107,7 @@ def load() -> Params:
     Raises:
       UserError: the package is not installed; the message has the command.
     """
-    arrays = torch_file.read(WEIGHTS.verified_path())
+    arrays = pickled.read_state_dict(WEIGHTS.verified_path())
 
     def folded(conv: str, norm: str) -> dict[str, np.ndarray]:
         # y = scale (k * x - mean) + bias = (scale k) * x + (bias - scale mean)

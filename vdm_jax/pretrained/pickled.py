@@ -1,56 +1,45 @@
-"""Pickles of numpy arrays from other libraries, read without running any of their code.
+"""Weights that numpy or torch pickled, for files whose hash is pinned.
 
-Only the globals with which numpy pickles an array are allowed. They are replaced by the
-small classes below, because numpy's own accept any state: a dtype whose flags a file
-sets turns bytes into pointers.
+An allow-list has the globals with which both describe arrays. They are replaced by the
+functions and classes below, so nothing is imported and no code of the file is run. A
+hostile file could still cost memory or time: `assets.Asset.verified_path` refuses it
+before it is read here.
 """
 
-import io
-import math
+import collections
 import pickle
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 
 from vdm_jax.errors import UserError
-from vdm_jax.pretrained import opcodes
 
-DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-MAX_DEPTH = 16  # of nested dicts, lists and tuples
-
-# Exceptions that a damaged or malicious pickle can raise, also in the classes below
-# when they are called with arguments that numpy does not write.
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C, 1001  # number and version before torch 1.6
+STORAGES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "ByteStorage": "<u1",
+}
+# Exceptions of a damaged or malicious pickle, also by the classes below.
 PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError,
+    AttributeError, OverflowError, MemoryError, RecursionError, struct.error,
+)  # fmt: skip
 
 
 class _Dtype:
     """Replacement of numpy.dtype("f4", False, True), whose state is a byte order."""
 
     def __init__(self, code: str, *_):
-        # Types first: hashing or printing a small tree of tuples can take forever.
-        if type(code) is not str or code not in DTYPES:
-            shown = code[:20] if type(code) is str else type(code).__name__
-            raise pickle.UnpicklingError(f"an array of type {shown!r}")
-        self.dtype = np.dtype(code)
+        self.code = code
 
     def __setstate__(self, state: tuple):
-        _, order, subarray, names, fields, *_ = state
-        plain = subarray is names is fields is None
-        if type(order) is not str or order not in ("<", ">", "|") or not plain:
-            raise pickle.UnpicklingError("an array of a compound type")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.code = state[1] + self.code
 
 
 class _Array:
@@ -61,74 +50,100 @@ class _Array:
 
     def __setstate__(self, state: tuple):
         _, shape, kind, fortran, data = state
-        if type(shape) is not tuple or any(type(n) is not int for n in shape):
-            raise pickle.UnpicklingError("an array whose shape is not integers")
-        if type(data) is not bytes or not isinstance(kind, _Dtype):
-            raise pickle.UnpicklingError("an array that is not bytes of a dtype")
-        if len(data) != math.prod(shape) * kind.dtype.itemsize:
-            raise pickle.UnpicklingError(f"{len(data)} bytes for shape {shape[:8]}")
-        order = "F" if fortran else "C"  # numpy checks the rest
-        self.value = np.ndarray(shape, kind.dtype, data, order=order)
+        dtype = np.dtype(kind.code)
+        if dtype.kind not in "biuf":  # of others, bytes could be pointers
+            raise pickle.UnpicklingError("it has an array of other than numbers")
+        self.value = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
 
 
-ALLOWED_GLOBALS = {
+def _tensor(storage: np.ndarray, offset, shape, strides, *_) -> np.ndarray:
+    """Replace torch._utils._rebuild_tensor_v2: a view, whose bounds numpy checks."""
+    size = storage.itemsize
+    strides = [size * stride for stride in strides]
+    return np.ndarray(shape, storage.dtype, storage, offset * size, strides)
+
+
+GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # numpy 2
-    ("numpy", "ndarray"): object(),  # the first argument of `_reconstruct`
+    ("numpy", "ndarray"): None,  # the first argument of `_reconstruct`
     ("numpy", "dtype"): _Dtype,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            name = f"{module}.{name}"[:100]
-            raise pickle.UnpicklingError(f"it names {name!r}, which is not an array")
-        return ALLOWED_GLOBALS[module, name]
+class _Unpickler(pickle.Unpickler):
+    """Unpickler that knows GLOBALS only; `storages` are those that a file names."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.storages: dict[str, np.ndarray] = {}
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return the replacement of a global; nothing is imported."""
+        if (module_name, global_name) not in GLOBALS:
+            name = f"{module_name}.{global_name}"
+            raise pickle.UnpicklingError(f"it names {name!r:.80}, which is not allowed")
+        value = GLOBALS[module_name, global_name]
+        # A function of its own: a pickle can set the attributes of what it names.
+        return (lambda *args: _tensor(*args)) if value is _tensor else value
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """Return the storage of ("storage", type, key, device, count, None), of 0."""
+        _, dtype, key, _, count, _ = pid
+        if dtype not in STORAGES.values():
+            raise pickle.UnpicklingError("it has a storage of other than numbers")
+        return self.storages.setdefault(key, np.zeros(count, dtype))
 
 
 def read(path: Path) -> Any:
-    """Return a pickle's tree of dicts, lists and tuples with read-only arrays.
+    """Return a pickle's tree of numpy arrays in dictionaries, which are read-only.
 
     Raises:
-      UserError: the file does not exist, is damaged, has bytes after its end, or has
-        anything else than arrays and strings in it. None of its code is run.
+      UserError: the file is damaged, or has anything else than arrays in it.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
     try:
-        # In memory: reading a length from it allocates no more than the file has.
-        stream = io.BytesIO(path.read_bytes())
-        opcodes.check_pickle(stream)
-        tree = _replace_arrays(_ArrayUnpickler(stream).load(), set())
-        if stream.read(1):
-            raise pickle.UnpicklingError("it has bytes after its end")
-        return tree
+        with path.open("rb") as file:
+            tree = _Unpickler(file).load()
+        return jax.tree.map(lambda array: array.value, tree)
     except PICKLE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} is not a complete pickle of numpy arrays: {reason}"
-        ) from error
+        raise _refusal(path, "a complete pickle of numpy arrays", error) from error
 
 
-def _replace_arrays(value: Any, seen: set[int], depth: int = 0) -> Any:
-    """Return the tree with numpy arrays for each `_Array`.
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a state dict by name, from a .pth file before torch 1.6.
 
-    A dict, list or tuple may occur once: one that contains itself is endless, and a few
-    bytes that contain others twice make a tree of any size.
+    It has five pickles (magic, version, machine, state dict, keys) and the storages,
+    each a count, int64, and its values, in the order of the keys.
+
+    Raises:
+      UserError: the file is damaged, or has anything else than tensors in it.
     """
-    if isinstance(value, _Array) and value.value is not None:
-        return value.value
-    if isinstance(value, str):
-        return value
-    if id(value) in seen or depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"not a tree of up to {MAX_DEPTH} levels")
-    if value != ():  # all empty tuples are one object
-        seen.add(id(value))
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {
-            key: _replace_arrays(item, seen, depth + 1) for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return type(value)(_replace_arrays(item, seen, depth + 1) for item in value)
-    raise pickle.UnpicklingError(f"it has a {type(value).__name__.lstrip('_')}")
+    try:
+        with path.open("rb") as file:
+            magic = _Unpickler(file).load(), _Unpickler(file).load()
+            machine = _Unpickler(file).load()
+            if magic != TORCH_MAGIC or machine["little_endian"] is not True:
+                raise ValueError("it does not start with the magic number of torch")
+            unpickler = _Unpickler(file)
+            tensors = dict(unpickler.load())
+            for key in _Unpickler(file).load():
+                storage = unpickler.storages[key]
+                (count,) = struct.unpack("<q", file.read(8))
+                if (
+                    count != len(storage)
+                    or file.readinto(storage.data) != storage.nbytes
+                ):
+                    raise ValueError(f"storage {key!r:.80} is truncated")
+        if not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+            raise ValueError("it has other entries than tensors")
+        return tensors
+    except PICKLE_ERRORS as error:
+        raise _refusal(path, "a complete state dict of torch", error) from error
+
+
+def _refusal(path: Path, what: str, error: BaseException) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__  # in one line
+    return UserError(f"{path} is not {what}: {reason}")
