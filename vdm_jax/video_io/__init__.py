@@ -1,4 +1,6 @@
-"""Reading and writing of videos: the only package that uses PyAV and Pillow."""
+"""Reading and writing of video files, with PyAV and Pillow: these are its names."""
+
+# ruff: noqa: F401
 
 from vdm_jax.video_io.cache import FrameCache, IndexStore
 from vdm_jax.video_io.decode import (
@@ -35,36 +37,3 @@ from vdm_jax.video_io.write import (
     write_sheet,
     write_video,
 )
-
-__all__ = [
-    "BadVideo",
-    "FrameCache",
-    "IndexStore",
-    "VideoInfo",
-    "check_output_folder",
-    "clip_frames",
-    "seek_cost",
-    "cover_size",
-    "crop",
-    "describe_frame_selection",
-    "display_scale",
-    "repeat_pixels",
-    "decode_frames",
-    "inspect",
-    "is_flat",
-    "probe",
-    "read_clip",
-    "read_frames",
-    "read_npz",
-    "read_image",
-    "resize",
-    "slug",
-    "to_gray",
-    "num_starts",
-    "video_grid",
-    "write_samples",
-    "write_gif",
-    "write_npz",
-    "write_sheet",
-    "write_video",
-]

@@ -1,7 +1,7 @@
 """Two caches on disk: the index of every video, and the decoded frames of some.
 
 Entries are keyed by path, size and modification time, written atomically, and verified
-when read. A corrupt entry is deleted and written again. Processes may share a folder.
+when read. A corrupt entry is written again. Processes may share a folder.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,20 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import atomic_write, cache_folder, explain_write_errors
+from vdm_jax.files import STALE_SECONDS, CorruptFile, atomic_write, cache_folder
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-VERSION = "4"  # part of every key; raise it if the index or the pixels change
-HEADER = struct.Struct("<8s4I")  # magic, frames, height, width, crc of the crcs
-MAGIC = b"VDMfrm1\n"
+VERSION = "5"  # part of every key; raise it if the index, the pixels or a file change
+HEADER = struct.Struct("<3I")  # frames, height, width
+CRC_BYTES = 4
 CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or "
-STALE_SECONDS = 3600.0  # older temporary files were left by killed processes
 
 
-def default_folder() -> Path:
-    """Return the cache folder of this user."""
-    return cache_folder()
+default_folder = cache_folder
 
 
 def file_key(path: str | os.PathLike, *extra) -> str:
@@ -77,61 +73,43 @@ class IndexStore:
         return VideoInfo.from_json(stored["info"])
 
     def _load(self, entry: Path) -> dict | None:
-        try:
+        """Return an entry; None if it is missing or corrupt."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
             checksum, text = entry.read_text().split("\n", 1)
             if int(checksum) == zlib.crc32(text.encode()):
                 return json.loads(text)
-        except (FileNotFoundError, ValueError):  # missing or corrupt
-            pass
         return None
-
-
-class CorruptEntry(Exception):
-    """An entry of the frame cache whose bytes are not what was written."""
 
 
 def write_entry(
     path: str | os.PathLike, frames: Iterable[np.ndarray], shape: tuple[int, int, int]
 ) -> None:
-    """Write RGB frames of ``shape`` = (n, h, w), each with its checksum.
+    """Write RGB frames of ``shape`` = (n, h, w), each followed by its CRC-32.
 
-    Layout: HEADER, uint32 crc32 of every frame, the frames. Only one frame at a time
-    is held in memory.
+    Only one frame at a time is held in memory.
     """
-    count, height, width = shape
-    checksums = np.zeros(count, "<u4")
     with open(path, "wb") as file:
-        file.seek(HEADER.size + checksums.nbytes)
-        for i, frame in enumerate(frames):
+        file.write(HEADER.pack(*shape))
+        for frame in frames:
             pixels = frame.tobytes()
-            checksums[i] = zlib.crc32(pixels)
             file.write(pixels)
-        file.seek(0)
-        crc = zlib.crc32(checksums.tobytes())
-        file.write(HEADER.pack(MAGIC, count, height, width, crc))
-        file.write(checksums.tobytes())
+            file.write(zlib.crc32(pixels).to_bytes(CRC_BYTES, "little"))
 
 
 def read_entry(path: str | os.PathLike, numbers: Sequence[int]) -> np.ndarray:
-    """Read frames of an entry as uint8 [f, h, w, 3]. Raises CorruptEntry."""
+    """Read frames of an entry as uint8 [f, h, w, 3]. Raises CorruptFile."""
     with open(path, "rb") as file:
-        header = file.read(HEADER.size)
-        if len(header) < HEADER.size:
-            raise CorruptEntry("header")
-        magic, count, height, width, crc = HEADER.unpack(header)
-        checksums = file.read(4 * count)
+        header = file.read(HEADER.size).ljust(HEADER.size)  # too short: another size
+        count, height, width = shape = HEADER.unpack(header)
+        if os.fstat(file.fileno()).st_size != FrameCache.entry_bytes(shape):
+            raise CorruptFile("of another size than its header states")
         frame_bytes = height * width * 3
-        size = HEADER.size + 4 * count + count * frame_bytes
-        if (magic, os.fstat(file.fileno()).st_size) != (MAGIC, size):
-            raise CorruptEntry("size")
-        if zlib.crc32(checksums) != crc:
-            raise CorruptEntry("checksums")
         video = np.empty((len(numbers), height, width, 3), np.uint8)
         for i, number in enumerate(numbers):
-            file.seek(HEADER.size + len(checksums) + number * frame_bytes)
-            pixels = file.read(frame_bytes)
-            if zlib.crc32(pixels) != struct.unpack_from("<I", checksums, 4 * number)[0]:
-                raise CorruptEntry(f"frame {number}")
+            file.seek(HEADER.size + number * (frame_bytes + CRC_BYTES))
+            pixels, crc = file.read(frame_bytes), file.read(CRC_BYTES)
+            if zlib.crc32(pixels) != int.from_bytes(crc, "little"):
+                raise CorruptFile(f"corrupt at frame {number}")
             video[i] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
     return video
 
@@ -150,37 +128,31 @@ class FrameCache:
     def entry_bytes(shape: tuple[int, int, int]) -> int:
         """Return the size on disk of an entry of (n, h, w) frames."""
         count, height, width = shape
-        return HEADER.size + 4 * count + count * height * width * 3
+        return HEADER.size + count * (height * width * 3 + CRC_BYTES)
 
     def read(
         self, name: str, numbers: Sequence[int], fill: Callable[[Path], None]
     ) -> np.ndarray:
         """Read frames of entry ``name``; ``fill(path)`` writes a missing entry.
 
-        Raises the errors of ``fill``, and CorruptEntry if a new entry is corrupt.
+        Raises the errors of ``fill``, and CorruptFile if a new entry is corrupt.
         """
         path = self.folder / name
         try:
             video = read_entry(path, numbers)
-            with contextlib.suppress(FileNotFoundError):  # evicted in the meantime
-                os.utime(path)
+            os.utime(path)
             return video
-        except FileNotFoundError:
+        except (FileNotFoundError, CorruptFile):  # also if it was evicted just now
             pass
-        except CorruptEntry:
-            path.unlink(missing_ok=True)
-        thread = f"{os.getpid()}-{threading.get_ident()}"
-        temporary = self.folder / f".{name}.{thread}.tmp"
-        with explain_write_errors(path, CACHE_ADVICE):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                fill(temporary)
-                video = read_entry(temporary, numbers)
-                with self._lock():  # two processes must not both take the last space
-                    self._evict_for(temporary.stat().st_size)
-                    os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with (
+            contextlib.ExitStack() as until_renamed,
+            atomic_write(path, overwrite=True, advice=CACHE_ADVICE) as temporary,
+        ):
+            fill(temporary)
+            video = read_entry(temporary, numbers)
+            # Two processes must not both take the last space.
+            until_renamed.enter_context(self._lock())
+            self._evict_for(temporary.stat().st_size)
         return video
 
     @contextlib.contextmanager
@@ -191,23 +163,20 @@ class FrameCache:
 
     def _evict_for(self, size: int) -> None:
         """Delete the least recently used entries until ``size`` more bytes fit."""
-        now, entries = time.time(), []
-        with os.scandir(self.folder) as listing:
-            for entry in listing:
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    if not entry.name.startswith(".") and entry.name != "lock":
-                        entries.append((status.st_mtime, status.st_size, entry.path))
-                    elif (
-                        entry.name.endswith(".tmp")
-                        and now - status.st_mtime > STALE_SECONDS
-                    ):
-                        os.unlink(entry.path)
         if size > self.max_bytes:
             raise ValueError(f"an entry of {size} bytes in a cache of {self.max_bytes}")
+        now, entries = time.time(), []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                being_written = now - status.st_mtime < STALE_SECONDS
+                if path.name != "lock" and not (
+                    path.suffix == ".tmp" and being_written
+                ):
+                    entries.append((status.st_mtime, status.st_size, path))
         total = size + sum(entry[1] for entry in entries)
         for _, freed, path in sorted(entries):
             if total <= self.max_bytes:
                 return
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             total -= freed

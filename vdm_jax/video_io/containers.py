@@ -7,44 +7,38 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.stream import Disposition
 
 from vdm_jax.video_io.file_types import BadVideo, check_frame, check_length
 from vdm_jax.video_io.info import VideoInfo
 
-DEMUXERS = {
-    "mp4": "mp4",
-    "mov": "mov",
-    "mkv": "matroska",
-    "webm": "matroska",
-    "avi": "avi",
-    "mpeg": "mpeg",
-    "mpegts": "mpegts",
-    "m2ts": "mpegts",
-    "asf": "asf",
-    "flv": "flv",
-    "ogg": "ogg",
-}
-SEEKABLE = {"mp4", "mov", "mkv", "webm", "avi"}  # the others have no seek index
+DEMUXERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg"  # mov is also mp4, matroska webm
+SEEKABLE = {"mov", "matroska", "avi"}  # the others have no seek index
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore alpha
 MAX_SLANT = 0.0087  # sine of half a degree
 GAP_FACTOR = 1.5  # frames are lost if a gap exceeds this multiple of the median
 ASPECT_TOLERANCE = 0.03  # relative: the rounding of small frames
 
 
-def _open(path: str, kind: str):
-    """Open a local file as the container that its magic bytes state."""
-    return av.open(
-        "file:" + os.path.abspath(path),
-        format=DEMUXERS[kind],
-        options={"protocol_whitelist": "file"},
-        metadata_errors="ignore",
-    )
+def _open(path: str):
+    """Open a local file, whose container FFmpeg detects among DEMUXERS."""
+    try:
+        return av.open(
+            "file:" + os.path.abspath(path),
+            options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
+            metadata_errors="ignore",
+        )
+    except (ArgumentError, InvalidDataError) as error:  # another format, or none
+        raise BadVideo(
+            path,
+            "not a video, or corrupt: no header of mp4, mov, webm, mkv, avi, mpeg, "
+            "mpeg-ts, asf (wmv), flv, ogg, gif or webp that can be read",
+        ) from error
 
 
 def _rank_streams(container, path: str) -> list:
@@ -82,7 +76,7 @@ def _decoder(stream, path: str) -> av.VideoCodecContext:
     return cast(av.VideoCodecContext, decoder)
 
 
-def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
+def index(path: str, rank: int = 0) -> VideoInfo:
     """Index a file by reading its packets once. Only the first frame is decoded.
 
     If the packets have no usable time stamps (missing or in a wrong order), all frames
@@ -90,54 +84,53 @@ def index(path: str, kind: str, rank: int = 0) -> VideoInfo:
     with frames is indexed, from the ``rank``-th in ffmpeg's order on. Raises BadVideo.
     """
     try:
-        with _open(path, kind) as container:
+        with _open(path) as container:
+            kind = container.format.name.split(",")[0]
             streams = _rank_streams(container, path)
             stream = streams[rank]
             decoder = _decoder(stream, path)
-            joined = DEMUXERS[kind] == "mpegts"
-            first, packets = _packets(container, stream, decoder, path, joined)
-            if kind in ("mp4", "mov"):
+            first, packets = _packets(container, stream, decoder, path)
+            if kind == "mov":
                 _check_end(stream, path)
-            if first is not None:
-                rotation, mirrored = _orientation(first, path)
-                height, width = _display_size(first, _pixel_aspect(stream), rotation)
-                check_frame(path, height, width)
-                fields = {
-                    "path": path,
-                    "kind": kind,
-                    "codec": stream.codec_context.name,
-                    "height": height,
-                    "width": width,
-                    "rotation": rotation,
-                    "mirrored": mirrored,
-                    "stream": stream.index,
-                }
-                time_base = stream.time_base or Fraction(1, 1000)
+            pts = [pts for pts, _, shown in packets if shown]
+            if first is None or not pts:
+                if rank + 1 < len(streams):
+                    return index(path, rank + 1)
+                raise BadVideo(path, "no frame of its video stream is shown")
+            # AVI stores decoding times, which are not those of B-frames.
+            has_times = not (kind == "avi" and decoder.has_b_frames)
+            if has_times and None not in pts and len(set(pts)) == len(pts):
+                times = _times_of_packets(packets, kind in SEEKABLE)
+                times["time_base"] = float(stream.time_base or Fraction(1, 1000))
+            else:
                 rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-                # AVI stores decoding times, which are not those of B-frames.
-                has_times = not (kind == "avi" and decoder.has_b_frames)
-        pts = [pts for pts, _, shown in packets if shown]
-        if first is None or not pts:
-            if rank + 1 < len(streams):
-                return index(path, kind, rank + 1)
-            raise BadVideo(path, "no frame of its video stream is shown")
-        if has_times and None not in pts and len(set(pts)) == len(pts):
-            return _index_by_packets(packets, kind, time_base, fields)
-        return _index_by_decoding(path, kind, rate, fields)
+                times = _count_frames(path, stream.index)
+                times["time_base"] = float(1 / rate)
+            rotation, mirrored = _orientation(first, path)
+            height, width = _display_size(first, _pixel_aspect(stream), rotation)
+            info = VideoInfo(
+                path, kind, stream.codec_context.name, height, width, rotation,
+                mirrored=mirrored, stream=stream.index, **times,
+            )  # fmt: skip
     except (FFmpegError, OSError) as error:
         raise _bad_video(path, error) from error
+    if not info.frames:
+        raise BadVideo(path, "no frame from its first keyframe on is shown")
+    check_frame(path, height, width)
+    check_length(path, info.frames, info.times[-1])
+    return info
 
 
-def _packets(container, stream, decoder, path: str, joined: bool):
+def _packets(container, stream, decoder, path: str):
     """Return the first frame, and (pts, is keyframe, is shown) of every packet.
 
-    joined: packets marked as corrupt may be a joint. The counters of a transport stream
-    jump where streams were joined and where packets were lost, and FFmpeg marks both.
-    Frames are lost only if their times jump too.
+    The counters of a transport stream jump where streams were joined and where packets
+    were lost, and FFmpeg marks both as corrupt. Frames are lost only if their times
+    jump too.
     """
     first, packets, marked, times = None, [], [], []
     for packet in container.demux(stream):
-        if packet.is_corrupt and not joined:
+        if packet.is_corrupt and container.format.name != "mpegts":
             raise BadVideo(path, f"corrupt or truncated at packet {len(packets)}")
         if packet.size:
             if decoder.name == "theora" and bytes(packet)[0] & 0x80:
@@ -210,42 +203,28 @@ def _orientation(frame, path: str) -> tuple[int, bool]:
     return int(np.degrees(np.arctan2(c, d))), a * d < b * c
 
 
-def _index_by_packets(
-    packets, kind: str, time_base: Fraction, fields: dict
-) -> VideoInfo:
+def _times_of_packets(packets, seekable: bool) -> dict[str, Any]:
+    """Return the times and the keyframes of the frames that packets show."""
     # The keyframe of an edited file may exist without being shown. Frames before the
     # first keyframe cannot be decoded (a part of a longer stream).
     keys = sorted(pts for pts, is_keyframe, _ in packets if is_keyframe)
     start = keys[0] if keys else packets[0][0]
-    pts = np.array(
-        sorted(pts for pts, _, shown in packets if shown and pts >= start), np.int64
-    )
-    if kind not in SEEKABLE:
-        keys = []
-    check_length(fields["path"], len(pts), float((pts[-1] - pts[0]) * time_base))
-    numbers = np.unique(np.searchsorted(pts, keys or [start]))
-    return VideoInfo(
-        pts=pts,
-        time_base=time_base,
-        keyframes=numbers[numbers < len(pts)].astype(np.int64),
-        **fields,
-    )
+    shown = sorted(pts for pts, _, shown in packets if shown and pts >= start)
+    pts = np.array(shown, np.int64)
+    numbers = np.unique(np.searchsorted(pts, keys if seekable and keys else [start]))
+    return {"pts": pts, "keyframes": numbers[numbers < len(pts)].astype(np.int64)}
 
 
-def _index_by_decoding(path: str, kind: str, rate: Fraction, fields: dict) -> VideoInfo:
-    with _open(path, kind) as container:
-        number, stream = 0, container.streams[fields["stream"]]
-        for frame in _decode_packets(container, stream, path):
+def _count_frames(path: str, stream: int) -> dict[str, Any]:
+    """Return the times, in frames, of the frames of a stream that decode."""
+    number = 0
+    with _open(path) as container:
+        for frame in _decode_packets(container, container.streams[stream], path):
             number += 1
             check_frame(path, frame.height, frame.width)
-            check_length(path, number, float(number / rate))
-    return VideoInfo(
-        pts=np.arange(number),
-        time_base=1 / rate,
-        keyframes=np.zeros(1, np.int64),
-        counted=True,
-        **fields,
-    )
+            check_length(path, number)
+    keyframes = np.zeros(1, np.int64)
+    return {"pts": np.arange(number), "keyframes": keyframes, "counted": True}
 
 
 def _decode_packets(container, stream, path: str) -> Iterator[av.VideoFrame]:
@@ -264,7 +243,7 @@ def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoF
     remaining = collections.deque(numbers)
     keyframe = int(np.searchsorted(info.keyframes, remaining[0], side="right")) - 1
     try:
-        with _open(info.path, info.kind) as container:
+        with _open(info.path) as container:
             stream, reached = container.streams[info.stream], False
             aspect, angle = _pixel_aspect(stream), None
             orientation = info.rotation, info.mirrored

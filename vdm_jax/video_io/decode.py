@@ -14,7 +14,7 @@ from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
 from vdm_jax.video_io import containers, images
-from vdm_jax.video_io.file_types import BadVideo, check_frame, detect_kind
+from vdm_jax.video_io.file_types import BadVideo, check_frame, read_head
 from vdm_jax.video_io.info import VideoInfo, clip_frames, num_starts
 
 # With these flags swscale computes area means to 0.5 of 255 without bias. Without them
@@ -33,9 +33,11 @@ LUMA = np.array([0.299, 0.587, 0.114])  # grey from RGB (ITU-R BT.601)
 def probe(path: str | os.PathLike) -> VideoInfo:
     """Index a video file or a folder of frames. Raises BadVideo with the reason."""
     path = os.fspath(path)
-    kind = detect_kind(path)
-    module = containers if kind in containers.DEMUXERS else images
-    return module.index(path, kind)
+    if os.path.isdir(path):
+        return images.index_folder(path)
+    head = read_head(path)
+    animated = head.startswith(b"GIF8") or head[8:12] == b"WEBP"
+    return images.index_animation(path) if animated else containers.index(path)
 
 
 def inspect(path: str | os.PathLike) -> VideoInfo:
@@ -83,7 +85,7 @@ def decode_frames(
     numbers = range(info.frames) if numbers is None else numbers
     output = cover_size(info.height, info.width, size)
     check_frame(info.path, *output)  # a narrow video becomes long if it covers a square
-    if info.kind in containers.DEMUXERS:
+    if info.kind not in images.KINDS:
         turns = info.rotation // 90 % 4
         stored = output[::-1] if turns % 2 else output
         for frame in containers.decode_frames(info, numbers):

@@ -1,15 +1,16 @@
-"""Detection of the container format, and limits checked before decoding.
+"""Suffixes of videos and images, and checks of a file before it is decoded.
 
 Files are not trusted. FFmpeg accepts ``http://...`` and ``concat:...`` as paths, and a
 playlist renamed to ``.mp4`` makes it open any files that the playlist names. Therefore
-only regular files are opened, as ``file:PATH``, and FFmpeg receives the name of the
-container, which is detected here by magic bytes.
+only regular files are opened, as ``file:PATH``, and FFmpeg may use no demuxers but
+those of `containers`.
 """
 
 import os
 import re
 import stat
 import struct
+from typing import BinaryIO
 
 # Limits of the header and of the decoded frames. They are far above normal training
 # clips and keep a malicious or corrupt file from exhausting the machine.
@@ -19,6 +20,8 @@ MAX_FRAMES = 1_000_000  # per file; nine hours at 30 fps, 8 MB of time stamps
 MAX_SECONDS = 12 * 3600.0
 
 UNKNOWN_RIFF_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written by live recorders
+MATROSKA_SEGMENT = re.compile(rb"\x1aE\xdf\xa3.{,99}?\x18S\x80g(.{8})", re.DOTALL)
+MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi"]
@@ -26,26 +29,6 @@ VIDEO_SUFFIXES = frozenset(
     + [".gif", ".webp"]
 )
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"])
-
-# container -> ((offset, bytes at that offset), ...)
-MAGIC = {
-    "mkv": ((0, b"\x1aE\xdf\xa3"),),  # EBML, also webm
-    "avi": ((0, b"RIFF"), (8, b"AVI ")),
-    "webp": ((0, b"RIFF"), (8, b"WEBP")),
-    "gif": ((0, b"GIF8"),),
-    "mpeg": ((0, b"\0\0\1\xba"),),  # program stream
-    "asf": ((0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),),
-    "flv": ((0, b"FLV\1"),),
-    "ogg": ((0, b"OggS"),),
-}
-# Transport streams: packets of 188 bytes, optionally with 16 bytes of parity or 4 bytes
-# of time code. A recording may start inside a packet, so the pattern is searched.
-PACKETS = {
-    "mpegts": re.compile(rb"(?:G.{187}){3}G|(?:G.{203}){3}G", re.DOTALL),
-    "m2ts": re.compile(rb"(?:G.{191}){3}G", re.DOTALL),
-}
-HEADER_BYTES = 8192
-MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 
 
 class BadVideo(Exception):
@@ -63,107 +46,70 @@ class BadVideo(Exception):
         self.path, self.reason, self.lasting = str(path), reason, lasting
 
 
-def detect_kind(path: str | os.PathLike) -> str:
-    """Detect the container of a regular file by its first bytes.
+def read_head(path: str | os.PathLike) -> bytes:
+    """Return the first bytes of a regular file.
 
-    Returns mp4, mov, webm or a key of MAGIC or PACKETS, and "frames" for a folder.
-    Raises BadVideo for other files, and for a file shorter than its header declares.
+    Raises BadVideo if it is empty, too large, or shorter than its header declares.
     """
     try:
         status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            return "frames"
         if not stat.S_ISREG(status.st_mode):
             raise BadVideo(path, "not a regular file")
         with open(path, "rb") as file:
-            kind = _kind_by_magic(path, file.read(HEADER_BYTES), status.st_size)
-            declared = _declared_bytes(file, kind, status.st_size)
+            head = file.read(256)
+            declared = _declared_bytes(file, head, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise BadVideo(path, f"cannot be opened ({reason})", lasting=False) from error
-    if declared > status.st_size:
-        raise BadVideo(
-            path,
-            f"truncated: {status.st_size} bytes of the {declared} that its header "
-            "declares",
-        )
-    return kind
-
-
-def _kind_by_magic(path: str | os.PathLike, head: bytes, size: int) -> str:
+    size = status.st_size
     if not head:
         raise BadVideo(path, "empty file")
     if size > MAX_BYTES:
         raise BadVideo(path, f"{size} bytes: the limit is {MAX_BYTES}")
-    if head[4:8] in MP4_FIRST_BOXES:
-        return "mp4" if head[4:8] == b"ftyp" and head[8:12] != b"qt  " else "mov"
-    for name, marks in MAGIC.items():
-        if all(head[offset:].startswith(mark) for offset, mark in marks):
-            return "webm" if name == "mkv" and b"webm" in head[:64] else name
-    for name, packets in PACKETS.items():
-        if packets.search(head):
-            return name
-    raise BadVideo(
-        path,
-        "not a video: no header of mp4, mov, webm, mkv, avi, mpeg, mpeg-ts, asf (wmv), "
-        "flv, ogg, gif or webp",
-    )
+    if declared > size:
+        reason = f"truncated: {size} bytes of the {declared} that its header declares"
+        raise BadVideo(path, reason)
+    return head
 
 
-def _declared_bytes(file, kind: str, size: int) -> int:
+def _declared_bytes(file: BinaryIO, head: bytes, size: int) -> int:
     """Return the size that the container declares; 0 if it declares none.
 
-    A truncated file decodes up to its end, so the decoder alone would accept it as a
-    shorter clip. Live recorders leave the size open. If the index of an mp4 comes
-    first, containers.index compares the size with it.
+    FFmpeg decodes a truncated file up to its end: it would be used as a shorter clip.
+    Live recorders leave the size open.
     """
-    if kind in {"avi", "webp"}:  # RIFF chunk: the size follows 4 bytes of magic
-        file.seek(4)
-        length = struct.unpack("<I", file.read(4))[0]
-        if kind == "avi" and (length in UNKNOWN_RIFF_SIZES or length <= size + 1):
-            return 0  # some writers count the 8 bytes before it, and a padding byte
-        return 8 + length
-    if kind in {"mkv", "webm"}:
-        return _matroska_bytes(file)
-    end, indexed = 0, False
-    if kind in {"mp4", "mov"}:  # a sequence of boxes: size, name, content
-        while end + 8 <= size:
-            file.seek(end)
-            head = file.read(16)
-            length, name = struct.unpack(">I4s", head[:8])
-            if length == 1 and len(head) == 16:
-                length = struct.unpack(">Q", head[8:16])[0]
-            if length < 8:  # 0: the box extends to the end of the file; else padding
-                break
-            needed = name in (b"moov", b"moof") or name == b"mdat" and not indexed
-            if end + length > size and not needed:
-                break  # no frame is lost, or these bytes are not a box
-            end += length
-            indexed |= name == b"moov"
-    return end
+    if head.startswith(b"RIFF") and len(head) >= 8:
+        length = struct.unpack_from("<I", head, 4)[0]
+        # Some writers count the 8 bytes before it, and a padding byte.
+        is_open = length in UNKNOWN_RIFF_SIZES or length <= size + 1
+        return 0 if is_open else 8 + length
+    if segment := MATROSKA_SEGMENT.match(head):  # its length: EBML, RFC 8794
+        digits = 9 - segment[1][0].bit_length()
+        unknown = (1 << 7 * digits) - 1
+        length = int.from_bytes(segment[1][:digits], "big") & unknown
+        return 0 if length == unknown else segment.start(1) + digits + length
+    return _mp4_bytes(file, size) if head[4:8] in MP4_FIRST_BOXES else 0
 
 
-def _matroska_bytes(file) -> int:
-    """Return the end of a Matroska file's segment, 0 if it is open (EBML, RFC 8794)."""
+def _mp4_bytes(file: BinaryIO, size: int) -> int:
+    """Return the end of the last box of an mp4 that its frames need.
 
-    def number(keep_marker: bool) -> tuple[int, int]:
-        first = file.read(1)[0]
-        length = 9 - first.bit_length()
-        value = first if keep_marker else first & (0xFF >> length)
-        for byte in file.read(length - 1):
-            value = value << 8 | byte
-        return value, length
-
-    try:
-        file.seek(4)
-        header, _ = number(False)
-        file.seek(header, os.SEEK_CUR)
-        number(True)  # the segment's id
-        segment, length = number(False)
-    except IndexError:  # the file ends inside a number
-        return file.tell() + 1
-    unknown = (1 << 7 * length) - 1
-    return 0 if segment == unknown else file.tell() + segment
+    If an index (moov) precedes the frames (mdat), `containers` compares the size with
+    it. Other bytes after the last frame may be no boxes.
+    """
+    end = needed = 0
+    while end + 8 <= size:
+        file.seek(end)
+        head = file.read(16)
+        length, name = struct.unpack_from(">I4s", head)
+        if length == 1 and len(head) == 16:
+            length = struct.unpack(">Q", head[8:])[0]
+        if length < 8:  # 0: the box extends to the end of the file; else padding
+            break
+        end += length
+        if name in (b"moov", b"moof") or name == b"mdat" and not needed:
+            needed = end
+    return needed
 
 
 def check_frame(path: str | os.PathLike, height: int, width: int) -> None:
@@ -171,9 +117,8 @@ def check_frame(path: str | os.PathLike, height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise BadVideo(path, "no frame size in the header")
     if height * width > MAX_PIXELS:
-        raise BadVideo(
-            path, f"frames of {width}x{height}: the limit is {MAX_PIXELS} pixels"
-        )
+        reason = f"frames of {width}x{height}: the limit is {MAX_PIXELS} pixels"
+        raise BadVideo(path, reason)
 
 
 def check_length(path: str | os.PathLike, frames: int, seconds: float = 0.0) -> None:

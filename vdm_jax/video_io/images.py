@@ -11,7 +11,6 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ from vdm_jax.video_io.file_types import (
     BadVideo,
     check_frame,
     check_length,
+    read_head,
 )
 from vdm_jax.video_io.info import VideoInfo
 
@@ -37,6 +37,7 @@ PILLOW_ERRORS = (
     Image.DecompressionBombWarning,
 )
 
+KINDS = {"gif", "webp", "frames"}
 FORMATS = ["GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF"]
 # Modes without a stated range of values.
 UNSUPPORTED_MODES = {"F": "floating-point", "I": "32-bit or signed"}
@@ -45,44 +46,26 @@ UNSUPPORTED_MODES = {"F": "floating-point", "I": "32-bit or signed"}
 @contextlib.contextmanager
 def _open(path: Any) -> Iterator[Image.Image]:
     """Open an image below the size limit. Raises BadVideo for all errors of Pillow."""
-    if isinstance(path, (str, os.PathLike)) and Path(path).is_fifo():
-        raise BadVideo(path, "not a regular file")  # reading from a pipe would block
     try:
+        if isinstance(path, (str, os.PathLike)):
+            read_head(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an exception follows
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)
         with image:
             check_frame(path, image.height, image.width)
-            if image.mode in UNSUPPORTED_MODES:
-                reason = (
-                    f"{UNSUPPORTED_MODES[image.mode]} pixels, whose range is not stated"
-                )
-                raise BadVideo(path, reason)
+            if kind := UNSUPPORTED_MODES.get(image.mode):
+                raise BadVideo(path, f"{kind} pixels, whose range is not stated")
             yield image
     except UnidentifiedImageError as error:
-        raise BadVideo(path, _why_unidentified(path)) from error
+        names = ", ".join(FORMATS).lower()
+        reason = f"not an image, or truncated: no whole header of {names}"
+        raise BadVideo(path, reason) from error
     except PILLOW_ERRORS as error:
         if system := getattr(error, "strerror", None):  # the file may be intact
             raise BadVideo(path, f"cannot be opened ({system})", False) from error
         raise BadVideo(path, f"corrupt or truncated ({error})") from error
-
-
-def _why_unidentified(path: str | os.PathLike | IO[bytes]) -> str:
-    """Return why Pillow finds no image in a file."""
-    if isinstance(path, (str, os.PathLike)):
-        with open(path, "rb") as file:
-            head = file.read(16)
-    else:
-        path.seek(0)
-        head = path.read(16)
-    if not head:
-        return "empty file"
-    for name in FORMATS:
-        accepts = Image.OPEN[name][1]
-        if accepts and accepts(head):
-            return f"corrupt or truncated: incomplete header of {name.lower()}"
-    return f"not an image: no header of {', '.join(FORMATS).lower()}"
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -135,21 +118,19 @@ def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
         return to_rgb(image)
 
 
-def index(path: str, kind: str) -> VideoInfo:
-    """Index an animated image or a folder of frames. Raises BadVideo."""
-    if kind == "frames":
-        return _index_folder(path)
+def index_animation(path: str) -> VideoInfo:
+    """Index a gif or a webp. Raises BadVideo."""
     with _open(path) as image:
+        kind = (image.format or "").lower()
         if kind == "gif":
             _check_gif_end(path)
         frames = getattr(image, "n_frames", 1)
         check_length(path, frames)
-        pts = np.zeros(frames, np.int64)  # milliseconds
-        for number in range(1, frames):
-            pts[number] = pts[number - 1] + _milliseconds(image, number - 1)
+        durations = [_milliseconds(image, number) for number in range(frames - 1)]
+        pts = np.cumsum([0, *durations])
         check_length(path, frames, float(pts[-1]) / 1000)
         height, width = to_rgb(image).shape[:2]
-    return _info(path, kind, height, width, pts, Fraction(1, 1000), [0])
+    return VideoInfo(path, kind, kind, height, width, 0, pts, 1e-3, np.zeros(1, int))
 
 
 def _milliseconds(image: Image.Image, number: int) -> int:
@@ -183,46 +164,43 @@ def _check_gif_end(path: str) -> None:
             raise BadVideo(path, "truncated: a gif that ends inside a block") from error
 
 
-@contextlib.contextmanager
-def _name_in_reason(folder: str, image: Path) -> Iterator[None]:
-    """Add the name of an image of the folder to the reason of a BadVideo."""
-    try:
-        yield
-    except BadVideo as error:
-        reason = f"{image.name}: {error.reason}"
-        raise BadVideo(folder, reason, error.lasting) from error
-
-
-def _index_folder(path: str) -> VideoInfo:
-    paths = frame_paths(path)
+def index_folder(path: str) -> VideoInfo:
+    """Index a folder of frames. Raises BadVideo."""
+    paths = _frames_of(path)
     if not paths:
         raise BadVideo(path, "a folder without images")
     check_length(path, len(paths))
-    with _name_in_reason(path, paths[0]), _open(paths[0]) as image:
-        height, width = to_rgb(image).shape[:2]
-    pts, every = np.arange(len(paths)), range(len(paths))
-    return _info(path, "frames", height, width, pts, None, every)
+    height, width = _read_frame(path, paths[0]).shape[:2]
+    every = np.arange(len(paths))
+    return VideoInfo(path, "frames", "frames", height, width, 0, every, None, every)
 
 
-def _info(path, kind, height, width, pts, time_base, keyframes) -> VideoInfo:
-    keys = np.array(keyframes, np.int64)
-    return VideoInfo(path, kind, kind, height, width, 0, pts, time_base, keys)
+def _frames_of(folder: str) -> list[Path]:
+    try:
+        return frame_paths(folder)
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise BadVideo(folder, reason, lasting=False) from error
+
+
+def _read_frame(folder: str, path: Path) -> np.ndarray:
+    """Read an image of a folder. Raises BadVideo of the folder."""
+    try:
+        return read_image(path)
+    except BadVideo as error:
+        reason = f"{path.name}: {error.reason}"
+        raise BadVideo(folder, reason, error.lasting) from error
 
 
 def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     """Yield the frames ``numbers`` (increasing) as uint8 [h, w, 3]. Raises BadVideo."""
     if info.kind == "frames":
-        try:
-            paths = frame_paths(info.path)
-        except OSError as error:
-            raise BadVideo(info.path, f"cannot be opened ({error})") from error
+        paths = _frames_of(info.path)
         if len(paths) != info.frames:
             raise BadVideo(info.path, f"{len(paths)} frames now, {info.frames} before")
         for number in numbers:
             path = paths[number]
-            with _name_in_reason(info.path, path), _open(path) as image:
-                pixels = to_rgb(image)
-            yield _check_size(pixels, info, path.name)
+            yield _check_size(_read_frame(info.path, path), info, path.name)
         return
     with _open(info.path) as image:
         for number in numbers:
@@ -234,8 +212,6 @@ def _check_size(pixels: np.ndarray, info: VideoInfo, name: str) -> np.ndarray:
     """Return a frame. Raises BadVideo if its size is not the one of the index."""
     height, width = pixels.shape[:2]
     if (height, width) != (info.height, info.width):
-        raise BadVideo(
-            info.path,
-            f"{name} is {width}x{height}, the first frame {info.width}x{info.height}",
-        )
+        first = f"the first frame {info.width}x{info.height}"
+        raise BadVideo(info.path, f"{name} is {width}x{height}, {first}")
     return pixels

@@ -6,7 +6,7 @@ every ``stride``-th frame, or the frames nearest in time to a target rate.
 """
 
 import dataclasses
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class VideoInfo:
       height, width: as displayed, with rotation and pixel aspect applied.
       rotation: degrees counter-clockwise from the stored to the displayed frame.
       pts: int64 [frames], presentation times in units of ``time_base`` seconds.
+      kind: gif, webp, frames (a folder), or FFmpeg's name of the container.
       time_base: None for a folder of frames, which has no frame rate.
       keyframes: int64, the frames at which decoding can start. 0 is one of them.
       mirrored: frames are flipped left to right before they are rotated.
@@ -37,7 +38,7 @@ class VideoInfo:
     width: int
     rotation: int
     pts: np.ndarray
-    time_base: Fraction | None
+    time_base: float | None
     keyframes: np.ndarray
     mirrored: bool = False
     counted: bool = False
@@ -50,7 +51,7 @@ class VideoInfo:
     @property
     def times(self) -> np.ndarray:
         """Seconds since the first frame, float64 [frames]."""
-        return (self.pts - self.pts[0]) * float(self.time_base or 0)
+        return (self.pts - self.pts[0]) * (self.time_base or 0.0)
 
     @property
     def fps(self) -> float | None:
@@ -67,27 +68,23 @@ class VideoInfo:
     @property
     def variable(self) -> bool:
         """Whether the rate varies: a frame differs by over 10% and over one tick."""
-        if self.fps is None or self.time_base is None:
+        if self.fps is None:
             return False
         durations = np.diff(self.pts)
         median = np.median(durations)
         return bool(np.abs(durations - median).max() > max(0.1 * median, 1))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Return plain data from which `from_json` makes an equal index."""
-        return dataclasses.asdict(self) | {
-            "pts": self.pts.tolist(),
-            "keyframes": self.keyframes.tolist(),
-            "time_base": None if self.time_base is None else str(self.time_base),
-        }
+        arrays = {name: getattr(self, name).tolist() for name in ("pts", "keyframes")}
+        return vars(self) | arrays
 
     @classmethod
-    def from_json(cls, data: dict) -> "VideoInfo":
+    def from_json(cls, data: dict[str, Any]) -> "VideoInfo":
         """Return the index that `to_json` described."""
         fields = dict(data)
         for name in ("pts", "keyframes"):
             fields[name] = np.array(data[name], np.int64)
-        fields["time_base"] = data["time_base"] and Fraction(data["time_base"])
         return cls(**fields)
 
 
@@ -99,25 +96,19 @@ def num_starts(
     Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
     frames would repeat.
     """
-    if _by_time(info, fps):
-        assert fps is not None
-        ticks = (count - 1) / fps
-        assert info.fps is not None
-        last = info.times[-1] + 0.5 / info.fps  # the last frame is the nearest one
-        number = int(np.searchsorted(info.times, last - ticks, side="right"))
+    have = f"{info.frames} frame" + "s" * (info.frames != 1)
+    if rate := _time_rate(info, fps):
+        seconds = (count - 1) / rate
+        half_frame = 0.5 / (info.fps or rate)  # in it the last frame is the nearest one
+        last = info.times[-1] + half_frame - seconds
+        number = int(np.searchsorted(info.times, last, side="right"))
         number = min(number, info.frames - (count > 1))
+        have, need = f"{info.times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
     else:
-        ticks = None
-        number = info.frames - (count - 1) * stride
+        number, need = info.frames - (count - 1) * stride, f"{(count - 1) * stride + 1}"
+        need += " frames"
     if number < 1:
-        need = f"{(count - 1) * stride + 1} frames" if ticks is None else f"{ticks:.2f}"
-        have = f"{info.frames} frame" + "s" * (info.frames != 1)
-        if ticks is None:
-            raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
-        raise BadVideo(
-            info.path,
-            f"too short: {info.times[-1]:.2f} s ({have}), a clip spans {need} s",
-        )
+        raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
     return number
 
 
@@ -129,27 +120,27 @@ def clip_frames(
     fps: None or 0 for every ``stride``-th frame, else the frames nearest to the times
     start + k / fps. A rate within 1% of the file's uses every frame.
     """
-    if not _by_time(info, fps):
+    rate = _time_rate(info, fps)
+    if not rate:
         return start + stride * np.arange(count)
-    assert fps is not None
     times = info.times
-    targets = times[start] + np.arange(count) / fps
+    targets = times[start] + np.arange(count) / rate
     after = np.searchsorted(times, targets).clip(1, info.frames - 1)
     closer_before = targets - times[after - 1] <= times[after] - targets
     return after - closer_before
 
 
-def _by_time(info: VideoInfo, fps: float | None) -> bool:
-    """Return whether clips are selected by time. Raises BadVideo for a low rate."""
+def _time_rate(info: VideoInfo, fps: float | None) -> float | None:
+    """Return ``fps`` if clips are selected by time. Raises BadVideo for a low rate."""
     if not fps or info.fps is None:
-        return False
+        return None
     if info.fps < fps * (1 - RATE_TOLERANCE):
         raise BadVideo(
             info.path,
             f"its {info.fps:.3g} frames per second are below the {fps:.3g} requested: "
             "frames would repeat",
         )
-    return info.variable or info.fps > fps * (1 + RATE_TOLERANCE)
+    return fps if info.variable or info.fps > fps * (1 + RATE_TOLERANCE) else None
 
 
 def describe_frame_selection(
@@ -159,7 +150,7 @@ def describe_frame_selection(
     rate = "no frame rate" if info.fps is None else f"{info.fps:.4g} fps"
     if info.variable:
         rate += " on average, variable"
-    if _by_time(info, fps):
+    if _time_rate(info, fps):
         return f"frames nearest to {fps:.4g} fps (file: {rate})"
     every = "every frame" if stride == 1 else f"one frame in {stride}"
     return f"{every} (file: {rate})"

@@ -9,19 +9,18 @@ The child has the import path of this process without the current folder.
 """
 
 import contextlib
+import io
 import json
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, cast
 
 import numpy as np
 
@@ -67,24 +66,15 @@ class SandboxedDecoder:
 
     def __init__(self, timeout: float = TIMEOUT, memory: int = MEMORY_LIMIT):
         self.timeout, self.memory = timeout, memory
-        self._start()
-
-    def _start(self) -> None:
         self._idle: list[subprocess.Popen] = []
-        self._lock = threading.Lock()
         self._end = weakref.finalize(self, _end_all, self._idle)
 
-    def __getstate__(self) -> dict:
-        return {"timeout": self.timeout, "memory": self.memory}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
+    def __reduce__(self):
+        return SandboxedDecoder, (self.timeout, self.memory)
 
     def close(self) -> None:
         """End the idle children."""
-        with self._lock:
-            _end_all(self._idle)
+        _end_all(self._idle)
 
     def probe(self, path: str) -> VideoInfo:
         """Run `decode.probe`."""
@@ -97,7 +87,7 @@ class SandboxedDecoder:
     def _index(self, function: str, path: str) -> VideoInfo:
         size = os.path.getsize(path) if os.path.isfile(path) else 0
         request = {"do": function, "path": os.path.abspath(path)}
-        answer, _ = self._call(path, request, size=size)
+        answer, _ = self._call(path, request, size / BYTES_PER_SECOND)
         return VideoInfo.from_json(answer["info"] | {"path": path})
 
     def read_frames(
@@ -108,52 +98,47 @@ class SandboxedDecoder:
     ) -> np.ndarray:
         """Run `decode.read_frames`."""
         numbers = [int(number) for number in numbers]
-        request = {"do": "read", "numbers": numbers, "size": size}
-        _, video = self._call(info.path, request, info)
-        assert video is not None
-        return video
+        return self._decode(info, do="read", numbers=numbers, size=size)[1]
 
     def fill_entry(
         self, info: VideoInfo, size: tuple[int, int] | None, path: Path
     ) -> None:
         """Decode a whole video into the entry ``path`` of the frame cache."""
-        request = {"do": "fill", "size": size, "entry": os.path.abspath(path)}
-        self._call(info.path, request, info)
+        self._decode(info, do="fill", size=size, entry=os.path.abspath(path))
 
     def decode_previews(
         self, info: VideoInfo, size: tuple[int, int], previews: int
     ) -> tuple[np.ndarray, bool]:
         """Run `decode.decode_previews`."""
         request = {"do": "previews", "size": size, "previews": previews}
-        answer, video = self._call(info.path, request, info)
-        assert video is not None
+        answer, video = self._decode(info, **request)
         return video, answer["moves"]
 
-    def _call(
-        self, path: str, request: dict, info: VideoInfo | None = None, size: int = 0
-    ) -> tuple[dict, np.ndarray | None]:
-        """Send a request to a child; return its answer and video. Raises BadVideo."""
-        pixels = info.frames * info.height * info.width if info else 0
-        if info:  # absolute, because the child keeps the folder it was started in
-            request |= {"info": info.to_json() | {"path": os.path.abspath(path)}}
-        work = size / BYTES_PER_SECOND + pixels / PIXELS_PER_SECOND
-        deadline = time.monotonic() + self.timeout + work
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        child = child or self._spawn(deadline)
+    def _decode(self, info: VideoInfo, **request) -> tuple[dict, np.ndarray]:
+        # An absolute path, because the child keeps the folder it was started in.
+        request["info"] = info.to_json() | {"path": os.path.abspath(info.path)}
+        pixels = info.frames * info.height * info.width
+        return self._call(info.path, request, pixels / PIXELS_PER_SECOND)
+
+    def _call(self, path: str, request: dict, work: float) -> tuple[dict, np.ndarray]:
+        """Send a request to a child; return its answer and video. Raises BadVideo.
+
+        work: seconds that the request may take in addition to the timeout.
+        """
+        seconds = self.timeout + work
         try:
-            _send(child, request)
-            answer = json.loads(_read_answer(child, deadline))
-            video = None
-            if "shape" in answer:
-                data = _read_bytes(child, int(np.prod(answer["shape"])), deadline)
-                video = np.frombuffer(data, np.uint8).reshape(answer["shape"])
+            child = self._idle.pop()
+        except IndexError:
+            child = self._spawn()
+        try:
+            assert child.stdin
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+            answer, video = _read_answer(child, seconds)
         except TimeoutError:
             _kill(child)
-            seconds = self.timeout + work
-            raise BadVideo(
-                path, f"no answer from the decoder in {seconds:.0f} s", lasting=False
-            ) from None
+            reason = f"no answer from the decoder in {seconds:.0f} s"
+            raise BadVideo(path, reason, lasting=False) from None
         except (EOFError, BrokenPipeError):
             code = _kill(child)
             # A kill from outside (by the system, without memory) or a bug of this
@@ -164,17 +149,14 @@ class SandboxedDecoder:
         except BaseException:  # interrupted: the rest of the answer would come next
             _kill(child)
             raise
-        with self._lock:
-            self._idle.append(child)
-        if "memory" in answer:
-            raise BadVideo(path, "the decoder ran out of memory", lasting=False)
+        self._idle.append(child)
         if "os_error" in answer:
             raise OSError(*answer["os_error"])
         if "reason" in answer:
-            raise BadVideo(path, answer["reason"])
+            raise BadVideo(path, answer["reason"], answer["lasting"])
         return answer, video
 
-    def _spawn(self, deadline: float) -> subprocess.Popen:
+    def _spawn(self) -> subprocess.Popen:
         """Start a child. Raises UserError if this machine cannot start it."""
         assert vdm_jax.__file__
         arguments = [str(self.memory), vdm_jax.__file__, *vdm_jax.import_path()]
@@ -186,7 +168,7 @@ class SandboxedDecoder:
                 stdout=subprocess.PIPE,
                 env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             )
-            _read_answer(child, deadline)
+            _read_answer(child, self.timeout)
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
             status = _kill(child) if child else error
             raise UserError(
@@ -196,33 +178,24 @@ class SandboxedDecoder:
         return child
 
 
-def _send(child: subprocess.Popen, request: dict) -> None:
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(request).encode() + b"\n")
-    child.stdin.flush()
+def _read_answer(
+    child: subprocess.Popen, seconds: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Read an answer: a line of JSON, then a video uint8 of its ``shape``.
 
-
-def _read_bytes(child: subprocess.Popen, count: int, deadline: float) -> bytearray:
-    """Read exactly ``count`` bytes from a child. Raises TimeoutError, EOFError."""
-    assert child.stdout is not None
-    data, handle = bytearray(), child.stdout.fileno()
-    ready = select.poll()
-    ready.register(handle, select.POLLIN)
-    while len(data) < count:
-        seconds = deadline - time.monotonic()
-        if seconds <= 0 or not ready.poll(1000 * seconds):
-            raise TimeoutError
-        part = os.read(handle, min(count - len(data), 1 << 20))
-        if not part:
-            raise EOFError
-        data += part
-    return data
-
-
-def _read_answer(child: subprocess.Popen, deadline: float) -> bytes:
-    """Read an answer: its length in 8 hexadecimal digits, then that many bytes."""
-    length = int(_read_bytes(child, 8, deadline), 16)
-    return bytes(_read_bytes(child, length, deadline))
+    Raises TimeoutError if it does not begin in time, EOFError if it is not complete.
+    """
+    output = cast(io.BufferedReader, child.stdout)
+    if not connection.wait([output.fileno()], seconds):
+        raise TimeoutError
+    line = output.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    answer = json.loads(line)
+    video = np.empty(answer.get("shape", 0), np.uint8)
+    if output.readinto(video.reshape(-1).data) < video.size:
+        raise EOFError
+    return answer, video
 
 
 def _kill(child: subprocess.Popen) -> int:
@@ -231,11 +204,9 @@ def _kill(child: subprocess.Popen) -> int:
 
 
 def _wait(child: subprocess.Popen) -> int:
-    for pipe in (child.stdin, child.stdout):
-        assert pipe is not None
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
-    return child.wait()
+    with contextlib.suppress(BrokenPipeError), child:  # closes the pipes and waits
+        pass
+    return child.returncode
 
 
 def _end_all(children: list[subprocess.Popen]) -> None:
@@ -250,15 +221,16 @@ def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
         return {"info": index(request["path"]).to_json()}, None
     info = VideoInfo.from_json(request["info"])
     size = request["size"] and tuple(request["size"])
+    if request["do"] == "fill":
+        shape = (info.frames, *decode.cover_size(info.height, info.width, size))
+        frames = decode.decode_frames(info, size=size)
+        cache.write_entry(request["entry"], frames, shape)
+        return {}, None
     if request["do"] == "read":
-        video = decode.read_frames(info, request["numbers"], size)
-        return {"shape": video.shape}, video
-    if request["do"] == "previews":
+        video, moves = decode.read_frames(info, request["numbers"], size), None
+    else:
         video, moves = decode.decode_previews(info, size, request["previews"])
-        return {"shape": video.shape, "moves": moves}, video
-    shape = (info.frames, *decode.cover_size(info.height, info.width, size))
-    cache.write_entry(request["entry"], decode.decode_frames(info, size=size), shape)
-    return {}, None
+    return {"shape": video.shape, "moves": moves}, video
 
 
 def serve(memory: int) -> None:
@@ -281,15 +253,18 @@ def serve(memory: int) -> None:
         try:
             answer, video = _answer(json.loads(line))
         except BadVideo as error:
-            answer = {"reason": error.reason}
+            answer = {"reason": error.reason, "lasting": error.lasting}
         except MemoryError:
-            answer = {"memory": True}
+            answer = {"reason": "the decoder ran out of memory", "lasting": False}
         except OSError as error:  # the cache cannot be written
             answer = {"os_error": [error.errno, error.strerror]}
-        _write_answer(output, answer, b"" if video is None else video.tobytes())
+        _write_answer(output, answer, video)
 
 
-def _write_answer(output: BinaryIO, answer: dict, pixels: bytes = b"") -> None:
-    text = json.dumps(answer).encode()
-    output.write(b"%08x" % len(text) + text + pixels)
+def _write_answer(
+    output: io.BufferedWriter, answer: dict, video: np.ndarray | None = None
+) -> None:
+    output.write(json.dumps(answer).encode() + b"\n")
+    if video is not None:
+        output.write(np.ascontiguousarray(video).data)
     output.flush()
