@@ -121,7 +121,7 @@ WORDS = {
     "given_videos": "observed videos",
     "one_encoder": "same_text_encoder",
     # pretrained, commands, tests
-    "TURNED": "TRANSPOSE",
+    "TURNED": "KERNEL",
     "unique_names": "check_no_duplicate_names",
     "BESIDE": "a table of modes",
     "UPSCALING": "UPSCALE_WEIGHT",

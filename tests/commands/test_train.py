@@ -8,7 +8,7 @@ import pytest
 
 from tests.run_command import SMOKE, call, refused
 from vdm_jax import runs, video_io
-from vdm_jax.pretrained import params as params_file
+from vdm_jax.trees import named_leaves
 
 TRAIN_MISTAKES = [
     (["--config=configs/shape.py"], "did you mean configs/shapes.py"),
@@ -133,7 +133,7 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     assert done.returncode == 0, done.stderr
     assert f"the parameters of {run}" in done.stdout
     given, taken = (
-        params_file.flatten(runs.load(path).params) for path in (run, tmp_path / "a")
+        named_leaves(runs.load(path).params) for path in (run, tmp_path / "a")
     )
     for name in given:
         np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)

@@ -4,7 +4,6 @@ import json
 import os
 import stat
 import struct
-import time
 
 import jax
 import jax.numpy as jnp
@@ -62,22 +61,13 @@ def test_weights_that_are_not_floats_are_refused_by_name(tmp_path, dtype, size):
         params.read(path, {"b": np.ones(4, np.float32)})
 
 
-def test_a_large_header_is_checked_in_linear_time(tmp_path):
-    entries = {f"{i:08}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-               for i in range(30_000)}  # fmt: skip
-    path = tmp_path / "p.safetensors"
-    path.write_bytes(raw(json.dumps(entries).encode()))
-    started = time.process_time()
-    assert len(params.tensor_dtypes(path)) == 30_000
-    assert time.process_time() - started < 2  # comparing all with all took minutes
-
-
 def raw(header: bytes, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-DUPLICATE = '{"b": %s, "b": %s}' % ((json.dumps(ENTRY),) * 2)
+LATER = {**ENTRY, "data_offsets": [4, 8]}
+DUPLICATE = f'{{"b": {json.dumps(ENTRY)}, "b": {json.dumps(LATER)}}}'
 OVERLAP = json.dumps({"a": ENTRY, "b": ENTRY})
 UNKNOWN = json.dumps({"b": {**ENTRY, "dtype": "Q9"}})
 OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})
@@ -100,7 +90,7 @@ OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})
         raw(OVERLAP.encode(), b"1234"),
         raw(UNKNOWN.encode(), b"1234"),
         raw(OVERFLOW.encode(), b"1234"),
-        raw(DUPLICATE.encode(), b"1234"),
+        raw(DUPLICATE.encode(), b"12345678"),
     ],
     ids=[
         "empty",
@@ -142,7 +132,10 @@ def test_pickles_are_never_opened(tmp_path):
     [
         ({"b": np.ones(4)}, "lacks a/kernel"),
         ({"a/kernel": np.ones((2, 3)), "b": np.ones(4), "c": np.ones(1)}, "c"),
-        ({"a/kernel": np.ones((3, 2)), "b": np.ones(4)}, r"a/kernel \(3, 2\)"),
+        (
+            {"a/kernel": np.ones((3, 2)), "b": np.ones(4)},
+            r"a/kernel has shape \(3, 2\)",
+        ),
         ({"a/kernel": np.full((2, 3), np.nan), "b": np.ones(4)}, "not finite"),
     ],
 )
@@ -151,13 +144,6 @@ def test_parameters_that_do_not_match_are_named(tmp_path, arrays, message):
     save_file(arrays, path)
     with pytest.raises(UserError, match=message):
         params.read(path, tree())
-
-
-def test_a_new_leaf_keeps_its_initial_value(tmp_path):
-    path = tmp_path / "p.safetensors"
-    save_file({"a/kernel": np.ones((2, 3))}, path)
-    back = params.read(path, tree(), init_new=("b",))
-    np.testing.assert_array_equal(back["b"], np.ones(4))
 
 
 def test_an_overflow_of_half_precision_is_refused(tmp_path):

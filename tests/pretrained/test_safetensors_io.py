@@ -18,9 +18,10 @@ from vdm_jax.pretrained import name_maps, safetensors_io
 BERT = Bert(BertSpec(48, 32, 2, 24, 40, 2, 3))
 INDEX = "model.safetensors.index.json"
 NAME_MAP = (
-    (r"old\.(\d)\.weight", name_maps.TRANSPOSE + r"new_\1/kernel"),
+    (r"old\.(\d)\.weight", name_maps.KERNEL + r"new_\1/kernel"),
     (r"old\.(\d)\.bias", r"new_\1/bias"),
     (r"again\.(\d)\.bias", r"new_\1/bias"),
+    (r"conv\.weight", name_maps.KERNEL + "conv/kernel"),
     (r"buffer", None),
 )
 
@@ -52,12 +53,16 @@ def test_shards_equal_one_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one_file, shards)
 
 
-def test_names_are_mapped_and_matrices_transposed(tmp_path):
+def test_names_are_mapped_and_kernels_have_our_layout(tmp_path):
     path = tmp_path / "model.safetensors"
     weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
-    stored = {"old.3.weight": weight, "old.3.bias": bias, "buffer": np.arange(9)}
-    save_file(stored, path)
-    expected = {"new_3": {"kernel": weight.T, "bias": bias}}
+    conv = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    stored = {"old.3.weight": weight, "old.3.bias": bias, "conv.weight": conv}
+    save_file(stored | {"buffer": np.arange(9)}, path)
+    kernel = np.empty((4, 5, 3, 2), np.float32)
+    for o, i, y, x in np.ndindex(conv.shape):
+        kernel[y, x, i, o] = conv[o, i, y, x]
+    expected = {"new_3": {"kernel": weight.T, "bias": bias}, "conv": {"kernel": kernel}}
     params = safetensors_io.read((path,), expected, NAME_MAP, jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -90,10 +95,10 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
 @pytest.mark.parametrize(
     "tensors, message",
     [
-        ({QUERY: None}, "lacks the tensors of layer_1/q/kernel$"),
+        ({QUERY: None}, "lacks layer_1/q/kernel$"),
         ({"encoder.layer.2.output.dense.bias": np.zeros(24, "f4")}, "have: .*r.2.o"),
         ({"adapter.weight": np.zeros(3, "f4")}, "does not have: adapter.weight$"),
-        ({QUERY: np.zeros((24, 23), "f4")}, r"query.weight for .*\(23, 24\), .*, 24"),
+        ({QUERY: np.zeros((24, 23), "f4")}, r"query.weight has .*\(23, 24\), .*, 24"),
         ({QUERY: np.full((24, 24), np.nan, "f4")}, "query.weight is not finite"),
         ({QUERY: np.full((24, 24), np.inf, "f2")}, "query.weight is not finite"),
     ],
@@ -111,6 +116,23 @@ def test_a_missing_shard_is_named(tmp_path):
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="lacks model-00002-of-00003.*index.json names"):
         safetensors_io.tensor_files(tmp_path)
+
+
+def test_half_precision_and_diffusers_names(tmp_path):
+    def names(*files):
+        for name in files:
+            (tmp_path / name).touch()
+        return [path.name for path in safetensors_io.tensor_files(tmp_path)]
+
+    shards = [
+        f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in "12"
+    ]
+    weight_map = {"weight_map": dict(zip("ab", shards, strict=True))}
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps(weight_map))
+    assert names(*shards) == shards
+    assert names(single := "model.fp16.safetensors") == [single]
+    assert names(single := "model.safetensors") == [single]
 
 
 def test_shards_are_read_from_the_folder_only(tmp_path):

@@ -2,11 +2,12 @@
 
 There is one map per network. A row has a pattern, which must match the whole name of
 the tensor, and our path, in which \\1 is the first group of the match. A path of None
-means that the tensor is not read. A path that starts with `TRANSPOSE` belongs to a
-matrix that is stored as [out, in]; our kernels are [in, out].
+means that the tensor is not read. A path that starts with `KERNEL` belongs to a matrix
+or convolution that torch stores as [out, in, *window]; our kernels are
+[*window, in, out].
 """
 
-TRANSPOSE = "transpose of "
+KERNEL = "kernel "
 
 NameMap = tuple[tuple[str, str | None], ...]
 
@@ -28,7 +29,7 @@ BERT: NameMap = (
             (r"output\.dense", "mlp_out"),
         )
         for kind, prefix, leaf in (
-            ("weight", TRANSPOSE, "kernel"),
+            ("weight", KERNEL, "kernel"),
             ("bias", "", "bias"),
         )
     ),
@@ -49,27 +50,20 @@ T5: NameMap = (
     (r"shared\.weight|encoder\.embed_tokens\.weight", "token/embedding"),
     (
         r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
-        TRANSPOSE + "position/table",
+        KERNEL + "position/table",
     ),
-    (
-        _T5_LAYER + r"0\.SelfAttention\.([qkv])\.weight",
-        TRANSPOSE + r"layer_\1/\2/kernel",
+    *(
+        (_T5_LAYER + theirs + r"\.weight", KERNEL + rf"layer_\1/{ours}/kernel")
+        for theirs, ours in (
+            (r"0\.SelfAttention\.([qkv])", r"\2"),
+            (r"0\.SelfAttention\.o", "out"),
+            # Version 1.0 has wi. Version 1.1 has wi_1 with the gate wi_0.
+            (r"1\.DenseReluDense\.wi_0", "mlp_gate"),
+            (r"1\.DenseReluDense\.wi(?:_1)?", "mlp_in"),
+            (r"1\.DenseReluDense\.wo", "mlp_out"),
+        )
     ),
-    (_T5_LAYER + r"0\.SelfAttention\.o\.weight", TRANSPOSE + r"layer_\1/out/kernel"),
     (_T5_LAYER + r"0\.layer_norm\.weight", r"layer_\1/attention_norm/scale"),
-    # Version 1.0 has wi. Version 1.1 has wi_1 with the gate wi_0.
-    (
-        _T5_LAYER + r"1\.DenseReluDense\.wi_0\.weight",
-        TRANSPOSE + r"layer_\1/mlp_gate/kernel",
-    ),
-    (
-        _T5_LAYER + r"1\.DenseReluDense\.wi(?:_1)?\.weight",
-        TRANSPOSE + r"layer_\1/mlp_in/kernel",
-    ),
-    (
-        _T5_LAYER + r"1\.DenseReluDense\.wo\.weight",
-        TRANSPOSE + r"layer_\1/mlp_out/kernel",
-    ),
     (_T5_LAYER + r"1\.layer_norm\.weight", r"layer_\1/norm/scale"),
     (r"encoder\.final_layer_norm\.weight", "norm/scale"),
     (r"decoder\..*|lm_head\..*", None),

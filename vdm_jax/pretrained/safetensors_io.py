@@ -1,12 +1,14 @@
-"""Safetensors of other libraries, in one file or shards, to our parameters.
+"""Safetensors files, one or shards, to trees of our parameters.
 
 Tensors are read one at a time and copied to the device, so there are never two copies
 of a network: one that fills most of the memory can be loaded.
 """
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,16 @@ from safetensors import SafetensorError, safe_open
 
 from vdm_jax.errors import UserError
 from vdm_jax.files import read_json
-from vdm_jax.pretrained import params
-from vdm_jax.pretrained.name_maps import TRANSPOSE, NameMap
+from vdm_jax.pretrained.name_maps import KERNEL, NameMap
+from vdm_jax.trees import named_leaves
 
-SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
+# Names in the folders of Hugging Face: of one file, and of the index of its shards.
+FILES = tuple(
+    (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json")
+    for stem in ("model", "diffusion_pytorch_model")
+    for variant in ("", ".fp16")
+)
 
 
 def tensor_files(folder: Path) -> tuple[Path, ...]:
@@ -27,102 +35,116 @@ def tensor_files(folder: Path) -> tuple[Path, ...]:
     Raises:
       UserError: the folder has neither, the index is not valid, or a shard is missing.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return (folder / SINGLE_FILE,)
-    index = folder / INDEX
-    if not index.is_file():
-        raise UserError(
-            f"{folder} has neither {SINGLE_FILE} nor {INDEX}; pickled weights "
-            "(pytorch_model.bin) are not read: convert them with the safetensors "
-            "package"
-        )
+    for single, index in FILES:
+        if (folder / single).is_file():
+            return (folder / single,)
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    raise UserError(
+        f"{folder} has neither {' nor '.join(FILES[0])}; pickled weights "
+        "(pytorch_model.bin) are not read: convert them with the safetensors package"
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names, all of them in its folder."""
     try:
         names = set(read_json(index)["weight_map"].values())
         if not names:
             raise ValueError("no tensors")
-        paths = tuple(folder / Path(name).name for name in sorted(names))
+        paths = tuple(index.parent / Path(name).name for name in sorted(names))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not an index of shards: it has no weight_map"
         ) from error
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{folder} lacks {path.name}, which {INDEX} names")
+            raise UserError(
+                f"{path.parent} lacks {path.name}, which {index.name} names"
+            )
     return paths
 
 
-def iter_tensors(
-    paths: tuple[Path, ...], name_map: NameMap
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, our path and array of every tensor that name_map does not skip."""
+def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
+    """Return another library's parameters as `read_renamed` does, by a name map."""
+
+    def rename(name: str) -> str | None:
+        for pattern, target in name_map:
+            if match := re.fullmatch(pattern, name):
+                return None if target is None else match.expand(target)
+        return name  # of no parameter of ours
+
+    return read_renamed(
+        paths, like, rename, functools.partial(jnp.asarray, dtype=dtype)
+    )
+
+
+def read_renamed(
+    paths: Sequence[Path],
+    like,
+    rename: Callable[[str], str | None],
+    convert: Callable[[np.ndarray], Any],
+):
+    """Return parameters shaped as the tree `like` of arrays or shapes.
+
+    Args:
+      rename: our path of a tensor's name, after `KERNEL` if it is of torch's layout;
+        None for a tensor that is not read.
+      convert: called with each array before the next is read.
+
+    Raises:
+      UserError: a file is damaged, a tensor is unknown, missing, no float, not finite
+        or of another shape, or two differ for one path; it names the tensor.
+    """
+    expected, leaves, extra = named_leaves(like), {}, []
+    where = paths[0] if len(paths) == 1 else paths[0].parent
     for path in paths:
-        dtypes = params.tensor_dtypes(path)
         try:
             with safe_open(path, framework="numpy") as file:
-                names = list(file.keys())
-                targets = {name: _targets(name, name_map) for name in names}
-                unknown = [name for name in names if not targets[name]]
-                if unknown:
-                    raise UserError(
-                        f"{path} has tensors that the network does not have: "
-                        + params.first_names(unknown)
-                    )
-                mapped = {n: target[0] for n, target in targets.items() if target[0]}
-                params.check_floats(path, {name: dtypes.get(name) for name in mapped})
-                for name, target in mapped.items():
-                    array = file.get_tensor(name)
-                    if target.startswith(TRANSPOSE):
-                        array = array.T
-                    yield name, target.removeprefix(TRANSPOSE), array
+                for name in list(file.keys()):
+                    target = rename(name)
+                    if target is None:
+                        continue
+                    if (own := target.removeprefix(KERNEL)) not in expected:
+                        extra.append(name)
+                        continue
+                    leaf = convert(_tensor(file, name, target, expected[own].shape))
+                    if own in leaves and not np.array_equal(leaves[own], leaf):
+                        raise UserError(f"{name} is a second, different {own}")
+                    leaves[own] = leaf
         except SafetensorError as error:
             raise UserError(
                 f"{path} is not a whole safetensors file: {error}"
             ) from error
-
-
-def _targets(name: str, name_map: NameMap) -> tuple[str | None, ...]:
-    """Return our path, or None for a tensor to skip, in a tuple; () if unknown."""
-    for pattern, target in name_map:
-        match = re.fullmatch(pattern, name)
-        if match is not None:
-            return (None if target is None else match.expand(target),)
-    return ()
-
-
-def read(paths: tuple[Path, ...], like, name_map: NameMap, dtype):
-    """Return parameters shaped as the tree `like` (arrays or shapes), in dtype.
-
-    Raises:
-      UserError: a tensor is unknown to name_map, missing, not finite or of another
-        shape, or two tensors have different values for one path; it names the tensor.
-    """
-    expected = params.flatten(like)
-    leaves: dict[str, jax.Array] = {}
-    folder = paths[0].parent
-    extra = []
-    for name, target, array in iter_tensors(paths, name_map):
-        if target not in expected:
-            extra.append(name)
-            continue
-        if array.shape != expected[target].shape:
-            raise UserError(
-                f"{folder}: {name} for {target} has shape {array.shape}, the network "
-                f"of config.json has {expected[target].shape}"
-            )
-        if not np.isfinite(array).all():
-            raise UserError(f"{folder}: {name} is not finite")
-        leaf = jnp.asarray(array, dtype)
-        if target in leaves and not np.array_equal(leaves[target], leaf):
-            raise UserError(f"{folder}: {name} is a second, different {target}")
-        leaves[target] = leaf
-    absent = [name for name in expected if name not in leaves]
-    if extra:
-        raise UserError(
-            f"{folder} has tensors that the network does not have: "
-            + params.first_names(extra)
-        )
-    if absent:
-        raise UserError(f"{folder} lacks the tensors of {params.first_names(absent)}")
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    for problem, names in (
+        ("has tensors that the model does not have:", extra),
+        ("lacks", [name for name in expected if name not in leaves]),
+    ):
+        if names:
+            raise UserError(f"{where} {problem} {_first(names)}")
     return jax.tree.unflatten(
         jax.tree.structure(like), [leaves[name] for name in expected]
     )
+
+
+def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a tensor of an open file, checked, in our layout."""
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in FLOAT_DTYPES:  # eight bits and integers need scales
+        raise UserError(f"{name} is {dtype}: give weights in {', '.join(FLOAT_DTYPES)}")
+    array = file.get_tensor(name)
+    if target.startswith(KERNEL):
+        array = np.moveaxis(array, (0, 1), (-1, -2))
+    if array.shape != shape:
+        raise UserError(f"{name} has shape {array.shape}, the model has {shape}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} is not finite")
+    return array
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return up to five names, and how many more there are, for a message."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
