@@ -22,6 +22,7 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 
+StrPath = str | os.PathLike[str]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_JSON = 64 << 20  # bytes; the log of a long run, our largest file, is far smaller
 STALE_SECONDS = 3600.0  # older temporary files were left by killed processes
@@ -31,7 +32,7 @@ class CorruptFile(ValueError):
     """A file whose bytes are not what was written. The message is one plain clause."""
 
 
-def user_path(text: str | os.PathLike, what: str) -> Path:
+def user_path(text: StrPath, what: str) -> Path:
     """Return the path that a user passed; a leading ``~`` is the home folder.
 
     what: the flag or field in messages: ``--workdir``, ``config.data.path``.
@@ -92,7 +93,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def make_folder(path: str | os.PathLike) -> Path:
+def make_folder(path: StrPath) -> Path:
     """Make a folder for output. Raises UserError with the reason if that fails."""
     path = Path(path)
     try:
@@ -108,7 +109,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(
-    path: str | os.PathLike, overwrite: bool = False, advice: str = ""
+    path: StrPath, overwrite: bool = False, advice: str = ""
 ) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends.
 
@@ -151,20 +152,18 @@ def _create_temporary(path: Path) -> Path:
                     temporary.unlink()
 
 
-def write_bytes(
-    path: str | os.PathLike, content: bytes | memoryview, overwrite: bool = False
-) -> None:
+def write_bytes(path: StrPath, content: bytes, overwrite: bool = False) -> None:
     """Write a file atomically."""
     with atomic_write(path, overwrite) as temporary:
         temporary.write_bytes(content)
 
 
-def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
+def write_json(path: StrPath, value: Any, indent: int | None = 1) -> None:
     """Write a value as a JSON file atomically."""
     write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode(), True)
 
 
-def append_bytes(path: str | os.PathLike, content: bytes) -> None:
+def append_bytes(path: StrPath, content: bytes) -> None:
     """Append bytes to a file: all of them, or none and a UserError."""
     with explain_write_errors(path), open(path, "ab", buffering=0) as file:
         before = file.tell()
@@ -177,7 +176,7 @@ def append_bytes(path: str | os.PathLike, content: bytes) -> None:
             raise
 
 
-def fsync(path: str | os.PathLike) -> None:
+def fsync(path: StrPath) -> None:
     """Flush the bytes of a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -187,7 +186,7 @@ def fsync(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def explain_write_errors(path: str | os.PathLike, advice: str = "") -> Iterator[None]:
+def explain_write_errors(path: StrPath, advice: str = "") -> Iterator[None]:
     """Turn a system error inside the block into a UserError.
 
     The block must only write, so that each system error is about ``path``: a full disk,
@@ -229,7 +228,7 @@ def _free_space(path: Path) -> str:
     return f"{disk.f_bavail * disk.f_frsize / 1e6:.1f} MB{inodes} free"
 
 
-def set_aside(path: str | os.PathLike, damage: str) -> Path:
+def set_aside(path: StrPath, damage: str) -> Path:
     """Rename a damaged file or folder to bad-NAME; return the new path.
 
     Prints one line on standard error.
@@ -254,7 +253,7 @@ def parse_json(text: str | bytes) -> Any:
         raise CorruptFile(f"not JSON: {error}") from error
 
 
-def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
+def read_json(path: StrPath, limit: int = MAX_JSON) -> Any:
     """Return the value of a JSON file.
 
     Raises CorruptFile for bytes that are not JSON and for more than ``limit`` bytes.
@@ -264,13 +263,13 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
     return parse_json(_read_bytes(path, limit))
 
 
-def check_regular(path: str | os.PathLike) -> None:
+def check_regular(path: StrPath) -> None:
     """Raise CorruptFile if a path is not a regular file: a pipe would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise CorruptFile("not a regular file")
 
 
-def _read_bytes(path: str | os.PathLike, limit: int) -> bytes:
+def _read_bytes(path: StrPath, limit: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -294,7 +293,7 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which are their prefixes
 }
 
 
-def read_text(path: str | os.PathLike, limit: int = MAX_JSON) -> str:
+def read_text(path: StrPath, limit: int = MAX_JSON) -> str:
     """Return the text of a user's file: UTF-8, or the encoding of its byte order mark.
 
     Raises CorruptFile for another encoding, a NUL and more than ``limit`` bytes.

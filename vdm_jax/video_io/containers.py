@@ -18,6 +18,10 @@ from vdm_jax.video_io.file_types import BadVideo, check_frame, check_length
 from vdm_jax.video_io.info import VideoInfo
 
 DEMUXERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg"  # mov is also mp4, matroska webm
+NOT_A_VIDEO = (
+    "not a video, or corrupt: no header of mp4, mov, webm, mkv, avi, mpeg, mpeg-ts, "
+    "asf (wmv), flv, ogg, gif or webp that can be read"
+)
 SEEKABLE = {"mov", "matroska", "avi"}  # the others have no seek index
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore alpha
 MAX_SLANT = 0.0087  # sine of half a degree
@@ -34,11 +38,7 @@ def _open(path: str):
             metadata_errors="ignore",
         )
     except (ArgumentError, InvalidDataError) as error:  # another format, or none
-        raise BadVideo(
-            path,
-            "not a video, or corrupt: no header of mp4, mov, webm, mkv, avi, mpeg, "
-            "mpeg-ts, asf (wmv), flv, ogg, gif or webp that can be read",
-        ) from error
+        raise BadVideo(path, NOT_A_VIDEO) from error
 
 
 def _rank_streams(container, path: str) -> list:
@@ -50,10 +50,9 @@ def _rank_streams(container, path: str) -> list:
     thumbnails = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [s for s in container.streams.video if not s.disposition & thumbnails]
     if not streams:
-        kinds = sorted({stream.type for stream in container.streams})
-        if container.streams.video:
-            kinds = ["a cover image" if kind == "video" else kind for kind in kinds]
-        raise BadVideo(path, f"no video stream ({', '.join(kinds) or 'nothing'} only)")
+        kinds = {stream.type for stream in container.streams} or {"nothing"}
+        names = ", ".join(sorted(kinds)).replace("video", "a cover image")
+        raise BadVideo(path, f"no video stream ({names} only)")
 
     def rank(stream) -> int:
         codec = stream.codec_context
@@ -137,8 +136,11 @@ def _packets(container, stream, decoder, path: str):
                 raise BadVideo(path, "its codec headers change: several oggs joined")
             if packet.is_corrupt:
                 marked.append(len(packets))
-            shown = not packet.is_discard and _is_shown(packet, stream)
-            packets.append((packet.pts, packet.is_keyframe, shown))
+            # VP8 stores hidden reference frames in packets of their own, other codecs
+            # in the packet of a shown frame (frame tag, RFC 6386, 9.1).
+            is_vp8 = stream.codec_context.name == "vp8"
+            hidden = packet.is_discard or is_vp8 and not bytes(packet)[0] & 0x10
+            packets.append((packet.pts, packet.is_keyframe, not hidden))
             times.append(np.nan if packet.dts is None else packet.dts)
             check_length(path, len(packets))
         if first is None:
@@ -159,14 +161,6 @@ def _check_end(stream, path: str) -> None:
     if end > (size := os.path.getsize(path)):
         reason = f"truncated: {size} bytes of the {end} in its index"
         raise BadVideo(path, reason)
-
-
-def _is_shown(packet, stream) -> bool:
-    """Return False for VP8's hidden reference frames (frame tag, RFC 6386, 9.1).
-
-    Other codecs store hidden frames in the packet of a shown frame.
-    """
-    return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 def _pixel_aspect(stream) -> float:
@@ -244,19 +238,15 @@ def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoF
     keyframe = int(np.searchsorted(info.keyframes, remaining[0], side="right")) - 1
     try:
         with _open(info.path) as container:
-            stream, reached = container.streams[info.stream], False
-            aspect, angle = _pixel_aspect(stream), None
-            orientation = info.rotation, info.mirrored
+            stream, angle = container.streams[info.stream], None
+            aspect, orientation = _pixel_aspect(stream), (info.rotation, info.mirrored)
             if keyframe > 0:
                 pts = int(info.pts[info.keyframes[keyframe]])
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
                     container.seek(pts, stream=stream)
             for number, frame in _numbered_frames(container, stream, info):
-                if not reached and keyframe > 0 and number > remaining[0]:
-                    break  # the seek went too far: decode from the start, below
-                reached = True
-                if number > remaining[0]:
-                    raise BadVideo(info.path, f"frame {remaining[0]} does not decode")
+                if number > remaining[0]:  # the seek went too far, or one is missing
+                    break
                 if number == remaining[0]:
                     # Reading the side data keeps a frame alive until the next garbage
                     # collection, so they are read only if FFmpeg's angle changes.
@@ -267,17 +257,14 @@ def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoF
                     remaining.popleft()
                     if not remaining:
                         return
-        if reached or keyframe == 0:
-            raise BadVideo(
-                info.path,
-                f"frame {remaining[0]} of {info.frames} does not decode: "
-                "corrupt or truncated",
-            )
     except FFmpegError as error:
         prefix = f"at frame {remaining[0]} of {info.frames}: "
         raise _bad_video(info.path, error, prefix) from error
-    without_keyframes = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
-    yield from decode_frames(without_keyframes, remaining)
+    if keyframe == 0:
+        reason = f"frame {remaining[0]} of {info.frames} does not decode: corrupt"
+        raise BadVideo(info.path, f"{reason} or truncated")
+    from_start = dataclasses.replace(info, keyframes=np.zeros(1, np.int64))
+    yield from decode_frames(from_start, remaining)
 
 
 def _numbered_frames(container, stream, info: VideoInfo):
@@ -306,12 +293,9 @@ def _check_picture(
     ratio = width * info.height / (height * info.width)
     rotated = orientation != (info.rotation, info.mirrored)
     if rotated or abs(ratio - 1) >= ASPECT_TOLERANCE:
-        raise BadVideo(
-            info.path,
-            f"its frames change from {info.width}x{info.height} to {width}x{height}"
-            + ", rotated or mirrored," * rotated
-            + f" at frame {number}",
-        )
+        change = f"from {info.width}x{info.height} to {width}x{height}"
+        change += ", rotated or mirrored," * rotated
+        raise BadVideo(info.path, f"its frames change {change} at frame {number}")
     return frame
 
 
@@ -325,8 +309,5 @@ def _bad_video(path: str, error: FFmpegError | OSError, prefix: str = "") -> Bad
     text = text or "does not decode"
     if error.errno == errno.ENOMEM:  # the same message as in sandbox
         text = "the decoder ran out of memory"
-    return BadVideo(
-        path,
-        prefix + text[0].lower() + text[1:],
-        lasting=unspecific or not isinstance(error, (OSError, MemoryError)),
-    )
+    lasting = unspecific or not isinstance(error, (OSError, MemoryError))
+    return BadVideo(path, prefix + text[0].lower() + text[1:], lasting)

@@ -98,18 +98,16 @@ def composite_on_black(pixels: np.ndarray) -> np.ndarray:
 def frame_paths(folder: str | os.PathLike) -> list[Path]:
     """Return the images of a folder in natural order: frame2 before frame10."""
 
-    def natural(path: Path) -> list[tuple[int, int, str]]:
-        parts = re.split(r"(\d+)", path.name.lower())
-        return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+    def natural(path: Path) -> list[str | int]:
+        parts = re.split(r"(\d+)", path.name.lower())  # text and digits in turn
+        return [int(part) if part.isdecimal() else part for part in parts]
 
-    return sorted(
-        (
-            path
-            for path in Path(folder).iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        ),
-        key=natural,
-    )
+    images = [
+        path
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    return sorted(images, key=natural)
 
 
 def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Write videos as mp4, gif, contact sheet and npz.
 
-Every file is encoded in memory and written atomically (files.atomic_write). A video is
-uint8 [f, h, w, c] with c = 1 or 3; several videos of one shape are [n, f, h, w, c].
+Every file is written atomically (files.atomic_write). A video is uint8 [f, h, w, c]
+with c = 1 or 3; several videos of one shape are [n, f, h, w, c].
 """
 
 import io
@@ -12,16 +12,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
+from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import (
-    CorruptFile,
-    explain_write_errors,
-    make_folder,
-    write_bytes,
-    write_json,
-)
+from vdm_jax.files import CorruptFile, StrPath
 from vdm_jax.npz import read_npz_arrays
 
 GUTTER = 2  # pixels between the frames of a sheet
@@ -39,23 +35,13 @@ def repeat_pixels(video: np.ndarray, scale: int) -> np.ndarray:
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def video_grid(
-    videos: np.ndarray, columns: int | None = None, gutter: int = 1
-) -> np.ndarray:
+def video_grid(videos: np.ndarray, columns: int = 0, gutter: int = 1) -> np.ndarray:
     """Arrange videos [n, f, h, w, c] in a grid: one video [f, H, W, c]."""
-    number, frames, height, width, channels = videos.shape
+    number = len(videos)
     columns = columns or int(np.ceil(np.sqrt(number)))
-    rows = -(-number // columns)
-    cells = np.full(
-        (rows * columns, frames, height + gutter, width + gutter, channels),
-        BACKGROUND[0],
-        videos.dtype,
-    )
-    cells[:number, :, :height, :width] = videos
-    grid = cells.reshape(rows, columns, *cells.shape[1:])
-    grid = grid.transpose(2, 0, 3, 1, 4, 5).reshape(
-        frames, rows * cells.shape[2], columns * cells.shape[3], channels
-    )
+    pads = ((0, -number % columns), (0, 0), (0, gutter), (0, gutter), (0, 0))
+    cells = np.pad(videos, pads, constant_values=BACKGROUND[0])
+    grid = rearrange(cells, "(row col) f h w c -> f (row h) (col w) c", col=columns)
     return grid[:, : grid.shape[1] - gutter, : grid.shape[2] - gutter]
 
 
@@ -69,11 +55,7 @@ def _rgb(video: np.ndarray) -> np.ndarray:
 
 
 def write_video(
-    path: str | Path,
-    video: np.ndarray,
-    fps: float,
-    scale: int | None = None,
-    overwrite: bool = False,
+    path: StrPath, video: np.ndarray, fps: float, scale: int = 0, overwrite=False
 ) -> None:
     """Write [f, h, w, c] uint8 as an mp4 that browsers play: H.264, yuv420p.
 
@@ -103,15 +85,11 @@ def write_video(
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    write_bytes(path, content.getbuffer(), overwrite)
+    files.write_bytes(path, content.getvalue(), overwrite)
 
 
 def write_gif(
-    path: str | Path,
-    video: np.ndarray,
-    fps: float,
-    scale: int | None = None,
-    overwrite: bool = False,
+    path: StrPath, video: np.ndarray, fps: float, scale: int = 0, overwrite=False
 ) -> None:
     """Write [f, h, w, c] uint8 as a looping gif.
 
@@ -121,9 +99,8 @@ def write_gif(
     video = _rgb(video)
     scale = scale or display_scale(*video.shape[1:3])
     frames, height, width, _ = video.shape
-    palette = Image.fromarray(
-        np.ascontiguousarray(video.reshape(frames * height, width, 3))
-    ).quantize(256, Image.Quantize.MEDIANCUT)
+    every = Image.fromarray(video.reshape(frames * height, width, 3))
+    palette = every.quantize(256, Image.Quantize.MEDIANCUT)
     pictures = [
         Image.fromarray(np.ascontiguousarray(pixels))
         .quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
@@ -132,25 +109,19 @@ def write_gif(
     ]
     ticks = np.round(100 * np.arange(frames + 1) / fps).astype(int)
     durations = np.maximum(np.diff(ticks), 2) * 10  # players slow down frames < 20 ms
-    content = io.BytesIO()
-    pictures[0].save(
-        content,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=durations.tolist(),
-        loop=0,
-        optimize=False,
-    )
-    write_bytes(path, content.getbuffer(), overwrite)
+    with files.atomic_write(path, overwrite) as temporary:
+        pictures[0].save(
+            temporary, "GIF", save_all=True, append_images=pictures[1:],
+            duration=durations.tolist(), loop=0, optimize=False,
+        )  # fmt: skip
 
 
 def write_sheet(
-    path: str | Path,
+    path: StrPath,
     videos: np.ndarray | Sequence[np.ndarray],
-    columns: int | None = None,
-    labels: Sequence[str] | None = None,
-    scale: int | None = None,
+    columns: int = 0,
+    labels: Sequence[str] = (),
+    scale: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Write a contact sheet PNG: one row per video, its frames from left to right.
@@ -163,17 +134,15 @@ def write_sheet(
     height, width = videos[0].shape[1:3]
     scale = scale or display_scale(height, width, short_side=64)
     height, width = height * scale, width * scale
-    text_height = 16 if labels is not None else 0
+    text_height = 16 if labels else 0
     row_height = height + text_height + GUTTER
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + GUTTER) + GUTTER, len(videos) * row_height + GUTTER),
-        BACKGROUND,
-    )
+    sheet_width = columns * (width + GUTTER) + GUTTER
+    sheet_height = len(videos) * row_height + GUTTER
+    sheet = Image.new("RGB", (sheet_width, sheet_height), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for row, video in enumerate(videos):
         top = GUTTER + row * row_height
-        if labels is not None:
+        if labels:
             text = _shorten(labels[row], font, sheet.width - 2 * GUTTER)
             draw.text((GUTTER, top), text, fill=TEXT_COLOR, font=font)
         numbers = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
@@ -181,19 +150,17 @@ def write_sheet(
             cell = Image.fromarray(repeat_pixels(video[number], scale))
             left = GUTTER + column * (width + GUTTER)
             sheet.paste(cell, (left, top + text_height))
-    content = io.BytesIO()
-    sheet.save(content, "PNG")
-    write_bytes(path, content.getbuffer(), overwrite)
+    with files.atomic_write(path, overwrite) as temporary:
+        sheet.save(temporary, "PNG")
 
 
-def write_npz(path: str | Path, videos: np.ndarray, overwrite: bool = False) -> None:
+def write_npz(path: StrPath, videos: np.ndarray, overwrite: bool = False) -> None:
     """Write [n, f, h, w, c] uint8 as the array ``videos`` of an npz file."""
-    content = io.BytesIO()
-    np.savez_compressed(content, videos=videos)
-    write_bytes(path, content.getbuffer(), overwrite)
+    with files.atomic_write(path, overwrite) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, videos=videos)
 
 
-def read_npz(path: str | Path) -> np.ndarray:
+def read_npz(path: StrPath) -> np.ndarray:
     """Read videos uint8 [n, f, h, w, c] that ``write_npz`` wrote.
 
     Raises files.CorruptFile for other bytes.
@@ -218,20 +185,19 @@ def _shorten(text: str, font, width: int) -> str:
 
 def slug(text: str, length: int = 60) -> str:
     """Return a file name for a prompt: letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or (
-        "video"
-    )
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words[:length].strip("-") or "video"
 
 
 def check_output_folder(
-    folder: str | Path, stem: str, overwrite: bool = False
+    folder: StrPath, stem: str, overwrite: bool = False
 ) -> list[Path]:
     """Make ``folder``; return the existing outputs of ``stem`` in it.
 
     Commands call this before sampling, so that they fail early. Nothing is deleted.
     Raises UserError if outputs exist and ``overwrite`` is False.
     """
-    folder = make_folder(folder)
+    folder = files.make_folder(folder)
     output = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
     existing = [path for path in folder.iterdir() if output.fullmatch(path.name)]
     if existing and not overwrite:
@@ -243,7 +209,7 @@ def check_output_folder(
 
 
 def write_samples(
-    folder: str | Path,
+    folder: StrPath,
     stem: str,
     videos: np.ndarray,
     fps: float,
@@ -266,32 +232,26 @@ def write_samples(
     """
     folder = Path(folder)
     existing = check_output_folder(folder, stem, overwrite)
-    arrays, info = folder / f"{stem}.npz", folder / f"{stem}.json"
-    with explain_write_errors(info):
-        info.unlink(missing_ok=True)  # first: it marks complete outputs
-    write_npz(arrays, videos, overwrite)
-    try:
-        with explain_write_errors(folder):
-            for path in {*existing} - {arrays, info}:
-                path.unlink()
-        return _write_previews(folder, stem, videos, fps, meta, labels)
-    except UserError as error:
-        raise UserError(f"{error}; {arrays} holds all videos") from error
-
-
-def _write_previews(folder, stem, videos, fps, meta, labels) -> list[Path]:
-    """Write all outputs but the array."""
-    paths = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
-    for path, video in zip(paths, videos, strict=True):
-        write_video(path, video, fps)
-    scale = display_scale(*videos.shape[2:4], short_side=96)
-    grid = repeat_pixels(video_grid(videos, gutter=1), scale)
-    write_video(folder / f"{stem}.mp4", grid, fps, scale=1)
-    write_gif(folder / f"{stem}.gif", video_grid(videos, gutter=1), fps, scale=scale)
-    write_sheet(folder / f"{stem}.png", videos, labels=labels)
-    info = {**meta, "fps": fps, "shape": list(videos.shape)}
-    if labels is not None:
-        info["labels"] = list(labels)
-    write_json(folder / f"{stem}.json", info)
+    numbered = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     suffixes = ("mp4", "gif", "png", "npz", "json")
-    return paths + [folder / f"{stem}.{suffix}" for suffix in suffixes]
+    mp4, gif, png, npz, json = (folder / f"{stem}.{suffix}" for suffix in suffixes)
+    with files.explain_write_errors(json):
+        json.unlink(missing_ok=True)  # first: it marks complete outputs
+    write_npz(npz, videos, overwrite)
+    try:
+        with files.explain_write_errors(folder):
+            for path in {*existing} - {npz, json}:
+                path.unlink()
+        for path, video in zip(numbered, videos, strict=True):
+            write_video(path, video, fps)
+        scale = display_scale(*videos.shape[2:4], short_side=96)
+        grid = video_grid(videos)
+        write_video(mp4, repeat_pixels(grid, scale), fps, scale=1)
+        write_gif(gif, grid, fps, scale)
+        write_sheet(png, videos, labels=labels or ())
+        shape = list(videos.shape)
+        names = {} if labels is None else {"labels": list(labels)}
+        files.write_json(json, {**meta, "fps": fps, "shape": shape, **names})
+    except UserError as error:
+        raise UserError(f"{error}; {npz} holds all videos") from error
+    return [*numbered, mp4, gif, png, npz, json]
