@@ -61,8 +61,7 @@ class InProcessDecoder:
     read_frames = staticmethod(video_io.read_frames)
 
     def fill_entry(self, info, size, place):
-        shape = (info.frames, *video_io.cover_size(info.height, info.width, size))
-        cache.write_entry(place, video_io.decode_frames(info, size=size), shape)
+        cache.write_entry(place, video_io.decode_frames(info, size=size))
 
     def close(self):
         pass

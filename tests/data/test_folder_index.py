@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -146,7 +145,7 @@ def test_one_file_is_split_in_time_or_not_at_all():
 def test_one_file_that_slows_down_is_not_split():
     """The rate of its end alone would be below the target rate."""
     pts = np.cumsum([0] + [1] * 90 + [9] * 9)
-    info = dataclasses.replace(stub("a", 100).info, pts=pts, time_base=Fraction(1, 40))
+    info = dataclasses.replace(stub("a", 100).info, pts=pts, time_base=1 / 40)
     file = dataclasses.replace(stub("a", 100), info=info)
     shape = ClipShape(4, 24, 32, fps=10.0)
     train, out = folder_index.split_files([file], 0.1, shape)

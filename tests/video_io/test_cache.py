@@ -45,8 +45,7 @@ def test_a_temporary_read_error_is_not_stored(
 
 
 def fill_with(video):
-    shape = video.shape[:3]
-    return lambda path: cache.write_entry(path, iter(video), shape)
+    return lambda path: cache.write_entry(path, iter(video))
 
 
 def test_the_cache_returns_the_decoded_frames(tmp_path):
@@ -128,7 +127,7 @@ rng = np.random.default_rng(int(sys.argv[3]))
 for _ in range(60):
     which = int(rng.integers(5))
     video = np.full((4, 16, 16, 3), which, np.uint8)
-    fill = lambda path: cache.write_entry(path, iter(video), video.shape[:3])
+    fill = lambda path: cache.write_entry(path, iter(video))
     assert (store.read(f"v{which}", [0, 3], fill) == which).all()
 """
 

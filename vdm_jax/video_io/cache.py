@@ -17,7 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import STALE_SECONDS, CorruptFile, atomic_write, cache_folder
+from vdm_jax.files import (
+    STALE_SECONDS,
+    CorruptFile,
+    StrPath,
+    atomic_write,
+    cache_folder,
+)
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
@@ -30,7 +36,7 @@ CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or
 default_folder = cache_folder
 
 
-def file_key(path: str | os.PathLike, *extra) -> str:
+def file_key(path: StrPath, *extra) -> str:
     """Return the name of the entry of a file, or of a folder and its content."""
     status = os.stat(path)
     identity = [VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns]
@@ -44,12 +50,10 @@ def file_key(path: str | os.PathLike, *extra) -> str:
 class IndexStore:
     """Stores the result of ``probe``: the index of a video, or why there is none."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: StrPath):
         self.folder = Path(folder) / "index"
 
-    def probe(
-        self, path: str | os.PathLike, probe: Callable[[str], VideoInfo]
-    ) -> VideoInfo:
+    def probe(self, path: StrPath, probe: Callable[[str], VideoInfo]) -> VideoInfo:
         """Return the stored index of ``path``, else call ``probe``. Raises BadVideo."""
         try:
             entry = self.folder / f"{file_key(path, probe.__name__)}.json"
@@ -74,29 +78,30 @@ class IndexStore:
 
     def _load(self, entry: Path) -> dict | None:
         """Return an entry; None if it is missing or corrupt."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
             checksum, text = entry.read_text().split("\n", 1)
             if int(checksum) == zlib.crc32(text.encode()):
                 return json.loads(text)
         return None
 
 
-def write_entry(
-    path: str | os.PathLike, frames: Iterable[np.ndarray], shape: tuple[int, int, int]
-) -> None:
-    """Write RGB frames of ``shape`` = (n, h, w), each followed by its CRC-32.
+def write_entry(path: StrPath, frames: Iterable[np.ndarray]) -> None:
+    """Write RGB frames of one size, each followed by its CRC-32.
 
     Only one frame at a time is held in memory.
     """
+    count = height = width = 0
     with open(path, "wb") as file:
-        file.write(HEADER.pack(*shape))
-        for frame in frames:
-            pixels = frame.tobytes()
+        file.seek(HEADER.size)
+        for count, frame in enumerate(frames, 1):  # noqa: B007
+            pixels, (height, width) = frame.tobytes(), frame.shape[:2]
             file.write(pixels)
             file.write(zlib.crc32(pixels).to_bytes(CRC_BYTES, "little"))
+        file.seek(0)
+        file.write(HEADER.pack(count, height, width))
 
 
-def read_entry(path: str | os.PathLike, numbers: Sequence[int]) -> np.ndarray:
+def read_entry(path: StrPath, numbers: Sequence[int]) -> np.ndarray:
     """Read frames of an entry as uint8 [f, h, w, 3]. Raises CorruptFile."""
     with open(path, "rb") as file:
         header = file.read(HEADER.size).ljust(HEADER.size)  # too short: another size
@@ -121,7 +126,7 @@ class FrameCache:
     are deleted first. Entries being written are not counted until they are complete.
     """
 
-    def __init__(self, folder: str | os.PathLike, max_bytes: int):
+    def __init__(self, folder: StrPath, max_bytes: int):
         self.folder, self.max_bytes = Path(folder) / "frames", max_bytes
 
     @staticmethod

@@ -13,9 +13,13 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
+from vdm_jax.area_means import area_matrix
+from vdm_jax.files import StrPath
 from vdm_jax.video_io import containers, images
 from vdm_jax.video_io.file_types import BadVideo, check_frame, read_head
 from vdm_jax.video_io.info import VideoInfo, clip_frames, num_starts
+
+Size = tuple[int, int]  # height, width
 
 # With these flags swscale computes area means to 0.5 of 255 without bias. Without them
 # colours are one level too dark and edges are wrong by up to 48.
@@ -30,7 +34,7 @@ FLAT_TOLERANCE = 8  # of 255 levels: the noise of an encoded black frame
 LUMA = np.array([0.299, 0.587, 0.114])  # grey from RGB (ITU-R BT.601)
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(path: StrPath) -> VideoInfo:
     """Index a video file or a folder of frames. Raises BadVideo with the reason."""
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -40,7 +44,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     return images.index_animation(path) if animated else containers.index(path)
 
 
-def inspect(path: str | os.PathLike) -> VideoInfo:
+def inspect(path: StrPath) -> VideoInfo:
     """Index a video for training. Raises BadVideo also if all frames are one colour.
 
     Decoding stops at the first frame with content, which is frame 0 in most files.
@@ -59,9 +63,7 @@ def is_flat(pixels: np.ndarray) -> bool:
     return bool((np.ptp(pixels, axis=(-3, -2)) <= FLAT_TOLERANCE).all())
 
 
-def cover_size(
-    height: int, width: int, size: tuple[int, int] | None
-) -> tuple[int, int]:
+def cover_size(height: int, width: int, size: Size | None) -> Size:
     """Return the smallest size of the same aspect that covers ``size`` (h, w).
 
     size: None keeps the original size.
@@ -73,9 +75,7 @@ def cover_size(
 
 
 def decode_frames(
-    info: VideoInfo,
-    numbers: Sequence[int] | None = None,
-    size: tuple[int, int] | None = None,
+    info: VideoInfo, numbers: Sequence[int] | None = None, size: Size | None = None
 ) -> Iterator[np.ndarray]:
     """Yield the frames ``numbers`` (increasing; None: all) resized to cover ``size``.
 
@@ -85,21 +85,27 @@ def decode_frames(
     numbers = range(info.frames) if numbers is None else numbers
     output = cover_size(info.height, info.width, size)
     check_frame(info.path, *output)  # a narrow video becomes long if it covers a square
-    if info.kind not in images.KINDS:
-        turns = info.rotation // 90 % 4
-        stored = output[::-1] if turns % 2 else output
-        for frame in containers.decode_frames(info, numbers):
-            try:
-                pixels = _resize_frame(frame, *stored)
-            except FFmpegError as error:  # a colour matrix unknown to swscale
-                reason = f"its colours cannot be converted ({error.strerror})"
-                raise BadVideo(info.path, reason) from error
-            yield np.rot90(pixels[:, ::-1] if info.mirrored else pixels, turns)
-    else:
+    if info.kind in images.KINDS:
         for pixels in images.decode_frames(info, numbers):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-            resized = pixels.shape[:2] != output
-            yield _resize_frame(frame, *output) if resized else pixels
+            yield _resize_pixels(pixels, output)
+        return
+    turns = info.rotation // 90 % 4
+    stored = output[::-1] if turns % 2 else output
+    for frame in containers.decode_frames(info, numbers):
+        try:
+            pixels = _resize_frame(frame, *stored)
+        except FFmpegError as error:  # a colour matrix unknown to swscale
+            reason = f"its colours cannot be converted ({error.strerror})"
+            raise BadVideo(info.path, reason) from error
+        yield np.rot90(pixels[:, ::-1] if info.mirrored else pixels, turns)
+
+
+def _resize_pixels(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Resize uint8 [h, w, 3] as a frame of a video."""
+    if pixels.shape[:2] == size:
+        return pixels
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+    return _resize_frame(frame, *size)
 
 
 def _resize_frame(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
@@ -132,7 +138,7 @@ def _convert(
 
 
 def read_frames(
-    info: VideoInfo, numbers: Sequence[int], size: tuple[int, int] | None = None
+    info: VideoInfo, numbers: Sequence[int], size: Size | None = None
 ) -> np.ndarray:
     """Read frames by number, in any order and with repeats, as uint8 [f, H, W, 3].
 
@@ -144,9 +150,7 @@ def read_frames(
     return np.stack(list(decode_frames(info, unique.tolist(), size)))[inverse]
 
 
-def read_image(
-    path: str | os.PathLike, size: tuple[int, int]
-) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(path: StrPath, size: Size) -> tuple[np.ndarray, Size]:
     """Read an image as a video of one frame uint8 [1, h, w, 3].
 
     The image is resized to cover ``size`` (h, w) and center-cropped, as in `read_clip`.
@@ -154,14 +158,13 @@ def read_image(
     """
     pixels = images.read_image(path)
     height, width = pixels.shape[:2]
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
     cover = cover_size(height, width, size)
     check_frame(path, *cover)
-    return crop(_resize_frame(frame, *cover)[None], size), (height, width)
+    return crop(_resize_pixels(pixels, cover)[None], size), (height, width)
 
 
 def decode_previews(
-    info: VideoInfo, size: tuple[int, int], previews: int
+    info: VideoInfo, size: Size, previews: int
 ) -> tuple[np.ndarray, bool]:
     """Decode a whole video; return some frames and whether anything moves.
 
@@ -179,30 +182,22 @@ def decode_previews(
     return crop(np.stack([selected[number] for number in numbers]), size), moves
 
 
-def resize(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(video: np.ndarray, size: Size) -> np.ndarray:
     """Resize uint8 [f, h, w, c] to the smallest size of its aspect that covers `size`.
 
     Each new pixel is the exact mean over its area. A larger size repeats pixels.
     """
-
-    def weights(old: int, new: int) -> np.ndarray:
-        edges = np.arange(new + 1) * old / new
-        cells = np.arange(old)
-        # Fraction of each old cell below each new edge.
-        below = np.clip(edges[:, None] - cells, 0, 1)
-        return np.diff(below, axis=0) * new / old
-
     old = video.shape[1:3]
     new = cover_size(old[0], old[1], size)
     if new == old:
         return video
-    down, across = weights(old[0], new[0]), weights(old[1], new[1])
+    down, across = map(area_matrix, old, new)
     resized = np.einsum("Hh,fhwc,Ww->fHWc", down, video, across, optimize=True)
     return np.rint(resized).astype(np.uint8)
 
 
 def crop(
-    video: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None = None
+    video: np.ndarray, size: Size, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Crop [f, H, W, c] to ``size`` (h, w): the center, or a random crop with rng."""
     extra_h, extra_w = video.shape[1] - size[0], video.shape[2] - size[1]
@@ -218,12 +213,12 @@ def to_gray(video: np.ndarray) -> np.ndarray:
 
 
 def read_clip(
-    path: str | os.PathLike,
+    path: StrPath,
     start: int = 0,
     count: int | None = None,
     stride: int = 1,
     fps: float | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     index: VideoInfo | None = None,
 ) -> np.ndarray:
     """Read one clip as uint8 [f, h, w, 3].
@@ -241,7 +236,6 @@ def read_clip(
         count = len(range(start, info.frames, stride))
     if start >= num_starts(info, count, stride, fps):
         raise ValueError(f"no clip of {count} frames starts at frame {start}")
-    video = read_frames(
-        info, clip_frames(info, start, count, stride, fps).tolist(), size
-    )
+    numbers = clip_frames(info, start, count, stride, fps)
+    video = read_frames(info, numbers.tolist(), size)
     return video if size is None else crop(video, size)

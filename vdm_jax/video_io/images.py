@@ -28,14 +28,9 @@ from vdm_jax.video_io.info import VideoInfo
 
 # Raised by Pillow for corrupt files. Its warning about large images becomes an error.
 PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+    OSError, SyntaxError, ValueError, EOFError, struct.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 
 KINDS = {"gif", "webp", "frames"}
 FORMATS = ["GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF"]

@@ -96,17 +96,16 @@ def num_starts(
     Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
     frames would repeat.
     """
-    have = f"{info.frames} frame" + "s" * (info.frames != 1)
+    have, span = f"{info.frames} frame", (count - 1) * stride + 1
+    have, need = have + "s" * (info.frames != 1), f"{span} frames"
+    number = info.frames - span + 1
     if rate := _time_rate(info, fps):
-        seconds = (count - 1) / rate
+        times, seconds = info.times, (count - 1) / rate
         half_frame = 0.5 / (info.fps or rate)  # in it the last frame is the nearest one
-        last = info.times[-1] + half_frame - seconds
-        number = int(np.searchsorted(info.times, last, side="right"))
+        last = times[-1] + half_frame - seconds
+        number = int(np.searchsorted(times, last, side="right"))
         number = min(number, info.frames - (count > 1))
-        have, need = f"{info.times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
-    else:
-        number, need = info.frames - (count - 1) * stride, f"{(count - 1) * stride + 1}"
-        need += " frames"
+        have, need = f"{times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
     if number < 1:
         raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
     return number

@@ -20,13 +20,14 @@ import weakref
 from collections.abc import Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 import vdm_jax
 from vdm_jax.errors import UserError
 from vdm_jax.video_io import cache, decode
+from vdm_jax.video_io.decode import Size
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
@@ -91,32 +92,28 @@ class SandboxedDecoder:
         return VideoInfo.from_json(answer["info"] | {"path": path})
 
     def read_frames(
-        self,
-        info: VideoInfo,
-        numbers: Sequence[int],
-        size: tuple[int, int] | None = None,
+        self, info: VideoInfo, numbers: Sequence[int], size: Size | None = None
     ) -> np.ndarray:
         """Run `decode.read_frames`."""
-        numbers = [int(number) for number in numbers]
-        return self._decode(info, do="read", numbers=numbers, size=size)[1]
+        return self._decode("read_frames", info, list(map(int, numbers)), size)[1]
 
-    def fill_entry(
-        self, info: VideoInfo, size: tuple[int, int] | None, path: Path
-    ) -> None:
+    def fill_entry(self, info: VideoInfo, size: Size | None, path: Path) -> None:
         """Decode a whole video into the entry ``path`` of the frame cache."""
-        self._decode(info, do="fill", size=size, entry=os.path.abspath(path))
+        self._decode("fill_entry", info, size, os.path.abspath(path))
 
     def decode_previews(
-        self, info: VideoInfo, size: tuple[int, int], previews: int
+        self, info: VideoInfo, size: Size, previews: int
     ) -> tuple[np.ndarray, bool]:
         """Run `decode.decode_previews`."""
-        request = {"do": "previews", "size": size, "previews": previews}
-        answer, video = self._decode(info, **request)
+        answer, video = self._decode("decode_previews", info, size, previews)
         return video, answer["moves"]
 
-    def _decode(self, info: VideoInfo, **request) -> tuple[dict, np.ndarray]:
+    def _decode(
+        self, function: str, info: VideoInfo, *arguments
+    ) -> tuple[dict, np.ndarray]:
         # An absolute path, because the child keeps the folder it was started in.
-        request["info"] = info.to_json() | {"path": os.path.abspath(info.path)}
+        index = info.to_json() | {"path": os.path.abspath(info.path)}
+        request = {"do": function, "info": index, "arguments": arguments}
         pixels = info.frames * info.height * info.width
         return self._call(info.path, request, pixels / PIXELS_PER_SECOND)
 
@@ -178,9 +175,7 @@ class SandboxedDecoder:
         return child
 
 
-def _read_answer(
-    child: subprocess.Popen, seconds: float
-) -> tuple[dict[str, Any], np.ndarray]:
+def _read_answer(child: subprocess.Popen, seconds: float) -> tuple[dict, np.ndarray]:
     """Read an answer: a line of JSON, then a video uint8 of its ``shape``.
 
     Raises TimeoutError if it does not begin in time, EOFError if it is not complete.
@@ -219,17 +214,15 @@ def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
     if request["do"] in ("probe", "inspect"):
         index = getattr(decode, request["do"])
         return {"info": index(request["path"]).to_json()}, None
-    info = VideoInfo.from_json(request["info"])
-    size = request["size"] and tuple(request["size"])
-    if request["do"] == "fill":
-        shape = (info.frames, *decode.cover_size(info.height, info.width, size))
-        frames = decode.decode_frames(info, size=size)
-        cache.write_entry(request["entry"], frames, shape)
+    info, arguments = VideoInfo.from_json(request["info"]), request["arguments"]
+    if request["do"] == "fill_entry":
+        size, entry = arguments
+        cache.write_entry(entry, decode.decode_frames(info, size=size))
         return {}, None
-    if request["do"] == "read":
-        video, moves = decode.read_frames(info, request["numbers"], size), None
+    if request["do"] == "read_frames":
+        video, moves = decode.read_frames(info, *arguments), None
     else:
-        video, moves = decode.decode_previews(info, size, request["previews"])
+        video, moves = decode.decode_previews(info, *arguments)
     return {"shape": video.shape, "moves": moves}, video
 
 
