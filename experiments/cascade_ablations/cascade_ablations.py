@@ -32,7 +32,7 @@ from experiments.cascade_accuracy import cascade_accuracy
 from vdm_jax import cascade as cascades
 from vdm_jax import runs, sampling
 from vdm_jax.metrics import frechet, pixel_statistics
-from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.metrics.attributes import SHAPES
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 from vdm_jax.training.captions import CaptionEmbeddings
@@ -108,7 +108,7 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
 
 def scores(videos: np.ndarray, labels: np.ndarray, config, clips: np.ndarray) -> Row:
     """Return attribute scores, and frame_fd to real clips of the same labels."""
-    row = measure.attribute_scores(videos, labels, config.data.stride)
+    row = SHAPES.attribute_scores(videos, labels, config.data.stride)
     features = (pixel_statistics.pixel_features(v) for v in (videos, clips))
     return row | {"frame_fd": frechet.frechet_of_features(*features)}
 
@@ -216,7 +216,7 @@ def measure_variant(args, name: str, seed: int) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """Return the rows as a table, scores last."""
     heads = [
-        k for k in rows[0] if k not in (*KEYS, *measure.NAMES, "position_std_error")
+        k for k in rows[0] if k not in (*KEYS, *SHAPES.names, "position_std_error")
     ]
     heads = list(
         dict.fromkeys([*heads, *(k for row in rows for k in row if k in KEYS)])

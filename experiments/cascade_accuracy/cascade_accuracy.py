@@ -2,27 +2,26 @@
 
     python -m experiments.cascade_accuracy.cascade_accuracy --cascade=runs/cascade
 
-Prompts are sentences of the held-out labels. A stage's videos are measured at their own
-size (vdm_jax/metrics/shape_detection.py), and so are real clips of the same labels.
+Prompts are sentences of the held-out labels. The measure of each stage is that of
+evaluate.py --cascade, whose prompts are of all labels.
 Prints the table, writes it as a JSON next to this file, named after the cascade, and
 writes sixteen videos of every stage into --out.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vdm_jax import cascade as cascades
-from vdm_jax import sampling, video_io
+from vdm_jax import video_io
 from vdm_jax.data import shapes
-from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.evaluators import cascades as evaluator
+from vdm_jax.evaluators.tables import attribute_table
+from vdm_jax.metrics.attributes import SHAPES
+from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
-
-COLUMNS = (*measure.NAMES, "all_attributes", "template_mse", "position_std")
 
 
 def held_out_prompts(config, num: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -61,35 +60,19 @@ def main() -> None:
     cascade = cascades.read(args.cascade)
     labels, prompts = held_out_prompts(cascade.stages[0].config, args.num, args.seed)
     text, _ = cascades.encode_prompts(cascade, prompts)
-    started = time.perf_counter()
-    with tqdm(unit="step", disable=None) as bar:
-
-        def progress(name: str, done: int, total: int) -> None:
-            bar.set_description(f"{name} {done}/{total}")
-            bar.update()
-
-        videos = cascades.sample(
-            cascade, args.num, text, seed=args.seed, progress=progress
-        )
-    seconds = time.perf_counter() - started
-    rows = {}
+    videos, rows = evaluator.sample(cascade, args.num, text, args.seed), {}
     for stage in cascade.stages:
-        stride = stage.config.data.stride
-        samples = sampling.to_uint8(videos[stage.name])
-        rows[stage.name] = measure.attribute_scores(samples, labels, stride)
         clips = real_clips(stage.config, labels, args.seed)
-        rows[f"{stage.name}, real"] = measure.attribute_scores(clips, labels, stride)
+        samples = videos[stage.name]
+        rows |= evaluator.attribute_rows(stage, samples, clips, labels)
         video_io.write_samples(
             args.out / stage.name, "samples", samples[:16], stage.config.video.fps, {},
             labels=prompts[:16], overwrite=True,
         )  # fmt: skip
-    rows["chance"] = measure.CHANCE
-    print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
-    for name, row in rows.items():
-        cells = [f"{row[key]:.3f}" if key in row else "" for key in COLUMNS]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    rows["chance"] = SHAPES.chance()
+    table = attribute_table(rows, SHAPES)
+    print(format_table(table.headings, table.rows))
     nfe = cascades.nfe(cascade)
-    print(f"{args.num} videos in {seconds:.0f} s, {nfe} NFE each")
     command = "python -m experiments.cascade_accuracy.cascade_accuracy"
     result = {
         "command": f"{command} --cascade={args.cascade} "

@@ -18,10 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.extension import continuation
 from vdm_jax import runs, sampling, video_io
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.files import atomic_write
-from vdm_jax.metrics import bouncing_motion as measure
+from vdm_jax.metrics.attributes import BOUNCING
+from vdm_jax.metrics.shape_detection import detect_shapes
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 
@@ -66,26 +68,24 @@ def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, a
 def scores(videos: np.ndarray, geometry: shapes.Geometry) -> dict:
     """Return errors of continuation at the start of blocks and inside of the first.
 
-    `bouncing_motion.continuation_errors` in pixels, averaged over videos: inside, of
+    `continuation_errors` in pixels, averaged over videos: inside, of
     the first block, which is sampled as a whole; seam, of the first new frame of each
     block; late, of the other new frames.
     """
     block = geometry.frames
-    first = measure.continuation_errors(videos[:, :block], geometry)
-    errors = measure.continuation_errors(videos, geometry)
+    first = continuation.continuation_errors(videos[:, :block], geometry)
+    errors = continuation.continuation_errors(videos, geometry)
     seams = np.arange(block, videos.shape[1], block - block // 2)
     late = np.setdiff1d(np.arange(block, videos.shape[1]), seams)
-    inside = {k: e[:, measure.CONTEXT_FRAMES :] for k, e in first.items()}
+    inside = {k: e[:, continuation.CONTEXT_FRAMES :] for k, e in first.items()}
     at_seam = {k: e[:, seams] for k, e in errors.items()}
-    same = measure.consistent_attributes(videos, geometry)
+    same = continuation.consistent_attributes(videos)
     result = {
         "inside": {k: float(e.mean()) for k, e in inside.items()},
         "median inside": {k: float(np.median(e)) for k, e in inside.items()},
-        "consistent": dict(zip(measure.NAMES, same.mean(0).tolist(), strict=True)),
+        "consistent": dict(zip(BOUNCING.names, same.mean(0).tolist(), strict=True)),
         "all": float(same.all(1).mean()),
-        "template_mse": float(
-            measure.shape_detection.detect_shapes(videos)["template_mse"].mean()
-        ),
+        "template_mse": float(detect_shapes(videos)["template_mse"].mean()),
     }
     if not len(seams):  # of the first blocks alone
         return result
@@ -106,7 +106,7 @@ def cells(label: str, row: dict) -> list[str]:
     for part in ("median seam", "median inside"):
         text.append(f"{row[part]['position']:.3f}" if part in row else "–")
     text.append(f"{row['late']:.3f}" if "late" in row else "–")
-    text += [f"{row['consistent'][key]:.2f}" for key in measure.NAMES]
+    text += [f"{row['consistent'][key]:.2f}" for key in BOUNCING.names]
     return (
         text
         + [f"{row[k]:.2f}" for k in ("all", "template_mse")]

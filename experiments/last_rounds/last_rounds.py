@@ -33,7 +33,8 @@ from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
 from vdm_jax.distillation.losses import sample_batch
-from vdm_jax.evaluators import distillation_metrics, distillation_plan
+from vdm_jax.evaluators.distillation_page import COLUMNS as SCORE_COLUMNS
+from vdm_jax.evaluators.distillations import MAX_STEPS, row_scores
 from vdm_jax.metrics.tables import format_cells, format_table
 from vdm_jax.runtime import path_type
 from vdm_jax.training import optimizer as optim
@@ -53,7 +54,7 @@ COLUMNS = {
     "row": ("", ""),
     "updates": ("updates", ",d"),
     "training": ("s", ".0f"),
-    **{key: distillation_metrics.COLUMNS[key] for key in SCORES},
+    **{key: SCORE_COLUMNS[key] for key in SCORES},
 }
 
 
@@ -169,9 +170,6 @@ def main() -> None:
     eight, teacher = runs.load(path[POINTS]), runs.load(stored["teacher"])
     source = data.open_source(eight.config)
     held_out = pipeline.held_out_batch(eight.config, source, args.num)
-    metrics = distillation_metrics.DistillationMetrics(
-        held_out["video"], held_out["label"], eight.config.data.source
-    )
 
     def sample(loaded, params, n: int) -> np.ndarray:
         own = sampling.Settings.from_config(loaded.config.sample)
@@ -183,12 +181,12 @@ def main() -> None:
         )  # fmt: skip
         return sampling.to_uint8(videos)
 
-    metrics.reference = sample(teacher, teacher.params, distillation_plan.MAX_STEPS)
+    reference = sample(teacher, teacher.params, MAX_STEPS)
     rows = []
 
     def add(method: str, n: int, count: int, seconds: float, videos) -> None:
         row = {"row": f"{method}, {n} steps", "updates": count, "training": seconds}
-        rows.append(row | metrics(videos))
+        rows.append(row | row_scores(videos, reference, held_out, eight.config.data))
         print(rows[-1], flush=True)
 
     add("student", POINTS, 0, 0.0, sample(eight, eight.params, POINTS))

@@ -30,7 +30,8 @@ def film() -> list[dict]:
     data.resolve(config, data.open_source(config))
     held_out, training = real_clips(config, NUM)
     videos = held_out["video"]
-    return pixel_statistics.pixel_table(videos, training, videos)[1:]
+    sets = reference_sets.reference_sets(videos, training, videos)
+    return pixel_statistics.pixel_rows(sets, training)[1:]
 
 
 def few() -> list[dict]:

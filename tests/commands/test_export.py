@@ -10,7 +10,7 @@ def test_export_ships_a_model_that_samples(run, tmp_path):
     done = call("sample", f"--workdir={out}", f"--out={tmp_path}/s", "--num=1")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
-        "params.safetensors", "config.json", "metrics.jsonl", "curve.html",
+        "params.safetensors", "config.json", "metrics.jsonl",
     }  # fmt: skip
     assert "--overwrite" in refused("export", f"--workdir={run}", f"--out={out}")
     itself = f"--out={run}", "--overwrite"

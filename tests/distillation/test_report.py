@@ -9,13 +9,14 @@ import pytest
 from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators import distillation_plan, distillations
+from vdm_jax.evaluators import distillations
+from vdm_jax.evaluators.reports import ReportOptions
 
 
 def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     done, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim",))
+    monkeypatch.setattr(distillations, "SAMPLERS", ("ddim",))
     workdir, own = tmp_path / "copy", tmp_path / "teacher"
     shutil.copytree(done, workdir)
     record = json.loads((workdir / "distill.json").read_text())
@@ -26,9 +27,9 @@ def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     )
     (own / "config.json").write_text(own_config.to_json_best_effort())
     (workdir / "distill.json").write_text(json.dumps(record | {"teacher": str(own)}))
-    ask = dict(overrides={"batch_size": 3}, guidance_scale=1.0, seed=0, commands=[])
+    ask = dict(overrides={"batch_size": 3}, guidance_scale=1.0, seed=0)
     rows = distillations.evaluate(
-        workdir, tmp_path / "out", num=4, num_key_samples=3, **ask
+        workdir, ReportOptions(tmp_path / "out"), num=4, num_key_samples=3, **ask
     )
     by_name = {row["row"]: row for row in rows}
     assert by_name["teacher, ddim, 8 steps"]["videos"] == 4
@@ -38,12 +39,12 @@ def test_teacher_rows_ignore_its_sampling_config_and_another_teacher_is_refused(
     (workdir / "distill.json").write_text(changed)
     with pytest.raises(UserError, match="not any more, the teacher"):
         distillations.evaluate(
-            workdir, tmp_path / "out", num=4, num_key_samples=3, **ask
+            workdir, ReportOptions(tmp_path / "out"), num=4, num_key_samples=3, **ask
         )
 
 
 def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation_plan, "SAMPLERS", ("ddim", "dpm"))
+    monkeypatch.setattr(distillations, "SAMPLERS", ("ddim", "dpm"))
     workdir = done
     ask = dict(
         num=4,
@@ -51,7 +52,6 @@ def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
         overrides={"batch_size": 4},
         guidance_scale=None,
         seed=0,
-        commands=["evaluate"],
     )
     calls, original = [], sampling.sample
 
@@ -60,7 +60,7 @@ def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
         return original(model, params, num, settings, inputs, noise=noise)
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
-    rows = distillations.evaluate(workdir, tmp_path, **ask)
+    rows = distillations.evaluate(workdir, ReportOptions(tmp_path), **ask)
     own = runs.read_config(workdir)
     real = pipeline.held_out_batch(own, data.open_source(own), ask["num_key_samples"])
     for seed, labels in calls:  # all rows have the noise and the held-out labels
@@ -87,6 +87,6 @@ def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
         assert scores["rmse_to_teacher"] == pytest.approx(rmse)
     assert (tmp_path / "index.html").stat().st_size > 10_000
     monkeypatch.setattr(distillations.sampling, "sample", lambda *args, **kwargs: 1 / 0)
-    assert distillations.evaluate(workdir, tmp_path, **ask) == rows
+    assert distillations.evaluate(workdir, ReportOptions(tmp_path), **ask) == rows
     with pytest.raises(ZeroDivisionError):
-        distillations.evaluate(workdir, tmp_path, **ask | {"seed": 1})
+        distillations.evaluate(workdir, ReportOptions(tmp_path), **ask | {"seed": 1})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vdm_jax import video_io
-from vdm_jax.evaluators import distillation_plan, distillations, results, sections
+from vdm_jax.evaluators import distillations, results, sections
+from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.metrics import feature_cache
 
 VIDEOS = np.arange(2 * 4 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 4, 8, 8, 3)
@@ -40,29 +41,23 @@ def test_a_damaged_preview_is_left_out_by_name(tmp_path, capsys, content):
 def test_a_damaged_row_is_sampled_again(tmp_path, monkeypatch, name, content):
     counts = []
 
-    def sample(model, params, count, settings, **options):
+    def sample(model, params, count, settings, inputs, **options):
         counts.append(count)
         return VIDEOS[:count].astype(np.float32) / 127.5 - 1
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     monkeypatch.setattr(distillations.sampling, "nfe", lambda *args: 8)
-    row = distillation_plan.SamplerSetting("ddim", 8, 2)
+    row = distillations.SamplerSetting("ddim", 8, 2)
     settings = distillations.sampling.Settings(batch_size=2)
-    teacher = SimpleNamespace(model=None, params=None, checksum="0")
-
-    class Metrics:
-        labels = None
-
-        def __call__(self, videos):
-            return {"videos": len(videos)}
-
-    evaluation = distillation_plan.Evaluation(
-        tmp_path, tmp_path, teacher, 1.0, 0, Metrics()
+    config = SimpleNamespace(data=SimpleNamespace(source="folder", stride=1))
+    teacher = SimpleNamespace(model=None, params=None, checksum="0", config=config)
+    evaluation = distillations.Evaluation(
+        tmp_path, ReportOptions(tmp_path), teacher, 1.0, 0, {"video": VIDEOS[::-1]}, {}
     )
 
     def measure():
         counts.clear()
-        return distillations._measure_row(evaluation, row, settings)
+        return distillations._measure_row(evaluation, row, settings, None)
 
     (tmp_path / "rows").mkdir()
     first, videos = measure()

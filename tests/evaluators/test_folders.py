@@ -11,7 +11,7 @@ from tests.metrics.cheap_networks import CheapNetworks, drifting_squares
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import folders
-from vdm_jax.evaluators.options import ReportOptions
+from vdm_jax.evaluators.reports import ReportOptions
 
 
 def damage(path, packet):

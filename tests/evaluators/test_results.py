@@ -8,9 +8,10 @@ import pytest
 from tests.metrics.cheap_networks import drifting_squares
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import results, sections, tables
-from vdm_jax.metrics import pixel_statistics, protocol
+from vdm_jax.metrics import pixel_statistics
+from vdm_jax.metrics.reference_sets import reference_sets
 
-PROTOCOL: protocol.Protocol = {"clips": 8, "frames": 8, "size": "16x16"}
+PROTOCOL: results.Protocol = {"clips": 8, "frames": 8, "size": "16x16"}
 WORDS = dict.fromkeys(pixel_statistics.COLUMNS, "a word")
 
 
@@ -37,9 +38,9 @@ def test_a_report_without_a_later_column_has_dashes_there(tmp_path):
     clips = drifting_squares()
     older = write_report(tmp_path / "older", PROTOCOL)
     others = results.read_baseline_reports([older], PROTOCOL)
-    page_tables, scores = tables.measure_tables(
-        clips[:8], clips[8:32], None, None, others
-    )
+    sets = reference_sets(clips[:8], clips[8:32], None)
+    scores = tables.measure(sets, clips[8:32], None)
+    page_tables = tables.score_tables(scores, others)
     titles = [table.title for table in page_tables]
     assert titles == ["Pixel statistics", tables.BIAS_TITLE]
     own, other, *_ = page_tables[1].rows

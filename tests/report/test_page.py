@@ -30,13 +30,12 @@ def sections(words="words"):
         page.VideoGrids(
             words, [page.VideoGrid(words, videos()), page.VideoGrid("b", videos())], 8
         ),
-        page.NearestNeighbours(
-            words, videos(3), videos(3), np.array([0.3, 0.0, 0.2]), 8, note=words
+        page.PromptGrid(words, [words], [page.VideoGrid(words, videos())], 1.0),
+        page.Curve(
+            words, [Line(words, np.arange(9.0), np.arange(9.0) + 1)], note=words
         ),
-        page.Curve(words, [Line(words, np.arange(9.0), np.arange(9.0) + 1)], words),
-        page.Table(words, ["", *[words] * 9], [[words] * 10] * 3, (1,), words),
-        page.Commands(words, [f"python train.py --flag={words} " * 5], words),
-        page.KeyValues(words, {words: words}, words),
+        page.Table(words, ["", *[words] * 9], [[words] * 10] * 3, (1,), note=words),
+        page.Commands(words, [f"python train.py --flag={words} " * 5], note=words),
     ]
 
 
@@ -144,24 +143,6 @@ def test_grids_of_large_videos_are_compressed():
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/webp;")
     assert len(text) < 4_000_000  # noise is the worst case: real footage takes a fifth
-
-
-def test_the_closest_pair_is_first_with_the_sample_on_the_left():
-    samples, nearest = videos(3, seed=1), videos(3, seed=2)
-    pairs = page.NearestNeighbours(
-        "t", samples, nearest, np.array([0.3, 0.0, 0.2]), fps=8
-    )
-    grids = page.VideoGrids(
-        "t",
-        [
-            page.VideoGrid(
-                f"distance {d}", np.stack([samples[i], nearest[i]]), columns=2
-            )
-            for i, d in ((1, "0.000"), (2, "0.200"), (0, "0.300"))
-        ],
-        fps=8,
-    )
-    assert pairs.body() == grids.body()
 
 
 def test_floats_are_refused():

@@ -1,4 +1,4 @@
-"""evaluate.py: measure a model, a distillation, or a folder of videos."""
+"""evaluate.py: measure a model, a cascade, a distillation, or a folder of videos."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,8 @@ from vdm_jax.commands.flags import (
     override_settings,
     parse_floats,
     parse_ints,
+    present_values,
+    require_one,
 )
 from vdm_jax.commands.main import command_line, run, start_jax
 from vdm_jax.errors import UserError
@@ -31,6 +33,8 @@ MODES = {
     | {"network_metrics", "baseline_reports", "show_samples"},
     DISTILLATION: _COMMON
     | {*ROW_SETTINGS, "workdir", "guidance_scale", "num_key_samples"},
+    "--cascade": _COMMON
+    | {*SAMPLER_SETTINGS, "cascade", "guidance_scale", "network_metrics"},
     "--videos": _COMMON
     | {"videos", "reference", "num_frames", "stride", "size"}
     | {"network_metrics", "baseline_reports"},
@@ -40,6 +44,7 @@ MODES = {
 def main() -> None:
     """Parse the command line and evaluate."""
     define_path("workdir", "a run, or a folder of models/")
+    define_path("cascade", "or: a cascade's TOML file, or its folder")
     define_path("videos", "or: a folder of any videos")
     define_path("reference", "a folder of real ones, for --videos")
     flags.DEFINE_integer("num_frames", 16, "frames of a clip, for --videos", 2)
@@ -61,37 +66,36 @@ def main() -> None:
         "guidance_scale", None, "scales to compare, comma separated; 1 is off"
     )
     flags.DEFINE_list("compare_steps", [], "numbers of steps to compare with --steps")
-    define_path("out", "folder of the report (default: WORKDIR/report)")
+    define_path("out", "folder of the report (default: report in the folder measured)")
     define_paths("show_samples", "folders of sample.py, shown in the report too")
     flags.DEFINE_list("report_commands", [], "commands to list in the report")
     run(_evaluate, "Measure a trained model against real clips; write a report.")
 
 
 def _evaluate() -> None:
-    start_jax()
-    if FLAGS.videos:
-        return _evaluate_folder()
-    from vdm_jax import build, runs
-
-    is_distillation = (
-        bool(FLAGS.workdir) and (Path(FLAGS.workdir) / runs.DISTILLATION_FILE).is_file()
+    mode = require_one(
+        workdir="a model", cascade="a cascade of models", videos="a folder of videos"
     )
-    mode = DISTILLATION if is_distillation else MODEL
+    if mode == "workdir":
+        from vdm_jax import runs
+
+        mode = MODEL
+        if (Path(FLAGS.workdir) / runs.DISTILLATION_FILE).is_file():
+            mode = DISTILLATION
+    else:
+        mode = f"--{mode}"
     check_mode(mode, MODES)
-    if not FLAGS.workdir:
-        raise UserError("give --workdir=RUN, or --videos=DIR and --reference=DIR")
-    if build.build_model(runs.read_config(Path(FLAGS.workdir))).text_dim:
-        raise UserError(
-            f"{FLAGS.workdir} is conditioned on text, which evaluate.py cannot "
-            "measure: python -m experiments.cascade_accuracy.cascade_accuracy "
-            "--cascade=DIR measures prompts"
-        )
-    if is_distillation:
-        return _evaluate_distillation()
-    _evaluate_model()
+    start_jax()
+    {
+        MODEL: _evaluate_model,
+        DISTILLATION: _evaluate_distillation,
+        "--cascade": _evaluate_cascade,
+        "--videos": _evaluate_folder,
+    }[mode]()
 
 
 def _evaluate_model() -> None:
+    """Measure a model at one or several guidance scales."""
     from vdm_jax import runs
     from vdm_jax.evaluators import models
 
@@ -100,7 +104,7 @@ def _evaluate_model() -> None:
     models.evaluate(
         trained,
         Path(FLAGS.workdir),
-        _report_options(Path(FLAGS.out or Path(FLAGS.workdir) / "report")),
+        _report_options(FLAGS.workdir),
         num=FLAGS.num,
         guidance_scales=_guidance_scales() or [trained.config.sample.guidance_scale],
         seed=FLAGS.seed,
@@ -109,21 +113,45 @@ def _evaluate_model() -> None:
     )
 
 
-def _report_options(out: Path):
-    """Return the options of a report in `out`."""
-    from vdm_jax.evaluators.options import ReportOptions
+def _evaluate_cascade() -> None:
+    """Measure the videos of every stage of a cascade."""
+    from vdm_jax import cascade as cascades
+    from vdm_jax.evaluators import cascades as evaluator
+
+    cascade = cascades.read(FLAGS.cascade)
+    settings = present_values(SAMPLER_SETTINGS)
+    if scales := _guidance_scales(most=1):
+        settings["guidance_scale"] = scales[0]
+    folder = cascade.path if cascade.path.is_dir() else cascade.path.parent
+    evaluator.evaluate(
+        cascade.with_sampling(settings),
+        _report_options(folder),
+        num=FLAGS.num,
+        seed=FLAGS.seed,
+        networks=_networks(),
+    )
+
+
+def _report_options(measured: str | Path):
+    """Return the options of a report, by default inside of the folder measured."""
+    from vdm_jax.evaluators.reports import ReportOptions
 
     return ReportOptions(
-        out,
+        Path(FLAGS.out or Path(measured) / "report"),
         commands=[*FLAGS.report_commands, command_line()],
         sample_folders=[Path(folder) for folder in FLAGS.show_samples],
         baseline_reports=[Path(folder) for folder in FLAGS.baseline_reports],
     )
 
 
-def _guidance_scales() -> list[float]:
-    """Return the numbers of --guidance_scale, [] without it."""
-    return parse_floats("guidance_scale") if FLAGS.guidance_scale else []
+def _guidance_scales(most: int | None = None) -> list[float]:
+    """Return the numbers of --guidance_scale, `most` at most, [] without it."""
+    scales = parse_floats("guidance_scale")
+    if most and len(scales) > most:
+        raise UserError(
+            f"--guidance_scale={','.join(FLAGS.guidance_scale)}: one scale at a time"
+        )
+    return scales
 
 
 def _networks():
@@ -144,13 +172,12 @@ def _evaluate_folder() -> None:
     """Compare two folders of videos."""
     from vdm_jax.evaluators import folders
 
-    check_mode("--videos", MODES)
     if not FLAGS.reference or not FLAGS.out:
         raise UserError("--videos needs --reference=DIR and --out=DIR")
     folders.compare_folders(
         Path(FLAGS.videos),
         Path(FLAGS.reference),
-        _report_options(Path(FLAGS.out)),
+        _report_options(FLAGS.out),
         num=FLAGS.num,
         frames=FLAGS.num_frames,
         stride=FLAGS.stride,
@@ -175,18 +202,13 @@ def _evaluate_distillation() -> None:
     """Measure the students of a distillation and their teacher, row by row."""
     from vdm_jax.evaluators import distillations
 
-    scales = _guidance_scales()
-    if len(scales) > 1:
-        raise UserError(
-            f"--guidance_scale={','.join(FLAGS.guidance_scale)}: one scale at a time"
-        )
+    scales = _guidance_scales(most=1)
     distillations.evaluate(
         Path(FLAGS.workdir),
-        Path(FLAGS.out or Path(FLAGS.workdir) / "report"),
+        _report_options(FLAGS.workdir),
         num=FLAGS.num,
         num_key_samples=FLAGS.num_key_samples or FLAGS.num,
-        overrides={n: FLAGS[n].value for n in ROW_SETTINGS if FLAGS[n].present},
+        overrides=present_values(ROW_SETTINGS),
         guidance_scale=scales[0] if scales else None,
         seed=FLAGS.seed,
-        commands=[*FLAGS.report_commands, command_line()],
     )

@@ -1,4 +1,4 @@
-"""python -m vdm_jax.export: runs as shipped models, with their logs and curves."""
+"""python -m vdm_jax.export: runs as shipped models, with their logs."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from absl import flags
 from vdm_jax.commands.flags import define_overwrite, define_path, require_one
 from vdm_jax.commands.main import run
 from vdm_jax.errors import UserError
-from vdm_jax.files import atomic_write, make_folder
+from vdm_jax.files import make_folder, write_bytes
 
 FLAGS = flags.FLAGS
-FILES = "params.safetensors", "config.json", "metrics.jsonl", "curve.html"
+FILES = "params.safetensors", "config.json", "metrics.jsonl"
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def _export() -> None:
     for stage in exported.stages:
         export_model(stage.workdir, out / stage.name)
     stages = {s.name: cascade.sampling_overrides(s) for s in exported.stages}
-    with atomic_write(out / cascade.CASCADE_FILE, overwrite=True) as path:
-        path.write_text(cascade.to_toml(stages))
+    text = cascade.to_toml(stages)
+    write_bytes(out / cascade.CASCADE_FILE, text.encode(), overwrite=True)
 
 
 def export_model(workdir: Path, out: Path) -> None:
@@ -63,27 +63,11 @@ def export_model(workdir: Path, out: Path) -> None:
     params.write(file, trained.params)
     with trained.config.unlocked():  # paths of the machine that trained it
         trained.config.init_from = trained.config.data.text_embeddings_dir = ""
-    text = trained.config.to_json_best_effort(indent=1)
-    with atomic_write(out / "config.json", overwrite=True) as path:
-        path.write_text(text + "\n")
+    text = trained.config.to_json_best_effort(indent=1) + "\n"
+    write_bytes(out / "config.json", text.encode(), overwrite=True)
     step = f"step {trained.step}" if trained.step >= 0 else "exported before"
     log = runs.model_dir(workdir) / "metrics.jsonl"
     if log.is_file():
-        _export_log(log, out, step)
+        write_bytes(out / log.name, log.read_bytes(), overwrite=True)
     size = file.stat().st_size / 1e6
     print(f"{step}, {size:.2f} MB in {file}")
-
-
-def _export_log(log: Path, out: Path, step: str) -> None:
-    """Copy the log of a run, and draw its curve."""
-    from vdm_jax import scalars
-    from vdm_jax.report import curves, page
-
-    with atomic_write(out / log.name, overwrite=True) as path:
-        path.write_bytes(log.read_bytes())
-    page.write(
-        out / "curve.html",
-        title=f"{out.name}: {step}",
-        summary=f"The log of the run that trained {out.name}.",
-        sections=[page.Curve("Loss", curves.loss_lines(scalars.read_scalars(out)))],
-    )

@@ -1,19 +1,45 @@
 """results.json and the page of a distillation's evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from vdm_jax import video_io
-from vdm_jax.evaluators.distillation_metrics import NOTE, format_shown_cells
-from vdm_jax.evaluators.distillation_plan import Evaluation, SamplerSetting
-from vdm_jax.evaluators.results import write_results
+from vdm_jax.evaluators.reports import ReportOptions, write_report
 from vdm_jax.evaluators.sections import environment_section
 from vdm_jax.evaluators.tables import BIAS_TITLE
 from vdm_jax.metrics.pixel_statistics import BIAS_COLUMNS
-from vdm_jax.metrics.tables import BIAS_NOTE, format_cells, format_table
+from vdm_jax.metrics.tables import BIAS_NOTE, Row, format_cells
 from vdm_jax.report import curves, page
+from vdm_jax.runs import TrainedModel
+from vdm_jax.sampling import Conditions
 
+COLUMNS = {
+    "nfe": ("NFE", ",d"),
+    "videos": ("videos", ",d"),
+    "all_attributes": ("all attributes", ".3f"),
+    "template_mse": ("template mse", ".3f"),
+    "position_std": ("position std", ".3f"),
+    "position_std_error": ("±", ".3f"),
+    "frame_fd": ("frame FD", ".3f"),
+    "frame_fd_error": ("±", ".3f"),
+    "frame_fd_ratio": ("ratio", ".2f"),
+    "motion_fd": ("motion FD", ".3f"),
+    "motion_fd_error": ("±", ".3f"),
+    "motion_fd_ratio": ("ratio", ".2f"),
+    "rmse_to_teacher": ("RMSE to teacher", ".3f"),
+    "seconds": ("s / video", ".3f"),
+}
+NOTE = (
+    "The first row is the reference of the others. Ratios are to its distances with as "
+    "many videos. RMSE to teacher is the root mean square difference from its video of "
+    "the same number, which starts from the same noise. ± is the standard error over "
+    "draws of the row's videos. Frechet distances are comparable at equal numbers of "
+    "videos only. NFE is the number of function evaluations: guidance calls the "
+    "teacher twice per step, a guidance-distilled student once. Seconds exclude "
+    "compilation."
+)
 NUM_SHOWN = 12  # videos of a row on the page
 CURVES = {
     "position_std": "Position std",
@@ -21,88 +47,98 @@ CURVES = {
     "motion_fd_ratio": "Motion FD, ratio to the first row",
     "all_attributes": "Fraction with all attributes right",
 }
+ROUND_COLUMNS = {
+    "updates": ("updates", "d"),
+    "loss": ("loss", ".5f"),
+    "metric": ("metric", ".3f"),
+    "seconds": ("seconds", ".0f"),
+}
 
 
-def write_report(
+class SamplerSetting(NamedTuple):
+    """What makes a row: a sampler of the teacher, or a student (path), and steps."""
+
+    sampler: str
+    steps: int
+    num: int
+    path: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the row's files."""
+        return f"{'student' if self.path else self.sampler}-{self.steps:04d}"
+
+    @property
+    def line(self) -> str:
+        """Name of the rows of all numbers of steps."""
+        return "student" if self.path else f"teacher, {self.sampler}"
+
+    @property
+    def name(self) -> str:
+        """Name of the row in tables."""
+        return f"{self.line}, {self.steps} step{'s' * (self.steps > 1)}"
+
+
+class Evaluation(NamedTuple):
+    """What all rows share. held_out is a batch of real clips, cond its conditions."""
+
+    workdir: Path
+    report: ReportOptions
+    teacher: TrainedModel
+    guidance_scale: float
+    seed: int
+    held_out: Mapping[str, np.ndarray]
+    cond: Conditions
+
+
+def write_page(
     evaluation: Evaluation,
-    plan: Sequence[SamplerSetting],
-    rows: Sequence[dict],
+    videos: Mapping[SamplerSetting, np.ndarray],
+    rows: Sequence[Row],
     rounds: Sequence[dict],
-    commands: Sequence[str],
 ) -> None:
-    """Print the table; write OUT/results.json and OUT/index.html.
+    """Print the tables; write OUT/results.json and OUT/index.html.
 
-    rows: scores in the order of plan, then those of real clips.
+    videos: of every row, in order. rows: their scores, then those of real clips.
     """
-    headings, body = format_shown_cells(rows)
-    print(f"\n{format_table(headings, body)}")
-    out, scale = evaluation.out, evaluation.guidance_scale
-    content = {"rows": rows, "seed": evaluation.seed, "guidance_scale": scale}
-    write_results(out, content | {"rounds": rounds})
-    bias = format_cells(rows, BIAS_COLUMNS | {"row": ("", "")})
-    sections = [
-        _video_section(evaluation, plan),
-        *_curve_sections(rows),
-        page.Table("Students and teacher", headings, body, highlight=(0,), note=NOTE),
-        page.Table(BIAS_TITLE, *bias, note=BIAS_NOTE),
-        _rounds_table(rounds),
-        page.Commands("Commands", commands),
-        environment_section(evaluation.teacher, evaluation.seed),
+    workdir, report, teacher, scale, seed, held_out, _ = evaluation
+    cells = format_cells(rows, COLUMNS)
+    named_rounds = [{"row": f"{r['steps']} steps"} | r for r in rounds]
+    tables = [
+        page.Table("Students and teacher", *cells, highlight=(0,), note=NOTE),
+        page.Table(BIAS_TITLE, *format_cells(rows, BIAS_COLUMNS), note=BIAS_NOTE),
+        page.Table("Rounds", *format_cells(named_rounds, ROUND_COLUMNS)),
     ]
-    last = rounds[-1]["steps"]
-    page.write(
-        out / "index.html",
-        title=f"vdm_jax: {evaluation.workdir.name}",
-        summary=f"A teacher and its students down to {last} "
-        f"{'steps' if last > 1 else 'step'}, guidance_scale {scale:g}.",
-        sections=sections,
-    )
-    print(f"\nthe report: {out / 'index.html'}")
-
-
-def _video_section(
-    evaluation: Evaluation, plan: Sequence[SamplerSetting]
-) -> page.VideoGrids:
-    """Return real clips, the reference, students, and the teacher's DDIM."""
-    real = evaluation.metrics.clips[:NUM_SHOWN]
-    grids = [page.VideoGrid("real clips", real, columns=NUM_SHOWN)]
-    shown = [plan[0], *(row for row in plan if row.path)]
-    shown += [row for row in plan[1:] if row.sampler == "ddim"]
-    for row in shown:
-        videos = video_io.read_npz(evaluation.out / "rows" / f"{row.key}.npz")
-        grids.append(page.VideoGrid(row.name, videos[:NUM_SHOWN], columns=NUM_SHOWN))
-    return page.VideoGrids(
+    first, *others = videos
+    shown = [first, *(row for row in others if row.path)]
+    shown += [row for row in others if row.sampler == "ddim"]
+    grids = {"real clips": held_out["video"]} | {r.name: videos[r] for r in shown}
+    same_noise = page.VideoGrids(
         "From the same noise",
-        grids,
-        evaluation.teacher.config.video.fps,
+        [page.VideoGrid(k, v[:NUM_SHOWN], columns=NUM_SHOWN) for k, v in grids.items()],
+        teacher.config.video.fps,
         note="Each column has one noise and one label: the teacher, its students, and "
         "the teacher in few steps. The real clips have the labels, not the noise.",
     )
+    last = rounds[-1]["steps"]
+    write_report(
+        report, {"rows": rows, "seed": seed, "guidance_scale": scale, "rounds": rounds},
+        tables, [same_noise, *_curves([*videos], rows)],
+        [environment_section(teacher, seed)], name=workdir.name,
+        summary=f"A teacher and its students down to {last} "
+        f"step{'s' * (last > 1)}, guidance_scale {scale:g}.",
+    )  # fmt: skip
 
 
-def _curve_sections(rows: Sequence[dict]) -> list[page.Section]:
+def _curves(plan: Sequence[SamplerSetting], rows: Sequence[Row]) -> list[page.Section]:
     """Return curves of scores by NFE, first of students, then of each sampler."""
     sections: list[page.Section] = []
     for key, title in CURVES.items():
-        points: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if key in row and "nfe" in row:
-                sampler = row["row"].rsplit(",", 1)[0]
-                points.setdefault(sampler, []).append((row["nfe"], row[key]))
-        order = sorted(points, key=lambda sampler: not sampler.startswith("student"))
-        lines = [curves.Line(name, *np.array(sorted(points[name])).T) for name in order]
+        points: dict[str, list] = {row.line: [] for row in plan if row.path}
+        for setting, row in zip(plan, rows, strict=False):  # without the real clips
+            if key in row:
+                points.setdefault(setting.line, []).append((row["nfe"], row[key]))
+        lines = [curves.Line(k, *np.array(sorted(v)).T) for k, v in points.items() if v]
         if lines:
-            curve = page.Curve(f"{title}, by NFE", lines, x_name="NFE", log_x=True)
-            sections.append(curve)
+            sections.append(page.Curve(f"{title}, by NFE", lines, True, "NFE"))
     return sections
-
-
-def _rounds_table(rounds: Sequence[dict]) -> page.Table:
-    """Return the table of the finished rounds."""
-    cells = [
-        [str(r["steps"]), str(r["updates"]), f"{r['loss']:.5f}", f"{r['metric']:.3f}",
-         f"{r['seconds']:.0f}"]
-        for r in rounds
-    ]  # fmt: skip
-    headings = ["steps", "updates", "loss", "metric", "seconds"]
-    return page.Table("Rounds", headings, cells)

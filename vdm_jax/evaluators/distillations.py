@@ -1,7 +1,8 @@
 """Evaluation of a distillation: quality of its students by the number of NFE.
 
-Students are compared with samplers of the undistilled teacher, from the same labels and
-noise. Each row is stored when it is finished, so that an interrupted command resumes:
+Students are compared with samplers of the undistilled teacher, from the same conditions
+and noise. Each row is stored when it is finished, so that an interrupted command
+resumes:
 
     OUT/rows/student-0008.json, .npz  ...  results.json  index.html
 """
@@ -10,39 +11,44 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vdm_jax import build, data, files, migration, runs, sampling, video_io
+from vdm_jax import cascade as cascades
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators import distillation_page
-from vdm_jax.evaluators.clips import stack_videos
-from vdm_jax.evaluators.distillation_metrics import DistillationMetrics, format_row
-from vdm_jax.evaluators.distillation_plan import (
-    Evaluation,
-    SamplerSetting,
-    plan_rows,
-)
+from vdm_jax.evaluators.clips import conditions, stack_videos
+from vdm_jax.evaluators.distillation_page import Evaluation, SamplerSetting, write_page
+from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.files import make_folder
 from vdm_jax.manifest import reading_files
+from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS, position_scores
+from vdm_jax.metrics.frechet import frechet_of_features
+from vdm_jax.metrics.pixel_statistics import grouped_features, pixel_distances
+from vdm_jax.metrics.tables import Row
+from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.runs import TrainedModel
+from vdm_jax.sampling import Settings
+
+SAMPLERS = ("ddim", "ancestral", "dpm")  # of the teacher
+MAX_STEPS = 64  # of a row
+KEY_STEPS = (8, 4)  # rows of these numbers of steps get more videos
 
 
 def evaluate(
     workdir: Path,
-    out: Path,
+    report: ReportOptions,
     *,
     num: int,
     num_key_samples: int,
     overrides: dict[str, Any],
     guidance_scale: float | None,
     seed: int,
-    commands: Sequence[str],
-) -> list[dict]:
+) -> list[Row]:
     """Sample and measure every row; print the table, write the report, return rows.
 
     overrides are sampling settings of every row. guidance_scale is that of students and
@@ -54,33 +60,31 @@ def evaluate(
     teacher, start_steps, rounds = _read_distillation(workdir)
     plan = plan_rows(rounds, start_steps, num, num_key_samples)
     config = runs.read_config(workdir)
-    scale = config.sample.guidance_scale if guidance_scale is None else guidance_scale
-    scale = float(scale)
-    settings = [
-        _settings(workdir, row, teacher.config, scale, overrides) for row in plan
-    ]
+    if guidance_scale is None:
+        guidance_scale = float(config.sample.guidance_scale)
+    overrides = overrides | {"guidance_scale": guidance_scale}
+    settings = [_settings(workdir, row, teacher.config, overrides) for row in plan]
     student = build.build_model(config)
     for row, each in zip(plan, settings, strict=True):
         model = student if row.path else teacher.model
         sampling.check_settings(model, row.num, seed, each)
-    make_folder(out / "rows")
+    make_folder(report.out / "rows")
     most = max(row.num for row in plan)
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, most)
-    labels = held_out.get("label") if teacher.model.label_vocabulary else None
-    metrics = DistillationMetrics(held_out["video"], labels, config.data.source)
-    evaluation = Evaluation(workdir, out, teacher, scale, seed, metrics)
-
-    rows = []
+    model = cascades.from_model(teacher.model, teacher.config, workdir=workdir)
+    cond = conditions(model, held_out)
+    evaluation = Evaluation(
+        workdir, report, teacher, guidance_scale, seed, held_out, cond
+    )
+    rows, videos = [], {}
     for row, each in zip(plan, settings, strict=True):
-        scores, videos = _measure_row(evaluation, row, each)
+        scores, videos[row] = _measure_row(evaluation, row, each, videos.get(plan[0]))
         rows.append(scores)
-        print(format_row(scores), flush=True)
-        if row is plan[0]:
-            metrics.reference = videos
+        print(f"{row.name}: {scores['seconds']:.3f} s a video", flush=True)
     clips = pipeline.fixed_clips(config, source.split(False), most)
-    rows.append(metrics.real_row(stack_videos(clips)))
-    distillation_page.write_report(evaluation, plan, rows, rounds, commands)
+    rows.append(_real_row(evaluation, stack_videos(clips)))
+    write_page(evaluation, videos, rows, rounds)
     return rows
 
 
@@ -90,10 +94,9 @@ def _read_distillation(workdir: Path) -> tuple[TrainedModel, int, list[dict]]:
     stored = migration.rename(runs.read_json(path, dict))
     match stored:
         case {"teacher": str(), "checksum": str(), "distill": {"start_steps": int()}}:
-            pass
+            rounds = runs.distillation_rounds(workdir)
         case _:
             raise UserError(f"{path} is not what distill.py wrote; put back a copy")
-    rounds = runs.distillation_rounds(workdir)
     teacher = runs.load(stored["teacher"])
     if teacher.checksum != stored["checksum"]:
         raise UserError(
@@ -103,58 +106,85 @@ def _read_distillation(workdir: Path) -> tuple[TrainedModel, int, list[dict]]:
     return teacher, stored["distill"]["start_steps"], rounds
 
 
+def plan_rows(
+    rounds: Sequence[dict], start_steps: int, num: int, num_key_samples: int
+) -> list[SamplerSetting]:
+    """Return the rows; the first is the reference, the teacher's DDIM at most steps.
+
+    Args:
+      rounds: of `runs.distillation_rounds`.
+      start_steps: steps of the teacher in the first round.
+      num: videos of a row.
+      num_key_samples: videos of the reference, and of students, DDIM and dpm of
+        KEY_STEPS steps.
+    """
+    most = min(start_steps, MAX_STEPS)
+    rows = [SamplerSetting("ddim", most, max(num, num_key_samples))]
+    for student in sorted(rounds, key=lambda row: -row["steps"]):
+        n = student["steps"]
+        if n <= MAX_STEPS:
+            videos = num_key_samples if n in KEY_STEPS else num
+            rows.append(SamplerSetting("", n, videos, path=student["path"]))
+    n = most
+    while n >= rounds[-1]["steps"]:
+        for sampler in SAMPLERS:
+            is_key = n in KEY_STEPS and sampler != "ancestral"
+            row = SamplerSetting(sampler, n, num_key_samples if is_key else num)
+            if row.key != rows[0].key:
+                rows.append(row)
+        n //= 2
+    return rows
+
+
 def _settings(
-    workdir: Path,
-    row: SamplerSetting,
-    teacher_config: Any,
-    guidance_scale: float,
-    overrides: dict[str, Any],
-) -> sampling.Settings:
+    workdir: Path, row: SamplerSetting, teacher_config: Any, overrides: dict[str, Any]
+) -> Settings:
     """Return the sampling settings of a row.
 
     A student has its own. The teacher has constant linear guidance, no corrector, and
     of its own settings only the clipping.
     """
-    own = teacher_config.sample
-    changes: dict[str, Any] = {"sampler": row.sampler, "langevin_delta": 0.0}
+    changes = {
+        "steps": row.steps,
+        "guidance_schedule": "constant",
+        "cfg_mode": "linear",
+    }
+    changes |= overrides
+    if row.path:
+        own = Settings.from_config(runs.read_config(workdir / row.path).sample)
+        return dataclasses.replace(own, **changes)
     # By default dpm takes other noise levels than the students.
     schedule = teacher_config.diffusion.schedule if row.sampler == "dpm" else ""
-    changes["sampling_schedule"] = schedule
-    if row.path:
-        own, changes = runs.read_config(workdir / row.path).sample, {}
-    return dataclasses.replace(
-        sampling.Settings.from_config(own),
-        steps=row.steps,
-        guidance_scale=guidance_scale,
-        guidance_schedule="constant",
-        cfg_mode="linear",
-        **changes,
-        **overrides,
-    )
+    changes |= {"sampling_schedule": schedule, "langevin_delta": 0.0}
+    own = Settings.from_config(teacher_config.sample)
+    return dataclasses.replace(own, sampler=row.sampler, **changes)
 
 
 def _measure_row(
-    evaluation: Evaluation, row: SamplerSetting, settings: sampling.Settings
-) -> tuple[dict, np.ndarray]:
+    evaluation: Evaluation,
+    row: SamplerSetting,
+    settings: Settings,
+    reference: np.ndarray | None,
+) -> tuple[Row, np.ndarray]:
     """Return scores and videos of a row, from its files or sampled now."""
-    teacher, labels = evaluation.teacher, evaluation.metrics.labels
-    trained = runs.load(evaluation.workdir / row.path) if row.path else teacher
+    workdir, report, teacher, _, seed, held_out, cond = evaluation
+    trained = runs.load(workdir / row.path) if row.path else teacher
     origin = {
-        "sampler_setting": dataclasses.asdict(row),
+        "sampler_setting": row._asdict(),
         "settings": dataclasses.asdict(settings),
-        "seed": evaluation.seed,
+        "seed": seed,
         "teacher": teacher.checksum,
         "parameters": trained.checksum,
     }
-    path = evaluation.out / "rows" / f"{row.key}.json"
+    path = report.out / "rows" / f"{row.key}.json"
     if (stored := _read_row(path, origin)) is not None:
         return stored
 
-    def sample(count: int, settings: sampling.Settings) -> np.ndarray:
-        cond = {} if labels is None else {"label": labels[:count]}
+    def sample(count: int, settings: Settings) -> np.ndarray:
+        own = {name: array[:count] for name, array in cond.items()}
         return sampling.sample(
-            trained.model, trained.params, count, settings, cond=cond,
-            seed=evaluation.seed,
+            trained.model, trained.params, count, settings,
+            sampling.SamplingInputs(own), noise=sampling.NoiseIndex(seed),
         )  # fmt: skip
 
     batch = min(settings.batch_size, row.num)
@@ -163,8 +193,10 @@ def _measure_row(
     videos = sampling.to_uint8(sample(row.num, settings))
     seconds = (time.perf_counter() - started) / row.num
     nfe = sampling.nfe(trained.model, settings)
-    scores = {"row": row.name, "nfe": nfe, "seconds": seconds}
-    scores |= evaluation.metrics(videos)
+    scores: Row = {"row": row.name, "nfe": nfe, "seconds": seconds}
+    if reference is None:
+        reference = videos
+    scores |= row_scores(videos, reference, held_out, teacher.config.data)
     path.unlink(missing_ok=True)  # scores are never stored next to other videos
     video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)
     files.write_json(path, {"scores": scores, "origin": origin})
@@ -180,3 +212,42 @@ def _read_row(path: Path, origin: dict) -> tuple[dict, np.ndarray] | None:
                 case {"origin": stored, "scores": dict(scores)} if stored == origin:
                     return scores, video_io.read_npz(arrays)
     return None
+
+
+def row_scores(
+    videos: np.ndarray,
+    reference: np.ndarray,
+    held_out: Mapping[str, np.ndarray],
+    data_config: Any,
+) -> Row:
+    """Return the scores of videos uint8 [n, f, h, w, c] of the clips held_out.
+
+    Frechet distances are to as many of these clips, ratios to the distances of as many
+    videos of the reference, which has the same conditions and noise.
+    """
+    n, scores = len(videos), {}
+    metric = ATTRIBUTE_METRICS.get(data_config.source)
+    if metric and "label" in held_out:
+        labels = held_out["label"][:n]
+        scores |= metric.attribute_scores(videos, labels, data_config.stride)
+    reference = reference[:n]
+    own, first, real = map(grouped_features, (videos, reference, held_out["video"][:n]))
+    scores |= pixel_distances(own, real)
+    for name in real:
+        distance = frechet_of_features(first[name], real[name])
+        scores[f"{name}_ratio"] = scores[name] / distance
+    difference = to_float64(videos) - to_float64(reference)
+    rmse = float(np.sqrt(np.square(difference).mean()))
+    return {"videos": n, **scores, "rmse_to_teacher": rmse}
+
+
+def _real_row(evaluation: Evaluation, clips: np.ndarray) -> Row:
+    """Return the row of training clips, the best that as many videos can reach."""
+    row: Row = {"row": "real clips", "videos": len(clips)}
+    config = evaluation.teacher.config.data
+    if metric := "label" in evaluation.held_out and ATTRIBUTE_METRICS.get(
+        config.source
+    ):
+        row |= position_scores(metric.measure(clips, config.stride))
+    own, real = map(grouped_features, (clips, evaluation.held_out["video"]))
+    return row | pixel_distances(own, real)

@@ -9,14 +9,10 @@ from vdm_jax.data import folder_index
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import clips, results, sections, tables
-from vdm_jax.evaluators.options import ReportOptions
-from vdm_jax.files import make_folder
-from vdm_jax.metrics import protocol as protocols
+from vdm_jax.evaluators.reports import ReportOptions, write_report
+from vdm_jax.files import cache_folder, make_folder
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.pixel_statistics import nearest_training
-from vdm_jax.metrics.protocol import Protocol
-from vdm_jax.metrics.video_arrays import unique_videos
-from vdm_jax.report import page
+from vdm_jax.metrics.reference_sets import reference_sets
 from vdm_jax.video_io import cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
@@ -55,7 +51,7 @@ def read_videos(
         return videos, "pixels", fps / stride
     shape, decoder = ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
     files, scanned = folder_index.scan(
-        str(path), shape, cache.IndexStore(cache.default_folder()), decoder
+        str(path), shape, cache.IndexStore(cache_folder()), decoder
     )
     for line in scanned.summary_lines()[1:]:
         print(line)
@@ -125,51 +121,19 @@ def compare_folders(
     own, encoding, fps = read_videos(videos, num, frames, stride, size, seed)
     size = (own.shape[2], own.shape[3])
     real, real_encoding, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
-    protocol: Protocol = {
-        "clips": min(len(own), len(unique_videos(real)) // 2),
-        "frames": frames,
-        "stride": stride,
-        "size": f"{size[0]}x{size[1]}",
-        "encoding": f"{encoding}, reference {real_encoding}",
-        "seed": seed,
-        "real clips": protocols.videos_digest(real),
-    }
-    if networks:
-        protocol |= networks.protocol(frames)
+    protocol = results.make_protocol(
+        len(own), real, None, networks, stride=stride, seed=seed,
+        encoding=f"{encoding}, reference {real_encoding}",
+    )  # fmt: skip
     others = results.read_baseline_reports(report.baseline_reports, protocol)
-    page_tables, scores = tables.measure_tables(own, real, None, networks, others, seed)
-    tables.print_tables(page_tables)
-    print(f"\n{protocols.describe(protocol)}")
+    sets = reference_sets(own, real, None, seed)
+    scores = tables.measure(sets, real, networks)
     make_folder(report.out)
     content = {"protocol": protocol, **scores}
-    results.write_results(report.out, content)
-    page.write(
-        report.out / "index.html",
-        title=f"vdm_jax: {videos.name}",
+    shown = sections.comparison_sections(own, real, real, fps)
+    page_tables = tables.score_tables(scores, others) + tables.check_tables(scores)
+    write_report(
+        report, content, page_tables, shown, name=videos.name,
         summary=f"Videos of {videos} compared with those of {reference}.",
-        sections=[
-            *_video_sections(own, real, fps),
-            *page_tables,
-            page.Commands("Commands", report.commands),
-        ],
-    )
-    print(f"\nthe report: {report.out / 'index.html'}")
+    )  # fmt: skip
     return content
-
-
-def _video_sections(
-    videos: np.ndarray, real: np.ndarray, fps: float
-) -> list[page.Section]:
-    """Return videos next to the reference, and to their nearest reference videos."""
-    shown = videos[: sections.NUM_SHOWN]
-    index, distance = nearest_training(shown, real)
-    grids = [
-        page.VideoGrid("reference", real[: sections.NUM_SHOWN]),
-        page.VideoGrid("videos", shown),
-    ]
-    return [
-        page.VideoGrids("Reference and videos", grids, fps),
-        page.NearestNeighbours(
-            "Nearest reference videos", shown, real[index], distance, fps
-        ),
-    ]

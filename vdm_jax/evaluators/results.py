@@ -1,5 +1,11 @@
-"""results.json of a report: its protocol, and reading those of other reports."""
+"""results.json of a report: its protocol, and reading those of other reports.
 
+A protocol is what must be equal before scores may be compared. Frechet distances change
+more with the number of clips, the frames, the size or the weights than between two
+models, so scores of different protocols are refused.
+"""
+
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +16,11 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import write_json
 from vdm_jax.metrics import perceptual, pixel_statistics
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.protocol import Protocol, check_same_protocol, videos_digest
 from vdm_jax.metrics.tables import distance_columns
 from vdm_jax.metrics.video_arrays import unique_videos
 from vdm_jax.runs import read_json
 
+Protocol = dict[str, str | int | float]
 RESULTS = "results.json"
 
 # Columns that a report of another model must have, and columns that older ones lack.
@@ -45,29 +51,42 @@ RENAMED_KEYS = {
 RENAMED_PROTOCOL = ("played forth and back to", "repeated forward and backward to")
 
 
-def evaluation_protocol(
-    config: Any,
-    training: np.ndarray,
-    held_out: np.ndarray,
+def make_protocol(
     num: int,
-    seed: int,
+    training: np.ndarray,
+    held_out: np.ndarray | None,
     networks: PerceptualNetworks | None,
+    **others: str | int,
 ) -> Protocol:
-    """Return the protocol by which `num` samples of a run are measured."""
-    num_train, num_held_out = (len(unique_videos(x)) for x in (training, held_out))
-    frames, height, width = training.shape[1:4]
-    return {
-        "clips": min(num, num_train // 2, num_held_out),
-        "training clips": num_train,
-        "data": f"{config.data.source} {config.data.path}".strip(),
+    """Return the protocol by which `num` videos are compared with real clips."""
+    real = [training] if held_out is None else [training, held_out]
+    counts = [len(unique_videos(clips)) for clips in real]
+    _, frames, height, width, _ = training.shape
+    protocol: Protocol = {
+        "clips": min(num, counts[0] // 2, *counts[1:]),
         "frames": frames,
-        "stride": config.data.stride,
         "size": f"{height}x{width}",
-        "encoding": "pixels",
-        "seed": seed,
-        "real clips": videos_digest(training, held_out),
-        **(networks.protocol(frames) if networks else {}),
+        "real clips": videos_digest(*real),
+        **others,
     }
+    if held_out is not None:
+        protocol["training clips"] = counts[0]
+    return protocol | (networks.protocol(frames) if networks else {})
+
+
+def data_fields(config: Any) -> dict[str, str | int]:
+    """Return what a protocol says of the data of a model."""
+    source = f"{config.data.source} {config.data.path}".strip()
+    return {"data": source, "stride": config.data.stride, "encoding": "pixels"}
+
+
+def videos_digest(*videos: np.ndarray) -> str:
+    """Return a checksum of videos: of their shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for array in videos:
+        digest.update(f"{array.shape} {array.dtype.str}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def read_baseline_reports(folders: Sequence[Path], own: Protocol) -> dict[str, dict]:
@@ -94,9 +113,22 @@ def read_baseline_reports(folders: Sequence[Path], own: Protocol) -> dict[str, d
     return reports
 
 
+def check_same_protocol(own: Protocol, other: Any, path: Path) -> None:
+    """Raise UserError naming the first entry in which protocols differ."""
+    if not isinstance(other, dict):
+        raise UserError(f"{path} holds no protocol: run evaluate.py again")
+    for name in {**own, **other}:
+        a, b = own.get(name, "none"), other.get(name, "none")
+        if a != b:
+            raise UserError(
+                f"{path} was measured with {name} {b}, this evaluation with {a}: "
+                "scores compare only under one protocol; run one of them again"
+            )
+
+
 def _has_scores(rows: Any, name: str) -> bool:
     """Return whether the first row has a number or null in every column."""
-    required, optional = ([*columns][1:] for columns in COLUMNS[name])
+    required, optional = COLUMNS[name]
     match rows:
         case [dict(row), *_]:
             scores = [row.get(key, "") for key in required]

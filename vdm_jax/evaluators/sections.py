@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from vdm_jax.evaluators.clips import (
     read_sample_info,
     read_samples,
     real_clips,
+    samples_folder,
 )
 from vdm_jax.files import CorruptFile
 from vdm_jax.metrics.pixel_statistics import nearest_training
@@ -23,6 +24,12 @@ from vdm_jax.report import curves, page
 from vdm_jax.runs import TrainedModel, read_config
 
 NUM_SHOWN = 16  # videos in a grid of the page
+NEAREST_NOTE = (
+    "Left: a sample; right: its nearest training clip by the root mean square of pixel "
+    "differences (0 is a copy, black to white is 2). The closest pair comes first. A "
+    "model trained on little data memorises some clips: where both look the same, the "
+    "sample is memorised."
+)
 TRAINING_PREVIEWS = 5  # of those written during training, from the first to the last
 
 
@@ -37,7 +44,7 @@ def sample_sections(folders: Sequence[Path], source: str) -> list[page.Section]:
       UserError: a folder was not written by sample.py.
     """
     prompts, sections, same_source = [], [], []
-    for folder in folders:
+    for folder in map(samples_folder, folders):
         if not (folder / SAMPLES).is_file():
             raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
         videos = read_samples(folder)
@@ -68,30 +75,34 @@ def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.PromptG
     """Return the prompts of a cascade with the videos of every stage that is stored.
 
     Args:
-      folder: of `sample.py --cascade`.
+      folder: of the last stage, as OUT/STAGE of `sample.py --cascade`.
       info: of `read_sample_info`.
       videos: [n, f, h, w, c] of the last stage, one per prompt.
     """
     *earlier, last = info["stages"]
-    stored = [
-        name
+    stages = {
+        name: read_samples(folder.parent / name)
         for name in earlier
-        if (folder / name / SAMPLES).is_file()
-        and read_sample_info(folder / name)["command"] == info["command"]
-    ]
-    stages = [(name, read_samples(folder / name)) for name in stored]
+        if (folder.parent / name / SAMPLES).is_file()
+        and read_sample_info(folder.parent / name)["command"] == info["command"]
+    }
+    seconds = videos.shape[1] / info["fps"]
+    prompts = info.get("labels", [""] * len(videos))
+    return prompt_grid(prompts, stages | {last: videos}, seconds)
+
+
+def prompt_grid(
+    prompts: Sequence[str], stages: Mapping[str, np.ndarray], seconds: float
+) -> page.PromptGrid:
+    """Return prompts with their videos of the stages, which last so many seconds."""
     grids = []
-    for name, stage_videos in [*stages, (last, videos)]:
-        _, frames, height, width, _ = stage_videos.shape
+    for name, videos in stages.items():
+        _, frames, height, width, _ = videos.shape
         caption = f"{name}: {frames} x {height} x {width}"
-        grids.append(page.VideoGrid(caption, stage_videos))
-    return page.PromptGrid(
-        "Prompts, stage by stage",
-        info["labels"][:NUM_SHOWN],
-        grids,
-        videos.shape[1] / info["fps"],
-        note="Frames, height and width are those of each stage's output.",
-    )
+        grids.append(page.VideoGrid(caption, videos))
+    note = "Frames, height and width are those of each stage's output."
+    title = "Prompts, stage by stage"
+    return page.PromptGrid(title, prompts[:NUM_SHOWN], grids, seconds, note=note)
 
 
 def training_sections(workdir: Path, fps: float) -> list[page.Section]:
@@ -137,52 +148,57 @@ def step_sections(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Secti
     sections: list[page.Section] = []
     for key, title in titles.items():
         line = curves.Line("samples", np.array(steps), np.array([r[key] for r in rows]))
-        sections.append(page.Curve(title, [line], note, log_x=True, x_name="steps"))
+        sections.append(page.Curve(title, [line], True, "steps", note=note))
     return sections
 
 
 def comparison_sections(
     samples: np.ndarray,
-    held_out: np.ndarray,
+    real: np.ndarray,
     training: np.ndarray,
     fps: float,
     title_prefix: str = "",
 ) -> list[page.Section]:
     """Return samples next to real clips, and next to their nearest training clips.
 
-    Small models memorise some clips of real footage, which the pairs show.
+    Small models memorise some clips of real footage, which the pairs show, the closest
+    first.
     """
     samples = samples[:NUM_SHOWN]
-    index, distance = nearest_training(samples, training)
     grids = [
-        page.VideoGrid("held-out clips", held_out[:NUM_SHOWN]),
+        page.VideoGrid("real clips", real[:NUM_SHOWN]),
         page.VideoGrid("samples", samples),
     ]
+    index, distance = nearest_training(samples, training)
+    pairs = [
+        page.VideoGrid(
+            f"distance {distance[i]:.3f}", np.stack([samples[i], training[index[i]]]), 2
+        )
+        for i in np.argsort(distance, kind="stable")
+    ]
+    nearest = f"{title_prefix}Nearest training clips"
     return [
         page.VideoGrids(f"{title_prefix}Real clips and samples", grids, fps),
-        page.NearestNeighbours(
-            f"{title_prefix}Nearest training clips",
-            samples,
-            training[index],
-            distance,
-            fps,
-        ),
+        page.VideoGrids(nearest, pairs, fps, note=NEAREST_NOTE),
     ]
 
 
-def environment_section(trained: TrainedModel, seed: int) -> page.KeyValues:
+def write_sheet(out: Path, samples: np.ndarray) -> None:
+    """Write OUT/samples.png of the first samples."""
+    video_io.write_sheet(out / "samples.png", samples[:NUM_SHOWN], overwrite=True)
+
+
+def environment_section(trained: TrainedModel, seed: int) -> page.Table:
     """Return machine, versions, size and step of the model, and the seed."""
     count = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     step = str(trained.step) if trained.step >= 0 else "a shipped model"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
-    return page.KeyValues(
-        "Environment",
-        {
-            "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-            f"{platform.machine()}",
-            "Versions": f"Python {platform.python_version()}, {versions}",
-            "Parameters": f"{count:,}",
-            "Step": step,
-            "Seed": str(seed),
-        },
-    )
+    rows = {
+        "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{platform.machine()}",
+        "Versions": f"Python {platform.python_version()}, {versions}",
+        "Parameters": f"{count:,}",
+        "Step": step,
+        "Seed": str(seed),
+    }
+    return page.Table("Environment", ["", ""], list(rows.items()))

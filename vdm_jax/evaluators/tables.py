@@ -1,14 +1,14 @@
 """Tables of a report: scores by pixels, by networks, and by attributes of shapes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from vdm_jax.data import shapes
 from vdm_jax.metrics import perceptual, pixel_statistics
+from vdm_jax.metrics.attributes import NOTE, AttributeMetric
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.tables import BIAS_NOTE, format_cells, format_table
+from vdm_jax.metrics.reference_sets import ReferenceSets
+from vdm_jax.metrics.tables import BIAS_NOTE, Row, format_cells
 from vdm_jax.report import page
 
 PIXEL_NOTE = (
@@ -31,91 +31,58 @@ TABLES = (
     ("networks", "Network metrics", perceptual.COLUMNS, perceptual.NOTE),
     ("networks", f"{BIAS_TITLE} by networks", perceptual.BIAS_COLUMNS, BIAS_NOTE),
 )
+Scores = dict[str, list[Row]]  # rows by kind, of TABLES
 
 
-def measure_tables(
-    samples: np.ndarray,
+def measure(
+    sets: ReferenceSets,
     training: np.ndarray,
-    held_out: np.ndarray | None,
     networks: PerceptualNetworks | None,
-    baselines: Mapping[str, dict],
-    seed: int = 0,
     extra_samples: Mapping[str, np.ndarray] | None = None,
-) -> tuple[list[page.Table], dict[str, list[dict]]]:
-    """Measure samples and real clips; return tables, and their rows by kind.
+) -> Scores:
+    """Return rows of scores of the named sets.
 
     Args:
-      samples: [n, f, h, w, c]; training, held_out: real clips of that shape.
+      training: real clips that are searched for copies.
       networks: for the network metrics; None leaves them out.
-      baselines: of `read_baseline_reports`; their first rows follow ours.
-      seed: of the draw of the reference clips.
-      extra_samples: further samples by row name, in the pixel tables.
+      extra_samples: further samples by row name, among the pixel statistics.
     """
-    pixels = pixel_statistics.pixel_table(
-        samples, training, held_out, seed, extra_samples
-    )
-    scores = {"pixels": pixels}
+    scores = {"pixels": pixel_statistics.pixel_rows(sets, training, extra_samples)}
     if networks:
-        scores["networks"] = perceptual.network_table(
-            samples, training, held_out, networks, seed
-        )
+        scores["networks"] = perceptual.network_rows(sets, networks)
+    return scores
+
+
+def score_tables(
+    scores: Scores, baselines: Mapping[str, dict] | None = None
+) -> list[page.Table]:
+    """Return the tables of TABLES that have scores.
+
+    baselines: of `read_baseline_reports`; their first rows follow our first.
+    """
     tables = []
     for kind, title, columns, note in TABLES:
         if kind in scores:
             own, *others = scores[kind]
-            theirs = [
-                report[kind][0] | {"row": folder}
-                for folder, report in baselines.items()
-            ]
+            reports = (baselines or {}).items()
+            theirs = [report[kind][0] | {"row": folder} for folder, report in reports]
             cells = format_cells([own, *theirs, *others], columns)
             tables.append(page.Table(title, *cells, highlight=(0,), note=note))
-    if networks:
-        checks = perceptual.acceptance_checks(pixels, scores["networks"])
-        headings = ["", "score", "limits", "passed"]
-        tables.append(
-            page.Table("Acceptance checks", headings, checks, note=CHECKS_NOTE)
-        )
-    return tables, scores
+    return tables
 
 
-def attribute_rows(
-    shape: Sequence[int],
-    metric: Any,
-    samples: Mapping[float, np.ndarray],
-    labels: np.ndarray,
-) -> dict[str, dict[str, float]]:
-    """Return attribute scores of real and distorted clips, then of samples.
-
-    Args:
-      shape: (frames, height, width, channels) of a video.
-      metric: a module of ATTRIBUTE_METRICS.
-      samples: videos by guidance scale.
-      labels: int [n, 4].
-    """
-    frames, height, width, _ = shape
-    rows = metric.reference_scores(shapes.Geometry(frames, height, width))
-    for scale, videos in samples.items():
-        rows[f"samples, guidance_scale {scale:g}"] = metric.attribute_scores(
-            videos, labels
-        )
-    return rows
+def check_tables(scores: Scores) -> list[page.Table]:
+    """Return the table of acceptance checks; none without network metrics."""
+    if "networks" not in scores:
+        return []
+    checks = perceptual.acceptance_checks(scores["pixels"], scores["networks"])
+    headings = ["", "score", "limits", "passed"]
+    return [page.Table("Acceptance checks", headings, checks, note=CHECKS_NOTE)]
 
 
-def attribute_table(rows: Mapping[str, dict[str, float]], metric: Any) -> page.Table:
-    """Return the table of `attribute_rows`."""
-    columns = (*metric.NAMES, "all_attributes", "template_mse", "position_std")
-    headings = ["", *(name.replace("_", " ") for name in columns)]
-
-    def cell(row: dict[str, float], name: str) -> str:
-        return f"{row[name]:.3f}" if name in row else "–"
-
-    cells = [
-        [name, *(cell(row, column) for column in columns)] for name, row in rows.items()
-    ]
-    return page.Table("Attribute accuracy", headings, cells, note=metric.NOTE)
-
-
-def print_tables(tables: Sequence[page.Table]) -> None:
-    """Print tables as plain text."""
-    for table in tables:
-        print(f"\n{table.title}\n{format_table(table.headings, table.rows)}")
+def attribute_table(rows: Mapping[str, Row], metric: AttributeMetric) -> page.Table:
+    """Return the table of attribute scores by row name."""
+    names = (*metric.names, "all_attributes", "template_mse", "position_std")
+    columns = {name: (name.replace("_", " "), ".3f") for name in names}
+    cells = format_cells([{"row": k, **row} for k, row in rows.items()], columns)
+    return page.Table("Attribute accuracy", *cells, note=NOTE)

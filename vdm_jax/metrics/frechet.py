@@ -9,37 +9,33 @@ NUM_HALVES = 30  # random halves that `frechet_error` draws
 RANK = 1e-12  # smaller squared singular values, relative to the largest, are rounding
 
 
-def frechet_distance(
-    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray
-) -> float:
-    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians.
-
-    Means are [d], covariances [d, d].
-
-    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2
-    (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, section 3).
-    """
-    return _distance(mean1, _factor(cov1), mean2, _factor(cov2))
-
-
 def frechet_of_features(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Frechet distance of Gaussians fitted to two feature sets [n, d].
+    """Return the squared Frechet (2-Wasserstein) distance of two feature sets [..., d].
 
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2 of the Gaussians fitted to
+    them (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, section 3).
     Covariances are unbiased (divided by n - 1). The distance is biased upwards, by an
     amount that falls with n. n may be below d: no covariance is formed or inverted.
 
     Raises:
       UserError: the sets have unequal n, or n is below 2.
     """
-    if a.shape != b.shape or len(a) < 2:
+    shapes = np.shape(a), np.shape(b)
+    a, b = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (a, b))
+    if shapes[0] != shapes[1] or len(a) < 2:
         raise UserError(
-            f"features of shapes {a.shape} and {b.shape}: a Frechet distance needs "
+            f"features of shapes {shapes[0]} and {shapes[1]}: a Frechet distance needs "
             "equal numbers of features, at least 2 each"
         )
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
     # X - mean = Q R, and R^T R = (n - 1) S: the covariance S is never formed.
-    factors = [np.linalg.qr(x - x.mean(0)).R.T / np.sqrt(len(x) - 1) for x in (a, b)]
-    return _distance(a.mean(0), factors[0], b.mean(0), factors[1])
+    root1, root2 = (
+        np.linalg.qr(x - x.mean(0)).R.T / np.sqrt(len(x) - 1) for x in (a, b)
+    )
+    difference = a.mean(0) - b.mean(0)
+    # The singular values' squares are the eigenvalues of S1^1/2 S2 S1^1/2.
+    cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum()
+    traces = (root1**2).sum() + (root2**2).sum()
+    return max(float(difference @ difference + traces - 2 * cross), 0.0)
 
 
 def frechet_error(
@@ -126,7 +122,7 @@ def distance_scores(
     """
     kernel, kernel_error = kernel_distance(a, b)
     return {
-        name: frechet_of_features(*(x.reshape(-1, x.shape[-1]) for x in (a, b))),
+        name: frechet_of_features(a, b),
         f"{name}_error": frechet_error(a, b, draws),
         f"{name}_infinite": frechet_infinity(a, b),
         f"{name}_kernel": kernel,
@@ -153,28 +149,3 @@ def _halves(n: int, draws: int, seed: int) -> list[np.ndarray]:
     rng, half = np.random.default_rng(seed), n // 2
     orders = [rng.permutation(n) for _ in range(max(draws // 2, 1))]
     return [part for order in orders for part in (order[:half], order[-half:])]
-
-
-def _distance(
-    mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray
-) -> float:
-    """Return the distance from factors [d, k] of the covariances, S = A A^T.
-
-    The last trace is the sum of the singular values of A1^T A2, whose squares are the
-    eigenvalues of S1^1/2 S2 S1^1/2.
-    """
-    difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
-    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
-    traces = (factor1**2).sum() + (factor2**2).sum()
-    return max(float(difference @ difference + traces - 2 * cross), 0.0)
-
-
-def _factor(cov: np.ndarray) -> np.ndarray:
-    """Return A with A A^T = cov.
-
-    Eigenvalues within rounding of 0 are set to 0 before the square root: the root of a
-    rounding error of 1e-16 would be 1e-8.
-    """
-    values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
-    rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max()
-    return vectors * np.sqrt(np.where(values > rounding, values, 0.0))

@@ -7,6 +7,7 @@ a port of DeepMind's i3d-kinetics-400 module, with which Unterthiner et al. 2018
 """
 
 import importlib.resources
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import special
-from tqdm import tqdm
 
 from vdm_jax.data.assets import I3D as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import frechet
+from vdm_jax.metrics.batches import apply_in_batches
 from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.pretrained import pickled
 
@@ -32,19 +33,27 @@ PROTOCOL = (
 )
 """What the logits depend on besides the pixels."""
 
-WIDTHS = {
-    "Mixed_3b": (64, 96, 128, 16, 32, 32),
-    "Mixed_3c": (128, 128, 192, 32, 96, 64),
-    "Mixed_4b": (192, 96, 208, 16, 48, 64),
-    "Mixed_4c": (160, 112, 224, 24, 64, 64),
-    "Mixed_4d": (128, 128, 256, 24, 64, 64),
-    "Mixed_4e": (112, 144, 288, 32, 64, 64),
-    "Mixed_4f": (256, 160, 320, 32, 128, 128),
-    "Mixed_5b": (256, 160, 320, 32, 128, 128),
-    "Mixed_5c": (384, 192, 384, 48, 128, 128),
-}
-"""Channels of the six convolutions of each Inception block (Szegedy et al. 2015,
-arXiv:1409.4842, table 1): 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1."""
+STAGES = (
+    ((1, 3, 3), (1, 2, 2), {
+        "Mixed_3b": (64, 96, 128, 16, 32, 32),
+        "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    }),
+    ((3, 3, 3), (2, 2, 2), {
+        "Mixed_4b": (192, 96, 208, 16, 48, 64),
+        "Mixed_4c": (160, 112, 224, 24, 64, 64),
+        "Mixed_4d": (128, 128, 256, 24, 64, 64),
+        "Mixed_4e": (112, 144, 288, 32, 64, 64),
+        "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    }),
+    ((2, 2, 2), (2, 2, 2), {
+        "Mixed_5b": (256, 160, 320, 32, 128, 128),
+        "Mixed_5c": (384, 192, 384, 48, 128, 128),
+    }),
+)  # fmt: skip
+"""Window and strides of a max pool, and the Inception blocks after it.
+
+A block has the channels of its six convolutions (Szegedy et al. 2015, arXiv:1409.4842,
+table 1): 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1."""
 
 Params = Any
 
@@ -59,13 +68,14 @@ class Unit(nn.Module):
     features: int
     kernel: int = 1
     stride: int = 1
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [n, f, h, w, c] to [n, f / s, h / s, w / s, features], rounded up."""
         size, strides = (self.kernel,) * 3, (self.stride,) * 3
         conv = nn.Conv(self.features, size, strides, "SAME", precision="highest")
-        return nn.relu(conv(x))
+        return self.activation(conv(x))
 
 
 class Mixed(nn.Module):
@@ -77,15 +87,13 @@ class Mixed(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [n, f, h, w, c] to [n, f, h, w, widths 0 + 2 + 4 + 5]."""
         a, b0, b1, c0, c1, d = self.widths
+        b = Unit(b0, name="Branch_1/Conv3d_0a_1x1")(x)
+        c = Unit(c0, name="Branch_2/Conv3d_0a_1x1")(x)
         pooled = nn.max_pool(x, (3, 3, 3), padding="SAME")
         branches = [
             Unit(a, name="Branch_0/Conv3d_0a_1x1")(x),
-            Unit(b1, 3, name="Branch_1/Conv3d_0b_3x3")(
-                Unit(b0, name="Branch_1/Conv3d_0a_1x1")(x)
-            ),
-            Unit(c1, 3, name="Branch_2/Conv3d_0b_3x3")(
-                Unit(c0, name="Branch_2/Conv3d_0a_1x1")(x)
-            ),
+            Unit(b1, 3, name="Branch_1/Conv3d_0b_3x3")(b),
+            Unit(c1, 3, name="Branch_2/Conv3d_0b_3x3")(c),
             Unit(d, name="Branch_3/Conv3d_0b_1x1")(pooled),
         ]
         return jnp.concatenate(branches, axis=-1)
@@ -101,37 +109,17 @@ class I3D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [n, f, 224, 224, 3] in [-1, 1], f >= 9, to logits [n, 400]."""
-
-        def pool(x, window, strides):
-            return nn.max_pool(x, window, strides, "SAME")
-
-        def mixed(x, *names):
-            for name in names:
-                x = Mixed(WIDTHS[name], name=name)(x)
-            return x
-
         x = Unit(64, 7, 2, name="Conv3d_1a_7x7")(x)
-        x = pool(x, (1, 3, 3), (1, 2, 2))
+        x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), "SAME")
         x = Unit(64, name="Conv3d_2b_1x1")(x)
         x = Unit(192, 3, name="Conv3d_2c_3x3")(x)
-        x = pool(x, (1, 3, 3), (1, 2, 2))
-        x = mixed(x, "Mixed_3b", "Mixed_3c")
-        x = pool(x, (3, 3, 3), (2, 2, 2))
-        x = mixed(x, "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")
-        x = pool(x, (2, 2, 2), (2, 2, 2))
-        x = mixed(x, "Mixed_5b", "Mixed_5c")
+        for window, strides, blocks in STAGES:
+            x = nn.max_pool(x, window, strides, "SAME")
+            for name, widths in blocks.items():
+                x = Mixed(widths, name=name)(x)
         x = nn.avg_pool(x, (2, *x.shape[2:4]))
-        x = Logits(name="Logits/Conv3d_0c_1x1")(x)
+        x = Unit(CLASSES, activation=lambda x: x, name="Logits/Conv3d_0c_1x1")(x)
         return x.mean((1, 2, 3))  # over time: h = w = 1 here
-
-
-class Logits(nn.Module):
-    """The last convolution, 1x1x1, without batch norm."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map [n, f, 1, 1, c] to [n, f, 1, 1, 400]."""
-        return nn.Conv(CLASSES, (1, 1, 1), precision="highest")(x)
 
 
 def load() -> Params:
@@ -153,15 +141,14 @@ def fold_batch_norms(params: Params, stats: Params) -> Params:
         }
     if not stats:
         return params
-    norm = {
-        k: v.astype(np.float64).reshape(-1) for k, v in stats["BatchNorm_0"].items()
-    }
-    scale = 1 / np.sqrt(norm["var"] + EPSILON)
-    folded = {
-        "kernel": params["Conv_0"]["kernel"] * scale,
-        "bias": params["BatchNorm_0"]["bias"] - norm["mean"] * scale,
-    }
-    return {"Conv_0": {name: v.astype(np.float32) for name, v in folded.items()}}
+    mean, variance = (
+        stats["BatchNorm_0"][name].astype(np.float64).ravel()
+        for name in ("mean", "var")
+    )
+    scale = 1 / np.sqrt(variance + EPSILON)
+    kernel = params["Conv_0"]["kernel"] * scale
+    bias = params["BatchNorm_0"]["bias"] - mean * scale
+    return {"Conv_0": {"kernel": kernel.astype("f4"), "bias": bias.astype("f4")}}
 
 
 def resize(videos: jax.Array) -> jax.Array:
@@ -205,15 +192,12 @@ def logits(
             f"clips of {videos.shape[1]} frames: I3D needs at least {MIN_FRAMES}; 16 "
             "are usual"
         )
-    size = min(batch_size, len(videos))
-    results, params = [], jax.device_put(params)
-    starts = range(0, len(videos), size)
-    for start in tqdm(starts, "I3D", disable=None if progress else True, unit="batch"):
-        batch = to_float64(videos[start : start + size]).astype(np.float32)
-        short = size - len(batch)  # padded, so that one shape is compiled
-        batch = np.pad(batch, [(0, short)] + 4 * [(0, 0)])
-        results.append(np.asarray(_logits(params, batch))[: size - short])
-    return np.concatenate(results)
+
+    def compute(batch: np.ndarray) -> jax.Array:
+        return _logits(params, to_float64(batch).astype(np.float32))
+
+    params, bar = jax.device_put(params), "I3D" if progress else ""
+    return apply_in_batches(compute, videos, size=batch_size, progress=bar)
 
 
 def fvd(a: np.ndarray, b: np.ndarray) -> float:
@@ -225,29 +209,19 @@ def fvd(a: np.ndarray, b: np.ndarray) -> float:
     return frechet.frechet_of_features(a, b)
 
 
-def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """Return mean and deviation over splits of exp(mean KL(p(y | x) || p(y))).
+def inception_score(logits: np.ndarray) -> float:
+    """Return exp(mean KL(p(y | x) || p(y))), an inception score.
 
-    p(y | x) is the softmax of logits [n, 400], p(y) its mean over the clips of a split
-    (Salimans et al. 2016, arXiv:1606.03498, section 4). It is between 1, where all
-    clips have the same class probabilities, and 400. It is low for few clips and for
-    clips of few kinds, real ones too. It uses I3D on Kinetics-400, so it is not
-    comparable with the inception scores of video papers, which use C3D on UCF-101
-    (Saito et al. 2017, arXiv:1611.06624).
-
-    Raises:
-      UserError: splits is not between 1 and n.
+    p(y | x) is the softmax of logits [n, 400], p(y) its mean over the clips (Salimans
+    et al. 2016, arXiv:1606.03498, section 4). It is between 1, where all clips have the
+    same class probabilities, and 400. It is low for few clips and for clips of few
+    kinds, real ones too. It uses I3D on Kinetics-400, so it is not comparable with the
+    inception scores of video papers, which use C3D on UCF-101 (Saito et al. 2017,
+    arXiv:1611.06624).
     """
-    if not 1 <= splits <= len(logits):
-        raise UserError(
-            f"splits={splits}: from 1 to the number of clips, {len(logits)}"
-        )
-    scores = []
-    for part in np.array_split(np.asarray(logits, np.float64), splits):
-        log_p = special.log_softmax(part, axis=1)
-        log_mean = special.logsumexp(log_p, axis=0) - np.log(len(part))
-        scores.append(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
-    return float(np.mean(scores)), float(np.std(scores))
+    log_p = special.log_softmax(np.asarray(logits, np.float64), axis=1)
+    log_mean = special.logsumexp(log_p, axis=0) - np.log(len(log_p))
+    return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
 
 
 def class_names() -> list[str]:

@@ -10,23 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.files import make_folder
-from vdm_jax.metrics import (
-    efficientnet,
-    feature_cache,
-    frechet,
-    i3d,
-    lpips,
-    reference_sets,
-)
-from vdm_jax.metrics.protocol import Protocol
+from vdm_jax.files import cache_folder, make_folder
+from vdm_jax.metrics import efficientnet, i3d, lpips
+from vdm_jax.metrics.feature_cache import cached_features
+from vdm_jax.metrics.frechet import distance_scores
+from vdm_jax.metrics.reference_sets import ReferenceSets
 from vdm_jax.metrics.tables import Row, distance_columns
-from vdm_jax.metrics.video_arrays import to_float64
-from vdm_jax.video_io.cache import default_folder
+from vdm_jax.metrics.video_arrays import group_by_video, to_float64
 
 MIN_I3D_FRAMES = 16  # shorter clips are repeated forward and backward (`ping_pong`)
 COLUMNS = {
-    "row": ("{clips} clips a row", ""),
     "fvd": ("FVD", ".0f"),
     "fvd_error": ("±", ".0f"),
     "frame_fd_efficientnet": ("frame FD (EfficientNet)", ".2f"),
@@ -44,7 +37,6 @@ NOTE = (
     "clips, so compare rows: real clips, and real clips distorted in one way each."
 )
 BIAS_COLUMNS = {
-    "row": ("{clips} clips a row", ""),
     **distance_columns("fvd", "FVD", ".0f"),
     **distance_columns("frame_fd_efficientnet", "frame FD (EfficientNet)", ".2f"),
 }
@@ -77,11 +69,11 @@ class PerceptualNetworks:
     """
 
     def __init__(self, folder: Path | None = None):
-        self.folder = folder or default_folder() / "features"
+        self.folder = folder or cache_folder() / "features"
         self._loaded: dict[str, Any] = {}
 
     @staticmethod
-    def protocol(frames: int) -> Protocol:
+    def protocol(frames: int) -> dict[str, str]:
         """Return what the scores of clips of so many frames depend on."""
         fvd = i3d.PROTOCOL
         if frames < MIN_I3D_FRAMES:
@@ -98,81 +90,61 @@ class PerceptualNetworks:
         for asset in (i3d.WEIGHTS, efficientnet.WEIGHTS, lpips.WEIGHTS):
             asset.verified_path()
 
-    def _params(self, network) -> Any:
-        name = network.__name__
-        if name not in self._loaded:
-            self._loaded[name] = network.load()
-        return self._loaded[name]
+    def _features(self, network, name: str, videos: np.ndarray, extract) -> np.ndarray:
+        """Return extract(params of the network's module, videos), cached."""
+
+        def compute(videos: np.ndarray) -> np.ndarray:
+            if network not in self._loaded:
+                self._loaded[network] = network.load()
+            return extract(self._loaded[network], videos)
+
+        return cached_features(self.folder, name, network.PROTOCOL, videos, compute)
 
     def i3d_logits(self, name: str, videos: np.ndarray) -> np.ndarray:
         """Return I3D logits [n, 400] of `ping_pong(videos)`."""
-        videos = ping_pong(videos)
-
-        def extract(videos):
-            return i3d.logits(self._params(i3d), videos, progress=True)
-
-        return feature_cache.cached_features(
-            self.folder, name, i3d.PROTOCOL, videos, extract
+        return self._features(
+            i3d, name, ping_pong(videos), lambda *args: i3d.logits(*args, progress=True)
         )
 
     def frame_features(self, name: str, videos: np.ndarray) -> np.ndarray:
         """Return EfficientNet features of every frame, [n, f, 1280]."""
-
-        def extract(videos):
-            params = self._params(efficientnet)
-            return efficientnet.frame_features(params, videos).astype(np.float32)
-
-        features = feature_cache.cached_features(
-            self.folder, name, efficientnet.PROTOCOL, videos, extract
-        )
-        return features.reshape(*videos.shape[:2], -1)
+        features = self._features(
+            efficientnet, name, videos,
+            lambda *args: efficientnet.frame_features(*args).astype(np.float32),
+        )  # fmt: skip
+        return group_by_video(features, len(videos))
 
     def diversity(self, name: str, videos: np.ndarray) -> float:
         """Return the mean LPIPS of pairs; NaN for frames smaller than LPIPS accepts."""
         if min(videos.shape[2:4]) < lpips.MIN_SIDE:
             return float("nan")
-
-        def extract(videos):
-            return np.array([lpips.diversity(self._params(lpips), videos)])
-
-        score = feature_cache.cached_features(
-            self.folder, name, lpips.PROTOCOL, videos, extract
+        score = self._features(
+            lpips, name, videos, lambda *args: np.array([lpips.diversity(*args)])
         )
         return float(score[0])
 
 
-def network_table(
-    samples: np.ndarray,
-    training: np.ndarray,
-    held_out: np.ndarray | None,
-    networks: PerceptualNetworks,
-    seed: int = 0,
-) -> list[Row]:
-    """Return a row of network scores per set of `reference_sets`.
+def network_rows(sets: ReferenceSets, networks: PerceptualNetworks) -> list[Row]:
+    """Return a row of network scores per named set.
 
     A row has the keys of COLUMNS and BIAS_COLUMNS, and clips, their number.
     """
-    reference, named = reference_sets.reference_sets(samples, training, held_out, seed)
-    n = len(reference)
-    reference = to_uint8_rgb(reference)
-    reference_logits = networks.i3d_logits("reference", reference)[:, None]
+    n, reference = len(sets.reference), to_uint8_rgb(sets.reference)
+    reference_logits = networks.i3d_logits("reference", reference)
     reference_frames = networks.frame_features("reference", reference)
     rows = []
-    for name, make in named.items():
+    for name, make in sets.named.items():
         print(f"{name}: {n} clips", flush=True)
         videos = to_uint8_rgb(make())
         logits = networks.i3d_logits(name, videos)
         frames = networks.frame_features(name, videos)
-        score, _ = i3d.inception_score(logits)
         rows.append(
             {
                 "row": name,
                 "clips": n,
-                **frechet.distance_scores("fvd", logits[:, None], reference_logits),
-                **frechet.distance_scores(
-                    "frame_fd_efficientnet", frames, reference_frames
-                ),
-                "inception_score_i3d": score,
+                **distance_scores("fvd", logits[:, None], reference_logits[:, None]),
+                **distance_scores("frame_fd_efficientnet", frames, reference_frames),
+                "inception_score_i3d": i3d.inception_score(logits),
                 "diversity": networks.diversity(name, videos),
             }
         )
@@ -189,23 +161,17 @@ def acceptance_checks(pixels: list[Row], networks: list[Row]) -> list[list]:
     """
     by_name = {row["row"]: row for row in networks}
     own: dict[str, Any] = {**pixels[0], **networks[0]}
-    degenerate_fvd: Any = min(by_name[name]["fvd"] for name in DEGENERATE_ROWS)
-    mean_fd: Any = by_name["per-video mean"]["frame_fd_efficientnet"]
-
-    def row(check: str, score: float, low: float, high: float, form: str) -> list:
+    fvd: Any = min(by_name[name]["fvd"] for name in DEGENERATE_ROWS)
+    frame_fd: Any = by_name["per-video mean"]["frame_fd_efficientnet"]
+    checks = []
+    for check, key, low, high, form in (
+        ("FVD, below stills, means and blur", "fvd", -1, fvd, ".0f"),
+        ("frame FD (EfficientNet), below per-video mean",
+         "frame_fd_efficientnet", -1, frame_fd, ".2f"),
+        ("motion over real", "motion", 0.5, 1.5, ".2f"),
+        ("sharpness over real", "sharpness", 0.8, 1.25, ".2f"),
+    ):  # fmt: skip
         limits = f"below {high:{form}}" if low < 0 else f"{low:{form}} to {high:{form}}"
-        passed = low <= score < high
-        return [check, f"{score:{form}}", limits, "yes" if passed else "no"]
-
-    return [
-        row("FVD, below stills, means and blur", own["fvd"], -1, degenerate_fvd, ".0f"),
-        row(
-            "frame FD (EfficientNet), below per-video mean",
-            own["frame_fd_efficientnet"],
-            -1,
-            mean_fd,
-            ".2f",
-        ),
-        row("motion over real", own["motion"], 0.5, 1.5, ".2f"),
-        row("sharpness over real", own["sharpness"], 0.8, 1.25, ".2f"),
-    ]
+        passed = low <= own[key] < high
+        checks.append([check, f"{own[key]:{form}}", limits, "yes" if passed else "no"])
+    return checks

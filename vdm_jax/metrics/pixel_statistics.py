@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
+from vdm_jax.area_means import area_matrix
 from vdm_jax.metrics.frechet import distance_scores
-from vdm_jax.metrics.reference_sets import reference_sets
+from vdm_jax.metrics.reference_sets import ReferenceSets
 from vdm_jax.metrics.tables import Row, distance_columns
 from vdm_jax.metrics.video_arrays import (
     check_same_shape,
@@ -25,7 +26,6 @@ from vdm_jax.metrics.video_arrays import (
 
 CELLS = 8  # rows and columns of the grid that a frame's features are averaged on
 COLUMNS = {
-    "row": ("{clips} clips a row", ""),
     "frame_fd": ("frame FD", ".2f"),
     "motion_fd": ("motion FD", ".3f"),
     "motion": ("motion / real", ".2f"),
@@ -34,22 +34,10 @@ COLUMNS = {
 }
 """Heading and format of the keys of a row."""
 BIAS_COLUMNS = {
-    "row": ("{clips} clips a row", ""),
     **distance_columns("frame_fd", "frame FD", ".2f"),
     **distance_columns("motion_fd", "motion FD", ".3f"),
 }
 """Heading and format of the keys that state error and bias of the distances."""
-
-
-def area_weights(size: int, cells: int) -> np.ndarray:
-    """Return [cells, size]: the weight of each pixel in each cell's mean.
-
-    Rows sum to 1. Cells have equal lengths; a cell may end within a pixel.
-    """
-    edges = np.arange(cells + 1) * size / cells
-    left = np.maximum(edges[:-1, None], np.arange(size))
-    right = np.minimum(edges[1:, None], np.arange(size) + 1)
-    return np.maximum(right - left, 0.0) * cells / size
 
 
 def pixel_features(videos: np.ndarray) -> np.ndarray:
@@ -58,19 +46,14 @@ def pixel_features(videos: np.ndarray) -> np.ndarray:
     The first 192 are the mean colours of 8x8 cells, the other 64 the mean lengths of
     the gradient there, averaged over the channels.
     """
-    return np.concatenate(
-        [_features(to_float64(video)) for video in check_videos(videos)]
-    )
+    frames = map(to_float64, check_videos(videos))
+    return np.concatenate([_features(video) for video in frames])
 
 
 def motion_features(videos: np.ndarray) -> np.ndarray:
     """Return `pixel_features` of differences of adjacent frames, [n * (f - 1), 256]."""
-    return np.concatenate(
-        [
-            _features(np.diff(to_float64(video), axis=0))
-            for video in check_videos(videos)
-        ]
-    )
+    frames = map(to_float64, check_videos(videos))
+    return np.concatenate([_features(np.diff(video, axis=0)) for video in frames])
 
 
 def _features(frames: np.ndarray) -> np.ndarray:
@@ -79,12 +62,11 @@ def _features(frames: np.ndarray) -> np.ndarray:
     down = np.diff(frames, axis=1, append=frames[:, -1:])
     gradient = np.hypot(across, down).mean(-1, keepdims=True)
     _, h, w, _ = frames.shape
-    rows, columns = area_weights(h, CELLS), area_weights(w, CELLS)
+    rows, columns = area_matrix(h, CELLS), area_matrix(w, CELLS)
 
     def cells(x: np.ndarray) -> np.ndarray:
-        return np.einsum("ih,jw,fhwc->fijc", rows, columns, x, optimize=True).reshape(
-            len(x), -1
-        )
+        means = np.einsum("ih,jw,fhwc->fijc", rows, columns, x, optimize=True)
+        return means.reshape(len(x), -1)
 
     return np.concatenate([cells(frames), cells(gradient)], axis=1)
 
@@ -138,15 +120,47 @@ def nearest_training(
     return index, np.array(distance)
 
 
-def pixel_table(
-    samples: np.ndarray,
+def r2(videos: np.ndarray, reference: np.ndarray) -> float:
+    """Return the coefficient of determination R^2 of videos [n, ...] by a reference.
+
+    1 - mean square difference / variance of the reference over its n videos, per pixel:
+    1 for equal videos, 0 for the reference's mean video, about -1 for independent
+    samples of the same distribution; 0 where the reference has no variance.
+    """
+    variance = float(np.var(reference, axis=0).mean())
+    error = float(np.square(videos - reference).mean())
+    return 1 - error / variance if variance else 0.0
+
+
+FEATURES = {"frame_fd": pixel_features, "motion_fd": motion_features}
+
+
+def grouped_features(videos: np.ndarray) -> dict[str, np.ndarray]:
+    """Return features [n, k, d], k of each of n videos, by the names of distances."""
+    return {
+        name: group_by_video(extract(videos), len(videos))
+        for name, extract in FEATURES.items()
+    }
+
+
+def pixel_distances(
+    own: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+) -> Row:
+    """Return `frechet.distance_scores` of two results of `grouped_features`."""
+    scores: Row = {}
+    for name in FEATURES:
+        scores |= distance_scores(name, own[name], reference[name])
+    return scores
+
+
+def pixel_rows(
+    sets: ReferenceSets,
     training: np.ndarray,
-    held_out: np.ndarray | None,
-    seed: int = 0,
     extra_samples: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
-    """Return a row of pixel statistics per set of `reference_sets`.
+    """Return a row of pixel statistics per named set.
 
+    training: clips that are searched for copies.
     extra_samples: further samples by row name, inserted after the first row.
 
     A row has the keys of COLUMNS and BIAS_COLUMNS, and clips, their number. frame_fd
@@ -154,38 +168,25 @@ def pixel_table(
     reference's, NaN where that is 0. closer_to_train is the fraction of clips that are
     closer to their nearest training clip than the median held-out clip is to its own,
     NaN without held-out clips.
-
-    Raises:
-      UserError: as `reference_sets`.
     """
-    reference, named = reference_sets(samples, training, held_out, seed)
-    n, median = len(reference), np.nan
+    reference, named = sets
+    n, held_out = len(reference), named.get("held-out real")
     if held_out is not None:
-        median = np.median(nearest_training(named["held-out real"](), training)[1])
-    extractors = {"frame_fd": pixel_features, "motion_fd": motion_features}
-    targets = {
-        key: group_by_video(features(reference), n)
-        for key, features in extractors.items()
-    }
+        median = np.median(nearest_training(held_out(), training)[1])
+    features = grouped_features(reference)
     real_motion, real_sharpness = motion(reference), sharpness(reference)
 
-    def closer_to_train(videos: np.ndarray) -> float:
-        if held_out is None:
-            return np.nan
-        return float(np.mean(nearest_training(videos, training)[1] < median))
-
     def row(name: str, videos: np.ndarray) -> Row:
-        distances: Row = {}
-        for key, features in extractors.items():
-            own = group_by_video(features(videos), n)
-            distances |= distance_scores(key, own, targets[key])
+        closer = np.nan
+        if held_out is not None:
+            closer = float(np.mean(nearest_training(videos, training)[1] < median))
         return {
             "row": name,
             "clips": n,
-            **distances,
+            **pixel_distances(grouped_features(videos), features),
             "motion": _ratio(motion(videos), real_motion),
             "sharpness": _ratio(sharpness(videos), real_sharpness),
-            "closer_to_train": closer_to_train(videos),
+            "closer_to_train": closer,
         }
 
     rows = [row(name, videos()) for name, videos in named.items()]

@@ -1,6 +1,7 @@
 """Video sets that are measured together: samples, real clips, distorted real clips."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -8,37 +9,23 @@ from scipy import ndimage
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.video_arrays import check_same_shape, to_float64, unique_videos
 
-
-def _frozen(x: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x[:, :1], x.shape)
-
-
-def _video_mean(x: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x.mean(1, keepdims=True), x.shape)
-
-
-def _blur(x: np.ndarray) -> np.ndarray:
-    return ndimage.uniform_filter(x, size=4, axes=(2, 3), mode="nearest")
-
-
-def _global_mean(x: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(x.mean((0, 1)), x.shape)
-
-
-def _noise(x: np.ndarray) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-1.0, 1.0, x.shape)
-
-
 DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "frozen frame": _frozen,
-    "per-video mean": _video_mean,
-    "4x4 blur": _blur,
-    "global mean": _global_mean,
-    "noise": _noise,
+    "frozen frame": lambda x: np.broadcast_to(x[:, :1], x.shape),
+    "per-video mean": lambda x: np.broadcast_to(x.mean(1, keepdims=True), x.shape),
+    "4x4 blur": lambda x: ndimage.uniform_filter(x, 4, axes=(2, 3), mode="nearest"),
+    "global mean": lambda x: np.broadcast_to(x.mean((0, 1)), x.shape),
+    "noise": lambda x: np.random.default_rng(0).uniform(-1.0, 1.0, x.shape),
 }
 """Distortions of real clips [n, f, h, w, c] in [-1, 1]. In order: the first frame
 repeated; the mean over a clip's frames repeated; the mean over windows of 4x4 pixels;
 the mean over all clips and frames repeated; uniform noise instead of the clip."""
+
+
+class ReferenceSets(NamedTuple):
+    """Sets of the same number of clips: the reference, and those that are compared."""
+
+    reference: np.ndarray  # [n, f, h, w, c]
+    named: dict[str, Callable[[], np.ndarray]]  # make the sets, by the names of rows
 
 
 def reference_sets(
@@ -46,8 +33,8 @@ def reference_sets(
     training: np.ndarray,
     held_out: np.ndarray | None,
     seed: int = 0,
-) -> tuple[np.ndarray, dict[str, Callable[[], np.ndarray]]]:
-    """Return the reference set [n, ...] and functions that make the sets to measure.
+) -> ReferenceSets:
+    """Return the reference set and functions that make the sets to measure.
 
     The sets are, by row name: samples, training real, held-out real (absent where
     held_out is None) and one set per entry of DISTORTIONS. All sets have the same
@@ -76,12 +63,9 @@ def reference_sets(
         )
     drawn = training[np.random.default_rng(seed).permutation(len(training))[: 2 * n]]
     other = drawn[n:]
-    rows: dict[str, Callable[[], np.ndarray]] = {
-        "samples": lambda: samples[:n],
-        "training real": lambda: other,
-    }
+    named = {"samples": lambda: samples[:n], "training real": lambda: other}
     if held_out is not None:
-        rows["held-out real"] = lambda: held_out[:n]
+        named["held-out real"] = lambda: held_out[:n]
     for name, distort in DISTORTIONS.items():
-        rows[name] = lambda distort=distort: distort(to_float64(other))
-    return drawn[:n], rows
+        named[name] = lambda distort=distort: distort(to_float64(other))
+    return ReferenceSets(drawn[:n], named)

@@ -6,22 +6,11 @@ taken. A template that fits a frame no better than black counts as no detection.
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from vdm_jax.data import shapes
 
-NAMES = ("shape", "colour", "direction", "speed")
-CHANCE = dict(zip(NAMES, (1 / n for n in shapes.ATTRIBUTE_SIZES), strict=True)) | {
-    "all_attributes": 1 / 72
-}
-NOTE = (
-    "Attributes are measured by template matching, without a network. Direction must "
-    "be right on every displacement. template mse is in px^2 a frame; position std is "
-    "the standard deviation of the clips' mean position in pixels. guidance_scale is s "
-    "of uncond + s (cond - uncond)."
-)
 FRAMES_PER_CHUNK = 256  # frames compared with templates at a time
 
 GRID_SPACING = 1 / 12  # spacing of template positions, in radii (0.3 px at 16x16)
@@ -89,13 +78,16 @@ def _fit(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, centres
 
 
-def _motion(centres: np.ndarray, geometry: shapes.Geometry) -> np.ndarray:
-    """Return direction and speed [n, 2] of paths [n, frames, 2], -1 if undecidable.
+def measure_motion(
+    detected: dict[str, np.ndarray], geometry: shapes.Geometry
+) -> np.ndarray:
+    """Return direction and speed [n, 2] of `detect_shapes`, -1 if undecidable.
 
     The direction must be the same on every displacement, so shuffled frames have none.
     The speed is that of the line fitted by least squares.
     """
     slow, fast = shapes.SPEEDS * geometry.fast_speed
+    centres = detected["centres"]
     steps = np.diff(centres, axis=1)
     along = steps @ shapes.DIRECTIONS.T  # [n, frames - 1, direction]
     heading = np.where(along.max(-1) > MIN_DISPLACEMENT * slow, along.argmax(-1), -1)
@@ -165,40 +157,6 @@ def detect_shapes(videos: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def attribute_indices(
-    detected: dict[str, np.ndarray], motion: np.ndarray
-) -> np.ndarray:
-    """Return shape, colour and both attributes of motion [n, 2] as int32 [n, 4].
-
-    detected: of `detect_shapes`. -1 is undecidable; all four are where a frame has no
-    detection.
-    """
-    appearance = np.stack([detected["shape"], detected["colour"]], -1)
-    appearance = np.where(detected["decidable"], appearance, -1)
-    every = np.concatenate([appearance, motion], -1)
-    return np.where(detected["detected"][:, None], every, -1).astype(np.int32)
-
-
-def measure(videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
-    """Measure the attributes of clips of one moving shape on black.
-
-    Args:
-      videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2.
-      stride: of the clips, as in shapes.Geometry.
-
-    Returns:
-      attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where undecidable.
-      template_mse, centres: of `detect_shapes`.
-    """
-    detected = detect_shapes(videos)
-    _, frames, height, width, _ = videos.shape
-    geometry = shapes.Geometry(frames, height, width, stride)
-    motion = _motion(detected["centres"], geometry)
-    return {"attributes": attribute_indices(detected, motion)} | {
-        key: detected[key] for key in ("template_mse", "centres")
-    }
-
-
 def _residual(videos, shape, colour, centres) -> np.ndarray:
     """Return squared errors per frame [n] of templates at the refined centres."""
     n, f, height, width, _ = videos.shape
@@ -210,77 +168,3 @@ def _residual(videos, shape, colour, centres) -> np.ndarray:
         coloured = template[..., None] * shapes.COLOURS[colour[i]]
         errors[i] = np.square(videos[i] - coloured).sum() / f
     return errors
-
-
-def accuracy(
-    measured: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str] = NAMES
-) -> dict[str, float]:
-    """Return the fraction of clips that agree with their labels, per attribute.
-
-    labels: int [n, 4]; -1, an unspecified attribute, agrees with everything. The key
-    all_attributes is the fraction of clips in which all four agree.
-    """
-    correct = (measured["attributes"] == labels) | (labels < 0)
-    fractions = dict(zip(names, correct.mean(0).tolist(), strict=True))
-    return fractions | {"all_attributes": float(correct.all(1).mean())}
-
-
-def position_std(measured: dict[str, np.ndarray]) -> float:
-    """Return the standard deviation over clips of their mean position, in pixels."""
-    return float(np.sqrt(measured["centres"].mean(1).var(0).mean()))
-
-
-def position_std_error(measured: dict[str, np.ndarray], draws: int = 500) -> float:
-    """Return the standard error of `position_std`, by a bootstrap over clips."""
-    positions, n = measured["centres"].mean(1), len(measured["centres"])
-    index = np.random.default_rng(0).integers(n, size=(draws, n))
-    return float(np.sqrt(positions[index].var(1).mean(-1)).std())
-
-
-def attribute_scores(
-    videos: np.ndarray, labels: np.ndarray, stride: int = 1
-) -> dict[str, float]:
-    """Return accuracies of `accuracy` and the scores of `position_scores`."""
-    measured = measure(videos, stride)
-    return accuracy(measured, labels) | position_scores(measured)
-
-
-def position_scores(measured: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return mean template_mse, position_std and its standard error of clips.
-
-    measured: of `measure`.
-    """
-    return {
-        "template_mse": float(measured["template_mse"].mean()),
-        "position_std": position_std(measured),
-        "position_std_error": position_std_error(measured),
-    }
-
-
-def distorted_clips(
-    source, n: int, seed: int = 0
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return n clips of a source of shapes, intact and distorted, and their labels.
-
-    The distortions are Gaussian noise of deviation .2 (of a range of 2), random order
-    of frames, and uniform noise instead of the clips.
-    """
-    rng = np.random.default_rng(seed)
-    clips = [source.load(i, rng, source.geometry.frames) for i in range(n)]
-    real = np.stack([c["video"] for c in clips])
-    rows = {
-        "real": real,
-        "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),
-        "shuffled frames": np.stack([rng.permutation(clip) for clip in real]),
-        "noise": rng.uniform(-1, 1, real.shape),
-    }
-    return rows, np.stack([c["label"] for c in clips])
-
-
-def reference_scores(
-    geometry: shapes.Geometry, n: int = 216, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Return scores of held-out clips, of distorted ones, and of chance, by name."""
-    rows, labels = distorted_clips(shapes.Shapes(geometry, held_out=True), n, seed)
-    scores = {k: attribute_scores(v, labels, geometry.stride) for k, v in rows.items()}
-    return scores | {"chance": CHANCE}

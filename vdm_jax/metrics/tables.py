@@ -33,13 +33,19 @@ BIAS_NOTE = (
 def format_cells(
     rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Return headings and formatted cells of a table.
+    """Return headings and formatted cells of a table; the first cell is the row's name.
 
-    columns: heading and format by key of a row. A cell without a value is a dash.
+    columns: heading and format by key of a row, of which those without any value are
+    left out. A cell without a value is a dash.
     """
-    headings = [heading.format(**rows[0]) for heading, _ in columns.values()]
+    shown = {key: v for key, v in columns.items() if any(key in row for row in rows)}
+    first = f"{rows[0]['clips']} clips a row" if "clips" in rows[0] else ""
+    headings = [first, *(heading for heading, _ in shown.values())]
     return headings, [
-        [_cell(row.get(key), form) for key, (_, form) in columns.items()]
+        [
+            str(row["row"]),
+            *(_cell(row.get(key), form) for key, (_, form) in shown.items()),
+        ]
         for row in rows
     ]
 

@@ -28,14 +28,14 @@ class Line:
 def loss_lines(scalars: Scalars) -> list[Line]:
     """Return the training loss, then validation losses in the order of the file.
 
-    "val/loss_-5_+0", the loss for logsnr in -5..0, is named "val -5 to 0".
+    "val/loss_-5_+0", the loss for logsnr in -5..0, is named "val -5 +0".
     """
-    lines = [Line("train", *scalars["train/loss"])] if "train/loss" in scalars else []
-    for name, points in scalars.items():
-        if name.startswith("val/loss"):
-            band = name.removeprefix("val/loss").replace("+", "").split("_")[1:]
-            lines.append(Line(" ".join(["val", " to ".join(band)]).rstrip(), *points))
-    return lines
+    names = ["train/loss", *(name for name in scalars if name.startswith("val/loss"))]
+    return [
+        Line(name.replace("/loss", "").replace("_", " "), *scalars[name])
+        for name in names
+        if name in scalars
+    ]
 
 
 class _Axis:
@@ -61,9 +61,8 @@ class _Axis:
     def _round_values(self) -> np.ndarray:
         if self.log:
             tens = 10.0 ** np.arange(np.floor(self.low), np.ceil(self.high) + 1)
-            choices = [tens, np.outer(tens, [1, 3]).ravel()]
-            choices += [np.outer(tens, [1, 2, 5]).ravel()]
-            for marks in choices:
+            for factors in ([1], [1, 3], [1, 2, 5]):
+                marks = np.outer(tens, factors).ravel()
                 position = self(marks)
                 inside = marks[(position >= 0) & (position <= 1)]
                 if len(inside) >= 3:

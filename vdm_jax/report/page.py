@@ -16,13 +16,14 @@ the reader prefers reduced motion. An mp4 would blur the colours of a 32x32 clip
 drift relative to other videos and would need a script.
 """
 
+import abc
 import base64
 import html
 import importlib.resources
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
-from vdm_jax.files import atomic_write
+from vdm_jax.files import write_bytes
 from vdm_jax.report import curves
 
 MAX_LOSSLESS_PIXELS = 1_500_000  # of a grid's image; larger ones are lossy
@@ -48,111 +49,84 @@ class VideoGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class VideoGrids:
+class Section(abc.ABC):
+    """A part of the page: a title, a note below it, and the content."""
+
+    title: str
+    note: str = field(default="", kw_only=True)
+
+    @abc.abstractmethod
+    def body(self) -> str:
+        """Return the HTML of the content."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoGrids(Section):
     """Grids that play synchronously, such as real clips and samples.
 
     Sixteen clips of 8 frames of 32x32 take about a quarter of a megabyte; a page should
     stay below five.
     """
 
-    title: str
     grids: Sequence[VideoGrid]
     fps: float
-    note: str = ""
 
     def body(self) -> str:
-        """Return the HTML of the section."""
-        return _grids_html(self.grids, self.fps)
+        """Return figures of all grids, as wide as the widest."""
+        widest = max((min(g.columns, len(g.videos)) for g in self.grids), default=1)
+        return _figures(self.grids, [self.fps] * len(self.grids), widest)
 
 
 @dataclass(frozen=True, eq=False)
-class PromptGrid:
+class PromptGrid(Section):
     """Prompts, and for each its videos from every stage of a cascade.
 
     stages: a grid per stage, with a video per prompt. seconds: the duration of all.
     """
 
-    title: str
     prompts: Sequence[str]
     stages: Sequence[VideoGrid]
     seconds: float
-    note: str = ""
 
     def body(self) -> str:
-        """Return the HTML of the section."""
-        return "".join(self._row(i, prompt) for i, prompt in enumerate(self.prompts))
-
-    def _row(self, i: int, prompt: str) -> str:
-        grids = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
-        figures = "".join(_figure(g, g.videos.shape[1] / self.seconds) for g in grids)
-        row = f'<div class="video-grids" style="--columns:1">{figures}</div>'
-        return f"<p>{html.escape(prompt)}</p>{row}"
+        """Return each prompt and figures of its videos."""
+        fps, rows = [s.videos.shape[1] / self.seconds for s in self.stages], []
+        for i, prompt in enumerate(self.prompts):
+            own = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
+            rows.append(f"<p>{html.escape(prompt)}</p>{_figures(own, fps, 1)}")
+        return "".join(rows)
 
 
 @dataclass(frozen=True, eq=False)
-class NearestNeighbours:
-    """Each sample next to its nearest training clip, the closest pair first."""
-
-    title: str
-    samples: np.ndarray  # uint8 [n, f, h, w, c]
-    nearest: np.ndarray  # uint8 [n, f, h, w, c]
-    distance: np.ndarray  # [n], of pixel_statistics.nearest_training
-    fps: float
-    note: str = (
-        "Left: a sample; right: its nearest training clip by the root mean square of "
-        "pixel differences (0 is a copy, black to white is 2). The closest pair comes "
-        "first. A model trained on little data memorises some clips: where both look "
-        "the same, the sample is memorised."
-    )
-
-    def body(self) -> str:
-        """Return the HTML of the section."""
-        grids = [
-            VideoGrid(
-                f"distance {self.distance[i]:.3f}",
-                np.stack([self.samples[i], self.nearest[i]]),
-                columns=2,
-            )
-            for i in np.argsort(self.distance, kind="stable")
-        ]
-        return _grids_html(grids, self.fps)
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Section):
     """Lines over training steps or x_name, the first in the accent colour."""
 
-    title: str
     lines: Sequence[curves.Line]
-    note: str = ""
     log_x: bool = False
     x_name: str = "step"
 
     def body(self) -> str:
-        """Return the HTML of the section."""
+        """Return the plot."""
         return curves.draw(self.lines, x_name=self.x_name, log_x=self.log_x)
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, eq=False)
+class Table(Section):
     """Formatted cells; the first of a row is its name. highlight: indices of rows."""
 
-    title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     highlight: Sequence[int] = ()
-    note: str = ""
 
     def body(self) -> str:
-        """Return the HTML of the section."""
+        """Return a table that scrolls."""
         head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.headings)
         lines = []
         for i, (name, *values) in enumerate(self.rows):
             mark = ' class="mark"' if i in self.highlight else ""
             cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
-            lines.append(
-                f'<tr{mark}><th scope="row">{html.escape(name)}</th>{cells}</tr>'
-            )
+            row = f'<th scope="row">{html.escape(name)}</th>{cells}'
+            lines.append(f"<tr{mark}>{row}</tr>")
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="'
             f'{html.escape(self.title)}"><table><thead><tr>{head}</tr></thead>'
@@ -160,49 +134,23 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
-class Commands:
+@dataclass(frozen=True, eq=False)
+class Commands(Section):
     """Commands to copy, one per line."""
 
-    title: str
     lines: Sequence[str]
-    note: str = ""
 
     def body(self) -> str:
-        """Return the HTML of the section."""
+        """Return lines of code that scroll."""
         code = "\n".join(html.escape(line) for line in self.lines)
         return f'<pre class="scroll" tabindex="0"><code>{code}</code></pre>'
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """Names and values, such as machine, versions and seed."""
-
-    title: str
-    values: dict[str, str]
-    note: str = ""
-
-    def body(self) -> str:
-        """Return the HTML of the section."""
-        pairs = "".join(
-            f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>"
-            for k, v in self.values.items()
-        )
-        return f"<dl>{pairs}</dl>"
-
-
-Section = (
-    VideoGrids | PromptGrid | NearestNeighbours | Curve | Table | Commands | KeyValues
-)
 
 
 def write(
     path: str | Path, *, title: str, summary: str, sections: Sequence[Section]
 ) -> None:
     """Write the page, replacing an older one; every text is escaped."""
-    page = render(title, summary, sections)
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_bytes(path, render(title, summary, sections).encode(), overwrite=True)
 
 
 def render(title: str, summary: str, sections: Sequence[Section]) -> str:
@@ -250,10 +198,10 @@ def _section(index: int, section: Section) -> str:
 # --- grids ------------------------------------------------------------------------
 
 
-def _grids_html(grids: Sequence[VideoGrid], fps: float) -> str:
-    widest = max((min(grid.columns, len(grid.videos)) for grid in grids), default=1)
-    figures = "".join(_figure(grid, fps) for grid in grids)
-    return f'<div class="video-grids" style="--columns:{widest}">{figures}</div>'
+def _figures(grids: Sequence[VideoGrid], fps: Sequence[float], columns: int) -> str:
+    """Return the HTML of grids; columns of the widest, and frames a second of each."""
+    figures = "".join(map(_figure, grids, fps))
+    return f'<div class="video-grids" style="--columns:{columns}">{figures}</div>'
 
 
 def _figure(grid: VideoGrid, fps: float) -> str:

@@ -1,0 +1,20 @@
+"""Sections of a report's page."""
+
+import numpy as np
+
+from vdm_jax.evaluators import sections
+
+
+def test_the_closest_pair_is_first_with_the_sample_on_the_left():
+    rng = np.random.default_rng(0)
+    training = rng.integers(0, 256, (5, 2, 8, 8, 3), dtype=np.uint8)
+    samples = training[[3, 0, 4]].copy()
+    samples[0, 0, 0, 0] ^= 255  # the second is a copy
+    samples[2, :, :2] ^= 255
+    real, nearest = sections.comparison_sections(samples, training, training, 8)
+    assert [len(grid.videos) for grid in real.grids] == [5, 3]
+    order, clips = [1, 0, 2], [0, 3, 4]
+    for grid, sample, clip in zip(nearest.grids, order, clips, strict=True):
+        np.testing.assert_array_equal(grid.videos[0], samples[sample])
+        np.testing.assert_array_equal(grid.videos[1], training[clip])
+    assert nearest.grids[0].caption == "distance 0.000"
