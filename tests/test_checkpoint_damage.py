@@ -37,7 +37,14 @@ def empty_directory(directory: Path):
     directory.mkdir()
 
 
+def pipe_instead(directory: Path):
+    path = largest(directory)
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
+    "a pipe": pipe_instead,
     "truncated": truncate,
     "emptied file": lambda d: os.truncate(largest(d), 0),
     "emptied": empty_directory,

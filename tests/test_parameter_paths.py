@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,8 @@ from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.migration import PARAMETER_PATHS, former_path, migrate_path
 from vdm_jax.pretrained import params as params_file
-from vdm_jax.training import train
+from vdm_jax.training import train, trainer
 from vdm_jax.training.optimizer import global_norm, make_optimizer
-from vdm_jax.training.trainer import Trainer
 from vdm_jax.trees import named_leaves
 
 ROOT = Path(__file__).parents[1]
@@ -142,12 +140,8 @@ def test_a_checkpoint_of_version_0_1_is_restored(workdirs):
 def test_a_run_of_version_0_1_is_a_start_for_another(workdirs, tmp_path, monkeypatch):
     """The state of config.init_from, without training it."""
     _, old = workdirs
-    monkeypatch.setattr(
-        train,
-        "train_loop",
-        lambda update, state, *_, **__: SimpleNamespace(state=state),
-    )
-    monkeypatch.setattr(Trainer, "compile_update", lambda *_: None)
+    monkeypatch.setattr(trainer, "train_loop", lambda update, state, *_, **__: state)
+    monkeypatch.setattr(trainer.Trainer, "compile_update", lambda *_: None)
     config = small_config(4)
     config.init_from = str(old)
     state = train.train(config, tmp_path)

@@ -74,6 +74,15 @@ def check(facts: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
         raise ProcessMismatch(difference)
 
 
+def check_command(command: str, facts: Mapping[str, Any]) -> None:
+    """Compare which command the processes run, on what, and their environment.
+
+    Raises:
+      ProcessMismatch: they differ.
+    """
+    check({"command": command} | environment() | dict(facts))
+
+
 def stop_comparing() -> None:
     """Record that training starts: from now on no process calls `check`."""
     global _comparing
@@ -101,14 +110,22 @@ def describe_difference(first: dict[str, Any], own: dict[str, Any], rank: int) -
     for process, facts in ((0, first), (rank, own)):
         if ERROR in facts:
             return f"process {process} of this run cannot begin: {facts[ERROR]}"
-    for name in {**first, **own}:
-        a, b = first.get(name, "absent"), own.get(name, "absent")
-        if a != b:
-            return (
-                f"the processes of this run differ: {name} is {a!r} in process 0 and "
-                f"{b!r} in process {rank}: start all of them with the same"
-            )
+    for name, a, b in differences(first, own):
+        return (
+            f"the processes of this run differ: {name} is {a!r} in process 0 and "
+            f"{b!r} in process {rank}: start all of them with the same"
+        )
     return ""
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, value, value) where flat dicts differ; a value may be "absent"."""
+    for name in {**first, **second}:
+        a, b = first.get(name, "absent"), second.get(name, "absent")
+        if a != b:
+            yield name, a, b
 
 
 def environment() -> dict[str, Any]:

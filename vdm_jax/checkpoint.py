@@ -14,6 +14,7 @@ The file system needs atomic renames within one directory, as local disks and NF
 them.
 """
 
+import functools
 import json
 import logging
 import os
@@ -141,10 +142,9 @@ class Checkpoints:
 
     def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return shape and dtype of every array of a step, by today's name."""
-        saved = self._read(step, LEAVES)
         return {
             migrate_path(name): jax.ShapeDtypeStruct(tuple(shape), dtype)
-            for name, (shape, dtype) in saved.items()
+            for name, (shape, dtype) in self._read(step, LEAVES).items()
         }
 
     def extra(self, step: int) -> dict[str, Any]:
@@ -169,11 +169,13 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             raise ValueError(f"step {step} is already saved in {self.directory}")
-        folder = self.directory / f"saving-{step}"
+        folder = self._saving(step)
         # Saved flat, a state does not depend on the classes that it is made of.
         named = named_leaves(state)
         leaves = {n: (x.shape, np.dtype(x.dtype).name) for n, x in named.items()}
-        writing = self._writing(step, sum(x.nbytes for x in named.values()))
+        writing = functools.partial(
+            self._writing, step, sum(x.nbytes for x in named.values())
+        )
 
         def begin() -> None:
             with writing():
@@ -205,8 +207,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish the save in the background, without waiting for other processes."""
-        self._settle()
-        self._writer.shutdown()
+        try:
+            self._settle()
+        finally:
+            self._writer.shutdown()
+            if not self.read_only and jax.process_index() == 0:
+                for left in self._names("saving-.*"):  # of a save that failed
+                    shutil.rmtree(self.directory / left, ignore_errors=True)
 
     def restore(self, step: int, abstract_state) -> tuple[Any, dict[str, Any]]:
         """Return the state as it was saved, with the given shardings, and its extra.
@@ -308,24 +315,22 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _writing(self, step: int, size: int):
-        """Return a function to contexts that remove and report a failed save."""
+    @contextmanager
+    def _writing(self, step: int, size: int) -> Iterator[None]:
+        """Report a save of `size` bytes that fails inside of the block; remove it."""
         before = [old for old in self.steps() if old != step]
-        folder = self.directory / f"saving-{step}"
-        advice = f"up to {size / 1e6:.1f} MB needed for step {step}; " + (
-            f"steps {before} are unchanged; " if before else "none was saved; "
-        )
+        kept = f"steps {before} are unchanged" if before else "none was saved"
+        advice = f"up to {size / 1e6:.1f} MB needed for step {step}; {kept}; "
+        folder = self._saving(step)
+        try:
+            with files.explain_write_errors(folder, advice):
+                yield
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
-        @contextmanager
-        def context() -> Iterator[None]:
-            try:
-                with files.explain_write_errors(folder, advice):
-                    yield
-            except UserError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-
-        return context
+    def _saving(self, step: int) -> Path:
+        return self.directory / f"saving-{step}"
 
 
 def remove(folder: Path) -> None:

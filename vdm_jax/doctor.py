@@ -7,6 +7,7 @@ always 0, because clips and weights are optional. Paste the output into a bug re
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -26,22 +27,18 @@ def main() -> None:
 
 def versions() -> dict[str, str]:
     """Return name -> version of the requirements and jaxlib; "" if not installed."""
-    return {name: _version(name) for name in [*_requirements(), "jaxlib"]}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    found = dict.fromkeys([*_requirements(), "jaxlib"], "")
+    for name in found:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _requirements() -> dict[str, str]:
     """Return name -> required versions, as of the installation of vdm_jax."""
-    try:
+    lines = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         lines = importlib.metadata.requires("vdm_jax") or []
-    except importlib.metadata.PackageNotFoundError:
-        lines = []
     split = [re.match(r"([A-Za-z0-9._-]+)([^;]*)(.*)", line) for line in lines]
     return {m[1]: m[2].strip() for m in split if m and "extra" not in m[3]}
 
@@ -58,15 +55,14 @@ def machine() -> str:
 
 def report() -> Iterator[str]:
     """Yield the lines of the report."""
-    settings = {k: v for k, v in os.environ.items() if SETTINGS.match(k)}
     yield f"python {platform.python_version()}  {sys.executable}"
     yield platform.platform()
     yield from _packages()
     if all(versions().values()):  # otherwise the imports below fail
         yield from _devices()
         yield from _caches()
-        yield from _clips()
-        yield from _networks()
+        yield from _assets()
+    settings = {k: v for k, v in os.environ.items() if SETTINGS.match(k)}
     if settings:
         yield from ("", "Settings of the environment")
         yield from (f"  {name}={value}" for name, value in sorted(settings.items()))
@@ -79,11 +75,9 @@ def _packages() -> Iterator[str]:
         yield "  requirements unknown: run pip install -e . in the clone"
     for name, version in installed.items():
         yield f"  {name:20} {version or 'missing':12} {required.get(name, '')}".rstrip()
-    missing = [
-        n + required.get(n, "") for n, version in installed.items() if not version
-    ]
+    missing = [repr(n + required.get(n, "")) for n in installed if not installed[n]]
     if missing:
-        yield f"  run: pip install {' '.join(repr(name) for name in missing)}"
+        yield f"  run: pip install {' '.join(missing)}"
 
 
 def _devices() -> Iterator[str]:
@@ -107,36 +101,35 @@ def _caches() -> Iterator[str]:
     from vdm_jax.runtime import compilation_cache_dir
 
     yield from ("", "Caches")
-    for name, folder in (
-        ("compiled programs", compilation_cache_dir),
-        ("decoded videos", cache_folder),
-    ):
+    caches = {
+        "compiled programs": compilation_cache_dir,
+        "decoded videos": cache_folder,
+    }
+    for name, folder in caches.items():
         try:
             yield f"  {name:20} {folder() or 'off'}"
         except UserError as error:
             yield f"  {name:20} {error}"
 
 
-def _clips() -> Iterator[str]:
+def _assets() -> Iterator[str]:
+    from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
     from vdm_jax.data.clips import FOOTAGE
 
     yield from ("", "Clips")
     for name, footage in FOOTAGE.items():
         yield _asset_line(name, footage.asset, f"found; licence {footage.licence}")
-
-
-def _networks() -> Iterator[str]:
-    from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
-
     yield from ("", "Weights of evaluate.py --network_metrics")
-    networks = {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
-    for name, asset in networks.items():
-        yield _asset_line(name, asset, "found")
-    yield from ("", "Weights of the text encoder")
-    yield _asset_line("MiniLM", MINILM[0], "found")
+    for name, asset in {
+        "I3D": I3D,
+        "EfficientNet": EFFICIENTNET,
+        "LPIPS": LPIPS,
+    }.items():
+        yield _asset_line(name, asset)
+    yield from ("", "Weights of the text encoder", _asset_line("MiniLM", MINILM[0]))
 
 
-def _asset_line(name: str, asset, state: str) -> str:
+def _asset_line(name: str, asset, state: str = "found") -> str:
     """Return the line of an asset. state: the text for an intact one."""
     from vdm_jax.data.assets import install_command
 

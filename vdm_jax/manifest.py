@@ -56,7 +56,8 @@ def find_damage(folder: Path) -> str | None:
     try:
         with reading_files(folder):
             manifest = _read(lambda: files.read_json(folder / MANIFEST))
-            if not _is_manifest(manifest):
+            names = manifest if isinstance(manifest, dict) else ()
+            if not {LEAVES, EXTRA, STATE} <= {name.split("/")[0] for name in names}:
                 return f"{MANIFEST} is not what was written"
             for name, expected in manifest.items():
                 found = _read(lambda name=name: _size_and_crc(folder / name))
@@ -98,13 +99,6 @@ def _read(read: Callable[[], T]) -> T:
         raise CorruptFile(f"missing ({error.strerror})") from error
 
 
-def _is_manifest(value: Any) -> bool:
-    """Return whether it has all parts of a checkpoint."""
-    return isinstance(value, dict) and {LEAVES, EXTRA, STATE} <= {
-        name.split("/")[0] for name in value
-    }
-
-
 def _size_and_crc(path: Path, durable: bool = False) -> list[int]:
     """Return bytes and CRC-32 of a file; with `durable` it is on disk afterwards.
 
@@ -112,6 +106,7 @@ def _size_and_crc(path: Path, durable: bool = False) -> list[int]:
     against forgery, and is several times as fast as a cryptographic hash.
     """
     size = crc = 0
+    files.check_regular(path)  # reading from a pipe would block
     with path.open("rb") as file:
         if durable:
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ no longer read, it continues without. (Training saves first: `training.stop`.)
 """
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -259,38 +260,31 @@ def start_devices() -> None:
     """Start JAX's devices; UserError if those of JAX_PLATFORMS do not start."""
     import jax
 
+    failures = RuntimeError, AssertionError  # the latter says nothing
     platforms = jax_setting("jax_platforms")
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter says nothing
+    except failures as error:
         if not platforms:
             reason = _shortened(error) + _jax_environment()
             raise UserError(f"no device starts: {reason}") from error
-        _raise_no_such_devices(platforms, error)
-
-
-def _raise_no_such_devices(platforms: str, error: Exception) -> NoReturn:
-    import jax
-
-    jax.config.update("jax_platforms", None)
-    try:
-        available = ", ".join(sorted({device.platform for device in jax.devices()}))
-    except (RuntimeError, AssertionError):
-        available = "none"
-    jax.config.update("jax_platforms", platforms)
-    raise UserError(
-        f"JAX_PLATFORMS={platforms} does not start ({_shortened(error)}); available: "
-        f"{available}: set it to that, or unset it"
-    ) from error
+        jax.config.update("jax_platforms", None)
+        available = set()
+        with contextlib.suppress(*failures):
+            available = {device.platform for device in jax.devices()}
+        jax.config.update("jax_platforms", platforms)
+        raise UserError(
+            f"JAX_PLATFORMS={platforms} does not start ({_shortened(error)}); "
+            f"available: {', '.join(sorted(available)) or 'none'}: set it to that, or "
+            "unset it"
+        ) from error
 
 
 def _jax_environment() -> str:
     """Return the JAX variables of the environment, for an error they may cause."""
-    variables = [
-        f"{name}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith("JAX_") and name != "JAX_COMPILATION_CACHE_DIR"  # checked
-    ]
+    names = [n for n in os.environ if n.startswith("JAX_")]
+    names = sorted({*names} - {"JAX_COMPILATION_CACHE_DIR"})  # which is checked
+    variables = [f"{name}={os.environ[name]}" for name in names]
     return f"; environment: {', '.join(variables)}" if variables else ""
 
 

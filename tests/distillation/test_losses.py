@@ -12,8 +12,18 @@ from vdm_jax import build, runs
 from vdm_jax import model as models
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.distillation import losses, rounds
-from vdm_jax.distillation.students import init_student
+from vdm_jax.distillation.students import GUIDANCE_PARAMS
 from vdm_jax.training import checks
+from vdm_jax.training.init import start_from
+
+
+def start_student(student, teacher):
+    """Return the first parameters of a student with guidance."""
+    expected = jax.eval_shape(student.init_params, jax.random.key(0))
+    new = [GUIDANCE_PARAMS]
+    return start_from(
+        teacher, expected, lambda: student.init(jax.random.key(0)), "it", new
+    )
 
 
 def test_a_student_with_guidance_starts_equal_to_its_teacher(teacher):
@@ -25,7 +35,7 @@ def test_a_student_with_guidance_starts_equal_to_its_teacher(teacher):
     checks.check_config(largest)  # the seed of every round is in range
     assert largest.seed != own.seed
     student = build.build_model(own)
-    params = init_student(student, loaded.params, jax.random.key(0))
+    params = start_student(student, loaded.params)
     z = jax.random.normal(jax.random.key(1), (5, *student.shape))
     labels = {"label": jnp.array([[0, 1, 2, 1], [2, -1, 3, 0]] * 2 + [[-1] * 4])}
     level = schedules.noise_level_from_angle(jnp.linspace(0.1, 1.5, 5))
@@ -51,7 +61,7 @@ def test_the_guidance_loss_compares_with_both_branches(teacher):
     own = rounds.student_config(value, loaded.config, one, "")
     own.unlock().conditioning.update(label_dropout=0.0, attribute_dropout=0.0)
     student = build.build_model(own)
-    params = init_student(student, loaded.params, jax.random.key(0))
+    params = start_student(student, loaded.params)
     batch = {
         "video": np.random.default_rng(0).integers(
             0, 256, (16, *student.shape), np.uint8

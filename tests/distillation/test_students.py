@@ -15,8 +15,8 @@ from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.distillation import driver, evaluation, students
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
+from vdm_jax.training import trainer as trainers
 from vdm_jax.training.train import train
-from vdm_jax.training.train_loop import TrainResult
 
 
 def test_one_program_for_guidance_and_one_for_all_other_rounds(
@@ -68,15 +68,14 @@ def test_every_round_starts_from_the_student_before_which_is_its_teacher(
         started.append(state.params)
         keys.append((run.config.seed, tuple(jax.random.key_data(key).tolist())))
         average = None if state.ema is None else moved(2.0)
-        state = state.replace(params=moved(1.0), ema=average)
-        return TrainResult(state, run.logger.totals)
+        return state.replace(params=moved(1.0), ema=average)
 
     def sample(self, model, params, settings, progress=None):
         scales.append(settings.guidance_scale)
         return np.zeros((4, *model.shape), np.uint8)
 
-    monkeypatch.setattr(students, "train_loop", train_loop)
-    monkeypatch.setattr(evaluation.StudentEvaluator, "_sample", sample)
+    monkeypatch.setattr(trainers, "train_loop", train_loop)
+    monkeypatch.setattr(evaluation.FixedSamples, "__call__", sample)
     monkeypatch.setattr(students.DistillationTrainer, "_update", lambda *args: None)
     monkeypatch.setattr(evaluation, "write_preview", lambda *args: None)
     monkeypatch.setattr(driver, "commit_round", lambda *args: None)

@@ -44,6 +44,6 @@ class Task:
 
         return loss_fn
 
-    def make_observers(self, mesh, source, captions, run):
+    def make_observers(self, trainer, run):
         """Nothing is observed."""
         return ()

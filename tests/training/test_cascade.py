@@ -122,7 +122,7 @@ def test_text_is_padded_to_the_longest(folder):
     batch = texts(strings)
     assert batch["text"].shape == (2, texts.max_tokens, 6) and texts.max_tokens >= 7
     assert batch["text_mask"].sum(1).tolist() == [6, 0]
-    tokens = texts.embeddings[str(strings[0])]
+    tokens = texts[str(strings[0])]
     np.testing.assert_array_equal(batch["text"][0, :6], tokens)
     assert not batch["text"][0, 6:].any()
     with pytest.raises(UserError, match="no embedding of 'a horse'"):
@@ -218,7 +218,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
             config, SimpleNamespace(captions=["a", "b b"])
         )
         assert loaded == [0] and encoder.calls == [["", "a", "b b"]]  # once
-    assert texts.embeddings["b b"].shape == (2, 384)
+    assert texts["b b"].shape == (2, 384)
     assert config.conditioning.text_encoder_sha256 == "weights"
 
 

@@ -15,7 +15,7 @@ MORE = NEW | {"time_c": {"scale": jnp.full(5, 9.0)}}
 
 def start(wanted, new=(), widen=()):
     expected = jax.eval_shape(lambda: wanted)
-    return start_from(LOADED, expected, lambda: wanted, new, widen, "other")
+    return start_from(LOADED, expected, lambda: wanted, "other", new, widen)
 
 
 def test_equal_trees_are_taken_as_they_are():

@@ -51,14 +51,14 @@ def test_flags_come_before_variables(calls, monkeypatch, capsys):
     ):
         monkeypatch.setenv(f"VDM_{name}", value)
     launch.start()
-    launch.start("b:2", 8, 0, heartbeat_timeout=7)
+    launch.start("b:2", 8, 0)
     first, second = calls
     assert first["coordinator_address"] == "a:1"
     assert (first["num_processes"], first["process_id"]) == (4, 3)
     assert second["coordinator_address"] == "b:2"
     assert (second["num_processes"], second["process_id"]) == (8, 0)
-    assert second["heartbeat_timeout_seconds"] == 7
-    assert "heartbeat 7 s" in capsys.readouterr().out
+    assert second["heartbeat_timeout_seconds"] == 60
+    assert "waiting 1800 s at most" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import pytest
 from configs import shapes
 from vdm_jax import build, data, sharding
 from vdm_jax.data import pipeline
-from vdm_jax.training import observers, train
+from vdm_jax.training import observers, train, trainer
 from vdm_jax.training import run as runs
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.train_loop import TrainResult
 from vdm_jax.training.trainer import Trainer
 
 
@@ -60,9 +59,12 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(observers.sampling, "sample", sample)
-    run = SimpleNamespace(logger=SimpleNamespace(active=False))
+    run = SimpleNamespace(logger=SimpleNamespace(active=False), config=config)
+    trainer = SimpleNamespace(
+        model=model, source=source, captions=None, mesh=sharding.make_mesh()
+    )
     (sample_every, _, preview), (eval_every, _, validate) = observers.make_observers(
-        config, model, sharding.make_mesh(), source, None, run
+        trainer, run
     )
     assert (sample_every, eval_every) == (
         config.train.sample_every,
@@ -95,9 +97,9 @@ def test_the_seed_makes_the_parameters_and_all_noise(tmp_path, monkeypatch):
 
     def train_loop(update, state, aux_params, batches, *, key, run, **kwargs):
         seen.update(state=state, key=key, first=next(batches))
-        return TrainResult(state, run.logger.totals)
+        return state
 
-    monkeypatch.setattr(train, "train_loop", train_loop)
+    monkeypatch.setattr(trainer, "train_loop", train_loop)
     monkeypatch.setattr(Trainer, "compile_update", lambda *args: None)
     config = shapes.get_config("smoke").unlock()
     config.seed = seed

@@ -84,14 +84,12 @@ def train(
     data = data or Data()
     with open_run(workdir, config(), {}, time_limit) as run:
         seen(run)
-        state = run.resume(
-            jax.eval_shape(new_state), lambda params: new_state(), data, lambda path: {}
-        )
+        state = run.resume(jax.eval_shape(new_state), new_state, data)
         if drop is not None and run.restored_step:
             state, data.number = drop(state, data.number)
         update = Update(step or STEP, jax.device_put, diagnose)
         kwargs = {"num_steps": until, "run": run, "key": KEY, **kwargs}
-        return train_loop(update, state, {}, data, **kwargs).state
+        return train_loop(update, state, {}, data, **kwargs)
 
 
 def steps(workdir) -> list[int]:

@@ -63,8 +63,7 @@ TOY = textwrap.dedent("""
     with open_run(workdir, config, {}) as run, jax.set_mesh(mesh):
         state = run.resume(
             sharding.with_shardings(jax.eval_shape(new), placed),
-            lambda params: jax.jit(new, out_shardings=placed)(),
-            data, lambda path: None)
+            jax.jit(new, out_shardings=placed), data)
         split = sharding.batch_sharding(mesh)
         def put(batch):
             x = jax.make_array_from_process_local_data(split, batch["x"])

@@ -35,13 +35,10 @@ def distill_cascade(
     """
     started = time.monotonic()
     stages = cascade.read(path).stages
-    agreement.check(
-        {"command": "distill --cascade", "workdir": str(workdir)}
-        | {"stages": [stage.name for stage in stages]}
-        | agreement.environment()
-        | runs.config_without_paths(config)
-        | {stage.name: dataclasses.asdict(stage.settings) for stage in stages}
-    )
+    facts = {"workdir": str(workdir), "stages": [stage.name for stage in stages]}
+    facts |= {stage.name: dataclasses.asdict(stage.settings) for stage in stages}
+    facts |= runs.config_without_paths(config)
+    agreement.check_command("distill --cascade", facts)
     for stage in stages:  # all of them before hours are spent on the first
         rounds.check(config.distill, stage.config, stage.model)
     for stage in stages:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-
 from vdm_jax import agreement, build, data, runs, sampling, sharding, text
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.source import Source
@@ -29,7 +27,7 @@ from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_config
 from vdm_jax.training.observers import PreviewInterrupted
-from vdm_jax.training.run import START_OVER, Run, open_run
+from vdm_jax.training.run import START_OVER, Run
 from vdm_jax.training.stop import EXIT_STATUS
 from vdm_jax.training.trainer import Trainer
 
@@ -57,7 +55,8 @@ def distill(
       SystemExit: as `train_loop` raises it; the same call resumes.
     """
     started = time.monotonic()
-    _check_agreement(config, workdir)
+    facts = {"workdir": str(workdir)} | runs.config_without_paths(config)
+    agreement.check_command("distill", facts)
     mesh = sharding.mesh_from_config(config.mesh)
     loaded = runs.load(teacher, mesh)
     rounds.check(config.distill, loaded.config, loaded.model)
@@ -65,22 +64,17 @@ def distill(
     configs = rounds.student_configs(config, loaded.config, plan, teacher, workdir)
     student, source, captions = _build_student(config, configs, loaded.config)
     students = [(workdir / r.path, c) for r, c in zip(plan, configs, strict=True)]
-    with (
-        open_distillation(workdir, config, teacher, loaded.checksum, students) as rows,
-        jax.set_mesh(mesh),
-        sharding.activation_rules(config.mesh.activation_rules),
-    ):
+    with open_distillation(workdir, config, teacher, loaded.checksum, students) as rows:
         trainer = Trainer(configs[0], student, source, captions, mesh)
         distiller = DistillationTrainer(config, loaded, trainer)
-        evaluator = StudentEvaluator(config, student, loaded, source, captions, mesh)
+        evaluator = StudentEvaluator(config, loaded, trainer)
         baseline = evaluator.evaluate_teacher(workdir, loaded)
         params = newest_student(workdir, rows, mesh) if rows else loaded.params
         del loaded  # frees the memory of its parameters after the first round
         for each, (place, own) in list(zip(plan, students, strict=True))[len(rows) :]:
             left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
-            fingerprint, abstract = trainer.fingerprint(own), trainer.abstract_state
             with (
-                open_run(place, own, fingerprint, left, START_OVER, abstract) as run,
+                trainer.open_run(place, own, left, advice=START_OVER) as run,
                 run.stop.handling_signals(),
             ):
                 previous = rows[-1]["metric"] if rows else baseline
@@ -96,14 +90,6 @@ def distill(
     return rows
 
 
-def _check_agreement(config: Any, workdir: Path) -> None:
-    agreement.check(
-        {"command": "distill", "workdir": str(workdir)}
-        | agreement.environment()
-        | runs.config_without_paths(config)
-    )
-
-
 def _run_round(
     run: Run,
     each: Round,
@@ -115,7 +101,7 @@ def _run_round(
 
     Returns its parameters and its row of rounds.json.
     """
-    params, totals = distiller.train(run, each, teacher)
+    params = distiller.train(run, each, teacher)
     try:
         metric = evaluator.evaluate_student(run, each, params)
     except PreviewInterrupted:
@@ -123,9 +109,9 @@ def _run_round(
     return params, {
         "steps": each.steps,
         "updates": each.updates,
-        "loss": totals.loss,
+        "loss": run.logger.totals.loss,
         "metric": metric,
-        "seconds": round(totals.seconds, 3),
+        "seconds": round(run.logger.totals.seconds, 3),
         "path": each.path,
     }
 

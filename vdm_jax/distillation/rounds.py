@@ -10,19 +10,14 @@ from ml_collections import ConfigDict
 
 from vdm_jax.diffusion import losses, samplers
 from vdm_jax.errors import UserError
-from vdm_jax.metrics.by_source import ATTRIBUTE_METRICS
+from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.model import DiffusionModel
 
-# Config field -> whether it may differ when a distillation is resumed. The first
-# pattern that matches decides.
+# Pattern of config fields -> whether they may differ when a distillation is resumed.
+# The first that matches decides; the rest holds for rounds that have not started.
 RESUME_RULES = (
-    ("seed", False),
-    ("distill.start_steps", False),
-    ("distill.guidance_range", False),
-    ("distill.sampler", False),
-    ("distill.metric", False),
-    ("distill.num", False),
-    ("*", True),  # it holds for rounds that have not started
+    (r"seed|distill\.(start_steps|guidance_range|sampler|metric|num)", False),
+    (r".*", True),
 )
 
 # Shortest step, in radians: in float32 the length of a shorter one is lost.

@@ -76,7 +76,7 @@ def _begin(
     path = workdir / runs.DISTILLATION_FILE
     origin = {"teacher": teacher, "checksum": checksum}
     fields = json.loads(json.dumps(config.to_dict()))
-    rows, damage = _read_rows(workdir)
+    rows, damage = _read_rows(workdir, students)
     changes = []
     if rows or any((workdir / "rounds").glob("*/checkpoints/[0-9]*")):
         before = migration.rename(runs.read_json(path, dict))
@@ -101,12 +101,17 @@ def _begin(
     return rows, changes
 
 
-def _read_rows(workdir: Path) -> tuple[list[Row], str]:
+def _read_rows(workdir: Path, students: Students) -> tuple[list[Row], str]:
     """Return the rows of rounds.json, and what is wrong with the file, or ""."""
     if not (workdir / runs.ROUNDS_FILE).is_file():
         return [], ""
     try:
-        return runs.distillation_rounds(workdir), ""
+        rows = runs.distillation_rounds(workdir)
+        for row, (place, own) in zip(rows, students, strict=False):
+            expected = own.sample.steps, place
+            if (row["steps"], workdir / row["path"]) != expected:
+                raise UserError(f"a row of {row['steps']} steps in {row['path']!r}")
+        return rows, ""
     except UserError as error:
         if isinstance(error.__cause__, OSError):  # the bytes may be good
             raise

@@ -1,32 +1,25 @@
-"""Text of captions for training batches, and the conditions of previews."""
+"""Text of captions for training batches."""
 
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from vdm_jax import sampling, text
+from vdm_jax import text
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data import pipeline
 from vdm_jax.data.embeddings import INDEX, EmbeddingStore
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
-from vdm_jax.model import DiffusionModel
 
 
-class CaptionEmbeddings:
-    """Embeddings of the captions of batches, padded to the longest of a folder.
+class CaptionEmbeddings(EmbeddingStore):
+    """Embeddings of the captions of batches, padded to the longest of a folder."""
 
-    Attributes:
-      dim: of each token. max_tokens: of the longest caption.
-      digest: identifies the captions and the weights of their encoder.
-    """
-
-    def __init__(self, folder: str):
-        self.embeddings = EmbeddingStore(folder)
-        self.dim, self.max_tokens = self.embeddings.dim, self.embeddings.max_tokens
-        self.digest = str(self.embeddings.metadata["keys"])
+    @property
+    def digest(self) -> str:
+        """Identifies the captions and the weights of their encoder."""
+        return str(self.metadata["keys"])
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple]:
         """Return (shape, dtype) of the arrays for captions of this shape, by name."""
@@ -46,7 +39,7 @@ class CaptionEmbeddings:
             for name, (shape, dtype) in self.shapes(captions.shape).items()
         }
         for at, caption in np.ndenumerate(captions):
-            tokens = self.embeddings[str(caption)]
+            tokens = self[str(caption)]
             arrays["text"][at][: len(tokens)] = tokens
             arrays["text_mask"][at][: len(tokens)] = True
         return arrays
@@ -78,9 +71,8 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
             f"config.conditioning.text_dim={dim}: the embeddings in {folder} have "
             f"dimension {captions.dim}; set it to that"
         )
-    metadata = captions.embeddings.metadata
-    config.conditioning.text_encoder = metadata["encoder"]
-    config.conditioning.text_encoder_sha256 = metadata.get("weights", "")
+    config.conditioning.text_encoder = captions.metadata["encoder"]
+    config.conditioning.text_encoder_sha256 = captions.metadata.get("weights", "")
     return captions
 
 
@@ -106,37 +98,3 @@ def add_text(
 ) -> pipeline.Batch:
     """Return a batch with the text of its captions; unchanged without embeddings."""
     return batch if captions is None else batch | captions(batch["caption"])
-
-
-def preview_conditions(
-    config: Any,
-    model: DiffusionModel,
-    source: Source,
-    captions: CaptionEmbeddings | None,
-    num: int,
-    label: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the conditions of `num` previews, as sampling.sample takes them.
-
-    Labels are as `label` says where the model is conditioned on nothing else. Otherwise
-    all conditions are of held-out clips, or of training clips where none are held out.
-    """
-    arrays = model.batch_arrays
-    labels = sampling.draw_labels(model, num, label, seed)
-    cond = {} if labels is None else {"label": labels}
-    if not (arrays - {"label"} or model.video_conditions):
-        return cond
-    part = source.split(True)
-    part = part if len(part) else source.split(False)
-    clips = list(pipeline.fixed_clips(config, part, num, seed))
-    if captions is not None:
-        cond |= captions([clip["caption"][0] for clip in clips])
-    video = np.concatenate([clip["video"] for clip in clips])
-    for name, condition in model.video_conditions:
-        observe = jax.jit(condition.observation)
-        cond[name] = np.asarray(observe(model.normalize(video)))
-    # With a video alone labels may be of others: they are drawn as `label` says.
-    for name in arrays & clips[0].keys() if arrays - {"label"} else ():
-        cond[name] = np.concatenate([clip[name] for clip in clips])
-    return cond

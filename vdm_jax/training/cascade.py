@@ -14,7 +14,6 @@ from typing import Any
 from vdm_jax import agreement, build, cascade, files, runs, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.files import atomic_write
 from vdm_jax.training.checks import check_batch_memory, check_config
 from vdm_jax.training.run import START_OVER, config_changes
 from vdm_jax.training.stop import EXIT_STATUS, RESTART
@@ -44,11 +43,9 @@ def train_cascade(
     """
     started = time.monotonic()
     configs = {name: config_of(name).unlock() for name in stages}
-    agreement.check(
-        {"command": "train --cascade", "workdir": str(workdir), "stages": list(stages)}
-        | agreement.environment()
-        | {name: runs.config_without_paths(config) for name, config in configs.items()}
-    )
+    facts = {"workdir": str(workdir), "stages": list(stages)}
+    facts |= {n: runs.config_without_paths(config) for n, config in configs.items()}
+    agreement.check_command("train --cascade", facts)
     _check(configs, workdir)
     for name, config in configs.items():
         place = workdir / name
@@ -133,14 +130,7 @@ def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> No
         try:
             before = files.read_text(path)
             names = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
-        except (
-            tomllib.TOMLDecodeError,
-            RecursionError,
-            files.CorruptFile,
-            OSError,
-            KeyError,
-            TypeError,
-        ) as bad:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as bad:
             raise UserError(
                 f"{path} names no stages ({bad}): correct or delete it; the same "
                 "command then writes a new one, all stages are done"
@@ -154,5 +144,4 @@ def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> No
                 "the file; the same command then writes a new one, all stages are done"
             )
         new = before.rstrip() + "\n\n" + cascade.to_toml(lacking)
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_text(new)
+    files.write_bytes(path, new.encode(), overwrite=True)

@@ -15,9 +15,9 @@ def start_from(
     loaded: Params,
     expected: Params,
     init: Callable[[], Params],
-    new: Sequence[str],
-    widen: Sequence[str],
     what: str,
+    new: Sequence[str] = (),
+    widen: Sequence[str] = (),
 ) -> Params:
     """Return parameters like `expected`, from `loaded` where it has them.
 
@@ -25,10 +25,10 @@ def start_from(
       loaded: of the other model.
       expected: shapes of the parameters to return.
       init: returns new parameters; called only if some are needed.
+      what: the other model, for the message.
       new: patterns of whole paths. Arrays that `loaded` lacks start as `init` has them.
       widen: patterns of whole paths. A kernel with more inputs than the loaded one gets
         zeros for the others: the network starts by ignoring them.
-      what: the other model, for the message.
 
     Raises:
       UserError: an array that is not there, or of another shape, and no pattern allows

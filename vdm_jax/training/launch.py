@@ -42,6 +42,12 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
     ),
 }
 
+# Seconds to wait for all processes to start; for a sign of life of each, without which
+# it counts as dead and all others abort (status 134); for the others at the end.
+TIMEOUTS: dict[str, Any] = {
+    "initialization_timeout": 1800, "heartbeat_timeout_seconds": 60,
+    "shutdown_timeout_seconds": 60,
+}  # fmt: skip
 COORDINATOR_EXIT_DELAY = 2.0  # seconds
 MAX_PROCESSES = 2**16
 PEER_DIED = 134  # exit status: that of SIGABRT, by which JAX itself ends the others
@@ -60,10 +66,6 @@ def start(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    *,
-    initialization_timeout: int = 1800,
-    heartbeat_timeout: int = 60,
-    shutdown_timeout: int = 60,
 ) -> None:
     """Join the other processes of the run, if there are any; before any JAX call.
 
@@ -75,33 +77,23 @@ def start(
       coordinator: host:port of process 0, the same for all.
       num_processes: of the whole run.
       process_id: of this one, 0 .. num_processes - 1.
-      initialization_timeout: seconds to wait for all processes to start.
-      heartbeat_timeout: seconds without a sign of life after which a process counts as
-        dead and all others abort (status 134).
-      shutdown_timeout: seconds to wait for the others at the end.
 
     Raises:
       UserError (2): the three do not fit together, or the processes do not meet.
     """
-    flags = {
-        "coordinator": coordinator or os.environ.get("VDM_COORDINATOR"),
-        "num_processes": _int_from_environment(num_processes, "VDM_NUM_PROCESSES"),
-        "process_id": _int_from_environment(process_id, "VDM_PROCESS_ID"),
-    }
-    found = _find_processes(flags)
-    if found is None:
+    by, where = _find_processes(
+        coordinator or os.environ.get("VDM_COORDINATOR"),
+        _int_from_environment(num_processes, "VDM_NUM_PROCESSES"),
+        _int_from_environment(process_id, "VDM_PROCESS_ID"),
+    )
+    if not by:
         return
-    by, where = found
     # `train_loop` handles signals; outside of it JAX's own handler would ignore them.
     jax.config.update("jax_enable_preemption_service", False)
-    print(f"waiting {initialization_timeout} s at most for all ({by})", flush=True)
+    seconds = TIMEOUTS["initialization_timeout"]
+    print(f"waiting {seconds} s at most for all ({by})", flush=True)
     try:
-        jax.distributed.initialize(
-            **where,
-            initialization_timeout=initialization_timeout,
-            heartbeat_timeout_seconds=heartbeat_timeout,
-            shutdown_timeout_seconds=shutdown_timeout,
-        )
+        jax.distributed.initialize(**where, **TIMEOUTS)
     except (LookupError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes of this run do not come together ({by}): "
@@ -110,33 +102,50 @@ def start(
             "for a single process"
         ) from error
     sys.excepthook = _exit_with_traceback
-    print(
-        f"process {jax.process_index()} of {jax.process_count()} "
-        f"({by}): timeouts start {initialization_timeout} s, heartbeat "
-        f"{heartbeat_timeout} s, end {shutdown_timeout} s",
-        flush=True,
-    )
+    print(f"process {jax.process_index()} of {jax.process_count()} ({by})", flush=True)
 
 
-def _find_processes(flags: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Return how the processes find each other, or None for a single process.
+def _find_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, dict[str, Any]]:
+    """Return how the processes find each other, "" for a single process.
 
     That is its name, and arguments of jax.distributed.initialize.
+
+    Raises:
+      UserError: the three are not consistent.
     """
-    if flags == {"coordinator": None, "num_processes": 1, "process_id": None}:
-        return None
-    if any(value is not None for value in flags.values()):
-        address, processes, number = _check_flags(**flags)
-        if processes == 1:
-            return None
-        return f"coordinator {address}", {
-            "coordinator_address": address,
-            "num_processes": processes,
-            "process_id": number,
-            "cluster_detection_method": "deactivate",
-        }
-    cluster = next((name for name, here in CLUSTERS.items() if here(os.environ)), None)
-    return None if cluster is None else (cluster, {})
+    given = coordinator, num_processes, process_id
+    if given == (None, None, None):
+        return next(
+            (name for name, here in CLUSTERS.items() if here(os.environ)), ""
+        ), {}
+    if given == (None, 1, None):
+        return "", {}
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError(
+            f"coordinator={coordinator}, num_processes={num_processes}, process_id="
+            f"{process_id}: give all three (as flags or VDM_COORDINATOR, "
+            "VDM_NUM_PROCESSES, VDM_PROCESS_ID), or none of them"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"coordinator={coordinator!r}: must be host:port of process 0")
+    if not 0 <= process_id < num_processes <= MAX_PROCESSES:
+        raise UserError(
+            f"process_id={process_id} with num_processes={num_processes}: must be at "
+            f"least 0 and less than num_processes, which is at most {MAX_PROCESSES}"
+        )
+    if num_processes == 1:
+        return "", {}
+    if process_id == 0:
+        _check_port_is_free(int(port), coordinator)
+    return f"coordinator {coordinator}", {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def exit_on_signals() -> None:
@@ -211,19 +220,14 @@ def lost_peer_message(error: BaseException | None) -> str:
     SIGABRT, or an operation across processes, whose error is among the causes of the
     one that arrives here.
     """
-    seen: list[BaseException] = []
-    causes = [error]
-    while causes:
-        error = causes.pop()
-        if error is None or error in seen:
-            continue
-        seen.append(error)
-        text = " ".join(str(error).split())
-        library = isinstance(error, RuntimeError | ValueError)
-        if library and PEER_LOST_PATTERN.match(text):
+    errors = [error]
+    for one in errors:
+        text = " ".join(str(one).split())
+        if isinstance(one, RuntimeError | ValueError) and PEER_LOST_PATTERN.match(text):
             return text[:200]
-        causes += [error.__cause__, error.__context__]
-        causes += getattr(error, "exceptions", ())
+        if one is not None:
+            causes = one.__cause__, one.__context__, *getattr(one, "exceptions", ())
+            errors += [cause for cause in causes if cause not in errors]
     return ""
 
 
@@ -235,29 +239,6 @@ def _int_from_environment(value: int | None, variable: str) -> int | None:
         return int(text)
     except ValueError as error:
         raise UserError(f"{variable}={text!r}: must be a whole number") from error
-
-
-def _check_flags(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> tuple[str, int, int]:
-    """Return the three if they are consistent; UserError names what is not."""
-    if coordinator is None or num_processes is None or process_id is None:
-        raise UserError(
-            f"coordinator={coordinator}, num_processes={num_processes}, process_id="
-            f"{process_id}: give all three (as flags or VDM_COORDINATOR, "
-            "VDM_NUM_PROCESSES, VDM_PROCESS_ID), or none of them"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"coordinator={coordinator!r}: must be host:port of process 0")
-    if not 0 <= process_id < num_processes <= MAX_PROCESSES:
-        raise UserError(
-            f"process_id={process_id} with num_processes={num_processes}: must be at "
-            f"least 0 and less than num_processes, which is at most {MAX_PROCESSES}"
-        )
-    if process_id == 0 and num_processes > 1:
-        _check_port_is_free(int(port), coordinator)
-    return coordinator, num_processes, process_id
 
 
 def _check_port_is_free(port: int, coordinator: str) -> None:

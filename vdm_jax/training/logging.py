@@ -1,7 +1,6 @@
 """Output of a run: a progress bar or lines, metrics.jsonl, TensorBoard."""
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -12,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from PIL import Image
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
@@ -72,7 +71,7 @@ class Logger:
         self.active = jax.process_index() == 0
         self.failure: UserError | None = None  # the first error of writing
         self.totals = Totals()
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
         self._rows = Path(workdir) / "metrics.jsonl"
         name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._events = Path(workdir) / "logs" / f"events.out.tfevents.{name}"
@@ -110,7 +109,7 @@ class Logger:
         if self.failure is not None:
             raise self.failure
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Log numbers by name, as in {"train/loss": 0.1}.
 
         Those that are not finite become null in metrics.jsonl.
@@ -126,26 +125,16 @@ class Logger:
             files.append_bytes(self._rows, line.encode())
             self._add(Event(step=step, summary=Summary(value=tagged)))
 
-    def video(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """Log a video, uint8 [f, h, w, 1 or 3]; it plays in TensorBoard's image tab."""
-        if not self.active:
-            return
-        # A GIF is an image to TensorBoard.
-        video = np.broadcast_to(video, (*video.shape[:3], 3))
-        frames = [Image.fromarray(frame) for frame in video]
-        gif = io.BytesIO()
-        frames[0].save(
-            gif, "GIF", save_all=True, append_images=frames[1:],
-            duration=round(1000 / fps), loop=0,
-        )  # fmt: skip
-        height, width = video.shape[1:3]
+    def gif(self, step: int, name: str, path: Path) -> None:
+        """Log a GIF file; it plays in TensorBoard's image tab. Errors are raised."""
+        with Image.open(path) as picture:
+            width, height = picture.size
         image = Summary.Image(
             height=height, width=width, colorspace=3,
-            encoded_image_string=gif.getvalue(),
+            encoded_image_string=path.read_bytes(),
         )  # fmt: skip
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        with self.recording_failure():
-            self._add(Event(step=step, summary=summary))
+        self._add(Event(step=step, summary=summary))
 
     def info(self, text: str) -> None:
         """Print a line on standard output, above the bar if there is one."""
@@ -158,28 +147,22 @@ class Logger:
         """Show a bar from `step` to `num_steps` if standard error is a terminal."""
         disable = None if self.active else True  # None: unless it is a terminal
         with tqdm(
-            initial=step,
-            total=num_steps,
-            disable=disable,
-            dynamic_ncols=True,
+            initial=step, total=num_steps, disable=disable, dynamic_ncols=True,
             unit="step",
-        ) as self._bar:
+        ) as self._bar:  # fmt: skip
             yield
-        self._bar = None
 
     def advance(self, step: int) -> None:
-        """Move the bar, if there is one, to `step`."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        """Move the bar to `step`."""
+        self._bar.update(step - self._bar.n)
 
     def phase(self, name: str) -> None:
         """Show the name of the work between two steps next to the bar."""
-        if self._bar is not None:
-            self._bar.set_description_str(name)
+        self._bar.set_description_str(name)
 
     def status(self, step: int, num_steps: int, loss: float, rate: float, left: float):
         """Show loss, clips per second and seconds left: in the bar, or as a line."""
-        if self._bar is not None and not self._bar.disable:
+        if not self._bar.disable:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} clips/s")
         else:
             self.info(

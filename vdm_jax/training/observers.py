@@ -1,24 +1,22 @@
 """What is computed at intervals during training: previews and the validation loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vdm_jax import sampling, video_io
 from vdm_jax.data import pipeline
-from vdm_jax.data.source import Source
 from vdm_jax.diffusion import losses, samplers, schedules, time_sampling
-from vdm_jax.model import DiffusionModel
-from vdm_jax.training.captions import (
-    CaptionEmbeddings,
-    add_text,
-    preview_conditions,
-)
+from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.sampling.types import Progress, no_progress
+from vdm_jax.training.captions import add_text
 from vdm_jax.training.run import Run
 from vdm_jax.training.state import TrainState
+from vdm_jax.training.stop import CONTINUE
 from vdm_jax.training.train_loop import Observer
+from vdm_jax.training.trainer import Trainer
 
 LOGSNR_BANDS = ((-20, -5), (-5, 0), (0, 5), (5, 20))  # of the validation loss
 NUM_PREVIEWS = 8  # videos, always sampled from the same noise
@@ -29,75 +27,119 @@ class PreviewInterrupted(Exception):
     """Sampling ended early because the run was requested to stop."""
 
 
-def make_observers(
-    config: Any,
-    model: DiffusionModel,
-    mesh: Mesh,
-    source: Source,
-    captions: CaptionEmbeddings | None,
-    run: Run,
-) -> tuple[Observer, ...]:
+def make_observers(trainer: Trainer, run: Run) -> tuple[Observer, ...]:
     """Return the observers of a training run: previews, and the loss of held-out clips.
 
     The latter is left out where no clips are held out.
     """
-    preview = make_preview(config, model, mesh, source, captions, run)
-    observers: tuple[Observer, ...] = (
-        (config.train.sample_every, "sampling", preview),
-    )
+    config, model, source = run.config, trainer.model, trainer.source
+    preview = config.train.sample_every, "sampling", make_preview(trainer, run)
     if not len(source.split(True)):
-        return observers
+        return (preview,)
     validate = make_validation(model)
-    clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % mesh.size
-    batch = add_text(pipeline.held_out_batch(config, source, clips), captions)
+    clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % trainer.mesh.size
+    batch = pipeline.held_out_batch(config, source, clips)
+    batch = add_text(batch, trainer.captions)
     batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
 
-    def validation(state: TrainState) -> dict[str, float]:
-        bands = validate(state.eval_params, batch)
-        return {name: float(loss) for name, loss in bands.items()}
+    def validation(state: TrainState) -> dict[str, jax.Array]:
+        return validate(state.eval_params, batch)
 
-    return (*observers, (config.train.eval_every, "validating", validation))
+    return preview, (config.train.eval_every, "validating", validation)
 
 
-def make_preview(
-    config: Any,
-    model: DiffusionModel,
-    mesh: Mesh,
-    source: Source,
-    captions: CaptionEmbeddings | None,
-    run: Run,
-):
+def make_preview(trainer: Trainer, run: Run) -> Callable[[TrainState], None]:
     """Return state -> None, which writes samples of the same noise and conditions.
 
     It returns early, without samples, once the run is requested to stop.
     """
-    cond = preview_conditions(
-        config, model, source, captions, NUM_PREVIEWS, config.sample.label, config.seed
-    )
-
-    def stop_on_request(done: int, total: int) -> None:
-        if run.stop.requested():
-            raise PreviewInterrupted
+    config = run.config
+    settings = sampling.Settings.from_config(config.sample)
+    samples = FixedSamples(trainer, NUM_PREVIEWS, config.sample.label, config.seed)
 
     def preview(state: TrainState) -> None:
+        stop = stop_on_request(run)
         try:
-            videos = sampling.sample(
-                model,
-                state.eval_params,
-                NUM_PREVIEWS,
-                sampling.Settings.from_config(config.sample),
-                cond=cond,
-                seed=config.seed,
-                mesh=mesh,
-                progress=stop_on_request,
-            )
+            videos = samples(trainer.model, state.eval_params, settings, stop)
         except PreviewInterrupted:
             return
-        if run.logger.active:
-            videos = sampling.to_uint8(videos)
-            write_preview(run, int(state.step), videos, config.video.fps)
+        write_preview(run, int(state.step), videos)
 
     return preview
+
+
+def stop_on_request(run: Run, known: int = CONTINUE) -> Progress:
+    """Return a progress of sampling that raises PreviewInterrupted to stop.
+
+    It does so once the run is requested more than `known`.
+    """
+
+    def progress(done: int, total: int) -> None:
+        if run.stop.requested() > known:
+            raise PreviewInterrupted
+
+    return progress
+
+
+class FixedSamples:
+    """Samples of the same noise and conditions, whatever the model and parameters.
+
+    Attributes:
+      cond: the conditions, as `preview_conditions` chooses them.
+    """
+
+    def __init__(self, trainer: Trainer, num: int, label: str, seed: int):
+        self.num, self.seed, self.mesh = num, seed, trainer.mesh
+        self.cond = preview_conditions(trainer, num, label, seed)
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        params: Params,
+        settings: sampling.Settings,
+        progress: Progress = no_progress,
+    ) -> np.ndarray:
+        """Return uint8 videos [num, f, h, w, c]."""
+        videos = sampling.sample(
+            model,
+            params,
+            self.num,
+            settings,
+            sampling.SamplingInputs(self.cond),
+            noise=sampling.NoiseIndex(self.seed),
+            run=sampling.Run(mesh=self.mesh),
+            progress=progress,
+        )
+        return sampling.to_uint8(videos)
+
+
+def preview_conditions(
+    trainer: Trainer, num: int, label: str, seed: int
+) -> dict[str, Any]:
+    """Return the conditions of `num` previews, as sampling.sample takes them.
+
+    Labels are as `label` says where the model is conditioned on nothing else. Otherwise
+    all conditions are of held-out clips, or of training clips where none are held out.
+    """
+    model, source = trainer.model, trainer.source
+    arrays = model.batch_arrays
+    labels = sampling.draw_labels(model, num, label, seed)
+    cond = {} if labels is None else {"label": labels}
+    if not (arrays - {"label"} or model.video_conditions):
+        return cond
+    part = source.split(True)
+    part = part if len(part) else source.split(False)
+    clips = list(pipeline.fixed_clips(trainer.config, part, num, seed))
+    if trainer.captions is not None:
+        cond |= trainer.captions([clip["caption"][0] for clip in clips])
+    video = np.concatenate([clip["video"] for clip in clips])
+    for name, condition in model.video_conditions:
+        observe = jax.jit(condition.observation)
+        cond[name] = np.asarray(observe(model.normalize(video)))
+    # With a video alone labels may be of others: they are drawn as `label` says.
+    for name in arrays & clips[0].keys() if arrays - {"label"} else ():
+        cond[name] = np.concatenate([clip[name] for clip in clips])
+    return cond
 
 
 def make_validation(model: DiffusionModel):
@@ -126,18 +168,22 @@ def make_validation(model: DiffusionModel):
     return validate
 
 
-def write_preview(run: Run, step: int, videos: np.ndarray, fps: float) -> None:
+def write_preview(run: Run, step: int, videos: np.ndarray) -> None:
     """Write samples as arrays, as a GIF and as a contact sheet, and log them.
 
-    videos: uint8 [n, f, h, w, c]. The samples of this step are overwritten: a run that
-    was resumed from an older checkpoint makes some of them again.
+    Process 0 does so. The samples of this step are overwritten: a run that was resumed
+    from an older checkpoint makes some of them again.
+
+    videos: uint8 [n, f, h, w, c].
     """
+    if not run.logger.active:
+        return
     path = run.workdir / "samples" / f"step-{step:07d}"
-    grid = video_io.video_grid(videos)
+    gif, sheet = path.with_suffix(".gif"), path.with_suffix(".png")
+    grid, fps = video_io.video_grid(videos), run.config.video.fps
     scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
     with run.logger.recording_failure():
         video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)
-        gif, sheet = path.with_suffix(".gif"), path.with_suffix(".png")
         video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
         video_io.write_sheet(sheet, videos, overwrite=True)
-    run.logger.video(step, "samples", grid, fps)
+        run.logger.gif(step, "samples", gif)

@@ -6,9 +6,9 @@ WORKDIR/config.json  checkpoints/  metrics.jsonl  logs/  .lock
 import dataclasses
 import errno
 import fcntl
-import fnmatch
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,38 +29,22 @@ from vdm_jax.training.logging import Logger
 from vdm_jax.training.stop import PreemptionSignal
 
 ResumeRule = bool | Callable[[Any, Any], bool]  # or (old, new) -> bool
-# Config field -> whether it may differ from what the run was started with. The first
-# pattern that matches decides. An allowed change is printed. Any other would make the
-# checkpoint one of another model, or its data position one of another stream.
+# Pattern of config fields -> whether they may differ from what the run was started
+# with. The first that matches decides. An allowed change is printed. Any other would
+# make the checkpoint one of another model, or its data position one of another stream.
 RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
-    ("network.remat", True),
-    ("network.dtype", True),
-    ("network.dropout", True),
-    ("data.path", True),  # the fingerprint covers the clips themselves
-    ("data.text_embeddings_dir", True),  # and the embeddings with their encoder
-    ("conditioning.text_encoder*", True),
-    ("data.mean", True),
-    ("data.variance", True),
-    ("data.workers", True),
-    ("data.cache_*", True),
-    ("data.max_bad_fraction", True),
-    ("diffusion.loss_weighting", True),
-    ("seed", False),
-    ("video.*", False),
-    ("data.*", False),
-    ("network.*", False),
-    ("conditioning.*", False),
-    ("diffusion.*", False),
-    ("stage.augmentation_time", True),
-    ("stage.train_crop", True),
-    ("stage.*", False),
-    ("codec.*", False),
-    ("task", False),
+    (r"network\.(remat|dtype|dropout)", True),
+    # The fingerprint covers the clips, and the embeddings with their encoder.
+    (r"data\.(path|text_embeddings_dir|mean|variance)", True),
+    (r"data\.(workers|cache_.*|max_bad_fraction)", True),
+    (r"conditioning\.text_encoder.*", True),
+    (r"diffusion\.loss_weighting", True),
+    (r"stage\.(augmentation_time|train_crop)", True),
+    (r"seed|task|train\.(trainable|optimizer)", False),
+    (r"(video|data|codec|network|conditioning|diffusion|stage)\..*", False),
     # An average may become longer, but it neither begins nor ends.
-    ("train.ema_decay", lambda old, new: bool(old) == bool(new)),
-    ("train.trainable", False),
-    ("train.optimizer", False),
-    ("*", True),
+    (r"train\.ema_decay", lambda old, new: bool(old) == bool(new)),
+    (r".*", True),
 )
 
 START_OVER = "give another --workdir to start over"
@@ -95,13 +79,7 @@ class Run:
     stop: PreemptionSignal
     restored_step: int | None
 
-    def resume(
-        self,
-        abstract_state,
-        init: Callable[[Any], Any],
-        data: BatchIterator,
-        load_params: Callable[[str], Any],
-    ):
+    def resume(self, abstract_state, init: Callable[[], Any], data: BatchIterator):
         """Return the state to train from, and log where it comes from.
 
         It comes from the run's own checkpoint; without one, from config.init_from;
@@ -109,27 +87,24 @@ class Run:
 
         Args:
           abstract_state: shapes with shardings, for `Checkpoints.restore`.
-          init: parameters, or None for new ones -> state of step 0.
+          init: returns the state of step 0.
           data: its position is restored too.
-          load_params: workdir -> its parameters, for config.init_from.
 
         Raises:
           UserError (2): the checkpoint does not fit.
         """
-        other = self.config.init_from
-        if self.restored_step is not None:
-            state, extra = self.checkpoints.restore(self.restored_step, abstract_state)
-            data.set_state(extra["data"])
-            unused = f"; init_from={other} is not used" if other else ""
+        other, step = self.config.init_from, self.restored_step
+        if step is None:
             self.logger.info(
-                f"resuming from step {self.restored_step} of {self.workdir}{unused}"
+                f"{self.workdir} holds no checkpoint: starting at step 0 with "
+                + (f"the parameters of {other}" if other else "new parameters")
             )
-            return state
-        self.logger.info(
-            f"{self.workdir} holds no checkpoint: starting at step 0 with "
-            + (f"the parameters of {other}" if other else "new parameters")
-        )
-        return init(load_params(other) if other else None)
+            return init()
+        state, extra = self.checkpoints.restore(step, abstract_state)
+        data.set_state(extra["data"])
+        unused = f"; init_from={other} is not used" if other else ""
+        self.logger.info(f"resuming from step {step} of {self.workdir}{unused}")
+        return state
 
     def save(self, step: int, state, data: BatchIterator) -> None:
         """Save the state and the position of the data, in the background."""
@@ -143,18 +118,17 @@ def open_run(
     config,
     fingerprint: dict[str, Any],
     time_limit: float | None = None,
-    advice: str = "give another --workdir and --config.init_from={workdir}",
     abstract_state: Any = None,
+    advice: str = "give another --workdir and --config.init_from={workdir}",
 ) -> Iterator[Run]:
     """Open a workdir for the duration of a with block. All processes call it together.
 
     Args:
       config: complete, as it will be written to config.json.
-      fingerprint: of the data (`Trainer.fingerprint`). A resumed run must have the
-        same.
+      fingerprint: of the data. A resumed run must have the same.
       time_limit: seconds from now after which `train_loop` saves and exits with 42.
-      advice: what a refusal suggests apart from keeping what the run was started with.
       abstract_state: shapes of the state, to compare with the checkpoint.
+      advice: what a refusal suggests apart from keeping what the run was started with.
 
     Raises:
       UserError (2): not a directory, in use, or started with a config, data or a state
@@ -166,28 +140,19 @@ def open_run(
     with ExitStack() as stack:
         on_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
         agreement.check({"the owner that the workdir names": _owner(workdir)})
-        checkpoints = Checkpoints(
-            workdir / "checkpoints", keep=config.train.keep_checkpoints
-        )
+        folder = workdir / "checkpoints"
+        checkpoints = Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        step = checkpoints.latest()
-        resuming = step is not None
-        changes = on_first_process(
-            lambda: config_changes(workdir, config, advice) if resuming else []
-        )
-        if resuming:
-            before = migration.migrate_fingerprint(
-                checkpoints.extra(step)["fingerprint"]
-            )
+        step, changes = checkpoints.latest(), []
+        if step is not None:
+            changes = on_first_process(lambda: config_changes(workdir, config, advice))
+            before = checkpoints.extra(step)["fingerprint"]
             _check_fingerprint(before, fingerprint, workdir, advice)
             if abstract_state is not None:
-                saved, what = (
-                    checkpoints.leaves(step),
-                    f"checkpoint {step} of {workdir}",
-                )
-                check_same_arrays(saved, abstract_state, what)
-        on_first_process(lambda: str(files.make_folder(workdir / "checkpoints")))
-        if changes or not resuming:
+                what = f"checkpoint {step} of {workdir}"
+                check_same_arrays(checkpoints.leaves(step), abstract_state, what)
+        on_first_process(lambda: str(files.make_folder(folder)))
+        if changes or step is None:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
         logger = Logger(workdir, step or 0)
@@ -275,11 +240,8 @@ def compare_configs(
     """
     old, new = dict(agreement.flatten(before)), dict(agreement.flatten(after))
     changes = []
-    for name in {**old, **new}:
-        a, b = old.get(name, "absent"), new.get(name, "absent")
-        if a == b:
-            continue
-        allowed = next(may for p, may in rules if fnmatch.fnmatchcase(name, p))
+    for name, a, b in agreement.differences(old, new):
+        allowed = next(may for p, may in rules if re.fullmatch(p, name))
         if callable(allowed):
             allowed = allowed(a, b)
         if not allowed and name in old and name in new:
@@ -292,11 +254,9 @@ def compare_configs(
 
 
 def _check_fingerprint(before: dict, after: dict, workdir: Path, advice: str) -> None:
-    after = json.loads(json.dumps(after))
-    for name in {**before, **after}:
-        a, b = before.get(name), after.get(name)
-        if a != b:
-            raise UserError(
-                f"the data changed: {name} is {b!r}, but {workdir} was started with "
-                f"{a!r}: give the same data, or {advice.format(workdir=workdir)}"
-            )
+    before = migration.migrate_fingerprint(before)
+    for name, a, b in agreement.differences(before, json.loads(json.dumps(after))):
+        raise UserError(
+            f"the data changed: {name} is {b!r}, but {workdir} was started with {a!r}: "
+            f"give the same data, or {advice.format(workdir=workdir)}"
+        )

@@ -4,15 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.training.captions import CaptionEmbeddings
-from vdm_jax.training.observers import Observer, make_observers
+from vdm_jax.training.observers import make_observers
 from vdm_jax.training.run import Run
 from vdm_jax.training.step import LossFn, make_loss
+from vdm_jax.training.train_loop import Observer
+from vdm_jax.training.trainer import Trainer
 
 
 class Diffusion:
@@ -29,15 +28,9 @@ class Diffusion:
         """Return (params, aux_params, batch, key) -> (loss, metrics)."""
         return make_loss(self.model, self.config.diffusion.loss_weighting)
 
-    def make_observers(
-        self,
-        mesh: Mesh,
-        source: Source,
-        captions: CaptionEmbeddings | None,
-        run: Run,
-    ) -> tuple[Observer, ...]:
+    def make_observers(self, trainer: Trainer, run: Run) -> tuple[Observer, ...]:
         """Return what is done every so many steps besides training."""
-        return make_observers(self.config, self.model, mesh, source, captions, run)
+        return make_observers(trainer, run)
 
 
 TASKS: dict[str, Callable[[Any, DiffusionModel], Any]] = {"diffusion": Diffusion}

@@ -12,14 +12,13 @@ import numpy as np
 from vdm_jax import agreement
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.training.logging import Logger, Totals
 from vdm_jax.training.run import BatchIterator, Run
 from vdm_jax.training.stop import CONTINUE, EXIT_STATUS, RESTART
 from vdm_jax.trees import named_leaves
 
 # (interval in steps, name, function: state -> scalars to log or None). An interval of
 # 0 means: after the last step only.
-Observer = tuple[int, str, Callable[[Any], Mapping[str, float] | None]]
+Observer = tuple[int, str, Callable[[Any], Mapping[str, Any] | None]]
 
 
 class Update(NamedTuple):
@@ -37,16 +36,6 @@ class Update(NamedTuple):
     diagnose: Callable[[Any, Any, Any, jax.Array], str | None] | None = None
 
 
-class TrainResult(NamedTuple):
-    """The state after the last step, and loss and duration of the whole run.
-
-    totals: of all restarts on process 0, of this one on the others.
-    """
-
-    state: Any
-    totals: Totals
-
-
 def train_loop(
     update: Update,
     state,
@@ -58,7 +47,7 @@ def train_loop(
     key: jax.Array,
     observers: Sequence[Observer] = (),
     is_last: bool = True,
-) -> TrainResult:
+) -> Any:
     """Train from `state.step` to `num_steps` finished steps; the last one is saved.
 
     Every process of the run calls this together. The host waits for the devices only to
@@ -71,56 +60,45 @@ def train_loop(
         takes long should return when `run.stop.requested()`.
       is_last: False if more work follows: a request to stop then ends this one too.
 
+    Returns the state after the last step.
+
     Raises:
       UserError (2): logs or previews could not be written; the state is saved.
       UserError (3): the state or too many consecutive updates were not finite.
       SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C.
     """
     done = int(state.step)
-    if is_finished(run, done, num_steps):
-        return TrainResult(state, run.logger.totals)
-    _wait_for_all(run, state, done)
-    timer = StepTimer(run.logger, num_steps, run.config.train.log_every)
-    pending_metrics = _PendingMetrics(run, timer, update, aux_params, key)
+    _check_state(run, state, done)  # compiled now: a signal leaves little time for it
+    run.checkpoints.wait()  # for processes that were slower to compile
+    agreement.stop_comparing()
+    metrics = _PendingMetrics(run, update, num_steps, aux_params, key)
     request = CONTINUE
 
     with run.stop.handling_signals(), run.logger.progress(done, num_steps):
         while done < num_steps and not request:
             batch = update.put_batch(next(data))
             done += 1
-            with timer.first_call(done):
-                state, metrics = update.step(state, aux_params, batch, key)
-            pending_metrics.replace(done, metrics, batch, state.params)
+            state, scalars = update.step(state, aux_params, batch, key)
+            metrics.replace(done, scalars, batch, state.params)
             request = _poll(run)
 
             last = done == num_steps
             due = [o for o in observers if last or (o[0] and done % o[0] == 0)]
             save = last or request or done % run.config.train.checkpoint_every == 0
             if save or due:
-                pending_metrics.read(state.params)  # before the step is saved
-                with timer.paused():
+                metrics.read(state.params)  # before the step is saved
+                with metrics.paused():
                     if save:
                         _check_state(run, state, done)
                         run.save(done, state, data)
-                    _observe(run, state, done, () if request and not last else due)
+                    for _, name, observe in () if request and not last else due:
+                        run.logger.phase(name)
+                        run.logger.scalars(done, observe(state) or {})
+                        run.logger.phase("")
         run.checkpoints.wait()
     _exit_if_requested(run, request, done, done < num_steps, is_last)
     on_first_process(run.logger.check)
-    return TrainResult(state, run.logger.totals)
-
-
-def is_finished(run: Run, done: int, num_steps: int) -> bool:
-    """Return whether no step is left, and log it; called before anything compiles."""
-    if done >= num_steps:
-        run.logger.info(f"nothing to train: step {done} of {num_steps} is reached")
-    return done >= num_steps
-
-
-def _wait_for_all(run: Run, state, done: int) -> None:
-    """Prepare the first step, and wait for processes that were slower to compile."""
-    _check_state(run, state, done)  # compiled now: a signal leaves little time for it
-    run.checkpoints.wait()
-    agreement.stop_comparing()
+    return state
 
 
 def _poll(run: Run) -> int:
@@ -130,13 +108,6 @@ def _poll(run: Run) -> int:
     request = run.stop.poll()
     run.checkpoints.check()
     return request
-
-
-def _observe(run: Run, state, done: int, observers: Sequence[Observer]) -> None:
-    for _, name, observe in observers:
-        run.logger.phase(name)
-        run.logger.scalars(done, observe(state) or {})
-        run.logger.phase("")
 
 
 def _exit_if_requested(
@@ -154,17 +125,31 @@ def _exit_if_requested(
 
 
 class _PendingMetrics:
-    """The metrics of the newest step, which may still be computed by the devices."""
+    """Logs means of the metrics of steps, without the time of compiling and pauses.
 
-    def __init__(self, run: Run, timer: "StepTimer", update: Update, aux_params, key):
-        self._run, self._timer, self._update = run, timer, update
+    Those of the newest step may still be computed by the devices: they are read later.
+    """
+
+    def __init__(self, run: Run, update: Update, num_steps: int, aux_params, key):
+        self._run, self._update, self._num_steps = run, update, num_steps
         self._aux_params, self._key = aux_params, key
         self._pending: tuple[int, Any, Any] | None = None
+        self._rows: list[Mapping[str, np.ndarray]] = []  # since the last line
+        self._since = 0.0
+        self._num_bad = 0  # consecutive updates that were not finite
 
     def replace(self, step: int, metrics, batch, params) -> None:
         """Read the metrics of the step before, and keep those of this one."""
+        self._since = self._since or time.perf_counter()  # the first call may compile
         self.read(params)
         self._pending = step, metrics, batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that is spent inside of the block."""
+        started = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - started
 
     def read(self, params) -> None:
         """Wait for the metrics, if any, and log them.
@@ -174,58 +159,21 @@ class _PendingMetrics:
         if self._pending is None:
             return
         (step, metrics, batch), self._pending = self._pending, None
-        clips = len(jax.tree.leaves(batch)[0])
-        bad = self._timer.add(step, jax.device_get(metrics), clips)
-        if bad >= self._run.config.train.max_nonfinite_updates:
+        row, settings = jax.device_get(metrics), self._run.config.train
+        self._rows.append(row)
+        self._run.logger.advance(step)
+        self._num_bad = 0 if row["finite"] else self._num_bad + 1
+        if self._num_bad:
+            self._run.logger.info(f"step {step}: not finite, the update is left out")
+        if step % settings.log_every == 0 or step == self._num_steps:
+            self._log(step, clips=len(jax.tree.leaves(batch)[0]))
+        if self._num_bad >= settings.max_nonfinite_updates:
             first = None
             if self._update.diagnose is not None:
                 key = jax.random.fold_in(self._key, step - 1)
                 first = self._update.diagnose(params, self._aux_params, batch, key)
-            _give_up(self._run, f"{bad} consecutive updates up to step {step}", first)
-
-
-class StepTimer:
-    """Logs means over the steps since the last line, without compiling and pauses."""
-
-    def __init__(self, logger: Logger, num_steps: int, log_every: int):
-        self._logger, self._num_steps, self._log_every = logger, num_steps, log_every
-        self._rows: list[Mapping[str, np.ndarray]] = []
-        self._since = 0.0
-        self._num_bad = 0
-
-    @contextlib.contextmanager
-    def first_call(self, step: int) -> Iterator[None]:
-        """Log the duration of the first call of the step, and start the clock after it.
-
-        It wraps every call: the first one may have to compile.
-        """
-        started = time.perf_counter()
-        yield
-        if not self._since:
-            self._since = time.perf_counter()
-            seconds = self._since - started
-            self._logger.scalars(step, {"train/first_call_seconds": seconds})
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time that is spent inside of the block."""
-        started = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - started
-
-    def add(self, step: int, values: Mapping[str, np.ndarray], clips: int) -> int:
-        """Add the metrics of a finished step.
-
-        Returns how many consecutive updates were not finite.
-        """
-        self._rows.append(values)
-        self._logger.advance(step)
-        self._num_bad = 0 if values["finite"] else self._num_bad + 1
-        if self._num_bad:
-            self._logger.info(f"step {step}: not finite, the update is left out")
-        if step % self._log_every == 0 or step == self._num_steps:
-            self._log(step, clips)
-        return self._num_bad
+            what = f"{self._num_bad} consecutive updates up to step {step}"
+            _give_up(self._run, what, first)
 
     def _log(self, step: int, clips: int) -> None:
         now = time.perf_counter()
@@ -240,11 +188,10 @@ class StepTimer:
             "step_time": step_time,
             "clips_per_second": clips / step_time,
         }
-        self._logger.scalars(step, {f"train/{n}": float(v) for n, v in scalars.items()})
-        left = (self._num_steps - step) * step_time
-        self._logger.status(
-            step, self._num_steps, float(means["loss"]), clips / step_time, left
-        )
+        logger, left = self._run.logger, (self._num_steps - step) * step_time
+        logger.scalars(step, {f"train/{n}": float(v) for n, v in scalars.items()})
+        loss = float(means["loss"])
+        logger.status(step, self._num_steps, loss, clips / step_time, left)
         self._rows, self._since = [], now
 
 

@@ -1,8 +1,10 @@
-"""What training and distillation share: a state on a mesh and its compiled update."""
+"""What training and distillation share: a state on a mesh, its update, and its run."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import sharding
+from vdm_jax import agreement, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
-from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.diffusion import samplers
+from vdm_jax.memory import check_memory
+from vdm_jax.model import DiffusionModel, Params, run_unoptimised
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
-from vdm_jax.training.optimizer import make_optimizer
-from vdm_jax.training.run import Run
+from vdm_jax.training.optimizer import learning_rate, make_optimizer
+from vdm_jax.training.run import Run, open_run
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import (
     LossFn,
@@ -25,11 +29,11 @@ from vdm_jax.training.step import (
     make_step,
     stop_frozen_gradients,
 )
-from vdm_jax.training.train_loop import Update
+from vdm_jax.training.train_loop import Observer, Update, train_loop
 
 
 class Trainer:
-    """Places the state and the batches of a model on a mesh and compiles its updates.
+    """Places the state and the batches of a model on a mesh, and trains its runs.
 
     Args:
       config: complete. Seed, number of steps and learning rate are not read from it,
@@ -42,6 +46,9 @@ class Trainer:
       init_state: jitted; parameters -> state of step 0. The parameters are copied, so
         that the state can be donated while they stay valid.
       batch_shapes: name -> shape of the arrays of a batch, over all processes.
+
+    Raises:
+      UserError: the state does not fit into memory, or no rule places a parameter.
     """
 
     def __init__(
@@ -56,10 +63,11 @@ class Trainer:
         self.config, self.model, self.mesh = config, model, mesh
         self.source, self.captions = source, captions
         self.optimizer = make_optimizer(config.train)
-        key = jax.random.key(0)
-        state = jax.eval_shape(
-            lambda: self._new_state((init_params or model.init_params)(key))
-        )
+        self._init_params = init_params or model.init_params
+        params = jax.eval_shape(self._init_params, jax.random.key(0))
+        state = jax.eval_shape(self._new_state, params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        check_memory(size / jax.process_count(), "parameters and optimiser")
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
@@ -69,24 +77,68 @@ class Trainer:
         params = jax.tree.map(jnp.copy, params)
         return init_state(params, self.optimizer, self.config.train.ema_decay > 0)
 
-    @property
-    def state_bytes(self) -> int:
-        """Size of parameters, average and moments, over all processes."""
-        leaves = jax.tree.leaves(self.abstract_state)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    def new_params(self, seed: int) -> Params:
+        """Return new parameters on the host, which all processes have in common."""
+        key = samplers.key_from_seed(seed)
+        params = jax.device_get(run_unoptimised(self._init_params, key))
+        agreement.check({"new parameters": agreement.arrays_checksum(params)})
+        return params
 
-    def fingerprint(self, config: Any) -> dict[str, Any]:
-        """Return what identifies the stream of batches that a config describes."""
+    @contextlib.contextmanager
+    def open_run(
+        self, workdir: Path, config: Any, time_limit: float | None, **advice: str
+    ) -> Iterator[Run]:
+        """Open a run of this model; `training.run.open_run` has the arguments."""
         fingerprint = pipeline.fingerprint(config, self.source)
         if self.captions is not None:
             fingerprint["text"] = self.captions.digest
-        return fingerprint
+        state, rules = self.abstract_state, config.mesh.activation_rules
+        with (
+            open_run(workdir, config, fingerprint, time_limit, state, **advice) as run,
+            jax.set_mesh(self.mesh),
+            sharding.activation_rules(rules),
+        ):
+            yield run
 
-    def batches(self, config: Any):
-        """Open this process's part of the stream of batches of a config."""
-        return pipeline.train_batches(
-            config, self.source, jax.process_index(), jax.process_count()
-        )
+    def train(
+        self,
+        run: Run,
+        init: Callable[[], TrainState],
+        make_update: Callable[[], Update],
+        make_observers: Callable[[], Sequence[Observer]] = tuple,
+        aux_params: Any = None,
+        is_last: bool = True,
+    ) -> TrainState:
+        """Train a run to the last step of its config, from its newest checkpoint.
+
+        Args:
+          init: returns the state of step 0, for a run without checkpoints.
+          make_update, make_observers: called only if steps are left. Otherwise a
+            process with a compiled step would wait for one without.
+          aux_params, is_last: see `train_loop`.
+
+        Raises:
+          As `train_loop` and `Run.resume`.
+        """
+        config, position = run.config, (jax.process_index(), jax.process_count())
+        batches = pipeline.train_batches(config, self.source, *position)
+        with contextlib.closing(batches):
+            state = run.resume(self.abstract_state, init, batches)
+            done, num_steps = int(state.step), config.train.steps
+            if done >= num_steps:
+                run.logger.info(f"nothing to train: step {done} of {num_steps} reached")
+                return state
+            return train_loop(
+                make_update(),
+                state,
+                aux_params or {},
+                batches,
+                num_steps=num_steps,
+                run=run,
+                key=samplers.key_from_seed(config.seed),
+                observers=make_observers(),
+                is_last=is_last,
+            )
 
     def put_batch(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
         """Add the text of the captions and place the arrays on the devices."""
@@ -96,40 +148,34 @@ class Trainer:
             for name, shape in self.batch_shapes.items()
         }
 
-    def compile_update(
-        self,
-        run: Run,
-        loss_fn: LossFn,
-        lr_fn: Callable[..., jax.Array],
-        aux_params: Any,
-        key: jax.Array,
-    ) -> Update:
+    def compile_update(self, run: Run, loss_fn: LossFn, aux_params: Any) -> Update:
         """Compile an update that donates its state, and log what it takes.
 
-        lr_fn: (step, aux_params) -> learning rate.
+        aux_params: of `train`. The learning rate decays over aux_params["updates"]
+        steps, or those of the run's config.
         """
-        trainable = self.config.train.trainable
+        config, lr_schedule = self.config.train, learning_rate(run.config.train)
+
+        def lr_fn(step, aux_params) -> jax.Array:
+            return lr_schedule(step, aux_params.get("updates", run.config.train.steps))
+
         step = make_step(
-            stop_frozen_gradients(loss_fn, trainable),
+            stop_frozen_gradients(loss_fn, config.trainable),
             self.optimizer,
             lr_fn,
-            self.config.train.ema_decay,
-            self.config.train.grad_accum_steps,
+            config.ema_decay,
+            config.grad_accum_steps,
         )
-        state = self.abstract_state
-        shardings = (
-            jax.tree.map(lambda leaf: leaf.sharding, state),
-            sharding.replicated(self.mesh),
-        )
-        started = time.perf_counter()
+        state, everywhere = self.abstract_state, sharding.replicated(self.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
         jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        started, key = time.perf_counter(), samplers.key_from_seed(0)
         compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")
         self._log_sizes(run, compiled)
-        return Update(
-            compiled, self.put_batch, functools.partial(first_non_finite, loss_fn)
-        )
+        diagnose = functools.partial(first_non_finite, loss_fn)
+        return Update(compiled, self.put_batch, diagnose)
 
     def _log_sizes(self, run: Run, compiled: jax.stages.Compiled) -> None:
         """Log devices, parameters, clips and memory before the first step."""
