@@ -46,22 +46,16 @@ def user_path(text: StrPath, what: str) -> Path:
     if "\0" in text:
         raise UserError(f"{what}={text!r}: a path cannot contain a NUL")
     # "gs:/" at the start, or "gs://" anywhere: simplecache::s3://b, ./gs://b.
-    if scheme := re.search(
-        r"(^[a-z][a-z0-9+.-]*(?=:/)|[a-z0-9+.-]+(?=://))", text, re.I
-    ):
-        raise UserError(
-            f"{what}={text}: {scheme[1]}:// is not supported: give a path of a mounted "
-            "file system"
-        )
+    if scheme := re.search(r"^[a-z][a-z0-9+.-]*(?=:/)|[a-z0-9+.-]+(?=://)", text, re.I):
+        rule = f"{scheme[0]}:// is not supported: give a path of a mounted file system"
+        raise UserError(f"{what}={text}: {rule}")
     if not text.startswith("~"):
         return Path(text)
     with contextlib.suppress(RuntimeError):  # unknown home folder
         path = Path(text).expanduser()
         if path.is_absolute():  # HOME may hold anything, even an address
             return path
-    raise UserError(
-        f"{what}={text}: there is no such home folder: use an absolute path"
-    )
+    raise UserError(f"{what}={text}: no such home folder: use an absolute path")
 
 
 def cache_folder() -> Path:
@@ -86,10 +80,9 @@ def cache_folder() -> Path:
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             raise PermissionError(f"{folder} is another user's")
     except OSError as error:
-        raise UserError(
-            f"no folder for caches: the home folder is missing or read-only, and "
-            f"{error}: set XDG_CACHE_HOME to a writable folder"
-        ) from error
+        reason = f"the home folder is missing or read-only, and {error}"
+        rule = "set XDG_CACHE_HOME to a writable folder"
+        raise UserError(f"no folder for caches: {reason}: {rule}") from error
     return folder
 
 
@@ -99,18 +92,15 @@ def make_folder(path: StrPath) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be an output folder ({error.strerror}): use another"
-        ) from error
+        reason = f"cannot be an output folder ({error.strerror}): use another"
+        raise UserError(f"{path} {reason}") from error
     if not os.access(path, os.W_OK):
         raise UserError(f"{path} is not writable: use another folder")
     return path
 
 
 @contextlib.contextmanager
-def atomic_write(
-    path: StrPath, overwrite: bool = False, advice: str = ""
-) -> Iterator[Path]:
+def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends.
 
     After a kill or a power cut ``path`` is the old file or the complete new one: the
@@ -205,9 +195,8 @@ def explain_write_errors(path: StrPath, advice: str = "") -> Iterator[None]:
             reason, todo = f"{reason}, {_free_space(Path(path))}", "free some space"
         if code == errno.EFBIG:
             todo = "raise ulimit -f, or use another file system,"
-        raise UserError(
-            f"{path} could not be written ({reason}): {advice}{todo} and run again"
-        ) from error
+        rule = f"{advice}{todo} and run again"
+        raise UserError(f"{path} could not be written ({reason}): {rule}") from error
 
 
 def find_errno(error: Exception) -> int | None:
@@ -247,9 +236,7 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text. Raises CorruptFile if it is not JSON."""
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise CorruptFile("not JSON: nested too deeply") from error
-    except ValueError as error:  # base class of UnicodeDecodeError, JSONDecodeError
+    except (RecursionError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise CorruptFile(f"not JSON: {error}") from error
 
 

@@ -12,7 +12,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,15 +156,10 @@ class FrameCache:
             fill(temporary)
             video = read_entry(temporary, numbers)
             # Two processes must not both take the last space.
-            until_renamed.enter_context(self._lock())
+            lock = until_renamed.enter_context(open(self.folder / "lock", "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self._evict_for(temporary.stat().st_size)
         return video
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with open(self.folder / "lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _evict_for(self, size: int) -> None:
         """Delete the least recently used entries until ``size`` more bytes fit."""

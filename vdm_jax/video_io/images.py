@@ -65,7 +65,9 @@ def _open(path: Any) -> Iterator[Image.Image]:
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert a Pillow image to uint8 [h, w, 3] by the rules of this module."""
-    image = _apply_exif_rotation(image)
+    with warnings.catch_warnings(), contextlib.suppress(*PILLOW_ERRORS):
+        warnings.simplefilter("ignore")  # corrupt EXIF data are ignored
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         gray16 = np.asarray(image)
         gray = (gray16 >> 8).astype(np.uint8)
@@ -76,32 +78,25 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _apply_exif_rotation(image: Image.Image) -> Image.Image:
-    """Rotate an image as its EXIF data states. Corrupt EXIF data are ignored."""
-    with warnings.catch_warnings(), contextlib.suppress(*PILLOW_ERRORS):
-        warnings.simplefilter("ignore")
-        return ImageOps.exif_transpose(image)
-    return image
-
-
 def composite_on_black(pixels: np.ndarray) -> np.ndarray:
     """Composite RGBA uint8 [..., 4] on black: uint8 [..., 3]."""
     alpha = pixels[..., 3:].astype(np.uint16)
     return ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
 
 
-def frame_paths(folder: str | os.PathLike) -> list[Path]:
+def _frame_paths(folder: str) -> list[Path]:
     """Return the images of a folder in natural order: frame2 before frame10."""
 
     def natural(path: Path) -> list[str | int]:
         parts = re.split(r"(\d+)", path.name.lower())  # text and digits in turn
         return [int(part) if part.isdecimal() else part for part in parts]
 
-    images = [
-        path
-        for path in Path(folder).iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
+    try:
+        paths = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise BadVideo(folder, reason, lasting=False) from error
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(images, key=natural)
 
 
@@ -159,21 +154,13 @@ def _check_gif_end(path: str) -> None:
 
 def index_folder(path: str) -> VideoInfo:
     """Index a folder of frames. Raises BadVideo."""
-    paths = _frames_of(path)
+    paths = _frame_paths(path)
     if not paths:
         raise BadVideo(path, "a folder without images")
     check_length(path, len(paths))
     height, width = _read_frame(path, paths[0]).shape[:2]
     every = np.arange(len(paths))
     return VideoInfo(path, "frames", "frames", height, width, 0, every, None, every)
-
-
-def _frames_of(folder: str) -> list[Path]:
-    try:
-        return frame_paths(folder)
-    except OSError as error:
-        reason = f"cannot be opened ({error.strerror})"
-        raise BadVideo(folder, reason, lasting=False) from error
 
 
 def _read_frame(folder: str, path: Path) -> np.ndarray:
@@ -188,7 +175,7 @@ def _read_frame(folder: str, path: Path) -> np.ndarray:
 def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     """Yield the frames ``numbers`` (increasing) as uint8 [h, w, 3]. Raises BadVideo."""
     if info.kind == "frames":
-        paths = _frames_of(info.path)
+        paths = _frame_paths(info.path)
         if len(paths) != info.frames:
             raise BadVideo(info.path, f"{len(paths)} frames now, {info.frames} before")
         for number in numbers:

@@ -134,11 +134,10 @@ def _time_rate(info: VideoInfo, fps: float | None) -> float | None:
     if not fps or info.fps is None:
         return None
     if info.fps < fps * (1 - RATE_TOLERANCE):
-        raise BadVideo(
-            info.path,
-            f"its {info.fps:.3g} frames per second are below the {fps:.3g} requested: "
-            "frames would repeat",
+        reason = (
+            f"its {info.fps:.3g} frames per second are below the {fps:.3g} requested"
         )
+        raise BadVideo(info.path, f"{reason}: frames would repeat")
     return fps if info.variable or info.fps > fps * (1 + RATE_TOLERANCE) else None
 
 

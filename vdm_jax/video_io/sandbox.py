@@ -108,9 +108,8 @@ class SandboxedDecoder:
         answer, video = self._decode("decode_previews", info, size, previews)
         return video, answer["moves"]
 
-    def _decode(
-        self, function: str, info: VideoInfo, *arguments
-    ) -> tuple[dict, np.ndarray]:
+    def _decode(self, function: str, info: VideoInfo, *arguments):
+        """Return the answer and the video of a function of an indexed file."""
         # An absolute path, because the child keeps the folder it was started in.
         index = info.to_json() | {"path": os.path.abspath(info.path)}
         request = {"do": function, "info": index, "arguments": arguments}
@@ -168,10 +167,9 @@ class SandboxedDecoder:
             _read_answer(child, self.timeout)
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
             status = _kill(child) if child else error
-            raise UserError(
-                f"the process that decodes videos does not start ({status}): is enough "
-                "memory available? ulimit -v prints the limit"
-            ) from None
+            reason = f"the process that decodes videos does not start ({status})"
+            rule = "is enough memory available? ulimit -v prints the limit"
+            raise UserError(f"{reason}: {rule}") from None
         return child
 
 

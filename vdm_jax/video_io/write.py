@@ -21,7 +21,7 @@ from vdm_jax.files import CorruptFile, StrPath
 from vdm_jax.npz import read_npz_arrays
 
 GUTTER = 2  # pixels between the frames of a sheet
-BACKGROUND, TEXT_COLOR = (245, 245, 245), (20, 20, 20)
+BACKGROUND, TEXT_COLOR = 245, (20, 20, 20)
 BT709, LIMITED = 1, 1  # FFmpeg's numbers: colour matrix, colour range 16..235
 
 
@@ -40,7 +40,7 @@ def video_grid(videos: np.ndarray, columns: int = 0, gutter: int = 1) -> np.ndar
     number = len(videos)
     columns = columns or int(np.ceil(np.sqrt(number)))
     pads = ((0, -number % columns), (0, 0), (0, gutter), (0, gutter), (0, 0))
-    cells = np.pad(videos, pads, constant_values=BACKGROUND[0])
+    cells = np.pad(videos, pads, constant_values=BACKGROUND)
     grid = rearrange(cells, "(row col) f h w c -> f (row h) (col w) c", col=columns)
     return grid[:, : grid.shape[1] - gutter, : grid.shape[2] - gutter]
 
@@ -48,9 +48,8 @@ def video_grid(videos: np.ndarray, columns: int = 0, gutter: int = 1) -> np.ndar
 def _rgb(video: np.ndarray) -> np.ndarray:
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"a video is uint8 [f, h, w, 1 or 3], not {video.dtype} {video.shape}"
-        )
+        found = f"{video.dtype} {video.shape}"
+        raise ValueError(f"a video is uint8 [f, h, w, 1 or 3], not {found}")
     return np.broadcast_to(video, (*video.shape[:3], 3))
 
 
@@ -131,25 +130,22 @@ def write_sheet(
     """
     videos = [_rgb(video) for video in videos]
     columns = columns or min(16, max(len(video) for video in videos))
-    height, width = videos[0].shape[1:3]
-    scale = scale or display_scale(height, width, short_side=64)
-    height, width = height * scale, width * scale
+    scale = scale or display_scale(*videos[0].shape[1:3], short_side=64)
     text_height = 16 if labels else 0
-    row_height = height + text_height + GUTTER
-    sheet_width = columns * (width + GUTTER) + GUTTER
-    sheet_height = len(videos) * row_height + GUTTER
-    sheet = Image.new("RGB", (sheet_width, sheet_height), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for row, video in enumerate(videos):
-        top = GUTTER + row * row_height
-        if labels:
-            text = _shorten(labels[row], font, sheet.width - 2 * GUTTER)
-            draw.text((GUTTER, top), text, fill=TEXT_COLOR, font=font)
+    rows = []
+    for video in videos:
         numbers = np.round(np.linspace(0, len(video) - 1, min(columns, len(video))))
-        for column, number in enumerate(numbers.astype(int)):
-            cell = Image.fromarray(repeat_pixels(video[number], scale))
-            left = GUTTER + column * (width + GUTTER)
-            sheet.paste(cell, (left, top + text_height))
+        frames = repeat_pixels(video[numbers.astype(int)], scale)
+        pads = ((0, columns - len(frames)), (text_height, GUTTER), (0, GUTTER), (0, 0))
+        cells = np.pad(frames, pads, constant_values=BACKGROUND)
+        rows.append(rearrange(cells, "n h w c -> h (n w) c"))
+    borders = ((GUTTER, 0), (GUTTER, 0), (0, 0))
+    pixels = np.pad(np.concatenate(rows), borders, constant_values=BACKGROUND)
+    sheet = Image.fromarray(pixels)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for row, label in enumerate(labels):
+        text = _shorten(label, font, sheet.width - 2 * GUTTER)
+        draw.text((GUTTER, GUTTER + row * len(rows[0])), text, TEXT_COLOR, font)
     with files.atomic_write(path, overwrite) as temporary:
         sheet.save(temporary, "PNG")
 
@@ -167,9 +163,8 @@ def read_npz(path: StrPath) -> np.ndarray:
     """
     videos = read_npz_arrays(path).get("videos", np.zeros(0))
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
-        raise CorruptFile(
-            f"videos of {videos.dtype} {videos.shape}, not uint8 [n, f, h, w, 1 or 3]"
-        )
+        found = f"videos of {videos.dtype} {videos.shape}"
+        raise CorruptFile(f"{found}, not uint8 [n, f, h, w, 1 or 3]")
     if not videos.size:
         raise CorruptFile("it contains no video")
     return videos
@@ -201,10 +196,8 @@ def check_output_folder(
     output = re.compile(re.escape(stem) + r"(-\d+)?\.(mp4|gif|png|npz|json)")
     existing = [path for path in folder.iterdir() if output.fullmatch(path.name)]
     if existing and not overwrite:
-        raise UserError(
-            f"{folder} already holds {existing[0].name}: use another --out or "
-            "--overwrite"
-        )
+        rule = "use another --out or --overwrite"
+        raise UserError(f"{folder} already holds {existing[0].name}: {rule}")
     return existing
 
 
