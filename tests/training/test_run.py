@@ -1,6 +1,7 @@
 """The owner of a workdir, its config, and where a run resumes from."""
 
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -265,6 +266,16 @@ def test_second_run_is_refused_until_the_first_is_gone_even_killed(tmp_path):
             begin(tmp_path)
         holder.send_signal(signal.SIGKILL)
     begin(tmp_path)  # the lock file still names the killed process
+
+
+def test_an_open_run_keeps_its_workdir_locked(tmp_path):
+    """Also though its processes compare the owner in the lock file."""
+    with open_run(tmp_path, config(), {}):
+        second = subprocess.run(
+            [sys.executable, "-c", HOLDER, tmp_path], capture_output=True, text=True
+        )
+    assert second.returncode == 1
+    assert f"in use by process {os.getpid()} on" in second.stderr
 
 
 def test_workdir_must_be_a_directory(tmp_path):

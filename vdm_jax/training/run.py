@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
+
 from vdm_jax import agreement, files, migration
 from vdm_jax.checkpoint import (
     Checkpoints,
@@ -177,18 +179,18 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         # O_NOFOLLOW: otherwise the target of a link of this name is overwritten.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(lock, flags, 0o666)
+        file = os.fdopen(os.open(lock, flags, 0o666), "rb+", buffering=0)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir} cannot be used ({error.strerror}"
             f"{': .lock is a link' if error.errno == errno.ELOOP else ''}): give a "
             "directory that can be written"
         ) from error
-    try:
+    with file:  # closing it releases the lock
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            owner = os.read(handle, 200).decode(errors="replace").strip()
+            owner = file.read(200).decode(errors="replace").strip()
             raise UserError(
                 f"{workdir} is in use by {owner or 'another process'}: stop that run "
                 "first, or give another --workdir"
@@ -199,22 +201,28 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
                 "a file system that has locks"
             ) from error
         with files.explain_write_errors(lock):
-            os.ftruncate(handle, 0)
-            os.write(
-                handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode()
-            )
-            os.fsync(handle)  # processes on other machines read it
+            file.truncate(0)
+            file.write(f"{_own_name()}\n".encode())
+            os.fsync(file)  # processes on other machines read it
         yield
-    finally:
-        os.close(handle)  # releases the lock
 
 
 def _owner(workdir: Path) -> str:
-    """Return what the lock file says: the same on all processes of a shared folder."""
+    """Return what the lock file says: the same on all processes of a shared folder.
+
+    The first process, which wrote it, does not read it: when a process closes a file,
+    the system releases all locks that the process has on it.
+    """
+    if jax.process_index() == 0:
+        return _own_name()
     try:
         return (workdir / ".lock").read_text(errors="replace").strip()
     except OSError as error:
         return f"nobody ({error.strerror})"
+
+
+def _own_name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def config_changes(workdir: Path, config: Any, advice: str) -> list[str]:
