@@ -33,7 +33,7 @@ class Update(NamedTuple):
 
     step: Callable[[Any, Any, Any, jax.Array], tuple[Any, dict]]
     put_batch: Callable[[Any], Any]
-    diagnose: Callable[[Any, Any, Any, jax.Array], str | None] | None = None
+    diagnose: Callable[[Any, Any, Any, jax.Array], str | None] = lambda *_: None
 
 
 def train_loop(
@@ -168,10 +168,8 @@ class _PendingMetrics:
         if step % settings.log_every == 0 or step == self._num_steps:
             self._log(step, clips=len(jax.tree.leaves(batch)[0]))
         if self._num_bad >= settings.max_nonfinite_updates:
-            first = None
-            if self._update.diagnose is not None:
-                key = jax.random.fold_in(self._key, step - 1)
-                first = self._update.diagnose(params, self._aux_params, batch, key)
+            key = jax.random.fold_in(self._key, step - 1)
+            first = self._update.diagnose(params, self._aux_params, batch, key)
             what = f"{self._num_bad} consecutive updates up to step {step}"
             _give_up(self._run, what, first)
 
