@@ -100,10 +100,10 @@ def test_the_default_of_a_config_and_of_an_older_file_is_that_of_sampling(config
         ("param_rules", ((".*", "tensor"),), "'tensor'.*mesh axes data, fsdp"),
         ("param_rules", (("(", "fsdp"),), "a regular expression"),
         ("param_rules", (("kernel", "fsdp"),), "no mesh.param_rules pattern matches"),
-        ("param_rules", (".*",), "pairs of"),
+        ("param_rules", (".*",), "config.mesh.param_rules"),
         ("activation_rules", (("batch", ("data", "model")),), "mesh axes data, fsdp"),
         ("activation_rules", (("batches", "data"),), "one of batch, frames, height"),
-        ("activation_rules", (("batch", 1),), "pairs of"),
+        ("activation_rules", (("batch", 1),), "config.mesh.activation_rules"),
     ],
 )
 def test_a_wrong_rule_is_refused_before_anything_is_written(
