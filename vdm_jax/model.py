@@ -58,14 +58,12 @@ class DiffusionModel:
     @property
     def label_vocabulary(self) -> tuple[tuple[str, ...], ...]:
         """Names of the values of each label attribute, () without labels."""
-        label = self.condition("label")
-        return label.vocabulary if label else ()
+        return getattr(self.condition("label"), "vocabulary", ())
 
     @property
     def text_dim(self) -> int:
         """Width of the token embeddings, 0 without text."""
-        text = self.condition("text")
-        return text.dim if text else 0
+        return getattr(self.condition("text"), "dim", 0)
 
     @property
     def guidance_range(self) -> tuple[float, ...]:
@@ -73,8 +71,7 @@ class DiffusionModel:
 
         It has one branch in place of two. () for all other models.
         """
-        weight = self.condition("guidance_weight")
-        return weight.scales if weight else ()
+        return getattr(self.condition("guidance_weight"), "scales", ())
 
     @property
     def low_resolution(self) -> LowResolution | None:
@@ -198,10 +195,8 @@ class DiffusionModel:
         )
         z = jnp.zeros((1, *self.shape), dtype)
         network = self.network.init(network_key, z, inputs)
-        return {
-            "conditioning_encoder": conditioning["params"],
-            "network": network["params"],
-        }
+        encoder, network = conditioning["params"], network["params"]
+        return {"conditioning_encoder": encoder, "network": network}
 
     def init(self, key: Array) -> Params:
         """Return new parameters."""
@@ -233,12 +228,9 @@ class DiffusionModel:
             )
             z_variance = alpha**2 * self.variance + sigma**2
             centred = z - alpha * self.mean
+            standardised = centred / jnp.sqrt(z_variance)
             output: Any = self.network.apply(
-                {"params": params["network"]},
-                centred / jnp.sqrt(z_variance),
-                inputs,
-                train,
-                rngs=rngs,
+                {"params": params["network"]}, standardised, inputs, train, rngs=rngs
             )
             output = output.astype(z.dtype)
             if self.prediction_type == "v":

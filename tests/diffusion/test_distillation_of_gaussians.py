@@ -42,11 +42,17 @@ def line_denoiser(k, c):
     )
 
 
+def time_of(level):
+    """Return the diffusion time of a level of COSINE, whose angle is linear in it."""
+    low, high = COSINE.angle(np.array([0.0, 1.0]))
+    return (jnp.arctan(jnp.exp(-level.logsnr / 2)) - low) / (high - low)
+
+
 def by_time(lines, n):
     """Return a denoiser of lines [2, kinds, rows] at t = row / n; cond is the kind."""
 
     def denoise(z, level, kind):
-        row = jnp.round(COSINE.time_from_logsnr(level.logsnr) * n).astype(int)
+        row = jnp.round(time_of(level) * n).astype(int)
         return line_denoiser(*lines[:, kind, row])(z, level, None)
 
     return denoise
@@ -217,7 +223,7 @@ def flow_map(spread, n):
     """Return the denoiser whose DDIM step from t to t - 1 / n is the exact flow's."""
 
     def denoise(z, level, cond):
-        t = COSINE.time_from_logsnr(level.logsnr) - 1 / n
+        t = time_of(level) - 1 / n
         here = jnp.arctan2(level.sigma, level.alpha)
         there = jnp.where(t < 1e-9, 0.0, COSINE.angle(t))
         factor = flow(here, there, spread)

@@ -109,68 +109,6 @@ def test_edm_for_unit_variance_predicts_minus_v(logsnr, x64):
     np.testing.assert_allclose((denoised - c_skip * noisy) / c_out, -v, atol=1e-9)
 
 
-def edm_model(v):
-    """Return an EDM model D(y, sigma) with F = -v, for data of unit variance."""
-
-    def denoise(y, sigma, cond):
-        assert cond == "cond"
-        sigma = sigma.reshape(sigma.shape + (1,) * (y.ndim - sigma.ndim))
-        c_skip, c_out = 1 / (sigma**2 + 1), sigma / jnp.sqrt(sigma**2 + 1)
-        return c_skip * y + c_out * -v
-
-    return denoise
-
-
-@pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
-def test_an_edm_model_becomes_a_denoiser(levels, x64):
-    z, v = pair()
-    level = level_at(levels)
-    actual = process.from_edm_denoiser(edm_model(v))(z, level, "cond")
-    expected = process.from_v(v, z, level)
-    np.testing.assert_allclose(actual.x, expected.x, rtol=0, atol=1e-9)
-    # eps is computed from x, which amplifies its rounding by alpha / sigma.
-    np.testing.assert_allclose(actual.eps, expected.eps, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("logsnr", LEVELS)
-def test_edm_with_zero_network_is_the_exact_gaussian(logsnr, x64):
-    """F = 0 leaves c_skip y, E[x|y] of N(0, sigma_data^2)."""
-    (z, _), level, data = pair(), level_at(logsnr), 0.5
-
-    def skip(y, sigma, cond):
-        return data**2 / (sigma**2 + data**2) * y
-
-    actual = process.from_edm_denoiser(skip)(z, level, None)
-    variance = level.alpha**2 * data**2 + level.sigma**2
-    expected = level.alpha * data**2 * z / variance
-    np.testing.assert_allclose(actual.x, expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(actual.eps, level.sigma * z / variance, atol=1e-9)
-
-
-@pytest.mark.parametrize("levels", [*LEVELS, np.linspace(-8, 8, 2)])
-def test_a_flow_model_becomes_a_denoiser(levels, x64):
-    """It is called at tau = sigma / (alpha + sigma) with (1 - tau) x + tau eps."""
-    x, eps = pair()
-    level = level_at(levels)
-    alpha, sigma = process.alpha_sigma(level, x)
-    z, calls = alpha * x + sigma * eps, []
-
-    def flow(state, tau, cond):
-        calls.append((state, tau, cond))
-        return eps - x
-
-    actual = process.from_flow_model(flow)(z, level, "cond")
-    np.testing.assert_allclose(actual.x, x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(actual.eps, eps, rtol=0, atol=1e-12)
-    ((state, tau, cond),) = calls
-    assert cond == "cond"
-    np.testing.assert_allclose(
-        tau, level.sigma / (level.alpha + level.sigma), rtol=1e-12
-    )
-    tau = process.append_dims(tau, x)
-    np.testing.assert_allclose(state, (1 - tau) * x + tau * eps, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("logsnr", LEVELS)
 def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
     """u = (sigma - alpha) z + (alpha + sigma) v, also for arbitrary outputs."""
@@ -183,11 +121,9 @@ def test_flow_velocity_is_a_mixture_of_z_and_v(logsnr, x64):
 
 
 @pytest.mark.parametrize("logsnr", LEVELS)
-def test_noise_level_in_edm_and_flow_variables(logsnr, x64):
+def test_noise_level_in_edm_variables(logsnr, x64):
     level = level_at(logsnr)
     np.testing.assert_allclose(process.edm_sigma(level), np.exp(-logsnr / 2), rtol=1e-9)
-    tau = 1 / (1 + np.exp(logsnr / 2))
-    np.testing.assert_allclose(process.flow_time(level), tau, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

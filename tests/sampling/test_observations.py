@@ -136,13 +136,10 @@ def mask_file(folder, height, width, value=255):
     ("observe", "message"),
     [
         (lambda w, c, d: observations.extend(longer(w, 64), c, 9), "at most 8"),
-        (
-            lambda w, c, d: observations.extend(longer(w, 8), c, 8),
-            "fewer than the output",
-        ),
+        (lambda w, c, d: observations.extend(longer(w, 8), c, 8), "at most 7"),
         (lambda w, c, d: observations.extend(longer(w, 4), c), "at least 8"),
         (lambda w, c, d: observations.interpolate(w, c, 1), "at least 2"),
-        (lambda w, c, d: observations.interpolate(w, c, 9), "fewer than the output"),
+        (lambda w, c, d: observations.interpolate(w, c, 9), "at most 7"),
         (lambda w, c, d: observations.interpolate(longer(w, 64), c, 60), "too short"),
         (lambda w, c, d: observations.inpaint(longer(w, 16), c, ""), "--mask=FILE"),
         (lambda w, c, d: observations.inpaint(longer(w, 40), c, "x.png"), "too short"),

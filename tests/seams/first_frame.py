@@ -32,7 +32,7 @@ class FirstFrame(VideoCondition):
         """A grey frame."""
         return {"first_frame": np.zeros((n[0], *self.input_shape), np.float32)}
 
-    def embed(self, name, cond, keep, frames: int, dim: int) -> Contribution:
+    def embed(self, name, cond, frames: int, dim: int) -> Contribution:
         """Channels at every frame."""
         return Contribution(concat=jnp.repeat(cond["first_frame"], frames, axis=1))
 

@@ -25,9 +25,9 @@ class Fps(Condition):
         """A rate that is never read."""
         return {"fps": np.ones(n, jnp.result_type(float))}
 
-    def embed(self, name, cond: Cond, keep, frames: int, dim: int) -> Contribution:
+    def embed(self, name, cond: Cond, frames: int, dim: int) -> Contribution:
         """A projection of waves of the rate's logarithm."""
         phase = jnp.multiply.outer(jnp.log(cond["fps"]), jnp.arange(1.0, 5.0))
         waves = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
-        emb = jnp.where(keep[..., None], dense(waves, dim, name), 0)
+        emb = jnp.where(cond["keep"][name][..., None], dense(waves, dim, name), 0)
         return Contribution(per_frame(emb, frames))

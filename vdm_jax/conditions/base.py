@@ -52,13 +52,11 @@ class Condition:
         """Return its arrays [n, ...] where nothing is known."""
         raise NotImplementedError
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """Return its contribution. Runs in the encoder's compact method.
 
-        Flax modules that it makes are named after `name`. keep: bool [n]; where it is
-        false the contribution is that of a dropped condition.
+        Flax modules that it makes are named after `name`. Where cond["keep"][name],
+        bool [n], is false the contribution is that of a dropped condition.
         """
         raise NotImplementedError
 
@@ -123,9 +121,8 @@ def add_features(vector: Array, features: Array) -> Array:
     """Sum of two embeddings, each [b, d] or [b, f, d]."""
     if vector.ndim == features.ndim:
         return vector + features
-    if vector.ndim == 2:
-        return vector[:, None] + features
-    return vector + features[:, None]
+    a, b = (x[:, None] if x.ndim == 2 else x for x in (vector, features))
+    return a + b
 
 
 def condition_key(key: jax.Array, name: str) -> jax.Array:

@@ -26,8 +26,7 @@ class ConditioningEncoder(nn.Module):
         vector = dense(noise_level_embedding(logsnr, self.dim), self.dim, "noise_level")
         tokens, token_masks, channels = [], [], []
         for name, condition in self.conditions:
-            keep = cond["keep"].get(name)
-            entry = condition.embed(name, cond, keep, frames, self.dim)
+            entry = condition.embed(name, cond, frames, self.dim)
             if entry.features is not None:
                 vector = add_features(vector, entry.features)
             if entry.tokens is not None:

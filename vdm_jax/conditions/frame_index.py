@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.conditions.base import Cond, Condition, Contribution
-from vdm_jax.diffusion.process import Array
 from vdm_jax.networks.layers import dense
 
 
@@ -30,9 +29,7 @@ class FrameIndex(Condition):
         """No arrays."""
         return {}
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """A projection of sinusoidal features."""
         features = frame_index_embedding(frames, dim, jnp.result_type(float))
         emb = dense(features, dim, name)[None]

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.conditions.base import Cond, Condition, Contribution
-from vdm_jax.diffusion.process import Array
 from vdm_jax.networks.layers import dense
 
 NUM_FREQUENCIES = 8  # in the embedding of a guidance weight
@@ -39,9 +38,7 @@ class GuidanceWeight(Condition):
         """No guidance."""
         return {"guidance": np.zeros(n, jnp.result_type(float))}
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """A projection of Fourier features."""
         low, high = (scale - 1 for scale in self.scales)
         features = guidance_embedding(cond["guidance"], low, high)

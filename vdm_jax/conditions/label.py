@@ -30,23 +30,19 @@ class Label(Condition):
         vocabulary = tuple(tuple(names) for names in config.data.label_vocabulary or ())
         if not vocabulary:
             return None
-        conditioning = config.conditioning
-        return cls(
-            vocabulary, conditioning.label_dropout, conditioning.attribute_dropout
-        )
+        section = config.conditioning
+        return cls(vocabulary, section.label_dropout, section.attribute_dropout)
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
         """All attributes unknown."""
         return {"label": np.full((*n, len(self.vocabulary)), -1, np.int32)}
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """The sum of the values' embeddings."""
-        assert keep is not None
         cardinalities = tuple(len(names) for names in self.vocabulary)
         encode = LabelEncoder(cardinalities, dim, name=name)
-        return Contribution(per_frame(encode(cond["label"], keep), frames))
+        total = encode(cond["label"], cond["keep"][name])
+        return Contribution(per_frame(total, frames))
 
     def augment(self, cond: Cond, key: Array) -> dict[str, Any]:
         """Make single attributes unknown."""

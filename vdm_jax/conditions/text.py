@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.conditions.base import Cond, Condition, Contribution, per_frame
-from vdm_jax.diffusion.process import Array
 from vdm_jax.networks.layers import dense
 
 
@@ -39,11 +38,9 @@ class Text(Condition):
             "text_mask": np.zeros((*n, 1), bool),
         }
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """The pooled tokens, and the tokens; all of a dropped text are masked."""
-        assert keep is not None
+        keep = cond["keep"][name]
         pool = TextPooling(dim, name=name)
         pooled = pool(cond["text"], cond["text_mask"], keep)
         return Contribution(

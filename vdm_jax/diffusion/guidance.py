@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.area_means import area_matrix
 from vdm_jax.diffusion.process import (
     Array,
     Denoiser,
@@ -279,12 +280,3 @@ def area_downsample(x: Array, height: int, width: int) -> Array:
     rows = xp.asarray(area_matrix(x.shape[2], height), x.dtype)
     columns = xp.asarray(area_matrix(x.shape[3], width), x.dtype)
     return xp.einsum("yh,bfhwc,xw->bfyxc", rows, x, columns)
-
-
-def area_matrix(size: int, smaller: int) -> np.ndarray:
-    """Return [smaller, size]: each row averages the pixels it covers, also in part."""
-    edges = np.linspace(0, size, smaller + 1)
-    low, high = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(size)[None]
-    covered = np.minimum(high, pixel + 1) - np.maximum(low, pixel)
-    return np.maximum(covered, 0) * smaller / size

@@ -91,31 +91,6 @@ def edm_sigma(level: NoiseLevel) -> Array:
     return level.sigma / level.alpha
 
 
-def flow_time(level: NoiseLevel) -> Array:
-    """Return tau of flow matching, whose state is z / (alpha + sigma)."""
-    return level.sigma / (level.alpha + level.sigma)
-
-
-def from_edm_denoiser(edm_denoise: Callable[[Array, Array, Any], Array]) -> Denoiser:
-    """Return the denoiser of an EDM model D(z / alpha, sigma / alpha, cond) -> x."""
-
-    def denoise(z: Array, level: NoiseLevel, cond: Any) -> Prediction:
-        state = z / append_dims(level.alpha, z)
-        return from_x(edm_denoise(state, edm_sigma(level), cond), z, level)
-
-    return denoise
-
-
-def from_flow_model(flow: Callable[[Array, Array, Any], Array]) -> Denoiser:
-    """Return the denoiser of a flow model u((1 - tau) x + tau eps, tau, cond)."""
-
-    def denoise(z: Array, level: NoiseLevel, cond: Any) -> Prediction:
-        state = z / append_dims(level.alpha + level.sigma, z)
-        return from_flow(flow(state, flow_time(level), cond), z, level)
-
-    return denoise
-
-
 def transition(level_s: NoiseLevel, level_t: NoiseLevel) -> tuple[Array, Array]:
     """Return scale and variance of q(z_t | z_s), s less noisy than t (VDM, eq. 1)."""
     xp = array_namespace(level_t.logsnr)

@@ -55,8 +55,7 @@ def grid(schedule: Schedule, n: int) -> tuple[NoiseLevel, NoiseLevel]:
 
 
 def _slice_levels(points: NoiseLevel, rows: slice) -> NoiseLevel:
-    step_index, logsnr, alpha, sigma, _ = points
-    return NoiseLevel(step_index[rows], logsnr[rows], alpha[rows], sigma[rows])
+    return NoiseLevel(*(column[rows] for column in points[:4]))
 
 
 def _clipped_end(schedule: Schedule) -> NoiseLevel:
@@ -73,14 +72,12 @@ def _level_columns(level: NoiseLevel, prefix: str = "") -> Table:
     return {prefix + key: value for key, value in columns.items()}
 
 
-def _call_level(
-    coef: dict[str, Array], level: NoiseLevel, prefix: str, call: int
+def call_level(
+    coef: dict[str, Array], step_index: Array, prefix: str = "", call: int = 0
 ) -> NoiseLevel:
-    """Return the noise level of a later call of a row, from the columns of `prefix`."""
-    keys = "logsnr", "alpha", "sigma"
-    return NoiseLevel(
-        level.step_index, *(coef[prefix + key] for key in keys), call=call
-    )
+    """Return the noise level of a row's call, from its columns with that prefix."""
+    columns = (coef[prefix + key] for key in ("logsnr", "alpha", "sigma"))
+    return NoiseLevel(step_index, *columns, call=call)
 
 
 def _second_call_columns(schedule: Schedule, s: NoiseLevel, prefix: str) -> Table:
@@ -110,11 +107,8 @@ def ddim() -> Sampler:
 
 def _inversion_table(schedule: Schedule, n: int) -> Table:
     t, s = grid(schedule, n)
-    table = {
-        **_second_call_columns(schedule, s, ""),
-        "next_alpha": t.alpha,
-        "next_sigma": t.sigma,
-    }
+    table = _second_call_columns(schedule, s, "")
+    table |= {"next_alpha": t.alpha, "next_sigma": t.sigma}
     return {key: value[::-1] for key, value in table.items()}
 
 
@@ -175,10 +169,8 @@ def _dpm_first_row(table: Table, row: int) -> Table:
 def _dpm_step(denoise, carry, level, coef, noise, cond):
     z, previous_x = carry
     x = denoise(z, level, cond).x
-    next_z = (
-        coef["z_coef"] * z + coef["x_coef"] * x + coef["previous_x_coef"] * previous_x
-    )
-    return next_z, x
+    z = coef["z_coef"] * z + coef["x_coef"] * x + coef["previous_x_coef"] * previous_x
+    return z, x
 
 
 def dpm() -> Sampler:
@@ -198,16 +190,14 @@ def _heun_step(denoise, carry, level, coef, noise, cond):
     z = coef["scale"] * z + coef["churn_std"] * noise(0)
     x, eps = denoise(z, level, cond)
     euler = coef["next_alpha"] * x + coef["next_sigma"] * eps
-    second = denoise(euler, _call_level(coef, level, "next_call_", 1), cond)
+    second = denoise(euler, call_level(coef, level.step_index, "next_call_", 1), cond)
     return euler + coef["correction"] * (second.eps - eps), memory
 
 
 def heun(
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = math.inf,
-    s_noise: float = 1,
-) -> Sampler:
+    s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Sampler:  # fmt: skip
     """Return EDM's second-order sampler (Karras et al. 2022, algorithm 2).
 
     It makes two calls a step. In EDM's state z / alpha the derivative with respect to
@@ -289,7 +279,8 @@ def with_langevin_corrector(sampler: Sampler, delta: float = 0.1) -> Sampler:
 
     def step(denoise, carry, level, coef, noise, cond):
         z, memory = sampler.step(denoise, carry, level, coef, noise, cond)
-        eps = denoise(z, _call_level(coef, level, "corrector_", 2), cond).eps
+        corrector = call_level(coef, level.step_index, "corrector_", 2)
+        eps = denoise(z, corrector, cond).eps
         return z - coef["drift"] * eps + coef["corrector_std"] * noise(1), memory
 
     return Sampler(table, step, sampler.init, sampler.first_row)
@@ -325,7 +316,7 @@ def sample_loop(
 
     def body(i: Array, carry):
         coef = {k: v[i] for k, v in table.items()}
-        level = NoiseLevel(i, coef["logsnr"], coef["alpha"], coef["sigma"])
+        level = call_level(coef, i)
         return sampler.step(denoise, carry, level, coef, lambda d: noise(i, d), cond)
 
     table = {k: jnp.asarray(v, carry[0].dtype) for k, v in table.items()}

@@ -91,14 +91,6 @@ def noise_level(schedule: Schedule, t: Array, step_index: Array = 0) -> NoiseLev
     return noise_level_from_angle(schedule.angle(t), step_index)
 
 
-def resolution_shift(size: float, base: float = 64.0) -> float:
-    """Return 2 log(base / size), the logsnr shift for videos of `size` pixels a side.
-
-    base: the size that needs no shift (Hoogeboom et al. 2023, eq. 4).
-    """
-    return 2 * math.log(base / size)
-
-
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """Cosine schedule with clipped logsnr, optionally shifted.
@@ -107,23 +99,20 @@ class Cosine(Schedule):
     Ho 2022, appendix; Video Diffusion Models, section 2, clips at +-20).
     `logsnr_shift` is added to the whole curve and keeps the clip range (Hoogeboom et
     al. 2023, "simple diffusion", section 3.1). It is negative for larger or smoother
-    data (`resolution_shift`).
+    data: 2 log(base / size) where `base` pixels a side need no shift (equation 4).
     """
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     logsnr_shift: float = 0.0
 
-    def _unshifted_angle_range(self) -> tuple[float, float]:
-        """Return the angles of the unshifted curve at t = 0 and t = 1."""
-        low = math.atan(math.exp(-(self.logsnr_max - self.logsnr_shift) / 2))
-        high = math.atan(math.exp(-(self.logsnr_min - self.logsnr_shift) / 2))
-        return low, high
-
     def angle(self, t: Array) -> Array:
         """Map diffusion time in [0, 1] to phi."""
         xp = array_namespace(t)
-        low, high = self._unshifted_angle_range()
+        low, high = (
+            math.atan(math.exp(-(end - self.logsnr_shift) / 2))
+            for end in (self.logsnr_max, self.logsnr_min)
+        )
         unshifted = low + (high - low) * t
         # tan(phi) is multiplied by exp(-shift / 2); atan2 keeps that exact near pi/2.
         scale = math.exp(-self.logsnr_shift / 2)
@@ -132,13 +121,6 @@ class Cosine(Schedule):
     def logsnr(self, t: Array) -> Array:
         """Map diffusion time in [0, 1] to the log signal-to-noise ratio, decreasing."""
         return logsnr_from_angle(self.angle(t))
-
-    def time_from_logsnr(self, logsnr: Array) -> Array:
-        """Map a log signal-to-noise ratio to diffusion time."""
-        xp = array_namespace(logsnr)
-        low, high = self._unshifted_angle_range()
-        unshifted = xp.arctan(xp.exp((self.logsnr_shift - logsnr) / 2))
-        return (unshifted - low) / (high - low)
 
 
 def _clip_angle(angle: Array, logsnr_min: float, logsnr_max: float) -> Array:

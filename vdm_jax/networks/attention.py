@@ -68,9 +68,8 @@ def relative_buckets(
     half, exact = num_buckets // 2, num_buckets // 4
     offset = relative_offsets(frames)
     distance = np.abs(offset)
-    log_distance = np.log(np.maximum(distance, 1) / exact) / math.log(
-        max_distance / exact
-    )
+    log_distance = np.log(np.maximum(distance, 1) / exact)
+    log_distance = log_distance / math.log(max_distance / exact)
     coarse = np.minimum(exact + (log_distance * (half - exact)).astype(int), half - 1)
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, coarse)
 
@@ -87,14 +86,9 @@ class ShawPosition(nn.Module):
     def __call__(self, q: jax.Array) -> dict:
         """q [..., f, h, d] -> {"shaw": (a_k [f, f, d], a_v [f, f, d])}."""
         frames, _, dim = q.shape[-3:]
-        index = (
-            np.clip(relative_offsets(frames), -self.max_distance, self.max_distance)
-            + self.max_distance
-        )
-        shape, init = (
-            (2 * self.max_distance + 1, dim),
-            nn.initializers.normal(dim**-0.5),
-        )
+        most = self.max_distance
+        index = np.clip(relative_offsets(frames), -most, most) + most
+        shape, init = (2 * most + 1, dim), nn.initializers.normal(dim**-0.5)
         a_k = self.param("keys", init, shape, param_dtype(q))
         a_v = self.param("values", init, shape, param_dtype(q))
         return {"shaw": (a_k[index].astype(q.dtype), a_v[index].astype(q.dtype))}

@@ -46,14 +46,9 @@ class BertLayer(nn.Module):
 
 def norm(x: jax.Array, spec: BertSpec, name: str) -> jax.Array:
     """Apply a layer norm with statistics in float32 or wider."""
-    layer = nn.LayerNorm(
-        spec.epsilon,
-        dtype=x.dtype,
-        param_dtype=param_dtype(x),
-        use_fast_variance=False,  # the fast one is a difference of large numbers
-        name=name,
-    )
-    return layer(x)
+    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
+    # A fast variance is a difference of large numbers.
+    return nn.LayerNorm(spec.epsilon, use_fast_variance=False, name=name, **dtypes)(x)
 
 
 class Bert(nn.Module):
@@ -73,13 +68,8 @@ class Bert(nn.Module):
         x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
         x += embed(positions, spec.max_positions, spec.width, "position", dtype)
         # A single text is segment 0.
-        x += embed(
-            jnp.zeros_like(positions[:, :1]),
-            spec.num_segments,
-            spec.width,
-            "segment",
-            dtype,
-        )
+        zero = jnp.zeros_like(positions[:, :1])
+        x += embed(zero, spec.num_segments, spec.width, "segment", dtype)
         x = norm(x, spec, "norm")
         for i in range(spec.num_layers):
             x = BertLayer(spec, name=f"layer_{i}")(x, mask)

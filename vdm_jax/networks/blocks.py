@@ -127,12 +127,10 @@ class CrossAttention(nn.Module):
         else:  # tokens of the video, then of each independent image
             images = tokens.shape[1] - 1
             start = (f - images) * h * w
-            video_mask, image_mask = (
-                (None, None) if mask is None else (mask[:, 0], mask[:, 1:])
-            )
-            video = attention(q[:, :start], k[:, 0], v[:, 0], mask=video_mask)
+            both = (None, None) if mask is None else (mask[:, 0], mask[:, 1:])
+            video = attention(q[:, :start], k[:, 0], v[:, 0], mask=both[0])
             q = q[:, start:].reshape(b, images, h * w, *q.shape[2:])
-            y = attention(q, k[:, 1:], v[:, 1:], mask=image_mask)
+            y = attention(q, k[:, 1:], v[:, 1:], mask=both[1])
             y = y.reshape(b, images * h * w, *video.shape[2:])
             y = jnp.concatenate([video, y], axis=1)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)

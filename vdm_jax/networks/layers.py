@@ -35,14 +35,8 @@ def embed(
     index: jax.Array, num_embeddings: int, width: int, name: str, dtype: Any
 ) -> jax.Array:
     """Look up a learned table [num_embeddings, width]: int [...] -> [..., width]."""
-    table = nn.Embed(
-        num_embeddings,
-        width,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-        name=name,
-    )
-    return table(index)
+    dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    return nn.Embed(num_embeddings, width, name=name, **dtypes)(index)
 
 
 def conv(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
@@ -125,22 +119,19 @@ def noise_level_embedding(logsnr: jax.Array, dim: int) -> jax.Array:
     x = logsnr.astype(param_dtype(logsnr))
     u = jnp.arctan(jnp.exp(-0.5 * jnp.clip(x, -20, 20))) / (math.pi / 2)
     half = dim // 2
-    frequencies = jnp.exp(
-        -math.log(1e4) / max(half - 1, 1) * jnp.arange(half, dtype=x.dtype)
-    )
+    rate = -math.log(1e4) / max(half - 1, 1)
+    frequencies = jnp.exp(rate * jnp.arange(half, dtype=x.dtype))
     angle = 1000 * u[..., None] * frequencies.reshape((1,) * x.ndim + (half,))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:
     """Fold p x p pixels into channels: [..., h, w, c] -> [..., h/p, w/p, p p c]."""
-    return rearrange(
-        x, "... (h p) (w q) c -> ... h w (p q c)", p=patch_size, q=patch_size
-    )
+    sizes = {"p": patch_size, "q": patch_size}
+    return rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", **sizes)
 
 
 def depth_to_space(x: jax.Array, patch_size: int) -> jax.Array:
     """Invert space_to_depth: [..., h, w, p p c] -> [..., h p, w p, c]."""
-    return rearrange(
-        x, "... h w (p q c) -> ... (h p) (w q) c", p=patch_size, q=patch_size
-    )
+    sizes = {"p": patch_size, "q": patch_size}
+    return rearrange(x, "... h w (p q c) -> ... (h p) (w q) c", **sizes)

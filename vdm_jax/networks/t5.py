@@ -36,10 +36,8 @@ class T5Spec:
 
 def norm(x: jax.Array, spec: T5Spec, name: str) -> jax.Array:
     """Apply an RMS norm, x / rms(x) times a scale, in float32 or wider."""
-    layer = nn.RMSNorm(
-        spec.epsilon, dtype=x.dtype, param_dtype=param_dtype(x), name=name
-    )
-    return layer(x)
+    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
+    return nn.RMSNorm(spec.epsilon, name=name, **dtypes)(x)
 
 
 class T5Layer(nn.Module):
@@ -64,12 +62,8 @@ class T5Layer(nn.Module):
         y = norm(x, spec, "norm")
         h = dense(y, spec.mlp_width, "mlp_in", **no_bias)
         if spec.gated:
-            h = (
-                nn.gelu(
-                    dense(y, spec.mlp_width, "mlp_gate", **no_bias), approximate=True
-                )
-                * h
-            )
+            gate = dense(y, spec.mlp_width, "mlp_gate", **no_bias)
+            h = nn.gelu(gate, approximate=True) * h
         else:
             h = nn.relu(h)
         return x + dense(h, spec.width, "mlp_out", **no_bias)
@@ -91,9 +85,8 @@ class T5(nn.Module):
         x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
         # Only the shape and dtype of this query are used.
         query = jnp.zeros((tokens.shape[1], spec.num_heads, spec.head_dim), dtype)
-        position = BiasPosition(spec.num_buckets, spec.max_distance, name="position")(
-            query
-        )
+        bias = BiasPosition(spec.num_buckets, spec.max_distance, name="position")
+        position = bias(query)
         for i in range(spec.num_layers):
             x = T5Layer(spec, name=f"layer_{i}")(x, mask, position)
         return norm(x, spec, "norm")

@@ -21,27 +21,3 @@ from vdm_jax.sampling.types import (
     Run,
     SamplingInputs,
 )
-
-__all__ = [
-    "OPEN_LABEL",
-    "Conditions",
-    "NoiseIndex",
-    "Observation",
-    "Run",
-    "SamplingInputs",
-    "Settings",
-    "check_settings",
-    "check_video_memory",
-    "draw_labels",
-    "extend_in_blocks",
-    "generate",
-    "invert",
-    "label_text",
-    "nfe",
-    "observations",
-    "sample",
-    "to_uint8",
-    "uses_cfg",
-    "why_unused",
-    "with_reconstruction_weight",
-]

@@ -153,7 +153,7 @@ def sample_batches(
 
     The arguments are as for `generate`.
     """
-    model, mesh = key.model, key.mesh
+    model, codec, mesh = key.model, key.model.codec, key.mesh
     first, last = rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
@@ -179,10 +179,10 @@ def sample_batches(
             )  # fmt: skip
             t = np.asarray(time_from_snr(settings.augmentation_snr))
             own, null = _branch_conditions(key, inputs, keys, take, t, dtype)
-            known = None
-            if inputs.observation is not None:
-                known = jax.tree.map(take, inputs.observation)
-                known = _encode_observation(model, known)
+            known = jax.tree.map(take, inputs.observation)
+            if known is not None:
+                z, mask = codec.encode(known.video), codec.encode_mask(known.mask)
+                known = known._replace(video=z, mask=mask)
             conditions = BatchConditions(own, null, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
@@ -242,14 +242,6 @@ def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -
         if not model.condition(name).null((1,)).keys() & arrays.keys():
             raw["keep"][name] = jnp.zeros_like(mask)
     return raw
-
-
-def _encode_observation(model: DiffusionModel, observation: Observation) -> Observation:
-    """Return the observation with z in place of the video, and the mask of z."""
-    return observation._replace(
-        video=model.codec.encode(observation.video),
-        mask=model.codec.encode_mask(observation.mask),
-    )
 
 
 def _decode(model: DiffusionModel, z: np.ndarray) -> np.ndarray:

@@ -82,15 +82,10 @@ def extend(
     """
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(2 * block)
-    num_cond_frames = num_cond_frames or max(1, block // 2)
-    if num_cond_frames > block:
-        raise UserError(
-            f"--num_cond_frames={num_cond_frames}: more than the {block} frames of a "
-            f"block; at most {block}"
-        )
-    _check_num_cond_frames(num_cond_frames, frames)
-    first = np.arange(num_cond_frames)
-    indices = first + (frames - num_cond_frames) * backward
+    number = num_cond_frames or max(1, block // 2)
+    _check_num_cond_frames(number, frames, 1, min(block, frames - 1))
+    first = np.arange(number)
+    indices = first + (frames - number) * backward
     return _observe_frames(output, clip, frames, first, indices)
 
 
@@ -106,13 +101,9 @@ def interpolate(
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(block)
     default = max(2, math.ceil((frames - 1) / max(1, block - 1)) + 1)
-    num_cond_frames = num_cond_frames or default
-    if num_cond_frames < 2:
-        raise UserError(
-            f"--num_cond_frames={num_cond_frames}: at least 2, to interpolate between"
-        )
-    _check_num_cond_frames(num_cond_frames, frames)
-    indices = np.round(np.linspace(0, frames - 1, num_cond_frames)).astype(int)
+    number = num_cond_frames or default
+    _check_num_cond_frames(number, frames, 2, frames - 1)
+    indices = np.round(np.linspace(0, frames - 1, number)).astype(int)
     return _observe_frames(output, clip, frames, indices, indices)
 
 
@@ -179,21 +170,18 @@ def upscale(
     return output.empty_observation(frames)._replace(low_res=low_res), info
 
 
-def _check_num_cond_frames(number: int, frames: int) -> None:
-    if not 1 <= number < frames:
+def _check_num_cond_frames(number: int, frames: int, lowest: int, highest: int) -> None:
+    if not lowest <= number <= highest:
         raise UserError(
-            f"--num_cond_frames={number} of --num_frames={frames}: at least 1, and "
-            "fewer than the output has"
+            f"--num_cond_frames={number} of --num_frames={frames}: at least {lowest}, "
+            f"at most {highest}: within one block, and fewer than the output has"
         )
 
 
 def _observe_frames(
-    output: OutputSpec,
-    clip: str,
-    frames: int,
-    clip_indices: np.ndarray,
+    output: OutputSpec, clip: str, frames: int, clip_indices: np.ndarray,
     indices: np.ndarray,
-) -> tuple[Observation, ClipInfo]:
+) -> tuple[Observation, ClipInfo]:  # fmt: skip
     """Observe frames of a clip, counted at the model's rate, as these output frames."""
     video, info = _read_clip(clip, clip_indices, output.fps, output.size)
     observation = output.empty_observation(frames)
@@ -242,13 +230,9 @@ def _read_clip(
         height, width, length = clip.height, clip.width, clip.frames
         timing = video_io.describe_frame_selection(clip, fps=fps)
     info = {
-        "clip": path,
-        "clip_frames": chosen.tolist(),
-        "clip_length": length,
-        "height": height,
-        "width": width,
-        "timing": timing,
-    }
+        "clip": path, "clip_frames": chosen.tolist(), "clip_length": length,
+        "height": height, "width": width, "timing": timing,
+    }  # fmt: skip
     return (video_io.crop(video, size) if size else video), info
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vdm_jax.diffusion import process
+from vdm_jax.diffusion import process, samplers
 from vdm_jax.diffusion.samplers import Sampler, Table
 from vdm_jax.diffusion.schedules import NoiseLevel
 
@@ -47,7 +47,7 @@ def final_rms_error(
     carry = sampler.init(normal(0))
     for i in range(rows):
         row = {key: value[i] for key, value in table.items()}
-        level = NoiseLevel(i, row["logsnr"], row["alpha"], row["sigma"])
+        level = samplers.call_level(row, i)
         noise = lambda draw, i=i: normal(1 + i * each + draw)  # noqa: E731
         carry = sampler.step(denoise, carry, level, row, noise, None)
     return math.sqrt(((carry[0] - known) ** 2).sum())
