@@ -37,7 +37,7 @@ def get_config(stage: str) -> ConfigDict:
         level["channels"] *= WIDTH
     config.network.update(head_dim=64, dtype="bfloat16")
     config.conditioning.cond_dim *= WIDTH
-    if config.stage.train_crop:
+    if stage in ("ssr2", "tsr2"):
         config.stage.train_crop = (48, 64)
     config.train.update(
         steps=50_000,

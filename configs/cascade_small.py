@@ -15,6 +15,8 @@ Result: cascades/shapes, its students.
 from ml_collections import ConfigDict
 
 from configs.base import base, smoke
+from vdm_jax.settings import section_dict
+from vdm_jax.settings.sections import Stage
 
 STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2")
 VARIANTS = (*STAGES, "smoke")
@@ -70,7 +72,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     )
     if stage != "base":
         kind = stage.rstrip("12")
-        config.stage.update(kind=kind, factor=2, augmentation_time=(0.0, 0.5))
+        config.stage = section_dict(Stage(kind, augmentation_time=(0.0, 0.5)))
         config.diffusion.update(logsnr_shift=0.0, train_logsnr_shifts=())
     if stage in ("ssr2", "tsr2"):
         config.stage.train_crop = (24, 32)

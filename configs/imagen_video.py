@@ -12,6 +12,8 @@ Variants: `:base`, `:tsr1`, `:ssr1`, `:ssr2`, `:tsr2`, `:tsr3`, `:ssr3`, and `:s
 from ml_collections import ConfigDict
 
 from configs.base import base, smoke
+from vdm_jax.settings import section_dict
+from vdm_jax.settings.sections import Stage
 
 STAGES = ("base", "tsr1", "ssr1", "ssr2", "tsr2", "tsr3", "ssr3")
 VARIANTS = (*STAGES, "smoke")
@@ -76,9 +78,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         cond_dim=4 * channels[0], cond_mlp_layers=2, text_dim=4096, text_dropout=0.1
     )
     if stage != "base":
-        config.stage.update(
-            kind=stage.rstrip("123"), factor=factor, augmentation_time=(0.0, 1.0)
-        )
+        config.stage = section_dict(Stage(stage.rstrip("123"), factor))
     if stage == "ssr3":
         config.stage.train_crop = (192, 320)
     config.train.update(

@@ -17,6 +17,8 @@ from vdm_jax.evaluators import sections
 from vdm_jax.metrics import shape_detection as measure
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.report import page
+from vdm_jax.settings import section_dict
+from vdm_jax.settings.sections import Stage
 
 SIZES = {"base": (2, 8, 8), "tsr": (4, 8, 8), "ssr": (4, 16, 16)}
 FILE = """
@@ -49,7 +51,7 @@ def folder(tmp_path_factory):
         config.conditioning.label_dropout = 0.0
         config.sample.update(guidance_scale=1.0, batch_size=2)
         if name != "base":
-            config.stage.update(kind=name, factor=2, augmentation_time=(0.0, 0.5))
+            config.stage = section_dict(Stage(name, augmentation_time=(0.0, 0.5)))
         config.network.update(
             levels=(dict(channels=8, blocks=1, layers=("temporal_conv",)),),
             mid_layers=(),

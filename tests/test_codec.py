@@ -82,10 +82,12 @@ def test_it_trains_samples_and_previews(trained):
     assert run.model.shape == (8, 8, 8, 12) and run.model.video_shape == (8, 16, 16, 3)
     preview = np.load(next((trained / "samples").glob("*.npz")))["videos"]
     assert preview.shape[1:] == (8, 16, 16, 3)
-    settings = sampling.Settings(steps=2, guidance_scale=2.0)
+    settings = sampling.Settings(sampler="ddim", steps=2, guidance_scale=2.0)
     made = sampling.sample(run.model, run.params, 2, settings)
     assert made.shape == (2, 8, 16, 16, 3) and abs(made).max() <= 1
-    z = sampling.invert(run.model, run.params, made, sampling.Settings(steps=2))
+    z = sampling.invert(
+        run.model, run.params, made, sampling.Settings(sampler="ddim", steps=2)
+    )
     assert z.shape == (2, 8, 8, 8, 12)
 
 
@@ -93,7 +95,10 @@ def test_it_extends_and_known_pixels_come_back(trained):
     run = runs.load(trained)
     video, mask = videos(1, 12, 16, 16, 3), np.zeros((1, 12, 16, 16, 1), bool)
     mask[:, :4] = True
-    known, settings = Observation(video, mask), sampling.Settings(steps=2)
+    known, settings = (
+        Observation(video, mask),
+        sampling.Settings(sampler="ddim", steps=2),
+    )
     inputs = SamplingInputs(observation=known)
     made = sampling.extend_in_blocks(run.model, run.params, 2, settings, inputs)
     np.testing.assert_array_equal(made[:, :4], np.repeat(video[:, :4], 2, 0))
@@ -109,7 +114,7 @@ def test_known_area_means_guide_the_decoded_video(trained):
     made = [
         sampling.sample(
             run.model, run.params, 1,
-            sampling.Settings(steps=8, reconstruction_weight=weight), inputs,
+            sampling.Settings(8, "ddim", reconstruction_weight=weight), inputs,
         )
         for weight in (1e-9, 1.0)
     ]  # fmt: skip
@@ -141,7 +146,7 @@ def test_a_stage_encodes_its_input_before_noise_is_added():
     np.testing.assert_allclose(cond["low_res"], z, atol=1e-2)
     params = model.init(jax.random.key(0))
     low = videos(1, *model.low_resolution.input_shape)
-    settings = sampling.Settings(steps=1, augmentation_snr=float("inf"))
+    settings = sampling.Settings(sampler="ddim", steps=1, augmentation_snr=float("inf"))
     inputs = SamplingInputs({"low_resolution": low})
     made = sampling.sample(model, params, 1, settings, inputs)
     assert made.shape[1:] == model.video_shape
@@ -154,6 +159,6 @@ def test_a_stage_encodes_its_input_before_noise_is_added():
 def base(config):
     """Return a base model's config, whose videos are the stage's input."""
     config = config.copy_and_resolve_references()
-    config.stage.update(kind="base", factor=1, augmentation_time=(0.0, 1.0))
+    del config.stage
     config.video.update(height=config.video.height // 2, width=config.video.width // 2)
     return config

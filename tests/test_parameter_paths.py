@@ -17,6 +17,8 @@ from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.migration import PARAMETER_PATHS, former_path, migrate_path
 from vdm_jax.pretrained import params as params_file
+from vdm_jax.settings import section_dict
+from vdm_jax.settings.sections import Stage
 from vdm_jax.training import train, trainer
 from vdm_jax.training.optimizer import global_norm, make_optimizer
 from vdm_jax.trees import named_leaves
@@ -32,7 +34,7 @@ def every_path() -> list[str]:
         text_dim=6, text_dropout=0.1, label_dropout=0.1, guidance_range=(1.0, 4.0)
     )
     config.conditioning.frame_index_embedding = True
-    config.stage.update(kind="ssr", factor=2)
+    config.stage = section_dict(Stage("ssr"))
     layers = ("temporal_conv", "cross_attention", "temporal_attention")
     config.network.mid_layers = layers
     model = build.build_model(config)

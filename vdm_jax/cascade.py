@@ -36,6 +36,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling import Conditions, Settings
+from vdm_jax.settings import check, settings_of
 
 CASCADE_FILE = "cascade.toml"
 MAX_FILE_BYTES = 1 << 15  # parsing a key of many dotted parts takes quadratic time
@@ -189,27 +190,14 @@ def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
         raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
     model = build.build_model(config)
     defaults = Settings.from_config(config.sample)
-    overrides = _typed_overrides(fields, defaults, f"{path}: {where}")
+    overrides = {name: fields[name] for name in SAMPLING_FIELDS if name in fields}
+    check(settings_of(Settings), overrides, f"{path}: {where}")
     settings = dataclasses.replace(defaults, **overrides)
     sampling.check_settings(model, 1, 0, settings)
     for name in overrides:
         if reason := sampling.why_unused(name, model, settings):
             raise UserError(f"{path}: {where}{name} {reason}")
     return CascadeStage(fields["name"], workdir, model, config, settings)
-
-
-def _typed_overrides(fields: dict, defaults: Settings, where: str) -> dict[str, Any]:
-    """Return the sampling settings of a table, of the same types as the defaults."""
-    overrides = {}
-    for name in fields.keys() & set(SAMPLING_FIELDS):
-        kind = type(getattr(defaults, name))
-        value = fields[name]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise UserError(f"{where}{name}={value!r}: {kind.__name__} expected")
-        overrides[name] = value
-    return overrides
 
 
 def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:

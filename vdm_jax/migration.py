@@ -213,14 +213,8 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "diffusion": {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
     },
-    "stage": {
-        "kind": "base",
-        "factor": 1,
-        "temporal_fill": "repeat",
-        "augmentation_time": [0.0, 1.0],
-        "train_crop": [],
-    },
     "train": {"lr_schedule": "cosine"},
+    "sample": {"augmentation_snr": 5.0, "tiled_sampling": False},
     "mesh": {
         "activation_rules": [
             ["batch", ["data", "fsdp"]], ["frames", None], ["height", None],
@@ -299,7 +293,11 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     Fields are renamed, removed ones are dropped, and later ones get the value that
     stands for what the earlier version did.
     """
-    fields = rename({"task": "diffusion", "codec": {}, "stage": {}} | dict(config))
+    added = {"task": "diffusion", "init_new": [], "init_widen": [], "codec": {}}
+    fields = rename(added | dict(config))
+    stage = fields.get("stage")
+    if isinstance(stage, dict) and stage.get("kind") == "base":
+        del fields["stage"]  # a base model has none
     for section, removed in REMOVED_FIELDS.items():
         if isinstance(fields.get(section), dict):
             fields[section] = {

@@ -6,29 +6,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import agreement, files, migration, sharding
-from vdm_jax.build import build_model, matches_type, mistyped_field
+from vdm_jax.build import build_model
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.manifest import MANIFEST
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
+from vdm_jax.settings import TRAINING, check_config, settings_of
 
 # Sections that the config of a model must have.
 MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
+# Those that decide what a model is and how it is sampled.
+READ_SECTIONS = {
+    name: section
+    for name, section in TRAINING.items()
+    if name in MODEL_SECTIONS | {"codec", "stage"}
+}
 
 # Fields of a config that are paths of this machine, "" for none.
-PATH_FIELDS = (
-    "init_from",
-    "data.path",
-    "data.text_embeddings_dir",
-    "data.cache_dir",
-    "conditioning.text_encoder",
+PATH_FIELDS = tuple(
+    f"{section}.{name}".removeprefix(".")
+    for section, declared in TRAINING.items()
+    for name, field in settings_of(declared).items()
+    if field.metadata["path"]
 )
 
 
@@ -104,41 +109,6 @@ def read_json(path: Path, kind: type = object) -> Any:
     return content
 
 
-# Fields that the readers of a config need in addition to those of the model.
-REQUIRED_FIELDS = (
-    ("video", "fps", float),
-    ("sample", "num", int),
-    ("sample", "label", str),
-)
-
-
-def build_checked_model(config: Any, wrong: str, advice: str) -> DiffusionModel:
-    """Return the model that a config describes, every field of the declared type.
-
-    Raises:
-      UserError: the fields describe no model. The message starts with `wrong` and ends
-        with `advice`.
-    """
-    try:
-        model = build_model(config)
-        if mistyped := mistyped_field(model):
-            raise ValueError(mistyped)
-        for section, name, kind in REQUIRED_FIELDS:
-            if not matches_type(value := config[section][name], kind):
-                raise ValueError(f"{section}.{name}={value!r:.40}")
-        if min(*model.video_shape, config.video.fps) <= 0:
-            raise ValueError(
-                f"videos of {model.video_shape}, {config.video.fps} a second"
-            )
-        model.schedule.angle(np.linspace(0, 1, 3))
-        return model
-    except (
-        AttributeError, ArithmeticError, LookupError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{wrong} ({reason}); {advice}") from error
-
-
 def read_config_fields(
     path: Path, required: Set[str] = MODEL_SECTIONS
 ) -> dict[str, Any]:
@@ -166,9 +136,11 @@ def read_config(workdir: Path) -> Any:
             "training run or a folder of models/"
         )
     config: Any = ConfigDict(read_config_fields(path))
-    build_checked_model(
-        config, f"{path} is not a config that training wrote", "put back a copy"
-    )
+    try:
+        check_config(config, READ_SECTIONS)
+        build_model(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; put back a copy") from error
     resolve_paths(config)
     return config
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax import migration
 from vdm_jax.errors import UserError
+from vdm_jax.settings.sections import Mesh as MeshSection
 from vdm_jax.trees import named_leaves
 
 MESH_AXES = ("data", "fsdp")
@@ -24,18 +25,12 @@ Rules = Sequence[tuple[str, Any]]  # (name, None, a mesh axis, or a tuple of the
 
 # Logical axes of activations in the networks -> mesh axes. Without a constraint of the
 # batch axis in every block XLA shards convolutions over channels under fsdp.
-ACTIVATION_RULES: Rules = (
-    ("batch", MESH_AXES),
-    ("frames", None),
-    ("height", None),
-    ("width", None),
-    ("channel", None),
-)
+ACTIVATION_RULES: Rules = MeshSection.activation_rules
 
 # Pattern of parameter paths -> mesh axes that split the largest divisible axis of the
 # array, None to copy it. The first match counts. Optimizer moments and EMA have paths
 # with the same end.
-PARAM_RULES: Rules = ((r".*(kernel|embedding)", "fsdp"), (r".*", None))
+PARAM_RULES: Rules = MeshSection.param_rules
 
 
 def mesh_from_config(config: Any) -> Mesh:

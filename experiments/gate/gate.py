@@ -218,9 +218,11 @@ SMOKE = {
     "shapes": ("--config=configs/shapes.py:smoke",),
     "bouncing": ("--config=configs/bouncing.py:smoke", *QUIET),
     "clips": ("--config=configs/clips.py:smoke", *QUIET),
-    "base": (
-        STAGE, *QUIET, *SMALL, "--config.video.frames=4", "--config.stage.kind=base",
-        "--config.stage.factor=1", "--config.stage.augmentation_time=(0.0,1.0)",
+    "base": (  # STAGE without its stage section
+        "--config=configs/shapes.py:smoke", *QUIET, *SMALL, "--config.video.frames=4",
+        "--config.data.label_vocabulary=()", "--config.data.held_out_combinations=12",
+        "--config.data.stride=2", "--config.diffusion.logsnr_shift=0.0",
+        "--config.diffusion.train_logsnr_shifts=()",
     ),
     "tsr": (
         STAGE, *QUIET, *SMALL, "--config.stage.kind=tsr",

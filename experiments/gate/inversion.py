@@ -12,7 +12,7 @@ source = data.open_source(trained.config)
 batch = pipeline.held_out_batch(trained.config, source, 4)
 videos = np.asarray(trained.model.normalize(batch["video"]))
 cond = {"label": batch["label"]}
-settings = sampling.Settings(steps=16, clip_x=0.0, batch_size=4)
+settings = sampling.Settings(sampler="ddim", steps=16, clip_x=0.0, batch_size=4)
 z = sampling.invert(trained.model, trained.params, videos, settings, cond=cond)
 inputs = sampling.SamplingInputs(cond, initial_noise=z)
 back = sampling.sample(trained.model, trained.params, 4, settings, inputs)

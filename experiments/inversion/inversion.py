@@ -35,7 +35,9 @@ def main() -> None:
     cond = {name: batch[name] for name in model.batch_arrays}
     rms, deviations = [], []
     for steps in STEPS:
-        settings = sampling.Settings(steps=steps, clip_x=0.0, batch_size=args.num)
+        settings = sampling.Settings(
+            sampler="ddim", steps=steps, clip_x=0.0, batch_size=args.num
+        )
         z = sampling.invert(model, params, videos, settings, cond=cond)
         inputs = sampling.SamplingInputs(cond, initial_noise=z)
         samples = sampling.sample(model, params, args.num, settings, inputs)

@@ -11,8 +11,8 @@ import pytest
 from vdm_jax.conditions import low_resolution
 from vdm_jax.conditions.low_resolution import LowResolution
 
-SSR = LowResolution("ssr", 2, (4, 8, 12, 3))
-TSR = LowResolution("tsr", 2, (8, 4, 6, 3))
+SSR = LowResolution("ssr", 2, shape=(4, 8, 12, 3))
+TSR = LowResolution("tsr", 2, shape=(8, 4, 6, 3))
 
 
 def rng(seed=0):
@@ -41,7 +41,7 @@ def test_no_noise_is_time_0():
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
+@pytest.mark.parametrize("fill", ["repeat", "blank"])
 def test_input_frames_keep_their_places(factor, fill):
     stage = dataclasses.replace(
         TSR, factor=factor, temporal_fill=fill, shape=(12, 4, 6, 3)
@@ -116,7 +116,7 @@ def test_training_draws_augmentation_times_between_the_bounds(noise):
     assert t.mean() == pytest.approx(np.mean(noise), abs=0.02)
 
 
-@pytest.mark.parametrize("fill", low_resolution.TEMPORAL_FILLS)
+@pytest.mark.parametrize("fill", ["repeat", "blank"])
 def test_independent_images_have_an_input_in_space_only(fill):
     stage = dataclasses.replace(TSR, temporal_fill=fill)
     x = jnp.asarray(rng().normal(size=(2, 11, 4, 6, 3)))

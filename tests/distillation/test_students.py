@@ -123,7 +123,9 @@ def test_a_student_with_guidance_is_sampled_by_one_branch_at_its_weight(done):
             loaded.model,
             params,
             2,
-            sampling.Settings(steps=1, guidance_scale=scale, clip_x=0.0),
+            sampling.Settings(
+                sampler="ddim", steps=1, guidance_scale=scale, clip_x=0.0
+            ),
             inputs,
         )
         for scale in (1.0, 4.0)
@@ -159,7 +161,9 @@ def test_oscillating_guidance_reaches_a_student_with_guidance(done):
     params, labels = noisy(loaded.params), np.zeros((1, 4), np.int32)
 
     def sample(**kwargs):
-        settings = sampling.Settings(steps=4, guidance_scale=5.0, clip_x=0.0, **kwargs)
+        settings = sampling.Settings(
+            sampler="ddim", steps=4, guidance_scale=5.0, clip_x=0.0, **kwargs
+        )
         inputs = sampling.SamplingInputs({"label": labels})
         return sampling.sample(loaded.model, params, 1, settings, inputs)
 

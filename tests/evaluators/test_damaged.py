@@ -48,7 +48,7 @@ def test_a_damaged_row_is_sampled_again(tmp_path, monkeypatch, name, content):
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     monkeypatch.setattr(distillations.sampling, "nfe", lambda *args: 8)
     row = distillations.SamplerSetting("ddim", 8, 2)
-    settings = distillations.sampling.Settings(batch_size=2)
+    settings = distillations.sampling.Settings(sampler="ddim", batch_size=2)
     config = SimpleNamespace(data=SimpleNamespace(source="folder", stride=1))
     teacher = SimpleNamespace(model=None, params=None, checksum="0", config=config)
     evaluation = distillations.Evaluation(

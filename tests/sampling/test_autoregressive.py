@@ -10,13 +10,14 @@ from vdm_jax.errors import UserError
 from vdm_jax.sampling import autoregressive, program
 
 # All draw two videos at once, so that they share their programs.
-QUICK = sampling.Settings(steps=3, batch_size=2)
+QUICK = sampling.Settings(sampler="ddim", steps=3, batch_size=2)
 SAMPLERS = {
     "reconstruction": QUICK,
     "replacement, heun": sampling.Settings(
         steps=3, sampler="heun", s_churn=5.0, reconstruction_weight=0.0
     ),
     "replacement, corrected": sampling.Settings(
+        ancestral_gamma=0.0,
         steps=3,
         sampler="ancestral",
         langevin_delta=0.1,
@@ -156,7 +157,7 @@ def test_a_low_resolution_clip_guides_the_video(trained):
     distance = []
     for w in (1e-9, 3.0):
         known = observe(model, 12, [])[0]._replace(low_res=low)
-        settings = sampling.Settings(steps=8, reconstruction_weight=w)
+        settings = sampling.Settings(sampler="ddim", steps=8, reconstruction_weight=w)
         videos = extend(model, params, 2, settings, known)
         means = videos.reshape(2, 12, 4, 4, 4, 4, 3).mean((3, 5))
         distance.append(np.abs(means - low).mean())
@@ -169,7 +170,7 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
     away = np.array([[2, 0]], np.int32)
 
     def draw(scale, negative=None):
-        settings = sampling.Settings(steps=3, guidance_scale=scale)
+        settings = sampling.Settings(sampler="ddim", steps=3, guidance_scale=scale)
         inputs = sampling.SamplingInputs({"label": labels}, negative)
         return sampling.sample(model, params, 2, settings, inputs)
 
@@ -182,12 +183,12 @@ def test_a_negative_label_takes_the_place_of_no_label(trained):
 def test_ddim_samples_the_videos_from_their_inversion(trained):
     model, params = trained
     labels = np.array([[0, 1], [1, 0]], np.int32)
-    plain = sampling.Settings(clip_x=0.0)
+    plain = sampling.Settings(sampler="ddim", steps=64, clip_x=0.0)
     inputs = sampling.SamplingInputs({"label": labels})
     videos = sampling.sample(model, params, 2, plain, inputs)
     errors = []
     for steps in (8, 32, 128):
-        settings = sampling.Settings(steps=steps, clip_x=0.0)
+        settings = sampling.Settings(sampler="ddim", steps=steps, clip_x=0.0)
         z = sampling.invert(model, params, videos, settings, cond={"label": labels})
         inputs = sampling.SamplingInputs({"label": labels}, initial_noise=z)
         again = sampling.sample(model, params, 2, settings, inputs)
@@ -204,12 +205,12 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
 
     def plain(seed=0, **settings):
         # A batch of its own, so that nothing is left from other tests.
-        settings = sampling.Settings(**settings, batch_size=5)
+        settings = sampling.Settings(sampler="ddim", **settings, batch_size=5)
         sampling.sample(model, params, 5, settings, noise=sampling.NoiseIndex(seed))
 
     def extended(indices, frames, **settings):
         known, _ = observe(model, frames, indices)
-        settings = sampling.Settings(**settings, batch_size=5)
+        settings = sampling.Settings(sampler="ddim", **settings, batch_size=5)
         extend(model, params, 5, settings, known)
 
     steps_programs, init_programs = programs()

@@ -19,7 +19,8 @@ def draw(trained, num=3, **settings):
     labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
     noise = sampling.NoiseIndex(settings.pop("seed", 0))
     options = {k: settings.pop(k) for k in ("progress",) if k in settings}
-    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
+    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3} | settings
+    settings = {"sampler": "ddim"} | settings
     settings = sampling.Settings(**settings)
     inputs = sampling.SamplingInputs({"label": labels})
     return sampling.sample(model, params, num, settings, inputs, noise=noise, **options)
@@ -43,7 +44,7 @@ def test_seeds_and_videos_differ(trained):
     assert abs(a - b).mean() > 0.01
     model, params = trained
     same_label = np.zeros((2, 2), np.int32)
-    settings = sampling.Settings(steps=2, batch_size=2)
+    settings = sampling.Settings(sampler="ddim", steps=2, batch_size=2)
     inputs = sampling.SamplingInputs({"label": same_label})
     pair = sampling.sample(model, params, 2, settings, inputs)
     assert abs(pair[0] - pair[1]).mean() > 0.01
@@ -52,7 +53,7 @@ def test_seeds_and_videos_differ(trained):
 def test_the_noise_index_has_the_number_of_the_first_video(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
-    settings = sampling.Settings(steps=2, batch_size=1)
+    settings = sampling.Settings(sampler="ddim", steps=2, batch_size=1)
     inputs = sampling.SamplingInputs({"label": labels})
     both = sampling.sample(model, params, 2, settings, inputs)
     inputs = sampling.SamplingInputs({"label": labels[1:]})
@@ -124,7 +125,9 @@ def test_guidance_needs_dropped_conditions(trained):
 
     never = change(model, label={"dropout": 0.0})
     with pytest.raises(UserError, match="sometimes dropped"):
-        sampling.sample(never, params, 1, sampling.Settings(guidance_scale=2.0))
+        sampling.sample(
+            never, params, 1, sampling.Settings(sampler="ddim", guidance_scale=2.0)
+        )
 
 
 def test_uint8_is_the_inverse_of_encode(trained):
@@ -164,6 +167,7 @@ def count_calls(denoise):
 
 def generate(trained, rows=None, z=None, run=None, **settings):
     model, params = trained
+    settings = {"sampler": "ddim"} | settings
     settings = sampling.Settings(steps=11, guidance_scale=2.0, batch_size=2, **settings)
     labels = np.array([[0, 1], [2, 0]], np.int32)
     inputs = sampling.SamplingInputs({"label": labels}, initial_noise=z)
@@ -210,7 +214,7 @@ def test_a_later_start_needs_the_z_of_its_row(trained):
 def test_the_progress_of_a_part_reaches_its_total(trained):
     model, params = trained
     seen, z = [], np.zeros((2, *model.shape), np.float32)
-    settings = sampling.Settings(steps=20, batch_size=1)
+    settings = sampling.Settings(sampler="ddim", steps=20, batch_size=1)
     inputs, run = sampling.SamplingInputs(initial_noise=z), sampling.Run(rows=(3, 15))
     sampling.sample(
         model, params, 2, settings, inputs, run=run,
@@ -238,7 +242,10 @@ def test_a_wrap_is_outside_of_the_guidance_and_compiled_once_for_equal_values(tr
     generate(trained, run=sampling.Run(wrap=Constant(0.25)))
     assert program.run_steps._cache_size() == before
     inputs = sampling.SamplingInputs(observation=known)
-    run, settings = sampling.Run(wrap=Constant(0.25)), sampling.Settings(steps=2)
+    run, settings = (
+        sampling.Run(wrap=Constant(0.25)),
+        sampling.Settings(sampler="ddim", steps=2),
+    )
     videos = sampling.sample(model, params, 1, settings, inputs, run=run)
     np.testing.assert_array_equal(videos[:, 0], np.float32(0.5))  # known
     np.testing.assert_array_equal(videos[:, 1:], np.float32(0.25))
@@ -269,7 +276,7 @@ def test_shared_noise_is_the_same_in_all_frames_and_not_in_all_videos(trained):
 @pytest.mark.parametrize("branch", ["cond", "negative"])
 def test_wrong_conditions_are_one_line(trained, arrays, message, branch):
     model, params = trained
-    settings = sampling.Settings(steps=2, guidance_scale=2.0)
+    settings = sampling.Settings(sampler="ddim", steps=2, guidance_scale=2.0)
     with pytest.raises(UserError, match=message):
         inputs = sampling.SamplingInputs(**{branch: arrays})
         sampling.sample(model, params, 3, settings, inputs)

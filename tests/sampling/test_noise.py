@@ -54,7 +54,11 @@ def test_the_exact_weight_meets_the_area_means_and_moves_nothing_else(size, x64)
     low = rng.uniform(-0.2, 0.2, (2, SHAPE[0], h, w, SHAPE[3]))
     known = Observation(np.zeros((1, *SHAPE)), np.zeros((1, *SHAPE[:3], 1), bool), low)
     settings = Settings(
-        steps=16, clip_x=0.0, reconstruction_weight=1.0, reconstruction_schedule="exact"
+        sampler="ddim",
+        steps=16,
+        clip_x=0.0,
+        reconstruction_weight=1.0,
+        reconstruction_schedule="exact",
     )
 
     def parts(observation=None):
@@ -99,7 +103,7 @@ def linear():
 def test_each_video_has_its_own_negative_label():
     z = 0.1 * np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     labels, negative = np.array([[0], [1], [0]]), np.array([[1], [0], [-1]])
-    settings = Settings(steps=1, guidance_scale=3.0, batch_size=2)
+    settings = Settings(sampler="ddim", steps=1, guidance_scale=3.0, batch_size=2)
     inputs = SamplingInputs({"label": labels}, initial_noise=z)
     made = sampling.sample(linear(), PARAMS, 3, settings, inputs)
     gain = 0.5 + 0.1 * labels
@@ -118,7 +122,11 @@ def test_guidance_then_reconstruction_then_clipping_then_replacement(x64):
     low = rng.uniform(-1, 1, (2, SHAPE[0], 4, 4, SHAPE[3]))
     known = Observation(np.clip(video, -1, 1), HALF, low)
     settings = Settings(
-        steps=1, guidance_scale=3.0, reconstruction_weight=3.0, clip_x=0.6
+        sampler="ddim",
+        steps=1,
+        guidance_scale=3.0,
+        reconstruction_weight=3.0,
+        clip_x=0.6,
     )
     labels = np.zeros((2, 1), np.int32)
     inputs = SamplingInputs({"label": labels}, observation=known, initial_noise=z)
@@ -156,14 +164,16 @@ class ShowLowRes:
 def test_a_stage_s_input_has_the_noise_level_of_its_condition(snr):
     network = ShowLowRes()
     model = dataclasses.replace(
-        gaussian(0.0, 1.0, LowResolution("ssr", 2, SHAPE)),
+        gaussian(0.0, 1.0, LowResolution("ssr", 2, shape=SHAPE)),
         network=network,
         conditioning_encoder=network,
         prediction_type="x",
     )
     own = np.linspace(-0.4, 0.4, 5, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     low = np.broadcast_to(own, (5, SHAPE[0], 4, 4, SHAPE[3]))
-    settings = Settings(steps=1, augmentation_snr=snr, clip_x=0.0, batch_size=2)
+    settings = Settings(
+        sampler="ddim", steps=1, augmentation_snr=snr, clip_x=0.0, batch_size=2
+    )
     inputs = SamplingInputs({"low_resolution": low})
     made = sampling.sample(model, PARAMS, 5, settings, inputs)
     alpha2 = snr / (1 + snr)
@@ -213,7 +223,7 @@ STEPS = 3
 )
 def test_no_noise_is_drawn_twice(draws, settings, inputs, count):
     """Neither within a video, nor by other videos, seeds, stages or blocks."""
-    stage = LowResolution("ssr", 2, SHAPE) if inputs.cond else None
+    stage = LowResolution("ssr", 2, shape=SHAPE) if inputs.cond else None
     model = gaussian(stage=stage)
     settings = Settings(
         steps=STEPS, reconstruction_weight=0.0, batch_size=2, **settings
@@ -229,7 +239,9 @@ def test_no_noise_is_drawn_twice(draws, settings, inputs, count):
 
 def test_no_block_of_a_long_video_has_the_noise_of_another(draws):
     known = Observation(np.zeros((1, 10, *SHAPE[1:])), np.zeros((1, 10, 1, 1, 1), bool))
-    settings = Settings(steps=STEPS, sampler="ancestral", batch_size=2)
+    settings = Settings(
+        ancestral_gamma=0.0, steps=STEPS, sampler="ancestral", batch_size=2
+    )
     model = gaussian()
     for backward in (False, True):
         draws.clear()
@@ -265,7 +277,7 @@ def test_z_is_clipped_by_the_codec_and_a_missing_condition_is_dropped():
         conditions=(("fps", Fps(dropout=0.1)),),
         prediction_type="x",
     )
-    settings = Settings(steps=1)
+    settings = Settings(sampler="ddim", steps=1)
     for cond, grey in (({"fps": np.full(2, 8.0)}, 1.0), ({}, -1.0)):
         made = sampling.sample(model, PARAMS, 2, settings, SamplingInputs(cond))
         np.testing.assert_allclose(made, np.full((2, *SHAPE), grey), atol=1e-6)

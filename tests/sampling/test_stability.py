@@ -33,7 +33,7 @@ def low_of(n, deviation):
 def test_the_weight_follows_what_is_observed(means, weight):
     """In the library as on the command line; a weight in the settings is kept."""
     known = Observation(*NOTHING, low_of(2, 0.1)) if means else Observation(*FRAMES)
-    settings = Settings(steps=4)
+    settings = Settings(sampler="ddim", steps=4)
     found = sampling.with_reconstruction_weight(gaussian(), settings, known)
     assert found == dataclasses.replace(settings, reconstruction_weight=weight)
     assert sampling.with_reconstruction_weight(gaussian(), found, known) == found
@@ -44,7 +44,7 @@ def test_the_weight_follows_what_is_observed(means, weight):
 def test_a_library_s_default_meets_the_area_means():
     known, made = Observation(*NOTHING, low_of(2, 0.1)), []
     for weight in (None, 1.0, 1.5):
-        settings = Settings(steps=4, reconstruction_weight=weight)
+        settings = Settings(sampler="ddim", steps=4, reconstruction_weight=weight)
         inputs = SamplingInputs(observation=known)
         made.append(sampling.sample(gaussian(), PARAMS, 2, settings, inputs))
     np.testing.assert_array_equal(made[0], made[1])
@@ -54,7 +54,9 @@ def test_a_library_s_default_meets_the_area_means():
 @pytest.mark.parametrize("weight", [4.5, 9.0, 50.0])
 def test_a_weight_that_diverges_is_named_with_one_that_does_not(weight):
     known, model = Observation(*NOTHING, low_of(2, 0.1)), gaussian(variance=0.2)
-    settings = Settings(steps=64, sampler="ancestral", reconstruction_weight=weight)
+    settings = Settings(
+        ancestral_gamma=0.0, steps=64, sampler="ancestral", reconstruction_weight=weight
+    )
     with pytest.raises(UserError) as refusal:
         inputs = SamplingInputs(observation=known)
         sampling.sample(model, PARAMS, 2, settings, inputs)
@@ -74,7 +76,9 @@ def test_area_means_of_known_pixels_bear_more():
     (video, mask), low = NOTHING, low_of(1, 0.1)
     mask = mask.copy()
     mask[:, :, ::2] = mask[:, :, :, ::2] = True
-    settings = Settings(steps=16, sampler="ancestral", reconstruction_weight=8.0)
+    settings = Settings(
+        ancestral_gamma=0.0, steps=16, sampler="ancestral", reconstruction_weight=8.0
+    )
     assert sampling.with_reconstruction_weight(
         gaussian(), settings, Observation(video, mask, low)
     )
@@ -90,7 +94,7 @@ def test_area_means_of_known_pixels_bear_more():
 
 
 def test_area_means_need_a_weight():
-    settings = Settings(steps=2, reconstruction_weight=0.0)
+    settings = Settings(sampler="ddim", steps=2, reconstruction_weight=0.0)
     with pytest.raises(UserError, match="a weight above 0"):
         sampling.with_reconstruction_weight(
             gaussian(), settings, Observation(*NOTHING, low_of(1, 0.1))
@@ -100,7 +104,12 @@ def test_area_means_need_a_weight():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sampler": "ancestral", "steps": 8, "reconstruction_schedule": "exact"},
+        {
+            "sampler": "ancestral",
+            "ancestral_gamma": 0.0,
+            "steps": 8,
+            "reconstruction_schedule": "exact",
+        },  # fmt: skip
         {"sampler": "heun", "steps": 8},
         {"sampler": "dpm", "steps": 8, "sampling_schedule": "karras"},
     ],

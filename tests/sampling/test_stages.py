@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from vdm_jax import build, sampling
+from vdm_jax import build, sampling, settings
 from vdm_jax.errors import UserError
+from vdm_jax.settings import section_dict
+from vdm_jax.settings.sections import Stage
 from vdm_jax.training import step
 
 WORDS = 5
@@ -19,7 +21,8 @@ def config_of(kind, **stage):
     config = shapes.get_config("smoke").unlock()
     config.video.update(frames=4, height=8, width=8)
     config.data.update(label_vocabulary=(), mean=-0.3, variance=0.2)
-    config.stage.update(kind=kind, factor=2, augmentation_time=(0.0, 0.5), **stage)
+    fields = {"augmentation_time": (0.0, 0.5), **stage}
+    config.stage = section_dict(Stage(kind, **fields))
     config.conditioning.update(text_dim=6, text_dropout=0.1)
     mixing = ("temporal_conv", "cross_attention")
     config.network.update(
@@ -51,7 +54,8 @@ def conditions(model, num=3, seed=0):
 
 def draw(stage, cond, num=3, negative=None, stage_index=0, **settings):
     model, params = stage
-    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3, **settings}
+    settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3} | settings
+    settings = {"sampler": "ddim"} | settings
     inputs = sampling.SamplingInputs(cond, negative)
     noise = sampling.NoiseIndex(stage=stage_index)
     settings = sampling.Settings(**settings)
@@ -211,8 +215,8 @@ def test_a_base_model_takes_no_video(trained):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"kind": "super"}, "stage.kind='super': one of base, tsr, ssr"),
-        ({"factor": 1}, "stage.factor=1: 2 or more"),
+        ({"kind": "super"}, "stage.kind='super': one of ssr, tsr"),
+        ({"factor": 1}, "stage.factor=1: an integer from 2"),
         ({"factor": 3}, "must be a multiple of stage.factor=3: the nearest is 3"),
         (
             {"temporal_fill": "blank"},
@@ -222,9 +226,9 @@ def test_a_base_model_takes_no_video(trained):
             {"temporal_fill": "zeros"},
             "stage.temporal_fill='zeros': one of repeat, blank",
         ),
-        ({"augmentation_time": (0.5, 0.1)}, "two times from 0 to 1, in order"),
-        ({"augmentation_time": (0.5,)}, "two times from 0 to 1, in order"),
-        ({"train_crop": (4,)}, "(height, width), or () for none"),
+        ({"augmentation_time": (0.5, 0.1)}, "the lower time first"),
+        ({"augmentation_time": (0.5,)}, "(a number from 0 to 1, a number from 0 to 1)"),
+        ({"train_crop": (4,)}, "height and width of random crops"),
         ({"train_crop": (2, 2), "patch": 4}, "height=2 must be a multiple of 4"),
         ({"train_crop": (6, 16)}, "a width of at most 8"),
     ],
@@ -234,6 +238,7 @@ def test_a_stage_that_cannot_be_is_refused(changes, message):
     config.network.patch_size = changes.get("patch", 2)
     config.stage.update({k: v for k, v in changes.items() if k != "patch"})
     with pytest.raises(UserError) as error:
+        settings.check_config(config, settings.TRAINING)
         build.build_model(config)
     assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from vdm_jax.evaluators.options import ReportOptions
 
 from configs import shapes as config_file
 from tests.seams import autoencoder, first_frame, fps, transformer
@@ -14,7 +15,6 @@ from vdm_jax.data import shapes
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models as evaluator
-from vdm_jax.evaluators.options import ReportOptions
 from vdm_jax.training import tasks
 from vdm_jax.training.train import train
 
@@ -95,7 +95,8 @@ def test_a_scalar_condition_and_a_network(tmp_path):
     assert abs(swapped[0] - swapped[1]).mean() > 1e-3
     made = [
         sampling.sample(
-            run.model, run.params, 4, sampling.Settings(steps=4, guidance_scale=scale),
+            run.model, run.params, 4,
+            sampling.Settings(4, "ddim", guidance_scale=scale),
             sampling.SamplingInputs({"fps": rate}),
         )
         for scale, rate in ((1.0, slow), (3.0, slow), (3.0, fast))
@@ -119,7 +120,7 @@ def test_a_video_condition(tmp_path):
     frames = frames.astype(np.float32)
     swapped = [prediction(run.model, run.params, "first_frame", x) for x in frames]
     assert abs(swapped[0] - swapped[1]).mean() > 1e-3
-    settings = sampling.Settings(steps=4, guidance_scale=2.0)
+    settings = sampling.Settings(sampler="ddim", steps=4, guidance_scale=2.0)
     inputs = [sampling.SamplingInputs({"first_frame": x}) for x in frames]
     made = [sampling.sample(run.model, run.params, 4, settings, i) for i in inputs]
     assert abs(made[0] - made[1]).mean() > 1e-3

@@ -17,7 +17,7 @@ from vdm_jax import cascade, data
 from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
-from vdm_jax.training import captions, checks
+from vdm_jax.training import captions
 from vdm_jax.training.cascade import (
     remaining_time,
     train_cascade,
@@ -39,7 +39,7 @@ def get_config(variant):
     config.data.stride = 2 if variant == "base" else 1
     config.stage.update(kind="tsr")
     if variant == "base":
-        config.stage.update(kind="base", factor=1, augmentation_time=(0.0, 1.0))
+        del config.stage
     layers = ("temporal_conv", "cross_attention")
     config.network.levels = (dict(channels=8, blocks=1, layers=layers),)
     config.network.mid_layers = ()
@@ -87,24 +87,6 @@ def test_an_encoder_is_identified_by_its_weights_or_else_its_name(pairs, same):
         dict(text_encoder=name, text_encoder_sha256=sha256) for name, sha256 in pairs
     ]
     assert encoders.same_text_encoder(sections) == same
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"factor": 2},
-        {"temporal_fill": "blank"},
-        {"augmentation_time": (0.0, 0.5)},
-        {"train_crop": (8, 8)},
-    ],
-)
-def test_fields_of_a_stage_are_refused_in_a_base_model(changes):
-    config = cascade_small.get_config("base").unlock()
-    checks.check_config(config)
-    config.stage.update(changes)
-    (name,) = changes
-    with pytest.raises(UserError, match=f"stage.{name}=.*'base', which takes no"):
-        checks.check_config(config)
 
 
 def test_text_replaces_labels():

@@ -124,8 +124,8 @@ def test_harmless_changes_are_printed(tmp_path, capsys):
         ("network.levels", [{"channels": 8}], ({"channels": 16},)),
         ("train.trainable", [[".*", True]], ((".*", False),)),
         ("train.ema_decay", 0.9, 0.0),
-        ("stage.kind", "base", "ssr"),
-        ("stage.temporal_fill", "repeat", "noise"),
+        ("conditioning.text_dim", 0, 6),
+        ("diffusion.schedule", "cosine", "flow"),
     ],
 )
 def test_what_cannot_change_is_refused_and_changes_nothing(tmp_path, field, old, new):

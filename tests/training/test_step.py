@@ -146,7 +146,7 @@ def test_the_loss_draws_each_noise_with_a_key_of_its_own_on_training_s_schedule(
             ("text", Text(dim=2, dropout=0.5)),
             (
                 "low_resolution",
-                LowResolution("ssr", 2, (4, 8, 8, 3), train_crop=(4, 4)),
+                LowResolution("ssr", 2, shape=(4, 8, 8, 3), train_crop=(4, 4)),
             ),
         ),
     )

@@ -1,13 +1,16 @@
 """Kinds of flags, flags that several commands have, and checks of combinations."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from absl import flags
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path, why_invalid_text
+from vdm_jax.settings import check, settings_of
+from vdm_jax.settings.declaration import allowed, value_type
+from vdm_jax.settings.sections import Sample
 
 FLAGS = flags.FLAGS
 
@@ -80,36 +83,22 @@ def check_text(name: str) -> None:
 
 # --- flags of several commands -----------------------------------------------------
 
-# Settings of sampling, as config.sample and `sampling.Settings` name them.
-SAMPLER_SETTINGS: dict[str, tuple[type, str]] = {
-    "steps": (int, "sampler steps, 1 to 1024"),
-    "sampler": (str, "ddim, ancestral, dpm, heun or stochastic"),
-    "ancestral_gamma": (float, "variance of the ancestral sampler, 0 to 1"),
-    "s_churn": (float, "S_churn of EDM, for Heun's sampler"),
-    "langevin_delta": (
-        float, "step size of a Langevin correction after each step; 0 is off",
-    ),
-    "sampling_schedule": (
-        str, "noise levels of the steps: cosine, interpolated, linear, flow or karras",
-    ),
-    "guidance_schedule": (
-        str,
-        "constant, interval:LOW:HIGH of logsnr, oscillating:LOW:FIRST, frames:FIRST",
-    ),
-    "cfg_mode": (str, "how guidance combines: linear, rescaled or projected"),
-    "clip_x": (float, "clip the predicted video to +-this at every step; 0 is off"),
-    "dynamic_threshold": (
-        float, "percentile of dynamic thresholding, as 99.5, instead; 0 is off",
-    ),
-    "batch_size": (int, "videos at a time"),
-}  # fmt: skip
+# Settings of sampling that are flags of every command that samples.
+SAMPLER_SETTINGS = (
+    "steps", "sampler", "ancestral_gamma", "s_churn", "langevin_delta",
+    "sampling_schedule", "guidance_schedule", "cfg_mode", "clip_x",
+    "dynamic_threshold", "batch_size",
+)  # fmt: skip
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: define_float}
 
 
-def define_settings(settings: Mapping[str, tuple[type, str]]) -> None:
-    """Define flags of sampling, whose default is the model's config, and --seed."""
-    for name, (kind, meaning) in settings.items():
-        KINDS[kind](name, None, f"{meaning} (default: the model's own)")
+def define_settings(names: Iterable[str]) -> None:
+    """Define flags of settings of config.sample, which is their default, and --seed."""
+    declared = settings_of(Sample)
+    for name in names:
+        field = declared[name]
+        text = f"{field.metadata['meaning']}; {allowed(field)}"
+        KINDS[value_type(field)](name, None, f"{text} (default: the model's own)")
     flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
 
 
@@ -131,9 +120,16 @@ def override_settings(trained, names: Collection[str]) -> None:
             raise UserError(f"--{name} {reason}")
 
 
-def present_values(names: Collection[str]) -> dict:
-    """Return the values of the flags that have one."""
-    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+def present_values(names: Iterable[str]) -> dict:
+    """Return the values of those flags of settings that have one.
+
+    Raises:
+      UserError: a value that is not allowed.
+    """
+    values = {name: FLAGS[name].value for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    check(settings_of(Sample), values, "--")
+    return values
 
 
 def define_workdir(meaning: str) -> None:

@@ -29,22 +29,10 @@ if TYPE_CHECKING:
     from vdm_jax.sampling.observations import ClipInfo
 
 FLAGS = flags.FLAGS
-SETTINGS: dict[str, tuple[type, str]] = {
-    **SAMPLER_SETTINGS,
-    "guidance_scale": (float, "s of uncond + s (cond - uncond); 1 is off"),
-    "reconstruction_weight": (
-        float, "w_r of reconstruction guidance; 0 is replacement alone",
-    ),
-    "reconstruction_schedule": (str, "constant, or exact: grows towards the noise"),
-    "augmentation_snr": (
-        float, "SNR of the input of a cascade's stages; inf is without noise",
-    ),
-    "num": (int, "how many videos"),
-    "label": (
-        str,
-        "one name per attribute, comma separated, the others open; none: all open",
-    ),
-}  # fmt: skip
+SETTINGS = (
+    *SAMPLER_SETTINGS, "guidance_scale", "reconstruction_weight",
+    "reconstruction_schedule", "augmentation_snr", "num", "label",
+)  # fmt: skip
 
 # The flags that each way to call the command uses.
 _COMMON = {

@@ -23,63 +23,37 @@ from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array
 from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import dense, noise_level_embedding
+from vdm_jax.settings.sections import Stage
 
-STAGE_KINDS = ("tsr", "ssr")
 IDENTITY = Codec()
-TEMPORAL_FILLS = ("repeat", "blank")
 AUGMENTATION_SCHEDULE = schedules.Cosine()  # without shift: logsnr within +-20
 
 
 @dataclasses.dataclass(frozen=True)
-class LowResolution(VideoCondition):
-    """A low-resolution video as a condition.
+class LowResolution(Stage, VideoCondition):
+    """A low-resolution video as a condition, with the settings of a config's stage.
 
-    kind               "tsr": the stage adds frames; "ssr": it enlarges them
-    factor             the stage's frames (tsr), or height and width (ssr), divided by
-                       those of its input
     shape              (frames, height, width, channels) of the stage's own videos
     codec              encodes the upsampled input, before noise is added to it
-    temporal_fill      what a TSR stage puts between the input frames: "repeat", the
-                       previous input frame, or "blank", nothing
-    augmentation_time  lowest and highest time t of the cosine schedule; training draws
-                       the noise on the input between them
-    train_crop         (height, width) that training crops out of larger clips, for
-                       networks without spatial attention; () for none
     """
 
-    kind: str
-    factor: int
-    shape: tuple[int, int, int, int]
-    temporal_fill: str = "repeat"
-    augmentation_time: tuple[float, float] = (0.0, 1.0)
-    train_crop: tuple[int, int] | tuple[()] = ()
+    shape: tuple[int, int, int, int] = dataclasses.field(kw_only=True)
     codec: Codec = IDENTITY
 
     @classmethod
     def from_config(cls, config: Any) -> "LowResolution | None":
         """Return the low-resolution condition of a stage, None for a base model."""
-        stage, video = config.stage, config.video
-        if stage.kind == "base":
+        if "stage" not in config:
             return None
-        if stage.kind not in STAGE_KINDS:
-            raise UserError(
-                f"stage.kind={stage.kind!r}: one of base, {', '.join(STAGE_KINDS)}"
-            )
-        if stage.temporal_fill not in TEMPORAL_FILLS:
-            raise UserError(
-                f"stage.temporal_fill={stage.temporal_fill!r}: one of "
-                + ", ".join(TEMPORAL_FILLS)
-            )
+        stage, video = config.stage, config.video
         if stage.kind == "ssr" and stage.temporal_fill != "repeat":
             raise UserError(
                 f"stage.temporal_fill={stage.temporal_fill!r} needs stage.kind='tsr'"
             )
-        if stage.factor < 2:
-            raise UserError(f"stage.factor={stage.factor}: 2 or more")
-        times = tuple(stage.augmentation_time)
-        if len(times) != 2 or not 0 <= times[0] <= times[1] <= 1:
+        lowest, highest = map(float, stage.augmentation_time)
+        if lowest > highest:
             raise UserError(
-                f"stage.augmentation_time={times}: two times from 0 to 1, in order"
+                f"stage.augmentation_time={(lowest, highest)}: the lower time first"
             )
         names = ("frames",) if stage.kind == "tsr" else ("height", "width")
         for name in names:
@@ -90,21 +64,19 @@ class LowResolution(VideoCondition):
                     f"{stage.factor}: the nearest is {nearest}"
                 )
         crop = tuple(stage.train_crop)
-        if len(crop) not in (0, 2):
-            raise UserError(f"stage.train_crop={crop}: (height, width), or () for none")
         for side, name in zip(crop, ("height", "width"), strict=False):
-            if side % stage.factor or not 0 < side <= video[name]:
+            if side % stage.factor or side > video[name]:
                 raise UserError(
                     f"stage.train_crop={crop}: a {name} of at most {video[name]} that "
                     f"is a multiple of stage.factor={stage.factor}"
                 )
         return cls(
-            kind=stage.kind,
-            factor=stage.factor,
+            stage.kind,
+            stage.factor,
+            stage.temporal_fill,
+            (lowest, highest),
+            crop,
             shape=(video.frames, video.height, video.width, video.channels),
-            temporal_fill=stage.temporal_fill,
-            augmentation_time=(float(times[0]), float(times[1])),
-            train_crop=crop,
             codec=codecs.from_config(config),
         )
 

@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.attention import RELATIVE_POSITIONS
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import constrain, param_dtype
-from vdm_jax.networks.parts import REMAT_POLICIES, VDM_PARTS, Parts, block_type
+from vdm_jax.networks.parts import VDM_PARTS, Parts, block_type
 from vdm_jax.networks.spec import LevelSpec, UNetSpec
-
-DTYPES = ("float32", "bfloat16")
 
 __all__ = ["LevelSpec", "UNet3D", "UNetSpec", "check"]
 
@@ -132,7 +129,7 @@ def from_config(
 ) -> UNet3D:
     """Return the U-Net of a config's network section, see `networks.NETWORKS`."""
     levels = tuple(
-        LevelSpec(**{**level, "layers": tuple(level["layers"])})
+        LevelSpec(**{**level, "layers": tuple(level.get("layers", ()))})
         for level in section["levels"]
     )
     fields = section | {"levels": levels, "mid_layers": tuple(section["mid_layers"])}
@@ -142,34 +139,15 @@ def from_config(
     return UNet3D(spec)
 
 
-def check(
-    spec: UNetSpec,
-    height: int,
-    width: int,
-    parts: Parts = VDM_PARTS,
-) -> None:
-    """Raise UserError if `spec` is not valid, or not for videos of this size.
+def check(spec: UNetSpec, height: int, width: int, parts: Parts = VDM_PARTS) -> None:
+    """Raise UserError if fields of `spec` do not fit each other or videos of this size.
 
     The message names the field, its value, the rule and the nearest valid value. Group
     counts need no rule: layers.num_groups finds one for any width.
     """
-    choices = {
-        "relative_position": RELATIVE_POSITIONS,
-        "remat": ("none", *REMAT_POLICIES),
-        "dtype": DTYPES,
-    }
-    for field, known in choices.items():
-        _check_choice(field, getattr(spec, field), known)
     if not spec.levels:
         raise UserError("network.levels is empty: it must hold one level or more")
-    for field in ("head_dim", "patch_size", "out_channels"):
-        _check_minimum(field, getattr(spec, field), 1)
-    if not 0 <= spec.dropout < 1:
-        raise UserError(f"network.dropout={spec.dropout} must be in [0, 1)")
-
     for i, level in enumerate(spec.levels):
-        _check_minimum(f"levels[{i}].channels", level.channels, 1)
-        _check_minimum(f"levels[{i}].blocks", level.blocks, 1)
         _check_layers(f"levels[{i}].layers", level.layers, i, spec, parts.layers)
     _check_layers(
         "mid_layers", spec.mid_layers, len(spec.levels) - 1, spec, parts.layers
@@ -182,22 +160,11 @@ def check(
 
 def _check_layers(field, layers, i, spec, layer_types):
     for name in layers:
-        _check_choice(field, name, layer_types)
         if layers.count(name) > 1:
             raise UserError(f"network.{field} names {name} twice: name each once")
         if getattr(layer_types[name], "splits_heads", False):
             where, channels = f"network.levels[{i}].channels", spec.levels[i].channels
             _check_multiple(where, channels, spec.head_dim, "head_dim")
-
-
-def _check_choice(field, value, known):
-    if value not in known:
-        raise UserError(f"network.{field}={value!r} must be one of {', '.join(known)}")
-
-
-def _check_minimum(field, value, minimum):
-    if value < minimum:
-        raise UserError(f"network.{field}={value} must be {minimum} or more")
 
 
 def _check_multiple(field, value, multiple, why):

@@ -3,61 +3,37 @@
 import dataclasses
 import functools
 import math
-import typing
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from vdm_jax.build import matches_type
 from vdm_jax.conditions.low_resolution import LowResolution, time_from_snr
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import multidiffusion, samplers, schedules
 from vdm_jax.errors import UserError
 from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel
+from vdm_jax.settings import check, settings_of
+from vdm_jax.settings.sections import MAX_SCALE, Sample, Sampling, TopLevel
 
 NO_SIGNAL_LOGSNR = -15.0  # below it, an eps output says nothing of x in float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The section `sample` of a config, and the flags of sample.py of the same names.
-
-    guidance_scale is s of uncond + s (cond - uncond); 1 is off.
-    """
-
-    steps: int = 64
-    sampler: str = "ddim"  # diffusion/samplers.py SAMPLERS
-    ancestral_gamma: float = 0.0  # variance of the ancestral sampler
-    s_churn: float = 0.0  # S_churn of Heun's sampler
-    langevin_delta: float = 0.0  # step size of the Langevin corrector; 0 is off
-    sampling_schedule: str = ""  # noise levels of the steps; "": see `make_schedule`
-    guidance_scale: float = 1.0
-    guidance_schedule: str = "constant"  # see `guidance_scales`
-    cfg_mode: str = "linear"  # diffusion/guidance.py CFG_MODES
-    clip_x: float = 1.0  # x is clipped to +-this at every step; 0 is off
-    dynamic_threshold: float = 0.0  # percentile of dynamic thresholding; 0 is off
-    # w_r of reconstruction guidance. 0 is replacement alone, None the default of what
-    # is observed: see `reconstruction.with_reconstruction_weight`.
-    reconstruction_weight: float | None = None
-    reconstruction_schedule: str = "constant"  # or "exact": grows towards the noise
-    augmentation_snr: float = 5.0  # SNR of a stage's low-resolution input; inf: clean
-    tiled_sampling: bool = False  # overlapping tiles of the size of a stage's crops
-    batch_size: int = 16
+class Settings(Sampling):
+    """How to sample: a config's section `sample`, and flags of the same names."""
 
     @classmethod
-    def from_config(cls, sample) -> "Settings":
+    def from_config(cls, sample: Any) -> "Settings":
         """Read a config's `sample` section; a field that it lacks has its default.
 
         Raises:
-          UserError: a value of another type, as a damaged file may hold it.
+          UserError: a value that is not allowed, as a damaged file may hold it.
         """
-        kinds = typing.get_type_hints(cls)
-        values = {name: sample[name] for name in kinds if name in sample}
-        for name, value in values.items():
-            if not matches_type(value, kinds[name]):
-                raise UserError(f"sample.{name}={value!r}: not {kinds[name]}")
-        return cls(**values)
+        fields = settings_of(cls)
+        check(fields, sample, "sample.")
+        return cls(**{name: sample[name] for name in fields if name in sample})
 
 
 def make_sampler(settings: Settings) -> samplers.Sampler:
@@ -98,12 +74,6 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
     return schedules.make_schedule(name, *schedules.logsnr_range(own), **shifts)
 
 
-GUIDANCE_SCHEDULE_HELP = (
-    "constant, interval:LOW:HIGH (of logsnr), oscillating:LOW:FIRST (the lower scale "
-    "and the fraction of steps before it) or frames:FIRST (the first frame's scale)"
-)
-
-
 def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.ndarray:
     """Return the scales [n, 1, frames] for a table whose n rows have these logsnr.
 
@@ -121,10 +91,11 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
     flag = f"guidance_schedule={settings.guidance_schedule!r}"
     counts = {"constant": (0,), "interval": (2,), "oscillating": (1, 2), "frames": (1,)}
     if len(numbers) not in counts.get(name, ()) or not np.isfinite(numbers).all():
-        raise UserError(f"{flag}: {GUIDANCE_SCHEDULE_HELP}")
+        meaning = settings_of(Settings)["guidance_schedule"].metadata["meaning"]
+        raise UserError(f"{flag}: {meaning}")
     if name == "frames":
-        if not 1 <= numbers[0] <= MAX_GUIDANCE_SCALE:
-            raise UserError(f"{flag}: a scale from 1 to {MAX_GUIDANCE_SCALE:g}")
+        if not 1 <= numbers[0] <= MAX_SCALE:
+            raise UserError(f"{flag}: a scale from 1 to {MAX_SCALE:g}")
         return guiding.linear_over_frames(n, numbers[0], scale, frames)
     if name == "interval":
         if numbers[0] >= numbers[1]:
@@ -132,12 +103,9 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
         rows = guiding.interval(logsnr, scale, *numbers)
     elif name == "oscillating":
         low, *fraction = numbers
-        if not (
-            1 <= low <= MAX_GUIDANCE_SCALE and all(0 <= each <= 1 for each in fraction)
-        ):
+        if not (1 <= low <= MAX_SCALE and all(0 <= each <= 1 for each in fraction)):
             raise UserError(
-                f"{flag}: a scale from 1 to {MAX_GUIDANCE_SCALE:g} and a fraction from "
-                "0 to 1"
+                f"{flag}: a scale from 1 to {MAX_SCALE:g} and a fraction from 0 to 1"
             )
         rows = guiding.oscillating(n, scale, *numbers)
     else:
@@ -155,36 +123,6 @@ def reconstruction_base_slope(
     w = settings.reconstruction_weight or 0.0
     exact = settings.reconstruction_schedule == "exact"
     return w, w / variance if exact else 0.0
-
-
-CHOICES = {
-    "sampler": samplers.SAMPLERS,
-    "sampling_schedule": {"": None, **schedules.SCHEDULES},
-    "cfg_mode": guiding.CFG_MODES,
-    "reconstruction_schedule": {"constant": None, "exact": None},
-}
-MAX_GUIDANCE_SCALE = 1e3
-# (setting, lowest, highest): both included.
-RANGES = (
-    ("steps", 1, samplers.MAX_STEPS),
-    ("ancestral_gamma", 0, 1),
-    ("s_churn", 0, 1e3),
-    ("langevin_delta", 0, 1),
-    ("guidance_scale", 1, MAX_GUIDANCE_SCALE),
-    ("clip_x", 0, 1e3),
-    ("dynamic_threshold", 0, 100),
-    ("reconstruction_weight", 0, 1e4),
-    ("batch_size", 1, 2**20),
-    ("augmentation_snr", 1e-9, np.inf),
-)
-MEANINGS = {
-    "ancestral_gamma": "the variance of the ancestral sampler",
-    "langevin_delta": "the step size of the Langevin corrector, 0 is off",
-    "guidance_scale": "the scale s of uncond + s (cond - uncond), 1 is off",
-    "clip_x": "0 (off) or a bound of |x|",
-    "dynamic_threshold": "0 (off) or a percentile of |x|",
-    "reconstruction_weight": "the weight w_r, 0 is replacement alone",
-}
 
 
 def uses_cfg(model: DiffusionModel, settings: Settings) -> bool:
@@ -252,24 +190,12 @@ def check_settings(
     model: DiffusionModel, num: int, seed: int, settings: Settings
 ) -> None:
     """Raise UserError for settings out of range, before anything compiles."""
-    for field, known in CHOICES.items():
-        if (value := getattr(settings, field)) not in known:
-            names = ", ".join(name or "''" for name in known)
-            raise UserError(f"{field}={value!r} is not known: one of {names}")
-    if num < 1:
-        raise UserError(f"num={num}: at least 1")
+    # Random keys would repeat for other seeds.
+    fields = settings_of(Sample) | {"seed": settings_of(TopLevel)["seed"]}
+    check(fields, vars(settings) | {"num": num, "seed": seed}, "")
     check_video_memory(num, model.video_shape, f"num={num}")
-    if not 0 <= seed < 2**32:  # random keys would repeat outside
-        raise UserError(f"seed={seed}: from 0 to {2**32 - 1}")
     if model.low_resolution is not None:
         _check_augmentation_snr(model.low_resolution, settings.augmentation_snr)
-    for field, low, high in RANGES:
-        value = getattr(settings, field)
-        if field == "reconstruction_weight" and value is None:
-            continue  # the observation decides
-        if not low <= value <= high:  # NaN is not in any range
-            meaning = f", {MEANINGS[field]}" if field in MEANINGS else ""
-            raise UserError(f"{field}={value}: from {low} to {high:g}{meaning}")
     if settings.tiled_sampling and not (
         model.low_resolution and model.low_resolution.train_crop
     ):

@@ -1,0 +1,20 @@
+"""Every setting, declared once: configs, flags, checks and docs are made of it."""
+
+from vdm_jax.settings.declaration import (
+    check,
+    check_config,
+    compose,
+    section_dict,
+    settings_of,
+)
+from vdm_jax.settings.sections import DISTILLATION, TRAINING
+
+__all__ = [
+    "DISTILLATION",
+    "TRAINING",
+    "check",
+    "check_config",
+    "compose",
+    "section_dict",
+    "settings_of",
+]
