@@ -164,9 +164,7 @@ class LowResolution(Stage, VideoCondition):
             "low_res_logsnr": np.zeros(n[0], dtype),
         }
 
-    def embed(
-        self, name: str, cond: Cond, keep: Array | None, frames: int, dim: int
-    ) -> Contribution:
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """The channels, and a projection of their noise level's features."""
         features = noise_level_embedding(cond["low_res_logsnr"], dim)
         return Contribution(dense(features, dim, name), concat=cond["low_res"])
