@@ -2,7 +2,7 @@
 
     python -m perf.length --workdir=DIR --clip=clip.mp4
 
-Runs sample.py --extend in a process per length, reads its resident memory twice a
+Runs edit.py --extend in a process per length, reads its resident memory twice a
 second, and prints the peaks. The target is that the longer video takes at most 1.05 of
 the shorter one's memory. A first run, which is not counted, fills the compilation
 cache, because compilation takes more memory than sampling.
@@ -69,7 +69,7 @@ def main() -> None:
     for frames in (LENGTHS[0], *LENGTHS):
         peak, seconds, seen = watch(
             [
-                sys.executable, "sample.py", f"--workdir={args.workdir}", "--num=1",
+                sys.executable, "edit.py", f"--workdir={args.workdir}", "--num=1",
                 f"--extend={args.clip}", f"--num_frames={frames}",
                 f"--steps={args.steps}", f"--out={args.out}/{frames}", "--overwrite",
             ]

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/shapes.py:smoke"
 PRELOAD = [
     "vdm_jax.commands.evaluate",
+    "vdm_jax.commands.edit",
     "vdm_jax.commands.sample",
     "vdm_jax.training.train",
     "vdm_jax.evaluators.models",

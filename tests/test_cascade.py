@@ -1,21 +1,25 @@
 """Cascades: the file that names the stages, and sampling prompts through them."""
 
 import dataclasses
+import json
 import shutil
+import subprocess
+import sys
+import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
 from configs import shapes
 from tests.run_command import ROOT, call
-from vdm_jax import build, cascade
+from tests.small_model import write_model
+from vdm_jax import cascade
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import sections
-from vdm_jax.metrics import shape_detection as measure
-from vdm_jax.pretrained import params as params_file
+from vdm_jax.metrics.attributes import SHAPES
+from vdm_jax.model import DiffusionModel
 from vdm_jax.report import page
 from vdm_jax.settings import section_dict
 from vdm_jax.settings.sections import Stage
@@ -56,16 +60,7 @@ def folder(tmp_path_factory):
             levels=(dict(channels=8, blocks=1, layers=("temporal_conv",)),),
             mid_layers=(),
         )
-        model = build.build_model(config)
-        keys = iter(jax.random.split(jax.random.key(2), 1000))
-        params = jax.tree.map(
-            lambda p, keys=keys: p + 0.2 * jax.random.normal(next(keys), p.shape),
-            model.init(jax.random.key(0)),
-        )
-        (folder / name).mkdir()
-        params_file.write(folder / name / "params.safetensors", params)
-        text = config.to_json_best_effort()
-        (folder / name / "config.json").write_text(text)
+        write_model(folder / name, config)
     (folder / cascade.CASCADE_FILE).write_text(FILE)
     return folder
 
@@ -99,7 +94,8 @@ def test_every_stage_takes_the_output_of_the_previous(folder):
     reports = []
     videos = cascade.sample(read, 2, seed=3, progress=lambda *at: reports.append(at))
     assert {k: v.shape[1:4] for k, v in videos.items()} == SIZES
-    assert [name for name, done, total in reports if done == total] == list(SIZES)
+    # Calls of the networks of all stages: of 2, 3 and 2 steps.
+    assert reports == [("base", 2, 7), ("tsr", 5, 7), ("ssr", 7, 7)]
     from_base = cascade.sample(
         cascade.Cascade(read.path, read.stages, ""),
         2,
@@ -115,12 +111,11 @@ def test_each_stage_has_its_own_noise(folder, monkeypatch):
     """By its index in the cascade, also where base videos replace the first stage."""
     calls = {}
 
-    def sample(
-        model, params, num, settings, *, cond, seed, stage_index, first_index, **_
-    ):
-        low_resolution = cond.get("low_resolution")
-        calls[model.shape[:3]] = (seed, stage_index, first_index, low_resolution)
-        return np.full((num, *model.shape), 0.1 * stage_index)
+    def sample(model, params, num, settings, inputs, *, noise, **_):
+        low_resolution = inputs.cond.get("low_resolution")
+        index = noise.seed, noise.stage, noise.first_video
+        calls[model.shape[:3]] = (*index, low_resolution)
+        return np.full((num, *model.shape), 0.1 * noise.stage)
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     read = cascade.read(folder)
@@ -141,18 +136,20 @@ def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
 ):
     texts = {}
 
-    def sample(model, params, num, settings, *, cond, negative, **_):
-        texts[model.shape[:3]] = (cond["text"], negative)
+    def sample(model, params, num, settings, inputs, **_):
+        texts[model.shape[:3]] = (inputs.cond["text"], inputs.negative)
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     monkeypatch.setattr(
         cascade.sampling, "uses_cfg", lambda _, settings: settings.augmentation_snr == 3
     )
+    monkeypatch.setattr(DiffusionModel, "batch_arrays", {"text"})
     text = {"text": "text"}  # words in place of arrays, which are only passed on
-    cascade.sample(cascade.read(folder), 1, text, "negative")  # type: ignore
+    away = {"text": "away"}
+    cascade.sample(cascade.read(folder), 1, text, away)  # type: ignore
     for name, size in SIZES.items():
-        assert texts[size] == ("text", "negative" if name == "tsr" else None)
+        assert texts[size] == ("text", away if name == "tsr" else None)
 
 
 def test_the_seed_and_a_videos_index_decide_all_of_its_noise(folder):
@@ -268,9 +265,7 @@ def test_settings_apply_to_all_stages_and_one_must_use_them(folder):
 def test_a_negative_text_needs_guidance(folder):
     read = cascade.read(folder)
     text = {"text": np.zeros((1, 1, 4)), "text_mask": np.ones((1, 1), bool)}
-    with pytest.raises(
-        UserError, match="a negative text needs a stage with .*guidance"
-    ):
+    with pytest.raises(UserError, match="negative .* needs a guidance_scale above 1"):
         cascade.sample(read, 1, negative=text)
 
 
@@ -278,11 +273,10 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
     out = tmp_path / "out"
     done = call("sample", f"--cascade={folder}", f"--out={out}", "--num=2")
     assert done.returncode == 0, done.stderr
-    for where, size in zip(
-        (out / "base", out / "tsr", out), SIZES.values(), strict=True
-    ):
-        with np.load(where / "samples.npz") as kept:
+    for name, size in SIZES.items():
+        with np.load(out / name / "samples.npz") as kept:
             assert kept["videos"].shape == (2, *size, 3)
+    assert done.stdout.splitlines()[-1].startswith(f"2 videos in {out}/ssr; see")
     # A report shows each prompt with its videos of every stage.
     (section,) = sections.sample_sections([out], "shapes")
     assert [len(grid.videos) for grid in section.stages] == [2, 2, 2]
@@ -292,8 +286,65 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
     # Videos of another command are not shown with these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
-    (section,) = sections.sample_sections([out], "shapes")
+    (section,) = sections.sample_sections([out / "ssr"], "shapes")
     assert [grid.caption.split(":")[0] for grid in section.stages] == ["base", "ssr"]
+
+
+def test_a_stage_is_written_when_it_ends(folder, tmp_path):
+    """A kill later loses nothing; the same command replaces it if requested."""
+    slow = folder / "slow.toml"
+    slow.write_text(FILE.removesuffix("steps = 2\n") + "steps = 1024\n")
+    out = tmp_path / "out"
+    flags = [f"--cascade={slow}", f"--out={out}", "--num=2"]
+    process = subprocess.Popen([sys.executable, "sample.py", *flags], cwd=ROOT)
+    written = out / "tsr" / "samples.json"  # the last file of a stage
+    while not written.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not any((out / "ssr").glob("samples*"))
+    alone = call("sample", f"--cascade={folder}", f"--out={tmp_path}/b", "--num=2")
+    assert alone.returncode == 0, alone.stderr
+    for name in ("base", "tsr"):
+        kept, same = (np.load(f / name / "samples.npz") for f in (out, tmp_path / "b"))
+        np.testing.assert_array_equal(kept["videos"], same["videos"])
+    done = call("sample", *flags)
+    assert done.returncode == 2
+    assert f"{out}/base already holds samples" in done.stderr.splitlines()[-1]
+    again = [f"--cascade={folder}", *flags[1:], "--overwrite"]
+    assert call("sample", *again).returncode == 0
+    assert (out / "ssr" / "samples.json").exists()
+
+
+def test_stages_are_handed_on_as_they_end(folder):
+    read, made = cascade.read(folder), []
+
+    def fail(name, done, total):
+        if name == "ssr":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cascade.sample(
+            read, 1, progress=fail, on_stage=lambda *stage: made.append(stage)
+        )
+    assert [stage.name for stage, *_ in made] == ["base", "tsr"]
+    for stage, trained, videos in made:
+        assert videos.shape == (1, *trained.model.shape) and trained.step == -1
+        assert trained.model == stage.model
+
+
+def test_stages_have_the_same_labels(folder, tmp_path):
+    for name, values in (("base", ("a", "b")), ("tsr", ("a", "c"))):
+        shutil.copytree(folder / name, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        config["data"]["label_vocabulary"] = [values]
+        path.write_text(json.dumps(config))
+    path = tmp_path / cascade.CASCADE_FILE
+    path.write_text(FILE.split('[[stage]]\nname = "ssr"')[0])
+    with pytest.raises(UserError, match="trained with different labels"):
+        cascade.read(tmp_path)
 
 
 def test_one_command_distils_every_stage(folder, tmp_path):
@@ -351,8 +402,8 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         ([], "give --workdir, a model or --cascade"),
         (["--cascade={}", "--last_stage=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
-        (["--cascade={}", "--label=red"], "not with --cascade or --prompt"),
-        (["--cascade={}", "--extend=a.mp4"], "--extend does not go with --cascade"),
+        (["--cascade={}", "--label=red"], "was trained without labels"),
+        (["--cascade={}", "--num_frames=8"], "goes with --workdir, not with --cascade"),
         (["--cascade={}", "--augmentation_snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
         (["--cascade={}", "--text_encoder=x"], "--text_encoder: "),
@@ -362,7 +413,7 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
             ["--cascade=cascades/shapes", f"--prompt={'word ' * 300}"],
             "minilm takes 256",
         ),
-        (["--workdir=x", "--prompt=a"], "no cascade x"),
+        (["--workdir=x", "--prompt=a"], "x is not a run"),
         (["--workdir={}/base", "--prompt=a"], "trained without text"),
         (
             ["--workdir={}/base", "--last_stage=base"],
@@ -389,8 +440,8 @@ def test_the_shipped_cascade_follows_its_prompts(tmp_path):
         f"--out={tmp_path}/out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "out" / "samples.npz") as kept:
-        attributes = measure.measure(kept["videos"], 2)["attributes"]
+    with np.load(tmp_path / "out" / "tsr1" / "samples.npz") as kept:
+        attributes = SHAPES.measure(kept["videos"], 2)["attributes"]
     circle, square = (0, 0, 0, 1), (1, 1, 2, 0)
     assert (attributes == [circle, circle, square, square]).all()
 

@@ -15,11 +15,10 @@ from vdm_jax.errors import UserError
 def write_noise(part, out):
     """Write what the command of a part writes, with noise as videos."""
     videos = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
-    stages = {"stages": ["base", "ssr1"]}
-    meta = stages if part.name == "prompts" else {"workdir": "models/shapes"}
-    video_io.write_samples(
-        out / part.name, "samples", videos, 8, {"command": "x", **meta}, ["a", "<b>"]
-    )
+    meta, folder = {"command": "x", "workdir": "models/shapes"}, out / part.name
+    if part.name == "prompts":
+        meta, folder = meta | {"stages": ["base", "ssr1"]}, folder / "ssr1"
+    video_io.write_samples(folder, "samples", videos, 8, meta, ["a", "<b>"])
 
 
 def test_the_page_has_all_parts(tmp_path, monkeypatch, capsys):
@@ -40,7 +39,7 @@ def test_the_page_has_all_parts(tmp_path, monkeypatch, capsys):
 def test_the_next_commands_name_what_exists():
     words = [word for line in demo.NEXT_COMMANDS for word in shlex.split(line)]
     paths = [word.split("=")[-1] for word in words if "/" in word]
-    paths = [path for path in paths if not path.startswith((".venv", "runs"))]
+    paths = [path for path in paths if not path.startswith((".venv", "runs", "out"))]
     assert paths and all((ROOT / path).exists() for path in paths)
     assert "tour:" in (ROOT / "Makefile").read_text()
 
@@ -55,5 +54,5 @@ def test_a_failed_command_is_one_line(tmp_path):
 def test_a_run(tmp_path, capfd):
     demo.main([f"--out={tmp_path}"])
     assert (tmp_path / "report" / "index.html").is_file()
-    assert len([*tmp_path.glob("*/samples-*.mp4")]) == 10
+    assert len([*tmp_path.rglob("samples-*.mp4")]) == 8 + 2 * 5
     assert capfd.readouterr().out.endswith("index.html\n")

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("files", "memory", "migration", "settings", "trees"),
+    ("area_means", "files", "memory", "migration", "settings", "trees"),
     ("npz", "manifest"),
     ("runtime", "config_files", "scalars"),
     ("agreement",),
@@ -20,7 +20,8 @@ LAYERS = (
     ("build",),
     ("runs",),
     ("sampling",),
-    ("metrics", "cascade", "api"),
+    ("metrics", "cascade"),
+    ("api",),
     ("training",),
     ("distillation",),
     ("report",),

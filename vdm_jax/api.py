@@ -4,13 +4,12 @@ Both functions are reached as `vdm_jax.load` and `vdm_jax.sample`; docs/api.md s
 what stays as it is from version to version.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vdm_jax import runs, sampling
+from vdm_jax import cascade, runs, sampling
 from vdm_jax.runs import TrainedModel
 
 __all__ = ["TrainedModel", "load", "sample"]
@@ -35,6 +34,7 @@ def sample(
     num: int = 4,
     *,
     label: str = "",
+    prompt: str = "",
     cond: sampling.Conditions | None = None,
     seed: int = 0,
     **settings: Any,
@@ -46,7 +46,8 @@ def sample(
       num: of videos.
       label: names of the label's values, separated by commas, for all videos; "" draws
         labels, "none" leaves them open.
-      cond: arrays of other conditions, as `sampling.sample` takes them.
+      prompt: the text of all videos, "" for none.
+      cond: arrays of other conditions, as `sampling.SamplingInputs` has them.
       seed: the same seed gives the same videos.
       settings: fields of `sampling.Settings`, as steps=64; what is left out is as the
         model's config says.
@@ -54,15 +55,19 @@ def sample(
     Raises:
       UserError: a setting that is out of range or does not fit the model.
     """
-    defaults = sampling.Settings.from_config(trained.config.sample)
-    labels = sampling.draw_labels(trained.model, num, label, seed)
-    drawn = {} if labels is None else {"label": labels}
+    stage = cascade.make_stage(trained.model, trained.config)
+    encoder = trained.config.conditioning.text_encoder
+    alone = cascade.Cascade(Path("the model"), (stage,), encoder)
+    prompts = [prompt] * num if prompt else []
+    own, _ = cascade.encode_conditions(
+        alone, num, label=label, prompts=prompts, seed=seed
+    )
     videos = sampling.sample(
         trained.model,
         trained.params,
         num,
-        dataclasses.replace(defaults, **settings),
-        cond={**drawn, **(cond or {})},
-        seed=seed,
+        stage.with_settings(**settings).settings,
+        sampling.SamplingInputs({**own, **(cond or {})}),
+        noise=sampling.NoiseIndex(seed),
     )
     return sampling.to_uint8(videos)

@@ -20,6 +20,7 @@ A base model alone, a run or a shipped one, is a cascade of one stage.
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import tomllib
@@ -28,14 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from vdm_jax import build, files, migration, runs, sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import Conditions, Settings
+from vdm_jax.runs import TrainedModel
+from vdm_jax.sampling import Conditions, SamplingInputs, Settings
 from vdm_jax.settings import check, settings_of
 
 CASCADE_FILE = "cascade.toml"
@@ -62,6 +63,21 @@ class CascadeStage(NamedTuple):
     def uses_cfg(self) -> bool:
         """Whether each denoising step evaluates a second, unconditional branch."""
         return sampling.uses_cfg(self.model, self.settings)
+
+    @property
+    def nfe(self) -> int:
+        """The number of function evaluations per video."""
+        return sampling.nfe(self.model, self.settings)
+
+    def with_settings(self, **settings: Any) -> "CascadeStage":
+        """Return the stage with these settings; UserError if one is out of range."""
+        new = dataclasses.replace(self.settings, **settings)
+        sampling.check_settings(self.model, 1, 0, new)
+        return self._replace(settings=new)
+
+    def why_unused(self, name: str) -> str:
+        """Return what a setting needs to have an effect; "" where it has one."""
+        return sampling.why_unused(name, self.model, self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +110,17 @@ class Cascade:
         Raises:
           UserError: a setting is out of its range, or no stage uses it.
         """
-        stages = []
-        for stage in self.stages:
-            new = dataclasses.replace(stage.settings, **settings)
-            sampling.check_settings(stage.model, 1, 0, new)
-            stages.append(stage._replace(settings=new))
+        stages = tuple(stage.with_settings(**settings) for stage in self.stages)
         for name in settings:
-            reasons = [
-                sampling.why_unused(name, stage.model, stage.settings)
-                for stage in stages
-            ]
+            reasons = [stage.why_unused(name) for stage in stages]
             if all(reasons):
                 raise UserError(f"{self.path}: {name} {reasons[0]}")
+        return dataclasses.replace(self, stages=stages)
+
+    def without_guidance(self) -> "Cascade":
+        """Return the cascade without classifier-free guidance at any stage."""
+        off = {"guidance_scale": 1.0, "guidance_schedule": "constant"}
+        stages = (s.with_settings(**off) if s.uses_cfg else s for s in self.stages)
         return dataclasses.replace(self, stages=tuple(stages))
 
 
@@ -115,31 +130,57 @@ class Cascade:
 def read(path: str | Path) -> Cascade:
     """Read a cascade and check its stages against each other; loads no parameters.
 
+    path: a cascade file, its folder, or a base model.
+
     Raises:
       UserError: no such file, not TOML, an unknown field, a workdir that is missing, or
         a stage that does not fit the previous one.
     """
     path = user_path(path, "cascade")
     if (runs.model_dir(path) / "config.json").is_file():
-        name = re.sub(r"[^\w.-]|^[.-]", "_", path.resolve().name) or "model"
-        tables = [{"name": name, "workdir": str(path.resolve())}]
-    else:
-        path = path / CASCADE_FILE if path.is_dir() else path
-        tables = _read_stage_tables(path)
-    stages = [_read_stage(path, i, fields) for i, fields in enumerate(tables)]
+        return read_model(path)
+    path = path / CASCADE_FILE if path.is_dir() else path
+    tables = _read_stage_tables(path)
+    return _join(path, [_read_stage(path, i, table) for i, table in enumerate(tables)])
+
+
+def read_model(workdir: str | Path) -> Cascade:
+    """Read a base model, a run or a shipped one, as a cascade of one stage.
+
+    Raises:
+      UserError: no such model, or one that needs a video as input.
+    """
+    workdir = user_path(workdir, "workdir")
+    name = re.sub(r"[^\w.-]|^[.-]", "_", workdir.resolve().name) or "model"
+    config = runs.read_config(workdir)
+    return _join(
+        workdir, [make_stage(build.build_model(config), config, name, workdir)]
+    )
+
+
+def make_stage(
+    model: DiffusionModel, config: Any, name: str = "model", workdir: Path = Path()
+) -> CascadeStage:
+    """Return a model as a stage, with the settings of its config."""
+    settings = Settings.from_config(config.sample)
+    return CascadeStage(name, workdir, model, config, settings)
+
+
+def _join(path: Path, stages: Sequence[CascadeStage]) -> Cascade:
+    """Return the stages as a cascade; UserError if they do not fit each other."""
     try:
         check_shapes_chain([(stage.name, stage.model) for stage in stages])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     conditioning = [stage.config.conditioning for stage in stages]
     if not text_encoders.same_text_encoder(conditioning):
-        names = ", ".join(
-            sorted({each.text_encoder or "none" for each in conditioning})
-        )
+        names = {each.text_encoder or "none" for each in conditioning}
         raise UserError(
             f"{path}: the stages were trained with different text encoders, or with "
-            f"different weights of one: {names}"
+            f"different weights of one: {', '.join(sorted(names))}"
         )
+    if len({stage.model.label_vocabulary for stage in stages} - {()}) > 1:
+        raise UserError(f"{path}: the stages were trained with different labels")
     return Cascade(path, tuple(stages), conditioning[0].text_encoder)
 
 
@@ -188,16 +229,14 @@ def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
     config = runs.read_config(workdir)
     if not runs.is_trained(workdir):
         raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
-    model = build.build_model(config)
-    defaults = Settings.from_config(config.sample)
+    stage = make_stage(build.build_model(config), config, fields["name"], workdir)
     overrides = {name: fields[name] for name in SAMPLING_FIELDS if name in fields}
     check(settings_of(Settings), overrides, f"{path}: {where}")
-    settings = dataclasses.replace(defaults, **overrides)
-    sampling.check_settings(model, 1, 0, settings)
+    stage = stage.with_settings(**overrides)
     for name in overrides:
-        if reason := sampling.why_unused(name, model, settings):
+        if reason := stage.why_unused(name):
             raise UserError(f"{path}: {where}{name} {reason}")
-    return CascadeStage(fields["name"], workdir, model, config, settings)
+    return stage
 
 
 def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
@@ -211,7 +250,8 @@ def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
     (name, first), *rest = stages
     if first.low_resolution is not None:
         raise UserError(
-            f"its first stage, {name}, needs a video as input; begin with a base model"
+            f"the first stage, {name}, is a super-resolution stage: name it in a "
+            "cascade's file after the stage that makes its input"
         )
     names = [name for name, _ in stages]
     for (previous_name, previous), (name, model) in zip(stages, rest, strict=False):
@@ -245,20 +285,58 @@ def to_toml(stages: dict[str, dict[str, Any]]) -> str:
 def sampling_overrides(stage: CascadeStage) -> dict[str, Any]:
     """Return the settings of a stage that differ from those of its config."""
     defaults, settings = Settings.from_config(stage.config.sample), stage.settings
-    return {
-        name: getattr(settings, name)
-        for name in SAMPLING_FIELDS
-        if getattr(settings, name) != getattr(defaults, name)
-    }
+    own = {name: getattr(settings, name) for name in SAMPLING_FIELDS}
+    return {name: v for name, v in own.items() if v != getattr(defaults, name)}
 
 
 # --- sampling -------------------------------------------------------------------------
 
 
+def encode_conditions(
+    cascade: Cascade,
+    num: int,
+    *,
+    label: str = "",
+    negative_label: str = "",
+    prompts: Sequence[str] = (),
+    negative_prompt: str = "",
+    seed: int = 0,
+) -> tuple[Conditions, Conditions | None]:
+    """Return the conditions of `num` videos, and those of the unconditional branch.
+
+    Args:
+      label, negative_label: as `sampling.draw_labels` takes them; "" draws labels for
+        the videos, and sets none in the other branch.
+      prompts: one per video, or none, which drops the text.
+      negative_prompt: "" for none.
+      seed: decides the labels that are drawn.
+
+    Returns:
+      Arrays label, text and text_mask, those that the stages read. The second value is
+      None without a negative label and a negative prompt.
+
+    Raises:
+      UserError: as `sampling.draw_labels` and `encode_prompts`.
+    """
+    model, cond, negative = cascade.stages[0].model, {}, {}
+    labels = sampling.draw_labels(model, num, label, seed)
+    if labels is not None:
+        cond["label"] = labels
+    if negative_label:
+        negative["label"] = sampling.draw_labels(
+            model, num, negative_label, flag="negative_label"
+        )
+    if prompts or negative_prompt:
+        text, negative_text = encode_prompts(cascade, prompts, negative_prompt)
+        cond |= text
+        negative |= negative_text or {}
+    return cond, negative or None
+
+
 def encode_prompts(
     cascade: Cascade, prompts: Sequence[str], negative_prompt: str = ""
 ) -> tuple[Conditions, Conditions | None]:
-    """Embed the prompts, and the negative prompt once for each of them.
+    """Embed the prompts, and the negative prompt for all of them.
 
     Returns arrays text and text_mask, none for a cascade without text; the second value
     is None without a negative prompt.
@@ -269,7 +347,7 @@ def encode_prompts(
     """
     if not cascade.text_encoder:
         if negative_prompt or any(prompts):
-            raise UserError(f"{cascade.path}: its stages were trained without text")
+            raise UserError(f"{cascade.path} was trained without text")
         return {}, None
     encoder = text_encoders.load_encoder(cascade.text_encoder)
     dim = cascade.stages[0].model.text_dim
@@ -281,14 +359,13 @@ def encode_prompts(
             "trained with: its width or its weights differ"
         )
     texts = sorted({*prompts, negative_prompt})  # one call pads all to one length
-    tokens, mask, _ = encoder(texts)
+    tokens, mask, _ = map(np.asarray, encoder(texts))
 
     def take(selected: Sequence[str]) -> Conditions:
         rows = [texts.index(text) for text in selected]
-        return {"text": np.asarray(tokens)[rows], "text_mask": np.asarray(mask)[rows]}
+        return {"text": tokens[rows], "text_mask": mask[rows]} if rows else {}
 
-    negative = take([negative_prompt] * len(prompts)) if negative_prompt else None
-    return take(prompts), negative
+    return take(prompts), take([negative_prompt]) if negative_prompt else None
 
 
 def sample(
@@ -300,52 +377,73 @@ def sample(
     seed: int = 0,
     first_index: int = 0,
     base_videos: np.ndarray | None = None,
-    mesh: Mesh | None = None,
+    sample_base: Callable[..., np.ndarray] | None = None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    on_stage: Callable[[CascadeStage, TrainedModel, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Sample every stage: videos [num, f, h, w, c] in [-1, 1], by the stage's name.
 
     Args:
-      cond: arrays of the stages' conditions, as `encode_prompts` returns them.
-      negative: the same for the unconditional branch of stages that use
-        classifier-free guidance.
+      cond: arrays of conditions, as `encode_conditions` returns them.
+      negative: the same for the unconditional branch of stages with guidance.
       seed, first_index: the seed and a video's index, counted from first_index, decide
         all of its noise.
       base_videos: used in place of the first stage's samples.
-      progress: called as progress(stage, done, total) with steps of batches.
+      sample_base: samples the first stage; called as `sampling.sample`, the default.
+      progress: called as progress(stage, done, total) with the name of the stage that
+        is sampled, and calls of the networks of all stages.
+      on_stage: called as on_stage(stage, trained, videos) when a stage was sampled.
 
     Raises:
-      UserError: a negative text, and no stage uses classifier-free guidance.
+      UserError: a negative label or text, and no stage uses classifier-free guidance.
     """
     if negative is not None and not any(s.uses_cfg for s in cascade.stages):
         raise UserError(
-            f"{cascade.path}: a negative text needs a stage with classifier-free "
-            "guidance (guidance_scale above 1); there is none"
+            f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
+            "and a stage that is no guided student, which has one branch only"
         )
+    calls = [s.nfe * -(-num // s.settings.batch_size) for s in cascade.stages]
     videos: dict[str, np.ndarray] = {}
     previous = base_videos
+
+    def report(index: int, done: int, total: int) -> None:
+        stage = cascade.stages[index]
+        per_step = stage.nfe // stage.settings.steps
+        calls[index] = per_step * total
+        progress(stage.name, sum(calls[:index]) + per_step * done, sum(calls))
+
     for index, stage in enumerate(cascade.stages):
         if index == 0 and base_videos is not None:
-            videos[stage.name] = base_videos
+            calls[0], videos[stage.name] = 0, base_videos
             continue
         trained = runs.load(stage.workdir)
-        given = {} if previous is None else {"low_resolution": previous}
-        previous = videos[stage.name] = sampling.sample(
-            trained.model,
-            trained.params,
-            num,
-            stage.settings,
-            cond={**(cond or {}), **given},
-            negative=negative if stage.uses_cfg else None,
-            seed=seed,
-            stage_index=index,
-            first_index=first_index,
-            mesh=mesh,
-            progress=lambda done, total, name=stage.name: progress(name, done, total),
-        )
+        method = sample_base if sample_base and not index else sampling.sample
+        previous = videos[stage.name] = method(
+            trained.model, trained.params, num, stage.settings,
+            _stage_inputs(stage, cond or {}, negative or {}, previous),
+            noise=sampling.NoiseIndex(seed, stage=index, first_video=first_index),
+            progress=functools.partial(report, index),
+        )  # fmt: skip
+        if on_stage:
+            on_stage(stage, trained, previous)
     return videos
+
+
+def _stage_inputs(
+    stage: CascadeStage, cond: Conditions, negative: Conditions, previous
+) -> SamplingInputs:
+    """Return the conditions of a stage. previous: videos of the stage before, or None.
+
+    The first stage takes all conditions, so that an unknown one is refused.
+    """
+    own = [cond, negative if stage.uses_cfg else {}]
+    if previous is not None:
+        read = stage.model.batch_arrays
+        own = [{name: each[name] for name in each.keys() & read} for each in own]
+        own[0]["low_resolution"] = previous
+    return SamplingInputs(own[0], own[1] or None)
 
 
 def nfe(cascade: Cascade) -> int:
     """Return the number of function evaluations per video, of all stages together."""
-    return sum(sampling.nfe(stage.model, stage.settings) for stage in cascade.stages)
+    return sum(stage.nfe for stage in cascade.stages)

@@ -64,8 +64,9 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
       UserError: a retired or unknown flag, a wrong value, or a wrong config file.
     """
     argv = list(argv)
+    command = Path(argv[0]).stem
     for word in argv[1:]:
-        if word.startswith("-") and (renaming := migration.new_flag(word)):
+        if word.startswith("-") and (renaming := migration.new_flag(word, command)):
             raise UserError(renaming)
     for at, flag in enumerate(argv[1:], 1):
         name, equals, value = flag.partition("=")
@@ -76,9 +77,6 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         value = str(user_path(value, "--config"))
         check_config_file(value)
         argv[at : at + 1] = [name + equals + value if equals else value]
-    for flag in argv[1:]:
-        if retired := migration.new_flag(flag):
-            raise UserError(retired)
     try:
         return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,11 @@ from typing import NamedTuple
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError, printable
-from vdm_jax.evaluators.clips import read_sample_info, read_samples
+from vdm_jax.evaluators.clips import (
+    read_sample_info,
+    read_samples,
+    samples_folder,
+)
 from vdm_jax.evaluators.sections import prompt_section
 from vdm_jax.files import make_folder, read_text
 from vdm_jax.report import page
@@ -29,6 +33,7 @@ NEXT_COMMANDS = (
     'slowly" --out=out',
     "python sample.py --workdir=models/shapes_8step --label=red,circle,left,fast "
     "--guidance_scale=3 --out=out2",
+    "python edit.py --workdir=models/shapes --extend=out2/samples.npz --out=out3",
     "python train.py --config=configs/shapes.py --workdir=runs/shapes",
     "python -m vdm_jax.data check MY_VIDEOS",
     "make tour",
@@ -149,7 +154,7 @@ def write_page(path: Path, out: Path, all_parts: list[Part], seconds: list[float
 
 
 def _part_section(part: Part, out: Path) -> page.Section:
-    folder = ROOT / out / part.name
+    folder = samples_folder(ROOT / out / part.name)
     info, videos = read_sample_info(folder), read_samples(folder)
     if "stages" in info:
         return prompt_section(folder, info, videos)

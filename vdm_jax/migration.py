@@ -76,81 +76,78 @@ class RenamedField(NamedTuple):
 
 def metric_name(name: Any) -> Any:
     """Return the present name of a distillation's metric."""
-    return {"agreement": "r2_to_teacher", "joint": "shape_accuracy"}.get(
-        str(name), name
-    )
+    names = {"agreement": "r2_to_teacher", "joint": "shape_accuracy"}
+    return names.get(str(name), name)
 
 
+# Section -> old name -> new name.
+RENAMED_ONLY = {
+    "data": {
+        "images": "joint_image_frames", "unseen": "held_out_combinations",
+        "held_out": "validation_fraction", "max_bad_share": "max_bad_fraction",
+        "attributes": "label_vocabulary", "embeddings": "text_embeddings_dir",
+    },
+    "network.levels": {
+        "mixing": "layers", "once": "layers_after_last_block_only",
+    },
+    "network": {
+        "middle": "mid_layers", "patch": "patch_size",
+        "extra_up_block": "skip_downsamples",
+    },
+    "conditioning": {
+        "width": "cond_dim", "layers": "cond_mlp_layers", "label_drop": "label_dropout",
+        "attribute_drop": "attribute_dropout",
+        "frame_position": "frame_index_embedding", "text_width": "text_dim",
+        "encoder": "text_encoder", "encoder_sha256": "text_encoder_sha256",
+        "text_drop": "text_dropout",
+    },
+    "stage": {
+        "fill": "temporal_fill", "noise": "augmentation_time", "crop": "train_crop",
+    },
+    "diffusion": {
+        "shift": "logsnr_shift", "noise_shift": "noise_logsnr_shift",
+        "train_shifts": "train_logsnr_shifts", "output": "prediction_type",
+        "student_steps": "distilled_steps", "weighting": "loss_weighting",
+    },
+    "train": {
+        "decay": "lr_schedule", "final": "end_lr_fraction", "clip": "grad_clip_norm",
+        "ema": "ema_decay", "accumulate": "grad_accum_steps",
+        "preview_every": "sample_every", "validate_every": "eval_every",
+        "max_nonfinite": "max_nonfinite_updates",
+    },
+    "sample": {
+        "gamma": "ancestral_gamma", "churn": "s_churn", "corrector": "langevin_delta",
+        "schedule": "sampling_schedule", "combine": "cfg_mode", "threshold": "clip_x",
+        "percentile": "dynamic_threshold", "snr": "augmentation_snr",
+        "tiled": "tiled_sampling",
+    },
+    "distill": {
+        "start": "start_steps", "end": "end_steps", "weighting": "loss_weighting",
+        "told_updates": "guidance_updates", "told_learning_rate": "guidance_lr",
+        "updates": "updates_per_round", "last_updates": "updates_last_rounds",
+        "late": "time_power", "tolerance": "max_metric_drop",
+    },
+}  # fmt: skip
 RENAMED = (
-    RenamedField("data", "images", "joint_image_frames"),
-    RenamedField("data", "unseen", "held_out_combinations"),
-    RenamedField("data", "held_out", "validation_fraction"),
-    RenamedField("data", "max_bad_share", "max_bad_fraction"),
-    RenamedField("data", "attributes", "label_vocabulary"),
-    RenamedField("data", "embeddings", "text_embeddings_dir"),
-    RenamedField("network.levels", "mixing", "layers"),
-    RenamedField("network.levels", "once", "layers_after_last_block_only"),
-    RenamedField("network", "middle", "mid_layers"),
-    RenamedField("network", "patch", "patch_size"),
-    RenamedField("network", "extra_up_block", "skip_downsamples"),
-    RenamedField("conditioning", "width", "cond_dim"),
-    RenamedField("conditioning", "layers", "cond_mlp_layers"),
-    RenamedField("conditioning", "label_drop", "label_dropout"),
-    RenamedField("conditioning", "attribute_drop", "attribute_dropout"),
-    RenamedField("conditioning", "frame_position", "frame_index_embedding"),
-    RenamedField("conditioning", "text_width", "text_dim"),
-    RenamedField("conditioning", "encoder", "text_encoder"),
-    RenamedField("conditioning", "encoder_sha256", "text_encoder_sha256"),
-    RenamedField("conditioning", "text_drop", "text_dropout"),
+    *(
+        RenamedField(section, old, new)
+        for section, names in RENAMED_ONLY.items()
+        for old, new in names.items()
+    ),
     RenamedField(
         "conditioning", "guidance_range", "guidance_range", scale, requires="width"
     ),
-    RenamedField("stage", "fill", "temporal_fill"),
-    RenamedField("stage", "noise", "augmentation_time"),
-    RenamedField("stage", "crop", "train_crop"),
-    RenamedField("diffusion", "shift", "logsnr_shift"),
-    RenamedField("diffusion", "noise_shift", "noise_logsnr_shift"),
-    RenamedField("diffusion", "train_shifts", "train_logsnr_shifts"),
-    RenamedField("diffusion", "output", "prediction_type"),
-    RenamedField("diffusion", "student_steps", "distilled_steps"),
-    RenamedField("diffusion", "weighting", "loss_weighting"),
-    RenamedField("train", "decay", "lr_schedule"),
-    RenamedField("train", "final", "end_lr_fraction"),
-    RenamedField("train", "clip", "grad_clip_norm"),
-    RenamedField("train", "ema", "ema_decay"),
-    RenamedField("train", "accumulate", "grad_accum_steps"),
-    RenamedField("train", "preview_every", "sample_every"),
-    RenamedField("train", "validate_every", "eval_every"),
-    RenamedField("train", "max_nonfinite", "max_nonfinite_updates"),
-    RenamedField("sample", "gamma", "ancestral_gamma"),
-    RenamedField("sample", "churn", "s_churn"),
-    RenamedField("sample", "corrector", "langevin_delta"),
-    RenamedField("sample", "schedule", "sampling_schedule"),
     RenamedField("sample", "guidance", "guidance_scale", scale, note=SCALE_NOTE),
     RenamedField(
         "sample",
         "guidance_schedule",
         "guidance_schedule",
         schedule_of_scales,
-        requires="guidance",
+        "guidance",
     ),
-    RenamedField("sample", "combine", "cfg_mode"),
-    RenamedField("sample", "threshold", "clip_x"),
-    RenamedField("sample", "percentile", "dynamic_threshold"),
     RenamedField("sample", "reconstruction", "reconstruction_weight", default_weight),
-    RenamedField("sample", "snr", "augmentation_snr"),
-    RenamedField("sample", "tiled", "tiled_sampling"),
-    RenamedField("distill", "start", "start_steps"),
-    RenamedField("distill", "end", "end_steps"),
     RenamedField("distill", "guidance", "guidance_range", scale, note=RANGE_NOTE),
-    RenamedField("distill", "weighting", "loss_weighting"),
-    RenamedField("distill", "told_updates", "guidance_updates"),
-    RenamedField("distill", "told_learning_rate", "guidance_lr"),
-    RenamedField("distill", "updates", "updates_per_round"),
-    RenamedField("distill", "last_updates", "updates_last_rounds"),
-    RenamedField("distill", "late", "time_power"),
     RenamedField("distill", "metric", "metric", metric_name),
-    RenamedField("distill", "tolerance", "max_metric_drop"),
 )
 
 
@@ -171,35 +168,33 @@ def scales(weights: str) -> str:
     return ",".join(f"{float(weight) + 1:g}" for weight in weights.split(","))
 
 
+RENAMED_FLAGS = {
+    "against": "baseline_reports", "beside": "show_samples", "between": "interpolate",
+    "churn": "s_churn", "combine": "cfg_mode", "commands": "report_commands",
+    "corrector": "langevin_delta", "deciding": "num_key_samples",
+    "encoder": "text_encoder", "factor": "downscale_factor", "fewer": "compare_steps",
+    "frames": "num_frames", "fvd": "network_metrics", "gamma": "ancestral_gamma",
+    "given": "num_cond_frames", "overlap": "overlap_frames",
+    "percentile": "dynamic_threshold", "reconstruction": "reconstruction_weight",
+    "schedule": "sampling_schedule", "snr": "augmentation_snr", "threshold": "clip_x",
+    "until": "last_stage", "windows": "multidiffusion",
+}  # fmt: skip
 RETIRED_FLAGS = {
-    "against": RetiredFlag("baseline_reports"),
-    "beside": RetiredFlag("show_samples"),
-    "between": RetiredFlag("interpolate"),
-    "churn": RetiredFlag("s_churn"),
-    "combine": RetiredFlag("cfg_mode"),
-    "commands": RetiredFlag("report_commands"),
-    "corrector": RetiredFlag("langevin_delta"),
-    "deciding": RetiredFlag("num_key_samples"),
-    "encoder": RetiredFlag("text_encoder"),
-    "factor": RetiredFlag("downscale_factor"),
-    "fewer": RetiredFlag("compare_steps"),
-    "frames": RetiredFlag("num_frames"),
-    "fvd": RetiredFlag("network_metrics"),
-    "gamma": RetiredFlag("ancestral_gamma"),
-    "given": RetiredFlag("num_cond_frames"),
+    **{old: RetiredFlag(new) for old, new in RENAMED_FLAGS.items()},
     "guidance": RetiredFlag("guidance_scale", scales, SCALE_NOTE),
     "intermediate": RetiredFlag("", note="the videos of every stage are written"),
     "negative": RetiredFlag(
         "negative_label", note="or --negative_prompt for models that are given text"
     ),
-    "overlap": RetiredFlag("overlap_frames"),
-    "percentile": RetiredFlag("dynamic_threshold"),
-    "reconstruction": RetiredFlag("reconstruction_weight"),
-    "schedule": RetiredFlag("sampling_schedule"),
-    "snr": RetiredFlag("augmentation_snr"),
-    "threshold": RetiredFlag("clip_x"),
-    "until": RetiredFlag("last_stage"),
-    "windows": RetiredFlag("multidiffusion"),
+}
+
+# Flags that moved from one command to another: those of sample.py -> edit.py.
+MOVED_FLAGS = {
+    "sample": (
+        "edit",
+        ("extend", "interpolate", "inpaint", "upscale", "mask", "backward")
+        + ("num_cond_frames", "downscale_factor"),
+    ),
 }
 
 # Fields younger than some files, with what those did before there was a choice.
@@ -300,11 +295,8 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
         del fields["stage"]  # a base model has none
     for section, removed in REMOVED_FIELDS.items():
         if isinstance(fields.get(section), dict):
-            fields[section] = {
-                name: value
-                for name, value in fields[section].items()
-                if name not in removed
-            }
+            kept = fields[section].items()
+            fields[section] = {name: v for name, v in kept if name not in removed}
     for section, added in ADDED_FIELDS.items():
         if isinstance(fields.get(section), dict):
             fields[section] = added | fields[section]
@@ -316,14 +308,15 @@ def migrate_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {FINGERPRINT.get(name, name): v for name, v in fingerprint.items()}
 
 
-def new_flag(flag: str) -> str:
+def new_flag(flag: str, command: str = "") -> str:
     """Return what a retired flag is called now, or "".
 
     flag: a word of the command line, as "--config.train.ema=0.99" or "--fvd".
+    command: the command that was called, as "sample", for flags that moved to another.
     """
     found = re.match(r"--?config\.([\w.\[\]]+)\.(\w+)", flag)
     if not found:
-        return _new_command_flag(flag)
+        return _new_command_flag(flag, command)
     path, name = found.groups()
     section = re.sub(r"\[\d+\]", "", path)
     for row in RENAMED:
@@ -333,16 +326,21 @@ def new_flag(flag: str) -> str:
     return ""
 
 
-def _new_command_flag(flag: str) -> str:
+def _new_command_flag(flag: str, command: str) -> str:
     found = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", flag, re.DOTALL)
-    if not found or found[2] not in RETIRED_FLAGS:
+    if not found:
         return ""
-    prefix, name, value = found.groups()
-    retired = RETIRED_FLAGS[name]
+    prefix, name, value = found.groups(default="")
+    retired = RETIRED_FLAGS.get(name, RetiredFlag(name))
     if not retired.new:
         return f"--{name} is gone: {retired.note}"
+    other, moved = MOVED_FLAGS.get(command, ("", ()))
+    if retired.new in moved:
+        return _renaming(f"--{name}", f"{other}.py --{retired.new}", retired.note)
+    if retired.new == name:
+        return ""
     if not value or retired.convert is unchanged:  # a value may be long
-        return _renaming(f"--{name}", f"--{prefix or ''}{retired.new}", retired.note)
+        return _renaming(f"--{name}", f"--{prefix}{retired.new}", retired.note)
     with contextlib.suppress(ValueError):
         new = f"--{retired.new}={retired.convert(value)}"
         return _renaming(f"--{name}={value}", new, retired.note)

@@ -9,7 +9,6 @@ each prompt of cascades/shapes and a column for each of its stages.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.data import bouncing, clips, shapes
+from vdm_jax.evaluators.clips import read_sample_info, samples_folder
 from vdm_jax.runtime import path_type
 
 GREY = 90
@@ -26,8 +26,8 @@ NUM = 3  # samples next to the input
 
 
 def run(out: Path, *flags: str) -> np.ndarray:
-    """Run sample.py; return its videos, uint8 [n, f, h, w, 3]."""
-    command = [sys.executable, "sample.py", f"--num={NUM}", f"--out={out}", *flags]
+    """Run edit.py; return its videos, uint8 [n, f, h, w, 3]."""
+    command = [sys.executable, "edit.py", f"--num={NUM}", f"--out={out}", *flags]
     subprocess.run([*command, "--overwrite"], check=True)
     with np.load(out / "samples.npz") as arrays:
         return arrays["videos"]
@@ -55,11 +55,10 @@ def show_cascade(cascade: Path, out: Path) -> None:
     flags = f"--cascade={cascade}", f"--prompts={cascade}/prompts.txt"
     command = [sys.executable, "sample.py", *flags, f"--out={out}", "--overwrite"]
     subprocess.run(command, check=True)
-    about = json.loads((out / "samples.json").read_text())
+    about = read_sample_info(samples_folder(out))
     videos = []
     for name in about["stages"]:
-        folder = out if name == about["stages"][-1] else out / name
-        with np.load(folder / "samples.npz") as arrays:
+        with np.load(out / name / "samples.npz") as arrays:
             videos.append(arrays["videos"])
     for axis in (1, 2, 3):
         size = videos[-1].shape[axis]

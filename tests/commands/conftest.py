@@ -5,6 +5,7 @@ import importlib
 import pytest
 from absl import flags
 
+from tests import small_model
 from tests.run_command import SMOKE, call
 
 FLAGS = flags.FLAGS
@@ -18,6 +19,12 @@ def run(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "loss" in done.stdout
     return workdir
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory):
+    """Return the workdir of a small text model of random parameters."""
+    return small_model.write_text_model(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ WORDS = {  # text flags that are no paths
 }  # fmt: skip
 
 
-COMMANDS = ("train", "distill", "sample", "evaluate", "export")
+COMMANDS = ("train", "distill", "sample", "edit", "evaluate", "export")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "distill"])
+@pytest.mark.parametrize("command", ["train", "sample", "edit", "evaluate", "distill"])
 def test_a_command_without_flags_says_what_it_needs(command):
     assert "--workdir" in refused(command)
 
@@ -111,7 +111,7 @@ def test_the_new_name_of_a_retired_flag_is_a_flag_and_the_old_one_is_none(
 
 
 def test_every_new_name_is_a_flag_of_some_command(flags_of):
-    known = {*flags_of("sample"), *flags_of("evaluate")}
+    known = {*flags_of("sample"), *flags_of("edit"), *flags_of("evaluate")}
     news = {retired.new for retired in migration.RETIRED_FLAGS.values() if retired.new}
     assert news <= known
 
@@ -147,7 +147,25 @@ def test_a_flag_of_today_is_not_retired(flag):
     assert migration.new_flag(flag) == ""
 
 
+@pytest.mark.parametrize("command", migration.MOVED_FLAGS)
+def test_a_flag_that_moved_is_one_of_the_other_command(flags_of, command):
+    other, moved = migration.MOVED_FLAGS[command]
+    assert flags_of(other).keys() >= set(moved)
+    assert not flags_of(command).keys() & set(moved)
+    for flag in moved:
+        line = f"--{flag} is {other}.py --{flag} now"
+        assert migration.new_flag(f"--{flag}=x", command) == line
+        assert migration.new_flag(f"--{flag}=x", other) == ""
+
+
+def test_a_retired_flag_that_moved_names_both():
+    assert migration.new_flag("--between", "edit") == "--between is --interpolate now"
+    line = "--between is edit.py --interpolate now"
+    assert migration.new_flag("--between", "sample") == line
+
+
 def test_a_command_refuses_a_retired_flag():
+    assert "edit.py --mask now" in refused("sample", "--mask=a.png")
     line = refused("sample", "--workdir=models/shapes", "--out=/absent", "--guidance=1")
     assert line == f"error: {migration.new_flag('--guidance=1')}"
     assert "gone" in refused("sample", "--intermediate")

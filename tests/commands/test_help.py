@@ -20,7 +20,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "distill", "evaluate", "export"]
+    "command", ["train", "sample", "edit", "distill", "evaluate", "export"]
 )
 def test_a_command_lists_all_its_flags(command, flags_of):
     defined = {

@@ -1,0 +1,201 @@
+"""What sample.py and edit.py share: conditions, sampling, files.
+
+It is imported when JAX has started; the flags are those of sampling_flags.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from vdm_jax import cascade as cascades
+from vdm_jax import sampling, video_io
+from vdm_jax.cascade import Cascade, CascadeStage
+from vdm_jax.commands.flags import present_values
+from vdm_jax.commands.main import command_line
+from vdm_jax.commands.sampling_flags import SETTINGS
+from vdm_jax.errors import UserError
+from vdm_jax.files import CorruptFile, read_text, split_lines
+from vdm_jax.runs import TrainedModel
+from vdm_jax.sampling import Observation, observations
+from vdm_jax.sampling.observations import ClipInfo, OutputSpec
+
+FLAGS = flags.FLAGS
+Observe = Callable[[OutputSpec], tuple[Observation, ClipInfo]]
+
+
+def override(cascade: Cascade, **others) -> Cascade:
+    """Return the cascade with the settings and the text encoder of the command line.
+
+    others: further settings.
+
+    Raises:
+      UserError: a setting is out of its range, or no stage uses it.
+    """
+    if FLAGS.text_encoder is not None:
+        if not cascade.text_encoder:
+            raise UserError(f"--text_encoder: {cascade.path} was trained without text")
+        cascade = dataclasses.replace(cascade, text_encoder=FLAGS.text_encoder)
+    return cascade.with_sampling(present_values(SETTINGS) | others)
+
+
+def sample(
+    cascade: Cascade,
+    *,
+    by_stage: bool = False,
+    observe: Observe = observations.no_observation,
+    backward: bool = False,
+) -> None:
+    """Sample every stage, and write its videos when it ends.
+
+    Args:
+      by_stage: write to OUT/STAGE in place of OUT.
+      observe: reads what is known of the first stage's videos.
+      backward: samples a longer video from its last block to its first.
+    """
+    if not FLAGS.out:
+        raise UserError("give --out=FOLDER for the videos")
+    prompts, num = read_prompts(cascade)
+    out = Path(FLAGS.out)
+    folders = {s.name: out / s.name if by_stage else out for s in cascade.stages}
+    for folder in folders.values():
+        video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
+    base = cascade.stages[0]
+    observation, info = _observe(base, num, observe)
+    cond, negative = cascades.encode_conditions(
+        cascade, num, label=_label(base, is_edit=bool(info)), prompts=prompts,
+        negative_label=FLAGS.negative_label, negative_prompt=FLAGS.negative_prompt,
+        seed=FLAGS.seed,
+    )  # fmt: skip
+    is_open = "text" not in cond and np.all(cond.get("label", -1) < 0)
+    if negative is None and is_open and any(s.uses_cfg for s in cascade.stages):
+        print("no label or prompt is set: sampling without guidance", flush=True)
+        cascade = cascade.without_guidance()
+    captions = prompts
+    if "label" in cond and not prompts:
+        captions = [sampling.label_text(base.model, row) for row in cond["label"]]
+
+    def write(stage: CascadeStage, trained: TrainedModel, videos: np.ndarray) -> None:
+        folder, about = folders[stage.name], {"observation": info} if info else {}
+        if by_stage:
+            stages = [*folders][: [*folders].index(stage.name) + 1]
+            about |= {"cascade": str(cascade.path), "stages": stages}
+        *_, sheet, _, _ = video_io.write_samples(
+            folder, "samples", sampling.to_uint8(videos), stage.config.video.fps,
+            _describe(stage, trained) | about, captions or None, FLAGS.overwrite,
+        )  # fmt: skip
+        tqdm.write(f"{num} videos in {folder}; see {sheet}")
+
+    sample_base = functools.partial(_sample_base, observation, backward)
+    with tqdm(unit="call", disable=None) as bar:
+        cascades.sample(
+            cascade, num, cond, negative, seed=FLAGS.seed, sample_base=sample_base,
+            progress=functools.partial(_show_progress, bar), on_stage=write,
+        )  # fmt: skip
+
+
+def _describe(stage: CascadeStage, trained: TrainedModel) -> dict:
+    """Return what samples.json says of a stage's videos."""
+    settings = {**stage.config.sample, **dataclasses.asdict(stage.settings)}
+    return {
+        "command": command_line(),
+        "seed": FLAGS.seed,
+        "sample": settings | present_values(("num", "label")),
+        "workdir": str(stage.workdir),
+        "step": trained.step,
+    }
+
+
+def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
+    """Return the prompts, one per video or none, and the number of videos.
+
+    Raises:
+      UserError: a file that holds no prompts, or too many videos for the memory.
+    """
+    texts = list(FLAGS.prompt)
+    if FLAGS.prompts is not None:
+        try:
+            lines = split_lines(read_text(FLAGS.prompts))
+        except (OSError, CorruptFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--prompts={FLAGS.prompts}: {reason}") from error
+        texts += [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"--prompts={FLAGS.prompts} holds no prompt")
+    each = FLAGS.num or (1 if texts else cascade.stages[0].config.sample.num)
+    num = each * max(1, len(texts))
+    for stage in cascade.stages:
+        sampling.check_settings(stage.model, num, FLAGS.seed, stage.settings)
+        distilled_steps = stage.config.diffusion.distilled_steps
+        if distilled_steps and stage.settings.steps != distilled_steps:
+            print(
+                f"{stage.name}: this student was distilled for {distilled_steps} steps"
+            )
+    return [text for text in texts for _ in range(each)], num
+
+
+def _label(base: CascadeStage, is_edit: bool) -> str:
+    """Return the label of the videos, as `sampling.draw_labels` reads it."""
+    label = base.config.sample.label if FLAGS.label is None else FLAGS.label
+    if is_edit and not label and base.model.label_vocabulary:
+        return sampling.OPEN_LABEL  # one drawn at random would contradict the clip
+    return label
+
+
+def _observe(
+    base: CascadeStage, num: int, observe: Observe
+) -> tuple[Observation, ClipInfo]:
+    """Return what is known of the videos, which have the observation's size.
+
+    Raises:
+      UserError: a flag that does not fit the model or the clip.
+    """
+    block, overlap = base.model.video_shape[0], FLAGS.overlap_frames
+    if FLAGS.multidiffusion and overlap is not None:
+        raise UserError(
+            "--overlap_frames is for blocks: the windows of --multidiffusion overlap "
+            "by half"
+        )
+    if overlap is not None and not 0 <= overlap < block:
+        raise UserError(f"--overlap_frames={overlap}: from 0 to {block - 1} frames")
+    sides = FLAGS.tiles.split("x")
+    if not all(n.isdecimal() and 1 <= int(n) <= 64 for n in sides) or len(sides) > 2:
+        raise UserError(
+            f"--tiles={FLAGS.tiles}: as 2x3, rows and columns, or 2 for both"
+        )
+    tiles, fps = (int(sides[0]), int(sides[-1])), base.config.video.fps
+    output = OutputSpec(base.model, fps, FLAGS.num_frames or 0, tiles, num)
+    observation, info = observe(output)
+    if info:
+        used, length = len(info["clip_frames"]), info["clip_length"]
+        ignored = ", the rest is ignored" if used < length else ""
+        print(f"{info['clip']}: {used} of its {length} frames are used{ignored}")
+    return observation, info
+
+
+def _sample_base(
+    observation: Observation, backward: bool, model, params, num, settings, inputs,
+    **options,
+) -> np.ndarray:  # fmt: skip
+    """Sample the first stage, as `sampling.sample`, at the observation's size."""
+    if not FLAGS.multidiffusion:
+        inputs = dataclasses.replace(inputs, observation=observation)
+        options |= {"overlap_frames": FLAGS.overlap_frames, "backward": backward}
+        return sampling.extend_in_blocks(
+            model, params, num, settings, inputs, **options
+        )
+    known = None if observation.empty else observation
+    inputs = dataclasses.replace(inputs, observation=known)
+    run = sampling.Run(size=observation.video.shape[1:4])
+    return sampling.sample(model, params, num, settings, inputs, run=run, **options)
+
+
+def _show_progress(bar: tqdm, name: str, done: int, total: int) -> None:
+    """Show the stage, and the calls of the networks of all stages."""
+    bar.total = total
+    bar.set_description(name, refresh=False)
+    bar.update(done - bar.n)
