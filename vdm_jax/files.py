@@ -120,9 +120,10 @@ def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[P
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
-            fsync(path.parent)
-        finally:
+        except BaseException:  # only then: another write may have taken a free name
             temporary.unlink(missing_ok=True)
+            raise
+        fsync(path.parent)
 
 
 def _create_temporary(path: Path) -> Path:

@@ -82,6 +82,19 @@ def test_the_cache_is_bounded_and_evicts_the_least_recently_used(tmp_path):
     assert entries() == ["a", "c", "d"]
 
 
+def test_what_a_killed_process_was_writing_is_deleted_for_space(tmp_path):
+    size = cache.FrameCache.entry_bytes(VIDEO.shape[:3])
+    store = cache.FrameCache(tmp_path, 2 * size)
+    store.read("a", [0], fill_with(VIDEO))
+    left = tmp_path / "frames" / ".b-0.tmp"
+    left.write_bytes(bytes(size))
+    store.read("c", [0], fill_with(VIDEO))
+    assert left.exists()  # another process may be writing it
+    os.utime(left, (1e9, 1e9))
+    store.read("d", [0], fill_with(VIDEO))
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("place", [0, 9, 25, 200, -1, None, "empty"])
 def test_corrupt_entries_are_written_again(tmp_path, place):
     store = cache.FrameCache(tmp_path, 1 << 20)

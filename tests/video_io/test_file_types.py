@@ -126,6 +126,26 @@ def test_a_truncated_file_is_never_a_shorter_clip(videos, tmp_path, name):
         assert name == "a.mpg" and frames == info.frames
 
 
+def test_a_fragmented_mp4_that_ends_in_the_index_of_a_fragment(videos, tmp_path):
+    """FFmpeg reads the fragments before it and reports nothing."""
+    path = tmp_path / "a.mp4"
+    fragments = {"movflags": "frag_keyframe+empty_moov"}
+    with (
+        av.open(str(videos["dense.mp4"])) as source,
+        av.open(str(path), "w", format="mp4", options=fragments) as out,
+    ):
+        copy = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    assert video_io.probe(path).frames == FRAMES
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"moof") + 20])
+    with pytest.raises(BadVideo, match="truncated: .* that its header declares"):
+        video_io.probe(path)
+
+
 @pytest.mark.parametrize("name", ["dense.mp4", "a.mkv", "b.avi", "a.gif", "a.webp"])
 def test_flipped_bytes_are_an_error_or_a_whole_video(videos, tmp_path, name, decoder):
     data = videos[name].read_bytes()

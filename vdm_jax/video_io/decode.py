@@ -127,14 +127,11 @@ def _has_alpha(name: str) -> bool:
     return pixel_format.has_palette or any(c.is_alpha for c in pixel_format.components)
 
 
-def _convert(
-    frame: av.VideoFrame, pixel_format: str, method=Interpolation.BICUBIC, **size: int
-) -> np.ndarray:
-    """Convert a frame to another pixel format, and size if height and width are set."""
-    converted = frame.reformat(
-        format=pixel_format, interpolation=method | EXACT_SCALING, threads=1, **size
-    )
-    return converted.to_ndarray()
+def _convert(frame: av.VideoFrame, name: str, method=Interpolation.BICUBIC, **size):
+    """Convert a frame to a pixel format, and to a size if height and width are set."""
+    exact = method | EXACT_SCALING
+    frame = frame.reformat(format=name, interpolation=exact, threads=1, **size)
+    return frame.to_ndarray()
 
 
 def read_frames(

@@ -232,6 +232,7 @@ def serve(memory: int) -> None:
     # The parent handles signals to the process group (Ctrl-C, a scheduler).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it may end before an answer
     # An existing lower limit is kept.
     limits = [memory, *resource.getrlimit(resource.RLIMIT_AS)]
     memory = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
