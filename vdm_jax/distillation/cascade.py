@@ -16,6 +16,7 @@ from vdm_jax import agreement, cascade, runs
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.distillation import rounds
 from vdm_jax.distillation.driver import distill
+from vdm_jax.settings import DISTILLATION, check_config
 from vdm_jax.training.cascade import remaining_time, write_cascade_file
 
 # Sampling settings of a stage that hold for its student too.
@@ -39,6 +40,7 @@ def distill_cascade(
     facts |= {stage.name: dataclasses.asdict(stage.settings) for stage in stages}
     facts |= runs.config_without_paths(config)
     agreement.check_command("distill --cascade", facts)
+    check_config(config, DISTILLATION)
     for stage in stages:  # all of them before hours are spent on the first
         rounds.check(config.distill, stage.config, stage.model)
     for stage in stages:

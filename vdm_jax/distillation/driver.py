@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vdm_jax import agreement, build, data, runs, sampling, sharding, text
+from vdm_jax import agreement, build, data, runs, sampling, settings, sharding, text
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.source import Source
 from vdm_jax.distillation import rounds
@@ -57,6 +57,7 @@ def distill(
     started = time.monotonic()
     facts = {"workdir": str(workdir)} | runs.config_without_paths(config)
     agreement.check_command("distill", facts)
+    settings.check_config(config, settings.DISTILLATION)
     mesh = sharding.mesh_from_config(config.mesh)
     loaded = runs.load(teacher, mesh)
     rounds.check(config.distill, loaded.config, loaded.model)
@@ -140,8 +141,8 @@ def _build_student(
         each.conditioning.update(
             text_encoder=now.text_encoder, text_encoder_sha256=now.text_encoder_sha256
         )
-        settings = sampling.Settings.from_config(each.sample)
-        sampling.check_settings(student, config.distill.num, config.seed, settings)
+        own = sampling.Settings.from_config(each.sample)
+        sampling.check_settings(student, config.distill.num, config.seed, own)
     return student, source, captions
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdm_jax.diffusion import losses, samplers
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.model import DiffusionModel
@@ -65,16 +64,10 @@ def plan_rounds(distill: Any) -> list[Round]:
 
 
 def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    """Raise UserError for a distill section that is wrong or does not fit a teacher.
+    """Raise UserError for a distill section that does not fit a teacher or itself.
 
-    config: of the teacher.
+    Each value is in its range already. config: of the teacher.
     """
-    for name in ("start_steps", "end_steps"):
-        n = distill[name]
-        if not 1 <= n <= samplers.MAX_STEPS or n & (n - 1):
-            raise UserError(
-                f"config.distill.{name}={n}: a power of two up to {samplers.MAX_STEPS}"
-            )
     least = 2 if distill.sampler == "stochastic" else 1
     if not least <= distill.end_steps < distill.start_steps:
         raise UserError(
@@ -82,31 +75,12 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
             f"distill.start_steps={distill.start_steps}; a stochastic student of 2 "
             "steps can already take the one step to the data"
         )
-    least = {
-        "updates_per_round": 1, "updates_last_rounds": 1, "guidance_updates": 1,
-        "num": 2,
-    }  # fmt: skip
-    for name, low in least.items():
-        if distill[name] < low:
-            raise UserError(f"config.distill.{name}={distill[name]}: at least {low}")
-    if not 1 <= distill.time_power <= 4:
-        raise UserError(f"config.distill.time_power={distill.time_power}: from 1 to 4")
-    if not 0 <= distill.max_metric_drop <= 2:
+    measured = teacher.label_vocabulary and config.data.source in ATTRIBUTE_METRICS
+    if distill.metric == "shape_accuracy" and not measured:
         raise UserError(
-            f"config.distill.max_metric_drop={distill.max_metric_drop}: from 0 to 2"
+            "config.distill.metric='shape_accuracy': this teacher has no labels of "
+            "moving shapes; set it to r2_to_teacher"
         )
-    has_labels = bool(teacher.label_vocabulary)
-    measured = has_labels and config.data.source in ATTRIBUTE_METRICS
-    known = {
-        "sampler": ("ddim", "stochastic"),
-        "loss_weighting": tuple(losses.WEIGHTINGS),
-        "metric": ("r2_to_teacher", *["shape_accuracy"] * measured),
-    }
-    for name, values in known.items():
-        if distill[name] not in values:
-            raise UserError(
-                f"config.distill.{name}={distill[name]!r}: one of {', '.join(values)}"
-            )
     _check_teacher(distill, config, teacher)
     _check_guidance(distill, teacher)
 
@@ -148,13 +122,9 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
     scales = tuple(distill.guidance_range)
     if not scales:
         return
-    two = len(scales) == 2 and all(isinstance(s, int | float) for s in scales)
     field = f"config.distill.guidance_range={scales}"
-    if not two or not 1 <= scales[0] < scales[1] < np.inf:
-        raise UserError(
-            f"{field}: () or the lowest and the highest scale s of uncond + "
-            "s (cond - uncond), as (1.0, 5.0)"
-        )
+    if scales[0] >= scales[1]:
+        raise UserError(f"{field}: the lowest scale first, then the highest")
     if teacher.guidance_range:
         raise UserError(
             f"{field}: this teacher is a student with guidance already, trained with "
