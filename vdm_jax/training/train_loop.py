@@ -91,10 +91,7 @@ def train_loop(
                     if save:
                         _check_state(run, state, done)
                         run.save(done, state, data)
-                    for _, name, observe in () if request and not last else due:
-                        run.logger.phase(name)
-                        run.logger.scalars(done, observe(state) or {})
-                        run.logger.phase("")
+                    _observe(run, state, done, () if request and not last else due)
         run.checkpoints.wait()
     _exit_if_requested(run, request, done, done < num_steps, is_last)
     on_first_process(run.logger.check)
@@ -108,6 +105,13 @@ def _poll(run: Run) -> int:
     request = run.stop.poll()
     run.checkpoints.check()
     return request
+
+
+def _observe(run: Run, state, done: int, observers: Sequence[Observer]) -> None:
+    for _, name, observe in observers:
+        run.logger.phase(name)
+        run.logger.scalars(done, observe(state) or {})
+        run.logger.phase("")
 
 
 def _exit_if_requested(
