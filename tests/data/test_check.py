@@ -13,6 +13,7 @@ from configs import folder as folder_config
 from vdm_jax import config_files, video_io
 from vdm_jax.data import __main__ as command
 from vdm_jax.data import check as data_check
+from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
 
 # ml_collections loads config files by what Python will one day be without.
@@ -116,39 +117,42 @@ def filled_in(*words):
     config, rest = config_files.take_config_flags(words)
     parser = argparse.ArgumentParser()
     data_check.add_arguments(parser)
-    return data_check.fill_in_defaults(parser.parse_args(rest), config)
+    return data_check.fill_in_config(parser.parse_args(rest), config)
+
+
+def clip(config):
+    """Return what the check reads of a config."""
+    data = (
+        "path",
+        *(f for section, f in data_check.FLAGS.values() if section == "data"),
+    )
+    return config.video.to_dict(), {name: config.data[name] for name in data}
 
 
 def test_the_defaults_are_those_of_the_config():
-    arguments = filled_in("videos")
-    config = folder_config.get_config()
-    video, data = config.video, config.data
-    assert (arguments.num_frames, arguments.height, arguments.width) == (
-        video.frames, video.height, video.width,
-    )  # fmt: skip
-    assert (arguments.fps, arguments.validation_fraction) == (
-        data.target_fps,
-        data.validation_fraction,
-    )
-    assert (arguments.max_bad_fraction, arguments.cache_dir) == (
-        data.max_bad_fraction,
-        "",
-    )
-    assert arguments == filled_in("videos", "--config=configs/folder.py")
-    assert filled_in("videos", "--stride=2").fps == 0
+    config = folder_config.get_config().unlock()
+    config.data.path = "videos"
+    assert clip(filled_in("videos")) == clip(config)
+    assert clip(filled_in("videos", "--config=configs/folder.py")) == clip(config)
+    by_stride = filled_in("videos", "--stride=2").data
+    assert (by_stride.target_fps, by_stride.stride) == (0, 2)
+    changed = filled_in("v", "--num_frames=3", "--max_bad_fraction=1", "--fps=2")
+    assert (changed.video.frames, changed.data.max_bad_fraction) == (3, 1.0)
+    assert changed.data.target_fps == 2.0
 
 
 def test_a_config_defines_a_clip():
-    arguments = filled_in(
+    made = filled_in(
         "--config", "configs/folder.py:cpu", "videos", "--config.video.frames=1",
         "--config.data.target_fps=0.", "--config.data.stride=3",
         "--config.data.cache_dir=c", "--json",
     )  # fmt: skip
-    assert (arguments.num_frames, arguments.height, arguments.width) == (1, 32, 32)
-    assert (arguments.fps, arguments.stride, arguments.cache_dir) == (0.0, 3, "c")
-    assert str(arguments.dir) == "videos" and arguments.json
+    assert (made.video.frames, made.video.height, made.video.width) == (1, 32, 32)
+    data = made.data
+    assert (data.target_fps, data.stride, data.cache_dir) == (0.0, 3, "c")
+    assert data.path == "videos"
     config = "--config=configs/folder.py"
-    assert filled_in(config, "--config.data.path=v").dir == "v"
+    assert filled_in(config, "--config.data.path=v").data.path == "v"
     for words, message in [
         (
             [config, "v", "--validation_fraction=.2"],
@@ -159,7 +163,12 @@ def test_a_config_defines_a_clip():
         ([config, "--config.data.path=gs://x"], "config.data.path=gs://x"),
         ([config, "v", "--config.data.cache_dir=s3://x"], "cache_dir=s3://x"),
         ([config, "v", "--config.nosuch=1"], "the config has no field 'nosuch'"),
+        (
+            [config, "v", "--config.data.crop=left"],
+            "crop='left': one of center, random",
+        ),
         ([], "pass the folder"),
+        (["v", "--stride=2", "--fps=4"], "set only one of them"),
         (["--config=configs/shapes.py", "v"], "config.data.source=folder"),
         (["--config=configs/foldr.py", "v"], "no such file; did you mean configs/fol"),
         ([config + ":big", "v"], "no variant 'big'"),
@@ -168,7 +177,7 @@ def test_a_config_defines_a_clip():
         (["v", "--config"], "--config= is empty"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            filled_in(*words)
+            ClipShape.from_config(filled_in(*words))
         assert str(caught.value).isprintable()
 
 

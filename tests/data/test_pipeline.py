@@ -188,21 +188,6 @@ def test_a_batch_size_that_is_no_multiple_of_the_processes_is_an_error():
         pipeline.train_batches(config(), Numbered(), 0, 3)
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("seed", -1),
-        ("seed", 2**32),
-        ("batch_size", 0),
-        ("joint_image_frames", -1),
-        ("workers", -1),
-    ],
-)
-def test_values_out_of_range_are_reported(field, value):
-    with pytest.raises(UserError, match=rf"{field}={value}: "):
-        pipeline.train_batches(config(**{field: value}), Numbered())
-
-
 def test_the_held_out_batch_is_fixed_and_held_out():
     made = config(joint_image_frames=2, flip=True)
     a = pipeline.held_out_batch(made, Numbered(), 8)

@@ -108,7 +108,7 @@ def test_features_of_unknown_content_are_left_out(tfds_folder, tmp_path, monkeyp
         (b"a\n", "1 different names in 1 lines"),
         (b"a\na\na\n", "1 different names in 3 lines"),
         (b"a\nb\nc\nd\n", "4 different names in 4 lines"),
-        (b"\xff\xfe\xff", "not UTF-16-LE text"),
+        (b"\xff\xfe\xff", "not UTF-16 text"),
         (b"a\nb\n\xff\n", "not UTF-8 text"),
         (b"a\nb\nc\0\n", "a NUL"),
         (None, "not a regular file"),

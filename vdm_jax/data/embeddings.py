@@ -11,23 +11,27 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
-from vdm_jax import files
 from vdm_jax.errors import UserError
-from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json
+from vdm_jax.files import (
+    CorruptFile,
+    atomic_write,
+    make_folder,
+    read_json,
+    write_json,
+)
 from vdm_jax.npz import read_npy
 
 SHARD_RECORDS = 1 << 13  # 0.1 GB for MiniLM, 1 GB for T5-XXL with 16 tokens
+BATCH = 64  # captions that are encoded at once
 KEY_BYTES = 32  # hexadecimal digits
 INDEX = "embeddings.json"
-MAX_SIZE = 1 << 24  # of the tokens of a caption, and of their dim
-# Keys of embeddings.json in earlier versions -> now.
-RENAMED_KEYS = {"longest": "max_tokens"}
+RULE = "write it with python -m vdm_jax.text --captions=... --out=..."
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -50,33 +54,29 @@ class EmbeddingStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        path = self.folder / INDEX
-        rule = "write it with python -m vdm_jax.text --captions=... --out=..."
+        self.folder = path = Path(folder)
         try:
-            self.metadata = _validated(read_json(path))
+            path = self.folder / INDEX
+            self.metadata = _read_index(path)
             self.dim = self.metadata["width"]
             self.max_tokens = self.metadata["max_tokens"]
             path = self.folder / self.metadata["keys"]
             self.keys = read_npy(path)
-            shards = [self.folder / name for name in self.metadata["shards"]]
-            for path in shards:
-                if not path.stat().st_size or not path.is_file():
+            paths = [self.folder / name for name in self.metadata["shards"]]
+            for path in paths:  # one by one, so that the error names the corrupt one
+                if not path.is_file() or not path.stat().st_size:
                     raise CorruptFile("not a shard")
-                # Opened one by one, so that the error names the corrupt shard.
-                len(ArrayRecordDataSource([str(path)]))
-            self.records = ArrayRecordDataSource([str(path) for path in shards])
+                ArrayRecordDataSource([str(path)])
         except FileNotFoundError as error:
-            raise UserError(f"{self.folder} has no {path.name}: {rule}") from error
+            raise UserError(f"{self.folder} has no {path.name}: {RULE}") from error
         except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be read: {rule}") from error
-        if self.keys.dtype != f"S{KEY_BYTES}" or self.keys.ndim != 1:
+            raise UserError(f"{path} cannot be read: {RULE}") from error
+        self.records = ArrayRecordDataSource(list(map(str, paths)))
+        keys = self.keys.dtype.str, self.keys.shape
+        if keys != (f"|S{KEY_BYTES}", (len(self.records),)):
             path = self.folder / self.metadata["keys"]
-            raise UserError(f"{path}: keys {self.keys.dtype} {self.keys.shape}: {rule}")
-        if len(self.records) != len(self.keys):
             raise UserError(
-                f"{self.folder}: {len(self.records)} records of "
-                f"{len(self.keys)}: {rule}"
+                f"{path}: keys {keys} of {len(self.records)} records: {RULE}"
             )
 
     def __len__(self) -> int:
@@ -94,18 +94,12 @@ class EmbeddingStore:
                 "run python -m vdm_jax.text on captions that include it"
             )
         try:
-            record = self.records[index]
-        except RuntimeError as error:  # a wrong checksum
+            return _parse_record(self.records[index], key, self.dim)
+        except (CorruptFile, RuntimeError) as error:  # the latter: a wrong checksum
             raise UserError(
-                f"{self.folder} is corrupt: delete it and write it again"
+                f"{self.folder} is corrupt ({str(error).splitlines()[0]}): delete it "
+                "and write it again"
             ) from error
-        tokens = _parse_record(record, key, self.dim, self.folder)
-        if len(tokens) > self.max_tokens:
-            raise UserError(
-                f"{self.folder / INDEX}: max_tokens={self.max_tokens}, a record has "
-                f"{len(tokens)} tokens: delete it and run python -m vdm_jax.text again"
-            )
-        return tokens
 
     def _index(self, key: bytes) -> int | None:
         index = int(np.searchsorted(self.keys, key))
@@ -113,31 +107,16 @@ class EmbeddingStore:
         return index if exists else None
 
 
-def _validated(metadata: Any) -> dict:
+def _read_index(path: Path) -> dict:
     """Return the content of embeddings.json with today's keys.
 
-    Raises CorruptFile for a value that `write` does not write.
+    Raises CorruptFile for anything but what `write` has written, OSError.
     """
-    if not isinstance(metadata, dict):
-        raise CorruptFile("not an object")
-    shards = metadata.get("shards")
-    if not isinstance(shards, list) or not shards:
-        raise CorruptFile("no shards")
-    for name in (metadata.get("keys"), *shards):
-        if not isinstance(name, str) or not name or files.why_invalid_text(name):
-            raise CorruptFile("not a file name")
-        if os.path.basename(name) != name:
-            raise CorruptFile("a file of another folder")
-    for name in (metadata.get("encoder"), metadata.get("weights", "")):
-        if not isinstance(name, str):
-            raise CorruptFile("not a name of the encoder or of its weights")
-    # Earlier versions wrote no digest.
-    if metadata.get("digest", _digest(metadata)) != _digest(metadata):
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or metadata.get("digest") != _digest(metadata):
         raise CorruptFile("it was changed after it was written")
-    metadata = {RENAMED_KEYS.get(key, key): value for key, value in metadata.items()}
-    for name in ("width", "max_tokens"):
-        if type(metadata.get(name)) is not int or not 1 <= metadata[name] <= MAX_SIZE:
-            raise CorruptFile(f"{name} is not from 1 to {MAX_SIZE}")
+    if "longest" in metadata:  # in earlier versions
+        metadata["max_tokens"] = metadata.pop("longest")
     return metadata
 
 
@@ -147,21 +126,16 @@ def _digest(metadata: dict) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def _parse_record(record: bytes, key: bytes, dim: int, folder: Path) -> np.ndarray:
-    """Return the tokens of a record, float32 [l, dim]."""
+def _parse_record(record: bytes, key: bytes, dim: int) -> np.ndarray:
+    """Return the tokens of a record, float32 [l, dim]. Raises CorruptFile."""
     if record[:KEY_BYTES] != key or (len(record) - KEY_BYTES) % (2 * dim):
-        raise UserError(f"{folder} is corrupt: a record does not match its key")
+        raise CorruptFile("a record does not match its key")
     tokens = np.frombuffer(record, np.float16, offset=KEY_BYTES)
     return tokens.reshape(-1, dim).astype(np.float32)
 
 
 def write(
-    folder: str | os.PathLike,
-    captions: Iterable[str],
-    encode: Encode,
-    metadata: dict,
-    batch: int = 64,
-    progress: Callable[[int], object] = lambda count: None,
+    folder: str | os.PathLike, captions: Iterable[str], encode: Encode, metadata: dict
 ) -> EmbeddingStore:
     """Write the embeddings of every distinct caption, and of "", the missing caption.
 
@@ -170,9 +144,8 @@ def write(
     when the new one is complete.
 
     Args:
-      encode: captions, at most `batch`, to their tokens [l, dim] each.
+      encode: captions, at most BATCH, to their tokens [l, dim] each.
       metadata: about the encoder, with its "width", for embeddings.json.
-      progress: called with the number of newly written captions.
     """
     folder = make_folder(folder)
     by_key = {caption_key(caption): caption for caption in ("", *captions)}
@@ -184,77 +157,61 @@ def write(
         f"{prefix}-{i:05}-of-{len(parts):05}.array_record" for i in range(len(parts))
     ]
     max_tokens = 0
-    for name, part in zip(names, parts, strict=True):
+    for name, part in zip(tqdm(names, "embedding", disable=None), parts, strict=True):
         length = _max_tokens(folder / name, part, metadata["width"])
         if length is None:
             with atomic_write(folder / name, overwrite=True) as temporary:
-                _write_shard(temporary, part, by_key, encode, batch, progress)
+                _write_shard(temporary, part, by_key, encode)
             length = _max_tokens(folder / name, part, metadata["width"])
-        else:
-            progress(len(part))
         if length is None:
             raise UserError(f"{folder / name} is not what was written: a failing disk?")
         max_tokens = max(max_tokens, length)
-    metadata = metadata | {
-        "max_tokens": max_tokens,
-        "captions": len(keys),
-        "keys": f"{prefix}.npy",
+    index = metadata | {
+        "max_tokens": max_tokens, "captions": len(keys), "keys": f"{prefix}.npy",
         "shards": names,
-    }
-    metadata["digest"] = _digest(metadata)
+    }  # fmt: skip
     with (
-        atomic_write(folder / metadata["keys"], overwrite=True) as temporary,
+        atomic_write(folder / index["keys"], overwrite=True) as temporary,
         temporary.open("wb") as file,
     ):
         np.save(file, np.array(keys), allow_pickle=False)
     old_files = _listed_files(folder)
-    with atomic_write(folder / INDEX, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(metadata, indent=1) + "\n")
-    leftovers = {path.name for path in folder.glob(f".{prefix}-*.tmp")}  # after a kill
-    for name in leftovers | old_files - {metadata["keys"], *names}:
+    write_json(folder / INDEX, index | {"digest": _digest(index)})
+    for name in old_files - {index["keys"], *names}:
         (folder / name).unlink(missing_ok=True)
     return EmbeddingStore(folder)
 
 
 def _write_shard(
-    path: Path,
-    keys: Sequence[bytes],
-    by_key: dict[bytes, str],
-    encode: Encode,
-    batch: int,
-    progress: Callable[[int], object],
+    path: Path, keys: Sequence[bytes], by_key: dict[bytes, str], encode: Encode
 ) -> None:
     writer = ArrayRecordWriter(str(path), "group_size:1")  # records are read one by one
     with contextlib.closing(writer):
-        for start in range(0, len(keys), batch):
-            batch_keys = keys[start : start + batch]
-            texts = [by_key[key] for key in batch_keys]
-            for key, text, tokens in zip(batch_keys, texts, encode(texts), strict=True):
+        for start in tqdm(range(0, len(keys), BATCH), leave=False, disable=None):
+            batch = keys[start : start + BATCH]
+            texts = [by_key[key] for key in batch]
+            for key, text, tokens in zip(batch, texts, encode(texts), strict=True):
                 with np.errstate(over="ignore"):  # the error below names the caption
                     half = tokens.astype(np.float16)
                 if not np.isfinite(half).all():
                     raise UserError(f"the embedding of {text[:60]!r} overflows float16")
                 writer.write(key + half.tobytes())
-            progress(len(batch_keys))
 
 
 def _max_tokens(path: Path, keys: Sequence[bytes], dim: int) -> int | None:
     """Return the tokens of the longest record; None for a missing or corrupt shard."""
     try:
         records = ArrayRecordDataSource([str(path)])
-        if len(records) != len(keys):
-            return None
-        return max(
-            len(_parse_record(records[i], key, dim, path)) for i, key in enumerate(keys)
-        )
-    except (OSError, RuntimeError, ValueError, UserError):
+        pairs = zip(map(records.__getitem__, range(len(records))), keys, strict=True)
+        return max(len(_parse_record(record, key, dim)) for record, key in pairs)
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
 def _listed_files(folder: Path) -> set[str]:
-    """Return the files that embeddings.json names; none if it is missing."""
+    """Return the files of this folder that embeddings.json names, if it is intact."""
     try:
-        metadata = _validated(read_json(folder / INDEX))
+        index = _read_index(folder / INDEX)
     except (FileNotFoundError, CorruptFile):
         return set()
-    return {metadata["keys"], *metadata["shards"]}
+    return {os.path.basename(name) for name in (index["keys"], *index["shards"])}

@@ -9,18 +9,22 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
-from vdm_jax import video_io
 from vdm_jax.data import layout
 from vdm_jax.data.clip_shape import ClipShape
-from vdm_jax.data.layout import Skipped
-from vdm_jax.errors import UserError, printable
+from vdm_jax.data.layout import Listing, Skipped
+from vdm_jax.errors import UserError
 from vdm_jax.video_io import BadVideo, VideoInfo, cache
 from vdm_jax.video_io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vdm_jax.video_io.sandbox import SandboxedDecoder
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,96 +44,64 @@ class VideoFile:
         """The index of the segment's frames alone."""
         return dataclasses.replace(self.info, pts=self.info.pts[self.start : self.stop])
 
-
-@dataclasses.dataclass(frozen=True)
-class ScanReport:
-    """Counts of a folder: videos, usable ones, and skipped ones with their reasons.
-
-    Attributes:
-      unmatched: files of captions.jsonl that do not exist.
-      ignored: suffix, or another kind -> number of files that were not read.
-    """
-
-    root: str
-    num_videos: int
-    num_usable: int
-    skipped: tuple[Skipped, ...]
-    unmatched: tuple[str, ...]
-    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def summary_lines(self, most: int = 20) -> list[str]:
-        """Return lines of text that name at most ``most`` of the skipped videos."""
-        lines = [
-            f"{self.root}: {self.num_videos} videos, {self.num_usable} usable, "
-            f"{len(self.skipped)} skipped"
-        ]
-        lines += [
-            printable(f"  {name}: {reason}") for name, reason in self.skipped[:most]
-        ]
-        more = len(self.skipped) - most
-        lines += [f"  ... and {more} more"] * (more > 0)
-        ignored = layout.describe_ignored(self.ignored)
-        return lines + [f"  ignored files: {ignored}"] * bool(ignored)
+    def frame_numbers(self, first: int, shape: ClipShape) -> np.ndarray:
+        """Return the numbers of the frames of the clip that starts at ``first``."""
+        return shape.frame_numbers(self.segment, first - self.start) + self.start
 
 
 def scan(
     path: str, shape: ClipShape, store: cache.IndexStore, decoder: SandboxedDecoder
-) -> tuple[tuple[VideoFile, ...], ScanReport]:
-    """Index all videos of a folder; return the usable ones and a report.
+) -> tuple[tuple[VideoFile, ...], Listing]:
+    """Index all videos of a folder; return the usable ones, and all with reasons.
 
     A video is usable if it holds a clip of ``shape``. Raises UserError if none is.
     """
-    shape.check()
     listing = layout.find_videos(path)
     captions, skipped, unmatched = layout.read_captions(listing)
     skipped = [*listing.skipped, *skipped]
 
-    def index(name: str) -> VideoInfo | Skipped:
-        try:
-            info = store.probe(listing.path(name), decoder.inspect)
-            video_io.num_starts(info, shape.frames, shape.stride, shape.fps)
-            return info
-        except BadVideo as error:
-            return name, error.reason
+    def index(name: str) -> VideoInfo:
+        info = store.probe(listing.path(name), decoder.inspect)
+        shape.num_starts(info)
+        return info
 
-    names = list(captions)
-    threads = min(8, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = pool.map(index, names)
-        try:
-            results = list(
-                tqdm(results, "indexing", len(names), leave=False, disable=None)
-            )
-        except OSError as error:
-            raise UserError(
-                f"{store.folder} cannot be written ({error}): use another cache_dir"
-            ) from error
-    decoder.close()
     labels, files = layout.folder_labels(listing.videos), []
-    for name, result in zip(names, results, strict=True):
-        if isinstance(result, tuple):
-            skipped.append(result)
+    infos = map_videos(index, list(captions), "indexing")
+    for (name, texts), info in zip(captions.items(), infos, strict=True):
+        if isinstance(info, BadVideo):
+            skipped.append((name, info.reason))
             continue
-        files.append(
-            VideoFile(
-                name, _num_bytes(result.path), result, labels.get(name),
-                captions[name], start=0, stop=result.frames,
-            )
-        )  # fmt: skip
-    report = ScanReport(
-        root=str(path),
-        num_videos=len(listing.videos) + len(listing.skipped),
-        num_usable=len(files),
+        size, label = _num_bytes(info.path), labels.get(name)
+        files.append(VideoFile(name, size, info, label, texts, 0, info.frames))
+    decoder.close()
+    report = dataclasses.replace(
+        listing,
+        videos=tuple(file.name for file in files),
         skipped=tuple(sorted(skipped)),
         unmatched=tuple(unmatched),
-        ignored=listing.ignored,
     )
     if not files:
         raise UserError(no_usable_videos_message(report, report.skipped))
     return tuple(files), report
 
 
-def no_usable_videos_message(report: ScanReport, skipped: Sequence[Skipped]) -> str:
+def map_videos(
+    function: Callable[[Item], Result], items: Sequence[Item], title: str
+) -> Iterator[Result | BadVideo]:
+    """Yield the result for each item, or its BadVideo; threads, a progress bar."""
+
+    def result(item: Item) -> Result | BadVideo:
+        try:
+            return function(item)
+        except BadVideo as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(result, items)
+        yield from tqdm(results, title, len(items), leave=False, disable=None)
+
+
+def no_usable_videos_message(report: Listing, skipped: Sequence[Skipped]) -> str:
     """Return one line for a folder without usable videos: the most common reason."""
     if report.num_videos:
         return (
@@ -174,20 +146,16 @@ def split_files(
 
     fraction: config.data.validation_fraction.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"config.data.validation_fraction={fraction}: in [0, 1)")
     if not fraction:
         return tuple(files), ()
     if len(files) == 1:
         return _split_in_time(files[0], fraction, shape)
-    rank = {file.name: _hash(file.name) for file in files}
-    ordered = sorted(files, key=lambda file: rank[file.name])
-    number = sum(rank[file.name] < fraction for file in files)
+    hashes = sorted(_hash(file.name) for file in files)
+    number = sum(value < fraction for value in hashes)
     most = min(math.ceil(2 * fraction * len(files)), len(files) - 1)
-    number = min(max(number, 1), most)
-    held_out = {file.name for file in ordered[:number]}
-    train = tuple(file for file in files if file.name not in held_out)
-    return train, tuple(file for file in files if file.name in held_out)
+    highest = hashes[min(max(number, 1), most) - 1]
+    train = tuple(file for file in files if _hash(file.name) > highest)
+    return train, tuple(file for file in files if _hash(file.name) <= highest)
 
 
 def _hash(name: str) -> float:
@@ -198,15 +166,14 @@ def _hash(name: str) -> float:
 
 def _split_in_time(file: VideoFile, fraction: float, shape: ClipShape):
     """Return the training and the held-out segment of one file."""
-    num_starts = video_io.num_starts(file.info, shape.frames, shape.stride, shape.fps)
-    span = file.info.frames - num_starts + 1  # of a clip, in frames
+    span = file.info.frames - shape.num_starts(file.info) + 1  # of a clip, in frames
     end = min(round(file.info.frames * (1 - fraction)), file.info.frames - span)
     if end < 1:
         return (file,), ()
     parts = dataclasses.replace(file, stop=end), dataclasses.replace(file, start=end)
     try:
         for part in parts:
-            video_io.num_starts(part.segment, shape.frames, shape.stride, shape.fps)
+            shape.num_starts(part.segment)
     except BadVideo:  # a segment is too short, or its frame rate is too low
         return (file,), ()
     return parts[:1], parts[1:]
@@ -217,9 +184,7 @@ def clip_ranges(file: VideoFile, shape: ClipShape) -> list[tuple[int, int]]:
 
     Each range is about one clip long. It is one item of the data set.
     """
-    num_starts = video_io.num_starts(
-        file.segment, shape.frames, shape.stride, shape.fps
-    )
+    num_starts = shape.num_starts(file.segment)
     span = file.stop - file.start - num_starts + 1
     number = -(-num_starts // span)
     edges = [file.start + num_starts * i // number for i in range(number + 1)]

@@ -18,6 +18,7 @@ from typing import Any
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import (
     CorruptFile,
+    check_regular,
     parse_json,
     read_text,
     split_lines,
@@ -42,19 +43,37 @@ class Listing:
     """The videos of a folder: names relative to it, in sorted order.
 
     Attributes:
-      skipped: videos that cannot be read, with their reasons.
+      skipped: videos that cannot be used, with their reasons.
       ignored: suffix, or another kind -> number of files that were not read.
+      unmatched: files of captions.jsonl that do not exist.
     """
 
     root: Path
     videos: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     ignored: Mapping[str, int]
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def num_videos(self) -> int:
+        return len(self.videos) + len(self.skipped)
 
     def path(self, name: str) -> str:
         """Return the file, or the folder of frames, of a name."""
         name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
         return os.path.normpath(self.root / name)
+
+    def summary_lines(self, most: int = 20) -> list[str]:
+        """Return lines of text that name at most ``most`` of the skipped videos."""
+        total, skipped = self.num_videos, len(self.skipped)
+        lines = [
+            f"{self.root}: {total} videos, {total - skipped} usable, {skipped} skipped",
+            *(f"  {name}: {reason}" for name, reason in self.skipped[:most]),
+        ]
+        lines += [f"  ... and {skipped - most} more"] * (skipped > most)
+        ignored = describe_ignored(self.ignored)
+        lines += [f"  ignored files: {ignored}"] * bool(ignored)
+        return list(map(printable, lines))
 
 
 def find_videos(path: str | os.PathLike) -> Listing:
@@ -105,15 +124,14 @@ def _walk(
 
     files_by_folder: dict[str, list[str]] = {}
     for folder, subfolders, files in os.walk(root, onerror=unreadable):
-        hidden = [name for name in (*subfolders, *files) if _is_hidden(name)]
+        hidden = {name for name in (*subfolders, *files) if _is_hidden(name)}
         ignored["hidden"] += len(hidden)
-        visible = sorted({*subfolders} - {*hidden})
-        links = [name for name in visible if os.path.islink(os.path.join(folder, name))]
-        for name in links:
-            reason = "symlink to a folder: not followed"
-            skipped.append((_relative(root, os.path.join(folder, name)), reason))
-        subfolders[:] = [name for name in visible if name not in links]
-        files_by_folder[folder] = sorted({*files} - {*hidden})
+        subfolders[:] = sorted({*subfolders} - hidden)
+        for path in (os.path.join(folder, name) for name in subfolders):
+            if os.path.islink(path):
+                reason = "symlink to a folder: not followed"
+                skipped.append((_relative(root, path), reason))
+        files_by_folder[folder] = sorted({*files} - hidden)
         ignored["empty folder"] += not subfolders and not files
     return files_by_folder
 
@@ -176,23 +194,24 @@ def read_captions(
     captions.jsonl.
     """
     path = listing.root / CAPTIONS_FILE
-    from_jsonl = {}
     try:
-        if _is_readable(listing.root, path):
-            from_jsonl = _read_jsonl(path)
-    except CorruptFile as error:
-        raise UserError(f"{path}: {error}") from error
+        lines = _read_lines(path, MAX_JSONL_BYTES, listing.root)
+    except (OSError, CorruptFile) as error:
+        raise UserError(f"{path}: {_reason(error)}") from error
+    from_jsonl = _parse_jsonl(path, lines)
     captions, skipped = {}, []
     for name in listing.videos:
         path = _caption_file(Path(listing.path(name)))
         try:
             # If the root is a video, the file next to it is outside of the data.
-            lines = _read_caption_file(listing.root, path) if name != "." else []
+            is_root = name == "."
+            lines = (
+                [] if is_root else _read_lines(path, MAX_CAPTION_BYTES, listing.root)
+            )
         except (OSError, CorruptFile) as error:
-            reason = getattr(error, "strerror", None) or error
-            skipped.append((name, f"caption {path.name}: {reason}"))
+            skipped.append((name, f"caption {path.name}: {_reason(error)}"))
             continue
-        captions[name] = (*lines, *from_jsonl.pop(name, ()))
+        captions[name] = (*_stripped(lines), *from_jsonl.pop(name, ()))
     skipped_names = {name for name, _ in skipped}
     return captions, skipped, sorted(set(from_jsonl) - skipped_names)
 
@@ -203,26 +222,28 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], list[Skipped]
     Returns the captions, and the videos whose captions cannot be read. Raises UserError
     if there are no captions.
     """
-    path = Path(path)
-    skipped: list[Skipped] = []
+    path, skipped = Path(path), []
     rule = (
         f"pass a folder of videos with a.txt next to a.mp4, a {CAPTIONS_FILE}, or a "
         "text file with one caption per line"
     )
     if path.is_dir():
         captions, skipped, _ = read_captions(find_videos(path))
-    elif path.suffix == ".jsonl":
-        captions = _read_jsonl(path)
     else:
         try:
-            captions = {path.name: _read_lines(path, MAX_JSONL_BYTES)}
+            lines = split_lines(read_text(path, MAX_JSONL_BYTES))
         except (OSError, CorruptFile) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: {reason}: {rule}") from error
-    texts = [text for lines in captions.values() for text in lines]
+            raise UserError(f"{path}: {_reason(error)}: {rule}") from error
+        is_jsonl = path.suffix == ".jsonl"
+        captions = _parse_jsonl(path, lines) if is_jsonl else {"": _stripped(lines)}
+    texts = [text for several in captions.values() for text in several]
     if not texts:
         raise UserError(f"{path} has no captions: {rule}")
     return texts, skipped
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _caption_file(video: Path) -> Path:
@@ -231,38 +252,31 @@ def _caption_file(video: Path) -> Path:
     return video.parent / f"{stem}.txt"
 
 
-def _read_caption_file(root: Path, path: Path) -> list[str]:
-    """Return the captions of a file, if it exists. Raises CorruptFile, OSError."""
-    return _read_lines(path, MAX_CAPTION_BYTES) if _is_readable(root, path) else []
+def _read_lines(path: Path, limit: int, root: Path) -> list[str]:
+    """Return the lines of a file below root; [] if there is none.
 
-
-def _is_readable(root: Path, path: Path) -> bool:
-    """Return whether a file exists. Raises CorruptFile if it must not be read."""
+    Raises CorruptFile for a link that must not be followed and for what is no text,
+    OSError.
+    """
     if reason := _why_bad_link(root, path):
         raise CorruptFile(reason)
-    if path.exists() and not path.is_file():
-        raise CorruptFile("not a regular file")
-    return path.exists()
+    if not path.exists():
+        return []
+    check_regular(path)
+    return split_lines(read_text(path, limit))
 
 
-def _read_lines(path: Path, limit: int) -> list[str]:
-    """Return the non-empty lines of a file, one caption each."""
-    lines = split_lines(read_text(path, limit))
+def _stripped(lines: Iterable[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_jsonl(path: Path) -> dict[str, list[str]]:
-    """Read captions by file from one JSON object per line.
+def _parse_jsonl(path: Path, lines: Iterable[str]) -> dict[str, list[str]]:
+    """Return captions by file from one JSON object per line.
 
     A line is {"file": "a.mp4", "caption": "..."} or has "captions": [...].
     """
     captions: dict[str, list[str]] = {}
     rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
-    try:
-        lines = split_lines(read_text(path, MAX_JSONL_BYTES))
-    except (OSError, CorruptFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: {reason}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -277,8 +291,7 @@ def _read_jsonl(path: Path) -> dict[str, list[str]]:
             if reason := why_invalid_text(text):
                 raise UserError(f"{path} line {number}: a caption {reason}")
         name = Path(os.path.normpath(entry["file"])).as_posix()
-        stripped = [text.strip() for text in texts if text.strip()]
-        captions.setdefault(name, []).extend(stripped)
+        captions.setdefault(name, []).extend(_stripped(texts))
     return captions
 
 

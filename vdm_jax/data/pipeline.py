@@ -31,25 +31,27 @@ class _LoadBatch:
     """Loads a batch: (batch number, global item indices) -> the rows of this process.
 
     Attributes:
-      joint_image_frames: independent images per video.
       max_bad_fraction: of unusable items, above which loading fails.
-      local_rows: the rows of the global batch that this process loads.
+      joint_image_frames: independent images per video.
+      process: index and number of the processes that share each global batch.
       bad: name -> error of the unusable items so far.
     """
 
     source: Source
     seed: int
     frames: int
-    joint_image_frames: int
-    flip: bool
     max_bad_fraction: float
-    local_rows: slice
+    joint_image_frames: int = 0
+    flip: bool = False
+    process: tuple[int, int] = (0, 1)
     bad: dict[str, BadClip] = dataclasses.field(default_factory=dict)
 
     def __call__(self, number: int, indices: Sequence[int]) -> Batch:
-        positions = range(number * len(indices), (number + 1) * len(indices))
-        pairs = zip(positions[self.local_rows], indices[self.local_rows], strict=True)
-        examples = [self._example(position, int(index)) for position, index in pairs]
+        process, count = self.process
+        local = len(indices) // count
+        first = number * len(indices)
+        rows = range(process * local, (process + 1) * local)
+        examples = [self._example(first + row, int(indices[row])) for row in rows]
         batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
         if self.joint_image_frames:
             mask = np.arange(self.frames + self.joint_image_frames) < self.frames
@@ -112,20 +114,11 @@ class _LoadBatch:
             )
 
 
-def _dataset(
-    config, source: Source, *, seed: int, batch_size: int, images: int, flip: bool,
-    local_rows: slice = slice(None),
-) -> grain.MapDataset[Batch]:  # fmt: skip
+def _dataset(load: _LoadBatch, batch_size: int) -> grain.MapDataset[Batch]:
     """Return the infinite sequence of batches, by number."""
-    if config.data.flip and not source.flip:
-        raise UserError(
-            f"config.data.flip=True: labels or captions of {source.name} depend on "
-            "left and right; set it to False"
-        )
-    frames, max_bad = config.video.frames, config.data.max_bad_fraction
-    load = _LoadBatch(source, seed, frames, images, flip, max_bad, local_rows)
-    epochs = MAX_EXAMPLES // len(source)
-    items = grain.MapDataset.range(len(source)).shuffle(seed).repeat(epochs)
+    length = len(load.source)
+    items = grain.MapDataset.range(length).shuffle(load.seed)
+    items = items.repeat(MAX_EXAMPLES // length)
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
 
 
@@ -186,34 +179,28 @@ def train_batches(
         number of processes, a flip that would make labels wrong, or (from `next`) too
         many unusable clips.
     """
-    _check_ranges(config)
-    source, batch_size = source.split(False), config.data.batch_size
-    if len(source) < batch_size:
+    data, source = config.data, source.split(False)
+    if data.flip and not source.flip:
+        raise UserError(
+            f"config.data.flip=True: labels or captions of {source.name} depend on "
+            "left and right; set it to False"
+        )
+    if len(source) < data.batch_size:
         raise UserError(
             f"{source.name} has {len(source)} clips for training, fewer than one batch "
-            f"of config.data.batch_size={batch_size}: lower it or add clips"
+            f"of config.data.batch_size={data.batch_size}: lower it or add clips"
         )
-    if batch_size % process_count:
+    if data.batch_size % process_count:
         raise UserError(
-            f"config.data.batch_size={batch_size} is not a multiple of the "
+            f"config.data.batch_size={data.batch_size} is not a multiple of the "
             f"{process_count} processes: the nearest multiple is "
-            f"{max(round(batch_size / process_count), 1) * process_count}"
+            f"{max(round(data.batch_size / process_count), 1) * process_count}"
         )
-    local = batch_size // process_count
-    dataset = _dataset(
-        config, source, seed=config.seed, batch_size=batch_size,
-        images=config.data.joint_image_frames, flip=config.data.flip,
-        local_rows=slice(process_index * local, (process_index + 1) * local),
+    load = _LoadBatch(
+        source, config.seed, config.video.frames, data.max_bad_fraction,
+        data.joint_image_frames, data.flip, (process_index, process_count),
     )  # fmt: skip
-    return Batches(dataset, config.data.workers)
-
-
-def _check_ranges(config) -> None:
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"config.seed={config.seed}: from 0 to {2**32 - 1}")
-    for field, least in (("batch_size", 1), ("joint_image_frames", 0), ("workers", 0)):
-        if config.data[field] < least:
-            raise UserError(f"config.data.{field}={config.data[field]}: >= {least}")
+    return Batches(_dataset(load, data.batch_size), data.workers)
 
 
 def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
@@ -221,7 +208,8 @@ def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
 
     There are no joint images and no flips. The last item is followed by a new shuffle.
     """
-    dataset = _dataset(config, part, seed=seed, batch_size=1, images=0, flip=False)
+    frames, max_bad = config.video.frames, config.data.max_bad_fraction
+    dataset = _dataset(_LoadBatch(part, seed, frames, max_bad), batch_size=1)
     return (cast(Batch, dataset[i]) for i in range(n))
 
 
@@ -248,17 +236,17 @@ def fingerprint(config, source: Source) -> dict:
     The number of workers, threads and processes is not part of it.
     """
     digest = hashlib.sha256(repr((source.names, source.sizes)).encode())
-    fields = (
+    data = (
         "batch_size", "joint_image_frames", "stride", "target_fps", "flip", "crop",
+        "mean", "variance",
     )  # fmt: skip
     return {
         "seed": config.seed,
-        **{field: config.data[field] for field in fields},
+        **{field: config.data[field] for field in data},
         **{field: config.video[field] for field in ("frames", "height", "width")},
         "source": source.name,
         "items": len(source),
         "digest": digest.hexdigest(),
-        **{field: config.data[field] for field in ("mean", "variance")},
         # In earlier versions images had the labels and captions of their video.
         **({"image_conditions": "their own"} if config.data.joint_image_frames else {}),
     }

@@ -1,9 +1,7 @@
 """A data set that TensorFlow Datasets has prepared, read without tensorflow.
 
 features.json describes the records, and array_record files give random access to them.
-`features.Video` cannot be constructed without tensorflow, but it is stored and read as
-a sequence of images. Most data sets need tensorflow to be prepared, once, on any
-machine:
+Most data sets need tensorflow to be prepared, once, on any machine:
 
     tfds build ucf101 --file_format=array_record --data_dir=DIR
 """
@@ -12,46 +10,21 @@ import dataclasses
 import io
 import os
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.core import example_parser, features
 
-from vdm_jax import files, video_io
+from vdm_jax import video_io
+from vdm_jax.data import tfds_features, tfds_files
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
-from vdm_jax.data.tfds_features import (
-    ExampleLayout,
-    Feature,
-    FeaturePath,
-    choose_video,
-    get_path,
-    label_names,
-    make_connector,
-    proto,
-    scan_features,
-    supported_feature,
-)
-from vdm_jax.data.tfds_files import (
-    Records,
-    find_dataset,
-    read_message,
-    read_splits,
-    split_records,
-)
+from vdm_jax.data.tfds_features import ExampleLayout
+from vdm_jax.data.tfds_files import Records
 from vdm_jax.errors import UserError
 from vdm_jax.video_io import images
 from vdm_jax.video_io.sandbox import SandboxedDecoder
-
-# Raised by TFDS for a record that does not have the declared features.
-RECORD_ERRORS = (
-    AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
-    DecodeError, zlib.error,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +39,7 @@ class Tfds:
     name: str
     label_vocabulary: tuple[tuple[str, ...], ...]
     layout: ExampleLayout
-    path: FeaturePath
-    parser: example_parser.ExampleParserNp
-    features: features.FeatureConnector
+    path: str
     parts: tuple[Records, Records]
     shape: ClipShape
     decoder: SandboxedDecoder
@@ -105,14 +76,20 @@ class Tfds:
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """Load a random clip of record `index`. Raises BadClip."""
         name, record = self.part.read(index)
-        stored, texts, label = self._parse(name, record)
+        stored, captions, label = tfds_features.read_example(
+            name, record, self.layout, self.path
+        )
+        for value, names in zip(label, self.label_vocabulary, strict=True):
+            if not -1 <= value < len(names):
+                raise BadClip(name, f"label {value} of {len(names)}")
+        shape = self.shape
 
         def select(number: int) -> np.ndarray:
-            span = (self.shape.frames - 1) * self.shape.stride + 1
+            span = (shape.frames - 1) * shape.stride + 1
             if number < span:
                 raise BadClip(name, f"too short: {number} frames, a clip spans {span}")
             start = int(rng.integers(number - span + 1))
-            clip = start + self.shape.stride * np.arange(self.shape.frames)
+            clip = start + shape.stride * np.arange(shape.frames)
             return clip if frames > 1 else clip[[rng.integers(len(clip))]]
 
         try:
@@ -121,44 +98,8 @@ class Tfds:
             raise BadClip(name, error.reason) from error
         if video_io.is_flat(video):
             raise BadClip(name, "constant")
-        size = self.shape.size
-        crop_rng = rng if self.shape.crop == "random" else None
-        video = video_io.crop(video_io.resize(video, size), size, crop_rng)
-        if self.shape.channels == 1:
-            video = video_io.to_gray(video)
-        caption = texts[int(rng.integers(len(texts)))] if texts else ""
-        clip = Clip(video=video, caption=caption)
-        if self.label_vocabulary:
-            clip["label"] = np.array(label, np.int32)
-        return clip
-
-    def _parse(self, name: str, record: bytes) -> tuple[Any, list[str], list[int]]:
-        """Return the stored video, the captions and the label. Raises BadClip."""
-        layout = self.layout
-        try:
-            example = self.parser.parse_example(record)
-            stored = get_path(example, self.path)
-            if layout.videos[self.path] == "tensor":
-                stored = get_path(self.features, self.path).decode_example_np(stored)
-            captions = (
-                get_path(example, layout.captions[0]) if layout.captions else None
-            )
-            captions = [] if captions is None else captions
-            texts = [text.decode() for text in np.atleast_1d(captions)]
-            label = [int(get_path(example, path)) for path in layout.labels]
-        except RECORD_ERRORS as error:
-            text = str(error).splitlines()[:1] or [type(error).__name__]
-            reason = f"does not match features.json: {text[0]}"
-            raise BadClip(name, reason) from error
-        if stored is None:
-            raise BadClip(name, "contains no video")
-        for text in texts:
-            if reason := files.why_invalid_text(text):
-                raise BadClip(name, f"a caption {reason}")
-        for value, names in zip(label, self.label_vocabulary, strict=True):
-            if not -1 <= value < len(names):
-                raise BadClip(name, f"label {value} of {len(names)}")
-        return stored, texts, label
+        video = shape.crop_frames(video_io.resize(video, shape.size), rng)
+        return shape.make_clip(video, captions, label, rng)
 
     def _read_frames(
         self, name: str, stored: Any, select: Callable[[int], np.ndarray]
@@ -167,7 +108,7 @@ class Tfds:
 
         select: number of frames of the video -> numbers of the clip's frames.
         """
-        kind = self.layout.videos[self.path]
+        kind = self.layout.videos[self.path].kind
         if kind == "tensor":
             video = stored[select(len(stored))]
             if video.shape[-1] not in (1, 3, 4) or not video.size:
@@ -199,31 +140,19 @@ def open_tfds(config) -> Tfds:
             "config.data.target_fps: examples of TFDS have no frame rate; set it to 0 "
             "and use config.data.stride"
         )
-    directory, chosen = find_dataset(data.tfds_name, data.path)
-    info = read_message(
-        directory / "dataset_info.json", proto.dataset_info_pb2.DatasetInfo()
-    )
-    if info.file_format != "array_record":
-        raise UserError(
-            f"{directory} is in {info.file_format or 'tfrecord'} format, which needs "
-            "tensorflow: prepare it again with tfds build --file_format=array_record"
-        )
-    declared = read_message(directory / "features.json", Feature())
-    feature = supported_feature(declared) or Feature()
-    layout = ExampleLayout()
-    scan_features(feature, layout)
-    path = choose_video(layout, chosen, directory)
-    vocabulary = tuple(label_names(feature, p, directory) for p in layout.labels)
-    connector = make_connector(feature, directory)
-    infos = read_splits(info, directory)
+    directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
+    info = tfds_files.read_info(directory)
+    layout = tfds_features.read_layout(directory)
+    path = tfds_features.choose_video(layout, chosen, directory)
     return Tfds(
         name=f"tfds {info.name} {info.config_name} {info.version}".replace("  ", " "),
-        label_vocabulary=vocabulary,
+        label_vocabulary=tuple(
+            tfds_features.label_names(path, count, directory)
+            for path, count in layout.labels.items()
+        ),
         layout=layout,
         path=path,
-        parser=example_parser.ExampleParserNp(connector.get_serialized_info()),
-        features=connector,
-        parts=split_records(infos, data.validation_fraction, directory),
+        parts=tfds_files.split_records(info, data.validation_fraction, directory),
         shape=shape,
         decoder=SandboxedDecoder(),
     )

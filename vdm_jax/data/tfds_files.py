@@ -12,6 +12,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from google.protobuf import json_format
 from tensorflow_datasets.core import naming, splits
+from tensorflow_datasets.core import proto as untyped
+from tensorflow_datasets.core.utils.version import list_all_versions
 
 from vdm_jax import files
 from vdm_jax.data.source import BadClip
@@ -19,7 +21,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
-VERSION = re.compile(r"\d+\.\d+\.\d+")
+proto: Any = untyped  # its classes are made from .proto files at import
 
 
 def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
@@ -39,30 +41,22 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
     name, version, feature = match.groups()
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = user_path(data_dir or default, "TFDS_DATA_DIR")
-    folders = {path.name: path for path in _directories(root / name)}
-    versions = [key for key in folders if VERSION.fullmatch(key)]
+    versions = list(map(str, list_all_versions(root / name)))
     if version in versions or (versions and not version):
-        newest = max(versions, key=lambda v: [int(n) for n in v.split(".")])
-        return folders[version or newest], feature or ""
+        return root / name / (version or versions[-1]), feature or ""
     if versions:
         raise UserError(f"{name}: no version {version}, but {', '.join(versions)}")
-    configs = [k for k, p in folders.items() if any(map(_is_version, _directories(p)))]
+    configs = sorted(
+        {file.parents[1].name for file in (root / name).glob("*/*/*.json")}
+    )
     if configs:
-        choices = ", ".join(f"{name}/{config}" for config in sorted(configs))
+        choices = ", ".join(f"{name}/{config}" for config in configs)
         raise UserError(f"config.data.tfds_name={name!r}: one of {choices}")
     raise UserError(
         f"no prepared data set {name} in {root}: preparing it needs tensorflow, once, "
         f"on any machine: tfds build {name} --file_format=array_record "
         f"--data_dir={root}"
     )
-
-
-def _directories(path: Path) -> list[Path]:
-    return [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
-
-
-def _is_version(path: Path) -> bool:
-    return VERSION.fullmatch(path.name) is not None
 
 
 def read_message(path: Path, message: Any) -> Any:
@@ -116,7 +110,19 @@ class Records:
             raise BadClip(name, str(error).split(";")[0].split(" (")[0]) from error
 
 
-def read_splits(info: Any, directory: Path) -> dict[str, Any]:
+def read_info(directory: Path) -> Any:
+    """Read dataset_info.json. Raises UserError for another format of the records."""
+    message = proto.dataset_info_pb2.DatasetInfo()
+    info = read_message(directory / "dataset_info.json", message)
+    if info.file_format != "array_record":
+        raise UserError(
+            f"{directory} is in {info.file_format or 'tfrecord'} format, which needs "
+            "tensorflow: prepare it again with tfds build --file_format=array_record"
+        )
+    return info
+
+
+def _read_splits(info: Any, directory: Path) -> dict[str, Any]:
     """Return the splits of dataset_info.json by name, with the paths of their files."""
     try:
         template = naming.ShardedFileTemplate(
@@ -129,13 +135,8 @@ def read_splits(info: Any, directory: Path) -> dict[str, Any]:
             for path in split.filepaths:
                 Path(path).resolve()
     except (
-        ArithmeticError,
-        AttributeError,
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
+        ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise corrupt_file_error(directory / "dataset_info.json", error) from error
     return infos
 
@@ -161,13 +162,14 @@ def _open_split(info: Any, directory: Path) -> Records:
 
 
 def split_records(
-    infos: dict[str, Any], fraction: float, directory: Path
+    info: Any, fraction: float, directory: Path
 ) -> tuple[Records, Records]:
     """Return the training and the held-out part.
 
     Held out is the split `validation`, else `test`, else a fraction of the records at
     equal distances.
     """
+    infos = _read_splits(info, directory)
     names = list(infos)
     if not names:
         raise UserError(f"{directory}: dataset_info.json names no split")

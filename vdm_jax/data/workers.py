@@ -1,5 +1,7 @@
 """Worker processes that load batches and send them through pipes."""
 
+import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
@@ -7,9 +9,10 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from typing import BinaryIO
 
 import grain
 import numpy as np
@@ -33,43 +36,38 @@ def prefetch(
 class WorkerPool:
     """An iterator of batches in order; each of n processes loads every n-th batch.
 
-    Batches are sent through pipes: shared memory would outlive a killed run. A worker
+    Batches are pickled into pipes: shared memory would outlive a killed run. A worker
     ends with this process, even if that is killed, because it waits for its end.
     """
 
     def __init__(self, dataset: grain.MapDataset[Batch], number: int):
         spawn = multiprocessing.get_context("spawn")
         self._processes: list[multiprocessing.process.BaseProcess] = []
-        self._pipes: list[Connection] = []
+        self._pipes: list[BinaryIO] = []
+        buffer = -(-PREFETCH_BATCHES // number)
         for worker in range(number):
             pipe, worker_pipe = spawn.Pipe(duplex=False)
-            process = spawn.Process(
-                target=_worker_main,
-                args=(
-                    dataset[worker::number],
-                    -(-PREFETCH_BATCHES // number),
-                    worker_pipe,
-                ),
-                daemon=True,
-            )
+            arguments = dataset[worker::number], buffer, worker_pipe
+            process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
             _start_worker(process)
             worker_pipe.close()  # so that the pipe ends with the worker
             self._processes.append(process)
-            self._pipes.append(pipe)
-        self._next_worker = 0
+            self._pipes.append(os.fdopen(os.dup(pipe.fileno()), "rb"))
+            pipe.close()
+        self._next_worker = itertools.cycle(range(number))
         # At exit multiprocessing sends SIGTERM, which workers ignore: kill them before.
         self.close = multiprocessing.util.Finalize(
             self, _stop_workers, (self._processes, self._pipes), exitpriority=10
         )
 
     def __next__(self) -> Batch:
+        worker = next(self._next_worker)
         try:
-            answer = _receive(self._pipes[self._next_worker])
-        except (EOFError, OSError) as error:
-            raise self._worker_error(self._next_worker) from error
+            answer = pickle.load(self._pipes[worker])
+        except (EOFError, OSError, pickle.UnpicklingError) as error:  # it has ended
+            raise self._worker_error(worker) from error
         if isinstance(answer, UserError):
             raise answer
-        self._next_worker = (self._next_worker + 1) % len(self._pipes)
         return answer
 
     def _worker_error(self, worker: int) -> Exception:
@@ -101,8 +99,7 @@ def _start_worker(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _stop_workers(
-    processes: Iterable[multiprocessing.process.BaseProcess],
-    pipes: Iterable[Connection],
+    processes: Iterable[multiprocessing.process.BaseProcess], pipes: Iterable[BinaryIO]
 ) -> None:
     for pipe in pipes:
         pipe.close()
@@ -117,40 +114,23 @@ def _worker_main(
 ) -> None:
     """Send the batches of an infinite data set: the main function of a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    batches = prefetch(dataset, 1, buffer)
+    # The parent closes the pipe to stop.
+    with (
+        contextlib.suppress(ConnectionError),
+        open(pipe.fileno(), "wb", closefd=False) as file,
+    ):
+        for answer in _batches_or_error(dataset, buffer):
+            pickle.dump(answer, file, protocol=5)  # arrays without a copy
+            file.flush()
+
+
+def _batches_or_error(
+    dataset: grain.MapDataset[Batch], buffer: int
+) -> Iterator[Batch | UserError]:
     try:
-        for batch in batches:
-            _send(pipe, batch)
+        yield from prefetch(dataset, 1, buffer)
     except UserError as error:
-        _send(pipe, error)
-    except ConnectionError:  # the parent has closed the pipe
-        return
-
-
-def _send(pipe: Connection, answer: Batch | UserError) -> None:
-    """Send a batch or an error to `_receive`, arrays without a copy."""
-    buffers: list[pickle.PickleBuffer] = []
-    content = pickle.dumps(answer, 5, buffer_callback=buffers.append)
-    views = [buffer.raw() for buffer in buffers]
-    pipe.send((content, [view.nbytes for view in views]))
-    with open(pipe.fileno(), "wb", buffering=0, closefd=False) as file:
-        for view in views:
-            while view:
-                view = view[file.write(view) :]
-
-
-def _receive(pipe: Connection) -> Batch | UserError:
-    """Receive what `_send` sends. Raises EOFError if the sender has ended."""
-    content, sizes = pipe.recv()
-    buffers = [np.empty(size, np.uint8) for size in sizes]
-    with open(pipe.fileno(), "rb", buffering=0, closefd=False) as file:
-        for buffer in buffers:
-            view = buffer.data
-            while view:
-                if not (number := file.readinto(view)):
-                    raise EOFError
-                view = view[number:]
-    return pickle.loads(content, buffers=buffers)
+        yield error
 
 
 def _end_with_parent() -> None:

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vdm_jax.data import embeddings
-from vdm_jax.text.encoder import BATCH, TextEncoder
+from vdm_jax.text.encoder import TextEncoder
 
 
 def write_embeddings(
@@ -28,7 +27,4 @@ def write_embeddings(
         tokens, mask = np.asarray(embedding.tokens), np.asarray(embedding.mask)
         return [row[keep] for row, keep in zip(tokens, mask, strict=True)]
 
-    with tqdm(unit=" captions", disable=None) as bar:
-        return embeddings.write(
-            out, captions, encode, entries, batch=BATCH, progress=bar.update
-        )
+    return embeddings.write(out, captions, encode, entries)
