@@ -23,6 +23,7 @@ from vdm_jax.files import (
     StrPath,
     atomic_write,
     cache_folder,
+    write_bytes,
 )
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
@@ -69,9 +70,8 @@ class IndexStore:
                 if not error.lasting:
                     raise
                 stored["reason"] = error.reason
-            text = json.dumps(stored)
-            with atomic_write(entry, overwrite=True) as temporary:
-                temporary.write_text(f"{zlib.crc32(text.encode())}\n{text}")
+            text = json.dumps(stored).encode()
+            write_bytes(entry, b"%d\n%s" % (zlib.crc32(text), text), overwrite=True)
         if "reason" in stored:
             raise BadVideo(path, stored["reason"])
         return VideoInfo.from_json(stored["info"])
@@ -79,8 +79,8 @@ class IndexStore:
     def _load(self, entry: Path) -> dict | None:
         """Return an entry; None if it is missing or corrupt."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            checksum, text = entry.read_text().split("\n", 1)
-            if int(checksum) == zlib.crc32(text.encode()):
+            checksum, text = entry.read_bytes().split(b"\n", 1)
+            if int(checksum) == zlib.crc32(text):
                 return json.loads(text)
         return None
 
@@ -165,14 +165,12 @@ class FrameCache:
         """Delete the least recently used entries until ``size`` more bytes fit."""
         if size > self.max_bytes:
             raise ValueError(f"an entry of {size} bytes in a cache of {self.max_bytes}")
-        now, entries = time.time(), []
+        stale, entries = time.time() - STALE_SECONDS, []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                being_written = now - status.st_mtime < STALE_SECONDS
-                if path.name != "lock" and not (
-                    path.suffix == ".tmp" and being_written
-                ):
+                being_written = path.suffix == ".tmp" and status.st_mtime > stale
+                if path.name != "lock" and not being_written:
                     entries.append((status.st_mtime, status.st_size, path))
         total = size + sum(entry[1] for entry in entries)
         for _, freed, path in sorted(entries):
