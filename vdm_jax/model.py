@@ -20,7 +20,6 @@ from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
 
 Params = Any
-IDENTITY = Codec()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class DiffusionModel:
     schedule: schedules.Schedule  # of sampling
     training_schedule: schedules.Schedule
     video_shape: tuple[int, int, int, int]
-    codec: Codec = IDENTITY
+    codec: Codec = Codec()
     conditions: tuple[tuple[str, Condition], ...] = ()
     prediction_type: str = "v"
     mean: float = 0.0

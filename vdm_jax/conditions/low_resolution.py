@@ -25,7 +25,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import dense, noise_level_embedding
 from vdm_jax.settings.sections import Stage
 
-IDENTITY = Codec()
 AUGMENTATION_SCHEDULE = schedules.Cosine()  # without shift: logsnr within +-20
 
 
@@ -38,7 +37,7 @@ class LowResolution(Stage, VideoCondition):
     """
 
     shape: tuple[int, int, int, int] = dataclasses.field(kw_only=True)
-    codec: Codec = IDENTITY
+    codec: Codec = Codec()
 
     @classmethod
     def from_config(cls, config: Any) -> "LowResolution | None":

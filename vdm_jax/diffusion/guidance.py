@@ -14,14 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.area_means import area_matrix
-from vdm_jax.diffusion.process import (
-    Array,
-    Denoiser,
-    Prediction,
-    append_dims,
-    diffuse,
-    from_x,
-)
+from vdm_jax.diffusion import process
+from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims, diffuse
 from vdm_jax.diffusion.schedules import NoiseLevel, array_namespace
 
 CombineFn = Callable[[NoiseLevel, Prediction, Prediction], Prediction]
@@ -119,7 +113,8 @@ def rescaled(scales: Array, phi: float = RESCALE_PHI) -> CombineFn:
     def combine(level: NoiseLevel, cond: Prediction, uncond: Prediction) -> Prediction:
         x = plain(level, cond, uncond).x
         factor = _reduce_video(cond.x, jnp.std) / _reduce_video(x, jnp.std)
-        return from_x(x * (1 - phi + phi * factor), _implied_z(cond, level), level)
+        x = x * (1 - phi + phi * factor)
+        return process.from_x(x, _implied_z(cond, level), level)
 
     return combine
 
@@ -139,7 +134,7 @@ def projected(scales: Array, eta: float = 0.0) -> CombineFn:
         size = _reduce_video(cond.x**2, jnp.sum)
         along = _reduce_video(change * cond.x, jnp.sum) / size * cond.x
         x = cond.x + (s - 1) * (change - (1 - eta) * along)
-        return from_x(x, _implied_z(cond, level), level)
+        return process.from_x(x, _implied_z(cond, level), level)
 
     return combine
 
@@ -190,7 +185,7 @@ def clip_x(denoise: Denoiser, limit: float = 1.0) -> Denoiser:
 
     def clipped(z: Array, level: NoiseLevel, cond) -> Prediction:
         x = jnp.clip(denoise(z, level, cond).x, -limit, limit)
-        return from_x(x, z, level)
+        return process.from_x(x, z, level)
 
     return clipped
 
@@ -207,7 +202,7 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 99.5) -> Denoiser:
         size = jnp.abs(x).reshape(x.shape[0], -1)
         s = jnp.maximum(jnp.quantile(size, percentile / 100, axis=1), 1.0)
         s = append_dims(s, x).astype(x.dtype)
-        return from_x(jnp.clip(x, -s, s) / s, z, level)
+        return process.from_x(jnp.clip(x, -s, s) / s, z, level)
 
     return clipped
 
@@ -233,7 +228,7 @@ def reconstruction_guidance(
         w = append_dims(
             jnp.asarray(weight_at(weights, level) * level.alpha, z.dtype), z
         )
-        return from_x(x - w * gradient, z, level)
+        return process.from_x(x - w * gradient, z, level)
 
     return guided
 

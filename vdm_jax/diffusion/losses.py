@@ -9,14 +9,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from vdm_jax.diffusion.process import (
-    Array,
-    Denoiser,
-    Prediction,
-    append_dims,
-    diffuse,
-    velocity,
-)
+from vdm_jax.diffusion import process
+from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims, diffuse
 from vdm_jax.diffusion.schedules import NoiseLevel
 
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, section 3.4
@@ -51,7 +45,8 @@ def diffusion_loss(
     channels.
     """
     prediction = denoise(diffuse(x, eps, level), level, cond)
-    error = velocity(prediction, level) - velocity(Prediction(x, eps), level)
+    target = process.velocity(Prediction(x, eps), level)
+    error = process.velocity(prediction, level) - target
     return weighted_v_loss(error, level, weighting), prediction
 
 

@@ -19,13 +19,7 @@ from vdm_jax.networks.attention import (
     frame_attention_mask,
 )
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import (
-    GroupNorm,
-    conv,
-    dense,
-    param_dtype,
-    zeros_init,
-)
+from vdm_jax.networks.layers import GroupNorm, conv, dense, param_dtype, zeros_init
 from vdm_jax.networks.spec import UNetSpec
 
 

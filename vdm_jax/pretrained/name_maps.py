@@ -28,10 +28,7 @@ BERT: NameMap = (
             (r"intermediate\.dense", "mlp_in"),
             (r"output\.dense", "mlp_out"),
         )
-        for kind, prefix, leaf in (
-            ("weight", KERNEL, "kernel"),
-            ("bias", "", "bias"),
-        )
+        for kind, prefix, leaf in (("weight", KERNEL, "kernel"), ("bias", "", "bias"))
     ),
     *(
         (rf"{_BERT_LAYER}{theirs}\.LayerNorm\.{kind}", rf"layer_\1/{ours}/{leaf}")

@@ -14,8 +14,6 @@ from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample
 from vdm_jax.sampling.settings import Settings
 from vdm_jax.sampling.types import (
-    FIRST_NOISE,
-    WHOLE_RUN,
     NoiseIndex,
     Observation,
     Progress,
@@ -34,8 +32,8 @@ def extend_in_blocks(
     *,
     overlap_frames: int | None = None,
     backward: bool = False,
-    noise: NoiseIndex = FIRST_NOISE,
-    run: Run = WHOLE_RUN,
+    noise: NoiseIndex = NoiseIndex(),
+    run: Run = Run(),
     progress: Progress = no_progress,
 ) -> np.ndarray:
     """Sample `num` videos of the observation's length, [num, n, h, w, c] in [-1, 1].

@@ -38,10 +38,6 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
 )
 from vdm_jax.sampling.types import (
-    DEFAULT_SETTINGS,
-    FIRST_NOISE,
-    NO_INPUTS,
-    WHOLE_RUN,
     Conditions,
     NoiseIndex,
     Observation,
@@ -58,11 +54,11 @@ def sample(
     model: DiffusionModel,
     params: Params,
     num: int,
-    settings: Settings = DEFAULT_SETTINGS,
-    inputs: SamplingInputs = NO_INPUTS,
+    settings: Settings = Settings(),
+    inputs: SamplingInputs = SamplingInputs(),
     *,
-    noise: NoiseIndex = FIRST_NOISE,
-    run: Run = WHOLE_RUN,
+    noise: NoiseIndex = NoiseIndex(),
+    run: Run = Run(),
     progress: Progress = no_progress,
 ) -> np.ndarray:
     """Sample `num` videos [num, f, h, w, c] in [-1, 1].
@@ -90,11 +86,11 @@ def generate(
     model: DiffusionModel,
     params: Params,
     num: int,
-    settings: Settings = DEFAULT_SETTINGS,
-    inputs: SamplingInputs = NO_INPUTS,
+    settings: Settings = Settings(),
+    inputs: SamplingInputs = SamplingInputs(),
     *,
-    noise: NoiseIndex = FIRST_NOISE,
-    run: Run = WHOLE_RUN,
+    noise: NoiseIndex = NoiseIndex(),
+    run: Run = Run(),
     progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return z [num, f, h, w, c] as the sampler leaves it, neither decoded nor clipped.
@@ -145,7 +141,7 @@ def sample_batches(
     settings: Settings,
     inputs: SamplingInputs,
     *,
-    noise: NoiseIndex = FIRST_NOISE,
+    noise: NoiseIndex = NoiseIndex(),
     rows: tuple[int, int] | None = None,
     progress: Progress = no_progress,
 ) -> np.ndarray:

@@ -10,7 +10,6 @@ from vdm_jax.sampling.batches import sample_batches
 from vdm_jax.sampling.program import ProgramKey
 from vdm_jax.sampling.settings import Settings, check_settings
 from vdm_jax.sampling.types import (
-    DEFAULT_SETTINGS,
     Conditions,
     Progress,
     SamplingInputs,
@@ -24,7 +23,7 @@ def invert(
     model: DiffusionModel,
     params: Params,
     videos: np.ndarray,
-    settings: Settings = DEFAULT_SETTINGS,
+    settings: Settings = Settings(),
     *,
     cond: Conditions | None = None,
     progress: Progress = no_progress,

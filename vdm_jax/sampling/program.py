@@ -157,8 +157,7 @@ def augment_video(keys, video, t, *, name: str, key: ProgramKey):
     eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, key.shape, video.dtype)
     times = jnp.broadcast_to(t.astype(video.dtype), video.shape[:1])
     return jax.lax.with_sharding_constraint(
-        condition.from_observation(video, times, eps),
-        sharding.batch_sharding(key.mesh),
+        condition.from_observation(video, times, eps), sharding.batch_sharding(key.mesh)
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.diffusion.process import Denoiser
-from vdm_jax.sampling.settings import Settings
 
 # Arrays [n, ...] of conditions, by their names in a batch; n may be 1 for all videos.
 Conditions = Mapping[str, np.ndarray]
@@ -93,9 +92,3 @@ class Run:
     wrap: Callable[[Denoiser], Denoiser] | None = None
     shared_noise: bool = False
     mesh: Mesh | None = None
-
-
-DEFAULT_SETTINGS = Settings()
-NO_INPUTS = SamplingInputs()
-FIRST_NOISE = NoiseIndex()
-WHOLE_RUN = Run()
