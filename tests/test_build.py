@@ -27,7 +27,6 @@ def test_a_schedule_is_built_by_its_name(schedule, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"diffusion": {"prediction_type": "noise"}}, "one of v, eps, x"),
         ({"diffusion": {"schedule": "linear"}}, "shift=-1.0: schedule 'linear' has"),
         ({"diffusion": {"schedule": "interpolated"}}, "train_logsnr_shifts moves"),
         (

@@ -169,7 +169,7 @@ WRONG = {
     "stage 1: it needs a workdir": "[[stage]]\nname = 'a'",
     "stage 3: unknown field 'step': did you mean steps?": FILE + "step = 4",
     "name='../a': letters, digits": FILE.replace('name = "tsr"', 'name = "../a"'),
-    "steps='many': int expected": FILE.replace("steps = 3", "steps = 'many'"),
+    "steps='many': an integer from 1": FILE.replace("steps = 3", "steps = 'many'"),
     "nowhere is not a run": FILE.replace('workdir = "tsr"', 'workdir = "nowhere"'),
     "steps=0: from 1 to": FILE.replace("steps = 3", "steps = 0"),
     "augmentation_snr=0.2: this stage was trained with 1 to inf": FILE.replace(

@@ -1,17 +1,13 @@
 """Flags of all commands: paths, numbers, texts, retired names, combinations."""
 
-import importlib
-
 import pytest
 from absl import flags
 from absl.flags import BooleanParser, FloatParser
 from absl.flags._argument_parser import NumericParser
-from ml_collections import ConfigDict
 
-from tests import run_command
 from tests.run_command import refused
-from vdm_jax import migration, runs
-from vdm_jax.commands.flags import check_text
+from vdm_jax import migration, runs, settings
+from vdm_jax.commands.flags import SAMPLER_SETTINGS, check_text, present_values
 from vdm_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -47,36 +43,42 @@ def test_every_flag_that_is_a_path_refuses_an_object_store(flags_of, command):
     assert paths
 
 
-def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store(monkeypatch):
-    """A field of text is a path, or is listed here."""
-    words = {
-        "task", "codec.kind", "network.kind",
-        "data.source", "data.tfds_name", "data.crop", "network.relative_position",
-        "network.remat", "network.dtype", "conditioning.text_encoder_sha256",
-        "stage.kind", "stage.temporal_fill", "diffusion.schedule",
-        "diffusion.prediction_type", "diffusion.loss_weighting", "train.optimizer",
-        "train.lr_schedule", "sample.sampler", "sample.sampling_schedule",
-        "sample.guidance_schedule", "sample.cfg_mode", "sample.label",
-        "sample.reconstruction_schedule", "distill.sampler", "distill.loss_weighting",
-        "distill.metric",
+def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store():
+    """A field of text is one of some names, a path, or is listed here."""
+    words = {"tfds_name", "text_encoder_sha256", "guidance_schedule", "label"}
+    for sections in (settings.TRAINING, settings.DISTILLATION):
+        for section, declared in sections.items():
+            for name, field in settings.settings_of(declared).items():
+                if field.type is not str or field.metadata["choices"] or name in words:
+                    continue
+                path = f"{section}.{name}".removeprefix(".")
+                assert path in runs.PATH_FIELDS
+                changed = settings.compose(sections)
+                changed.update_from_flattened_dict({path: "s3://b/x"})
+                with pytest.raises(UserError, match=f"config.{path}=s3://b/x"):
+                    runs.resolve_paths(changed)
+
+
+@pytest.mark.parametrize("command", ["sample", "edit", "evaluate"])
+def test_flags_of_settings_come_from_their_declarations(flags_of, command):
+    """Kind, help and default; the value is checked by the name of the flag."""
+    declared = settings.settings_of(settings.TRAINING["sample"])
+    parsers = {
+        int: flags.IntegerParser, float: FloatParser, str: flags.ArgumentParser,
     }  # fmt: skip
-    monkeypatch.syspath_prepend(run_command.ROOT)
-    made = importlib.import_module("configs.base")
-    for config in (made.base(), made.distillation()):
-        texts = {
-            f"{section}.{name}" if isinstance(fields, dict) else section
-            for section, fields in config.to_dict().items()
-            for name, value in (
-                fields if isinstance(fields, dict) else {0: fields}
-            ).items()
-            if isinstance(value, str)
-        }
-        assert texts - words <= set(runs.PATH_FIELDS)
-        for field in texts - words:
-            changed = ConfigDict(config.to_dict())
-            changed.update_from_flattened_dict({field: "s3://b/x"})
-            with pytest.raises(UserError, match=f"config.{field}=s3://b/x"):
-                runs.resolve_paths(changed)
+    defined = flags_of(command)
+    FLAGS.mark_as_parsed()
+    assert {*SAMPLER_SETTINGS} <= defined.keys() & declared.keys()
+    for name in SAMPLER_SETTINGS:
+        field, flag = declared[name], defined[name]
+        assert isinstance(flag.parser, parsers[field.type]) and flag.value is None
+        assert field.metadata["meaning"] in flag.help
+        assert present_values([name]) == {}
+        flag.parse({int: "-1", float: "-1.0", str: "nonsense"}[field.type])
+        if name == "guidance_schedule":  # its form is checked with its numbers
+            continue
+        with pytest.raises(UserError, match=rf"^--{name}=.*: (one of|an? \w+ from)"):
+            present_values([name])
 
 
 @pytest.mark.parametrize("value", ["nan", "-NaN"])

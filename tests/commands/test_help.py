@@ -15,6 +15,7 @@ MODULES = {
     "vdm_jax.demo": "--out",
     "vdm_jax.doctor": "installed",
     "vdm_jax.export": "--workdir",
+    "vdm_jax.settings": "docs/settings.md",
     "vdm_jax.text": "--captions",
 }
 

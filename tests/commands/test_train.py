@@ -54,15 +54,15 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.diffusion.logsnr_shift=nan"], "shift=nan"),
     (
         [SMOKE, "--config.diffusion.train_logsnr_shifts=('a','b')"],
-        "train_logsnr_shifts holds 'a'",
+        "train_logsnr_shifts=('a', 'b'): (a number from -30",
     ),
     ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
     (
         [SMOKE, "--config.diffusion.distilled_steps=3"],
         "distilled_steps=3: only distill",
     ),
-    ([SMOKE, "--config.network.levels=({},)"], "make no model (KeyError: 'layers')"),
-    ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds ('(', True)"),
+    ([SMOKE, "--config.network.levels=({},)"], "levels[0] lacks channels"),
+    ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds '('"),
     ([SMOKE, "--config.init_new=('(',)"], "config.init_new holds '('"),
     ([SMOKE, "--config.init_widen=('x',)"], "init_widen goes with config.init_from"),
     ([SMOKE, "--config.network.kind=vit"], "network.kind='vit': one of unet"),

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from vdm_jax.evaluators.options import ReportOptions
 
 from configs import shapes as config_file
 from tests.seams import autoencoder, first_frame, fps, transformer
@@ -15,6 +14,7 @@ from vdm_jax.data import shapes
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models as evaluator
+from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.training import tasks
 from vdm_jax.training.train import train
 
