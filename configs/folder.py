@@ -4,8 +4,8 @@
     python train.py --config=configs/folder.py --config.data.path=MY_VIDEOS \
         --workdir=runs/mine
 
-Subfolders, if there are any, are the labels. Result: depends on the videos; not run as
-an experiment.
+Subfolders are the labels, if two or more hold videos. Result: depends on the videos;
+not run as an experiment.
 Variants: the default fits one GPU, `:cpu` a laptop; `:smoke` takes seconds.
 """
 

@@ -1,8 +1,8 @@
 """A folder of videos as a data set; docs/data.md describes its layout.
 
-Every file is indexed once and not decoded. A long file has several items: ranges of
-first frames, each about one clip long, so that an epoch covers the whole file. Files
-that turn out to be corrupt while they are loaded raise BadClip.
+Every file is indexed once; its clips are decoded as they are drawn. A long file has
+several items: ranges of first frames, each about one clip long, so that an epoch covers
+the whole file. Files that turn out to be corrupt while they are loaded raise BadClip.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """The index of a folder of videos: usable files, skipped files, and their split.
 
-Files are indexed, not decoded. The index of each file is cached on disk.
+Of each file the times of its frames are read, and its first frames. They are cached on
+disk.
 """
 
 import collections

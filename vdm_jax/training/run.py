@@ -134,7 +134,7 @@ def open_run(
 
     Raises:
       UserError (2): not a directory, in use, or started with a config, data or a state
-        that do not fit. Nothing is changed then.
+        that do not fit. Config, logs and intact checkpoints are unchanged then.
       UserError (4): its checkpoints are all damaged.
     """
     workdir = user_path(workdir, "workdir").absolute()
