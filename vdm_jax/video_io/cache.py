@@ -17,14 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdm_jax.files import (
-    STALE_SECONDS,
-    CorruptFile,
-    StrPath,
-    atomic_write,
-    cache_folder,
-    write_bytes,
-)
+from vdm_jax.files import STALE_SECONDS, CorruptFile, StrPath, atomic_write, write_bytes
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
@@ -32,9 +25,6 @@ VERSION = "5"  # part of every key; raise it if the index, the pixels or a file 
 HEADER = struct.Struct("<3I")  # frames, height, width
 CRC_BYTES = 4
 CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or "
-
-
-default_folder = cache_folder
 
 
 def file_key(path: StrPath, *extra) -> str:

@@ -18,10 +18,6 @@ from vdm_jax.video_io.file_types import BadVideo, check_frame, check_length
 from vdm_jax.video_io.info import VideoInfo
 
 DEMUXERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg"  # mov is also mp4, matroska webm
-NOT_A_VIDEO = (
-    "not a video, or corrupt: no header of mp4, mov, webm, mkv, avi, mpeg, mpeg-ts, "
-    "asf (wmv), flv, ogg, gif or webp that can be read"
-)
 SEEKABLE = {"mov", "matroska", "avi"}  # the others have no seek index
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore alpha
 MAX_SLANT = 0.0087  # sine of half a degree
@@ -38,7 +34,8 @@ def _open(path: str):
             metadata_errors="ignore",
         )
     except (ArgumentError, InvalidDataError) as error:  # another format, or none
-        raise BadVideo(path, NOT_A_VIDEO) from error
+        reason = "not a video, or corrupt: no header of mp4, mkv, avi or the like"
+        raise BadVideo(path, reason) from error
 
 
 def _rank_streams(container, path: str) -> list:
