@@ -153,7 +153,7 @@ def test_the_docs_are_what_the_command_prints():
     text = (ROOT / "docs" / "settings.md").read_text()
     assert text == "\n".join(page.page()) + "\n"
     for kind, section, field in (each.values for each in EVERY):
-        title = {"train": "## Configs of train.py", "distill": "## Configs of distill"}
+        title = {"train": "## train.py", "distill": "## distill.py"}
         name = f"{section}.{field.name}".removeprefix(".")
         _, _, rest = text.partition(title[kind])
         assert f"\n| `{name}` | " in rest.split("\n## ")[0]

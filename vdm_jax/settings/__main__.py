@@ -19,7 +19,7 @@ def page() -> Iterator[str]:
     """Yield the lines of the page."""
     yield HEAD
     for command, sections in (("train.py", TRAINING), ("distill.py", DISTILLATION)):
-        yield f"\n## Configs of {command}"
+        yield f"\n## {command}"
         for name, section in sections.items():
             yield f"\n{section.__doc__.splitlines()[0]}\n\n{COLUMNS}"
             for cells in rows(section, f"{name}." if name else ""):
