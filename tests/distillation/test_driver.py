@@ -13,8 +13,8 @@ from vdm_jax.distillation import workdir as workdir_files
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
+from vdm_jax.training import trainer
 from vdm_jax.training.train import train
-from vdm_jax.training.trainer import Trainer
 
 
 def test_rounds_json_and_the_students(done, teacher):
@@ -45,7 +45,7 @@ def test_a_second_call_has_nothing_to_do(done, teacher):
 
 def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     """In a round, after its last checkpoint, after its row; in any round."""
-    put, commit, count = Trainer.put_batch, driver.commit_round, [0]
+    add_text, commit, count = trainer.add_text, driver.commit_round, [0]
 
     class Killed(Exception):
         pass
@@ -53,9 +53,9 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     def killed(*args, **kwargs):
         raise Killed
 
-    def put_until(trainer, batch):
+    def add_until(batch, captions):  # called once a step
         count[0] -= 1
-        return put(trainer, batch) if count[0] else killed()
+        return add_text(batch, captions) if count[0] else killed()
 
     def commit_and_die(*args):
         commit(*args)
@@ -68,12 +68,12 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
 
     for updates in (1, 3):  # before the checkpoint of the second update, and after
         count[0] = updates
-        dies(Trainer, "put_batch", put_until)
+        dies(trainer, "add_text", add_until)
     dies(driver, "commit_round", killed)
     dies(driver, "commit_round", commit_and_die)
     dies(driver, "commit_round", killed)
     count[0] = 7  # in the last round
-    dies(Trainer, "put_batch", put_until)
+    dies(trainer, "add_text", add_until)
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == 3
     distill(config(), str(teacher), tmp_path)
     assert equal(last(tmp_path), last(done))
