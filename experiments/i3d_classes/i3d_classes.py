@@ -11,6 +11,7 @@ licence and show no person.
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 from scipy import special
@@ -44,9 +45,15 @@ def scenes() -> list[tuple[str, np.ndarray]]:
     return videos
 
 
+def class_names() -> list[str]:
+    """Return the names of the 400 classes, in the order of the logits."""
+    lines = Path(__file__).with_name("kinetics400.txt").read_text("utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
 def top_classes(logits: np.ndarray, count: int = 3) -> str:
     """Return the most probable classes with their probabilities, as one line."""
-    names, p = i3d.class_names(), special.softmax(logits.astype(np.float64))
+    names, p = class_names(), special.softmax(logits.astype(np.float64))
     order = np.argsort(-p)[:count]
     return ", ".join(f"{names[i]} {p[i]:.2f}" for i in order)
 

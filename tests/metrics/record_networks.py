@@ -65,7 +65,6 @@ def main(alexnet):
     scaled = ((pictures(2, 224, 224) + 1) * 127.5 - 127) / 128
     with torch.no_grad():
         features = network.extract_features(nchw(scaled)).mean((2, 3))
-        logits = network(nchw(scaled))
 
     perceptual = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).double()
     with open(alexnet, "rb") as file:
@@ -83,7 +82,6 @@ def main(alexnet):
     np.savez(
         DATA,
         features=features.numpy().astype(np.float32),
-        logits=logits.numpy().astype(np.float32),
         distances=np.concatenate(distances),
     )
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.i3d_classes import i3d_classes
 from tests.metrics.test_frechet import eigenvalue_distance
 from tests.metrics.waves import sample, waves
 from vdm_jax.data import assets
@@ -246,6 +247,6 @@ def test_the_score_of_clips_spread_over_k_classes_is_k(k):
 
 
 def test_classes_are_400_names_in_alphabetical_order():
-    names = i3d.class_names()
+    names = i3d_classes.class_names()
     assert len(set(names)) == 400 and names == sorted(names)
     assert names[0] == "abseiling" and names[-1] == "zumba"

@@ -2,23 +2,21 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
 
 import numpy as np
-from tqdm import tqdm
 
 from vdm_jax import cascade as cascades
 from vdm_jax import data, sampling
 from vdm_jax.cascade import Cascade, CascadeStage
 from vdm_jax.data import pipeline
 from vdm_jax.evaluators import clips, results, sections, tables
-from vdm_jax.evaluators.reports import ReportOptions, write_report
+from vdm_jax.evaluators.reports import ReportOptions, progress_bar, write_report
+from vdm_jax.evaluators.tables import Scores
 from vdm_jax.files import make_folder
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.reference_sets import reference_sets
+from vdm_jax.metrics.reference_sets import ReferenceSets, reference_sets
 from vdm_jax.metrics.tables import Row
-from vdm_jax.report import page
 from vdm_jax.sampling import Conditions
 
 
@@ -42,12 +40,14 @@ def evaluate(
     for stage in cascade.stages:
         sampling.check_settings(stage.model, num, seed, stage.settings)
     make_folder(report.out)
-    held_out = pipeline.held_out_batch(
-        first.config, data.open_source(first.config), num
-    )
+    source = data.open_source(first.config)
+    held_out = pipeline.held_out_batch(first.config, source, num)
     videos = sample(cascade, num, clips.conditions(cascade, held_out), seed)
-    scores, attributes, protocols = {}, {}, {}
-    shown = _prompt_sections(cascade, held_out, videos)
+    scores, attributes, protocols, shown = {}, {}, {}, []
+    if cascade.text_encoder:
+        prompts = [str(caption) for caption in held_out["caption"]]
+        seconds = last.config.video.frames / last.config.video.fps
+        shown.append(sections.prompt_grid(prompts, videos, seconds))
     for stage in cascade.stages:
         real, training = clips.real_clips(stage.config, num)
         own, config = videos[stage.name], stage.config
@@ -56,12 +56,8 @@ def evaluate(
             **results.data_fields(config),
         )  # fmt: skip
         sets = reference_sets(own, training, real["video"])
-        compared = {name: sets.named[name] for name in ("samples", "held-out real")}
-        print(f"{stage.name}:", flush=True)
-        measured = tables.measure(sets._replace(named=compared), training, networks)
-        for kind, rows in measured.items():
-            named = zip(rows, _row_names(stage), strict=True)
-            scores.setdefault(kind, []).extend(row | {"row": n} for row, n in named)
+        for kind, rows in measure_stage(stage, sets, training, networks).items():
+            scores.setdefault(kind, []).extend(rows)
         if "label" in held_out:
             attributes |= attribute_rows(stage, own, real["video"], held_out["label"])
         shown += sections.comparison_sections(
@@ -90,16 +86,28 @@ def sample(
 ) -> dict[str, np.ndarray]:
     """Return uint8 videos [n, f, h, w, c] of every stage, with a progress bar."""
     started = time.perf_counter()
-    with tqdm(unit="step", leave=False, disable=None) as bar:
-
-        def progress(name: str, done: int, total: int) -> None:
-            bar.set_description(f"{name} {done}/{total}")
-            bar.update()
-
+    with progress_bar() as progress:
         videos = cascades.sample(cascade, num, cond, seed=seed, progress=progress)
     seconds, nfe = time.perf_counter() - started, cascades.nfe(cascade)
     print(f"{num} videos in {seconds:.0f} s, {nfe} NFE each", flush=True)
     return {name: sampling.to_uint8(each) for name, each in videos.items()}
+
+
+def measure_stage(
+    stage: CascadeStage,
+    sets: ReferenceSets,
+    training: np.ndarray,
+    networks: PerceptualNetworks | None,
+) -> Scores:
+    """Return the rows of a stage's videos and of real clips, without distorted ones."""
+    print(f"{stage.name}:", flush=True)
+    named = {name: sets.named[name] for name in ("samples", "held-out real")}
+    scores = tables.measure(sets._replace(named=named), training, networks)
+    names = _row_names(stage)
+    return {
+        kind: [row | {"row": name} for row, name in zip(rows, names, strict=True)]
+        for kind, rows in scores.items()
+    }
 
 
 def attribute_rows(
@@ -119,14 +127,3 @@ def attribute_rows(
 
 def _row_names(stage: CascadeStage) -> tuple[str, str]:
     return stage.name, f"{stage.name}, real clips"
-
-
-def _prompt_sections(
-    cascade: Cascade, held_out: Mapping[str, np.ndarray], videos: dict[str, np.ndarray]
-) -> list[page.Section]:
-    """Return the prompts with the videos of every stage; none without text."""
-    if not cascade.text_encoder:
-        return []
-    video = cascade.stages[-1].config.video
-    prompts = [str(caption) for caption in held_out["caption"]]
-    return [sections.prompt_grid(prompts, videos, video.frames / video.fps)]

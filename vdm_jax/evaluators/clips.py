@@ -12,6 +12,7 @@ from vdm_jax import data, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile
+from vdm_jax.model import DiffusionModel
 from vdm_jax.runs import read_json
 from vdm_jax.sampling import Conditions
 
@@ -77,10 +78,19 @@ def stack_videos(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
     return np.concatenate([clip["video"] for clip in clips])
 
 
+def model_conditions(
+    model: DiffusionModel, config: Any, workdir: Path, batch: Mapping[str, np.ndarray]
+) -> Conditions:
+    """Return `conditions` of a model."""
+    stage = cascades.make_stage(model, config, workdir=workdir)
+    encoder = config.conditioning.text_encoder
+    return conditions(cascades.Cascade(workdir, (stage,), encoder), batch)
+
+
 def conditions(
     cascade: cascades.Cascade, batch: Mapping[str, np.ndarray]
 ) -> Conditions:
-    """Return the conditions of a batch's clips for the first stage, or for a model.
+    """Return the conditions of a batch's clips for the first stage of a cascade.
 
     With other conditions than the clips', distances would include the difference.
 

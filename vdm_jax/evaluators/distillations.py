@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from vdm_jax import build, data, files, migration, runs, sampling, video_io
-from vdm_jax import cascade as cascades
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators.clips import conditions, stack_videos
+from vdm_jax.evaluators.clips import model_conditions, stack_videos
 from vdm_jax.evaluators.distillation_page import Evaluation, SamplerSetting, write_page
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.files import make_folder
@@ -72,8 +71,7 @@ def evaluate(
     most = max(row.num for row in plan)
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, most)
-    model = cascades.from_model(teacher.model, teacher.config, workdir=workdir)
-    cond = conditions(model, held_out)
+    cond = model_conditions(teacher.model, teacher.config, workdir, held_out)
     evaluation = Evaluation(
         workdir, report, teacher, guidance_scale, seed, held_out, cond
     )

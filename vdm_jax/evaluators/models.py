@@ -1,23 +1,23 @@
 """Evaluation of a trained model: samples against real clips, a report, results.json."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from vdm_jax import cascade as cascades
 from vdm_jax import sampling
 from vdm_jax.data import shapes
 from vdm_jax.evaluators import clips, results, sections, tables
-from vdm_jax.evaluators.reports import ReportOptions, write_report
+from vdm_jax.evaluators.reports import ReportOptions, progress_bar, write_report
 from vdm_jax.files import make_folder
-from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
+from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS, AttributeMetric
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.reference_sets import reference_sets
+from vdm_jax.metrics.tables import Row
 from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions
 
@@ -35,13 +35,12 @@ def evaluate(
 ) -> dict:
     """Measure `num` samples per guidance scale; print, write the report, return.
 
-    Writes index.html, results.json and samples.png into report.out, which show the
-    samples of the first scale. That scale is also sampled in compare_steps, from the
-    same noise. networks are for network metrics, seconds per clip; None is without.
+    index.html, results.json and samples.png in report.out show samples of the first
+    scale. It is also sampled in compare_steps, from the same noise. networks are for
+    network metrics, seconds per clip; None is without.
 
     Raises:
-      UserError: settings, sample folders or baseline reports do not fit, or the text
-        encoder is missing.
+      UserError: settings or folders do not fit, or the text encoder is missing.
     """
     config, model = trained.config, trained.model
     by_scale, few_steps = _settings(config.sample, guidance_scales, compare_steps)
@@ -50,53 +49,53 @@ def evaluate(
     shown = sections.sample_sections(report.sample_folders, config.data.source)
     make_folder(report.out)
     held_out, training = clips.real_clips(config, num)
-    protocol = results.make_protocol(
-        num,
-        training,
-        held_out["video"],
-        networks,
-        seed=seed,
-        **results.data_fields(config),
-    )
+    real, fps = held_out["video"], config.video.fps
+    fields = results.data_fields(config)
+    protocol = results.make_protocol(num, training, real, networks, seed=seed, **fields)
     others = results.read_baseline_reports(report.baseline_reports, protocol)
-    cond = clips.conditions(
-        cascades.from_model(model, config, workdir=workdir), held_out
-    )
-    samples = {
-        name: _sample(name, trained, num, each, cond, seed)
-        for name, each in (by_scale | few_steps).items()
-    }
-    (first_name, settings), *_ = by_scale.items()
-    first, extra = samples[first_name], {name: samples[name] for name in few_steps}
-    sets = reference_sets(first, training, held_out["video"])
-    scores = tables.measure(sets, training, networks, extra)
+    cond = clips.model_conditions(model, config, workdir, held_out)
+    samples = _sample(trained, num, by_scale | few_steps, cond, seed)
+    (name, settings), *_ = by_scale.items()
+    first, few = samples[name], {name: samples[name] for name in few_steps}
+    sets = reference_sets(first, training, real)
+    scores = tables.measure(sets, training, networks, few)
     page_tables = tables.score_tables(scores, others) + tables.check_tables(scores)
     content = {"protocol": protocol, **scores, "sample": dataclasses.asdict(settings)}
     content["guidance_scales"] = [*guidance_scales]
     metric = ATTRIBUTE_METRICS.get(config.data.source)
     if metric and (model.label_vocabulary or model.text_dim):
-        geometry = shapes.Geometry(*model.video_shape[:3], config.data.stride)
-        rows = content["attributes"] = metric.reference_scores(geometry)
-        for name in by_scale:
-            rows[f"samples, {name}"] = metric.attribute_scores(
-                samples[name], held_out["label"], config.data.stride
-            )
+        named = {f"samples, {name}": samples[name] for name in by_scale}
+        rows = _attribute_rows(metric, config, named, held_out["label"])
+        content["attributes"] = rows
         page_tables.insert(0, tables.attribute_table(rows, metric))
-    fps, pixels = config.video.fps, scores["pixels"]
-    steps = [settings.steps, *(each.steps for each in few_steps.values())]
     shown += sections.training_sections(workdir, fps)
-    shown += sections.comparison_sections(first, held_out["video"], training, fps)
-    shown += sections.step_sections(steps, pixels[: len(steps)])
+    shown += sections.comparison_sections(first, real, training, fps)
+    steps = [each.steps for each in (settings, *few_steps.values())]
+    shown += sections.step_sections(steps, scores["pixels"][: len(steps)])
     sections.write_sheet(report.out, first)
     frames, height, width, _ = model.video_shape
+    environment = sections.environment_section(trained, seed)
     write_report(
-        report, content, page_tables, shown,
-        [sections.environment_section(trained, seed)],
-        name=workdir.name,
+        report, content, page_tables, shown, [environment], name=workdir.name,
         summary=f"{num} videos of {frames} frames of {height}x{width}, "
         f"{settings.sampler} in {settings.steps} steps, next to held-out real clips.",
     )  # fmt: skip
     return content
+
+
+def _attribute_rows(
+    metric: AttributeMetric,
+    config: Any,
+    samples: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+) -> dict[str, Row]:
+    """Return attribute scores of real and distorted clips, then of samples."""
+    video, stride = config.video, config.data.stride
+    geometry = shapes.Geometry(video.frames, video.height, video.width, stride)
+    rows = metric.reference_scores(geometry)
+    for name, videos in samples.items():
+        rows[name] = metric.attribute_scores(videos, labels, stride)
+    return rows
 
 
 def _settings(
@@ -119,25 +118,23 @@ def _settings(
 
 
 def _sample(
-    name: str,
     trained: TrainedModel,
     num: int,
-    settings: sampling.Settings,
+    settings: Mapping[str, sampling.Settings],
     cond: Conditions,
     seed: int,
-) -> np.ndarray:
-    """Return samples as uint8 [n, f, h, w, c], with a progress bar."""
-    started = time.perf_counter()
-    with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        videos = sampling.sample(
-            trained.model, trained.params, num, settings, sampling.SamplingInputs(cond),
-            noise=sampling.NoiseIndex(seed), progress=progress,
-        )  # fmt: skip
-    seconds = time.perf_counter() - started
-    print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
-    return sampling.to_uint8(videos)
+) -> dict[str, np.ndarray]:
+    """Return samples uint8 [n, f, h, w, c] by each of the settings, by name."""
+    inputs, noise = sampling.SamplingInputs(cond), sampling.NoiseIndex(seed)
+    samples = {}
+    for name, each in settings.items():
+        started = time.perf_counter()
+        with progress_bar() as progress:
+            videos = sampling.sample(
+                trained.model, trained.params, num, each, inputs, noise=noise,
+                progress=functools.partial(progress, name),
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+        print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
+        samples[name] = sampling.to_uint8(videos)
+    return samples

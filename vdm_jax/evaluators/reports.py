@@ -1,9 +1,12 @@
 """What all reports share: options, printed tables, results.json, the page."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from vdm_jax.evaluators.results import write_results
 from vdm_jax.metrics.tables import format_table
@@ -18,6 +21,19 @@ class ReportOptions:
     commands: Sequence[str] = ()  # listed in the page
     sample_folders: Sequence[Path] = ()  # of sample.py, shown in the page
     baseline_reports: Sequence[Path] = ()  # folders; their scores follow ours in tables
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar while videos are sampled; yield progress(name, done, total)."""
+    with tqdm(unit="call", leave=False, disable=None) as bar:
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(name, refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def write_report(

@@ -5,7 +5,6 @@ more with the number of clips, the frames, the size or the weights than between 
 models, so scores of different protocols are refused.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import write_json
 from vdm_jax.metrics import perceptual, pixel_statistics
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.tables import distance_columns
-from vdm_jax.metrics.video_arrays import unique_videos
+from vdm_jax.metrics.video_arrays import unique_videos, videos_digest
 from vdm_jax.runs import read_json
 
 Protocol = dict[str, str | int | float]
@@ -41,13 +39,7 @@ RENAMED_KEYS = {
     "off": "rmse_to_teacher",
     "calls": "nfe",
     "frame distance": "frame_fd_efficientnet",
-} | dict(
-    zip(
-        distance_columns("frame_distance", "", ""),
-        distance_columns("frame_fd_efficientnet", "", ""),
-        strict=True,
-    )
-)
+}
 RENAMED_PROTOCOL = ("played forth and back to", "repeated forward and backward to")
 
 
@@ -66,7 +58,7 @@ def make_protocol(
         "clips": min(num, counts[0] // 2, *counts[1:]),
         "frames": frames,
         "size": f"{height}x{width}",
-        "real clips": videos_digest(*real),
+        "real clips": videos_digest(*real)[:16],
         **others,
     }
     if held_out is not None:
@@ -78,15 +70,6 @@ def data_fields(config: Any) -> dict[str, str | int]:
     """Return what a protocol says of the data of a model."""
     source = f"{config.data.source} {config.data.path}".strip()
     return {"data": source, "stride": config.data.stride, "encoding": "pixels"}
-
-
-def videos_digest(*videos: np.ndarray) -> str:
-    """Return a checksum of videos: of their shapes, types and bytes."""
-    digest = hashlib.sha256()
-    for array in videos:
-        digest.update(f"{array.shape} {array.dtype.str}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
 
 
 def read_baseline_reports(folders: Sequence[Path], own: Protocol) -> dict[str, dict]:
@@ -142,7 +125,9 @@ def migrate_results(results: Any) -> Any:
     match results:
         case dict():
             return {
-                RENAMED_KEYS.get(key, key): migrate_results(value)
+                RENAMED_KEYS.get(
+                    key, key.replace("frame_distance", "frame_fd_efficientnet")
+                ): migrate_results(value)
                 for key, value in results.items()
             }
         case list():

@@ -30,7 +30,7 @@ PROTOCOL = (
     "with half-pixel centres, antialiased"
 )
 """What the features depend on besides the pixels."""
-FEATURES, CLASSES = 1280, 1000
+FEATURES = 1280
 # Stages (table 1): blocks, kernel, stride of the first block, expansion, channels.
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -42,16 +42,14 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 NORM_EPS = 1e-3
-# TPUs and some GPUs round float32 products by default: scores would depend on the
-# device.
-PRECISION = jax.lax.Precision.HIGHEST
 Params = dict[str, Any]
 
 
 def _conv(x: jax.Array, features: int, name: str, kernel: int = 1, **kwargs):
     """Apply a convolution with TensorFlow's padding: the odd pixel at the end."""
-    size = (kernel, kernel)
-    return nn.Conv(features, size, name=name, precision=PRECISION, **kwargs)(x)
+    # TPUs and some GPUs round products by default: scores would depend on the device.
+    kwargs |= {"name": name, "precision": "highest"}
+    return nn.Conv(features, (kernel, kernel), **kwargs)(x)
 
 
 def _relu6(x: jax.Array) -> jax.Array:
@@ -82,11 +80,10 @@ class EfficientNetLite0(nn.Module):
     """The network for inference, batch norms folded into the convolutions."""
 
     @nn.compact
-    def __call__(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Map frames [n, 224, 224, 3] in [-1, 1] to features and logits.
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """Map frames [n, 224, 224, 3] in [-1, 1] to features [n, 1280] in [0, 6].
 
-        Features [n, 1280] are means over the last 7x7 positions, in [0, 6]; logits are
-        [n, 1000].
+        They are means over the last 7x7 positions. The classifier is left out.
         """
         x = ((frames + 1) * 127.5 - 127) / 128  # the scale it was trained with
         x = _relu6(_conv(x, 32, "stem", 3, strides=2))
@@ -96,9 +93,7 @@ class EfficientNetLite0(nn.Module):
                 step = 1 if i else stride
                 x = Block(kernel, step, expansion, channels, name=f"block_{number}")(x)
                 number += 1
-        features = _relu6(_conv(x, FEATURES, "head")).mean((1, 2))
-        logits = nn.Dense(CLASSES, name="classes", precision=PRECISION)(features)
-        return features, logits
+        return _relu6(_conv(x, FEATURES, "head")).mean((1, 2))
 
 
 def load() -> Params:
@@ -123,7 +118,6 @@ def load() -> Params:
     params: Params = {
         "stem": folded("_conv_stem", "_bn0"),
         "head": folded("_conv_head", "_bn1"),
-        "classes": {"kernel": arrays["_fc.weight"].T, "bias": arrays["_fc.bias"]},
     }
     for i in range(sum(blocks for blocks, *_ in STAGES)):
         params[f"block_{i}"] = {
@@ -145,8 +139,8 @@ def resize(frames: jax.Array, size: int = SIZE) -> jax.Array:
 
 
 @jax.jit
-def network(params: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return features [n, 1280] and logits [n, 1000] of frames [n, 224, 224, 3]."""
+def network(params: Params, frames: jax.Array) -> jax.Array:
+    """Return features [n, 1280] of frames [n, 224, 224, 3]."""
     outputs: Any = EfficientNetLite0().apply({"params": params}, frames)
     return outputs
 
@@ -164,6 +158,6 @@ def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.nd
     frames = videos.reshape(-1, *videos.shape[2:])
 
     def features(part: np.ndarray) -> jax.Array:
-        return network(params, resize(jnp.float32(to_float64(part))))[0]
+        return network(params, resize(jnp.float32(to_float64(part))))
 
     return apply_in_batches(features, frames, size=batch).astype(np.float64)

@@ -11,6 +11,7 @@ import numpy as np
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes
+from vdm_jax.metrics.video_arrays import videos_digest
 
 
 def cached_features(
@@ -31,10 +32,8 @@ def cached_features(
       videos: [n, ...]; the key is their bytes, shape and type.
       extract: called where the cache holds nothing.
     """
-    videos = np.ascontiguousarray(videos)
-    digest = hashlib.sha256(f"{protocol}\n{videos.shape} {videos.dtype.str}\n".encode())
-    digest.update(videos.data)
-    path = Path(folder) / f"{video_io.slug(name)}-{digest.hexdigest()[:32]}.features"
+    digest = videos_digest(videos, protocol=protocol)[:32]
+    path = Path(folder) / f"{video_io.slug(name)}-{digest}.features"
     features = _read(path)
     if features is None:
         features = extract(videos)

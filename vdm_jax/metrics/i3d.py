@@ -6,7 +6,6 @@ a port of DeepMind's i3d-kinetics-400 module, with which Unterthiner et al. 2018
 (arXiv:1812.01717) defined FVD. docs/evaluation.md describes the limits of these scores.
 """
 
-import importlib.resources
 from collections.abc import Callable
 from typing import Any
 
@@ -222,10 +221,3 @@ def inception_score(logits: np.ndarray) -> float:
     log_p = special.log_softmax(np.asarray(logits, np.float64), axis=1)
     log_mean = special.logsumexp(log_p, axis=0) - np.log(len(log_p))
     return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
-
-
-def class_names() -> list[str]:
-    """Return the names of the 400 classes, in the order of the logits."""
-    folder = importlib.resources.files("vdm_jax.metrics")
-    lines = (folder / "kinetics400.txt").read_text("utf-8").splitlines()
-    return [line for line in lines if not line.startswith("#")]

@@ -45,9 +45,7 @@ def load() -> Params:
 def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
     """Return features [n, h', w', c] of five layers, unit length across channels."""
     features = []
-    x = (x - jnp.reshape(jnp.array(SHIFT, x.dtype), (1, 1, 1, 3))) / jnp.reshape(
-        jnp.array(SCALE, x.dtype), (1, 1, 1, 3)
-    )
+    x = (x - jnp.array(SHIFT, x.dtype)) / jnp.array(SCALE, x.dtype)
     for i, (stride, padding, pool) in enumerate(LAYERS):
         if pool:
             x = nn.max_pool(x, (3, 3), (2, 2))
@@ -57,7 +55,7 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=lax.Precision.HIGHEST,  # else scores depend on the device
         )  # fmt: skip
-        x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
+        x = jax.nn.relu(x + layer["bias"].ravel())
         length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
         features.append(x / (length + 1e-10))
     return features
@@ -67,11 +65,11 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
 def distance(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
     """Return LPIPS of pairs of frames, both [n, h, w, 3] in [-1, 1]: [n]."""
     total = jnp.zeros(len(a), a.dtype)
-    for i, (x, y) in enumerate(
+    for i, layers in enumerate(
         zip(_layers(params, a), _layers(params, b), strict=True)
     ):
-        weights = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]  # [1, 1, c, 1]
-        total += (jnp.square(x - y) * weights.reshape(1, 1, 1, -1)).sum(-1).mean((1, 2))
+        weights = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].ravel()
+        total += (jnp.square(layers[0] - layers[1]) * weights).sum(-1).mean((1, 2))
     return total
 
 

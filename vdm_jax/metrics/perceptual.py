@@ -160,9 +160,9 @@ def acceptance_checks(pixels: list[Row], networks: list[Row]) -> list[list]:
     The limits of FVD and of the frame FD are scores of distorted real clips.
     """
     by_name = {row["row"]: row for row in networks}
-    own: dict[str, Any] = {**pixels[0], **networks[0]}
-    fvd: Any = min(by_name[name]["fvd"] for name in DEGENERATE_ROWS)
-    frame_fd: Any = by_name["per-video mean"]["frame_fd_efficientnet"]
+    own = {**pixels[0], **networks[0]}
+    fvd = min(by_name[name]["fvd"] for name in DEGENERATE_ROWS)
+    frame_fd = by_name["per-video mean"]["frame_fd_efficientnet"]
     checks = []
     for check, key, low, high, form in (
         ("FVD, below stills, means and blur", "fvd", -1, fvd, ".0f"),

@@ -1,10 +1,11 @@
 """Tables of scores: their columns, formatted cells and plain text."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-Row = dict[str, str | int | float]  # scores of one set of videos by name
+Row = dict[str, Any]  # scores of one set of videos by name
 
 
 def distance_columns(name: str, heading: str, form: str) -> dict[str, tuple[str, str]]:

@@ -28,6 +28,18 @@ def to_float64(video: np.ndarray) -> np.ndarray:
     return np.clip(video.astype(np.float64), -1.0, 1.0)
 
 
+def videos_digest(*videos: np.ndarray, protocol: str = "") -> str:
+    """Return a checksum of videos: of their shapes, types and bytes.
+
+    protocol: what it depends on besides, "" for nothing.
+    """
+    digest = hashlib.sha256(f"{protocol}\n".encode() if protocol else b"")
+    for array in videos:
+        digest.update(f"{array.shape} {array.dtype.str}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 def unique_videos(videos: np.ndarray) -> np.ndarray:
     """Return videos [n, ...] without duplicates, in order of first occurrence."""
     first: dict[bytes, int] = {}
