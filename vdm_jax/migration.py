@@ -170,13 +170,11 @@ def scales(weights: str) -> str:
 
 RENAMED_FLAGS = {
     "against": "baseline_reports", "beside": "show_samples", "between": "interpolate",
-    "cache-dir": "cache_dir", "churn": "s_churn", "combine": "cfg_mode",
-    "commands": "report_commands",
+    "churn": "s_churn", "combine": "cfg_mode", "commands": "report_commands",
     "corrector": "langevin_delta", "deciding": "num_key_samples",
     "encoder": "text_encoder", "factor": "downscale_factor", "fewer": "compare_steps",
     "frames": "num_frames", "fvd": "network_metrics", "gamma": "ancestral_gamma",
-    "given": "num_cond_frames", "held-out": "validation_fraction",
-    "max-bad-share": "max_bad_fraction", "overlap": "overlap_frames",
+    "given": "num_cond_frames", "overlap": "overlap_frames",
     "percentile": "dynamic_threshold", "reconstruction": "reconstruction_weight",
     "schedule": "sampling_schedule", "snr": "augmentation_snr", "threshold": "clip_x",
     "until": "last_stage", "windows": "multidiffusion",
@@ -329,7 +327,7 @@ def new_flag(flag: str, command: str = "") -> str:
 
 
 def _new_command_flag(flag: str, command: str) -> str:
-    found = re.fullmatch(r"--?(no)?([\w-]+?)(?:=(.*))?", flag, re.DOTALL)
+    found = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", flag, re.DOTALL)
     if not found:
         return ""
     prefix, name, value = found.groups(default="")

@@ -216,5 +216,5 @@ def test_shards_outside_of_the_version_folder_are_rejected(tfds_folder, tmp_path
     shard = directory / "raw-train.array_record-00000-of-00001"
     shard.rename(tmp_path / shard.name)
     shard.symlink_to(tmp_path / shard.name)
-    with pytest.raises(UserError, match="is outside of it"):
+    with pytest.raises(UserError, match="is outside of its folder"):
         tfds.open_tfds(config(tmp_path, "raw"))

@@ -7,6 +7,12 @@ from vdm_jax import config_files, runtime
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
+# Flags of earlier versions -> now.
+RETIRED_FLAGS = {
+    "--frames": "--num_frames", "--held-out": "--validation_fraction",
+    "--max-bad-share": "--max_bad_fraction", "--cache-dir": "--cache_dir",
+}  # fmt: skip
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 with one line on stderr."""
@@ -17,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
         config, rest = config_files.take_config_flags(words)
-        check.check_retired_flags(rest)
+        for old in (word.partition("=")[0] for word in rest):
+            if old in RETIRED_FLAGS:
+                raise UserError(f"{old} is {RETIRED_FLAGS[old]} now")
         print(check.run(parser.parse_args(rest), config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

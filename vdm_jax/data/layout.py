@@ -96,11 +96,10 @@ def find_videos(path: str | os.PathLike) -> Listing:
     for folder, files in files_by_folder.items():
         for file in _candidates(files, is_leaf=folder not in media_above):
             path = os.path.normpath(os.path.join(folder, file))
-            name = _relative(root, path)
             if reason := _why_bad_link(root, path):
-                skipped.append((name, reason))
+                skipped.append((_relative(root, path), reason))
             else:
-                videos.append(name)
+                videos.append(_relative(root, path))
             read |= {path, str(_caption_file(Path(path)))}
         if folder in read:  # its images are the frames of one video
             files = [name for name in files if _suffix(name) not in IMAGE_SUFFIXES]

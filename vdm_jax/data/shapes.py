@@ -141,11 +141,6 @@ def caption(label: np.ndarray, rng: np.random.Generator) -> str:
     return TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(*words)
 
 
-Trajectory = Callable[
-    [np.ndarray, np.random.Generator, Geometry], tuple[np.ndarray, np.ndarray]
-]
-
-
 @dataclasses.dataclass(frozen=True)
 class Shapes:
     """The source. Item i has label number i modulo their number, and a random path.
@@ -154,7 +149,7 @@ class Shapes:
 
     Attributes:
       held_out_combinations: numbers of the labels that only held-out items have.
-      trajectory: draws the path of a label.
+      trajectory: (label, rng, geometry) -> centres x, y of a random path.
       seed: of the paths in training; the next one is of the held-out paths.
     """
 
@@ -162,7 +157,7 @@ class Shapes:
     held_out: bool = False
     held_out_combinations: tuple[int, ...] = ()
     name: str = "shapes"
-    trajectory: Trajectory = trajectory
+    trajectory: Callable[..., tuple[np.ndarray, np.ndarray]] = trajectory
     seed: int = 0
 
     names = ()

@@ -90,20 +90,18 @@ def choose_video(layout: ExampleLayout, feature: str, directory: Path) -> str:
 
     feature: the path that the user chose, or "".
     """
-    if feature in layout.videos:
-        return feature
-    if not feature and len(layout.videos) == 1:
-        return next(iter(layout.videos))
-    if not feature and "video" in layout.videos:
-        return "video"
-    if not layout.videos:
+    names = list(layout.videos)
+    default = "video" if "video" in names else names[0] if len(names) == 1 else ""
+    if (feature or default) in names:
+        return feature or default
+    if not names:
         raise UserError(
             f"{directory} has no video feature: Video, a sequence of Images, a uint8 "
             f"Tensor of 4 dimensions, or bytes named {', '.join(VIDEO_NAMES)}"
         )
     raise UserError(
         f"{directory}: {feature or 'which feature'} is the video? add one of "
-        f"{', '.join('@' + name for name in layout.videos)} to config.data.tfds_name"
+        f"{', '.join('@' + name for name in names)} to config.data.tfds_name"
     )
 
 

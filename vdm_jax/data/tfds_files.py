@@ -123,31 +123,31 @@ def read_info(directory: Path) -> Any:
 
 
 def _read_splits(info: Any, directory: Path) -> dict[str, Any]:
-    """Return the splits of dataset_info.json by name, with the paths of their files."""
+    """Return the splits of dataset_info.json by name. Raises UserError."""
+    file = directory / "dataset_info.json"
     try:
         template = naming.ShardedFileTemplate(
+            epath.Path(directory),
             dataset_name=info.name,
-            data_dir=epath.Path(directory),
             filetype_suffix="array_record",
         )
         infos = splits.SplitDict.from_proto(info.splits, template)
-        for split in infos.values():
-            for path in split.filepaths:
-                Path(path).resolve()
+        paths = [Path(path) for split in infos.values() for path in split.filepaths]
+        outside = [p for p in paths if directory.resolve() not in p.resolve().parents]
     except (
         ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        raise corrupt_file_error(directory / "dataset_info.json", error) from error
+        raise corrupt_file_error(file, error) from error
+    if outside:
+        raise UserError(f"{file}: {outside[0]} is outside of its folder")
+    if not infos:
+        raise UserError(f"{file} names no split")
     return infos
 
 
 def _open_split(info: Any, directory: Path) -> Records:
     """Return all records of a split. Raises UserError if their number is wrong."""
     paths = tuple(os.fspath(path) for path in info.filepaths)
-    root = directory.resolve()
-    for path in paths:
-        if not Path(path).resolve().is_relative_to(root):
-            raise UserError(f"{directory}: split {info.name}: {path} is outside of it")
     try:
         records = ArrayRecordDataSource(paths)
     except (OSError, RuntimeError, ValueError) as error:
@@ -170,13 +170,10 @@ def split_records(
     equal distances.
     """
     infos = _read_splits(info, directory)
-    names = list(infos)
-    if not names:
-        raise UserError(f"{directory}: dataset_info.json names no split")
-    train = "train" if "train" in names else names[0]
+    train = "train" if "train" in infos else next(iter(infos))
     part = _open_split(infos[train], directory)
     for name in ("validation", "test"):
-        if name in names and name != train:
+        if name in infos and name != train:
             return part, _open_split(infos[name], directory)
     period = max(round(1 / fraction), 2) if fraction else len(part.index) + 1
     mask = part.index % period == period - 1

@@ -21,11 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", required=True, type=runtime.path_type, help="folder for the embeddings"
     )
     parser.add_argument(
-        "--text_encoder",
-        default="minilm",
+        "--text_encoder", default="minilm", help="minilm, or a folder",
         type=lambda name: str(runtime.path_type(name)),
-        help="minilm, or a folder",
-    )
+    )  # fmt: skip
     for name in ("dtype", "param_dtype"):
         parser.add_argument(f"--{name}", default="float32", choices=DTYPES)
     words = sys.argv[1:] if arguments is None else arguments
@@ -45,13 +43,8 @@ def _write(flags: argparse.Namespace) -> str:
     for name, reason in skipped:
         print(printable(f"skipped: {name}: {reason}"), file=sys.stderr)
     encoder = load_encoder(flags.text_encoder, flags.dtype, flags.param_dtype)
-    store = write_embeddings(
-        flags.out,
-        captions,
-        encoder,
-        dtype=flags.dtype,
-        param_dtype=flags.param_dtype,
-    )
+    dtypes = {"dtype": flags.dtype, "param_dtype": flags.param_dtype}
+    store = write_embeddings(flags.out, captions, encoder, **dtypes)
     return f"{len(store)} captions of up to {store.max_tokens} tokens in {flags.out}"
 
 

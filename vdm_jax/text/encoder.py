@@ -74,12 +74,9 @@ class TextEncoder:
                 )
         longest = max(map(len, ids))
         length = min(_power_of_two(longest, MIN_PADDED_TOKENS), self.max_tokens)
-        parts = [
-            self._encode(ids[i : i + BATCH], length) for i in range(0, len(ids), BATCH)
-        ]
-        return TextEmbedding(
-            *(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        )
+        batches = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
+        parts = [self._encode(batch, length) for batch in batches]
+        return TextEmbedding(*map(jnp.concatenate, zip(*parts, strict=True)))
 
     def _encode(self, ids: list[list[int]], length: int) -> TextEmbedding:
         shape = _power_of_two(len(ids)), length
@@ -96,8 +93,7 @@ class TextEncoder:
         digest = hashlib.sha256()
         for path in self.weights:
             with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
 

@@ -20,8 +20,9 @@ from vdm_jax.text.encoder import TextEncoder
 from vdm_jax.text.tokenization import load_tokenizer
 
 DTYPES = ("float32", "bfloat16")
-# Limits for a config.json, which may declare any number. Layers are made one by one.
-MAX_CONFIG_VALUES = {"num_layers": 1000, "num_hidden_layers": 1000}
+# Limits for a config.json, which may declare any number. Layers are made one by one,
+# in up to a second each; the largest encoders have 24 (T5) and 48 (BERT).
+MAX_LAYERS, MAX_NUMBER = 100, 1 << 24
 T5_MAX_TOKENS = 512  # in the training of T5; its relative positions have no limit
 
 
@@ -73,14 +74,9 @@ def load_encoder(
     )["params"]
     params = safetensors_io.read(paths, like, family.name_map, jnp.dtype(param_dtype))
     return TextEncoder(
-        name=str(name),
-        max_tokens=family.max_tokens,
-        dim=family.spec.width,
-        tokenize=tokenize,
-        network=family.network,
-        params=params,
-        weights=paths,
-    )
+        str(name), family.max_tokens, family.spec.width, tokenize, family.network,
+        params, paths,
+    )  # fmt: skip
 
 
 class EncoderFamily(NamedTuple):
@@ -161,7 +157,7 @@ def _read_object(path: Path) -> dict:
 
 def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    most = MAX_CONFIG_VALUES.get(key, 1 << 24)
+    most = MAX_LAYERS if key.endswith("_layers") else MAX_NUMBER
     if type(value) is not int or not 1 <= value <= most:
         raise UserError(f"{path}: {key}={value!r:.40}: a number from 1 to {most}")
     return value
