@@ -101,15 +101,15 @@ def test_a_wrong_label_names_what_there_is(trained, text):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps=0: from 1 to 1024"),
+        ({"steps": 0}, "steps=0: .*from 1 to 1024"),
         ({"steps": 2000}, "from 1 to 1024"),
-        ({"guidance_scale": 0.5}, "from 1 to 1000, the scale s of"),
+        ({"guidance_scale": 0.5}, "guidance_scale=0.5: .*from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale=inf"),
         ({"sampler": "heum"}, "one of ddim, ancestral, dpm"),
         (
             {"sampler": "ancestral", "ancestral_gamma": 1.5},
-            "ancestral_gamma=1.5: from 0",
+            "ancestral_gamma=1.5: .*from 0 to 1",
         ),
         ({"batch_size": 0}, "batch_size=0"),
         ({"clip_x": -1.0}, "clip_x"),
