@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("area_means", "files", "memory", "migration", "settings", "trees"),
+    ("area_means", "files", "memory", "migration", "trees"),
     ("npz", "manifest"),
     ("runtime", "config_files", "scalars"),
-    ("agreement",),
+    ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
     ("codec",),
     ("data", "conditions"),

@@ -15,7 +15,7 @@ DISTIL_MISTAKES = [
     ([DISTIL, "--config.distill.start_steps=12"], "a power of two"),
     ([DISTIL, "--config.distill.steps=8"], "steps"),
     ([DISTIL, "--config.distill.guidance_range=(2.0,)"], "the lowest and the highest"),
-    ([DISTIL, "--config.distill.guidance_lr=-1.0"], "learning_rate=-1"),
+    ([DISTIL, "--config.distill.guidance_lr=-1.0"], "guidance_lr=-1"),
     ([DISTIL, "--config.data.path=/absent", "--config.mesh.data=3"], "mesh data=3"),
 ]
 

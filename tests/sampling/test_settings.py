@@ -77,7 +77,7 @@ def test_reconstruction_weights():
         ({"augmentation_snr": -1.0}, "augmentation_snr=-1.0"),
         ({"sampling_schedule": "sigmoid"}, "one of '', cosine"),
         ({"cfg_mode": "sum"}, "one of linear, rescaled, projected"),
-        ({"reconstruction_weight": -1.0}, "w_r, 0 is replacement"),
+        ({"reconstruction_weight": -1.0}, "0 is replacement"),
         ({"reconstruction_schedule": "linear"}, "one of constant, exact"),
         ({"langevin_delta": 2.0}, "Langevin corrector"),
         ({"s_churn": -1.0}, "s_churn=-1.0"),
