@@ -95,7 +95,7 @@ def test_each_stop_calls_the_next(title):
 
 
 def test_the_paths_are_short_and_reach_the_network():
-    prompt, config, _ = PATHS.values()
+    prompt, config, *_ = PATHS.values()
     for stops, script in ((prompt, "sample.py"), (config, "train.py")):
         numbered = [stop for stop in stops if stop.number]
         assert numbered[0].file == script and len(numbered) <= 12
@@ -117,7 +117,7 @@ def test_other_functions_of_the_page_exist():
 
 def test_attributes_of_the_model_lead_there():
     model = build.build_model(shapes.get_config("smoke"))
-    prompt, config, _ = PATHS.values()
+    prompt, config, *_ = PATHS.values()
     for stop in {s for s in (*prompt, *config) if s.through}:
         owner = type(getattr(model, stop.through))
         assert stop.name == f"{owner.__name__}.__call__"

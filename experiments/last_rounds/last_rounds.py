@@ -32,7 +32,7 @@ import numpy as np
 from vdm_jax import data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import distillation, process, schedules
-from vdm_jax.distillation.losses import sample_batch
+from vdm_jax.distillation.losses import prepare_student_batch
 from vdm_jax.evaluators.distillation_page import COLUMNS as SCORE_COLUMNS
 from vdm_jax.evaluators.distillations import MAX_STEPS, row_scores
 from vdm_jax.metrics.tables import format_cells, format_table
@@ -119,7 +119,7 @@ def train(method: str, n: int, loaded, count: int, seed: int):
 
     def loss_fn(params, aux_params, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = sample_batch(model, batch, rest)
+        x, cond, weight = prepare_student_batch(model, batch, rest)
         if model.guidance_range:
             cond = model.with_guidance_weight(cond, weight)
         keys = step_key, noise_key

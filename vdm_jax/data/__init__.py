@@ -11,8 +11,14 @@ from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
-# Modules of this package. Only the chosen one is imported.
-SOURCES = ("shapes", "bouncing", "clips", "folder", "tfds")
+# Functions of this package. Only the module of the chosen one is imported.
+SOURCES = {
+    "shapes": "shapes.open_shapes",
+    "bouncing": "bouncing.open_bouncing",
+    "clips": "clips.open_clips",
+    "folder": "folder.open_folder",
+    "tfds": "tfds.open_tfds",
+}
 STATS_CLIPS = 256  # clips from which mean and variance are computed
 
 
@@ -25,8 +31,8 @@ def open_source(config) -> Source:
     name = config.data.source
     if name not in SOURCES:
         raise UserError(f"config.data.source={name!r}: one of {', '.join(SOURCES)}")
-    module = importlib.import_module(f"vdm_jax.data.{name}")
-    return getattr(module, f"open_{name}")(config)
+    module, function = SOURCES[name].split(".")
+    return getattr(importlib.import_module(f"vdm_jax.data.{module}"), function)(config)
 
 
 def resolve(config, source: Source):

@@ -72,29 +72,33 @@ def distill(
         baseline = evaluator.evaluate_teacher(workdir, loaded)
         params = newest_student(workdir, rows, mesh) if rows else loaded.params
         del loaded  # frees the memory of its parameters after the first round
-        for each, (place, own) in list(zip(plan, students, strict=True))[len(rows) :]:
-            left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
+        remaining = list(zip(plan, students, strict=True))[len(rows) :]
+        for student_round, (path, student_config) in remaining:
+            seconds = time.monotonic() - started
+            left = time_limit and max(time_limit - seconds, 1e-3)
             with (
-                trainer.open_run(place, own, left, advice=START_OVER) as run,
+                trainer.open_run(path, student_config, left, START_OVER) as run,
                 run.stop.handling_signals(),
             ):
                 previous = rows[-1]["metric"] if rows else baseline
-                params, row = _run_round(run, each, params, distiller, evaluator)
+                params, row = _run_round(
+                    run, student_round, params, distiller, evaluator
+                )
                 commit_round(workdir, rows, row, previous, config.distill)
                 run.logger.info(
-                    f"{each.steps} steps: {config.distill.metric} {row['metric']:.3f}, "
-                    f"in {each.path}"
+                    f"{student_round.steps} steps: {config.distill.metric} "
+                    f"{row['metric']:.3f}, in {student_round.path}"
                 )
                 on_first_process(run.logger.check)
-                if run.stop.requested() and not (is_last and each is plan[-1]):
+                if run.stop.requested() and not (is_last and student_round is plan[-1]):
                     _exit_between_rounds(run)
     return rows
 
 
 def _run_round(
     run: Run,
-    each: Round,
-    teacher: Params,
+    student_round: Round,
+    teacher_params: Params,
     distiller: DistillationTrainer,
     evaluator: StudentEvaluator,
 ) -> tuple[Params, Row]:
@@ -102,18 +106,18 @@ def _run_round(
 
     Returns its parameters and its row of rounds.json.
     """
-    params = distiller.train(run, each, teacher)
+    params = distiller.train(run, student_round, teacher_params)
     try:
-        metric = evaluator.evaluate_student(run, each, params)
+        metric = evaluator.evaluate_student(run, student_round, params)
     except PreviewInterrupted:
         _exit_between_rounds(run)
     return params, {
-        "steps": each.steps,
-        "updates": each.updates,
+        "steps": student_round.steps,
+        "updates": student_round.updates,
         "loss": run.logger.totals.loss,
         "metric": metric,
         "seconds": round(run.logger.totals.seconds, 3),
-        "path": each.path,
+        "path": student_round.path,
     }
 
 

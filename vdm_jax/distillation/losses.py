@@ -21,7 +21,7 @@ def guidance_distillation_loss(
 
     def loss_fn(params, aux_params, batch, key):
         time_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = sample_batch(student, batch, rest)
+        x, cond, weight = prepare_student_batch(student, batch, rest)
         t = student.schedule.training_times(time_key, x.shape[0], x.dtype)
         angle = student.schedule.angle(t)
         level = schedules.noise_level_from_angle(angle)
@@ -60,7 +60,7 @@ def progressive_distillation_loss(
 
     def loss_fn(params, aux_params, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = sample_batch(model, batch, rest)
+        x, cond, weight = prepare_student_batch(model, batch, rest)
         if model.guidance_range:
             cond = model.with_guidance_weight(cond, weight)
         n = aux_params["steps"]
@@ -84,7 +84,7 @@ def progressive_distillation_loss(
     return loss_fn
 
 
-def sample_batch(model: DiffusionModel, batch, key):
+def prepare_student_batch(model: DiffusionModel, batch, key):
     """Return videos, conditions with dropout, and guidance weights w = s - 1 [b]."""
     drop_key, weight_key = jax.random.split(key)
     x, cond = model.prepare_batch(batch, drop_key)

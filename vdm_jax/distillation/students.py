@@ -45,10 +45,10 @@ class DistillationTrainer:
         self._clip_x = teacher.config.sample.clip_x if predicts_eps else 0.0
         self._updates: dict[bool, Update] = {}
 
-    def train(self, run: Run, student_round: Round, teacher: Params) -> Params:
+    def train(self, run: Run, student_round: Round, teacher_params: Params) -> Params:
         """Train or resume the student of a round to its last update.
 
-        teacher: parameters of the student before, or of the first teacher.
+        teacher_params: of the student before, or of the first teacher.
         Returns the student's parameters to sample with.
 
         Raises:
@@ -61,19 +61,21 @@ class DistillationTrainer:
                 f"{last} of the config: set them to as many at least"
             )
         rules = self.config.mesh.param_rules  # a teacher is loaded by those of sampling
-        placed = sharding.state_shardings(trainer.mesh, teacher, rules)
-        teacher = jax.device_put(teacher, placed)
+        placed = sharding.state_shardings(trainer.mesh, teacher_params, rules)
+        teacher_params = jax.device_put(teacher_params, placed)
         numbers = {
             "steps": np.int32(student_round.steps),
             "updates": np.int32(last),
             "time_power": np.float32(student_round.time_power),
         }
         everywhere = sharding.replicated(trainer.mesh)
-        aux_params = {"teacher": teacher} | jax.device_put(numbers, everywhere)
+        aux_params = {"teacher": teacher_params} | jax.device_put(numbers, everywhere)
         guided = student_round.distills_guidance
 
         def init() -> TrainState:
-            params = self._with_guidance(run, teacher) if guided else teacher
+            params = teacher_params
+            if guided:
+                params = self._with_guidance(run, teacher_params)
             return trainer.init_state(params)
 
         def make_update() -> Update:
@@ -82,13 +84,13 @@ class DistillationTrainer:
         state = trainer.train(run, init, make_update, aux_params=aux_params)
         return state.eval_params
 
-    def _with_guidance(self, run: Run, teacher: Params) -> Params:
+    def _with_guidance(self, run: Run, teacher_params: Params) -> Params:
         """Return a teacher's parameters, and those of the guidance embedding.
 
         The latter adds zero at first.
         """
         return start_from(
-            teacher,
+            teacher_params,
             self.trainer.abstract_state.params,
             lambda: self.trainer.new_params(run.config.seed),
             "the teacher",

@@ -49,6 +49,7 @@ RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     (r".*", True),
 )
 
+CONTINUE_ELSEWHERE = "give another --workdir and --config.init_from={workdir}"
 START_OVER = "give another --workdir to start over"
 
 
@@ -121,7 +122,7 @@ def open_run(
     fingerprint: dict[str, Any],
     time_limit: float | None = None,
     abstract_state: Any = None,
-    advice: str = "give another --workdir and --config.init_from={workdir}",
+    advice: str = CONTINUE_ELSEWHERE,
 ) -> Iterator[Run]:
     """Open a workdir for the duration of a with block. All processes call it together.
 
@@ -130,7 +131,7 @@ def open_run(
       fingerprint: of the data. A resumed run must have the same.
       time_limit: seconds from now after which `train_loop` saves and exits with 42.
       abstract_state: shapes of the state, to compare with the checkpoint.
-      advice: what a refusal suggests apart from keeping what the run was started with.
+      advice: what a refusal suggests next to keeping what the run was started with.
 
     Raises:
       UserError (2): not a directory, in use, or started with a config, data or a state

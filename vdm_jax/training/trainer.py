@@ -20,7 +20,7 @@ from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel, Params, run_unoptimised
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
-from vdm_jax.training.run import Run, open_run
+from vdm_jax.training.run import CONTINUE_ELSEWHERE, Run, open_run
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import (
     LossFn,
@@ -86,7 +86,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def open_run(
-        self, workdir: Path, config: Any, time_limit: float | None, **advice: str
+        self,
+        workdir: Path,
+        config: Any,
+        time_limit: float | None,
+        advice: str = CONTINUE_ELSEWHERE,
     ) -> Iterator[Run]:
         """Open a run of this model; `training.run.open_run` has the arguments."""
         fingerprint = pipeline.fingerprint(config, self.source)
@@ -94,7 +98,7 @@ class Trainer:
             fingerprint["text"] = self.captions.digest
         state, rules = self.abstract_state, config.mesh.activation_rules
         with (
-            open_run(workdir, config, fingerprint, time_limit, state, **advice) as run,
+            open_run(workdir, config, fingerprint, time_limit, state, advice) as run,
             jax.set_mesh(self.mesh),
             sharding.activation_rules(rules),
         ):
