@@ -55,7 +55,7 @@ def sample(
     Raises:
       UserError: a setting that is out of range or does not fit the model.
     """
-    stage = cascade.make_stage(trained.model, trained.config)
+    stage = cascade.as_stage(trained.model, trained.config)
     encoder = trained.config.conditioning.text_encoder
     alone = cascade.Cascade(Path("the model"), (stage,), encoder)
     prompts = [prompt] * num if prompt else []

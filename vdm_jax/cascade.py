@@ -153,12 +153,10 @@ def read_model(workdir: str | Path) -> Cascade:
     workdir = user_path(workdir, "workdir")
     name = re.sub(r"[^\w.-]|^[.-]", "_", workdir.resolve().name) or "model"
     config = runs.read_config(workdir)
-    return _join(
-        workdir, [make_stage(build.build_model(config), config, name, workdir)]
-    )
+    return _join(workdir, [as_stage(build.build_model(config), config, name, workdir)])
 
 
-def make_stage(
+def as_stage(
     model: DiffusionModel, config: Any, name: str = "model", workdir: Path = Path()
 ) -> CascadeStage:
     """Return a model as a stage, with the settings of its config."""
@@ -229,7 +227,7 @@ def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
     config = runs.read_config(workdir)
     if not runs.is_trained(workdir):
         raise UserError(f"{path}: {where}{workdir} holds no checkpoint yet: train it")
-    stage = make_stage(build.build_model(config), config, fields["name"], workdir)
+    stage = as_stage(build.build_model(config), config, fields["name"], workdir)
     overrides = {name: fields[name] for name in SAMPLING_FIELDS if name in fields}
     check(settings_of(Settings), overrides, f"{path}: {where}")
     stage = stage.with_settings(**overrides)

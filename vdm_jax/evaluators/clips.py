@@ -82,7 +82,7 @@ def model_conditions(
     model: DiffusionModel, config: Any, workdir: Path, batch: Mapping[str, np.ndarray]
 ) -> Conditions:
     """Return `conditions` of a model."""
-    stage = cascades.make_stage(model, config, workdir=workdir)
+    stage = cascades.as_stage(model, config, workdir=workdir)
     encoder = config.conditioning.text_encoder
     return conditions(cascades.Cascade(workdir, (stage,), encoder), batch)
 
