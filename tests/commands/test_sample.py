@@ -38,7 +38,6 @@ def test_sample_writes_every_format_and_overwrites_only_with_the_flag(run, tmp_p
         (["--seed=-1"], "seed"),
         (["--seed=4294967296"], "seed"),
         (["--extend=a.mp4"], "--extend is edit.py --extend now"),
-        (["--between=a.mp4"], "--between is edit.py --interpolate now"),
         (["--prompt=a"], "was trained without text"),
         (["--last_stage=base"], "--last_stage goes with --cascade, not with --workdir"),
         (["--out="], "--out= is empty"),
