@@ -125,8 +125,8 @@ class DiffusionModel:
         """
         x, cond = self.normalize(batch["video"]), self.raw_conditions(batch)
         for name, condition in self.video_conditions:
-            # `condition_dropout` splits this key into two, which are its fold_in of 0
-            # and 1: those of a condition are independent of both.
+            # Independent of the two keys that `condition_dropout` splits this one into,
+            # which are its fold_in of 0 and of 1.
             x, arrays = condition.prepare_batch(x, condition_key(key, name))
             cond |= arrays
         if drop_conditions:
@@ -169,7 +169,7 @@ class DiffusionModel:
         return {**cond, "guidance": weight}
 
     def unconditional(self, cond: Cond) -> Cond:
-        """Return the conditions, those dropped that training dropped."""
+        """Drop the conditions that are dropped at random in training."""
         keep = {
             name: jnp.zeros_like(mask) if self.condition(name).dropout else mask
             for name, mask in cond["keep"].items()

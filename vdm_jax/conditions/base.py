@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from vdm_jax.diffusion.process import Array
 
-# Numbers that were given before names decided: a run of then resumes bit for bit.
+# A condition's random key is decided by its name. These had numbers before, which they
+# keep, so that runs of that time resume bit for bit.
 KEY_NUMBERS = {"label": 0, "text": 1, "low_resolution": 2}
 
 Cond = dict[str, Any]  # arrays by name, "keep": masks by condition, "frame_mask"

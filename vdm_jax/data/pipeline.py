@@ -166,13 +166,12 @@ def train_batches(
 
     Process p of n loads the rows p b/n .. (p+1) b/n - 1 of each global batch.
 
-    Yields:
-      A dict with k = config.data.joint_image_frames:
-        video: uint8 [b, f + k, h, w, c]; the last k frames are independent images.
-        frame_mask: bool [b, f + k], False for the images; only if k > 0.
-        label: int32 [b, attributes], only if the source has labels.
-        caption: str [b].
-      If k > 0, label and caption are [b, 1 + k, ...]: of the video, then of each image.
+    A batch is a dict, with k = config.data.joint_image_frames:
+      video: uint8 [b, f + k, h, w, c]; the last k frames are independent images.
+      frame_mask: bool [b, f + k], False for the images; only if k > 0.
+      label: int32 [b, attributes], only if the source has labels.
+      caption: str [b].
+    If k > 0, label and caption are [b, 1 + k, ...]: of the video, then of each image.
 
     Raises:
       UserError: fewer clips than a batch, a batch size that is no multiple of the

@@ -37,9 +37,9 @@ def student_step(
 
     i: int [b], 1..n; n: int [], may be traced. A plain step ends at (i - 1) / n. With
     `double`, for the stochastic sampler, it ends at (i - 2) / n. From i = 1 a double
-    step is a single one to the data. The teacher takes that one in one step as well:
-    it learned double steps of half the length (after Meng et al. 2022, algorithm 3,
-    whose teacher halves that step too).
+    step has only the single length that is left to the data. There the teacher takes
+    one step instead of two, since it learned double steps of half the length. (Meng et
+    al. 2022, algorithm 3, halves the teacher's last step too.)
     """
     n = jnp.asarray(n, jnp.result_type(float))
 

@@ -22,7 +22,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.program import (
     BatchConditions,
-    ProgramKey,
+    SamplerProgram,
     augment_video,
     init_carry,
     run_steps,
@@ -115,7 +115,7 @@ def generate(
         settings = with_reconstruction_weight(model, settings, observation)
     uses_reconstruction = bool(observation and settings.reconstruction_weight)
     limit = model.codec.limit or 0.0
-    key = ProgramKey(
+    program = SamplerProgram(
         model,
         make_sampler(settings),
         run.mesh or sharding.make_mesh(),
@@ -129,13 +129,13 @@ def generate(
         shared_noise=run.shared_noise,
     )
     return sample_batches(
-        key, params, num, settings, inputs, noise=noise, rows=run.rows,
+        program, params, num, settings, inputs, noise=noise, rows=run.rows,
         progress=progress,
     )  # fmt: skip
 
 
 def sample_batches(
-    key: ProgramKey,
+    program: SamplerProgram,
     params: Params,
     num: int,
     settings: Settings,
@@ -149,17 +149,19 @@ def sample_batches(
 
     The arguments are as for `generate`.
     """
-    model, codec, mesh = key.model, key.model.codec, key.mesh
+    model, codec, mesh = program.model, program.model.codec, program.mesh
     first, last = rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(settings.batch_size, num)
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
-    table = key.sampler.table(make_schedule(model, settings), settings.steps)
+    table = program.sampler.table(make_schedule(model, settings), settings.steps)
     if first:
-        table = key.sampler.first_row(table, first)
-    table, weights = _step_arrays(table, settings, key.shape[0], model.variance, dtype)
+        table = program.sampler.first_row(table, first)
+    table, weights = _step_arrays(
+        table, settings, program.shape[0], model.variance, dtype
+    )
     initial, starts = inputs.initial_noise, range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -171,19 +173,27 @@ def sample_batches(
                 numbers + noise.first_video,
                 None if initial is None else take(initial),
                 np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
-                key=key,
+                program=program,
             )  # fmt: skip
             t = np.asarray(time_from_snr(settings.augmentation_snr))
-            own, null = _branch_conditions(key, inputs, keys, take, t, dtype)
+            cond, uncond = _branch_conditions(program, inputs, keys, take, t, dtype)
             known = jax.tree.map(take, inputs.observation)
             if known is not None:
                 z, mask = codec.encode(known.video), codec.encode_mask(known.mask)
                 known = known._replace(video=z, mask=mask)
-            conditions = BatchConditions(own, null, known)
+            conditions = BatchConditions(cond, uncond, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
-                    params, conditions, keys, carry, table, row, stop, weights, key=key
+                    params,
+                    conditions,
+                    keys,
+                    carry,
+                    table,
+                    row,
+                    stop,
+                    weights,
+                    program=program,
                 )
                 jax.block_until_ready(carry)
                 steps = last - first
@@ -214,20 +224,20 @@ def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _branch_conditions(
-    key: ProgramKey, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype
+    program: SamplerProgram, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype
 ) -> tuple[Cond, Cond]:
     """Return the conditions of a batch and those of its unconditional branch.
 
     t: time of the noise on the videos of the conditions, which both branches read.
     """
-    model, batch, videos = key.model, len(keys), {}
+    model, batch, videos = program.model, len(keys), {}
     for name, _ in model.video_conditions:
         video = take(inputs.cond[name]).astype(dtype)
-        videos |= augment_video(keys, video, t, name=name, key=key)
-    own = _raw_conditions(model, inputs.cond, take, batch) | videos
+        videos |= augment_video(keys, video, t, name=name, program=program)
+    cond = _raw_conditions(model, inputs.cond, take, batch) | videos
     if inputs.negative is None:
-        return own, model.unconditional(own)
-    return own, _raw_conditions(model, inputs.negative, take, batch) | videos
+        return cond, model.unconditional(cond)
+    return cond, _raw_conditions(model, inputs.negative, take, batch) | videos
 
 
 def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -> Cond:

@@ -7,7 +7,7 @@ from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample_batches
-from vdm_jax.sampling.program import ProgramKey
+from vdm_jax.sampling.program import SamplerProgram
 from vdm_jax.sampling.settings import Settings, check_settings
 from vdm_jax.sampling.types import (
     Conditions,
@@ -40,7 +40,9 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    key = ProgramKey(model, INVERSION_SAMPLER, sharding.make_mesh())
+    program = SamplerProgram(model, INVERSION_SAMPLER, sharding.make_mesh())
     z = np.asarray(model.codec.encode(videos))
     inputs = SamplingInputs(cond or {}, initial_noise=z)
-    return sample_batches(key, params, len(videos), settings, inputs, progress=progress)
+    return sample_batches(
+        program, params, len(videos), settings, inputs, progress=progress
+    )

@@ -30,13 +30,13 @@ class BatchConditions(NamedTuple):
     """Conditions of a batch, those of its unconditional branch, and what is known."""
 
     cond: Cond
-    null: Cond
+    uncond: Cond
     observation: Observation | None
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramKey:
-    """The settings that make another program; all else is an argument of it."""
+class SamplerProgram:
+    """What a compiled program is made for; all else is an argument of it."""
 
     model: DiffusionModel
     sampler: samplers.Sampler
@@ -92,31 +92,36 @@ def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
 
 
 def _guided_denoiser(
-    key: ProgramKey, params, null, observation: Observation | None, weights, noise
+    program: SamplerProgram,
+    params,
+    uncond,
+    observation: Observation | None,
+    weights,
+    noise,
 ) -> Denoiser:
     """Wrap the network in every guidance, in the order that `guidance` says."""
-    model = key.model
+    model = program.model
     denoise = model.denoiser(params)
     if model.guidance_range:
         denoise = _with_guidance_embedding(model, denoise, weights["guidance_weight"])
-    if key.tiled_sampling:
+    if program.tiled_sampling:
         denoise = _denoise_in_tiles(model, denoise)
-    elif key.size:
+    elif program.size:
         overlap = tuple(n // 2 for n in model.shape[:3])
-        starts = window_starts(key.shape[:3], model.shape[:3], overlap)
+        starts = window_starts(program.shape[:3], model.shape[:3], overlap)
         denoise = average_windows(denoise, model.shape[:3], starts)
-    if key.cfg_mode:
-        combine = guiding.CFG_MODES[key.cfg_mode](weights["guidance_scale"])
-        denoise = guiding.cfg(denoise, lambda cond: null, combine)
-    if key.uses_reconstruction:
+    if program.cfg_mode:
+        combine = guiding.CFG_MODES[program.cfg_mode](weights["guidance_scale"])
+        denoise = guiding.cfg(denoise, lambda cond: uncond, combine)
+    if program.uses_reconstruction:
         assert observation is not None
         w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
         residual = observation_residual(observation, model.codec)
         denoise = guiding.reconstruction_guidance(denoise, residual, w_r)
-    if key.dynamic_threshold:
-        denoise = guiding.dynamic_threshold(denoise, key.dynamic_threshold)
-    elif key.clip_x:
-        denoise = guiding.clip_x(denoise, key.clip_x)
+    if program.dynamic_threshold:
+        denoise = guiding.dynamic_threshold(denoise, program.dynamic_threshold)
+    elif program.clip_x:
+        denoise = guiding.clip_x(denoise, program.clip_x)
     if observation is not None:
 
         def replacement_noise(level: NoiseLevel) -> jax.Array:
@@ -125,44 +130,45 @@ def _guided_denoiser(
         denoise = guiding.replace_known(
             denoise, observation.video, observation.mask, replacement_noise
         )
-    return key.wrap(denoise) if key.wrap else denoise
+    return program.wrap(denoise) if program.wrap else denoise
 
 
-@functools.partial(jax.jit, static_argnames="key", donate_argnames="carry")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="carry")
 def run_steps(
     params, conditions: BatchConditions, keys, carry, table, start, stop, weights, *,
-    key: ProgramKey,
+    program: SamplerProgram,
 ):  # fmt: skip
     """Run the sampler's rows start..stop for one batch; return the new carry."""
-    split = sharding.batch_sharding(key.mesh)
-    keys, carry, (cond, null, observation) = jax.lax.with_sharding_constraint(
+    split = sharding.batch_sharding(program.mesh)
+    keys, carry, (cond, uncond, observation) = jax.lax.with_sharding_constraint(
         (keys, carry, conditions), split
     )
     dtype = carry[0].dtype
 
     def noise(i, draw):
-        return key.noise(keys, i + 1, draw, dtype)
+        return program.noise(keys, i + 1, draw, dtype)
 
-    denoise = _guided_denoiser(key, params, null, observation, weights, noise)
+    denoise = _guided_denoiser(program, params, uncond, observation, weights, noise)
     with sharding.activation_rules():
         return samplers.sample_loop(
-            key.sampler, denoise, carry, table, start, stop, noise, cond
+            program.sampler, denoise, carry, table, start, stop, noise, cond
         )
 
 
-@functools.partial(jax.jit, static_argnames=("key", "name"))
-def augment_video(keys, video, t, *, name: str, key: ProgramKey):
+@functools.partial(jax.jit, static_argnames=("program", "name"))
+def augment_video(keys, video, t, *, name: str, program: SamplerProgram):
     """Return the arrays of a video condition for given videos, with noise of time t."""
-    condition = key.model.condition(name)
-    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, key.shape, video.dtype)
+    condition = program.model.condition(name)
+    eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, program.shape, video.dtype)
     times = jnp.broadcast_to(t.astype(video.dtype), video.shape[:1])
     return jax.lax.with_sharding_constraint(
-        condition.from_observation(video, times, eps), sharding.batch_sharding(key.mesh)
+        condition.from_observation(video, times, eps),
+        sharding.batch_sharding(program.mesh),
     )
 
 
-@functools.partial(jax.jit, static_argnames="key")
-def init_carry(videos, initial_noise, seed, stage, block, *, key: ProgramKey):
+@functools.partial(jax.jit, static_argnames="program")
+def init_carry(videos, initial_noise, seed, stage, block, *, program: SamplerProgram):
     """Return the videos' random keys, and the sampler's first carry.
 
     videos: numbers of the videos, int [b]. initial_noise: z to start from, or None for
@@ -171,7 +177,7 @@ def init_carry(videos, initial_noise, seed, stage, block, *, key: ProgramKey):
     keys = samplers.video_keys(seed, stage, block, videos)
     z = initial_noise
     if z is None:
-        z = key.noise(keys, 0, 0)
+        z = program.noise(keys, 0, 0)
     return jax.lax.with_sharding_constraint(
-        (keys, key.sampler.init(z)), sharding.batch_sharding(key.mesh)
+        (keys, program.sampler.init(z)), sharding.batch_sharding(program.mesh)
     )

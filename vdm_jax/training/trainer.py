@@ -117,8 +117,8 @@ class Trainer:
 
         Args:
           init: returns the state of step 0, for a run without checkpoints.
-          make_update, make_observers: called only if steps are left. Otherwise a
-            process with a compiled step would wait for one without.
+          make_update, make_observers: called only if steps are left, so that a run that
+            has ended compiles nothing.
           aux_params, is_last: see `train_loop`.
 
         Raises:
