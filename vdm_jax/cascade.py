@@ -363,7 +363,12 @@ def encode_prompts(
         rows = [texts.index(text) for text in selected]
         return {"text": tokens[rows], "text_mask": mask[rows]} if rows else {}
 
-    return take(prompts), take([negative_prompt]) if negative_prompt else None
+    negative = take([negative_prompt]) if negative_prompt else None
+    if negative and not prompts:  # no token, as if dropped, of the negative's shape
+        return {
+            name: np.zeros_like(array) for name, array in negative.items()
+        }, negative
+    return take(prompts), negative
 
 
 def sample(
