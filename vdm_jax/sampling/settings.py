@@ -249,7 +249,7 @@ def _check_trained_scales(
 def _check_augmentation_snr(stage: LowResolution, snr: float) -> None:
     """Raise UserError for noise on the low-resolution input unseen in training."""
     low, high = stage.augmentation_time
-    if np.isnan(snr) or snr <= 0 or not low - 1e-3 <= time_from_snr(snr) <= high + 1e-3:
+    if not low - 1e-3 <= time_from_snr(snr) <= high + 1e-3:
         least, most = (
             float(np.tan(np.pi / 2 * t) ** -2) if t > 0 else np.inf for t in (high, low)
         )
