@@ -90,7 +90,9 @@ def sample(
         )  # fmt: skip
         tqdm.write(f"{num} videos in {folder}; see {sheet}")
 
-    sample_base = functools.partial(_sample_base, observation, backward)
+    sample_base = None
+    if info or observation.video.shape[1:4] != base.model.video_shape[:3]:
+        sample_base = functools.partial(_sample_base, observation, backward)
     with tqdm(unit="call", disable=None) as bar:
         cascades.sample(
             cascade, num, cond, negative, seed=FLAGS.seed, sample_base=sample_base,
