@@ -31,7 +31,7 @@ FLAG_TABLES = {
     "tests/commands/test_flags.py",
     "tests/data/test_check.py",
     "tests/text/test_command.py",
-    "vdm_jax/data/check.py",
+    "vdm_jax/data/__main__.py",
     "vdm_jax/text/__main__.py",
 }
 

@@ -66,8 +66,8 @@ def raw(header: bytes, body: bytes = b"") -> bytes:
 
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-LATER = {**ENTRY, "data_offsets": [4, 8]}
-DUPLICATE = f'{{"b": {json.dumps(ENTRY)}, "b": {json.dumps(LATER)}}}'
+SECOND = {**ENTRY, "data_offsets": [4, 8]}
+DUPLICATE = f'{{"b": {json.dumps(ENTRY)}, "b": {json.dumps(SECOND)}}}'
 OVERLAP = json.dumps({"a": ENTRY, "b": ENTRY})
 UNKNOWN = json.dumps({"b": {**ENTRY, "dtype": "Q9"}})
 OVERFLOW = json.dumps({"b": {**ENTRY, "shape": [2**62, 2**62]}})

@@ -26,7 +26,7 @@ class AttributeMetric(NamedTuple):
 
     names              of the attributes
     measure_motion     from `detect_shapes` and a geometry to the last two [n, 2]
-    direction_classes  class of each of shapes.DIRECTIONS that is told apart
+    direction_classes  class of each of shapes.DIRECTIONS that is recognised
     source             makes the data source: (geometry, held_out)
     """
 
