@@ -271,6 +271,8 @@ def test_shared_noise_is_the_same_in_all_frames_and_not_in_all_videos(trained):
         ({"fps": np.zeros(3)}, "is not conditioned on fps; it knows label"),
         ({"low_res": np.zeros(3)}, "is not conditioned on low_res"),
         ({"label": np.zeros((2, 2), np.int32)}, "label of 2 videos: 3 are sampled"),
+        ({"label": np.int32(1)}, r"label of shape \(\): an array \[videos, 2\]"),
+        ({"label": np.zeros(3, np.int32)}, r"shape \(3,\): an array \[videos, 2\]"),
     ],
 )
 @pytest.mark.parametrize("branch", ["cond", "negative"])

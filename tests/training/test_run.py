@@ -240,7 +240,21 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_every_field_has_a_resume_rule():
-    assert RESUME_RULES[-1][0] == ".*"
+    assert RESUME_RULES[-1] == (".*", False)
+
+
+def test_a_section_of_a_condition_may_not_change(tmp_path):
+    begin(tmp_path, fps={"dropout": 0.1})
+    with pytest.raises(UserError, match=r"fps.dropout=0.5, but .* started with 0.1"):
+        begin(tmp_path, fps={"dropout": 0.5})
+
+
+def test_the_rate_of_the_files_may_change(tmp_path, capsys):
+    begin(tmp_path, **{"video.fps": 8.0})
+    begin(tmp_path, **{"video.fps": 12.0})
+    assert "changed since the run was started: config.video.fps" in (
+        capsys.readouterr().out
+    )
 
 
 HOLDER = """

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from vdm_jax import build, data, sharding
+from tests.seams import fps
+from vdm_jax import build, conditions, data, sharding
 from vdm_jax.data import pipeline
+from vdm_jax.errors import UserError
 from vdm_jax.training import observers, train, trainer
 from vdm_jax.training import run as runs
+from vdm_jax.training.checks import check_config
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.trainer import Trainer
 
@@ -124,3 +127,20 @@ def test_a_run_that_is_finished_compiles_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "compile_update", None)
     assert train.train(config, tmp_path) is state
     assert "nothing to train: step 4 of 4" in capsys.readouterr().out
+
+
+def test_a_source_without_an_array_of_the_model_is_refused(monkeypatch):
+    monkeypatch.setitem(conditions.CONDITIONS, "fps", fps.Fps.from_config)
+    config = shapes.get_config("smoke").unlock()
+    config.fps = {"dropout": 0.1}
+    with pytest.raises(UserError, match="conditioned on fps, which clips of .* do not"):
+        train.build_from_config(config)
+
+
+def test_clips_are_trained_at_the_rate_of_the_files_written():
+    config = shapes.get_config("smoke").unlock()
+    config.data.target_fps = 8.0
+    check_config(config)
+    config.data.target_fps = 16.0
+    with pytest.raises(UserError, match=r"target_fps=16.0: .*video.fps=8.*: set both"):
+        check_config(config)

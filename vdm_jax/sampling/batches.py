@@ -289,9 +289,14 @@ def _check_conditions(model: DiffusionModel, num: int, cond: Conditions) -> None
             f"this model is not conditioned on {', '.join(unknown)}; it knows "
             f"{', '.join(sorted(known)) or 'none'}"
         )
+    null = model.null_conditions((1,))
     for name, array in cond.items():
-        if len(array) not in (1, num):
-            raise UserError(f"{name} of {len(array)} videos: {num} are sampled")
+        shape = np.shape(array)
+        if name in null and len(shape) != np.ndim(null[name]):
+            own = ", ".join(["videos", *map(str, np.shape(null[name])[1:])])
+            raise UserError(f"{name} of shape {shape}: an array [{own}]")
+        if shape[0] not in (1, num):
+            raise UserError(f"{name} of {shape[0]} videos: {num} are sampled")
 
 
 def _check_videos(model: DiffusionModel, cond: Conditions) -> None:

@@ -40,6 +40,7 @@ def check_config(config) -> None:
         raise UserError(
             f"config.conditioning.cond_dim={config.conditioning.cond_dim} must be even"
         )
+    _check_rate(config)
     _check_batch_size(config)
 
 
@@ -62,6 +63,15 @@ def _check_batch_size(config) -> None:
             f"config.data.batch_size={batch_size} must be a multiple of "
             f"{jax.device_count()} device(s) x train.grad_accum_steps={parts}: the "
             f"nearest is {nearest}"
+        )
+
+
+def _check_rate(config) -> None:
+    rate, fps = config.data.target_fps, config.video.fps
+    if rate and rate != fps:
+        raise UserError(
+            f"config.data.target_fps={rate}: clips are trained at this rate, and "
+            f"config.video.fps={fps} is that of the files written: set both to one rate"
         )
 
 

@@ -36,6 +36,7 @@ ResumeRule = bool | Callable[[Any, Any], bool]  # or (old, new) -> bool
 # make the checkpoint one of another model, or its data position one of another stream.
 RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     (r"network\.(remat|dtype|dropout)", True),
+    (r"video\.fps", True),  # of the files written
     # The fingerprint covers the clips, and the embeddings with their encoder.
     (r"data\.(path|text_embeddings_dir|mean|variance)", True),
     (r"data\.(workers|cache_.*|max_bad_fraction)", True),
@@ -46,7 +47,8 @@ RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     (r"(video|data|codec|network|conditioning|diffusion|stage)\..*", False),
     # An average may become longer, but it neither begins nor ends.
     (r"train\.ema_decay", lambda old, new: bool(old) == bool(new)),
-    (r".*", True),
+    (r"(train|mesh|sample)\..*|init_.*", True),
+    (r".*", False),  # such as a section of a condition
 )
 
 CONTINUE_ELSEWHERE = "give another --workdir and --config.init_from={workdir}"

@@ -98,6 +98,13 @@ def build_from_config(
     data.resolve(config, source)
     captions = open_caption_embeddings(config, source)
     model = build.build_model(config)
+    clip = next(data.pipeline.fixed_clips(config, source.split(False), 1))
+    in_batch = clip.keys() | (captions.shapes((1,)) if captions else {})
+    if missing := model.batch_arrays - in_batch:
+        raise UserError(
+            f"the model is conditioned on {', '.join(sorted(missing))}, which clips of "
+            f"{source.name} do not have: their source must return it with each clip"
+        )
     settings = sampling.Settings.from_config(config.sample)
     sampling.check_settings(model, config.sample.num, config.seed, settings)
     sampling.draw_labels(model, 1, config.sample.label)
