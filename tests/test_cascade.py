@@ -171,7 +171,7 @@ WRONG = {
     "name='../a': letters, digits": FILE.replace('name = "tsr"', 'name = "../a"'),
     "steps='many': an integer from 1": FILE.replace("steps = 3", "steps = 'many'"),
     "nowhere is not a run": FILE.replace('workdir = "tsr"', 'workdir = "nowhere"'),
-    "steps=0: from 1 to": FILE.replace("steps = 3", "steps = 0"),
+    "steps=0: an integer from 1 to": FILE.replace("steps = 3", "steps = 0"),
     "augmentation_snr=0.2: this stage was trained with 1 to inf": FILE.replace(
         "snr = 3", "snr = 0.2"
     ),
@@ -189,7 +189,7 @@ WRONG = {
     "stage tsr is a base model": FILE.replace(
         'workdir = "tsr"', 'workdir = "base"'
     ).replace("augmentation_snr = 3", ""),
-    "first stage, base, needs a video as input": FILE.replace(
+    "the first stage, base, is a super-resolution stage": FILE.replace(
         'workdir = "base"', 'workdir = "tsr"'
     ),
     "stage tsr takes videos of (4, 8, 8, 3), and base before it makes (2, 8, 8, 3)": (

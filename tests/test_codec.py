@@ -11,6 +11,7 @@ from vdm_jax import build, cascade, codec, data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import Observation, SamplingInputs
+from vdm_jax.training.checks import check_config
 
 PATCH = codec.Patch()
 
@@ -51,7 +52,7 @@ def test_a_patch_needs_even_sizes_and_a_codec_a_known_name():
     config = shapes.get_config("smoke").unlock()
     config.codec.kind = "patches"
     with pytest.raises(UserError, match="config.codec.kind='patches': one of identity"):
-        codec.from_config(config)
+        check_config(config)
 
 
 def test_mean_and_variance_are_those_of_z():

@@ -43,7 +43,7 @@ def test_a_distillation_from_end_to_end(run, tmp_path):
     fields = json.loads((tmp_path / "s" / "samples.json").read_text())["sample"]
     assert fields["steps"] == 1 and fields["guidance_scale"] == 1
     wrong = refused("evaluate", workdir, "--steps=4")
-    assert "--workdir of a model, not with --workdir of a distillation" in wrong
+    assert "--cascade, not with --workdir of a distillation" in wrong
     done = call("evaluate", workdir, "--num=2")
     assert done.returncode == 0, done.stderr
     assert "student, 1 step: NFE 1" in done.stdout

@@ -48,9 +48,10 @@ def get_config(variant):
 
 
 def name_another_encoder(index) -> None:
-    """Change the encoder that an index names; it then has no digest, as old ones."""
+    """Change the encoder that an index names."""
     about = json.loads(index.read_text().replace("those", "others"))
-    index.write_text(json.dumps({n: v for n, v in about.items() if n != "digest"}))
+    about["digest"] = embeddings._digest(about)
+    index.write_text(json.dumps(about))
 
 
 @pytest.fixture(scope="module")
@@ -129,23 +130,9 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     path.write_text(json.dumps(fields))
     assert call("train", *flags).returncode == 0
     for command, stage, flags_of_it, message in (
-        ("sample", "base", [], "base is conditioned on text: give --prompt"),
-        (
-            "evaluate",
-            "base",
-            ["--num=2"],
-            "is conditioned on text, which evaluate.py cannot",
-        ),
         ("sample", "tsr1", [], "tsr1 is a super-resolution stage: name it"),
-        ("sample", "tsr1", ["--prompt=a"], "tsr1, needs a video as input; begin with"),
         # The encoder of the text is missing: one line says so.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
-        (
-            "sample",
-            "base",
-            ["--prompt=a", "--num_frames=8"],
-            "not with --cascade or --prompt",
-        ),
         ("sample", "base", ["--prompt=a", "--text_encoder=/else"], "encoder '/else'"),
     ):
         done = call(

@@ -65,12 +65,13 @@ def sample(
     for folder in folders.values():
         video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
     base = cascade.stages[0]
-    observation, info = _observe(base, num, observe)
+    is_edit = observe is not observations.no_observation
     cond, negative = cascades.encode_conditions(
-        cascade, num, label=_label(base, is_edit=bool(info)), prompts=prompts,
+        cascade, num, label=_label(base, is_edit), prompts=prompts,
         negative_label=FLAGS.negative_label, negative_prompt=FLAGS.negative_prompt,
         seed=FLAGS.seed,
     )  # fmt: skip
+    observation, info = _observe(base, num, observe)
     is_open = "text" not in cond and np.all(cond.get("label", -1) < 0)
     if negative is None and is_open and any(s.uses_cfg for s in cascade.stages):
         print("no label or prompt is set: sampling without guidance", flush=True)

@@ -45,7 +45,8 @@ def load() -> Params:
 def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
     """Return features [n, h', w', c] of five layers, unit length across channels."""
     features = []
-    x = (x - jnp.array(SHIFT, x.dtype)) / jnp.array(SCALE, x.dtype)
+    shift, scale = jnp.array([SHIFT, SCALE], x.dtype).reshape(2, 1, 1, 1, 3)
+    x = (x - shift) / scale
     for i, (stride, padding, pool) in enumerate(LAYERS):
         if pool:
             x = nn.max_pool(x, (3, 3), (2, 2))
@@ -55,7 +56,7 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=lax.Precision.HIGHEST,  # else scores depend on the device
         )  # fmt: skip
-        x = jax.nn.relu(x + layer["bias"].ravel())
+        x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
         length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
         features.append(x / (length + 1e-10))
     return features
@@ -68,7 +69,7 @@ def distance(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
     for i, layers in enumerate(
         zip(_layers(params, a), _layers(params, b), strict=True)
     ):
-        weights = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].ravel()
+        weights = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(1, 1, 1, -1)
         total += (jnp.square(layers[0] - layers[1]) * weights).sum(-1).mean((1, 2))
     return total
 

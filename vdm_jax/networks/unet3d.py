@@ -162,6 +162,8 @@ def _check_layers(field, layers, i, spec, layer_types):
     for name in layers:
         if layers.count(name) > 1:
             raise UserError(f"network.{field} names {name} twice: name each once")
+        if name not in layer_types:
+            raise UserError(f"network.{field}={name}: one of {', '.join(layer_types)}")
         if getattr(layer_types[name], "splits_heads", False):
             where, channels = f"network.levels[{i}].channels", spec.levels[i].channels
             _check_multiple(where, channels, spec.head_dim, "head_dim")
