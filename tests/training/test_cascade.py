@@ -130,7 +130,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
     path.write_text(json.dumps(fields))
     assert call("train", *flags).returncode == 0
     for command, stage, flags_of_it, message in (
-        ("sample", "tsr1", [], "tsr1 is a super-resolution stage: name it"),
+        ("sample", "tsr1", [], "tsr1, is a super-resolution stage: name it"),
         # The encoder of the text is missing: one line says so.
         ("sample", "base", ["--prompt=a"], "no text encoder '/nowhere'"),
         ("sample", "base", ["--prompt=a", "--text_encoder=/else"], "encoder '/else'"),
@@ -140,7 +140,7 @@ def test_one_command_trains_all_stages_and_again_trains_none(folder, tmp_path):
         )
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
-    done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out")
+    done = call("sample", f"--cascade={workdir}", f"--out={tmp_path}/out", "--prompt=a")
     assert done.returncode == 2
     assert "no text encoder '/nowhere'" in done.stderr.splitlines()[-1]
 

@@ -74,8 +74,7 @@ def distill(
         del loaded  # frees the memory of its parameters after the first round
         remaining = list(zip(plan, students, strict=True))[len(rows) :]
         for student_round, (path, student_config) in remaining:
-            seconds = time.monotonic() - started
-            left = time_limit and max(time_limit - seconds, 1e-3)
+            left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
             with (
                 trainer.open_run(path, student_config, left, START_OVER) as run,
                 run.stop.handling_signals(),

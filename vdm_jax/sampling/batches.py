@@ -149,19 +149,14 @@ def sample_batches(
 
     The arguments are as for `generate`.
     """
-    model, codec, mesh = program.model, program.model.codec, program.mesh
+    model, mesh = program.model, program.mesh
     first, last = rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(settings.batch_size, num)
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
-    table = program.sampler.table(make_schedule(model, settings), settings.steps)
-    if first:
-        table = program.sampler.first_row(table, first)
-    table, weights = _step_arrays(
-        table, settings, program.shape[0], model.variance, dtype
-    )
+    table, weights = _step_arrays(program, settings, first, dtype)
     initial, starts = inputs.initial_noise, range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -178,23 +173,13 @@ def sample_batches(
             t = np.asarray(time_from_snr(settings.augmentation_snr))
             cond, uncond = _branch_conditions(program, inputs, keys, take, t, dtype)
             known = jax.tree.map(take, inputs.observation)
-            if known is not None:
-                z, mask = codec.encode(known.video), codec.encode_mask(known.mask)
-                known = known._replace(video=z, mask=mask)
-            conditions = BatchConditions(cond, uncond, known)
+            conditions = BatchConditions(cond, uncond, _encode(model, known))
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
-                    params,
-                    conditions,
-                    keys,
-                    carry,
-                    table,
-                    row,
-                    stop,
-                    weights,
+                    params, conditions, keys, carry, table, row, stop, weights,
                     program=program,
-                )
+                )  # fmt: skip
                 jax.block_until_ready(carry)
                 steps = last - first
                 progress(k * steps + stop - first, len(starts) * steps)
@@ -202,12 +187,27 @@ def sample_batches(
     return np.concatenate(out)[:num]
 
 
-def _step_arrays(table, settings: Settings, frames: int, variance: float, dtype):
-    """Return a sampler's table and the weights of its rows, padded to one shape."""
-    scales = guidance_scales(settings, table["logsnr"], frames)
+def _encode(model: DiffusionModel, known: Observation | None) -> Observation | None:
+    """Return what is known of z, given what is known of the videos."""
+    if known is None:
+        return None
+    z, mask = model.codec.encode(known.video), model.codec.encode_mask(known.mask)
+    return known._replace(video=z, mask=mask)
+
+
+def _step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
+    """Return the sampler's table and the weights of its rows, padded to one shape.
+
+    first: row at which the run starts.
+    """
+    model = program.model
+    table = program.sampler.table(make_schedule(model, settings), settings.steps)
+    if first:
+        table = program.sampler.first_row(table, first)
+    scales = guidance_scales(settings, table["logsnr"], program.shape[0])
     pad = max(samplers.MAX_STEPS, len(scales)) - len(scales)
     scales = np.pad(scales, [(0, pad), (0, 0), (0, 0)])
-    reconstruction = reconstruction_base_slope(settings, variance)
+    reconstruction = reconstruction_base_slope(settings, model.variance)
     weights = {
         "guidance_scale": scales.astype(dtype),
         # A student's embedding reads VDM's weight w = s - 1.
