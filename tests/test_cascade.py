@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from configs import shapes
 from tests.run_command import ROOT, call
 from tests.small_model import write_model
-from vdm_jax import cascade
+from vdm_jax import cascade, cascade_file
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import sections
@@ -61,12 +61,12 @@ def folder(tmp_path_factory):
             mid_layers=(),
         )
         write_model(folder / name, config)
-    (folder / cascade.CASCADE_FILE).write_text(FILE)
+    (folder / cascade_file.CASCADE_FILE).write_text(FILE)
     return folder
 
 
 def test_a_cascade_is_read_from_its_folder_or_its_file(folder):
-    for path in (folder, folder / cascade.CASCADE_FILE):
+    for path in (folder, folder / cascade_file.CASCADE_FILE):
         read = cascade.read(path)
         assert [stage.name for stage in read.stages] == list(SIZES)
         assert [stage.settings.steps for stage in read.stages] == [2, 3, 2]
@@ -83,7 +83,7 @@ def test_a_file_with_old_names_of_settings_is_read(folder):
     path = folder / "old.toml"
     path.write_text(FILE.replace("augmentation_snr", "snr"))
     assert cascade.read(path) == dataclasses.replace(
-        cascade.read(folder / cascade.CASCADE_FILE), path=path
+        cascade.read(folder / cascade_file.CASCADE_FILE), path=path
     )
     path.write_text(FILE + "guidance = 0.0\nguidance_schedule = 'constant'\n")
     assert cascade.read(path).stages[2].settings.guidance_scale == 1.0
@@ -147,7 +147,7 @@ def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
     monkeypatch.setattr(DiffusionModel, "batch_arrays", {"text"})
     text = {"text": "text"}  # words in place of arrays, which are only passed on
     away = {"text": "away"}
-    cascade.sample(cascade.read(folder), 1, text, away)  # type: ignore
+    cascade.sample(cascade.read(folder), 1, cast(Any, text), cast(Any, away))
     for name, size in SIZES.items():
         assert texts[size] == ("text", away if name == "tsr" else None)
 
@@ -341,7 +341,7 @@ def test_stages_have_the_same_labels(folder, tmp_path):
         config = json.loads(path.read_text())
         config["data"]["label_vocabulary"] = [values]
         path.write_text(json.dumps(config))
-    path = tmp_path / cascade.CASCADE_FILE
+    path = tmp_path / cascade_file.CASCADE_FILE
     path.write_text(FILE.split('[[stage]]\nname = "ssr"')[0])
     with pytest.raises(UserError, match="trained with different labels"):
         cascade.read(tmp_path)
@@ -374,7 +374,11 @@ def test_one_command_distils_every_stage(folder, tmp_path):
     # Exporting shipped stages copies them.
     done = call("export", f"--cascade={tmp_path}/shipped", f"--out={tmp_path}/twice")
     assert done.returncode == 0, done.stderr
-    for name in ("tsr/params.safetensors", "tsr/metrics.jsonl", cascade.CASCADE_FILE):
+    for name in (
+        "tsr/params.safetensors",
+        "tsr/metrics.jsonl",
+        cascade_file.CASCADE_FILE,
+    ):
         copy = (tmp_path / "twice" / name).read_bytes()
         assert copy == (tmp_path / "shipped" / name).read_bytes()
     exported = cascade.sample(shipped, 1)["tsr"]

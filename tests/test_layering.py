@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("area_means", "files", "memory", "migration", "trees"),
-    ("npz", "manifest"),
+    ("npz", "manifest", "cascade_file"),
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

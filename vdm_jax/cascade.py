@@ -1,37 +1,22 @@
 """A cascade: a base model and the super-resolution stages that follow it.
 
 A stage of Imagen Video (Ho et al. 2022, arXiv:2210.02303, section 2.2) takes the video
-of the previous stage and the text. A cascade is a TOML file, or a folder that holds one
-as cascade.toml:
-
-    [[stage]]
-    name = "base"
-    workdir = "base"        # a run or a shipped model, relative to the file
-    steps = 64              # overrides config.sample.steps, as any sampling setting
-    guidance_scale = 2.0
-
-    [[stage]]
-    name = "tsr1"
-    workdir = "tsr1"
-    augmentation_snr = 5.0
-
-A base model alone, a run or a shipped one, is a cascade of one stage.
+of the previous stage and the text. `cascade_file.py` reads the file that names the
+stages. A base model alone, a run or a shipped one, is a cascade of one stage.
 """
 
 import dataclasses
-import difflib
 import functools
-import json
 import re
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdm_jax import build, files, migration, runs, sampling
+from vdm_jax import build, cascade_file, migration, runs, sampling
 from vdm_jax import text as text_encoders
+from vdm_jax.cascade_file import CASCADE_FILE
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
@@ -39,8 +24,6 @@ from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, SamplingInputs, Settings
 from vdm_jax.settings import check, settings_of
 
-CASCADE_FILE = "cascade.toml"
-MAX_FILE_BYTES = 1 << 15  # parsing a key of many dotted parts takes quadratic time
 # Settings that a file may override: all but those of reconstruction guidance, which a
 # cascade does not use.
 SAMPLING_FIELDS = tuple(
@@ -124,7 +107,7 @@ class Cascade:
         return dataclasses.replace(self, stages=tuple(stages))
 
 
-# --- reading and writing --------------------------------------------------------------
+# --- reading --------------------------------------------------------------
 
 
 def read(path: str | Path) -> Cascade:
@@ -140,7 +123,7 @@ def read(path: str | Path) -> Cascade:
     if (runs.model_dir(path) / "config.json").is_file():
         return read_model(path)
     path = path / CASCADE_FILE if path.is_dir() else path
-    tables = _read_stage_tables(path)
+    tables = cascade_file.read_tables(path)
     return _join(path, [_read_stage(path, i, table) for i, table in enumerate(tables)])
 
 
@@ -182,40 +165,15 @@ def _join(path: Path, stages: Sequence[CascadeStage]) -> Cascade:
     return Cascade(path, tuple(stages), conditioning[0].text_encoder)
 
 
-def _read_stage_tables(path: Path) -> list:
-    """Return the [[stage]] tables of a cascade file."""
-    try:
-        content = tomllib.loads(files.read_text(path, MAX_FILE_BYTES))
-    except OSError as error:
-        raise UserError(
-            f"no cascade {path} ({error.strerror}): a TOML file, a folder that holds "
-            f"{CASCADE_FILE}, or a model"
-        ) from error
-    except (files.CorruptFile, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    _check_fields(path, content, ("stage",), "")
-    tables = content.get("stage", [])
-    if not isinstance(tables, list) or not tables:
-        raise UserError(f"{path} names no stage: one [[stage]] table for each")
-    return tables
-
-
-def _check_fields(path: Path, fields: dict, known: Sequence[str], where: str) -> None:
-    """Raise UserError for the first unknown field, with the nearest known one."""
-    for field in fields:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-            raise UserError(f"{path}: {where}unknown field {field!r}: {hint}")
-
-
 def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
     """Build one stage from its table. path: of the cascade file."""
     where = f"stage {index + 1}: "
     if not isinstance(fields, dict):
         raise UserError(f"{path}: {where}a table, [[stage]]")
     fields = migration.rename_fields("sample", fields)
-    _check_fields(path, fields, ("name", "workdir", *SAMPLING_FIELDS), where)
+    cascade_file.check_fields(
+        path, fields, ("name", "workdir", *SAMPLING_FIELDS), where
+    )
     for field in ("name", "workdir"):
         if not isinstance(fields.get(field), str) or not fields[field]:
             raise UserError(f"{path}: {where}it needs a {field}")
@@ -262,22 +220,6 @@ def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
                 f"stage {name} takes videos of {model.low_resolution.input_shape}, and "
                 f"{previous_name} before it makes {previous.video_shape}"
             )
-
-
-def to_toml(stages: dict[str, dict[str, Any]]) -> str:
-    """Return the text of a cascade file whose stages are in the folders of their names.
-
-    stages: the sampling overrides of each stage, by its name.
-    """
-    tables = []
-    for name, overrides in stages.items():
-        table = ["[[stage]]"]
-        for field, value in ({"name": name, "workdir": name} | overrides).items():
-            # TOML's literals are those of JSON, except infinity.
-            literal = str(value) if isinstance(value, float) else json.dumps(value)
-            table.append(f"{field} = {literal}")
-        tables.append("\n".join(table) + "\n")
-    return "\n".join(tables)
 
 
 def sampling_overrides(stage: CascadeStage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from configs import cascade_small
 from tests.run_command import call
-from vdm_jax import cascade, data
+from vdm_jax import cascade, cascade_file, data
 from vdm_jax import text as encoders
 from vdm_jax.data import embeddings, shapes
 from vdm_jax.errors import UserError
@@ -256,14 +256,14 @@ def test_stages_with_text_are_distilled_with_guidance(trained, folder, tmp_path)
 
 def test_the_file_of_a_cascade_grows_and_keeps_its_content(tmp_path):
     write_cascade_file({"base": {}, "tsr": {"augmentation_snr": 3.0}}, tmp_path)
-    text = (tmp_path / cascade.CASCADE_FILE).read_text()
+    text = (tmp_path / cascade_file.CASCADE_FILE).read_text()
     changed = "# mine\n" + text.replace('"base"\n\n', '"else"\nsteps = 9\n\n')
-    (tmp_path / cascade.CASCADE_FILE).write_text(changed)
+    (tmp_path / cascade_file.CASCADE_FILE).write_text(changed)
     write_cascade_file(
         {"base": {}, "tsr": {}, "ssr": {"augmentation_snr": math.inf}}, tmp_path
     )
-    assert (tmp_path / cascade.CASCADE_FILE).read_text().startswith(changed)
-    with open(tmp_path / cascade.CASCADE_FILE, "rb") as file:
+    assert (tmp_path / cascade_file.CASCADE_FILE).read_text().startswith(changed)
+    with open(tmp_path / cascade_file.CASCADE_FILE, "rb") as file:
         tables = tomllib.load(file)["stage"]
     assert tables == [
         {"name": "base", "workdir": "else", "steps": 9},
@@ -276,18 +276,18 @@ def test_the_file_of_a_cascade_grows_and_keeps_its_content(tmp_path):
         '[[stage]]\nname = "base"\n[[stage]]\nname = "more"\n',
         "[[stage]]\nname = [1]\n",
     ):
-        (tmp_path / cascade.CASCADE_FILE).write_text(file)
+        (tmp_path / cascade_file.CASCADE_FILE).write_text(file)
         with pytest.raises(UserError, match="lacks .*: insert it in its place"):
             write_cascade_file({"base": {}, "tsr": {}, "ssr": {}}, tmp_path)
-        assert (tmp_path / cascade.CASCADE_FILE).read_text() == file
+        assert (tmp_path / cascade_file.CASCADE_FILE).read_text() == file
 
 
 @pytest.mark.parametrize("text", ["[[stage", "", "stage = 3", "[[stage]]\na = 1"])
 def test_a_damaged_file_is_named_and_left_unchanged(tmp_path, text):
-    (tmp_path / cascade.CASCADE_FILE).write_text(text)
+    (tmp_path / cascade_file.CASCADE_FILE).write_text(text)
     with pytest.raises(UserError, match="correct or delete it"):
         write_cascade_file({"base": {}}, tmp_path)
-    assert (tmp_path / cascade.CASCADE_FILE).read_text() == text
+    assert (tmp_path / cascade_file.CASCADE_FILE).read_text() == text
 
 
 def test_no_stage_starts_after_the_time_limit(tmp_path):

@@ -27,13 +27,14 @@ def _export() -> None:
     out = Path(FLAGS.out)
     if require_one(workdir="a model", cascade="a cascade of models") == "workdir":
         return export_model(Path(FLAGS.workdir), out)
-    from vdm_jax import cascade
+    from vdm_jax import cascade, cascade_file
 
     exported = cascade.read(FLAGS.cascade)
     existing = [
         folder
         for folder in (out, *(out / stage.name for stage in exported.stages))
-        if (folder / cascade.CASCADE_FILE).exists() or (folder / "config.json").exists()
+        if (folder / cascade_file.CASCADE_FILE).exists()
+        or (folder / "config.json").exists()
     ]
     if existing and not FLAGS.overwrite:
         raise UserError(
@@ -42,8 +43,8 @@ def _export() -> None:
     for stage in exported.stages:
         export_model(stage.workdir, out / stage.name)
     stages = {s.name: cascade.sampling_overrides(s) for s in exported.stages}
-    text = cascade.to_toml(stages)
-    write_bytes(out / cascade.CASCADE_FILE, text.encode(), overwrite=True)
+    text = cascade_file.to_toml(stages)
+    write_bytes(out / cascade_file.CASCADE_FILE, text.encode(), overwrite=True)
 
 
 def export_model(workdir: Path, out: Path) -> None:

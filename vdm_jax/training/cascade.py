@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax import agreement, build, cascade, files, runs, text
+from vdm_jax import agreement, build, cascade, cascade_file, files, runs, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
 from vdm_jax.training.checks import check_batch_memory, check_config
@@ -125,7 +125,7 @@ def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> No
     Raises:
       UserError: the file cannot be read, or lacks a stage that is not at the end.
     """
-    path, new = workdir / cascade.CASCADE_FILE, cascade.to_toml(stages)
+    path, new = workdir / cascade_file.CASCADE_FILE, cascade_file.to_toml(stages)
     if path.exists():
         try:
             before = files.read_text(path)
@@ -143,5 +143,5 @@ def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> No
                 f"{path} lacks {', '.join(lacking)}: insert it in its place, or delete "
                 "the file; the same command then writes a new one, all stages are done"
             )
-        new = before.rstrip() + "\n\n" + cascade.to_toml(lacking)
+        new = before.rstrip() + "\n\n" + cascade_file.to_toml(lacking)
     files.write_bytes(path, new.encode(), overwrite=True)
