@@ -142,9 +142,7 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     assert f"init_from={run}" in refusal and "arrays differ" in refusal
 
 
-@pytest.mark.parametrize(
-    "config", ["bouncing", "clips", "folder", "folder, grey", "vdm"]
-)
+@pytest.mark.parametrize("config", ["bouncing", "clips", "folder, grey", "vdm"])
 def test_every_config_trains_and_samples(config, tmp_path):
     """The smoke variant of shapes.py is `run`; these are the others."""
     config, _, grey = config.partition(", ")

@@ -221,6 +221,7 @@ def trained(folder, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_stages_with_text_are_distilled_with_guidance(trained, folder, tmp_path):
     (trained / "file.toml").write_text(
         '[[stage]]\nname = "base"\nworkdir = "base"\nguidance_scale = 4.0\n'
