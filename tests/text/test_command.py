@@ -15,7 +15,7 @@ def test_the_command_writes_embeddings_for_training(bert, tmp_path, capsys):
     captions, out = tmp_path / "captions.txt", tmp_path / "out"
     captions.write_text("a red square\n\nleft\na red square\n")
     arguments = [f"--captions={captions}", f"--out={out}", f"--text_encoder={bert}"]
-    assert command.main(arguments) == 0
+    command.main(arguments)
     assert capsys.readouterr().out == f"3 captions of up to 5 tokens in {out}\n"
     found = pickle.loads(pickle.dumps(EmbeddingStore(out)))
     encoder = text.load_encoder(bert)
@@ -31,28 +31,26 @@ def test_the_command_writes_embeddings_for_training(bert, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, encoder, message",
     [
-        ("left", "clip", "error: no text encoder 'clip': minilm, or"),
+        ("left", "clip", "no text encoder 'clip': minilm, or"),
         ("\n", "", "has no captions"),
-        ("red " * 31, "", "error: a text of 33 tokens, "),
-        (None, "", "captions.txt: No such file or directory: pass a folder"),
+        ("red " * 31, "", "a text of 33 tokens, "),
+        (None, "", "captions.txt"),
     ],
 )
-def test_the_command_fails_in_one_line(
-    bert, tmp_path, capsys, content, encoder, message
-):
+def test_the_command_fails_in_one_line(bert, tmp_path, content, encoder, message):
     captions = tmp_path / "captions.txt"
     if content is not None:
         captions.write_text(content)
     out = tmp_path / "out"
     arguments = [f"--captions={captions}", f"--out={out}"]
-    assert command.main([*arguments, f"--text_encoder={encoder or bert}"]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    with pytest.raises(UserError) as caught:
+        command.main([*arguments, f"--text_encoder={encoder or bert}"])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="out has no embeddings.json: write it with"):
         EmbeddingStore(out)
 
 
-def test_a_retired_flag_is_answered_with_the_new_one(tmp_path, capsys):
+def test_a_retired_flag_is_answered_with_the_new_one(tmp_path):
     arguments = [f"--captions={tmp_path}", f"--out={tmp_path}", "--encoder=minilm"]
-    assert command.main(arguments) == 2
-    assert capsys.readouterr().err == "error: --encoder is --text_encoder now\n"
+    with pytest.raises(UserError, match="^--encoder is --text_encoder now$"):
+        command.main(arguments)

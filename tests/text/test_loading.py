@@ -77,17 +77,17 @@ def test_an_unknown_name_is_reported_with_the_choices():
 def test_an_unknown_dtype_is_reported_with_the_choices(bert):
     with pytest.raises(UserError, match="dtype='float16' .*: float32 or bfloat16"):
         text.load_encoder(bert, "float16")
-    with pytest.raises(UserError, match="param_dtype='int8' .*: float32 or bfloat16"):
+    with pytest.raises(UserError, match="param_dtype='int8': float32 or bfloat16"):
         text.load_encoder(bert, param_dtype="int8")
 
 
 @pytest.mark.parametrize(
     "missing, message",
     [
-        ("config.json", "has no config.json"),
+        ("config.json", "config.json cannot be read: No such file"),
         ("model-00001-of-00002.safetensors", "lacks model-00001-of-00002.safetensors"),
         ("model.safetensors.index.json", "neither model.safetensors nor"),
-        ("tokenizer.json", "has neither tokenizer.json nor spiece.model"),
+        ("tokenizer.json", "has no tokenizer.json"),
     ],
 )
 def test_a_missing_file_is_reported(t5, missing, message):
@@ -106,7 +106,7 @@ def test_a_missing_file_is_reported(t5, missing, message):
         ({"num_layers": "two"}, "num_layers='two': a number from 1"),
         ({"num_layers": 101}, "num_layers=101: a number from 1 to 100$"),
         ({"num_layers": 10**12}, "num_layers=1000000000000: a number from 1 to 100$"),
-        ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon='1': a number between"),
+        ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon='1': a number from"),
         ({"model_type": [1]}, "model_type=.1.: bert or t5"),
         ({"num_layers": 3}, "t5 lacks layer_2/"),
         ({"num_layers": 1}, "the model does not have: encoder.block.1"),
@@ -139,6 +139,6 @@ def test_an_unsupported_bert_is_rejected(bert):
 def test_an_invalid_config_is_rejected(bert, content):
     (bert / "config.json").write_text(content)
     with pytest.raises(
-        UserError, match="config.json (cannot be read: not JSON|is not a JSON object)"
+        UserError, match="config.json cannot be read: not (JSON|a JSON object)"
     ):
         text.load_encoder(bert)

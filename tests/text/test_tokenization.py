@@ -1,12 +1,10 @@
 """Tokenizers: vdm_jax/text/tokenization.py."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from tests.text.folders import LEFT, RIGHT
 from vdm_jax import text
 from vdm_jax.errors import UserError
 
@@ -67,26 +65,3 @@ def test_special_and_unknown_tokens_are_checked(bert, change, message):
     with pytest.raises(UserError, match=message) as caught:
         text.load_encoder(bert)
     assert "\n" not in str(caught.value)
-
-
-def test_spiece_without_its_package_is_reported_with_the_command(t5, monkeypatch):
-    (t5 / "tokenizer.json").rename(t5 / "spiece.model")
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(UserError, match="run: pip install sentencepiece$"):
-        text.load_encoder(t5)
-
-
-def test_spiece_is_read_without_tokenizer_json(t5):
-    package = pytest.importorskip("sentencepiece")
-    (t5 / "tokenizer.json").unlink()
-    (t5 / "spiece.model").write_bytes(b"no model")
-    with pytest.raises(UserError, match="is not a sentencepiece model"):
-        text.load_encoder(t5)
-    package.SentencePieceTrainer.train(
-        sentence_iterator=iter([LEFT, RIGHT] * 50), model_prefix=str(t5 / "spiece"),
-        vocab_size=20, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    encoder = text.load_encoder(t5)
-    left, right, empty = encoder.tokenize([LEFT, RIGHT, ""])
-    assert empty == [1] and left[-1] == right[-1] == 1 and left != right
-    assert np.isfinite(encoder([LEFT, RIGHT, ""]).tokens).all()

@@ -7,8 +7,11 @@ before it is read here.
 """
 
 import collections
+import contextlib
+import io
 import pickle
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,11 +28,6 @@ STORAGES = {
     "LongStorage": "<i8",
     "ByteStorage": "<u1",
 }
-# Exceptions of a damaged or malicious pickle, also by the classes below.
-PICKLE_ERRORS = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError,
-    AttributeError, OverflowError, MemoryError, RecursionError, struct.error,
-)  # fmt: skip
 
 
 class _Dtype:
@@ -104,12 +102,8 @@ def read(path: Path) -> Any:
     Raises:
       UserError: the file is damaged, or has anything else than arrays in it.
     """
-    try:
-        with path.open("rb") as file:
-            tree = _Unpickler(file).load()
-        return jax.tree.map(lambda array: array.value, tree)
-    except PICKLE_ERRORS as error:
-        raise _refusal(path, "a complete pickle of numpy arrays", error) from error
+    with _open(path, "a complete pickle of numpy arrays") as file:
+        return jax.tree.map(lambda array: array.value, _Unpickler(file).load())
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -121,29 +115,28 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is damaged, or has anything else than tensors in it.
     """
-    try:
-        with path.open("rb") as file:
-            magic = _Unpickler(file).load(), _Unpickler(file).load()
-            machine = _Unpickler(file).load()
-            if magic != TORCH_MAGIC or machine["little_endian"] is not True:
-                raise ValueError("it does not start with the magic number of torch")
-            unpickler = _Unpickler(file)
-            tensors = dict(unpickler.load())
-            for key in _Unpickler(file).load():
-                storage = unpickler.storages[key]
-                (count,) = struct.unpack("<q", file.read(8))
-                if (
-                    count != len(storage)
-                    or file.readinto(storage.data) != storage.nbytes
-                ):
-                    raise ValueError(f"storage {key!r:.80} is truncated")
+    with _open(path, "a complete state dict of torch") as file:
+        *magic, machine = (_Unpickler(file).load() for _ in range(3))
+        if tuple(magic) != TORCH_MAGIC or machine["little_endian"] is not True:
+            raise ValueError("it does not start with the magic number of torch")
+        unpickler = _Unpickler(file)
+        tensors = dict(unpickler.load())
+        for key in _Unpickler(file).load():
+            storage = unpickler.storages[key]
+            (count,) = struct.unpack("<q", file.read(8))
+            if count != len(storage) or file.readinto(storage.data) != storage.nbytes:
+                raise ValueError(f"storage {key!r:.80} is truncated")
         if not all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
             raise ValueError("it has other entries than tensors")
         return tensors
-    except PICKLE_ERRORS as error:
-        raise _refusal(path, "a complete state dict of torch", error) from error
 
 
-def _refusal(path: Path, what: str, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__  # in one line
-    return UserError(f"{path} is not {what}: {reason}")
+@contextlib.contextmanager
+def _open(path: Path, what: str) -> Iterator[io.BufferedReader]:
+    """Open a file; UserError for any error within the block: a pickle can cause all."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__  # in one line
+        raise UserError(f"{path} is not {what}: {reason}") from error

@@ -22,10 +22,9 @@ from vdm_jax.trees import named_leaves
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
 # Names in the folders of Hugging Face: of one file, and of the index of its shards.
-FILES = tuple(
-    (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json")
-    for stem in ("model", "diffusion_pytorch_model")
-    for variant in ("", ".fp16")
+FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("model.fp16.safetensors", "model.safetensors.index.fp16.json"),
 )
 
 
@@ -49,19 +48,16 @@ def tensor_files(folder: Path) -> tuple[Path, ...]:
 def _shards(index: Path) -> tuple[Path, ...]:
     """Return the files that an index names, all of them in its folder."""
     try:
-        names = set(read_json(index)["weight_map"].values())
+        names = {Path(name).name for name in read_json(index)["weight_map"].values()}
         if not names:
             raise ValueError("no tensors")
-        paths = tuple(index.parent / Path(name).name for name in sorted(names))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index} is not an index of shards: it has no weight_map"
-        ) from error
+        reason = "is not an index of shards: it has no weight_map"
+        raise UserError(f"{index} {reason}") from error
+    paths = tuple(index.parent / name for name in sorted(names))
     for path in paths:
         if not path.is_file():
-            raise UserError(
-                f"{path.parent} lacks {path.name}, which {index.name} names"
-            )
+            raise UserError(f"{index.parent} lacks {path.name}, which {index} names")
     return paths
 
 
@@ -74,9 +70,8 @@ def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
                 return None if target is None else match.expand(target)
         return name  # of no parameter of ours
 
-    return read_renamed(
-        paths, like, rename, functools.partial(jnp.asarray, dtype=dtype)
-    )
+    convert = functools.partial(jnp.asarray, dtype=dtype)
+    return read_renamed(paths, like, rename, convert)
 
 
 def read_renamed(
@@ -113,20 +108,18 @@ def read_renamed(
                         raise UserError(f"{name} is a second, different {own}")
                     leaves[own] = leaf
         except SafetensorError as error:
-            raise UserError(
-                f"{path} is not a whole safetensors file: {error}"
-            ) from error
+            reason = f"is not a whole safetensors file: {error}"
+            raise UserError(f"{path} {reason}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     for problem, names in (
         ("has tensors that the model does not have:", extra),
         ("lacks", [name for name in expected if name not in leaves]),
     ):
-        if names:
-            raise UserError(f"{where} {problem} {_first(names)}")
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [leaves[name] for name in expected]
-    )
+        if names:  # at most five in the message
+            raise UserError(f"{where} {problem} {', '.join(names[:5])}")
+    ordered = [leaves[name] for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), ordered)
 
 
 def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -142,9 +135,3 @@ def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(array).all():
         raise UserError(f"{name} is not finite")
     return array
-
-
-def _first(names: Sequence[str]) -> str:
-    """Return up to five names, and how many more there are, for a message."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

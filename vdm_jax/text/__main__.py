@@ -10,8 +10,12 @@ from vdm_jax.text.loading import DTYPES, load_encoder
 from vdm_jax.text.writing import write_embeddings
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write embeddings of captions; return the exit status: 0, or 2 with one line."""
+def main(arguments: list[str] | None = None) -> None:
+    """Write embeddings of captions.
+
+    Raises:
+      UserError: a flag of an earlier version, no captions, or no such text encoder.
+    """
     parser = argparse.ArgumentParser("python -m vdm_jax.text")
     parser.add_argument(
         "--captions", required=True, type=runtime.path_type,
@@ -27,31 +31,23 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("dtype", "param_dtype"):
         parser.add_argument(f"--{name}", default="float32", choices=DTYPES)
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        for word in words:
-            if renaming := migration.new_flag(word):
-                raise UserError(renaming)
-        print(_write(parser.parse_args(words)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    return 0
-
-
-def _write(flags: argparse.Namespace) -> str:
+    for word in words:
+        if renaming := migration.new_flag(word):
+            raise UserError(renaming)
+    flags = parser.parse_args(words)
     captions, skipped = layout.read_all_captions(flags.captions)
     for name, reason in skipped:
         print(printable(f"skipped: {name}: {reason}"), file=sys.stderr)
     encoder = load_encoder(flags.text_encoder, flags.dtype, flags.param_dtype)
     dtypes = {"dtype": flags.dtype, "param_dtype": flags.param_dtype}
     store = write_embeddings(flags.out, captions, encoder, **dtypes)
-    return f"{len(store)} captions of up to {store.max_tokens} tokens in {flags.out}"
+    print(f"{len(store)} captions of up to {store.max_tokens} tokens in {flags.out}")
 
 
-def _command() -> int:
+def _command() -> None:
     runtime.configure_jax()
     runtime.start_devices()
-    return main()
+    main()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +21,9 @@ from vdm_jax.text.tokenization import load_tokenizer
 DTYPES = ("float32", "bfloat16")
 # Limits for a config.json, which may declare any number. Layers are made one by one,
 # in up to a second each; the largest encoders have 24 (T5) and 48 (BERT).
-MAX_LAYERS, MAX_NUMBER = 100, 1 << 24
+MAX_LAYERS, EPSILONS = 100, (1e-15, 1.0)
 T5_MAX_TOKENS = 512  # in the training of T5; its relative positions have no limit
+SENTENCE_CONFIG = "sentence_bert_config.json"
 
 
 def load_encoder(
@@ -33,18 +33,16 @@ def load_encoder(
 
     Args:
       name: "minilm", or a folder with config.json, model.safetensors (or its shards and
-        their index) and tokenizer.json (or spiece.model).
+        their index) and tokenizer.json.
       dtype: of the activations. Norms, softmax and the result are float32.
       param_dtype: of the parameters; bfloat16 halves their memory.
 
     Raises:
       UserError: a file is missing or invalid, or files do not match.
     """
-    for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
-        if value not in DTYPES:
-            raise UserError(
-                f"{argument}={value!r} of a text encoder: {' or '.join(DTYPES)}"
-            )
+    if not {dtype, param_dtype} <= {*DTYPES}:
+        dtypes = f"a text encoder with {dtype=} and {param_dtype=}"
+        raise UserError(f"{dtypes}: {' or '.join(DTYPES)}")
     if name == "minilm":
         folder = [asset.verified_path() for asset in MINILM][0].parent
     else:
@@ -54,42 +52,30 @@ def load_encoder(
             f"no text encoder {str(name)!r}: minilm, or the folder of a T5 or BERT "
             "encoder with config.json, model.safetensors and tokenizer.json"
         )
-    config = _read_object(folder / "config.json")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(
-            f"{folder / 'config.json'}: model_type={model_type!r}: "
-            f"{' or '.join(FAMILIES)}"
-        )
-    family = FAMILIES[model_type](folder, config, dtype)
+    path = folder / "config.json"
+    config = _read_object(path)
+    family = _one_of(path, {"model_type": None} | config, "model_type", ("bert", "t5"))
+    describe = {"bert": _bert, "t5": _t5}[family]
+    network, name_map, max_tokens = describe(path, config, dtype)
     paths = safetensors_io.tensor_files(folder)
-    tokenize, num_ids = load_tokenizer(folder)
-    if num_ids > family.spec.vocab_size:
+    tokenize, num_ids = load_tokenizer(folder / "tokenizer.json")
+    if num_ids > network.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "
-            f"{family.spec.vocab_size}: they do not belong together"
+            f"{network.spec.vocab_size}: they do not belong together"
         )
     like = jax.eval_shape(
-        family.network.init, jax.random.key(0), *np.zeros((2, 1, 1), np.int32)
+        network.init, jax.random.key(0), *np.zeros((2, 1, 1), np.int32)
     )["params"]
-    params = safetensors_io.read(paths, like, family.name_map, jnp.dtype(param_dtype))
-    return TextEncoder(
-        str(name), family.max_tokens, family.spec.width, tokenize, family.network,
-        params, paths,
-    )  # fmt: skip
+    params = safetensors_io.read(paths, like, name_map, jnp.dtype(param_dtype))
+    width = network.spec.width
+    return TextEncoder(str(name), max_tokens, width, tokenize, network, params, paths)
 
 
-class EncoderFamily(NamedTuple):
-    """The network that a config.json describes, and the names of its weights."""
-
-    network: nn.Module
-    spec: BertSpec | T5Spec
-    name_map: name_maps.NameMap
-    max_tokens: int
+Family = tuple[Bert | T5, name_maps.NameMap, int]  # and the most tokens of a text
 
 
-def _bert(folder: Path, config: dict, dtype: str) -> EncoderFamily:
-    path = folder / "config.json"
+def _bert(path: Path, config: dict, dtype: str) -> Family:
     number = functools.partial(_number, path, config)
     _one_of(path, config, "hidden_act", ("gelu",))
     _one_of(path, config, "position_embedding_type", ("absolute",))
@@ -104,22 +90,20 @@ def _bert(folder: Path, config: dict, dtype: str) -> EncoderFamily:
         num_segments=number("type_vocab_size", 2),
         width=number("hidden_size"),
         mlp_width=number("intermediate_size"),
-        num_layers=number("num_hidden_layers"),
+        num_layers=number("num_hidden_layers", most=MAX_LAYERS),
         num_heads=number("num_attention_heads"),
-        epsilon=_epsilon(path, config, "layer_norm_eps", 1e-12),
+        epsilon=number("layer_norm_eps", 1e-12, *EPSILONS),
     )
     # Sentence encoders have a file with the length of their training texts.
-    sentence_config = folder / "sentence_bert_config.json"
-    max_tokens = spec.max_positions
+    sentence_config, max_tokens = path.parent / SENTENCE_CONFIG, spec.max_positions
     if sentence_config.is_file():
         values = _read_object(sentence_config)
         trained = _number(sentence_config, values, "max_seq_length", max_tokens)
         max_tokens = min(trained, max_tokens)
-    return EncoderFamily(Bert(spec, dtype), spec, name_maps.BERT, max_tokens)
+    return Bert(spec, dtype), name_maps.BERT, max_tokens
 
 
-def _t5(folder: Path, config: dict, dtype: str) -> EncoderFamily:
-    path = folder / "config.json"
+def _t5(path: Path, config: dict, dtype: str) -> Family:
     number = functools.partial(_number, path, config)
     activation = _one_of(path, config, "feed_forward_proj", ("relu", "gated-gelu"))
     spec = T5Spec(
@@ -128,45 +112,38 @@ def _t5(folder: Path, config: dict, dtype: str) -> EncoderFamily:
         head_dim=number("d_kv"),
         num_heads=number("num_heads"),
         mlp_width=number("d_ff"),
-        num_layers=number("num_layers"),
+        num_layers=number("num_layers", most=MAX_LAYERS),
         gated=activation == "gated-gelu",
         num_buckets=number("relative_attention_num_buckets", 32),
         max_distance=number("relative_attention_max_distance", 128),
-        epsilon=_epsilon(path, config, "layer_norm_epsilon", 1e-6),
+        epsilon=number("layer_norm_epsilon", 1e-6, *EPSILONS),
     )
-    max_tokens = number("n_positions", T5_MAX_TOKENS)
-    return EncoderFamily(T5(spec, dtype), spec, name_maps.T5, max_tokens)
-
-
-FAMILIES = {"bert": _bert, "t5": _t5}
+    return T5(spec, dtype), name_maps.T5, number("n_positions", T5_MAX_TOKENS)
 
 
 def _read_object(path: Path) -> dict:
     """Read a JSON object. Raises UserError for a missing or invalid file."""
     try:
-        values = files.read_json(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} has no {path.name}") from error
+        values, reason = files.read_json(path), "not a JSON object"
     except (OSError, files.CorruptFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        values, reason = None, getattr(error, "strerror", None) or error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object, as Hugging Face writes it")
+        raise UserError(f"{path} cannot be read: {reason}")
     return values
 
 
-def _number(path: Path, config: dict, key: str, default: int | None = None) -> int:
+def _number(
+    path: Path,
+    config: dict,
+    key: str,
+    default: Any = None,
+    least: float = 1,
+    most: float = 1 << 24,
+) -> Any:
+    """Return the value of a key, of the type of its bounds; UserError beyond them."""
     value = config.get(key, default)
-    most = MAX_LAYERS if key.endswith("_layers") else MAX_NUMBER
-    if type(value) is not int or not 1 <= value <= most:
-        raise UserError(f"{path}: {key}={value!r:.40}: a number from 1 to {most}")
-    return value
-
-
-def _epsilon(path: Path, config: dict, key: str, default: float) -> float:
-    value = config.get(key, default)
-    if type(value) is not float or not 0 < value < 1:
-        raise UserError(f"{path}: {key}={value!r:.40}: a number between 0 and 1")
+    if type(value) is not type(least) or not least <= value <= most:
+        raise UserError(f"{path}: {key}={value!r:.40}: a number from {least} to {most}")
     return value
 
 
