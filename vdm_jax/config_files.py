@@ -1,9 +1,11 @@
 """Config files on a command line: --config=configs/NAME.py[:variant] and fields."""
 
+import contextlib
 import difflib
+import itertools
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,15 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         value = str(user_path(value, "--config"))
         check_config_file(value)
         argv[at : at + 1] = [name + equals + value if equals else value]
-    try:
+    with _explain_errors():
         return values(argv)
+
+
+@contextlib.contextmanager
+def _explain_errors() -> Iterator[None]:
+    """Turn the errors of absl and ml_collections for a wrong flag into a UserError."""
+    try:
+        yield
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         inner: object = error
         while isinstance(inner, Exception) and inner.args:  # the first message
@@ -89,21 +98,26 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(message) from error
 
 
-def take_config_flags(arguments: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
-    """Split a command line into its config, or None, and the other arguments."""
+def take_config_flags(
+    arguments: Iterable[str], default: ConfigDict | None = None
+) -> tuple[Any, list[str]]:
+    """Split a command line into its config and the other arguments.
+
+    Without --config=FILE the config is the default, with the fields that are given.
+    """
     own, rest, words = [], [], iter(arguments)
     for word in words:
         if re.match("--?config([.=]|$)", word):
-            own += (
-                [word]
-                if "=" in word
-                else [word, *(w for w in [next(words, None)] if w)]
-            )
+            own += [word, *itertools.islice(words, "=" not in word)]
         else:
             rest.append(word)
-    if not own:
-        return None, rest
     values, argv = flags.FlagValues(), ["", *own]
-    define_config_flag(values, argv)
+    if default is None or any(re.match("--?config(=|$)", word) for word in own):
+        define_config_flag(values, argv)
+    else:
+        with _explain_errors():
+            config_flags.DEFINE_config_dict(
+                "config", default, flag_values=values, sys_argv=argv
+            )
     parse_flags(values, argv)
     return values["config"].value, rest

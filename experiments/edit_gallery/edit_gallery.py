@@ -104,8 +104,12 @@ def main() -> None:
     known = np.where(small > 127, GREY, samples[0]).astype(np.uint8)
     show("inpaint", known, samples, 12.5)
 
-    low = video_io.read_clip(real, count=8, fps=12.5, size=(8, 8))
-    large = video_io.read_clip(real, count=8, fps=12.5, size=(32, 32))
+    info = video_io.probe(real)
+    numbers = video_io.FrameSelection(8, fps=12.5).frame_numbers(info, 0).tolist()
+    low, large = (
+        video_io.crop(video_io.read_frames(info, numbers, size), size)
+        for size in ((8, 8), (32, 32))
+    )
 
     def rms(videos: np.ndarray) -> float:
         return float(np.sqrt(np.mean((videos.astype(float) - large) ** 2)))

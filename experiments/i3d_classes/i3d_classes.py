@@ -38,10 +38,9 @@ def scenes() -> list[tuple[str, np.ndarray]]:
             if stop - start >= FRAMES:
                 first = (start + stop - FRAMES) // 2
                 size = (i3d.SIZE, i3d.SIZE)
-                video = video_io.read_clip(
-                    info.path, first, FRAMES, size=size, index=info
-                )
-                videos.append((f"{name} {first}", video))
+                numbers = range(first, first + FRAMES)
+                video = video_io.read_frames(info, numbers, size)
+                videos.append((f"{name} {first}", video_io.crop(video, size)))
     return videos
 
 

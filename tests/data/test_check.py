@@ -1,6 +1,5 @@
 """``python -m vdm_jax.data check``: vdm_jax/data/check.py."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from vdm_jax import config_files, video_io
+from vdm_jax import video_io
 from vdm_jax.data import __main__ as command
 from vdm_jax.data import check as data_check
 from vdm_jax.data.clip_shape import ClipShape
@@ -52,8 +51,8 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def check(videos, tmp_path, capsys):
     def run(*flags, where=videos):
-        if not any(flag.startswith(("--fps", "--stride")) for flag in flags):
-            flags += ("--stride=1",)
+        if not any(flag.startswith("--fps") for flag in flags):
+            flags += ("--fps=0",)
         sheet = f"--sheet={tmp_path / 'sheet.png'}"
         cache = f"--cache_dir={videos.parent / 'cache'}"
         status = command.main(["check", str(where), sheet, cache, *SMALL, *flags])
@@ -67,12 +66,12 @@ def test_json_has_the_facts(check, tmp_path):
     facts = json.loads(out)
     assert status == 0
     assert (facts["videos"], facts["usable"]) == (6, 3)
-    skipped = {item["file"]: item["reason"] for item in facts["skipped"]}
+    skipped = dict(line.split(": ", 1) for line in facts["skipped"])
     assert set(skipped) == {"corrupt.mp4", "empty.webm", "short.mp4"}
     assert "frame" in skipped["corrupt.mp4"] and "empty" in skipped["empty.webm"]
     assert "too short" in skipped["short.mp4"]
     assert facts["fps"] == {"8": 2, "16": 1} and facts["sizes"] == {"24x16": 3}
-    assert facts["labels"] == {"cats": 2, "dogs": 1} and facts["without_label"] == 0
+    assert facts["labels"] == {"cats": 2, "dogs": 1}
     assert (facts["captioned"], facts["captions"]) == (1, 2)
     assert facts["missing"] == ["lost.mp4"] and facts["without_motion"] == [
         "dogs/c.mp4"
@@ -88,12 +87,13 @@ def test_text_names_skipped_videos_and_reasons(check):
     assert status == 0 and not err
     assert "rejects" not in check("--max_bad_fraction=0.5")[1]
     for words in (
-        "videos    6 in ",
-        "short.mp4: too short: 3 frames, a clip spans 4 frames",
-        "cats (2), dogs (1)",
-        "captions  2 for 1 of 3 videos",
-        "no motion 1: dogs/c.mp4",
-        "missing   1: lost.mp4",
+        "videos          6\n",
+        "skipped         3\n  corrupt.mp4: ",
+        "  short.mp4: too short: 3 frames, a clip spans 4 frames\n",
+        "labels          cats: 2, dogs: 1\n",
+        "captions        2\n",
+        "without motion  1\n  dogs/c.mp4\n",
+        "missing         1\n  lost.mp4\n",
         "training rejects this folder: 0.50 of it is skipped",
     ):
         assert words in out, words
@@ -113,71 +113,65 @@ def test_a_rate_skips_slower_videos(check):
     assert err.startswith("error: ") and "frames would repeat" in err
 
 
-def filled_in(*words):
-    config, rest = config_files.take_config_flags(words)
-    parser = argparse.ArgumentParser()
-    data_check.add_arguments(parser)
-    return data_check.fill_in_config(parser.parse_args(rest), config)
+def config_of(*words):
+    """Return the config of a command line of ``check``."""
+    config, rest = command.parse(["check", *words])
+    data_check.set_folder(config, rest.dir)
+    return config
 
 
 def clip(config):
     """Return what the check reads of a config."""
-    data = (
-        "path",
-        *(f for section, f in data_check.FLAGS.values() if section == "data"),
-    )
-    return config.video.to_dict(), {name: config.data[name] for name in data}
+    fields = ("path", "stride", "target_fps", "validation_fraction", "cache_dir")
+    data = {name: config.data[name] for name in (*fields, "max_bad_fraction")}
+    return config.video.to_dict(), data
 
 
 def test_the_defaults_are_those_of_the_config():
     config = folder_config.get_config().unlock()
     config.data.path = "videos"
-    assert clip(filled_in("videos")) == clip(config)
-    assert clip(filled_in("videos", "--config=configs/folder.py")) == clip(config)
-    by_stride = filled_in("videos", "--stride=2").data
+    assert clip(config_of("videos")) == clip(config)
+    assert clip(config_of("videos", "--config=configs/folder.py")) == clip(config)
+    by_stride = config_of("videos", "--stride=2", "--fps", "0").data
     assert (by_stride.target_fps, by_stride.stride) == (0, 2)
-    changed = filled_in("v", "--num_frames=3", "--max_bad_fraction=1", "--fps=2")
+    changed = config_of("v", "--num_frames=3", "--max_bad_fraction=1", "--fps=2")
     assert (changed.video.frames, changed.data.max_bad_fraction) == (3, 1.0)
     assert changed.data.target_fps == 2.0
 
 
 def test_a_config_defines_a_clip():
-    made = filled_in(
+    made = config_of(
         "--config", "configs/folder.py:cpu", "videos", "--config.video.frames=1",
-        "--config.data.target_fps=0.", "--config.data.stride=3",
-        "--config.data.cache_dir=c", "--json",
+        "--fps=0.", "--config.data.stride=3", "--config.data.cache_dir=c", "--json",
     )  # fmt: skip
     assert (made.video.frames, made.video.height, made.video.width) == (1, 32, 32)
     data = made.data
     assert (data.target_fps, data.stride, data.cache_dir) == (0.0, 3, "c")
     assert data.path == "videos"
     config = "--config=configs/folder.py"
-    assert filled_in(config, "--config.data.path=v").data.path == "v"
+    assert config_of(config, "--config.data.path=v").data.path == "v"
     for words, message in [
-        (
-            [config, "v", "--validation_fraction=.2"],
-            "--config.data.validation_fraction=0.2",
-        ),
-        ([config, "v", "--fps=2"], "use --config.data.target_fps=2"),
         ([config], "pass the folder"),
         ([config, "--config.data.path=gs://x"], "config.data.path=gs://x"),
         ([config, "v", "--config.data.cache_dir=s3://x"], "cache_dir=s3://x"),
         ([config, "v", "--config.nosuch=1"], "the config has no field 'nosuch'"),
+        (["v", "--config.nosuch=1"], "the config has no field 'nosuch'"),
         (
             [config, "v", "--config.data.crop=left"],
             "crop='left': one of center, random",
         ),
         ([], "pass the folder"),
-        (["v", "--stride=2", "--fps=4"], "set only one of them"),
+        (["v", "--stride=2"], "set only one of them"),
         (["--config=configs/shapes.py", "v"], "config.data.source=folder"),
         (["--config=configs/foldr.py", "v"], "no such file; did you mean configs/fol"),
         ([config + ":big", "v"], "no variant 'big'"),
         ([config, "v", "--config.video.frame=1"], "frame"),
         ([config, "v", "--config.video.frames=one"], "one"),
+        (["v", "--num_frames=one"], "one"),
         (["v", "--config"], "--config= is empty"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            ClipShape.from_config(filled_in(*words))
+            ClipShape.from_config(config_of(*words))
         assert str(caught.value).isprintable()
 
 
@@ -221,11 +215,11 @@ def test_a_sheet_that_cannot_be_written(check, videos):
 
 def test_the_report_is_printed_if_the_sheet_fails(check, monkeypatch):
     def full(*what, **how):
-        raise UserError("no space left on device")
+        raise UserError("sheet.png could not be written")
 
     monkeypatch.setattr(video_io, "write_sheet", full)
     status, out, err = check()
-    assert status == 2 and "usable" in out and "--sheet=" in err
+    assert status == 2 and "usable" in out and "sheet.png" in err
 
 
 def test_an_empty_folder_is_status_2(check, tmp_path):

@@ -279,9 +279,9 @@ def test_the_captions_of_a_folder_are_those_of_its_videos(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"file": "c.mp4", "caption": "three"}\n')
     texts, skipped = layout.read_all_captions(tmp_path)
     assert sorted(texts) == ["one", "three", "two"]
-    assert skipped == [("sub/b.mp4", "caption b.txt: not UTF-8 text")]
-    assert layout.read_all_captions(tmp_path / "captions.jsonl") == (["three"], [])
-    assert layout.read_all_captions(tmp_path / "a.txt") == (["one", "two"], [])
+    assert skipped == (("sub/b.mp4", "b.txt: not UTF-8 text"),)
+    assert layout.read_all_captions(tmp_path / "captions.jsonl") == (["three"], ())
+    assert layout.read_all_captions(tmp_path / "a.txt") == (["one", "two"], ())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tests.data.folders import (
 from vdm_jax import video_io
 from vdm_jax.data.source import BadClip
 from vdm_jax.errors import UserError
+from vdm_jax.video_io import cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 
@@ -123,7 +124,7 @@ def test_cached_clips_equal_clips_by_seeking(videos, open_videos):
 def test_files_with_the_highest_seek_cost_are_cached(videos, open_videos, tmp_path):
     make_mp4(videos / "short.mp4", frames=8)
     make_mp4(videos / "long.mp4", frames=40)  # one keyframe: a high seek cost
-    size = video_io.FrameCache.entry_bytes((40, HEIGHT, WIDTH))
+    size = cache.entry_bytes((40, HEIGHT, WIDTH))
     source = open_videos(validation_fraction=0.0, cache_gib=size / 2**30)
     assert list(source._reader.cached) == [str(videos / "long.mp4")]
     for index in range(len(source)):

@@ -18,8 +18,8 @@ from tests.data.folders import (
 )
 from vdm_jax import video_io
 from vdm_jax.data import folder_index
-from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
+from vdm_jax.video_io import FrameSelection
 
 
 def test_too_many_unusable_files_are_an_error(videos, open_videos):
@@ -96,7 +96,7 @@ def test_the_index_is_stored(videos, open_videos, monkeypatch):
     assert open_videos().report == first.report
 
 
-SHAPE = ClipShape(4, 24, 32)
+SHAPE = FrameSelection(4)
 
 
 def test_the_split_is_by_file_stable_and_close_to_its_fraction():
@@ -147,7 +147,7 @@ def test_one_file_that_slows_down_is_not_split():
     pts = np.cumsum([0] + [1] * 90 + [9] * 9)
     info = dataclasses.replace(stub("a", 100).info, pts=pts, time_base=1 / 40)
     file = dataclasses.replace(stub("a", 100), info=info)
-    shape = ClipShape(4, 24, 32, fps=10.0)
+    shape = FrameSelection(4, fps=10.0)
     train, out = folder_index.split_files([file], 0.1, shape)
     assert len(train) == 1 and not out
     assert folder_index.split_files([file], 0.5, shape)[1]
@@ -156,7 +156,7 @@ def test_one_file_that_slows_down_is_not_split():
 @pytest.mark.parametrize("frames", [4, 5, 9, 12, 100])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_clip_ranges_cover_every_start_once(frames, stride):
-    shape = ClipShape(4, 24, 32, stride=stride)
+    shape = FrameSelection(4, stride=stride)
     file = stub("a", frames)
     room = frames - 3 * stride
     if room < 1:

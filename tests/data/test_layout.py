@@ -26,7 +26,7 @@ def test_layout_labels_and_captions(videos, open_videos):
     (videos / "dogs" / "rex.txt").write_text("\ufeffein Hund, groß", "utf-8")
     (videos / "captions.jsonl").write_text(
         '{"file": "cats/a.mp4", "caption": "kitty"}\n\n'
-        '{"file": "./top.mp4", "captions": ["one", "two", " "]}\n'
+        '{"file": "./top.mp4", "captions": ["one", "two", " "], "caption": null}\n'
         '{"file": "gone.mp4", "caption": "nothing"}\n'
     )
     (videos / ".hidden.mp4").write_text("x")
@@ -81,11 +81,9 @@ def test_images_next_to_videos_are_not_a_video(videos, open_videos):
         ("nonsense", "line 1: not JSON"),
         ('{"file": "a.mp4"}', "each line is"),
         ('{"file": 3, "caption": "x"}', "each line is"),
-        ('{"file": "a.mp4", "captions": "x"}', "each line is"),
         ('{"file": "a.mp4", "caption": "x", "captions": 5}', "each line is"),
-        ('{"file": "a.mp4", "caption": "x", "captions": "yz"}', "each line is"),
         ('{"file": "a.mp4", "caption": "x", "captions": {"en": "y"}}', "each line is"),
-        ('{"file": "a.mp4", "caption": null, "captions": null}', "each line is"),
+        ('{"file": "a.mp4", "caption": 5}', "each line is"),
         ('{"file": "a.mp4", "caption": "\\ud83d"}', "line 1: a caption .*surrogate"),
         ('{"file": "a.mp4", "caption": "\\u0000"}', "line 1: a caption .*NUL"),
         ("[" * 100_000, "line 1: not JSON"),
@@ -105,6 +103,7 @@ def test_ignored_files_are_counted_by_suffix(videos, open_videos):
     make_mp4(videos / "a.mp4")
     (videos / "a.txt").write_text("used")
     (videos / "captions.jsonl").write_text("")
+    (videos / "frames.txt").write_text("used")
     (videos / "b.txt").write_text("of no video")
     for name in ("x.rm", "y.RM", "z.zip", "README", ".hidden", "p.heic", "a.png"):
         (videos / name).write_text("x")
@@ -120,7 +119,7 @@ def test_ignored_files_are_counted_by_suffix(videos, open_videos):
         ".rm": 2, ".zip": 1, "no suffix": 1, "hidden": 4, ".heic": 1, ".txt": 1,
         ".png": 1, ".csv": 1, "empty folder": 1,
     }  # fmt: skip
-    assert "ignored files: 4 hidden, 2 .rm, 1 .csv" in source.report.summary_lines()[-1]
+    assert "ignored files: 4 hidden, 2 .rm, 1 " in source.report.summary_lines()[-1]
     assert pickle.loads(pickle.dumps(source)).report == source.report
 
 
@@ -133,21 +132,20 @@ def test_frames_are_a_video_next_to_folders_without_media(videos, inner):
     (place.parent if place.suffix else place).mkdir(parents=True, exist_ok=True)
     if place.suffix:
         place.write_text("x")
-    assert layout.find_videos(videos).videos == ("frames",)
+    assert layout.find_videos(videos)[0].videos == ("frames",)
 
 
 def test_images_above_folders_of_media_are_not_a_video(videos):
     make_frames(videos / "deep" / "er" / "frames", frames=2)
     (videos / "poster.png").write_bytes(b"x")
-    found = layout.find_videos(videos)
+    found, _ = layout.find_videos(videos)
     assert found.videos == ("deep/er/frames",) and found.ignored == {".png": 1}
 
 
 def test_a_folder_of_ignored_files_is_reported_with_their_kinds(videos, open_videos):
     (videos / "a.heic").write_text("x")
-    with pytest.raises(
-        UserError, match=r"no videos found \(3g2, .*; ignored files: 1 "
-    ):
+    message = r"no videos found.* \(.3g2 .*; ignored files: 1 "
+    with pytest.raises(UserError, match=message):
         open_videos()
 
 
@@ -164,9 +162,9 @@ def test_captions_end_at_line_ends_only(videos, ending, encoding):
         for text in (caption.replace("\x0b", "").replace("\x0c", "")[:14], "more")
     ]
     (videos / "captions.jsonl").write_bytes(ending.join(lines).encode(encoding))
-    texts, skipped, _ = layout.read_captions(layout.find_videos(videos))
+    listing, texts = layout.find_videos(videos)
     assert texts == {"a.mp4": (caption, "other", "one\u2028two\u2029three", "more")}
-    assert not skipped
+    assert not listing.skipped
     assert layout.read_all_captions(videos / "a.txt")[0] == [caption, "other"]
 
 
@@ -184,18 +182,19 @@ def test_captions_end_at_line_ends_only(videos, ending, encoding):
 def test_captions_that_are_not_text_skip_their_video(videos, content, reason):
     (videos / "a.mp4").write_text("x")
     (videos / "a.txt").write_bytes(content)
-    texts, ((name, said),), _ = layout.read_captions(layout.find_videos(videos))
+    listing, texts = layout.find_videos(videos)
+    ((name, said),) = listing.skipped
     assert name == "a.mp4" and reason in said and not texts
 
 
 def test_captions_that_are_not_regular_files_are_reported(videos):
     (videos / "a.mp4").write_text("x")
     (videos / "a.txt").mkdir()
-    _, skipped, _ = layout.read_captions(layout.find_videos(videos))
-    assert skipped == [("a.mp4", "caption a.txt: not a regular file")]
+    listing, _ = layout.find_videos(videos)
+    assert listing.skipped == (("a.mp4", "a.txt: not a regular file"),)
     os.mkfifo(videos / "captions.jsonl")
     with pytest.raises(UserError, match="captions.jsonl: not a regular file"):
-        layout.read_captions(layout.find_videos(videos))
+        layout.find_videos(videos)
 
 
 def test_links_to_captions_are_followed_inside_the_folder_only(videos, tmp_path):
@@ -206,12 +205,12 @@ def test_links_to_captions_are_followed_inside_the_folder_only(videos, tmp_path)
     (videos / "out.txt").symlink_to(tmp_path / "secret.txt")
     (videos / "in.txt").symlink_to(videos / "inside.text")
     (videos / "lost.txt").symlink_to(videos / "nowhere")
-    texts, skipped, _ = layout.read_captions(layout.find_videos(videos))
+    listing, texts = layout.find_videos(videos)
     assert texts == {"in.mp4": ("a cat",)}
-    assert skipped == [
-        ("lost.mp4", "caption lost.txt: broken symlink"),
-        ("out.mp4", "caption out.txt: symlink that leaves the folder"),
-    ]
+    assert listing.skipped == (
+        ("lost.mp4", "lost.txt: broken symlink"),
+        ("out.mp4", "out.txt: symlink that leaves the folder"),
+    )
     with pytest.raises(UserError, match="none of|no captions|symlink") as caught:
         (videos / "captions.jsonl").symlink_to(tmp_path / "secret.txt")
         layout.read_all_captions(videos)
@@ -249,6 +248,6 @@ def test_videos_are_listed_in_sorted_order(videos):
     for name in ("b.mp4", "a/z.mp4", "a/b/y.gif"):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         (videos / name).write_text("x")
-    found = layout.find_videos(videos)
+    found, _ = layout.find_videos(videos)
     assert found.videos == ("a/b/y.gif", "a/z.mp4", "b.mp4")
     assert json.loads(json.dumps(found.videos)) == list(found.videos)

@@ -18,6 +18,7 @@ from tests.data.tfds_datasets import (
     png,
     write,
 )
+from tests.video_io.samples import read_clip
 from vdm_jax import video_io
 from vdm_jax.data import pipeline, tfds
 from vdm_jax.data.source import BadClip
@@ -142,7 +143,7 @@ def test_bytes_of_a_video_file(tmp_path):
     assert kinds == {"file"} and source.path == "video"
     clip = source.load(0, np.random.default_rng(0), 4)["video"]
     source.decoder.close()
-    expected = video_io.read_clip(path, size=(8, 12)).astype(int)
+    expected = read_clip(path, size=(8, 12)).astype(int)
     distances = [abs(expected[k : k + 4] - clip).max() for k in range(6)]
     assert clip.shape == (4, 8, 12, 3)
     assert (

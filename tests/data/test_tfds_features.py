@@ -104,14 +104,14 @@ def test_features_of_unknown_content_are_left_out(tfds_folder, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "0 different names in 0 lines, features.json says 3"),
+        (b"", "label has 3 values, label.labels.txt 0 different names in 0 lines"),
         (b"a\n", "1 different names in 1 lines"),
         (b"a\na\na\n", "1 different names in 3 lines"),
         (b"a\nb\nc\nd\n", "4 different names in 4 lines"),
         (b"\xff\xfe\xff", "not UTF-16 text"),
         (b"a\nb\n\xff\n", "not UTF-8 text"),
         (b"a\nb\nc\0\n", "a NUL"),
-        (None, "not a regular file"),
+        (None, "Is a directory"),
     ],
 )
 def test_label_files_must_match_the_number_of_values(
@@ -122,7 +122,7 @@ def test_label_files_must_match_the_number_of_values(
     path = directory / "label.labels.txt"
     path.unlink()
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=f"label.labels.txt cannot be read .*{message}"):
+    with pytest.raises(UserError, match=f"raw/1.0.0 cannot be read .*{message}"):
         tfds.open_tfds(config(tmp_path, "raw"))
 
 

@@ -7,6 +7,8 @@ import av.error
 import numpy as np
 from PIL import Image
 
+from vdm_jax import video_io
+
 FRAMES, HEIGHT, WIDTH = 26, 32, 48
 GOP = 8
 
@@ -88,3 +90,11 @@ def make_file(folder, name, **changes):
 
 
 NAMES = [*FORMATS, "a.gif", "a.webp", "frames"]
+
+
+def read_clip(path, start=0, count=None, stride=1, size=None):
+    """Return every ``stride``-th frame from ``start`` on, cropped to ``size``."""
+    info = video_io.probe(path)
+    numbers = range(start, info.frames, stride)[:count]
+    video = video_io.read_frames(info, numbers, size)
+    return video if size is None else video_io.crop(video, size)

@@ -14,9 +14,10 @@ from tests.video_io.samples import (
     HEIGHT,
     WIDTH,
     make_file,
+    read_clip,
 )
 from vdm_jax import video_io
-from vdm_jax.video_io import BadVideo, file_types
+from vdm_jax.video_io import BadVideo, cache, file_types
 
 
 def audio_only(folder):
@@ -119,7 +120,7 @@ def test_a_truncated_file_is_never_a_shorter_clip(videos, tmp_path, name):
         path.write_bytes(data[: int(len(data) * fraction)])
         try:
             info = video_io.probe(path)
-            frames = len(video_io.read_clip(path, index=info))
+            frames = len(read_clip(path))
         except BadVideo:
             continue
         # mpeg declares no size: the rest is a valid video
@@ -225,24 +226,24 @@ def test_open_sizes_and_trailing_bytes_are_ignored(videos, tmp_path, name, chang
     path.write_bytes(data)
     info = video_io.probe(path)
     assert (info.frames, info.fps) == (FRAMES, video_io.probe(videos[name]).fps)
-    assert (video_io.read_clip(path) == video_io.read_clip(videos[name])).all()
+    assert (read_clip(path) == read_clip(videos[name])).all()
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.m2ts"])
 def test_a_transport_stream_may_start_inside_a_packet(videos, tmp_path, name):
     """Trimmed recordings do, and segments after an ID3 tag."""
-    once, data = video_io.read_clip(videos[name]), videos[name].read_bytes()
+    once, data = read_clip(videos[name]), videos[name].read_bytes()
     path = tmp_path / name
     for lead in (bytes(100), data[-150:-50], b"ID3\4\0\0\0\0\0\x3f" + bytes(63)):
         path.write_bytes(lead + data)
-        assert (video_io.read_clip(path) == once).all()
+        assert (read_clip(path) == once).all()
 
 
 def test_packets_with_parity_are_a_transport_stream(videos, tmp_path):
     data, path = videos["a.ts"].read_bytes(), tmp_path / "a.ts"
     packets = [data[i : i + 188] + bytes(16) for i in range(0, len(data), 188)]
     path.write_bytes(b"".join(packets))
-    assert (video_io.read_clip(path) == video_io.read_clip(videos["a.ts"])).all()
+    assert (read_clip(path) == read_clip(videos["a.ts"])).all()
 
 
 def test_limits_apply_to_the_header_and_to_decoding(videos, monkeypatch):
@@ -279,14 +280,13 @@ ODD_NAMES = [
 def test_every_valid_file_name_is_read(videos, tmp_path, monkeypatch, decoder):
     """Also for a file in the current folder and for a folder of frames."""
     monkeypatch.chdir(tmp_path)
-    store = video_io.IndexStore(tmp_path / "cache")
     for name in ODD_NAMES:
         os.link(videos["a.mkv"], name)
         for probe in (video_io.probe, decoder.inspect):
-            info = store.probe(name, probe)
+            info = cache.stored_index(tmp_path / "cache", name, probe)
             assert info.frames == FRAMES and info.path == name
         assert len(decoder.read_frames(info, [3, 9])) == 2
         os.unlink(name)
         os.mkdir(name)
         os.link(videos["frames"] / "frame0.png", os.path.join(name, "0%d.png"))
-        assert video_io.read_clip(name).shape == (1, HEIGHT, WIDTH, 3)
+        assert read_clip(name).shape == (1, HEIGHT, WIDTH, 3)

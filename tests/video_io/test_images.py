@@ -9,6 +9,7 @@ from tests.video_io.samples import (
     VIDEO,
     WIDTH,
     make_file,
+    read_clip,
 )
 from vdm_jax import video_io
 from vdm_jax.video_io import BadVideo, images
@@ -32,7 +33,7 @@ def test_images_are_converted_to_rgb_by_the_documented_rules(tmp_path):
     Image.fromarray(tall).save(folder / "f12.png", exif=exif)
     Image.fromarray(colour).save(folder / "f13.bmp")
     Image.fromarray(colour).save(folder / "f14.tif")
-    video = video_io.read_clip(folder).astype(int)
+    video = read_clip(folder).astype(int)
     expected = [(40, 20, 8), (156,) * 3, (200,) * 3, (200, 100, 40), (200, 100, 40)]
     for frame, pixel in zip(video, expected, strict=False):
         assert np.abs(frame - pixel).max() <= 6, pixel
@@ -52,7 +53,7 @@ def test_a_transparent_gif_is_composited_on_black(tmp_path):
     )
     info = video_io.probe(path)
     assert info.fps == pytest.approx(10)  # browsers display a duration of 0 as 100 ms
-    video = video_io.read_clip(path)
+    video = read_clip(path)
     for number in range(3):
         assert (video[number, number] == 255).all()
         assert video[number].sum() == 8 * 3 * 255
@@ -99,10 +100,10 @@ def test_frames_of_different_sizes_are_rejected(tmp_path):
     path = make_file(tmp_path, "frames")
     Image.new("RGB", (5, 5)).save(path / "frame7.png")
     with pytest.raises(BadVideo, match="frame7.png is 5x5, the first frame 48x32"):
-        video_io.read_clip(path)
+        read_clip(path)
     (path / "frame7.png").write_bytes((path / "frame8.png").read_bytes()[:99])
     with pytest.raises(BadVideo, match="frames: frame7.png: corrupt or truncated"):
-        video_io.read_clip(path)
+        read_clip(path)
     (path / "frame0.png").write_bytes(b"")
     with pytest.raises(BadVideo, match="frames: frame0.png: empty file"):
         video_io.probe(path)

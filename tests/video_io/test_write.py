@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.video_io.samples import (
+    read_clip,
     synthetic_video,
 )
 from vdm_jax import video_io
@@ -29,7 +30,7 @@ def test_mp4_has_a_common_format_and_keeps_the_colours(tmp_path, shape, scale):
         assert stream.average_rate == 8 and stream.frames == 6
         assert stream.height % 2 == stream.width % 2 == 0
     factor = scale or -(-128 // min(shape[:2]))
-    back = video_io.read_clip(path)[:, : factor * shape[0], : factor * shape[1]]
+    back = read_clip(path)[:, : factor * shape[0], : factor * shape[1]]
     assert min(back.shape[1:3]) >= 128 or scale
     error = np.abs(back.astype(int) - video_io.repeat_pixels(video, factor))
     assert error.mean() < (2.5 if not scale else 4)  # halved chroma
@@ -45,7 +46,7 @@ def test_colours_are_encoded_without_bias(tmp_path):
         context = container.streams.video[0].codec_context
         tags = context.colorspace, context.color_primaries, context.color_trc
         assert tags == (1, 1, 1) and context.color_range == 1
-    error = video_io.read_clip(path).astype(float).mean((1, 2)) - colours
+    error = read_clip(path).astype(float).mean((1, 2)) - colours
     assert np.abs(error).max() < 4 and np.abs(error.mean(0)).max() < 0.4
 
 
@@ -61,11 +62,11 @@ def test_gif_keeps_frames_and_durations(tmp_path):
             image.seek(number)
             shown.append(image.info["duration"])
         assert sum(shown) == 1000 and image.info["loop"] == 0
-    back = video_io.read_clip(path)[:, ::3, ::3].astype(int)
+    back = read_clip(path)[:, ::3, ::3].astype(int)
     assert np.abs(back - video).mean() < 12  # 256 colours for all frames
     still = np.repeat(video[:1], 4, 0)
     video_io.write_gif(tmp_path / "still.gif", still, fps=8, scale=1)
-    assert (np.ptp(video_io.read_clip(tmp_path / "still.gif"), axis=0) == 0).all()
+    assert (np.ptp(read_clip(tmp_path / "still.gif"), axis=0) == 0).all()
 
 
 def test_a_sheet_has_a_row_per_video_and_a_column_per_frame(tmp_path):

@@ -2,11 +2,23 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from vdm_jax import config_files, runtime
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
+# Short names of fields of the config.
+FLAGS = {f"--{name}": f"--config.video.{name}" for name in ("height", "width")}
+FLAGS |= {
+    f"--{name}": f"--config.data.{name}"
+    for name in ("stride", "validation_fraction", "max_bad_fraction", "cache_dir")
+}
+FLAGS |= {
+    "--num_frames": "--config.video.frames",
+    "--fps": "--config.data.target_fps",
+}
 # Flags of earlier versions -> now.
 RETIRED_FLAGS = {
     "--frames": "--num_frames", "--held-out": "--validation_fraction",
@@ -14,23 +26,38 @@ RETIRED_FLAGS = {
 }  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 with one line on stderr."""
+def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """Return the config of a command line, and its other flags. Raises UserError."""
     parser = argparse.ArgumentParser("python -m vdm_jax.data")
     commands = parser.add_subparsers(dest="command", required=True)
-    checker = commands.add_parser("check", help=check.__doc__)
-    check.add_arguments(checker)
+    short = ", ".join(f"{flag} is {field}" for flag, field in FLAGS.items())
+    check.add_arguments(
+        commands.add_parser("check", help=check.__doc__, epilog=f"{short}.")
+    )
+    config, rest = config_files.take_config_flags(
+        map(_long_flag, arguments), check.default_config()
+    )
+    return config, parser.parse_args(rest)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, or 2 with one line on stderr."""
     try:
-        words = sys.argv[1:] if arguments is None else arguments
-        config, rest = config_files.take_config_flags(words)
-        for old in (word.partition("=")[0] for word in rest):
-            if old in RETIRED_FLAGS:
-                raise UserError(f"{old} is {RETIRED_FLAGS[old]} now")
-        print(check.run(parser.parse_args(rest), config))
+        config, flags = parse(sys.argv[1:] if arguments is None else arguments)
+        check.set_folder(config, flags.dir)
+        check.run(config, flags.sheet, flags.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     return 0
+
+
+def _long_flag(word: str) -> str:
+    """Return a word of the command line with a short flag replaced by its field."""
+    flag, equals, value = word.partition("=")
+    if flag in RETIRED_FLAGS:
+        raise UserError(f"{flag} is {RETIRED_FLAGS[flag]} now")
+    return f"{FLAGS.get(flag, flag)}{equals}{value}"
 
 
 if __name__ == "__main__":

@@ -8,29 +8,23 @@ import numpy as np
 from vdm_jax import video_io
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
-from vdm_jax.video_io import VideoInfo
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipShape:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipShape(video_io.FrameSelection):
     """Size of a clip and selection of its frames.
 
     Attributes:
-      frames, height, width, channels: of the clip.
-      stride: every ``stride``-th frame is used.
-      fps: frames per second; 0 selects by ``stride``.
+      height, width, channels: of the clip.
       crop: "center" or "random".
 
     Raises:
       UserError: both a stride and a frame rate.
     """
 
-    frames: int
     height: int
     width: int
     channels: int = 3
-    stride: int = 1
-    fps: float = 0.0
     crop: str = "center"
 
     def __post_init__(self):
@@ -45,22 +39,14 @@ class ClipShape:
         """Return the shape of config.video and config.data. Raises UserError."""
         data, video = config.data, config.video
         return cls(
-            video.frames, video.height, video.width, video.channels,
-            data.stride, data.target_fps or 0.0, data.crop,
+            video.frames, data.stride, data.target_fps, height=video.height,
+            width=video.width, channels=video.channels, crop=data.crop,
         )  # fmt: skip
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.height, self.width
-
-    def num_starts(self, info: VideoInfo) -> int:
-        """Return the number of frames at which a clip can start. Raises BadVideo."""
-        return video_io.num_starts(info, self.frames, self.stride, self.fps)
-
-    def frame_numbers(self, info: VideoInfo, start: int) -> np.ndarray:
-        """Return the frame numbers [frames] of the clip that starts at a frame."""
-        return video_io.clip_frames(info, start, self.frames, self.stride, self.fps)
 
     def crop_frames(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crop frames that cover the clip to its size."""

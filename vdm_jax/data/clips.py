@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vdm_jax.data.assets import TRAILER, Asset, install_command
 from vdm_jax.data.clip_shape import ClipShape
-from vdm_jax.data.frame_reader import FrameReader, entry_bytes, open_frame_reader
+from vdm_jax.data.frame_reader import FrameReader
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
 from vdm_jax.files import cache_folder
@@ -109,8 +109,8 @@ def frame_ranges(
 class Clips:
     """The source. An item is a first frame of a clip; its label is the file.
 
-    When the source is opened, all frames are decoded into a cache on disk at the size
-    of the clips. Every frame that is read from the cache is verified.
+    When the source is opened, the files that fit are decoded into the cache at the size
+    of the clips. Every frame that is read from it is verified.
     """
 
     names: tuple[str, ...]
@@ -197,34 +197,28 @@ def open_clips(config) -> Clips:
     """Open the source of a config and decode its files into the cache.
 
     Raises:
-      UserError: an unknown name, a missing package, a clip longer than the ranges of
-        training frames, or a cache that cannot hold the footage.
+      UserError: an unknown name, a missing package, or a clip longer than the ranges of
+        training frames.
     """
     data, video = config.data, config.video
     if video.channels != 3:
         raise UserError(f"config.video.channels={video.channels}: clips have 3")
     shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
-    names = parse_names(data.path)
-    paths = find_files(names)
-    store = cache.IndexStore(data.cache_dir or cache_folder())
+    names, folder = parse_names(data.path), data.cache_dir or cache_folder()
     try:
-        infos = tuple(store.probe(path, decoder.probe) for path in paths)
-        reader = open_frame_reader(infos, shape, data, decoder)
-        source = Clips(names, infos, reader, shape)
+        infos = tuple(
+            cache.stored_index(folder, path, decoder.inspect)
+            for path in find_files(names)
+        )
+        source = Clips(names, infos, FrameReader(infos, shape, data, decoder), shape)
         if not len(source):
             raise UserError(
                 f"no clip of {video.frames} frames fits into the "
                 f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: "
                 "lower config.video.frames or config.data.stride, or raise target_fps"
             )
-        if len(reader.cached) < len(paths):
-            needed = sum(entry_bytes(info, shape.size) for info in infos) / 2**30
-            raise UserError(
-                f"config.data.cache_gib={data.cache_gib}: these clips at "
-                f"{video.height}x{video.width} need {needed:.3g} GiB"
-            )
         for info in tqdm(infos, "decoding", leave=False, disable=None):
-            reader.read(info, [0])
+            source.reader.read(info, [0])
     except BadVideo as error:
         raise UserError(str(error)) from error
     decoder.close()

@@ -11,12 +11,11 @@ from vdm_jax import video_io
 from vdm_jax.data import folder_index
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.folder_index import VideoFile
-from vdm_jax.data.frame_reader import FrameReader, open_frame_reader
+from vdm_jax.data.frame_reader import FrameReader
 from vdm_jax.data.layout import Listing
 from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
 from vdm_jax.errors import UserError
-from vdm_jax.files import cache_folder
-from vdm_jax.video_io import BadVideo, cache
+from vdm_jax.video_io import BadVideo
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 MAX_DRAWS = 4  # starts tried before a file with blank segments counts as unusable
@@ -105,8 +104,7 @@ def open_folder(config) -> Folder:
     if not data.path:
         raise UserError("config.data.path is empty: --config.data.path=FOLDER")
     shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
-    store = cache.IndexStore(data.cache_dir or cache_folder())
-    files, report = folder_index.scan(data.path, shape, store, decoder)
+    files, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
     skipped, total = report.skipped, report.num_videos
     if len(skipped) > data.max_bad_fraction * total:
         raise UserError(
@@ -115,6 +113,6 @@ def open_folder(config) -> Folder:
             f"{folder_index.most_common_reason(skipped)}; "
             "`python -m vdm_jax.data check` names all"
         )
-    reader = open_frame_reader([file.info for file in files], shape, data, decoder)
+    reader = FrameReader([file.info for file in files], shape, data, decoder)
     parts = folder_index.split_files(files, data.validation_fraction, shape)
     return Folder(parts, shape, report, reader)

@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vdm_jax.data import layout
-from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.layout import Listing, Skipped
 from vdm_jax.errors import UserError
-from vdm_jax.video_io import BadVideo, VideoInfo, cache
-from vdm_jax.video_io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vdm_jax.files import cache_folder
+from vdm_jax.video_io import BadVideo, FrameSelection, VideoInfo, cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 Item = TypeVar("Item")
@@ -45,42 +45,39 @@ class VideoFile:
         """The index of the segment's frames alone."""
         return dataclasses.replace(self.info, pts=self.info.pts[self.start : self.stop])
 
-    def frame_numbers(self, first: int, shape: ClipShape) -> np.ndarray:
+    def frame_numbers(self, first: int, clip: FrameSelection) -> np.ndarray:
         """Return the numbers of the frames of the clip that starts at ``first``."""
-        return shape.frame_numbers(self.segment, first - self.start) + self.start
+        return clip.frame_numbers(self.segment, first - self.start) + self.start
 
 
 def scan(
-    path: str, shape: ClipShape, store: cache.IndexStore, decoder: SandboxedDecoder
+    path: str, clip: FrameSelection, cache_dir: str, decoder: SandboxedDecoder
 ) -> tuple[tuple[VideoFile, ...], Listing]:
     """Index all videos of a folder; return the usable ones, and all with reasons.
 
-    A video is usable if it holds a clip of ``shape``. Raises UserError if none is.
+    A video is usable if it holds a clip. cache_dir: "" is the user's cache folder.
+
+    Raises UserError if none is.
     """
-    listing = layout.find_videos(path)
-    captions, skipped, unmatched = layout.read_captions(listing)
-    skipped = [*listing.skipped, *skipped]
+    listing, captions = layout.find_videos(path)
+    labels, folder = layout.folder_labels(listing.videos), cache_dir or cache_folder()
 
-    def index(name: str) -> VideoInfo:
-        info = store.probe(listing.path(name), decoder.inspect)
-        shape.num_starts(info)
-        return info
-
-    labels, files = layout.folder_labels(listing.videos), []
-    infos = map_videos(index, list(captions), "indexing")
-    for (name, texts), info in zip(captions.items(), infos, strict=True):
-        if isinstance(info, BadVideo):
-            skipped.append((name, info.reason))
-            continue
+    def index(name: str) -> VideoFile:
+        info = cache.stored_index(folder, listing.path(name), decoder.inspect)
+        clip.num_starts(info)
         size, label = _num_bytes(info.path), labels.get(name)
-        files.append(VideoFile(name, size, info, label, texts, 0, info.frames))
+        return VideoFile(name, size, info, label, captions[name], 0, info.frames)
+
+    files, skipped = [], [*listing.skipped]
+    results = map_videos(index, listing.videos, "indexing")
+    for name, result in zip(listing.videos, results, strict=True):
+        if isinstance(result, BadVideo):
+            skipped.append((name, result.reason))
+        else:
+            files.append(result)
     decoder.close()
-    report = dataclasses.replace(
-        listing,
-        videos=tuple(file.name for file in files),
-        skipped=tuple(sorted(skipped)),
-        unmatched=tuple(unmatched),
-    )
+    usable = tuple(file.name for file in files)
+    report = dataclasses.replace(listing, videos=usable, skipped=tuple(sorted(skipped)))
     if not files:
         raise UserError(no_usable_videos_message(report, report.skipped))
     return tuple(files), report
@@ -109,15 +106,9 @@ def no_usable_videos_message(report: Listing, skipped: Sequence[Skipped]) -> str
             f"{report.root}: none of {report.num_videos} videos can be used; "
             f"{most_common_reason(skipped)}"
         )
-    videos, images = (
-        ", ".join(sorted(suffix[1:] for suffix in suffixes))
-        for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES)
-    )
-    ignored = layout.describe_ignored(report.ignored)
-    return (
-        f"{report.root}: no videos found ({videos}, or folders of {images} frames)"
-        + f"; ignored files: {ignored}" * bool(ignored)
-    )
+    suffixes = " ".join(sorted(layout.MEDIA))
+    message = f"{report.root}: no videos found, nor folders of frames ({suffixes})"
+    return "; ".join(filter(None, [message, report.ignored_files()]))
 
 
 def most_common_reason(skipped: Sequence[Skipped]) -> str:
@@ -136,7 +127,7 @@ def _num_bytes(path: str) -> int:
 
 
 def split_files(
-    files: Sequence[VideoFile], fraction: float, shape: ClipShape
+    files: Sequence[VideoFile], fraction: float, clip: FrameSelection
 ) -> tuple[tuple[VideoFile, ...], tuple[VideoFile, ...]]:
     """Return the training and the held-out files.
 
@@ -150,7 +141,7 @@ def split_files(
     if not fraction:
         return tuple(files), ()
     if len(files) == 1:
-        return _split_in_time(files[0], fraction, shape)
+        return _split_in_time(files[0], fraction, clip)
     hashes = sorted(_hash(file.name) for file in files)
     number = sum(value < fraction for value in hashes)
     most = min(math.ceil(2 * fraction * len(files)), len(files) - 1)
@@ -165,28 +156,25 @@ def _hash(name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_in_time(file: VideoFile, fraction: float, shape: ClipShape):
+def _split_in_time(file: VideoFile, fraction: float, clip: FrameSelection):
     """Return the training and the held-out segment of one file."""
-    span = file.info.frames - shape.num_starts(file.info) + 1  # of a clip, in frames
-    end = min(round(file.info.frames * (1 - fraction)), file.info.frames - span)
-    if end < 1:
-        return (file,), ()
+    frames = file.info.frames
+    end = min(round(frames * (1 - fraction)), frames - clip.span(file.info))
     parts = dataclasses.replace(file, stop=end), dataclasses.replace(file, start=end)
     try:
         for part in parts:
-            shape.num_starts(part.segment)
+            clip.num_starts(part.segment)
     except BadVideo:  # a segment is too short, or its frame rate is too low
         return (file,), ()
     return parts[:1], parts[1:]
 
 
-def clip_ranges(file: VideoFile, shape: ClipShape) -> list[tuple[int, int]]:
+def clip_ranges(file: VideoFile, clip: FrameSelection) -> list[tuple[int, int]]:
     """Return ranges [low, high) of first frames that cover all starts of clips once.
 
     Each range is about one clip long. It is one item of the data set.
     """
-    num_starts = shape.num_starts(file.segment)
-    span = file.stop - file.start - num_starts + 1
-    number = -(-num_starts // span)
+    num_starts = clip.num_starts(file.segment)
+    number = -(-num_starts // clip.span(file.segment))
     edges = [file.start + num_starts * i // number for i in range(number + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

@@ -4,16 +4,14 @@ A folder with images, without videos, and without videos or images in its subfol
 one video: its images are the frames in natural order. Hidden files are ignored. A
 symbolic link to a video, frame or caption is followed if its target is a file inside
 the folder. Ignored files are counted.
-
-Names are UTF-8 in every locale. Other bytes are decoded with Python's surrogateescape.
 """
 
 import collections
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vdm_jax.errors import UserError, printable
 from vdm_jax.files import (
@@ -36,6 +34,7 @@ SYSTEM_NAMES = frozenset(
 )
 
 Skipped = tuple[str, str]  # name, reason
+Captions = dict[str, tuple[str, ...]]  # name of a video -> its captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Listing:
     videos: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     ignored: Mapping[str, int]
-    unmatched: tuple[str, ...] = ()
+    unmatched: tuple[str, ...]
 
     @property
     def num_videos(self) -> int:
@@ -60,8 +59,12 @@ class Listing:
 
     def path(self, name: str) -> str:
         """Return the file, or the folder of frames, of a name."""
-        name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
         return os.path.normpath(self.root / name)
+
+    def ignored_files(self) -> str:
+        """Return the numbers of ignored files as text, the most frequent kind first."""
+        counts = ", ".join(f"{number} {kind}" for kind, number in self.ignored.items())
+        return f"ignored files: {counts}" if counts else ""
 
     def summary_lines(self, most: int = 20) -> list[str]:
         """Return lines of text that name at most ``most`` of the skipped videos."""
@@ -71,13 +74,16 @@ class Listing:
             *(f"  {name}: {reason}" for name, reason in self.skipped[:most]),
         ]
         lines += [f"  ... and {skipped - most} more"] * (skipped > most)
-        ignored = describe_ignored(self.ignored)
-        lines += [f"  ignored files: {ignored}"] * bool(ignored)
+        lines += [f"  {self.ignored_files()}"] * bool(self.ignored)
         return list(map(printable, lines))
 
 
-def find_videos(path: str | os.PathLike) -> Listing:
-    """List the videos below a folder. Raises UserError if it is not a folder."""
+def find_videos(path: str | os.PathLike) -> tuple[Listing, Captions]:
+    """List the videos below a folder; return the captions of those that can be used.
+
+    Captions are read from ``a.txt`` next to ``a.mp4`` and from captions.jsonl. Raises
+    UserError if the path is not a folder, and for an invalid line of captions.jsonl.
+    """
     root = Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -87,50 +93,69 @@ def find_videos(path: str | os.PathLike) -> Listing:
     ignored: collections.Counter[str] = collections.Counter()
     files_by_folder = _walk(root, skipped, ignored)
     media_above = {  # folders with media in a subfolder
-        str(parent)
+        parent
         for folder, files in files_by_folder.items()
-        if any(_suffix(name) in MEDIA for name in files)
-        for parent in Path(folder).parents
+        if any(file.suffix.lower() in MEDIA for file in files)
+        for parent in folder.parents
     }
-    videos, read = [], {str(root / CAPTIONS_FILE)}
+    from_jsonl, captions = _read_jsonl(root / CAPTIONS_FILE, root), {}
+    used = {root / CAPTIONS_FILE}
     for folder, files in files_by_folder.items():
-        for file in _candidates(files, is_leaf=folder not in media_above):
-            path = os.path.normpath(os.path.join(folder, file))
-            if reason := _why_bad_link(root, path):
-                skipped.append((_relative(root, path), reason))
+        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+        if images and not videos and folder not in media_above:
+            videos = [folder]  # its images are the frames of one video
+            used.update(images)
+        for video in videos:
+            name = str(video.relative_to(root))
+            text = folder / f"{video.stem}.txt"
+            if video == folder:
+                text = folder.parent / f"{folder.name}.txt"
+            used |= {video, text}
+            more = from_jsonl.pop(name, ())
+            try:
+                _check_link(video, root)
+                # If the root is a video, the file next to it is outside of the data.
+                lines = [] if video == root else _read_lines(text, root)
+            except CorruptFile as error:
+                skipped.append((name, str(error)))
             else:
-                videos.append(_relative(root, path))
-            read |= {path, str(_caption_file(Path(path)))}
-        if folder in read:  # its images are the frames of one video
-            files = [name for name in files if _suffix(name) not in IMAGE_SUFFIXES]
-        for name in files:
-            if os.path.join(folder, name) not in read:
-                ignored[_suffix(name) or "no suffix"] += 1
-    return Listing(root, tuple(sorted(videos)), tuple(sorted(skipped)), +ignored)
+                captions[name] = (*_stripped(lines), *more)
+    for file in itertools.chain(*files_by_folder.values()):
+        ignored[file.suffix.lower() or "no suffix"] += file not in used
+    return Listing(
+        root=root,
+        videos=tuple(sorted(captions)),
+        skipped=tuple(sorted(skipped)),
+        ignored=dict((+ignored).most_common()),
+        unmatched=tuple(sorted(from_jsonl)),
+    ), captions
 
 
 def _walk(
     root: Path, skipped: list[Skipped], ignored: collections.Counter[str]
-) -> dict[str, list[str]]:
+) -> dict[Path, list[Path]]:
     """Return the visible files of every folder below the root.
 
     Adds unreadable folders and linked folders to ``skipped``, and counts hidden files
     and empty folders in ``ignored``.
     """
 
-    def unreadable(error: OSError) -> None:
-        skipped.append((_relative(root, str(error.filename)), str(error.strerror)))
+    def skip(path: str, reason: str | None) -> None:
+        skipped.append((os.path.relpath(path, root), str(reason)))
 
-    files_by_folder: dict[str, list[str]] = {}
-    for folder, subfolders, files in os.walk(root, onerror=unreadable):
+    files_by_folder = {}
+    walk = os.walk(root, onerror=lambda error: skip(error.filename, error.strerror))
+    for folder, subfolders, files in walk:
         hidden = {name for name in (*subfolders, *files) if _is_hidden(name)}
         ignored["hidden"] += len(hidden)
         subfolders[:] = sorted({*subfolders} - hidden)
         for path in (os.path.join(folder, name) for name in subfolders):
             if os.path.islink(path):
-                reason = "symlink to a folder: not followed"
-                skipped.append((_relative(root, path), reason))
-        files_by_folder[folder] = sorted({*files} - hidden)
+                skip(path, "symlink to a folder: not followed")
+        files_by_folder[Path(folder)] = [
+            Path(folder, name) for name in sorted({*files} - hidden)
+        ]
         ignored["empty folder"] += not subfolders and not files
     return files_by_folder
 
@@ -139,38 +164,14 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
-def _candidates(files: list[str], is_leaf: bool) -> list[str]:
-    """Return the videos among the files of a folder; "." if it is a video itself."""
-    videos = [name for name in files if _suffix(name) in VIDEO_SUFFIXES]
-    images = any(_suffix(name) in IMAGE_SUFFIXES for name in files)
-    return ["."] if images and is_leaf and not videos else videos
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _relative(root: Path, path: str) -> str:
-    name = Path(os.path.relpath(path, root)).as_posix()
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
-
-
-def _why_bad_link(root: Path, path: str | os.PathLike) -> str | None:
-    """Return why a path, or a frame in it, is a link that must not be followed."""
-    content = os.scandir(path) if os.path.isdir(path) else ()
-    for link in [path, *(entry.path for entry in content)]:
-        if os.path.islink(link):
-            if not os.path.exists(link):
-                return "broken symlink"
-            if not Path(link).resolve().is_relative_to(root):
-                return "symlink that leaves the folder"
-    return None
-
-
-def describe_ignored(ignored: Mapping[str, int]) -> str:
-    """Return the numbers of ignored files as text, the most frequent kind first."""
-    counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number} {printable(kind)}" for kind, number in counts)
+def _check_link(path: Path, root: Path) -> None:
+    """Raise CorruptFile if a path, or a frame in it, is a link out of the root."""
+    for link in [path, *(path.iterdir() if path.is_dir() else ())]:
+        if link.is_symlink():
+            if not link.exists():
+                raise CorruptFile("broken symlink")
+            if not link.resolve().is_relative_to(root):
+                raise CorruptFile("symlink that leaves the folder")
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
@@ -183,125 +184,86 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
     return first if len(set(first.values())) > 1 else {}
 
 
-def read_captions(
-    listing: Listing,
-) -> tuple[dict[str, tuple[str, ...]], list[Skipped], list[str]]:
-    """Read captions from ``a.txt`` next to ``a.mp4`` and from captions.jsonl.
-
-    Returns captions by name, the videos whose caption file cannot be read, and the
-    files of captions.jsonl that do not exist. Raises UserError for an invalid line of
-    captions.jsonl.
-    """
-    path = listing.root / CAPTIONS_FILE
-    try:
-        lines = _read_lines(path, MAX_JSONL_BYTES, listing.root)
-    except (OSError, CorruptFile) as error:
-        raise UserError(f"{path}: {_reason(error)}") from error
-    from_jsonl = _parse_jsonl(path, lines)
-    captions, skipped = {}, []
-    for name in listing.videos:
-        path = _caption_file(Path(listing.path(name)))
-        try:
-            # If the root is a video, the file next to it is outside of the data.
-            is_root = name == "."
-            lines = (
-                [] if is_root else _read_lines(path, MAX_CAPTION_BYTES, listing.root)
-            )
-        except (OSError, CorruptFile) as error:
-            skipped.append((name, f"caption {path.name}: {_reason(error)}"))
-            continue
-        captions[name] = (*_stripped(lines), *from_jsonl.pop(name, ()))
-    skipped_names = {name for name, _ in skipped}
-    return captions, skipped, sorted(set(from_jsonl) - skipped_names)
-
-
-def read_all_captions(path: str | os.PathLike) -> tuple[list[str], list[Skipped]]:
+def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skipped]]:
     """Read the captions of a folder of videos, a captions.jsonl or a text file.
 
-    Returns the captions, and the videos whose captions cannot be read. Raises UserError
-    if there are no captions.
+    Returns the captions, and the videos that are skipped. Raises UserError if there are
+    no captions.
     """
-    path, skipped = Path(path), []
+    path, skipped = Path(path), ()
     rule = (
         f"pass a folder of videos with a.txt next to a.mp4, a {CAPTIONS_FILE}, or a "
         "text file with one caption per line"
     )
     if path.is_dir():
-        captions, skipped, _ = read_captions(find_videos(path))
+        listing, captions = find_videos(path)
+        skipped = listing.skipped
+    elif path.suffix == ".jsonl":
+        captions = _read_jsonl(path)
     else:
         try:
-            lines = split_lines(read_text(path, MAX_JSONL_BYTES))
-        except (OSError, CorruptFile) as error:
-            raise UserError(f"{path}: {_reason(error)}: {rule}") from error
-        is_jsonl = path.suffix == ".jsonl"
-        captions = _parse_jsonl(path, lines) if is_jsonl else {"": _stripped(lines)}
+            captions = {"": _stripped(_read_lines(path, limit=MAX_JSONL_BYTES))}
+        except CorruptFile as error:
+            raise UserError(f"{path.parent}: {error}: {rule}") from error
     texts = [text for several in captions.values() for text in several]
     if not texts:
         raise UserError(f"{path} has no captions: {rule}")
     return texts, skipped
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _read_lines(
+    path: Path, root: Path | None = None, limit: int = MAX_CAPTION_BYTES
+) -> list[str]:
+    """Return the lines of a file of captions.
 
-
-def _caption_file(video: Path) -> Path:
-    """Return the path of the captions of a video file or a folder of frames."""
-    stem = video.name if video.is_dir() else video.stem
-    return video.parent / f"{stem}.txt"
-
-
-def _read_lines(path: Path, limit: int, root: Path) -> list[str]:
-    """Return the lines of a file below root; [] if there is none.
-
-    Raises CorruptFile for a link that must not be followed and for what is no text,
-    OSError.
+    root: the folder that a link must not leave, and that may lack the file. Raises
+    CorruptFile, whose message begins with the file's name.
     """
-    if reason := _why_bad_link(root, path):
-        raise CorruptFile(reason)
-    if not path.exists():
-        return []
-    check_regular(path)
-    return split_lines(read_text(path, limit))
+    try:
+        if root:
+            _check_link(path, root)
+            if not path.exists():
+                return []
+        check_regular(path)
+        return split_lines(read_text(path, limit))
+    except (OSError, CorruptFile) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CorruptFile(f"{path.name}: {reason}") from error
 
 
 def _stripped(lines: Iterable[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _parse_jsonl(path: Path, lines: Iterable[str]) -> dict[str, list[str]]:
-    """Return captions by file from one JSON object per line.
-
-    A line is {"file": "a.mp4", "caption": "..."} or has "captions": [...].
-    """
+def _read_jsonl(path: Path, root: Path | None = None) -> dict[str, list[str]]:
+    """Return captions by file from one JSON object per line. Raises UserError."""
     captions: dict[str, list[str]] = {}
-    rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-        except CorruptFile as error:
-            raise UserError(f"{path} line {number}: {error}") from error
-        texts = _entry_captions(entry)
-        if texts is None:
-            raise UserError(f"{path} line {number}: each line is {rule}")
-        for text in texts:
-            if reason := why_invalid_text(text):
-                raise UserError(f"{path} line {number}: a caption {reason}")
-        name = Path(os.path.normpath(entry["file"])).as_posix()
-        captions.setdefault(name, []).extend(_stripped(texts))
+    place = path.parent
+    try:
+        for number, line in enumerate(_read_lines(path, root, MAX_JSONL_BYTES), 1):
+            place = f"{path} line {number}"
+            if line.strip():
+                name, texts = _parse_entry(line)
+                captions.setdefault(name, []).extend(_stripped(texts))
+    except CorruptFile as error:
+        raise UserError(f"{place}: {error}") from error
     return captions
 
 
-def _entry_captions(entry: Any) -> list[str] | None:
-    """Return the captions of a line of captions.jsonl; None if it is invalid."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-        return None
-    one, several = entry.get("caption"), entry.get("captions")
-    texts = [] if one is None else [one]
-    if several is not None or not texts:  # null counts as absent
-        if not isinstance(several, list):
-            return None
-        texts += several
-    return texts if all(isinstance(text, str) for text in texts) else None
+def _parse_entry(line: str) -> tuple[str, list[str]]:
+    """Return the file and the captions of a line of captions.jsonl.
+
+    A line is {"file": "a.mp4", "caption": "..."} or has "captions": [...]. Raises
+    CorruptFile.
+    """
+    entry = parse_json(line)
+    fields = entry if isinstance(entry, dict) else {}
+    values = [fields[key] for key in ("caption", "captions") if key in fields]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    texts = [text for value in lists for text in value if text is not None]
+    if not values or not all(isinstance(s, str) for s in [fields.get("file"), *texts]):
+        rule = '{"file": "a.mp4", "caption": "..."} or "captions": ["...", ...]'
+        raise CorruptFile(f"each line is {rule}")
+    if reasons := list(filter(None, map(why_invalid_text, texts))):
+        raise CorruptFile(f"a caption {reasons[0]}")
+    return os.path.normpath(fields["file"]), texts

@@ -23,6 +23,7 @@ from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
 from vdm_jax.data.tfds_features import ExampleLayout
 from vdm_jax.data.tfds_files import Records
 from vdm_jax.errors import UserError
+from vdm_jax.files import read_json
 from vdm_jax.video_io import images
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
@@ -141,18 +142,40 @@ def open_tfds(config) -> Tfds:
             "and use config.data.stride"
         )
     directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
-    info = tfds_files.read_info(directory)
-    layout = tfds_features.read_layout(directory)
-    path = tfds_features.choose_video(layout, chosen, directory)
+    try:
+        return _open(directory, chosen, data.validation_fraction, shape)
+    except (
+        ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{directory} cannot be read ({reason:.300}): prepare the data set again, "
+            "with TFDS 4.3 or newer"
+        ) from error
+
+
+def _open(directory: Path, chosen: str, fraction: float, shape: ClipShape) -> Tfds:
+    """Open a directory. Any error but UserError means that TFDS has not written it."""
+    info = read_json(directory / "dataset_info.json")
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format != "array_record":
+        raise UserError(
+            f"{directory} is in {file_format} format, which needs tensorflow: prepare "
+            "it again with tfds build --file_format=array_record"
+        )
+    layout = ExampleLayout()
+    layout.add(read_json(directory / "features.json"))
+    names = (info["name"], info.get("configName", ""), info["version"])
     return Tfds(
-        name=f"tfds {info.name} {info.config_name} {info.version}".replace("  ", " "),
+        name=" ".join(["tfds", *filter(None, names)]),
         label_vocabulary=tuple(
             tfds_features.label_names(path, count, directory)
             for path, count in layout.labels.items()
         ),
         layout=layout,
-        path=path,
-        parts=tfds_files.split_records(info, data.validation_fraction, directory),
+        path=tfds_features.choose_video(layout, chosen, directory),
+        parts=tfds_files.split_records(info, fraction, directory),
         shape=shape,
         decoder=SandboxedDecoder(),
     )

@@ -17,7 +17,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from vdm_jax import files
 from vdm_jax.data.source import BadClip
-from vdm_jax.data.tfds_files import corrupt_file_error, proto, read_message
 from vdm_jax.errors import UserError
 
 CAPTION_NAMES = ("caption", "captions", "text", "description")
@@ -51,38 +50,35 @@ class ExampleLayout:
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     captions: list[str] = dataclasses.field(default_factory=list)
 
+    def add(self, feature: dict, path: str = "", repeated: bool = False) -> None:
+        """Add a feature of features.json. repeated: whether it is inside a sequence.
 
-def read_layout(directory: Path) -> ExampleLayout:
-    """Return the layout of the records of a data set, from its features.json."""
-    layout = ExampleLayout()
-    message = read_message(directory / "features.json", proto.feature_pb2.Feature())
-    _scan(message, layout)
-    return layout
-
-
-def _scan(feature: Any, layout: ExampleLayout, path: str = "", repeated: bool = False):
-    """Add a feature to the layout. repeated: whether it is inside a sequence."""
-    content, name = feature.WhichOneof("content"), path.rpartition("/")[2]
-    if content == "features_dict":
-        for key, value in sorted(feature.features_dict.features.items()):
-            _scan(value, layout, f"{path}/{key}".lstrip("/"), repeated)
-    elif content == "sequence":
-        _scan(feature.sequence.feature, layout, path, True)
-    elif content == "video" or (content == "image" and repeated):
-        layout.videos[path] = VideoStorage("images")
-    elif content == "class_label" and not repeated:
-        layout.labels[path] = feature.class_label.num_classes
-    elif content == "tensor" and not repeated:
-        shape = tuple(feature.tensor.shape.dimensions)
-        dtype, encoding = feature.tensor.dtype, feature.tensor.encoding
-        if len(shape) == 4 and dtype == "uint8":
-            layout.videos[path] = VideoStorage("tensor", shape, encoding)
-        elif not shape and dtype == "string" and name in VIDEO_NAMES:
-            layout.videos[path] = VideoStorage("file")
-    elif content == "text" and name in CAPTION_NAMES:
-        layout.captions.append(path)
-    elif content == "text" and name in VIDEO_NAMES and not repeated:
-        layout.videos[path] = VideoStorage("file")
+        Features of other contents are left out.
+        """
+        name = path.rpartition("/")[2]
+        if "featuresDict" in feature:
+            for key, value in sorted(feature["featuresDict"]["features"].items()):
+                self.add(value, f"{path}/{key}".lstrip("/"), repeated)
+        elif "sequence" in feature:
+            self.add(feature["sequence"]["feature"], path, True)
+        elif "text" in feature and name in CAPTION_NAMES:
+            self.captions.append(path)
+        elif "video" in feature or ("image" in feature and repeated):
+            self.videos[path] = VideoStorage("images")
+        elif repeated:
+            return
+        elif "classLabel" in feature:
+            self.labels[path] = int(feature["classLabel"]["numClasses"])
+        elif "text" in feature and name in VIDEO_NAMES:
+            self.videos[path] = VideoStorage("file")
+        elif "tensor" in feature:
+            tensor = feature["tensor"]
+            shape = tuple(map(int, tensor["shape"].get("dimensions", ())))
+            if len(shape) == 4 and tensor["dtype"] == "uint8":
+                encoding = tensor.get("encoding", "")
+                self.videos[path] = VideoStorage("tensor", shape, encoding)
+            elif not shape and tensor["dtype"] == "string" and name in VIDEO_NAMES:
+                self.videos[path] = VideoStorage("file")
 
 
 def choose_video(layout: ExampleLayout, feature: str, directory: Path) -> str:
@@ -109,27 +105,16 @@ def label_names(path: str, count: int, directory: Path) -> tuple[str, ...]:
     """Return the names of a label's values from its file, or numbers without a file.
 
     TFDS ignores a file that it cannot read, and accepts one of another length. Both
-    raise UserError here.
+    raise an error here: OSError, CorruptFile.
     """
-    if not 0 < count <= MAX_LABEL_VALUES:
-        raise UserError(
-            f"{directory / 'features.json'}: {path} has {count} values: from 1 to "
-            f"{MAX_LABEL_VALUES}"
-        )
     file = directory / f"{path.replace('/', '-')}.labels.txt"
-    if not file.exists():
-        return tuple(map(str, range(count)))
-    try:
-        files.check_regular(file)
-        rows = [row.strip() for row in files.read_text(file).split("\n")]
-        names = tuple(filter(None, rows))
-        if not len(names) == len(set(names)) == count:
-            raise files.CorruptFile(
-                f"{len(set(names))} different names in {len(names)} lines, "
-                f"features.json says {count}"
-            )
-    except (OSError, files.CorruptFile) as error:
-        raise corrupt_file_error(file, error) from error
+    if file.exists():
+        names = tuple(filter(None, map(str.strip, files.read_text(file).split("\n"))))
+    else:
+        names = tuple(map(str, range(min(count, MAX_LABEL_VALUES))))
+    if not len(names) == len(set(names)) == count > 0:
+        found = f"{len(set(names))} different names in {len(names)} lines"
+        raise files.CorruptFile(f"label {path} has {count} values, {file.name} {found}")
     return names
 
 

@@ -2,7 +2,6 @@
 
 # ruff: noqa: F401
 
-from vdm_jax.video_io.cache import FrameCache, IndexStore
 from vdm_jax.video_io.decode import (
     cover_size,
     crop,
@@ -10,20 +9,13 @@ from vdm_jax.video_io.decode import (
     inspect,
     is_flat,
     probe,
-    read_clip,
     read_frames,
     read_image,
     resize,
     to_gray,
 )
 from vdm_jax.video_io.file_types import BadVideo
-from vdm_jax.video_io.info import (
-    VideoInfo,
-    clip_frames,
-    describe_frame_selection,
-    num_starts,
-    seek_cost,
-)
+from vdm_jax.video_io.info import FrameSelection, VideoInfo
 from vdm_jax.video_io.write import (
     check_output_folder,
     display_scale,

@@ -9,11 +9,11 @@ import fcntl
 import hashlib
 import json
 import os
-import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from vdm_jax.files import STALE_SECONDS, CorruptFile, StrPath, atomic_write, wri
 from vdm_jax.video_io.file_types import BadVideo
 from vdm_jax.video_io.info import VideoInfo
 
-VERSION = "5"  # part of every key; raise it if the index, the pixels or a file change
-HEADER = struct.Struct("<3I")  # frames, height, width
+VERSION = "6"  # part of every key; raise it if the index, the pixels or a file change
+Shape = tuple[int, int, int]  # frames, height, width
 CRC_BYTES = 4
 CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or "
 
@@ -38,41 +38,46 @@ def file_key(path: StrPath, *extra) -> str:
     return hashlib.sha256(repr((identity, extra)).encode()).hexdigest()[:40]
 
 
-class IndexStore:
-    """Stores the result of ``probe``: the index of a video, or why there is none."""
+def stored_index(
+    folder: StrPath, path: StrPath, inspect: Callable[[str], VideoInfo]
+) -> VideoInfo:
+    """Return the index of a video that a cache folder holds, else call ``inspect``.
 
-    def __init__(self, folder: StrPath):
-        self.folder = Path(folder) / "index"
-
-    def probe(self, path: StrPath, probe: Callable[[str], VideoInfo]) -> VideoInfo:
-        """Return the stored index of ``path``, else call ``probe``. Raises BadVideo."""
+    The reason why a video has no index is stored too. Raises BadVideo.
+    """
+    try:
+        entry = Path(folder) / "index" / f"{file_key(path)}.json"
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise BadVideo(path, reason, lasting=False) from error
+    stored: dict[str, Any] | None = _read_stored(entry)
+    if stored is None:
         try:
-            entry = self.folder / f"{file_key(path, probe.__name__)}.json"
-        except OSError as error:
-            reason = f"cannot be opened ({error.strerror})"
-            raise BadVideo(path, reason, lasting=False) from error
-        stored = self._load(entry)
-        if stored is None:
-            stored = {}
-            try:
-                stored["info"] = probe(os.fspath(path)).to_json()
-            except BadVideo as error:
-                if not error.lasting:
-                    raise
-                stored["reason"] = error.reason
-            text = json.dumps(stored).encode()
-            write_bytes(entry, b"%d\n%s" % (zlib.crc32(text), text), overwrite=True)
-        if "reason" in stored:
-            raise BadVideo(path, stored["reason"])
-        return VideoInfo.from_json(stored["info"])
+            stored = {"info": inspect(os.fspath(path)).to_json()}
+        except BadVideo as error:
+            if not error.lasting:
+                raise
+            stored = {"reason": error.reason}
+        text = json.dumps(stored).encode()
+        write_bytes(entry, b"%d\n%s" % (zlib.crc32(text), text), overwrite=True)
+    if "reason" in stored:
+        raise BadVideo(path, stored["reason"])
+    return VideoInfo.from_json(stored["info"])
 
-    def _load(self, entry: Path) -> dict | None:
-        """Return an entry; None if it is missing or corrupt."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            checksum, text = entry.read_bytes().split(b"\n", 1)
-            if int(checksum) == zlib.crc32(text):
-                return json.loads(text)
-        return None
+
+def _read_stored(entry: Path) -> dict | None:
+    """Return the content of an index file; None if it is missing or corrupt."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        checksum, text = entry.read_bytes().split(b"\n", 1)
+        if int(checksum) == zlib.crc32(text):
+            return json.loads(text)
+    return None
+
+
+def entry_bytes(shape: Shape) -> int:
+    """Return the size on disk of an entry of the frame cache."""
+    frames, height, width = shape
+    return frames * (height * width * 3 + CRC_BYTES)
 
 
 def write_entry(path: StrPath, frames: Iterable[np.ndarray]) -> None:
@@ -80,32 +85,25 @@ def write_entry(path: StrPath, frames: Iterable[np.ndarray]) -> None:
 
     Only one frame at a time is held in memory.
     """
-    count = height = width = 0
     with open(path, "wb") as file:
-        file.seek(HEADER.size)
-        for count, frame in enumerate(frames, 1):  # noqa: B007
-            pixels, (height, width) = frame.tobytes(), frame.shape[:2]
-            file.write(pixels)
-            file.write(zlib.crc32(pixels).to_bytes(CRC_BYTES, "little"))
-        file.seek(0)
-        file.write(HEADER.pack(count, height, width))
+        for frame in frames:
+            pixels = frame.tobytes()
+            file.write(pixels + zlib.crc32(pixels).to_bytes(CRC_BYTES, "little"))
 
 
-def read_entry(path: StrPath, numbers: Sequence[int]) -> np.ndarray:
+def read_entry(path: StrPath, shape: Shape, numbers: Sequence[int]) -> np.ndarray:
     """Read frames of an entry as uint8 [f, h, w, 3]. Raises CorruptFile."""
+    video = np.empty((len(numbers), *shape[1:], 3), np.uint8)
+    frame_bytes = video[0].size
     with open(path, "rb") as file:
-        header = file.read(HEADER.size).ljust(HEADER.size)  # too short: another size
-        count, height, width = shape = HEADER.unpack(header)
-        if os.fstat(file.fileno()).st_size != FrameCache.entry_bytes(shape):
-            raise CorruptFile("of another size than its header states")
-        frame_bytes = height * width * 3
-        video = np.empty((len(numbers), height, width, 3), np.uint8)
+        if os.fstat(file.fileno()).st_size != entry_bytes(shape):
+            raise CorruptFile("of another size than its frames")
         for i, number in enumerate(numbers):
-            file.seek(HEADER.size + number * (frame_bytes + CRC_BYTES))
+            file.seek(number * (frame_bytes + CRC_BYTES))
             pixels, crc = file.read(frame_bytes), file.read(CRC_BYTES)
             if zlib.crc32(pixels) != int.from_bytes(crc, "little"):
                 raise CorruptFile(f"corrupt at frame {number}")
-            video[i] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+            video[i] = np.frombuffer(pixels, np.uint8).reshape(video.shape[1:])
     return video
 
 
@@ -119,14 +117,12 @@ class FrameCache:
     def __init__(self, folder: StrPath, max_bytes: int):
         self.folder, self.max_bytes = Path(folder) / "frames", max_bytes
 
-    @staticmethod
-    def entry_bytes(shape: tuple[int, int, int]) -> int:
-        """Return the size on disk of an entry of (n, h, w) frames."""
-        count, height, width = shape
-        return HEADER.size + count * (height * width * 3 + CRC_BYTES)
-
     def read(
-        self, name: str, numbers: Sequence[int], fill: Callable[[Path], None]
+        self,
+        name: str,
+        shape: Shape,
+        numbers: Sequence[int],
+        fill: Callable[[Path], None],
     ) -> np.ndarray:
         """Read frames of entry ``name``; ``fill(path)`` writes a missing entry.
 
@@ -134,7 +130,7 @@ class FrameCache:
         """
         path = self.folder / name
         try:
-            video = read_entry(path, numbers)
+            video = read_entry(path, shape, numbers)
             os.utime(path)
             return video
         except (FileNotFoundError, CorruptFile):  # also if it was evicted just now
@@ -144,11 +140,11 @@ class FrameCache:
             atomic_write(path, overwrite=True, advice=CACHE_ADVICE) as temporary,
         ):
             fill(temporary)
-            video = read_entry(temporary, numbers)
+            video = read_entry(temporary, shape, numbers)
             # Two processes must not both take the last space.
             lock = until_renamed.enter_context(open(self.folder / "lock", "a"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._evict_for(temporary.stat().st_size)
+            self._evict_for(entry_bytes(shape))
         return video
 
     def _evict_for(self, size: int) -> None:

@@ -17,7 +17,7 @@ from vdm_jax.area_means import area_matrix
 from vdm_jax.files import StrPath
 from vdm_jax.video_io import containers, images
 from vdm_jax.video_io.file_types import BadVideo, check_frame, read_head
-from vdm_jax.video_io.info import VideoInfo, clip_frames, num_starts
+from vdm_jax.video_io.info import VideoInfo
 
 Size = tuple[int, int]  # height, width
 
@@ -150,8 +150,8 @@ def read_frames(
 def read_image(path: StrPath, size: Size) -> tuple[np.ndarray, Size]:
     """Read an image as a video of one frame uint8 [1, h, w, 3].
 
-    The image is resized to cover ``size`` (h, w) and center-cropped, as in `read_clip`.
-    Returns the video and the original (h, w). Raises BadVideo.
+    The image is resized to cover ``size`` (h, w) and center-cropped. Returns the video
+    and the original (h, w). Raises BadVideo.
     """
     pixels = images.read_image(path)
     height, width = pixels.shape[:2]
@@ -207,32 +207,3 @@ def crop(
 def to_gray(video: np.ndarray) -> np.ndarray:
     """Convert RGB uint8 [..., 3] to grey uint8 [..., 1]."""
     return np.rint(video @ LUMA).astype(np.uint8)[..., None]
-
-
-def read_clip(
-    path: StrPath,
-    start: int = 0,
-    count: int | None = None,
-    stride: int = 1,
-    fps: float | None = None,
-    size: Size | None = None,
-    index: VideoInfo | None = None,
-) -> np.ndarray:
-    """Read one clip as uint8 [f, h, w, 3].
-
-    Args:
-      start, count: first frame and number of frames (None: to the end).
-      stride, fps: every ``stride``-th frame, or ``fps`` frames per second by time.
-      size: (h, w) that the frames are resized to cover and center-cropped to.
-      index: the index of the video if it is known.
-
-    Raises BadVideo, also if the file is too short.
-    """
-    info = index or probe(path)
-    if count is None:
-        count = len(range(start, info.frames, stride))
-    if start >= num_starts(info, count, stride, fps):
-        raise ValueError(f"no clip of {count} frames starts at frame {start}")
-    numbers = clip_frames(info, start, count, stride, fps)
-    video = read_frames(info, numbers.tolist(), size)
-    return video if size is None else crop(video, size)

@@ -2,7 +2,6 @@
 
 Frames are counted in presentation order from 0. A clip is a list of frame numbers:
 every ``stride``-th frame, or the frames nearest in time to a target rate.
-``describe_frame_selection`` states which rule applies to a file.
 """
 
 import dataclasses
@@ -88,74 +87,82 @@ class VideoInfo:
         return cls(**fields)
 
 
-def num_starts(
-    info: VideoInfo, count: int, stride: int = 1, fps: float | None = None
-) -> int:
-    """Return the number of frames at which a clip of ``count`` frames can start.
+@dataclasses.dataclass(frozen=True)
+class FrameSelection:
+    """Which frames of a video make a clip.
 
-    Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
-    frames would repeat.
+    Attributes:
+      frames: number of frames of a clip.
+      stride: every ``stride``-th frame is used.
+      fps: 0 selects by ``stride``; else the frames nearest to the times start + k / fps
+        are used. A rate within 1% of the file's uses every frame.
     """
-    have, span = f"{info.frames} frame", (count - 1) * stride + 1
-    have, need = have + "s" * (info.frames != 1), f"{span} frames"
-    number = info.frames - span + 1
-    if rate := _time_rate(info, fps):
-        times, seconds = info.times, (count - 1) / rate
-        half_frame = 0.5 / (info.fps or rate)  # in it the last frame is the nearest one
-        last = times[-1] + half_frame - seconds
-        number = int(np.searchsorted(times, last, side="right"))
-        number = min(number, info.frames - (count > 1))
-        have, need = f"{times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
-    if number < 1:
-        raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
-    return number
 
+    frames: int
+    stride: int = 1
+    fps: float = 0.0
 
-def clip_frames(
-    info: VideoInfo, start: int, count: int, stride: int = 1, fps: float | None = None
-) -> np.ndarray:
-    """Return the frame numbers int64 [count] of the clip from frame ``start`` on.
+    def num_starts(self, info: VideoInfo) -> int:
+        """Return the number of frames at which a clip can start.
 
-    fps: None or 0 for every ``stride``-th frame, else the frames nearest to the times
-    start + k / fps. A rate within 1% of the file's uses every frame.
-    """
-    rate = _time_rate(info, fps)
-    if not rate:
-        return start + stride * np.arange(count)
-    times = info.times
-    targets = times[start] + np.arange(count) / rate
-    after = np.searchsorted(times, targets).clip(1, info.frames - 1)
-    closer_before = targets - times[after - 1] <= times[after] - targets
-    return after - closer_before
+        Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
+        frames would repeat.
+        """
+        span = (self.frames - 1) * self.stride + 1
+        have, need = f"{info.frames} frame" + "s" * (info.frames != 1), f"{span} frames"
+        number = info.frames - span + 1
+        if rate := self._time_rate(info):
+            times, seconds = info.times, (self.frames - 1) / rate
+            # In half a frame the last frame is the nearest one.
+            last = times[-1] + 0.5 / (info.fps or rate) - seconds
+            number = int(np.searchsorted(times, last, side="right"))
+            number = min(number, info.frames - (self.frames > 1))
+            have, need = f"{times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
+        if number < 1:
+            raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
+        return number
 
+    def span(self, info: VideoInfo) -> int:
+        """Return the number of frames that a clip spans. Raises as `num_starts`."""
+        return info.frames - self.num_starts(info) + 1
 
-def _time_rate(info: VideoInfo, fps: float | None) -> float | None:
-    """Return ``fps`` if clips are selected by time. Raises BadVideo for a low rate."""
-    if not fps or info.fps is None:
-        return None
-    if info.fps < fps * (1 - RATE_TOLERANCE):
-        reason = (
-            f"its {info.fps:.3g} frames per second are below the {fps:.3g} requested"
-        )
-        raise BadVideo(info.path, f"{reason}: frames would repeat")
-    return fps if info.variable or info.fps > fps * (1 + RATE_TOLERANCE) else None
+    def seek_cost(self, info: VideoInfo) -> float:
+        """Return the mean number of frames that are decoded to seek to a clip."""
+        first, keys = np.arange(self.num_starts(info)), info.keyframes
+        before = keys[np.searchsorted(keys, first, side="right") - 1]
+        return float(np.mean(first - before) + self.span(info))
 
+    def frame_numbers(self, info: VideoInfo, start: int) -> np.ndarray:
+        """Return the frame numbers int64 [frames] of the clip that starts at a frame.
 
-def describe_frame_selection(
-    info: VideoInfo, stride: int = 1, fps: float | None = None
-) -> str:
-    """Describe in words which frames of a video make a clip."""
-    rate = "no frame rate" if info.fps is None else f"{info.fps:.4g} fps"
-    if info.variable:
-        rate += " on average, variable"
-    if _time_rate(info, fps):
-        return f"frames nearest to {fps:.4g} fps (file: {rate})"
-    every = "every frame" if stride == 1 else f"one frame in {stride}"
-    return f"{every} (file: {rate})"
+        Raises BadVideo if the rate of the file is below ``fps``.
+        """
+        rate = self._time_rate(info)
+        if not rate:
+            return start + self.stride * np.arange(self.frames)
+        times = info.times
+        targets = times[start] + np.arange(self.frames) / rate
+        after = np.searchsorted(times, targets).clip(1, info.frames - 1)
+        closer_before = targets - times[after - 1] <= times[after] - targets
+        return after - closer_before
 
+    def describe(self, info: VideoInfo) -> str:
+        """Describe in words which frames of a video make a clip."""
+        rate = "no frame rate" if info.fps is None else f"{info.fps:.4g} fps"
+        if info.variable:
+            rate += " on average, variable"
+        if self._time_rate(info):
+            return f"frames nearest to {self.fps:.4g} fps (file: {rate})"
+        every = "every frame" if self.stride == 1 else f"one frame in {self.stride}"
+        return f"{every} (file: {rate})"
 
-def seek_cost(info: VideoInfo, span: int) -> float:
-    """Return the mean number of frames decoded to seek to a clip of ``span`` frames."""
-    first = np.arange(max(1, info.frames - span + 1))
-    before = info.keyframes[np.searchsorted(info.keyframes, first, side="right") - 1]
-    return float(np.mean(first - before) + span)
+    def _time_rate(self, info: VideoInfo) -> float:
+        """Return ``fps``, or 0 if clips are not selected by time. Raises BadVideo."""
+        if not self.fps or info.fps is None:
+            return 0.0
+        if info.fps < self.fps * (1 - RATE_TOLERANCE):
+            reason = f"its {info.fps:.3g} frames per second are below the "
+            reason += f"{self.fps:.3g} requested: frames would repeat"
+            raise BadVideo(info.path, reason)
+        is_faster = info.fps > self.fps * (1 + RATE_TOLERANCE)
+        return self.fps if info.variable or is_faster else 0.0
