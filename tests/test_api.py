@@ -39,11 +39,9 @@ def test_a_sample_is_that_of_the_library():
     trained = vdm_jax.load(ROOT / "models" / "shapes_8step")
     videos = vdm_jax.sample(trained, 2, label="red", seed=3, steps=8)
     settings = sampling.Settings.from_config(trained.config.sample)
-    labels = sampling.draw_labels(trained.model, 2, "red")
-    inputs, noise = sampling.SamplingInputs({"label": labels}), sampling.NoiseIndex(3)
-    same = sampling.sample(
-        trained.model, trained.params, 2, settings, inputs, noise=noise
-    )
+    labels = sampling.label_array(trained.model, 2, "red")
+    inputs, run = sampling.SamplingInputs({"label": labels}), sampling.Run(seed=3)
+    same = sampling.sample(trained.model, trained.params, 2, settings, inputs, run)
     np.testing.assert_array_equal(videos, sampling.to_uint8(same))
     assert isinstance(trained, runs.TrainedModel) and trained.step == -1
 

@@ -94,8 +94,7 @@ def test_every_stage_takes_the_output_of_the_previous(folder):
     reports = []
     videos = cascade.sample(read, 2, seed=3, progress=lambda *at: reports.append(at))
     assert {k: v.shape[1:4] for k, v in videos.items()} == SIZES
-    # Calls of the networks of all stages: of 2, 3 and 2 steps.
-    assert reports == [("base", 2, 7), ("tsr", 5, 7), ("ssr", 7, 7)]
+    assert reports == [("base", 2, 2), ("tsr", 3, 3), ("ssr", 2, 2)]
     from_base = cascade.sample(
         cascade.Cascade(read.path, read.stages, ""),
         2,
@@ -111,11 +110,11 @@ def test_each_stage_has_its_own_noise(folder, monkeypatch):
     """By its index in the cascade, also where base videos replace the first stage."""
     calls = {}
 
-    def sample(model, params, num, settings, inputs, *, noise, **_):
+    def sample(model, params, num, settings, inputs, run):
         low_resolution = inputs.cond.get("low_resolution")
-        index = noise.seed, noise.stage, noise.first_video
+        index = run.seed, run.stage, run.first_video
         calls[model.shape[:3]] = (*index, low_resolution)
-        return np.full((num, *model.shape), 0.1 * noise.stage)
+        return np.full((num, *model.shape), 0.1 * run.stage)
 
     monkeypatch.setattr(cascade.sampling, "sample", sample)
     read = cascade.read(folder)
@@ -136,7 +135,7 @@ def test_every_stage_gets_the_text_and_guided_ones_the_negative_text(
 ):
     texts = {}
 
-    def sample(model, params, num, settings, inputs, **_):
+    def sample(model, params, num, settings, inputs, run):
         texts[model.shape[:3]] = (inputs.cond["text"], inputs.negative)
         return np.zeros((num, *model.shape))
 
@@ -217,7 +216,7 @@ def test_an_unknown_stage_and_an_unused_text_are_refused(folder):
         read.truncate("ssr2")
     with pytest.raises(UserError, match="trained without text"):
         cascade.encode_prompts(read, ["a red square"])
-    assert cascade.encode_prompts(read, ["", ""]) == ({}, None)
+    assert cascade.encode_prompts(read, ["", ""]) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,7 @@ def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
     read.stages[3].config.conditioning.text_encoder_sha256 = sha256
     if fits:
         embeddings, negative = cascade.encode_prompts(read, ["a red square"])
-        assert embeddings["text"].shape == (1, 2, dim) and negative is None
+        assert embeddings["text"].shape == (1, 2, dim) and not negative
         return
     with pytest.raises(UserError, match="minilm is not the text encoder that"):
         cascade.encode_prompts(read, ["a red square"])
@@ -278,7 +277,7 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
             assert kept["videos"].shape == (2, *size, 3)
     assert done.stdout.splitlines()[-1].startswith(f"2 videos in {out}/ssr; see")
     # A report shows each prompt with its videos of every stage.
-    (section,) = sections.sample_sections([out], "shapes")
+    (section,) = sections.sample_sections([out])
     assert [len(grid.videos) for grid in section.stages] == [2, 2, 2]
     assert [grid.caption.split(":")[0] for grid in section.stages] == list(SIZES)
     html = page.render("title", "summary", [section])
@@ -286,7 +285,7 @@ def test_sample_py_writes_the_videos_of_every_stage(folder, tmp_path):
     # Videos of another command are not shown with these prompts.
     about = out / "tsr" / "samples.json"
     about.write_text(about.read_text().replace("--num=2", "--num=3"))
-    (section,) = sections.sample_sections([out / "ssr"], "shapes")
+    (section,) = sections.sample_sections([out / "ssr"])
     assert [grid.caption.split(":")[0] for grid in section.stages] == ["base", "ssr"]
 
 

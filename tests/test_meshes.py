@@ -135,7 +135,7 @@ def test_eight_devices_sample_as_one(x64, tolerance, tmp_path):
             devices, x64, "-c",
             "import sys, numpy as np; from vdm_jax import runs, sampling;"
             f"m = runs.load({str(run)!r});"
-            "cond = {'label': sampling.draw_labels(m.model, 8)};"
+            "cond = {'label': sampling.label_array(m.model, 8)};"
             "Inputs = sampling.SamplingInputs;"
             f"s = sampling.Settings(64, 'ddim', batch_size={batch}, guidance_scale=2.);"
             "v = sampling.sample(m.model, m.params, 8, s, Inputs(cond));"

@@ -68,6 +68,6 @@ def sample(
         num,
         stage.with_settings(**settings).settings,
         sampling.SamplingInputs({**own, **(cond or {})}),
-        noise=sampling.NoiseIndex(seed),
+        sampling.Run(seed),
     )
     return sampling.to_uint8(videos)

@@ -47,20 +47,11 @@ class CascadeStage(NamedTuple):
         """Whether each denoising step evaluates a second, unconditional branch."""
         return sampling.uses_cfg(self.model, self.settings)
 
-    @property
-    def nfe(self) -> int:
-        """The number of function evaluations per video."""
-        return sampling.nfe(self.model, self.settings)
-
     def with_settings(self, **settings: Any) -> "CascadeStage":
         """Return the stage with these settings; UserError if one is out of range."""
         new = dataclasses.replace(self.settings, **settings)
         sampling.check_settings(self.model, 1, 0, new)
         return self._replace(settings=new)
-
-    def why_unused(self, name: str) -> str:
-        """Return what a setting needs to have an effect; "" where it has one."""
-        return sampling.why_unused(name, self.model, self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +86,7 @@ class Cascade:
         """
         stages = tuple(stage.with_settings(**settings) for stage in self.stages)
         for name in settings:
-            reasons = [stage.why_unused(name) for stage in stages]
+            reasons = [sampling.why_unused(name, s.model, s.settings) for s in stages]
             if all(reasons):
                 raise UserError(f"{self.path}: {name} {reasons[0]}")
         return dataclasses.replace(self, stages=stages)
@@ -190,7 +181,7 @@ def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
     check(settings_of(Settings), overrides, f"{path}: {where}")
     stage = stage.with_settings(**overrides)
     for name in overrides:
-        if reason := stage.why_unused(name):
+        if reason := sampling.why_unused(name, stage.model, stage.settings):
             raise UserError(f"{path}: {where}{name} {reason}")
     return stage
 
@@ -245,7 +236,7 @@ def encode_conditions(
     """Return the conditions of `num` videos, and those of the unconditional branch.
 
     Args:
-      label, negative_label: as `sampling.draw_labels` takes them; "" draws labels for
+      label, negative_label: as `sampling.label_array` takes them; "" draws labels for
         the videos, and sets none in the other branch.
       prompts: one per video, or none, which drops the text.
       negative_prompt: "" for none.
@@ -256,30 +247,30 @@ def encode_conditions(
       None without a negative label and a negative prompt.
 
     Raises:
-      UserError: as `sampling.draw_labels` and `encode_prompts`.
+      UserError: as `sampling.label_array` and `encode_prompts`.
     """
     model, cond, negative = cascade.stages[0].model, {}, {}
-    labels = sampling.draw_labels(model, num, label, seed)
+    labels = sampling.label_array(model, num, label, seed)
     if labels is not None:
         cond["label"] = labels
     if negative_label:
-        negative["label"] = sampling.draw_labels(
+        negative["label"] = sampling.label_array(
             model, num, negative_label, flag="negative_label"
         )
     if prompts or negative_prompt:
         text, negative_text = encode_prompts(cascade, prompts, negative_prompt)
         cond |= text
-        negative |= negative_text or {}
+        negative |= negative_text
     return cond, negative or None
 
 
 def encode_prompts(
     cascade: Cascade, prompts: Sequence[str], negative_prompt: str = ""
-) -> tuple[Conditions, Conditions | None]:
+) -> tuple[Conditions, Conditions]:
     """Embed the prompts, and the negative prompt for all of them.
 
-    Returns arrays text and text_mask, none for a cascade without text; the second value
-    is None without a negative prompt.
+    Returns arrays text and text_mask of both. There are none for a cascade without
+    text, nor in the second dict without a negative prompt.
 
     Raises:
       UserError: a prompt is too long, or the cascade takes no text; the text encoder is
@@ -288,7 +279,7 @@ def encode_prompts(
     if not cascade.text_encoder:
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path} was trained without text")
-        return {}, None
+        return {}, {}
     encoder = text_encoders.load_encoder(cascade.text_encoder)
     dim = cascade.stages[0].model.text_dim
     hashes = {stage.config.conditioning.text_encoder_sha256 for stage in cascade.stages}
@@ -305,12 +296,10 @@ def encode_prompts(
         rows = [texts.index(text) for text in selected]
         return {"text": tokens[rows], "text_mask": mask[rows]} if rows else {}
 
-    negative = take([negative_prompt]) if negative_prompt else None
-    if negative and not prompts:  # no token, as if dropped, of the negative's shape
-        return {
-            name: np.zeros_like(array) for name, array in negative.items()
-        }, negative
-    return take(prompts), negative
+    negative = take([negative_prompt] if negative_prompt else [])
+    # Without a prompt no token, as if dropped, of the negative's shape.
+    none = {name: np.zeros_like(array) for name, array in negative.items()}
+    return take(prompts) or none, negative
 
 
 def sample(
@@ -336,7 +325,7 @@ def sample(
       base_videos: used in place of the first stage's samples.
       sample_base: samples the first stage; called as `sampling.sample`, the default.
       progress: called as progress(stage, done, total) with the name of the stage that
-        is sampled, and calls of the networks of all stages.
+        is sampled, and steps of its batches.
       on_stage: called as on_stage(stage, trained, videos) when a stage was sampled.
 
     Raises:
@@ -347,27 +336,19 @@ def sample(
             f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
             "and a stage that is no guided student, which has one branch only"
         )
-    calls = [s.nfe * -(-num // s.settings.batch_size) for s in cascade.stages]
     videos: dict[str, np.ndarray] = {}
     previous = base_videos
-
-    def report(index: int, done: int, total: int) -> None:
-        stage = cascade.stages[index]
-        per_step = stage.nfe // stage.settings.steps
-        calls[index] = per_step * total
-        progress(stage.name, sum(calls[:index]) + per_step * done, sum(calls))
-
     for index, stage in enumerate(cascade.stages):
         if index == 0 and base_videos is not None:
-            calls[0], videos[stage.name] = 0, base_videos
+            videos[stage.name] = base_videos
             continue
         trained = runs.load(stage.workdir)
         method = sample_base if sample_base and not index else sampling.sample
+        report = functools.partial(progress, stage.name)
         previous = videos[stage.name] = method(
             trained.model, trained.params, num, stage.settings,
             _stage_inputs(stage, cond or {}, negative or {}, previous),
-            noise=sampling.NoiseIndex(seed, stage=index, first_video=first_index),
-            progress=functools.partial(report, index),
+            sampling.Run(seed, index, first_video=first_index, progress=report),
         )  # fmt: skip
         if on_stage:
             on_stage(stage, trained, previous)
@@ -391,4 +372,4 @@ def _stage_inputs(
 
 def nfe(cascade: Cascade) -> int:
     """Return the number of function evaluations per video, of all stages together."""
-    return sum(stage.nfe for stage in cascade.stages)
+    return sum(sampling.nfe(stage.model, stage.settings) for stage in cascade.stages)

@@ -101,7 +101,7 @@ def sample(path: Path, prompts, seed: int, low=None, **changes) -> np.ndarray:
         cond["low_resolution"] = low
     videos = sampling.sample(
         loaded.model, loaded.params, len(prompts), settings,
-        sampling.SamplingInputs(cond), noise=sampling.NoiseIndex(seed),
+        sampling.SamplingInputs(cond), sampling.Run(seed),
     )  # fmt: skip
     return sampling.to_uint8(videos)
 

@@ -59,9 +59,8 @@ def run(loaded, first: np.ndarray, weight: int, corrector: float, blocks: int, a
     started = time.perf_counter()
     inputs = sampling.SamplingInputs(observation=sampling.Observation(video, mask))
     videos = sampling.extend_in_blocks(
-        loaded.model, loaded.params, num, settings, inputs,
-        noise=sampling.NoiseIndex(args.seed),
-    )  # fmt: skip
+        loaded.model, loaded.params, num, settings, inputs, sampling.Run(args.seed)
+    )
     return sampling.to_uint8(videos), time.perf_counter() - started
 
 
@@ -184,10 +183,8 @@ def main() -> None:
     settings = sampling.Settings(
         steps=128, sampler="ancestral", ancestral_gamma=0.3, batch_size=args.batch_size
     )
-    noise = sampling.NoiseIndex(args.seed + 1)
-    first = sampling.sample(
-        loaded.model, loaded.params, args.num, settings, noise=noise
-    )
+    run = sampling.Run(args.seed + 1)
+    first = sampling.sample(loaded.model, loaded.params, args.num, settings, run=run)
 
     if "first blocks" not in rows:
         store("first blocks", sampling.to_uint8(first), 0, 0.0)

@@ -177,7 +177,7 @@ def main() -> None:
         inputs = sampling.SamplingInputs({"label": held_out["label"]})
         videos = sampling.sample(
             loaded.model, params, args.num, settings, inputs,
-            noise=sampling.NoiseIndex(args.seed),
+            sampling.Run(args.seed),
         )  # fmt: skip
         return sampling.to_uint8(videos)
 

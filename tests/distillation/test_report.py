@@ -55,9 +55,9 @@ def test_rows_are_stored_as_they_are_finished(done, tmp_path, monkeypatch):
     )
     calls, original = [], sampling.sample
 
-    def sample(model, params, num, settings, inputs, *, noise):
-        calls.append((noise.seed, inputs.cond["label"]))
-        return original(model, params, num, settings, inputs, noise=noise)
+    def sample(model, params, num, settings, inputs, run):
+        calls.append((run.seed, inputs.cond["label"]))
+        return original(model, params, num, settings, inputs, run)
 
     monkeypatch.setattr(distillations.sampling, "sample", sample)
     rows = distillations.evaluate(workdir, ReportOptions(tmp_path), **ask)

@@ -17,13 +17,14 @@ from vdm_jax.sampling import program
 def draw(trained, num=3, **settings):
     model, params = trained
     labels = np.array([[0, 1], [2, 0], [1, -1]], np.int32)[:num]
-    noise = sampling.NoiseIndex(settings.pop("seed", 0))
-    options = {k: settings.pop(k) for k in ("progress",) if k in settings}
+    options = {k: settings.pop(k) for k in ("seed", "progress") if k in settings}
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3} | settings
     settings = {"sampler": "ddim"} | settings
     settings = sampling.Settings(**settings)
     inputs = sampling.SamplingInputs({"label": labels})
-    return sampling.sample(model, params, num, settings, inputs, noise=noise, **options)
+    return sampling.sample(
+        model, params, num, settings, inputs, sampling.Run(**options)
+    )
 
 
 def test_a_video_does_not_depend_on_its_batch(trained):
@@ -50,15 +51,15 @@ def test_seeds_and_videos_differ(trained):
     assert abs(pair[0] - pair[1]).mean() > 0.01
 
 
-def test_the_noise_index_has_the_number_of_the_first_video(trained):
+def test_a_run_has_the_number_of_its_first_video(trained):
     model, params = trained
     labels = np.zeros((2, 2), np.int32)
     settings = sampling.Settings(sampler="ddim", steps=2, batch_size=1)
     inputs = sampling.SamplingInputs({"label": labels})
     both = sampling.sample(model, params, 2, settings, inputs)
     inputs = sampling.SamplingInputs({"label": labels[1:]})
-    noise = sampling.NoiseIndex(first_video=1)
-    second = sampling.sample(model, params, 1, settings, inputs, noise=noise)
+    run = sampling.Run(first_video=1)
+    second = sampling.sample(model, params, 1, settings, inputs, run)
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
@@ -80,22 +81,22 @@ def test_progress_reaches_its_total(trained):
 def test_labels_are_read_by_name(trained):
     model = trained[0]
     np.testing.assert_array_equal(
-        sampling.draw_labels(model, 2, "y,b"), [[1, 1], [1, 1]]
+        sampling.label_array(model, 2, "y,b"), [[1, 1], [1, 1]]
     )
-    np.testing.assert_array_equal(sampling.draw_labels(model, 1, "x"), [[-1, 0]])
-    np.testing.assert_array_equal(sampling.draw_labels(model, 1, "none"), [[-1, -1]])
+    np.testing.assert_array_equal(sampling.label_array(model, 1, "x"), [[-1, 0]])
+    np.testing.assert_array_equal(sampling.label_array(model, 1, "none"), [[-1, -1]])
     assert sampling.label_text(model, np.array([-1, 0])) == "x"
-    drawn = sampling.draw_labels(model, 6, seed=3)
+    drawn = sampling.label_array(model, 6, seed=3)
     assert sorted(drawn[:, 0]) == [0, 0, 1, 1, 2, 2]
     alike = change(model, label={"vocabulary": (("a", "b"), ("x", "y"))})
-    drawn = sampling.draw_labels(alike, 40)
+    drawn = sampling.label_array(alike, 40)
     assert len(np.unique(drawn, axis=0)) == 4  # each attribute by itself
 
 
 @pytest.mark.parametrize("text", ["green", "a,b", "a,", "a,x,y"])
 def test_a_wrong_label_names_what_there_is(trained, text):
     with pytest.raises(UserError, match="--label="):
-        sampling.draw_labels(trained[0], 1, text)
+        sampling.label_array(trained[0], 1, text)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +216,9 @@ def test_the_progress_of_a_part_reaches_its_total(trained):
     model, params = trained
     seen, z = [], np.zeros((2, *model.shape), np.float32)
     settings = sampling.Settings(sampler="ddim", steps=20, batch_size=1)
-    inputs, run = sampling.SamplingInputs(initial_noise=z), sampling.Run(rows=(3, 15))
-    sampling.sample(
-        model, params, 2, settings, inputs, run=run,
-        progress=lambda *at: seen.append(at),
-    )  # fmt: skip
+    inputs = sampling.SamplingInputs(initial_noise=z)
+    run = sampling.Run(rows=(3, 15), progress=lambda *at: seen.append(at))
+    sampling.sample(model, params, 2, settings, inputs, run)
     assert seen == [(8, 24), (12, 24), (20, 24), (24, 24)]
 
 

@@ -152,7 +152,7 @@ def mask_file(folder, height, width, value=255):
             "no white (255)",
         ),
         (lambda w, c, d: observations.inpaint(w, c, f"{d}/absent.png"), "absent.png"),
-        (lambda w, c, d: observations.upscale(w, c), "--downscale_factor=2 shrinks"),
+        (lambda w, c, d: observations.upscale(w, c), "--downscale_factor=2 or more"),
         (lambda w, c, d: observations.upscale(w, c, 17), "from 2 to 16"),
         (lambda w, c, d: observations.extend(w, f"{d}/absent.mp4"), "absent.mp4"),
         (

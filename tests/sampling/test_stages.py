@@ -57,9 +57,9 @@ def draw(stage, cond, num=3, negative=None, stage_index=0, **settings):
     settings = {"steps": 4, "guidance_scale": 2.0, "batch_size": 3} | settings
     settings = {"sampler": "ddim"} | settings
     inputs = sampling.SamplingInputs(cond, negative)
-    noise = sampling.NoiseIndex(stage=stage_index)
+    run = sampling.Run(stage=stage_index)
     settings = sampling.Settings(**settings)
-    return sampling.sample(model, params, num, settings, inputs, noise=noise)
+    return sampling.sample(model, params, num, settings, inputs, run)
 
 
 def test_a_video_does_not_depend_on_its_batch(stage):
@@ -147,7 +147,7 @@ def test_gradients_reach_every_parameter_of_a_stage(stage):
         ),
         (
             {"low_resolution": np.zeros((3, 1, 1, 1, 3))},
-            r"low_resolution of \(1, 1, 1, 3\): this model takes",
+            r"low_resolution, videos of .*: not \(1, 1, 1, 3\)",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_base_model_takes_no_video(trained):
     [
         ({"kind": "super"}, "stage.kind='super': one of ssr, tsr"),
         ({"factor": 1}, "stage.factor=1: an integer from 2"),
-        ({"factor": 3}, "must be a multiple of stage.factor=3: the nearest is 3"),
+        ({"factor": 3}, "must be a multiple of 3 (stage.factor): nearest 3"),
         (
             {"temporal_fill": "blank"},
             "stage.temporal_fill='blank' needs stage.kind='tsr'",

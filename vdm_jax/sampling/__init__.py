@@ -4,7 +4,8 @@ from vdm_jax.sampling import observations
 from vdm_jax.sampling.autoregressive import extend_in_blocks
 from vdm_jax.sampling.batches import generate, sample, to_uint8
 from vdm_jax.sampling.invert import invert
-from vdm_jax.sampling.labels import OPEN_LABEL, draw_labels, label_text
+from vdm_jax.sampling.labels import OPEN_LABEL, label_array, label_text
+from vdm_jax.sampling.progress import progress_bar
 from vdm_jax.sampling.reconstruction import with_reconstruction_weight
 from vdm_jax.sampling.settings import (
     Settings,
@@ -14,10 +15,4 @@ from vdm_jax.sampling.settings import (
     uses_cfg,
     why_unused,
 )
-from vdm_jax.sampling.types import (
-    Conditions,
-    NoiseIndex,
-    Observation,
-    Run,
-    SamplingInputs,
-)
+from vdm_jax.sampling.types import Conditions, Observation, Run, SamplingInputs

@@ -13,14 +13,7 @@ from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample
 from vdm_jax.sampling.settings import Settings
-from vdm_jax.sampling.types import (
-    NoiseIndex,
-    Observation,
-    Progress,
-    Run,
-    SamplingInputs,
-    no_progress,
-)
+from vdm_jax.sampling.types import Observation, Run, SamplingInputs
 
 
 def extend_in_blocks(
@@ -29,12 +22,10 @@ def extend_in_blocks(
     num: int,
     settings: Settings,
     inputs: SamplingInputs,
+    run: Run = Run(),
     *,
     overlap_frames: int | None = None,
     backward: bool = False,
-    noise: NoiseIndex = NoiseIndex(),
-    run: Run = Run(),
-    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Sample `num` videos of the observation's length, [num, n, h, w, c] in [-1, 1].
 
@@ -45,13 +36,12 @@ def extend_in_blocks(
         half a block.
       backward: sample from the last block to the first.
 
-    The other arguments are those of `sample`; the blocks number the noise, and the
+    The other arguments are those of `sample`; the blocks are numbered, and the
     observation has the size.
     """
     observation, block = inputs.observation, model.video_shape[0]
     assert observation is not None
     frames, height, width = observation.video.shape[1:4]
-    run = dataclasses.replace(run, size=(block, height, width))
     overlap = block // 2 if overlap_frames is None else overlap_frames
     starts = axis_starts(frames, block, overlap)
     if backward:
@@ -65,17 +55,18 @@ def extend_in_blocks(
         known = Observation(video[:, span], mask[:, span], low_res)
         if known.mask.all():
             continue
-        known = None if known.empty else known
+
+        def progress(done: int, total: int, number: int = number) -> None:
+            run.progress(number * total + done, len(starts) * total)
+
         video[:, span] = sample(
             model,
             params,
             num,
             settings,
-            dataclasses.replace(inputs, observation=known),
-            noise=noise._replace(block=number),
-            run=run,
-            progress=lambda done, total, number=number: progress(
-                number * total + done, len(starts) * total
+            dataclasses.replace(inputs, observation=None if known.empty else known),
+            dataclasses.replace(
+                run, block=number, size=(block, height, width), progress=progress
             ),
         )
         mask[:, span] = True

@@ -7,7 +7,6 @@ video for every batch size, device count and process count.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +20,6 @@ from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.program import (
-    BatchConditions,
     SamplerProgram,
     augment_video,
     init_carry,
@@ -36,16 +34,9 @@ from vdm_jax.sampling.settings import (
     make_schedule,
     reconstruction_base_slope,
     uses_cfg,
+    window_shape,
 )
-from vdm_jax.sampling.types import (
-    Conditions,
-    NoiseIndex,
-    Observation,
-    Progress,
-    Run,
-    SamplingInputs,
-    no_progress,
-)
+from vdm_jax.sampling.types import Conditions, Observation, Run, SamplingInputs
 
 STEPS_PER_CALL = 8  # between two returns to the host, for progress and Ctrl-C
 
@@ -56,26 +47,16 @@ def sample(
     num: int,
     settings: Settings = Settings(),
     inputs: SamplingInputs = SamplingInputs(),
-    *,
-    noise: NoiseIndex = NoiseIndex(),
     run: Run = Run(),
-    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Sample `num` videos [num, f, h, w, c] in [-1, 1].
 
-    Args:
-      inputs: conditions, observation and initial noise.
-      noise: seed and numbers that decide all noise of the videos.
-      run: which steps, at what size, what wraps the denoiser, and noise that frames
-        share. For the z of a run that stops early use `generate`.
-      progress: called as progress(done, total) with steps of batches.
+    For the z of a run that stops early use `generate`.
 
     Raises:
       UserError: settings, inputs or rows that are out of range or do not fit the model.
     """
-    z = generate(
-        model, params, num, settings, inputs, noise=noise, run=run, progress=progress
-    )
+    z = generate(model, params, num, settings, inputs, run)
     videos = np.clip(_decode(model, z), -1.0, 1.0)
     if (known := inputs.observation) is None:
         return videos
@@ -88,50 +69,43 @@ def generate(
     num: int,
     settings: Settings = Settings(),
     inputs: SamplingInputs = SamplingInputs(),
-    *,
-    noise: NoiseIndex = NoiseIndex(),
     run: Run = Run(),
-    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return z [num, f, h, w, c] as the sampler leaves it, neither decoded nor clipped.
 
     The arguments and errors are those of `sample`, which decodes it.
     """
-    check_settings(model, num, noise.seed, settings)
+    check_settings(model, num, run.seed, settings)
     if inputs.negative is not None and not uses_cfg(model, settings):
         raise UserError("a negative label or text needs guidance with two branches")
     _check_videos(model, inputs.cond)
     _check_conditions(model, num, inputs.cond)
     _check_conditions(model, num, inputs.negative or {})
+    _check_rows(run, settings.steps, inputs)
     observation, size = inputs.observation, run.size or model.video_shape[:3]
     _check_size(model, size, observation)
-    _check_rows(run, settings.steps, inputs)
     if observation is not None:  # one shape of mask, one program
         shape = observation.video[..., :1].shape
         observation = observation._replace(
             mask=np.broadcast_to(observation.mask, shape)
         )
         inputs = dataclasses.replace(inputs, observation=observation)
-        settings = with_reconstruction_weight(model, settings, observation)
-    uses_reconstruction = bool(observation and settings.reconstruction_weight)
+        settings = with_reconstruction_weight(settings, observation)
     limit = model.codec.limit or 0.0
     program = SamplerProgram(
         model,
         make_sampler(settings),
         run.mesh or sharding.make_mesh(),
+        model.codec.z_shape((*size, model.video_shape[3])),
+        window_shape(model, settings),
         cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
         clip_x=settings.clip_x * limit,
         dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
-        uses_reconstruction=uses_reconstruction,
-        size=size if size != model.video_shape[:3] else None,
-        tiled_sampling=settings.tiled_sampling,
+        uses_reconstruction=bool(observation and settings.reconstruction_weight),
         wrap=run.wrap,
         shared_noise=run.shared_noise,
     )
-    return sample_batches(
-        program, params, num, settings, inputs, noise=noise, rows=run.rows,
-        progress=progress,
-    )  # fmt: skip
+    return sample_batches(program, params, num, settings, inputs, run)
 
 
 def sample_batches(
@@ -140,23 +114,18 @@ def sample_batches(
     num: int,
     settings: Settings,
     inputs: SamplingInputs,
-    *,
-    noise: NoiseIndex = NoiseIndex(),
-    rows: tuple[int, int] | None = None,
-    progress: Progress = no_progress,
+    run: Run = Run(),
 ) -> np.ndarray:
-    """Return z of `num` videos as the sampler leaves it, made batch by batch.
-
-    The arguments are as for `generate`.
-    """
+    """Return z of `num` videos as the sampler leaves it, made batch by batch."""
     model, mesh = program.model, program.mesh
-    first, last = rows or (0, settings.steps)
+    first, last = run.rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = min(settings.batch_size, num)
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
     table, weights = _step_arrays(program, settings, first, dtype)
+    t = np.asarray(time_from_snr(settings.augmentation_snr))
     initial, starts = inputs.initial_noise, range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
@@ -165,15 +134,14 @@ def sample_batches(
             # A last batch is filled up with copies of the last video.
             take = functools.partial(_take_rows, rows=np.minimum(numbers, num - 1))
             keys, carry = init_carry(
-                numbers + noise.first_video,
+                numbers + run.first_video,
                 None if initial is None else take(initial),
-                np.uint32(noise.seed), np.uint32(noise.stage), np.uint32(noise.block),
+                np.uint32(run.seed), np.uint32(run.stage), np.uint32(run.block),
                 program=program,
             )  # fmt: skip
-            t = np.asarray(time_from_snr(settings.augmentation_snr))
             cond, uncond = _branch_conditions(program, inputs, keys, take, t, dtype)
             known = jax.tree.map(take, inputs.observation)
-            conditions = BatchConditions(cond, uncond, _encode(model, known))
+            conditions = cond, uncond, _encode(model, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
@@ -182,7 +150,7 @@ def sample_batches(
                 )  # fmt: skip
                 jax.block_until_ready(carry)
                 steps = last - first
-                progress(k * steps + stop - first, len(starts) * steps)
+                run.progress(k * steps + stop - first, len(starts) * steps)
             out.append(np.asarray(sharding.replicate(mesh, carry[0])))
     return np.concatenate(out)[:num]
 
@@ -258,17 +226,14 @@ def _decode(model: DiffusionModel, z: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(decode(one[None])) for one in z])
 
 
-def _check_size(
-    model: DiffusionModel, size: Sequence[int], observation: Observation | None
-) -> None:
+def _check_size(model: DiffusionModel, size, observation: Observation | None) -> None:
     """Raise UserError for a smaller size than the model's, or not the observation's."""
-    smaller = any(n < least for n, least in zip(size, model.video_shape, strict=False))
-    if smaller or (
-        observation is not None and observation.video.shape[1:4] != tuple(size)
-    ):
+    least = model.video_shape[:3]
+    other = observation is not None and observation.video.shape[1:4] != tuple(size)
+    if other or any(n < m for n, m in zip(size, least, strict=True)):
         raise UserError(
-            f"size={size}: no smaller than the model's {model.video_shape[:3]}, and "
-            "that of the observation"
+            f"size={size}: no smaller than the model's {least}, and that of the "
+            "observation"
         )
 
 
@@ -302,14 +267,12 @@ def _check_conditions(model: DiffusionModel, num: int, cond: Conditions) -> None
 def _check_videos(model: DiffusionModel, cond: Conditions) -> None:
     """Raise UserError for a video that a condition lacks, or of another shape."""
     for name, condition in model.video_conditions:
-        shape, video = condition.input_shape, cond.get(name)
-        if video is None:
-            hint = ": run the whole cascade" if name == "low_resolution" else ""
+        given = np.shape(cond.get(name, 0))[1:]
+        if given != condition.input_shape:
             raise UserError(
-                f"this model is conditioned on {name}, videos of {shape}{hint}"
+                f"this model is conditioned on {name}, videos of "
+                f"{condition.input_shape}: not {given or 'given'}"
             )
-        if video.shape[1:] != shape:
-            raise UserError(f"{name} of {video.shape[1:]}: this model takes {shape}")
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:

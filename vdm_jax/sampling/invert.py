@@ -9,12 +9,7 @@ from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample_batches
 from vdm_jax.sampling.program import SamplerProgram
 from vdm_jax.sampling.settings import Settings, check_settings
-from vdm_jax.sampling.types import (
-    Conditions,
-    Progress,
-    SamplingInputs,
-    no_progress,
-)
+from vdm_jax.sampling.types import Conditions, SamplingInputs
 
 INVERSION_SAMPLER = samplers.ddim_inversion()
 
@@ -26,7 +21,6 @@ def invert(
     settings: Settings = Settings(),
     *,
     cond: Conditions | None = None,
-    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
 
@@ -40,9 +34,8 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    program = SamplerProgram(model, INVERSION_SAMPLER, sharding.make_mesh())
+    mesh, shape = sharding.make_mesh(), model.shape
+    program = SamplerProgram(model, INVERSION_SAMPLER, mesh, shape, shape[:3])
     z = np.asarray(model.codec.encode(videos))
     inputs = SamplingInputs(cond or {}, initial_noise=z)
-    return sample_batches(
-        program, params, len(videos), settings, inputs, progress=progress
-    )
+    return sample_batches(program, params, len(videos), settings, inputs)

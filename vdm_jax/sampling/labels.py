@@ -10,7 +10,7 @@ from vdm_jax.model import DiffusionModel
 OPEN_LABEL = "none"  # the label text that leaves all attributes open
 
 
-def draw_labels(
+def label_array(
     model: DiffusionModel, num: int, text: str = "", seed: int = 0, flag: str = "label"
 ) -> np.ndarray | None:
     """Return labels int32 [num, attributes], or None for a model without labels.
@@ -48,7 +48,7 @@ def draw_labels(
 
 
 def label_text(model: DiffusionModel, label: np.ndarray) -> str:
-    """Return a label int [attributes] as `draw_labels` reads it, open ones left out."""
+    """Return a label int [attributes] as `label_array` reads it, open ones left out."""
     return ",".join(
         _quoted(names[i])
         for names, i in zip(model.label_vocabulary, label, strict=True)
@@ -57,6 +57,6 @@ def label_text(model: DiffusionModel, label: np.ndarray) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a name as `draw_labels` reads it."""
+    """Return a name as `label_array` reads it."""
     special = name == OPEN_LABEL or any(c in name for c in ',"\r\n')
     return '"' + name.replace('"', '""') + '"' if special else name

@@ -73,12 +73,15 @@ def no_observation(output: OutputSpec) -> tuple[Observation, ClipInfo]:
 
 
 def extend(
-    output: OutputSpec, clip: str, num_cond_frames: int = 0, backward: bool = False
+    output: OutputSpec,
+    clip: str,
+    num_cond_frames: int | None = None,
+    backward: bool = False,
 ) -> tuple[Observation, ClipInfo]:
     """Observe a clip's first frames at the output's start, or at its end if `backward`.
 
-    num_cond_frames: how many; 0 is half a block. The output's default length is two
-    blocks.
+    num_cond_frames: how many; the default is half a block. The output's default length
+    is two blocks.
     """
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(2 * block)
@@ -90,13 +93,13 @@ def extend(
 
 
 def interpolate(
-    output: OutputSpec, clip: str, num_cond_frames: int = 0
+    output: OutputSpec, clip: str, num_cond_frames: int | None = None
 ) -> tuple[Observation, ClipInfo]:
     """Observe frames of a clip, spread evenly from the output's first to its last.
 
-    num_cond_frames: how many; 0 takes the first, the last, and as many between that
-    none is more than a block from the next. A frame of the output is the clip's frame
-    of the same time, so the clip must be as long as the output.
+    num_cond_frames: how many; the default is the first, the last, and as many between
+    that none is more than a block from the next. A frame of the output is the clip's
+    frame of the same time, so the clip must be as long as the output.
     """
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(block)
@@ -107,7 +110,9 @@ def interpolate(
     return _observe_frames(output, clip, frames, indices, indices)
 
 
-def inpaint(output: OutputSpec, clip: str, mask: str) -> tuple[Observation, ClipInfo]:
+def inpaint(
+    output: OutputSpec, clip: str, mask: str | None
+) -> tuple[Observation, ClipInfo]:
     """Observe a clip's pixels where `mask`, an image or a video, is black.
 
     The mask has the shape of the clip's frames; a video of masks has one per frame.
@@ -134,37 +139,30 @@ def inpaint(output: OutputSpec, clip: str, mask: str) -> tuple[Observation, Clip
 
 
 def upscale(
-    output: OutputSpec, clip: str, downscale_factor: int = 0
+    output: OutputSpec, clip: str, downscale_factor: int | None = None
 ) -> tuple[Observation, ClipInfo]:
     """Observe a clip smaller than the output as the area means of the output.
 
-    downscale_factor: resizes the clip to the output's size divided by it first; 0 takes
-    the clip's own size, with its centre cropped to the output's aspect ratio.
+    downscale_factor: resizes the clip to the output's size divided by it first; the
+    default is the clip's own size, its centre cropped to the output's aspect ratio.
     """
     frames = output.checked_num_frames(output.model.video_shape[0])
     height, width = output.size
-    largest = min(height, width)
-    if downscale_factor and not 2 <= downscale_factor <= largest:
-        raise UserError(f"--downscale_factor={downscale_factor}: from 2 to {largest}")
-    if downscale_factor:
-        low = height // downscale_factor, width // downscale_factor
-        video, info = _read_clip(clip, np.arange(frames), output.fps, low)
-        if info["height"] < low[0] or info["width"] < low[1]:
-            raise UserError(
-                f"--upscale={clip} is {info['width']}x{info['height']}, smaller than "
-                f"{low[1]}x{low[0]}: leave out --downscale_factor={downscale_factor}"
-            )
-    else:
-        video, info = _read_clip(clip, np.arange(frames), output.fps, None)
-        scale = min(video.shape[1] / height, video.shape[2] / width)
+    factor, largest = downscale_factor, min(height, width)
+    if factor is not None and not 2 <= factor <= largest:
+        raise UserError(f"--downscale_factor={factor}: from 2 to {largest}")
+    low = None if factor is None else (height // factor, width // factor)
+    video, info = _read_clip(clip, np.arange(frames), output.fps, low)
+    scale = min(info["height"] / height, info["width"] / width)
+    if low is None and scale < 1:
         low = max(1, round(height * scale)), max(1, round(width * scale))
-        if scale >= 1:
-            raise UserError(
-                f"--upscale={clip} is {video.shape[2]}x{video.shape[1]}, no smaller "
-                f"than the output of {width}x{height}: --downscale_factor=2 shrinks it "
-                "to half of that, --tiles makes the output larger"
-            )
         video = video_io.crop(video, low)
+    if low is None or info["height"] < low[0] or info["width"] < low[1]:
+        raise UserError(
+            f"--upscale={clip} is {info['width']}x{info['height']}, the output "
+            f"{width}x{height}: a smaller clip needs no --downscale_factor, a larger "
+            "one --downscale_factor=2 or more, or larger --tiles"
+        )
     info |= {"low_res": f"{low[1]}x{low[0]}", "output": f"{width}x{height}"}
     low_res = _encode(output.model, video)[None]
     return output.empty_observation(frames)._replace(low_res=low_res), info
@@ -209,7 +207,12 @@ def _read_clip(
     cropped at the centre; None keeps the clip's own.
     """
     if Path(path).suffix.lower() == ".npz":
-        video = _read_npz(path)
+        try:
+            video = video_io.read_npz(path)[0]
+        except (OSError, CorruptFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            line = f"{path} is no samples.npz of sample.py: {reason}"
+            raise UserError(line) from error
         if len(video) <= indices[-1]:
             raise UserError(
                 f"{path}: too short: {len(video)} frames, {indices[-1] + 1} are needed"
@@ -221,28 +224,19 @@ def _read_clip(
     else:
         try:
             clip = DECODER.probe(path)
-            count = int(indices[-1]) + 1
-            video_io.num_starts(clip, count, fps=fps)
-            chosen = video_io.clip_frames(clip, 0, count, fps=fps)[indices]
+            selection = video_io.FrameSelection(int(indices[-1]) + 1, fps=fps)
+            selection.num_starts(clip)  # raises if the clip is too short
+            chosen = selection.frame_numbers(clip, 0)[indices]
             video = DECODER.read_frames(clip, chosen.tolist(), size)
         except BadVideo as error:
             raise UserError(str(error)) from error
         height, width, length = clip.height, clip.width, clip.frames
-        timing = video_io.describe_frame_selection(clip, fps=fps)
+        timing = selection.describe(clip)
     info = {
         "clip": path, "clip_frames": chosen.tolist(), "clip_length": length,
         "height": height, "width": width, "timing": timing,
     }  # fmt: skip
     return (video_io.crop(video, size) if size else video), info
-
-
-def _read_npz(path: str) -> np.ndarray:
-    """Read the first video of a samples.npz, uint8 [f, h, w, c]."""
-    try:
-        return video_io.read_npz(path)[0]
-    except (OSError, CorruptFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} is no samples.npz of sample.py: {reason}") from error
 
 
 def _read_mask(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +17,11 @@ from vdm_jax.diffusion.process import Denoiser, Prediction
 from vdm_jax.diffusion.schedules import NoiseLevel
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling.reconstruction import observation_residual
-from vdm_jax.sampling.settings import tile_shape, tile_starts
 from vdm_jax.sampling.types import Observation
 
 # Numbers of the noise draws of a step; a sampler's own start at 0.
 AUGMENTATION_DRAW = 1  # noise on a given video, next to the initial noise, 0
 REPLACEMENT_DRAW = 8  # noise on known pixels, one draw per call
-
-
-class BatchConditions(NamedTuple):
-    """Conditions of a batch, those of its unconditional branch, and what is known."""
-
-    cond: Cond
-    uncond: Cond
-    observation: Observation | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +31,14 @@ class SamplerProgram:
     model: DiffusionModel
     sampler: samplers.Sampler
     mesh: Mesh
+    shape: tuple[int, int, int, int]  # (frames, height, width, channels) of z
+    window: tuple[int, int, int]  # of z, that the network takes: MultiDiffusion if less
     cfg_mode: str = ""  # "" without guidance
     clip_x: float = 0.0
     dynamic_threshold: float = 0.0
     uses_reconstruction: bool = False
-    size: tuple[int, int, int] | None = None  # of larger videos: MultiDiffusion
-    tiled_sampling: bool = False
     wrap: Callable[[Denoiser], Denoiser] | None = None
     shared_noise: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(frames, height, width, channels) of z."""
-        size = self.size or self.model.video_shape[:3]
-        return self.model.codec.z_shape((*size, self.model.video_shape[3]))
 
     def noise(self, keys: jax.Array, step, draw, dtype=None) -> jax.Array:
         """Draw standard normal [b, *shape]; with shared_noise, the same in each frame.
@@ -79,37 +63,32 @@ def _with_guidance_embedding(
     return guided
 
 
-def _denoise_in_tiles(model: DiffusionModel, denoise: Denoiser) -> Denoiser:
-    """Denoise a stage's full size in tiles of its crops' size that overlap by half."""
-    window, starts = tile_shape(model), tile_starts(model)
+def _denoise_in_windows(program: SamplerProgram, denoise: Denoiser) -> Denoiser:
+    """Denoise all of z in windows that overlap by half, each with its own videos."""
+    window, conditions = program.window, program.model.video_conditions
 
     def crop_cond(cond, start):
-        for _, condition in model.video_conditions:
+        for _, condition in conditions:
             cond = cond | condition.crop(cond, start, window)
         return cond
 
+    starts = window_starts(program.shape[:3], window)
     return average_windows(denoise, window, starts, crop_cond)
 
 
 def _guided_denoiser(
-    program: SamplerProgram,
-    params,
-    uncond,
-    observation: Observation | None,
-    weights,
-    noise,
+    program: SamplerProgram, params, uncond, observation, weights, noise
 ) -> Denoiser:
-    """Wrap the network in every guidance, in the order that `guidance` says."""
+    """Wrap the network in every guidance, in the order that `guidance` says.
+
+    observation: what is known of z, or None.
+    """
     model = program.model
     denoise = model.denoiser(params)
     if model.guidance_range:
         denoise = _with_guidance_embedding(model, denoise, weights["guidance_weight"])
-    if program.tiled_sampling:
-        denoise = _denoise_in_tiles(model, denoise)
-    elif program.size:
-        overlap = tuple(n // 2 for n in model.shape[:3])
-        starts = window_starts(program.shape[:3], model.shape[:3], overlap)
-        denoise = average_windows(denoise, model.shape[:3], starts)
+    if program.window != program.shape[:3]:
+        denoise = _denoise_in_windows(program, denoise)
     if program.cfg_mode:
         combine = guiding.CFG_MODES[program.cfg_mode](weights["guidance_scale"])
         denoise = guiding.cfg(denoise, lambda cond: uncond, combine)
@@ -135,10 +114,13 @@ def _guided_denoiser(
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="carry")
 def run_steps(
-    params, conditions: BatchConditions, keys, carry, table, start, stop, weights, *,
-    program: SamplerProgram,
+    params, conditions: tuple[Cond, Cond, Observation | None], keys, carry, table,
+    start, stop, weights, *, program: SamplerProgram,
 ):  # fmt: skip
-    """Run the sampler's rows start..stop for one batch; return the new carry."""
+    """Run the sampler's rows start..stop for one batch; return the new carry.
+
+    conditions: of the batch, those of its unconditional branch, and what is known.
+    """
     split = sharding.batch_sharding(program.mesh)
     keys, carry, (cond, uncond, observation) = jax.lax.with_sharding_constraint(
         (keys, carry, conditions), split
@@ -175,9 +157,7 @@ def init_carry(videos, initial_noise, seed, stage, block, *, program: SamplerPro
     noise that the keys decide.
     """
     keys = samplers.video_keys(seed, stage, block, videos)
-    z = initial_noise
-    if z is None:
-        z = program.noise(keys, 0, 0)
+    z = program.noise(keys, 0, 0) if initial_noise is None else initial_noise
     return jax.lax.with_sharding_constraint(
         (keys, program.sampler.init(z)), sharding.batch_sharding(program.mesh)
     )

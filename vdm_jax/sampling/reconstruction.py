@@ -9,18 +9,12 @@ import jax.numpy as jnp
 from vdm_jax.codec import Codec
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.errors import UserError
-from vdm_jax.model import DiffusionModel
-from vdm_jax.sampling import stability
-from vdm_jax.sampling.settings import (
-    Settings,
-    make_sampler,
-    make_schedule,
-    reconstruction_base_slope,
-)
+from vdm_jax.sampling.settings import Settings
 from vdm_jax.sampling.types import Observation
 
 PIXEL_WEIGHT = 9.0  # default w_r for known frames and pixels, that of VDM
 UPSCALE_WEIGHT = 1.0  # for area means: the guided prediction then has these means
+MAX_UPSCALE_WEIGHT = 2.0  # times the fraction of an area whose pixels are unknown
 
 
 def observation_residual(
@@ -48,47 +42,29 @@ def observation_residual(
 
 
 def with_reconstruction_weight(
-    model: DiffusionModel, settings: Settings, observation: Observation
+    settings: Settings, observation: Observation
 ) -> Settings:
     """Return the settings with a weight w_r; where it is None the observation decides.
 
     Near the data the guided prediction is a gradient step of size w_r on half the
     squares of the residual. It multiplies the error of an area's mean by 1 - w_r times
-    the fraction of the area whose pixels are not known. Above 2 a step makes the error
-    larger; how large it ends depends on the steps before
-    (`stability.final_rms_error`). Known pixels are replaced, and bear any weight.
+    the fraction of the area whose pixels are not known: above 2 the error grows from
+    step to step. Known pixels are replaced, and bear any weight.
 
     Raises:
-      UserError: a weight with which the area means end further off than without
-        guidance, or 0 where area means are known.
+      UserError: a weight above that, or 0, where area means are known.
     """
     weight = settings.reconstruction_weight
     if weight is None:
         weight = PIXEL_WEIGHT if observation.low_res is None else UPSCALE_WEIGHT
-    settings = dataclasses.replace(settings, reconstruction_weight=weight)
-    if observation.low_res is None:
-        return settings
-    if not weight:
-        raise UserError(
-            "reconstruction_weight=0 replaces known pixels and cannot follow a "
-            "low-resolution clip: a weight above 0"
-        )
-    size = observation.low_res.shape[2:4]
-    unknown = float(guiding.area_downsample(1.0 - observation.mask, *size).max())
-    if weight * unknown <= UPSCALE_WEIGHT:
-        return settings
-    sampler, variance = make_sampler(settings), model.variance
-    base, slope = (unknown * w for w in reconstruction_base_slope(settings, variance))
-    table = sampler.table(make_schedule(model, settings), settings.steps)
-    fraction = stability.largest_stable_fraction(
-        sampler, table, guiding.snr_dependent_weight(base, slope), variance
-    )
-    if fraction < 1:
-        limit = max(fraction * weight, UPSCALE_WEIGHT)
-        raise UserError(
-            f"reconstruction_weight={weight:g} diverges for a low-resolution clip, "
-            f"whose pixels end further off in {settings.steps} steps of "
-            f"{settings.sampler} than without guidance: {limit:.2g} at most, "
-            f"{UPSCALE_WEIGHT:g} is the default"
-        )
-    return settings
+    if observation.low_res is not None:
+        size = observation.low_res.shape[2:4]
+        unknown = guiding.area_downsample(1.0 - observation.mask, *size).max()
+        if not weight or weight * unknown > MAX_UPSCALE_WEIGHT:
+            raise UserError(
+                f"reconstruction_weight={weight:g} for a low-resolution clip: a weight "
+                f"above 0, since it replaces no pixel, to {MAX_UPSCALE_WEIGHT:g} over "
+                "the fraction of unknown pixels, beyond which the error grows; "
+                f"{UPSCALE_WEIGHT:g} is the default"
+            )
+    return dataclasses.replace(settings, reconstruction_weight=weight)

@@ -52,9 +52,6 @@ def _cached_sampler(name: str, options: tuple, delta: float) -> samplers.Sampler
     return samplers.with_langevin_corrector(sampler, delta) if delta else sampler
 
 
-KARRAS_SAMPLERS = ("dpm", "heun")
-
-
 def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedule:
     """Return the noise levels of the steps: the model's own, or a named schedule's.
 
@@ -63,7 +60,7 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
     last levels of a cosine, where log SNR changes by ever longer steps.
     """
     name = settings.sampling_schedule
-    if not name and settings.sampler in KARRAS_SAMPLERS:
+    if not name and settings.sampler in ("dpm", "heun"):
         name = "karras"
     own = model.schedule
     if not name:
@@ -87,30 +84,24 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
     try:
         numbers = [float(word) for word in words]
     except ValueError:
-        numbers = [np.nan]
-    flag = f"guidance_schedule={settings.guidance_schedule!r}"
-    counts = {"constant": (0,), "interval": (2,), "oscillating": (1, 2), "frames": (1,)}
-    if len(numbers) not in counts.get(name, ()) or not np.isfinite(numbers).all():
-        meaning = settings_of(Settings)["guidance_schedule"].metadata["meaning"]
-        raise UserError(f"{flag}: {meaning}")
-    if name == "frames":
-        if not 1 <= numbers[0] <= MAX_SCALE:
-            raise UserError(f"{flag}: a scale from 1 to {MAX_SCALE:g}")
-        return guiding.linear_over_frames(n, numbers[0], scale, frames)
-    if name == "interval":
-        if numbers[0] >= numbers[1]:
-            raise UserError(f"{flag}: LOW must be below HIGH")
-        rows = guiding.interval(logsnr, scale, *numbers)
-    elif name == "oscillating":
-        low, *fraction = numbers
-        if not (1 <= low <= MAX_SCALE and all(0 <= each <= 1 for each in fraction)):
+        numbers = [math.nan]
+    match name, numbers:
+        case "constant", []:
+            scales = np.full(n, float(scale))
+        case "interval", [low, high] if low < high:
+            scales = guiding.interval(logsnr, scale, low, high)
+        case "oscillating", [low, *first] if (
+            1 <= low <= MAX_SCALE and len(first) < 2 and all(0 <= x <= 1 for x in first)
+        ):
+            scales = guiding.oscillating(n, scale, low, *first)
+        case "frames", [first] if 1 <= first <= MAX_SCALE:
+            return np.tile(np.linspace(first, scale, frames), (n, 1, 1))
+        case _:
+            meaning = settings_of(Settings)["guidance_schedule"].metadata["meaning"]
             raise UserError(
-                f"{flag}: a scale from 1 to {MAX_SCALE:g} and a fraction from 0 to 1"
+                f"guidance_schedule={settings.guidance_schedule!r}: {meaning}"
             )
-        rows = guiding.oscillating(n, scale, *numbers)
-    else:
-        rows = guiding.constant(n, scale)
-    return np.tile(rows[:, None, None], (1, 1, frames))
+    return np.tile(scales[:, None, None], (1, 1, frames))
 
 
 def reconstruction_base_slope(
@@ -140,28 +131,19 @@ def nfe(model: DiffusionModel, settings: Settings) -> int:
     with classifier-free guidance, and once per tile where a stage samples in tiles.
     """
     calls = 1 + (settings.sampler == "heun") + (settings.langevin_delta > 0)
-    tiles = len(tile_starts(model)) if settings.tiled_sampling else 1
-    return settings.steps * calls * (1 + uses_cfg(model, settings)) * tiles
+    tiles = multidiffusion.window_starts(model.shape, window_shape(model, settings))
+    return settings.steps * calls * (1 + uses_cfg(model, settings)) * len(tiles)
 
 
-def tile_shape(model: DiffusionModel) -> tuple[int, int, int]:
-    """Return (frames, height, width) of z for a video of the training crops' size."""
-    assert model.low_resolution is not None
-    frames, _, _, channels = model.video_shape
-    video = (frames, *model.low_resolution.train_crop, channels)
-    return model.codec.z_shape(video)[:3]  # type: ignore[arg-type]
+def window_shape(model: DiffusionModel, settings: Settings) -> tuple[int, int, int]:
+    """Return (frames, height, width) of the z that the network takes.
 
-
-def tile_starts(model: DiffusionModel) -> np.ndarray:
-    """Return where a stage's tiles begin, int [k, 3]; they overlap by half.
-
-    A tile has the size of the crops that the stage was trained on.
+    That of the model's videos; with tiled_sampling, of the crops of a stage's training.
     """
-    assert model.low_resolution is not None
-    window = tile_shape(model)
-    return multidiffusion.window_starts(
-        model.shape[:3], window, (0, *(n // 2 for n in window[1:]))
-    )
+    frames, *size, channels = model.video_shape
+    if settings.tiled_sampling and model.low_resolution:
+        size = model.low_resolution.train_crop
+    return model.codec.z_shape((frames, *size, channels))[:3]  # type: ignore[arg-type]
 
 
 def why_unused(name: str, model: DiffusionModel, settings: Settings) -> str:
@@ -194,11 +176,10 @@ def check_settings(
     fields = settings_of(Sample) | {"seed": settings_of(TopLevel)["seed"]}
     check(fields, vars(settings) | {"num": num, "seed": seed}, "")
     check_video_memory(num, model.video_shape, f"num={num}")
-    if model.low_resolution is not None:
-        _check_augmentation_snr(model.low_resolution, settings.augmentation_snr)
-    if settings.tiled_sampling and not (
-        model.low_resolution and model.low_resolution.train_crop
-    ):
+    stage = model.low_resolution
+    if stage is not None:
+        _check_augmentation_snr(stage, settings.augmentation_snr)
+    if settings.tiled_sampling and not (stage and stage.train_crop):
         raise UserError(
             "tiled_sampling=True is for stages that were trained on crops "
             "(stage.train_crop): set it to False"
@@ -238,12 +219,11 @@ def _check_trained_scales(
             f"{settings.cfg_mode!r}: a student distilled with guidance has one scale "
             "for all frames and combines linearly"
         )
-    for scale in (scales.min(), scales.max()):
-        if not low <= scale <= high:
-            raise UserError(
-                f"guidance_scale {scale:g}: this student was trained with scales from "
-                f"{low:g} to {high:g}"
-            )
+    if not low <= scales.min() <= scales.max() <= high:
+        raise UserError(
+            f"guidance scales from {scales.min():g} to {scales.max():g}: this student "
+            f"was trained with scales from {low:g} to {high:g}"
+        )
 
 
 def _check_augmentation_snr(stage: LowResolution, snr: float) -> None:

@@ -1,4 +1,4 @@
-"""What sampling takes: conditions, what is observed of the videos, which steps run."""
+"""What sampling takes: conditions, what is observed of the videos, how it runs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -57,22 +57,13 @@ class SamplingInputs:
     initial_noise: np.ndarray | None = None
 
 
-class NoiseIndex(NamedTuple):
-    """The numbers that decide a batch's noise, together with each video's own number.
-
-    stage: of a cascade. block: of a long video. first_video: number of the first video.
-    """
-
-    seed: int = 0
-    stage: int = 0
-    block: int = 0
-    first_video: int = 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Which steps of a sampler run, at what size, with what denoiser and what noise.
+    """How a sampler runs: its noise, its steps, its size, what wraps the denoiser.
 
+    seed          with stage, block and each video's own number it decides all noise
+    stage, block  numbers of the stage of a cascade, of the block of a long video
+    first_video   number of the first video
     rows          start and stop in the sampler's table of settings.steps rows; None is
                   all of them. A run that starts later than row 0 needs the z of its
                   first row as `initial_noise` (SDEdit, Meng et al. 2021), and one that
@@ -85,10 +76,16 @@ class Run:
     shared_noise  all frames of a video have the same noise: the initial one, a
                   sampler's own, and that of known pixels
     mesh          of the devices; the default is one of all
+    progress      called as progress(done, total) with steps of batches
     """
 
+    seed: int = 0
+    stage: int = 0
+    block: int = 0
+    first_video: int = 0
     rows: tuple[int, int] | None = None
     size: tuple[int, int, int] | None = None
     wrap: Callable[[Denoiser], Denoiser] | None = None
     shared_noise: bool = False
     mesh: Mesh | None = None
+    progress: Progress = no_progress

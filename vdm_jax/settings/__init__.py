@@ -8,13 +8,3 @@ from vdm_jax.settings.declaration import (
     settings_of,
 )
 from vdm_jax.settings.sections import DISTILLATION, TRAINING
-
-__all__ = [
-    "DISTILLATION",
-    "TRAINING",
-    "check",
-    "check_config",
-    "compose",
-    "section_dict",
-    "settings_of",
-]

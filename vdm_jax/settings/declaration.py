@@ -126,18 +126,15 @@ def check_config(config: Any, sections: Sections) -> None:
 def check(fields: Mapping[str, Field], values: Mapping[str, Any], prefix: str) -> None:
     """Raise UserError for the first value that is not allowed. prefix: of its name."""
     for name, field in fields.items():
-        if name in values:
-            _check_value(field, values[name], f"{prefix}{name}")
-
-
-def _check_value(field: Field, value: Any, name: str) -> None:
-    element = _element(field)
-    if element and isinstance(value, list | tuple):
-        for i, each in enumerate(value):
-            _check_item(element, each, f"{name}[{i}]")
-    elif not _fits(field, field.type, value):
-        meaning = field.metadata["meaning"]
-        raise UserError(f"{name}={value!r:.60}: {allowed(field)} ({meaning})")
+        if name not in values:
+            continue
+        value, element = values[name], _element(field)
+        if element and isinstance(value, list | tuple):
+            for i, each in enumerate(value):
+                _check_item(element, each, f"{prefix}{name}[{i}]")
+        elif not _fits(field, field.type, value):
+            rule = f"{allowed(field)} ({field.metadata['meaning']})"
+            raise UserError(f"{prefix}{name}={value!r:.60}: {rule}")
 
 
 def _check_item(declared: Any, item: Any, name: str) -> None:

@@ -279,9 +279,9 @@ class Sampling:
     )
     guidance_schedule: str = setting(
         "constant",
-        "constant, interval:LOW:HIGH (of logsnr), oscillating:LOW:FIRST (the lower "
-        "scale and the fraction of steps before it) or frames:FIRST (the first "
-        "frame's scale)",
+        "constant, interval:LOW:HIGH (of logsnr, LOW below HIGH), "
+        "oscillating:LOW:FIRST (the lower scale, 1 or more, and the fraction of steps "
+        "before it) or frames:FIRST (the first frame's scale, 1 or more)",
     )
     cfg_mode: str = setting(
         "linear", "how guidance combines", choices="diffusion.guidance.CFG_MODES"
