@@ -28,7 +28,6 @@ from vdm_jax.diffusion import (
     process,
     samplers,
     schedules,
-    time_sampling,
 )
 
 SCHEDULE = schedules.Cosine()
@@ -82,7 +81,7 @@ def teacher_loss(params, output: str, key):
     """Return the loss of training a teacher."""
     x_key, noise_key, t_key = jax.random.split(key, 3)
     x = data(x_key, BATCH)
-    t = time_sampling.stratified_times(t_key, BATCH, x.dtype)
+    t = schedules.stratified_times(t_key, BATCH, x.dtype)
     level = schedules.noise_level_from_angle(SCHEDULE.angle(t))
     eps = jax.random.normal(noise_key, x.shape)
     z = process.diffuse(x, eps, level)

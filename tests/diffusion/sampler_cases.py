@@ -29,7 +29,7 @@ SAMPLERS["corrected"] = samplers.with_langevin_corrector(
     samplers.ancestral(0.0), delta=0.1
 )
 DDIM, DPM, HEUN = SAMPLERS["ddim"], samplers.dpm(), samplers.heun()
-CHURNED = samplers.heun(s_churn=10.0, s_noise=1.003)
+CHURNED = samplers.heun(s_churn=10.0)
 OTHERS = {
     "dpm": DPM,
     "heun": HEUN,

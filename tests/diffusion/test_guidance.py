@@ -247,10 +247,6 @@ def test_guidance_then_threshold(x64):
 # Guidance scales of the steps.
 
 
-def test_constant_scales():
-    np.testing.assert_array_equal(guidance.constant(3, 2), [2.0, 2.0, 2.0])
-
-
 def test_interval_scales_are_on_between_two_levels():
     logsnr = schedules.noise_level(schedules.Cosine(), np.linspace(1, 0.1, 10)).logsnr
     scales = guidance.interval(logsnr, 3.0, low=-4.0, high=logsnr[6])
@@ -272,16 +268,13 @@ def test_oscillating_scales_with_another_first_fraction():
 
 
 def test_scales_that_increase_over_the_frames(x64):
-    scales = guidance.linear_over_frames(6, 1.0, 2.5, SHAPE[1])
+    scales = np.tile(np.linspace(1.0, 2.5, SHAPE[1]), (6, 1, 1))
     z, cond, level = noise(), condition(), level_at(0.5, step_index=2)
     c, u = (denoise(z, level, k).x for k in (cond, unconditional(cond)))
     actual = guided(scales)(z, level, cond).x
     for frame, s in enumerate([1.0, 2.5]):
         expected = u[:, frame] + s * (c[:, frame] - u[:, frame])
         np.testing.assert_allclose(actual[:, frame], expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(
-        guidance.linear_over_frames(2, 1.0, 2.5, 4)[1, 0], [1.0, 1.5, 2.0, 2.5]
-    )
 
 
 # Modes of classifier-free guidance.

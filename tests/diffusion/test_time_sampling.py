@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion.time_sampling import stratified_times
+from vdm_jax.diffusion.schedules import stratified_times
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.diffusion import losses, schedules, time_sampling
+from vdm_jax.diffusion import losses, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, append_dims, velocity
 from vdm_jax.diffusion.schedules import Schedule
 
@@ -117,5 +117,5 @@ def sample_step_index(
     one draws the steps near the data more often, because no later step corrects their
     errors: 2 draws the last of eight nearly three times as often.
     """
-    u = time_sampling.stratified_times(key, batch) ** time_power
+    u = schedules.stratified_times(key, batch) ** time_power
     return jnp.minimum(jnp.floor(u * n).astype(jnp.int32) + 1, n)

@@ -149,11 +149,6 @@ CFG_MODES: dict[str, Callable[[Array], CombineFn]] = {
 # Guidance scales of the steps, on the host: float64 [n], made for a sampler's table.
 
 
-def constant(n: int, scale: float) -> np.ndarray:
-    """Return the same scale for every step."""
-    return np.full(n, float(scale))
-
-
 def interval(logsnr: np.ndarray, scale: float, low: float, high: float) -> np.ndarray:
     """Return the scale where low <= logsnr <= high, else 1 (Kynkaanniemi et al. 2024).
 
@@ -173,11 +168,6 @@ def oscillating(
     first_steps = int(np.ceil(first_fraction * n))
     after = np.arange(n) - first_steps
     return np.where((after < 0) | (after % 2 == 1), float(high), float(low))
-
-
-def linear_over_frames(n: int, first: float, last: float, frames: int) -> np.ndarray:
-    """Return scales [n, 1, f], linear from the first to the last frame."""
-    return np.tile(np.linspace(first, last, frames), (n, 1, 1))
 
 
 def clip_x(denoise: Denoiser, limit: float = 1.0) -> Denoiser:

@@ -36,18 +36,18 @@ def diffusion_loss(
     level: NoiseLevel,
     cond,
     weighting: str = "snr_plus_one",
-) -> tuple[Array, Prediction]:
-    """Return the weighted squared error of a denoiser, and its prediction.
+) -> Array:
+    """Return the weighted squared error [b] of a denoiser.
 
     x, eps: [b, f, h, w, c], the clean video in [-1, 1] and standard normal noise.
-    level: one per example [b], or per frame [b, f]. The loss [b] is a mean over frames
+    level: one per example [b], or per frame [b, f]. It is a mean over frames
     (the independent images of joint training included, VDM section 3), pixels and
     channels.
     """
     prediction = denoise(diffuse(x, eps, level), level, cond)
     target = process.velocity(Prediction(x, eps), level)
     error = process.velocity(prediction, level) - target
-    return weighted_v_loss(error, level, weighting), prediction
+    return weighted_v_loss(error, level, weighting)
 
 
 def weighted_v_loss(error: Array, level: NoiseLevel, weighting: str) -> Array:

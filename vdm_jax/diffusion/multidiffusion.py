@@ -4,7 +4,7 @@ After Bar-Tal et al. 2023, "MultiDiffusion", equation 5, in time as well as in s
 The windows run one after the other, so memory does not grow with their number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,14 @@ def axis_starts(length: int, window: int, overlap: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(number)]
 
 
-def window_starts(shape, window, overlap) -> np.ndarray:
+def window_starts(shape: Sequence[int], window: Sequence[int]) -> np.ndarray:
     """Return int [k, 3]: the first frame, row and column of every window.
 
-    shape, window, overlap: (frames, height, width) of the whole video, of a window, and
-    of the overlap of neighbours.
+    shape, window: (frames, height, width) of the whole video and of a window.
+    Neighbours overlap by half of a window or more.
     """
-    axes = [axis_starts(*sizes) for sizes in zip(shape, window, overlap, strict=True)]
+    sizes = zip(shape, window, strict=False)
+    axes = [axis_starts(length, n, n // 2) for length, n in sizes]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
@@ -54,12 +55,9 @@ def average_windows(
     def windowed(z: Array, level: NoiseLevel, cond) -> Prediction:
         size = (z.shape[0], *window, z.shape[-1])
         count = np.zeros(z.shape[1:4])
-        for frame, row, column in starts:
-            count[
-                frame : frame + window[0],
-                row : row + window[1],
-                column : column + window[2],
-            ] += 1
+        for start in starts:
+            part = zip(start, window, strict=True)
+            count[tuple(slice(first, first + n) for first, n in part)] += 1
 
         @jax.checkpoint  # a gradient runs the windows again, one after the other
         def denoise_window(start):
@@ -68,15 +66,12 @@ def average_windows(
 
         def add(total, start):
             start = (0, *start, 0)
-            both = zip(total, denoise_window(start), strict=True)
-            return Prediction(
-                *(
-                    jax.lax.dynamic_update_slice(
-                        t, jax.lax.dynamic_slice(t, start, size) + part, start
-                    )
-                    for t, part in both
-                )
-            ), None
+
+            def add_one(t, part):
+                part = jax.lax.dynamic_slice(t, start, size) + part
+                return jax.lax.dynamic_update_slice(t, part, start)
+
+            return jax.tree.map(add_one, total, denoise_window(start)), None
 
         zero = Prediction(jnp.zeros_like(z), jnp.zeros_like(z))
         total, _ = jax.lax.scan(add, zero, jnp.asarray(starts))

@@ -58,14 +58,6 @@ def _slice_levels(points: NoiseLevel, rows: slice) -> NoiseLevel:
     return NoiseLevel(*(column[rows] for column in points[:4]))
 
 
-def _clipped_end(schedule: Schedule) -> NoiseLevel:
-    """Return the level at t = 0, which replaces phi = 0 as the level of a call.
-
-    The network has no input for phi = 0. The table's coefficient of such a call is 0.
-    """
-    return schedules.noise_level(schedule, np.zeros(1))
-
-
 def _level_columns(level: NoiseLevel, prefix: str = "") -> Table:
     """Return the columns that hold the noise level of each row's call."""
     columns = {"logsnr": level.logsnr, "alpha": level.alpha, "sigma": level.sigma}
@@ -81,12 +73,13 @@ def call_level(
 
 
 def _second_call_columns(schedule: Schedule, s: NoiseLevel, prefix: str) -> Table:
-    """Return columns of calls at each row's target, phi = 0 at the clipped end."""
-    at_zero = s.sigma[-1] == 0
-    end = _clipped_end(schedule) if at_zero else _slice_levels(s, slice(-1, None))
-    inner = _slice_levels(s, slice(None, -1))
-    points = (np.append(a, b) for a, b in zip(inner[1:4], end[1:4], strict=True))
-    return _level_columns(NoiseLevel(s.step_index, *points, call=0), prefix)
+    """Return columns of calls at each row's target; the last is at t = 0, not phi = 0.
+
+    The network has no input for phi = 0. The table's coefficient of such a call is 0.
+    """
+    end = schedules.noise_level(schedule, np.zeros(1))
+    points = (np.append(a[:-1], b) for a, b in zip(s[1:4], end[1:4], strict=True))
+    return _level_columns(NoiseLevel(s.step_index, *points), prefix)
 
 
 def _ddim_table(schedule: Schedule, n: int) -> Table:
@@ -194,16 +187,13 @@ def _heun_step(denoise, carry, level, coef, noise, cond):
     return euler + coef["correction"] * (second.eps - eps), memory
 
 
-def heun(
-    s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
-    s_noise: float = 1.0,
-) -> Sampler:  # fmt: skip
+def heun(s_churn: float = 0.0) -> Sampler:
     """Return EDM's second-order sampler (Karras et al. 2022, algorithm 2).
 
     It makes two calls a step. In EDM's state z / alpha the derivative with respect to
     sigma / alpha is eps: a step is an Euler step, which is DDIM, plus half of the
     change of eps. The last step remains an Euler step; its second call has no effect.
-    The arguments are the paper's; S_tmin and S_tmax are values of sigma / alpha. Churn
+    s_churn is the paper's S_churn, at all noise levels and with S_noise = 1. Churn
     never leaves the schedule's range. Use it with `Karras` levels: a first step from
     logsnr -20 is too long for the trapezoidal rule.
     """
@@ -211,8 +201,7 @@ def heun(
     def table(schedule: Schedule, n: int) -> Table:
         t, s = grid(schedule, n)
         edm, edm_next = process.edm_sigma(t), process.edm_sigma(s)
-        in_range = (edm >= s_tmin) & (edm <= s_tmax)
-        factor = 1 + min(s_churn / n, math.sqrt(2) - 1) * in_range
+        factor = 1 + min(s_churn / n, math.sqrt(2) - 1)
         max_angle = schedule.angle(np.ones(1))
         angle = np.minimum(np.arctan2(factor * t.sigma, t.alpha), max_angle)
         raised = schedules.noise_level_from_angle(angle, t.step_index)
@@ -222,7 +211,7 @@ def heun(
             **_level_columns(raised),
             **_second_call_columns(schedule, s, "next_call_"),
             "scale": raised.alpha / t.alpha,
-            "churn_std": s_noise * raised.alpha * added,
+            "churn_std": raised.alpha * added,
             "next_alpha": s.alpha,
             "next_sigma": s.sigma,
             "correction": s.alpha * (edm_next - edm_raised) / 2 * (s.sigma > 0),
