@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from vdm_jax import codec as codecs
-from vdm_jax import conditions, networks
+from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
+from vdm_jax.networks import NETWORKS
 
 
 def schedule_from_config(diffusion: Any) -> schedules.Schedule:
@@ -48,7 +49,6 @@ def build_model(config: Any) -> DiffusionModel:
       UserError: values that do not fit each other.
     """
     video, diffusion = config.video, config.diffusion
-    conditioning = config.conditioning
     if diffusion.precondition and diffusion.prediction_type != "v":
         raise UserError(
             "diffusion.precondition needs diffusion.prediction_type='v', not "
@@ -68,16 +68,15 @@ def build_model(config: Any) -> DiffusionModel:
     sizes = [z_shape[1:3]]
     if crop:
         sizes.append(codec.z_shape((video.frames, *crop, video.channels))[1:3])
+    width, layers = config.conditioning.cond_dim, config.conditioning.cond_mlp_layers
+    encoder = ConditioningEncoder(width, layers, rows)
+    make_network = NETWORKS[config.network.kind]
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
     return DiffusionModel(
-        network=networks.from_config(config, z_shape[3], sizes),
-        conditioning_encoder=ConditioningEncoder(
-            dim=conditioning.cond_dim,
-            mlp_layers=conditioning.cond_mlp_layers,
-            conditions=rows,
-        ),
+        network=make_network(config.network.to_dict(), z_shape[3], sizes),
+        conditioning_encoder=encoder,
         schedule=schedule,
         training_schedule=training_schedule,
         video_shape=video_shape,

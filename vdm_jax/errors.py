@@ -15,6 +15,20 @@ class UserError(Exception):
         self.status = status
 
 
+def check_multiple(field: str, value: int, multiple: int, why: str) -> None:
+    """Raise UserError for a value that is no multiple of another; name the nearest.
+
+    why: what the other number is.
+    """
+    if value % multiple:
+        below, above = value // multiple * multiple, (value // multiple + 1) * multiple
+        nearest = [str(n) for n in (below, above) if n > 0]
+        raise UserError(
+            f"{field}={value} must be a multiple of {multiple} ({why}): "
+            f"nearest {' or '.join(nearest)}"
+        )
+
+
 def printable(text: str) -> str:
     """Return a text as one printable line for terminals, logs and reports.
 

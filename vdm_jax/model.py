@@ -159,11 +159,6 @@ class DiffusionModel:
         """Whether training dropped a condition, so that guidance can drop it."""
         return any(condition.dropout > 0 for _, condition in self.conditions)
 
-    @property
-    def guidance_weight_range(self) -> tuple[float, ...]:
-        """The guidance_range as VDM's weights w = s - 1, which the embedding reads."""
-        return tuple(scale - 1 for scale in self.guidance_range)
-
     def with_guidance_weight(self, cond: Cond, weight: Array) -> Cond:
         """Add the guidance weight w = s - 1, [b], which a guided student embeds."""
         return {**cond, "guidance": weight}

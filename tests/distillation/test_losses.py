@@ -102,7 +102,6 @@ class KnownPoint:
 
     def __init__(self, weight_range=()):
         self.guidance_range = tuple(weight + 1 for weight in weight_range)
-        self.guidance_weight_range = weight_range
 
     def unconditional(self, cond):
         return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}

@@ -8,7 +8,7 @@ import pytest
 from vdm_jax.networks import blocks, layers
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.parts import VDM_PARTS, Block
-from vdm_jax.networks.unet3d import LevelSpec, UNetSpec
+from vdm_jax.networks.spec import LevelSpec, UNetSpec
 
 B, F, HW, C = 2, 5, 2, 8
 SPEC = UNetSpec(levels=(LevelSpec(C, 1),), head_dim=4, dropout=0.5)

@@ -18,7 +18,8 @@ from vdm_jax.networks import layers
 from vdm_jax.networks.blocks import LAYERS, ResBlock
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.parts import VDM_PARTS, Parts, block_type
-from vdm_jax.networks.unet3d import Down, LevelSpec, Middle, UNet3D, UNetSpec, Up, check
+from vdm_jax.networks.spec import LevelSpec, UNetSpec
+from vdm_jax.networks.unet3d import Down, Middle, UNet3D, Up, check
 
 TEMPORAL = ("temporal_conv", "temporal_attention")
 SPEC = UNetSpec(

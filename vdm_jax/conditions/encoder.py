@@ -24,28 +24,25 @@ class ConditioningEncoder(nn.Module):
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
         """logsnr: [b] or [b, f]. -> Inputs with vector [b, dim] or [b, f, dim]."""
         vector = dense(noise_level_embedding(logsnr, self.dim), self.dim, "noise_level")
-        tokens, token_masks, channels = [], [], []
-        for name, condition in self.conditions:
-            entry = condition.embed(name, cond, frames, self.dim)
+        entries = [
+            condition.embed(name, cond, frames, self.dim)
+            for name, condition in self.conditions
+        ]
+        for entry in entries:
             if entry.features is not None:
                 vector = add_features(vector, entry.features)
-            if entry.tokens is not None:
-                tokens.append(entry.tokens)
-                token_masks.append(entry.token_mask)
-            if entry.concat is not None:
-                channels.append(entry.concat)
         for i in range(self.mlp_layers):
             vector = dense(nn.swish(vector), self.dim, f"mlp_{i}")
         return Inputs(
             vector=vector,
-            tokens=_joined(tokens, axis=-2),
-            token_mask=_joined(token_masks, axis=-1),
-            concat=_joined(channels, axis=-1),
+            tokens=_joined([entry.tokens for entry in entries], axis=-2),
+            token_mask=_joined([entry.token_mask for entry in entries], axis=-1),
+            concat=_joined([entry.concat for entry in entries], axis=-1),
             frame_mask=cond.get("frame_mask"),
         )
 
 
-def _joined(arrays: list[jax.Array], axis: int) -> jax.Array | None:
-    if len(arrays) < 2:
-        return arrays[0] if arrays else None
-    return jnp.concatenate(arrays, axis)
+def _joined(arrays: list[jax.Array | None], axis: int) -> jax.Array | None:
+    """Return the arrays that are not None one after the other; None if all are."""
+    given = [array for array in arrays if array is not None]
+    return jnp.concatenate(given, axis) if given else None

@@ -3,13 +3,12 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.conditions.base import Cond, Condition, Contribution
-from vdm_jax.networks.layers import dense
+from vdm_jax.networks.layers import dense, zeros_init
 
 NUM_FREQUENCIES = 8  # in the embedding of a guidance weight
 
@@ -42,8 +41,7 @@ class GuidanceWeight(Condition):
         """A projection of Fourier features."""
         low, high = (scale - 1 for scale in self.scales)
         features = guidance_embedding(cond["guidance"], low, high)
-        zero = nn.initializers.zeros_init()
-        return Contribution(dense(features, dim, name, kernel_init=zero))
+        return Contribution(dense(features, dim, name, kernel_init=zeros_init))
 
 
 def guidance_embedding(weight: jax.Array, low: float, high: float) -> jax.Array:

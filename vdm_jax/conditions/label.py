@@ -64,14 +64,9 @@ class LabelEncoder(nn.Module):
     def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
         dtype = jnp.result_type(float)  # float64 where x64 is enabled
         total = jnp.zeros((*labels.shape[:-1], self.dim), dtype)
+        init = {"param_dtype": dtype, "embedding_init": nn.initializers.normal(1.0)}
         for i, size in enumerate(self.cardinalities):
-            table = nn.Embed(
-                size,
-                self.dim,
-                param_dtype=dtype,
-                embedding_init=nn.initializers.normal(1.0),
-                name=f"attribute_{i}",
-            )
+            table = nn.Embed(size, self.dim, name=f"attribute_{i}", **init)
             value = labels[..., i]
             known = (keep & (value >= 0))[..., None]
             total += jnp.where(known, table(jnp.maximum(value, 0)), 0)

@@ -21,7 +21,7 @@ from vdm_jax.codec import Codec
 from vdm_jax.conditions.base import Cond, Contribution, VideoCondition
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.layers import dense, noise_level_embedding
 from vdm_jax.settings.sections import Stage
 
@@ -54,14 +54,8 @@ class LowResolution(Stage, VideoCondition):
             raise UserError(
                 f"stage.augmentation_time={(lowest, highest)}: the lower time first"
             )
-        names = ("frames",) if stage.kind == "tsr" else ("height", "width")
-        for name in names:
-            if video[name] % stage.factor:
-                nearest = max(round(video[name] / stage.factor), 1) * stage.factor
-                raise UserError(
-                    f"video.{name}={video[name]} must be a multiple of stage.factor="
-                    f"{stage.factor}: the nearest is {nearest}"
-                )
+        for name in ("frames",) if stage.kind == "tsr" else ("height", "width"):
+            check_multiple(f"video.{name}", video[name], stage.factor, "stage.factor")
         crop = tuple(stage.train_crop)
         for side, name in zip(crop, ("height", "width"), strict=False):
             if side % stage.factor or side > video[name]:
@@ -69,12 +63,9 @@ class LowResolution(Stage, VideoCondition):
                     f"stage.train_crop={crop}: a {name} of at most {video[name]} that "
                     f"is a multiple of stage.factor={stage.factor}"
                 )
+        pairs = {"augmentation_time": (lowest, highest), "train_crop": crop}
         return cls(
-            stage.kind,
-            stage.factor,
-            stage.temporal_fill,
-            (lowest, highest),
-            crop,
+            **stage.to_dict() | pairs,
             shape=(video.frames, video.height, video.width, video.channels),
             codec=codecs.from_config(config),
         )
@@ -86,11 +77,6 @@ class LowResolution(Stage, VideoCondition):
         if self.kind == "tsr":
             return f // self.factor, h, w, c
         return f, h // self.factor, w // self.factor, c
-
-    @property
-    def cond_channels(self) -> int:
-        """Number of channels next to z: the video's, and in TSR a mask of frames."""
-        return self.codec.z_shape(self.shape)[3] + (self.kind == "tsr")
 
     def observation(self, x: Array) -> Array:
         """Return what the stage's input would be for its own videos x.
@@ -156,10 +142,12 @@ class LowResolution(Stage, VideoCondition):
         return x, self.from_observation(self.observation(x), t, eps)
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
-        """Black videos."""
-        dtype, z_shape = jnp.result_type(float), self.codec.z_shape(self.shape)
+        """Black videos; in TSR their last channel is a mask of frames."""
+        *size, channels = self.codec.z_shape(self.shape)
+        channels += self.kind == "tsr"
+        dtype = jnp.result_type(float)
         return {
-            "low_res": np.zeros((n[0], *z_shape[:3], self.cond_channels), dtype),
+            "low_res": np.zeros((n[0], *size, channels), dtype),
             "low_res_logsnr": np.zeros(n[0], dtype),
         }
 

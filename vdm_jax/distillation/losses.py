@@ -88,6 +88,6 @@ def prepare_student_batch(model: DiffusionModel, batch, key):
     """Return videos, conditions with dropout, and guidance weights w = s - 1 [b]."""
     drop_key, weight_key = jax.random.split(key)
     x, cond = model.prepare_batch(batch, drop_key)
-    low, high = model.guidance_weight_range or (0.0, 0.0)
+    low, high = (scale - 1 for scale in model.guidance_range or (1.0, 1.0))
     weight = jax.random.uniform(weight_key, x.shape[:1], x.dtype, low, high)
     return x, cond, weight

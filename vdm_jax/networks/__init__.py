@@ -5,26 +5,14 @@ A network is a module, called as network(z, inputs, train=False) -> like z, with
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 
 from vdm_jax.networks import unet3d
 
 # Kind -> from_config(section, channels, sizes), of the config's network section, the
-# channels of z, and the (height, width) of all z that it must accept.
+# channels of z, and the (height, width) of all z that it must accept. It raises
+# UserError for fields that do not fit each other or the sizes.
 NETWORKS: dict[str, Callable[[dict, int, Sequence[tuple[int, int]]], nn.Module]] = {
     "unet": unet3d.from_config,
 }
-
-
-def from_config(
-    config: Any, channels: int, sizes: Sequence[tuple[int, int]]
-) -> nn.Module:
-    """Return the network of a config's network section.
-
-    Raises:
-      UserError: fields that do not fit each other or the sizes.
-    """
-    make = NETWORKS[config.network.kind]
-    return make(config.network.to_dict(), channels, sizes)

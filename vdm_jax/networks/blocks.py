@@ -44,44 +44,71 @@ class ResBlock(nn.Module):
         return x + h
 
 
-class SpatialAttention(nn.Module):
-    """Attention of every pixel to the pixels of its own frame: [(b f), h w, c]."""
+class SelfAttention(nn.Module):
+    """x + out(mix(q, k, v)) of the normalised x; `mix` decides which pixels attend.
 
-    splits_heads = True
+    reads_vector: whether the norm is scaled and shifted by inputs.vector.
+    """
+
+    splits_heads, reads_vector = True, False
     spec: UNetSpec
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
         b, f, h, w, c = x.shape
-        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
+        vector = inputs.vector if self.reads_vector else None
+        y = GroupNorm(name="norm")(x, vector).reshape(b, f, h * w, c)
         q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
-        y = attention(q, k, v)
+        y = self.mix(q, k, v, inputs)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)
 
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs):
+        """[b, f, h w, heads, d] -> the same shape."""
+        raise NotImplementedError
 
-class LinearAttention(nn.Module):
+
+class SpatialAttention(SelfAttention):
+    """Attention of every pixel to the pixels of its own frame: [(b f), h w, c]."""
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs):
+        """Over the pixels."""
+        return attention(q, k, v)
+
+
+class LinearAttention(SelfAttention):
     """Attention within a frame whose cost is linear in the number of pixels.
 
     softmax_d(q) (softmax_n(k)' v) / sqrt(d) for each head (Shen et al. 2021,
     arXiv:1812.01243, section 3.2), for sizes at which SpatialAttention costs too much.
     """
 
-    splits_heads = True
-    spec: UNetSpec
-
-    @nn.compact
-    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[b, f, h, w, c] -> [b, f, h, w, c]."""
-        b, f, h, w, c = x.shape
-        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
-        q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
-        q, k = q.astype(param_dtype(x)), k.astype(param_dtype(x))
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs):
+        """Over the pixels, by sums."""
+        q, k = q.astype(param_dtype(q)), k.astype(param_dtype(k))
         q = (nn.softmax(q, axis=-1) / math.sqrt(self.spec.head_dim)).astype(v.dtype)
         k = nn.softmax(k, axis=2).astype(v.dtype)  # over the pixels
         context = jnp.einsum("bfnhd,bfnhe->bfhde", k, v)
-        y = jnp.einsum("bfnhd,bfhde->bfnhe", q, context)
-        return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)
+        return jnp.einsum("bfnhd,bfhde->bfnhe", q, context)
+
+
+class TemporalAttention(SelfAttention):
+    """Attention of every pixel to the same pixel of all frames: [(b h w), f, c].
+
+    Positions are relative (spec.relative_position), so the network knows no absolute
+    time unless the vector has a frame index.
+    """
+
+    reads_vector = True
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs):
+        """Over the frames."""
+        mask = None
+        if inputs.frame_mask is not None:
+            mask = frame_attention_mask(inputs.frame_mask)[:, None]
+        q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))  # [b, hw, f, heads, d]
+        position = RELATIVE_POSITIONS[self.spec.relative_position](name="position")(q)
+        return jnp.swapaxes(attention(q, k, v, mask=mask, **position), 1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -107,8 +134,8 @@ class CrossAttention(nn.Module):
         tokens, mask = norm(inputs.tokens).astype(x.dtype), inputs.token_mask
         shape = (1, 1, tokens.shape[-1])
         null = self.param("null", nn.initializers.normal(1.0), shape, param_dtype(x))
-        null = null.astype(x.dtype).reshape((1,) * (tokens.ndim - 1) + (-1,))
-        null = jnp.broadcast_to(null, (*tokens.shape[:-2], 1, tokens.shape[-1]))
+        shape = (*tokens.shape[:-2], 1, tokens.shape[-1])
+        null = jnp.broadcast_to(null.astype(x.dtype), shape)
         if mask is not None:
             null_first = ((0, 0),) * (mask.ndim - 1) + ((1, 0),)
             mask = jnp.pad(mask, null_first, constant_values=True)[..., None, :]
@@ -128,33 +155,6 @@ class CrossAttention(nn.Module):
             y = y.reshape(b, images * h * w, *video.shape[2:])
             y = jnp.concatenate([video, y], axis=1)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)
-
-
-class TemporalAttention(nn.Module):
-    """Attention of every pixel to the same pixel of all frames: [(b h w), f, c].
-
-    Positions are relative (spec.relative_position), so the network knows no absolute
-    time unless the vector has a frame index.
-    """
-
-    splits_heads = True
-    spec: UNetSpec
-
-    @nn.compact
-    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
-        """[b, f, h, w, c] -> [b, f, h, w, c]."""
-        b, f, h, w, c = x.shape
-        spec = self.spec
-        mask = None
-        if inputs.frame_mask is not None:
-            mask = frame_attention_mask(inputs.frame_mask)[:, None]
-        y = GroupNorm(name="norm")(x, inputs.vector).reshape(b, f, h * w, c)
-        qkv = split_heads(dense(y, 3 * c, "qkv", use_bias=False), spec, 3)
-        q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv)  # [b, hw, f, heads, d]
-        position = RELATIVE_POSITIONS[spec.relative_position](name="position")(q)
-        y = attention(q, k, v, mask=mask, **position)
-        y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return x + dense(y, c, "out", kernel_init=zeros_init)
 
 
 class TemporalConv(nn.Module):

@@ -50,10 +50,8 @@ class T5Layer(nn.Module):
         """x [n, l, width], mask bool [n, l], position bias -> [n, l, width]."""
         spec, no_bias = self.spec, {"use_bias": False}
         y = norm(x, spec, "attention_norm")
-        inner, split = (
-            spec.num_heads * spec.head_dim,
-            (*x.shape[:-1], spec.num_heads, -1),
-        )
+        inner = spec.num_heads * spec.head_dim
+        split = (*x.shape[:-1], spec.num_heads, spec.head_dim)
         q, k, v = (dense(y, inner, name, **no_bias).reshape(split) for name in "qkv")
         # T5 does not scale its scores: this undoes the scaling in `attention`.
         q = q * math.sqrt(spec.head_dim)

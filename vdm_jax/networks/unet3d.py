@@ -11,13 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import constrain, param_dtype
 from vdm_jax.networks.parts import VDM_PARTS, Parts, block_type
 from vdm_jax.networks.spec import LevelSpec, UNetSpec
-
-__all__ = ["LevelSpec", "UNet3D", "UNetSpec", "check"]
 
 
 class Down(nn.Module):
@@ -155,7 +153,7 @@ def check(spec: UNetSpec, height: int, width: int, parts: Parts = VDM_PARTS) -> 
 
     multiple = spec.patch_size * 2 ** (len(spec.levels) - 1)
     for field, size in (("height", height), ("width", width)):
-        _check_multiple(f"video.{field}", size, multiple, "patch_size * 2^(levels - 1)")
+        check_multiple(f"video.{field}", size, multiple, "patch_size * 2^(levels - 1)")
 
 
 def _check_layers(field, layers, i, spec, layer_types):
@@ -166,14 +164,4 @@ def _check_layers(field, layers, i, spec, layer_types):
             raise UserError(f"network.{field}={name}: one of {', '.join(layer_types)}")
         if getattr(layer_types[name], "splits_heads", False):
             where, channels = f"network.levels[{i}].channels", spec.levels[i].channels
-            _check_multiple(where, channels, spec.head_dim, "head_dim")
-
-
-def _check_multiple(field, value, multiple, why):
-    if value % multiple:
-        below, above = value // multiple * multiple, (value // multiple + 1) * multiple
-        nearest = [str(n) for n in (below, above) if n > 0]
-        raise UserError(
-            f"{field}={value} must be a multiple of {multiple} ({why}): "
-            f"nearest {' or '.join(nearest)}"
-        )
+            check_multiple(where, channels, spec.head_dim, "head_dim")
