@@ -2,31 +2,27 @@
 
 from absl import flags
 
-from vdm_jax.commands.flags import check_mode, define_path, require_one
+from vdm_jax.commands.flags import (
+    check_mode,
+    define_path,
+    define_sampling,
+    require_one,
+)
 from vdm_jax.commands.main import run, start_jax
-from vdm_jax.commands.sampling_flags import MODEL, define_flags
 
 FLAGS = flags.FLAGS
-EDITS = {
-    "extend": "a clip to continue",
-    "interpolate": "a clip between whose frames to sample",
-    "inpaint": "a clip to inpaint where --mask is white",
-    "upscale": "a small clip whose large version to sample",
-}
-
-# The flags that each way to call the command uses.
-MODES = {
-    "--extend": MODEL | {"extend", "num_cond_frames", "backward"},
-    "--interpolate": MODEL | {"interpolate", "num_cond_frames"},
-    "--inpaint": MODEL | {"inpaint", "mask"},
-    "--upscale": MODEL | {"upscale", "downscale_factor"},
+EDITS = {  # what the flag names, and the flags that go with it, which are arguments
+    "extend": ("a clip to continue", {"num_cond_frames", "backward"}),
+    "interpolate": ("a clip between whose frames to sample", {"num_cond_frames"}),
+    "inpaint": ("a clip to inpaint where --mask is white", {"mask"}),
+    "upscale": ("a small clip whose large version to sample", {"downscale_factor"}),
 }
 
 
 def main() -> None:
     """Parse the command line and edit."""
-    define_flags()
-    for name, meaning in EDITS.items():
+    define_sampling()
+    for name, (meaning, _) in EDITS.items():
         define_path(name, meaning)
     flags.DEFINE_bool("backward", False, "--extend: sample what precedes the clip")
     flags.DEFINE_integer(
@@ -42,24 +38,18 @@ def main() -> None:
 
 def _edit() -> None:
     require_one(workdir="a model")
-    edit = require_one(**EDITS)
-    check_mode(f"--{edit}", MODES)
+    edit = require_one(**{name: meaning for name, (meaning, _) in EDITS.items()})
+    check_mode(f"--{edit}", {f"--{e}": {e, *own} for e, (_, own) in EDITS.items()})
     start_jax()
     from vdm_jax import cascade as cascades
     from vdm_jax.commands.sampling import override, sample
     from vdm_jax.sampling import observations
 
-    frames = FLAGS.num_cond_frames or 0
-    options = {
-        "extend": (frames, FLAGS.backward),
-        "interpolate": (frames,),
-        "inpaint": (FLAGS.mask,),
-        "upscale": (FLAGS.downscale_factor or 0,),
-    }[edit]
+    options = {name: FLAGS[name].value for name in EDITS[edit][1]}
 
     def observe(output: observations.OutputSpec):
         """Read the clip."""
-        return getattr(observations, edit)(output, FLAGS[edit].value, *options)
+        return getattr(observations, edit)(output, FLAGS[edit].value, **options)
 
     others = {}
     if edit == "upscale" and FLAGS.reconstruction_weight is None:

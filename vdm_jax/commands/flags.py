@@ -89,6 +89,10 @@ SAMPLER_SETTINGS = (
     "sampling_schedule", "guidance_schedule", "cfg_mode", "clip_x",
     "dynamic_threshold", "batch_size",
 )  # fmt: skip
+SAMPLING_SETTINGS = (  # and of those that write videos
+    *SAMPLER_SETTINGS, "guidance_scale", "reconstruction_weight",
+    "reconstruction_schedule",
+)  # fmt: skip
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: define_float}
 
 
@@ -100,24 +104,6 @@ def define_settings(names: Iterable[str]) -> None:
         text = f"{field.metadata['meaning']}; {allowed(field)}"
         KINDS[value_type(field)](name, None, f"{text} (default: the model's own)")
     flags.DEFINE_integer("seed", 0, "decides every noise", 0, 2**32 - 1)
-
-
-def override_settings(trained, names: Collection[str]) -> None:
-    """Write the settings of the command line into the model's config.sample.
-
-    Raises:
-      UserError: a setting that has no effect with the others.
-    """
-    from vdm_jax import sampling
-
-    overrides = present_values(names)
-    with trained.config.unlocked():
-        for name, value in overrides.items():
-            trained.config.sample[name] = value
-    settings = sampling.Settings.from_config(trained.config.sample)
-    for name in overrides:
-        if reason := sampling.why_unused(name, trained.model, settings):
-            raise UserError(f"--{name} {reason}")
 
 
 def present_values(names: Iterable[str]) -> dict:
@@ -132,19 +118,49 @@ def present_values(names: Iterable[str]) -> dict:
     return values
 
 
-def define_workdir(meaning: str) -> None:
-    """Define --workdir as a flag that must be there."""
-    define_path("workdir", meaning)
-    flags.mark_flag_as_required("workdir")
+def define_sampling(*settings: str) -> None:
+    """Define the flags that sample.py and edit.py share, and these settings."""
+    define_path("workdir", "a run, or a folder of models/")
+    flags.DEFINE_integer(
+        "num", None, "how many videos, of each prompt if there are any "
+        "(default: of each prompt 1, else the model's own)", 1,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "label", None, "one name per attribute, comma separated, the others open; "
+        "none: all open (default: the model's own)",
+    )  # fmt: skip
+    flags.DEFINE_string("negative_label", "", "label of the unconditional branch")
+    flags.DEFINE_multi_string("prompt", [], "a text; may be repeated")
+    define_path("prompts", "a file of prompts, one per line")
+    flags.DEFINE_string("negative_prompt", "", "text of the unconditional branch")
+    define_path("text_encoder", "its folder, if it is not where training had it")
+    flags.DEFINE_integer(
+        "num_frames", None, "frames (default: one block, to extend two)", 1
+    )
+    flags.DEFINE_integer(
+        "overlap_frames", None, "frames that blocks share (default: half a block)"
+    )
+    flags.DEFINE_string("tiles", "1", "ROWSxCOLUMNS of the model's size, or one number")
+    flags.DEFINE_bool(
+        "multidiffusion", False, "all frames at once, averaged over windows"
+    )
+    define_settings((*SAMPLING_SETTINGS, *settings))
+    define_out("folder for the videos")
 
 
-def define_overwrite() -> None:
-    """Define --overwrite."""
+def define_out(meaning: str) -> None:
+    """Define --out, which is a folder, and --overwrite."""
+    define_path("out", meaning)
     flags.DEFINE_bool("overwrite", False, "replace the files in --out")
 
 
-def define_launch() -> None:
-    """Define the flags of commands that train: several processes, a time limit."""
+def define_launch(workdir: str) -> None:
+    """Define the flags of commands that train: processes, time limit and --workdir.
+
+    workdir: the meaning of --workdir, which must be there.
+    """
+    define_path("workdir", workdir)
+    flags.mark_flag_as_required("workdir")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
     flags.DEFINE_integer("num_processes", None, "number of processes")
     flags.DEFINE_integer("process_id", None, "number of this process, from 0")
@@ -153,14 +169,18 @@ def define_launch() -> None:
     )
 
 
-def launch() -> None:
-    """Configure JAX, join the other processes of the run, and start the devices."""
+def launch():
+    """Configure JAX, join the other processes of the run, and start the devices.
+
+    Returns the PreemptionSignal of the command, with its time limit.
+    """
     runtime.configure_jax()
-    from vdm_jax.training import launch
+    from vdm_jax.training import launch, stop
 
     launch.exit_on_signals()
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     runtime.start_devices()
+    return stop.PreemptionSignal(FLAGS.time_limit)
 
 
 # --- combinations of flags -----------------------------------------------------------
@@ -185,6 +205,7 @@ def check_mode(mode: str, modes: Mapping[str, Collection[str]]) -> None:
     """Raise UserError for a flag on the command line that this mode does not use.
 
     modes: the flags that each way to call the command uses, by the name of the way.
+    Flags that all of them use may be left out.
     """
     known = {name for used in modes.values() for name in used}
     for name in sorted(known - set(modes[mode])):
@@ -196,18 +217,24 @@ def check_mode(mode: str, modes: Mapping[str, Collection[str]]) -> None:
         raise UserError(f"--{name} goes with {' or '.join(using)}, not with {mode}")
 
 
-def parse_ints(name: str) -> list[int]:
-    """Return the positive integers of a list flag."""
-    values: list[str] = FLAGS[name].value or []
-    if not all(re.fullmatch("[1-9][0-9]*", value) for value in values):
-        raise UserError(f"--{name}={','.join(values)}: positive integers, as 4,8,16")
-    return [int(value) for value in values]
-
-
-def parse_floats(name: str) -> list[float]:
-    """Return the numbers of a list flag."""
+def parse_numbers(name: str, kind: type[int] | type[float]) -> list:
+    """Return the numbers of a list flag, of this kind."""
     values: list[str] = FLAGS[name].value or []
     try:
-        return [float(value) for value in values]
+        return [kind(value) for value in values]
     except ValueError as error:
-        raise UserError(f"--{name}={','.join(values)}: numbers") from error
+        raise UserError(
+            f"--{name}={','.join(values)}: numbers ({kind.__name__}), as 4,8,16"
+        ) from error
+
+
+def parse_sides(name: str, meaning: str, low: int, high: int) -> tuple[int, int]:
+    """Return both sides of a flag such as 2x3, or 2 for both. meaning: of the sides."""
+    text = str(FLAGS[name].value)
+    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
+    sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not low <= min(sides) <= max(sides) <= high:
+        raise UserError(
+            f"--{name}={text}: {meaning} or one number for both, from {low} to {high}"
+        )
+    return sides

@@ -5,24 +5,25 @@ from absl import flags
 from vdm_jax.commands.flags import (
     check_mode,
     define_path,
+    define_sampling,
     present_values,
     require_one,
 )
 from vdm_jax.commands.main import run, start_jax
-from vdm_jax.commands.sampling_flags import COMMON, MODEL, define_flags
 
 FLAGS = flags.FLAGS
 
-# The flags that each way to call the command uses.
+# The flags that only one way to call the command uses.
 MODES = {
-    "--workdir": MODEL,
-    "--cascade": COMMON | {"cascade", "last_stage", "augmentation_snr"},
+    "--workdir": {"workdir", "num_frames", "overlap_frames", "tiles", "multidiffusion"}
+    | {"reconstruction_weight", "reconstruction_schedule"},
+    "--cascade": {"cascade", "last_stage", "augmentation_snr"},
 }
 
 
 def main() -> None:
     """Parse the command line and sample."""
-    define_flags("augmentation_snr")
+    define_sampling("augmentation_snr")
     define_path("cascade", "or: a cascade's TOML file, or its folder")
     flags.DEFINE_string("last_stage", "", "stage to end with (default: the last)")
     run(_sample, "Sample videos of a trained model or a cascade.")

@@ -1,6 +1,6 @@
 """What sample.py and edit.py share: conditions, sampling, files.
 
-It is imported when JAX has started; the flags are those of sampling_flags.py.
+It is imported when JAX has started; the flags are those of `flags.define_sampling`.
 """
 
 import dataclasses
@@ -15,9 +15,8 @@ from tqdm import tqdm
 from vdm_jax import cascade as cascades
 from vdm_jax import sampling, video_io
 from vdm_jax.cascade import Cascade, CascadeStage
-from vdm_jax.commands.flags import present_values
+from vdm_jax.commands.flags import SAMPLING_SETTINGS, parse_sides, present_values
 from vdm_jax.commands.main import command_line
-from vdm_jax.commands.sampling_flags import SETTINGS
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, read_text, split_lines
 from vdm_jax.runs import TrainedModel
@@ -40,7 +39,7 @@ def override(cascade: Cascade, **others) -> Cascade:
         if not cascade.text_encoder:
             raise UserError(f"--text_encoder: {cascade.path} was trained without text")
         cascade = dataclasses.replace(cascade, text_encoder=FLAGS.text_encoder)
-    return cascade.with_sampling(present_values(SETTINGS) | others)
+    return cascade.with_sampling(present_values(SAMPLING_SETTINGS) | others)
 
 
 def sample(
@@ -91,13 +90,11 @@ def sample(
         )  # fmt: skip
         tqdm.write(f"{num} videos in {folder}; see {sheet}")
 
-    sample_base = None
-    if info or observation.video.shape[1:4] != base.model.video_shape[:3]:
-        sample_base = functools.partial(_sample_base, observation, backward)
-    with tqdm(unit="call", disable=None) as bar:
+    with sampling.progress_bar() as progress:
         cascades.sample(
-            cascade, num, cond, negative, seed=FLAGS.seed, sample_base=sample_base,
-            progress=functools.partial(_show_progress, bar), on_stage=write,
+            cascade, num, cond, negative, seed=FLAGS.seed,
+            sample_base=functools.partial(_sample_base, observation, backward),
+            progress=progress, on_stage=write,
         )  # fmt: skip
 
 
@@ -142,7 +139,7 @@ def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
 
 
 def _label(base: CascadeStage, is_edit: bool) -> str:
-    """Return the label of the videos, as `sampling.draw_labels` reads it."""
+    """Return the label of the videos, as `sampling.label_array` reads it."""
     label = base.config.sample.label if FLAGS.label is None else FLAGS.label
     if is_edit and not label and base.model.label_vocabulary:
         return sampling.OPEN_LABEL  # one drawn at random would contradict the clip
@@ -165,12 +162,7 @@ def _observe(
         )
     if overlap is not None and not 0 <= overlap < block:
         raise UserError(f"--overlap_frames={overlap}: from 0 to {block - 1} frames")
-    sides = FLAGS.tiles.split("x")
-    if not all(n.isdecimal() and 1 <= int(n) <= 64 for n in sides) or len(sides) > 2:
-        raise UserError(
-            f"--tiles={FLAGS.tiles}: as 2x3, rows and columns, or 2 for both"
-        )
-    tiles, fps = (int(sides[0]), int(sides[-1])), base.config.video.fps
+    tiles, fps = parse_sides("tiles", "ROWSxCOLUMNS", 1, 64), base.config.video.fps
     output = OutputSpec(base.model, fps, FLAGS.num_frames or 0, tiles, num)
     observation, info = observe(output)
     if info:
@@ -181,24 +173,16 @@ def _observe(
 
 
 def _sample_base(
-    observation: Observation, backward: bool, model, params, num, settings, inputs,
-    **options,
-) -> np.ndarray:  # fmt: skip
+    observation: Observation, backward: bool, model, params, num, settings, inputs, run
+) -> np.ndarray:
     """Sample the first stage, as `sampling.sample`, at the observation's size."""
     if not FLAGS.multidiffusion:
         inputs = dataclasses.replace(inputs, observation=observation)
-        options |= {"overlap_frames": FLAGS.overlap_frames, "backward": backward}
+        options = {"overlap_frames": FLAGS.overlap_frames, "backward": backward}
         return sampling.extend_in_blocks(
-            model, params, num, settings, inputs, **options
+            model, params, num, settings, inputs, run, **options
         )
     known = None if observation.empty else observation
     inputs = dataclasses.replace(inputs, observation=known)
-    run = sampling.Run(size=observation.video.shape[1:4])
-    return sampling.sample(model, params, num, settings, inputs, run=run, **options)
-
-
-def _show_progress(bar: tqdm, name: str, done: int, total: int) -> None:
-    """Show the stage, and the calls of the networks of all stages."""
-    bar.total = total
-    bar.set_description(name, refresh=False)
-    bar.update(done - bar.n)
+    run = dataclasses.replace(run, size=observation.video.shape[1:4])
+    return sampling.sample(model, params, num, settings, inputs, run)
