@@ -19,10 +19,8 @@ SEARCHED = ("*.py", "*.md", "*.toml", "Makefile", "pyproject.toml")
 EXCEPTED = {
     "CHANGELOG.md",
     "docs/migration.md",
-    "tests/evaluators/test_results.py",
     "tests/test_migration.py",
     "tests/test_vocabulary.py",
-    "vdm_jax/evaluators/results.py",
     "vdm_jax/migration.py",
 }
 

@@ -2,31 +2,24 @@
 
     python -m vdm_jax.demo --out=runs/demo
 
-Each part is a command of sample.py, which the page names with the seconds that it took.
+Each part is a command of sample.py, which the page names.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError, printable
-from vdm_jax.evaluators.clips import (
-    read_sample_info,
-    read_samples,
-    samples_folder,
-)
+from vdm_jax.evaluators.clips import read_sample_info, read_samples, samples_folder
 from vdm_jax.evaluators.sections import prompt_section
-from vdm_jax.files import make_folder, read_text
+from vdm_jax.files import make_folder
 from vdm_jax.report import page
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ROOT / "cascades" / "shapes" / "prompts.txt"
-NUM_PROMPTS = 2
 NEXT_COMMANDS = (
     "source .venv/bin/activate",
     'python sample.py --cascade=cascades/shapes --prompt="a green cross moves up '
@@ -52,32 +45,27 @@ class Part(NamedTuple):
         return ["sample.py", *self.flags, f"--out={out / self.name}", "--overwrite"]
 
 
-def parts() -> list[Part]:
-    """Return what is sampled, the quickest first.
-
-    Raises:
-      UserError: the library is not that of a clone, which holds the models.
-    """
-    if not PROMPTS.is_file():
-        raise UserError(f"{PROMPTS} is missing: run the demo in a clone")
-    prompts = read_text(PROMPTS).splitlines()[:NUM_PROMPTS]
-    return [
-        Part(
-            "shapes",
-            "A student of eight steps",
-            ("--workdir=models/shapes_8step", "--num=4", "--guidance_scale=3"),
+PARTS = (  # the quickest first
+    Part(
+        "shapes",
+        "A student of eight steps",
+        ("--workdir=models/shapes_8step", "--num=4", "--guidance_scale=3"),
+    ),
+    Part(
+        "prompts",
+        "Text to video with a cascade",
+        (
+            "--cascade=cascades/shapes",
+            "--prompt=a red circle moves left quickly",
+            "--prompt=a green cross moves up slowly",
         ),
-        Part(
-            "prompts",
-            "Text to video with a cascade",
-            ("--cascade=cascades/shapes", *(f"--prompt={each}" for each in prompts)),
-        ),
-        Part(
-            "clips",
-            "A model of natural videos",
-            ("--workdir=models/clips", "--num=4", "--sampler=ddim", "--steps=16"),
-        ),
-    ]
+    ),
+    Part(
+        "clips",
+        "A model of natural videos",
+        ("--workdir=models/clips", "--num=4", "--sampler=ddim", "--steps=16"),
+    ),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,21 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", default="runs/demo", type=runtime.path_type, help="folder of the demo"
     )
-    out = parser.parse_args(arguments).out
-    make_folder(out)
-    out = out.resolve()
+    out = make_folder(parser.parse_args(arguments).out).resolve()
     out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
-    all_parts = parts()
-    seconds = []
-    for number, part in enumerate(all_parts, start=1):
-        print(f"[{number}/{len(all_parts)}] {_shown(part, out)}", flush=True)
-        started = time.perf_counter()
+    for number, part in enumerate(PARTS, start=1):
+        print(f"[{number}/{len(PARTS)}] {_shown(part, out)}", flush=True)
         sample(part, out)
-        seconds.append(time.perf_counter() - started)
-        print(f"{seconds[-1]:.0f} s", flush=True)
-    path = ROOT / out / "report" / "index.html"
-    make_folder(path.parent)
-    write_page(path, out, all_parts, seconds)
+    path = make_folder(ROOT / out / "report") / "index.html"
+    write_page(path, out)
     print(printable(str(path)))
 
 
@@ -122,27 +102,15 @@ def _shown(part: Part, out: Path) -> str:
     return printable(shlex.join(["python", *part.command(out)]))
 
 
-def write_page(path: Path, out: Path, all_parts: list[Part], seconds: list[float]):
+def write_page(path: Path, out: Path) -> None:
     """Write the page from the folders that the commands wrote."""
-    sections: list[page.Section] = [_part_section(part, out) for part in all_parts]
-    rows = [
-        (part.title, f"{duration:.0f}", _shown(part, out))
-        for part, duration in zip(all_parts, seconds, strict=True)
-    ]
     page.write(
         path,
         title="vdm_jax: samples of the shipped models",
-        summary=f"Videos sampled in {sum(seconds):.0f} seconds on this machine. The "
-        f"mp4 files are in {out / '*'}.",
+        summary=f"Videos sampled on this machine. The mp4 files are in {out / '*'}.",
         sections=[
-            *sections,
-            page.Table(
-                "Seconds",
-                ("part", "seconds", "command"),
-                rows,
-                note="Start of Python and compilation included. Compiled programs are "
-                "cached: the same command takes less time again.",
-            ),
+            *(_section(part, out) for part in PARTS),
+            page.Commands("Commands", [_shown(part, out) for part in PARTS]),
             page.Commands(
                 "Next commands",
                 NEXT_COMMANDS,
@@ -153,14 +121,14 @@ def write_page(path: Path, out: Path, all_parts: list[Part], seconds: list[float
     )
 
 
-def _part_section(part: Part, out: Path) -> page.Section:
+def _section(part: Part, out: Path) -> page.Section:
     folder = samples_folder(ROOT / out / part.name)
     info, videos = read_sample_info(folder), read_samples(folder)
     if "stages" in info:
         return prompt_section(folder, info, videos)
     _, frames, height, width, _ = videos.shape
     caption = f"{info['workdir']}: {frames} x {height} x {width}"
-    return page.VideoGrids(part.title, [page.VideoGrid(caption, videos)], info["fps"])
+    return page.VideoGrids(part.title, [page.VideoGrid(caption, videos, info["fps"])])
 
 
 if __name__ == "__main__":

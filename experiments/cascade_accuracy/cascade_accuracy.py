@@ -2,8 +2,7 @@
 
     python -m experiments.cascade_accuracy.cascade_accuracy --cascade=runs/cascade
 
-Prompts are sentences of the held-out labels. The measure of each stage is that of
-evaluate.py --cascade, whose prompts are of all labels.
+Prompts are sentences of the held-out labels.
 Prints the table, writes it as a JSON next to this file, named after the cascade, and
 writes sixteen videos of every stage into --out.
 """
@@ -15,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax import cascade as cascades
-from vdm_jax import video_io
+from vdm_jax import sampling, video_io
 from vdm_jax.data import shapes
-from vdm_jax.evaluators import cascades as evaluator
 from vdm_jax.evaluators.tables import attribute_table
 from vdm_jax.metrics.attributes import SHAPES
 from vdm_jax.metrics.tables import format_table
@@ -60,17 +58,22 @@ def main() -> None:
     cascade = cascades.read(args.cascade)
     labels, prompts = held_out_prompts(cascade.stages[0].config, args.num, args.seed)
     text, _ = cascades.encode_prompts(cascade, prompts)
-    videos, rows = evaluator.sample(cascade, args.num, text, args.seed), {}
+    videos, rows = cascades.sample(cascade, args.num, text, seed=args.seed), {}
     for stage in cascade.stages:
         clips = real_clips(stage.config, labels, args.seed)
-        samples = videos[stage.name]
-        rows |= evaluator.attribute_rows(stage, samples, clips, labels)
+        samples, stride = (
+            sampling.to_uint8(videos[stage.name]),
+            stage.config.data.stride,
+        )
+        rows[stage.name] = SHAPES.attribute_scores(samples, labels, stride)
+        real = SHAPES.attribute_scores(clips, labels, stride)
+        rows[f"{stage.name}, real clips"] = real
         video_io.write_samples(
             args.out / stage.name, "samples", samples[:16], stage.config.video.fps, {},
             labels=prompts[:16], overwrite=True,
         )  # fmt: skip
     rows["chance"] = SHAPES.chance()
-    table = attribute_table(rows, SHAPES)
+    table = attribute_table(rows)
     print(format_table(table.headings, table.rows))
     nfe = cascades.nfe(cascade)
     command = "python -m experiments.cascade_accuracy.cascade_accuracy"

@@ -21,9 +21,8 @@ from scipy import ndimage
 
 from configs import clips
 from vdm_jax import data, video_io
-from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators.clips import TRAINING_CLIPS, stack_videos
+from vdm_jax.evaluators.clips import TRAINING_CLIPS, training_clips
 from vdm_jax.metrics import i3d, perceptual
 from vdm_jax.metrics.video_arrays import to_float64, unique_videos
 
@@ -37,8 +36,7 @@ def real(num: int) -> np.ndarray:
     config.video.update(frames=FRAMES, height=SIDE, width=SIDE)
     config.data.update(stride=1, flip=False)
     source = data.open_source(config)
-    drawn = pipeline.fixed_clips(config, source.split(False), TRAINING_CLIPS)
-    videos = unique_videos(stack_videos(drawn))
+    videos = unique_videos(training_clips(config, source, TRAINING_CLIPS))
     if len(videos) < num:
         raise UserError(f"--num={num}: there are {len(videos)} clips that differ")
     return videos[np.random.default_rng(0).permutation(len(videos))[:num]]

@@ -13,7 +13,7 @@ from tests.run_command import ROOT, call, refused
 from tests.test_cascade import folder  # noqa: F401
 from vdm_jax import build, cascade, data, runs
 from vdm_jax.data import pipeline
-from vdm_jax.evaluators import cascades, clips, models
+from vdm_jax.evaluators import clips, models
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.metrics import pixel_statistics, reference_sets
 
@@ -49,35 +49,39 @@ def test_rows_of_every_stage_are_those_of_its_videos(prompts, monkeypatch, tmp_p
     videos["tsr1"][:3] = videos["tsr1"][:3, ::-1]
     seen = []
 
-    def sample(cascade, num, cond, seed):
+    def sample(cascade, num, cond, *, seed, progress, on_stage):
         seen.append((num, {*cond}, seed))
-        return videos
+        for stage in cascade.stages:
+            on_stage(stage, runs.TrainedModel(None, None, None, 7, ""), None)
+        return {name: each / 127.5 - 1 for name, each in videos.items()}
 
-    monkeypatch.setattr(cascades, "sample", sample)
-    results = cascades.evaluate(
+    monkeypatch.setattr(models.cascades, "sample", sample)
+    results = models.evaluate(
         two, ReportOptions(tmp_path), num=NUM, seed=3, networks=CheapNetworks()
-    )
+    )["stages"]
     assert seen == [(NUM, {"text", "text_mask"}, 3)]
     assert prompts == real["base"]["caption"].tolist()
-    names = ["base", "base, real clips", "tsr1", "tsr1, real clips"]
-    for kind in ("pixels", "networks"):
-        assert [row["row"] for row in results[kind]] == names
-        assert {row["clips"] for row in results[kind]} == {NUM}
-    attributes = results["attributes"]
-    assert [*attributes] == [*names, "chance"]
-    for name in ("base", "base, real clips", "tsr1, real clips"):
-        assert attributes[name]["all_attributes"] == 1
-    assert attributes["tsr1"]["direction"] == (NUM - 3) / NUM
-    assert attributes["tsr1"]["colour"] == attributes["tsr1"]["shape"] == 1
-    by_name = {row["row"]: row for row in results["pixels"]}
+    names = ["samples", "training real", "held-out real"]
     for stage in two.stages:
-        training = clips.real_clips(stage.config, NUM)[1]
+        own = results[stage.name]
+        for kind in ("pixels", "networks"):
+            assert [row["row"] for row in own[kind]] == names
+            assert {row["clips"] for row in own[kind]} == {NUM}
+        assert own["sample"]["step"] == 7
+        reversed_clips = 3 if stage.name == "tsr1" else 0
+        attributes = own["attributes"]
+        assert attributes["samples"]["direction"] == (NUM - reversed_clips) / NUM
+        assert attributes["samples"]["colour"] == attributes["samples"]["shape"] == 1
+        assert (
+            attributes["real"]["all_attributes"] > 0.95 > attributes["chance"]["speed"]
+        )
+        training = clips.real_clips(stage.config, NUM).training
         batch = real[stage.name]["video"]
         reference, _ = reference_sets.reference_sets(batch, training, batch)
         sets = (reference, videos[stage.name])
         distance = eigenvalue_distance(*map(pixel_statistics.pixel_features, sets))
-        assert by_name[stage.name]["frame_fd"] == pytest.approx(distance, rel=1e-4)
-    assert json.loads((tmp_path / "results.json").read_text())["attributes"]
+        assert own["pixels"][0]["frame_fd"] == pytest.approx(distance, rel=1e-4)
+    assert json.loads((tmp_path / "results.json").read_text())["stages"] == results
     page = (tmp_path / "index.html").read_text()
     assert prompts[0] in page and "tsr1: Nearest training clips" in page
     assert (tmp_path / "samples.png").is_file()
@@ -90,19 +94,15 @@ def test_a_cascade_without_text_is_measured_and_other_flags_are_refused(
     flags = [f"--cascade={folder}", f"--out={tmp_path}", "--num=4"]
     done = call("evaluate", *flags, "--steps=1")
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["row"] for row in results["pixels"]] == [
-        "base", "base, real clips", "tsr", "tsr, real clips", "ssr", "ssr, real clips",
-    ]  # fmt: skip
-    assert {each["steps"] for each in results["sample"].values()} == {1}
-    for row in results["pixels"]:
-        assert f"{row['frame_fd']:.2f}" in done.stdout
-    for flag in ("--compare_steps=2", f"--baseline_reports={tmp_path}"):
-        message = refused("evaluate", *flags, flag)
-        assert "goes with --workdir of a model" in message
-        assert message.endswith("not with --cascade")
-    wrong = refused("evaluate", *flags, "--guidance_scale=1,2")
-    assert "one scale at a time" in wrong
+    results = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert [*results] == ["base", "tsr", "ssr"]
+    for stage in results.values():
+        assert stage["sample"]["steps"] == 1
+        for row in stage["pixels"]:
+            assert f"{row['frame_fd']:.2f}" in done.stdout
+    message = refused("evaluate", *flags, f"--baseline_reports={tmp_path}")
+    assert "goes with --workdir of a model" in message
+    assert message.endswith("not with --cascade")
 
 
 def test_a_text_model_is_measured_by_the_captions_of_held_out_clips(
@@ -116,19 +116,19 @@ def test_a_text_model_is_measured_by_the_captions_of_held_out_clips(
     trained = runs.TrainedModel(
         model, model.init(jax.random.key(0)), config, 0, "checksum"
     )
+    monkeypatch.setattr(runs, "load", lambda workdir: trained)
     inputs, original = [], models.sampling.sample
 
-    def sample(model, params, num, settings, given, **options):
+    def sample(model, params, num, settings, given, run):
         inputs.append(given.cond)
-        return original(model, params, num, settings, given, **options)
+        return original(model, params, num, settings, given, run)
 
     monkeypatch.setattr(models.sampling, "sample", sample)
     results = models.evaluate(
-        trained, tmp_path, ReportOptions(tmp_path / "out"), num=4,
-        guidance_scales=[1.0], seed=0, networks=None,
+        clips.model_cascade(model, config, tmp_path), ReportOptions(tmp_path / "out"),
+        num=4, seed=0, networks=None,
     )  # fmt: skip
     batch = pipeline.held_out_batch(config, data.open_source(config), 4)
     assert prompts == batch["caption"].tolist()
     assert [{*cond} for cond in inputs] == [{"text", "text_mask"}]
-    samples = results["attributes"]["samples, guidance_scale 1"]
-    assert 0 <= samples["all_attributes"] <= 1
+    assert 0 <= results["attributes"]["samples"]["all_attributes"] <= 1

@@ -41,7 +41,7 @@ def test_a_damaged_preview_is_left_out_by_name(tmp_path, capsys, content):
 def test_a_damaged_row_is_sampled_again(tmp_path, monkeypatch, name, content):
     counts = []
 
-    def sample(model, params, count, settings, inputs, **options):
+    def sample(model, params, count, settings, inputs, run):
         counts.append(count)
         return VIDEOS[:count].astype(np.float32) / 127.5 - 1
 

@@ -12,6 +12,7 @@ from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import folders
 from vdm_jax.evaluators.reports import ReportOptions
+from vdm_jax.video_io import FrameSelection
 
 
 def damage(path, packet):
@@ -45,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def read(folder, num):
-    return folders.read_videos(folder, num, frames=8, stride=1, size=(8, 8))
+    return folders.read_videos(folder, num, FrameSelection(8), size=(8, 8))
 
 
 def test_a_damaged_file_is_named_and_another_takes_its_place(folder, capsys):
@@ -73,7 +74,7 @@ def test_a_flat_video_keeps_a_row_of_pixels(tmp_path, monkeypatch):
     for number in range(2):
         picture.save(tmp_path / "videos" / "flat" / f"{number}.png")
     clips, _, _ = folders.read_videos(
-        tmp_path / "videos", 1, frames=2, stride=1, size=None
+        tmp_path / "videos", 1, FrameSelection(2), size=None
     )
     assert clips.shape == (1, 2, 1, 224, 3)
 
@@ -88,7 +89,7 @@ def test_a_folder_of_samples_against_a_folder_of_files(tmp_path, capsys):
     (real / "notes.txt").write_text("not a video")
     np.savez(own / "samples.npz", videos=clips[20:28])
     report = ReportOptions(tmp_path / "out", commands=["evaluate"])
-    options = dict(num=6, frames=4, stride=2, size=None, seed=0)
+    options = dict(num=6, clip=FrameSelection(4, 2), size=None, seed=0)
     options["networks"] = CheapNetworks()
     results = folders.compare_folders(own, real, report, **options)
     protocol = results["protocol"]
@@ -98,7 +99,7 @@ def test_a_folder_of_samples_against_a_folder_of_files(tmp_path, capsys):
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["pixels"][0]["closer_to_train"] is None  # without held-out clips
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "Acceptance checks" in page and "global mean" in page
+    assert "Network metrics" in page and "global mean" in page
     assert "FVD" in capsys.readouterr().out
 
     def against_first(name: str) -> ReportOptions:
@@ -116,19 +117,28 @@ def test_a_folder_of_samples_against_a_folder_of_files(tmp_path, capsys):
         folders.compare_folders(own, real, against_first("not"), **options)
     with pytest.raises(UserError, match="with frames 4, this evaluation with 3"):
         folders.compare_folders(
-            own, real, against_first("not"), **options | {"frames": 3}
+            own, real, against_first("not"), **options | {"clip": FrameSelection(3, 2)}
         )
     assert not (tmp_path / "not").exists()
     with pytest.raises(UserError, match="--num_frames=4 at most"):
-        folders.read_videos(own, 6, 5, 2, None)
+        folders.read_videos(own, 6, FrameSelection(5, 2), None)
     # The rate of the clips: every second frame of 8 a second.
-    assert folders.read_videos(real, 6, 4, 2, None)[1:] == ("files", pytest.approx(4.0))
+    assert folders.read_videos(real, 6, FrameSelection(4, 2), None)[1:] == (
+        "files",
+        pytest.approx(4.0),
+    )
     info = own / "samples.json"
     info.write_text('{"command": "c", "workdir": "w", "fps": 6}')
-    assert folders.read_videos(own, 6, 4, 2, None)[1:] == ("pixels", 3.0)
+    assert folders.read_videos(own, 6, FrameSelection(4, 2), None)[1:] == (
+        "pixels",
+        3.0,
+    )
     for text in ("[]", "{}", '{"command": "c", "workdir": "w", "fps": 0}'):
         info.write_text(text)
         with pytest.raises(UserError, match="is not what sample.py writes"):
-            folders.read_videos(own, 6, 4, 2, None)
-    drawn = [folders.read_videos(real, 3, 4, 1, None, seed)[0] for seed in (0, 1)]
+            folders.read_videos(own, 6, FrameSelection(4, 2), None)
+    drawn = [
+        folders.read_videos(real, 3, FrameSelection(4, 1), None, seed)[0]
+        for seed in (0, 1)
+    ]
     assert (drawn[0] != drawn[1]).any()

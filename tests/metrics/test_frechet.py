@@ -161,7 +161,7 @@ def test_extrapolated_distance_is_that_of_the_gaussians():
 def test_scores_have_the_columns_and_are_nan_for_few_videos():
     a, b = np.random.default_rng(0).standard_normal((2, 9, 4, 3))
     scores = frechet.distance_scores("fd", a, b)
-    columns = distance_columns("fd", "FD", ".2f")
+    columns = distance_columns({"fd": ("FD", ".2f")}, "fd")
     assert scores.keys() == columns.keys() and np.isfinite([*scores.values()]).all()
     flat = (x.reshape(-1, 3) for x in (a, b))
     assert scores["fd"] == frechet.frechet_of_features(*flat)

@@ -98,7 +98,7 @@ def test_ticks_are_few_within_the_axis_and_sorted(low, high, log):
     assert (np.diff(places) > 0).all()
 
 
-def test_many_points_become_means_within_a_band():
+def test_many_points_become_means():
     rng = np.random.default_rng(0)
     x = np.arange(4000.0)
     y = rng.normal(size=4000)
@@ -106,13 +106,10 @@ def test_many_points_become_means_within_a_band():
     drawn = curves.draw([curves.Line("a", x, y)])
     px, py = line_points(drawn, "c0")
     assert 70 < len(px) <= curves.MAX_POINTS
-    assert 'class="band c0"' in drawn
     finite = np.delete(np.column_stack([x / 3999, y]), 7, axis=0)
-    position, values = curves._bin_means(*finite.T)
+    _, means = curves._bin_means(*finite.T)
     counts = np.histogram(finite[:, 0], np.linspace(0, 1, curves.MAX_POINTS + 1))[0]
-    assert (values[0] * counts).sum() == pytest.approx(finite[:, 1].sum(), rel=1e-9)
-    inside = (values[1] < values[0]) & (values[0] < values[2])
-    assert inside.all()
+    assert (means * counts).sum() == pytest.approx(finite[:, 1].sum(), rel=1e-9)
 
 
 def test_labels_do_not_overlap_and_keep_their_order():

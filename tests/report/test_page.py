@@ -28,9 +28,10 @@ def videos(n=4, f=5, h=16, w=16, c=3, seed=0):
 def sections(words="words"):
     return [
         page.VideoGrids(
-            words, [page.VideoGrid(words, videos()), page.VideoGrid("b", videos())], 8
+            words,
+            [page.VideoGrid(words, videos(), 8), page.VideoGrid("b", videos(), 8)],
         ),
-        page.PromptGrid(words, [words], [page.VideoGrid(words, videos())], 1.0),
+        page.PromptGrid(words, [words], [page.VideoGrid(words, videos(), 5)]),
         page.Curve(
             words, [Line(words, np.arange(9.0), np.arange(9.0) + 1)], note=words
         ),
@@ -106,7 +107,7 @@ def test_every_text_is_escaped():
 def test_pixels_of_a_grid_are_those_of_the_videos(shape):
     n, f, h, w, c = shape
     clips = videos(n, f, h, w, c)
-    text = page.VideoGrids("t", [page.VideoGrid("a", clips, columns=3)], fps=8).body()
+    text = page.VideoGrids("t", [page.VideoGrid("a", clips, 8, columns=3)]).body()
     (image,) = Page(text).all("img")
     data = base64.b64decode(image["src"].partition(",")[2])
     strip = np.asarray(Image.open(io.BytesIO(data)))
@@ -130,25 +131,24 @@ def test_pixels_of_a_grid_are_those_of_the_videos(shape):
 
 
 def test_an_image_longer_than_webp_allows_is_a_png():
-    text = page.VideoGrids(
-        "t", [page.VideoGrid("a", videos(4, 250, 16, 16))], fps=8
-    ).body()
+    grid = page.VideoGrid("a", videos(4, 250, 16, 16), 8)
+    text = page.VideoGrids("t", [grid]).body()
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/png;")
 
 
 def test_grids_of_large_videos_are_compressed():
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 256, 256, 3), np.uint8)
-    text = page.VideoGrids("t", [page.VideoGrid("a", noise)], fps=8).body()
+    text = page.VideoGrids("t", [page.VideoGrid("a", noise, 8)]).body()
     (image,) = Page(text).all("img")
     assert image["src"].startswith("data:image/webp;")
     assert len(text) < 4_000_000  # noise is the worst case: real footage takes a fifth
 
 
 def test_floats_are_refused():
-    grid = page.VideoGrid("a", videos() / 255)
+    grid = page.VideoGrid("a", videos() / 255, 8)
     with pytest.raises(UserError, match="a grid needs uint8"):
-        page.VideoGrids("t", [grid], fps=8).body()
+        page.VideoGrids("t", [grid]).body()
 
 
 def test_write_replaces_an_older_page(tmp_path):
@@ -256,9 +256,7 @@ def test_browser_pauses_where_reduced_motion_is_preferred(browse, html_page):
 def test_browser_shows_one_frame_at_a_time(browse, tmp_path):
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     clips = np.broadcast_to(colours[:, None, None], (4, 3, 16, 16, 3))
-    text = page.render(
-        "", "", [page.VideoGrids("", [page.VideoGrid("", clips)], fps=8)]
-    )
+    text = page.render("", "", [page.VideoGrids("", [page.VideoGrid("", clips, 8)])])
     browse(text, "--force-prefers-reduced-motion")
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     red, green, blue = ((shot == colour).all(-1).sum() for colour in colours)

@@ -14,6 +14,7 @@ from vdm_jax.data import shapes
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import models as evaluator
+from vdm_jax.evaluators.clips import model_cascade
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.training import tasks
 from vdm_jax.training.train import train
@@ -102,10 +103,10 @@ def test_a_scalar_condition_and_a_network(tmp_path):
         for scale, rate in ((1.0, slow), (3.0, slow), (3.0, fast))
     ]  # fmt: skip
     assert min(abs(made[0] - made[1]).mean(), abs(made[1] - made[2]).mean()) > 1e-3
+    cascade = model_cascade(run.model, run.config, tmp_path / "run")
     results = evaluator.evaluate(
-        run, tmp_path / "run", ReportOptions(tmp_path / "report"), num=4,
-        guidance_scales=[1.0], seed=0, networks=None,
-    )  # fmt: skip
+        cascade, ReportOptions(tmp_path / "report"), num=4, seed=0, networks=None
+    )
     assert np.isfinite(results["pixels"][0]["frame_fd"])
 
 

@@ -1,6 +1,5 @@
 """evaluate.py: measure a model, a cascade, a distillation, or a folder of videos."""
 
-import re
 from pathlib import Path
 
 from absl import flags
@@ -11,9 +10,8 @@ from vdm_jax.commands.flags import (
     define_path,
     define_paths,
     define_settings,
-    override_settings,
-    parse_floats,
-    parse_ints,
+    parse_numbers,
+    parse_sides,
     present_values,
     require_one,
 )
@@ -24,19 +22,17 @@ FLAGS = flags.FLAGS
 # Settings that hold for every row of a distillation; the rows decide the others.
 ROW_SETTINGS = ("batch_size", "ancestral_gamma", "clip_x", "dynamic_threshold")
 
-# The flags that each way to call the command uses.
-_COMMON = {"num", "seed", "out", "report_commands"}
+# The flags that each way to call the command uses, besides those that all use.
 MODEL, DISTILLATION = "--workdir of a model", "--workdir of a distillation"
+CASCADE_FLAGS = {
+    *SAMPLER_SETTINGS, "guidance_scale", "compare_steps", "network_metrics",
+    "show_samples",
+}  # fmt: skip
 MODES = {
-    MODEL: _COMMON
-    | {*SAMPLER_SETTINGS, "workdir", "guidance_scale", "compare_steps"}
-    | {"network_metrics", "baseline_reports", "show_samples"},
-    DISTILLATION: _COMMON
-    | {*ROW_SETTINGS, "workdir", "guidance_scale", "num_key_samples"},
-    "--cascade": _COMMON
-    | {*SAMPLER_SETTINGS, "cascade", "guidance_scale", "network_metrics"},
-    "--videos": _COMMON
-    | {"videos", "reference", "num_frames", "stride", "size"}
+    MODEL: CASCADE_FLAGS | {"workdir", "baseline_reports"},
+    DISTILLATION: {*ROW_SETTINGS, "workdir", "guidance_scale", "num_key_samples"},
+    "--cascade": CASCADE_FLAGS | {"cascade"},
+    "--videos": {"videos", "reference", "num_frames", "stride", "size"}
     | {"network_metrics", "baseline_reports"},
 }
 
@@ -73,62 +69,48 @@ def main() -> None:
 
 
 def _evaluate() -> None:
-    mode = require_one(
+    given = require_one(
         workdir="a model", cascade="a cascade of models", videos="a folder of videos"
     )
-    if mode == "workdir":
+    mode = f"--{given}"
+    if given == "workdir":
         from vdm_jax import runs
 
-        mode = MODEL
-        if (Path(FLAGS.workdir) / runs.DISTILLATION_FILE).is_file():
-            mode = DISTILLATION
-    else:
-        mode = f"--{mode}"
+        is_distillation = (Path(FLAGS.workdir) / runs.DISTILLATION_FILE).is_file()
+        mode = DISTILLATION if is_distillation else MODEL
     check_mode(mode, MODES)
     start_jax()
     {
-        MODEL: _evaluate_model,
+        MODEL: _evaluate_cascade,
         DISTILLATION: _evaluate_distillation,
         "--cascade": _evaluate_cascade,
         "--videos": _evaluate_folder,
     }[mode]()
 
 
-def _evaluate_model() -> None:
-    """Measure a model at one or several guidance scales."""
-    from vdm_jax import runs
-    from vdm_jax.evaluators import models
-
-    trained = runs.load(FLAGS.workdir)
-    override_settings(trained, SAMPLER_SETTINGS)
-    models.evaluate(
-        trained,
-        Path(FLAGS.workdir),
-        _report_options(FLAGS.workdir),
-        num=FLAGS.num,
-        guidance_scales=_guidance_scales() or [trained.config.sample.guidance_scale],
-        seed=FLAGS.seed,
-        networks=_networks(),
-        compare_steps=parse_ints("compare_steps"),
-    )
-
-
 def _evaluate_cascade() -> None:
-    """Measure the videos of every stage of a cascade."""
+    """Measure a model, or every stage of a cascade, at one or several scales."""
+    from vdm_jax import build, runs
     from vdm_jax import cascade as cascades
-    from vdm_jax.evaluators import cascades as evaluator
+    from vdm_jax.evaluators import clips, models
 
-    cascade = cascades.read(FLAGS.cascade)
-    settings = present_values(SAMPLER_SETTINGS)
-    if scales := _guidance_scales(most=1):
-        settings["guidance_scale"] = scales[0]
-    folder = cascade.path if cascade.path.is_dir() else cascade.path.parent
-    evaluator.evaluate(
-        cascade.with_sampling(settings),
+    scales = parse_numbers("guidance_scale", float)
+    if FLAGS.workdir:
+        folder = Path(FLAGS.workdir)
+        config = runs.read_config(folder)
+        cascade = clips.model_cascade(build.build_model(config), config, folder)
+        scales = scales or [config.sample.guidance_scale]
+    else:
+        cascade = cascades.read(FLAGS.cascade)
+        folder = cascade.path if cascade.path.is_dir() else cascade.path.parent
+    models.evaluate(
+        cascade.with_sampling(present_values(SAMPLER_SETTINGS)),
         _report_options(folder),
         num=FLAGS.num,
+        guidance_scales=scales,
         seed=FLAGS.seed,
         networks=_networks(),
+        compare_steps=parse_numbers("compare_steps", int),
     )
 
 
@@ -142,16 +124,6 @@ def _report_options(measured: str | Path):
         sample_folders=[Path(folder) for folder in FLAGS.show_samples],
         baseline_reports=[Path(folder) for folder in FLAGS.baseline_reports],
     )
-
-
-def _guidance_scales(most: int | None = None) -> list[float]:
-    """Return the numbers of --guidance_scale, `most` at most, [] without it."""
-    scales = parse_floats("guidance_scale")
-    if most and len(scales) > most:
-        raise UserError(
-            f"--guidance_scale={','.join(FLAGS.guidance_scale)}: one scale at a time"
-        )
-    return scales
 
 
 def _networks():
@@ -170,6 +142,7 @@ def _networks():
 
 def _evaluate_folder() -> None:
     """Compare two folders of videos."""
+    from vdm_jax import video_io
     from vdm_jax.evaluators import folders
 
     if not FLAGS.reference or not FLAGS.out:
@@ -179,30 +152,20 @@ def _evaluate_folder() -> None:
         Path(FLAGS.reference),
         _report_options(FLAGS.out),
         num=FLAGS.num,
-        frames=FLAGS.num_frames,
-        stride=FLAGS.stride,
-        size=_parse_size(FLAGS.size),
+        clip=video_io.FrameSelection(FLAGS.num_frames, FLAGS.stride),
+        size=parse_sides("size", "HEIGHTxWIDTH", 8, 1024) if FLAGS.size else None,
         networks=_networks(),
         seed=FLAGS.seed,
     )
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of --size."""
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    size = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (min(size) >= 8 and max(size) <= 1024):
-        raise UserError(f"--size={text}: HEIGHTxWIDTH, as 64x64, from 8 to 1024 pixels")
-    return size
 
 
 def _evaluate_distillation() -> None:
     """Measure the students of a distillation and their teacher, row by row."""
     from vdm_jax.evaluators import distillations
 
-    scales = _guidance_scales(most=1)
+    scales = parse_numbers("guidance_scale", float)
+    if len(scales) > 1:
+        raise UserError(f"--guidance_scale={scales}: one scale for a distillation")
     distillations.evaluate(
         Path(FLAGS.workdir),
         _report_options(FLAGS.workdir),

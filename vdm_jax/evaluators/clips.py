@@ -1,14 +1,15 @@
 """Videos to evaluate: samples that sample.py wrote, and real clips of a config."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from vdm_jax import cascade as cascades
 from vdm_jax import data, video_io
+from vdm_jax.cascade import Cascade, as_stage
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile
@@ -22,11 +23,10 @@ SAMPLES, INFO = "samples.npz", "samples.json"
 
 def samples_folder(out: Path) -> Path:
     """Return the folder of the videos: OUT, or OUT/STAGE of a cascade's last stage."""
-    stages = {}
-    for path in [] if (out / INFO).is_file() else out.glob(f"*/{INFO}"):
-        match read_json(path):
-            case {"stages": [*names]} if names[-1:] == [path.parent.name]:
-                stages[path.parent] = names
+    folders = (
+        [] if (out / INFO).is_file() else [p.parent for p in out.glob(f"*/{INFO}")]
+    )
+    stages = {folder: read_sample_info(folder).get("stages", ()) for folder in folders}
     return max(stages, key=lambda folder: len(stages[folder]), default=out)
 
 
@@ -36,15 +36,12 @@ def read_sample_info(folder: Path) -> dict:
     Raises:
       UserError: the file is missing or was not written by sample.py.
     """
-    path = folder / INFO
-    if not path.is_file():
-        raise UserError(f"{folder} holds no samples.json: give a --out of sample.py")
-    match info := read_json(path):
+    match info := read_json(folder / INFO):
         case {"command": str(), "fps": int() | float() as fps} if fps > 0:
             match info:
                 case {"workdir": str()} | {"stages": [str(), *_], "labels": [*_]}:
                     return info
-    raise UserError(f"{path} is not what sample.py writes: sample again")
+    raise UserError(f"{folder / INFO} is not what sample.py writes: sample again")
 
 
 def read_samples(folder: Path) -> np.ndarray:
@@ -61,35 +58,34 @@ def read_samples(folder: Path) -> np.ndarray:
         raise UserError(f"{path} holds no videos of sample.py: {reason}") from error
 
 
-def real_clips(config: Any, num: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return a batch of held-out clips and an array of training clips of a config.
+class RealClips(NamedTuple):
+    """A batch of held-out clips, and training clips [n, f, h, w, c]."""
 
-    There are TRAINING_CLIPS training clips, or two sets of `num` where that is more.
-    """
+    held_out: dict[str, np.ndarray]
+    training: np.ndarray
+
+
+def real_clips(config: Any, num: int) -> RealClips:
+    """Return `num` held-out clips, and TRAINING_CLIPS or 2 num training clips."""
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, num)
-    num_training = max(TRAINING_CLIPS, 2 * num)
-    clips = pipeline.fixed_clips(config, source.split(False), num_training)
-    return held_out, stack_videos(clips)
+    training = training_clips(config, source, max(TRAINING_CLIPS, 2 * num))
+    return RealClips(held_out, training)
 
 
-def stack_videos(clips: Iterator[dict[str, np.ndarray]]) -> np.ndarray:
-    """Return the videos of batches of one as one array."""
+def training_clips(config: Any, source: Any, num: int) -> np.ndarray:
+    """Return videos [num, f, h, w, c] of training clips of a source."""
+    clips = pipeline.fixed_clips(config, source.split(False), num)
     return np.concatenate([clip["video"] for clip in clips])
 
 
-def model_conditions(
-    model: DiffusionModel, config: Any, workdir: Path, batch: Mapping[str, np.ndarray]
-) -> Conditions:
-    """Return `conditions` of a model."""
-    stage = cascades.as_stage(model, config, workdir=workdir)
-    encoder = config.conditioning.text_encoder
-    return conditions(cascades.Cascade(workdir, (stage,), encoder), batch)
+def model_cascade(model: DiffusionModel, config: Any, workdir: Path) -> Cascade:
+    """Return any model as a cascade of one stage, also one that takes a video."""
+    stage = as_stage(model, config, workdir=workdir)
+    return Cascade(workdir, (stage,), config.conditioning.text_encoder)
 
 
-def conditions(
-    cascade: cascades.Cascade, batch: Mapping[str, np.ndarray]
-) -> Conditions:
+def conditions(cascade: Cascade, batch: Mapping[str, np.ndarray]) -> Conditions:
     """Return the conditions of a batch's clips for the first stage of a cascade.
 
     With other conditions than the clips', distances would include the difference.

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from vdm_jax.evaluators.reports import ReportOptions, write_report
-from vdm_jax.evaluators.sections import environment_section
 from vdm_jax.evaluators.tables import BIAS_TITLE
 from vdm_jax.metrics.pixel_statistics import BIAS_COLUMNS
 from vdm_jax.metrics.tables import BIAS_NOTE, Row, format_cells
@@ -46,12 +45,6 @@ CURVES = {
     "frame_fd_ratio": "Frame FD, ratio to the first row",
     "motion_fd_ratio": "Motion FD, ratio to the first row",
     "all_attributes": "Fraction with all attributes right",
-}
-ROUND_COLUMNS = {
-    "updates": ("updates", "d"),
-    "loss": ("loss", ".5f"),
-    "metric": ("metric", ".3f"),
-    "seconds": ("seconds", ".0f"),
 }
 
 
@@ -103,30 +96,26 @@ def write_page(
     """
     workdir, report, teacher, scale, seed, held_out, _ = evaluation
     cells = format_cells(rows, COLUMNS)
-    named_rounds = [{"row": f"{r['steps']} steps"} | r for r in rounds]
     tables = [
         page.Table("Students and teacher", *cells, highlight=(0,), note=NOTE),
         page.Table(BIAS_TITLE, *format_cells(rows, BIAS_COLUMNS), note=BIAS_NOTE),
-        page.Table("Rounds", *format_cells(named_rounds, ROUND_COLUMNS)),
     ]
     first, *others = videos
     shown = [first, *(row for row in others if row.path)]
     shown += [row for row in others if row.sampler == "ddim"]
-    grids = {"real clips": held_out["video"]} | {r.name: videos[r] for r in shown}
+    named = {"real clips": held_out["video"]} | {row.name: videos[row] for row in shown}
+    fps = teacher.config.video.fps
     same_noise = page.VideoGrids(
         "From the same noise",
-        [page.VideoGrid(k, v[:NUM_SHOWN], columns=NUM_SHOWN) for k, v in grids.items()],
-        teacher.config.video.fps,
+        [page.VideoGrid(k, v[:NUM_SHOWN], fps, NUM_SHOWN) for k, v in named.items()],
         note="Each column has one noise and one label: the teacher, its students, and "
         "the teacher in few steps. The real clips have the labels, not the noise.",
     )
-    last = rounds[-1]["steps"]
     write_report(
         report, {"rows": rows, "seed": seed, "guidance_scale": scale, "rounds": rounds},
         tables, [same_noise, *_curves([*videos], rows)],
-        [environment_section(teacher, seed)], name=workdir.name,
-        summary=f"A teacher and its students down to {last} "
-        f"step{'s' * (last > 1)}, guidance_scale {scale:g}.",
+        name=workdir.name, summary=f"A teacher and its students down to "
+        f"{rounds[-1]['steps']} steps, guidance_scale {scale:g}.",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from vdm_jax import build, data, files, migration, runs, sampling, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.evaluators.clips import model_conditions, stack_videos
+from vdm_jax.evaluators import clips
 from vdm_jax.evaluators.distillation_page import Evaluation, SamplerSetting, write_page
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.files import make_folder
@@ -71,7 +71,8 @@ def evaluate(
     most = max(row.num for row in plan)
     source = data.open_source(config)
     held_out = pipeline.held_out_batch(config, source, most)
-    cond = model_conditions(teacher.model, teacher.config, workdir, held_out)
+    cascade = clips.model_cascade(teacher.model, teacher.config, workdir)
+    cond = clips.conditions(cascade, held_out)
     evaluation = Evaluation(
         workdir, report, teacher, guidance_scale, seed, held_out, cond
     )
@@ -80,8 +81,8 @@ def evaluate(
         scores, videos[row] = _measure_row(evaluation, row, each, videos.get(plan[0]))
         rows.append(scores)
         print(f"{row.name}: {scores['seconds']:.3f} s a video", flush=True)
-    clips = pipeline.fixed_clips(config, source.split(False), most)
-    rows.append(_real_row(evaluation, stack_videos(clips)))
+    training = clips.training_clips(config, source, most)
+    rows.append(_real_row(training, held_out["video"], teacher.config.data))
     write_page(evaluation, videos, rows, rounds)
     return rows
 
@@ -142,12 +143,8 @@ def _settings(
     A student has its own. The teacher has constant linear guidance, no corrector, and
     of its own settings only the clipping.
     """
-    changes = {
-        "steps": row.steps,
-        "guidance_schedule": "constant",
-        "cfg_mode": "linear",
-    }
-    changes |= overrides
+    changes = {"guidance_schedule": "constant", "cfg_mode": "linear"} | overrides
+    changes["steps"] = row.steps
     if row.path:
         own = Settings.from_config(runs.read_config(workdir / row.path).sample)
         return dataclasses.replace(own, **changes)
@@ -182,7 +179,7 @@ def _measure_row(
         own = {name: array[:count] for name, array in cond.items()}
         return sampling.sample(
             trained.model, trained.params, count, settings,
-            sampling.SamplingInputs(own), noise=sampling.NoiseIndex(seed),
+            sampling.SamplingInputs(own), sampling.Run(seed),
         )  # fmt: skip
 
     batch = min(settings.batch_size, row.num)
@@ -239,13 +236,9 @@ def row_scores(
     return {"videos": n, **scores, "rmse_to_teacher": rmse}
 
 
-def _real_row(evaluation: Evaluation, clips: np.ndarray) -> Row:
+def _real_row(videos: np.ndarray, real: np.ndarray, data_config: Any) -> Row:
     """Return the row of training clips, the best that as many videos can reach."""
-    row: Row = {"row": "real clips", "videos": len(clips)}
-    config = evaluation.teacher.config.data
-    if metric := "label" in evaluation.held_out and ATTRIBUTE_METRICS.get(
-        config.source
-    ):
-        row |= position_scores(metric.measure(clips, config.stride))
-    own, real = map(grouped_features, (clips, evaluation.held_out["video"]))
-    return row | pixel_distances(own, real)
+    row: Row = {"row": "real clips", "videos": len(videos)}
+    if metric := ATTRIBUTE_METRICS.get(data_config.source):
+        row |= position_scores(metric.measure(videos, data_config.stride))
+    return row | pixel_distances(*map(grouped_features, (videos, real)))

@@ -6,34 +6,29 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.data import folder_index
-from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import clips, results, sections, tables
 from vdm_jax.evaluators.reports import ReportOptions, write_report
-from vdm_jax.files import cache_folder, make_folder
-from vdm_jax.metrics.perceptual import PerceptualNetworks
+from vdm_jax.files import make_folder
+from vdm_jax.metrics.perceptual import PerceptualNetworks, to_uint8_rgb
 from vdm_jax.metrics.reference_sets import reference_sets
-from vdm_jax.video_io import cache
+from vdm_jax.video_io import FrameSelection
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 MAX_SIDE = 224  # pixels: the networks resize to it, so larger frames only cost memory
+Size = tuple[int, int]  # height and width
 DEFAULT_FPS = 8.0  # frames a second in the page, of videos without a frame rate
 
 
 def read_videos(
-    path: Path,
-    num: int,
-    frames: int,
-    stride: int,
-    size: tuple[int, int] | None,
-    seed: int = 0,
+    path: Path, num: int, clip: FrameSelection, size: Size | None, seed: int = 0
 ) -> tuple[np.ndarray, str, float]:
     """Read one clip of each video of a folder, from its first frame on.
 
     Args:
       path: of video files, or a folder that sample.py wrote.
       num: at most so many videos, drawn with `seed`.
-      frames, stride: of a clip.
+      clip: its frames and stride.
       size: (h, w) to resize and centre-crop to; None is that of the first video, shrunk
         to MAX_SIDE at most.
 
@@ -45,21 +40,19 @@ def read_videos(
       UserError: no video can be used.
     """
     if (path / clips.SAMPLES).is_file():
-        videos = _read_samples(path, num, frames, stride, size)
+        videos = _read_samples(path, num, clip, size)
         has_info = (path / "samples.json").is_file()
         fps = clips.read_sample_info(path)["fps"] if has_info else DEFAULT_FPS
-        return videos, "pixels", fps / stride
-    shape, decoder = ClipShape(frames, 1, 1, stride=stride), SandboxedDecoder()
-    files, scanned = folder_index.scan(
-        str(path), shape, cache.IndexStore(cache_folder()), decoder
-    )
+        return videos, "pixels", fps / clip.stride
+    decoder = SandboxedDecoder()
+    files, scanned = folder_index.scan(str(path), clip, "", decoder)
     for line in scanned.summary_lines()[1:]:
         print(line)
     read, fps, skipped = [], None, list(scanned.skipped)
     for i in np.random.default_rng(seed).permutation(len(files)):
         info = files[i].info
         size_of_file = size or _shrunk_size(info.height, info.width)
-        numbers = video_io.clip_frames(info, 0, frames, stride).tolist()
+        numbers = clip.frame_numbers(info, 0).tolist()
         try:
             decoded = decoder.read_frames(info, numbers, size_of_file)
             read.append(video_io.crop(decoded, size_of_file))
@@ -73,7 +66,7 @@ def read_videos(
     decoder.close()
     if fps is None:
         raise UserError(folder_index.no_usable_videos_message(scanned, skipped))
-    return np.stack(read), "files", fps / stride
+    return np.stack(read), "files", fps / clip.stride
 
 
 def _shrunk_size(height: int, width: int) -> tuple[int, int]:
@@ -82,16 +75,15 @@ def _shrunk_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _read_samples(path: Path, num: int, frames: int, stride: int, size) -> np.ndarray:
+def _read_samples(path: Path, num: int, clip: FrameSelection, size) -> np.ndarray:
     """Read clips uint8 [n, f, h, w, 3] of a folder that sample.py wrote."""
-    videos = clips.read_samples(path)[:num, ::stride]
-    if videos.shape[1] < frames:
+    videos = to_uint8_rgb(clips.read_samples(path)[:num, :: clip.stride])
+    if videos.shape[1] < clip.frames:
         raise UserError(
-            f"{path} holds videos of {videos.shape[1]} frames at stride {stride}: "
+            f"{path} holds videos of {videos.shape[1]} frames at stride {clip.stride}: "
             f"--num_frames={videos.shape[1]} at most"
         )
-    videos = np.repeat(videos, 3, -1) if videos.shape[-1] == 1 else videos
-    videos = videos[:, :frames]
+    videos = videos[:, : clip.frames]
     if size is None or size == videos.shape[2:4]:
         return videos
     return np.stack([video_io.crop(video_io.resize(v, size), size) for v in videos])
@@ -103,9 +95,8 @@ def compare_folders(
     report: ReportOptions,
     *,
     num: int,
-    frames: int,
-    stride: int,
-    size: tuple[int, int] | None,
+    clip: FrameSelection,
+    size: Size | None,
     networks: PerceptualNetworks | None,
     seed: int,
 ) -> dict:
@@ -118,11 +109,11 @@ def compare_folders(
     Raises:
       UserError: a folder has no usable videos, or a baseline report does not fit.
     """
-    own, encoding, fps = read_videos(videos, num, frames, stride, size, seed)
+    own, encoding, fps = read_videos(videos, num, clip, size, seed)
     size = (own.shape[2], own.shape[3])
-    real, real_encoding, _ = read_videos(reference, 2 * num, frames, stride, size, seed)
+    real, real_encoding, _ = read_videos(reference, 2 * num, clip, size, seed)
     protocol = results.make_protocol(
-        len(own), real, None, networks, stride=stride, seed=seed,
+        len(own), real, None, networks, stride=clip.stride, seed=seed,
         encoding=f"{encoding}, reference {real_encoding}",
     )  # fmt: skip
     others = results.read_baseline_reports(report.baseline_reports, protocol)
@@ -131,9 +122,8 @@ def compare_folders(
     make_folder(report.out)
     content = {"protocol": protocol, **scores}
     shown = sections.comparison_sections(own, real, real, fps)
-    page_tables = tables.score_tables(scores, others) + tables.check_tables(scores)
     write_report(
-        report, content, page_tables, shown, name=videos.name,
+        report, content, tables.score_tables(scores, others), shown, name=videos.name,
         summary=f"Videos of {videos} compared with those of {reference}.",
     )  # fmt: skip
     return content

@@ -1,140 +1,162 @@
-"""Evaluation of a trained model: samples against real clips, a report, results.json."""
+"""Evaluation of a model, or of every stage of a cascade: samples against real clips."""
 
 import dataclasses
-import functools
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vdm_jax import sampling
+from vdm_jax import cascade as cascades
+from vdm_jax import sampling, video_io
+from vdm_jax.cascade import Cascade, CascadeStage
 from vdm_jax.data import shapes
 from vdm_jax.evaluators import clips, results, sections, tables
-from vdm_jax.evaluators.reports import ReportOptions, progress_bar, write_report
+from vdm_jax.evaluators.clips import RealClips
+from vdm_jax.evaluators.reports import ReportOptions, write_report
 from vdm_jax.files import make_folder
-from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS, AttributeMetric
+from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.metrics.perceptual import PerceptualNetworks
-from vdm_jax.metrics.reference_sets import reference_sets
-from vdm_jax.metrics.tables import Row
+from vdm_jax.metrics.reference_sets import DISTORTIONS, reference_sets
 from vdm_jax.runs import TrainedModel
-from vdm_jax.sampling import Conditions
+
+Videos = Mapping[str, np.ndarray]  # uint8 [n, f, h, w, c] by name
 
 
 def evaluate(
-    trained: TrainedModel,
-    workdir: Path,
+    cascade: Cascade,
     report: ReportOptions,
     *,
     num: int,
-    guidance_scales: Sequence[float],
     seed: int,
     networks: PerceptualNetworks | None,
-    compare_steps: Sequence[int] = (),
+    guidance_scales: Sequence[float] = (),
+    compare_steps: Collection[int] = (),
 ) -> dict:
     """Measure `num` samples per guidance scale; print, write the report, return.
 
-    index.html, results.json and samples.png in report.out show samples of the first
-    scale. It is also sampled in compare_steps, from the same noise. networks are for
-    network metrics, seconds per clip; None is without.
+    A model is a cascade of one stage. Samples have the labels, captions and other
+    conditions of held-out clips of the first stage's data. The report shows those of
+    the first scale (default: each stage's own), which is also sampled in compare_steps.
+    All start from the same noise. networks are for network metrics; None is without.
 
     Raises:
-      UserError: settings or folders do not fit, or the text encoder is missing.
+      UserError: settings or folders do not fit; data or the text encoder are missing.
     """
-    config, model = trained.config, trained.model
-    by_scale, few_steps = _settings(config.sample, guidance_scales, compare_steps)
-    for each in (*by_scale.values(), *few_steps.values()):
-        sampling.check_settings(model, num, seed, each)
-    shown = sections.sample_sections(report.sample_folders, config.data.source)
+    variants = _variants(cascade, guidance_scales, compare_steps)
+    for stage in (stage for each in variants.values() for stage in each.stages):
+        sampling.check_settings(stage.model, num, seed, stage.settings)
+    cascade, *_ = variants.values()
+    shown = sections.sample_sections(report.sample_folders)
     make_folder(report.out)
-    held_out, training = clips.real_clips(config, num)
-    real, fps = held_out["video"], config.video.fps
-    fields = results.data_fields(config)
-    protocol = results.make_protocol(num, training, real, networks, seed=seed, **fields)
-    others = results.read_baseline_reports(report.baseline_reports, protocol)
-    cond = clips.model_conditions(model, config, workdir, held_out)
-    samples = _sample(trained, num, by_scale | few_steps, cond, seed)
-    (name, settings), *_ = by_scale.items()
-    first, few = samples[name], {name: samples[name] for name in few_steps}
-    sets = reference_sets(first, training, real)
-    scores = tables.measure(sets, training, networks, few)
-    page_tables = tables.score_tables(scores, others) + tables.check_tables(scores)
-    content = {"protocol": protocol, **scores, "sample": dataclasses.asdict(settings)}
-    content["guidance_scales"] = [*guidance_scales]
-    metric = ATTRIBUTE_METRICS.get(config.data.source)
-    if metric and (model.label_vocabulary or model.text_dim):
-        named = {f"samples, {name}": samples[name] for name in by_scale}
-        rows = _attribute_rows(metric, config, named, held_out["label"])
-        content["attributes"] = rows
-        page_tables.insert(0, tables.attribute_table(rows, metric))
-    shown += sections.training_sections(workdir, fps)
-    shown += sections.comparison_sections(first, real, training, fps)
-    steps = [each.steps for each in (settings, *few_steps.values())]
-    shown += sections.step_sections(steps, scores["pixels"][: len(steps)])
-    sections.write_sheet(report.out, first)
-    frames, height, width, _ = model.video_shape
-    environment = sections.environment_section(trained, seed)
+    first, last = cascade.stages[0], cascade.stages[-1]
+    real = clips.real_clips(first.config, num)
+    protocol = results.model_protocol(first.config, real, num, seed, networks)
+    baselines = results.read_baseline_reports(report.baseline_reports, protocol)
+    videos, steps = _sample(variants, real.held_out, num, seed)
+    samples, *_ = videos.values()
+    labels = real.held_out.get("label")
+    if cascade.text_encoder:
+        prompts = [str(caption) for caption in real.held_out["caption"]]
+        seconds = last.config.video.frames / last.config.video.fps
+        shown.append(sections.prompt_grid(prompts, samples, seconds))
+    content, page_tables, is_model = {}, [], first is last
+    for stage in cascade.stages:
+        if stage is not first:
+            real, baselines = clips.real_clips(stage.config, num), {}
+        own = {name: each[stage.name] for name, each in videos.items()}
+        content[stage.name] = {
+            "protocol": results.model_protocol(stage.config, real, num, seed, networks),
+            "sample": dataclasses.asdict(stage.settings) | {"step": steps[stage.name]},
+            **_measure_stage(stage, own, real, labels, networks, is_model),
+        }
+        prefix = "" if is_model else f"{stage.name}: "
+        page_tables += tables.score_tables(content[stage.name], baselines, prefix)
+        shown += sections.stage_sections(stage, samples[stage.name], real, prefix)
+    sheet = samples[last.name][: sections.NUM_SHOWN]
+    video_io.write_sheet(report.out / "samples.png", sheet, overwrite=True)
+    frames, height, width, _ = last.model.video_shape
+    content = content[first.name] if is_model else {"stages": content}
     write_report(
-        report, content, page_tables, shown, [environment], name=workdir.name,
+        report, content, page_tables, shown, name=cascade.path.name,
         summary=f"{num} videos of {frames} frames of {height}x{width}, "
-        f"{settings.sampler} in {settings.steps} steps, next to held-out real clips.",
+        f"{cascades.nfe(cascade)} NFE each, next to held-out real clips.",
     )  # fmt: skip
     return content
 
 
-def _attribute_rows(
-    metric: AttributeMetric,
-    config: Any,
-    samples: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-) -> dict[str, Row]:
-    """Return attribute scores of real and distorted clips, then of samples."""
-    video, stride = config.video, config.data.stride
-    geometry = shapes.Geometry(video.frames, video.height, video.width, stride)
-    rows = metric.reference_scores(geometry)
-    for name, videos in samples.items():
-        rows[name] = metric.attribute_scores(videos, labels, stride)
-    return rows
+def _variants(
+    cascade: Cascade, guidance_scales: Sequence[float], compare_steps: Collection[int]
+) -> dict[str, Cascade]:
+    """Return the cascade at each guidance scale, then in fewer steps, by row names."""
 
+    def change(cascade: Cascade, **settings: Any) -> Cascade:
+        stages = tuple(stage.with_settings(**settings) for stage in cascade.stages)
+        return dataclasses.replace(cascade, stages=stages)
 
-def _settings(
-    config: Any, guidance_scales: Sequence[float], compare_steps: Sequence[int]
-) -> tuple[dict[str, sampling.Settings], dict[str, sampling.Settings]]:
-    """Return settings by guidance scale, and few-step settings, by row name."""
-    own = sampling.Settings.from_config(config)
-    by_scale = {}
+    variants = {} if guidance_scales else {"samples": cascade}
     for scale in guidance_scales:
-        schedule = own.guidance_schedule if scale != 1 else "constant"
-        by_scale[f"guidance_scale {scale:g}"] = dataclasses.replace(
-            own, guidance_scale=scale, guidance_schedule=schedule
-        )
-    first, *_ = by_scale.values()
-    few_steps = {
-        f"samples, {steps} steps": dataclasses.replace(first, steps=steps)
-        for steps in sorted({*compare_steps} - {own.steps}, reverse=True)
-    }
-    return by_scale, few_steps
+        off = {"guidance_schedule": "constant"} if scale == 1 else {}
+        name = f"samples, guidance_scale {scale:g}"
+        variants[name] = change(cascade, guidance_scale=scale, **off)
+    first, *_ = variants.values()
+    for steps in sorted({*compare_steps} - {first.stages[0].settings.steps})[::-1]:
+        variants[f"samples, {steps} steps"] = change(first, steps=steps)
+    return variants
 
 
 def _sample(
-    trained: TrainedModel,
+    variants: Mapping[str, Cascade],
+    held_out: Mapping[str, np.ndarray],
     num: int,
-    settings: Mapping[str, sampling.Settings],
-    cond: Conditions,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Return samples uint8 [n, f, h, w, c] by each of the settings, by name."""
-    inputs, noise = sampling.SamplingInputs(cond), sampling.NoiseIndex(seed)
-    samples = {}
-    for name, each in settings.items():
+) -> tuple[dict[str, Videos], dict[str, int]]:
+    """Return the videos of each variant by stage, and the training step of each."""
+    first, *_ = variants.values()
+    cond, videos, steps = clips.conditions(first, held_out), {}, {}
+
+    def note(stage: CascadeStage, trained: TrainedModel, _: np.ndarray) -> None:
+        steps[stage.name] = trained.step
+
+    for name, cascade in variants.items():
         started = time.perf_counter()
-        with progress_bar() as progress:
-            videos = sampling.sample(
-                trained.model, trained.params, num, each, inputs, noise=noise,
-                progress=functools.partial(progress, name),
-            )  # fmt: skip
+        with sampling.progress_bar() as progress:
+            sampled = cascades.sample(
+                cascade, num, cond, seed=seed, progress=progress, on_stage=note
+            )
         seconds = time.perf_counter() - started
         print(f"{name}: {num} videos in {seconds:.0f} s", flush=True)
-        samples[name] = sampling.to_uint8(videos)
-    return samples
+        videos[name] = {stage: sampling.to_uint8(v) for stage, v in sampled.items()}
+    return videos, steps
+
+
+def _measure_stage(
+    stage: CascadeStage,
+    samples: Videos,
+    real: RealClips,
+    labels: np.ndarray | None,
+    networks: PerceptualNetworks | None,
+    distorted: bool,
+) -> dict[str, Any]:
+    """Return the scores of a stage's samples and of real clips, by their kind.
+
+    samples: of every variant; all but the first have no network metrics.
+    labels: of the samples, for data with attributes. distorted: whether distorted real
+    clips are measured too, which takes seconds a clip with networks.
+    """
+    config, (name, *others) = stage.config, samples
+    sets = reference_sets(samples[name], real.training, real.held_out["video"])
+    if not distorted:
+        named = {k: make for k, make in sets.named.items() if k not in DISTORTIONS}
+        sets = sets._replace(named=named)
+    extra_samples = {name: samples[name] for name in others}
+    scores = tables.measure(sets, real.training, networks, extra_samples)
+    metric = ATTRIBUTE_METRICS.get(config.data.source)
+    if metric and labels is not None:
+        video, stride = config.video, config.data.stride
+        geometry = shapes.Geometry(video.frames, video.height, video.width, stride)
+        rows = metric.reference_scores(geometry)
+        for name, videos in samples.items():
+            rows[name] = metric.attribute_scores(videos, labels, stride)
+        return {**scores, "attributes": rows}
+    return scores

@@ -1,12 +1,13 @@
 """What all reports share: options, printed tables, results.json, the page."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import jax
 
 from vdm_jax.evaluators.results import write_results
 from vdm_jax.metrics.tables import format_table
@@ -23,42 +24,28 @@ class ReportOptions:
     baseline_reports: Sequence[Path] = ()  # folders; their scores follow ours in tables
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar while videos are sampled; yield progress(name, done, total)."""
-    with tqdm(unit="call", leave=False, disable=None) as bar:
-
-        def progress(name: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.set_description(name, refresh=False)
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def write_report(
     report: ReportOptions,
     results: dict[str, Any],
     tables: Sequence[page.Table],
     sections: Sequence[page.Section],
-    environment: Sequence[page.Section] = (),
     *,
     name: str,
     summary: str,
 ) -> None:
     """Print the tables; write OUT/results.json and the page OUT/index.html.
 
-    sections precede the tables in the page, commands and environment follow them.
+    sections precede the tables in the page, commands follow them.
     """
     for table in tables:
         print(f"\n{table.title}\n{format_table(table.headings, table.rows)}")
     if protocol := results.get("protocol"):
         print("\n" + "; ".join(f"{key} {value}" for key, value in protocol.items()))
     write_results(report.out, results)
-    commands = page.Commands("Commands", report.commands)
-    path = report.out / "index.html"
-    page.write(
-        path, title=f"vdm_jax: {name}", summary=summary,
-        sections=[*sections, *tables, commands, *environment],
-    )  # fmt: skip
+    versions = [f"{name} {version(name)}" for name in ("jax", "flax", "optax")]
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    note = f"Python {platform.python_version()}, {', '.join(versions)}, on {device}."
+    commands = page.Commands("Commands", report.commands, note=note)
+    path, content = report.out / "index.html", [*sections, *tables, commands]
+    page.write(path, title=f"vdm_jax: {name}", summary=summary, sections=content)
     print(f"\nthe report: {path}")

@@ -1,27 +1,24 @@
-"""Sections of a report's page: samples, training, steps, real clips, environment."""
+"""Sections of a report's page: samples, training, real clips."""
 
-import platform
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from vdm_jax import scalars, video_io
-from vdm_jax.errors import UserError
+from vdm_jax.cascade import CascadeStage
 from vdm_jax.evaluators.clips import (
-    SAMPLES,
+    INFO,
+    RealClips,
     read_sample_info,
     read_samples,
-    real_clips,
     samples_folder,
 )
 from vdm_jax.files import CorruptFile
 from vdm_jax.metrics.pixel_statistics import nearest_training
 from vdm_jax.report import curves, page
-from vdm_jax.runs import TrainedModel, read_config
 
 NUM_SHOWN = 16  # videos in a grid of the page
 NEAREST_NOTE = (
@@ -33,42 +30,26 @@ NEAREST_NOTE = (
 TRAINING_PREVIEWS = 5  # of those written during training, from the first to the last
 
 
-def sample_sections(folders: Sequence[Path], source: str) -> list[page.Section]:
+def sample_sections(folders: Sequence[Path]) -> list[page.Section]:
     """Return sections of folders that sample.py wrote.
 
-    source: the data source of the evaluated model. Samples of the same source, such as
-    those of a teacher and its students, are shown in one section. Samples of another
-    source are shown next to its real clips. Samples of a cascade are shown by prompt.
+    Samples of a cascade are shown by prompt, those of models side by side.
 
     Raises:
       UserError: a folder was not written by sample.py.
     """
-    prompts, sections, same_source = [], [], []
+    shown, grids = [], []
     for folder in map(samples_folder, folders):
-        if not (folder / SAMPLES).is_file():
-            raise UserError(f"{folder} holds no {SAMPLES}: give a --out of sample.py")
-        videos = read_samples(folder)
-        info = read_sample_info(folder)
+        videos, info = read_samples(folder), read_sample_info(folder)
         if "stages" in info:
-            prompts.append(prompt_section(folder, info, videos))
-            continue
-        grid = page.VideoGrid(info["command"], videos[:NUM_SHOWN])
-        config = read_config(Path(info["workdir"]))
-        if config.data.source == source:
-            same_source.append(grid)
-            fps = info["fps"]
-            continue
-        title = f"Samples of {info['workdir']}"
-        sections.append(page.VideoGrids(title, [grid], info["fps"]))
-        held_out, training = real_clips(config, len(videos))
-        sections += comparison_sections(
-            videos, held_out["video"], training, config.video.fps, f"{title}: "
-        )
-    if same_source:
+            shown.append(prompt_section(folder, info, videos))
+        else:
+            command, fps = info["command"], info["fps"]
+            grids.append(page.VideoGrid(command, videos[:NUM_SHOWN], fps))
+    if grids:
         note = "Samples of equal seed and labels start from the same noise."
-        first = page.VideoGrids("Samples side by side", same_source, fps, note=note)
-        sections.insert(0, first)
-    return prompts + sections
+        shown.append(page.VideoGrids("Samples side by side", grids, note=note))
+    return shown
 
 
 def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.PromptGrid:
@@ -83,7 +64,7 @@ def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.PromptG
     stages = {
         name: read_samples(folder.parent / name)
         for name in earlier
-        if (folder.parent / name / SAMPLES).is_file()
+        if (folder.parent / name / INFO).is_file()
         and read_sample_info(folder.parent / name)["command"] == info["command"]
     }
     seconds = videos.shape[1] / info["fps"]
@@ -99,10 +80,20 @@ def prompt_grid(
     for name, videos in stages.items():
         _, frames, height, width, _ = videos.shape
         caption = f"{name}: {frames} x {height} x {width}"
-        grids.append(page.VideoGrid(caption, videos))
+        grids.append(page.VideoGrid(caption, videos, frames / seconds))
     note = "Frames, height and width are those of each stage's output."
     title = "Prompts, stage by stage"
-    return page.PromptGrid(title, prompts[:NUM_SHOWN], grids, seconds, note=note)
+    return page.PromptGrid(title, prompts[:NUM_SHOWN], grids, note=note)
+
+
+def stage_sections(
+    stage: CascadeStage, samples: np.ndarray, real: RealClips, prefix: str
+) -> list[page.Section]:
+    """Return the sections of a stage, whose titles start with the prefix."""
+    fps = stage.config.video.fps
+    shown = training_sections(stage.workdir, fps)
+    shown += comparison_sections(samples, real.held_out["video"], real.training, fps)
+    return [dataclasses.replace(each, title=prefix + each.title) for each in shown]
 
 
 def training_sections(workdir: Path, fps: float) -> list[page.Section]:
@@ -118,46 +109,23 @@ def training_sections(workdir: Path, fps: float) -> list[page.Section]:
         )
     ]
     paths = sorted((workdir / "samples").glob("step-*.npz"))
-    if not paths:
-        return sections
-    number = min(TRAINING_PREVIEWS, len(paths))
-    grids = []
-    for index in np.linspace(0, len(paths) - 1, number).round():
-        path = paths[int(index)]
+    number, grids = min(TRAINING_PREVIEWS, len(paths)), []
+    for index in np.linspace(0, len(paths) - 1, number).round().astype(int):
         try:
-            videos = video_io.read_npz(path)
+            videos = video_io.read_npz(paths[index])
         except (CorruptFile, OSError) as error:
-            print(f"{path} is left out: {error}", file=sys.stderr)
+            print(f"{paths[index]} is left out: {error}", file=sys.stderr)
             continue
-        step = int(path.stem.removeprefix("step-"))
-        grids.append(page.VideoGrid(f"step {step}", videos, columns=2))
-    note = "All previews start from the same noise and labels."
-    sections.append(page.VideoGrids("Samples during training", grids, fps, note=note))
-    return sections
-
-
-def step_sections(steps: Sequence[int], rows: Sequence[dict]) -> list[page.Section]:
-    """Return curves of distances by sampling steps; none for one number of steps.
-
-    rows: of the pixel table, one per entry of steps.
-    """
-    if len(steps) < 2:
-        return []
-    titles = {"frame_fd": "Frame FD by steps", "motion_fd": "Motion FD by steps"}
-    note = "Lower is closer to real clips. All start from the same noise and labels."
-    sections: list[page.Section] = []
-    for key, title in titles.items():
-        line = curves.Line("samples", np.array(steps), np.array([r[key] for r in rows]))
-        sections.append(page.Curve(title, [line], True, "steps", note=note))
+        step = int(paths[index].stem.removeprefix("step-"))
+        grids.append(page.VideoGrid(f"step {step}", videos, fps, columns=2))
+    if grids:
+        note = "All previews start from the same noise and labels."
+        sections.append(page.VideoGrids("Samples during training", grids, note=note))
     return sections
 
 
 def comparison_sections(
-    samples: np.ndarray,
-    real: np.ndarray,
-    training: np.ndarray,
-    fps: float,
-    title_prefix: str = "",
+    samples: np.ndarray, real: np.ndarray, training: np.ndarray, fps: float
 ) -> list[page.Section]:
     """Return samples next to real clips, and next to their nearest training clips.
 
@@ -166,39 +134,15 @@ def comparison_sections(
     """
     samples = samples[:NUM_SHOWN]
     grids = [
-        page.VideoGrid("real clips", real[:NUM_SHOWN]),
-        page.VideoGrid("samples", samples),
+        page.VideoGrid("real clips", real[:NUM_SHOWN], fps),
+        page.VideoGrid("samples", samples, fps),
     ]
     index, distance = nearest_training(samples, training)
-    pairs = [
-        page.VideoGrid(
-            f"distance {distance[i]:.3f}", np.stack([samples[i], training[index[i]]]), 2
-        )
-        for i in np.argsort(distance, kind="stable")
-    ]
-    nearest = f"{title_prefix}Nearest training clips"
+    pairs = []
+    for i in np.argsort(distance, kind="stable"):
+        pair = np.stack([samples[i], training[index[i]]])
+        pairs.append(page.VideoGrid(f"distance {distance[i]:.3f}", pair, fps, 2))
     return [
-        page.VideoGrids(f"{title_prefix}Real clips and samples", grids, fps),
-        page.VideoGrids(nearest, pairs, fps, note=NEAREST_NOTE),
+        page.VideoGrids("Real clips and samples", grids),
+        page.VideoGrids("Nearest training clips", pairs, note=NEAREST_NOTE),
     ]
-
-
-def write_sheet(out: Path, samples: np.ndarray) -> None:
-    """Write OUT/samples.png of the first samples."""
-    video_io.write_sheet(out / "samples.png", samples[:NUM_SHOWN], overwrite=True)
-
-
-def environment_section(trained: TrainedModel, seed: int) -> page.Table:
-    """Return machine, versions, size and step of the model, and the seed."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
-    step = str(trained.step) if trained.step >= 0 else "a shipped model"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))
-    rows = {
-        "Machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-        f"{platform.machine()}",
-        "Versions": f"Python {platform.python_version()}, {versions}",
-        "Parameters": f"{count:,}",
-        "Step": step,
-        "Seed": str(seed),
-    }
-    return page.Table("Environment", ["", ""], list(rows.items()))

@@ -1,11 +1,12 @@
 """Tables of a report: scores by pixels, by networks, and by attributes of shapes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vdm_jax.metrics import perceptual, pixel_statistics
-from vdm_jax.metrics.attributes import NOTE, AttributeMetric
+from vdm_jax.metrics.attributes import NOTE
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.reference_sets import ReferenceSets
 from vdm_jax.metrics.tables import BIAS_NOTE, Row, format_cells
@@ -20,11 +21,6 @@ PIXEL_NOTE = (
     "which distortions each score detects."
 )
 BIAS_TITLE = "Bias and error of the distances"
-CHECKS_NOTE = (
-    "A constant colour, a still image and a blurred clip do not pass all of these. FVD "
-    "and the frame FD hardly depend on motion, so motion and sharpness are checked "
-    "too. Small models memorise some clips: view the nearest training clips as well."
-)
 TABLES = (
     ("pixels", "Pixel statistics", pixel_statistics.COLUMNS, PIXEL_NOTE),
     ("pixels", BIAS_TITLE, pixel_statistics.BIAS_COLUMNS, BIAS_NOTE),
@@ -54,35 +50,32 @@ def measure(
 
 
 def score_tables(
-    scores: Scores, baselines: Mapping[str, dict] | None = None
+    results: Mapping[str, Any],
+    baselines: Mapping[str, dict] | None = None,
+    prefix: str = "",
 ) -> list[page.Table]:
-    """Return the tables of TABLES that have scores.
+    """Return the tables of a results.json: attributes, those of TABLES.
 
-    baselines: of `read_baseline_reports`; their first rows follow our first.
+    baselines: of `read_baseline_reports`; their first rows follow our first. prefix:
+    of the titles.
     """
     tables = []
+    if "attributes" in results:
+        tables.append(attribute_table(results["attributes"], prefix))
     for kind, title, columns, note in TABLES:
-        if kind in scores:
-            own, *others = scores[kind]
+        if kind in results:
+            own, *others = results[kind]
             reports = (baselines or {}).items()
             theirs = [report[kind][0] | {"row": folder} for folder, report in reports]
             cells = format_cells([own, *theirs, *others], columns)
-            tables.append(page.Table(title, *cells, highlight=(0,), note=note))
+            tables.append(page.Table(prefix + title, *cells, highlight=(0,), note=note))
     return tables
 
 
-def check_tables(scores: Scores) -> list[page.Table]:
-    """Return the table of acceptance checks; none without network metrics."""
-    if "networks" not in scores:
-        return []
-    checks = perceptual.acceptance_checks(scores["pixels"], scores["networks"])
-    headings = ["", "score", "limits", "passed"]
-    return [page.Table("Acceptance checks", headings, checks, note=CHECKS_NOTE)]
-
-
-def attribute_table(rows: Mapping[str, Row], metric: AttributeMetric) -> page.Table:
+def attribute_table(rows: Mapping[str, Row], prefix: str = "") -> page.Table:
     """Return the table of attribute scores by row name."""
-    names = (*metric.names, "all_attributes", "template_mse", "position_std")
+    first, *_ = rows.values()
+    names = [name for name in first if name != "position_std_error"]
     columns = {name: (name.replace("_", " "), ".3f") for name in names}
     cells = format_cells([{"row": k, **row} for k, row in rows.items()], columns)
-    return page.Table("Attribute accuracy", *cells, note=NOTE)
+    return page.Table(f"{prefix}Attribute accuracy", *cells, note=NOTE)

@@ -18,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.data.assets import EFFICIENTNET as WEIGHTS
-from vdm_jax.errors import UserError
 from vdm_jax.metrics.batches import apply_in_batches
-from vdm_jax.metrics.video_arrays import to_float64
+from vdm_jax.metrics.video_arrays import check_videos
 from vdm_jax.pretrained import pickled
 
-NAME = "frame features (EfficientNet-lite0)"
 SIZE = 224  # pixels a side
 PROTOCOL = (
     f"EfficientNet-lite0 features, weights {WEIGHTS.sha256}; bilinear to {SIZE}x{SIZE} "
@@ -151,13 +149,10 @@ def frame_features(params: Params, videos: np.ndarray, batch: int = 16) -> np.nd
     Videos are uint8, or float in [-1, 1], of any size. `batch` frames are computed at a
     time. Raises UserError for other shapes.
     """
-    if np.ndim(videos) != 5 or np.shape(videos)[-1] != 3:
-        raise UserError(
-            f"videos of shape {np.shape(videos)}: {NAME} need [n, f, h, w, 3]"
-        )
-    frames = videos.reshape(-1, *videos.shape[2:])
-
-    def features(part: np.ndarray) -> jax.Array:
-        return network(params, resize(jnp.float32(to_float64(part))))
-
-    return apply_in_batches(features, frames, size=batch).astype(np.float64)
+    check_videos(videos, "EfficientNet-lite0")
+    features = apply_in_batches(
+        lambda frames: network(params, resize(frames)),
+        videos.reshape(-1, *videos.shape[2:]),
+        size=batch,
+    )
+    return features.astype(np.float64)

@@ -1,6 +1,6 @@
 """A cache of video features on disk, keyed by the content of the videos."""
 
-import hashlib
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -10,8 +10,9 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.errors import UserError
-from vdm_jax.files import write_bytes
+from vdm_jax.files import CorruptFile, write_bytes
 from vdm_jax.metrics.video_arrays import videos_digest
+from vdm_jax.npz import read_npz_arrays
 
 
 def cached_features(
@@ -33,31 +34,13 @@ def cached_features(
       extract: called where the cache holds nothing.
     """
     digest = videos_digest(videos, protocol=protocol)[:32]
-    path = Path(folder) / f"{video_io.slug(name)}-{digest}.features"
-    features = _read(path)
-    if features is None:
-        features = extract(videos)
-        try:
-            _write(path, features)
-        except UserError as error:  # only later evaluations would read it
-            print(f"not cached: {error}", file=sys.stderr, flush=True)
-    return features
-
-
-def _write(path: Path, features: np.ndarray) -> None:
-    """Write a line with the checksum and an .npy file, atomically."""
-    content = io.BytesIO()
-    np.save(content, features, allow_pickle=False)
-    digest = hashlib.sha256(content.getvalue()).hexdigest()
-    write_bytes(path, digest.encode() + b"\n" + content.getvalue(), overwrite=True)
-
-
-def _read(path: Path) -> np.ndarray | None:
-    """Return the features; None if the file is absent or fails its checksum."""
+    path = Path(folder) / f"{video_io.slug(name)}-{digest}.npz"
+    with contextlib.suppress(OSError, CorruptFile, KeyError):
+        return read_npz_arrays(path)["features"]
+    features, content = extract(videos), io.BytesIO()
+    np.savez(content, features=features)
     try:
-        digest, _, content = path.read_bytes().partition(b"\n")
-    except OSError:
-        return None
-    if hashlib.sha256(content).hexdigest().encode() != digest:
-        return None
-    return np.load(io.BytesIO(content), allow_pickle=False)
+        write_bytes(path, content.getvalue(), overwrite=True)
+    except UserError as error:  # only later evaluations would read it
+        print(f"not cached: {error}", file=sys.stderr, flush=True)
+    return features

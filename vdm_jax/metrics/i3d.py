@@ -6,6 +6,7 @@ a port of DeepMind's i3d-kinetics-400 module, with which Unterthiner et al. 2018
 (arXiv:1812.01717) defined FVD. docs/evaluation.md describes the limits of these scores.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,9 @@ import numpy as np
 from scipy import special
 
 from vdm_jax.data.assets import I3D as WEIGHTS
-from vdm_jax.errors import UserError
 from vdm_jax.metrics import frechet
 from vdm_jax.metrics.batches import apply_in_batches
-from vdm_jax.metrics.video_arrays import to_float64
+from vdm_jax.metrics.video_arrays import check_videos
 from vdm_jax.pretrained import pickled
 
 CLASSES = 400
@@ -181,21 +181,9 @@ def logits(
       UserError: there are fewer than 9 frames, not 3 channels, or pixels that are not
         finite.
     """
-    if np.ndim(videos) != 5 or videos.shape[-1] != 3 or not len(videos):
-        raise UserError(
-            f"videos of shape {np.shape(videos)}: I3D needs [n, f, h, w, 3]; repeat "
-            "the channel of grey videos"
-        )
-    if videos.shape[1] < MIN_FRAMES:
-        raise UserError(
-            f"clips of {videos.shape[1]} frames: I3D needs at least {MIN_FRAMES}; 16 "
-            "are usual"
-        )
-
-    def compute(batch: np.ndarray) -> jax.Array:
-        return _logits(params, to_float64(batch).astype(np.float32))
-
-    params, bar = jax.device_put(params), "I3D" if progress else ""
+    check_videos(videos, "I3D", frames=MIN_FRAMES)
+    compute = functools.partial(_logits, jax.device_put(params))
+    bar = "I3D" if progress else ""
     return apply_in_batches(compute, videos, size=batch_size, progress=bar)
 
 

@@ -9,6 +9,7 @@ It was fitted to patches of 64x64, so it is less sensitive on smaller frames. It
 not measure motion.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from jax import lax
 from vdm_jax.data.assets import LPIPS as WEIGHTS
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.batches import apply_in_batches
-from vdm_jax.metrics.video_arrays import to_float64
+from vdm_jax.metrics.video_arrays import check_same_shape, check_videos
 from vdm_jax.pretrained import pickled
 
 PROTOCOL = f"LPIPS 0.1, AlexNet, weights {WEIGHTS.sha256}"
@@ -66,11 +67,10 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
 def distance(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
     """Return LPIPS of pairs of frames, both [n, h, w, 3] in [-1, 1]: [n]."""
     total = jnp.zeros(len(a), a.dtype)
-    for i, layers in enumerate(
-        zip(_layers(params, a), _layers(params, b), strict=True)
-    ):
+    pairs = zip(_layers(params, a), _layers(params, b), strict=True)
+    for i, (x, y) in enumerate(pairs):
         weights = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].reshape(1, 1, 1, -1)
-        total += (jnp.square(layers[0] - layers[1]) * weights).sum(-1).mean((1, 2))
+        total += (jnp.square(x - y) * weights).sum(-1).mean((1, 2))
     return total
 
 
@@ -83,23 +83,11 @@ def video_distance(
     are compared without resizing, `batch` pairs at a time. Raises UserError for other
     shapes.
     """
-    shape = np.shape(a)
-    if shape != np.shape(b) or len(shape) != 5 or shape[-1] != 3 or not shape[0]:
-        raise UserError(
-            f"videos of shapes {shape} and {np.shape(b)}: LPIPS needs [n, f, h, w, 3]"
-        )
-    if min(shape[2:4]) < MIN_SIDE:
-        raise UserError(
-            f"frames of {shape[2]}x{shape[3]}: LPIPS needs {MIN_SIDE} pixels a side"
-        )
-
-    def distances(*frames: np.ndarray) -> jax.Array:
-        x, y = (jnp.float32(to_float64(f)) for f in frames)
-        return distance(params, x, y)
-
-    flat = (np.reshape(x, (-1, *shape[2:])) for x in (a, b))
+    check_same_shape(check_videos(a, "LPIPS", side=MIN_SIDE), b)
+    flat = (np.reshape(x, (-1, *x.shape[2:])) for x in (a, b))
+    distances = functools.partial(distance, params)
     frames = apply_in_batches(distances, *flat, size=batch).astype(np.float64)
-    return frames.reshape(shape[:2]).mean(1)
+    return frames.reshape(a.shape[:2]).mean(1)
 
 
 def diversity(

@@ -8,7 +8,7 @@ Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped
 that range. All pixel units are those of [-1, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -33,10 +33,7 @@ COLUMNS = {
     "closer_to_train": ("closer to train", ".2f"),
 }
 """Heading and format of the keys of a row."""
-BIAS_COLUMNS = {
-    **distance_columns("frame_fd", "frame FD", ".2f"),
-    **distance_columns("motion_fd", "motion FD", ".3f"),
-}
+BIAS_COLUMNS = distance_columns(COLUMNS, "frame_fd", "motion_fd")
 """Heading and format of the keys that state error and bias of the distances."""
 
 
@@ -46,14 +43,19 @@ def pixel_features(videos: np.ndarray) -> np.ndarray:
     The first 192 are the mean colours of 8x8 cells, the other 64 the mean lengths of
     the gradient there, averaged over the channels.
     """
-    frames = map(to_float64, check_videos(videos))
-    return np.concatenate([_features(video) for video in frames])
+    return np.concatenate([_features(video) for video in _checked(videos)])
 
 
 def motion_features(videos: np.ndarray) -> np.ndarray:
     """Return `pixel_features` of differences of adjacent frames, [n * (f - 1), 256]."""
-    frames = map(to_float64, check_videos(videos))
-    return np.concatenate([_features(np.diff(video, axis=0)) for video in frames])
+    displaced = (np.diff(video, axis=0) for video in _checked(videos))
+    return np.concatenate([_features(difference) for difference in displaced])
+
+
+def _checked(videos: np.ndarray) -> Iterator[np.ndarray]:
+    """Return the videos, one by one in float64."""
+    check_videos(videos, "a statistic", clips=2, frames=2, channels="c")
+    return map(to_float64, videos)
 
 
 def _features(frames: np.ndarray) -> np.ndarray:
@@ -73,9 +75,7 @@ def _features(frames: np.ndarray) -> np.ndarray:
 
 def motion(videos: np.ndarray) -> float:
     """Return the mean absolute difference of adjacent frames, pixels in [-1, 1]."""
-    means = [
-        np.abs(np.diff(to_float64(v), axis=0)).mean() for v in check_videos(videos)
-    ]
+    means = [np.abs(np.diff(video, axis=0)).mean() for video in _checked(videos)]
     return float(np.mean(means))
 
 

@@ -1,22 +1,27 @@
 """Tables of scores: their columns, formatted cells and plain text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 Row = dict[str, Any]  # scores of one set of videos by name
+Columns = dict[str, tuple[str, str]]  # heading and format by key of a row
 
 
-def distance_columns(name: str, heading: str, form: str) -> dict[str, tuple[str, str]]:
-    """Return headings and formats of the keys of `frechet.distance_scores`."""
-    return {
-        name: (heading, form),
-        f"{name}_error": ("±", form),
-        f"{name}_infinite": ("n = ∞", form),
-        f"{name}_kernel": ("KID", ".3g"),
-        f"{name}_kernel_error": ("±", ".2g"),
-    }
+def distance_columns(columns: Columns, *names: str) -> Columns:
+    """Return the columns of the keys of `frechet.distance_scores`, by those of NAME."""
+    shown = {}
+    for name in names:
+        heading, form = columns[name]
+        shown |= {
+            name: (heading, form),
+            f"{name}_error": ("±", form),
+            f"{name}_infinite": ("n = ∞", form),
+            f"{name}_kernel": ("KID", ".3g"),
+            f"{name}_kernel_error": ("±", ".2g"),
+        }
+    return shown
 
 
 BIAS_NOTE = (
@@ -25,28 +30,22 @@ BIAS_NOTE = (
     "feature vectors than about one and a half times their length it is still too "
     "large. KID, a kernel distance of the same features, is unbiased: its mean is 0 "
     "for equal distributions, so it may be negative. ± is the standard error over "
-    "draws of the row's own clips. On Gaussians, intervals of two standard errors "
-    "covered the mean over other draws of as many clips in 90 to 97 of a hundred "
-    "trials, those of KID in 83 to 97."
+    "draws of the row's own clips."
 )
 
 
 def format_cells(
-    rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]
+    rows: Sequence[Row], columns: Columns
 ) -> tuple[list[str], list[list[str]]]:
     """Return headings and formatted cells of a table; the first cell is the row's name.
 
-    columns: heading and format by key of a row, of which those without any value are
-    left out. A cell without a value is a dash.
+    Columns without any value are left out. A cell without a value is a dash.
     """
     shown = {key: v for key, v in columns.items() if any(key in row for row in rows)}
     first = f"{rows[0]['clips']} clips a row" if "clips" in rows[0] else ""
     headings = [first, *(heading for heading, _ in shown.values())]
     return headings, [
-        [
-            str(row["row"]),
-            *(_cell(row.get(key), form) for key, (_, form) in shown.items()),
-        ]
+        [str(row["row"]), *(_cell(row.get(k), form) for k, (_, form) in shown.items())]
         for row in rows
     ]
 

@@ -53,12 +53,19 @@ def group_by_video(features: np.ndarray, n: int) -> np.ndarray:
     return features.reshape(n, -1, features.shape[-1])
 
 
-def check_videos(videos: np.ndarray) -> np.ndarray:
-    """Return videos; raise UserError unless they are at least 2 clips of 2 frames."""
-    if np.ndim(videos) != 5 or len(videos) < 2 or np.shape(videos)[1] < 2:
+def check_videos(
+    videos: np.ndarray, purpose: str, clips=1, frames=1, side=1, channels="3"
+) -> np.ndarray:
+    """Return videos; UserError unless they have at least so many clips, frames, pixels.
+
+    purpose: what they are for, in the message. channels: "c" for any number.
+    """
+    shape = np.shape(videos)
+    enough = len(shape) == 5 and shape[0] >= clips and shape[1] >= frames
+    if not enough or min(shape[2:4]) < side or channels not in ("c", str(shape[-1])):
         raise UserError(
-            f"videos of shape {np.shape(videos)}: statistics need [n, f, h, w, c] with "
-            "at least 2 clips of 2 frames"
+            f"videos of shape {shape}: {purpose} needs [n, f, h, w, {channels}] with "
+            f"at least {clips} clips of {frames} frames of {side}x{side} pixels"
         )
     return videos
 

@@ -21,9 +21,7 @@ BERT: NameMap = (
     *(
         (rf"{_BERT_LAYER}{theirs}\.{kind}", prefix + rf"layer_\1/{ours}/{leaf}")
         for theirs, ours in (
-            (r"attention\.self\.query", "q"),
-            (r"attention\.self\.key", "k"),
-            (r"attention\.self\.value", "v"),
+            (r"attention\.self\.([qkv])(?:uery|ey|alue)", r"\2"),
             (r"attention\.output\.dense", "out"),
             (r"intermediate\.dense", "mlp_in"),
             (r"output\.dense", "mlp_out"),

@@ -3,7 +3,7 @@
 The content is plain data, section by section:
 
     write(path, title="Moving shapes", summary="One sentence.", sections=[
-        VideoGrids("Training", grids=[VideoGrid("step 500", videos), ...], fps=8),
+        VideoGrids("Training", grids=[VideoGrid("step 500", videos, fps=8), ...]),
         Curve("Loss", lines=curves.loss_lines(scalars.read_scalars(workdir))),
         Table("Statistics", *format_cells(rows, columns), highlight=(0,)),
         Commands("Commands", ["python train.py ..."]),
@@ -16,14 +16,13 @@ the reader prefers reduced motion. An mp4 would blur the colours of a 32x32 clip
 drift relative to other videos and would need a script.
 """
 
-import abc
 import base64
 import html
 import importlib.resources
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +44,20 @@ class VideoGrid:
 
     caption: str
     videos: np.ndarray  # uint8 [n, f, h, w, c]; c = 1 or 3
+    fps: float
     columns: int = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Section(abc.ABC):
+class Section:
     """A part of the page: a title, a note below it, and the content."""
 
     title: str
     note: str = field(default="", kw_only=True)
 
-    @abc.abstractmethod
     def body(self) -> str:
         """Return the HTML of the content."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,31 +69,28 @@ class VideoGrids(Section):
     """
 
     grids: Sequence[VideoGrid]
-    fps: float
 
     def body(self) -> str:
         """Return figures of all grids, as wide as the widest."""
-        widest = max((min(g.columns, len(g.videos)) for g in self.grids), default=1)
-        return _figures(self.grids, [self.fps] * len(self.grids), widest)
+        return _figures(self.grids)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptGrid(Section):
     """Prompts, and for each its videos from every stage of a cascade.
 
-    stages: a grid per stage, with a video per prompt. seconds: the duration of all.
+    stages: a grid per stage, with a video per prompt.
     """
 
     prompts: Sequence[str]
     stages: Sequence[VideoGrid]
-    seconds: float
 
     def body(self) -> str:
         """Return each prompt and figures of its videos."""
-        fps, rows = [s.videos.shape[1] / self.seconds for s in self.stages], []
+        rows = []
         for i, prompt in enumerate(self.prompts):
-            own = [VideoGrid(s.caption, s.videos[i : i + 1], 1) for s in self.stages]
-            rows.append(f"<p>{html.escape(prompt)}</p>{_figures(own, fps, 1)}")
+            own = [replace(s, videos=s.videos[i : i + 1]) for s in self.stages]
+            rows.append(f"<p>{html.escape(prompt)}</p>{_figures(own)}")
         return "".join(rows)
 
 
@@ -198,13 +195,14 @@ def _section(index: int, section: Section) -> str:
 # --- grids ------------------------------------------------------------------------
 
 
-def _figures(grids: Sequence[VideoGrid], fps: Sequence[float], columns: int) -> str:
-    """Return the HTML of grids; columns of the widest, and frames a second of each."""
-    figures = "".join(map(_figure, grids, fps))
+def _figures(grids: Sequence[VideoGrid]) -> str:
+    """Return the HTML of grids, all as wide as the widest."""
+    columns = max((min(g.columns, len(g.videos)) for g in grids), default=1)
+    figures = "".join(map(_figure, grids))
     return f'<div class="video-grids" style="--columns:{columns}">{figures}</div>'
 
 
-def _figure(grid: VideoGrid, fps: float) -> str:
+def _figure(grid: VideoGrid) -> str:
     """Return the HTML of a grid and its caption."""
     frames, edge = _arrange(_downscaled(grid), grid.columns)
     count, height, width, _ = frames.shape
@@ -212,7 +210,7 @@ def _figure(grid: VideoGrid, fps: float) -> str:
     return (
         f'<figure><img class="video-grid" alt="{alt}" src="{_strip(frames)}" '
         f'style="aspect-ratio:{width}/{height};--edge:{edge / width:.5f};'
-        f'--frames:{count};--seconds:{count / fps:.4f}s">'
+        f'--frames:{count};--seconds:{count / grid.fps:.4f}s">'
         f"<figcaption>{html.escape(grid.caption)}</figcaption></figure>"
     )
 
