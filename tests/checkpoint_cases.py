@@ -60,7 +60,7 @@ def saved(directory: Path, *steps: int, keep: int = 2) -> Checkpoints:
 def assert_good(directory: Path, step: int):
     """Assert that the step is the latest, and holds what was saved as it."""
     checkpoints = Checkpoints(directory)
-    assert checkpoints.latest() == step
+    assert checkpoints.newest_intact() == step
     state, extra = checkpoints.restore(step, abstract(make(0)))
     assert_same(state, make(step))
     assert extra == {"data": {"batches": step}}

@@ -86,8 +86,6 @@ def test_a_step_that_is_not_there(tmp_path):
 def test_keeps_the_newest(tmp_path):
     assert saved(tmp_path, 1, 2, 10, keep=2).steps() == [2, 10]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "2"]
-    with pytest.raises(UserError, match="keep_checkpoints=1: at least 2"):
-        Checkpoints(tmp_path, keep=1)
     with pytest.raises(UserError, match="gs://bucket"):
         Checkpoints("gs://bucket/run")
     with pytest.raises(ValueError, match="already saved"):
@@ -133,10 +131,9 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         checkpoints = Checkpoints(directory)
         with monkeypatch.context() as patch:
             clock = Clock(moments)
+            patch.setattr(manifest, "write_json", clock.ticking(manifest.write_json))
             for module in checkpoint, manifest:
-                for name in "write_json", "fsync":
-                    ticking = clock.ticking(getattr(module, name))
-                    patch.setattr(module, name, ticking)
+                patch.setattr(module, "fsync", clock.ticking(module.fsync))
             patch.setattr(Path, "rename", clock.ticking(Path.rename))
             patch.setattr(shutil, "rmtree", clock.ticking(clock.halfway(shutil.rmtree)))
             try:
@@ -164,7 +161,7 @@ import sys
 import jax.numpy as jnp
 from vdm_jax.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
-step = checkpoints.latest() or 0
+step = checkpoints.newest_intact() or 0
 if step:
     state, _ = checkpoints.restore(step, {"x": jnp.zeros(1_000_000)})
     assert (state["x"] == step).all()
@@ -190,7 +187,7 @@ def test_kill_9_while_saving(tmp_path):
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
         checkpoints = Checkpoints(tmp_path)
-        step = checkpoints.latest()
+        step = checkpoints.newest_intact()
         assert step and step >= max(reached - 1, before)
         state, _ = checkpoints.restore(step, {"x": jnp.zeros(1_000_000)})
         np.testing.assert_array_equal(state["x"], np.full(1_000_000, float(step)))

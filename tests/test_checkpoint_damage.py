@@ -78,18 +78,18 @@ def test_one_flipped_bit_in_any_file_is_noticed(tmp_path):
             flip(copy / path.relative_to(tmp_path / "a"), random.Random(0).random())
         else:
             (copy / path.relative_to(tmp_path / "a")).write_bytes(b"x")
-        assert Checkpoints(copy).latest() == 1, path
+        assert Checkpoints(copy).newest_intact() == 1, path
         shutil.rmtree(copy)
 
 
 def test_nothing_usable_left_is_never_a_fresh_start(tmp_path):
-    assert Checkpoints(tmp_path).latest() is None
+    assert Checkpoints(tmp_path).newest_intact() is None
     saved(tmp_path, 1, 2).close()
     for step in (1, 2):
         flip(largest(tmp_path / str(step)))
     for _ in range(2):  # the second start finds only what the first has set aside
         with pytest.raises(UserError) as caught:
-            Checkpoints(tmp_path).latest()
+            Checkpoints(tmp_path).newest_intact()
         assert caught.value.status == 4
 
 
@@ -99,9 +99,9 @@ def test_reading_changes_nothing(tmp_path):
     (tmp_path / "saving-3").mkdir()
     before = sorted(tmp_path.rglob("*"))
     reader = Checkpoints(tmp_path, read_only=True)
-    assert reader.latest() == 1
+    assert reader.newest_intact() == 1
     assert sorted(tmp_path.rglob("*")) == before
-    assert Checkpoints(tmp_path / "none", read_only=True).latest() is None
+    assert Checkpoints(tmp_path / "none", read_only=True).newest_intact() is None
     assert not (tmp_path / "none").exists()
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_for_a_moment_is_not_damaged(
         patch.setattr("builtins.open", failing)
         patch.setattr(Path, "open", failing)
         with pytest.raises(UserError, match=os.strerror(code).lower()) as caught:
-            checkpoints.latest()
+            checkpoints.newest_intact()
     assert caught.value.status == 2 and "nothing is changed" in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
     assert_good(tmp_path, 2)
@@ -158,7 +158,7 @@ def test_a_directory_that_cannot_be_listed_is_never_a_fresh_start(
 
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(UserError, match="cannot be read .permission denied"):
-        checkpoints.latest()
+        checkpoints.newest_intact()
 
 
 # Other readers of Orbax find their event loop closed; nothing waits for them.

@@ -14,7 +14,7 @@ from vdm_jax import build, runs
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
-from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import TrainState
 
 
 @pytest.fixture(scope="module")

@@ -32,18 +32,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vdm_jax import files
+from vdm_jax import files, manifest
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, fsync
-from vdm_jax.manifest import (
-    EXTRA,
-    LEAVES,
-    STATE,
-    find_damage,
-    reading_files,
-    write_json,
-    write_manifest,
-)
+from vdm_jax.manifest import EXTRA, LEAVES, STATE, reading_files
 from vdm_jax.migration import migrate_path
 from vdm_jax.trees import named_leaves
 
@@ -53,21 +45,11 @@ FORBIDDEN = r"[*?\[\\]|[\ud800-\udfff]|(?<=/)gs:/"  # in a path that Orbax resto
 MAX_INNER_PATH = 256  # bytes that Orbax's own names add to the path of a checkpoint
 
 
-def _is_useful(record: logging.LogRecord) -> bool:
-    """Filter out Orbax's twenty lines about a save, and its tracebacks of threads.
-
-    The error itself is raised by `result()`.
-    """
-    return "orbax" not in record.pathname or (
-        record.levelno > logging.INFO and "_SignalingThread" not in str(record.msg)
+# Tracebacks of threads: of several with one error, of which `result()` raises one.
+for _logger, _words in (("absl", "_SignalingThread"), ("asyncio", "never retrieved")):
+    logging.getLogger(_logger).addFilter(
+        lambda record, words=_words: words not in str(record.msg)
     )
-
-
-logging.getLogger("absl").addFilter(_is_useful)
-logging.getLogger("asyncio").addFilter(
-    # Several readers fail with one error, of which one is raised.
-    lambda record: "never retrieved" not in str(record.msg)
-)
 
 
 def check_directory(directory: str | os.PathLike) -> Path:
@@ -94,7 +76,7 @@ def check_directory(directory: str | os.PathLike) -> Path:
 
 
 class Checkpoints:
-    """The newest `keep` numbered checkpoints of one directory.
+    """The newest `keep` numbered checkpoints of one directory, at least 2.
 
     Every process of a run makes one with the same arguments, and calls its methods in
     the same order; process 0 does the bookkeeping. With `read_only` nothing in the
@@ -102,11 +84,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
-        if keep < 2:
-            raise UserError(
-                f"train.keep_checkpoints={keep}: at least 2, so that there is one to "
-                "fall back on when the newest is damaged"
-            )
         self.directory = check_directory(directory)
         self.keep = keep
         self.read_only = read_only
@@ -126,19 +103,20 @@ class Checkpoints:
                 entries = list(os.scandir(self.directory))
             except FileNotFoundError:
                 return []
-            return [e.name for e in entries if re.fullmatch(pattern, e.name)
-                    and e.is_dir()]  # fmt: skip
+            matching = [e for e in entries if re.fullmatch(pattern, e.name)]
+            return [entry.name for entry in matching if entry.is_dir()]
 
-    def latest(self) -> int | None:
-        """Return the newest step that is intact; None if none was ever committed.
+    def newest_intact(self) -> int | None:
+        """Verify the newest steps; return the first that is intact, None without steps.
 
-        Damaged steps are set aside as bad-STEP and named on stderr.
+        Damaged ones are set aside as bad-STEP (not with `read_only`) and named on
+        stderr.
 
         Raises:
           UserError (2): a step cannot be read at this moment. Nothing is changed.
           UserError (4): steps were committed and none of them is intact.
         """
-        return on_first_process(self._latest)
+        return on_first_process(self._verify)
 
     def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return shape and dtype of every array of a step, by today's name."""
@@ -180,8 +158,8 @@ class Checkpoints:
         def begin() -> None:
             with writing():
                 folder.mkdir()  # new, so that no link is followed
-                write_json(folder / LEAVES, leaves)
-                write_json(folder / EXTRA, extra)
+                manifest.write_json(folder / LEAVES, leaves)
+                manifest.write_json(folder / EXTRA, extra)
 
         on_first_process(begin)
         with writing():
@@ -219,7 +197,7 @@ class Checkpoints:
         """Return the state as it was saved, with the given shardings, and its extra.
 
         Args:
-          step: one that `latest` returned.
+          step: one that `newest_intact` returned.
           abstract_state: a pytree of jax.ShapeDtypeStruct, each with the sharding of
             the array to return, on any mesh; without one it is placed on the first
             device. A dict, as {"ema": ...}, selects parts of the state, and only these
@@ -278,19 +256,23 @@ class Checkpoints:
         with files.explain_write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for left in self._names("(saving|deleting)-.*"):
-                remove(self.directory / left)
+                folder = self.directory / left
+                if folder.is_symlink():
+                    folder.unlink()
+                else:
+                    shutil.rmtree(folder)
 
-    def _latest(self) -> int | None:
+    def _verify(self) -> int | None:
         steps = self.steps()
         for step in reversed(steps):
-            damage = find_damage(self.directory / str(step))
+            folder = self.directory / str(step)
+            damage = manifest.find_damage(folder)
             if damage is None:
                 return step
             if self.read_only:
-                folder = self.directory / str(step)
                 print(f"checkpoint {folder}: {damage}", file=sys.stderr)
             else:
-                files.set_aside(self.directory / str(step), damage)
+                files.set_aside(folder, damage)
         if steps or self._names("bad-.*"):
             raise UserError(
                 f"{self.directory} held checkpoints but no usable one is left: put "
@@ -301,7 +283,7 @@ class Checkpoints:
 
     def _commit(self, folder: Path, step: int) -> None:
         """Write the manifest, give the step its name, and delete the oldest steps."""
-        write_manifest(folder)
+        manifest.write_manifest(folder)
         folder.rename(self.directory / str(step))
         fsync(self.directory)
         for old in self.steps()[: -self.keep]:
@@ -331,14 +313,6 @@ class Checkpoints:
 
     def _saving(self, step: int) -> Path:
         return self.directory / f"saving-{step}"
-
-
-def remove(folder: Path) -> None:
-    """Remove a directory with its contents, or a link to one."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
 
 
 def on_first_process(decide: Callable[[], T]) -> T:

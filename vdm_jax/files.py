@@ -8,14 +8,13 @@ by `npz.read_npz_arrays`.
 import codecs
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
+import secrets
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from vdm_jax.errors import UserError
 
 StrPath = str | os.PathLike[str]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MAX_JSON = 64 << 20  # bytes; the log of a long run, our largest file, is far smaller
 STALE_SECONDS = 3600.0  # older temporary files were left by killed processes
+MAX_JSON = 64 << 20  # bytes; the log of a long run, our largest file, is far smaller
 
 
 class CorruptFile(ValueError):
@@ -115,32 +114,17 @@ def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[P
         raise UserError(f"{path} exists already: use another name or --overwrite")
     make_folder(path.parent)
     with explain_write_errors(path, advice):
-        temporary = _create_temporary(path)
+        # The final name may have the maximal length.
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        temporary.touch(exist_ok=False)  # new, so that no link is followed
         try:
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
-        except BaseException:  # only then: another write may have taken a free name
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         fsync(path.parent)
-
-
-def _create_temporary(path: Path) -> Path:
-    """Create an empty file next to ``path``; remove those of writes killed long ago."""
-    # The name is short because the final one may have the maximal length.
-    stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    number = 0
-    while True:
-        temporary = path.with_name(f".{stem}-{number}.tmp")
-        try:
-            temporary.touch(exist_ok=False)  # new, so that no link is followed
-            return temporary
-        except FileExistsError:
-            number += 1
-            with contextlib.suppress(FileNotFoundError):  # finished in the meantime
-                if time.time() - temporary.lstat().st_mtime > STALE_SECONDS:
-                    temporary.unlink()
 
 
 def write_bytes(path: StrPath, content: bytes, overwrite: bool = False) -> None:

@@ -8,16 +8,14 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, fsync
-
-T = TypeVar("T")
 
 MANIFEST, LEAVES, EXTRA, STATE = "manifest.json", "leaves.json", "extra.json", "state"
 CHUNK = 1 << 22  # bytes read at a time
@@ -54,13 +52,13 @@ def find_damage(folder: Path) -> str | None:
     """
     name = MANIFEST
     try:
-        with reading_files(folder):
-            manifest = _read(lambda: files.read_json(folder / MANIFEST))
+        with reading_files(folder), _absence_is_damage():
+            manifest = files.read_json(folder / MANIFEST)
             names = manifest if isinstance(manifest, dict) else ()
             if not {LEAVES, EXTRA, STATE} <= {name.split("/")[0] for name in names}:
                 return f"{MANIFEST} is not what was written"
             for name, expected in manifest.items():
-                found = _read(lambda name=name: _size_and_crc(folder / name))
+                found = _size_and_crc(folder / name)
                 if found != expected:
                     return f"{name} has size and checksum {found}, not {expected}"
     except CorruptFile as error:
@@ -85,10 +83,11 @@ def reading_files(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(read: Callable[[], T]) -> T:
-    """Return what `read` does; CorruptFile if there is no such file."""
+@contextmanager
+def _absence_is_damage() -> Iterator[None]:
+    """Turn the error of a file that is not there into a CorruptFile."""
     try:
-        return read()
+        yield
     except CorruptFile:
         raise
     except ValueError as error:  # a name with a NUL, or that is not UTF-8

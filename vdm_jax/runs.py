@@ -206,10 +206,8 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
         if shardings is not None:
             params = jax.device_put(params, shardings)
         return TrainedModel(model, params, config, -1, stored)
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.latest()
+    step = checkpoints.newest_intact()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train it first")
     stored = checksum(checkpoints.directory / str(step) / MANIFEST)

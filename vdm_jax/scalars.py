@@ -1,5 +1,6 @@
 """Scalars of a run, as training writes them to metrics.jsonl."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def read_scalars(workdir: str | Path) -> Scalars:
         name: tuple(np.array(sorted(points.items()), np.float64).T)
         for name, points in values.items()
     }
+
+
+def read_totals(workdir: Path) -> tuple[float, float]:
+    """Return the newest loss and the seconds of all steps, as logged by all restarts.
+
+    NaN and 0 before the first. The seconds are without compiling, saving and observing.
+    """
+    path = workdir / "metrics.jsonl"
+    loss, seconds, before = math.nan, 0.0, 0.0
+    for _, row in read_rows(path) if path.is_file() else ():
+        row = row or {}
+        loss = row.get("train/loss", loss)
+        if "train/step_time" in row:
+            seconds += (row["step"] - before) * row["train/step_time"]
+            before = row["step"]
+    return loss, seconds
 
 
 def read_rows(path: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -11,3 +12,19 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def first_non_finite(tree: Any) -> str | None:
+    """Return the path of the first leaf that is not finite, None if all are."""
+    named = {
+        name: leaf
+        for name, leaf in named_leaves(tree).items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    finite = jax.device_get(_finite(list(named.values())))
+    return next((n for n, good in zip(named, finite, strict=True) if not good), None)
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]

@@ -8,7 +8,7 @@ import numpy as np
 from vdm_jax.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1] + "/checkpoints", read_only=True)
-step = checkpoints.latest()
+step = checkpoints.newest_intact()
 assert step is not None
 arrays: dict[str, Any] = checkpoints.arrays(step)
 parts = ("params/", "ema/")

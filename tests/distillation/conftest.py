@@ -6,10 +6,10 @@ import pytest
 from tests.distillation.cases import config, noisy, teacher_config
 from vdm_jax import build
 from vdm_jax.distillation.driver import distill
-from vdm_jax.distillation.students import DistillationTrainer
+from vdm_jax.distillation.students import Distiller
 from vdm_jax.pretrained import params as params_file
 
-compile_update = DistillationTrainer._update
+compile_update = Distiller._update
 
 
 @pytest.fixture(scope="package")
@@ -41,7 +41,7 @@ def programs():
         return updates[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DistillationTrainer, "_update", once)
+        patch.setattr(Distiller, "_update", once)
         yield
 
 

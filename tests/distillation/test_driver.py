@@ -14,6 +14,7 @@ from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.training import trainer
+from vdm_jax.training.stop import PreemptionSignal
 from vdm_jax.training.train import train
 
 
@@ -85,7 +86,7 @@ def test_a_time_limit_saves_and_exits(done, teacher, tmp_path):
     while True:
         calls += 1
         try:
-            distill(config(), str(teacher), tmp_path, time_limit=0.001)
+            distill(config(), str(teacher), tmp_path, PreemptionSignal(0.001))
             break
         except SystemExit as left:
             assert left.code == 42
@@ -113,7 +114,7 @@ def test_without_guidance_stochastic_and_by_r2_to_teacher(teacher, tmp_path):
 def test_a_round_that_loses_too_much_stops_the_run(teacher, tmp_path, monkeypatch):
     metrics = iter([0.9, 0.85, 0.6, 0.6, 0.6, 0.6])
     monkeypatch.setattr(
-        driver.StudentEvaluator, "evaluate_student", lambda *args: next(metrics)
+        driver.Distiller, "evaluate_student", lambda *args: next(metrics)
     )
     value = config(**{"distill.max_metric_drop": 0.1})
     with pytest.raises(

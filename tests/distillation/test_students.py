@@ -12,7 +12,7 @@ from tests.distillation.cases import UPDATES, config, equal, noisy, teacher_conf
 from tests.distillation.conftest import compile_update
 from vdm_jax import runs, sampling
 from vdm_jax.diffusion import samplers, schedules
-from vdm_jax.distillation import driver, evaluation, students
+from vdm_jax.distillation import driver, students
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
 from vdm_jax.training import trainer as trainers
@@ -25,7 +25,7 @@ def test_one_program_for_guidance_and_one_for_all_other_rounds(
     """Neither the teacher nor the numbers of steps and updates need another program."""
     compiled, during = [], []
     run, name = (
-        students.DistillationTrainer.train,
+        students.Distiller.train,
         "/jax/core/compile/backend_compile_duration",
     )
 
@@ -39,8 +39,8 @@ def test_one_program_for_guidance_and_one_for_all_other_rounds(
         during.append(compiled[before:].count("jit(step)"))
         return params
 
-    monkeypatch.setattr(students.DistillationTrainer, "_update", compile_update)
-    monkeypatch.setattr(students.DistillationTrainer, "train", counted)
+    monkeypatch.setattr(students.Distiller, "_update", compile_update)
+    monkeypatch.setattr(students.Distiller, "train", counted)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         value = config(**{"distill.updates_last_rounds": UPDATES + 1})
@@ -75,9 +75,9 @@ def test_every_round_starts_from_the_student_before_which_is_its_teacher(
         return np.zeros((4, *model.shape), np.uint8)
 
     monkeypatch.setattr(trainers, "train_loop", train_loop)
-    monkeypatch.setattr(evaluation.FixedSamples, "__call__", sample)
-    monkeypatch.setattr(students.DistillationTrainer, "_update", lambda *args: None)
-    monkeypatch.setattr(evaluation, "write_preview", lambda *args: None)
+    monkeypatch.setattr(students.FixedSamples, "__call__", sample)
+    monkeypatch.setattr(students.Distiller, "_update", lambda *args: None)
+    monkeypatch.setattr(students, "write_preview", lambda *args: None)
     monkeypatch.setattr(driver, "commit_round", lambda *args: None)
     own = runs.load(teacher)
     own.config.sample.guidance_scale = 2.5
@@ -104,8 +104,8 @@ def test_an_eps_teacher_is_clipped_to_its_clip_x(teacher, tmp_path, monkeypatch)
     eps = tmp_path / "eps"
     shutil.copytree(teacher, eps)
     (eps / "config.json").write_text(json.dumps(fields))
-    monkeypatch.setattr(students, "progressive_distillation_loss", loss)
-    monkeypatch.setattr(students.DistillationTrainer, "_update", compile_update)
+    monkeypatch.setattr(students.losses, "progressive_distillation_loss", loss)
+    monkeypatch.setattr(students.Distiller, "_update", compile_update)
     value = config(**{"distill.guidance_range": (), "distill.loss_weighting": "snr"})
     with pytest.raises(KeyboardInterrupt):
         distill(value, str(eps), tmp_path / "run")

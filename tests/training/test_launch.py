@@ -95,7 +95,7 @@ def test_an_allocation_without_srun_is_one_process(calls, monkeypatch):
         ((None, None, 1), "give all three"),
         (("a", 2, 0), "host:port"),
         (("a:b", 2, 0), "host:port"),
-        (("a:1", 2, 2), "process_id=2 with num_processes=2"),
+        (("a:1", 2, 2), "num_processes=2, process_id=2: "),
         (("a:1", 2, -1), "process_id=-1"),
         (("a:1", 0, 0), "num_processes=0"),
         (("a:1", 10**20, 0), "at most 65536"),

@@ -295,8 +295,6 @@ def test_workdir_must_be_a_directory(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match=f"--workdir={path} cannot be used"):
         begin(path)
-    with pytest.raises(UserError, match="keep_checkpoints=1"):
-        begin(tmp_path / "run", **{"train.keep_checkpoints": 1})
 
 
 def test_resuming_leaves_no_scalar_twice(tmp_path):

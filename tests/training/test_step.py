@@ -195,13 +195,13 @@ def test_a_gradient_that_is_not_finite_is_enough():
 def test_the_first_non_finite_tensor_is_named():
     key = jax.random.key(0)
     bad = problem() | {"y": jnp.full(8, jnp.nan)}
-    assert step.first_non_finite(loss_fn, params(), {}, bad, key) == "batch y"
+    assert step.diagnose(loss_fn, params(), {}, bad, key) == "batch y"
     broken = params() | {"w": jnp.array([jnp.inf, 0, 0])}
-    named = step.first_non_finite(loss_fn, broken, {}, problem(), key)
+    named = step.diagnose(loss_fn, broken, {}, problem(), key)
     assert named == "parameter w"
     large = params() | {"w": jnp.full(3, 1e30)}
-    assert step.first_non_finite(loss_fn, large, {}, problem(), key) == "the loss"
-    assert step.first_non_finite(loss_fn, params(), {}, problem(), key) is None
+    assert step.diagnose(loss_fn, large, {}, problem(), key) == "the loss"
+    assert step.diagnose(loss_fn, params(), {}, problem(), key) is None
 
 
 def test_the_average_is_a_moving_one():

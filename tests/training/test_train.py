@@ -17,7 +17,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.training import observers, train, trainer
 from vdm_jax.training import run as runs
 from vdm_jax.training.checks import check_config
-from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import TrainState
 from vdm_jax.training.trainer import Trainer
 
 
@@ -57,8 +57,8 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
     )
     seen = []
 
-    def sample(model, params, num, settings, inputs, *, noise, **how):
-        seen.append((params["network"], noise.seed, inputs.cond["label"].tolist()))
+    def sample(model, params, num, settings, inputs, run):
+        seen.append((params["network"], run.seed, inputs.cond["label"].tolist()))
         return np.zeros((num, *model.shape))
 
     monkeypatch.setattr(observers.sampling, "sample", sample)
@@ -123,7 +123,7 @@ def test_a_run_that_is_finished_compiles_nothing(tmp_path, monkeypatch, capsys):
     """Otherwise a process with a compiled step would wait for one without."""
     config = shapes.get_config("smoke")
     state = SimpleNamespace(step=config.train.steps)
-    monkeypatch.setattr(runs.Run, "resume", lambda *args: state)
+    monkeypatch.setattr(runs.OpenRun, "resume", lambda *args: state)
     monkeypatch.setattr(Trainer, "compile_update", None)
     assert train.train(config, tmp_path) is state
     assert "nothing to train: step 4 of 4" in capsys.readouterr().out

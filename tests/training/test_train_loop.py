@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.training.run import open_run
-from vdm_jax.training.step import first_non_finite, init_state, make_step
+from vdm_jax.training.step import diagnose, init_state, make_step
+from vdm_jax.training.stop import RESTART, PreemptionSignal
 from vdm_jax.training.train_loop import Update, train_loop
 
 TX = optax.scale_by_adam()
@@ -74,22 +75,21 @@ def train(
     until=4,
     data=None,
     drop=None,
-    time_limit=None,
+    stop=None,
     seen=lambda run: 0,
     step=None,
-    diagnose=lambda *_: None,
+    find_bad=lambda *_: None,
     **kwargs,
 ):
     """Like train.py: resume what is there and train to `until`."""
     data = data or Data()
-    with open_run(workdir, config(), {}, time_limit) as run:
+    with open_run(workdir, config(steps=until), {}, stop) as run:
         seen(run)
         state = run.resume(jax.eval_shape(new_state), new_state, data)
         if drop is not None and run.restored_step:
             state, data.number = drop(state, data.number)
-        update = Update(step or STEP, jax.device_put, diagnose)
-        kwargs = {"num_steps": until, "run": run, "key": KEY, **kwargs}
-        return train_loop(update, state, {}, data, **kwargs)
+        update = Update(step or STEP, jax.device_put, find_bad)
+        return train_loop(update, state, {}, data, run=run, key=KEY, **kwargs)
 
 
 def steps(workdir) -> list[int]:
@@ -197,24 +197,26 @@ def test_a_signal_in_an_observer_counts(tmp_path):
     assert steps(tmp_path) == [2]  # the step after the one that was looked at
 
 
-@pytest.mark.parametrize("is_last", [True, False])
 @pytest.mark.parametrize("when", ["step", "observer"])
-def test_a_signal_at_the_end_exits_if_more_work_follows(tmp_path, when, is_last):
+def test_a_signal_at_the_end_is_left_to_the_caller(tmp_path, when, capsys):
     def ask(state=None):
         os.kill(os.getpid(), signal.SIGTERM)
 
     data = Data(lambda n: ask() if n == 4 and when == "step" else None)
     observers = ((0, "sampling", ask),) if when == "observer" else ()
-    exits = contextlib.nullcontext() if is_last else pytest.raises(SystemExit)
-    with exits as caught:
-        train(tmp_path, data=data, observers=observers, is_last=is_last)
-    assert is_last or caught.value.code == 42
-    assert steps(tmp_path)[-1] == 4
+    stop = PreemptionSignal()
+    assert train(tmp_path, data=data, observers=observers, stop=stop).step == 4
+    assert steps(tmp_path)[-1] == 4 and stop.requested() == RESTART
+    stop.exit_if_requested("nothing", known=RESTART)
+    with pytest.raises(SystemExit) as caught:
+        stop.exit_if_requested("all")
+    assert caught.value.code == 42
+    assert "all after SIGTERM; the same command" in capsys.readouterr().out
 
 
 def test_a_time_limit_saves_and_asks_for_a_restart(tmp_path, uninterrupted):
     with pytest.raises(SystemExit) as caught:
-        train(tmp_path, time_limit=1e-9)
+        train(tmp_path, stop=PreemptionSignal(1e-9))
     assert caught.value.code == 42 and steps(tmp_path) == [1]
     assert same(train(tmp_path), uninterrupted)
 
@@ -247,9 +249,9 @@ def test_bad_updates_are_left_out_and_counted(tmp_path, capsys):
 
 
 def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
-    def diagnose(params, aux_params, batch, key):
+    def find_bad(params, aux_params, batch, key):
         assert key == jax.random.fold_in(KEY, 3)  # as the step of state.step = 3 had it
-        return first_non_finite(loss_fn, params, aux_params, batch, key)
+        return diagnose(loss_fn, params, aux_params, batch, key)
 
     def bad(number):
         while number == 4 and not steps(tmp_path):  # saved in the background
@@ -257,7 +259,7 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
         return np.nan if number >= 3 else None
 
     with pytest.raises(UserError) as caught:
-        train(tmp_path, until=20, data=Data(bad), diagnose=diagnose)
+        train(tmp_path, until=20, data=Data(bad), find_bad=find_bad)
     message = str(caught.value)
     assert caught.value.status == 3 and "\n" not in message
     assert "2 consecutive updates up to step 4" in message

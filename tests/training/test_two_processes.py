@@ -50,8 +50,8 @@ TOY = textwrap.dedent("""
         noise = jax.random.normal(key, batch["x"].shape)
         return jnp.mean((params["kernel"] * (batch["x"] + noise) - 1) ** 2), {}
 
-    train = dict(steps=9, checkpoint_every=10**6, keep_checkpoints=2, log_every=1,
-                 max_nonfinite_updates=2)
+    train = dict(steps=int(until), checkpoint_every=10**6, keep_checkpoints=2,
+                 log_every=1, max_nonfinite_updates=2)
     config = ConfigDict({"init_from": "", "train": train})
     tx = optax.scale_by_adam()
     new = lambda: init_state({"kernel": jnp.ones((1, 3))}, tx, ema=True)
@@ -70,8 +70,8 @@ TOY = textwrap.dedent("""
             return {"x": x}
         update = Update(step, put)
         observe = lambda state: {"requested": run.stop.requested()}
-        train_loop(update, state, {}, data, num_steps=int(until), run=run,
-                   key=jax.random.key(0), observers=((1, "noting", observe),))
+        train_loop(update, state, {}, data, run=run, key=jax.random.key(0),
+                   observers=((1, "noting", observe),))
 """)
 
 
@@ -138,7 +138,7 @@ def last(workdir: Path, x64: bool) -> tuple[int, dict, dict]:
     """Step, arrays and data position of the newest checkpoint."""
     folder = workdir / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True)
-    step = checkpoints.latest()
+    step = checkpoints.newest_intact()
     assert step is not None
     return step, run_command.arrays(folder, step, x64), checkpoints.extra(step)
 

@@ -8,7 +8,6 @@ from vdm_jax import config_files
 from vdm_jax.commands.flags import (
     define_launch,
     define_path,
-    define_workdir,
     launch,
     require_one,
 )
@@ -24,8 +23,7 @@ def main() -> None:
     flags.mark_flag_as_required("config")
     define_path("teacher", "a run, or a folder of models/")
     define_path("cascade", "or: a cascade, whose stages are distilled")
-    define_workdir("folder of the students; the same command again resumes")
-    define_launch()
+    define_launch("folder of the students; the same command again resumes")
     run(_distill, "Distil a teacher into a student of a few steps, round by round.")
 
 
@@ -36,13 +34,13 @@ def _distill() -> None:
             "configs/distill_shapes.py"
         )
     given = require_one(teacher="a model", cascade="a cascade of models")
-    launch()
+    stop = launch()
     workdir = Path(FLAGS.workdir).absolute()
     if given == "cascade":
         from vdm_jax.distillation.cascade import distill_cascade
 
-        return distill_cascade(FLAGS.cascade, FLAGS.config, workdir, FLAGS.time_limit)
+        return distill_cascade(FLAGS.cascade, FLAGS.config, workdir, stop)
     from vdm_jax.distillation.driver import distill
 
     teacher = str(Path(FLAGS.teacher).absolute())
-    distill(FLAGS.config, teacher, workdir, FLAGS.time_limit)
+    distill(FLAGS.config, teacher, workdir, stop)

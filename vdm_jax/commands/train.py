@@ -8,7 +8,6 @@ from vdm_jax import config_files
 from vdm_jax.commands.flags import (
     define_launch,
     define_path,
-    define_workdir,
     launch,
     require_one,
 )
@@ -22,8 +21,7 @@ def main() -> None:
     """Parse the command line and train."""
     config_files.define_config_flag()
     define_path("cascade", "or: a config of stages, which are trained sequentially")
-    define_workdir("folder of the run; the same command again resumes it")
-    define_launch()
+    define_launch("folder of the run; the same command again resumes it")
     run(_train, "Train a video diffusion model; the same command again resumes.")
 
 
@@ -33,14 +31,14 @@ def _train() -> None:
         module = config_files.load_module(FLAGS.cascade, "cascade")
         if "STAGES" not in module:
             raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
-        launch()
+        stop = launch()
         from vdm_jax.training.cascade import train_cascade
 
         stages, get_config = module["STAGES"], module["get_config"]
-        return train_cascade(stages, get_config, workdir, FLAGS.time_limit)
+        return train_cascade(stages, get_config, workdir, stop)
     if "distill" in FLAGS.config:
         raise UserError("--config is one of distill.py: give one of train.py")
-    launch()
+    stop = launch()
     from vdm_jax.training.train import train
 
-    train(FLAGS.config, workdir, FLAGS.time_limit)
+    train(FLAGS.config, workdir, stop)

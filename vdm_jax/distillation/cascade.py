@@ -5,7 +5,6 @@ WORKDIR/STAGE/        a distillation
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from vdm_jax.checkpoint import on_first_process
 from vdm_jax.distillation import rounds
 from vdm_jax.distillation.driver import distill
 from vdm_jax.settings import DISTILLATION, check_config
-from vdm_jax.training.cascade import remaining_time, write_cascade_file
+from vdm_jax.training.cascade import write_cascade_file
+from vdm_jax.training.stop import PreemptionSignal
 
 # Sampling settings of a stage that hold for its student too.
 STUDENT_SETTINGS = (
@@ -27,14 +27,14 @@ STUDENT_SETTINGS = (
 
 
 def distill_cascade(
-    path: str, config: Any, workdir: Path, time_limit: float | None = None
+    path: str, config: Any, workdir: Path, stop: PreemptionSignal | None = None
 ) -> None:
     """Distil every stage of a cascade with the same config; the same call resumes.
 
     Every process of a run calls this together. Raises as `distill` and `cascade.read`
     do.
     """
-    started = time.monotonic()
+    stop = stop or PreemptionSignal()
     stages = cascade.read(path).stages
     facts = {"workdir": str(workdir), "stages": [stage.name for stage in stages]}
     facts |= {stage.name: dataclasses.asdict(stage.settings) for stage in stages}
@@ -46,9 +46,9 @@ def distill_cascade(
     for stage in stages:
         place = workdir / stage.name
         print(f"{stage.name}: distilling in {place}", flush=True)
-        seconds = remaining_time(time_limit, started)
-        teacher, is_last = str(stage.workdir.absolute()), stage is stages[-1]
-        distill(config, teacher, place, seconds, is_last)
+        distill(config, str(stage.workdir.absolute()), place, stop)
+        if stage is not stages[-1]:
+            stop.exit_if_requested(f"saved {stage.name}")
     fields = {
         stage.name: student_settings(stage, config.distill.guidance_range)
         for stage in stages

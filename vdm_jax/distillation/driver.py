@@ -4,18 +4,16 @@ Each round starts from the student of the round before, which is its teacher, an
 a workdir of its own. `workdir.py` lists the files.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from vdm_jax import agreement, build, data, runs, sampling, settings, sharding, text
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.source import Source
 from vdm_jax.distillation import rounds
-from vdm_jax.distillation.evaluation import StudentEvaluator
 from vdm_jax.distillation.rounds import Round
-from vdm_jax.distillation.students import DistillationTrainer
+from vdm_jax.distillation.students import Distiller
 from vdm_jax.distillation.workdir import (
     Row,
     commit_round,
@@ -24,11 +22,11 @@ from vdm_jax.distillation.workdir import (
 )
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.scalars import read_totals
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_config
-from vdm_jax.training.observers import PreviewInterrupted
-from vdm_jax.training.run import START_OVER, Run
-from vdm_jax.training.stop import EXIT_STATUS
+from vdm_jax.training.run import START_OVER, OpenRun
+from vdm_jax.training.stop import PreemptionSignal
 from vdm_jax.training.trainer import Trainer
 
 
@@ -36,8 +34,7 @@ def distill(
     config: Any,
     teacher: str,
     workdir: Path,
-    time_limit: float | None = None,
-    is_last: bool = True,
+    stop: PreemptionSignal | None = None,
 ) -> list[Row]:
     """Run the rounds that are not finished; return the rows of rounds.json.
 
@@ -45,16 +42,14 @@ def distill(
 
     Args:
       teacher: workdir of a trained model.
-      time_limit: seconds from now after which it saves and exits.
-      is_last: whether the command ends with this distillation. Otherwise a request to
-        stop is obeyed even after the last round.
+      stop: that of the command, where more than this distillation belongs to it.
 
     Raises:
       UserError: the config is wrong, and nothing is written; with status 5 if the
         metric of a round dropped by more than config.distill.max_metric_drop.
       SystemExit: as `train_loop` raises it; the same call resumes.
     """
-    started = time.monotonic()
+    stop = stop or PreemptionSignal()
     facts = {"workdir": str(workdir)} | runs.config_without_paths(config)
     agreement.check_command("distill", facts)
     settings.check_config(config, settings.DISTILLATION)
@@ -67,55 +62,48 @@ def distill(
     students = [(workdir / r.path, c) for r, c in zip(plan, configs, strict=True)]
     with open_distillation(workdir, config, teacher, loaded.checksum, students) as rows:
         trainer = Trainer(configs[0], student, source, captions, mesh)
-        distiller = DistillationTrainer(config, loaded, trainer)
-        evaluator = StudentEvaluator(config, loaded, trainer)
-        baseline = evaluator.evaluate_teacher(workdir, loaded)
+        distiller = Distiller(config, loaded, trainer)
+        baseline = distiller.evaluate_teacher(workdir, loaded)
         params = newest_student(workdir, rows, mesh) if rows else loaded.params
         del loaded  # frees the memory of its parameters after the first round
         remaining = list(zip(plan, students, strict=True))[len(rows) :]
         for student_round, (path, student_config) in remaining:
-            left = time_limit and max(time_limit - (time.monotonic() - started), 1e-3)
             with (
-                trainer.open_run(path, student_config, left, START_OVER) as run,
-                run.stop.handling_signals(),
+                trainer.open_run(path, student_config, stop, START_OVER) as run,
+                stop.handling_signals(),
             ):
                 previous = rows[-1]["metric"] if rows else baseline
-                params, row = _run_round(
-                    run, student_round, params, distiller, evaluator
-                )
+                params, row = _run_round(run, student_round, params, distiller)
                 commit_round(workdir, rows, row, previous, config.distill)
                 run.logger.info(
                     f"{student_round.steps} steps: {config.distill.metric} "
                     f"{row['metric']:.3f}, in {student_round.path}"
                 )
                 on_first_process(run.logger.check)
-                if run.stop.requested() and not (is_last and student_round is plan[-1]):
-                    _exit_between_rounds(run)
+            if student_round is not plan[-1]:
+                stop.exit_if_requested(f"saved {student_round.path}")
     return rows
 
 
 def _run_round(
-    run: Run,
+    run: OpenRun,
     student_round: Round,
     teacher_params: Params,
-    distiller: DistillationTrainer,
-    evaluator: StudentEvaluator,
+    distiller: Distiller,
 ) -> tuple[Params, Row]:
     """Train and evaluate the student of a round.
 
     Returns its parameters and its row of rounds.json.
     """
     params = distiller.train(run, student_round, teacher_params)
-    try:
-        metric = evaluator.evaluate_student(run, student_round, params)
-    except PreviewInterrupted:
-        _exit_between_rounds(run)
+    metric = distiller.evaluate_student(run, student_round, params)
+    loss, seconds = read_totals(run.workdir)
     return params, {
         "steps": student_round.steps,
         "updates": student_round.updates,
-        "loss": run.logger.totals.loss,
+        "loss": loss,
         "metric": metric,
-        "seconds": round(run.logger.totals.seconds, 3),
+        "seconds": round(seconds, 3),
         "path": student_round.path,
     }
 
@@ -147,9 +135,3 @@ def _build_student(
         own = sampling.Settings.from_config(each.sample)
         sampling.check_settings(student, config.distill.num, config.seed, own)
     return student, source, captions
-
-
-def _exit_between_rounds(run: Run) -> NoReturn:
-    """Exit where everything is saved."""
-    run.logger.info(f"after {run.stop.reason}; the same command resumes from there")
-    raise SystemExit(EXIT_STATUS[run.stop.requested()])

@@ -86,29 +86,22 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
 
 
 def _check_teacher(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    if teacher.prediction_type == "eps":  # its x and v divide by alpha, near 0 at t = 1
-        if distill.loss_weighting not in ("snr", "min_snr"):
-            raise UserError(
-                f"config.distill.loss_weighting={distill.loss_weighting!r}: this "
-                "teacher predicts eps, and its v has no bound: snr or min_snr"
-            )
-        if not config.sample.clip_x > 0:
-            raise UserError(
-                "this teacher predicts eps with sample.clip_x=0, and its x has no "
-                "bound: set clip_x in its config.json to the range of its data"
-            )
-    uniform = teacher.schedule.angle(np.array([1, 0.75, 0.5, 0.25]))
-    if not np.allclose(teacher.schedule.grid(4), [*uniform, 0.0]):
+    # The x and v of eps divide by alpha, which is near 0 at t = 1.
+    bounded = distill.loss_weighting in ("snr", "min_snr") and config.sample.clip_x > 0
+    if teacher.prediction_type == "eps" and not bounded:
         raise UserError(
-            "this teacher's schedule (diffusion.schedule) spaces its steps unevenly in "
-            "time: two of them are not one step of a student; give a teacher of another"
+            f"config.distill.loss_weighting={distill.loss_weighting!r}: this teacher "
+            "predicts eps, and its v and x have no bound: set it to snr or min_snr, "
+            "and sample.clip_x in the teacher's config.json to the range of its data"
         )
+    uniform = teacher.schedule.angle(np.array([1, 0.75, 0.5, 0.25]))
+    even = np.allclose(teacher.schedule.grid(4), [*uniform, 0.0])
     angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start_steps + 1)[1:])
-    if np.diff(angles).min() < MIN_ANGLE_STEP:
+    if not even or np.diff(angles).min() < MIN_ANGLE_STEP:
         raise UserError(
-            f"config.distill.start_steps={distill.start_steps}: some steps of this "
-            "teacher's schedule have no length, since its range of logsnr cuts them "
-            "off: set it lower, or give a teacher of a wider range"
+            f"config.distill.start_steps={distill.start_steps}: the teacher's schedule "
+            "spaces its steps unevenly in time, or some of them have no length, since "
+            "its range of logsnr cuts them off: set it lower, or give another teacher"
         )
     known = config.diffusion.distilled_steps
     if known and distill.start_steps != known:
@@ -125,15 +118,10 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
     field = f"config.distill.guidance_range={scales}"
     if scales[0] >= scales[1]:
         raise UserError(f"{field}: the lowest scale first, then the highest")
-    if teacher.guidance_range:
+    if teacher.guidance_range or not teacher.supports_cfg:
         raise UserError(
-            f"{field}: this teacher is a student with guidance already, trained with "
-            "scales from {:g} to {:g}; set it to ()".format(*teacher.guidance_range)
-        )
-    if not teacher.supports_cfg:
-        raise UserError(
-            f"{field}: this teacher was trained without dropping its conditions, so "
-            "it cannot be guided; set it to ()"
+            f"{field}: this teacher is a student with guidance already, or was trained "
+            "without dropping its conditions; set it to ()"
         )
 
 
@@ -144,11 +132,11 @@ def student_configs(
 
     config: of the distillation. teacher, origin: config and workdir of the teacher.
     """
-    origins = [origin, *(str(workdir / each.path) for each in plan)]
-    return [
-        student_config(config, teacher, each, init_from)
-        for each, init_from in zip(plan, origins, strict=False)
-    ]
+    configs = []
+    for each in plan:
+        configs.append(student_config(config, teacher, each, origin))
+        origin = str(workdir / each.path)  # the next one starts from this student
+    return configs
 
 
 def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> Any:
@@ -172,23 +160,18 @@ def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> An
         student.conditioning.guidance_range = tuple(map(float, distill.guidance_range))
     student.diffusion.loss_weighting = distill.loss_weighting
     student.diffusion.distilled_steps = 0 if each.distills_guidance else each.steps
-    student.train = config.train.to_dict() | {
-        "steps": each.updates,
-        "sample_every": 0,
-        "eval_every": 0,
-    }
+    own = dict(steps=each.updates, sample_every=0, eval_every=0)
+    student.train = config.train.to_dict() | own
     if each.distills_guidance:
         student.train.learning_rate = distill.guidance_lr
-    scales, scale = student.conditioning.guidance_range, 1.0
-    if scales:  # the teacher's default, within the student's range
-        low, high = scales
-        scale = float(np.clip(student.sample.guidance_scale, low, high))
+    # The teacher's default, within the student's range; 1 where it has none.
+    low, high = student.conditioning.guidance_range or (1.0, 1.0)
     student.sample.update(
         steps=each.steps,
         sampler="ddim" if each.distills_guidance else distill.sampler,
         sampling_schedule="",
         langevin_delta=0.0,
-        guidance_scale=scale,
+        guidance_scale=float(np.clip(student.sample.guidance_scale, low, high)),
         guidance_schedule="constant",
         cfg_mode="linear",
     )

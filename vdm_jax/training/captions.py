@@ -16,11 +16,6 @@ from vdm_jax.errors import UserError
 class CaptionEmbeddings(EmbeddingStore):
     """Embeddings of the captions of batches, padded to the longest of a folder."""
 
-    @property
-    def digest(self) -> str:
-        """Identifies the captions and the weights of their encoder."""
-        return str(self.metadata["keys"])
-
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple]:
         """Return (shape, dtype) of the arrays for captions of this shape, by name."""
         return {
@@ -64,7 +59,7 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
         )
     if not folder:
         return None
-    on_first_process(lambda: _embed(source, folder, dim))
+    on_first_process(lambda: _embed(source, folder))
     captions = CaptionEmbeddings(folder)
     if dim != captions.dim:
         raise UserError(
@@ -76,21 +71,13 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
     return captions
 
 
-def _embed(source: Source, folder: str, dim: int) -> None:
+def _embed(source: Source, folder: str) -> None:
     """Write embeddings of the captions of a source that lists them, if none exist."""
     captions = getattr(source, "captions", None)
     if captions is None or (Path(folder) / INDEX).is_file():
         return
-    encoder = text.load_encoder()
-    if dim != encoder.dim:
-        raise UserError(
-            f"config.data.text_embeddings_dir={folder} holds no embeddings, and those "
-            f"of the default encoder have dimension {encoder.dim}, which differs from "
-            f"config.conditioning.text_dim={dim}: set it to that, or write others by "
-            "python -m vdm_jax.text"
-        )
     print(f"embedding {len(captions):,} captions in {folder}", flush=True)
-    text.write_embeddings(folder, captions, encoder)
+    text.write_embeddings(folder, captions, text.load_encoder())
 
 
 def add_text(

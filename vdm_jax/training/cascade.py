@@ -5,8 +5,6 @@ WORKDIR/text          embeddings of the captions
         cascade.toml  lists the stages for `sample.py --cascade`
 """
 
-import time
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 from vdm_jax import agreement, build, cascade, cascade_file, files, runs, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
-from vdm_jax.training.checks import check_batch_memory, check_config
+from vdm_jax.training.checks import check_config
 from vdm_jax.training.run import START_OVER, config_changes
-from vdm_jax.training.stop import EXIT_STATUS, RESTART
+from vdm_jax.training.stop import PreemptionSignal
 from vdm_jax.training.train import build_from_config, train
 
 
@@ -24,7 +22,7 @@ def train_cascade(
     stages: Sequence[str],
     config_of: Callable[[str], Any],
     workdir: Path,
-    time_limit: float | None = None,
+    stop: PreemptionSignal | None = None,
 ) -> None:
     """Train the stages that are not trained yet; the same call resumes.
 
@@ -33,6 +31,7 @@ def train_cascade(
 
     Args:
       config_of: name of a stage -> its config.
+      stop: that of the command.
 
     Raises:
       UserError: the config of a stage is wrong, differs from the one it was started
@@ -41,7 +40,7 @@ def train_cascade(
         is trained.
       SystemExit: as `train` raises it.
     """
-    started = time.monotonic()
+    stop = stop or PreemptionSignal()
     configs = {name: config_of(name).unlock() for name in stages}
     facts = {"workdir": str(workdir), "stages": list(stages)}
     facts |= {n: runs.config_without_paths(config) for n, config in configs.items()}
@@ -53,8 +52,9 @@ def train_cascade(
             print(f"{name}: trained", flush=True)
             continue
         print(f"{name}: training in {place}", flush=True)
-        seconds = remaining_time(time_limit, started)
-        train(config, place, seconds, is_last=name == stages[-1])
+        train(config, place, stop)
+        if name != stages[-1]:
+            stop.exit_if_requested(f"saved {name}")
     on_first_process(lambda: write_cascade_file({name: {} for name in stages}, workdir))
 
 
@@ -68,16 +68,14 @@ def _check(configs: dict[str, Any], workdir: Path) -> None:
         raise UserError(
             f"{workdir} is the workdir of one model or a distillation: {START_OVER}"
         )
-    for config in configs.values():
+    models, encoders = [], []
+    for name, config in configs.items():
         check_config(config)
-        check_batch_memory(config)
+        models.append((name, build.build_model(config)))
+    cascade.check_shapes_chain(models)
+    for name, config in configs.items():
         if config.conditioning.text_dim and not config.data.text_embeddings_dir:
             config.data.text_embeddings_dir = str(workdir / "text")
-    cascade.check_shapes_chain(
-        [(name, build.build_model(config)) for name, config in configs.items()]
-    )
-    encoders = []
-    for name, config in configs.items():
         build_from_config(config)
         encoders.append(config.conditioning)
         if finished_steps(place := workdir / name):
@@ -93,55 +91,32 @@ def _check(configs: dict[str, Any], workdir: Path) -> None:
         )
 
 
-def remaining_time(time_limit: float | None, started: float) -> float | None:
-    """Return the seconds that remain of a time limit, the same on all processes.
-
-    started: time.monotonic() at the start. Raises SystemExit if none remain.
-    """
-    if not time_limit:
-        return None
-    seconds = on_first_process(lambda: time_limit - (time.monotonic() - started))
-    if seconds <= 0:
-        print("the time limit has passed; the same command resumes", flush=True)
-        raise SystemExit(EXIT_STATUS[RESTART])
-    return seconds
-
-
 def finished_steps(workdir: Path) -> int:
     """Return the steps that a run has finished, 0 before the first checkpoint."""
-    if not (workdir / "checkpoints").is_dir():
-        return 0
-    return Checkpoints(workdir / "checkpoints", read_only=True).latest() or 0
+    return Checkpoints(workdir / "checkpoints", read_only=True).newest_intact() or 0
 
 
 def write_cascade_file(stages: dict[str, dict[str, float]], workdir: Path) -> None:
     """Write the file by which `sample.py --cascade` finds the stages.
 
-    A file that exists is kept as it is, since a user may have changed it; the stages
-    that it lacks are appended.
+    A file that exists is kept as it is, since a user may have changed it.
 
     stages: name -> settings of sampling.
 
     Raises:
-      UserError: the file cannot be read, or lacks a stage that is not at the end.
+      UserError: a file that exists does not name all stages.
     """
-    path, new = workdir / cascade_file.CASCADE_FILE, cascade_file.to_toml(stages)
-    if path.exists():
-        try:
-            before = files.read_text(path)
-            names = [str(table["name"]) for table in tomllib.loads(before)["stage"]]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as bad:
-            raise UserError(
-                f"{path} names no stages ({bad}): correct or delete it; the same "
-                "command then writes a new one, all stages are done"
-            ) from bad
-        lacking = {name: stages[name] for name in stages if name not in names}
-        if not lacking:
-            return
-        if [*names, *lacking] != list(stages) or "[[stage]]" not in before:
-            raise UserError(
-                f"{path} lacks {', '.join(lacking)}: insert it in its place, or delete "
-                "the file; the same command then writes a new one, all stages are done"
-            )
-        new = before.rstrip() + "\n\n" + cascade_file.to_toml(lacking)
-    files.write_bytes(path, new.encode(), overwrite=True)
+    path = workdir / cascade_file.CASCADE_FILE
+    if not path.exists():
+        return files.write_bytes(path, cascade_file.to_toml(stages).encode())
+    try:
+        tables = cascade_file.read_tables(path)
+        lacking = set(stages) - {str(table["name"]) for table in tables}
+        bad = f"it lacks {', '.join(sorted(lacking))}" if lacking else ""
+    except (UserError, LookupError, TypeError) as error:
+        bad = f"it names no stages ({error})"
+    if bad:
+        raise UserError(
+            f"{path} is kept, but {bad}: correct or delete it; the same command then "
+            "writes a new one, all stages are done"
+        )

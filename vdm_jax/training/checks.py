@@ -42,6 +42,7 @@ def check_config(config) -> None:
         )
     _check_rate(config)
     _check_batch_size(config)
+    _check_batch_memory(config)
 
 
 def _check_pattern(field: str, pattern: str) -> None:
@@ -75,12 +76,8 @@ def _check_rate(config) -> None:
         )
 
 
-def check_batch_memory(config) -> None:
-    """Check that a batch fits into the memory of this machine.
-
-    Raises:
-      UserError: it does not.
-    """
+def _check_batch_memory(config) -> None:
+    """Check that a batch fits into the memory of this machine."""
     video, data = config.video, config.data
     frames = video.frames + data.joint_image_frames
     pixels = frames * video.height * video.width * video.channels

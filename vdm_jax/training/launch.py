@@ -1,7 +1,6 @@
 """Several processes of one run: how they start together and exit together."""
 
 import errno
-import importlib.util
 import os
 import re
 import signal
@@ -11,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -29,13 +29,10 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
         <= set(env)
     ),
     "Open MPI": lambda env: "OMPI_MCA_orte_hnp_uri" in env,
-    "TPU on GKE": lambda env: (
-        "TPU_WORKER_HOSTNAMES" in env or "TPU_PROCESS_ADDRESSES" in env
-    ),
     # JAX sets TPU_SKIP_MDS_QUERY when it is imported and finds no chip.
-    "TPU VM": lambda env: (
-        "TPU_SKIP_MDS_QUERY" not in env
-        and importlib.util.find_spec("libtpu") is not None
+    "TPU": lambda env: (
+        bool({"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & set(env))
+        or ("TPU_SKIP_MDS_QUERY" not in env and find_spec("libtpu") is not None)
     ),
     "Kubernetes": lambda env: (
         "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
@@ -117,24 +114,19 @@ def _find_processes(
     """
     given = coordinator, num_processes, process_id
     if given == (None, None, None):
-        return next(
-            (name for name, here in CLUSTERS.items() if here(os.environ)), ""
-        ), {}
+        names = (name for name, here in CLUSTERS.items() if here(os.environ))
+        return next(names, ""), {}
     if given == (None, 1, None):
         return "", {}
-    if coordinator is None or num_processes is None or process_id is None:
+    coordinator, count, number = coordinator or "", num_processes or 0, process_id
+    host, _, port = coordinator.rpartition(":")
+    is_address = host and port.isdecimal() and 0 < int(port) < 2**16
+    if number is None or not (is_address and 0 <= number < count <= MAX_PROCESSES):
         raise UserError(
             f"coordinator={coordinator}, num_processes={num_processes}, process_id="
-            f"{process_id}: give all three (as flags or VDM_COORDINATOR, "
-            "VDM_NUM_PROCESSES, VDM_PROCESS_ID), or none of them"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"coordinator={coordinator!r}: must be host:port of process 0")
-    if not 0 <= process_id < num_processes <= MAX_PROCESSES:
-        raise UserError(
-            f"process_id={process_id} with num_processes={num_processes}: must be at "
-            f"least 0 and less than num_processes, which is at most {MAX_PROCESSES}"
+            f"{process_id}: give all three or none (as flags or VDM_COORDINATOR, "
+            "VDM_NUM_PROCESSES, VDM_PROCESS_ID): host:port of process 0, at most "
+            f"{MAX_PROCESSES} processes, and the number of this one, from 0"
         )
     if num_processes == 1:
         return "", {}
@@ -155,31 +147,28 @@ def exit_on_signals() -> None:
     and between rounds. Nothing that was saved is lost. A thread reads the signals,
     since the main thread may wait for a compiler or for other processes.
     """
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number, request in SIGNAL_REQUESTS.items():
         if request == RESTART and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit_at_once)
-    threading.Thread(
-        target=_watch_signals, args=(receiver, sender), daemon=True
-    ).start()
+    threading.Thread(target=_watch_signals, args=(reader,), daemon=True).start()
 
 
 def _exit_at_once(number: int, frame: object) -> None:
     """Mark a signal as one that `_watch_signals` handles. It does nothing itself."""
 
 
-def _watch_signals(receiver: socket.socket, sender: socket.socket) -> None:
-    """Exit on the first signal that is marked; `sender` is kept open by this."""
-    while number := receiver.recv(1):
+def _watch_signals(reader: int) -> None:
+    """Exit on the first signal that is marked."""
+    while number := os.read(reader, 1):
         name = signal.Signals(number[0])
         if signal.getsignal(name) is _exit_at_once:
             write_stderr(
                 f"{name.name}: exiting; the same command resumes from what is saved"
             )
             os._exit(EXIT_STATUS[RESTART])
-    sender.close()
 
 
 def wait_for_all() -> None:

@@ -1,6 +1,5 @@
 """Output of a run: a progress bar or lines, metrics.jsonl, TensorBoard."""
 
-import dataclasses
 import json
 import math
 import os
@@ -28,27 +27,6 @@ SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@dataclasses.dataclass
-class Totals:
-    """Loss and duration of a run's training, as logged, over all of its restarts.
-
-    step: the newest with a duration. loss: the newest mean, NaN before the first.
-    seconds: without compiling, saving and observing.
-    """
-
-    step: int = 0
-    loss: float = math.nan
-    seconds: float = 0.0
-
-    def add(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """Add the scalars of one step; None stands for a number that is not finite."""
-        if (step_time := scalars.get("train/step_time")) is not None:
-            self.seconds += (step - self.step) * step_time
-            self.step = step
-        if (loss := scalars.get("train/loss")) is not None:
-            self.loss = loss
-
-
 class Logger:
     """Logs scalars and videos of a run. On processes other than 0 it does nothing.
 
@@ -70,7 +48,6 @@ class Logger:
     def __init__(self, workdir: str | Path, step: int = 0):
         self.active = jax.process_index() == 0
         self.failure: UserError | None = None  # the first error of writing
-        self.totals = Totals()
         self._bar = tqdm(disable=True)
         self._rows = Path(workdir) / "metrics.jsonl"
         name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
@@ -78,8 +55,7 @@ class Logger:
         on_first_process(lambda: self._begin(step))
 
     def _begin(self, step: int) -> None:
-        for row in _drop_rows_after(self._rows, step):
-            self.totals.add(int(row["step"]), row)
+        _drop_rows_after(self._rows, step)
         files.make_folder(self._events.parent)
         version = Event(step=step + 1, file_version="brain.Event:2")
         # It makes TensorBoard hide the later steps of earlier files.
@@ -119,7 +95,6 @@ class Logger:
         row = {name: float(value) for name, value in values.items()}
         tagged = [Summary.Value(tag=n, simple_value=value) for n, value in row.items()]
         row = {n: value if math.isfinite(value) else None for n, value in row.items()}
-        self.totals.add(step, row)
         line = json.dumps({"step": step, "time": round(time.time(), 3), **row}) + "\n"
         with self.recording_failure():
             files.append_bytes(self._rows, line.encode())
@@ -171,23 +146,22 @@ class Logger:
             )
 
 
-def _drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:
-    """Drop the rows of later steps from a metrics.jsonl; return the others.
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Drop the rows of later steps from a metrics.jsonl.
 
     A line that was cut short by a kill is dropped too. If other lines are not rows, as
     a failing disk leaves them, the file is set aside first.
     """
     with files.explain_write_errors(path):
         if not os.path.lexists(path):
-            return []
+            return
         if not path.is_file():  # reading a pipe would wait for ever
             raise UserError(f"{path} is no plain file: move it away")
         lines = list(scalars.read_rows(path))
-        kept = [(line, row) for line, row in lines if row and row["step"] <= step]
-        content = b"".join(line + b"\n" for line, _ in kept)
+        kept = [line for line, row in lines if row and row["step"] <= step]
+        content = b"".join(line + b"\n" for line in kept)
         # Without a change nothing is written, which a full disk would refuse.
         if len(content) != path.stat().st_size:
             if bad := sum(row is None for _, row in lines[:-1]):
                 files.set_aside(path, f"{bad} of its {len(lines)} lines are no rows")
             files.write_bytes(path, content, overwrite=True)
-        return [row for _, row in kept]

@@ -1,5 +1,6 @@
 """What is computed at intervals during training: previews and the validation loss."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,12 @@ import numpy as np
 
 from vdm_jax import sampling, video_io
 from vdm_jax.data import pipeline
-from vdm_jax.diffusion import losses, samplers, schedules, time_sampling
+from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.types import Progress, no_progress
 from vdm_jax.training.captions import add_text
-from vdm_jax.training.run import Run
-from vdm_jax.training.state import TrainState
-from vdm_jax.training.stop import CONTINUE
+from vdm_jax.training.run import OpenRun
+from vdm_jax.training.step import TrainState
 from vdm_jax.training.train_loop import Observer
 from vdm_jax.training.trainer import Trainer
 
@@ -27,7 +27,7 @@ class PreviewInterrupted(Exception):
     """Sampling ended early because the run was requested to stop."""
 
 
-def make_observers(trainer: Trainer, run: Run) -> tuple[Observer, ...]:
+def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     """Return the observers of a training run: previews, and the loss of held-out clips.
 
     The latter is left out where no clips are held out.
@@ -48,7 +48,7 @@ def make_observers(trainer: Trainer, run: Run) -> tuple[Observer, ...]:
     return preview, (config.train.eval_every, "validating", validation)
 
 
-def make_preview(trainer: Trainer, run: Run) -> Callable[[TrainState], None]:
+def make_preview(trainer: Trainer, run: OpenRun) -> Callable[[TrainState], None]:
     """Return state -> None, which writes samples of the same noise and conditions.
 
     It returns early, without samples, once the run is requested to stop.
@@ -57,28 +57,16 @@ def make_preview(trainer: Trainer, run: Run) -> Callable[[TrainState], None]:
     settings = sampling.Settings.from_config(config.sample)
     samples = FixedSamples(trainer, NUM_PREVIEWS, config.sample.label, config.seed)
 
-    def preview(state: TrainState) -> None:
-        stop = stop_on_request(run)
-        try:
-            videos = samples(trainer.model, state.eval_params, settings, stop)
-        except PreviewInterrupted:
-            return
-        write_preview(run, int(state.step), videos)
-
-    return preview
-
-
-def stop_on_request(run: Run, known: int = CONTINUE) -> Progress:
-    """Return a progress of sampling that raises PreviewInterrupted to stop.
-
-    It does so once the run is requested more than `known`.
-    """
-
     def progress(done: int, total: int) -> None:
-        if run.stop.requested() > known:
+        if run.stop.requested():
             raise PreviewInterrupted
 
-    return progress
+    def preview(state: TrainState) -> None:
+        with contextlib.suppress(PreviewInterrupted):
+            videos = samples(trainer.model, state.eval_params, settings, progress)
+            write_preview(run, int(state.step), videos)
+
+    return preview
 
 
 class FixedSamples:
@@ -106,9 +94,7 @@ class FixedSamples:
             self.num,
             settings,
             sampling.SamplingInputs(self.cond),
-            noise=sampling.NoiseIndex(self.seed),
-            run=sampling.Run(mesh=self.mesh),
-            progress=progress,
+            sampling.Run(self.seed, mesh=self.mesh, progress=progress),
         )
         return sampling.to_uint8(videos)
 
@@ -123,7 +109,7 @@ def preview_conditions(
     """
     model, source = trainer.model, trainer.source
     arrays = model.batch_arrays
-    labels = sampling.draw_labels(model, num, label, seed)
+    labels = sampling.label_array(model, num, label, seed)
     cond = {} if labels is None else {"label": labels}
     if not (arrays - {"label"} or model.video_conditions):
         return cond
@@ -157,18 +143,18 @@ def make_validation(model: DiffusionModel):
         out = {}
         for i, (low, high) in enumerate(LOGSNR_BANDS):
             time_key, noise_key = jax.random.split(samplers.key_from_seed(i))
-            spread = time_sampling.stratified_times(time_key, x.shape[0], x.dtype)
+            spread = schedules.stratified_times(time_key, x.shape[0], x.dtype)
             angle = schedules.angle_from_logsnr(low + (high - low) * spread)
             level = schedules.noise_level_from_angle(angle)
             eps = jax.random.normal(noise_key, x.shape, x.dtype)
-            loss, _ = losses.diffusion_loss(denoise, x, eps, level, cond)
+            loss = losses.diffusion_loss(denoise, x, eps, level, cond)
             out[f"val/loss_{low}_{high}"] = loss.mean()
         return out
 
     return validate
 
 
-def write_preview(run: Run, step: int, videos: np.ndarray) -> None:
+def write_preview(run: OpenRun, step: int, videos: np.ndarray) -> None:
     """Write samples as arrays, as a GIF and as a contact sheet, and log them.
 
     Process 0 does so. The samples of this step are overwritten: a run that was resumed

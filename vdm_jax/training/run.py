@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -24,6 +24,7 @@ from vdm_jax.checkpoint import (
     check_same_arrays,
     on_first_process,
 )
+from vdm_jax.data.pipeline import Batches
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.runs import config_without_paths, read_config_fields
@@ -55,22 +56,8 @@ CONTINUE_ELSEWHERE = "give another --workdir and --config.init_from={workdir}"
 START_OVER = "give another --workdir to start over"
 
 
-class BatchIterator(Protocol):
-    """An endless iterator of batches whose position can be saved and restored."""
-
-    def __next__(self) -> Any: ...
-
-    def get_state(self) -> Any:
-        """Return the position, which JSON can hold."""
-        ...
-
-    def set_state(self, state: Any) -> None:
-        """Return to a position: the next batch is the one that followed it."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
-class Run:
+class OpenRun:
     """An open run.
 
     restored_step: the step of its newest good checkpoint, or None.
@@ -84,7 +71,7 @@ class Run:
     stop: PreemptionSignal
     restored_step: int | None
 
-    def resume(self, abstract_state, init: Callable[[], Any], data: BatchIterator):
+    def resume(self, abstract_state, init: Callable[[], Any], data: Batches):
         """Return the state to train from, and log where it comes from.
 
         It comes from the run's own checkpoint; without one, from config.init_from;
@@ -111,7 +98,7 @@ class Run:
         self.logger.info(f"resuming from step {step} of {self.workdir}{unused}")
         return state
 
-    def save(self, step: int, state, data: BatchIterator) -> None:
+    def save(self, step: int, state, data: Batches) -> None:
         """Save the state and the position of the data, in the background."""
         extra = {"data": data.get_state(), "fingerprint": self.fingerprint}
         self.checkpoints.save(step, state, extra)
@@ -122,16 +109,16 @@ def open_run(
     workdir: str | Path,
     config,
     fingerprint: dict[str, Any],
-    time_limit: float | None = None,
+    stop: PreemptionSignal | None = None,
     abstract_state: Any = None,
     advice: str = CONTINUE_ELSEWHERE,
-) -> Iterator[Run]:
+) -> Iterator[OpenRun]:
     """Open a workdir for the duration of a with block. All processes call it together.
 
     Args:
       config: complete, as it will be written to config.json.
       fingerprint: of the data. A resumed run must have the same.
-      time_limit: seconds from now after which `train_loop` saves and exits with 42.
+      stop: that of the command, by default one of this run alone.
       abstract_state: shapes of the state, to compare with the checkpoint.
       advice: what a refusal suggests next to keeping what the run was started with.
 
@@ -148,7 +135,7 @@ def open_run(
         folder = workdir / "checkpoints"
         checkpoints = Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        step, changes = checkpoints.latest(), []
+        step, changes = checkpoints.newest_intact(), []
         if step is not None:
             changes = on_first_process(lambda: config_changes(workdir, config, advice))
             before = checkpoints.extra(step)["fingerprint"]
@@ -156,15 +143,14 @@ def open_run(
             if abstract_state is not None:
                 what = f"checkpoint {step} of {workdir}"
                 check_same_arrays(checkpoints.leaves(step), abstract_state, what)
-        on_first_process(lambda: str(files.make_folder(folder)))
         if changes or step is None:
             path, fields = workdir / "config.json", config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
         logger = Logger(workdir, step or 0)
         for change in changes:
             logger.info(f"changed since the run was started: {change}")
-        stop = PreemptionSignal(time_limit)
-        yield Run(workdir, config, fingerprint, checkpoints, logger, stop, step)
+        stop = stop or PreemptionSignal()
+        yield OpenRun(workdir, config, fingerprint, checkpoints, logger, stop, step)
 
 
 @contextmanager
@@ -178,30 +164,25 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """
     workdir = check_directory(workdir)
     lock = workdir / ".lock"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        # O_NOFOLLOW: otherwise the target of a link of this name is overwritten.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.fdopen(os.open(lock, flags, 0o666), "rb+", buffering=0)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be used ({error.strerror}"
-            f"{': .lock is a link' if error.errno == errno.ELOOP else ''}): give a "
-            "directory that can be written"
-        ) from error
-    with file:  # closing it releases the lock
+    with ExitStack() as stack:
         try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            # O_NOFOLLOW: otherwise the target of a link of this name is overwritten.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.fdopen(os.open(lock, flags, 0o666), "rb+", buffering=0)
+            stack.enter_context(file)  # closing it releases the lock
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            owner = file.read(200).decode(errors="replace").strip()
+        except BlockingIOError as error:
+            owner = lock.read_text(errors="replace").strip() or "another process"
             raise UserError(
-                f"{workdir} is in use by {owner or 'another process'}: stop that run "
-                "first, or give another --workdir"
+                f"{workdir} is in use by {owner}: stop that run first, or give another "
+                "--workdir"
             ) from error
         except OSError as error:
+            link = ": .lock is a link" if error.errno == errno.ELOOP else ""
             raise UserError(
-                f"{workdir} cannot be locked ({error.strerror}): give a directory of "
-                "a file system that has locks"
+                f"--workdir={workdir} cannot be used ({error.strerror}{link}): give a "
+                "directory that can be written, of a file system that has locks"
             ) from error
         with files.explain_write_errors(lock):
             file.truncate(0)

@@ -1,8 +1,9 @@
-"""The diffusion loss and one update of the parameters."""
+"""The state of a run, the diffusion loss, and one update of the parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,10 +12,30 @@ from vdm_jax import sharding
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.training.optimizer import global_norm
-from vdm_jax.training.state import TrainState
-from vdm_jax.trees import named_leaves
+from vdm_jax.trees import first_non_finite
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a run carries from step to step, and all that a checkpoint must hold.
+
+    Parameters, their average, optimiser state and counters.
+
+    step, skipped: int32 []. ema: like params, or None where no average is kept.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+    skipped: jax.Array  # updates left out because loss or gradient was not finite
+
+    @property
+    def eval_params(self) -> Any:
+        """Parameters to sample and evaluate with: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
@@ -29,7 +50,7 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         level = schedules.noise_level(schedule, t)
         denoise = model.denoiser(params, dropout_key)
-        loss, _ = losses.diffusion_loss(denoise, x, eps, level, cond, weighting)
+        loss = losses.diffusion_loss(denoise, x, eps, level, cond, weighting)
         return loss.mean(), {}
 
     return loss_fn
@@ -151,7 +172,7 @@ def make_step(
     return step
 
 
-def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | None:
+def diagnose(loss_fn: LossFn, params, aux_params, batch, key) -> str | None:
     """Return the name of the first tensor of a step that is not finite, or None.
 
     Batch, parameters, loss and gradients are checked in this order.
@@ -159,17 +180,10 @@ def first_non_finite(loss_fn: LossFn, params, aux_params, batch, key) -> str | N
     key: the key of the run, folded with the step that failed.
     """
 
-    def find(tree, what: str) -> str | None:
-        for name, leaf in named_leaves(tree).items():
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
-                return f"{what} {name}".strip()
-        return None
-
     grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, _), grads = grad_fn(params, aux_params, batch, key)
-    return (
-        find(batch, "batch")
-        or find(params, "parameter")
-        or find(loss, "the loss")
-        or find(grads, "gradient of")
-    )
+    trees = {"batch": batch, "parameter": params, "the loss": loss}
+    for what, tree in (trees | {"gradient of": grads}).items():
+        if (name := first_non_finite(tree)) is not None:
+            return f"{what} {name}".strip()
+    return None

@@ -35,7 +35,7 @@ class PreemptionSignal:
     A signal reaches the processes of a run at different steps, or only one of them. So
     every poll starts the reduction of this process's request to the largest of all, and
     returns that of the poll before: all processes save the same step, and no step waits
-    for another process.
+    for another process. A command makes one, for all runs that follow one another.
 
     Args:
       time_limit: seconds from now after which a restart is requested.
@@ -70,7 +70,7 @@ class PreemptionSignal:
 
         All processes call this once per step.
         """
-        if self._single:
+        if jax.process_count() == 1:
             return self._own()
         sent, self._sent = self._sent, self._largest(self._own())
         return CONTINUE if sent is None else int(sent)
@@ -80,7 +80,20 @@ class PreemptionSignal:
 
         All processes call this together, during long work between steps.
         """
-        return self._own() if self._single else int(self._largest(self._own()))
+        own = self._own()
+        return own if jax.process_count() == 1 else int(self._largest(own))
+
+    def exit_if_requested(self, saved: str, known: int = CONTINUE) -> None:
+        """Exit where everything is saved, if more than `known` is requested.
+
+        All processes call this together. saved: what is, for the message.
+        """
+        if (request := self.requested()) <= known:
+            return
+        why = f" after {self.reason}" if self.reason else ""
+        if jax.process_index() == 0:
+            print(f"{saved}{why}; the same command resumes from there", flush=True)
+        raise SystemExit(EXIT_STATUS[request])
 
     def request_stop(self, request: int, reason: str) -> None:
         """Request all processes to stop, as a signal does."""
@@ -102,10 +115,6 @@ class PreemptionSignal:
         self._signalled = True
         self.request_stop(SIGNAL_REQUESTS[signal.Signals(number)], name)
         write_stderr(f"{name}: saving after this step; a second signal exits at once")
-
-    @functools.cached_property
-    def _single(self) -> bool:
-        return jax.process_count() == 1
 
     @functools.cached_property
     def _largest(self):

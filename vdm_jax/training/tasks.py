@@ -7,7 +7,7 @@ import jax
 
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training.observers import make_observers
-from vdm_jax.training.run import Run
+from vdm_jax.training.run import OpenRun
 from vdm_jax.training.step import LossFn, make_loss
 from vdm_jax.training.train_loop import Observer
 from vdm_jax.training.trainer import Trainer
@@ -27,7 +27,7 @@ class Diffusion:
         """Return (params, aux_params, batch, key) -> (loss, metrics)."""
         return make_loss(self.model, self.config.diffusion.loss_weighting)
 
-    def make_observers(self, trainer: Trainer, run: Run) -> tuple[Observer, ...]:
+    def make_observers(self, trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
         """Return what is done every so many steps besides training."""
         return make_observers(trainer, run)
 

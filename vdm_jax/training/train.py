@@ -8,24 +8,23 @@ from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
-from vdm_jax.training.checks import check_batch_memory, check_config
+from vdm_jax.training.checks import check_config
 from vdm_jax.training.init import start_from
-from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import TrainState
+from vdm_jax.training.stop import PreemptionSignal
 from vdm_jax.training.tasks import task_from_config
 from vdm_jax.training.trainer import Trainer
 
 
 def train(
-    config: Any, workdir: Path, time_limit: float | None = None, is_last: bool = True
+    config: Any, workdir: Path, stop: PreemptionSignal | None = None
 ) -> TrainState:
     """Train to config.train.steps, or resume from the newest checkpoint of the workdir.
 
     Every process of a run calls this together.
 
     Args:
-      time_limit: seconds from now after which the run saves and exits.
-      is_last: whether the command ends with this run. Otherwise a request to stop is
-        obeyed even after the last step.
+      stop: that of the command, where more than this run belongs to it.
 
     Raises:
       UserError: the config is wrong; nothing is written then.
@@ -36,13 +35,12 @@ def train(
     source, captions, model = build_from_config(config)
     task = task_from_config(config, model)
     trainer = Trainer(config, model, source, captions, mesh, task.init_params)
-    with trainer.open_run(workdir, config, time_limit) as run:
+    with trainer.open_run(workdir, config, stop) as run:
         return trainer.train(
             run,
             lambda: trainer.init_state(_start_params(trainer)),
             lambda: trainer.compile_update(run, task.make_loss(), {}),
             lambda: task.make_observers(trainer, run),
-            is_last=is_last,
         )
 
 
@@ -69,12 +67,6 @@ def _check(config: Any, workdir: Path) -> None:
     """Raise UserError unless this config can be trained in this workdir."""
     agreement.check_command("train", runs.config_without_paths(config))
     check_config(config)
-    check_batch_memory(config)
-    if steps := config.diffusion.distilled_steps:
-        raise UserError(
-            f"config.diffusion.distilled_steps={steps}: only distill.py trains "
-            "students; set it to 0"
-        )
     if (workdir / runs.DISTILLATION_FILE).is_file():
         raise UserError(
             f"{workdir} is the workdir of a distillation: give another --workdir"
@@ -89,10 +81,10 @@ def build_from_config(
     Raises:
       UserError: parts that do not fit each other or the data.
     """
-    if config.conditioning.guidance_range:
+    if config.conditioning.guidance_range or config.diffusion.distilled_steps:
         raise UserError(
-            f"config.conditioning.guidance_range={config.conditioning.guidance_range}: "
-            "only distill.py trains students with a guidance scale; set it to ()"
+            "config.conditioning.guidance_range and config.diffusion.distilled_steps: "
+            "only distill.py trains students; set them to () and 0"
         )
     source = data.open_source(config)
     data.resolve(config, source)
@@ -107,5 +99,5 @@ def build_from_config(
         )
     settings = sampling.Settings.from_config(config.sample)
     sampling.check_settings(model, config.sample.num, config.seed, settings)
-    sampling.draw_labels(model, 1, config.sample.label)
+    sampling.label_array(model, 1, config.sample.label)
     return source, captions, model

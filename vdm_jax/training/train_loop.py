@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import agreement
 from vdm_jax.checkpoint import on_first_process
+from vdm_jax.data.pipeline import Batches
 from vdm_jax.errors import UserError
-from vdm_jax.training.run import BatchIterator, Run
-from vdm_jax.training.stop import CONTINUE, EXIT_STATUS, RESTART
-from vdm_jax.trees import named_leaves
+from vdm_jax.training.run import OpenRun
+from vdm_jax.training.stop import CONTINUE, RESTART
+from vdm_jax.trees import first_non_finite
 
 # (interval in steps, name, function: state -> scalars to log or None). An interval of
 # 0 means: after the last step only.
@@ -40,15 +40,13 @@ def train_loop(
     update: Update,
     state,
     aux_params,
-    data: BatchIterator,
+    data: Batches,
     *,
-    num_steps: int,
-    run: Run,
+    run: OpenRun,
     key: jax.Array,
     observers: Sequence[Observer] = (),
-    is_last: bool = True,
 ) -> Any:
-    """Train from `state.step` to `num_steps` finished steps; the last one is saved.
+    """Train from `state.step` to the last step of the run's config, which is saved.
 
     Every process of the run calls this together. The host waits for the devices only to
     save or observe: the metrics of a step are read while the next one runs.
@@ -58,20 +56,20 @@ def train_loop(
       data: every batch that is taken is used, so its position is that of the state.
       observers: run by all processes, after a save, and at the last step. One that
         takes long should return when `run.stop.requested()`.
-      is_last: False if more work follows: a request to stop then ends this one too.
 
     Returns the state after the last step.
 
     Raises:
       UserError (2): logs or previews could not be written; the state is saved.
       UserError (3): the state or too many consecutive updates were not finite.
-      SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C.
+      SystemExit: stopped after saving; 42 requests a restart, 130 follows Ctrl-C. A
+        request to stop at the last step is left to the caller.
     """
-    done = int(state.step)
+    done, num_steps = int(state.step), run.config.train.steps
     _check_state(run, state, done)  # compiled now: a signal leaves little time for it
     run.checkpoints.wait()  # for processes that were slower to compile
     agreement.stop_comparing()
-    metrics = _PendingMetrics(run, update, num_steps, aux_params, key)
+    metrics = _PendingMetrics(run, update, aux_params, key)
     request = CONTINUE
 
     with run.stop.handling_signals(), run.logger.progress(done, num_steps):
@@ -93,12 +91,13 @@ def train_loop(
                         run.save(done, state, data)
                     _observe(run, state, done, () if request and not last else due)
         run.checkpoints.wait()
-    _exit_if_requested(run, request, done, done < num_steps, is_last)
     on_first_process(run.logger.check)
+    if done < num_steps:
+        run.stop.exit_if_requested(f"saved step {done}")
     return state
 
 
-def _poll(run: Run) -> int:
+def _poll(run: OpenRun) -> int:
     """Return the request of all processes; raise an error of the background save."""
     if run.logger.failure is not None:
         run.stop.request_stop(RESTART, "a failure to write")
@@ -107,25 +106,11 @@ def _poll(run: Run) -> int:
     return request
 
 
-def _observe(run: Run, state, done: int, observers: Sequence[Observer]) -> None:
+def _observe(run: OpenRun, state, done: int, observers: Sequence[Observer]) -> None:
     for _, name, observe in observers:
         run.logger.phase(name)
         run.logger.scalars(done, observe(state) or {})
         run.logger.phase("")
-
-
-def _exit_if_requested(
-    run: Run, request: int, done: int, steps_left: bool, is_last: bool
-) -> None:
-    """Exit after step `done` if a request to stop leaves work undone."""
-    if not is_last:  # the request may have come during the last observers
-        request = request or run.stop.requested()
-    if not request or (is_last and not steps_left):
-        return
-    why = f" after {run.stop.reason}" if run.stop.reason else ""
-    run.logger.info(f"saved step {done}{why}; the same command resumes from there")
-    on_first_process(run.logger.check)
-    raise SystemExit(EXIT_STATUS[request])
 
 
 class _PendingMetrics:
@@ -134,8 +119,8 @@ class _PendingMetrics:
     Those of the newest step may still be computed by the devices: they are read later.
     """
 
-    def __init__(self, run: Run, update: Update, num_steps: int, aux_params, key):
-        self._run, self._update, self._num_steps = run, update, num_steps
+    def __init__(self, run: OpenRun, update: Update, aux_params, key):
+        self._run, self._update = run, update
         self._aux_params, self._key = aux_params, key
         self._pending: tuple[int, Any, Any] | None = None
         self._rows: list[Mapping[str, np.ndarray]] = []  # since the last line
@@ -169,7 +154,7 @@ class _PendingMetrics:
         self._num_bad = 0 if row["finite"] else self._num_bad + 1
         if self._num_bad:
             self._run.logger.info(f"step {step}: not finite, the update is left out")
-        if step % settings.log_every == 0 or step == self._num_steps:
+        if step % settings.log_every == 0 or step == settings.steps:
             self._log(step, clips=len(jax.tree.leaves(batch)[0]))
         if self._num_bad >= settings.max_nonfinite_updates:
             key = jax.random.fold_in(self._key, step - 1)
@@ -190,32 +175,21 @@ class _PendingMetrics:
             "step_time": step_time,
             "clips_per_second": clips / step_time,
         }
-        logger, left = self._run.logger, (self._num_steps - step) * step_time
+        logger, num_steps = self._run.logger, self._run.config.train.steps
         logger.scalars(step, {f"train/{n}": float(v) for n, v in scalars.items()})
         loss = float(means["loss"])
-        logger.status(step, self._num_steps, loss, clips / step_time, left)
+        left = (num_steps - step) * step_time
+        logger.status(step, num_steps, loss, clips / step_time, left)
         self._rows, self._since = [], now
 
 
-@jax.jit
-def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in leaves]
-
-
-def _check_state(run: Run, state, done: int) -> None:
+def _check_state(run: OpenRun, state, done: int) -> None:
     """Raise UserError for a state that is not finite, before it replaces a good one."""
-    named = {
-        name: leaf
-        for name, leaf in named_leaves(state).items()
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
-    finite = jax.device_get(_finite(list(named.values())))
-    for name, good in zip(named, finite, strict=True):
-        if not good:
-            _give_up(run, f"the state of step {done}", name)
+    if (name := first_non_finite(state)) is not None:
+        _give_up(run, f"the state of step {done}", name)
 
 
-def _give_up(run: Run, what: str, first: str | None) -> None:
+def _give_up(run: OpenRun, what: str, first: str | None) -> None:
     saved = run.checkpoints.steps()
     raise UserError(
         f"not finite: {what}; first bad: {first or 'not found again'}; last saved: "

@@ -18,17 +18,12 @@ from vdm_jax.data.source import Source
 from vdm_jax.diffusion import samplers
 from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel, Params, run_unoptimised
+from vdm_jax.training import step
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
-from vdm_jax.training.run import CONTINUE_ELSEWHERE, Run, open_run
-from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import (
-    LossFn,
-    first_non_finite,
-    init_state,
-    make_step,
-    stop_frozen_gradients,
-)
+from vdm_jax.training.run import CONTINUE_ELSEWHERE, OpenRun, open_run
+from vdm_jax.training.step import LossFn, TrainState
+from vdm_jax.training.stop import PreemptionSignal
 from vdm_jax.training.train_loop import Observer, Update, train_loop
 
 
@@ -66,16 +61,16 @@ class Trainer:
         self._init_params = init_params or model.init_params
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         state = jax.eval_shape(self._new_state, params)
+        self.batch_shapes = batch_shapes(config, model, mesh, captions)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
-        self.batch_shapes = batch_shapes(config, model, mesh, captions)
 
     def _new_state(self, params: Params) -> TrainState:
         params = jax.tree.map(jnp.copy, params)
-        return init_state(params, self.optimizer, self.config.train.ema_decay > 0)
+        return step.init_state(params, self.optimizer, self.config.train.ema_decay > 0)
 
     def new_params(self, seed: int) -> Params:
         """Return new parameters on the host, which all processes have in common."""
@@ -89,16 +84,17 @@ class Trainer:
         self,
         workdir: Path,
         config: Any,
-        time_limit: float | None,
+        stop: PreemptionSignal | None = None,
         advice: str = CONTINUE_ELSEWHERE,
-    ) -> Iterator[Run]:
+    ) -> Iterator[OpenRun]:
         """Open a run of this model; `training.run.open_run` has the arguments."""
         fingerprint = pipeline.fingerprint(config, self.source)
         if self.captions is not None:
-            fingerprint["text"] = self.captions.digest
+            # It identifies the captions and the weights of their encoder.
+            fingerprint["text"] = self.captions.metadata["keys"]
         state, rules = self.abstract_state, config.mesh.activation_rules
         with (
-            open_run(workdir, config, fingerprint, time_limit, state, advice) as run,
+            open_run(workdir, config, fingerprint, stop, state, advice) as run,
             jax.set_mesh(self.mesh),
             sharding.activation_rules(rules),
         ):
@@ -106,12 +102,11 @@ class Trainer:
 
     def train(
         self,
-        run: Run,
+        run: OpenRun,
         init: Callable[[], TrainState],
         make_update: Callable[[], Update],
         make_observers: Callable[[], Sequence[Observer]] = tuple,
         aux_params: Any = None,
-        is_last: bool = True,
     ) -> TrainState:
         """Train a run to the last step of its config, from its newest checkpoint.
 
@@ -119,10 +114,10 @@ class Trainer:
           init: returns the state of step 0, for a run without checkpoints.
           make_update, make_observers: called only if steps are left, so that a run that
             has ended compiles nothing.
-          aux_params, is_last: see `train_loop`.
+          aux_params: see `train_loop`.
 
         Raises:
-          As `train_loop` and `Run.resume`.
+          As `train_loop` and `OpenRun.resume`.
         """
         config, position = run.config, (jax.process_index(), jax.process_count())
         batches = pipeline.train_batches(config, self.source, *position)
@@ -137,11 +132,9 @@ class Trainer:
                 state,
                 aux_params or {},
                 batches,
-                num_steps=num_steps,
                 run=run,
                 key=samplers.key_from_seed(config.seed),
                 observers=make_observers(),
-                is_last=is_last,
             )
 
     def put_batch(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
@@ -152,7 +145,7 @@ class Trainer:
             for name, shape in self.batch_shapes.items()
         }
 
-    def compile_update(self, run: Run, loss_fn: LossFn, aux_params: Any) -> Update:
+    def compile_update(self, run: OpenRun, loss_fn: LossFn, aux_params: Any) -> Update:
         """Compile an update that donates its state, and log what it takes.
 
         aux_params: of `train`. The learning rate decays over aux_params["updates"]
@@ -163,8 +156,8 @@ class Trainer:
         def lr_fn(step, aux_params) -> jax.Array:
             return lr_schedule(step, aux_params.get("updates", run.config.train.steps))
 
-        step = make_step(
-            stop_frozen_gradients(loss_fn, config.trainable),
+        update = step.make_step(
+            step.stop_frozen_gradients(loss_fn, config.trainable),
             self.optimizer,
             lr_fn,
             config.ema_decay,
@@ -172,16 +165,17 @@ class Trainer:
         )
         state, everywhere = self.abstract_state, sharding.replicated(self.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
         started, key = time.perf_counter(), samplers.key_from_seed(0)
         compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")
         self._log_sizes(run, compiled)
-        diagnose = functools.partial(first_non_finite, loss_fn)
-        return Update(compiled, self.put_batch, diagnose)
+        return Update(
+            compiled, self.put_batch, functools.partial(step.diagnose, loss_fn)
+        )
 
-    def _log_sizes(self, run: Run, compiled: jax.stages.Compiled) -> None:
+    def _log_sizes(self, run: OpenRun, compiled: jax.stages.Compiled) -> None:
         """Log devices, parameters, clips and memory before the first step."""
         params = jax.tree.leaves(self.abstract_state.params)
         mesh, source, log = self.mesh, self.source, run.logger.info
