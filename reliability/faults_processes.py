@@ -145,7 +145,7 @@ def interrupted(folder: Path) -> str:
 def no_device(folder: Path) -> str:
     """JAX_PLATFORMS names a device that this machine does not have."""
     done = run(*SHIPPED, f"--out={folder}", env={"JAX_PLATFORMS": "tpu"})
-    return expect(done, 2, "JAX_PLATFORMS=tpu", "available: ")
+    return expect(done, 2, "no device starts: ", "JAX_PLATFORMS=tpu")
 
 
 @fault

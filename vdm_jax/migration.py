@@ -151,23 +151,6 @@ RENAMED = (
 )
 
 
-class RetiredFlag(NamedTuple):
-    """A flag of the commands in an earlier version.
-
-    new: its name now; "" where it is gone. convert: old text -> new text of the value.
-    note: what a user must know about the value.
-    """
-
-    new: str
-    convert: Callable[[str], str] = unchanged
-    note: str = ""
-
-
-def scales(weights: str) -> str:
-    """Return comma-separated guidance scales for weights of VDM."""
-    return ",".join(f"{float(weight) + 1:g}" for weight in weights.split(","))
-
-
 RENAMED_FLAGS = {
     "against": "baseline_reports", "beside": "show_samples", "between": "interpolate",
     "churn": "s_churn", "combine": "cfg_mode", "commands": "report_commands",
@@ -179,23 +162,25 @@ RENAMED_FLAGS = {
     "schedule": "sampling_schedule", "snr": "augmentation_snr", "threshold": "clip_x",
     "until": "last_stage", "windows": "multidiffusion",
 }  # fmt: skip
+# Flag of an earlier version -> its name now, "" where it is gone, and a note. Of a
+# field of a config only the last component is another.
 RETIRED_FLAGS = {
-    **{old: RetiredFlag(new) for old, new in RENAMED_FLAGS.items()},
-    "guidance": RetiredFlag("guidance_scale", scales, SCALE_NOTE),
-    "intermediate": RetiredFlag("", note="the videos of every stage are written"),
-    "negative": RetiredFlag(
-        "negative_label", note="or --negative_prompt for models that are given text"
-    ),
+    **{
+        f"config.{row.section}.{row.old}": (row.new, row.note)
+        for row in RENAMED
+        if row.old != row.new
+    },
+    **{old: (new, "") for old, new in RENAMED_FLAGS.items()},
+    "guidance": ("guidance_scale", SCALE_NOTE),
+    "intermediate": ("", "the videos of every stage are written"),
+    "negative": ("negative_label", "or --negative_prompt for models of text"),
 }
 
-# Flags that moved from one command to another: those of sample.py -> edit.py.
-MOVED_FLAGS = {
-    "sample": (
-        "edit",
-        ("extend", "interpolate", "inpaint", "upscale", "mask", "backward")
-        + ("num_cond_frames", "downscale_factor"),
-    ),
-}
+# Flags that moved from sample.py to edit.py.
+MOVED_FLAGS = (
+    "extend", "interpolate", "inpaint", "upscale", "mask", "backward",
+    "num_cond_frames", "downscale_factor",
+)  # fmt: skip
 
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
@@ -314,41 +299,20 @@ def new_flag(flag: str, command: str = "") -> str:
     flag: a word of the command line, as "--config.train.ema=0.99" or "--fvd".
     command: the command that was called, as "sample", for flags that moved to another.
     """
-    found = re.match(r"--?config\.([\w.\[\]]+)\.(\w+)", flag)
-    if not found:
-        return _new_command_flag(flag, command)
-    path, name = found.groups()
-    section = re.sub(r"\[\d+\]", "", path)
-    for row in RENAMED:
-        if (row.section, row.old) == (section, name) and row.old != row.new:
-            old, new = f"--config.{path}.{name}", f"--config.{path}.{row.new}"
-            return _renaming(old, new, row.note)
-    return ""
-
-
-def _new_command_flag(flag: str, command: str) -> str:
-    found = re.fullmatch(r"--?(no)?(\w+?)(?:=(.*))?", flag, re.DOTALL)
-    if not found:
+    name = flag.lstrip("-").partition("=")[0]
+    old = re.sub(r"\[\d+\]", "", name)
+    no = "no" if old.startswith("no") and old not in RETIRED_FLAGS else ""
+    old = old.removeprefix(no)
+    new, note = RETIRED_FLAGS.get(old, (old, ""))
+    if not new:
+        return f"--{name} is gone: {note}"
+    if command == "sample" and new in MOVED_FLAGS:
+        place = "edit.py --"
+    elif new != old:
+        place = "--" + name[: name.rfind(".") + 1]
+    else:
         return ""
-    prefix, name, value = found.groups(default="")
-    retired = RETIRED_FLAGS.get(name, RetiredFlag(name))
-    if not retired.new:
-        return f"--{name} is gone: {retired.note}"
-    other, moved = MOVED_FLAGS.get(command, ("", ()))
-    if retired.new in moved:
-        return _renaming(f"--{name}", f"{other}.py --{retired.new}", retired.note)
-    if retired.new == name:
-        return ""
-    if not value or retired.convert is unchanged:  # a value may be long
-        return _renaming(f"--{name}", f"--{prefix}{retired.new}", retired.note)
-    with contextlib.suppress(ValueError):
-        new = f"--{retired.new}={retired.convert(value)}"
-        return _renaming(f"--{name}={value}", new, retired.note)
-    return _renaming(f"--{name}", f"--{retired.new}", retired.note)
-
-
-def _renaming(old: str, new: str, note: str) -> str:
-    return f"{old} is {new} now" + f"; {note}" * bool(note)
+    return f"--{name} is {place}{no}{new} now" + f"; {note}" * bool(note)
 
 
 def migrate_path(path: str) -> str:

@@ -5,7 +5,6 @@ no longer read, it continues without. (Training saves first: `training.stop`.)
 """
 
 import argparse
-import contextlib
 import errno
 import io
 import os
@@ -21,16 +20,13 @@ from vdm_jax.errors import UserError, printable
 from vdm_jax.files import cache_folder, make_folder, user_path
 
 INTERRUPTED = 130  # exit status after Ctrl-C
-# Settings of JAX that change numbers, or end a program that otherwise runs: a seed's
-# video and a run must not depend on the user's environment. (XLA_FLAGS are kept.)
+# Settings of JAX that change numbers: a seed's video and a run must not depend on the
+# user's environment. (XLA_FLAGS and settings for debugging are kept.)
 PINNED_JAX_SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
-    "jax_enable_custom_prng": False,
-    "jax_legacy_prng_key": "allow",
-    "jax_debug_key_reuse": False,
     "jax_default_matmul_precision": None,
     "jax_allow_f16_reductions": True,
     "jax_softmax_custom_jvp": False,
@@ -39,13 +35,7 @@ PINNED_JAX_SETTINGS = {
     "jax_numpy_rank_promotion": "allow",
     "jax_disable_jit": False,
     "jax_disable_most_optimizations": False,
-    "jax_no_execution": False,
-    "jax_debug_nans": False,
-    "jax_debug_infs": False,
-    "jax_enable_checks": False,
-    "jax_check_tracer_leaks": False,
     "jax_default_device": None,
-    "jax_transfer_guard": None,
 }
 
 
@@ -133,16 +123,12 @@ ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS
 
 def file_error_message(error: BaseException) -> str | None:
     """Return the message for a file that the system refuses, None for another error."""
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.filename is None:
         return None
-    if error.errno in ACCESS_ERRORS and error.filename is not None:
-        name = printable(os.fsdecode(error.filename))
-        return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return "the current folder was deleted: change to another"
-    return None
+    if error.errno not in ACCESS_ERRORS:
+        return None
+    name = printable(os.fsdecode(error.filename))
+    return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
 
 
 def path_type(text: str) -> Path:
@@ -257,27 +243,14 @@ def configure_jax() -> None:
 
 
 def start_devices() -> None:
-    """Start JAX's devices; UserError if those of JAX_PLATFORMS do not start."""
+    """Start JAX's devices; UserError with JAX's reason if none starts."""
     import jax
 
-    failures = RuntimeError, AssertionError  # the latter says nothing
-    platforms = jax_setting("jax_platforms")
     try:
         jax.devices()
-    except failures as error:
-        if not platforms:
-            reason = _shortened(error) + _jax_environment()
-            raise UserError(f"no device starts: {reason}") from error
-        jax.config.update("jax_platforms", None)
-        available = set()
-        with contextlib.suppress(*failures):
-            available = {device.platform for device in jax.devices()}
-        jax.config.update("jax_platforms", platforms)
-        raise UserError(
-            f"JAX_PLATFORMS={platforms} does not start ({_shortened(error)}); "
-            f"available: {', '.join(sorted(available)) or 'none'}: set it to that, or "
-            "unset it"
-        ) from error
+    except (RuntimeError, AssertionError) as error:  # the latter says nothing
+        reason = _shortened(error) + _jax_environment()
+        raise UserError(f"no device starts: {reason}") from error
 
 
 def _jax_environment() -> str:
