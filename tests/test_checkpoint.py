@@ -208,7 +208,7 @@ def test_disk_full_leaves_the_old_steps_and_one_line(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = str(caught.value)
-    assert "step 3" in message and "4.0 MB needed" in message and "[1, 2]" in message
+    assert "saving-3" in message and "4.0 MB needed" in message and "[1, 2]" in message
     assert not caplog.records  # no pages of traceback around the line
     # A thread of Orbax that fails later than the others may leave a file behind.
     (tmp_path / "saving-3" / "state").mkdir(parents=True)

@@ -45,7 +45,7 @@ def test_the_next_commands_name_what_exists():
 
 
 def test_a_failed_command_is_one_line(tmp_path):
-    part = demo.Part("x", "x", ("--workdir=absent",))
+    part = demo.Part("x", "x", "--workdir=absent")
     with pytest.raises(UserError, match="failed: python sample.py --workdir=absent"):
         demo.sample(part, tmp_path)
 

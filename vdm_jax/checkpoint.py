@@ -32,7 +32,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from vdm_jax import files, manifest
+from vdm_jax import agreement, files, manifest
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, fsync
 from vdm_jax.manifest import EXTRA, LEAVES, STATE, reading_files
@@ -147,13 +147,12 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             raise ValueError(f"step {step} is already saved in {self.directory}")
-        folder = self._saving(step)
+        folder = self.directory / f"saving-{step}"
         # Saved flat, a state does not depend on the classes that it is made of.
         named = named_leaves(state)
         leaves = {n: (x.shape, np.dtype(x.dtype).name) for n, x in named.items()}
-        writing = functools.partial(
-            self._writing, step, sum(x.nbytes for x in named.values())
-        )
+        size = sum(x.nbytes for x in named.values())
+        writing = functools.partial(self._writing, folder, size)
 
         def begin() -> None:
             with writing():
@@ -298,21 +297,17 @@ class Checkpoints:
             pending.result()
 
     @contextmanager
-    def _writing(self, step: int, size: int) -> Iterator[None]:
+    def _writing(self, folder: Path, size: int) -> Iterator[None]:
         """Report a save of `size` bytes that fails inside of the block; remove it."""
-        before = [old for old in self.steps() if old != step]
+        before = self.steps()
         kept = f"steps {before} are unchanged" if before else "none was saved"
-        advice = f"up to {size / 1e6:.1f} MB needed for step {step}; {kept}; "
-        folder = self._saving(step)
+        advice = f"up to {size / 1e6:.1f} MB needed; {kept}; "
         try:
             with files.explain_write_errors(folder, advice):
                 yield
         except UserError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-    def _saving(self, step: int) -> Path:
-        return self.directory / f"saving-{step}"
 
 
 def on_first_process(decide: Callable[[], T]) -> T:
@@ -344,19 +339,12 @@ def check_same_arrays(saved, wanted, what: str) -> None:
 
     The message names `what` and the first five of them.
     """
-    saved, wanted = named_leaves(saved), named_leaves(wanted)
-
-    def describe(leaves: dict[str, Any], name: str) -> str:
-        leaf = leaves.get(name)
-        if leaf is None:
-            return "absent"
-        return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-    differing = [
-        f"{name}: here {describe(wanted, name)}, there {describe(saved, name)}"
-        for name in {**wanted, **saved}
-        if describe(wanted, name) != describe(saved, name)
-    ]
+    here, there = (
+        {n: f"{np.dtype(x.dtype).name}{[*x.shape]}" for n, x in named_leaves(t).items()}
+        for t in (wanted, saved)
+    )
+    found = agreement.differences(here, there)
+    differing = [f"{name}: here {a}, there {b}" for name, a, b in found]
     if differing:
         raise UserError(
             f"{what} holds another model or optimiser; {len(differing)} arrays differ: "

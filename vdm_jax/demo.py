@@ -38,32 +38,30 @@ class Part(NamedTuple):
 
     name: str
     title: str
-    flags: tuple[str, ...]
+    flags: str
 
     def command(self, out: Path) -> list[str]:
         """Return the words after `python`."""
-        return ["sample.py", *self.flags, f"--out={out / self.name}", "--overwrite"]
+        flags = f"{self.flags} --out={shlex.quote(str(out / self.name))} --overwrite"
+        return ["sample.py", *shlex.split(flags)]
 
 
 PARTS = (  # the quickest first
     Part(
         "shapes",
         "A student of eight steps",
-        ("--workdir=models/shapes_8step", "--num=4", "--guidance_scale=3"),
+        "--workdir=models/shapes_8step --num=4 --guidance_scale=3",
     ),
     Part(
         "prompts",
         "Text to video with a cascade",
-        (
-            "--cascade=cascades/shapes",
-            "--prompt=a red circle moves left quickly",
-            "--prompt=a green cross moves up slowly",
-        ),
+        "--cascade=cascades/shapes --prompt='a red circle moves left quickly' "
+        "--prompt='a green cross moves up slowly'",
     ),
     Part(
         "clips",
         "A model of natural videos",
-        ("--workdir=models/clips", "--num=4", "--sampler=ddim", "--steps=16"),
+        "--workdir=models/clips --num=4 --sampler=ddim --steps=16",
     ),
 )
 

@@ -32,7 +32,7 @@ def scale(weight: Any) -> Any:
     return weight + 1 if type(weight) in (int, float) else weight
 
 
-def schedule_of_scales(schedule: Any) -> Any:
+def scale_schedule(schedule: Any) -> Any:
     """Return a guidance schedule whose lower or first weight is a scale."""
     if not isinstance(schedule, str):
         return schedule
@@ -139,11 +139,7 @@ RENAMED = (
     ),
     RenamedField("sample", "guidance", "guidance_scale", scale, note=SCALE_NOTE),
     RenamedField(
-        "sample",
-        "guidance_schedule",
-        "guidance_schedule",
-        schedule_of_scales,
-        "guidance",
+        "sample", "guidance_schedule", "guidance_schedule", scale_schedule, "guidance"
     ),
     RenamedField("sample", "reconstruction", "reconstruction_weight", default_weight),
     RenamedField("distill", "guidance", "guidance_range", scale, note=RANGE_NOTE),
@@ -278,13 +274,11 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     stage = fields.get("stage")
     if isinstance(stage, dict) and stage.get("kind") == "base":
         del fields["stage"]  # a base model has none
-    for section, removed in REMOVED_FIELDS.items():
-        if isinstance(fields.get(section), dict):
-            kept = fields[section].items()
-            fields[section] = {name: v for name, v in kept if name not in removed}
     for section, added in ADDED_FIELDS.items():
         if isinstance(fields.get(section), dict):
             fields[section] = added | fields[section]
+            for name in REMOVED_FIELDS.get(section, ()):
+                fields[section].pop(name, None)
     return fields
 
 

@@ -48,7 +48,10 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.diffusion.noise_logsnr_shift=1"], "noise_logsnr_shift=1"),
     ([SMOKE, "--config.sample.steps=0"], "steps=0"),
     ([SMOKE, "--config.sample.label=purple"], "no value 'purple'"),
-    ([SMOKE, "--config.conditioning.cond_dim=15"], "must be even"),
+    (
+        [SMOKE, "--config.conditioning.cond_dim=15"],
+        "cond_dim=15 must be a multiple of 2",
+    ),
     ([SMOKE, "--config.conditioning.cond_mlp_layers=-1"], "layers=-1"),
     ([SMOKE, "--config.diffusion.logsnr_min=20"], "must be below"),
     ([SMOKE, "--config.diffusion.logsnr_shift=nan"], "shift=nan"),
@@ -59,7 +62,7 @@ TRAIN_MISTAKES = [
     ([SMOKE, "--config.data.variance=-1.0"], "data.variance=-1.0"),
     (
         [SMOKE, "--config.diffusion.distilled_steps=3"],
-        "distilled_steps=3: only distill",
+        "distilled_steps: only distill",
     ),
     ([SMOKE, "--config.network.levels=({},)"], "levels[0] lacks channels"),
     ([SMOKE, "--config.train.trainable=(('(',True),)"], "trainable holds '('"),

@@ -9,7 +9,6 @@ import pytest
 from tests.distillation.cases import UPDATES, config, equal, last, noisy, teacher_config
 from vdm_jax import runs
 from vdm_jax.distillation import driver
-from vdm_jax.distillation import workdir as workdir_files
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import params as params_file
@@ -180,20 +179,6 @@ def test_a_damaged_table_and_the_teacher_s_videos_are_made_again(
         (workdir / "distill.json").write_bytes(content)
         with pytest.raises(UserError, match="distill.json is not"):
             distill(config(), str(teacher), workdir)
-
-
-def test_a_row_of_another_round_is_damage(done, tmp_path):
-    rows = json.loads((done / "rounds.json").read_text())
-    students = [
-        (tmp_path / row["path"], runs.read_config(done / row["path"])) for row in rows
-    ]
-    path = tmp_path / "rounds.json"
-    path.write_text(json.dumps(rows))
-    assert workdir_files._read_rows(tmp_path, students) == (rows, "")
-    for change in ({"steps": 6}, {"steps": -4}, {"path": "../rounds/0004"}):
-        path.write_text(json.dumps([rows[0], rows[1] | change]))
-        found, damage = workdir_files._read_rows(tmp_path, students)
-        assert found == [] and "a row of" in damage
 
 
 def test_a_workdir_that_holds_something_else_is_left_alone(done, teacher):

@@ -5,7 +5,7 @@ import re
 import jax
 
 from vdm_jax import settings
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.memory import check_memory
 from vdm_jax.runs import resolve_paths
 
@@ -36,12 +36,16 @@ def check_config(config) -> None:
             f"config.diffusion.logsnr_min={diffusion.logsnr_min} must be below "
             f"logsnr_max={diffusion.logsnr_max}"
         )
-    if config.conditioning.cond_dim % 2:
-        raise UserError(
-            f"config.conditioning.cond_dim={config.conditioning.cond_dim} must be even"
-        )
+    dim = config.conditioning.cond_dim
+    check_multiple("config.conditioning.cond_dim", dim, 2, "sines and cosines")
+    unit, parts = jax.device_count(), config.train.grad_accum_steps
+    check_multiple(
+        "config.data.batch_size",
+        config.data.batch_size,
+        unit * parts,
+        f"{unit} device(s) x train.grad_accum_steps={parts}",
+    )
     _check_rate(config)
-    _check_batch_size(config)
     _check_batch_memory(config)
 
 
@@ -53,18 +57,6 @@ def _check_pattern(field: str, pattern: str) -> None:
             f"config.{field} holds {pattern!r} ({error}): regular expressions of whole "
             "parameter paths"
         ) from error
-
-
-def _check_batch_size(config) -> None:
-    batch_size, parts = config.data.batch_size, config.train.grad_accum_steps
-    unit = jax.device_count() * parts
-    if batch_size % unit:
-        nearest = max(round(batch_size / unit), 1) * unit
-        raise UserError(
-            f"config.data.batch_size={batch_size} must be a multiple of "
-            f"{jax.device_count()} device(s) x train.grad_accum_steps={parts}: the "
-            f"nearest is {nearest}"
-        )
 
 
 def _check_rate(config) -> None:

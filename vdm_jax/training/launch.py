@@ -1,6 +1,5 @@
 """Several processes of one run: how they start together and exit together."""
 
-import errno
 import os
 import re
 import signal
@@ -232,13 +231,11 @@ def _int_from_environment(value: int | None, variable: str) -> int | None:
 
 def _check_port_is_free(port: int, coordinator: str) -> None:
     """Raise UserError if another process listens at the port of process 0."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UserError(
-                    f"coordinator={coordinator}: another process listens there: is it "
-                    "process 0 too? Else give another port"
-                ) from error
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return
+    raise UserError(
+        f"coordinator={coordinator}: another process listens there: is it process 0 "
+        "too? Else give another port"
+    )

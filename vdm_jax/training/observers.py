@@ -1,7 +1,6 @@
 """What is computed at intervals during training: previews and the validation loss."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,30 +29,11 @@ class PreviewInterrupted(Exception):
 def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     """Return the observers of a training run: previews, and the loss of held-out clips.
 
-    The latter is left out where no clips are held out.
+    Previews are of the same noise and conditions each time. One returns early, without
+    samples, once the run is requested to stop. The loss is left out where no clips are
+    held out.
     """
     config, model, source = run.config, trainer.model, trainer.source
-    preview = config.train.sample_every, "sampling", make_preview(trainer, run)
-    if not len(source.split(True)):
-        return (preview,)
-    validate = make_validation(model)
-    clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % trainer.mesh.size
-    batch = pipeline.held_out_batch(config, source, clips)
-    batch = add_text(batch, trainer.captions)
-    batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
-
-    def validation(state: TrainState) -> dict[str, jax.Array]:
-        return validate(state.eval_params, batch)
-
-    return preview, (config.train.eval_every, "validating", validation)
-
-
-def make_preview(trainer: Trainer, run: OpenRun) -> Callable[[TrainState], None]:
-    """Return state -> None, which writes samples of the same noise and conditions.
-
-    It returns early, without samples, once the run is requested to stop.
-    """
-    config = run.config
     settings = sampling.Settings.from_config(config.sample)
     samples = FixedSamples(trainer, NUM_PREVIEWS, config.sample.label, config.seed)
 
@@ -63,10 +43,22 @@ def make_preview(trainer: Trainer, run: OpenRun) -> Callable[[TrainState], None]
 
     def preview(state: TrainState) -> None:
         with contextlib.suppress(PreviewInterrupted):
-            videos = samples(trainer.model, state.eval_params, settings, progress)
+            videos = samples(model, state.eval_params, settings, progress)
             write_preview(run, int(state.step), videos)
 
-    return preview
+    previews = config.train.sample_every, "sampling", preview
+    if not len(source.split(True)):
+        return (previews,)
+    validate = make_validation(model)
+    clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % trainer.mesh.size
+    batch = pipeline.held_out_batch(config, source, clips)
+    batch = add_text(batch, trainer.captions)
+    batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
+
+    def validation(state: TrainState) -> dict[str, jax.Array]:
+        return validate(state.eval_params, batch)
+
+    return previews, (config.train.eval_every, "validating", validation)
 
 
 class FixedSamples:

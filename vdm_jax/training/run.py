@@ -3,7 +3,6 @@
 WORKDIR/config.json  checkpoints/  metrics.jsonl  logs/  .lock
 """
 
-import dataclasses
 import errno
 import fcntl
 import json
@@ -13,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -56,8 +55,7 @@ CONTINUE_ELSEWHERE = "give another --workdir and --config.init_from={workdir}"
 START_OVER = "give another --workdir to start over"
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenRun:
+class OpenRun(NamedTuple):
     """An open run.
 
     restored_step: the step of its newest good checkpoint, or None.

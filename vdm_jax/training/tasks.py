@@ -32,9 +32,5 @@ class Diffusion:
         return make_observers(trainer, run)
 
 
+# config.task -> (config, model) -> the task.
 TASKS: dict[str, Callable[[Any, DiffusionModel], Any]] = {"diffusion": Diffusion}
-
-
-def task_from_config(config: Any, model: DiffusionModel) -> Any:
-    """Return the task of a config."""
-    return TASKS[config.task](config, model)

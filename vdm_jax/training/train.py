@@ -12,7 +12,7 @@ from vdm_jax.training.checks import check_config
 from vdm_jax.training.init import start_from
 from vdm_jax.training.step import TrainState
 from vdm_jax.training.stop import PreemptionSignal
-from vdm_jax.training.tasks import task_from_config
+from vdm_jax.training.tasks import TASKS
 from vdm_jax.training.trainer import Trainer
 
 
@@ -33,7 +33,7 @@ def train(
     _check(config, workdir)
     mesh = sharding.mesh_from_config(config.mesh)
     source, captions, model = build_from_config(config)
-    task = task_from_config(config, model)
+    task = TASKS[config.task](config, model)
     trainer = Trainer(config, model, source, captions, mesh, task.init_params)
     with trainer.open_run(workdir, config, stop) as run:
         return trainer.train(

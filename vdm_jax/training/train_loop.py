@@ -110,7 +110,7 @@ def _observe(run: OpenRun, state, done: int, observers: Sequence[Observer]) -> N
     for _, name, observe in observers:
         run.logger.phase(name)
         run.logger.scalars(done, observe(state) or {})
-        run.logger.phase("")
+    run.logger.phase("")
 
 
 class _PendingMetrics:
