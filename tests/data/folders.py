@@ -7,7 +7,7 @@ from PIL import Image
 
 from vdm_jax import video_io
 from vdm_jax.data.folder_index import VideoFile
-from vdm_jax.video_io import cache
+from vdm_jax.video_io import cache, decode
 
 FRAMES, HEIGHT, WIDTH = 12, 24, 32
 
@@ -57,7 +57,7 @@ def config(folder_, cache_dir_, **changes):
 class InProcessDecoder:
     """A SandboxedDecoder without children, whose start takes 0.3 s."""
 
-    inspect = staticmethod(video_io.inspect)
+    inspect = staticmethod(decode.inspect)
     read_frames = staticmethod(video_io.read_frames)
 
     def fill_entry(self, info, size, place):

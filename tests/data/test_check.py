@@ -70,14 +70,16 @@ def test_json_has_the_facts(check, tmp_path):
     assert set(skipped) == {"corrupt.mp4", "empty.webm", "short.mp4"}
     assert "frame" in skipped["corrupt.mp4"] and "empty" in skipped["empty.webm"]
     assert "too short" in skipped["short.mp4"]
-    assert facts["fps"] == {"8": 2, "16": 1} and facts["sizes"] == {"24x16": 3}
-    assert facts["labels"] == {"cats": 2, "dogs": 1}
-    assert (facts["captioned"], facts["captions"]) == (1, 2)
-    assert facts["missing"] == ["lost.mp4"] and facts["without_motion"] == [
-        "dogs/c.mp4"
-    ]
-    assert facts["seconds"]["total"] == pytest.approx(12 / 8 + 12 / 16 + 12 / 8)
-    assert facts["clips"] + facts["held_out_clips"] == 9 and facts["held_out_files"]
+    assert facts["missing"] == ["lost.mp4"]
+    files = {fact["file"]: fact for fact in facts["files"]}
+    assert [fact["fps"] for fact in files.values()].count("8") == 2
+    assert {fact["size"] for fact in files.values()} == {"24x16"}
+    assert files["cats/b.mp4"]["label"] == "cats" and files["cats/a.mp4"]["moves"]
+    assert files["cats/a.mp4"]["captions"] == 2 and files["cats/b.mp4"]["captions"] == 0
+    assert not files["dogs/c.mp4"]["moves"]
+    assert sum(fact["seconds"] for fact in files.values()) == pytest.approx(3.75)
+    assert sum(fact["clips"] for fact in files.values()) == 9
+    assert {fact["part"] for fact in files.values()} == {"training", "held out"}
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > 3 * 64 and sheet.width > 8 * 64
 
@@ -87,13 +89,13 @@ def test_text_names_skipped_videos_and_reasons(check):
     assert status == 0 and not err
     assert "rejects" not in check("--max_bad_fraction=0.5")[1]
     for words in (
-        "videos          6\n",
-        "skipped         3\n  corrupt.mp4: ",
+        "videos       6\n",
+        "skipped      3\n  corrupt.mp4: ",
         "  short.mp4: too short: 3 frames, a clip spans 4 frames\n",
-        "labels          cats: 2, dogs: 1\n",
-        "captions        2\n",
-        "without motion  1\n  dogs/c.mp4\n",
-        "missing         1\n  lost.mp4\n",
+        "label        cats: 2, dogs: 1\n",
+        "captions     0 to 2, 2 in total\n",
+        "moves        True: 2, False: 1\n",
+        "missing      1\n  lost.mp4\n",
         "training rejects this folder: 0.50 of it is skipped",
     ):
         assert words in out, words

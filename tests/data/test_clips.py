@@ -157,7 +157,7 @@ def test_a_corrupt_cache_is_written_again(tmp_path):
     need("bunny")
     made = config(tmp_path)
     before = clips.open_clips(made).load(3, np.random.default_rng(0), 8)["video"]
-    entry = next(p for p in (tmp_path / "frames").iterdir() if p.name != "lock")
+    (entry,) = (tmp_path / "frames").iterdir()
     content = bytearray(entry.read_bytes())
     content[-24 * 43 * 3 * 110] ^= 255  # in some frame
     for damaged in (bytes(content), content[: len(content) // 2], b""):
@@ -181,7 +181,7 @@ def test_the_pipeline_runs_on_clips(bunny, folder):
     assert bunny.label_vocabulary == (("bunny",),)
 
 
-QUICK = ("bunny", "bikes", "carphone", "city", "man")
+QUICK = ("bunny", "bikes", "carphone", "city")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_download_extracts_one_file_of_a_source_distribution(monkeypatch, tmp_pa
     assert assets.download(asset) == path and len(commands) == 1  # not downloaded again
     path.write_bytes(b"damaged")
     assert assets.download(asset).read_bytes() == content and len(commands) == 2
-    with pytest.raises(UserError, match="is not the expected file of moviepy==2.2.1"):
+    with pytest.raises(UserError, match="is not the file of moviepy 2.2.1"):
         assets.download(assets.TRAILER)
 
 
@@ -309,7 +309,4 @@ def test_an_error_of_pip_is_reported(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match="pip could not download moviepy==2.2.1: no mess"
     ):
-        assets.download(assets.TRAILER)
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="run python -m ensurepip"):
         assets.download(assets.TRAILER)

@@ -52,7 +52,6 @@ def test_every_caption_has_its_own_embedding(tmp_path, small_shards):
             tokens = found[caption]
             assert tokens.shape == (len(caption) + 1, 3) and tokens.dtype == np.float32
             np.testing.assert_allclose(tokens, Letters()([caption])[0], rtol=1e-3)
-            assert caption in found
     assert len(names(tmp_path)) == 5  # three shards, keys, the index
     metadata = json.loads((tmp_path / "embeddings.json").read_text())
     assert metadata["encoder"] == "letters" and metadata["weights"] == "0"
@@ -64,7 +63,6 @@ def test_every_caption_has_its_own_embedding(tmp_path, small_shards):
 def test_an_unknown_caption_is_an_error(tmp_path, caption):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), METADATA)
     if caption:
-        assert caption not in made
         with pytest.raises(UserError, match="has no embedding of ") as caught:
             made[caption]
         assert "\n" not in str(caught.value) and repr(caption) in str(caught.value)
@@ -77,7 +75,7 @@ def test_a_stopped_command_resumes(tmp_path, small_shards):
     with pytest.raises(KeyboardInterrupt):
         embeddings.write(tmp_path, CAPTIONS, stopped, METADATA)
     assert len(names(tmp_path)) == 2  # two complete shards
-    with pytest.raises(UserError, match="has no embeddings.json"):
+    with pytest.raises(UserError, match="embeddings.json cannot be read: write it"):
         EmbeddingStore(tmp_path)
     rest = Letters()
     made = embeddings.write(tmp_path, CAPTIONS, rest, METADATA)
@@ -95,9 +93,9 @@ def test_other_captions_or_weights_replace_the_old_at_the_end(tmp_path, small_sh
     before = names(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         embeddings.write(tmp_path, ["new"], Letters(stop=0), METADATA)
-    assert names(tmp_path) == before and "caption 0 " in EmbeddingStore(tmp_path)
+    assert names(tmp_path) == before and len(EmbeddingStore(tmp_path)["caption 0 "])
     made = embeddings.write(tmp_path, ["new"], Letters(), METADATA)
-    assert "new" in made and "caption 0 " not in made
+    assert len(made) == 2 and len(made["new"]) == 4
     assert len(names(tmp_path)) == 4 and "notes.txt" in names(tmp_path)
     encode = Letters()
     embeddings.write(tmp_path, ["new"], encode, METADATA | {"weights": "1"})
@@ -202,7 +200,7 @@ def test_keys_that_do_not_fill_their_file_are_rejected(tmp_path):
     with pytest.raises(UserError, match="npy cannot be read: write it with"):
         EmbeddingStore(tmp_path)
     np.save(path, np.zeros(2))
-    with pytest.raises(UserError, match="keys .*f8.* of 2 records"):
+    with pytest.raises(UserError, match="npy cannot be read: write it with"):
         EmbeddingStore(tmp_path)
 
 
@@ -234,19 +232,10 @@ def test_an_index_without_a_digest_is_written_again(tmp_path, change):
     assert not encode.encoded
 
 
-def test_an_index_of_an_earlier_version_is_read(tmp_path):
-    """Its key of the longest caption had another name."""
-    metadata = embeddings.write(tmp_path, ["abc"], Letters(), METADATA).metadata
-    metadata["longest"] = metadata.pop("max_tokens")
-    metadata["digest"] = embeddings._digest(metadata)
-    (tmp_path / "embeddings.json").write_text(json.dumps(metadata))
-    assert EmbeddingStore(tmp_path).max_tokens == 4
-
-
 def test_a_wrong_number_of_keys_is_reported(tmp_path):
     made = embeddings.write(tmp_path, CAPTIONS, Letters(), METADATA)
     np.save(tmp_path / made.metadata["keys"], made.keys[:-1])
-    with pytest.raises(UserError, match="keys .*10,.* of 11 records: write"):
+    with pytest.raises(UserError, match="npy cannot be read: write it with"):
         EmbeddingStore(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_fewer_clips_than_a_batch_is_an_error(items):
 
 
 def test_a_batch_size_that_is_no_multiple_of_the_processes_is_an_error():
-    with pytest.raises(UserError, match="batch_size=4 .*3 processes.* is 3"):
+    with pytest.raises(UserError, match="batch_size=4 is not a multiple of the 3 "):
         pipeline.train_batches(config(), Numbered(), 0, 3)
 
 
@@ -249,10 +249,3 @@ def test_resolve_fills_in_unset_fields():
     )
     assert (given.data.mean, given.data.variance) == (0.5, 2.0)
     assert given.data.label_vocabulary == (("x",),)
-
-
-def test_unknown_sources_are_named():
-    with pytest.raises(
-        UserError, match="'movies': one of shapes, bouncing, clips, folder, tfds"
-    ):
-        data.open_source(config(source="movies"))

@@ -185,7 +185,7 @@ def test_captions_vary_and_determine_the_label():
 def test_sizes_without_distinct_labels_are_rejected(field, value):
     video = {"frames": 8, "height": 16, "width": 16, "channels": 3}
     config = ConfigDict({"video": video | {field: value}})
-    with pytest.raises(UserError, match="needs config.video.frames >= 2"):
+    with pytest.raises(UserError, match="need config.video.frames >= 2"):
         shapes.open_shapes(config)
 
 
@@ -217,7 +217,3 @@ def test_held_out_combinations_are_in_the_held_out_part_only():
 
     assert numbers(source) == set(range(72)) - set(held_out)
     assert numbers(source.split(True)) == set(range(72))
-    with pytest.raises(
-        UserError, match="config.data.held_out_combinations=40: from 0 to 36"
-    ):
-        shapes.choose_held_out_combinations(40)

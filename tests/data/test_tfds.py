@@ -18,8 +18,6 @@ from tests.data.tfds_datasets import (
     png,
     write,
 )
-from tests.video_io.samples import read_clip
-from vdm_jax import video_io
 from vdm_jax.data import pipeline, tfds
 from vdm_jax.data.source import BadClip
 from vdm_jax.errors import UserError
@@ -123,32 +121,6 @@ def test_a_sequence_of_dicts_is_a_video(tmp_path):
     for clip in load_all(source):
         assert any(find_clip(clip["video"], whole) is not None for whole in CLIPS[:3])
         assert clip["caption"] == "" and "label" not in clip
-
-
-def test_bytes_of_a_video_file(tmp_path):
-    path = tmp_path / "a.mp4"
-    video = np.zeros((9, 32, 48, 3), np.uint8)
-    video[:, :, :24] = (np.arange(9) * 25)[:, None, None, None]
-    video_io.write_video(path, video, 8)
-    content = path.read_bytes()
-    features = {"mp4": F.Text(), "video": F.Tensor(shape=(), dtype=np.object_)}
-    write(
-        tmp_path,
-        "files",
-        F.FeaturesDict(features),
-        lambda i: {"mp4": content, "video": content},
-    )
-    source = tfds.open_tfds(config(tmp_path, "files"))
-    kinds = {storage.kind for storage in source.layout.videos.values()}
-    assert kinds == {"file"} and source.path == "video"
-    clip = source.load(0, np.random.default_rng(0), 4)["video"]
-    source.decoder.close()
-    expected = read_clip(path, size=(8, 12)).astype(int)
-    distances = [abs(expected[k : k + 4] - clip).max() for k in range(6)]
-    assert clip.shape == (4, 8, 12, 3)
-    assert (
-        sorted(distances)[0] < 4 < sorted(distances)[1]
-    )  # one of the six possible clips
 
 
 def test_grey_tensors_and_grey_models(tmp_path):

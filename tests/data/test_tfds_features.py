@@ -1,4 +1,4 @@
-"""features.json of TFDS: vdm_jax/data/tfds_features.py."""
+"""features.json of TFDS: vdm_jax/data/tfds_files.py."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def test_a_data_set_without_video_is_rejected(tmp_path):
     write(
         tmp_path, "words", F.FeaturesDict({"text": F.Text()}), lambda i: {"text": "a"}
     )
-    with pytest.raises(UserError, match="has no video feature"):
+    with pytest.raises(UserError, match="is the video. add one of none"):
         tfds.open_tfds(config(tmp_path, "words"))
 
 
@@ -97,7 +97,7 @@ def test_features_of_unknown_content_are_left_out(tfds_folder, tmp_path, monkeyp
     source = tfds.open_tfds(config(tmp_path, "raw"))
     assert len(load_all(source)) == 9
     path.write_text(json.dumps(custom))
-    with pytest.raises(UserError, match="no video feature"):
+    with pytest.raises(UserError, match="is the video. add one of none"):
         tfds.open_tfds(config(tmp_path, "raw"))
 
 

@@ -1,12 +1,12 @@
 """Worker processes: vdm_jax/data/workers.py."""
 
 import dataclasses
-import io
 import itertools
 import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -68,12 +68,18 @@ def test_an_error_in_a_worker_ends_the_run(error, kind, message):
 
 def test_a_batch_that_ends_within_is_the_end_of_its_worker(monkeypatch):
     """As when a worker is killed while it sends."""
-    whole = pickle.dumps({"video": np.zeros((4, 8, 8), np.uint8)}, 5)
+    batch = pickle.dumps({"video": np.zeros((4, 8, 8), np.uint8)}, 5)
+    whole = struct.pack("!i", len(batch)) + batch
     for content in (b"", whole[: len(whole) // 2], whole[:3]):
+        pipe, worker_pipe = multiprocessing.Pipe(duplex=False)
+        os.write(worker_pipe.fileno(), content)
+        worker_pipe.close()
         pool = workers.WorkerPool.__new__(workers.WorkerPool)
-        pool._pipes, pool._next_worker = [io.BytesIO(content)], itertools.repeat(0)
-        monkeypatch.setattr(pool, "_worker_error", lambda worker: UserError("ended"))
-        with pytest.raises(UserError, match="ended"):
+        process = multiprocessing.Process()
+        monkeypatch.setattr(process, "join", lambda: None)
+        monkeypatch.setattr(type(process), "exitcode", -signal.SIGKILL)
+        pool._workers, pool._next_worker = [(process, pipe)], itertools.repeat(0)
+        with pytest.raises(UserError, match="killed by SIGKILL"):
             next(pool)
 
 

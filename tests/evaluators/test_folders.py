@@ -12,7 +12,7 @@ from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import folders
 from vdm_jax.evaluators.reports import ReportOptions
-from vdm_jax.video_io import FrameSelection
+from vdm_jax.video_io import FrameSelection, decode
 
 
 def damage(path, packet):
@@ -28,7 +28,7 @@ def damage(path, packet):
 class InProcess:
     """A SandboxedDecoder without its process, which takes long to start."""
 
-    inspect = staticmethod(video_io.inspect)
+    inspect = staticmethod(decode.inspect)
     read_frames = staticmethod(video_io.read_frames)
 
     def close(self):

@@ -46,7 +46,9 @@ def test_the_command_fails_in_one_line(bert, tmp_path, content, encoder, message
     with pytest.raises(UserError) as caught:
         command.main([*arguments, f"--text_encoder={encoder or bert}"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="out has no embeddings.json: write it with"):
+    with pytest.raises(
+        UserError, match="embeddings.json cannot be read: write it with"
+    ):
         EmbeddingStore(out)
 
 

@@ -9,7 +9,6 @@ from vdm_jax import codec as codecs
 from vdm_jax.codec import Codec
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
-from vdm_jax.errors import UserError
 
 # Functions of this package. Only the module of the chosen one is imported.
 SOURCES = {
@@ -23,15 +22,8 @@ STATS_CLIPS = 256  # clips from which mean and variance are computed
 
 
 def open_source(config) -> Source:
-    """Open the training part of the data set config.data.source.
-
-    Raises:
-      UserError: an unknown name, or an error of the source.
-    """
-    name = config.data.source
-    if name not in SOURCES:
-        raise UserError(f"config.data.source={name!r}: one of {', '.join(SOURCES)}")
-    module, function = SOURCES[name].split(".")
+    """Open the training part of the data set config.data.source. Raises UserError."""
+    module, function = SOURCES[config.data.source].split(".")
     return getattr(importlib.import_module(f"vdm_jax.data.{module}"), function)(config)
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vdm_jax import config_files, runtime
+from vdm_jax import config_files, runtime, settings
 from vdm_jax.data import check
 from vdm_jax.errors import UserError
 
@@ -31,12 +31,22 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     parser = argparse.ArgumentParser("python -m vdm_jax.data")
     commands = parser.add_subparsers(dest="command", required=True)
     short = ", ".join(f"{flag} is {field}" for flag, field in FLAGS.items())
-    check.add_arguments(
-        commands.add_parser("check", help=check.__doc__, epilog=f"{short}.")
-    )
-    config, rest = config_files.take_config_flags(
-        map(_long_flag, arguments), check.default_config()
-    )
+    add = commands.add_parser("check", help=check.__doc__, epilog=short).add_argument
+    add(
+        "dir", nargs="?", type=runtime.path_type,
+        help="the folder of videos (default: config.data.path)",
+    )  # fmt: skip
+    add(
+        "--config", metavar="FILE[:VARIANT]",
+        help="check for this config of train.py; --config.a.b=value changes a field",
+    )  # fmt: skip
+    add(
+        "--sheet", default="data_check.png", type=runtime.path_type,
+        help="contact sheet to write (an existing file is replaced)",
+    )  # fmt: skip
+    add("--json", action="store_true", help="print JSON instead")
+    default = settings.compose(check.SECTIONS)
+    config, rest = config_files.take_config_flags(map(_long_flag, arguments), default)
     return config, parser.parse_args(rest)
 
 

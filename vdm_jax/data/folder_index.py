@@ -63,7 +63,8 @@ def scan(
     labels, folder = layout.folder_labels(listing.videos), cache_dir or cache_folder()
 
     def index(name: str) -> VideoFile:
-        info = cache.stored_index(folder, listing.path(name), decoder.inspect)
+        path = os.path.normpath(listing.root / name)
+        info = cache.stored_index(folder, path, decoder.inspect)
         clip.num_starts(info)
         size, label = _num_bytes(info.path), labels.get(name)
         return VideoFile(name, size, info, label, captions[name], 0, info.frames)
@@ -120,10 +121,9 @@ def most_common_reason(skipped: Sequence[Skipped]) -> str:
 
 
 def _num_bytes(path: str) -> int:
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    with os.scandir(path) as entries:
-        return sum(entry.stat().st_size for entry in entries)
+    is_folder = os.path.isdir(path)  # of frames
+    files = [entry.path for entry in os.scandir(path)] if is_folder else [path]
+    return sum(map(os.path.getsize, files))
 
 
 def split_files(

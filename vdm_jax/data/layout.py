@@ -29,9 +29,7 @@ MAX_JSONL_BYTES = 1 << 30  # of captions.jsonl: ten million sentences
 CAPTIONS_FILE = "captions.jsonl"
 MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 # Made by file managers, archivers and network disks. They count as hidden.
-SYSTEM_NAMES = frozenset(
-    ["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"]
-)
+SYSTEM_NAMES = {"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
 
 Skipped = tuple[str, str]  # name, reason
 Captions = dict[str, tuple[str, ...]]  # name of a video -> its captions
@@ -56,10 +54,6 @@ class Listing:
     @property
     def num_videos(self) -> int:
         return len(self.videos) + len(self.skipped)
-
-    def path(self, name: str) -> str:
-        """Return the file, or the folder of frames, of a name."""
-        return os.path.normpath(self.root / name)
 
     def ignored_files(self) -> str:
         """Return the numbers of ignored files as text, the most frequent kind first."""
@@ -147,7 +141,8 @@ def _walk(
     files_by_folder = {}
     walk = os.walk(root, onerror=lambda error: skip(error.filename, error.strerror))
     for folder, subfolders, files in walk:
-        hidden = {name for name in (*subfolders, *files) if _is_hidden(name)}
+        names = {*subfolders, *files}
+        hidden = SYSTEM_NAMES & names | {name for name in names if name[0] == "."}
         ignored["hidden"] += len(hidden)
         subfolders[:] = sorted({*subfolders} - hidden)
         for path in (os.path.join(folder, name) for name in subfolders):
@@ -158,10 +153,6 @@ def _walk(
         ]
         ignored["empty folder"] += not subfolders and not files
     return files_by_folder
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def _check_link(path: Path, root: Path) -> None:
@@ -191,10 +182,7 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skip
     no captions.
     """
     path, skipped = Path(path), ()
-    rule = (
-        f"pass a folder of videos with a.txt next to a.mp4, a {CAPTIONS_FILE}, or a "
-        "text file with one caption per line"
-    )
+    rule = f"pass a folder of videos, a {CAPTIONS_FILE}, or a text file of captions"
     if path.is_dir():
         listing, captions = find_videos(path)
         skipped = listing.skipped

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import grain
 import numpy as np
@@ -192,8 +192,7 @@ def train_batches(
     if data.batch_size % process_count:
         raise UserError(
             f"config.data.batch_size={data.batch_size} is not a multiple of the "
-            f"{process_count} processes: the nearest multiple is "
-            f"{max(round(data.batch_size / process_count), 1) * process_count}"
+            f"{process_count} processes"
         )
     load = _LoadBatch(
         source, config.seed, config.video.frames, data.max_bad_fraction,
@@ -208,8 +207,8 @@ def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
     There are no joint images and no flips. The last item is followed by a new shuffle.
     """
     frames, max_bad = config.video.frames, config.data.max_bad_fraction
-    dataset = _dataset(_LoadBatch(part, seed, frames, max_bad), batch_size=1)
-    return (cast(Batch, dataset[i]) for i in range(n))
+    dataset: Any = _dataset(_LoadBatch(part, seed, frames, max_bad), batch_size=1)
+    return map(dataset.__getitem__, range(n))
 
 
 def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
@@ -222,8 +221,7 @@ def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
     if not len(held_out):
         raise UserError(
             f"{source.name} has no held-out clip of {config.video.frames} frames: use "
-            "fewer frames, a smaller config.data.stride, or a larger "
-            "config.data.validation_fraction"
+            "fewer, or a larger config.data.validation_fraction"
         )
     clips = list(fixed_clips(config, held_out, n, seed))
     return {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}

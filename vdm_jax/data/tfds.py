@@ -9,23 +9,19 @@ Most data sets need tensorflow to be prepared, once, on any machine:
 import dataclasses
 import io
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.data import tfds_features, tfds_files
+from vdm_jax.data import tfds_files
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
-from vdm_jax.data.tfds_features import ExampleLayout
-from vdm_jax.data.tfds_files import Records
+from vdm_jax.data.tfds_files import ExampleLayout, Records
 from vdm_jax.errors import UserError
 from vdm_jax.files import read_json
 from vdm_jax.video_io import images
-from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +39,12 @@ class Tfds:
     path: str
     parts: tuple[Records, Records]
     shape: ClipShape
-    decoder: SandboxedDecoder
     held_out: bool = False
 
     @property
     def flip(self) -> bool:
         """False if there are captions, or if a label mentions left or right."""
-        values = " ".join(value for names in self.label_vocabulary for value in names)
+        values = repr(self.label_vocabulary)
         return not self.layout.captions and not mentions_left_or_right(values)
 
     @property
@@ -77,55 +72,38 @@ class Tfds:
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """Load a random clip of record `index`. Raises BadClip."""
         name, record = self.part.read(index)
-        stored, captions, label = tfds_features.read_example(
+        stored, captions, label = tfds_files.read_example(
             name, record, self.layout, self.path
         )
-        for value, names in zip(label, self.label_vocabulary, strict=True):
-            if not -1 <= value < len(names):
-                raise BadClip(name, f"label {value} of {len(names)}")
-        shape = self.shape
-
-        def select(number: int) -> np.ndarray:
-            span = (shape.frames - 1) * shape.stride + 1
-            if number < span:
-                raise BadClip(name, f"too short: {number} frames, a clip spans {span}")
-            start = int(rng.integers(number - span + 1))
-            clip = start + shape.stride * np.arange(shape.frames)
-            return clip if frames > 1 else clip[[rng.integers(len(clip))]]
-
-        try:
-            video = self._read_frames(name, stored, select)
-        except video_io.BadVideo as error:
-            raise BadClip(name, error.reason) from error
+        shape, number = self.shape, len(stored)
+        span = (shape.frames - 1) * shape.stride + 1
+        if number < span:
+            raise BadClip(name, f"too short: {number} frames, a clip spans {span}")
+        numbers = np.arange(shape.frames) * shape.stride
+        numbers += int(rng.integers(number - span + 1))
+        if frames == 1:
+            numbers = numbers[[rng.integers(len(numbers))]]
+        video = _select_frames(name, stored, numbers)
         if video_io.is_flat(video):
             raise BadClip(name, "constant")
         video = shape.crop_frames(video_io.resize(video, shape.size), rng)
         return shape.make_clip(video, captions, label, rng)
 
-    def _read_frames(
-        self, name: str, stored: Any, select: Callable[[int], np.ndarray]
-    ) -> np.ndarray:
-        """Return the frames of one clip, uint8 [f, h, w, 3], at their original size.
 
-        select: number of frames of the video -> numbers of the clip's frames.
-        """
-        kind = self.layout.videos[self.path].kind
-        if kind == "tensor":
-            video = stored[select(len(stored))]
-            if video.shape[-1] not in (1, 3, 4) or not video.size:
-                raise BadClip(name, f"a tensor {stored.shape}: 1, 3 or 4 channels")
-            return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
-        if kind == "images":
-            selected = [stored[i] for i in select(len(stored))]
-            frames = [images.read_image(io.BytesIO(image)) for image in selected]
-            if len({frame.shape for frame in frames}) > 1:
-                raise BadClip(name, "its frames differ in size")
-            return np.stack(frames)
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(stored)
-            file.flush()
-            info = self.decoder.inspect(file.name)
-            return self.decoder.read_frames(info, select(info.frames).tolist())
+def _select_frames(name: str, stored: Any, numbers: np.ndarray) -> np.ndarray:
+    """Return frames of a stored video, uint8 [f, h, w, 3], at their original size."""
+    if isinstance(stored, np.ndarray):
+        video = stored[numbers]
+        if video.shape[-1] not in (1, 3, 4) or not video.size:
+            raise BadClip(name, f"a tensor {stored.shape}: 1, 3 or 4 channels")
+        return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
+    try:
+        frames = [images.read_image(io.BytesIO(stored[i])) for i in numbers]
+    except video_io.BadVideo as error:
+        raise BadClip(name, error.reason) from error
+    if len({frame.shape for frame in frames}) > 1:
+        raise BadClip(name, "its frames differ in size")
+    return np.stack(frames)
 
 
 def open_tfds(config) -> Tfds:
@@ -138,8 +116,7 @@ def open_tfds(config) -> Tfds:
     shape = ClipShape.from_config(config)
     if shape.fps:
         raise UserError(
-            "config.data.target_fps: examples of TFDS have no frame rate; set it to 0 "
-            "and use config.data.stride"
+            "config.data.target_fps: examples of TFDS have no frame rate: set it to 0"
         )
     directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
     try:
@@ -170,12 +147,11 @@ def _open(directory: Path, chosen: str, fraction: float, shape: ClipShape) -> Tf
     return Tfds(
         name=" ".join(["tfds", *filter(None, names)]),
         label_vocabulary=tuple(
-            tfds_features.label_names(path, count, directory)
+            tfds_files.label_names(path, count, directory)
             for path, count in layout.labels.items()
         ),
         layout=layout,
-        path=tfds_features.choose_video(layout, chosen, directory),
+        path=layout.choose_video(chosen),
         parts=tfds_files.split_records(info, fraction, directory),
         shape=shape,
-        decoder=SandboxedDecoder(),
     )

@@ -6,13 +6,10 @@ import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
 import os
-import pickle
 import signal
 import threading
-from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import BinaryIO
 
 import grain
 import numpy as np
@@ -20,6 +17,7 @@ import numpy as np
 from vdm_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Worker = tuple[multiprocessing.process.BaseProcess, Connection]
 
 PREFETCH_BATCHES = 4  # batches in the buffer
 # Schedulers and terminals send these to all processes. The main process handles them.
@@ -42,8 +40,7 @@ class WorkerPool:
 
     def __init__(self, dataset: grain.MapDataset[Batch], number: int):
         spawn = multiprocessing.get_context("spawn")
-        self._processes: list[multiprocessing.process.BaseProcess] = []
-        self._pipes: list[BinaryIO] = []
+        self._workers: list[Worker] = []
         buffer = -(-PREFETCH_BATCHES // number)
         for worker in range(number):
             pipe, worker_pipe = spawn.Pipe(duplex=False)
@@ -51,40 +48,38 @@ class WorkerPool:
             process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
             _start_worker(process)
             worker_pipe.close()  # so that the pipe ends with the worker
-            self._processes.append(process)
-            self._pipes.append(os.fdopen(os.dup(pipe.fileno()), "rb"))
-            pipe.close()
+            self._workers.append((process, pipe))
         self._next_worker = itertools.cycle(range(number))
         # At exit multiprocessing sends SIGTERM, which workers ignore: kill them before.
         self.close = multiprocessing.util.Finalize(
-            self, _stop_workers, (self._processes, self._pipes), exitpriority=10
+            self, _stop_workers, (self._workers,), exitpriority=10
         )
 
     def __next__(self) -> Batch:
-        worker = next(self._next_worker)
+        number = next(self._next_worker)
+        process, pipe = self._workers[number]
         try:
-            answer = pickle.load(self._pipes[worker])
-        except (EOFError, OSError, pickle.UnpicklingError) as error:  # it has ended
-            raise self._worker_error(worker) from error
+            answer = pipe.recv()
+        except (EOFError, OSError) as error:  # it has ended
+            process.join()
+            name = f"worker {number} of config.data.workers={len(self._workers)}"
+            name += f" (process {process.pid})"
+            raise _worker_error(name, process.exitcode or 0) from error
         if isinstance(answer, UserError):
             raise answer
         return answer
 
-    def _worker_error(self, worker: int) -> Exception:
-        """Return the error for a worker that has ended."""
-        process = self._processes[worker]
-        process.join()
-        name = f"worker {worker} of config.data.workers={len(self._processes)}"
-        name += f" (process {process.pid})"
-        status = process.exitcode or 0
-        if status >= 0:
-            return RuntimeError(f"{name} failed, see the error above")
-        killer = signal.Signals(-status).name
-        return UserError(
-            f"{name} was killed by {killer}: is there enough memory for all workers? "
-            "The same command resumes from the newest checkpoint",
-            status=128 - status,
-        )
+
+def _worker_error(name: str, status: int) -> Exception:
+    """Return the error for a worker that has ended with an exit status."""
+    if status >= 0:
+        return RuntimeError(f"{name} failed, see the error above")
+    killer = signal.Signals(-status).name
+    return UserError(
+        f"{name} was killed by {killer}: is there enough memory for all workers? "
+        "The same command resumes from the newest checkpoint",
+        status=128 - status,
+    )
 
 
 def _start_worker(process: multiprocessing.process.BaseProcess) -> None:
@@ -98,14 +93,10 @@ def _start_worker(process: multiprocessing.process.BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stop_workers(
-    processes: Iterable[multiprocessing.process.BaseProcess], pipes: Iterable[BinaryIO]
-) -> None:
-    for pipe in pipes:
+def _stop_workers(workers: list[Worker]) -> None:
+    for process, pipe in workers:
         pipe.close()
-    for process in processes:
         process.kill()
-    for process in processes:
         process.join()
 
 
@@ -114,23 +105,12 @@ def _worker_main(
 ) -> None:
     """Send the batches of an infinite data set: the main function of a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The parent closes the pipe to stop.
-    with (
-        contextlib.suppress(ConnectionError),
-        open(pipe.fileno(), "wb", closefd=False) as file,
-    ):
-        for answer in _batches_or_error(dataset, buffer):
-            pickle.dump(answer, file, protocol=5)  # arrays without a copy
-            file.flush()
-
-
-def _batches_or_error(
-    dataset: grain.MapDataset[Batch], buffer: int
-) -> Iterator[Batch | UserError]:
-    try:
-        yield from prefetch(dataset, 1, buffer)
-    except UserError as error:
-        yield error
+    with contextlib.suppress(ConnectionError):  # the parent closes the pipe to stop
+        try:
+            for batch in prefetch(dataset, 1, buffer):
+                pipe.send(batch)
+        except UserError as error:
+            pipe.send(error)
 
 
 def _end_with_parent() -> None:

@@ -73,7 +73,7 @@ class Data(Files):
     stride: int = setting(1, "source frames from one frame to the next", 1, 4096)
     target_fps: float = setting(0.0, "rate to resample to; 0 keeps a file's", 0, 240)
     flip: bool = setting(False, "mirror half of the clips")
-    held_out_combinations: int = setting(0, "labels of shapes not trained on", 0, 4096)
+    held_out_combinations: int = setting(0, "labels of shapes not trained on", 0, 36)
     crop: str = setting("center", "of frames", choices=("center", "random"))
     validation_fraction: float = setting(0.1, "files that are not trained on", 0, 0.9)
     cache_dir: str = setting("", "of decoded clips; '' is ~/.cache/vdm_jax", path=True)

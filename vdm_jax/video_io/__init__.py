@@ -6,7 +6,6 @@ from vdm_jax.video_io.decode import (
     cover_size,
     crop,
     decode_frames,
-    inspect,
     is_flat,
     probe,
     read_frames,

@@ -5,7 +5,6 @@ when read. A corrupt entry is written again. Processes may share a folder.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -32,8 +31,7 @@ def file_key(path: StrPath, *extra) -> str:
     status = os.stat(path)
     identity = [VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns]
     if os.path.isdir(path):  # rewriting a frame does not change the folder's time
-        with os.scandir(path) as entries:
-            stats = sorted((e.name, e.stat()) for e in entries if e.is_file())
+        stats = sorted((e.name, e.stat()) for e in os.scandir(path) if e.is_file())
         identity += [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
     return hashlib.sha256(repr((identity, extra)).encode()).hexdigest()[:40]
 
@@ -110,8 +108,8 @@ def read_entry(path: StrPath, shape: Shape, numbers: Sequence[int]) -> np.ndarra
 class FrameCache:
     """Stores whole decoded videos at the size of the clips, in bounded disk space.
 
-    The entries of ``folder`` take at most ``max_bytes``. The least recently used ones
-    are deleted first. Entries being written are not counted until they are complete.
+    After a new entry is complete, the least recently used ones above ``max_bytes`` are
+    deleted. What another process is writing is not counted.
     """
 
     def __init__(self, folder: StrPath, max_bytes: int):
@@ -129,38 +127,27 @@ class FrameCache:
         Raises the errors of ``fill``, and CorruptFile if a new entry is corrupt.
         """
         path = self.folder / name
-        try:
+        # It may be missing, corrupt, or evicted just now.
+        with contextlib.suppress(FileNotFoundError, CorruptFile):
             video = read_entry(path, shape, numbers)
             os.utime(path)
             return video
-        except (FileNotFoundError, CorruptFile):  # also if it was evicted just now
-            pass
-        with (
-            contextlib.ExitStack() as until_renamed,
-            atomic_write(path, overwrite=True, advice=CACHE_ADVICE) as temporary,
-        ):
+        with atomic_write(path, overwrite=True, advice=CACHE_ADVICE) as temporary:
             fill(temporary)
             video = read_entry(temporary, shape, numbers)
-            # Two processes must not both take the last space.
-            lock = until_renamed.enter_context(open(self.folder / "lock", "a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._evict_for(entry_bytes(shape))
+        self._evict()
         return video
 
-    def _evict_for(self, size: int) -> None:
-        """Delete the least recently used entries until ``size`` more bytes fit."""
-        if size > self.max_bytes:
-            raise ValueError(f"an entry of {size} bytes in a cache of {self.max_bytes}")
+    def _evict(self) -> None:
+        """Delete the least recently used entries above ``max_bytes``."""
         stale, entries = time.time() - STALE_SECONDS, []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                being_written = path.suffix == ".tmp" and status.st_mtime > stale
-                if path.name != "lock" and not being_written:
+                if path.suffix != ".tmp" or status.st_mtime < stale:
                     entries.append((status.st_mtime, status.st_size, path))
-        total = size + sum(entry[1] for entry in entries)
-        for _, freed, path in sorted(entries):
-            if total <= self.max_bytes:
-                return
-            path.unlink(missing_ok=True)
-            total -= freed
+        free = self.max_bytes
+        for _, size, path in sorted(entries, reverse=True):
+            free -= size
+            if free < 0:
+                path.unlink(missing_ok=True)

@@ -47,9 +47,7 @@ def _rank_streams(container, path: str) -> list:
     thumbnails = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [s for s in container.streams.video if not s.disposition & thumbnails]
     if not streams:
-        kinds = {stream.type for stream in container.streams} or {"nothing"}
-        names = ", ".join(sorted(kinds)).replace("video", "a cover image")
-        raise BadVideo(path, f"no video stream ({names} only)")
+        raise BadVideo(path, "no video stream")
 
     def rank(stream) -> int:
         codec = stream.codec_context
@@ -235,8 +233,8 @@ def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoF
     keyframe = int(np.searchsorted(info.keyframes, remaining[0], side="right")) - 1
     try:
         with _open(info.path) as container:
-            stream, angle = container.streams[info.stream], None
-            aspect, orientation = _pixel_aspect(stream), (info.rotation, info.mirrored)
+            stream = container.streams[info.stream]
+            aspect = _pixel_aspect(stream)
             if keyframe > 0:
                 pts = int(info.pts[info.keyframes[keyframe]])
                 with contextlib.suppress(FFmpegError):  # then it decodes from the start
@@ -245,12 +243,7 @@ def decode_frames(info: VideoInfo, numbers: Sequence[int]) -> Iterator[av.VideoF
                 if number > remaining[0]:  # the seek went too far, or one is missing
                     break
                 if number == remaining[0]:
-                    # Reading the side data keeps a frame alive until the next garbage
-                    # collection, so they are read only if FFmpeg's angle changes.
-                    if frame.rotation != angle:
-                        angle = frame.rotation
-                        orientation = _orientation(frame, info.path)
-                    yield _check_picture(frame, aspect, orientation, info, number)
+                    yield _check_picture(frame, aspect, info, number)
                     remaining.popleft()
                     if not remaining:
                         return
@@ -277,21 +270,16 @@ def _numbered_frames(container, stream, info: VideoInfo):
             yield number, frame
 
 
-def _check_picture(
-    frame, aspect: float, orientation: tuple[int, bool], info: VideoInfo, number: int
-):
-    """Return a frame. Raises BadVideo if it is corrupt or displayed differently."""
+def _check_picture(frame, aspect: float, info: VideoInfo, number: int):
+    """Return a frame. Raises BadVideo if it is corrupt or has another aspect."""
     if frame.is_corrupt:
         raise BadVideo(info.path, f"frame {number} of {info.frames} is corrupt")
     check_frame(info.path, frame.height, frame.width)
-    height, width = _display_size(frame, aspect, orientation[0])
+    height, width = _display_size(frame, aspect, info.rotation)
     # Adaptive streams change their size but not their aspect. The callers resize them,
     # as players do.
-    ratio = width * info.height / (height * info.width)
-    rotated = orientation != (info.rotation, info.mirrored)
-    if rotated or abs(ratio - 1) >= ASPECT_TOLERANCE:
+    if abs(width * info.height / (height * info.width) - 1) >= ASPECT_TOLERANCE:
         change = f"from {info.width}x{info.height} to {width}x{height}"
-        change += ", rotated or mirrored," * rotated
         raise BadVideo(info.path, f"its frames change {change} at frame {number}")
     return frame
 
@@ -302,8 +290,7 @@ def _bad_video(path: str, error: FFmpegError | OSError, prefix: str = "") -> Bad
     If the system could not read the file, or had no memory, the file may be intact.
     """
     unspecific = error.errno == errno.EPERM  # -1, a decoder's error without a code
-    text = "" if unspecific else error.strerror or str(error)
-    text = text or "does not decode"
+    text = (not unspecific and (error.strerror or str(error))) or "does not decode"
     if error.errno == errno.ENOMEM:  # the same message as in sandbox
         text = "the decoder ran out of memory"
     lasting = unspecific or not isinstance(error, (OSError, MemoryError))

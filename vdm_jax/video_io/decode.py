@@ -4,7 +4,6 @@ These functions run the decoder in this process. For untrusted files use
 ``sandbox.SandboxedDecoder``, which runs them in a child process with limits.
 """
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -110,7 +109,8 @@ def _resize_pixels(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 def _resize_frame(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """Resize by area means (smaller) or bicubic interpolation (larger), on black."""
-    if _has_alpha(frame.format.name):
+    may_have_alpha = any(part.is_alpha for part in frame.format.components)
+    if may_have_alpha or frame.format.has_palette:
         pixels = images.composite_on_black(_convert(frame, "rgba"))
         frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
     elif frame.interlaced_frame:  # swscale would resize each field separately
@@ -118,13 +118,6 @@ def _resize_frame(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     smaller = height * width < frame.height * frame.width
     method = Interpolation.AREA if smaller else Interpolation.BICUBIC
     return _convert(frame, "rgb24", method, height=height, width=width)
-
-
-@functools.cache
-def _has_alpha(name: str) -> bool:
-    """Return whether pixels of this format can have an alpha channel."""
-    pixel_format = av.VideoFormat(name)
-    return pixel_format.has_palette or any(c.is_alpha for c in pixel_format.components)
 
 
 def _convert(frame: av.VideoFrame, name: str, method=Interpolation.BICUBIC, **size):
@@ -142,8 +135,6 @@ def read_frames(
     size: (h, w) that the frames are resized to cover, without a crop. Raises BadVideo.
     """
     unique, inverse = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
-    if len(unique) == 0 or unique[0] < 0 or unique[-1] >= info.frames:
-        raise ValueError(f"frames {unique[:1]}..{unique[-1:]} of {info.frames}")
     return np.stack(list(decode_frames(info, unique.tolist(), size)))[inverse]
 
 

@@ -10,18 +10,15 @@ import os
 import re
 import stat
 import struct
-from typing import BinaryIO
 
 # Limits of the header and of the decoded frames. They are far above normal training
 # clips and keep a malicious or corrupt file from exhausting the machine.
-MAX_BYTES = 64 << 30  # per file; a long film at high quality
 MAX_PIXELS = 8192 * 4320  # per frame; 8K (a PNG of 0.75 MB can declare 256 million)
 MAX_FRAMES = 1_000_000  # per file; nine hours at 30 fps, 8 MB of time stamps
 MAX_SECONDS = 12 * 3600.0
 
 UNKNOWN_RIFF_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # written by live recorders
 MATROSKA_SEGMENT = re.compile(rb"\x1aE\xdf\xa3.{,99}?\x18S\x80g(.{8})", re.DOTALL)
-MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi"]
@@ -49,7 +46,7 @@ class BadVideo(Exception):
 def read_head(path: str | os.PathLike) -> bytes:
     """Return the first bytes of a regular file.
 
-    Raises BadVideo if it is empty, too large, or shorter than its header declares.
+    Raises BadVideo if it is empty, or shorter than its header declares.
     """
     try:
         status = os.stat(path)
@@ -57,22 +54,19 @@ def read_head(path: str | os.PathLike) -> bytes:
             raise BadVideo(path, "not a regular file")
         with open(path, "rb") as file:
             head = file.read(256)
-            declared = _declared_bytes(file, head, status.st_size)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise BadVideo(path, f"cannot be opened ({reason})", lasting=False) from error
-    size = status.st_size
     if not head:
         raise BadVideo(path, "empty file")
-    if size > MAX_BYTES:
-        raise BadVideo(path, f"{size} bytes: the limit is {MAX_BYTES}")
-    if declared > size:
+    size = status.st_size
+    if (declared := _declared_bytes(head, size)) > size:
         reason = f"truncated: {size} bytes of the {declared} that its header declares"
         raise BadVideo(path, reason)
     return head
 
 
-def _declared_bytes(file: BinaryIO, head: bytes, size: int) -> int:
+def _declared_bytes(head: bytes, size: int) -> int:
     """Return the size that the container declares; 0 if it declares none.
 
     FFmpeg decodes a truncated file up to its end: it would be used as a shorter clip.
@@ -88,28 +82,7 @@ def _declared_bytes(file: BinaryIO, head: bytes, size: int) -> int:
         unknown = (1 << 7 * digits) - 1
         length = int.from_bytes(segment[1][:digits], "big") & unknown
         return 0 if length == unknown else segment.start(1) + digits + length
-    return _mp4_bytes(file, size) if head[4:8] in MP4_FIRST_BOXES else 0
-
-
-def _mp4_bytes(file: BinaryIO, size: int) -> int:
-    """Return the end of the last box of an mp4 that its frames need.
-
-    If an index (moov) precedes the frames (mdat), `containers` compares the size with
-    it. Other bytes after the last frame may be no boxes.
-    """
-    end = needed = 0
-    while end + 8 <= size:
-        file.seek(end)
-        head = file.read(16)
-        length, name = struct.unpack_from(">I4s", head)
-        if length == 1 and len(head) == 16:
-            length = struct.unpack(">Q", head[8:])[0]
-        if length < 8:  # 0: the box extends to the end of the file; else padding
-            break
-        end += length
-        if name in (b"moov", b"moof") or name == b"mdat" and not needed:
-            needed = end
-    return needed
+    return 0  # an mp4 without its index does not open; `containers` reads the index
 
 
 def check_frame(path: str | os.PathLike, height: int, width: int) -> None:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,16 +36,11 @@ MEMORY_LIMIT = 6 << 30
 # The time limit is TIMEOUT seconds plus the work at a tenth of a slow core's speed.
 TIMEOUT, BYTES_PER_SECOND, PIXELS_PER_SECOND = 60.0, 20e6, 5e6
 
-# The program of a child. Its arguments are the memory limit, this package's file, and
-# sys.path. The package is loaded from its file, so that its parent folder is not on the
-# import path.
+# The program of a child. Its arguments are the memory limit and sys.path.
 CHILD = """
-import importlib.util, sys
-memory, file, *sys.path[:] = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("vdm_jax", file)
-sys.modules["vdm_jax"] = importlib.util.module_from_spec(spec)
+import sys
+memory, *sys.path[:] = sys.argv[1:]
 try:
-    spec.loader.exec_module(sys.modules["vdm_jax"])
     from vdm_jax.video_io import sandbox
 except (ImportError, MemoryError, OSError) as error:
     sys.exit(f"the decoder: {error}")
@@ -77,19 +72,16 @@ class SandboxedDecoder:
         """End the idle children."""
         _end_all(self._idle)
 
-    def probe(self, path: str) -> VideoInfo:
+    def probe(self, path: str, function: str = "probe") -> VideoInfo:
         """Run `decode.probe`."""
-        return self._index("probe", path)
-
-    def inspect(self, path: str) -> VideoInfo:
-        """Run `decode.inspect`."""
-        return self._index("inspect", path)
-
-    def _index(self, function: str, path: str) -> VideoInfo:
         size = os.path.getsize(path) if os.path.isfile(path) else 0
         request = {"do": function, "path": os.path.abspath(path)}
         answer, _ = self._call(path, request, size / BYTES_PER_SECOND)
         return VideoInfo.from_json(answer["info"] | {"path": path})
+
+    def inspect(self, path: str) -> VideoInfo:
+        """Run `decode.inspect`."""
+        return self.probe(path, "inspect")
 
     def read_frames(
         self, info: VideoInfo, numbers: Sequence[int], size: Size | None = None
@@ -123,7 +115,7 @@ class SandboxedDecoder:
         """
         seconds = self.timeout + work
         try:
-            child = self._idle.pop()
+            child = self._idle.pop()  # one step: threads share the list
         except IndexError:
             child = self._spawn()
         try:
@@ -154,12 +146,12 @@ class SandboxedDecoder:
 
     def _spawn(self) -> subprocess.Popen:
         """Start a child. Raises UserError if this machine cannot start it."""
-        assert vdm_jax.__file__
-        arguments = [str(self.memory), vdm_jax.__file__, *vdm_jax.import_path()]
+        # The folder of this package comes last: it may hold other files.
+        import_path = [*vdm_jax.import_path(), str(Path(__file__).parents[2])]
         child = None
         try:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-c", CHILD, *arguments],
+                [sys.executable, "-P", "-c", CHILD, str(self.memory), *import_path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
@@ -207,18 +199,17 @@ def _end_all(children: list[subprocess.Popen]) -> None:
         _wait(children.pop())  # a child ends when its input is closed
 
 
-def _answer(request: dict) -> tuple[dict, np.ndarray | None]:
+def _answer(do: str, path: str = "", info: Any = None, arguments: Sequence = ()):
     """Do what a request says; return the answer and the pixels that follow it."""
-    if request["do"] in ("probe", "inspect"):
-        index = getattr(decode, request["do"])
-        return {"info": index(request["path"]).to_json()}, None
-    info, arguments = VideoInfo.from_json(request["info"]), request["arguments"]
-    if request["do"] == "fill_entry":
+    if info is None:
+        return {"info": getattr(decode, do)(path).to_json()}, None
+    info, moves = VideoInfo.from_json(info), None
+    if do == "fill_entry":
         size, entry = arguments
         cache.write_entry(entry, decode.decode_frames(info, size=size))
         return {}, None
-    if request["do"] == "read_frames":
-        video, moves = decode.read_frames(info, *arguments), None
+    if do == "read_frames":
+        video = decode.read_frames(info, *arguments)
     else:
         video, moves = decode.decode_previews(info, *arguments)
     return {"shape": video.shape, "moves": moves}, video
@@ -243,7 +234,7 @@ def serve(memory: int) -> None:
     for line in sys.stdin.buffer:
         video = None
         try:
-            answer, video = _answer(json.loads(line))
+            answer, video = _answer(**json.loads(line))
         except BadVideo as error:
             answer = {"reason": error.reason, "lasting": error.lasting}
         except MemoryError:

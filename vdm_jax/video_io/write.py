@@ -46,10 +46,6 @@ def video_grid(videos: np.ndarray, columns: int = 0, gutter: int = 1) -> np.ndar
 
 
 def _rgb(video: np.ndarray) -> np.ndarray:
-    video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] not in (1, 3):
-        found = f"{video.dtype} {video.shape}"
-        raise ValueError(f"a video is uint8 [f, h, w, 1 or 3], not {found}")
     return np.broadcast_to(video, (*video.shape[:3], 3))
 
 
@@ -126,7 +122,7 @@ def write_sheet(
     """Write a contact sheet PNG: one row per video, its frames from left to right.
 
     columns: number of evenly spaced frames per video (default: all, at most 16).
-    labels: one line of text above each row.
+    labels: one line of text above each row, cut at the right border.
     """
     videos = [_rgb(video) for video in videos]
     columns = columns or min(16, max(len(video) for video in videos))
@@ -144,8 +140,8 @@ def write_sheet(
     sheet = Image.fromarray(pixels)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for row, label in enumerate(labels):
-        text = _shorten(label, font, sheet.width - 2 * GUTTER)
-        draw.text((GUTTER, GUTTER + row * len(rows[0])), text, TEXT_COLOR, font)
+        place = GUTTER, GUTTER + row * len(rows[0])
+        draw.text(place, " ".join(label.split()), TEXT_COLOR, font)
     with files.atomic_write(path, overwrite) as temporary:
         sheet.save(temporary, "PNG")
 
@@ -168,14 +164,6 @@ def read_npz(path: StrPath) -> np.ndarray:
     if not videos.size:
         raise CorruptFile("it contains no video")
     return videos
-
-
-def _shorten(text: str, font, width: int) -> str:
-    """Shorten one line of text to ``width`` pixels."""
-    text = " ".join(text.split())
-    while text and font.getlength(text) > width:
-        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
-    return text
 
 
 def slug(text: str, length: int = 60) -> str:
@@ -218,8 +206,8 @@ def write_samples(
     STEM.png      the contact sheet
     STEM.json     ``meta`` (seed, command), written last: it marks complete outputs
 
-    With ``overwrite`` old outputs are removed after the new array is written, so that
-    no videos of an earlier, larger number remain.
+    With ``overwrite`` old outputs are removed, so that no videos of an earlier, larger
+    number remain. The old array is replaced by the new one.
 
     Raises UserError if a file cannot be written. The message says if the array exists.
     """
@@ -228,13 +216,12 @@ def write_samples(
     numbered = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
     suffixes = ("mp4", "gif", "png", "npz", "json")
     mp4, gif, png, npz, json = (folder / f"{stem}.{suffix}" for suffix in suffixes)
-    with files.explain_write_errors(json):
+    with files.explain_write_errors(folder):
         json.unlink(missing_ok=True)  # first: it marks complete outputs
+        for path in {*existing} - {npz, json}:
+            path.unlink()
     write_npz(npz, videos, overwrite)
     try:
-        with files.explain_write_errors(folder):
-            for path in {*existing} - {npz, json}:
-                path.unlink()
         for path, video in zip(numbered, videos, strict=True):
             write_video(path, video, fps)
         scale = display_scale(*videos.shape[2:4], short_side=96)
