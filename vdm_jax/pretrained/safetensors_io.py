@@ -22,9 +22,10 @@ from vdm_jax.trees import named_leaves
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
 # Names in the folders of Hugging Face: of one file, and of the index of its shards.
-FILES = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("model.fp16.safetensors", "model.safetensors.index.fp16.json"),
+FILES = tuple(
+    (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json")
+    for stem in ("model", "diffusion_pytorch_model")
+    for variant in ("", ".fp16")
 )
 
 
