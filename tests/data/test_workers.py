@@ -136,22 +136,28 @@ if __name__ == "__main__":
 """
 
 
+def shared_memory(process: int) -> list[str]:
+    """Return the files of shared memory of a process that would outlive it."""
+    maps = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return [m for m in maps if "/dev/shm/" in m and not m.endswith("(deleted)")]
+
+
 def test_workers_of_a_killed_run_end_and_leave_no_shared_memory(tmp_path):
     (tmp_path / "run.py").write_text(RUN)
-    before = set(os.listdir("/dev/shm"))
     run = subprocess.Popen(
         [sys.executable, tmp_path / "run.py"],
         stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )  # fmt: skip
-    assert run.stdout is not None
-    children = [int(word) for word in run.stdout.readline().split()]
-    assert set(os.listdir("/dev/shm")) <= before
-    run.kill()
-    run.wait()
-    run.stdout.close()
+    try:
+        assert run.stdout is not None
+        children = [int(word) for word in run.stdout.readline().split()]
+        assert children
+        assert not any(map(shared_memory, [run.pid, *children]))
+    finally:
+        run.kill()
+        run.communicate()
     deadline = time.monotonic() + 10
     while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, "a worker outlives its run"
         time.sleep(0.05)
-    assert children and set(os.listdir("/dev/shm")) <= before
