@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 CACHE = Path(os.environ.get("VDM_CACHE", ROOT / ".cache")) / "xla" / WORKER
 
-# Tests compile far longer than they run: LLVM's optimiser does not pay here. Processes
-# that tests start inherit it.
-QUICK = "--xla_backend_optimization_level=0"
+# Tests compile far longer than they run: neither LLVM's optimiser nor XLA's emitters of
+# fusions pay here. Processes that tests start inherit it.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

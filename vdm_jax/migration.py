@@ -293,6 +293,8 @@ def new_flag(flag: str, command: str = "") -> str:
     flag: a word of the command line, as "--config.train.ema=0.99" or "--fvd".
     command: the command that was called, as "sample", for flags that moved to another.
     """
+    if not flag.startswith("-"):  # the value of a flag
+        return ""
     name = flag.lstrip("-").partition("=")[0]
     old = re.sub(r"\[\d+\]", "", name)
     no = "no" if old.startswith("no") and old not in RETIRED_FLAGS else ""

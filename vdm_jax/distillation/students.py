@@ -52,6 +52,7 @@ class Distiller:
         self._clip_x = teacher.config.sample.clip_x if predicts_eps else 0.0
         self._updates: dict[bool, Update] = {}
         self._attributes = ATTRIBUTE_METRICS.get(teacher.config.data.source)
+        self._stride = teacher.config.data.stride
         self._samples = FixedSamples(trainer, config.distill.num, "", config.seed)
 
     def train(
@@ -147,9 +148,8 @@ class Distiller:
             return pixel_statistics.r2(to_float64(videos), to_float64(self._reference))
         assert self._attributes is not None  # rounds.check requires it
         labels = self._samples.cond["label"]
-        return float(
-            self._attributes.attribute_scores(videos, labels)["all_attributes"]
-        )
+        scores = self._attributes.attribute_scores(videos, labels, self._stride)
+        return float(scores["all_attributes"])
 
     def evaluate_student(
         self, run: OpenRun, student_round: Round, params: Params
