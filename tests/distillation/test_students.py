@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from tests.distillation.cases import UPDATES, config, equal, noisy, teacher_config
 from tests.distillation.conftest import compile_update
 from vdm_jax import runs, sampling
+from vdm_jax.data import shapes
 from vdm_jax.diffusion import samplers, schedules
 from vdm_jax.distillation import driver, students
 from vdm_jax.distillation.driver import distill
@@ -176,3 +178,20 @@ def test_train_py_makes_no_students_with_guidance(tmp_path):
     config.conditioning.guidance_range = (1.0, 2.0)
     with pytest.raises(UserError, match=r"only distill\.py"):
         train(config, tmp_path / "run")
+
+
+def test_real_clips_of_a_strided_teacher_are_accurate(monkeypatch):
+    """A shape moves four times as far from one frame to the next."""
+    source = shapes.Shapes(shapes.Geometry(4, 12, 16, stride=4))
+    clips = [source.load(i, np.random.default_rng(0), 4) for i in range(72)]
+    labels = np.stack([clip["label"] for clip in clips])
+    samples = SimpleNamespace(cond={"label": labels})
+    monkeypatch.setattr(students, "FixedSamples", lambda *args: samples)
+    value = teacher_config()
+    value.data.stride = 4
+    teacher = SimpleNamespace(config=value, model=None)
+    trainer = SimpleNamespace(model=SimpleNamespace(prediction_type="v"))
+    distiller = students.Distiller(
+        config(**{"distill.metric": "shape_accuracy"}), teacher, trainer
+    )
+    assert distiller._metric(np.stack([clip["video"] for clip in clips])) > 0.97
