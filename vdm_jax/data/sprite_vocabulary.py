@@ -28,33 +28,35 @@ TO_100 = """
 1F42F tiger, 1F435 monkey, 1F428 koala, 1F430 rabbit, 1F992 giraffe, 1F993 zebra,
 1F42A camel, 1F989 owl, 1F9A9 flamingo, 1F99C parrot, 1F986 duck, 1F9A2 swan,
 1F99A peacock, 1F40B whale, 1F988 shark, 1F99E lobster, 1F577 spider, 1F987 bat,
-1F41D bee, 1F996 dinosaur, 1F339 rose, 1F334 palm tree, 1F332 fir tree, 1F347 bunch of grapes,
-1F34A orange, 1F34B lemon, 1F352 pair of cherries, 1F345 tomato, 1F966 head of broccoli, 1F951 avocado,
-1F33D corn cob, 1F32D hot dog, 1F373 fried egg, 1F9C0 piece of cheese, 1F36D lollipop,
-1F9C1 cupcake, 1F968 pretzel, 1F3B1 billiard ball, 1F692 fire engine, 2708 plane, 26FA tent,
-1F308 rainbow, 1F319 moon, 1F31E sun, 1FA90 planet, 1F3BA trumpet, 1F941 drum,
-1F4F7 camera, 2702 pair of scissors, 26BD football
+1F41D bee, 1F996 dinosaur, 1F339 rose, 1F334 palm tree, 1F332 fir tree,
+1F347 bunch of grapes, 1F34A orange, 1F34B lemon, 1F352 pair of cherries, 1F345 tomato,
+1F966 head of broccoli, 1F951 avocado, 1F33D corn cob, 1F32D hot dog, 1F373 fried egg,
+1F9C0 piece of cheese, 1F36D lollipop, 1F9C1 cupcake, 1F968 pretzel,
+1F3B1 billiard ball, 1F692 fire engine, 2708 plane, 26FA tent, 1F308 rainbow,
+1F319 moon, 1F31E sun, 1FA90 planet, 1F3BA trumpet, 1F941 drum, 1F4F7 camera,
+2702 pair of scissors, 26BD football
 """
 EVERYDAY = """
 1F43B bear, 1F43A wolf, 1F42D mouse, 1F56F candle, 1F434 horse, 1F984 unicorn,
 1F98C deer, 1F42E cow, 1F411 sheep, 1F9E0 brain, 1F998 kangaroo, 1F98D gorilla,
 1F43F squirrel, 1F994 hedgehog, 1F9A8 skunk, 1F40A crocodile, 1F40D snake, 1F9B4 bone,
-1F9AD seal, 1F9E9 jigsaw piece, 1F990 shrimp, 1F41B caterpillar, 1F41C ant, 1FAB2 beetle,
-1F414 hen, 1F424 chick, 1F983 turkey, 1F98F rhinoceros, 1F9F1 brick wall, 1FAB6 feather,
-1F337 tulip, 1F341 maple leaf, 1F350 pear, 1F351 peach, 1F965 coconut, 1F346 aubergine,
-1F336 chilli, 1F9C4 garlic bulb, 1F95C peanut, 1F950 croissant, 1F956 baguette,
-1F95E stack of pancakes, 1F96A sandwich, 1F32E taco, 1F37F bag of popcorn, 1F36A cookie,
-1F36C candy, 1F36F honey pot, 2615 cup of coffee, 1FAD6 teapot, 1F377 glass of wine,
-1F37A glass of beer, 1F682 steam engine, 1F691 ambulance, 1F3CD motorcycle,
-1F6FC roller skate, 1F3C1 chequered flag, 2693 anchor, 1F6DF lifebuoy, 1FA82 parachute,
-1F6F8 flying saucer, 1F6A6 traffic light, 1F6D1 stop sign, 26EA church, 1F3ED factory,
-1F30B volcano, 2744 snowflake, 1F525 flame, 1F4A7 drop of water, 26A1 lightning bolt,
-1F48E diamond, 1F48D ring, 1F576 pair of sunglasses, 1F455 shirt, 1F457 dress,
-1F9E3 scarf, 1F392 backpack, 1F460 high-heeled shoe, 1F462 boot, 1F3A9 top hat,
-1F9F3 suitcase, 1F3B7 saxophone, 1F3BB violin, 1F3A4 microphone, 260E telephone,
-270F pencil, 1F512 padlock, 1F528 hammer, 1F527 wrench, 2699 gear, 1F9F2 magnet,
-1FA9C ladder, 1F52C microscope, 1FA91 chair, 1F9F9 broom, 23F0 alarm clock,
-1F3C6 trophy, 1F9F8 teddy bear, 1F47B ghost, 1F480 skull
+1F9AD seal, 1F9E9 jigsaw piece, 1F990 shrimp, 1F41B caterpillar, 1F41C ant,
+1FAB2 beetle, 1F414 hen, 1F424 chick, 1F983 turkey, 1F98F rhinoceros, 1F9F1 brick wall,
+1FAB6 feather, 1F337 tulip, 1F341 maple leaf, 1F350 pear, 1F351 peach, 1F965 coconut,
+1F346 aubergine, 1F336 chilli, 1F9C4 garlic bulb, 1F95C peanut, 1F950 croissant,
+1F956 baguette, 1F95E stack of pancakes, 1F96A sandwich, 1F32E taco,
+1F37F bag of popcorn, 1F36A cookie, 1F36C candy, 1F36F honey pot, 2615 cup of coffee,
+1FAD6 teapot, 1F377 glass of wine, 1F37A glass of beer, 1F682 steam engine,
+1F691 ambulance, 1F3CD motorcycle, 1F6FC roller skate, 1F3C1 chequered flag,
+2693 anchor, 1F6DF lifebuoy, 1FA82 parachute, 1F6F8 flying saucer, 1F6A6 traffic light,
+1F6D1 stop sign, 26EA church, 1F3ED factory, 1F30B volcano, 2744 snowflake, 1F525 flame,
+1F4A7 drop of water, 26A1 lightning bolt, 1F48E diamond, 1F48D ring,
+1F576 pair of sunglasses, 1F455 shirt, 1F457 dress, 1F9E3 scarf, 1F392 backpack,
+1F460 high-heeled shoe, 1F462 boot, 1F3A9 top hat, 1F9F3 suitcase, 1F3B7 saxophone,
+1F3BB violin, 1F3A4 microphone, 260E telephone, 270F pencil, 1F512 padlock,
+1F528 hammer, 1F527 wrench, 2699 gear, 1F9F2 magnet, 1FA9C ladder, 1F52C microscope,
+1FA91 chair, 1F9F9 broom, 23F0 alarm clock, 1F3C6 trophy, 1F9F8 teddy bear, 1F47B ghost,
+1F480 skull
 """
 VOCABULARIES = {"small": 24, "50": 50, "100": 100, "everyday": 200, "all": None}
 
@@ -67,7 +69,7 @@ COLOURS = {
     "green": (75, 165, 90),
     "light blue": (155, 205, 245),
     "dark blue": (35, 55, 125),
-    "purple": (135, 75, 165),
+    "purple": (140, 60, 180),
 }
 COLOUR_VALUES = np.array([*COLOURS.values()], np.float32)  # [8, 3], 0 to 255
 GRADIENTS = tuple((a, b) for a in COLOURS for b in COLOURS if a != b)  # top, bottom

@@ -77,9 +77,7 @@ def edge_histograms(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     histogram = np.zeros((CELLS, CELLS, EDGE_BINS))
     low, share = turn.astype(int), turn % 1
     for step, weight in ((0, 1 - share), (1, share)):
-        np.add.at(
-            histogram, (*cells, (low + step) % EDGE_BINS), strength * weight
-        )
+        np.add.at(histogram, (*cells, (low + step) % EDGE_BINS), strength * weight)
     return np.sqrt(histogram.ravel() / max(histogram.sum(), 1e-9))
 
 
@@ -118,9 +116,7 @@ class NearestDescription:
 
 
 @functools.lru_cache(maxsize=2)
-def nearest_description(
-    vocabulary: str, height: int, width: int
-) -> NearestDescription:
+def nearest_description(vocabulary: str, height: int, width: int) -> NearestDescription:
     """Describe every object on every flat background in both sizes, in the middle."""
     geometry = Geometry(1, height, width)
     source = Sprites(vocabulary, geometry)

@@ -154,7 +154,9 @@ def _detect(frame: np.ndarray, vocabulary: str) -> tuple:
         error = Matcher(picture[None], (height, width), 1).errors(channels)[0]
         fits.append((error.min(), sprite, size, picture, _refine(error)))
     best = None
-    for _, sprite, size, picture, (x, y) in sorted(fits, key=lambda f: f[0])[:NUM_FITTED]:
+    for _, sprite, size, picture, (x, y) in sorted(fits, key=lambda f: f[0])[
+        :NUM_FITTED
+    ]:
         error, colour, rendering = _fit(frame, picture.astype(np.float32), x, y)
         if best is None or error < best[0]:
             best = error, sprite, size, (x + size / 2, y + size / 2), colour, rendering
