@@ -1,8 +1,8 @@
-"""Attributes of stills and clips of sprites, measured without a network.
+"""Objects in stills and clips of sprites, detected without a network.
 
 Every frame is compared with every object of the vocabulary in both sizes at every
-place, as the data set renders them, by least squares with the background's colour free.
-Backgrounds of one colour are meant: gradients and photographs are outside the measure.
+place, as the data set renders them, by least squares with the background's colours
+free: one colour, or a gradient from top to bottom. Photographs are outside the measure.
 """
 
 import functools
@@ -13,7 +13,7 @@ import scipy.fft
 
 from vdm_jax.data import sprite_pictures
 from vdm_jax.data.sprite_pictures import SUPERSAMPLING
-from vdm_jax.data.sprites import Geometry
+from vdm_jax.data.sprites import Geometry, Sprites
 
 COARSE = 2  # pixels to a side of a pixel of the first search
 NUM_CANDIDATES = 8  # objects and sizes of a frame that are searched at full resolution
@@ -26,17 +26,26 @@ class Detections(NamedTuple):
     object      int, index into the vocabulary
     size        int, longer side in pixels
     centre      [2] (x, y) in pixels
-    colour      [3] of the background, about [0, 1]
-    explained   share of the frame's variance about one colour; 1 is a perfect fit
+    colours     [2, 3] of the background at the upper and lower edge, about [0, 1]
+    explained   share of the squared error of a background without an object
     rendering   uint8 [h, w, 3], what was fitted
     """
 
     object: np.ndarray
     size: np.ndarray
     centre: np.ndarray
-    colour: np.ndarray
+    colours: np.ndarray
     explained: np.ndarray
     rendering: np.ndarray
+
+
+def background_basis(height: int, gradients: bool) -> np.ndarray:
+    """Return functions of the rows [1 or 2, h] of which a background is a sum.
+
+    They are 1 and the distance from the middle row, -1 to 1 at the frame's edges.
+    """
+    rows = 2 * (np.arange(height, dtype=np.float32) + 0.5) / height - 1
+    return np.stack([np.ones_like(rows), rows][: 1 + gradients])
 
 
 def _templates(pictures: np.ndarray, coarse: int) -> np.ndarray:
@@ -50,45 +59,62 @@ def _templates(pictures: np.ndarray, coarse: int) -> np.ndarray:
 
 
 class Matcher:
-    """Templates of one size, ready to be compared with frames of one shape."""
+    """Templates of one size, ready to be compared with frames of one shape.
 
-    def __init__(self, pictures: np.ndarray, shape: tuple[int, int], coarse: int):
-        """Prepare templates of `pictures` for frames [3, *shape]."""
+    A frame f is modelled as T + (1 - a) sum_k u_k c_k: the template's colours T (times
+    its alpha a), and a background of the functions u_k of the rows with free colours.
+    """
+
+    def __init__(self, pictures: np.ndarray, basis: np.ndarray, width: int, coarse=1):
+        """Prepare templates of `pictures` for frames [3, h, width]. basis: [k, h]."""
         templates = _templates(pictures, coarse)
-        self.shape, side = shape, templates.shape[-1]
-        self.places = shape[0] - side + 1, shape[1] - side + 1
+        side, height = templates.shape[-1], basis.shape[1]
+        self.basis, self.shape = basis, (height, width)
+        self.places = height - side + 1, width - side + 1
         colour, alpha = templates[:, :3], templates[:, 3]
-        self.spectra = scipy.fft.rfft2(templates, shape).conj()
-        self.energy = np.square(colour).sum((1, 2, 3))
-        self.hidden = (colour * (1 - alpha[:, None])).sum((2, 3))  # sum of (1 - a) T
-        self.weight = shape[0] * shape[1] + (np.square(alpha) - 2 * alpha).sum((1, 2))
+        self.spectra = scipy.fft.rfft2(templates, self.shape).conj()
+        self.energy = np.square(colour).sum((1, 2, 3))[:, None, None]
+        # Sums over pixels of rows' functions times a template depend on its row.
+        windows = np.lib.stride_tricks.sliding_window_view(basis, side, axis=1)
+        rows = (colour * (1 - alpha[:, None])).sum(3)  # [n, 3, side]
+        self.hidden = np.einsum("kir,ncr->nkci", windows, rows)[..., None]
+        rows = (2 * alpha - np.square(alpha)).sum(2)
+        covered = np.einsum("kir,lir,nr->nikl", windows, windows, rows)
+        self.inverse = np.linalg.inv(width * basis @ basis.T - covered)
 
     def errors(self, frame: np.ndarray) -> np.ndarray:
-        """Return squared errors [k, places y, places x] of a frame [3, h, w].
+        """Return squared errors [n, places y, places x] of a frame [3, h, w].
 
-        The frame is T + (1 - a) c with the colour c of the background free; the sums
-        over pixels are correlations of the frame with T and with a.
+        They are sums over pixels and channels at the best colours of the background.
         """
-        spectrum = scipy.fft.rfft2(frame)
-        product = self.spectra[:, 3:] * spectrum
-        both = np.concatenate(
-            [(self.spectra[:, :3] * spectrum).sum(1, keepdims=True), product], axis=1
-        )
         rows, columns = self.places
-        sums = scipy.fft.irfft2(both, self.shape)[..., :rows, :columns]
-        total = frame.sum((1, 2))
-        visible = (total - self.hidden)[..., None, None] - sums[:, 1:]
-        explained = np.square(visible).sum(1) / self.weight[:, None, None]
-        energy = np.square(frame).sum() + self.energy[:, None, None]
-        return energy - 2 * sums[:, 0] - explained
+        weighted = self.basis[:, None, :, None] * frame  # [k, 3, h, w]
+        spectra = scipy.fft.rfft2(weighted)
+        # Correlations of the frame with T, then of the weighted frame with a.
+        product = (self.spectra[:, :3] * spectra[0]).sum(1)
+        overlap = scipy.fft.irfft2(product, self.shape)[:, :rows, :columns]
+        error = np.square(frame).sum() + self.energy - 2 * overlap
+        visible = []
+        for k, spectrum in enumerate(spectra):
+            covered = scipy.fft.irfft2(self.spectra[:, 3:] * spectrum, self.shape)
+            total = weighted[k].sum((1, 2))[:, None, None]
+            visible.append(total - self.hidden[:, k] - covered[..., :rows, :columns])
+        for k, left in enumerate(visible):
+            for m, right in enumerate(visible):
+                factor = self.inverse[:, :, k, m][..., None]
+                error -= factor * (left * right).sum(1)
+        return error
 
 
 @functools.lru_cache(maxsize=4)
-def _coarse_matchers(vocabulary: str, height: int, width: int) -> list[Matcher]:
-    shape = -(-height // COARSE), -(-width // COARSE)
+def _coarse_matchers(
+    vocabulary: str, height: int, width: int, gradients: bool
+) -> list[Matcher]:
+    """Return a matcher of the whole vocabulary for each size of sprites."""
+    basis = background_basis(-(-height // COARSE), gradients)
     sizes = Geometry(1, height, width).sizes
     banks = (sprite_pictures.pictures(vocabulary, size) for size in sizes)
-    return [Matcher(bank, shape, COARSE) for bank in banks]
+    return [Matcher(bank, basis, -(-width // COARSE), COARSE) for bank in banks]
 
 
 def _shrink(frame: np.ndarray) -> np.ndarray:
@@ -98,17 +124,6 @@ def _shrink(frame: np.ndarray) -> np.ndarray:
     _, height, width = frame.shape
     cells = (3, height // COARSE, COARSE, width // COARSE, COARSE)
     return frame.reshape(cells).mean((2, 4))
-
-
-def _candidates(frame: np.ndarray, vocabulary: str) -> list[tuple[int, int]]:
-    """Return (number of the size, object) of the best fits at half the resolution."""
-    _, height, width = frame.shape
-    shrunk = _shrink(frame)
-    matchers = _coarse_matchers(vocabulary, height, width)
-    best = np.stack([m.errors(shrunk).min((1, 2)) for m in matchers])
-    order = np.argsort(best, axis=None)[:NUM_CANDIDATES]
-    sizes, objects = np.unravel_index(order, best.shape)
-    return list(zip(sizes.tolist(), objects.tolist(), strict=True))
 
 
 def _refine(error: np.ndarray) -> tuple[float, float]:
@@ -127,57 +142,81 @@ def _refine(error: np.ndarray) -> tuple[float, float]:
     return place[0], place[1]
 
 
-def _fit(frame: np.ndarray, picture: np.ndarray, x: float, y: float):
-    """Return error, background colour [3] and rendering [h, w, 3] of a picture.
+def fit_background(
+    frame: np.ndarray, picture: np.ndarray, x: float, y: float, basis: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Fit the background's colours to a frame with a picture at a place.
 
-    frame: [h, w, 3] in [0, 1]. picture: float32 in [0, 255], at the edges x, y.
+    Args:
+      frame: [h, w, 3] in [0, 1].
+      picture: float32 of `sprite_pictures.render`, in [0, 255].
+      x, y: its left and upper edge in pixels.
+      basis: [k, h] of `background_basis`.
+
+    Returns:
+      The squared error; the background at the upper and lower edge, [2, 3]; the
+      rendering [h, w, 3].
     """
     sprite, visible = np.zeros_like(frame), np.ones_like(frame)
     sprite_pictures.paste(sprite, picture, x, y)
     sprite /= 255
     hole = picture * np.array([0, 0, 0, 1], np.float32)[:, None, None]
     sprite_pictures.paste(visible, hole, x, y)
-    colour = ((frame - sprite) * visible).sum((0, 1)) / np.square(visible).sum((0, 1))
-    rendering = sprite + visible * np.clip(colour, 0, 1)
-    return float(np.square(frame - rendering).sum()), colour, rendering
+    design = visible[..., 0] * basis[:, :, None]  # [k, h, w]
+    normal = np.einsum("khw,lhw->kl", design, design)
+    colours = np.linalg.solve(normal, np.einsum("khw,hwc->kc", design, frame - sprite))
+    background = np.einsum("kh,kc->hc", basis, colours)[:, None]
+    rendering = sprite + visible * np.clip(background, 0, 1)
+    slope = colours[1] if len(colours) > 1 else np.zeros(3)
+    edges = np.stack([colours[0] - slope, colours[0] + slope])
+    return float(np.square(frame - rendering).sum()), edges, rendering
 
 
-def _detect(frame: np.ndarray, vocabulary: str) -> tuple:
+def _detect(frame: np.ndarray, vocabulary: str, gradients: bool) -> tuple:
     """Return the fields of Detections for a frame [h, w, 3] in [0, 1]."""
     height, width, _ = frame.shape
     channels = np.ascontiguousarray(np.moveaxis(frame, -1, 0))
-    geometry = Geometry(1, height, width)
+    sizes = Geometry(1, height, width).sizes
+    basis = background_basis(height, gradients)
+    matchers = _coarse_matchers(vocabulary, height, width, gradients)
+    shrunk = _shrink(channels)
+    least = np.stack([m.errors(shrunk).min((1, 2)) for m in matchers])
+    candidates = []
+    for number in np.argsort(least, axis=None)[:NUM_CANDIDATES]:
+        row, sprite = divmod(int(number), least.shape[1])
+        picture = sprite_pictures.pictures(vocabulary, sizes[row])[sprite]
+        error = Matcher(picture[None], basis, width).errors(channels)[0]
+        candidates.append((error.min(), sprite, sizes[row], picture, _refine(error)))
+    candidates.sort(key=lambda candidate: candidate[0])
     fits = []
-    for number, sprite in _candidates(channels, vocabulary):
-        size = geometry.sizes[number]
-        picture = sprite_pictures.pictures(vocabulary, size)[sprite]
-        error = Matcher(picture[None], (height, width), 1).errors(channels)[0]
-        fits.append((error.min(), sprite, size, picture, _refine(error)))
-    best = None
-    for _, sprite, size, picture, (x, y) in sorted(fits, key=lambda f: f[0])[
-        :NUM_FITTED
-    ]:
-        error, colour, rendering = _fit(frame, picture.astype(np.float32), x, y)
-        if best is None or error < best[0]:
-            best = error, sprite, size, (x + size / 2, y + size / 2), colour, rendering
-    assert best is not None
-    error, *found, rendering = best
-    variance = float(np.square(frame - frame.mean((0, 1))).sum())
-    explained = 1 - error / max(variance, 1e-6)
-    return (*found, explained, np.rint(255 * rendering).astype(np.uint8))
+    for _, sprite, size, picture, (x, y) in candidates[:NUM_FITTED]:
+        fit = fit_background(frame, picture.astype(np.float32), x, y, basis)
+        fits.append((fit[0], sprite, size, (x + size / 2, y + size / 2), *fit[1:]))
+    error, sprite, size, centre, edges, rendering = min(fits, key=lambda fit: fit[0])
+    # The basis is orthogonal, so each function explains its own part of the frame.
+    parts = np.square(basis @ frame.mean(1)).sum(1) / np.square(basis).sum(1)
+    without = float(np.square(frame).sum() - width * parts.sum())
+    explained = 1 - error / max(without, 1e-6)
+    pixels = np.rint(255 * rendering).astype(np.uint8)
+    return sprite, size, centre, edges, explained, pixels
 
 
-def detect_sprites(videos: np.ndarray, vocabulary: str) -> Detections:
+def detect_sprites(videos: np.ndarray, source: Sprites) -> Detections:
     """Detect the object, its size and place, and the background, of every frame.
 
     Args:
       videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
-      vocabulary: a name of sprite_vocabulary.VOCABULARIES.
+      source: the data, for its vocabulary and whether backgrounds are gradients.
     """
     if videos.dtype == np.uint8:
         frames = videos.astype(np.float32) / 255
     else:
         frames = (videos.astype(np.float32) + 1) / 2
-    found = [[_detect(frame, vocabulary) for frame in clip] for clip in frames]
-    arrays = (np.array([[f[k] for f in clip] for clip in found]) for k in range(6))
-    return Detections(*arrays)
+    found = [
+        [_detect(frame, source.vocabulary, source.gradients) for frame in clip]
+        for clip in frames
+    ]
+    fields = range(len(Detections._fields))
+    return Detections(
+        *(np.array([[frame[k] for frame in clip] for clip in found]) for k in fields)
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from vdm_jax.data.sprite_vocabulary import COLOUR_VALUES
+from vdm_jax.data.sprite_vocabulary import COLOURS, GRADIENTS
 from vdm_jax.data.sprites import DIRECTIONS, SPEEDS, Geometry, Sprites, is_held_out
 from vdm_jax.metrics.sprite_detection import Detections, detect_sprites
 from vdm_jax.metrics.tables import Row
@@ -42,20 +42,29 @@ def measure_motion(centres: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.stack([np.where(same, heading[:, 0], -1), index], axis=-1)
 
 
-def measure(detected: Detections, geometry: Geometry) -> np.ndarray:
+def measure_background(colours: np.ndarray, gradients: bool) -> np.ndarray:
+    """Return the named background int [n] nearest to colours; -1 far from all.
+
+    colours: [n, 2, 3] at the upper and lower edge, values in [0, 1].
+    """
+    named = [(name, name) for name in COLOURS] + [*GRADIENTS] * gradients
+    edges = np.array([[COLOURS[name] for name in pair] for pair in named]) / 255
+    distance = np.linalg.norm(colours[:, None] - edges, axis=-1).max(-1)
+    near = distance.min(1) < MAX_COLOUR_ERROR
+    return np.where(near, distance.argmin(1), -1)
+
+
+def measure(detected: Detections, source: Sprites) -> np.ndarray:
     """Return the attributes int32 [n, 2 or 4] of clips, -1 where undecidable.
 
-    The object is that of most frames, the background the named colour nearest to the
-    mean over frames. All are undecidable where a frame shows no object.
+    The object is that of most frames, the background the named one nearest to the mean
+    over frames. All are undecidable where a frame shows no object.
     """
     objects = np.array([np.bincount(clip).argmax() for clip in detected.object])
-    colour = detected.colour.mean(1)[:, None]
-    distance = np.linalg.norm(colour - COLOUR_VALUES / 255, axis=-1)
-    nearest = distance.argmin(1)
-    background = np.where(distance.min(1) < MAX_COLOUR_ERROR, nearest, -1)
+    background = measure_background(detected.colours.mean(1), source.gradients)
     attributes = np.stack([objects, background], axis=-1)
-    if geometry.frames > 1:
-        motion = measure_motion(detected.centre, geometry)
+    if source.geometry.frames > 1:
+        motion = measure_motion(detected.centre, source.geometry)
         attributes = np.concatenate([attributes, motion], axis=-1)
     shown = (detected.explained > MIN_EXPLAINED).all(1)
     return np.where(shown[:, None], attributes, -1).astype(np.int32)
@@ -125,8 +134,8 @@ def scores(
       source: the data, for its vocabulary and geometry.
       centres: [n, f, 2] in pixels, if the videos have a given path.
     """
-    detected = detect_sprites(videos, source.vocabulary)
-    correct = (measure(detected, source.geometry) == labels) | (labels < 0)
+    detected = detect_sprites(videos, source)
+    correct = (measure(detected, source) == labels) | (labels < 0)
     row: Row = dict(zip(NAMES, correct.mean(0).tolist(), strict=False))
     row |= {"all_attributes": float(correct.all(1).mean())}
     row |= {"explained": float(detected.explained.mean())}
