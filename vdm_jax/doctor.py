@@ -115,7 +115,11 @@ def _caches() -> Iterator[str]:
 def _assets() -> Iterator[str]:
     from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
     from vdm_jax.data.clips import FOOTAGE
+    from vdm_jax.data.sprite_pictures import OPENMOJI, RESVG
 
+    yield from ("", "Pictures of sprites")
+    yield _asset_line("OpenMoji", OPENMOJI, "found; licence CC BY-SA 4.0")
+    yield _asset_line("resvg", RESVG)
     yield from ("", "Clips")
     for name, footage in FOOTAGE.items():
         yield _asset_line(name, footage.asset, f"found; licence {footage.licence}")

@@ -185,7 +185,16 @@ def test_warp_error_is_small_for_a_rigid_object_only(clips):
 def test_seen_and_unseen_pairs_are_scored_apart(clips):
     source, videos, labels, _, _ = clips
     parts = sprite_scores.split_scores(videos, labels, source)
-    assert parts["seen"]["videos"] + parts["unseen"]["videos"] == len(videos)
+    assert parts["seen"]["clips"] + parts["unseen"]["clips"] == len(videos)
     part = labels[((labels[:, :1] + labels[:, 1:3]) % 4 == 3).any(1)]
-    assert parts["unseen"]["videos"] == len(part) > 0
+    assert parts["unseen"]["clips"] == len(part) > 0
     assert parts["unseen"]["object"] == 1
+
+
+def test_an_interval_holds_the_probabilities_that_do_not_contradict_the_share():
+    """Its ends solve |p - share| = z sqrt(p (1 - p) / n)."""
+    for share, n in ((0.98, 200), (0.5, 10), (1.0, 60), (0.0, 60)):
+        low, high = sprite_scores.wilson_interval(share, n)
+        assert 0 <= low <= share <= high <= 1
+        for p in {low, high} - {0.0, 1.0}:
+            assert abs(p - share) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / n))

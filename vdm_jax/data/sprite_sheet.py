@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> str:
     rounds = rng.integers(2**20, size=len(objects)) * len(source.labels)
     items = rounds + objects * each + rng.integers(each, size=len(objects))
     clips = [source.load(int(i), rng, frames) for i in items]
-    videos, captions = ([clip[key] for clip in clips] for key in ("video", "caption"))
+    videos = [clip["video"] for clip in clips]
+    captions = [clip["caption"] for clip in clips]
     if frames > 1:
         video_io.write_sheet(arguments.out, videos, labels=captions, overwrite=True)
     else:

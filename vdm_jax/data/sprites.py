@@ -153,6 +153,7 @@ class Sprites:
             share = (np.arange(shape[0])[:, None] + 0.5) / shape[0]
             rows = ((1 - share) * top + share * bottom)[:, None]
         else:
+            assert self.photographs is not None
             index = int(rng.integers(len(self.photographs)))
             rows = self.photographs.load(index, rng, 1)["video"][0]
         return np.array(np.broadcast_to(rows, shape), np.float32)
@@ -209,9 +210,9 @@ def open_photographs(config) -> Clips:
 
     Raises the errors of `open_clips`.
     """
+    footage = {"data": {"path": "published", "stride": 1, "target_fps": 0.0}}
     config = ConfigDict(config.to_dict())
-    config.data.update(path="published", stride=1, target_fps=0.0)
-    config.video.frames = 1
+    config.update(footage | {"video": {"frames": 1}})
     return open_clips(config)
 
 

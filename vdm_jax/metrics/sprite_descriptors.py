@@ -31,7 +31,7 @@ def separate(image: np.ndarray) -> np.ndarray:
     codes = levels @ (LEVELS**2, LEVELS, 1)
     background = image[codes == np.bincount(codes.ravel()).argmax()].mean(0)
     mask = np.abs(image - background).max(-1) > CONTRAST
-    return ndimage.binary_fill_holes(mask)
+    return np.asarray(ndimage.binary_fill_holes(mask), bool)
 
 
 def colour_histogram(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

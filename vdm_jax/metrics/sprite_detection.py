@@ -9,7 +9,6 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
 
 from vdm_jax.data import sprite_pictures
 from vdm_jax.data.sprite_pictures import SUPERSAMPLING
@@ -72,7 +71,7 @@ class Matcher:
         self.basis, self.shape = basis, (height, width)
         self.places = height - side + 1, width - side + 1
         colour, alpha = templates[:, :3], templates[:, 3]
-        self.spectra = scipy.fft.rfft2(templates, self.shape).conj()
+        self.spectra = np.fft.rfft2(templates, self.shape).conj()
         self.energy = np.square(colour).sum((1, 2, 3))[:, None, None]
         # Sums over pixels of rows' functions times a template depend on its row.
         windows = np.lib.stride_tricks.sliding_window_view(basis, side, axis=1)
@@ -89,14 +88,14 @@ class Matcher:
         """
         rows, columns = self.places
         weighted = self.basis[:, None, :, None] * frame  # [k, 3, h, w]
-        spectra = scipy.fft.rfft2(weighted)
+        spectra = np.fft.rfft2(weighted)
         # Correlations of the frame with T, then of the weighted frame with a.
         product = (self.spectra[:, :3] * spectra[0]).sum(1)
-        overlap = scipy.fft.irfft2(product, self.shape)[:, :rows, :columns]
+        overlap = np.fft.irfft2(product, self.shape)[:, :rows, :columns]
         error = np.square(frame).sum() + self.energy - 2 * overlap
         visible = []
         for k, spectrum in enumerate(spectra):
-            covered = scipy.fft.irfft2(self.spectra[:, 3:] * spectrum, self.shape)
+            covered = np.fft.irfft2(self.spectra[:, 3:] * spectrum, self.shape)
             total = weighted[k].sum((1, 2))[:, None, None]
             visible.append(total - self.hidden[:, k] - covered[..., :rows, :columns])
         for k, left in enumerate(visible):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import ndimage
@@ -32,7 +32,9 @@ def measure_motion(centres: np.ndarray, geometry: Geometry) -> np.ndarray:
     """
     slow, fast = SPEEDS * geometry.fast_speed
     along = np.diff(centres, axis=1) @ DIRECTIONS.T  # [n, f - 1, direction]
-    heading = np.where(along.max(-1) > MIN_DISPLACEMENT * slow, along.argmax(-1), -1)
+    heading: np.ndarray = np.where(
+        along.max(-1) > MIN_DISPLACEMENT * slow, along.argmax(-1), -1
+    )
     same = (heading == heading[:, :1]).all(1)
     time = np.arange(centres.shape[1]) - (centres.shape[1] - 1) / 2
     slope = np.einsum("f,nfc->nc", time, centres) / np.square(time).sum()
@@ -66,7 +68,7 @@ def measure(detected: Detections, source: Sprites) -> np.ndarray:
     if source.geometry.frames > 1:
         motion = measure_motion(detected.centre, source.geometry)
         attributes = np.concatenate([attributes, motion], axis=-1)
-    shown = (detected.explained > MIN_EXPLAINED).all(1)
+    shown: np.ndarray = (detected.explained > MIN_EXPLAINED).all(1)
     return np.where(shown[:, None], attributes, -1).astype(np.int32)
 
 
@@ -137,7 +139,7 @@ def scores(
     detected = detect_sprites(videos, source)
     correct = (measure(detected, source) == labels) | (labels < 0)
     row: Row = dict(zip(NAMES, correct.mean(0).tolist(), strict=False))
-    row |= {"all_attributes": float(correct.all(1).mean())}
+    row |= {"all_attributes": float(correct.all(1).mean()), "clips": len(videos)}
     row |= {"explained": float(detected.explained.mean())}
     if source.geometry.frames > 1:
         row |= {
@@ -157,10 +159,21 @@ def split_scores(
     unseen = is_held_out(labels).any(1)
     parts = {"seen": ~unseen, "unseen": unseen}
     return {
-        name: scores(videos[part], labels[part], source) | {"videos": int(part.sum())}
+        name: scores(videos[part], labels[part], source)
         for name, part in parts.items()
         if part.any()
     }
+
+
+def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval of a probability of which a share of n trials was seen.
+
+    E. B. Wilson, Probable inference, 1927: 95% for z = 1.96. It holds at 0 and 1 too.
+    """
+    centre = share + z**2 / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((centre + sign * spread) / (1 + z**2 / n) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
 
 
 def chance(source: Sprites) -> Row:
@@ -175,7 +188,7 @@ def reference_scores(source: Sprites, n: int = 200, seed: int = 0) -> dict[str, 
     The distortions are Gaussian noise of deviation .2 (of a range of 2), random order
     of frames, frames of different clips, and uniform noise instead of the clips.
     """
-    rng, held_out = np.random.default_rng(seed), source.split(True)
+    rng, held_out = np.random.default_rng(seed), cast(Any, source.split(True))
     items = rng.integers(len(source), size=n)
     clips = [held_out.load(int(i), rng, source.geometry.frames) for i in items]
     real = np.stack([clip["video"] for clip in clips])
