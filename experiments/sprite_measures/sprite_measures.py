@@ -41,17 +41,24 @@ CASES = 200
 LOADED = 2000  # items whose loading is timed
 
 
+def _range(interval: tuple[float, float]) -> str:
+    return "{:.3f} to {:.3f}".format(*interval)
+
+
 def measure_set(title, vocabulary, frames, side, gradients, n) -> dict[str, Any]:
     """Return the rows of real and of distorted items."""
     source = Sprites(vocabulary, Geometry(frames, side, side), gradients)
     rows = []
     for name, row in sprite_scores.reference_scores(source, n).items():
         for key in [key for key in SHARES if key in row and name != "chance"]:
-            low, high = sprite_scores.wilson_interval(row[key], n)
-            row[f"{key}_interval"] = f"{low:.3f} to {high:.3f}"
+            row[f"{key}_interval"] = sprite_scores.wilson_interval(row[key], n)
         rows.append({"row": name} | row)
     print(f"\n{title}, {vocabulary}, {frames} x {side}x{side}, n = {n}")
-    print(format_table(*format_cells(rows, COLUMNS)), flush=True)
+    shown = [
+        row | {key: _range(row[key]) for key in row if "interval" in key}
+        for row in rows
+    ]
+    print(format_table(*format_cells(shown, COLUMNS)), flush=True)
     about = {"title": title, "vocabulary": vocabulary, "frames": frames, "side": side}
     return about | {"gradients": gradients, "n": n, "rows": rows}
 

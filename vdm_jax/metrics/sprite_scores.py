@@ -68,8 +68,8 @@ def measure(detected: Detections, source: Sprites) -> np.ndarray:
     if source.geometry.frames > 1:
         motion = measure_motion(detected.centre, source.geometry)
         attributes = np.concatenate([attributes, motion], axis=-1)
-    shown: np.ndarray = (detected.explained > MIN_EXPLAINED).all(1)
-    return np.where(shown[:, None], attributes, -1).astype(np.int32)
+    shown = np.all(detected.explained > MIN_EXPLAINED, axis=1, keepdims=True)
+    return np.where(shown, attributes, -1).astype(np.int32)
 
 
 def identity(detected: Detections) -> np.ndarray:
