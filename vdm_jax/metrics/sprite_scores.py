@@ -173,7 +173,7 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
     centre = share + z**2 / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = ((centre + sign * spread) / (1 + z**2 / n) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)
+    return min(max(low, 0.0), share), max(min(high, 1.0), share)  # despite rounding
 
 
 def chance(source: Sprites) -> Row:
