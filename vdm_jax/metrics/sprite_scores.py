@@ -16,12 +16,6 @@ NAMES = ("object", "background", "direction", "speed")
 MIN_EXPLAINED = 0.1  # of every frame's variance; of noise nothing is explained
 MAX_COLOUR_ERROR = 40 / 255  # largest distance to a named colour, values in [0, 1]
 MIN_DISPLACEMENT = 1 / 4  # smaller ones, relative to the slow speed, are no movement
-NOTE = (
-    "Object, background and motion are measured by least squares, without a network. "
-    "Direction must be right on every displacement. identity is the fraction of clips "
-    "with one object in all frames. flicker and warp_error are root mean squares of "
-    "pixel values in [0, 1]."
-)
 
 
 def measure_motion(centres: np.ndarray, geometry: Geometry) -> np.ndarray:
