@@ -102,8 +102,10 @@ def _caches() -> Iterator[str]:
 def _assets() -> Iterator[str]:
     from vdm_jax.data.assets import EFFICIENTNET, I3D, LPIPS, MINILM
     from vdm_jax.data.clips import FOOTAGE
+    from vdm_jax.data.sprite_pictures import OPENMOJI, RESVG
 
     assets = {name: footage.asset for name, footage in FOOTAGE.items()}
+    assets |= {"OpenMoji": OPENMOJI, "resvg": RESVG}
     assets |= {"I3D": I3D, "EfficientNet": EFFICIENTNET, "LPIPS": LPIPS}
     for name, asset in (assets | {"MiniLM": MINILM[0]}).items():
         state = "found"

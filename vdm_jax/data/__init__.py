@@ -13,6 +13,7 @@ from vdm_jax.data.source import Source
 # Functions of this package. Only the module of the chosen one is imported.
 SOURCES = {
     "shapes": "shapes.open_shapes",
+    "sprites": "sprites.open_sprites",
     "bouncing": "bouncing.open_bouncing",
     "clips": "clips.open_clips",
     "folder": "folder.open_folder",

@@ -1,4 +1,7 @@
-"""``python -m vdm_jax.data check DIR``: check a folder of videos before training."""
+"""``python -m vdm_jax.data check DIR``: check a folder of videos before training.
+
+``python -m vdm_jax.data sprites``: draw the data source sprites.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vdm_jax import config_files, runtime, settings
-from vdm_jax.data import check
+from vdm_jax.data import check, sprite_sheet
 from vdm_jax.errors import UserError
 
 # Short names of fields of the config.
@@ -27,7 +30,10 @@ RETIRED_FLAGS = {
 
 
 def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
-    """Return the config of a command line, and its other flags. Raises UserError."""
+    """Return the config of a command line, and its other flags. Raises UserError.
+
+    The config is that of `check`; `sprites` has none.
+    """
     parser = argparse.ArgumentParser("python -m vdm_jax.data")
     commands = parser.add_subparsers(dest="command", required=True)
     short = ", ".join(f"{flag} is {field}" for flag, field in FLAGS.items())
@@ -45,6 +51,11 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         help="contact sheet to write (an existing file is replaced)",
     )  # fmt: skip
     add("--json", action="store_true", help="print JSON instead")
+    sprite_sheet.add_arguments(
+        commands.add_parser("sprites", help=sprite_sheet.__doc__)
+    )
+    if arguments[:1] == ["sprites"]:
+        return None, parser.parse_args(arguments)
     default = settings.compose(check.SECTIONS)
     config, rest = config_files.take_config_flags(map(_long_flag, arguments), default)
     return config, parser.parse_args(rest)
@@ -54,8 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit status: 0, or 2 with one line on stderr."""
     try:
         config, flags = parse(sys.argv[1:] if arguments is None else arguments)
-        check.set_folder(config, flags.dir)
-        check.run(config, flags.sheet, flags.json)
+        if flags.command == "sprites":
+            print(sprite_sheet.run(flags))
+        else:
+            check.set_folder(config, flags.dir)
+            check.run(config, flags.sheet, flags.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status

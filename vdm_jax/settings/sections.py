@@ -55,7 +55,9 @@ class Video:
 class Files:
     """Where the data are, and how they are loaded."""
 
-    path: str = setting("", "folder of videos or of TFDS; names of clips", path=True)
+    path: str = setting(
+        "", "folder of videos or of TFDS; which clips or sprites", path=True
+    )
     text_embeddings_dir: str = setting(
         "", "caption embeddings of vdm_jax.text", path=True
     )
