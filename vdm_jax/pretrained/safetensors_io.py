@@ -6,7 +6,7 @@ of a network: one that fills most of the memory can be loaded.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,33 @@ from vdm_jax.pretrained.name_maps import KERNEL, NameMap
 from vdm_jax.trees import named_leaves
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
-# Names in the folders of Hugging Face: of one file, and of the index of its shards.
-FILES = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("model.fp16.safetensors", "model.safetensors.index.fp16.json"),
-)
+MODEL = "model"  # the stem of transformers' files
+DIFFUSERS = "diffusion_pytorch_model"
 
 
-def tensor_files(folder: Path) -> tuple[Path, ...]:
+def tensor_files(
+    folder: Path, stem: str = MODEL, variant: str = ""
+) -> tuple[Path, ...]:
     """Return the safetensors files of a folder: one, or the shards of its index.
 
+    Those of the variant where the folder has it, else the plain ones, else those of
+    variant fp16. The names of the files say which.
+
     Raises:
-      UserError: the folder has neither, the index is not valid, or a shard is missing.
+      UserError: the folder has none, the index is not valid, or a shard is missing.
     """
-    for single, index in FILES:
-        if (folder / single).is_file():
-            return (folder / single,)
-        if (folder / index).is_file():
-            return _shards(folder / index)
+    for suffix in dict.fromkeys((variant, "", "fp16")):
+        dot = f".{suffix}" if suffix else ""
+        single = folder / f"{stem}{dot}.safetensors"
+        if single.is_file():
+            return (single,)
+        index = folder / f"{stem}.safetensors.index{dot}.json"
+        if index.is_file():
+            return _shards(index)
     raise UserError(
-        f"{folder} has neither {' nor '.join(FILES[0])}; pickled weights "
-        "(pytorch_model.bin) are not read: convert them with the safetensors package"
+        f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json; "
+        "pickled weights (.bin, .ckpt) are not read: convert them with the safetensors "
+        "package"
     )
 
 
@@ -72,6 +78,32 @@ def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
 
     convert = functools.partial(jnp.asarray, dtype=dtype)
     return read_renamed(paths, like, rename, convert)
+
+
+def read_by_names(paths: Sequence[Path], like, names: Mapping[str, str], dtype):
+    """Return another library's parameters as `read_renamed` does, by a table of names.
+
+    names: their name -> our path, after `KERNEL` if it is of torch's layout.
+    """
+    convert = functools.partial(jnp.asarray, dtype=dtype)
+    return read_renamed(paths, like, lambda name: names.get(name, name), convert)
+
+
+def to_names(params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return our parameters by another library's names: invert `read_by_names`.
+
+    Raises:
+      KeyError: the table has a path that is none of the parameters, or the other way.
+    """
+    leaves = named_leaves(params)
+    arrays = {}
+    for name, target in names.items():
+        array = np.asarray(leaves.pop(target.removeprefix(KERNEL)))
+        is_kernel = target.startswith(KERNEL)
+        arrays[name] = np.moveaxis(array, (-1, -2), (0, 1)) if is_kernel else array
+    if leaves:
+        raise KeyError(f"no name for {', '.join(list(leaves)[:5])}")
+    return arrays
 
 
 def read_renamed(
