@@ -3,11 +3,14 @@
     pip install torch==2.13.0 diffusers==0.42.1 transformers accelerate
     python -m tests.parity.record_sd
 
-Writes tests/parity/sd_unet.npz and sd_samplers.npz, float64. The sinusoids and the
+Writes tests/parity/sd_unet.npz and sd_samplers.npz, float64, and the configs, names and
+shapes of the published U-Nets. The sinusoids and the
 samplers' tables, which diffusers computes in float32, are replaced by float64 ones. The
 steps of its Euler and DPM-Solver remain float32.
 """
 
+import gzip
+import json
 import math
 
 import diffusers  # pyright: ignore[reportMissingImports]
@@ -18,6 +21,7 @@ from tests.parity.drawn import weight
 from tests.parity.sd_cases import (
     FOLDER,
     PREDICTION_TYPES,
+    PUBLISHED,
     RUNS,
     TIMESTEPS,
     UNETS,
@@ -93,8 +97,25 @@ def sampler_output(name: str, prediction_type: str) -> np.ndarray:
     return z.numpy()
 
 
+def published_unets() -> tuple[dict, str]:
+    """Return config, count, names and shapes of all, and the whole config of one."""
+    listed, whole = {}, ""
+    for name, config in PUBLISHED.items():
+        with torch.device("meta"):
+            unet = diffusers.UNet2DConditionModel(**config)
+        shapes = {key: list(t.shape) for key, t in unet.state_dict().items()}
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
+        listed[name] = {"config": config, "parameters": parameters, "shapes": shapes}
+        whole = unet.to_json_string()
+    return listed, whole
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    listed, whole = published_unets()
+    (FOLDER / "sd_unet_config.json").write_text(whole)
+    compressed = gzip.compress(json.dumps(listed).encode(), mtime=0)
+    (FOLDER / "sd_unet_shapes.json.gz").write_bytes(compressed)
     np.savez_compressed(
         FOLDER / "sd_unet.npz", **{name: unet_output(name) for name in UNETS}
     )

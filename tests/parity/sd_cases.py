@@ -25,6 +25,20 @@ UNETS = {
         upcast_attention=True,
     ),
 }  # fmt: skip
+_FULL = dict(
+    block_out_channels=(320, 640, 1280, 1280),
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)
+PUBLISHED = {  # the configs of versions 1.5 and 2.1
+    "sd15_unet": dict(
+        **_FULL, sample_size=64, cross_attention_dim=768, attention_head_dim=8
+    ),
+    "sd21_unet": dict(
+        **_FULL, sample_size=96, cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20), use_linear_projection=True,
+    ),
+}  # fmt: skip
 TIMESTEPS = (999, 21)  # of the two images
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from tests.networks import small_sd
 from tests.parity.sd_cases import FOLDER, UNETS
+from vdm_jax.conditions.encoder import ConditioningEncoder
+from vdm_jax.conditions.timestep import TimestepEmbedding
+from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
+from vdm_jax.model import DiffusionModel
 from vdm_jax.pretrained import safetensors_io, sd_scheduler, sd_unet
 from vdm_jax.pretrained.name_maps import KERNEL
 from vdm_jax.trees import named_leaves
@@ -151,7 +156,12 @@ OTHER_NETWORKS = {
         "down_block_types": ["AttnDownBlock2D"] * 4
     },
     "do not mirror": {"up_block_types": ["UpBlock2D"] * 4},
-    "layers_per_block=[2, 2]: one integer": {"layers_per_block": [2, 2]},
+    "layers_per_block=[2, 2]: as 2": {"layers_per_block": [2, 2]},
+    "sample_size=(64,): one size, or (height, width)": {"sample_size": [64]},
+    "sample_size=None: as 64": {"sample_size": None},
+    "norm_num_groups=True: as 32": {"norm_num_groups": True},
+    "attention_head_dim=[8, None]: as 8": {"attention_head_dim": [8, None]},
+    "block_out_channels='320': as (320, 640": {"block_out_channels": "320"},
 }
 
 
@@ -194,8 +204,7 @@ PUBLISHED = {  # of version 1.5, as it is published
 
 def schedule_of(**changes):
     fields = sd_scheduler.schedule_fields(PUBLISHED | changes)
-    kind = type(small_sd.SCHEDULE)
-    return kind(**fields["schedule"]), fields["prediction_type"]
+    return schedules.Discrete(**fields["schedule"]), fields["prediction_type"]
 
 
 def test_the_published_schedulers_are_the_defaults():
@@ -207,6 +216,34 @@ def test_the_published_schedulers_are_the_defaults():
     )
     assert schedule.timestep_spacing == "linspace" and schedule.grid(3)[-1] == 0
     assert not schedule.skip_last
+
+
+class Constant(nn.Module):
+    """A network that returns .3 everywhere."""
+
+    @nn.compact
+    def __call__(self, z, inputs, train=False):
+        return jnp.full_like(z, 0.3)
+
+
+@pytest.mark.parametrize("theirs", ["epsilon", "v_prediction"])
+def test_the_scheduler_decides_what_the_network_predicts(theirs, x64):
+    """x0 by hand: (z - sigma c) / alpha, or alpha z - sigma c."""
+    schedule, ours = schedule_of(prediction_type=theirs)
+    encoder = ConditioningEncoder(8, 1, noise_embedding=TimestepEmbedding(schedule))
+    model = DiffusionModel(
+        Constant(), encoder, schedule, schedule, (1, 2, 2, 4), prediction_type=ours
+    )
+    params = encoder.init(jax.random.key(0), jnp.zeros(1), 1, {})["params"]
+    params = {"conditioning_encoder": params, "network": {}}
+    level = schedules.noise_level(schedule, jnp.array([500.0]) / 999)
+    z = jnp.full((1, 1, 2, 2, 4), 0.7)
+    x = model.denoiser(params)(z, level, {"keep": {}}).x
+    product = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[500]
+    alpha, sigma = product**0.5, (1 - product) ** 0.5
+    by_hand = (0.7 - 0.3 * sigma) / alpha, alpha * 0.7 - sigma * 0.3
+    assert abs(by_hand[0] - by_hand[1]) > 0.5
+    np.testing.assert_allclose(x, by_hand[theirs == "v_prediction"], rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ DEFAULTS = {
     "use_linear_projection": False,
     "dropout": 0.0,
 }
+INTEGER_OR_LIST = ("attention_head_dim", "sample_size")
 # Options of other networks, and the only value that ours has.
 FIXED = {
     "act_fn": "silu",
@@ -113,9 +114,11 @@ def unet_fields(config: dict[str, Any]) -> dict[str, Any]:
         if name not in FIXED and name not in UNUSED and name not in DEFAULTS:
             raise UserError(f"{CLASS} with {name}={value!r:.60}: not a known option")
     given = {name: options.get(name, default) for name, default in DEFAULTS.items()}
-    for name in ("layers_per_block", "cross_attention_dim"):
-        if not isinstance(given[name], int):
-            raise UserError(f"{CLASS} with {name}={given[name]!r:.60}: one integer")
+    for name, value in given.items():
+        if not _is_type_of(value, DEFAULTS[name], name in INTEGER_OR_LIST):
+            raise UserError(
+                f"{CLASS} with {name}={value!r:.60}: as {DEFAULTS[name]!r:.60}"
+            )
     if given["in_channels"] != given["out_channels"]:
         raise UserError(
             f"{CLASS} with in_channels={given['in_channels']} and out_channels="
@@ -138,9 +141,24 @@ def unet_fields(config: dict[str, Any]) -> dict[str, Any]:
         "text_dim": given["cross_attention_dim"],
     }
     size = given["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    z_shape = 1, height, width, given["in_channels"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if len(size) != 2:
+        raise UserError(
+            f"{CLASS} with sample_size={size}: one size, or (height, width)"
+        )
+    z_shape = 1, *size, given["in_channels"]
     return {"network": network, "conditioning": conditioning, "z_shape": z_shape}
+
+
+def _is_type_of(value: Any, default: Any, list_too: bool) -> bool:
+    """Whether a value of JSON has the type of a default. list_too: or a list of it."""
+    if isinstance(default, tuple) or (list_too and isinstance(value, list | tuple)):
+        element = default[0] if isinstance(default, tuple) else default
+        is_list = isinstance(value, list | tuple)
+        return is_list and all(_is_type_of(each, element, False) for each in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 def _levels(given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
