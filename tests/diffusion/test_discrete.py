@@ -103,11 +103,16 @@ def test_the_ends_of_a_run():
     assert skipped.timesteps(3).tolist() == [999, 666, 333]
 
 
-@pytest.mark.parametrize("n", [0, 1001])
+@pytest.mark.parametrize("n", [0, 1000, 1001])
 def test_more_steps_than_timesteps_are_refused(n):
-    with pytest.raises(UserError, match=f"{n} steps of a sampler: 1 to 1000"):
+    """1000 steps with an offset of 1 would begin at timestep 1000."""
+    with pytest.raises(UserError, match=f"{n} steps of a sampler on a discrete"):
         SD.grid(n)
-    assert len(SD.grid(1000)) == 1001
+    every = dataclasses.replace(SD, steps_offset=0)
+    for schedule, most in (
+        (SD, 999), (every, 1000), (dataclasses.replace(every, skip_last=True), 999)
+    ):  # fmt: skip
+        assert (np.diff(schedule.grid(most)[:-1]) < 0).all()
 
 
 def test_a_float32_level_gives_its_timestep_exactly():

@@ -225,26 +225,12 @@ class Karras(Schedule):
         return np.append(self.angle(times), 0.0)
 
 
-def _leading(train_steps: int, n: int, offset: int) -> np.ndarray:
-    return np.arange(n)[::-1] * (train_steps // n) + offset
-
-
-def _trailing(train_steps: int, n: int, offset: int) -> np.ndarray:
-    del offset
-    return (train_steps - np.arange(n) * (train_steps / n)).round() - 1
-
-
-def _linspace(train_steps: int, n: int, offset: int) -> np.ndarray:
-    del offset
-    return np.linspace(0, train_steps - 1, n).round()[::-1]
-
-
 # Name -> (training steps, n, offset) -> n timesteps, decreasing (Lin et al. 2023,
 # arXiv:2305.08891, table 2).
 TIMESTEP_SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
-    "leading": _leading,
-    "trailing": _trailing,
-    "linspace": _linspace,
+    "leading": lambda steps, n, offset: np.arange(n)[::-1] * (steps // n) + offset,
+    "trailing": lambda steps, n, _: (steps - np.arange(n) * (steps / n)).round() - 1,
+    "linspace": lambda steps, n, _: np.linspace(0, steps - 1, n).round()[::-1],
 }
 BETA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "scaled_linear": lambda low, high, n: np.linspace(low**0.5, high**0.5, n) ** 2,
@@ -310,14 +296,16 @@ class Discrete(Schedule):
         Raises:
           UserError: there are fewer than n.
         """
-        if not 1 <= n <= self.train_steps:
-            raise UserError(
-                f"{n} steps of a sampler: 1 to {self.train_steps} with the timesteps "
-                "of a discrete schedule"
-            )
-        skipped = int(self.skip_last and self.timestep_spacing != "trailing")
-        spacing = TIMESTEP_SPACINGS[self.timestep_spacing]
-        return spacing(self.train_steps, n + skipped, self.steps_offset)[:n]
+        count = n + int(self.skip_last and self.timestep_spacing != "trailing")
+        if n >= 1 and count <= self.train_steps:
+            spacing = TIMESTEP_SPACINGS[self.timestep_spacing]
+            timesteps = spacing(self.train_steps, count, self.steps_offset)[:n]
+            if timesteps[0] < self.train_steps:
+                return timesteps
+        raise UserError(
+            f"{n} steps of a sampler on a discrete schedule: its timesteps are 0 to "
+            f"{self.train_steps - 1}; use fewer steps, at least 1"
+        )
 
     def grid(self, n: int) -> np.ndarray:
         """Return the phi of `timesteps`, then of timestep 0 or phi = 0.

@@ -14,6 +14,7 @@ from vdm_jax.files import read_json
 from vdm_jax.pretrained.name_maps import KERNEL
 
 CLASS = "UNet2DConditionModel"
+TRANSFORMER = "spatial_transformer"  # our layer type
 # Block types, and whether they have transformers.
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -178,7 +179,7 @@ def _levels(given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         {
             "channels": channels,
             "blocks": given["layers_per_block"],
-            "layers": ("spatial_transformer",) if transformer else (),
+            "layers": (TRANSFORMER,) if transformer else (),
         }
         for channels, transformer in zip(widths, has_transformer, strict=True)
     )
@@ -194,7 +195,7 @@ LAYERS = {
         },
     ),
     "attentions": (
-        "spatial_transformer",
+        TRANSFORMER,
         {
             "norm": "norm", "proj_in": "proj_in", "proj_out": "proj_out",
             **{
@@ -244,7 +245,7 @@ def _modules(levels: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, str]]:
     yield "conv_norm_out", "network/norm_out"
     yield "conv_out", "network/conv_out"
     for i, level in enumerate(levels):
-        up, transformer = f"up_blocks.{last - i}", bool(level["layers"])
+        up, transformer = f"up_blocks.{last - i}", TRANSFORMER in level["layers"]
         # A level of diffusers ends with its resampling; ours begins with that of the
         # level above.
         if i:
