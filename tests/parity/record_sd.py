@@ -116,10 +116,9 @@ if __name__ == "__main__":
     (FOLDER / "sd_unet_config.json").write_text(whole)
     compressed = gzip.compress(json.dumps(listed).encode(), mtime=0)
     (FOLDER / "sd_unet_shapes.json.gz").write_bytes(compressed)
-    np.savez_compressed(
-        FOLDER / "sd_unet.npz", **{name: unet_output(name) for name in UNETS}
-    )
-    runs = {
+    outputs: dict = {name: unet_output(name) for name in UNETS}
+    np.savez_compressed(FOLDER / "sd_unet.npz", **outputs)
+    runs: dict = {
         f"{name}_{kind}": sampler_output(name, kind)
         for name in RUNS
         for kind in PREDICTION_TYPES

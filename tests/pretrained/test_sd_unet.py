@@ -48,7 +48,7 @@ def test_names_and_shapes_of_the_published_networks(name):
     assert fields["network"]["num_heads"] == heads[name]
 
 
-def write_folder(folder, name, shards=0, variant="", dtype=np.float32):
+def write_folder(folder, name, shards=0, variant="", dtype="float32"):
     """Write unet/ as diffusers does; return the drawn weights by their names."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | UNETS[name]))
@@ -87,7 +87,7 @@ def test_a_folder_is_read_and_written_back_bit_for_bit(tmp_path, name):
     assert written.keys() == weights.keys()
     for key, array in weights.items():
         np.testing.assert_array_equal(written[key], array)
-    write_folder(tmp_path / "shards", name, shards=3, variant="fp16", dtype=np.float16)
+    write_folder(tmp_path / "shards", name, shards=3, variant="fp16", dtype="float16")
     half, _, paths = read_folder(tmp_path / "shards")
     assert len(paths) == 3
     jax.tree.map(

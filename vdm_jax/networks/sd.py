@@ -6,6 +6,7 @@ those of blocks.py, named in a level behind "spatial_transformer".
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,11 +181,11 @@ class SpatialTransformer(nn.Module):
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
         b, f, h, w, c = x.shape
         linear = self.spec.linear_projection
-        project, size = (dense, {}) if linear else (conv, {"size": 1})
-        y = project(self.spec.norm(1e-6, "norm")(x), c, "proj_in", **size)
+        project = dense if linear else functools.partial(conv, size=1)
+        y = project(self.spec.norm(1e-6, "norm")(x), c, "proj_in")
         y = TransformerBlock(self.spec, name="block")(y.reshape(b, f, h * w, c), inputs)
         y = y.reshape(x.shape)
-        return x + project(y, c, "proj_out", kernel_init=zeros_init, **size)
+        return x + project(y, c, "proj_out", kernel_init=zeros_init)
 
 
 def strided_conv(x: jax.Array, features: int, spec: SDSpec, name: str) -> jax.Array:
@@ -227,16 +228,14 @@ def from_config(
     if unknown := section.keys() - settings.keys():
         raise UserError(f"config.network.{min(unknown)}: kind 'sd' has no such setting")
     check_settings(settings, section, "config.network.")
-    levels = tuple(
+    fields: dict[str, Any] = {**section, "out_channels": channels}
+    for name in section.keys() & {"mid_layers", "num_heads"}:
+        fields[name] = tuple(section[name])
+    fields["levels"] = tuple(
         SDLevel(**{**level, "layers": tuple(level.get("layers", ()))})
         for level in section["levels"]
     )
-    tuples = {
-        name: tuple(section[name])
-        for name in ("mid_layers", "num_heads")
-        if name in section
-    }
-    spec = SDSpec(**section | {"levels": levels} | tuples, out_channels=channels)
+    spec = SDSpec(**fields)
     for height, width in sizes:
         check(spec, height, width)
     return unet3d.UNet3D(spec, SD_PARTS)
