@@ -1,5 +1,6 @@
 """Stable Diffusion's U-Net: parity with diffusers, frames, precision, wrong fields."""
 
+import dataclasses
 import re
 
 import jax
@@ -12,6 +13,7 @@ from tests.parity import sd_cases
 from vdm_jax.errors import UserError
 from vdm_jax.networks import sd
 from vdm_jax.networks.inputs import Inputs
+from vdm_jax.trees import named_leaves
 
 RECORDED = np.load(sd_cases.FOLDER / "sd_unet.npz")
 each_unet = pytest.mark.parametrize("name", sd_cases.UNETS)
@@ -120,26 +122,29 @@ def test_large_attention_scores_are_finite_in_bfloat16(draw, random_params):
     assert output.dtype == jnp.bfloat16 and np.isfinite(np.float32(output)).all()
 
 
-def test_bfloat16_is_close():
-    z, logsnr, text = small_sd.recorded_inputs("sd2", jnp.float32)
-    model = small_sd.build(sd_cases.UNETS["sd2"], dtype="bfloat16")
-    params = small_sd.drawn_params("sd2")
-    output = small_sd.run(model, params, z, logsnr, tokens=text)
-    expected = np.moveaxis(RECORDED["sd2"], 1, -1)
-    assert output.dtype == jnp.float32
-    assert np.std(output[:, 0] - expected) < 0.03 * expected.std()
-
-
-def test_a_new_network_returns_0_and_blocks_start_as_their_skip(draw, quick_jit):
-    network, x = tiny(), draw(1, 1, 4, 4, 16)
+def test_bfloat16_is_close(draw, random_params):
+    network, z = tiny(), draw(1, 1, 4, 4, 4)
     inputs = Inputs(vector=draw(1, 8), tokens=draw(1, 2, 6))
-    blocks = sd.SDResBlock(network.spec, 16), sd.SpatialTransformer(network.spec)
-    for module, z, expected in (
-        (network, x[..., :4], 0 * x[..., :4]), *((block, x, x) for block in blocks)
-    ):  # fmt: skip
-        key = jax.random.key(0, impl="rbg")  # it compiles fast
-        output, _ = quick_jit(module.init_with_output)(key, z, inputs)
-        np.testing.assert_array_equal(output, expected)
+    params = random_params(network, z, inputs)
+    half = network.clone(spec=dataclasses.replace(network.spec, dtype="bfloat16"))
+    output, expected = (
+        np.asarray(jax.jit(each.apply)(params, z, inputs)) for each in (half, network)
+    )
+    assert output.dtype == np.float32
+    assert 0 < np.std(output - expected) < 0.03 * expected.std()
+
+
+def test_a_new_network_returns_0_and_its_blocks_their_input(draw, quick_jit):
+    """The last kernels of residuals and of the network are 0, and so is every bias."""
+    network, z = tiny(), draw(1, 1, 4, 4, 4)
+    inputs = Inputs(vector=draw(1, 8), tokens=draw(1, 2, 6))
+    key = jax.random.key(0, impl="rbg")  # it compiles fast
+    params = named_leaves(quick_jit(network.init)(key, z, inputs)["params"])
+    last = ("conv_1/kernel", "proj_out/kernel", "conv_out/kernel")
+    for path, leaf in params.items():
+        is_zero = path.endswith((*last, "bias"))
+        assert np.any(leaf) != is_zero, path
+    assert sum(path.endswith(last) for path in params) == 5 + 3 + 1
 
 
 def test_a_layer_that_mixes_frames_follows_the_transformer(draw, random_params):
