@@ -30,7 +30,7 @@ def test_the_page_has_all_parts(tmp_path, monkeypatch, capsys):
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
         "A student of eight steps", "Prompts, stage by stage",
-        "A model of natural videos", "Commands", "Next commands",
+        "A model of natural videos", "Seconds", "Next commands",
     ]  # fmt: skip
     assert "<b>" not in page and page.count("sample.py") >= len(demo.PARTS)
     assert page.count("<img") == 2 + len("ab")

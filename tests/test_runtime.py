@@ -72,6 +72,15 @@ def test_a_bug_keeps_its_traceback(capfd, kind):
         end_of(main, capfd)
 
 
+def test_a_current_folder_that_is_gone_is_one_line(capfd, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status, said = end_of(lambda: Path("a").absolute(), capfd)
+    assert status == 2 and "current folder was deleted" in said
+
+
 BEGUN = """
 import os, signal, sys
 sys.argv, sys.orig_argv = ["-m"], ["python", "-m", "vdm_jax.doctor"]

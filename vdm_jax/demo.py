@@ -2,13 +2,14 @@
 
     python -m vdm_jax.demo --out=runs/demo
 
-Each part is a command of sample.py, which the page names.
+Each part is a command of sample.py, which the page names with the seconds that it took.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,11 +78,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     out = make_folder(parser.parse_args(arguments).out).resolve()
     out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
+    seconds = []
     for number, part in enumerate(PARTS, start=1):
         print(f"[{number}/{len(PARTS)}] {_shown(part, out)}", flush=True)
+        started = time.perf_counter()
         sample(part, out)
+        seconds.append(time.perf_counter() - started)
     path = make_folder(ROOT / out / "report") / "index.html"
-    write_page(path, out)
+    write_page(path, out, seconds)
     print(printable(str(path)))
 
 
@@ -100,15 +104,29 @@ def _shown(part: Part, out: Path) -> str:
     return printable(shlex.join(["python", *part.command(out)]))
 
 
-def write_page(path: Path, out: Path) -> None:
-    """Write the page from the folders that the commands wrote."""
+def write_page(path: Path, out: Path, seconds: list[float]) -> None:
+    """Write the page from the folders that the commands wrote.
+
+    seconds: of each part.
+    """
+    rows = [
+        (part.title, f"{duration:.0f}", _shown(part, out))
+        for part, duration in zip(PARTS, seconds, strict=True)
+    ]
     page.write(
         path,
         title="vdm_jax: samples of the shipped models",
-        summary=f"Videos sampled on this machine. The mp4 files are in {out / '*'}.",
+        summary=f"Videos sampled in {sum(seconds):.0f} seconds on this machine. The "
+        f"mp4 files are in {out / '*'}.",
         sections=[
             *(_section(part, out) for part in PARTS),
-            page.Commands("Commands", [_shown(part, out) for part in PARTS]),
+            page.Table(
+                "Seconds",
+                ("part", "seconds", "command"),
+                rows,
+                note="Start of Python and compilation included. Compiled programs are "
+                "cached: the same command takes less time again.",
+            ),
             page.Commands(
                 "Next commands",
                 NEXT_COMMANDS,

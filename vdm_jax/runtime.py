@@ -123,12 +123,16 @@ ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS
 
 def file_error_message(error: BaseException) -> str | None:
     """Return the message for a file that the system refuses, None for another error."""
-    if not isinstance(error, OSError) or error.filename is None:
+    if not isinstance(error, OSError):
         return None
-    if error.errno not in ACCESS_ERRORS:
-        return None
-    name = printable(os.fsdecode(error.filename))
-    return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
+    if error.errno in ACCESS_ERRORS and error.filename is not None:
+        name = printable(os.fsdecode(error.filename))
+        return f"{name} cannot be used ({os.strerror(error.errno).lower()})"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current folder was deleted: change to another"
+    return None
 
 
 def path_type(text: str) -> Path:

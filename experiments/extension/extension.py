@@ -183,8 +183,8 @@ def main() -> None:
     settings = sampling.Settings(
         steps=128, sampler="ancestral", ancestral_gamma=0.3, batch_size=args.batch_size
     )
-    run = sampling.Run(args.seed + 1)
-    first = sampling.sample(loaded.model, loaded.params, args.num, settings, run=run)
+    seed = sampling.Run(args.seed + 1)
+    first = sampling.sample(loaded.model, loaded.params, args.num, settings, run=seed)
 
     if "first blocks" not in rows:
         store("first blocks", sampling.to_uint8(first), 0, 0.0)

@@ -144,7 +144,7 @@ def test_a_student_with_guidance_is_sampled_by_one_branch_at_its_weight(done):
     ("settings", "message"),
     [
         (dict(guidance_scale=6.0), "trained with scales from 1 to 5"),
-        (dict(guidance_scale=5.0, guidance_schedule="oscillating:10"), "scale 10"),
+        (dict(guidance_scale=5.0, guidance_schedule="oscillating:10"), "from 5 to 10"),
         (dict(guidance_scale=5.0, guidance_schedule="frames:2"), "one scale for all"),
         (dict(guidance_scale=5.0, cfg_mode="rescaled"), "combines linearly"),
     ],

@@ -118,15 +118,17 @@ def test_a_missing_shard_is_named(tmp_path):
         safetensors_io.tensor_files(tmp_path)
 
 
-def test_half_precision(tmp_path):
+def test_half_precision_and_diffusers_names(tmp_path):
     def names(*files):
         for name in files:
             (tmp_path / name).touch()
         return [path.name for path in safetensors_io.tensor_files(tmp_path)]
 
-    shards = [f"model.fp16-0000{i}-of-00002.safetensors" for i in "12"]
+    shards = [
+        f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in "12"
+    ]
     weight_map = {"weight_map": dict(zip("ab", shards, strict=True))}
-    index = tmp_path / "model.safetensors.index.fp16.json"
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.fp16.json"
     index.write_text(json.dumps(weight_map))
     assert names(*shards) == shards
     assert names(single := "model.fp16.safetensors") == [single]

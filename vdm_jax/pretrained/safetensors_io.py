@@ -25,29 +25,31 @@ MODEL = "model"  # the stem of transformers' files
 DIFFUSERS = "diffusion_pytorch_model"
 
 
-def tensor_files(
-    folder: Path, stem: str = MODEL, variant: str = ""
-) -> tuple[Path, ...]:
+def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path, ...]:
     """Return the safetensors files of a folder: one, or the shards of its index.
 
     Those of the variant where the folder has it, else the plain ones, else those of
     variant fp16. The names of the files say which.
 
+    stem: of the files' names; "" is `MODEL`, else `DIFFUSERS`.
+
     Raises:
       UserError: the folder has none, the index is not valid, or a shard is missing.
     """
-    for suffix in dict.fromkeys((variant, "", "fp16")):
-        dot = f".{suffix}" if suffix else ""
-        single = folder / f"{stem}{dot}.safetensors"
-        if single.is_file():
-            return (single,)
-        index = folder / f"{stem}.safetensors.index{dot}.json"
-        if index.is_file():
-            return _shards(index)
+    stems = (stem,) if stem else (MODEL, DIFFUSERS)
+    for stem in stems:
+        for suffix in dict.fromkeys((variant, "", "fp16")):
+            dot = f".{suffix}" if suffix else ""
+            single = folder / f"{stem}{dot}.safetensors"
+            if single.is_file():
+                return (single,)
+            index = folder / f"{stem}.safetensors.index{dot}.json"
+            if index.is_file():
+                return _shards(index)
     raise UserError(
-        f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json; "
-        "pickled weights (.bin, .ckpt) are not read: convert them with the safetensors "
-        "package"
+        f"{folder} has neither {stems[0]}.safetensors nor "
+        f"{stems[0]}.safetensors.index.json; pickled weights (.bin, .ckpt) are not "
+        "read: convert them with the safetensors package"
     )
 
 
