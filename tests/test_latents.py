@@ -13,9 +13,10 @@ from tests.parity.recorded import drawn_weights, load, write_weights
 from vdm_jax import latents
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import AutoencoderKL, AutoencoderSpec
+from vdm_jax.pretrained import safetensors_io
 from vdm_jax.trees import named_leaves
 
-STEM = "diffusion_pytorch_model"
+STEM = safetensors_io.DIFFUSERS
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +24,18 @@ def recorded():
     return load("autoencoder")
 
 
-def write_folder(folder, recorded, variant="", shards=1, **changes):
-    """Write the recorded autoencoder; a change to None removes a key."""
-    shapes = json.loads(str(recorded["shapes"]))
-    tensors = drawn_weights("autoencoder", shapes)
+def write_folder(folder, recorded, variant="", shards=1, part="", **changes):
+    """Write the recorded autoencoder; a change to None removes a key.
+
+    part: "" or "tiles_", of the recorded names.
+    """
+    shapes = json.loads(str(recorded[f"{part}shapes"]))
+    tensors = drawn_weights("autoencoder_tiles" if part else "autoencoder", shapes)
     if variant:
         tensors = {name: array.astype(np.float16) for name, array in tensors.items()}
     write_weights(folder, tensors, STEM, variant, shards)
-    config = json.loads(str(recorded["config"])) | {"_class_name": "AutoencoderKL"}
-    config = {k: v for k, v in (config | changes).items() if v is not None}
+    config = json.loads(str(recorded[f"{part}config"])) | changes
+    config = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -129,9 +133,10 @@ def test_temporaries_do_not_grow_with_the_length(tiny, method):
     assert many == few
 
 
-def test_tiles_equal_diffusers(recorded, loaded):
-    autoencoder, params = with_(loaded, tile=32, scale=1.0)
-    x = np.moveaxis(normal("autoencoder/input/large", (1, 3, 72, 56)), 1, -1)
+def test_tiles_equal_diffusers(recorded, tmp_path):
+    loaded = latents.load(write_folder(tmp_path, recorded, part="tiles_"))
+    autoencoder, params = with_(loaded, tile=16, scale=1.0)
+    x = np.moveaxis(normal("autoencoder/input/large", (1, 3, 36, 28)), 1, -1)
     (mean,) = autoencoder.stream_encode(params, x)
     expected = np.moveaxis(recorded["tiled_mean"], 1, -1)
     print("tiles", np.abs(mean - expected).max())

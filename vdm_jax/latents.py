@@ -244,7 +244,7 @@ def load(
     size = network.spec.factor
     frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
     like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
-    paths = safetensors_io.tensor_files(folder, variant)
+    paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
     params = safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
     return Autoencoder(network, scale, shift, "float32" if upcast else dtype), params
 

@@ -1,4 +1,4 @@
-"""CLIP's text encoder as a folder of diffusers has it, with its tokenizer beside it."""
+"""CLIP's text encoder in a folder of diffusers, with its tokenizer next to it."""
 
 import json
 

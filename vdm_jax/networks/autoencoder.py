@@ -1,9 +1,7 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752).
 
-It is the KL-regularised one of Stable Diffusion, diffusers' AutoencoderKL. It encodes
-every frame by itself, so frames are folded into the batch: arrays of its parts are
-[n, h, w, c] with n = batch * frames. Padding, epsilons and names are those of its
-published weights.
+It is the KL-regularised one of Stable Diffusion, diffusers' AutoencoderKL, and encodes
+every frame by itself. Padding and epsilons are those of its published weights.
 """
 
 import dataclasses
@@ -13,14 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax.linen.spmd import with_logical_constraint
 
 from vdm_jax.errors import UserError
 from vdm_jax.networks.attention import attention
-from vdm_jax.networks.layers import dense, param_dtype
+from vdm_jax.networks.layers import GroupNorm, constrain, conv, dense, param_dtype
 
 EPSILON = 1e-6  # of all norms
-FOLDED_AXES = ("batch", "height", "width", "channel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +57,9 @@ def check(spec: AutoencoderSpec, height: int, width: int) -> None:
         )
 
 
-def conv(x: jax.Array, channels: int, name: str, size: int = 3, **kwargs) -> jax.Array:
-    """Convolve frames: [n, h, w, c] -> [n, h, w, channels], in x's dtype."""
-    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    return nn.Conv(channels, (size, size), name=name, **dtypes, **kwargs)(x)
-
-
 def norm(x: jax.Array, spec: AutoencoderSpec, name: str) -> jax.Array:
     """Apply a group norm of each frame, with statistics in float32 or wider."""
-    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    # A fast variance is a difference of large numbers.
-    layer = nn.GroupNorm(
-        spec.num_groups, epsilon=EPSILON, use_fast_variance=False, name=name, **dtypes
-    )
-    return layer(x)
+    return GroupNorm(EPSILON, spec.num_groups, name=name)(x)
 
 
 class ResBlock(nn.Module):
@@ -88,12 +73,12 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, c] -> [n, h, w, channels]."""
+        """[b, f, h, w, c] -> [b, f, h, w, channels]."""
         y = conv(nn.swish(norm(x, self.spec, "norm_0")), self.channels, "conv_0")
         y = conv(nn.swish(norm(y, self.spec, "norm_1")), self.channels, "conv_1")
         if x.shape[-1] != self.channels:
             x = conv(x, self.channels, "shortcut", size=1)
-        return with_logical_constraint(x + y, FOLDED_AXES)
+        return constrain(x + y)
 
 
 class Attention(nn.Module):
@@ -103,12 +88,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, c] -> the same shape."""
-        _, height, width, channels = x.shape
-        y = rearrange(norm(x, self.spec, "norm"), "n h w c -> n (h w) 1 c")
+        """[b, f, h, w, c] -> the same shape."""
+        channels = x.shape[-1]
+        y = rearrange(norm(x, self.spec, "norm"), "b f h w c -> b f (h w) 1 c")
         q, k, v = (dense(y, channels, name) for name in "qkv")
         y = dense(attention(q, k, v), channels, "out")
-        return x + rearrange(y, "n (h w) 1 c -> n h w c", h=height, w=width)
+        return x + y.reshape(x.shape)
 
 
 class Middle(nn.Module):
@@ -118,7 +103,7 @@ class Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, c] -> the same shape."""
+        """[b, f, h, w, c] -> the same shape."""
         x = ResBlock(self.spec, x.shape[-1], name="block_0")(x)
         if self.spec.mid_attention:
             x = Attention(self.spec, name="attention")(x)
@@ -132,7 +117,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, c] -> [n, h / factor, w / factor, 2 k].
+        """[b, f, h, w, c] -> [b, f, h / factor, w / factor, 2 k].
 
         The first k channels are means, the others log variances.
         """
@@ -160,7 +145,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        """[n, h, w, k] -> [n, h * factor, w * factor, c]."""
+        """[b, f, h, w, k] -> [b, f, h * factor, w * factor, c]."""
         spec = self.spec
         if spec.post_quant_conv:
             z = conv(z, z.shape[-1], "post_quant_conv", size=1)
@@ -170,7 +155,7 @@ class Decoder(nn.Module):
             for j in range(spec.blocks + 1):
                 x = ResBlock(spec, channels, name=f"level_{i}_block_{j}")(x)
             if i < len(spec.channels) - 1:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = x.repeat(2, axis=2).repeat(2, axis=3)
                 x = conv(x, channels, f"upsample_{i}")
         x = nn.swish(norm(x, spec, "norm_out"))
         return conv(x, spec.out_channels, "conv_out")
@@ -213,17 +198,13 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, video: jax.Array) -> Posterior:
         """Video [b, f, h, w, c] in [-1, 1] -> latents [b, f, h', w', k]."""
-        moments = self.encoder(rearrange(video, "b f h w c -> (b f) h w c"))
-        moments = rearrange(moments, "(b f) ... -> b f ...", b=video.shape[0])
-        moments = moments.astype(param_dtype(video))
+        moments = self.encoder(video).astype(param_dtype(video))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.clip(log_variance, -30, 20))
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Latents [b, f, h', w', k] -> video [b, f, h, w, c], around [-1, 1]."""
-        video = self.decoder(rearrange(z, "b f h w k -> (b f) h w k"))
-        video = rearrange(video, "(b f) ... -> b f ...", b=z.shape[0])
-        return video.astype(param_dtype(z))
+        return self.decoder(z).astype(param_dtype(z))
 
     def __call__(self, video: jax.Array) -> jax.Array:
         """Return the video of the mean latents."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.networks.attention import attention
-from vdm_jax.networks.layers import dense, embed, param_dtype
+from vdm_jax.networks.layers import dense, embed, layer_norm
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -38,13 +38,6 @@ class ClipTextSpec:
     epsilon: float = 1e-5
 
 
-def norm(x: jax.Array, spec: ClipTextSpec, name: str) -> jax.Array:
-    """Apply a layer norm with statistics in float32 or wider."""
-    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    # A fast variance is a difference of large numbers.
-    return nn.LayerNorm(spec.epsilon, use_fast_variance=False, name=name, **dtypes)(x)
-
-
 class ClipLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -54,12 +47,13 @@ class ClipLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [n, l, width], mask bool [n, l, l] -> [n, l, width]."""
         spec, width = self.spec, self.spec.width
-        y = norm(x, spec, "attention_norm")
+        y = layer_norm(x, "attention_norm", spec.epsilon)
         split = (*x.shape[:-1], spec.num_heads, width // spec.num_heads)
         q, k, v = (dense(y, width, name).reshape(split) for name in "qkv")
         y = attention(q, k, v, mask=mask).reshape(x.shape)
         x = x + dense(y, width, "out")
-        y = dense(norm(x, spec, "norm"), spec.mlp_width, "mlp_in")
+        y = layer_norm(x, "norm", spec.epsilon)
+        y = dense(y, spec.mlp_width, "mlp_in")
         return x + dense(ACTIVATIONS[spec.activation](y), width, "mlp_out")
 
 
@@ -94,4 +88,4 @@ class ClipText(nn.Module):
         for i in range(spec.num_layers):
             x = ClipLayer(spec, name=f"layer_{i}")(x, mask)
             outputs.append(x)
-        return norm(outputs[-1 - self.clip_skip], spec, "norm")
+        return layer_norm(outputs[-1 - self.clip_skip], "norm", spec.epsilon)
