@@ -1,7 +1,6 @@
 """Videos to latents and back: vdm_jax/latents.py."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,41 +8,18 @@ import numpy as np
 import pytest
 
 from tests.parity.drawn import normal
-from tests.parity.recorded import drawn_weights, load, write_weights
+from tests.parity.recorded import load, write_autoencoder
 from vdm_jax import latents
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import AutoencoderKL, AutoencoderSpec
 from vdm_jax.pretrained import safetensors_io
 from vdm_jax.trees import named_leaves
 
-STEM = safetensors_io.DIFFUSERS
-
 
 @pytest.fixture(scope="module")
-def recorded():
-    return load("autoencoder")
-
-
-def write_folder(folder, recorded, variant="", shards=1, part="", **changes):
-    """Write the recorded autoencoder; a change to None removes a key.
-
-    part: "" or "tiles_", of the recorded names.
-    """
-    shapes = json.loads(str(recorded[f"{part}shapes"]))
-    tensors = drawn_weights("autoencoder_tiles" if part else "autoencoder", shapes)
-    if variant:
-        tensors = {name: array.astype(np.float16) for name, array in tensors.items()}
-    write_weights(folder, tensors, STEM, variant, shards)
-    config = json.loads(str(recorded[f"{part}config"])) | changes
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(recorded, tmp_path_factory):
+def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
-    return latents.load(write_folder(folder, recorded, force_upcast=False))
+    return latents.load(write_autoencoder(folder, force_upcast=False))
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +109,9 @@ def test_temporaries_do_not_grow_with_the_length(tiny, method):
     assert many == few
 
 
-def test_tiles_equal_diffusers(recorded, tmp_path):
-    loaded = latents.load(write_folder(tmp_path, recorded, part="tiles_"))
+def test_tiles_equal_diffusers(tmp_path):
+    recorded = load("autoencoder")
+    loaded = latents.load(write_autoencoder(tmp_path, part="tiles_"))
     autoencoder, params = with_(loaded, tile=16, scale=1.0)
     x = np.moveaxis(normal("autoencoder/input/large", (1, 3, 36, 28)), 1, -1)
     (mean,) = autoencoder.stream_encode(params, x)
@@ -174,33 +151,37 @@ def test_a_wrong_size_is_answered_with_the_nearest(tiny):
         autoencoder.stream_encode(params, np.zeros((1, 9, 8, 3), np.float32))
 
 
-def test_the_config_decides_scale_and_shift(recorded, tmp_path, capsys):
-    write_folder(tmp_path, recorded, scaling_factor=0.13025, shift_factor=0.1)
+def test_the_config_decides_scale_and_shift(tmp_path, capsys):
+    write_autoencoder(tmp_path, scaling_factor=0.13025, shift_factor=0.1)
     autoencoder, _ = latents.load(tmp_path)
     assert (autoencoder.scale, autoencoder.shift) == (0.13025, 0.1)
     assert not capsys.readouterr().err
-    write_folder(tmp_path, recorded, scaling_factor=None)
+    write_autoencoder(tmp_path, scaling_factor=None)
     autoencoder, _ = latents.load(tmp_path)
     assert (autoencoder.scale, autoencoder.shift) == (0.18215, 0.0)
     line = f"{tmp_path}/config.json has no scaling_factor: 0.18215 is used\n"
     assert capsys.readouterr().err == line
 
 
-def test_half_precision_is_used_where_it_is_enough(recorded, tmp_path):
+def test_half_precision_is_used_where_it_is_enough(tmp_path):
     for upcast, dtype in ((None, "float32"), (True, "float32"), (False, "bfloat16")):
-        write_folder(tmp_path, recorded, force_upcast=upcast)
+        write_autoencoder(tmp_path, force_upcast=upcast)
         assert latents.load(tmp_path, dtype="bfloat16")[0].dtype == dtype
 
 
-def test_variants_and_shards_are_read(recorded, loaded, tmp_path):
-    write_folder(tmp_path / "shards", recorded, shards=3)
-    write_folder(tmp_path / "half", recorded, "fp16", shards=2)
+def test_variants_and_shards_are_read(loaded, tmp_path):
+    write_autoencoder(tmp_path / "shards", shards=3)
+    write_autoencoder(tmp_path / "half", "fp16", shards=2)
     _, params = latents.load(tmp_path / "shards")
     jax.tree.map(np.testing.assert_array_equal, params, loaded[1])
     _, params = latents.load(tmp_path / "half", variant="fp16")
     expected = jax.tree.map(lambda p: np.float32(np.float16(p)), loaded[1])
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    shard = tmp_path / "half" / f"{STEM}.fp16-00002-of-00002.safetensors"
+    shard = (
+        tmp_path
+        / "half"
+        / f"{safetensors_io.DIFFUSERS}.fp16-00002-of-00002.safetensors"
+    )
     shard.unlink()
     with pytest.raises(UserError, match=f"lacks {shard.name}"):
         latents.load(tmp_path / "half")
@@ -222,10 +203,8 @@ def test_variants_and_shards_are_read(recorded, loaded, tmp_path):
         ({"latent_channels": 8}, "has shape "),
     ],
 )
-def test_another_autoencoder_is_refused_in_one_line(
-    recorded, tmp_path, changes, message
-):
-    write_folder(tmp_path, recorded, **changes)
+def test_another_autoencoder_is_refused_in_one_line(tmp_path, changes, message):
+    write_autoencoder(tmp_path, **changes)
     with pytest.raises(UserError, match=message) as caught:
         latents.load(tmp_path)
     assert "\n" not in str(caught.value)

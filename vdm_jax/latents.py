@@ -232,21 +232,35 @@ def load(
     Raises:
       UserError: a file is missing or invalid, or it is another kind of autoencoder.
     """
+    autoencoder = read_config(folder, dtype)
+    return autoencoder, read_params(autoencoder, folder, variant)
+
+
+def read_config(folder: Path, dtype: str = "float32") -> Autoencoder:
+    """Return the autoencoder of a folder; arguments and errors are those of `load`."""
     config = config_json.read(folder / "config.json")
-    network = AutoencoderKL(spec_from_config(config))
-    if "scaling_factor" not in config.values:
-        reason = f"{config.path} has no scaling_factor: {SCALE} is used"
-        print(printable(reason), file=sys.stderr)
     scale = config.number("scaling_factor", SCALE, 1e-6, 1e6)
     shift = config.values.get("shift_factor")  # may be null
     shift = 0.0 if shift is None else config.number("shift_factor", 0.0, -1e6, 1e6)
-    upcast = config.one_of("force_upcast", (True, False))
+    if config.one_of("force_upcast", (True, False)):
+        dtype = "float32"
+    return Autoencoder(AutoencoderKL(spec_from_config(config)), scale, shift, dtype)
+
+
+def read_params(autoencoder: Autoencoder, folder: Path, variant: str = "") -> Any:
+    """Return its parameters; arguments and errors are those of `load`.
+
+    A line on stderr says if the scale of the latents is not in the config.
+    """
+    path, network = folder / "config.json", autoencoder.network
+    if "scaling_factor" not in config_json.read(path).values:
+        reason = f"{path} has no scaling_factor: {SCALE} is used"
+        print(printable(reason), file=sys.stderr)
     size = network.spec.factor
     frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
     like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
     paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
-    params = safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
-    return Autoencoder(network, scale, shift, "float32" if upcast else dtype), params
+    return safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
 
 
 def spec_from_config(config: ConfigFile) -> AutoencoderSpec:

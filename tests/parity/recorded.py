@@ -49,3 +49,23 @@ def write_weights(
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     path = folder / f"{stem}.safetensors.index{dotted}.json"
     path.write_text(json.dumps(index))
+
+
+def write_autoencoder(
+    folder: Path, variant: str = "", shards: int = 1, part: str = "", **changes
+) -> Path:
+    """Write the folder of a recorded autoencoder; a change to None removes a key.
+
+    part: "", or "tiles_" for the smaller one.
+    changes: of its config.json.
+    """
+    recorded = load("autoencoder")
+    shapes = json.loads(str(recorded[f"{part}shapes"]))
+    tensors = drawn_weights("autoencoder_tiles" if part else "autoencoder", shapes)
+    if variant:
+        tensors = {name: array.astype(np.float16) for name, array in tensors.items()}
+    write_weights(folder, tensors, "diffusion_pytorch_model", variant, shards)
+    config = json.loads(str(recorded[f"{part}config"])) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
