@@ -390,7 +390,7 @@ def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
             (FourLevels(), FourLevels((0.2, 0.6, 1.0, 1.5)))
         )
 
-        def prepare_batch(self, batch, key):
+        def prepare_batch(self, batch, key, codec_params):
             return batch["video"], None
 
         def denoiser(self, params, key):
@@ -402,7 +402,7 @@ def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
 
     loss = make_loss(Model(), "snr_plus_one")  # type: ignore[arg-type]
     batch = {"video": jnp.ones((64, 1, 2, 2, 1))}
-    loss(None, None, batch, jax.random.key(0))
+    loss(None, {}, batch, jax.random.key(0))
     phi = np.round(np.arctan2(seen[0].sigma, seen[0].alpha), 4)
     assert set(phi[0::2].tolist()) == set(
         np.float32(FourLevels().angles).round(4).tolist()
