@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.attention import attention
+from vdm_jax.networks.attention import chunked_attention
 from vdm_jax.networks.layers import GroupNorm, constrain, conv, dense, param_dtype
 
 EPSILON = 1e-6  # of all norms
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         channels = x.shape[-1]
         y = rearrange(norm(x, self.spec, "norm"), "b f h w c -> b f (h w) 1 c")
         q, k, v = (dense(y, channels, name) for name in "qkv")
-        y = dense(attention(q, k, v), channels, "out")
+        y = dense(chunked_attention(q, k, v), channels, "out")
         return x + y.reshape(x.shape)
 
 
