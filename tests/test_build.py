@@ -1,5 +1,6 @@
 """From a config to a model: schedules by name, values that do not fit."""
 
+import jax
 import pytest
 
 from tests.small_model import smoke_config
@@ -22,6 +23,26 @@ def test_a_schedule_is_built_by_its_name(schedule, expected):
     assert build.build_model(config).schedule == expected
     config.diffusion.update(schedule="linear", logsnr_shift=0.0)
     assert build.build_model(config).schedule == schedules.Linear()
+
+
+def test_a_network_of_stable_diffusion_on_its_schedule():
+    """Kind "sd" with a discrete schedule is conditioned on the timestep."""
+    config = smoke_config().unlock()
+    config.network = {
+        "kind": "sd", "levels": ({"channels": 16, "blocks": 1},), "mid_layers": (),
+        "num_heads": (2,), "norm_groups": 4,
+    }  # fmt: skip
+    config.diffusion.update(
+        schedule="discrete", logsnr_shift=0.0, train_logsnr_shifts=()
+    )
+    model = build.build_model(config)
+    assert model.schedule == model.training_schedule == schedules.Discrete()
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    kernel = params["conditioning_encoder"]["noise_level"]["kernel"]
+    width = config.conditioning.cond_dim
+    assert kernel.shape == (width // 4, width)
+    vector = params["network"]["down"]["level_0_block_0"]["resnet"]["vector"]
+    assert vector["kernel"].shape == (width, 16)
 
 
 @pytest.mark.parametrize(

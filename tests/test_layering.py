@@ -13,6 +13,7 @@ LAYERS = (
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
+    ("latents",),
     ("codec",),
     ("data", "conditions"),
     ("text",),

@@ -1,15 +1,18 @@
 """Build a model from a config; what it returns holds no ConfigDict."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from vdm_jax import codec as codecs
 from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
+from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS
+from vdm_jax.networks.layers import noise_level_embedding
 
 
 def schedule_from_config(diffusion: Any) -> schedules.Schedule:
@@ -42,6 +45,16 @@ def schedule_from_config(diffusion: Any) -> schedules.Schedule:
     )
 
 
+def noise_embedding(schedule: schedules.Schedule) -> Callable[..., Any]:
+    """Return the embedding of a schedule's noise levels: of the timestep or the angle.
+
+    A network that knows a table of levels was trained on their numbers.
+    """
+    if isinstance(schedule, schedules.Discrete):
+        return TimestepEmbedding(schedule)
+    return noise_level_embedding
+
+
 def build_model(config: Any) -> DiffusionModel:
     """Return the model that a config describes.
 
@@ -69,7 +82,7 @@ def build_model(config: Any) -> DiffusionModel:
     if crop:
         sizes.append(codec.z_shape((video.frames, *crop, video.channels))[1:3])
     width, layers = config.conditioning.cond_dim, config.conditioning.cond_mlp_layers
-    encoder = ConditioningEncoder(width, layers, rows)
+    encoder = ConditioningEncoder(width, layers, rows, noise_embedding(schedule))
     make_network = NETWORKS[config.network.kind]
     scaling = {}
     if diffusion.precondition:

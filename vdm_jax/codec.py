@@ -2,16 +2,24 @@
 
 A codec is one frozen dataclass and a row of CODECS. Videos are [b, f, h, w, c] in
 [-1, 1]; z is [b, f, h', w', c'] of another size and number of channels.
+
+Parameters of a codec do not train. They are an argument of its methods: the loss reads
+aux_params["codec"], and sampling params["codec"].
 """
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from vdm_jax import latents
 from vdm_jax.diffusion.schedules import array_namespace
 from vdm_jax.errors import UserError
+from vdm_jax.latents import Autoencoder
+from vdm_jax.networks import autoencoder as networks
 
 Shape = tuple[int, int, int, int]  # (frames, height, width, channels)
 
@@ -30,13 +38,26 @@ class Codec:
         """Return the shape of z for a video of this shape."""
         return video_shape
 
-    def encode(self, video: Any) -> Any:
+    def load_params(self) -> dict[str, Any]:
+        """Return its parameters; empty where it has none."""
+        return {}
+
+    def encode(self, video: Any, params: Any = None) -> Any:
         """Return z of videos."""
         return video
 
-    def decode(self, z: Any) -> Any:
+    def decode(self, z: Any, params: Any = None) -> Any:
         """Return the videos of z."""
         return z
+
+    def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Return z of host arrays as host arrays."""
+        return np.asarray(self.encode(videos, params))
+
+    def decode_on_host(self, z: np.ndarray, params: Any = None) -> np.ndarray:
+        """Return the videos of z as host arrays, decoded one by one."""
+        decode = jax.jit(self.decode)
+        return np.concatenate([np.asarray(decode(one[None], params)) for one in z])
 
     def encode_mask(self, mask: Any) -> Any:
         """Return where z is known, bool [b, f, h', w', 1], from a mask of pixels.
@@ -66,14 +87,14 @@ class Patch(Codec):
             )
         return frames, height // 2, width // 2, 4 * channels
 
-    def encode(self, video: Any) -> Any:
+    def encode(self, video: Any, params: Any = None) -> Any:
         """Mean and differences of each patch, times 2."""
         b, f, h, w, c = video.shape
         pixels = video.reshape(b, f, h // 2, 2, w // 2, 2, c)
         z = _einsum("bfyixjc,ijk->bfyxkc", pixels)
         return z.reshape(b, f, h // 2, w // 2, 4 * c)
 
-    def decode(self, z: Any) -> Any:
+    def decode(self, z: Any, params: Any = None) -> Any:
         """The transposed transform, which is its inverse."""
         b, f, h, w, c = z.shape
         parts = z.reshape(b, f, h, w, 4, c // 4)
@@ -93,9 +114,85 @@ def _einsum(rule: str, x: Any) -> Any:
     return array_namespace(x).einsum(rule, x, haar)
 
 
-CODECS: dict[str, Callable[[], Codec]] = {"identity": Codec, "patch": Patch}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(Codec):
+    """Mean latents of a trained autoencoder, shifted and scaled as its config says.
+
+    path: folder of the autoencoder, with its parameters.
+    """
+
+    limit: float | None = None
+    path: str
+    autoencoder: Autoencoder
+
+    def z_shape(self, video_shape: Shape) -> Shape:
+        """The height and width over the factor; the channels of the latents."""
+        spec = self.autoencoder.network.spec
+        frames, height, width, channels = video_shape
+        networks.check(spec, height, width)
+        if channels != spec.in_channels:
+            raise UserError(
+                f"the autoencoder {self.path} is for videos of {spec.in_channels} "
+                f"channels, not {channels}"
+            )
+        size = height // spec.factor, width // spec.factor
+        return frames, *size, spec.latent_channels
+
+    def load_params(self) -> dict[str, Any]:
+        """Return the parameters of the network, from its folder."""
+        return latents.read_params(self.autoencoder, Path(self.path))
+
+    def encode(self, video: Any, params: Any = None) -> Any:
+        """Return the means, scaled; a few frames are in memory at a time."""
+        return self.autoencoder.encode(params, video)
+
+    def decode(self, z: Any, params: Any = None) -> Any:
+        """Return the videos; a few frames are in memory at a time."""
+        return self.autoencoder.decode(params, z)
+
+    def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Encode chunks of frames by one compiled program."""
+        return _by_frames(self.autoencoder.stream_encode, params, videos)
+
+    def decode_on_host(self, z: np.ndarray, params: Any = None) -> np.ndarray:
+        """Decode chunks of frames by one compiled program."""
+        return _by_frames(self.autoencoder.stream_decode, params, z)
+
+    def encode_mask(self, mask: Any) -> Any:
+        """Whether all pixels of a latent are known."""
+        b, f, h, w, c = mask.shape
+        n = self.autoencoder.network.spec.factor
+        return mask.reshape(b, f, h // n, n, w // n, n, c).all((3, 5))
+
+
+def _by_frames(stream: Callable, params: Any, videos: np.ndarray) -> np.ndarray:
+    """Return videos [b, f, ...] whose frames went through a stream."""
+    frames = np.concatenate(list(stream(params, videos.reshape(-1, *videos.shape[2:]))))
+    return frames.reshape(*videos.shape[:2], *frames.shape[1:])
+
+
+def _autoencoder_from_config(section: Any) -> Latents:
+    if not section.path:
+        raise UserError(
+            "config.codec.kind='autoencoder' needs config.codec.path, the folder of an "
+            "autoencoder"
+        )
+    folder = Path(section.path)
+    return Latents(path=section.path, autoencoder=latents.read_config(folder))
+
+
+# config.codec.kind -> the codec of that section.
+CODECS: dict[str, Callable[[Any], Codec]] = {
+    "identity": lambda section: Codec(),
+    "patch": lambda section: Patch(),
+    "autoencoder": _autoencoder_from_config,
+}
 
 
 def from_config(config: Any) -> Codec:
-    """Return the codec of a config; the identity for a config without the section."""
-    return CODECS[config.codec.kind if "codec" in config else "identity"]()
+    """Return the codec of a config; the identity for a config without the section.
+
+    Raises:
+      UserError: the folder of an autoencoder is missing or damaged.
+    """
+    return CODECS[config.codec.kind](config.codec) if "codec" in config else Codec()

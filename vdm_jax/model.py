@@ -116,12 +116,17 @@ class DiffusionModel:
         return cond
 
     def prepare_batch(
-        self, batch: dict[str, Array], key: Array, drop_conditions: bool = True
+        self,
+        batch: dict[str, Array],
+        key: Array,
+        drop_conditions: bool = True,
+        codec_params: Any = None,
     ) -> tuple[Array, Cond]:
         """Return z [b, f, h, w, c] of a batch of videos, and its conditions.
 
         key: of the low-resolution condition's crops and noise and of the dropout.
         drop_conditions: apply `condition_dropout`, as training does.
+        codec_params: of the codec, if it has parameters.
         """
         x, cond = self.normalize(batch["video"]), self.raw_conditions(batch)
         for name, condition in self.video_conditions:
@@ -131,7 +136,7 @@ class DiffusionModel:
             cond |= arrays
         if drop_conditions:
             cond = self.condition_dropout(cond, key)
-        return self.codec.encode(x), cond
+        return self.codec.encode(x, codec_params), cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
         """Drop whole conditions and single label attributes, at random.

@@ -155,7 +155,8 @@ def is_trained(workdir: Path) -> bool:
 class TrainedModel(NamedTuple):
     """A trained model.
 
-    params: averaged ones (EMA), or the last ones of a run that keeps no average.
+    params: averaged ones (EMA), or the last ones of a run that keeps no average; and as
+      params["codec"] those of a codec that has parameters.
     step: number of finished updates, -1 for a shipped model.
     checksum: CRC-32 of the parameters as they are stored, in hexadecimal.
     """
@@ -205,6 +206,7 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
         params = params_file.read(shipped, shapes)
         if shardings is not None:
             params = jax.device_put(params, shardings)
+        params = {**params, **_codec_params(model, mesh)}
         return TrainedModel(model, params, config, -1, stored)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.newest_intact()
@@ -214,4 +216,13 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    return TrainedModel(model, state[part], config, step, stored)
+    params = {**state[part], **_codec_params(model, mesh)}
+    return TrainedModel(model, params, config, step, stored)
+
+
+def _codec_params(model: DiffusionModel, mesh: Mesh | None) -> dict[str, Params]:
+    """Return {"codec": its parameters} of a codec that has parameters, else {}."""
+    params = {"codec": own} if (own := model.codec.load_params()) else {}
+    if mesh is None:
+        return params
+    return jax.device_put(params, sharding.state_shardings(mesh, params))

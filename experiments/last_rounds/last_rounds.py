@@ -119,7 +119,7 @@ def train(method: str, n: int, loaded, count: int, seed: int):
 
     def loss_fn(params, aux_params, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = prepare_student_batch(model, batch, rest)
+        x, cond, weight = prepare_student_batch(model, aux_params, batch, rest)
         if model.guidance_range:
             cond = model.with_guidance_weight(cond, weight)
         keys = step_key, noise_key

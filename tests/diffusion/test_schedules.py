@@ -152,12 +152,16 @@ def test_examples_alternate_between_schedules():
 
 # Laws of every schedule, and the ends of its logsnr.
 
+_ALPHAS = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+DISCRETE_END = np.log(_ALPHAS[-1] / (1 - _ALPHAS[-1]))
 RANGES = {
     "cosine": (20.0, -20.0),
     "interpolated": (20.0, -20.0),
     "linear": (20.0, -np.log(np.expm1(10.05))),  # it ends before -20
     "flow": (20.0, -20.0),
     "karras": (-2 * np.log(0.002), -2 * np.log(80.0)),
+    # The first beta is 1 - alpha^2 at timestep 0.
+    "discrete": (np.log(1 / 0.00085 - 1), DISCRETE_END),
 }
 EVERY = [(schedules.SCHEDULES[name](), *ends) for name, ends in RANGES.items()]
 EVERY += [
@@ -213,6 +217,10 @@ def test_float32_keeps_alpha_and_sigma(schedule, first, last):
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_the_grid_runs_from_noise_to_the_clean_video(schedule, first, last, n):
     """Every step starts where the previous one ends; the last ends at phi = 0."""
+    if isinstance(schedule, schedules.Discrete):  # its own grid: test_discrete.py
+        schedule = schedules.Discrete(
+            timestep_spacing="trailing", set_alpha_to_one=True
+        )
     start, stop = samplers.grid(schedule, n)
     assert start.step_index.tolist() == list(range(n))
     np.testing.assert_allclose(start.logsnr[0], last, rtol=0, atol=1e-9)
@@ -220,7 +228,7 @@ def test_the_grid_runs_from_noise_to_the_clean_video(schedule, first, last, n):
         here, there = getattr(start, name), getattr(stop, name)
         np.testing.assert_array_equal(here[1:], there[:-1])
     assert stop.alpha[-1] == 1 and stop.sigma[-1] == 0 and stop.logsnr[-1] == np.inf
-    if not isinstance(schedule, schedules.Karras):
+    if not isinstance(schedule, schedules.Karras | schedules.Discrete):
         expected = schedules.noise_level(schedule, 1 - np.arange(n) / n)
         np.testing.assert_allclose(start.logsnr, expected.logsnr, atol=1e-9)
 
@@ -382,7 +390,7 @@ def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
             (FourLevels(), FourLevels((0.2, 0.6, 1.0, 1.5)))
         )
 
-        def prepare_batch(self, batch, key):
+        def prepare_batch(self, batch, key, codec_params):
             return batch["video"], None
 
         def denoiser(self, params, key):
@@ -394,7 +402,7 @@ def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
 
     loss = make_loss(Model(), "snr_plus_one")  # type: ignore[arg-type]
     batch = {"video": jnp.ones((64, 1, 2, 2, 1))}
-    loss(None, None, batch, jax.random.key(0))
+    loss(None, {}, batch, jax.random.key(0))
     phi = np.round(np.arctan2(seen[0].sigma, seen[0].alpha), 4)
     assert set(phi[0::2].tolist()) == set(
         np.float32(FourLevels().angles).round(4).tolist()

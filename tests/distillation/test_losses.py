@@ -106,7 +106,7 @@ class KnownPoint:
     def unconditional(self, cond):
         return {**cond, "keep": jax.tree.map(jnp.zeros_like, cond["keep"])}
 
-    def prepare_batch(self, batch, key):
+    def prepare_batch(self, batch, key, codec_params):
         keep = jax.random.bernoulli(key, 0.5, batch["label"].shape)
         return batch["video"], {"label": batch["label"], "keep": {"label": keep}}
 

@@ -1,5 +1,6 @@
 """Laws of attention and of relative positions."""
 
+import functools
 import math
 
 import jax
@@ -159,3 +160,39 @@ def test_shaw_vectors_by_clipped_distance(draw, random_params):
         assert table.shape == (5, D)
         for i, j in np.ndindex(6, 6):
             np.testing.assert_array_equal(got[i, j], table[2 + max(-2, min(2, j - i))])
+
+
+@pytest.mark.parametrize("max_scores", [1, 100, 200, 336])
+def test_attention_by_chunks_of_the_queries_is_attention(max_scores, draw):
+    """Also its gradient; 7 queries in chunks of 1, 2, 4 and 7, 3 frames of one text."""
+    q, k, v = draw(2, 3, 7, H, D), draw(2, 1, M, H, D, seed=1), draw(2, 1, M, H, D)
+    mask = jnp.asarray([[1, 1, 0, 1], [0, 1, 0, 0]], bool)[:, None, None]
+
+    def loss(q, k, v, attend):
+        return jnp.sum(jnp.sin(attend(q, k, v, mask=mask)))
+
+    chunked = functools.partial(att.chunked_attention, max_scores=max_scores)
+    output = chunked(q, k, v, mask=mask)
+    for i in range(3):
+        rows = by_hand(q[:, i], k[:, 0], v[:, 0], mask=mask[:, 0].repeat(7, axis=1))
+        np.testing.assert_allclose(output[:, i], rows, atol=1e-6)
+    gradients, plain = (
+        jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=3)(q, k, v, attend)
+        for attend in (chunked, att.attention)
+    )
+    for a, b in zip(gradients, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_chunks_keep_the_scores_of_one_chunk_in_memory(draw):
+    """Of 1024 queries and keys, also where keys are shared by frames."""
+    q, k = draw(2, 512, H, D), draw(1, 1024, H, D)
+    sizes = []
+    for max_scores in (2**30, 2**16):
+        attend = functools.partial(att.chunked_attention, max_scores=max_scores)
+        gradient = jax.grad(lambda q, f=attend: jnp.sum(f(q, k, k) ** 2))
+        compiled = jax.jit(gradient).lower(q).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    whole = 2 * 512 * 1024 * H * 4  # bytes of all scores
+    print(sizes, whole)
+    assert sizes[0] > whole and sizes[1] < whole / 4

@@ -1,6 +1,7 @@
 """Settings of sampling, and what is refused before anything compiles."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_second_order_steps_are_on_karras_levels_by_default(trained, sampler):
     assert setting.make_schedule(model, sampling.Settings()) is model.schedule
 
 
-@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES.keys() - {"discrete"})
 def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
     narrow = schedules.Cosine(-6.0, 7.0, logsnr_shift=-1.0)
     model = dataclasses.replace(trained[0], schedule=narrow)
@@ -127,6 +128,20 @@ def test_a_named_schedule_keeps_to_the_model_s_range_and_shift(trained, name):
     if name == "cosine":
         t = np.linspace(0, 1, 9)
         np.testing.assert_allclose(made.angle(t), narrow.angle(t), rtol=1e-9)
+
+
+def test_a_discrete_model_keeps_its_table_where_that_is_named(trained):
+    own = schedules.Discrete(timestep_spacing="trailing")
+    model = dataclasses.replace(trained[0], schedule=own)
+    table = functools.partial(sampling.Settings, sampling_schedule="discrete")
+    for name in ("ddim", "heun"):
+        assert setting.make_schedule(model, table(sampler=name)) is own
+    made = setting.make_schedule(model, table(sampler="dpm"))
+    ends = {"set_alpha_to_one": True, "skip_last": True}
+    assert made == dataclasses.replace(own, **ends)
+    karras = setting.make_schedule(model, sampling.Settings(sampler="dpm"))
+    low, high = schedules.logsnr_range(own)
+    np.testing.assert_allclose(schedules.logsnr_range(karras), (low, high), rtol=1e-9)
 
 
 @pytest.mark.parametrize("value", ["8", None, [8], {"a": 1}, 8.5])

@@ -60,7 +60,8 @@ def export_model(workdir: Path, out: Path) -> None:
 
     trained, out = runs.load(workdir), make_folder(out)
     file = out / "params.safetensors"
-    params.write(file, trained.params)
+    own = {part: p for part, p in trained.params.items() if part != "codec"}
+    params.write(file, own)
     with trained.config.unlocked():  # paths of the machine that trained it
         trained.config.init_from = trained.config.data.text_embeddings_dir = ""
     text = trained.config.to_json_best_effort(indent=1) + "\n"

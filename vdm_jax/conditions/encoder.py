@@ -1,5 +1,7 @@
 """From raw conditions and keep masks to the conditioning inputs of a network."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,20 @@ class ConditioningEncoder(nn.Module):
 
     Their features, of width dim, are summed and pass an MLP of mlp_layers layers.
     Tokens of several conditions follow each other, and so do channels next to z.
+
+    noise_embedding: (logsnr, dim) -> features of the noise level, of any width.
     """
 
     dim: int
     mlp_layers: int
     conditions: tuple[tuple[str, Condition], ...] = ()
+    noise_embedding: Callable[[jax.Array, int], jax.Array] = noise_level_embedding
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
         """logsnr: [b] or [b, f]. -> Inputs with vector [b, dim] or [b, f, dim]."""
-        vector = dense(noise_level_embedding(logsnr, self.dim), self.dim, "noise_level")
+        features = self.noise_embedding(logsnr, self.dim)
+        vector = dense(features, self.dim, "noise_level")
         entries = [
             condition.embed(name, cond, frames, self.dim)
             for name, condition in self.conditions

@@ -63,11 +63,17 @@ class LowResolution(Stage, VideoCondition):
                     f"stage.train_crop={crop}: a {name} of at most {video[name]} that "
                     f"is a multiple of stage.factor={stage.factor}"
                 )
+        codec = codecs.from_config(config)
+        if isinstance(codec, codecs.Latents):
+            raise UserError(
+                "config.codec.kind='autoencoder': a stage of a cascade takes no "
+                "autoencoder yet; set it to identity or patch"
+            )
         pairs = {"augmentation_time": (lowest, highest), "train_crop": crop}
         return cls(
             **stage.to_dict() | pairs,
             shape=(video.frames, video.height, video.width, video.channels),
-            codec=codecs.from_config(config),
+            codec=codec,
         )
 
     @property

@@ -10,11 +10,14 @@ arrays (inside a jit: training) alike.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vdm_jax.errors import UserError
 
 Array = Any  # np.ndarray on the host, jax.Array inside a jit
 
@@ -222,12 +225,111 @@ class Karras(Schedule):
         return np.append(self.angle(times), 0.0)
 
 
+# Name -> (training steps, n, offset) -> n timesteps, decreasing (Lin et al. 2023,
+# arXiv:2305.08891, table 2).
+TIMESTEP_SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "leading": lambda steps, n, offset: np.arange(n)[::-1] * (steps // n) + offset,
+    "trailing": lambda steps, n, _: (steps - np.arange(n) * (steps / n)).round() - 1,
+    "linspace": lambda steps, n, _: np.linspace(0, steps - 1, n).round()[::-1],
+}
+BETA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "scaled_linear": lambda low, high, n: np.linspace(low**0.5, high**0.5, n) ** 2,
+    "linear": np.linspace,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete(Schedule):
+    """A table of noise levels by timestep 0..train_steps - 1: alpha^2 = prod(1 - beta).
+
+    The defaults are Stable Diffusion's. Diffusion time t is timestep / (train_steps -
+    1). Between two timesteps sigma / alpha is linear, as in diffusers' Euler sampler.
+
+    beta_schedule      row of BETA_SCHEDULES
+    timestep_spacing   row of TIMESTEP_SPACINGS: the timesteps of a sampler
+    steps_offset       added to the timesteps of "leading"
+    set_alpha_to_one   whether a sampler ends at phi = 0; else at timestep 0
+    skip_last          whether a sampler of n steps has the first n of n + 1 timesteps,
+                       as DPM-Solver in diffusers; "trailing" has no timestep to skip
+    """
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    skip_last: bool = False
+
+    def edm_sigmas(self) -> np.ndarray:
+        """Return sigma / alpha of all timesteps, float64 [train_steps], increasing."""
+        make = BETA_SCHEDULES[self.beta_schedule]
+        betas = make(self.beta_start, self.beta_end, self.train_steps)
+        alphas_cumprod = np.cumprod(1 - betas)
+        return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    def angle(self, t: Array) -> Array:
+        """Map diffusion time in [0, 1] to phi."""
+        return self._angle_of_timestep(t * (self.train_steps - 1))
+
+    def _angle_of_timestep(self, timestep: Array) -> Array:
+        xp = array_namespace(timestep)
+        sigmas = self.edm_sigmas()
+        return xp.arctan(xp.interp(timestep, np.arange(len(sigmas)), sigmas))
+
+    def timestep(self, logsnr: Array) -> Array:
+        """Return the timestep of a log SNR, a float in 0..train_steps - 1.
+
+        A float32 of the log SNR of a timestep determines it to 2e-4. What is nearer to
+        an integer than 1e-3 is that integer, so the levels of training lose nothing.
+        """
+        xp = array_namespace(logsnr)
+        sigmas = self.edm_sigmas()
+        timestep = xp.interp(xp.exp(-logsnr / 2), sigmas, np.arange(len(sigmas)))
+        nearest = timestep.round()
+        return xp.where(abs(timestep - nearest) < 1e-3, nearest, timestep)
+
+    def timesteps(self, n: int) -> np.ndarray:
+        """Return the timesteps at which n steps of a sampler start, decreasing.
+
+        Raises:
+          UserError: there are fewer than n.
+        """
+        count = n + int(self.skip_last and self.timestep_spacing != "trailing")
+        if n >= 1 and count <= self.train_steps:
+            spacing = TIMESTEP_SPACINGS[self.timestep_spacing]
+            timesteps = spacing(self.train_steps, count, self.steps_offset)[:n]
+            if timesteps[0] < self.train_steps:
+                return timesteps
+        raise UserError(
+            f"{n} steps of a sampler on a discrete schedule: its timesteps are 0 to "
+            f"{self.train_steps - 1}; use fewer steps, at least 1"
+        )
+
+    def grid(self, n: int) -> np.ndarray:
+        """Return the phi of `timesteps`, then of timestep 0 or phi = 0.
+
+        A step ends at the next entry of the list. diffusers' DDIM ends train_steps / n
+        timesteps further, which is no entry where n does not divide train_steps.
+        """
+        angles = self._angle_of_timestep(self.timesteps(n).astype(np.float64))
+        return np.append(angles, 0.0 if self.set_alpha_to_one else self.angle(0.0))
+
+    def training_times(self, key: jax.Array, n: int, dtype: Any = None) -> jax.Array:
+        """Draw the times [n] of whole timesteps, uniform over all and stratified."""
+        u = stratified_times(key, n, dtype)
+        last = self.train_steps - 1
+        return jnp.minimum(jnp.floor(u * self.train_steps), last) / last
+
+
 SCHEDULES: dict[str, type] = {
     "cosine": Cosine,
     "interpolated": Interpolated,
     "linear": Linear,
     "flow": Flow,
     "karras": Karras,
+    "discrete": Discrete,
 }
 
 
@@ -237,7 +339,8 @@ def make_schedule(
     """Return a schedule of `SCHEDULES`, clipped to a range of logsnr.
 
     shifts: values of `logsnr_shift` and `noise_logsnr_shift`; a schedule without the
-    field ignores its value. Karras keeps EDM's own ends where they are in the range.
+    field ignores its value. Karras keeps EDM's own ends where they are in the range. A
+    discrete schedule is Stable Diffusion's table, whatever the range.
     """
     schedule_type = SCHEDULES[name]
     if schedule_type is Karras:
@@ -245,8 +348,8 @@ def make_schedule(
         edm = Karras()
         return Karras(max(low, edm.sigma_min), min(high, edm.sigma_max))
     fields = {field.name for field in dataclasses.fields(schedule_type)}
-    shifts = {key: value for key, value in shifts.items() if key in fields}
-    return schedule_type(logsnr_min=logsnr_min, logsnr_max=logsnr_max, **shifts)
+    values = {"logsnr_min": logsnr_min, "logsnr_max": logsnr_max, **shifts}
+    return schedule_type(**{k: v for k, v in values.items() if k in fields})
 
 
 def logsnr_range(schedule: Schedule) -> tuple[float, float]:

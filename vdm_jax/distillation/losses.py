@@ -21,7 +21,7 @@ def guidance_distillation_loss(
 
     def loss_fn(params, aux_params, batch, key):
         time_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = prepare_student_batch(student, batch, rest)
+        x, cond, weight = prepare_student_batch(student, aux_params, batch, rest)
         t = student.schedule.training_times(time_key, x.shape[0], x.dtype)
         angle = student.schedule.angle(t)
         level = schedules.noise_level_from_angle(angle)
@@ -60,7 +60,7 @@ def progressive_distillation_loss(
 
     def loss_fn(params, aux_params, batch, key):
         step_key, noise_key, rest = jax.random.split(key, 3)
-        x, cond, weight = prepare_student_batch(model, batch, rest)
+        x, cond, weight = prepare_student_batch(model, aux_params, batch, rest)
         if model.guidance_range:
             cond = model.with_guidance_weight(cond, weight)
         n = aux_params["steps"]
@@ -84,10 +84,11 @@ def progressive_distillation_loss(
     return loss_fn
 
 
-def prepare_student_batch(model: DiffusionModel, batch, key):
+def prepare_student_batch(model: DiffusionModel, aux_params, batch, key):
     """Return videos, conditions with dropout, and guidance weights w = s - 1 [b]."""
     drop_key, weight_key = jax.random.split(key)
-    x, cond = model.prepare_batch(batch, drop_key)
+    codec_params = aux_params.get("codec")
+    x, cond = model.prepare_batch(batch, drop_key, codec_params=codec_params)
     low, high = (scale - 1 for scale in model.guidance_range or (1.0, 1.0))
     weight = jax.random.uniform(weight_key, x.shape[:1], x.dtype, low, high)
     return x, cond, weight

@@ -64,6 +64,8 @@ class Distiller:
         Returns the student's parameters to sample with.
         """
         trainer = self.trainer
+        teacher_params = {**teacher_params}
+        teacher_params.pop("codec", None)  # the trainer has them
         rules = self.config.mesh.param_rules  # a teacher is loaded by those of sampling
         placed = sharding.state_shardings(trainer.mesh, teacher_params, rules)
         teacher_params = jax.device_put(teacher_params, placed)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from vdm_jax.networks import unet3d
+from vdm_jax.networks import sd, unet3d
 
 # Kind -> from_config(section, channels, sizes), of the config's network section, the
 # channels of z, and the (height, width) of all z that it must accept. It raises
 # UserError for fields that do not fit each other or the sizes.
 NETWORKS: dict[str, Callable[[dict, int, Sequence[tuple[int, int]]], nn.Module]] = {
     "unet": unet3d.from_config,
+    "sd": sd.from_config,
 }

@@ -10,6 +10,8 @@ import numpy as np
 
 from vdm_jax.networks.layers import param_dtype
 
+MAX_SCORES = 2**27  # numbers, 512 MiB in float32
+
 
 def attention(q, k, v, *, mask=None, bias=None, shaw=None):
     """Return softmax(q k' / sqrt(d) + bias) v, with the softmax in float32 or wider.
@@ -39,6 +41,28 @@ def attention(q, k, v, *, mask=None, bias=None, shaw=None):
     if shaw is not None:  # sum_j p_ij (v_j + a_v[i, j]), equation 3
         out += jnp.einsum("...hnm,nmd->...nhd", p, shaw[1])
     return out
+
+
+def chunked_attention(q, k, v, *, mask=None, max_scores: int = MAX_SCORES):
+    """Return `attention`, by chunks of the queries where all scores are too many.
+
+    Each chunk reads all keys, so the result is the same; the scores of one chunk are
+    in memory at a time, in the backward pass as well.
+    mask  bool, broadcasts to [..., 1, m]
+    max_scores  the most numbers of a product of queries and keys
+    """
+    *lead, n, heads, d = q.shape
+    scores = math.prod(q.shape[:-1]) * k.shape[-3]
+    size = -(-n // -(-scores // max_scores)) if scores > max_scores else n
+    if size == n:
+        return attention(q, k, v, mask=mask)
+    chunks = -(-n // size)
+    padding = ((0, 0),) * len(lead) + ((0, chunks * size - n), (0, 0), (0, 0))
+    q = jnp.pad(q, padding).reshape(*lead, chunks, size, heads, d)
+    part = jax.checkpoint(lambda q: attention(q, k, v, mask=mask))
+    out = jax.lax.map(part, jnp.moveaxis(q, -4, 0))
+    out = jnp.moveaxis(out, 0, -4).reshape(*lead, chunks * size, heads, v.shape[-1])
+    return out[..., :n, :, :]
 
 
 def frame_attention_mask(frame_mask: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.networks.attention import attention
-from vdm_jax.networks.layers import dense, embed, param_dtype
+from vdm_jax.networks.layers import dense, embed, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +35,13 @@ class BertLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """x [n, l, width], mask bool [n, l] -> [n, l, width]."""
-        width = self.spec.width
+        width, epsilon = self.spec.width, self.spec.epsilon
         split = (*x.shape[:-1], self.spec.num_heads, width // self.spec.num_heads)
         q, k, v = (dense(x, width, name).reshape(split) for name in "qkv")
         y = attention(q, k, v, mask=mask[:, None]).reshape(x.shape)
-        x = norm(x + dense(y, width, "out"), self.spec, "attention_norm")
+        x = layer_norm(x + dense(y, width, "out"), "attention_norm", epsilon)
         y = nn.gelu(dense(x, self.spec.mlp_width, "mlp_in"), approximate=False)
-        return norm(x + dense(y, width, "mlp_out"), self.spec, "norm")
-
-
-def norm(x: jax.Array, spec: BertSpec, name: str) -> jax.Array:
-    """Apply a layer norm with statistics in float32 or wider."""
-    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    # A fast variance is a difference of large numbers.
-    return nn.LayerNorm(spec.epsilon, use_fast_variance=False, name=name, **dtypes)(x)
+        return layer_norm(x + dense(y, width, "mlp_out"), "norm", epsilon)
 
 
 class Bert(nn.Module):
@@ -70,7 +63,7 @@ class Bert(nn.Module):
         # A single text is segment 0.
         zero = jnp.zeros_like(positions[:, :1])
         x += embed(zero, spec.num_segments, spec.width, "segment", dtype)
-        x = norm(x, spec, "norm")
+        x = layer_norm(x, "norm", spec.epsilon)
         for i in range(spec.num_layers):
             x = BertLayer(spec, name=f"layer_{i}")(x, mask)
         return x

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax.linen.spmd import with_logical_constraint
 
@@ -39,15 +40,15 @@ def embed(
     return nn.Embed(num_embeddings, width, name=name, **dtypes)(index)
 
 
-def conv(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
-    """3x3 convolution of each frame: [b, f, h, w, c] -> [b, f, h, w, features].
+def conv(x: jax.Array, features: int, name: str, size: int = 3, **kwargs) -> jax.Array:
+    """Convolution of each frame, 3x3 or `size`: [b, f, h, w, c] -> [..., features].
 
     Frames are folded into the batch, so this is a 2-D NHWC convolution. The result
     equals that of the 1x3x3 kernel of Video Diffusion Models (arXiv:2204.03458, section
     3), and every backend has tuned 2-D convolutions.
     """
     dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    layer = nn.Conv(features, (3, 3), name=name, **dtypes, **kwargs)
+    layer = nn.Conv(features, (size, size), name=name, **dtypes, **kwargs)
     y = layer(rearrange(x, "b f h w c -> (b f) h w c"))
     return rearrange(y, "(b f) h w c -> b f h w c", f=x.shape[1])
 
@@ -74,13 +75,18 @@ class GroupNorm(nn.Module):
     would mix frames, and independent images would leak into the video in the same
     example. With a vector, y = norm(x) (1 + scale) + shift, where scale and shift are
     Dense(swish(vector)): adaptive group normalization (arXiv:2105.05233, section 3).
+
+    groups: their number, which divides c; 0 is `num_groups` of c.
     """
+
+    epsilon: float = 1e-6
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, vector: jax.Array | None = None) -> jax.Array:
         """x [b, f, h, w, c], vector [b, d] or [b, f, d] -> [b, f, h, w, c]."""
         b, f, h, w, c = x.shape
-        g, dtype = num_groups(c), param_dtype(x)
+        g, dtype = self.groups or num_groups(c), param_dtype(x)
         scale = self.param("scale", nn.initializers.ones_init(), (c,), dtype)
         shift = self.param("bias", zeros_init, (c,), dtype)
         scale, shift = (p.reshape(1, 1, 1, c) for p in (scale, shift))
@@ -96,13 +102,20 @@ class GroupNorm(nn.Module):
 
         y = x.astype(dtype).reshape(b, f, h * w, c)
         y = y - mean(y)
-        scale = scale * jax.lax.rsqrt(mean(jnp.square(y)) + 1e-6)
+        scale = scale * jax.lax.rsqrt(mean(jnp.square(y)) + self.epsilon)
         if vector is not None:
             m = dense(nn.swish(vector.astype(dtype)), 2 * c, "vector")
             m = m[:, None] if m.ndim == 2 else m  # [b, 1 or f, 2 c]
             ada_scale, ada_shift = jnp.split(m[:, :, None], 2, axis=-1)
             scale, shift = scale * (1 + ada_scale), shift * (1 + ada_scale) + ada_shift
         return (y * scale + shift).astype(x.dtype).reshape(x.shape)
+
+
+def layer_norm(x: jax.Array, name: str, epsilon: float = 1e-5) -> jax.Array:
+    """Apply a layer norm with statistics in float32 or wider."""
+    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
+    # A fast variance is a difference of large numbers.
+    return nn.LayerNorm(epsilon, use_fast_variance=False, name=name, **dtypes)(x)
 
 
 def noise_level_embedding(logsnr: jax.Array, dim: int) -> jax.Array:
@@ -123,6 +136,19 @@ def noise_level_embedding(logsnr: jax.Array, dim: int) -> jax.Array:
     frequencies = jnp.exp(rate * jnp.arange(half, dtype=x.dtype))
     angle = 1000 * u[..., None] * frequencies.reshape((1,) * x.ndim + (half,))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def timestep_embedding(timestep: jax.Array, dim: int) -> jax.Array:
+    """Sinusoidal features of a discrete timestep: [b] or [b, f] -> [..., dim].
+
+    cos, then sin, of timestep 10^(-4 i / (dim / 2)), i = 0 .. dim / 2 - 1: that of
+    Stable Diffusion, after ADM's code (arXiv:2105.05233). Computed in float32 or wider.
+    """
+    t = timestep.astype(param_dtype(timestep))
+    # On the host in float64: an error of a frequency is multiplied by up to 999.
+    frequencies = np.exp(-math.log(1e4) * np.arange(dim // 2) / (dim // 2))
+    angle = t[..., None] * frequencies.astype(t.dtype).reshape((1,) * t.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:

@@ -5,8 +5,9 @@ of a network: one that fills most of the memory can be loaded.
 """
 
 import functools
-import re
-from collections.abc import Callable, Sequence
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from vdm_jax.errors import UserError
-from vdm_jax.files import read_json
+from vdm_jax.errors import UserError, printable
+from vdm_jax.files import read_json, write_bytes
+from vdm_jax.pretrained import name_maps
 from vdm_jax.pretrained.name_maps import KERNEL, NameMap
 from vdm_jax.trees import named_leaves
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
-# Names in the folders of Hugging Face: of one file, and of the index of its shards.
-FILES = tuple(
-    (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json")
-    for stem in ("model", "diffusion_pytorch_model")
-    for variant in ("", ".fp16")
-)
+MODEL = "model"  # the stem of transformers' files
+DIFFUSERS = "diffusion_pytorch_model"
 
 
-def tensor_files(folder: Path) -> tuple[Path, ...]:
+def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path, ...]:
     """Return the safetensors files of a folder: one, or the shards of its index.
 
+    Those of the variant where the folder has it, else the plain ones, which a line on
+    stderr says, else those of variant fp16.
+
+    stem: of the files' names; "" is `MODEL`, else `DIFFUSERS`.
+
     Raises:
-      UserError: the folder has neither, the index is not valid, or a shard is missing.
+      UserError: the folder has none, the index is not valid, or a shard is missing.
     """
-    for single, index in FILES:
-        if (folder / single).is_file():
-            return (folder / single,)
-        if (folder / index).is_file():
-            return _shards(folder / index)
+    stems = (stem,) if stem else (MODEL, DIFFUSERS)
+    for stem, suffix in itertools.product(stems, dict.fromkeys((variant, "", "fp16"))):
+        dot = f".{suffix}" if suffix else ""
+        single = folder / f"{stem}{dot}.safetensors"
+        index = folder / f"{stem}.safetensors.index{dot}.json"
+        found = single if single.is_file() else index
+        if not found.is_file():
+            continue
+        if suffix != variant and variant:
+            reason = f"{folder} has no variant {variant}"
+            print(printable(f"{reason}: {found.name} is read"), file=sys.stderr)
+        return (single,) if found == single else _shards(index)
     raise UserError(
-        f"{folder} has neither {' nor '.join(FILES[0])}; pickled weights "
-        "(pytorch_model.bin) are not read: convert them with the safetensors package"
+        f"{folder} has neither {stems[0]}.safetensors nor "
+        f"{stems[0]}.safetensors.index.json; pickled weights (.bin, .ckpt) are not "
+        "read: convert them with the safetensors package"
     )
 
 
@@ -65,14 +77,42 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
     """Return another library's parameters as `read_renamed` does, by a name map."""
 
-    def rename(name: str) -> str | None:
-        for pattern, target in name_map:
-            if match := re.fullmatch(pattern, name):
-                return None if target is None else match.expand(target)
-        return name  # of no parameter of ours
-
+    rename = functools.partial(name_maps.rename, name_map)
     convert = functools.partial(jnp.asarray, dtype=dtype)
     return read_renamed(paths, like, rename, convert)
+
+
+def read_by_names(paths: Sequence[Path], like, names: Mapping[str, str], dtype):
+    """Return another library's parameters as `read_renamed` does, by a table of names.
+
+    names: their name -> our path, after `KERNEL` if it is of torch's layout.
+    """
+    convert = functools.partial(jnp.asarray, dtype=dtype)
+    return read_renamed(paths, like, lambda name: names.get(name, name), convert)
+
+
+def to_names(params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return our parameters by another library's names: invert `read_by_names`.
+
+    Raises:
+      KeyError: the table has a path that is none of the parameters, or the other way.
+    """
+    leaves = named_leaves(params)
+    arrays = {}
+    for name, target in names.items():
+        array = np.asarray(leaves.pop(target.removeprefix(KERNEL)))
+        is_kernel = target.startswith(KERNEL)
+        arrays[name] = np.moveaxis(array, (-1, -2), (0, 1)) if is_kernel else array
+    if leaves:
+        raise KeyError(f"no name for {', '.join(list(leaves)[:5])}")
+    return arrays
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], dtype) -> None:
+    """Write arrays of `to_names` as one file, atomically."""
+    stored = {name: np.ascontiguousarray(a, dtype) for name, a in arrays.items()}
+    # Other programs refuse a file without this entry.
+    write_bytes(path, save(stored, {"format": "pt"}), overwrite=True)
 
 
 def read_renamed(
@@ -131,6 +171,9 @@ def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
     array = file.get_tensor(name)
     if target.startswith(KERNEL):
         array = np.moveaxis(array, (0, 1), (-1, -2))
+    # A convolution of one pixel and a product are stored as either.
+    if array.ndim > len(shape) and array.shape[:-2] == (1, 1):
+        array = array.reshape(array.shape[2:])
     if array.shape != shape:
         raise UserError(f"{name} has shape {array.shape}, the model has {shape}")
     if not np.isfinite(array).all():

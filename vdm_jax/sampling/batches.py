@@ -57,7 +57,7 @@ def sample(
       UserError: settings, inputs or rows that are out of range or do not fit the model.
     """
     z = generate(model, params, num, settings, inputs, run)
-    videos = np.clip(_decode(model, z), -1.0, 1.0)
+    videos = np.clip(_decode(model, params, z), -1.0, 1.0)
     if (known := inputs.observation) is None:
         return videos
     return np.where(known.mask, known.video, videos).astype(videos.dtype)
@@ -141,7 +141,7 @@ def sample_batches(
             )  # fmt: skip
             cond, uncond = _branch_conditions(program, inputs, keys, take, t, dtype)
             known = jax.tree.map(take, inputs.observation)
-            conditions = cond, uncond, _encode(model, known)
+            conditions = cond, uncond, _encode(model, params, known)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
@@ -155,12 +155,14 @@ def sample_batches(
     return np.concatenate(out)[:num]
 
 
-def _encode(model: DiffusionModel, known: Observation | None) -> Observation | None:
+def _encode(
+    model: DiffusionModel, params: Params, known: Observation | None
+) -> Observation | None:
     """Return what is known of z, given what is known of the videos."""
     if known is None:
         return None
-    z, mask = model.codec.encode(known.video), model.codec.encode_mask(known.mask)
-    return known._replace(video=z, mask=mask)
+    z = model.codec.encode_on_host(known.video, params.get("codec"))
+    return known._replace(video=z, mask=model.codec.encode_mask(known.mask))
 
 
 def _step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
@@ -218,12 +220,11 @@ def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -
     return raw
 
 
-def _decode(model: DiffusionModel, z: np.ndarray) -> np.ndarray:
-    """Return the videos of z, decoded one by one: a decoder takes memory."""
+def _decode(model: DiffusionModel, params: Params, z: np.ndarray) -> np.ndarray:
+    """Return the videos of z, decoded in parts: a decoder takes memory."""
     if model.shape == model.video_shape:
         return np.asarray(model.codec.decode(z))
-    decode = jax.jit(model.codec.decode)
-    return np.concatenate([np.asarray(decode(one[None])) for one in z])
+    return model.codec.decode_on_host(z, params.get("codec"))
 
 
 def _check_size(model: DiffusionModel, size, observation: Observation | None) -> None:

@@ -36,6 +36,6 @@ def invert(
     check_settings(model, len(videos), 0, settings)
     mesh, shape = sharding.make_mesh(), model.shape
     program = SamplerProgram(model, INVERSION_SAMPLER, mesh, shape, shape[:3])
-    z = np.asarray(model.codec.encode(videos))
+    z = model.codec.encode_on_host(videos, params.get("codec"))
     inputs = SamplingInputs(cond or {}, initial_noise=z)
     return sample_batches(program, params, len(videos), settings, inputs)

@@ -95,7 +95,8 @@ def _guided_denoiser(
     if program.uses_reconstruction:
         assert observation is not None
         w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
-        residual = observation_residual(observation, model.codec)
+        decode = functools.partial(model.codec.decode, params=params.get("codec"))
+        residual = observation_residual(observation, decode)
         denoise = guiding.reconstruction_guidance(denoise, residual, w_r)
     if program.dynamic_threshold:
         denoise = guiding.dynamic_threshold(denoise, program.dynamic_threshold)

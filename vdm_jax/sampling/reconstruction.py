@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.codec import Codec
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.errors import UserError
 from vdm_jax.sampling.settings import Settings
@@ -18,11 +17,11 @@ MAX_UPSCALE_WEIGHT = 2.0  # times the fraction of an area whose pixels are unkno
 
 
 def observation_residual(
-    observation: Observation, codec: Codec
+    observation: Observation, decode: Callable[[jax.Array], jax.Array]
 ) -> Callable[[jax.Array], list[jax.Array]]:
     """Return the function x -> known minus predicted, of z and of its video's means.
 
-    observation: with z in place of the video. x: the predicted z.
+    observation: with z in place of the video. decode: z -> video. x: the predicted z.
 
     The mean of k pixels has a k-th of their variance. Its residual is multiplied by
     sqrt(k), so that one weight w_r means the same for both terms.
@@ -32,7 +31,7 @@ def observation_residual(
         parts = [jnp.where(observation.mask, observation.video - x, 0)]
         if observation.low_res is not None:
             h, w = observation.low_res.shape[2:4]
-            video = codec.decode(x)
+            video = decode(x)
             scale = (video.shape[2] * video.shape[3] / (h * w)) ** 0.5
             means = guiding.area_downsample(video, h, w)
             parts.append(scale * (observation.low_res - means))

@@ -56,6 +56,7 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
     """Return the noise levels of the steps: the model's own, or a named schedule's.
 
     A named schedule has the range of the model's own, and its shifts where it has any.
+    "discrete" is the model's own table where it has one.
     The default of the second-order samplers is "karras": they lose their order on the
     last levels of a cosine, where log SNR changes by ever longer steps.
     """
@@ -63,6 +64,10 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
     if not name and settings.sampler in ("dpm", "heun"):
         name = "karras"
     own = model.schedule
+    if name == "discrete" and isinstance(own, schedules.Discrete):
+        # As DPM-Solver in diffusers, whose last step ends at the clean video.
+        ends = {"set_alpha_to_one": True, "skip_last": True}
+        return dataclasses.replace(own, **ends) if settings.sampler == "dpm" else own
     if not name:
         return own
     shifts = {

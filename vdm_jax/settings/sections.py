@@ -93,6 +93,7 @@ class Codec:
     """What z, the diffused array, is."""
 
     kind: str = setting("identity", "from videos to z and back", choices="codec.CODECS")
+    path: str = setting("", "folder of the autoencoder, if it is one", path=True)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Frozen text encoders: strings to embeddings of their tokens.
 
     encoder = text.load_encoder()        # MiniLM, from an installed package
-    encoder = text.load_encoder("DIR")   # a T5 or BERT encoder in Hugging Face's format
+    encoder = text.load_encoder("DIR")   # a T5, BERT or CLIP encoder, Hugging Face's
     tokens, mask, pooled = encoder(["a red square moves left", ""])
 
 Write the embeddings of all captions of a data set once, before training:

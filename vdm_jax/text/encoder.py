@@ -25,7 +25,7 @@ class TextEmbedding(NamedTuple):
     """Embeddings of n texts with at most l tokens, in float32.
 
     tokens: [n, l, dim], 0 for padding.
-    mask: bool [n, l], True for a token, special tokens included.
+    mask: bool [n, l], True for a token, special tokens included, and for CLIP padding.
     pooled: [n, dim], the mean over the tokens.
     """
 
@@ -45,7 +45,8 @@ class TextEncoder:
       name: as a user knows it.
       max_tokens: of a text, special tokens included.
       dim: of a token's embedding.
-      tokenize: texts to the ids of their tokens, special tokens included, unpadded.
+      tokenize: texts to the ids that the network reads, special tokens included. CLIP
+        reads padding, and its texts are padded and cut there.
       network: (ids int [n, l], mask bool [n, l]) -> [n, l, dim].
       weights: the files of the parameters.
     """

@@ -1,22 +1,21 @@
 """Load a text encoder from a folder in Hugging Face's format."""
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import files
 from vdm_jax.data.assets import MINILM
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.networks.bert import Bert, BertSpec
+from vdm_jax.networks.clip import ACTIVATIONS, ClipText, ClipTextSpec
 from vdm_jax.networks.t5 import T5, T5Spec
-from vdm_jax.pretrained import name_maps, safetensors_io
+from vdm_jax.pretrained import config_json, name_maps, safetensors_io
+from vdm_jax.pretrained.config_json import ConfigFile
 from vdm_jax.text.encoder import TextEncoder
-from vdm_jax.text.tokenization import load_tokenizer
+from vdm_jax.text.tokenization import load_clip_tokenizer, load_tokenizer
 
 DTYPES = ("float32", "bfloat16")
 # Limits for a config.json, which may declare any number. Layers are made one by one,
@@ -33,7 +32,8 @@ def load_encoder(
 
     Args:
       name: "minilm", or a folder with config.json, model.safetensors (or its shards and
-        their index) and tokenizer.json.
+        their index) and tokenizer.json. CLIP's tokenizer may be vocab.json
+        with merges.txt, and in the folder `tokenizer` next to it.
       dtype: of the activations. Norms, softmax and the result are float32.
       param_dtype: of the parameters; bfloat16 halves their memory.
 
@@ -49,16 +49,18 @@ def load_encoder(
         folder = user_path(name, "text_encoder")
     if not folder.is_dir():
         raise UserError(
-            f"no text encoder {str(name)!r}: minilm, or the folder of a T5 or BERT "
-            "encoder with config.json, model.safetensors and tokenizer.json"
+            f"no text encoder {str(name)!r}: minilm, or the folder of a T5, BERT or "
+            "CLIP text encoder with config.json, model.safetensors and tokenizer.json"
         )
-    path = folder / "config.json"
-    config = _read_object(path)
-    family = _one_of(path, {"model_type": None} | config, "model_type", ("bert", "t5"))
-    describe = {"bert": _bert, "t5": _t5}[family]
-    network, name_map, max_tokens = describe(path, config, dtype)
+    config = config_json.read(folder / "config.json")
+    config.values.setdefault("model_type")  # which has no default
+    family = FAMILIES[config.one_of("model_type", tuple(FAMILIES))]
+    network, name_map, max_tokens = family(config, dtype)
     paths = safetensors_io.tensor_files(folder)
-    tokenize, num_ids = load_tokenizer(folder / "tokenizer.json")
+    if family is _clip_text:
+        tokenize, num_ids = load_clip_tokenizer(_clip_tokenizer(folder), max_tokens)
+    else:
+        tokenize, num_ids = load_tokenizer(folder / "tokenizer.json")
     if num_ids > network.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "
@@ -72,84 +74,76 @@ def load_encoder(
     return TextEncoder(str(name), max_tokens, width, tokenize, network, params, paths)
 
 
-Family = tuple[Bert | T5, name_maps.NameMap, int]  # and the most tokens of a text
+Family = tuple[Bert | T5 | ClipText, name_maps.NameMap, int]  # and a text's most tokens
 
 
-def _bert(path: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, path, config)
-    _one_of(path, config, "hidden_act", ("gelu",))
-    _one_of(path, config, "position_embedding_type", ("absolute",))
-    if number("hidden_size") % number("num_attention_heads"):
-        raise UserError(
-            f"{path}: hidden_size={config['hidden_size']} is not a multiple of "
-            f"num_attention_heads={config['num_attention_heads']}"
-        )
+def _bert(config: ConfigFile, dtype: str) -> Family:
+    config.one_of("hidden_act", ("gelu",))
+    config.one_of("position_embedding_type", ("absolute",))
     spec = BertSpec(
-        vocab_size=number("vocab_size"),
-        max_positions=number("max_position_embeddings"),
-        num_segments=number("type_vocab_size", 2),
-        width=number("hidden_size"),
-        mlp_width=number("intermediate_size"),
-        num_layers=number("num_hidden_layers", most=MAX_LAYERS),
-        num_heads=number("num_attention_heads"),
-        epsilon=number("layer_norm_eps", 1e-12, *EPSILONS),
+        vocab_size=config.number("vocab_size"),
+        max_positions=config.number("max_position_embeddings"),
+        num_segments=config.number("type_vocab_size", 2),
+        width=_divisible_width(config),
+        mlp_width=config.number("intermediate_size"),
+        num_layers=config.number("num_hidden_layers", most=MAX_LAYERS),
+        num_heads=config.number("num_attention_heads"),
+        epsilon=config.number("layer_norm_eps", 1e-12, *EPSILONS),
     )
     # Sentence encoders have a file with the length of their training texts.
-    sentence_config, max_tokens = path.parent / SENTENCE_CONFIG, spec.max_positions
-    if sentence_config.is_file():
-        values = _read_object(sentence_config)
-        trained = _number(sentence_config, values, "max_seq_length", max_tokens)
-        max_tokens = min(trained, max_tokens)
+    sentence_path, max_tokens = config.path.parent / SENTENCE_CONFIG, spec.max_positions
+    if sentence_path.is_file():
+        sentence = config_json.read(sentence_path)
+        max_tokens = min(sentence.number("max_seq_length", max_tokens), max_tokens)
     return Bert(spec, dtype), name_maps.BERT, max_tokens
 
 
-def _t5(path: Path, config: dict, dtype: str) -> Family:
-    number = functools.partial(_number, path, config)
-    activation = _one_of(path, config, "feed_forward_proj", ("relu", "gated-gelu"))
+def _t5(config: ConfigFile, dtype: str) -> Family:
+    activation = config.one_of("feed_forward_proj", ("relu", "gated-gelu"))
     spec = T5Spec(
-        vocab_size=number("vocab_size"),
-        width=number("d_model"),
-        head_dim=number("d_kv"),
-        num_heads=number("num_heads"),
-        mlp_width=number("d_ff"),
-        num_layers=number("num_layers", most=MAX_LAYERS),
+        vocab_size=config.number("vocab_size"),
+        width=config.number("d_model"),
+        head_dim=config.number("d_kv"),
+        num_heads=config.number("num_heads"),
+        mlp_width=config.number("d_ff"),
+        num_layers=config.number("num_layers", most=MAX_LAYERS),
         gated=activation == "gated-gelu",
-        num_buckets=number("relative_attention_num_buckets", 32),
-        max_distance=number("relative_attention_max_distance", 128),
-        epsilon=number("layer_norm_epsilon", 1e-6, *EPSILONS),
+        num_buckets=config.number("relative_attention_num_buckets", 32),
+        max_distance=config.number("relative_attention_max_distance", 128),
+        epsilon=config.number("layer_norm_epsilon", 1e-6, *EPSILONS),
     )
-    return T5(spec, dtype), name_maps.T5, number("n_positions", T5_MAX_TOKENS)
+    return T5(spec, dtype), name_maps.T5, config.number("n_positions", T5_MAX_TOKENS)
 
 
-def _read_object(path: Path) -> dict:
-    """Read a JSON object. Raises UserError for a missing or invalid file."""
-    try:
-        values, reason = files.read_json(path), "not a JSON object"
-    except (OSError, files.CorruptFile) as error:
-        values, reason = None, getattr(error, "strerror", None) or error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} cannot be read: {reason}")
-    return values
+def _clip_text(config: ConfigFile, dtype: str) -> Family:
+    spec = ClipTextSpec(
+        vocab_size=config.number("vocab_size", 49408),
+        max_positions=config.number("max_position_embeddings", 77, least=2),
+        width=_divisible_width(config),
+        mlp_width=config.number("intermediate_size"),
+        num_layers=config.number("num_hidden_layers", most=MAX_LAYERS),
+        num_heads=config.number("num_attention_heads"),
+        activation=config.one_of("hidden_act", tuple(ACTIVATIONS)),
+        epsilon=config.number("layer_norm_eps", 1e-5, *EPSILONS),
+    )
+    return ClipText(spec, dtype), name_maps.CLIP_TEXT, spec.max_positions
 
 
-def _number(
-    path: Path,
-    config: dict,
-    key: str,
-    default: Any = None,
-    least: float = 1,
-    most: float = 1 << 24,
-) -> Any:
-    """Return the value of a key, of the type of its bounds; UserError beyond them."""
-    value = config.get(key, default)
-    if type(value) is not type(least) or not least <= value <= most:
-        raise UserError(f"{path}: {key}={value!r:.40}: a number from {least} to {most}")
-    return value
+FAMILIES = {"bert": _bert, "t5": _t5, "clip_text_model": _clip_text}
 
 
-def _one_of(path: Path, config: dict, key: str, choices: tuple[str, ...]) -> str:
-    """Return the value of a key with supported choices; the first is the default."""
-    value = config.get(key, choices[0])
-    if value not in choices:
-        raise UserError(f"{path}: {key}={value!r:.40}: {' or '.join(choices)}")
-    return value
+def _divisible_width(config: ConfigFile) -> int:
+    """Return hidden_size, which the heads divide."""
+    width, heads = config.number("hidden_size"), config.number("num_attention_heads")
+    if width % heads:
+        raise UserError(
+            f"{config.path}: hidden_size={width} is not a multiple of "
+            f"num_attention_heads={heads}"
+        )
+    return width
+
+
+def _clip_tokenizer(folder: Path) -> Path:
+    """Return the folder of the tokenizer: the same, or its neighbour in diffusers'."""
+    here = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
+    return folder if here else folder.parent / "tokenizer"

@@ -34,6 +34,8 @@ def start_from(
       UserError: an array that is not there, or of another shape, and no pattern allows
         it; or one that is left over.
     """
+    # Those of a codec do not train.
+    loaded = {part: leaves for part, leaves in loaded.items() if part != "codec"}
     wanted, there = named_leaves(expected), named_leaves(loaded)
     absent = [n for n in wanted if n not in there and _matches(n, new)]
     fresh = named_leaves(init()) if absent else {}

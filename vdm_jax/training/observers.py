@@ -56,7 +56,7 @@ def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
 
     def validation(state: TrainState) -> dict[str, jax.Array]:
-        return validate(state.eval_params, batch)
+        return validate(trainer.with_codec(state.eval_params), batch)
 
     return previews, (config.train.eval_every, "validating", validation)
 
@@ -69,7 +69,7 @@ class FixedSamples:
     """
 
     def __init__(self, trainer: Trainer, num: int, label: str, seed: int):
-        self.num, self.seed, self.mesh = num, seed, trainer.mesh
+        self.num, self.seed, self.trainer = num, seed, trainer
         self.cond = preview_conditions(trainer, num, label, seed)
 
     def __call__(
@@ -82,11 +82,11 @@ class FixedSamples:
         """Return uint8 videos [num, f, h, w, c]."""
         videos = sampling.sample(
             model,
-            params,
+            self.trainer.with_codec(params),
             self.num,
             settings,
             sampling.SamplingInputs(self.cond),
-            sampling.Run(self.seed, mesh=self.mesh, progress=progress),
+            sampling.Run(self.seed, mesh=self.trainer.mesh, progress=progress),
         )
         return sampling.to_uint8(videos)
 
@@ -123,6 +123,7 @@ def preview_conditions(
 def make_validation(model: DiffusionModel):
     """Return (params, batch) -> the loss of each band of logsnr, by name.
 
+    params: with params["codec"] where the codec has parameters.
     The noise is the same at every call. logsnr is spread evenly over each band, not as
     in training, so that the losses of different schedules can be compared.
     """
@@ -130,7 +131,7 @@ def make_validation(model: DiffusionModel):
     @jax.jit
     def validate(params, batch):
         key = samplers.key_from_seed(len(LOGSNR_BANDS))
-        x, cond = model.prepare_batch(batch, key, drop_conditions=False)
+        x, cond = model.prepare_batch(batch, key, False, params.get("codec"))
         denoise = model.denoiser(params)
         out = {}
         for i, (low, high) in enumerate(LOGSNR_BANDS):

@@ -39,12 +39,15 @@ class TrainState:
 
 
 def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
-    """Return the diffusion loss of a batch, with one noise level per video (VDM, 2)."""
+    """Return the diffusion loss of a batch, with one noise level per video (VDM, 2).
+
+    The loss reads aux_params["codec"] where the codec has parameters.
+    """
 
     def loss_fn(params, aux_params, batch, key):
-        del aux_params
         time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
-        x, cond = model.prepare_batch(batch, drop_key)
+        codec_params = aux_params.get("codec")
+        x, cond = model.prepare_batch(batch, drop_key, codec_params=codec_params)
         schedule = model.training_schedule
         t = schedule.training_times(time_key, x.shape[0], x.dtype)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)

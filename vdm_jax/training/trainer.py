@@ -67,6 +67,15 @@ class Trainer:
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
+        codec = {"codec": params} if (params := model.codec.load_params()) else {}
+        rules = config.mesh.param_rules
+        self._codec = jax.device_put(
+            codec, sharding.state_shardings(mesh, codec, rules)
+        )
+
+    def with_codec(self, params: Params) -> Params:
+        """Return parameters to sample with: those of the codec too, if it has any."""
+        return {**params, **self._codec}
 
     def _new_state(self, params: Params) -> TrainState:
         params = jax.tree.map(jnp.copy, params)
@@ -130,7 +139,7 @@ class Trainer:
             return train_loop(
                 make_update(),
                 state,
-                aux_params or {},
+                {**self._codec, **(aux_params or {})},
                 batches,
                 run=run,
                 key=samplers.key_from_seed(config.seed),
@@ -167,6 +176,7 @@ class Trainer:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
         jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
         started, key = time.perf_counter(), samplers.key_from_seed(0)
+        aux_params = {**self._codec, **aux_params}
         compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")

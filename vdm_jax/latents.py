@@ -1,0 +1,293 @@
+"""Videos to latents and back by a trained autoencoder, in chunks of frames.
+
+    autoencoder, params = latents.load(Path("stable-diffusion-v1-5/vae"))
+    z = autoencoder.encode(params, video)                       # inside of a jit, too
+    for frames in autoencoder.stream_decode(params, z[0]): ...  # to the host
+
+Frames are encoded one by one, so that nothing but the result grows with the length of
+a video. Within a program a loop runs over chunks of frames. A stream calls one compiled
+program for each chunk. Frames that are too large for that are encoded and
+decoded in tiles.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.errors import UserError, printable
+from vdm_jax.networks import autoencoder
+from vdm_jax.networks.autoencoder import AutoencoderKL, AutoencoderSpec
+from vdm_jax.pretrained import config_json, name_maps, safetensors_io
+from vdm_jax.pretrained.config_json import ConfigFile
+
+SCALE = 0.18215  # of Stable Diffusion 1, whose config does not have it
+TILE_OVERLAP = 0.25  # fraction of a tile
+MAX_LEVELS, MAX_BLOCKS = 10, 20  # a config.json may declare any number
+
+Frames = Any  # array [n, h, w, c]
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """A network and the scale of its latents; parameters are arguments.
+
+    z = (latent - shift) * scale has a variance near 1.
+
+    dtype: of the activations; z and videos are float32 or wider.
+    chunk: frames of each video that are in memory at a time.
+    tile: side in pixels of the squares in which a stream encodes and decodes larger
+      frames; 0 for whole frames. Seams between tiles are blended, and norms have the
+      statistics of a tile, so values differ from those of whole frames.
+    """
+
+    network: AutoencoderKL
+    scale: float = SCALE
+    shift: float = 0.0
+    dtype: str = "float32"
+    chunk: int = 8
+    tile: int = 0
+
+    def __post_init__(self):
+        """Raise ValueError for a tile whose overlap is no whole number of latents."""
+        if self.tile % (4 * self.network.spec.factor):
+            multiple = 4 * self.network.spec.factor
+            raise ValueError(f"tile={self.tile} is no multiple of {multiple}")
+
+    def encode(self, params: Any, video: jax.Array, key: Any = None) -> jax.Array:
+        """Video [b, f, h, w, c] in [-1, 1] -> z [b, f, h', w', k].
+
+        key: of the draw from the posterior; None for its mean.
+
+        Raises:
+          UserError: the height or width is no multiple of the factor.
+        """
+        autoencoder.check(self.network.spec, *video.shape[2:4])
+        encode = functools.partial(self._apply, params, "encode")
+        posterior = map_chunks(encode, video, self.chunk)
+        latent = posterior.mean if key is None else posterior.sample(key)
+        return (latent - self.shift) * self.scale
+
+    def decode(self, params: Any, z: jax.Array) -> jax.Array:
+        """Return the video [b, f, h, w, c] of z, around [-1, 1]."""
+
+        def decode(z):
+            latent = z / self.scale + self.shift
+            return self._apply(params, "decode", latent)
+
+        return map_chunks(decode, z, self.chunk)
+
+    def stream_encode(self, params: Any, frames: Frames) -> Iterator[np.ndarray]:
+        """Yield the mean z of chunks of frames [n, h, w, c], in order.
+
+        Raises:
+          UserError: the height or width is no multiple of the factor, or a z is not
+            finite.
+        """
+        autoencoder.check(self.network.spec, *frames.shape[1:3])
+        encode = functools.partial(_run, "encode", self, params)
+        encode = in_tiles(encode, self.tile, self.tile // self.network.spec.factor)
+        return stream(encode, frames, self.chunk, "encoder")
+
+    def stream_decode(self, params: Any, z: Frames) -> Iterator[np.ndarray]:
+        """Yield chunks of frames, each [<= chunk, h, w, c], of z [n, h', w', k].
+
+        Raises:
+          UserError: frames are not finite; it names them.
+        """
+        decode = functools.partial(_run, "decode", self, params)
+        decode = in_tiles(decode, self.tile // self.network.spec.factor, self.tile)
+        return stream(decode, z, self.chunk, "decoder")
+
+    def _apply(self, params: Any, method: str, x: jax.Array) -> Any:
+        """Call a method of the network in the dtype of activations, or wider."""
+        # Float64 in tests stays float64.
+        narrow = x.dtype == jnp.float32
+        x = x.astype(self.dtype) if narrow else x
+        return self.network.apply({"params": params}, x, method=method)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(method: str, autoencoder: Autoencoder, params: Any, frames: jax.Array):
+    """Encode or decode frames [n, ...] as one chunk."""
+    whole = dataclasses.replace(autoencoder, chunk=len(frames))
+    return getattr(whole, method)(params, frames[None])[0]
+
+
+def map_chunks(fn: Callable, video: jax.Array, chunk: int) -> Any:
+    """Return fn(video), computed for `chunk` frames of every video at a time.
+
+    fn: [b, chunk, ...] -> a tree of arrays [b, chunk, ...]; a frame of its result
+      depends on that frame alone. The last chunk overlaps the one before it, so that
+      all have one shape and fn is compiled once.
+    """
+    frames = video.shape[1]
+    if frames <= chunk:
+        return fn(video)
+    starts = jnp.minimum(jnp.arange(0, frames, chunk), frames - chunk)
+
+    def run(i, results):  # writes into the results: no copy of a whole video
+        part = fn(jax.lax.dynamic_slice_in_dim(video, starts[i], chunk, axis=1))
+        write = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=starts[i], axis=1
+        )
+        return jax.tree.map(write, results, part)
+
+    first = jax.eval_shape(fn, video[:, :chunk])
+    results = jax.tree.map(
+        lambda leaf: jnp.zeros((leaf.shape[0], frames, *leaf.shape[2:]), leaf.dtype),
+        first,
+    )
+    return jax.lax.fori_loop(0, len(starts), run, results)
+
+
+def stream(fn: Callable, frames: Frames, chunk: int, part: str) -> Iterator[np.ndarray]:
+    """Yield fn of chunks of frames as host arrays; the next one is computed meanwhile.
+
+    fn: called with `chunk` frames, of which the last may be copies that fill up.
+    part: its name, for messages.
+
+    Raises:
+      UserError: frames of the result are not finite; it names them.
+    """
+    n, pending = len(frames), None
+    for start in (*range(0, n, chunk), n):
+        before, pending = pending, None
+        if start < n:
+            index = np.minimum(np.arange(start, start + chunk), n - 1)
+            pending = start, fn(frames[index])
+        if before is not None:
+            first, result = before[0], np.asarray(before[1])[: n - before[0]]
+            finite = np.isfinite(result).reshape(len(result), -1).all(1)
+            if not finite.all():
+                bad = ", ".join(map(str, first + np.flatnonzero(~finite)))
+                raise UserError(
+                    f"the autoencoder's {part} gives values that are not finite in "
+                    f"frames {bad} of {n}: compute in float32, or check its input"
+                )
+            yield result
+
+
+def in_tiles(fn: Callable, size: int, size_out: int) -> Callable:
+    """Return fn of frames in overlapping tiles, blended linearly where they overlap.
+
+    fn: frames [n, h, w, c] -> [n, h', w', c'], with h' / h = size_out / size. It sees
+      at most four shapes: of a tile, and of those cut at the bottom, the right or both.
+    size, size_out: of a tile, which fn takes and returns; 0 for whole frames. Sizes and
+      seams are those of diffusers.
+    """
+
+    def tiled(frames: Frames) -> jax.Array:
+        if not size or max(frames.shape[1:3]) <= size:
+            return fn(frames)
+        step = int(size * (1 - TILE_OVERLAP))
+        overlap = int(size_out * TILE_OVERLAP)
+        kept, rows = size_out - overlap, []
+        for y in range(0, frames.shape[1], step):
+            row = []
+            for x in range(0, frames.shape[2], step):
+                tile = fn(frames[:, y : y + size, x : x + size])
+                if rows:
+                    tile = _blend(rows[-1][len(row)], tile, overlap, axis=1)
+                if row:
+                    tile = _blend(row[-1], tile, overlap, axis=2)
+                row.append(tile)
+            rows.append(row)
+        return jnp.concatenate(
+            [jnp.concatenate([t[:, :kept, :kept] for t in row], 2) for row in rows], 1
+        )
+
+    return tiled
+
+
+def _blend(before: jax.Array, tile: jax.Array, overlap: int, axis: int) -> jax.Array:
+    """Return a tile whose first values fade in from the last ones of the one before."""
+    overlap = min(overlap, before.shape[axis], tile.shape[axis])
+    shape = [1] * tile.ndim
+    shape[axis] = overlap
+    weight = jnp.arange(overlap, dtype=tile.dtype).reshape(shape) / overlap
+    last = jax.lax.slice_in_dim(before, -overlap % before.shape[axis], None, axis=axis)
+    first, rest = jnp.split(tile, [overlap], axis=axis)
+    faded = last * (1 - weight) + first * weight
+    return jnp.concatenate([faded, rest], axis=axis)
+
+
+def load(
+    folder: Path, variant: str = "", dtype: str = "float32"
+) -> tuple[Autoencoder, Any]:
+    """Return an AutoencoderKL in diffusers' format, and its parameters in float32.
+
+    Args:
+      folder: with config.json and diffusion_pytorch_model.safetensors or its shards.
+      variant: suffix of the files that are preferred, as "fp16".
+      dtype: of the activations. float32 is taken where the config says that half
+        precision is not enough (force_upcast, which is true by default).
+
+    Raises:
+      UserError: a file is missing or invalid, or it is another kind of autoencoder.
+    """
+    autoencoder = read_config(folder, dtype)
+    return autoencoder, read_params(autoencoder, folder, variant)
+
+
+def read_config(folder: Path, dtype: str = "float32") -> Autoencoder:
+    """Return the autoencoder of a folder; arguments and errors are those of `load`."""
+    config = config_json.read(folder / "config.json")
+    scale = config.number("scaling_factor", SCALE, 1e-6, 1e6)
+    shift = config.values.get("shift_factor")  # may be null
+    shift = 0.0 if shift is None else config.number("shift_factor", 0.0, -1e6, 1e6)
+    if config.one_of("force_upcast", (True, False)):
+        dtype = "float32"
+    return Autoencoder(AutoencoderKL(spec_from_config(config)), scale, shift, dtype)
+
+
+def read_params(autoencoder: Autoencoder, folder: Path, variant: str = "") -> Any:
+    """Return its parameters; arguments and errors are those of `load`.
+
+    A line on stderr says if the scale of the latents is not in the config.
+    """
+    path, network = folder / "config.json", autoencoder.network
+    if "scaling_factor" not in config_json.read(path).values:
+        reason = f"{path} has no scaling_factor: {SCALE} is used"
+        print(printable(reason), file=sys.stderr)
+    size = network.spec.factor
+    frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
+    like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
+    paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
+    return safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
+
+
+def spec_from_config(config: ConfigFile) -> AutoencoderSpec:
+    """Return the sizes of diffusers' config. Raises UserError for another network."""
+    config.one_of("_class_name", ("AutoencoderKL",))
+    config.one_of("act_fn", ("silu",))
+    channels = config.numbers("block_out_channels", (64,))
+    if len(channels) > MAX_LEVELS:
+        raise UserError(f"{config.path}: {len(channels)} levels, at most {MAX_LEVELS}")
+    for key, block in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
+        if list(config.values.get(key, [block])) != [block] * len(channels):
+            raise UserError(f"{config.path}: {key} must be {block}, one per level")
+    groups = config.number("norm_num_groups", 32)
+    if any(width % groups for width in channels):
+        raise UserError(
+            f"{config.path}: norm_num_groups={groups} does not divide "
+            f"block_out_channels={list(channels)}"
+        )
+    for key in ("latents_mean", "latents_std"):
+        config.one_of(key, (None,))
+    flags = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+    return AutoencoderSpec(
+        config.number("in_channels", 3), config.number("out_channels", 3),
+        config.number("latent_channels", 4), channels,
+        config.number("layers_per_block", 1, most=MAX_BLOCKS), groups,
+        *(config.one_of(key, (True, False)) for key in flags),
+    )  # fmt: skip

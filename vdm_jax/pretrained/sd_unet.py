@@ -1,0 +1,277 @@
+"""Stable Diffusion's U-Net in diffusers' folders: its config and its names.
+
+A folder unet/ has config.json and diffusion_pytorch_model.safetensors. What is returned
+here are plain fields of our config and a table of names; networks/sd.py makes the
+network.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.errors import UserError
+from vdm_jax.files import read_json
+from vdm_jax.pretrained.name_maps import KERNEL
+
+CLASS = "UNet2DConditionModel"
+TRANSFORMER = "spatial_transformer"  # our layer type
+# Block types, and whether they have transformers.
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+# diffusers' defaults of the options that `unet_fields` reads.
+DEFAULTS = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "cross_attention_dim": 1280,
+    "attention_head_dim": 8,
+    "use_linear_projection": False,
+    "dropout": 0.0,
+}
+INTEGER_OR_LIST = ("attention_head_dim", "sample_size")
+# Options of other networks, and the only value that ours has.
+FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+}
+# Options without effect here: widths of parts that FIXED excludes, and
+# upcast_attention, since scores and softmax are float32 in every network of ours.
+UNUSED = {
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "class_embeddings_concat",
+    "projection_class_embeddings_input_dim",
+    "reverse_transformer_layers_per_block",
+    "upcast_attention",
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a folder unet/.
+
+    Raises:
+      UserError: it is missing, no JSON object, or of another class.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: give a folder of {CLASS}")
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("_class_name") != CLASS:
+        kind = config.get("_class_name") if isinstance(config, dict) else config
+        raise UserError(f"{path} is of {kind!r:.60}: {CLASS} is read")
+    return config
+
+
+def unet_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Return our config's sections for a U-Net of diffusers, and the shape of z.
+
+    {"network": {...}, "conditioning": {"cond_dim", "cond_mlp_layers", "text_dim"},
+    "z_shape": (1, height, width, channels)}. attention_head_dim is the number of heads,
+    whatever its name says.
+
+    Raises:
+      UserError: an option is not known, or its value is that of another network.
+    """
+    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    for name, value in options.items():
+        if name in FIXED and value != FIXED[name]:
+            raise UserError(f"{CLASS} with {name}={value!r:.60}: only {FIXED[name]!r}")
+        if name not in FIXED and name not in UNUSED and name not in DEFAULTS:
+            raise UserError(f"{CLASS} with {name}={value!r:.60}: not a known option")
+    given = {name: options.get(name, default) for name, default in DEFAULTS.items()}
+    for name, value in given.items():
+        if not _is_type_of(value, DEFAULTS[name], name in INTEGER_OR_LIST):
+            raise UserError(
+                f"{CLASS} with {name}={value!r:.60}: as {DEFAULTS[name]!r:.60}"
+            )
+    if given["in_channels"] != given["out_channels"]:
+        raise UserError(
+            f"{CLASS} with in_channels={given['in_channels']} and out_channels="
+            f"{given['out_channels']}: inpainting and depth models are not read"
+        )
+    levels = _levels(given)
+    heads = given["attention_head_dim"]
+    heads = [heads] * len(levels) if isinstance(heads, int) else list(heads)
+    network = {
+        "kind": "sd",
+        "levels": levels,
+        "num_heads": tuple(heads),
+        "norm_groups": given["norm_num_groups"],
+        "linear_projection": given["use_linear_projection"],
+        "dropout": given["dropout"],
+    }
+    conditioning = {
+        "cond_dim": 4 * levels[0]["channels"],
+        "cond_mlp_layers": 1,
+        "text_dim": given["cross_attention_dim"],
+    }
+    size = given["sample_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if len(size) != 2:
+        raise UserError(
+            f"{CLASS} with sample_size={size}: one size, or (height, width)"
+        )
+    z_shape = 1, *size, given["in_channels"]
+    return {"network": network, "conditioning": conditioning, "z_shape": z_shape}
+
+
+def _is_type_of(value: Any, default: Any, list_too: bool) -> bool:
+    """Whether a value of JSON has the type of a default. list_too: or a list of it."""
+    if isinstance(default, tuple) or (list_too and isinstance(value, list | tuple)):
+        element = default[0] if isinstance(default, tuple) else default
+        is_list = isinstance(value, list | tuple)
+        return is_list and all(_is_type_of(each, element, False) for each in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _levels(given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the levels of a network section."""
+    types, widths = given["down_block_types"], given["block_out_channels"]
+    for table, kinds in ((DOWN, types), (UP, given["up_block_types"])):
+        if unknown := [kind for kind in kinds if kind not in table]:
+            raise UserError(f"{CLASS} with {unknown[0]!r:.60}: {' or '.join(table)}")
+    has_transformer = [DOWN[kind] for kind in types]
+    mirrored = [UP[kind] for kind in reversed(given["up_block_types"])]
+    if has_transformer != mirrored or len(widths) != len(types):
+        raise UserError(
+            f"{CLASS} whose up_block_types and block_out_channels do not mirror its "
+            f"down_block_types {tuple(types)}"
+        )
+    return tuple(
+        {
+            "channels": channels,
+            "blocks": given["layers_per_block"],
+            "layers": (TRANSFORMER,) if transformer else (),
+        }
+        for channels, transformer in zip(widths, has_transformer, strict=True)
+    )
+
+
+# Module of diffusers -> ours, within a module that has both.
+LAYERS = {
+    "resnets": (
+        "resnet",
+        {
+            "norm1": "norm_0", "conv1": "conv_0", "time_emb_proj": "vector",
+            "norm2": "norm_1", "conv2": "conv_1", "conv_shortcut": "skip",
+        },
+    ),
+    "attentions": (
+        TRANSFORMER,
+        {
+            "norm": "norm", "proj_in": "proj_in", "proj_out": "proj_out",
+            **{
+                f"transformer_blocks.0.{theirs}": f"block/{ours}"
+                for theirs, ours in (
+                    ("norm1", "self_norm"), ("norm2", "cross_norm"),
+                    ("norm3", "mlp_norm"),
+                    ("ff.net.0.proj", "mlp_in"), ("ff.net.2", "mlp_out"),
+                    *(
+                        (f"attn{i}.{theirs}", f"{layer}/{ours}")
+                        for i, layer in ((1, "self_attention"), (2, "cross_attention"))
+                        for theirs, ours in (
+                            ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
+                            ("to_out.0", "out"),
+                        )
+                    ),
+                )
+            },
+        },
+    ),
+}  # fmt: skip
+NO_BIAS = ("to_q", "to_k", "to_v")
+
+
+def unet_names(network: dict[str, Any]) -> dict[str, str]:
+    """Return diffusers' name of every tensor -> our path, in the model's parameters.
+
+    network: the section of `unet_fields`. The path starts with `KERNEL` where torch's
+    layout is another. No two names have one path, so it is the table of both ways.
+    """
+    names = {}
+    for theirs, ours in _modules(network["levels"]):
+        is_norm = "norm" in theirs.rpartition(".")[2]
+        scale = f"{ours}/scale" if is_norm else f"{KERNEL}{ours}/kernel"
+        names[f"{theirs}.weight"] = scale
+        if not theirs.endswith(NO_BIAS):
+            names[f"{theirs}.bias"] = f"{ours}/bias"
+    return names
+
+
+def _modules(levels: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, str]]:
+    """Yield (module of diffusers, ours) for every module that has parameters."""
+    last = len(levels) - 1
+    yield "time_embedding.linear_1", "conditioning_encoder/noise_level"
+    yield "time_embedding.linear_2", "conditioning_encoder/mlp_0"
+    yield "conv_in", "network/down/conv_in"
+    yield "conv_norm_out", "network/norm_out"
+    yield "conv_out", "network/conv_out"
+    for i, level in enumerate(levels):
+        up, transformer = f"up_blocks.{last - i}", TRANSFORMER in level["layers"]
+        # A level of diffusers ends with its resampling; ours begins with that of the
+        # level above.
+        if i:
+            yield (
+                f"down_blocks.{i - 1}.downsamplers.0.conv",
+                f"network/down/downsample_{i}",
+            )
+            yield f"{up}.upsamplers.0.conv", f"network/up/upsample_{i}"
+        width_below = levels[max(i - 1, 0)]["channels"]
+        for j in range(level["blocks"]):
+            has_skip = j == 0 and width_below != level["channels"]
+            ours = f"network/down/level_{i}_block_{j}"
+            yield from _block(f"down_blocks.{i}", j, ours, transformer, has_skip)
+        for j in range(level["blocks"] + 1):  # their inputs have a skip concatenated
+            ours = f"network/up/level_{i}_block_{j}"
+            yield from _block(up, j, ours, transformer, True)
+    yield from _block("mid_block", 0, "network/middle/block_0", True, False)
+    yield from _block("mid_block", 1, "network/middle/block_1", False, False)
+
+
+def _block(
+    theirs: str, index: int, ours: str, transformer: bool, skip: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the modules of a residual block and of the transformer behind it."""
+    for kind in ("resnets", "attentions") if transformer else ("resnets",):
+        layer, modules = LAYERS[kind]
+        for module, own in modules.items():
+            if own != "skip" or skip:
+                yield f"{theirs}.{kind}.{index}.{module}", f"{ours}/{layer}/{own}"
