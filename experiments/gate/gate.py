@@ -561,8 +561,9 @@ def compare(a: Path, b: Path, names: list[str]) -> int:
 def main() -> int:
     """Parse the command line, and record or compare."""
     parser = argparse.ArgumentParser(description="Record what the code makes; compare.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    recording, comparing = verbs.add_parser("record"), verbs.add_parser("compare")
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record")
+    comparing = commands.add_parser("compare")
     recording.add_argument("--repo", type=Path, required=True)
     recording.add_argument("--out", type=Path, required=True)
     comparing.add_argument("a", type=Path)
@@ -575,7 +576,7 @@ def main() -> int:
         parser.error(
             f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}"
         )
-    if args.verb == "record":
+    if args.command == "record":
         return record(args.repo, args.out, names)
     return compare(args.a, args.b, names)
 

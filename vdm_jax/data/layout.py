@@ -1,9 +1,9 @@
 """The layout of a folder of videos: which files are videos, their labels and captions.
 
-A folder with images, without videos, and without videos or images in its subfolders, is
-one video: its images are the frames in natural order. Hidden files are ignored. A
-symbolic link to a video, frame or caption is followed if its target is a file inside
-the folder. Ignored files are counted.
+A folder is one video if it has images and no videos, and its subfolders have neither.
+Its images are the frames in natural order. Hidden files are ignored. A symbolic link to
+a video, frame or caption is followed if its target is a file inside the folder. Ignored
+files are counted.
 """
 
 import collections

@@ -33,12 +33,13 @@ def evaluate(
     guidance_scales: Sequence[float] = (),
     compare_steps: Collection[int] = (),
 ) -> dict:
-    """Measure `num` samples per guidance scale; print, write the report, return.
+    """Measure `num` samples per guidance scale, and return the scores.
 
-    A model is a cascade of one stage. Samples have the labels, captions and other
-    conditions of held-out clips of the first stage's data. The report shows those of
-    the first scale (default: each stage's own), which is also sampled in compare_steps.
-    All start from the same noise. networks are for network metrics; None is without.
+    The scores are printed too, and written as a report. A model is a cascade of one
+    stage. Samples have the labels, captions and other conditions of held-out clips of
+    the first stage's data. The report shows those of the first scale (default: each
+    stage's own), which is also sampled in compare_steps. All start from the same noise.
+    networks: for network metrics; None is without.
 
     Raises:
       UserError: settings or folders do not fit; data or the text encoder are missing.

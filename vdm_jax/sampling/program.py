@@ -32,7 +32,8 @@ class SamplerProgram:
     sampler: samplers.Sampler
     mesh: Mesh
     shape: tuple[int, int, int, int]  # (frames, height, width, channels) of z
-    window: tuple[int, int, int]  # of z, that the network takes: MultiDiffusion if less
+    # (frames, height, width) of z in one call; less than those of shape: MultiDiffusion
+    window: tuple[int, int, int]
     cfg_mode: str = ""  # "" without guidance
     clip_x: float = 0.0
     dynamic_threshold: float = 0.0
