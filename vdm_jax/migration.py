@@ -311,7 +311,8 @@ def new_flag(flag: str, command: str = "") -> str:
         place = "--" + name[: name.rfind(".") + 1]
     else:
         return ""
-    return f"--{name} is {place}{no}{new} now" + f"; {note}" * bool(note)
+    answer = f"--{name} is {place}{no}{new} now"
+    return f"{answer}; {note}" if note else answer
 
 
 def migrate_path(path: str) -> str:

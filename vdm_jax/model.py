@@ -123,7 +123,8 @@ class DiffusionModel:
         key: of the low-resolution condition's crops and noise and of the dropout.
         drop_conditions: apply `condition_dropout`, as training does.
         """
-        x, cond = self.normalize(batch["video"]), self.raw_conditions(batch)
+        x = self.normalize(batch["video"])
+        cond = self.raw_conditions(batch)
         for name, condition in self.video_conditions:
             # Independent of the two keys that `condition_dropout` splits this one into,
             # which are its fold_in of 0 and of 1.

@@ -58,7 +58,8 @@ def export_model(workdir: Path, out: Path) -> None:
     from vdm_jax import runs
     from vdm_jax.pretrained import params
 
-    trained, out = runs.load(workdir), make_folder(out)
+    trained = runs.load(workdir)
+    out = make_folder(out)
     file = out / "params.safetensors"
     params.write(file, trained.params)
     with trained.config.unlocked():  # paths of the machine that trained it

@@ -55,6 +55,7 @@ def _statistics(codec: Codec, clips: Iterable[pipeline.Batch]) -> tuple[float, f
         values = np.arange(256) / 127.5 - 1
     else:
         z = [np.asarray(codec.encode(clip["video"] / 127.5 - 1)) for clip in clips]
-        values, counts = np.concatenate([each.ravel() for each in z]), None
+        values = np.concatenate([each.ravel() for each in z])
+        counts = None
     mean = np.average(values, weights=counts)
     return mean, np.average((values - mean) ** 2, weights=counts)

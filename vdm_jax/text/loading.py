@@ -21,7 +21,8 @@ from vdm_jax.text.tokenization import load_tokenizer
 DTYPES = ("float32", "bfloat16")
 # Limits for a config.json, which may declare any number. Layers are made one by one,
 # in up to a second each; the largest encoders have 24 (T5) and 48 (BERT).
-MAX_LAYERS, EPSILONS = 100, (1e-15, 1.0)
+MAX_LAYERS = 100
+EPSILONS = (1e-15, 1.0)
 T5_MAX_TOKENS = 512  # in the training of T5; its relative positions have no limit
 SENTENCE_CONFIG = "sentence_bert_config.json"
 
@@ -95,7 +96,8 @@ def _bert(path: Path, config: dict, dtype: str) -> Family:
         epsilon=number("layer_norm_eps", 1e-12, *EPSILONS),
     )
     # Sentence encoders have a file with the length of their training texts.
-    sentence_config, max_tokens = path.parent / SENTENCE_CONFIG, spec.max_positions
+    sentence_config = path.parent / SENTENCE_CONFIG
+    max_tokens = spec.max_positions
     if sentence_config.is_file():
         values = _read_object(sentence_config)
         trained = _number(sentence_config, values, "max_seq_length", max_tokens)
@@ -124,11 +126,12 @@ def _t5(path: Path, config: dict, dtype: str) -> Family:
 def _read_object(path: Path) -> dict:
     """Read a JSON object. Raises UserError for a missing or invalid file."""
     try:
-        values, reason = files.read_json(path), "not a JSON object"
+        values = files.read_json(path)
     except (OSError, files.CorruptFile) as error:
-        values, reason = None, getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} cannot be read: {reason}")
+        raise UserError(f"{path} cannot be read: not a JSON object")
     return values
 
 
