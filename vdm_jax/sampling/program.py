@@ -66,7 +66,8 @@ def _with_guidance_embedding(
 
 def _denoise_in_windows(program: SamplerProgram, denoise: Denoiser) -> Denoiser:
     """Denoise all of z in windows that overlap by half, each with its own videos."""
-    window, conditions = program.window, program.model.video_conditions
+    window = program.window
+    conditions = program.model.video_conditions
 
     def crop_cond(cond, start):
         for _, condition in conditions:
