@@ -1,7 +1,7 @@
 """Moving shapes with labels: a model that trains in minutes on two cores.
 
     python train.py --config=configs/shapes.py --workdir=runs/shapes
-    python sample.py --workdir=runs/shapes --label=red,circle,left,fast
+    python sample.py --workdir=runs/shapes --label=red,circle,left,fast --out=out
 
 Result: models/shapes, whose README has the figures.
 Variants: `:demo` takes six minutes and is that of `make tour`, `:smoke` takes seconds.

@@ -401,8 +401,8 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--workdir=x", "--cascade=y"], "give --workdir, a model or --cascade"),
-        ([], "give --workdir, a model or --cascade"),
+        (["--workdir=x", "--cascade=y"], "give --workdir (a model) or --cascade (a "),
+        ([], "give --workdir (a model) or --cascade (a cascade of"),
         (["--cascade={}", "--last_stage=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
         (["--cascade={}", "--label=red"], "was trained without labels"),

@@ -50,6 +50,13 @@ def test_a_failed_command_is_one_line(tmp_path):
         demo.sample(part, tmp_path)
 
 
+def test_an_installed_package_has_no_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="run the demo in a clone of the repository$"):
+        demo.main([f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_run(tmp_path, capfd):
     demo.main([f"--out={tmp_path}"])

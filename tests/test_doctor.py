@@ -6,8 +6,9 @@ import sys
 
 import jax
 
-from vdm_jax import doctor, runtime
+from vdm_jax import doctor, files, runtime
 from vdm_jax.data import assets, clips
+from vdm_jax.errors import UserError
 
 
 def requiring(monkeypatch, *lines):
@@ -68,6 +69,21 @@ def test_the_compilation_cache_is_that_of_the_commands(monkeypatch):
             runtime.configure_jax()
         where = settings["jax_compilation_cache_dir"]
         assert f"  compiled programs    {where}" in list(doctor.report())
+
+
+def test_each_cache_that_is_none_is_reported(monkeypatch):
+    requiring(monkeypatch, "numpy")
+    monkeypatch.setattr(runtime, "compilation_cache_dir", failing("one"))
+    monkeypatch.setattr(files, "cache_folder", failing("two"))
+    lines = list(doctor.report())
+    assert "  one" in lines and "  two" in lines
+
+
+def failing(message):
+    def fail():
+        raise UserError(message)
+
+    return fail
 
 
 def test_the_command_exits_with_0():

@@ -55,7 +55,7 @@ WORDS = {
     "of_flow": "from_flow",
     "PREDICTIONS": "PREDICTION_TYPES",
     "COMBINES": "CFG_MODES",
-    "by_frame": "linear_over_frames",
+    "by_frame": "the guidance schedule frames:FIRST",
     "weight_of": "weight_at",
     "clip_percentile": "dynamic_threshold",
     "two_steps": "progressive_target",
@@ -63,7 +63,7 @@ WORDS = {
     # networks, conditions, model
     "Conditioner": "ConditioningEncoder",
     "weight_features": "guidance_embedding",
-    "of_frames": "broadcast_to_frames",
+    "of_frames": "per_frame",
     "extra_up_block": "skip_downsamples",
     "frame_position": "frame_index_embedding",
     "guidable": "supports_cfg",
@@ -71,7 +71,7 @@ WORDS = {
     "LATER": "ADDED_FIELDS",
     "GONE": "REMOVED_FIELDS",
     "up_to_date": "migrate",
-    "make_stage": "low_resolution_from_config",
+    "make_stage": "LowResolution.from_config",
     "time_of_snr": "time_from_snr",
     "label_drop": "label_dropout",
     "attribute_drop": "attribute_dropout",
@@ -79,7 +79,7 @@ WORDS = {
     "text_width": "text_dim",
     # sampling
     "two_branches": "uses_cfg",
-    "tile_places": "tile_starts",
+    "tile_places": "window_starts",
     "guidance_weights": "guidance_scales",
     # training
     "preview_every": "sample_every",
@@ -120,7 +120,7 @@ WORDS = {
     "one_encoder": "same_text_encoder",
     # pretrained, commands, tests
     "TURNED": "KERNEL",
-    "unique_names": "check_no_duplicate_names",
+    "unique_names": "safe_open, which refuses a name that is there twice",
     "BESIDE": "a table of modes",
     "UPSCALING": "UPSCALE_WEIGHT",
     "FLOORS": "LAYERS",

@@ -54,7 +54,8 @@ def check(facts: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
     if client is None or count == 1:
         return
     own = dict(flatten(json.loads(json.dumps(facts, default=str))))
-    name, rank = f"vdm_jax/agreement/{next(_comparison_numbers)}", jax.process_index()
+    name = f"vdm_jax/agreement/{next(_comparison_numbers)}"
+    rank = jax.process_index()
 
     def put(key: str | int, value: Any) -> None:
         client.key_value_set(f"{name}/{key}", json.dumps(value))

@@ -249,7 +249,9 @@ def encode_conditions(
     Raises:
       UserError: as `sampling.label_array` and `encode_prompts`.
     """
-    model, cond, negative = cascade.stages[0].model, {}, {}
+    model = cascade.stages[0].model
+    cond = {}
+    negative = {}
     labels = sampling.label_array(model, num, label, seed)
     if labels is not None:
         cond["label"] = labels

@@ -43,7 +43,10 @@ def check_config_file(value: str) -> None:
     if variant not in variants:
         known = ", ".join(repr(v) for v in variants if v) or "none"
         raise UserError(f"{path} has no variant {variant!r}; it has: {known}")
-    module["get_config"](*[variant] * bool(variant))
+    if variant:
+        module["get_config"](variant)
+    else:
+        module["get_config"]()
 
 
 def define_config_flag(
@@ -75,7 +78,8 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         if name not in ("--config", "-config"):
             continue
         if not equals:  # the value is the next argument
-            at, value = at + 1, argv[at + 1] if at + 1 < len(argv) else ""
+            at += 1
+            value = argv[at] if at < len(argv) else ""
         value = str(user_path(value, "--config"))
         check_config_file(value)
         argv[at : at + 1] = [name + equals + value if equals else value]
@@ -105,13 +109,16 @@ def take_config_flags(
 
     Without --config=FILE the config is the default, with the fields that are given.
     """
-    own, rest, words = [], [], iter(arguments)
+    own = []
+    rest = []
+    words = iter(arguments)
     for word in words:
         if re.match("--?config([.=]|$)", word):
             own += [word, *itertools.islice(words, "=" not in word)]
         else:
             rest.append(word)
-    values, argv = flags.FlagValues(), ["", *own]
+    values = flags.FlagValues()
+    argv = ["", *own]
     if default is None or any(re.match("--?config(=|$)", word) for word in own):
         define_config_flag(values, argv)
     else:

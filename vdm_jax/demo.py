@@ -76,7 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", default="runs/demo", type=runtime.path_type, help="folder of the demo"
     )
-    out = make_folder(parser.parse_args(arguments).out).resolve()
+    flags = parser.parse_args(arguments)
+    if not (ROOT / "sample.py").is_file():
+        raise UserError(
+            f"{ROOT} has no sample.py: run the demo in a clone of the repository"
+        )
+    out = make_folder(flags.out).resolve()
     out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     seconds = []
     for number, part in enumerate(PARTS, start=1):

@@ -30,7 +30,8 @@ def packages() -> dict[str, tuple[str, str]]:
 
     Those are the requirements of the installed vdm_jax, and jaxlib.
     """
-    lines, found = [], {}
+    lines = []
+    found = {}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         lines = importlib.metadata.requires("vdm_jax") or []
     for line in [*lines, "jaxlib"]:
@@ -60,7 +61,8 @@ def report() -> Iterator[str]:
 
 
 def _packages() -> Iterator[str]:
-    found, missing = packages(), []
+    found = packages()
+    missing = []
     if len(found) == 1:
         yield "requirements unknown: run pip install -e . in the clone"
     for name, (required, installed) in found.items():
@@ -94,6 +96,9 @@ def _caches() -> Iterator[str]:
 
     try:
         yield f"compiled programs    {compilation_cache_dir() or 'off'}"
+    except UserError as error:
+        yield str(error)
+    try:
         yield f"decoded videos       {cache_folder()}"
     except UserError as error:
         yield str(error)

@@ -85,16 +85,19 @@ def cache_folder() -> Path:
     return folder
 
 
-def make_folder(path: StrPath) -> Path:
-    """Make a folder for output. Raises UserError with the reason if that fails."""
+def make_folder(path: StrPath, advice: str = "") -> Path:
+    """Make a folder for output. Raises UserError with the reason if that fails.
+
+    advice: as for `explain_write_errors`.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"cannot be an output folder ({error.strerror}): use another"
+        reason = f"cannot be an output folder ({error.strerror}): {advice}use another"
         raise UserError(f"{path} {reason}") from error
     if not os.access(path, os.W_OK):
-        raise UserError(f"{path} is not writable: use another folder")
+        raise UserError(f"{path} is not writable: {advice}use another folder")
     return path
 
 
@@ -112,7 +115,7 @@ def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[P
     path = Path(path)
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists already: use another name or --overwrite")
-    make_folder(path.parent)
+    make_folder(path.parent, advice)
     with explain_write_errors(path, advice):
         # The final name may have the maximal length.
         temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -127,9 +130,11 @@ def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[P
         fsync(path.parent)
 
 
-def write_bytes(path: StrPath, content: bytes, overwrite: bool = False) -> None:
-    """Write a file atomically."""
-    with atomic_write(path, overwrite) as temporary:
+def write_bytes(
+    path: StrPath, content: bytes, overwrite: bool = False, advice: str = ""
+) -> None:
+    """Write a file atomically. advice: as for `explain_write_errors`."""
+    with atomic_write(path, overwrite, advice) as temporary:
         temporary.write_bytes(content)
 
 
@@ -177,7 +182,8 @@ def explain_write_errors(path: StrPath, advice: str = "") -> Iterator[None]:
         reason = os.strerror(code).lower() if code else str(error)
         todo = "fix that"
         if code in NO_SPACE:
-            reason, todo = f"{reason}, {_free_space(Path(path))}", "free some space"
+            reason = f"{reason}, {_free_space(Path(path))}"
+            todo = "free some space"
         if code == errno.EFBIG:
             todo = "raise ulimit -f, or use another file system,"
         rule = f"{advice}{todo} and run again"
@@ -208,9 +214,11 @@ def set_aside(path: StrPath, damage: str) -> Path:
     Prints one line on standard error.
     """
     path = Path(path)
-    target, number = path.with_name(f"bad-{path.name}"), 2
+    target = path.with_name(f"bad-{path.name}")
+    number = 2
     while os.path.lexists(target):
-        target, number = path.with_name(f"bad-{path.name}.{number}"), number + 1
+        target = path.with_name(f"bad-{path.name}.{number}")
+        number += 1
     with explain_write_errors(target):
         path.rename(target)
     print(f"{path}: {damage}; set aside as {target.name}", file=sys.stderr, flush=True)

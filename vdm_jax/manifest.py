@@ -73,7 +73,8 @@ def reading_files(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         # TensorStore ends its messages with " [tensorstore_spec=...".
-        code, (text, *spec) = files.find_errno(error), str(error).split(" [tensors")
+        code = files.find_errno(error)
+        text, *spec = str(error).split(" [tensors")
         if code is None and not spec:
             raise
         reason = text if code is None else os.strerror(code).lower()

@@ -51,7 +51,10 @@ RANGE_NOTE = "it is of scales s = w + 1, 1 is without guidance"
 
 
 def default_weight(weight: Any) -> Any:
-    """Return None for 9, which every config said before what is observed decided."""
+    """Return None for 9, the default of version 0.1, else the weight.
+
+    None is the default today: the weight then depends on what is observed.
+    """
     return None if weight == 9.0 else weight
 
 
@@ -308,7 +311,8 @@ def new_flag(flag: str, command: str = "") -> str:
         place = "--" + name[: name.rfind(".") + 1]
     else:
         return ""
-    return f"--{name} is {place}{no}{new} now" + f"; {note}" * bool(note)
+    answer = f"--{name} is {place}{no}{new} now"
+    return f"{answer}; {note}" if note else answer
 
 
 def migrate_path(path: str) -> str:

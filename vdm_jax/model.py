@@ -128,7 +128,8 @@ class DiffusionModel:
         drop_conditions: apply `condition_dropout`, as training does.
         codec_params: of the codec, if it has parameters.
         """
-        x, cond = self.normalize(batch["video"]), self.raw_conditions(batch)
+        x = self.normalize(batch["video"])
+        cond = self.raw_conditions(batch)
         for name, condition in self.video_conditions:
             # Independent of the two keys that `condition_dropout` splits this one into,
             # which are its fold_in of 0 and of 1.

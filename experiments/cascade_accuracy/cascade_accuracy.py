@@ -39,7 +39,8 @@ def real_clips(config, labels: np.ndarray, seed: int) -> np.ndarray:
     video = config.video
     size = video.frames, video.height, video.width
     geometry = shapes.Geometry(*size, config.data.stride)
-    rng, clips = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    clips = []
     for label in labels:
         x, y = shapes.trajectory(label, rng, geometry)
         grey = shapes.coverage(int(label[0]), x, y, geometry)
@@ -58,13 +59,12 @@ def main() -> None:
     cascade = cascades.read(args.cascade)
     labels, prompts = held_out_prompts(cascade.stages[0].config, args.num, args.seed)
     text, _ = cascades.encode_prompts(cascade, prompts)
-    videos, rows = cascades.sample(cascade, args.num, text, seed=args.seed), {}
+    videos = cascades.sample(cascade, args.num, text, seed=args.seed)
+    rows = {}
     for stage in cascade.stages:
         clips = real_clips(stage.config, labels, args.seed)
-        samples, stride = (
-            sampling.to_uint8(videos[stage.name]),
-            stage.config.data.stride,
-        )
+        samples = sampling.to_uint8(videos[stage.name])
+        stride = stage.config.data.stride
         rows[stage.name] = SHAPES.attribute_scores(samples, labels, stride)
         real = SHAPES.attribute_scores(clips, labels, stride)
         rows[f"{stage.name}, real clips"] = real

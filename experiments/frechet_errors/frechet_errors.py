@@ -36,7 +36,8 @@ def populations(kind: str, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def expected_kernel(mean1, variance1, mean2, variance2) -> float:
     """Return E (x . y / d + 1)^3 of Gaussians with diagonal covariances."""
-    dot, d = mean1 @ mean2, len(mean1)
+    dot = mean1 @ mean2
+    d = len(mean1)
     second = (variance1 + mean1**2) @ (variance2 + mean2**2)
     second += dot**2 - (mean1**2) @ (mean2**2)
     third = dot**3 + 6 * (mean1 * variance1) @ (mean2 * variance2)
@@ -47,7 +48,8 @@ def expected_kernel(mean1, variance1, mean2, variance2) -> float:
 
 def bootstrap(a: np.ndarray, b: np.ndarray) -> float:
     """Return the deviation of the distance over videos drawn with replacement."""
-    rng, n = np.random.default_rng(0), len(a)
+    rng = np.random.default_rng(0)
+    n = len(a)
     return float(
         np.std(
             [distance(a[rng.integers(n, size=n)], b) for _ in range(frechet.NUM_HALVES)]

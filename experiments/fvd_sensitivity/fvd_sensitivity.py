@@ -55,7 +55,8 @@ def noisy(videos: np.ndarray, sigma: float) -> np.ndarray:
 
 def shuffled(videos: np.ndarray, fraction: float) -> np.ndarray:
     """Permute a fraction of each clip's frames cyclically, drawn per clip."""
-    rng, videos = np.random.default_rng(0), videos.copy()
+    rng = np.random.default_rng(0)
+    videos = videos.copy()
     for video in videos:
         moved = rng.permutation(FRAMES)[: round(fraction * FRAMES)]
         video[moved] = video[np.roll(moved, 1)]

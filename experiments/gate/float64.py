@@ -9,7 +9,8 @@ from vdm_jax import runtime, sampling
 
 runtime.PINNED_JAX_SETTINGS["jax_enable_x64"] = True
 command, out, *flags = sys.argv[1:]
-kept, to_uint8 = {}, sampling.to_uint8
+kept = {}
+to_uint8 = sampling.to_uint8
 
 
 def keeping(videos):

@@ -298,7 +298,8 @@ def train(at: Checkout, name: str, smoke: str) -> Recorded:
 
 def students(at: Checkout, workdir: Path, prefix: str = "") -> Recorded:
     """Return the parameters of every student of a distillation, and its figures."""
-    arrays, figures = {}, numbers(json.loads((workdir / "rounds.json").read_text()))
+    arrays = {}
+    figures = numbers(json.loads((workdir / "rounds.json").read_text()))
     for path in sorted((workdir / "rounds").iterdir()):
         found = parameters(at, path)
         arrays |= {f"{path.name}/{key}": array for key, array in found.items()}
@@ -323,7 +324,8 @@ def distill(at: Checkout, name: str) -> Recorded:
 
 def distill_cascade(at: Checkout, name: str) -> Recorded:
     """Distil a cascade of three small stages of known numbers."""
-    workdir, stages = at.work / name, ("base", "tsr", "ssr")
+    workdir = at.work / name
+    stages = ("base", "tsr", "ssr")
     shutil.rmtree(workdir, ignore_errors=True)
     table = '[[stage]]\nname = "{0}"\nworkdir = "{1}"\nsteps = 4\n'
     text = "\n".join(table.format(stage, initial(at, stage)) for stage in stages)
@@ -464,7 +466,8 @@ def write(at: Checkout, name: str, made: Recorded) -> None:
 
 def record_case(at: Checkout, name: str) -> dict[str, Any]:
     """Run one case; return its seconds, and its error if it failed."""
-    started, error = time.monotonic(), ""
+    started = time.monotonic()
+    error = ""
     try:
         write(at, name, CASES[name].make(at, name))
     except (RuntimeError, OSError, KeyError, subprocess.TimeoutExpired) as bad:
@@ -561,8 +564,9 @@ def compare(a: Path, b: Path, names: list[str]) -> int:
 def main() -> int:
     """Parse the command line, and record or compare."""
     parser = argparse.ArgumentParser(description="Record what the code makes; compare.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    recording, comparing = verbs.add_parser("record"), verbs.add_parser("compare")
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record")
+    comparing = commands.add_parser("compare")
     recording.add_argument("--repo", type=Path, required=True)
     recording.add_argument("--out", type=Path, required=True)
     comparing.add_argument("a", type=Path)
@@ -575,7 +579,7 @@ def main() -> int:
         parser.error(
             f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}"
         )
-    if args.verb == "record":
+    if args.command == "record":
         return record(args.repo, args.out, names)
     return compare(args.a, args.b, names)
 

@@ -52,7 +52,8 @@ def class_names() -> list[str]:
 
 def top_classes(logits: np.ndarray, count: int = 3) -> str:
     """Return the most probable classes with their probabilities, as one line."""
-    names, p = class_names(), special.softmax(logits.astype(np.float64))
+    names = class_names()
+    p = special.softmax(logits.astype(np.float64))
     order = np.argsort(-p)[:count]
     return ", ".join(f"{names[i]} {p[i]:.2f}" for i in order)
 

@@ -67,7 +67,8 @@ def trajectory(model, teacher, params, x, cond, n: int, keys):
         for j in (i * (POINTS // n) - k for k in range(POINTS // n + 1))
     ]
     z = _noisy(keys[1], x, angles[0])
-    z_i, denoise = z, model.denoiser(teacher)
+    z_i = z
+    denoise = model.denoiser(teacher)
     for angle, next_angle in zip(angles, angles[1:], strict=False):
         level = schedules.noise_level_from_angle(angle)
         v = process.velocity(denoise(z_i, level, cond), level)
@@ -137,7 +138,8 @@ def train(method: str, n: int, loaded, count: int, seed: int):
     state = steps.init_state(jax.tree.map(jnp.copy, teacher), tx, False)
     source = data.open_source(config)
     batches = pipeline.train_batches(config, source)
-    key, started = jax.random.key(seed), 0.0
+    key = jax.random.key(seed)
+    started = 0.0
     for number in range(count):
         batch = next(batches)
         batch = {name: jnp.asarray(batch[name]) for name in ("video", "label")}

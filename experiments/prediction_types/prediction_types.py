@@ -101,7 +101,8 @@ def student_loss(params, output: str, key, teacher, n, limit):
     z = process.diffuse(x, jax.random.normal(noise_key, x.shape), level)
     clipped = guidance.clip_x(denoiser(teacher, output), limit)
     target = distillation.progressive_target(clipped, SCHEDULE, z, at, None)
-    student, weighting = denoiser(params, output), WEIGHTINGS[output]
+    student = denoiser(params, output)
+    weighting = WEIGHTINGS[output]
     return distillation.student_loss(
         student, target, z, at.start, None, weighting
     ).mean()
@@ -155,7 +156,8 @@ def main() -> None:
     other = data(jax.random.key(3), NUM).reshape(NUM, 2)
     rows: list[dict] = [{"kind": "real", "student": measure(other, real)}]
     for output, limit in KINDS:
-        key, zeros = jax.random.key(0), jnp.zeros((1, 1, 1, 1, 2))
+        key = jax.random.key(0)
+        zeros = jnp.zeros((1, 1, 1, 1, 2))
         first = Net().init(key, zeros, jnp.zeros(1))
         teacher = student = trained(first, key, output, TEACHER_UPDATES, teacher_loss)
         n = START_STEPS

@@ -34,7 +34,7 @@ def test_the_command_writes_embeddings_for_training(bert, tmp_path, capsys):
         ("left", "clip", "no text encoder 'clip': minilm, or"),
         ("\n", "", "has no captions"),
         ("red " * 31, "", "a text of 33 tokens, "),
-        (None, "", "captions.txt"),
+        (None, "", "/captions.txt: No such file or directory: pass a folder of videos"),
     ],
 )
 def test_the_command_fails_in_one_line(bert, tmp_path, content, encoder, message):

@@ -11,7 +11,9 @@ from vdm_jax.commands.flags import (
 from vdm_jax.commands.main import run, start_jax
 
 FLAGS = flags.FLAGS
-EDITS = {  # what the flag names, and the flags that go with it, which are arguments
+# Flag of an edit -> (the meaning of its value, other flags that may be given with it).
+# The function of the same name in `observations` takes their values as arguments.
+EDITS = {
     "extend": ("a clip to continue", {"num_cond_frames", "backward"}),
     "interpolate": ("a clip between whose frames to sample", {"num_cond_frames"}),
     "inpaint": ("a clip to inpaint where --mask is white", {"mask"}),

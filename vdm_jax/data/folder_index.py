@@ -60,16 +60,19 @@ def scan(
     Raises UserError if none is.
     """
     listing, captions = layout.find_videos(path)
-    labels, folder = layout.folder_labels(listing.videos), cache_dir or cache_folder()
+    labels = layout.folder_labels(listing.videos)
+    folder = cache_dir or cache_folder()
 
     def index(name: str) -> VideoFile:
         path = os.path.normpath(listing.root / name)
         info = cache.stored_index(folder, path, decoder.inspect)
         clip.num_starts(info)
-        size, label = _num_bytes(info.path), labels.get(name)
+        size = _num_bytes(info.path)
+        label = labels.get(name)
         return VideoFile(name, size, info, label, captions[name], 0, info.frames)
 
-    files, skipped = [], [*listing.skipped]
+    files = []
+    skipped = [*listing.skipped]
     results = map_videos(index, listing.videos, "indexing")
     for name, result in zip(listing.videos, results, strict=True):
         if isinstance(result, BadVideo):

@@ -1,9 +1,9 @@
 """The layout of a folder of videos: which files are videos, their labels and captions.
 
-A folder with images, without videos, and without videos or images in its subfolders, is
-one video: its images are the frames in natural order. Hidden files are ignored. A
-symbolic link to a video, frame or caption is followed if its target is a file inside
-the folder. Ignored files are counted.
+A folder is one video if it has images and no videos, and its subfolders have neither.
+Its images are the frames in natural order. Hidden files are ignored. A symbolic link to
+a video, frame or caption is followed if its target is a file inside the folder. Ignored
+files are counted.
 """
 
 import collections
@@ -67,8 +67,10 @@ class Listing:
             f"{self.root}: {total} videos, {total - skipped} usable, {skipped} skipped",
             *(f"  {name}: {reason}" for name, reason in self.skipped[:most]),
         ]
-        lines += [f"  ... and {skipped - most} more"] * (skipped > most)
-        lines += [f"  {self.ignored_files()}"] * bool(self.ignored)
+        if skipped > most:
+            lines.append(f"  ... and {skipped - most} more")
+        if self.ignored:
+            lines.append(f"  {self.ignored_files()}")
         return list(map(printable, lines))
 
 
@@ -92,7 +94,8 @@ def find_videos(path: str | os.PathLike) -> tuple[Listing, Captions]:
         if any(file.suffix.lower() in MEDIA for file in files)
         for parent in folder.parents
     }
-    from_jsonl, captions = _read_jsonl(root / CAPTIONS_FILE, root), {}
+    from_jsonl = _read_jsonl(root / CAPTIONS_FILE, root)
+    captions = {}
     used = {root / CAPTIONS_FILE}
     for folder, files in files_by_folder.items():
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -181,7 +184,8 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skip
     Returns the captions, and the videos that are skipped. Raises UserError if there are
     no captions.
     """
-    path, skipped = Path(path), ()
+    path = Path(path)
+    skipped = ()
     rule = f"pass a folder of videos, a {CAPTIONS_FILE}, or a text file of captions"
     if path.is_dir():
         listing, captions = find_videos(path)
@@ -192,7 +196,7 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skip
         try:
             captions = {"": _stripped(_read_lines(path, limit=MAX_JSONL_BYTES))}
         except CorruptFile as error:
-            raise UserError(f"{path.parent}: {error}: {rule}") from error
+            raise UserError(f"{error}: {rule}") from error
     texts = [text for several in captions.values() for text in several]
     if not texts:
         raise UserError(f"{path} has no captions: {rule}")
@@ -205,7 +209,7 @@ def _read_lines(
     """Return the lines of a file of captions.
 
     root: the folder that a link must not leave, and that may lack the file. Raises
-    CorruptFile, whose message begins with the file's name.
+    CorruptFile, whose message begins with the file's name, or its path without a root.
     """
     try:
         if root:
@@ -216,7 +220,7 @@ def _read_lines(
         return split_lines(read_text(path, limit))
     except (OSError, CorruptFile) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CorruptFile(f"{path.name}: {reason}") from error
+        raise CorruptFile(f"{path.name if root else path}: {reason}") from error
 
 
 def _stripped(lines: Iterable[str]) -> list[str]:
@@ -226,15 +230,15 @@ def _stripped(lines: Iterable[str]) -> list[str]:
 def _read_jsonl(path: Path, root: Path | None = None) -> dict[str, list[str]]:
     """Return captions by file from one JSON object per line. Raises UserError."""
     captions: dict[str, list[str]] = {}
-    place = path.parent
+    place = f"{root}: " if root else ""
     try:
         for number, line in enumerate(_read_lines(path, root, MAX_JSONL_BYTES), 1):
-            place = f"{path} line {number}"
+            place = f"{path} line {number}: "
             if line.strip():
                 name, texts = _parse_entry(line)
                 captions.setdefault(name, []).extend(_stripped(texts))
     except CorruptFile as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{place}{error}") from error
     return captions
 
 

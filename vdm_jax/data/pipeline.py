@@ -90,7 +90,8 @@ class _LoadBatch:
                 clip: Example = {**self.source.load(index, rng, frames)}
             except BadClip as error:
                 self._skip(error)
-                index, last = None, error
+                index = None
+                last = error
                 continue
             if self.flip and rng.random() < 0.5:
                 clip["video"] = clip["video"][:, :, ::-1]
@@ -127,7 +128,8 @@ class Batches:
 
     def __init__(self, dataset: grain.MapDataset[Batch], workers: int):
         self._dataset, self._workers = dataset, workers
-        self._count, self._iterator = 0, None
+        self._count = 0
+        self._iterator = None
 
     def __iter__(self) -> "Batches":
         return self
@@ -178,7 +180,8 @@ def train_batches(
         number of processes, a flip that would make labels wrong, or (from `next`) too
         many unusable clips.
     """
-    data, source = config.data, source.split(False)
+    data = config.data
+    source = source.split(False)
     if data.flip and not source.flip:
         raise UserError(
             f"config.data.flip=True: labels or captions of {source.name} depend on "
@@ -206,7 +209,8 @@ def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
 
     There are no joint images and no flips. The last item is followed by a new shuffle.
     """
-    frames, max_bad = config.video.frames, config.data.max_bad_fraction
+    frames = config.video.frames
+    max_bad = config.data.max_bad_fraction
     dataset: Any = _dataset(_LoadBatch(part, seed, frames, max_bad), batch_size=1)
     return map(dataset.__getitem__, range(n))
 

@@ -210,7 +210,8 @@ class Shapes:
 
 def choose_held_out_combinations(n: int) -> tuple[int, ...]:
     """Return the numbers of n labels to hold out, a fixed draw with balanced values."""
-    rng, chosen = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    chosen = []
     while len(chosen) < n:
         orders = [rng.permutation(size) for size in ATTRIBUTE_SIZES]
         for k in range(max(ATTRIBUTE_SIZES)):

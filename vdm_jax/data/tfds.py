@@ -75,7 +75,8 @@ class Tfds:
         stored, captions, label = tfds_files.read_example(
             name, record, self.layout, self.path
         )
-        shape, number = self.shape, len(stored)
+        shape = self.shape
+        number = len(stored)
         span = (shape.frames - 1) * shape.stride + 1
         if number < span:
             raise BadClip(name, f"too short: {number} frames, a clip spans {span}")

@@ -56,12 +56,14 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
     }
     if versions:
         return versions[max(versions)], feature
+    wanted = f"{name}:{version}" if version else name
     others = "".join(sorted(f" {path.relative_to(root)}" for path in prepared))
+    if others:
+        others = f" (it has{others})"
     raise UserError(
-        f"no prepared data set {name}{':' * bool(version)}{version} in {root}"
-        + f" (it has{others})" * bool(others)
-        + ": preparing it needs tensorflow, once, on any machine: tfds build "
-        f"{name} --file_format=array_record --data_dir={root}"
+        f"no prepared data set {wanted} in {root}{others}: preparing it needs "
+        f"tensorflow, once, on any machine: tfds build {name} "
+        f"--file_format=array_record --data_dir={root}"
     )
 
 
@@ -225,7 +227,8 @@ def read_example(
 def _decode_tensor(features: dict, path: str, tensor: dict) -> np.ndarray:
     shape, encoding = tensor["shape"], tensor.get("encoding")
     if shape.count(-1) > 1:  # stored with each record
-        shape, path = features[f"{path}/shape"].int64_list.value, f"{path}/value"
+        shape = features[f"{path}/shape"].int64_list.value
+        path = f"{path}/value"
     if encoding not in ("bytes", "zlib"):
         return np.array(features[path].int64_list.value, np.uint8).reshape(shape)
     (content,) = features[path].bytes_list.value

@@ -118,7 +118,8 @@ def _build_student(
     for each in configs:
         check_config(each)
     first = configs[0]
-    student, source = build.build_model(first), data.open_source(first)
+    student = build.build_model(first)
+    source = data.open_source(first)
     captions = open_caption_embeddings(first, source)
     before, now = teacher_config.conditioning, first.conditioning
     if captions is not None and not text.same_text_encoder([before, now]):

@@ -200,7 +200,8 @@ def _measure_row(
 
 def _read_row(path: Path, origin: dict) -> tuple[dict, np.ndarray] | None:
     """Return stored scores and videos of this origin; None if absent or damaged."""
-    arrays, origin = path.with_suffix(".npz"), json.loads(json.dumps(origin))
+    arrays = path.with_suffix(".npz")
+    origin = json.loads(json.dumps(origin))
     if path.is_file() and arrays.is_file():
         with contextlib.suppress(files.CorruptFile), reading_files(path.parent):
             match files.read_json(path):
@@ -220,7 +221,8 @@ def row_scores(
     Frechet distances are to as many of these clips, ratios to the distances of as many
     videos of the reference, which has the same conditions and noise.
     """
-    n, scores = len(videos), {}
+    n = len(videos)
+    scores = {}
     metric = ATTRIBUTE_METRICS.get(data_config.source)
     if metric and "label" in held_out:
         labels = held_out["label"][:n]

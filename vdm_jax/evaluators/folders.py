@@ -48,7 +48,9 @@ def read_videos(
     files, scanned = folder_index.scan(str(path), clip, "", decoder)
     for line in scanned.summary_lines()[1:]:
         print(line)
-    read, fps, skipped = [], None, list(scanned.skipped)
+    read = []
+    fps = None
+    skipped = list(scanned.skipped)
     for i in np.random.default_rng(seed).permutation(len(files)):
         info = files[i].info
         size_of_file = size or _shrunk_size(info.height, info.width)
@@ -60,7 +62,8 @@ def read_videos(
             skipped.append((files[i].name, error.reason))
             print(f"  {files[i].name}: {error.reason}")
             continue
-        size, fps = size_of_file, fps or info.fps or DEFAULT_FPS
+        size = size_of_file
+        fps = fps or info.fps or DEFAULT_FPS
         if len(read) == num:
             break
     decoder.close()

@@ -18,6 +18,7 @@ from vdm_jax.files import make_folder
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.reference_sets import DISTORTIONS, reference_sets
+from vdm_jax.report import page
 from vdm_jax.runs import TrainedModel
 
 Videos = Mapping[str, np.ndarray]  # uint8 [n, f, h, w, c] by name
@@ -33,12 +34,13 @@ def evaluate(
     guidance_scales: Sequence[float] = (),
     compare_steps: Collection[int] = (),
 ) -> dict:
-    """Measure `num` samples per guidance scale; print, write the report, return.
+    """Measure `num` samples per guidance scale, and return the scores.
 
-    A model is a cascade of one stage. Samples have the labels, captions and other
-    conditions of held-out clips of the first stage's data. The report shows those of
-    the first scale (default: each stage's own), which is also sampled in compare_steps.
-    All start from the same noise. networks are for network metrics; None is without.
+    The scores are printed too, and written as a report. A model is a cascade of one
+    stage. Samples have the labels, captions and other conditions of held-out clips of
+    the first stage's data. The report shows those of the first scale (default: each
+    stage's own), which is also sampled in compare_steps. All start from the same noise.
+    networks: for network metrics; None is without.
 
     Raises:
       UserError: settings or folders do not fit; data or the text encoder are missing.
@@ -57,13 +59,14 @@ def evaluate(
     samples, *_ = videos.values()
     labels = real.held_out.get("label")
     if cascade.text_encoder:
-        prompts = [str(caption) for caption in real.held_out["caption"]]
-        seconds = last.config.video.frames / last.config.video.fps
-        shown.append(sections.prompt_grid(prompts, samples, seconds))
-    content, page_tables, is_model = {}, [], first is last
+        shown.append(_prompt_grid(last, samples, real.held_out["caption"]))
+    is_model = first is last
+    content = {}
+    page_tables = []
     for stage in cascade.stages:
         if stage is not first:
-            real, baselines = clips.real_clips(stage.config, num), {}
+            real = clips.real_clips(stage.config, num)
+            baselines = {}
         own = {name: each[stage.name] for name, each in videos.items()}
         content[stage.name] = {
             "protocol": results.model_protocol(stage.config, real, num, seed, networks),
@@ -75,14 +78,28 @@ def evaluate(
         shown += sections.stage_sections(stage, samples[stage.name], real, prefix)
     sheet = samples[last.name][: sections.NUM_SHOWN]
     video_io.write_sheet(report.out / "samples.png", sheet, overwrite=True)
-    frames, height, width, _ = last.model.video_shape
     content = content[first.name] if is_model else {"stages": content}
-    write_report(
-        report, content, page_tables, shown, name=cascade.path.name,
-        summary=f"{num} videos of {frames} frames of {height}x{width}, "
-        f"{cascades.nfe(cascade)} NFE each, next to held-out real clips.",
-    )  # fmt: skip
+    name = cascade.path.name
+    summary = _summary(cascade, num)
+    write_report(report, content, page_tables, shown, name=name, summary=summary)
     return content
+
+
+def _prompt_grid(
+    last: CascadeStage, samples: Videos, captions: np.ndarray
+) -> page.Section:
+    """Return the samples of all stages by prompt. last: the stage of the result."""
+    video = last.config.video
+    prompts = [str(caption) for caption in captions]
+    return sections.prompt_grid(prompts, samples, video.frames / video.fps)
+
+
+def _summary(cascade: Cascade, num: int) -> str:
+    frames, height, width, _ = cascade.stages[-1].model.video_shape
+    return (
+        f"{num} videos of {frames} frames of {height}x{width}, "
+        f"{cascades.nfe(cascade)} NFE each, next to held-out real clips."
+    )
 
 
 def _variants(
@@ -113,7 +130,9 @@ def _sample(
 ) -> tuple[dict[str, Videos], dict[str, int]]:
     """Return the videos of each variant by stage, and the training step of each."""
     first, *_ = variants.values()
-    cond, videos, steps = clips.conditions(first, held_out), {}, {}
+    cond = clips.conditions(first, held_out)
+    videos = {}
+    steps = {}
 
     def note(stage: CascadeStage, trained: TrainedModel, _: np.ndarray) -> None:
         steps[stage.name] = trained.step
@@ -144,7 +163,8 @@ def _measure_stage(
     labels: of the samples, for data with attributes. distorted: whether distorted real
     clips are measured too, which takes seconds a clip with networks.
     """
-    config, (name, *others) = stage.config, samples
+    config = stage.config
+    name, *others = samples
     sets = reference_sets(samples[name], real.training, real.held_out["video"])
     if not distorted:
         named = {k: make for k, make in sets.named.items() if k not in DISTORTIONS}
@@ -153,7 +173,8 @@ def _measure_stage(
     scores = tables.measure(sets, real.training, networks, extra_samples)
     metric = ATTRIBUTE_METRICS.get(config.data.source)
     if metric and labels is not None:
-        video, stride = config.video, config.data.stride
+        video = config.video
+        stride = config.data.stride
         geometry = shapes.Geometry(video.frames, video.height, video.width, stride)
         rows = metric.reference_scores(geometry)
         for name, videos in samples.items():

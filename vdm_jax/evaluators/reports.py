@@ -46,6 +46,7 @@ def write_report(
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     note = f"Python {platform.python_version()}, {', '.join(versions)}, on {device}."
     commands = page.Commands("Commands", report.commands, note=note)
-    path, content = report.out / "index.html", [*sections, *tables, commands]
+    path = report.out / "index.html"
+    content = [*sections, *tables, commands]
     page.write(path, title=f"vdm_jax: {name}", summary=summary, sections=content)
     print(f"\nthe report: {path}")

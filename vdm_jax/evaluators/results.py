@@ -66,7 +66,7 @@ def model_protocol(
 
 
 def read_baseline_reports(folders: Sequence[Path], own: Protocol) -> dict[str, dict]:
-    """Return results.json of other reports by the names of their folders.
+    """Return results.json of other reports by the paths of their folders.
 
     own: the protocol of this evaluation.
 

@@ -109,7 +109,8 @@ def training_sections(workdir: Path, fps: float) -> list[page.Section]:
         )
     ]
     paths = sorted((workdir / "samples").glob("step-*.npz"))
-    number, grids = min(TRAINING_PREVIEWS, len(paths)), []
+    number = min(TRAINING_PREVIEWS, len(paths))
+    grids = []
     for index in np.linspace(0, len(paths) - 1, number).round().astype(int):
         try:
             videos = video_io.read_npz(paths[index])

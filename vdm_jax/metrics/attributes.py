@@ -69,7 +69,8 @@ class AttributeMetric(NamedTuple):
         self, videos: np.ndarray, labels: np.ndarray, stride: int = 1
     ) -> Row:
         """Return `accuracy` and `position_scores` of clips with labels int [n, 4]."""
-        labels, direction = labels.copy(), labels[:, 2]
+        direction = labels[:, 2]
+        labels = labels.copy()
         labels[:, 2] = np.where(direction < 0, -1, self.direction_classes[direction])
         measured = self.measure(videos, stride)
         return accuracy(measured, labels, self.names) | position_scores(measured)
@@ -82,7 +83,8 @@ class AttributeMetric(NamedTuple):
         The distortions are Gaussian noise of deviation .2 (of a range of 2), random
         order of frames, and uniform noise instead of the clips.
         """
-        source, rng = self.source(geometry, True), np.random.default_rng(seed)
+        source = self.source(geometry, True)
+        rng = np.random.default_rng(seed)
         clips = [source.load(i, rng, geometry.frames) for i in range(n)]
         real = np.stack([clip["video"] for clip in clips])
         labels = np.stack([clip["label"] for clip in clips])

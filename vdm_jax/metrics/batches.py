@@ -18,7 +18,8 @@ def apply_in_batches(
     copies of the last item, whose results are dropped, so that one compiled program
     serves all batches. progress: the name of a progress bar, "" for none.
     """
-    (n,), results = {len(array) for array in arrays}, []
+    (n,) = {len(array) for array in arrays}  # they are of one length
+    results = []
     size = min(size, n)
     disable = None if progress else True
     for start in tqdm(range(0, n, size), progress, disable=disable, unit="batch"):

@@ -65,7 +65,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [n, h, w, c] to [n, h', w', channels], with a skip if shapes agree."""
-        y, wide = x, x.shape[-1] * self.expansion
+        y = x
+        wide = x.shape[-1] * self.expansion
         if self.expansion > 1:
             y = _relu6(_conv(y, wide, "expand"))
         each = {"strides": self.stride, "feature_group_count": wide}

@@ -37,7 +37,8 @@ def cached_features(
     path = Path(folder) / f"{video_io.slug(name)}-{digest}.npz"
     with contextlib.suppress(OSError, CorruptFile, KeyError):
         return read_npz_arrays(path)["features"]
-    features, content = extract(videos), io.BytesIO()
+    features = extract(videos)
+    content = io.BytesIO()
     np.savez(content, features=features)
     try:
         write_bytes(path, content.getvalue(), overwrite=True)

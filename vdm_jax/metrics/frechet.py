@@ -56,7 +56,8 @@ def frechet_error(
     if n < 4:
         return float("nan")
     flat, target = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (a, b))
-    flat, off = flat - flat.mean(0), flat.mean(0) - target.mean(0)
+    off = flat.mean(0) - target.mean(0)
+    flat = flat - flat.mean(0)
     cross = flat @ _reduce_rows(target - target.mean(0)).T / np.sqrt(len(target) - 1)
     # Derivative of the distance with respect to the weight of each row of `a`.
     slopes = 2 * flat @ off / len(flat) + (flat**2).sum(1) / (len(flat) - 1)
@@ -69,9 +70,12 @@ def frechet_error(
 
     def residual(half: np.ndarray) -> float:
         """Return the distance of a half minus its linear approximation."""
-        x, y = (rows.reshape(n, -1)[half].reshape(-1, rows.shape[1])
-                for rows in (flat, cross))  # fmt: skip
-        centre, degrees = x.mean(0), len(x) - 1
+        x, y = (
+            rows.reshape(n, -1)[half].reshape(-1, rows.shape[1])
+            for rows in (flat, cross)
+        )
+        centre = x.mean(0)
+        degrees = len(x) - 1
         variance = ((x - centre) ** 2).sum() / degrees
         nuclear = _nuclear_norm(y - y.mean(0)) / np.sqrt(degrees)
         distance = ((centre + off) ** 2).sum() + variance - 2 * nuclear
@@ -100,7 +104,8 @@ def frechet_infinity(
 
     def distance(videos: np.ndarray) -> float:
         x, y = (rows[videos].reshape(-1, rows.shape[-1]) for rows in (a, b))
-        off, degrees = x.mean(0) - y.mean(0), len(x) - 1
+        off = x.mean(0) - y.mean(0)
+        degrees = len(x) - 1
         x, y = x - x.mean(0), y - y.mean(0)
         traces = (x**2).sum() + (y**2).sum()
         traces -= 2 * _nuclear_norm(x @ _reduce_rows(y).T)
@@ -146,6 +151,7 @@ def _nuclear_norm(rows: np.ndarray) -> float:
 
 def _halves(n: int, draws: int, seed: int) -> list[np.ndarray]:
     """Return random halves of range(n), each followed by its complement."""
-    rng, half = np.random.default_rng(seed), n // 2
+    rng = np.random.default_rng(seed)
+    half = n // 2
     orders = [rng.permutation(n) for _ in range(max(draws // 2, 1))]
     return [part for order in orders for part in (order[:half], order[-half:])]

@@ -30,7 +30,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the mean kernel of the k x k feature pairs of each two videos, [n, m]."""
     n, k, d = a.shape
-    flat, each = b.reshape(-1, d), max(1, BLOCK // (k * b.shape[0] * b.shape[1]))
+    flat = b.reshape(-1, d)
+    each = max(1, BLOCK // (k * b.shape[0] * b.shape[1]))
     rows = []
     for start in range(0, n, each):
         x = a[start : start + each]

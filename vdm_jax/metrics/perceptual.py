@@ -126,7 +126,8 @@ def network_rows(sets: ReferenceSets, networks: PerceptualNetworks) -> list[Row]
 
     A row has the keys of COLUMNS and BIAS_COLUMNS, and clips, their number.
     """
-    n, reference = len(sets.reference), to_uint8_rgb(sets.reference)
+    n = len(sets.reference)
+    reference = to_uint8_rgb(sets.reference)
     reference_logits = networks.i3d_logits("reference", reference)
     reference_frames = networks.frame_features("reference", reference)
     rows = []

@@ -170,7 +170,8 @@ def pixel_rows(
     NaN without held-out clips.
     """
     reference, named = sets
-    n, held_out = len(reference), named.get("held-out real")
+    n = len(reference)
+    held_out = named.get("held-out real")
     if held_out is not None:
         median = np.median(nearest_training(held_out(), training)[1])
     features = grouped_features(reference)

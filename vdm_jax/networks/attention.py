@@ -112,7 +112,8 @@ class ShawPosition(nn.Module):
         frames, _, dim = q.shape[-3:]
         most = self.max_distance
         index = np.clip(relative_offsets(frames), -most, most) + most
-        shape, init = (2 * most + 1, dim), nn.initializers.normal(dim**-0.5)
+        shape = (2 * most + 1, dim)
+        init = nn.initializers.normal(dim**-0.5)
         a_k = self.param("keys", init, shape, param_dtype(q))
         a_v = self.param("values", init, shape, param_dtype(q))
         return {"shaw": (a_k[index].astype(q.dtype), a_v[index].astype(q.dtype))}
@@ -129,7 +130,8 @@ class BiasPosition(nn.Module):
         """q [..., f, h, d] -> {"bias": [h, f, f]}."""
         frames, heads, _ = q.shape[-3:]
         index = relative_buckets(frames, self.num_buckets, self.max_distance)
-        shape, init = (heads, self.num_buckets), nn.initializers.normal(1.0)
+        shape = (heads, self.num_buckets)
+        init = nn.initializers.normal(1.0)
         return {"bias": self.param("table", init, shape, param_dtype(q))[:, index]}
 
 

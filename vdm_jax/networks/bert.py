@@ -56,7 +56,8 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Tokens int [n, l], mask bool [n, l] (True: a token) -> [n, l, width]."""
-        spec, dtype = self.spec, jnp.dtype(self.dtype)
+        spec = self.spec
+        dtype = jnp.dtype(self.dtype)
         positions = jnp.arange(tokens.shape[1])[None]
         x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
         x += embed(positions, spec.max_positions, spec.width, "position", dtype)

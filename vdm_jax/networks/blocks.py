@@ -50,7 +50,8 @@ class SelfAttention(nn.Module):
     reads_vector: whether the norm is scaled and shifted by inputs.vector.
     """
 
-    splits_heads, reads_vector = True, False
+    splits_heads = True
+    reads_vector = False
     spec: UNetSpec
 
     @nn.compact
@@ -131,7 +132,8 @@ class CrossAttention(nn.Module):
             raise ValueError("cross_attention reads inputs.tokens, which is None")
         b, f, h, w, c = x.shape
         norm = nn.LayerNorm(param_dtype=param_dtype(x), name="token_norm")
-        tokens, mask = norm(inputs.tokens).astype(x.dtype), inputs.token_mask
+        tokens = norm(inputs.tokens).astype(x.dtype)
+        mask = inputs.token_mask
         shape = (1, 1, tokens.shape[-1])
         null = self.param("null", nn.initializers.normal(1.0), shape, param_dtype(x))
         shape = (*tokens.shape[:-2], 1, tokens.shape[-1])

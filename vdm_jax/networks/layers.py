@@ -86,7 +86,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array, vector: jax.Array | None = None) -> jax.Array:
         """x [b, f, h, w, c], vector [b, d] or [b, f, d] -> [b, f, h, w, c]."""
         b, f, h, w, c = x.shape
-        g, dtype = self.groups or num_groups(c), param_dtype(x)
+        g = self.groups or num_groups(c)
+        dtype = param_dtype(x)
         scale = self.param("scale", nn.initializers.ones_init(), (c,), dtype)
         shift = self.param("bias", zeros_init, (c,), dtype)
         scale, shift = (p.reshape(1, 1, 1, c) for p in (scale, shift))

@@ -48,7 +48,8 @@ class T5Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, position: dict) -> jax.Array:
         """x [n, l, width], mask bool [n, l], position bias -> [n, l, width]."""
-        spec, no_bias = self.spec, {"use_bias": False}
+        spec = self.spec
+        no_bias = {"use_bias": False}
         y = norm(x, spec, "attention_norm")
         inner = spec.num_heads * spec.head_dim
         split = (*x.shape[:-1], spec.num_heads, spec.head_dim)
@@ -79,7 +80,8 @@ class T5(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Tokens int [n, l], mask bool [n, l] (True: a token) -> [n, l, width]."""
-        spec, dtype = self.spec, jnp.dtype(self.dtype)
+        spec = self.spec
+        dtype = jnp.dtype(self.dtype)
         x = embed(tokens, spec.vocab_size, spec.width, "token", dtype)
         # Only the shape and dtype of this query are used.
         query = jnp.zeros((tokens.shape[1], spec.num_heads, spec.head_dim), dtype)

@@ -27,7 +27,8 @@ class Down(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False):
         """z [b, f, h, w, c] -> x [b, f, h', w', c'], skips in order of execution."""
-        spec, make = self.spec, block_type(self.spec, self.parts)
+        spec = self.spec
+        make = block_type(self.spec, self.parts)
         if inputs.concat is not None:
             z = jnp.concatenate([z, inputs.concat.astype(z.dtype)], axis=-1)
         x = self.parts.stem(z, spec.levels[0].channels, spec, "conv_in")
@@ -55,7 +56,8 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
-        make, c = block_type(self.spec, self.parts), x.shape[-1]
+        make = block_type(self.spec, self.parts)
+        c = x.shape[-1]
         x = make(c, self.spec.mid_layers, name="block_0")(x, inputs, train)
         return make(c, (), name="block_1")(x, inputs, train)
 
@@ -71,13 +73,15 @@ class Up(nn.Module):
         self, x: jax.Array, skips: list, inputs: Inputs, train: bool = False
     ) -> jax.Array:
         """[b, f, h, w, c] -> x at the first level's width and resolution."""
-        spec, make = self.spec, block_type(self.spec, self.parts)
+        spec = self.spec
+        make = block_type(self.spec, self.parts)
         unused = list(skips)
         for i, level in reversed(list(enumerate(spec.levels))):
             blocks = level.blocks + spec.skip_downsamples
             for j in range(blocks):
                 x = jnp.concatenate([x, unused.pop()], axis=-1)
-                name, layers = f"level_{i}_block_{j}", level.layers_after(j, blocks)
+                name = f"level_{i}_block_{j}"
+                layers = level.layers_after(j, blocks)
                 x = make(level.channels, layers, name=name)(x, inputs, train)
             if i:
                 width = spec.levels[i - 1].channels
@@ -163,5 +167,6 @@ def _check_layers(field, layers, i, spec, layer_types):
         if name not in layer_types:
             raise UserError(f"network.{field}={name}: one of {', '.join(layer_types)}")
         if getattr(layer_types[name], "splits_heads", False):
-            where, channels = f"network.levels[{i}].channels", spec.levels[i].channels
+            where = f"network.levels[{i}].channels"
+            channels = spec.levels[i].channels
             check_multiple(where, channels, spec.head_dim, "head_dim")

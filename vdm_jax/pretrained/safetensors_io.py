@@ -132,7 +132,9 @@ def read_renamed(
       UserError: a file is damaged, a tensor is unknown, missing, no float, not finite
         or of another shape, or two differ for one path; it names the tensor.
     """
-    expected, leaves, extra = named_leaves(like), {}, []
+    expected = named_leaves(like)
+    leaves = {}
+    extra = []
     where = paths[0] if len(paths) == 1 else paths[0].parent
     for path in paths:
         try:

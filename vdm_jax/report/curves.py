@@ -42,7 +42,8 @@ class _Axis:
     """A linear or logarithmic map of values to 0..1, and its round tick values."""
 
     def __init__(self, values: np.ndarray, log: bool, margin: float):
-        self.log, self.scale = log, np.log10 if log else np.asarray
+        self.log = log
+        self.scale = np.log10 if log else np.asarray
         low, high = self.scale([values.min(), values.max()])
         spare = margin * (high - low) if high > low else 0.5
         self.low, self.high = low - spare, high + spare
@@ -87,7 +88,8 @@ def draw(lines: Sequence[Line], *, x_name: str = "step", log_x: bool = False) ->
     means = [_bin_means(x_axis(x), y) for _, x, y in series]
     tops = _separated([_svg_y(y_axis(mean)[-1]) / 10 for _, mean in means])
     grid = "".join(f"M0 {_svg_y(position)}H1000" for position, _ in y_axis.ticks())
-    paths, marks = f'<path class="grid" d="{grid}"/>', ""
+    paths = f'<path class="grid" d="{grid}"/>'
+    marks = ""
     for position, value in y_axis.ticks():
         top = f"top:{_svg_y(position) / 10:.2f}%"
         marks += f'<i class="y" style="{top}">{_number(value)}</i>'
@@ -97,7 +99,8 @@ def draw(lines: Sequence[Line], *, x_name: str = "step", log_x: bool = False) ->
     for i, ((position, mean), top, name) in enumerate(
         zip(means, tops, names, strict=True)
     ):
-        colour, line = f"c{i % NUM_COLOURS}", _path(position, y_axis(mean))
+        colour = f"c{i % NUM_COLOURS}"
+        line = _path(position, y_axis(mean))
         paths += f'<path class="line {colour}" d="{line}"/>'
         marks += f'<b class="{colour}" style="top:{top:.2f}%">{html.escape(name)}</b>'
     description = "; ".join(

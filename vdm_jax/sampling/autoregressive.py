@@ -39,7 +39,8 @@ def extend_in_blocks(
     The other arguments are those of `sample`; the blocks are numbered, and the
     observation has the size.
     """
-    observation, block = inputs.observation, model.video_shape[0]
+    observation = inputs.observation
+    block = model.video_shape[0]
     assert observation is not None
     frames, height, width = observation.video.shape[1:4]
     overlap = block // 2 if overlap_frames is None else overlap_frames
@@ -50,7 +51,8 @@ def extend_in_blocks(
         np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in observation[:2]
     )
     for number, start in enumerate(starts):
-        span, low_res = slice(start, start + block), observation.low_res
+        span = slice(start, start + block)
+        low_res = observation.low_res
         low_res = None if low_res is None else low_res[:, span]
         known = Observation(video[:, span], mask[:, span], low_res)
         if known.mask.all():

@@ -82,7 +82,8 @@ def generate(
     _check_conditions(model, num, inputs.cond)
     _check_conditions(model, num, inputs.negative or {})
     _check_rows(run, settings.steps, inputs)
-    observation, size = inputs.observation, run.size or model.video_shape[:3]
+    observation = inputs.observation
+    size = run.size or model.video_shape[:3]
     _check_size(model, size, observation)
     if observation is not None:  # one shape of mask, one program
         shape = observation.video[..., :1].shape
@@ -126,7 +127,8 @@ def sample_batches(
     dtype = jnp.result_type(float)
     table, weights = _step_arrays(program, settings, first, dtype)
     t = np.asarray(time_from_snr(settings.augmentation_snr))
-    initial, starts = inputs.initial_noise, range(0, num, batch)
+    initial = inputs.initial_noise
+    starts = range(0, num, batch)
     out = []
     with jax.set_mesh(mesh):
         for k, start in enumerate(starts):
@@ -200,7 +202,9 @@ def _branch_conditions(
 
     t: time of the noise on the videos of the conditions, which both branches read.
     """
-    model, batch, videos = program.model, len(keys), {}
+    model = program.model
+    batch = len(keys)
+    videos = {}
     for name, _ in model.video_conditions:
         video = take(inputs.cond[name]).astype(dtype)
         videos |= augment_video(keys, video, t, name=name, program=program)

@@ -34,7 +34,8 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    mesh, shape = sharding.make_mesh(), model.shape
+    mesh = sharding.make_mesh()
+    shape = model.shape
     program = SamplerProgram(model, INVERSION_SAMPLER, mesh, shape, shape[:3])
     z = model.codec.encode_on_host(videos, params.get("codec"))
     inputs = SamplingInputs(cond or {}, initial_noise=z)

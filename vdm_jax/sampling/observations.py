@@ -49,7 +49,8 @@ class OutputSpec:
 
     def checked_num_frames(self, default: int) -> int:
         """Return the number of frames, checked to be a block of the model or more."""
-        frames, block = self.num_frames or default, self.model.video_shape[0]
+        frames = self.num_frames or default
+        block = self.model.video_shape[0]
         shape = (frames, *self.size, self.model.video_shape[3])
         check_video_memory(self.num, shape, f"--num_frames={frames}")
         if frames < block:
@@ -148,7 +149,8 @@ def upscale(
     """
     frames = output.checked_num_frames(output.model.video_shape[0])
     height, width = output.size
-    factor, largest = downscale_factor, min(height, width)
+    factor = downscale_factor
+    largest = min(height, width)
     if factor is not None and not 2 <= factor <= largest:
         raise UserError(f"--downscale_factor={factor}: from 2 to {largest}")
     low = None if factor is None else (height // factor, width // factor)
@@ -217,8 +219,11 @@ def _read_clip(
             raise UserError(
                 f"{path}: too short: {len(video)} frames, {indices[-1] + 1} are needed"
             )
-        chosen, (height, width), length = indices, video.shape[1:3], len(video)
-        timing, video = "every frame", video[indices]
+        chosen = indices
+        height, width = video.shape[1:3]
+        length = len(video)
+        timing = "every frame"
+        video = video[indices]
         if size:
             video = video_io.resize(video, size)
     else:

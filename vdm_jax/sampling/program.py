@@ -32,7 +32,8 @@ class SamplerProgram:
     sampler: samplers.Sampler
     mesh: Mesh
     shape: tuple[int, int, int, int]  # (frames, height, width, channels) of z
-    window: tuple[int, int, int]  # of z, that the network takes: MultiDiffusion if less
+    # (frames, height, width) of z in one call; less than those of shape: MultiDiffusion
+    window: tuple[int, int, int]
     cfg_mode: str = ""  # "" without guidance
     clip_x: float = 0.0
     dynamic_threshold: float = 0.0
@@ -65,7 +66,8 @@ def _with_guidance_embedding(
 
 def _denoise_in_windows(program: SamplerProgram, denoise: Denoiser) -> Denoiser:
     """Denoise all of z in windows that overlap by half, each with its own videos."""
-    window, conditions = program.window, program.model.video_conditions
+    window = program.window
+    conditions = program.model.video_conditions
 
     def crop_cond(cond, start):
         for _, condition in conditions:

@@ -84,7 +84,8 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
     of the steps, then LOW and the full one alternately; "frames:FIRST", from FIRST at
     the first frame linearly to the full scale at the last.
     """
-    scale, n = settings.guidance_scale, len(logsnr)
+    scale = settings.guidance_scale
+    n = len(logsnr)
     name, *words = settings.guidance_schedule.split(":")
     try:
         numbers = [float(word) for word in words]

@@ -64,7 +64,8 @@ def section_dict(section: Any) -> ConfigDict:
     """
     part = ConfigDict()
     for name, field in settings_of(section).items():
-        value, kind = getattr(section, name), value_type(field)
+        value = getattr(section, name)
+        kind = value_type(field)
         empty = placeholder(typing.get_origin(kind) or kind)
         part[name] = empty if value is None else value
     return part
@@ -86,8 +87,10 @@ def value_type(field: Field) -> Any:
 
 def _element(field: Field) -> Any:
     """Return the dataclass of which the field holds a tuple, else None."""
-    first, *_ = (*typing.get_args(field.type), None)
-    return first if dataclasses.is_dataclass(first) else None
+    arguments = typing.get_args(field.type)
+    if arguments and dataclasses.is_dataclass(arguments[0]):
+        return arguments[0]
+    return None
 
 
 def _alternatives(kind: Any) -> tuple:
@@ -110,7 +113,8 @@ def check_config(config: Any, sections: Sections) -> None:
     for name, section in sections.items():
         if name and name not in config:
             continue
-        values, prefix = (config[name], f"{name}.") if name else (config, "")
+        values = config[name] if name else config
+        prefix = f"{name}." if name else ""
         if not hasattr(values, "items"):
             raise UserError(f"config.{name}={values!r:.40}: a section")
         fields = settings_of(section)
@@ -128,7 +132,8 @@ def check(fields: Mapping[str, Field], values: Mapping[str, Any], prefix: str) -
     for name, field in fields.items():
         if name not in values:
             continue
-        value, element = values[name], _element(field)
+        value = values[name]
+        element = _element(field)
         if element and isinstance(value, list | tuple):
             for i, each in enumerate(value):
                 _check_item(element, each, f"{prefix}{name}[{i}]")

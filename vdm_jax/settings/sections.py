@@ -21,14 +21,14 @@ Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 @dataclass(frozen=True)
 class Seeded:
-    """What stands outside of the sections."""
+    """Fields outside of the sections."""
 
     seed: int = setting(0, "decides all that is random", 0, 2**32 - 1)
 
 
 @dataclass(frozen=True)
 class TopLevel(Seeded):
-    """What stands outside of the sections."""
+    """Fields outside of the sections."""
 
     task: str = setting("diffusion", "what is trained", choices="training.tasks.TASKS")
     init_from: str = setting("", "workdir whose EMA a new run starts from", path=True)
@@ -227,7 +227,9 @@ class Updates:
     checkpoint_every: int = setting(1000, "steps", 1, MANY)
     keep_checkpoints: int = setting(3, "how many of the newest", 2, 10_000)
     log_every: int = setting(50, "steps", 1, MANY)
-    max_nonfinite_updates: int = setting(10, "skipped in a row before a stop", 1, MANY)
+    max_nonfinite_updates: int = setting(
+        10, "consecutive ones skipped before a stop", 1, MANY
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from vdm_jax.text.tokenization import load_clip_tokenizer, load_tokenizer
 DTYPES = ("float32", "bfloat16")
 # Limits for a config.json, which may declare any number. Layers are made one by one,
 # in up to a second each; the largest encoders have 24 (T5) and 48 (BERT).
-MAX_LAYERS, EPSILONS = 100, (1e-15, 1.0)
+MAX_LAYERS = 100
+EPSILONS = (1e-15, 1.0)
 T5_MAX_TOKENS = 512  # in the training of T5; its relative positions have no limit
 SENTENCE_CONFIG = "sentence_bert_config.json"
 
@@ -91,7 +92,8 @@ def _bert(config: ConfigFile, dtype: str) -> Family:
         epsilon=config.number("layer_norm_eps", 1e-12, *EPSILONS),
     )
     # Sentence encoders have a file with the length of their training texts.
-    sentence_path, max_tokens = config.path.parent / SENTENCE_CONFIG, spec.max_positions
+    sentence_path = config.path.parent / SENTENCE_CONFIG
+    max_tokens = spec.max_positions
     if sentence_path.is_file():
         sentence = config_json.read(sentence_path)
         max_tokens = min(sentence.number("max_seq_length", max_tokens), max_tokens)

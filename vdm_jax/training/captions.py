@@ -50,7 +50,8 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
       UserError: embeddings and no model that is conditioned on text, the reverse, or
         embeddings of another dimension.
     """
-    folder, dim = config.data.text_embeddings_dir, config.conditioning.text_dim
+    folder = config.data.text_embeddings_dir
+    dim = config.conditioning.text_dim
     if not folder and dim:
         raise UserError(
             f"config.conditioning.text_dim={dim} and no "

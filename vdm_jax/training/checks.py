@@ -38,7 +38,8 @@ def check_config(config) -> None:
         )
     dim = config.conditioning.cond_dim
     check_multiple("config.conditioning.cond_dim", dim, 2, "sines and cosines")
-    unit, parts = jax.device_count(), config.train.grad_accum_steps
+    unit = jax.device_count()
+    parts = config.train.grad_accum_steps
     check_multiple(
         "config.data.batch_size",
         config.data.batch_size,

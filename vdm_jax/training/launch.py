@@ -117,7 +117,9 @@ def _find_processes(
         return next(names, ""), {}
     if given == (None, 1, None):
         return "", {}
-    coordinator, count, number = coordinator or "", num_processes or 0, process_id
+    coordinator = coordinator or ""
+    count = num_processes or 0
+    number = process_id
     host, _, port = coordinator.rpartition(":")
     is_address = host and port.isdecimal() and 0 < int(port) < 2**16
     if number is None or not (is_address and 0 <= number < count <= MAX_PROCESSES):

@@ -159,7 +159,8 @@ def write_preview(run: OpenRun, step: int, videos: np.ndarray) -> None:
         return
     path = run.workdir / "samples" / f"step-{step:07d}"
     gif, sheet = path.with_suffix(".gif"), path.with_suffix(".png")
-    grid, fps = video_io.video_grid(videos), run.config.video.fps
+    grid = video_io.video_grid(videos)
+    fps = run.config.video.fps
     scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
     with run.logger.recording_failure():
         video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)

@@ -83,7 +83,8 @@ class OpenRun(NamedTuple):
         Raises:
           UserError (2): the checkpoint does not fit.
         """
-        other, step = self.config.init_from, self.restored_step
+        other = self.config.init_from
+        step = self.restored_step
         if step is None:
             self.logger.info(
                 f"{self.workdir} holds no checkpoint: starting at step 0 with "
@@ -133,7 +134,8 @@ def open_run(
         folder = workdir / "checkpoints"
         checkpoints = Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        step, changes = checkpoints.newest_intact(), []
+        step = checkpoints.newest_intact()
+        changes = []
         if step is not None:
             changes = on_first_process(lambda: config_changes(workdir, config, advice))
             before = checkpoints.extra(step)["fingerprint"]
@@ -142,7 +144,8 @@ def open_run(
                 what = f"checkpoint {step} of {workdir}"
                 check_same_arrays(checkpoints.leaves(step), abstract_state, what)
         if changes or step is None:
-            path, fields = workdir / "config.json", config.to_dict()
+            path = workdir / "config.json"
+            fields = config.to_dict()
             on_first_process(lambda: files.write_json(path, fields, indent=2))
         logger = Logger(workdir, step or 0)
         for change in changes:

@@ -97,7 +97,8 @@ class PreemptionSignal:
 
     def request_stop(self, request: int, reason: str) -> None:
         """Request all processes to stop, as a signal does."""
-        self._request, self.reason = max(self._request, request), reason
+        self._request = max(self._request, request)
+        self.reason = reason
 
     def _own(self) -> int:
         if time.monotonic() > self._deadline and not self._request:

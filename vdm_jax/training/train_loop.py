@@ -148,7 +148,8 @@ class _PendingMetrics:
         if self._pending is None:
             return
         (step, metrics, batch), self._pending = self._pending, None
-        row, settings = jax.device_get(metrics), self._run.config.train
+        row = jax.device_get(metrics)
+        settings = self._run.config.train
         self._rows.append(row)
         self._run.logger.advance(step)
         self._num_bad = 0 if row["finite"] else self._num_bad + 1
@@ -175,12 +176,14 @@ class _PendingMetrics:
             "step_time": step_time,
             "clips_per_second": clips / step_time,
         }
-        logger, num_steps = self._run.logger, self._run.config.train.steps
+        logger = self._run.logger
+        num_steps = self._run.config.train.steps
         logger.scalars(step, {f"train/{n}": float(v) for n, v in scalars.items()})
         loss = float(means["loss"])
         left = (num_steps - step) * step_time
         logger.status(step, num_steps, loss, clips / step_time, left)
-        self._rows, self._since = [], now
+        self._rows = []
+        self._since = now
 
 
 def _check_state(run: OpenRun, state, done: int) -> None:

@@ -101,7 +101,8 @@ class Trainer:
         if self.captions is not None:
             # It identifies the captions and the weights of their encoder.
             fingerprint["text"] = self.captions.metadata["keys"]
-        state, rules = self.abstract_state, config.mesh.activation_rules
+        state = self.abstract_state
+        rules = config.mesh.activation_rules
         with (
             open_run(workdir, config, fingerprint, stop, state, advice) as run,
             jax.set_mesh(self.mesh),
@@ -128,7 +129,8 @@ class Trainer:
         Raises:
           As `train_loop` and `OpenRun.resume`.
         """
-        config, position = run.config, (jax.process_index(), jax.process_count())
+        config = run.config
+        position = (jax.process_index(), jax.process_count())
         batches = pipeline.train_batches(config, self.source, *position)
         with contextlib.closing(batches):
             state = run.resume(self.abstract_state, init, batches)
@@ -160,7 +162,8 @@ class Trainer:
         aux_params: of `train`. The learning rate decays over aux_params["updates"]
         steps, or those of the run's config.
         """
-        config, lr_schedule = self.config.train, learning_rate(run.config.train)
+        config = self.config.train
+        lr_schedule = learning_rate(run.config.train)
 
         def lr_fn(step, aux_params) -> jax.Array:
             return lr_schedule(step, aux_params.get("updates", run.config.train.steps))
@@ -172,11 +175,13 @@ class Trainer:
             config.ema_decay,
             config.grad_accum_steps,
         )
-        state, everywhere = self.abstract_state, sharding.replicated(self.mesh)
+        state = self.abstract_state
+        everywhere = sharding.replicated(self.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
         jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
-        started, key = time.perf_counter(), samplers.key_from_seed(0)
         aux_params = {**self._codec, **aux_params}
+        started = time.perf_counter()
+        key = samplers.key_from_seed(0)
         compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")
@@ -188,7 +193,9 @@ class Trainer:
     def _log_sizes(self, run: OpenRun, compiled: jax.stages.Compiled) -> None:
         """Log devices, parameters, clips and memory before the first step."""
         params = jax.tree.leaves(self.abstract_state.params)
-        mesh, source, log = self.mesh, self.source, run.logger.info
+        mesh = self.mesh
+        source = self.source
+        log = run.logger.info
         clips, held_out = len(source.split(False)), len(source.split(True))
         log(
             f"{mesh.size} x {mesh.devices.flat[0].device_kind} in "

@@ -23,7 +23,9 @@ from vdm_jax.video_io.info import VideoInfo
 VERSION = "6"  # part of every key; raise it if the index, the pixels or a file change
 Shape = tuple[int, int, int]  # frames, height, width
 CRC_BYTES = 4
-CACHE_ADVICE = "use another config.data.cache_dir or config.data.cache_gib=0, or "
+CACHE_ADVICE = (
+    "config.data.cache_dir chooses it and config.data.cache_gib=0 stores no frames; "
+)
 
 
 def file_key(path: StrPath, *extra) -> str:
@@ -57,7 +59,8 @@ def stored_index(
                 raise
             stored = {"reason": error.reason}
         text = json.dumps(stored).encode()
-        write_bytes(entry, b"%d\n%s" % (zlib.crc32(text), text), overwrite=True)
+        content = b"%d\n%s" % (zlib.crc32(text), text)
+        write_bytes(entry, content, overwrite=True, advice=CACHE_ADVICE)
     if "reason" in stored:
         raise BadVideo(path, stored["reason"])
     return VideoInfo.from_json(stored["info"])
@@ -113,7 +116,8 @@ class FrameCache:
     """
 
     def __init__(self, folder: StrPath, max_bytes: int):
-        self.folder, self.max_bytes = Path(folder) / "frames", max_bytes
+        self.folder = Path(folder) / "frames"
+        self.max_bytes = max_bytes
 
     def read(
         self,
@@ -140,7 +144,8 @@ class FrameCache:
 
     def _evict(self) -> None:
         """Delete the least recently used entries above ``max_bytes``."""
-        stale, entries = time.time() - STALE_SECONDS, []
+        stale = time.time() - STALE_SECONDS
+        entries = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()

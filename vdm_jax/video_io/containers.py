@@ -122,7 +122,8 @@ def _packets(container, stream, decoder, path: str):
     were lost, and FFmpeg marks both as corrupt. Frames are lost only if their times
     jump too.
     """
-    first, packets, marked, times = None, [], [], []
+    first = None
+    packets, marked, times = [], [], []
     for packet in container.demux(stream):
         if packet.is_corrupt and container.format.name != "mpegts":
             raise BadVideo(path, f"corrupt or truncated at packet {len(packets)}")

@@ -161,7 +161,9 @@ def decode_previews(
     BadVideo if a frame does not decode.
     """
     numbers = np.round(np.linspace(0, info.frames - 1, previews)).astype(int)
-    first, selected, moves = None, {}, False
+    first = None
+    selected = {}
+    moves = False
     for number, frame in enumerate(decode_frames(info, size=size)):
         first = frame.astype(np.int16) if first is None else first
         moves = moves or bool(np.abs(frame - first).max() > FLAT_TOLERANCE)

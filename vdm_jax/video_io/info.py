@@ -108,16 +108,20 @@ class FrameSelection:
         Raises BadVideo if there is none, and if the rate of the file is below ``fps``:
         frames would repeat.
         """
-        span = (self.frames - 1) * self.stride + 1
-        have, need = f"{info.frames} frame" + "s" * (info.frames != 1), f"{span} frames"
-        number = info.frames - span + 1
+        have = "1 frame" if info.frames == 1 else f"{info.frames} frames"
         if rate := self._time_rate(info):
-            times, seconds = info.times, (self.frames - 1) / rate
+            times = info.times
+            seconds = (self.frames - 1) / rate
             # In half a frame the last frame is the nearest one.
             last = times[-1] + 0.5 / (info.fps or rate) - seconds
             number = int(np.searchsorted(times, last, side="right"))
             number = min(number, info.frames - (self.frames > 1))
-            have, need = f"{times[-1]:.2f} s ({have})", f"{seconds:.2f} s"
+            have = f"{times[-1]:.2f} s ({have})"
+            need = f"{seconds:.2f} s"
+        else:
+            span = (self.frames - 1) * self.stride + 1
+            number = info.frames - span + 1
+            need = f"{span} frames"
         if number < 1:
             raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
         return number
@@ -128,7 +132,8 @@ class FrameSelection:
 
     def seek_cost(self, info: VideoInfo) -> float:
         """Return the mean number of frames that are decoded to seek to a clip."""
-        first, keys = np.arange(self.num_starts(info)), info.keyframes
+        first = np.arange(self.num_starts(info))
+        keys = info.keyframes
         before = keys[np.searchsorted(keys, first, side="right") - 1]
         return float(np.mean(first - before) + self.span(info))
 

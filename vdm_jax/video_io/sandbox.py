@@ -203,7 +203,8 @@ def _answer(do: str, path: str = "", info: Any = None, arguments: Sequence = ())
     """Do what a request says; return the answer and the pixels that follow it."""
     if info is None:
         return {"info": getattr(decode, do)(path).to_json()}, None
-    info, moves = VideoInfo.from_json(info), None
+    info = VideoInfo.from_json(info)
+    moves = None
     if do == "fill_entry":
         size, entry = arguments
         cache.write_entry(entry, decode.decode_frames(info, size=size))

@@ -138,7 +138,8 @@ def write_sheet(
     borders = ((GUTTER, 0), (GUTTER, 0), (0, 0))
     pixels = np.pad(np.concatenate(rows), borders, constant_values=BACKGROUND)
     sheet = Image.fromarray(pixels)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
     for row, label in enumerate(labels):
         place = GUTTER, GUTTER + row * len(rows[0])
         draw.text(place, " ".join(label.split()), TEXT_COLOR, font)
