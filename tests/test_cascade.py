@@ -395,7 +395,7 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         f"--workdir={tmp_path}", *flags,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "give --teacher, a model or --cascade" in done.stderr.splitlines()[-1]
+    assert "give --teacher (a model) or --cascade" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
