@@ -64,8 +64,9 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
     monkeypatch.setattr(observers.sampling, "sample", sample)
     run = SimpleNamespace(logger=SimpleNamespace(active=False), config=config)
     trainer = SimpleNamespace(
-        model=model, source=source, captions=None, mesh=sharding.make_mesh()
-    )
+        model=model, source=source, captions=None, mesh=sharding.make_mesh(),
+        with_codec=lambda params: params,
+    )  # fmt: skip
     (sample_every, _, preview), (eval_every, _, validate) = observers.make_observers(
         trainer, run
     )
