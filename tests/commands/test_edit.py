@@ -128,8 +128,11 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --extend, a clip to continue or --interpolate"),
-        (["--extend=a.mp4", "--inpaint=a.mp4"], "give --extend, a clip to continue or"),
+        ([], "give --extend (a clip to continue) or --interpolate"),
+        (
+            ["--extend=a.mp4", "--inpaint=a.mp4"],
+            "give --extend (a clip to continue) or",
+        ),
         (["--workdir="], "--workdir= is empty"),
         (["--extend="], "--extend= is empty"),
         (["--extend=a.mp4", "--mask=a.png"], "--mask goes with --inpaint, not with"),

@@ -309,7 +309,7 @@ def test_text_that_does_not_fit_is_refused(folder, tmp_path, changes, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "give --config, a model or --cascade, its stages"),
+        ([], "give --config (a model) or --cascade (its stages)"),
         (["--cascade=configs/shapes.py"], "is of one model: it names no STAGES"),
         (
             ["--cascade=configs/cascade_smal.py"],
