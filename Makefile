@@ -33,9 +33,9 @@ setup: .venv/ready$(if $(EXTRA),-$(EXTRA))
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=15
 
-# Tests of minutes: meshes of eight devices, two processes.
+# Tests of minutes: meshes of eight devices, two processes, all stages and edits.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 

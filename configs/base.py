@@ -7,12 +7,12 @@ field. An unknown field or a value of another type is an error.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.settings import DISTILLATION, TRAINING, compose
+from vdm_jax.settings import DISTILLATION, OPTIONAL, TRAINING, compose
 
 
 def base() -> ConfigDict:
     """Return a config of a base model; each experiment sets its network.levels."""
-    return compose({name: TRAINING[name] for name in TRAINING if name != "stage"})
+    return compose({name: TRAINING[name] for name in TRAINING if name not in OPTIONAL})
 
 
 def distillation() -> ConfigDict:

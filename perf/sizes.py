@@ -16,13 +16,13 @@ import numpy as np
 
 from configs import imagen_video, vdm
 from perf import rows
-from vdm_jax import build, runs
-from vdm_jax.training import checks
+from vdm_jax import build, latents, runs, settings
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m perf.sizes"
 ROOT = FILE.parents[1]
 GAP = 300  # seconds
+AUTOENCODER = "diffusion_pytorch_model.safetensors"  # file of an autoencoder
 MACHINE = "any: counted from shapes and files"
 
 
@@ -30,7 +30,7 @@ def of_config(module, variant: str) -> dict[str, float]:
     """Return the parameters of the network, and with the conditioning encoder."""
     config = module.get_config(variant).unlock()
     config.data.update(mean=0.0, variance=1.0)
-    checks.check_config(config)
+    settings.check_config(config, settings.TRAINING)
     shapes = jax.eval_shape(build.build_model(config).init_params, jax.random.key(0))
     return _counted(shapes)
 
@@ -46,8 +46,14 @@ def shipped(folder: Path) -> dict[str, float]:
     log = (folder / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in log]
     between = np.diff([entry["time"] for entry in entries])
-    return _counted(runs.load(folder).params) | {
-        "bytes": (folder / "params.safetensors").stat().st_size,
+    if (file := folder / AUTOENCODER).is_file():
+        counted = _counted({"network": latents.load(folder)[1]})
+    else:
+        file = folder / "params.safetensors"
+        params = runs.load(folder).params
+        counted = _counted({k: v for k, v in params.items() if k != "codec"})
+    return counted | {
+        "bytes": file.stat().st_size,
         "steps": entries[-1]["step"],
         "minutes": float(between[between < GAP].sum() / 60),
         "minutes of gaps": float(between[between >= GAP].sum() / 60),
@@ -73,6 +79,7 @@ def main() -> None:
         "imagen_video": {v: of_config(imagen_video, v) for v in imagen_video.STAGES},
     }
     files = sorted(ROOT.glob("models/*/params.safetensors"))
+    files += sorted(ROOT.glob(f"models/*/{AUTOENCODER}"))
     stages = sorted(ROOT.glob("cascades/*/*/params.safetensors"))
     sizes = {str(f.parent.relative_to(ROOT)): shipped(f.parent) for f in files + stages}
     for cascade in {f.parents[1] for f in stages}:

@@ -9,6 +9,7 @@ the one that docs/reliability.md documents; the exit status is then 1. Faults th
 machine does not allow, such as mounting, are skipped by name.
 """
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no fault {unknown[0]!r}; there are {', '.join(FAULTS)}")
         return 2
+    # A shell or nohup starts what runs in its background with these ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     wrong = 0
     for name in names or FAULTS:
         print(f"{name}: {(FAULTS[name].__doc__ or '').splitlines()[0]}", flush=True)

@@ -18,7 +18,7 @@ from vdm_jax import cascade, cascade_file
 from vdm_jax.data import shapes as shapes_data
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import sections
-from vdm_jax.metrics.attributes import SHAPES
+from vdm_jax.metrics.shape_scores import SHAPES
 from vdm_jax.model import DiffusionModel
 from vdm_jax.report import page
 from vdm_jax.settings import section_dict
@@ -346,6 +346,7 @@ def test_stages_have_the_same_labels(folder, tmp_path):
         cascade.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_command_distils_every_stage(folder, tmp_path):
     """A second call does nothing; the file's sampling settings are kept."""
     two = folder / "two.toml"
@@ -406,7 +407,10 @@ def test_distillation_has_one_teacher_or_a_cascade(tmp_path, flags):
         (["--cascade={}", "--last_stage=top"], "stage 'top'"),
         (["--cascade={}", "--prompt=a cat"], "trained without text"),
         (["--cascade={}", "--label=red"], "was trained without labels"),
-        (["--cascade={}", "--num_frames=8"], "goes with --workdir, not with --cascade"),
+        (
+            ["--cascade={}", "--num_frames=8"],
+            "goes with --workdir or --system, not with --cascade",
+        ),
         (["--cascade={}", "--augmentation_snr=0.1"], "trained with 1 to inf"),
         (["--cascade={}", "--prompts=nowhere.txt"], "--prompts=nowhere.txt"),
         (["--cascade={}", "--text_encoder=x"], "--text_encoder: "),

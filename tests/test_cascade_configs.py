@@ -41,7 +41,12 @@ def test_the_input_of_each_stage_is_the_output_of_the_previous(module, first, la
     assert previous.shape == last
 
 
-@pytest.mark.parametrize("stage", imagen_video.STAGES)
+FIRST, *MIDDLE, LAST = imagen_video.STAGES
+
+
+@pytest.mark.parametrize(
+    "stage", [FIRST, *(pytest.param(s, marks=pytest.mark.slow) for s in MIDDLE), LAST]
+)
 def test_parameter_counts_are_those_of_the_table(stage):
     model = build(stage)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))

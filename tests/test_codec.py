@@ -7,6 +7,7 @@ import pytest
 
 from configs import cascade_small, shapes
 from tests.run_command import SMOKE, call
+from tests.small_model import area_mean_errors
 from vdm_jax import build, cascade, codec, data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
@@ -96,32 +97,15 @@ def test_it_extends_and_known_pixels_come_back(trained):
     run = runs.load(trained)
     video, mask = videos(1, 12, 16, 16, 3), np.zeros((1, 12, 16, 16, 1), bool)
     mask[:, :4] = True
-    known, settings = (
-        Observation(video, mask),
-        sampling.Settings(sampler="ddim", steps=2),
-    )
-    inputs = SamplingInputs(observation=known)
+    settings = sampling.Settings(sampler="ddim", steps=2)
+    inputs = SamplingInputs(observation=Observation(video, mask))
     made = sampling.extend_in_blocks(run.model, run.params, 2, settings, inputs)
     np.testing.assert_array_equal(made[:, :4], np.repeat(video[:, :4], 2, 0))
     assert abs(made[:, 4:] - video[:, 4:]).mean() > 0.1
 
 
 def test_known_area_means_guide_the_decoded_video(trained):
-    run = runs.load(trained)
-    low = np.full((1, 8, 4, 4, 3), 0.5, np.float32)
-    none = np.zeros((1, 8, 16, 16, 1), bool)
-    known = Observation(np.zeros((1, 8, 16, 16, 3), np.float32), none, low)
-    inputs = SamplingInputs(observation=known)
-    made = [
-        sampling.sample(
-            run.model, run.params, 1,
-            sampling.Settings(8, "ddim", reconstruction_weight=weight), inputs,
-        )
-        for weight in (1e-9, 1.0)
-    ]  # fmt: skip
-    errors = [
-        abs(x.reshape(1, 8, 4, 4, 4, 4, 3).mean((3, 5)) - low).mean() for x in made
-    ]
+    errors = area_mean_errors(runs.load(trained), mean=0.5)
     assert errors[1] < 0.5 * errors[0]
 
 

@@ -16,6 +16,8 @@ def write_noise(part, out):
     """Write what the command of a part writes, with noise as videos."""
     videos = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
     meta, folder = {"command": "x", "workdir": "models/shapes"}, out / part.name
+    if part.name == "pictures":
+        videos = videos[:, :1]
     if part.name == "prompts":
         meta, folder = meta | {"stages": ["base", "ssr1"]}, folder / "ssr1"
     video_io.write_samples(folder, "samples", videos, 8, meta, ["a", "<b>"])
@@ -29,11 +31,12 @@ def test_the_page_has_all_parts(tmp_path, monkeypatch, capsys):
     page = path.read_text()
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
-        "A student of eight steps", "Prompts, stage by stage",
-        "A model of natural videos", "Seconds", "Next commands",
+        "A student of eight steps", "Pictures from sentences",
+        "Prompts, stage by stage", "A model of natural videos", "Seconds",
+        "Next commands",
     ]  # fmt: skip
     assert "<b>" not in page and page.count("sample.py") >= len(demo.PARTS)
-    assert page.count("<img") == 2 + len("ab")
+    assert page.count("<img") == 2 + 2 * len("ab")
 
 
 def test_the_next_commands_name_what_exists():
@@ -62,4 +65,5 @@ def test_a_run(tmp_path, capfd):
     demo.main([f"--out={tmp_path}"])
     assert (tmp_path / "report" / "index.html").is_file()
     assert len([*tmp_path.rglob("samples-*.mp4")]) == 8 + 2 * 5
+    assert len([*tmp_path.rglob("samples-*.png")]) == 6
     assert capfd.readouterr().out.endswith("index.html\n")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import run_command
+from tests.parity.recorded import write_autoencoder
 from vdm_jax.data import embeddings, shapes
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +47,11 @@ def call(devices: int, x64: bool, script: str, *flags: str) -> str:
     return done.stdout
 
 
-def trained(folder: Path, devices: int, x64: bool, *mesh: str) -> dict[str, np.ndarray]:
+def trained(
+    folder: Path, devices: int, x64: bool, *mesh: str, config: str = "shapes"
+) -> dict[str, np.ndarray]:
     """Train STEPS steps and return the parameters by name."""
-    config = "--config=configs/shapes.py:smoke"
+    config = f"--config=configs/{config}.py:smoke"
     call(devices, x64, "train.py", config, f"--workdir={folder}", *SIZES, *QUIET, *mesh)
     arrays = run_command.arrays(folder / "checkpoints", STEPS, x64)
     return {name: a for name, a in arrays.items() if name.startswith("params/")}
@@ -76,6 +80,18 @@ def test_eight_devices_train_as_one(single, mesh, tmp_path):
     assert next(iter(single.values())).dtype == np.float64
     eight = trained(tmp_path / "run", 8, True, *MESHES[mesh])
     assert largest(single, eight) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp=8", "4x2"])
+def test_eight_devices_train_an_autoencoder_as_one(mesh, tmp_path):
+    """With LPIPS, and a critic that starts to train after a quarter of the steps."""
+    start = f"--config.autoencoder.critic_start={STEPS // 4}"
+    one = trained(tmp_path / "one", 1, True, start, config="autoencoder")
+    flags = *MESHES[mesh], start
+    eight = trained(tmp_path / "eight", 8, True, *flags, config="autoencoder")
+    assert one["params/critic/conv_out/kernel"].dtype == np.float64
+    assert largest(one, eight) < 1e-10
 
 
 @pytest.mark.slow
@@ -206,3 +222,71 @@ def test_a_stage_and_a_cascade_are_the_same_on_eight_devices(text_folder, tmp_pa
         videos.append(np.load(out))
     assert videos[0].std() > 0.1
     assert abs(videos[0] - videos[1]).max() < 1e-9
+
+
+LATENT_IMAGES = """
+from configs import shapes
+
+def get_config():
+    config = shapes.get_config("smoke").unlock()
+    config.video.update(frames=1, height=16, width=16)
+    config.data.update(source="folder", label_vocabulary=())
+    config.codec.kind = "autoencoder"
+    config.network = {{
+        "kind": "sd", "num_heads": (2, 2), "norm_groups": 4, "mid_layers": (),
+        "levels": (
+            {{"channels": 8, "blocks": 1, "layers": ("spatial_transformer",)}},
+            {{"channels": 16, "blocks": 1}},
+        ),
+    }}
+    config.conditioning.update(
+        text_dim=6, text_dropout=0.1, text_pooling=False, label_dropout=0.0,
+        attribute_dropout=0.0, frame_index_embedding=False,
+    )
+    config.diffusion.update(
+        schedule="discrete", logsnr_shift=0.0, train_logsnr_shifts=(),
+    )
+    # Few programs, and small ones.
+    config.train.update(
+        sample_every=0, eval_every=0, optimizer="adam", learning_rate=1e-3
+    )
+    config.codec.path = {vae!r}
+    config.data.update(path={pictures!r}, text_embeddings_dir={text!r})
+    config.data.cache_dir = {cache!r}
+    return config.lock()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "4x2"])
+def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
+    """Pictures, an autoencoder, Stable Diffusion's U-Net and text."""
+    rng, captions = np.random.default_rng(0), []
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(24):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        captions.append(f"picture number {i}")
+        (pictures / f"{i}.txt").write_text(captions[-1])
+
+    def encode(texts):
+        return [rng.normal(size=(len(c.split()) + 1, 6)).astype("f2") for c in texts]
+
+    text = tmp_path / "text"
+    embeddings.write(text, captions, encode, {"encoder": "/nowhere", "width": 6})
+    vae = write_autoencoder(tmp_path / "vae", part="tiles_", scaling_factor=0.5)
+    places = {"pictures": pictures, "text": text, "vae": vae, "cache": tmp_path / "c"}
+    config = tmp_path / "config.py"
+    config.write_text(LATENT_IMAGES.format(**{n: str(p) for n, p in places.items()}))
+    states = []
+    for devices, flags in ((1, ()), (8, MESHES[mesh])):
+        workdir = tmp_path / str(devices)
+        call(
+            devices, True, "train.py", f"--config={config}", f"--workdir={workdir}",
+            *SIZES, f"--config.train.checkpoint_every={STEPS}", *flags,
+        )  # fmt: skip
+        arrays = run_command.arrays(workdir / "checkpoints", STEPS, True)
+        states.append({n: a for n, a in arrays.items() if n.startswith("params/")})
+    assert next(iter(states[0].values())).dtype == np.float64
+    assert largest(*states) < 1e-10

@@ -27,7 +27,8 @@ def predict(model, params, z, t):
     """Return the prediction at times t under label 0, and the noise level."""
     batch = {"label": np.zeros((len(z), 2), np.int32)}
     level = schedules.noise_level(model.schedule, jnp.asarray(t))
-    return model.denoiser(params)(z, level, model.raw_conditions(batch)), level
+    denoise = jax.jit(model.denoiser(params))
+    return denoise(z, level, model.raw_conditions(batch)), level
 
 
 def test_a_preconditioned_model_starts_as_the_best_linear_prediction(model, params):
@@ -120,6 +121,7 @@ def joint():
         lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape, p.dtype),
         model.init(jax.random.key(0)),
     )
+    denoise = jax.jit(model.denoiser(params))
     rng = np.random.default_rng(0)
     frames = model.shape[0]
     batch = {
@@ -135,7 +137,7 @@ def joint():
         if keep is not None:
             cond["keep"] = keep(cond["keep"])
         level = schedules.noise_level(model.schedule, jnp.array([0.4, 0.6]))
-        return model.denoiser(params)(model.normalize(batch["video"]), level, cond).x
+        return denoise(model.normalize(batch["video"]), level, cond).x
 
     return model, batch, x_of
 

@@ -150,6 +150,7 @@ def test_a_run_of_version_0_1_is_a_start_for_another(workdirs, tmp_path, monkeyp
     assert_same_arrays(named_leaves(state.params), named_leaves(runs.load(old).params))
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_resumes_bit_for_bit(workdirs, tmp_path):
     """Two more updates, with a clipped gradient, as if it had never stopped."""
     run, old = workdirs

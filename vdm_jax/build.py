@@ -11,12 +11,13 @@ from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
-from vdm_jax.networks import NETWORKS
+from vdm_jax.networks import NETWORKS, control
 from vdm_jax.networks.layers import noise_level_embedding
 
 
-def schedule_from_config(diffusion: Any) -> schedules.Schedule:
-    """Return the noise schedule of a config's diffusion section."""
+def schedule_from_config(config: Any) -> schedules.Schedule:
+    """Return the noise schedule of a config."""
+    diffusion = config.diffusion
     name = diffusion.schedule
     accepted = {field.name for field in dataclasses.fields(schedules.SCHEDULES[name])}
     shifts = ("logsnr_shift", "noise_logsnr_shift")
@@ -37,6 +38,8 @@ def schedule_from_config(diffusion: Any) -> schedules.Schedule:
             "diffusion.prediction_type='eps', which does not determine the video where "
             "no signal is left: -20 or more, or prediction_type='v'"
         )
+    if name == "discrete" and "discrete" in config:
+        return schedules.Discrete(**config.discrete)
     return schedules.make_schedule(
         name,
         diffusion.logsnr_min,
@@ -70,7 +73,7 @@ def build_model(config: Any) -> DiffusionModel:
     codec = codecs.from_config(config)
     video_shape = video.frames, video.height, video.width, video.channels
     z_shape = codec.z_shape(video_shape)
-    schedule = schedule_from_config(diffusion)
+    schedule = schedule_from_config(config)
     shifted = tuple(
         dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
         for shift in diffusion.train_logsnr_shifts
@@ -84,11 +87,14 @@ def build_model(config: Any) -> DiffusionModel:
     width, layers = config.conditioning.cond_dim, config.conditioning.cond_mlp_layers
     encoder = ConditioningEncoder(width, layers, rows, noise_embedding(schedule))
     make_network = NETWORKS[config.network.kind]
+    network = make_network(config.network.to_dict(), z_shape[3], sizes)
+    if "control" in config:
+        network = _with_control(config, network, video_shape, z_shape)
     scaling = {}
     if diffusion.precondition:
         scaling = {"mean": config.data.mean, "variance": config.data.variance}
     return DiffusionModel(
-        network=make_network(config.network.to_dict(), z_shape[3], sizes),
+        network=network,
         conditioning_encoder=encoder,
         schedule=schedule,
         training_schedule=training_schedule,
@@ -98,3 +104,22 @@ def build_model(config: Any) -> DiffusionModel:
         prediction_type=diffusion.prediction_type,
         **scaling,
     )
+
+
+def _with_control(
+    config: Any, network: Any, video_shape: codecs.Shape, z_shape: codecs.Shape
+) -> control.Controlled:
+    """Return a network with the ControlNet that a config describes."""
+    if config.network.kind != "sd":
+        raise UserError(
+            "config.control: a ControlNet is for a network of kind 'sd', not "
+            f"{config.network.kind!r}"
+        )
+    width, layers = config.conditioning.cond_dim, config.conditioning.cond_mlp_layers
+    channels = tuple(config.control.hint_channels)
+    if not channels:
+        raise UserError("config.control.hint_channels=(): one width or more")
+    own = control.control_net(network, channels, width, layers)
+    name = "config.control.hint_channels"
+    control.check_hint(own, video_shape[1:3], z_shape[1:3], name)
+    return control.Controlled(network, (own,))

@@ -16,7 +16,9 @@ import numpy as np
 
 from vdm_jax import build, cascade_file, migration, runs, sampling
 from vdm_jax import text as text_encoders
+from vdm_jax.adapters import Loras
 from vdm_jax.cascade_file import CASCADE_FILE
+from vdm_jax.controls import Controls, with_controls
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel
@@ -59,12 +61,15 @@ class Cascade:
     """Stages in sequence.
 
     text_encoder: name or folder of the encoder that all stages were trained with, ""
-    for a cascade without text.
+    for a cascade without text. loras: applied to the first stage and to that encoder.
+    controls: of the first stage, whose model has them.
     """
 
     path: Path
     stages: tuple[CascadeStage, ...]
     text_encoder: str
+    loras: Loras = Loras()
+    controls: Controls = Controls()
 
     def truncate(self, last_stage: str) -> "Cascade":
         """Return the cascade up to the stage of that name; "" keeps all of it.
@@ -77,6 +82,21 @@ class Cascade:
             raise UserError(f"stage {last_stage!r}: {self.path} has {', '.join(names)}")
         end = names.index(last_stage) + 1 if last_stage else len(names)
         return dataclasses.replace(self, stages=self.stages[:end])
+
+    def with_controls(self, controls: Controls) -> "Cascade":
+        """Return the cascade whose first stage has these ControlNets.
+
+        Raises:
+          UserError: its model has one already.
+        """
+        first, *rest = self.stages
+        first = first._replace(model=with_controls(first.model, controls.networks))
+        return dataclasses.replace(self, stages=(first, *rest), controls=controls)
+
+    def load_first(self) -> TrainedModel:
+        """Load the first stage's model, with its LoRAs and ControlNets."""
+        trained = runs.load(self.stages[0].workdir)
+        return self.controls.apply(self.loras.apply(trained))
 
     def with_sampling(self, settings: dict[str, Any]) -> "Cascade":
         """Return the cascade with these settings at every stage.
@@ -243,8 +263,9 @@ def encode_conditions(
       seed: decides the labels that are drawn.
 
     Returns:
-      Arrays label, text and text_mask, those that the stages read. The second value is
-      None without a negative label and a negative prompt.
+      Arrays label, text, text_mask, null_text and null_text_mask, those that the
+      stages read. The second value is None without a negative label and a negative
+      prompt.
 
     Raises:
       UserError: as `sampling.label_array` and `encode_prompts`.
@@ -259,7 +280,7 @@ def encode_conditions(
         negative["label"] = sampling.label_array(
             model, num, negative_label, flag="negative_label"
         )
-    if prompts or negative_prompt:
+    if prompts or negative_prompt or "null_text" in model.batch_arrays:
         text, negative_text = encode_prompts(cascade, prompts, negative_prompt)
         cond |= text
         negative |= negative_text
@@ -272,7 +293,8 @@ def encode_prompts(
     """Embed the prompts, and the negative prompt for all of them.
 
     Returns arrays text and text_mask of both. There are none for a cascade without
-    text, nor in the second dict without a negative prompt.
+    text, nor in the second dict without a negative prompt. The first has the tokens of
+    "" too, as null_text and null_text_mask, where a dropped text is the empty one.
 
     Raises:
       UserError: a prompt is too long, or the cascade takes no text; the text encoder is
@@ -283,15 +305,19 @@ def encode_prompts(
             raise UserError(f"{cascade.path} was trained without text")
         return {}, {}
     encoder = text_encoders.load_encoder(cascade.text_encoder)
-    dim = cascade.stages[0].model.text_dim
+    model = cascade.stages[0].model
     hashes = {stage.config.conditioning.text_encoder_sha256 for stage in cascade.stages}
     sha256 = max(hashes)  # "" for runs that did not record it
-    if encoder.dim != dim or (sha256 and sha256 != encoder.sha256()):
+    if encoder.dim != model.text_dim or (sha256 and sha256 != encoder.sha256()):
         raise UserError(
             f"{cascade.text_encoder} is not the text encoder that {cascade.path} was "
             "trained with: its width or its weights differ"
         )
-    texts = sorted({*prompts, negative_prompt})  # one call pads all to one length
+    encoder = cascade.loras.apply_to_text_encoder(encoder)
+    null_names = model.condition("text").required
+    # One call pads all to one length.
+    wanted = {*prompts, negative_prompt} | ({""} if null_names else set())
+    texts = sorted(wanted)
     tokens, mask, _ = map(np.asarray, encoder(texts))
 
     def take(selected: Sequence[str]) -> Conditions:
@@ -299,6 +325,11 @@ def encode_prompts(
         return {"text": tokens[rows], "text_mask": mask[rows]} if rows else {}
 
     negative = take([negative_prompt] if negative_prompt else [])
+    if null_names:
+        null = dict(zip(null_names, take([""]).values(), strict=True))
+        # Both branches have arrays of one shape: without a prompt the text is "".
+        own = take(prompts or ([""] if negative else []))
+        return {**own, **null}, negative
     # Without a prompt no token, as if dropped, of the negative's shape.
     none = {name: np.zeros_like(array) for name, array in negative.items()}
     return take(prompts) or none, negative
@@ -344,12 +375,14 @@ def sample(
         if index == 0 and base_videos is not None:
             videos[stage.name] = base_videos
             continue
-        trained = runs.load(stage.workdir)
+        trained = cascade.load_first() if index == 0 else runs.load(stage.workdir)
+        inputs = _stage_inputs(stage, cond or {}, negative or {}, previous)
+        if index == 0:
+            inputs = cascade.controls.add(inputs)
         method = sample_base if sample_base and not index else sampling.sample
         report = functools.partial(progress, stage.name)
         previous = videos[stage.name] = method(
-            trained.model, trained.params, num, stage.settings,
-            _stage_inputs(stage, cond or {}, negative or {}, previous),
+            trained.model, trained.params, num, stage.settings, inputs,
             sampling.Run(seed, index, first_video=first_index, progress=report),
         )  # fmt: skip
         if on_stage:

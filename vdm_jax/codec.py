@@ -19,7 +19,7 @@ from vdm_jax import latents
 from vdm_jax.diffusion.schedules import array_namespace
 from vdm_jax.errors import UserError
 from vdm_jax.latents import Autoencoder
-from vdm_jax.networks import autoencoder as networks
+from vdm_jax.networks.autoencoder import check as check_size
 
 Shape = tuple[int, int, int, int]  # (frames, height, width, channels)
 
@@ -42,8 +42,15 @@ class Codec:
         """Return its parameters; empty where it has none."""
         return {}
 
-    def encode(self, video: Any, params: Any = None) -> Any:
-        """Return z of videos."""
+    def fingerprint(self) -> str:
+        """Return a hash of its files; "" where it has none."""
+        return ""
+
+    def encode(self, video: Any, params: Any = None, key: Any = None) -> Any:
+        """Return z of videos.
+
+        key: of a draw, where a video has a distribution of z; None for its mean.
+        """
         return video
 
     def decode(self, z: Any, params: Any = None) -> Any:
@@ -53,6 +60,11 @@ class Codec:
     def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
         """Return z of host arrays as host arrays."""
         return np.asarray(self.encode(videos, params))
+
+    def moments_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Return mean and deviation of z, [b, f, h', w', 2 k], of host arrays."""
+        z = self.encode_on_host(videos, params)
+        return np.concatenate([z, np.zeros_like(z)], axis=-1)
 
     def decode_on_host(self, z: np.ndarray, params: Any = None) -> np.ndarray:
         """Return the videos of z as host arrays, decoded one by one."""
@@ -87,7 +99,7 @@ class Patch(Codec):
             )
         return frames, height // 2, width // 2, 4 * channels
 
-    def encode(self, video: Any, params: Any = None) -> Any:
+    def encode(self, video: Any, params: Any = None, key: Any = None) -> Any:
         """Mean and differences of each patch, times 2."""
         b, f, h, w, c = video.shape
         pixels = video.reshape(b, f, h // 2, 2, w // 2, 2, c)
@@ -116,7 +128,7 @@ def _einsum(rule: str, x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latents(Codec):
-    """Mean latents of a trained autoencoder, shifted and scaled as its config says.
+    """Latents of a trained autoencoder, shifted and scaled as its config says.
 
     path: folder of the autoencoder, with its parameters.
     """
@@ -129,7 +141,7 @@ class Latents(Codec):
         """The height and width over the factor; the channels of the latents."""
         spec = self.autoencoder.network.spec
         frames, height, width, channels = video_shape
-        networks.check(spec, height, width)
+        check_size(spec, height, width)
         if channels != spec.in_channels:
             raise UserError(
                 f"the autoencoder {self.path} is for videos of {spec.in_channels} "
@@ -142,9 +154,13 @@ class Latents(Codec):
         """Return the parameters of the network, from its folder."""
         return latents.read_params(self.autoencoder, Path(self.path))
 
-    def encode(self, video: Any, params: Any = None) -> Any:
-        """Return the means, scaled; a few frames are in memory at a time."""
-        return self.autoencoder.encode(params, video)
+    def fingerprint(self) -> str:
+        """Return a hash of the config and the tensors in its folder."""
+        return latents.fingerprint(Path(self.path))
+
+    def encode(self, video: Any, params: Any = None, key: Any = None) -> Any:
+        """Return means or draws, scaled; a few frames are in memory at a time."""
+        return self.autoencoder.encode(params, video, key)
 
     def decode(self, z: Any, params: Any = None) -> Any:
         """Return the videos; a few frames are in memory at a time."""
@@ -154,9 +170,18 @@ class Latents(Codec):
         """Encode chunks of frames by one compiled program."""
         return _by_frames(self.autoencoder.stream_encode, params, videos)
 
+    def moments_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Return mean and deviation of z, [b, f, h', w', 2 k], by the same program."""
+        return _by_frames(self.autoencoder.stream_moments, params, videos)
+
     def decode_on_host(self, z: np.ndarray, params: Any = None) -> np.ndarray:
         """Decode chunks of frames by one compiled program."""
         return _by_frames(self.autoencoder.stream_decode, params, z)
+
+    def with_chunk(self, frames: int) -> "Latents":
+        """Return the codec that encodes and decodes so many frames at a time."""
+        autoencoder = dataclasses.replace(self.autoencoder, chunk=frames)
+        return dataclasses.replace(self, autoencoder=autoencoder)
 
     def encode_mask(self, mask: Any) -> Any:
         """Whether all pixels of a latent are known."""
@@ -178,6 +203,11 @@ def _autoencoder_from_config(section: Any) -> Latents:
             "autoencoder"
         )
     folder = Path(section.path)
+    if not folder.is_dir():
+        raise UserError(
+            f"config.codec.path={section.path}: no such folder: train an autoencoder "
+            "(configs/autoencoder.py), or give the folder vae of diffusers"
+        )
     return Latents(path=section.path, autoencoder=latents.read_config(folder))
 
 

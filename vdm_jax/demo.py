@@ -6,6 +6,7 @@ Each part is a command of sample.py, which the page names with the seconds that 
 """
 
 import argparse
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from vdm_jax import runtime
 from vdm_jax.errors import UserError, printable
 from vdm_jax.evaluators.clips import read_sample_info, read_samples, samples_folder
-from vdm_jax.evaluators.sections import prompt_section
+from vdm_jax.evaluators.sections import prompt_grid, prompt_section
 from vdm_jax.files import make_folder
 from vdm_jax.report import page
 
@@ -47,11 +48,26 @@ class Part(NamedTuple):
         return ["sample.py", *shlex.split(flags)]
 
 
+# Pairs of object and background that models/sprites was not trained on.
+PICTURES = (
+    "a rocket on a yellow background",
+    "a penguin on a red background",
+    "a turtle on a light blue background",
+    "a watermelon on a grey background",
+    "a robot on a green background",
+    "a plane on a dark blue background",
+)
 PARTS = (  # the quickest first
     Part(
         "shapes",
         "A student of eight steps",
         "--workdir=models/shapes_8step --num=4 --guidance_scale=3",
+    ),
+    Part(
+        "pictures",
+        "Pictures from sentences",
+        "--workdir=models/sprites --seed=1 "
+        + " ".join(f"--prompt='{prompt}'" for prompt in PICTURES),
     ),
     Part(
         "prompts",
@@ -148,6 +164,9 @@ def _section(part: Part, out: Path) -> page.Section:
     if "stages" in info:
         return prompt_section(folder, info, videos)
     _, frames, height, width, _ = videos.shape
+    if frames == 1:
+        pictures = prompt_grid(info["labels"], {part.name: videos}, 1.0)
+        return dataclasses.replace(pictures, title=part.title)
     caption = f"{info['workdir']}: {frames} x {height} x {width}"
     return page.VideoGrids(part.title, [page.VideoGrid(caption, videos, info["fps"])])
 

@@ -15,7 +15,8 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,20 @@ def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[P
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # an interrupt too must leave no file
             temporary.unlink(missing_ok=True)
             raise
         fsync(path.parent)
+
+
+def checksum(paths: Iterable[Path]) -> str:
+    """Return the CRC-32 of files, one after the other, in hexadecimal."""
+    crc32 = 0
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                crc32 = zlib.crc32(part, crc32)
+    return f"{crc32:08x}"
 
 
 def write_bytes(

@@ -12,6 +12,8 @@ decoded in tiles.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,11 +70,20 @@ class Autoencoder:
         Raises:
           UserError: the height or width is no multiple of the factor.
         """
+        return draw(self.moments(params, video), key)
+
+    def moments(self, params: Any, video: jax.Array) -> jax.Array:
+        """Return mean and deviation of z of a video, [b, f, h', w', 2 k].
+
+        Channels 0 .. k - 1 are the mean of the posterior, the others its standard
+        deviation. Arguments and errors are those of `encode`.
+        """
         autoencoder.check(self.network.spec, *video.shape[2:4])
         encode = functools.partial(self._apply, params, "encode")
         posterior = map_chunks(encode, video, self.chunk)
-        latent = posterior.mean if key is None else posterior.sample(key)
-        return (latent - self.shift) * self.scale
+        mean = (posterior.mean - self.shift) * self.scale
+        deviation = jnp.exp(0.5 * posterior.log_variance) * self.scale
+        return jnp.concatenate([mean, deviation], axis=-1)
 
     def decode(self, params: Any, z: jax.Array) -> jax.Array:
         """Return the video [b, f, h, w, c] of z, around [-1, 1]."""
@@ -90,8 +101,15 @@ class Autoencoder:
           UserError: the height or width is no multiple of the factor, or a z is not
             finite.
         """
+        return self._stream("encode", params, frames)
+
+    def stream_moments(self, params: Any, frames: Frames) -> Iterator[np.ndarray]:
+        """Yield `moments` of chunks of frames; errors are those of `stream_encode`."""
+        return self._stream("moments", params, frames)
+
+    def _stream(self, method: str, params: Any, frames: Frames) -> Iterator[np.ndarray]:
         autoencoder.check(self.network.spec, *frames.shape[1:3])
-        encode = functools.partial(_run, "encode", self, params)
+        encode = functools.partial(_run, method, self, params)
         encode = in_tiles(encode, self.tile, self.tile // self.network.spec.factor)
         return stream(encode, frames, self.chunk, "encoder")
 
@@ -111,6 +129,14 @@ class Autoencoder:
         narrow = x.dtype == jnp.float32
         x = x.astype(self.dtype) if narrow else x
         return self.network.apply({"params": params}, x, method=method)
+
+
+def draw(moments: jax.Array, key: Any = None) -> jax.Array:
+    """Return z [..., k] drawn from moments [..., 2 k]; their mean if key is None."""
+    mean, deviation = jnp.split(moments, 2, axis=-1)
+    if key is None:
+        return mean
+    return mean + deviation * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -261,6 +287,21 @@ def read_params(autoencoder: Autoencoder, folder: Path, variant: str = "") -> An
     like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
     paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
     return safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the sha256 of what an autoencoder's z depend on: its config and tensors.
+
+    Errors are those of `load`.
+    """
+    values = config_json.read(folder / "config.json").values
+    # Names such as _name_or_path differ between copies.
+    values = {name: v for name, v in values.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def spec_from_config(config: ConfigFile) -> AutoencoderSpec:

@@ -177,8 +177,8 @@ RETIRED_FLAGS = {
 
 # Flags that moved from sample.py to edit.py.
 MOVED_FLAGS = (
-    "extend", "interpolate", "inpaint", "upscale", "mask", "backward",
-    "num_cond_frames", "downscale_factor",
+    "extend", "interpolate", "inpaint", "upscale", "backward", "num_cond_frames",
+    "downscale_factor",
 )  # fmt: skip
 
 # Fields younger than some files, with what those did before there was a choice.
@@ -187,8 +187,12 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "network": {"kind": "unet"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
+        "text_pooling": True,
     },
-    "data": {"held_out_combinations": 0, "text_embeddings_dir": ""},
+    "data": {
+        "held_out_combinations": 0, "text_embeddings_dir": "", "latents_dir": "",
+        "caption": "",
+    },
     "diffusion": {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
     },
@@ -272,7 +276,10 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
     Fields are renamed, removed ones are dropped, and later ones get the value that
     stands for what the earlier version did.
     """
-    added = {"task": "diffusion", "init_new": [], "init_widen": [], "codec": {}}
+    added = {
+        "task": "diffusion", "init_new": [], "init_widen": [], "init_checksum": "",
+        "codec": {},
+    }  # fmt: skip
     fields = rename(added | dict(config))
     stage = fields.get("stage")
     if isinstance(stage, dict) and stage.get("kind") == "base":

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax import latents
 from vdm_jax.codec import Codec, Shape
 from vdm_jax.conditions.base import Cond, Condition, VideoCondition, condition_key
 from vdm_jax.conditions.encoder import ConditioningEncoder
@@ -100,6 +101,12 @@ class DiffusionModel:
             for name in condition.null((1,))
         }
 
+    @property
+    def clip_arrays(self) -> set[str]:
+        """Names of the arrays of a clip, apart from its video, that training reads."""
+        read = (name for _, own in self.video_conditions for name in own.reads)
+        return self.batch_arrays.union(read)
+
     def raw_conditions(self, batch: dict[str, Array]) -> Cond:
         """Return the raw conditions of a batch, none of them dropped.
 
@@ -124,20 +131,31 @@ class DiffusionModel:
     ) -> tuple[Array, Cond]:
         """Return z [b, f, h, w, c] of a batch of videos, and its conditions.
 
-        key: of the low-resolution condition's crops and noise and of the dropout.
+        batch: with videos, or as "latents" the stored mean and deviation of their z,
+          which need no codec_params.
+        key: of the draw of z, of the low-resolution condition's crops and noise and of
+          the dropout.
         drop_conditions: apply `condition_dropout`, as training does.
         codec_params: of the codec, if it has parameters.
         """
-        x = self.normalize(batch["video"])
         cond = self.raw_conditions(batch)
-        for name, condition in self.video_conditions:
-            # Independent of the two keys that `condition_dropout` splits this one into,
-            # which are its fold_in of 0 and of 1.
-            x, arrays = condition.prepare_batch(x, condition_key(key, name))
-            cond |= arrays
+        # Independent of the two keys that `condition_dropout` splits this one into,
+        # which are its fold_in of 0 and of 1; so are the keys of the conditions.
+        z_key = condition_key(key, "z")
+        if "latents" in batch:
+            moments = batch["latents"].astype(jnp.result_type(float))
+            z = latents.draw(moments, z_key)
+        else:
+            x = self.normalize(batch["video"])
+            for name, condition in self.video_conditions:
+                own_key = condition_key(key, name)
+                read = {array: batch[array] for array in condition.reads}
+                x, arrays = condition.prepare_batch(x, own_key, codec_params, **read)
+                cond |= arrays
+            z = self.codec.encode(x, codec_params, z_key)
         if drop_conditions:
             cond = self.condition_dropout(cond, key)
-        return self.codec.encode(x, codec_params), cond
+        return z, cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
         """Drop whole conditions and single label attributes, at random.
@@ -240,6 +258,14 @@ class DiffusionModel:
             return process.PREDICTION_TYPES[self.prediction_type](output, z, level)
 
         return denoise
+
+    def in_calls(self, denoiser_of: Callable[["DiffusionModel"], Denoiser]) -> Denoiser:
+        """Return the denoiser of a whole video from `denoiser_of` models, guided.
+
+        It is that of this model. A model that denoises a video in several calls joins
+        those of several models; the conditions are then of both branches.
+        """
+        return denoiser_of(self)
 
 
 def run_unoptimised(function: Callable[[Array], Any], key: Array) -> Any:

@@ -1,5 +1,6 @@
 """Read a run, a shipped model or a distillation from its workdir."""
 
+import os
 import zlib
 from collections.abc import Set
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdm_jax import agreement, files, migration, sharding
+from vdm_jax import agreement, diffusers_folder, files, migration, sharding
 from vdm_jax.build import build_model
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
@@ -17,7 +18,12 @@ from vdm_jax.files import user_path
 from vdm_jax.manifest import MANIFEST
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
+from vdm_jax.pretrained import sd_pipeline
+from vdm_jax.pretrained.sd_pipeline import INDEX
 from vdm_jax.settings import TRAINING, check_config, settings_of
+from vdm_jax.trees import named_leaves
+
+PARAMS = "params.safetensors"  # file of a shipped model
 
 # Sections that the config of a model must have.
 MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "sample"}
@@ -25,7 +31,7 @@ MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "samp
 READ_SECTIONS = {
     name: section
     for name, section in TRAINING.items()
-    if name in MODEL_SECTIONS | {"codec", "stage"}
+    if name in MODEL_SECTIONS | {"codec", "stage", "control", "discrete"}
 }
 
 # Fields of a config that are paths of this machine, "" for none.
@@ -128,28 +134,111 @@ def read_config_fields(
 
 
 def read_config(workdir: Path) -> Any:
-    """Read the complete config of a run or of a shipped model, as a ConfigDict."""
-    path = model_dir(user_path(workdir, "workdir")) / "config.json"
+    """Read the complete config of a run or of a shipped model, as a ConfigDict.
+
+    Paths that a shipped model has relative to its own folder are joined with it.
+
+    Raises:
+      UserError: there is no config, or it is damaged; or the model lacks parameters of
+        another one, which is missing or has changed.
+    """
+    config = _read_config(workdir)
+    _check_base(model_dir(user_path(workdir, "workdir")), config)
+    return config
+
+
+def _read_config(workdir: Path) -> Any:
+    """Read a config as `read_config` does, without a look at other models."""
+    workdir = user_path(workdir, "workdir")
+    if sd_pipeline.is_pipeline(workdir):
+        return _read_pipeline(workdir)
+    if workdir.is_file():
+        raise UserError(
+            f"{workdir} is one file: save it as a folder by diffusers, "
+            f"StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)"
+        )
+    path = model_dir(workdir) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{workdir} is not a run: it holds no config.json; give the --workdir of a "
-            "training run or a folder of models/"
+            f"training run, a folder of models/, or one of diffusers ({INDEX})"
         )
     config: Any = ConfigDict(read_config_fields(path))
     try:
         check_config(config, READ_SECTIONS)
+        resolve_paths(config)
+        if (path.parent / PARAMS).is_file():
+            _join_paths(config, path.parent)
         build_model(config)
     except UserError as error:
         raise UserError(f"{path}: {error}; put back a copy") from error
-    resolve_paths(config)
+    return config
+
+
+def _join_paths(config: Any, folder: Path) -> None:
+    """Join the paths of a shipped model's config with its folder, in place."""
+
+    def joined(path: str) -> str:
+        return os.path.normpath(folder / path)
+
+    if config.codec.path:
+        config.codec.path = joined(config.codec.path)
+    if config.init_checksum:
+        config.init_from = joined(config.init_from or "")
+        encoder = config.conditioning.text_encoder  # may be a name, or elsewhere
+        if encoder and (folder / encoder).is_dir():
+            config.conditioning.text_encoder = joined(encoder)
+
+
+def base_of(workdir: Path, config: Any) -> Path | None:
+    """Return the folder of the model whose other parameters a shipped one needs.
+
+    It is None for a run, and for a shipped model that holds all of its parameters.
+
+    config: of `read_config`.
+    """
+    is_shipped = (workdir / PARAMS).is_file()
+    return Path(config.init_from) if is_shipped and config.init_checksum else None
+
+
+def _check_base(workdir: Path, config: Any) -> None:
+    """Raise UserError unless a model's base, and that one's, are what they were."""
+    if (base := base_of(workdir, config)) is None:
+        return
+    try:
+        if not base.is_dir():
+            raise UserError("there is no such folder")
+        base, own = model_dir(base), _read_config(base)
+        found = _stored_checksum(base, own, _newest_step(base))
+        if found != config.init_checksum:
+            raise UserError(f"it has {found} now")
+    except UserError as error:
+        raise UserError(
+            f"{workdir} holds only what was tuned of the model {base}, whose "
+            f"parameters had the checksum {config.init_checksum}: {error}: put that "
+            f"model back, or its path into init_from of {workdir}/config.json"
+        ) from error
+    _check_base(base, own)
+
+
+def _read_pipeline(folder: Path) -> Any:
+    """Return the config of a folder of diffusers."""
+    config = diffusers_folder.read_config(folder)
+    try:
+        check_config(config, READ_SECTIONS)
+        build_model(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     return config
 
 
 def is_trained(workdir: Path) -> bool:
     """Return whether parameters are stored there; they may be damaged."""
+    if sd_pipeline.is_pipeline(workdir):
+        return True
     workdir = model_dir(workdir)
     checkpoints = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
-    return (workdir / "params.safetensors").is_file() or any(checkpoints)
+    return (workdir / PARAMS).is_file() or any(checkpoints)
 
 
 class TrainedModel(NamedTuple):
@@ -158,7 +247,8 @@ class TrainedModel(NamedTuple):
     params: averaged ones (EMA), or the last ones of a run that keeps no average; and as
       params["codec"] those of a codec that has parameters.
     step: number of finished updates, -1 for a shipped model.
-    checksum: CRC-32 of the parameters as they are stored, in hexadecimal.
+    checksum: CRC-32 of the parameters as they are stored, in hexadecimal; with that of
+      the base for a model that stores only what was tuned.
     """
 
     model: DiffusionModel
@@ -185,39 +275,93 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
             f"{workdir} trains the task {config.task!r}, no diffusion model"
         )
     model = build_model(config)
+    step = _newest_step(workdir)
+    stored = _stored_checksum(workdir, config, step)
+    if mesh is not None:  # all of its processes must read the same
+        name = _stored_files(workdir, step)[0].name
+        agreement.check({f"checksum of {name}": stored} | config_without_paths(config))
+    if sd_pipeline.is_pipeline(workdir):
+        text_encoder = diffusers_folder.text_encoder_sha256(workdir)
+        config.conditioning.text_encoder_sha256 = text_encoder
+    params = _read_params(workdir, config, step, mesh)
+    params = {**params, **_codec_params(model, mesh)}
+    return TrainedModel(model, params, config, step, stored)
 
-    def checksum(path: Path) -> str:
-        """Return that of a file, which all processes of a mesh must agree on."""
-        crc32 = f"{zlib.crc32(path.read_bytes()):08x}"
-        if mesh is not None:
-            agreement.check(
-                {f"checksum of {path.name}": crc32} | config_without_paths(config)
-            )
-        return crc32
 
+def _newest_step(workdir: Path) -> int:
+    """Return the step of a run's newest undamaged checkpoint, -1 for other models."""
+    if sd_pipeline.is_pipeline(workdir) or (workdir / PARAMS).is_file():
+        return -1
+    step = Checkpoints(workdir / "checkpoints", read_only=True).newest_intact()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
+    return step
+
+
+def _stored_files(workdir: Path, step: int) -> tuple[Path, ...]:
+    """Return the files whose checksum is that of the parameters."""
+    if sd_pipeline.is_pipeline(workdir):
+        return diffusers_folder.unet_files(workdir)
+    if step < 0:
+        return (workdir / PARAMS,)
+    return (workdir / "checkpoints" / str(step) / MANIFEST,)
+
+
+def _stored_checksum(workdir: Path, config: Any, step: int) -> str:
+    """Return the checksum of a TrainedModel."""
+    own = files.checksum(_stored_files(workdir, step))
+    if base_of(workdir, config) is None:
+        return own
+    return f"{zlib.crc32((own + config.init_checksum).encode()):08x}"
+
+
+def _read_params(workdir: Path, config: Any, step: int, mesh: Mesh | None) -> Params:
+    """Return parameters as `load` does, without those of a codec."""
+    model = build_model(config)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     shardings = None
     if mesh is not None:
         shardings = sharding.state_shardings(mesh, shapes)
         shapes = sharding.with_shardings(shapes, shardings)
-    shipped = workdir / "params.safetensors"
-    if shipped.is_file():
-        stored = checksum(shipped)
-        params = params_file.read(shipped, shapes)
-        if shardings is not None:
-            params = jax.device_put(params, shardings)
-        params = {**params, **_codec_params(model, mesh)}
-        return TrainedModel(model, params, config, -1, stored)
+    if step >= 0:
+        return _restore_averaged(workdir, step, shapes)
+    if sd_pipeline.is_pipeline(workdir):
+        params = diffusers_folder.read_params(workdir, config, shapes)
+    else:
+        others = _base_leaves(workdir, config, mesh)
+        params = params_file.read(workdir / PARAMS, shapes, others)
+    return params if shardings is None else jax.device_put(params, shardings)
+
+
+def _base_leaves(workdir: Path, config: Any, mesh: Mesh | None) -> Params:
+    """Return the parameters of a model's base by their paths; {} where it has none."""
+    if (base := base_of(workdir, config)) is None:
+        return {}
+    base = model_dir(base)
+    own = _read_config(base)
+    return named_leaves(_read_params(base, own, _newest_step(base), mesh))
+
+
+def load_averaged(workdir: Path, shapes: Params) -> tuple[Params, int]:
+    """Return the averaged parameters of a run's newest undamaged checkpoint, its step.
+
+    They are the last ones of a run that keeps no average.
+
+    shapes: of the parameters, with their shardings if they have any.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not fit.
+    """
+    step = _newest_step(workdir)
+    return _restore_averaged(workdir, step, shapes), step
+
+
+def _restore_averaged(workdir: Path, step: int, shapes: Params) -> Params:
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.newest_intact()
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first")
-    stored = checksum(checkpoints.directory / str(step) / MANIFEST)
     averaged = any(name.startswith("ema/") for name in checkpoints.leaves(step))
     part = "ema" if averaged else "params"
     state, _ = checkpoints.restore(step, {part: shapes})
-    params = {**state[part], **_codec_params(model, mesh)}
-    return TrainedModel(model, params, config, step, stored)
+    return state[part]
 
 
 def _codec_params(model: DiffusionModel, mesh: Mesh | None) -> dict[str, Params]:

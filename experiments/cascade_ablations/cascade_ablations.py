@@ -32,7 +32,7 @@ from experiments.cascade_accuracy import cascade_accuracy
 from vdm_jax import cascade as cascades
 from vdm_jax import runs, sampling
 from vdm_jax.metrics import frechet, pixel_statistics
-from vdm_jax.metrics.attributes import SHAPES
+from vdm_jax.metrics.shape_scores import SHAPES
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 from vdm_jax.training.captions import CaptionEmbeddings

@@ -17,7 +17,7 @@ from vdm_jax import cascade as cascades
 from vdm_jax import sampling, video_io
 from vdm_jax.data import shapes
 from vdm_jax.evaluators.tables import attribute_table
-from vdm_jax.metrics.attributes import SHAPES
+from vdm_jax.metrics.shape_scores import SHAPES
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 

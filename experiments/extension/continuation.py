@@ -8,8 +8,8 @@ import numpy as np
 
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.metrics import shape_detection
-from vdm_jax.metrics.attributes import BOUNCING
 from vdm_jax.metrics.bouncing_motion import fit_path
+from vdm_jax.metrics.shape_scores import BOUNCING
 
 CONTEXT_FRAMES = 4  # frames that a continuation is fitted to
 WINDOW_FRAMES, WINDOW_STRIDE = 8, 4  # of the windows of `consistent_attributes`

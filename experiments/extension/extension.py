@@ -22,8 +22,8 @@ from experiments.extension import continuation
 from vdm_jax import runs, sampling, video_io
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.files import atomic_write
-from vdm_jax.metrics.attributes import BOUNCING
 from vdm_jax.metrics.shape_detection import detect_shapes
+from vdm_jax.metrics.shape_scores import BOUNCING
 from vdm_jax.metrics.tables import format_table
 from vdm_jax.runtime import path_type
 

@@ -222,6 +222,7 @@ SMOKE = {
         "--config=configs/shapes.py:smoke", *QUIET, *SMALL, "--config.video.frames=4",
         "--config.data.label_vocabulary=()", "--config.data.held_out_combinations=12",
         "--config.data.stride=2", "--config.diffusion.logsnr_shift=0.0",
+        "--config.sample.guidance_scale=1.0",
         "--config.diffusion.train_logsnr_shifts=()",
     ),
     "tsr": (

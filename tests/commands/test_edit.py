@@ -75,7 +75,12 @@ TEXT_EDITS = {  # flags, and where the output is the clip's
 }
 
 
-@pytest.mark.parametrize("edit", TEXT_EDITS)
+SLOW_EDITS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("interpolate", "upscale")
+]
+
+
+@pytest.mark.parametrize("edit", ["extend", "inpaint", *SLOW_EDITS])
 def test_a_text_model_edits_a_clip_by_its_prompt(text_model, tmp_path, edit):
     """Known pixels are the clip's; the prompt decides the others, and only of its own.
 
@@ -143,9 +148,33 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
         (["--extend=a.mp4", "--prompt=a cat"], "was trained without text"),
         (["--inpaint=a.mp4"], "needs --mask=FILE"),
         (["--extend=a.mp4", "--reconstruction_weight=-1"], "reconstruction_weight=-1"),
+        (["--extend=a.mp4", "--strength=.5"], "--strength goes with --edit, not with"),
+        (["--edit=a.mp4"], "--edit needs --strength, the fraction of the steps that"),
+        (["--edit=a.mp4", "--strength=1.5"], "strength"),
+        (["--edit=a.mp4", "--strength=0"], "strength=0: above 0, at most 1, and at"),
+        (["--edit=/absent.png", "--strength=.5"], "/absent.png"),
+        (["--edit=a.mp4", "--overlap_frames=1"], "--overlap_frames goes with --extend"),
     ],
 )
 def test_edit_refuses(run, tmp_path, flags, message):
     given = {"--workdir": run, "--out": tmp_path / "s"}
     given |= dict(flag.split("=", 1) for flag in flags)
     assert message in refused("edit", *(f"{k}={v}" for k, v in given.items()))
+
+
+def test_an_edit_starts_from_its_clip(run, tmp_path):
+    """With few of the steps left the video is near the clip, with all of them far."""
+    video, files = write_clip(tmp_path, 8, 16)
+    far = []
+    for strength in (0.02, 1):
+        out = tmp_path / str(strength)
+        done = call(
+            "edit", f"--workdir={run}", f"--edit={files['clip']}", f"--out={out}",
+            f"--strength={strength}", "--steps=50", "--sampler=ddim", "--num=2",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        made, described = read(out)
+        assert made.shape == (2, 8, 16, 16, 3)
+        assert described["observation"]["strength"] == strength
+        far.append(abs(made - video.astype(float)).mean())
+    assert far[0] < far[1] / 3

@@ -15,7 +15,7 @@ WORDS = {  # text flags that are no paths
     "coordinator", "sampler", "sampling_schedule", "guidance_schedule", "cfg_mode",
     "label", "reconstruction_schedule", "tiles", "negative_label", "negative_prompt",
     "prompt", "last_stage", "size", "guidance_scale", "compare_steps",
-    "report_commands",
+    "report_commands", "format", "lora", "system", "set", "control_from",
 }  # fmt: skip
 
 
@@ -45,7 +45,10 @@ def test_every_flag_that_is_a_path_refuses_an_object_store(flags_of, command):
 
 def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store():
     """A field of text is one of some names, a path, or is listed here."""
-    words = {"tfds_name", "text_encoder_sha256", "guidance_schedule", "label"}
+    words = {
+        "caption", "guidance_schedule", "init_checksum", "label", "text_encoder_sha256",
+        "tfds_name",
+    }  # fmt: skip
     for sections in (settings.TRAINING, settings.DISTILLATION):
         for section, declared in sections.items():
             for name, field in settings.settings_of(declared).items():
@@ -161,7 +164,7 @@ def test_a_retired_flag_that_moved_names_both():
 
 
 def test_a_command_refuses_a_retired_flag():
-    assert "edit.py --mask now" in refused("sample", "--mask=a.png")
+    assert "edit.py --inpaint now" in refused("sample", "--inpaint=a.mp4")
     line = refused("sample", "--workdir=models/shapes", "--out=/absent", "--guidance=1")
     assert line == f"error: {migration.new_flag('--guidance=1')}"
     assert "gone" in refused("sample", "--intermediate")

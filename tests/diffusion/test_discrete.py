@@ -9,17 +9,18 @@ import pytest
 
 from tests.diffusion.analytic import final_z
 from tests.parity import sd_cases
-from vdm_jax.diffusion import process, samplers, schedules
+from vdm_jax.diffusion import distillation, process, samplers, schedules
 from vdm_jax.errors import UserError
 
 SD = schedules.Discrete()
+TRAILING = schedules.Discrete(timestep_spacing="trailing", set_alpha_to_one=True)
 RECORDED = np.load(sd_cases.FOLDER / "sd_samplers.npz")
 # diffusers' class -> our sampler and the schedule's fields for it.
 SAMPLERS = {
     "DDIMScheduler": (samplers.ddim(), {}),
     "EulerDiscreteScheduler": (
         samplers.ddim(),
-        {"timestep_spacing": "linspace", "set_alpha_to_one": True},
+        {"timestep_spacing": "fractional", "set_alpha_to_one": True},
     ),
     "DPMSolverMultistepScheduler": (
         samplers.dpm(),
@@ -139,3 +140,17 @@ def test_training_draws_whole_timesteps_evenly():
     level = schedules.noise_level(SD, jnp.asarray(times[0]))
     timestep = np.asarray(SD.timestep(level.logsnr))
     np.testing.assert_array_equal(timestep, timesteps[0].round())
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_trailing_steps_halve(n, x64):
+    """A student's step is two of a sampler of twice its steps; others do not halve."""
+    coarse, fine = TRAILING.grid(n), TRAILING.grid(2 * n)
+    np.testing.assert_array_equal(fine[::2], coarse)
+    i = np.arange(n, 0, -1)
+    step = distillation.student_step(TRAILING, jnp.asarray(i), n)
+    for actual, expected in zip(
+        step, (coarse[:-1], fine[1::2], coarse[1:]), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+    assert abs(SD.grid(2 * n)[0] - SD.grid(n)[0]) > 0.01 or n > 8

@@ -79,6 +79,7 @@ def test_killed_anywhere_it_ends_the_same(done, teacher, tmp_path, monkeypatch):
     assert equal(last(tmp_path), last(done))
 
 
+@pytest.mark.slow
 def test_a_time_limit_saves_and_exits(done, teacher, tmp_path):
     """However short it is, every call makes progress."""
     calls = 0
@@ -93,6 +94,7 @@ def test_a_time_limit_saves_and_exits(done, teacher, tmp_path):
     assert equal(last(tmp_path), last(done))
 
 
+@pytest.mark.slow
 def test_without_guidance_stochastic_and_by_r2_to_teacher(teacher, tmp_path):
     value = config(
         **{

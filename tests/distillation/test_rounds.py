@@ -7,6 +7,7 @@ from vdm_jax import build
 from vdm_jax.distillation import rounds
 from vdm_jax.distillation.driver import distill
 from vdm_jax.errors import UserError
+from vdm_jax.runs import TrainedModel
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,28 @@ def test_teachers_that_do_not_suit(changes, message):
     own.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         rounds.check(config().distill, own, build.build_model(own))
+
+
+def test_a_discrete_teacher_gets_steps_that_halve():
+    """Its timesteps are trailing ones; eps needs no clipping, as alpha is .07."""
+    own = teacher_config()
+    own.diffusion.update(
+        schedule="discrete", prediction_type="eps", precondition=False,
+        logsnr_shift=0.0, train_logsnr_shifts=(),
+    )  # fmt: skip
+    own.sample.clip_x = 0.0
+    teacher = TrainedModel(build.build_model(own), {}, own, -1, "")
+    distill_config = config(**{"distill.loss_weighting": "snr"}).distill
+    with pytest.raises(UserError, match="unevenly in time"):
+        rounds.check(distill_config, own, teacher.model)
+    changed = rounds.with_halving_steps(teacher)
+    rounds.check(distill_config, changed.config, changed.model)
+    assert changed.model.schedule.timesteps(4).tolist() == [999, 749, 499, 249]
+    assert changed.model.schedule.grid(4)[-1] == 0
+    assert build.build_model(changed.config) == changed.model
+    too_many = config(**{"distill.loss_weighting": "snr", "distill.start_steps": 512})
+    with pytest.raises(UserError, match="start_steps=512: .* have no length"):
+        rounds.check(too_many.distill, changed.config, changed.model)
 
 
 def test_time_power_holds_for_the_rounds_above_two_steps():

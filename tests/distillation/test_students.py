@@ -21,6 +21,7 @@ from vdm_jax.training import trainer as trainers
 from vdm_jax.training.train import train
 
 
+@pytest.mark.slow
 def test_one_program_for_guidance_and_one_for_all_other_rounds(
     teacher, tmp_path, monkeypatch
 ):

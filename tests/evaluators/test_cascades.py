@@ -1,6 +1,7 @@
 """Evaluation of cascades and of models that are conditioned on text."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from tests.run_command import ROOT, call, refused
 from tests.test_cascade import folder  # noqa: F401
 from vdm_jax import build, cascade, data, runs
 from vdm_jax.data import pipeline
+from vdm_jax.errors import UserError
 from vdm_jax.evaluators import clips, models
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.metrics import pixel_statistics, reference_sets
@@ -124,11 +126,34 @@ def test_a_text_model_is_measured_by_the_captions_of_held_out_clips(
         return original(model, params, num, settings, given, run)
 
     monkeypatch.setattr(models.sampling, "sample", sample)
-    results = models.evaluate(
-        clips.model_cascade(model, config, tmp_path), ReportOptions(tmp_path / "out"),
-        num=4, seed=0, networks=None,
-    )  # fmt: skip
     batch = pipeline.held_out_batch(config, data.open_source(config), 4)
+    cascade = clips.model_cascade(model, config, tmp_path)
+    options = ReportOptions(tmp_path / "out")
+    towers: Any = EqualTowers(config, batch)
+    ask = {"num": 4, "seed": 0, "networks": None, "image_text": towers}
+    results = models.evaluate(cascade, options, **ask)
     assert prompts == batch["caption"].tolist()
     assert [{*cond} for cond in inputs] == [{"text", "text_mask"}]
     assert 0 <= results["attributes"]["samples"]["all_attributes"] <= 1
+    samples, real, others = results["text"]
+    assert real["clip_score"] == pytest.approx(100) and others["clip_score"] < 99
+    assert 0 <= samples["clip_score"] < 99 and real["clip_score_error"] < 1e-9
+    towers.config.video.height *= 2
+    with pytest.raises(UserError, match="is a model of frames of"):
+        models.evaluate(cascade, options, **ask)
+
+
+class EqualTowers:
+    """A model that embeds each caption of a batch as the clip that has it."""
+
+    def __init__(self, config, batch):
+        self.config = config.copy_and_resolve_references()
+        pairs = zip(batch["caption"], batch["video"], strict=True)
+        self.clips = {str(caption): clip for caption, clip in pairs}
+
+    def embed_videos(self, videos):
+        flat = videos.reshape(len(videos), -1) / 255
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+    def embed_texts(self, texts):
+        return self.embed_videos(np.stack([self.clips[text] for text in texts]))

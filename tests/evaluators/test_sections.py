@@ -18,3 +18,13 @@ def test_the_closest_pair_is_first_with_the_sample_on_the_left():
         np.testing.assert_array_equal(grid.videos[0], samples[sample])
         np.testing.assert_array_equal(grid.videos[1], training[clip])
     assert nearest.grids[0].caption == "distance 0.000"
+
+
+def test_pictures_stand_side_by_side_above_their_prompts():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8, 3), np.uint8)
+    shown = sections.prompt_grid(["a", "b", "c"], {"model": pictures}, 1.0)
+    assert [grid.caption for grid in shown.grids] == ["a", "b", "c"]
+    for grid, picture in zip(shown.grids, pictures, strict=True):
+        np.testing.assert_array_equal(grid.videos, picture[None])
+    clips = pictures.repeat(2, axis=1)
+    assert sections.prompt_grid(["a"], {"model": clips}, 1.0).prompts == ["a"]

@@ -6,7 +6,7 @@ import pytest
 from experiments.extension import continuation
 from vdm_jax.data import bouncing, shapes
 from vdm_jax.metrics import bouncing_motion
-from vdm_jax.metrics.attributes import BOUNCING
+from vdm_jax.metrics.shape_scores import BOUNCING
 
 GEOMETRY = shapes.Geometry(8, 16, 16)
 LONG = shapes.Geometry(20, 16, 16)

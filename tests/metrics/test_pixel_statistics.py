@@ -83,8 +83,8 @@ def test_laplacian_of_one_bright_pixel():
 @pytest.mark.parametrize(
     "videos, message",
     [
-        (np.zeros((4, 1, 8, 8, 3)), "at least 2 clips of 2 frames"),
-        (np.zeros((4, 8, 8, 3)), "at least 2 clips of 2 frames"),
+        (np.zeros((1, 2, 8, 8, 3)), "at least 2 clips"),
+        (np.zeros((4, 8, 8, 3)), "at least 2 clips"),
         (np.full((2, 2, 8, 8, 3), np.nan), "NaN"),
         (np.zeros((2, 2, 8, 8, 3), np.int32), "int32"),
     ],

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.data import shapes
-from vdm_jax.metrics import attributes
-from vdm_jax.metrics.attributes import SHAPES, position_scores
+from vdm_jax.metrics import shape_scores
+from vdm_jax.metrics.shape_scores import SHAPES, position_scores
 
 GEOMETRY = shapes.Geometry(8, 16, 16)
 
@@ -22,7 +22,7 @@ def real():
 
 
 def all_attributes(videos, labels):
-    return attributes.accuracy(SHAPES.measure(videos), labels, SHAPES.names)[
+    return shape_scores.accuracy(SHAPES.measure(videos), labels, SHAPES.names)[
         "all_attributes"
     ]
 
@@ -144,7 +144,7 @@ def test_position_std_is_that_of_the_mean_positions(real):
 def test_accuracy_ignores_unspecified_labels_and_counts_undecidable_as_wrong():
     measured = {"attributes": np.array([[0, 1, 2, 1], [0, -1, 2, 0]])}
     labels = np.array([[0, 1, 2, -1], [-1, 0, 2, -1]])
-    got = attributes.accuracy(measured, labels, SHAPES.names)
+    got = shape_scores.accuracy(measured, labels, SHAPES.names)
     expected = {
         "shape": 1,
         "colour": 0.5,

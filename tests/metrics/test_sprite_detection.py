@@ -7,11 +7,13 @@ from tests.sprite_cases import held_out_items, needs_pictures, sprites
 from vdm_jax.data import sprite_pictures
 from vdm_jax.data.sprite_pictures import SUPERSAMPLING
 from vdm_jax.metrics import sprite_scores
+from vdm_jax.metrics.sprite_descriptors import separate
 from vdm_jax.metrics.sprite_detection import (
     Matcher,
     background_basis,
     detect_sprites,
     fit_background,
+    silhouettes,
 )
 
 pytestmark = needs_pictures
@@ -102,12 +104,24 @@ def test_centres_sizes_and_renderings_are_those_of_the_data(clips):
     assert difference.mean() < 1.5  # of 255
 
 
+def test_silhouettes_are_where_a_clip_differs_from_its_background(clips):
+    """All but its soft edge and what has the background's colour."""
+    source, videos, _, _, found = clips
+    flat = [i for i in range(len(videos)) if found.explained[i].min() > 0.98][:3]
+    masks = silhouettes(videos[flat], source) > 127
+    for clip, mask in zip(videos[flat], masks, strict=True):
+        for frame, own in zip(clip, mask[..., 0], strict=True):
+            apart = separate(frame / np.float32(255))
+            assert (own & apart).sum() > 0.8 * (own | apart).sum()
+
+
 def test_uint8_and_float_have_equal_scores(clips):
     source, videos, labels, _, _ = clips
     some = slice(0, 4)
     a = sprite_scores.scores(videos[some], labels[some], source)
     b = sprite_scores.scores(videos[some] / 127.5 - 1, labels[some], source)
-    assert a == pytest.approx(b, abs=1e-5)
+    for name in a:
+        assert a[name] == pytest.approx(b[name], abs=1e-5), name
 
 
 def test_reversed_clips_have_the_opposite_direction(clips):
@@ -202,6 +216,7 @@ def test_seen_and_unseen_pairs_are_scored_apart(clips):
     source, videos, labels, _, _ = clips
     parts = sprite_scores.split_scores(videos, labels, source)
     assert parts["seen"]["clips"] + parts["unseen"]["clips"] == len(videos)
+    assert parts[""] == sprite_scores.scores(videos, labels, source)
     part = labels[((labels[:, :1] + labels[:, 1:3]) % 4 == 3).any(1)]
     assert parts["unseen"]["clips"] == len(part) > 0
     assert parts["unseen"]["object"] == 1

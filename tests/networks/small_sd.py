@@ -35,10 +35,15 @@ def build(config: dict, **changes) -> tuple[unet3d.UNet3D, ConditioningEncoder]:
     return network, encoder
 
 
-def abstract_params(config: dict) -> dict:
-    """Return the shapes of all parameters for a config of diffusers."""
+def names(config: dict) -> dict[str, str]:
+    """Return the table of names for a config of diffusers."""
+    return sd_unet.unet_names(sd_unet.unet_fields(config)["network"])
+
+
+def abstract_params(config: dict, **changes) -> dict:
+    """Return the shapes of all parameters; the arguments are those of `build`."""
     fields = sd_unet.unet_fields(config)
-    network, encoder = build(config)
+    network, encoder = build(config, **changes)
     width = fields["conditioning"]["text_dim"]
 
     def init(key):
@@ -51,12 +56,15 @@ def abstract_params(config: dict) -> dict:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def torch_weights(name: str) -> dict[str, np.ndarray]:
-    """Return the drawn weights by diffusers' names, in torch's layout."""
-    like = named_leaves(abstract_params(UNETS[name]))
-    network = sd_unet.unet_fields(UNETS[name])["network"]
+def torch_weights(name: str, config: dict | None = None) -> dict[str, np.ndarray]:
+    """Return the drawn weights by diffusers' names, in torch's layout.
+
+    config: of diffusers, for a network that is not in UNETS.
+    """
+    config = config or UNETS[name]
+    like = named_leaves(abstract_params(config))
     weights = {}
-    for theirs, target in sd_unet.unet_names(network).items():
+    for theirs, target in names(config).items():
         shape = like[target.removeprefix(KERNEL)].shape
         if target.startswith(KERNEL):
             shape = (shape[-1], shape[-2], *shape[:-2])
@@ -66,10 +74,14 @@ def torch_weights(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def drawn_params(name: str) -> dict:
-    """Return the same weights as our parameters, float32."""
-    like = abstract_params(UNETS[name])
-    network = sd_unet.unet_fields(UNETS[name])["network"]
-    targets, weights = sd_unet.unet_names(network), torch_weights(name)
+    """Return the weights of a network of UNETS as our parameters, float32."""
+    return params_of(UNETS[name], torch_weights(name))
+
+
+def params_of(config: dict, weights: dict[str, np.ndarray]) -> dict:
+    """Return weights by diffusers' names as our parameters, float32."""
+    like = abstract_params(config)
+    targets = names(config)
     leaves = {
         target.removeprefix(KERNEL): (
             np.moveaxis(weights[theirs], (0, 1), (-1, -2))
@@ -92,8 +104,8 @@ def recorded_inputs(name: str, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return z [2, 1, 8, 8, 4], logsnr [2] and tokens [2, 5, d] of a recording."""
     sample, text = unet_inputs(name)
     z = np.moveaxis(sample, 1, -1)[:, None]
-    arrays = (z, logsnr_of(TIMESTEPS), text)
-    return tuple(jnp.asarray(array, dtype) for array in arrays)  # type: ignore
+    logsnr = logsnr_of(TIMESTEPS)
+    return jnp.asarray(z, dtype), jnp.asarray(logsnr, dtype), jnp.asarray(text, dtype)
 
 
 def run(model, params, z, logsnr, **inputs) -> jax.Array:

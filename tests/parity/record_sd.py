@@ -82,7 +82,8 @@ def sampler_output(name: str, prediction_type: str) -> np.ndarray:
     z = torch.from_numpy(noise()).double()
     is_edm = hasattr(scheduler, "sigmas")
     if is_edm:  # rounded to float32 by set_timesteps
-        exact = torch.cat([sigmas[scheduler.timesteps.long()], torch.zeros(1)])
+        between = np.interp(scheduler.timesteps.double(), np.arange(1000), sigmas)
+        exact = torch.cat([torch.from_numpy(between), torch.zeros(1)])
         assert (exact - scheduler.sigmas).abs().max() < 1e-4
         scheduler.sigmas = exact
     if kind == "EulerDiscreteScheduler":  # its z is ours over alpha

@@ -24,10 +24,16 @@ def drawn_weights(network: str, shapes: Mapping) -> dict[str, np.ndarray]:
     return {name: weight(network, name, shape) for name, shape in shapes.items()}
 
 
+def real_network(name: str) -> dict:
+    """Return config, number of parameters and shapes of a published network."""
+    data = gzip.decompress((FOLDER / "real_size" / f"{name}.json.gz").read_bytes())
+    return json.loads(data)
+
+
 def real_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a published network."""
-    data = gzip.decompress((FOLDER / "real_size" / f"{name}.json.gz").read_bytes())
-    return {name: tuple(shape) for name, shape in json.loads(data)["shapes"].items()}
+    shapes = real_network(name)["shapes"]
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def write_weights(

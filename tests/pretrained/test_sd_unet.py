@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from tests.networks import small_sd
+from tests.parity.recorded import write_weights
 from tests.parity.sd_cases import FOLDER, UNETS
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.timestep import TimestepEmbedding
@@ -48,24 +50,13 @@ def test_names_and_shapes_of_the_published_networks(name):
     assert fields["network"]["num_heads"] == heads[name]
 
 
-def write_folder(folder, name, shards=0, variant="", dtype="float32"):
+def write_folder(folder, name, shards=1, variant="", dtype="float32"):
     """Write unet/ as diffusers does; return the drawn weights by their names."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | UNETS[name]))
     weights = {k: w.astype(dtype) for k, w in small_sd.torch_weights(name).items()}
     weights = {k: np.ascontiguousarray(w) for k, w in weights.items()}
-    stem, dot = "diffusion_pytorch_model", f".{variant}" if variant else ""
-    if not shards:
-        save_file(weights, folder / f"{stem}{dot}.safetensors", {"format": "pt"})
-        return weights
-    weight_map = {}
-    for i in range(shards):
-        file = f"{stem}{dot}-{i + 1:05}-of-{shards:05}.safetensors"
-        part = dict(list(weights.items())[i::shards])
-        save_file(part, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / f"{stem}.safetensors.index{dot}.json").write_text(json.dumps(index))
+    write_weights(folder, weights, safetensors_io.DIFFUSERS, variant, shards)
     return weights
 
 
@@ -108,6 +99,19 @@ def test_the_variant_is_read_where_it_is_and_the_plain_file_elsewhere(tmp_path):
     write_folder(tmp_path, "sd1", variant="non_ema")
     (path,) = safetensors_io.tensor_files(tmp_path, safetensors_io.DIFFUSERS, "non_ema")
     assert path.name == "diffusion_pytorch_model.non_ema.safetensors"
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_only_variant_is_read_and_of_several_none_is_guessed(
+    tmp_path, capsys, shards
+):
+    write_folder(tmp_path, "sd1", variant="bf16", shards=shards)
+    paths = safetensors_io.tensor_files(tmp_path, safetensors_io.DIFFUSERS)
+    assert len(paths) == shards and "bf16" in paths[0].name
+    assert "bf16" in capsys.readouterr().err
+    write_folder(tmp_path, "sd1", variant="non_ema", shards=shards)
+    with pytest.raises(UserError, match="has neither"):
+        safetensors_io.tensor_files(tmp_path, safetensors_io.DIFFUSERS)
 
 
 def test_a_missing_shard_and_pickled_weights_are_named(tmp_path):
@@ -214,8 +218,32 @@ def test_the_published_schedulers_are_the_defaults():
     schedule, _ = schedule_of(
         _class_name="EulerDiscreteScheduler", set_alpha_to_one=True
     )
-    assert schedule.timestep_spacing == "linspace" and schedule.grid(3)[-1] == 0
-    assert not schedule.skip_last
+    assert schedule.timestep_spacing == "fractional" and schedule.grid(3)[-1] == 0
+    assert schedule.timesteps(3).tolist() == [999, 499.5, 0] and not schedule.skip_last
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fields", "kind"),
+    [
+        ("ddim", {}, "DDIM"),
+        ("ddim", {"timestep_spacing": "trailing"}, "DDIM"),
+        ("dpm", {"set_alpha_to_one": True, "skip_last": True}, "DPMSolverMultistep"),
+        (
+            "ddim",
+            {"timestep_spacing": "fractional", "set_alpha_to_one": True},
+            "EulerDiscrete",
+        ),
+    ],
+)
+def test_a_written_scheduler_is_read_as_it_was(sampler, fields, kind):
+    schedule = schedules.Discrete(**fields)
+    sample = ConfigDict({"sampler": sampler, "sampling_schedule": "discrete"})
+    written = sd_scheduler.config_fields(schedule, "v", sample)
+    assert written["_class_name"] == f"{kind}Scheduler"
+    read = sd_scheduler.schedule_fields(written)
+    assert schedules.Discrete(**read["schedule"]) == schedule
+    assert read["prediction_type"] == "v"
+    assert read["sample"]["sampler"] == sampler
 
 
 class Constant(nn.Module):

@@ -261,3 +261,14 @@ def test_browser_shows_one_frame_at_a_time(browse, tmp_path):
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
     red, green, blue = ((shot == colour).all(-1).sum() for colour in colours)
     assert red > 4 * 64 * 64 and green == blue == 0
+
+
+def test_pictures_do_not_play():
+    pictures = page.VideoGrids("a", [page.VideoGrid("b", videos(f=1), 8)])
+    images = [
+        attributes
+        for tag, attributes in Page(page.render("t", "s", [pictures])).elements
+        if tag == "img"
+    ]
+    assert [image["class"] for image in images] == ["video-grid still"]
+    assert images[0]["alt"] == "b: 4 pictures"

@@ -196,6 +196,7 @@ def test_ddim_samples_the_videos_from_their_inversion(trained):
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_once_for_all_numbers(trained):
     """Steps, weights, seeds and blocks are arguments; an observation is a program."""
     model, params = trained

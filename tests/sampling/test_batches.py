@@ -146,7 +146,7 @@ class Constant:
 
     x: float
 
-    def __call__(self, denoise):
+    def __call__(self, denoise, params):
         def wrapped(z, level, cond):
             return process.from_x(jnp.full_like(z, self.x), z, level)
 
@@ -156,7 +156,7 @@ class Constant:
 calls = []
 
 
-def count_calls(denoise):
+def count_calls(denoise, params):
     """Return the denoiser; count how often it is called."""
 
     def counted(z, level, cond):

@@ -40,11 +40,11 @@ class FirstFrame(VideoCondition):
         """The first frame of a clip."""
         return x[:, :1]
 
-    def prepare_batch(self, x, key: jax.Array):
+    def prepare_batch(self, x, key: jax.Array, codec_params=None):
         """The whole clip, and its first frame."""
         return x, {"first_frame": self.observation(x)}
 
-    def from_observation(self, video, t, eps):
+    def from_observation(self, video, t, eps, codec_params=None):
         """The frame as it is given."""
         return {"first_frame": video}
 

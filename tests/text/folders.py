@@ -2,8 +2,12 @@
 
 import json
 
+import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from tests.parity.clip_vocabulary import write_padding, write_vocabulary
+from tests.parity.recorded import drawn_weights, load, write_weights
 
 LEFT, RIGHT = "a red square moves left", "a red square moves right"
 WORDS = [
@@ -50,6 +54,30 @@ def write_unigram(folder):
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     made.save(str(folder / "tokenizer.json"))
+
+
+def write_clip(folder, prefix=""):
+    """Write a small CLIP text encoder, text_encoder/ next to tokenizer/.
+
+    It has 16 positions and 48 token ids. prefix: of the names of its tensors.
+    """
+    recorded = load("clip_text")
+    config = json.loads(str(recorded["gelu/config"]))
+    config |= dict(vocab_size=520, max_position_embeddings=16)
+    shapes = json.loads(str(recorded["gelu/shapes"]))
+    shapes["embeddings.token_embedding.weight"][0] = 520
+    tensors = {
+        prefix + name: array
+        for name, array in drawn_weights("clip_text/gelu", shapes).items()
+    }
+    if prefix:
+        tensors[f"{prefix}embeddings.position_ids"] = np.arange(16)[None]
+    encoder = folder / "text_encoder"
+    write_weights(encoder, tensors, "model", "fp16", shards=2)
+    (encoder / "config.json").write_text(json.dumps(config))
+    write_vocabulary(folder / "tokenizer", ["c a", "ca t</w>"])
+    write_padding(folder / "tokenizer", "!")
+    return encoder
 
 
 def configure(folder, **values):

@@ -5,32 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity.clip_vocabulary import END, write_padding, write_vocabulary
-from tests.parity.recorded import drawn_weights, load, write_weights
+from tests.parity.clip_vocabulary import END, write_padding
+from tests.text.folders import write_clip
 from vdm_jax import text
 from vdm_jax.errors import UserError
 
 
 @pytest.fixture(params=["", "text_model."], ids=["now", "former"])
 def folder(request, tmp_path):
-    """Return text_encoder/ next to tokenizer/, with 48 token ids for 16 positions."""
-    recorded = load("clip_text")
-    config = json.loads(str(recorded["gelu/config"]))
-    letters = dict(vocab_size=520, max_position_embeddings=16)
-    shapes = json.loads(str(recorded["gelu/shapes"]))
-    shapes["embeddings.token_embedding.weight"][0] = 520
-    tensors = {
-        request.param + name: array
-        for name, array in drawn_weights("clip_text/gelu", shapes).items()
-    }
-    if request.param:
-        tensors["text_model.embeddings.position_ids"] = np.arange(16)[None]
-    encoder = tmp_path / "text_encoder"
-    write_weights(encoder, tensors, "model", "fp16", shards=2)
-    (encoder / "config.json").write_text(json.dumps(config | letters))
-    write_vocabulary(tmp_path / "tokenizer", ["c a", "ca t</w>"])
-    write_padding(tmp_path / "tokenizer", "!")
-    return encoder
+    """Return text_encoder/ next to tokenizer/."""
+    return write_clip(tmp_path, request.param)
 
 
 def test_all_positions_are_read(folder):

@@ -175,7 +175,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
     encoder = FakeEncoder()
     loaded = []
     monkeypatch.setattr(
-        captions.text, "load_encoder", lambda: loaded.append(0) or encoder
+        captions.text, "load_encoder", lambda name: loaded.append(0) or encoder
     )
     for _ in range(2):
         texts = captions.open_caption_embeddings(

@@ -317,7 +317,7 @@ def test_videos_reach_tensorboard_as_gif(tmp_path):
     logger = Logger(tmp_path)
     video = np.random.default_rng(0).integers(0, 255, (4, 16, 20, 3), np.uint8)
     video_io.write_gif(tmp_path / "a.gif", video, 8, scale=2)
-    logger.gif(3, "samples", tmp_path / "a.gif")
+    logger.image(3, "samples", tmp_path / "a.gif")
     [value] = events(tmp_path)[-1].summary.value
     assert (value.image.width, value.image.height) == (40, 32)
     assert value.image.encoded_image_string == (tmp_path / "a.gif").read_bytes()

@@ -65,7 +65,8 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
     run = SimpleNamespace(logger=SimpleNamespace(active=False), config=config)
     trainer = SimpleNamespace(
         model=model, source=source, captions=None, mesh=sharding.make_mesh(),
-        with_codec=lambda params: params,
+        with_codec=lambda params: params, batch_codec={},
+        batch_shapes={"video": None, "label": None},
     )  # fmt: skip
     (sample_every, _, preview), (eval_every, _, validate) = observers.make_observers(
         trainer, run
@@ -145,3 +146,21 @@ def test_clips_are_trained_at_the_rate_of_the_files_written():
     config.data.target_fps = 16.0
     with pytest.raises(UserError, match=r"target_fps=16.0: .*video.fps=8.*: set both"):
         check_config(config)
+
+
+@pytest.mark.parametrize(("frames", "shown"), [(1, "png"), (2, "gif")])
+def test_a_preview_of_pictures_has_no_gif(frames, shown, tmp_path):
+    logged = []
+    logger = SimpleNamespace(
+        active=True,
+        recording_failure=contextlib.nullcontext,
+        image=lambda *args: logged.append(args),
+    )
+    video = SimpleNamespace(video=SimpleNamespace(fps=8))
+    run = SimpleNamespace(workdir=tmp_path, logger=logger, config=video)
+    videos = np.random.default_rng(0).integers(0, 255, (3, frames, 8, 8, 3), np.uint8)
+    observers.write_preview(run, 7, videos, ["a", "b", "c"])
+    written = sorted(path.suffix for path in (tmp_path / "samples").iterdir())
+    assert written == ([".gif"] if frames > 1 else []) + [".npz", ".png"]
+    path = tmp_path / "samples" / f"step-0000007.{shown}"
+    assert logged == [(7, "samples", path)]

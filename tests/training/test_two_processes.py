@@ -199,6 +199,7 @@ def test_train_py_on_two_processes(tmp_path, x64):
     check_pair(tmp_path, command, at=3, extra=3, x64=x64)
 
 
+@pytest.mark.slow
 def test_a_preview_is_left_when_asked_to_stop(tmp_path):
     """One process; a preview of 1024 steps, after which the signal would come late."""
     command = [

@@ -116,6 +116,23 @@ def test_write_samples_is_complete_and_never_mixes_outputs(tmp_path):
         video_io.check_output_folder(out / "s.png", "t")
 
 
+def test_samples_of_one_frame_are_pictures_without_an_mp4_or_a_gif(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 1, 16, 16, 3), np.uint8)
+    video_io.write_samples(tmp_path, "s", pictures.repeat(2, axis=1), 8, {})
+    paths = video_io.write_samples(
+        tmp_path, "s", pictures, 8, {}, ["a", "b", "c"], True
+    )
+    names = sorted(p.name for p in tmp_path.iterdir())
+    numbered = ["s-000.png", "s-001.png", "s-002.png"]
+    assert names == [*numbered, "s.json", "s.npz", "s.png"]
+    assert names == sorted(p.name for p in paths)
+    for name, picture in zip(numbered, pictures[:, 0], strict=True):
+        assert (np.asarray(Image.open(tmp_path / name)) == picture).all()
+    assert (video_io.read_npz(tmp_path / "s.npz") == pictures).all()
+    info = json.loads((tmp_path / "s.json").read_text())
+    assert info["labels"] == ["a", "b", "c"] and info["shape"] == [3, 1, 16, 16, 3]
+
+
 def test_arrays_are_written_before_videos(tmp_path):
     """On a disk with space for the array only, no sample is lost."""
     videos = np.zeros((2, 4, 16, 16, 3), np.uint8)

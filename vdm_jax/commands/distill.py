@@ -7,6 +7,7 @@ from absl import flags
 from vdm_jax import config_files
 from vdm_jax.commands.flags import (
     define_launch,
+    define_lora,
     define_path,
     launch,
     require_one,
@@ -23,6 +24,7 @@ def main() -> None:
     flags.mark_flag_as_required("config")
     define_path("teacher", "a run, or a folder of models/")
     define_path("cascade", "or: a cascade, whose stages are distilled")
+    define_lora("the teacher")
     define_launch("folder of the students; the same command again resumes")
     run(_distill, "Distil a teacher into a student of a few steps, round by round.")
 
@@ -37,10 +39,14 @@ def _distill() -> None:
     stop = launch()
     workdir = Path(FLAGS.workdir).absolute()
     if given == "cascade":
+        if FLAGS.lora:
+            raise UserError("--lora does not go with --cascade: give a --teacher")
         from vdm_jax.distillation.cascade import distill_cascade
 
         return distill_cascade(FLAGS.cascade, FLAGS.config, workdir, stop)
+    from vdm_jax import adapters
     from vdm_jax.distillation.driver import distill
 
     teacher = str(Path(FLAGS.teacher).absolute())
-    distill(FLAGS.config, teacher, workdir, stop)
+    loras = [adapters.parse(each) for each in FLAGS.lora]
+    distill(FLAGS.config, teacher, workdir, stop, loras)

@@ -1,14 +1,21 @@
-"""edit.py: extend, interpolate, inpaint or upscale a clip."""
+"""edit.py: extend, interpolate, inpaint, upscale, change or control a clip."""
+
+import functools
 
 from absl import flags
 
 from vdm_jax.commands.flags import (
     check_mode,
+    define_float,
+    define_multi_float,
+    define_multi_path,
     define_path,
     define_sampling,
+    define_system,
     require_one,
 )
 from vdm_jax.commands.main import run, start_jax
+from vdm_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 # Flag of an edit -> (the meaning of its value, other flags that may be given with it).
@@ -18,7 +25,20 @@ EDITS = {
     "interpolate": ("a clip between whose frames to sample", {"num_cond_frames"}),
     "inpaint": ("a clip to inpaint where --mask is white", {"mask"}),
     "upscale": ("a small clip whose large version to sample", {"downscale_factor"}),
+    "edit": ("a clip or picture to change by a prompt or label", {"strength"}),
 }
+# Flags of --control, and those of blocks and windows, which it does not have.
+CONTROL = {
+    "control", "control_from", "controlnet", "control_scale", "control_start",
+    "control_end", "system", "set",
+}  # fmt: skip
+BLOCKS = {
+    "overlap_frames", "tiles", "multidiffusion", "reconstruction_weight",
+    "reconstruction_schedule",
+}  # fmt: skip
+MODES = {f"--{name}": {name, *own, *BLOCKS} for name, (_, own) in EDITS.items()}
+MODES["--edit"].remove("overlap_frames")
+MODES["--control"] = CONTROL
 
 
 def main() -> None:
@@ -35,18 +55,46 @@ def main() -> None:
     flags.DEFINE_integer(
         "downscale_factor", None, "--upscale: shrink the clip by this first", 2
     )
-    run(_edit, "Extend, interpolate, inpaint or upscale a clip with a trained model.")
+    define_float(
+        "strength", None, "--edit: fraction of the steps that run, above 0; 1 keeps "
+        "nothing (default: inversion, for a model that was tuned on the clip)", 0, 1,
+    )  # fmt: skip
+    _define_control()
+    run(_edit, "Extend, interpolate, inpaint, upscale, change or control a clip.")
+
+
+def _define_control() -> None:
+    """Define the flags of --control."""
+    define_multi_path(
+        "control", "a video or picture of controls, or with --control_from of any "
+        "kind; one for all of --controlnet, or one for each",
+    )  # fmt: skip
+    define_multi_path("controlnet", "folder of a ControlNet; may be repeated")
+    flags.DEFINE_multi_enum(
+        "control_from", ["video"], ["video", "silhouette", "luma", "edges"],
+        "what of --control is the control; video: it is one already",
+    )  # fmt: skip
+    define_multi_float("control_scale", 1.0, "what its residuals are multiplied by")
+    define_multi_float("control_start", 0.0, "fraction of the steps before it acts")
+    define_multi_float("control_end", 1.0, "fraction of the steps until which it acts")
+    define_system()
 
 
 def _edit() -> None:
     require_one(workdir="a model")
-    edit = require_one(**{name: meaning for name, (meaning, _) in EDITS.items()})
-    check_mode(f"--{edit}", {f"--{e}": {e, *own} for e, (_, own) in EDITS.items()})
+    meanings = {name: meaning for name, (meaning, _) in EDITS.items()}
+    edit = require_one(**meanings, control="a video of controls")
+    check_mode(f"--{edit}", MODES)
+    if FLAGS.num_frames == 0 and edit != "control":
+        raise UserError("--num_frames=0, all frames of the clip, goes with --control")
     start_jax()
     from vdm_jax import cascade as cascades
+    from vdm_jax import sampling
     from vdm_jax.commands.sampling import override, sample
     from vdm_jax.sampling import observations
 
+    if edit == "control":
+        return _control()
     options = {name: FLAGS[name].value for name in EDITS[edit][1]}
 
     def observe(output: observations.OutputSpec):
@@ -57,4 +105,29 @@ def _edit() -> None:
     if edit == "upscale" and FLAGS.reconstruction_weight is None:
         others["reconstruction_weight"] = None  # the model's own is for known frames
     model = override(cascades.read_model(FLAGS.workdir), **others)
-    sample(model, observe=observe, backward=FLAGS.backward)
+    method = None
+    if edit == "edit":
+        strength, first = options["strength"], model.stages[0]
+        is_tuned = first.config.network.get("temporal") == "tune"
+        if strength is None and not is_tuned:
+            raise UserError(
+                "--edit needs --strength, the fraction of the steps that run, as 0.6; "
+                "or a model that was tuned on the clip (configs/tune_a_video.py)"
+            )
+        method = sampling.edit_by_inversion
+        if strength is not None:
+            sampling.first_row(first.settings.steps, strength)  # checks it
+            method = functools.partial(sampling.edit, strength=strength)
+    sample(model, observe=observe, backward=FLAGS.backward, edit=method)
+
+
+def _control() -> None:
+    """Sample by ControlNets: a picture, or with --system a video."""
+    from vdm_jax import cascade as cascades
+    from vdm_jax.commands.controls import add_controls
+    from vdm_jax.commands.sampling import override, sample
+    from vdm_jax.commands.systems import read_system
+
+    cascade, about = add_controls(override(cascades.read_model(FLAGS.workdir)))
+    system = read_system(cascade) if FLAGS.system else None
+    sample(cascade, system=system, about={"controls": about})

@@ -29,7 +29,7 @@ CASCADE_FLAGS = {
     "show_samples",
 }  # fmt: skip
 MODES = {
-    MODEL: CASCADE_FLAGS | {"workdir", "baseline_reports"},
+    MODEL: CASCADE_FLAGS | {"workdir", "baseline_reports", "image_text"},
     DISTILLATION: {*ROW_SETTINGS, "workdir", "guidance_scale", "num_key_samples"},
     "--cascade": CASCADE_FLAGS | {"cascade"},
     "--videos": {"videos", "reference", "num_frames", "stride", "size"}
@@ -51,6 +51,7 @@ def main() -> None:
     flags.DEFINE_bool(
         "network_metrics", False, "FVD and others too: seconds per clip on a CPU"
     )
+    define_path("image_text", "a model of the task contrastive, for the CLIP score")
     define_paths("baseline_reports", "reports of others, whose metrics to show too")
     define_settings(SAMPLER_SETTINGS)
     flags.DEFINE_integer("num", 64, "videos per row", 2)
@@ -90,7 +91,7 @@ def _evaluate() -> None:
 
 def _evaluate_cascade() -> None:
     """Measure a model, or every stage of a cascade, at one or several scales."""
-    from vdm_jax import build, runs
+    from vdm_jax import build, image_text, runs
     from vdm_jax import cascade as cascades
     from vdm_jax.evaluators import clips, models
 
@@ -111,6 +112,7 @@ def _evaluate_cascade() -> None:
         seed=FLAGS.seed,
         networks=_networks(),
         compare_steps=parse_numbers("compare_steps", int),
+        image_text=image_text.load(FLAGS.image_text) if FLAGS.image_text else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""python -m vdm_jax.export: runs as shipped models, with their logs."""
+"""python -m vdm_jax.export: runs as shipped models, or as folders of diffusers."""
 
 from pathlib import Path
 
@@ -18,15 +18,22 @@ def main() -> None:
     define_path("workdir", "a run, or a shipped model")
     define_path("cascade", "or: a cascade of them")
     define_out("folder to write, as models/NAME")
+    flags.DEFINE_enum(
+        "format", "vdm_jax", list(FORMATS), "a shipped model, an image model as a "
+        "StableDiffusionPipeline of diffusers, or what a run with network.lora_rank "
+        "or with control has trained, as a LoRA file or as a ControlNet of diffusers",
+    )  # fmt: skip
     flags.mark_flag_as_required("out")
-    run(_export, "Write the averaged parameters of runs as half-precision safetensors.")
+    run(_export, "Write the averaged parameters of runs as safetensors.")
 
 
 def _export() -> None:
     out = Path(FLAGS.out)
     if require_one(workdir="a model", cascade="a cascade of models") == "workdir":
         _check_folders(out)
-        return export_model(Path(FLAGS.workdir), out)
+        return FORMATS[FLAGS.format](Path(FLAGS.workdir), out)
+    if FLAGS.format != "vdm_jax":
+        raise UserError(f"--format={FLAGS.format} is of one model: give --workdir")
     from vdm_jax import cascade, cascade_file
 
     exported = cascade.read(FLAGS.cascade)
@@ -41,8 +48,11 @@ def _export() -> None:
 def _check_folders(*folders: Path) -> None:
     """Raise UserError for a folder that is a run, or that holds a model to keep."""
     from vdm_jax import cascade_file, runs
+    from vdm_jax.commands import export_autoencoder
+    from vdm_jax.pretrained import lora_files, sd_pipeline
 
-    ours = {*FILES, cascade_file.CASCADE_FILE}
+    ours = {*FILES, *export_autoencoder.FILES, cascade_file.CASCADE_FILE}
+    ours |= {lora_files.FILE, sd_pipeline.INDEX}
     for folder in filter(Path.is_dir, folders):
         names = {path.name for path in folder.iterdir()}
         if names & {"checkpoints", runs.DISTILLATION_FILE}:
@@ -54,22 +64,59 @@ def _check_folders(*folders: Path) -> None:
 
 
 def export_model(workdir: Path, out: Path) -> None:
-    """Write a run or a shipped model as the folder of a shipped model."""
-    from vdm_jax import runs
-    from vdm_jax.pretrained import params
+    """Write a run or a shipped model as the folder of a shipped model, as float16."""
+    from vdm_jax import image_text, runs, shipped
+    from vdm_jax.commands.export_autoencoder import export_autoencoder
 
-    trained = runs.load(workdir)
-    out = make_folder(out)
-    file = out / "params.safetensors"
-    own = {part: p for part, p in trained.params.items() if part != "codec"}
-    params.write(file, own)
-    with trained.config.unlocked():  # paths of the machine that trained it
-        trained.config.init_from = trained.config.data.text_embeddings_dir = ""
-    text = trained.config.to_json_best_effort(indent=1) + "\n"
-    write_bytes(out / "config.json", text.encode(), overwrite=True)
-    step = f"step {trained.step}" if trained.step >= 0 else "exported before"
+    config = runs.read_config(workdir)
     log = runs.model_dir(workdir) / "metrics.jsonl"
+    if config.task == "autoencoder":
+        export_autoencoder(workdir, config, make_folder(out))
+        return _copy_log(log, out)
+    trained = (image_text if config.task == "contrastive" else runs).load(workdir)
+    line = shipped.write(out, workdir, trained)
+    _copy_log(log, out)
+    print(line)
+
+
+def _copy_log(log: Path, out: Path) -> None:
     if log.is_file():
         write_bytes(out / log.name, log.read_bytes(), overwrite=True)
-    size = file.stat().st_size / 1e6
-    print(f"{step}, {size:.2f} MB in {file}")
+
+
+def export_lora(workdir: Path, out: Path) -> None:
+    """Write the LoRA of a run, in a folder that diffusers and --lora read."""
+    from vdm_jax import adapters, runs
+    from vdm_jax.pretrained import lora_files
+
+    trained = runs.load(workdir)
+    file = make_folder(out) / lora_files.FILE
+    adapters.write(file, trained.params, trained.model, trained.config)
+    print(f"step {trained.step}, {file.stat().st_size / 1e6:.2f} MB in {file}")
+
+
+def export_pipeline(workdir: Path, out: Path) -> None:
+    """Write an image model as a folder of diffusers."""
+    from vdm_jax import adapters, diffusers_export, runs
+
+    trained = adapters.merged(runs.load(workdir))
+    absent = diffusers_export.write(out, trained, workdir)
+    note = f", without {' and '.join(absent)}" if absent else ""
+    print(f"a StableDiffusionPipeline in {out}{note}")
+
+
+def export_controlnet(workdir: Path, out: Path) -> None:
+    """Write the ControlNet of a run as a folder of diffusers."""
+    from vdm_jax import controls, runs
+    from vdm_jax.pretrained.safetensors_io import DIFFUSERS
+
+    trained = runs.load(workdir)
+    controls.write(make_folder(out), trained)
+    size = (out / f"{DIFFUSERS}.safetensors").stat().st_size / 1e6
+    print(f"step {trained.step}, a ControlNetModel of {size:.2f} MB in {out}")
+
+
+FORMATS = {
+    "vdm_jax": export_model, "diffusers": export_pipeline, "lora": export_lora,
+    "controlnet": export_controlnet,
+}  # fmt: skip

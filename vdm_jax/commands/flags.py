@@ -56,6 +56,12 @@ def define_path(name: str, meaning: str) -> None:
     flags.DEFINE(_Path(name), name, None, meaning)
 
 
+def define_multi_path(name: str, meaning: str) -> None:
+    """Define a flag that is a path and may be repeated; None without any."""
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE_multi(_Path(name), serializer, name, None, meaning)
+
+
 def define_paths(name: str, meaning: str) -> None:
     """Define a flag that is a comma-separated list of paths."""
     flags.DEFINE(_Paths(name), name, [], meaning, serializer=flags.ListSerializer(","))
@@ -66,6 +72,12 @@ def define_float(
 ) -> None:
     """Define a flag that is a number, with optional lower and upper bounds."""
     flags.DEFINE(_Float(*bounds), name, default, meaning)
+
+
+def define_multi_float(name: str, default: float, meaning: str) -> None:
+    """Define a flag that is a number and may be repeated."""
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE_multi(_Float(), serializer, name, [default], meaning)
 
 
 def check_text(name: str) -> None:
@@ -133,10 +145,12 @@ def define_sampling(*settings: str) -> None:
     flags.DEFINE_multi_string("prompt", [], "a text; may be repeated")
     define_path("prompts", "a file of prompts, one per line")
     flags.DEFINE_string("negative_prompt", "", "text of the unconditional branch")
+    define_lora("the model")
     define_path("text_encoder", "its folder, if it is not where training had it")
     flags.DEFINE_integer(
-        "num_frames", None, "frames (default: one block, to extend two)", 1
-    )
+        "num_frames", None, "frames (default: one block, to extend two, of --control "
+        "and --system 8; of --control 0 is all)", 0,
+    )  # fmt: skip
     flags.DEFINE_integer(
         "overlap_frames", None, "frames that blocks share (default: half a block)"
     )
@@ -146,6 +160,25 @@ def define_sampling(*settings: str) -> None:
     )
     define_settings((*SAMPLING_SETTINGS, *settings))
     define_out("folder for the videos")
+
+
+def define_lora(model: str) -> None:
+    """Define --lora. model: what it is applied to."""
+    flags.DEFINE_multi_string(
+        "lora", [], f"FILE[:SCALE], a LoRA of diffusers or kohya-ss for {model}, which "
+        "is of Stable Diffusion's kind; may be repeated, they add up",
+    )  # fmt: skip
+
+
+def define_system() -> None:
+    """Define --system and --set."""
+    flags.DEFINE_string(
+        "system", None, "makes a video by an image model, as text2video_zero or "
+        "control_video (docs/systems/)",
+    )  # fmt: skip
+    flags.DEFINE_multi_string(
+        "set", [], "--system: NAME=VALUE, an option of it; may be repeated"
+    )
 
 
 def define_out(meaning: str) -> None:

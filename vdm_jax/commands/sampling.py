@@ -5,18 +5,21 @@ It is imported when JAX has started; the flags are those of `flags.define_sampli
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from vdm_jax import adapters, sampling, video_io
 from vdm_jax import cascade as cascades
-from vdm_jax import sampling, video_io
 from vdm_jax.cascade import Cascade, CascadeStage
 from vdm_jax.commands.flags import SAMPLING_SETTINGS, parse_sides, present_values
 from vdm_jax.commands.main import command_line
+from vdm_jax.commands.systems import ChosenSystem
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, read_text, split_lines
 from vdm_jax.runs import TrainedModel
@@ -28,17 +31,22 @@ Observe = Callable[[OutputSpec], tuple[Observation, ClipInfo]]
 
 
 def override(cascade: Cascade, **others) -> Cascade:
-    """Return the cascade with the settings and the text encoder of the command line.
+    """Return the cascade with settings, text encoder and LoRAs of the command line.
 
     others: further settings.
 
     Raises:
-      UserError: a setting is out of its range, or no stage uses it.
+      UserError: a setting is out of its range, or no stage uses it; a LoRA that is not
+        for the model.
     """
     if FLAGS.text_encoder is not None:
         if not cascade.text_encoder:
             raise UserError(f"--text_encoder: {cascade.path} was trained without text")
         cascade = dataclasses.replace(cascade, text_encoder=FLAGS.text_encoder)
+    if FLAGS.lora:
+        files, base = map(adapters.parse, FLAGS.lora), cascade.stages[0]
+        loras = adapters.read([*files], base.model, base.config, cascade.text_encoder)
+        cascade = dataclasses.replace(cascade, loras=loras)
     return cascade.with_sampling(present_values(SAMPLING_SETTINGS) | others)
 
 
@@ -48,6 +56,9 @@ def sample(
     by_stage: bool = False,
     observe: Observe = observations.no_observation,
     backward: bool = False,
+    edit: Callable[..., np.ndarray] | None = None,
+    system: ChosenSystem | None = None,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Sample every stage, and write its videos when it ends.
 
@@ -55,6 +66,9 @@ def sample(
       by_stage: write to OUT/STAGE in place of OUT.
       observe: reads what is known of the first stage's videos.
       backward: samples a longer video from its last block to its first.
+      edit: samples from the observed video, called as `sampling.edit_by_inversion`.
+      system: makes the videos of the only stage.
+      about: what else samples.json says.
     """
     if not FLAGS.out:
         raise UserError("give --out=FOLDER for the videos")
@@ -71,7 +85,12 @@ def sample(
         negative_prompt=FLAGS.negative_prompt,
         seed=FLAGS.seed,
     )
-    observation, info = _observe(base, num, observe)
+    about = dict(about)
+    if system:
+        about["system"] = system.describe()
+    else:
+        observation, info = _observe(base, num, observe)
+        about |= {"observation": info} if info else {}
     is_open = "text" not in cond and np.all(cond.get("label", -1) < 0)
     if negative is None and is_open and any(s.uses_cfg for s in cascade.stages):
         print("no label or prompt is set: sampling without guidance", flush=True)
@@ -81,26 +100,19 @@ def sample(
         captions = [sampling.label_text(base.model, row) for row in cond["label"]]
 
     def write(stage: CascadeStage, trained: TrainedModel, videos: np.ndarray) -> None:
-        about = _describe(stage, trained)
-        if info:
-            about["observation"] = info
-        if by_stage:
-            names = [each.name for each in cascade.stages]
-            about["cascade"] = str(cascade.path)
-            about["stages"] = names[: names.index(stage.name) + 1]
-        _write(folders[stage.name], stage, videos, about, captions)
+        own = _describe(stage, trained) | about
+        own |= _describe_stages(cascade, stage) if by_stage else {}
+        _write(folders[stage.name], stage, videos, own, captions)
 
     with sampling.progress_bar() as progress:
+        if system:
+            system.sample(cascade, num, cond, negative, progress, write)
+            return
+        first = _first_sampler(observation, backward, edit)
         cascades.sample(
-            cascade,
-            num,
-            cond,
-            negative,
-            seed=FLAGS.seed,
-            sample_base=functools.partial(_sample_base, observation, backward),
-            progress=progress,
-            on_stage=write,
-        )
+            cascade, num, cond, negative, seed=FLAGS.seed, sample_base=first,
+            progress=progress, on_stage=write,
+        )  # fmt: skip
 
 
 def _output_folders(cascade: Cascade, by_stage: bool) -> dict[str, Path]:
@@ -136,7 +148,8 @@ def _write(
         captions or None,
         FLAGS.overwrite,
     )
-    tqdm.write(f"{len(videos)} videos in {folder}; see {folder / 'samples.png'}")
+    kind = "pictures" if videos.shape[1] == 1 else "videos"
+    tqdm.write(f"{len(videos)} {kind} in {folder}; see {folder / 'samples.png'}")
 
 
 def _describe(stage: CascadeStage, trained: TrainedModel) -> dict:
@@ -149,6 +162,13 @@ def _describe(stage: CascadeStage, trained: TrainedModel) -> dict:
         "workdir": str(stage.workdir),
         "step": trained.step,
     }
+
+
+def _describe_stages(cascade: Cascade, stage: CascadeStage) -> dict:
+    """Return what samples.json says of the stages up to this one."""
+    names = [each.name for each in cascade.stages]
+    made = names[: names.index(stage.name) + 1]
+    return {"cascade": str(cascade.path), "stages": made}
 
 
 def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
@@ -213,6 +233,22 @@ def _observe(
         ignored = ", the rest is ignored" if used < length else ""
         print(f"{info['clip']}: {used} of its {length} frames are used{ignored}")
     return observation, info
+
+
+def _first_sampler(
+    observation: Observation, backward: bool, edit: Callable[..., np.ndarray] | None
+) -> Callable[..., np.ndarray]:
+    """Return what samples the first stage, called as `sampling.sample`."""
+    if edit is None:
+        return functools.partial(_sample_base, observation, backward)
+
+    def sample_edit(model, params, num, settings, inputs, run) -> np.ndarray:
+        video = observation.video
+        return edit(
+            model, params, video, num, settings=settings, inputs=inputs, run=run
+        )
+
+    return sample_edit
 
 
 def _sample_base(

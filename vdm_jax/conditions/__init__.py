@@ -6,6 +6,7 @@ from typing import Any
 from vdm_jax.conditions.base import Condition
 from vdm_jax.conditions.frame_index import FrameIndex
 from vdm_jax.conditions.guidance_weight import GuidanceWeight
+from vdm_jax.conditions.hint import Hint
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.text import Text
@@ -18,6 +19,7 @@ CONDITIONS: dict[str, Callable[[Any], Condition | None]] = {
     "low_resolution": LowResolution.from_config,
     "guidance_weight": GuidanceWeight.from_config,
     "frame_index": FrameIndex.from_config,
+    "control_0": Hint.from_config,
 }
 
 

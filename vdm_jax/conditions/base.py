@@ -30,12 +30,14 @@ class Contribution(NamedTuple):
     features: [b, dim] or [b, f, dim], summed with the noise level's before the MLP.
     tokens: [n, l, d] for cross-attention, with token_mask bool [n, l].
     concat: [b, f, h, w, k], channels concatenated with z.
+    hint: [b, f, h', w', c] in [0, 1], what one ControlNet reads.
     """
 
     features: Array | None = None
     tokens: Array | None = None
     token_mask: Array | None = None
     concat: Array | None = None
+    hint: Array | None = None
 
 
 class Condition:
@@ -48,6 +50,14 @@ class Condition:
 
     dropout: float = 0.0
     in_batch: ClassVar[bool] = True
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names of arrays that it needs where it is dropped; sampling must give them.
+
+        Of the others the first says what is known. Without that one it is dropped.
+        """
+        return ()
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
         """Return its arrays [n, ...] where nothing is known."""
@@ -85,19 +95,35 @@ class VideoCondition(Condition):
         """(frames, height, width, channels) of the video that sampling is given."""
         raise NotImplementedError
 
+    @property
+    def reads(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Return shape, without the batch axis, and dtype of what it reads of a clip.
+
+        By name, and apart from the video; default nothing. `observation` and
+        `prepare_batch` take these arrays as arguments of their names.
+        """
+        return {}
+
     def observation(self, x: Array) -> Array:
         """Return what would have been given of the model's own videos x."""
         raise NotImplementedError
 
-    def prepare_batch(self, x: Array, key: Array) -> tuple[Array, dict[str, Any]]:
-        """Return training's clips x [b, f, h, w, c], cropped or not, and its arrays."""
+    def prepare_batch(
+        self, x: Array, key: Array, codec_params: Any = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Return training's clips x [b, f, h, w, c], cropped or not, and its arrays.
+
+        codec_params: of the model's codec, for a condition that encodes.
+        """
         raise NotImplementedError
 
-    def from_observation(self, video: Array, t: Array, eps: Array) -> dict[str, Any]:
+    def from_observation(
+        self, video: Array, t: Array, eps: Array, codec_params: Any = None
+    ) -> dict[str, Any]:
         """Return its arrays for given videos.
 
         t: time [b] of the noise that is added to them. eps: standard normal noise, like
-        z.
+        z. codec_params: as for `prepare_batch`.
         """
         raise NotImplementedError
 

@@ -41,10 +41,13 @@ class ConditioningEncoder(nn.Module):
             vector = dense(nn.swish(vector), self.dim, f"mlp_{i}")
         return Inputs(
             vector=vector,
+            noise_level=features,
             tokens=_joined([entry.tokens for entry in entries], axis=-2),
             token_mask=_joined([entry.token_mask for entry in entries], axis=-1),
             concat=_joined([entry.concat for entry in entries], axis=-1),
             frame_mask=cond.get("frame_mask"),
+            hints=tuple(entry.hint for entry in entries if entry.hint is not None),
+            control_scales=cond.get("control_scales"),
         )
 
 

@@ -63,17 +63,11 @@ class LowResolution(Stage, VideoCondition):
                     f"stage.train_crop={crop}: a {name} of at most {video[name]} that "
                     f"is a multiple of stage.factor={stage.factor}"
                 )
-        codec = codecs.from_config(config)
-        if isinstance(codec, codecs.Latents):
-            raise UserError(
-                "config.codec.kind='autoencoder': a stage of a cascade takes no "
-                "autoencoder yet; set it to identity or patch"
-            )
         pairs = {"augmentation_time": (lowest, highest), "train_crop": crop}
         return cls(
             **stage.to_dict() | pairs,
             shape=(video.frames, video.height, video.width, video.channels),
-            codec=codec,
+            codec=codecs.from_config(config),
         )
 
     @property
@@ -113,7 +107,9 @@ class LowResolution(Stage, VideoCondition):
         mask = (frame % self.factor == 0) & (frame < f * self.factor)
         return jnp.concatenate([video, no_input], axis=1), mask.reshape(1, -1, 1, 1, 1)
 
-    def from_observation(self, video: Array, t: Array, eps: Array) -> dict[str, Any]:
+    def from_observation(
+        self, video: Array, t: Array, eps: Array, codec_params: Any = None
+    ) -> dict[str, Any]:
         """Return the channels to concatenate with z, and the logsnr of their noise.
 
         Noise conditioning augmentation: alpha u + sigma eps of the upsampled input u,
@@ -123,7 +119,7 @@ class LowResolution(Stage, VideoCondition):
         images = eps.shape[1] - self.shape[0]
         upsampled, mask = self.upsample(video, images)
         level = schedules.noise_level(AUGMENTATION_SCHEDULE, t)
-        encoded = self.codec.encode(upsampled)
+        encoded = self.codec.encode(upsampled, codec_params)
         noisy = process.diffuse(encoded, eps, level)
         if self.kind == "tsr":
             in_video = jnp.arange(encoded.shape[1]) < self.shape[0]
@@ -135,7 +131,9 @@ class LowResolution(Stage, VideoCondition):
             noisy = jnp.concatenate([jnp.where(shown, noisy, 0), channel], axis=-1)
         return {"low_res": noisy, "low_res_logsnr": level.logsnr}
 
-    def prepare_batch(self, x: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def prepare_batch(
+        self, x: Array, key: Array, codec_params: Any = None
+    ) -> tuple[Array, dict[str, Array]]:
         """Return the clips of training, cropped to train_crop, and their cond."""
         crop_key, time_key, noise_key = jax.random.split(key, 3)
         if self.train_crop:
@@ -145,7 +143,7 @@ class LowResolution(Stage, VideoCondition):
         t = lowest + (highest - lowest) * uniform
         z_shape = self.codec.z_shape(x.shape[1:])
         eps = jax.random.normal(noise_key, (len(x), *z_shape), x.dtype)
-        return x, self.from_observation(self.observation(x), t, eps)
+        return x, self.from_observation(self.observation(x), t, eps, codec_params)
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
         """Black videos; in TSR their last channel is a mask of frames."""

@@ -1,5 +1,6 @@
 """Data sets: the sources of clips, and the batches of the training step."""
 
+import copy
 import importlib
 from collections.abc import Iterable
 
@@ -7,25 +8,60 @@ import numpy as np
 
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Codec
-from vdm_jax.data import pipeline
+from vdm_jax.data import pipeline, stored_latents
 from vdm_jax.data.source import Source
+from vdm_jax.errors import UserError
 
 # Functions of this package. Only the module of the chosen one is imported.
 SOURCES = {
     "shapes": "shapes.open_shapes",
     "sprites": "sprites.open_sprites",
+    "pictures": "pictures.open_pictures",
     "bouncing": "bouncing.open_bouncing",
     "clips": "clips.open_clips",
     "folder": "folder.open_folder",
+    "one_clip": "one_clip.open_one_clip",
     "tfds": "tfds.open_tfds",
 }
+COMPUTED = ("shapes", "bouncing")  # without files
 STATS_CLIPS = 256  # clips from which mean and variance are computed
 
 
 def open_source(config) -> Source:
-    """Open the training part of the data set config.data.source. Raises UserError."""
+    """Open the training part of the data set config.data.source, or its latents.
+
+    Where config.data.path is a folder of latents, it becomes data.latents_dir, and the
+    data set that the latents are of data.path.
+
+    Raises UserError.
+    """
+    if config.data.caption and config.data.source != "one_clip":
+        raise UserError(
+            "config.data.caption goes with data.source='one_clip', not with "
+            f"{config.data.source!r}, whose clips have captions of their own"
+        )
+    stored_latents.resolve_path(config.data)
+    path = config.data.path
+    if config.data.latents_dir:
+        return stored_latents.open_latents(config)
+    if path and config.data.source in COMPUTED:
+        raise UserError(
+            f"config.data.path={path}: no folder of latents, and data.source="
+            f"{config.data.source!r} reads no other files"
+        )
     module, function = SOURCES[config.data.source].split(".")
     return getattr(importlib.import_module(f"vdm_jax.data.{module}"), function)(config)
+
+
+def open_videos(config) -> Source:
+    """Open the data set itself, also where training reads its latents.
+
+    Raises UserError.
+    """
+    config = copy.deepcopy(config)
+    stored_latents.resolve_path(config.data)
+    config.data.latents_dir = ""
+    return open_source(config)
 
 
 def resolve(config, source: Source):
@@ -50,15 +86,20 @@ def resolve(config, source: Source):
 
 
 def _statistics(codec: Codec, clips: Iterable[pipeline.Batch]) -> tuple[float, float]:
-    """Return the mean and the variance over z of all clips."""
+    """Return the mean and the variance over z of all clips, drawn where z is random."""
     if type(codec) is Codec:  # exact, by counting pixels
         counts = sum(np.bincount(c["video"].ravel(), minlength=256) for c in clips)
         values = np.arange(256) / 127.5 - 1
-    else:
-        params = codec.load_params()
-        videos = (clip["video"] / 127.5 - 1 for clip in clips)
-        z = [codec.encode_on_host(video, params) for video in videos]
-        values = np.concatenate([each.ravel() for each in z])
-        counts = None
-    mean = np.average(values, weights=counts)
-    return mean, np.average((values - mean) ** 2, weights=counts)
+        mean = np.average(values, weights=counts)
+        return mean, np.average((values - mean) ** 2, weights=counts)
+    params = None
+    each = []
+    for clip in clips:
+        if "latents" in clip:
+            moments = clip["latents"]
+        else:
+            params = params or codec.load_params()
+            moments = codec.moments_on_host(clip["video"] / 127.5 - 1, params)
+        each.append(stored_latents.statistics(moments))
+    mean, square = np.mean(each, axis=(0, 2))
+    return mean, square - mean**2

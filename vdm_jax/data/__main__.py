@@ -1,15 +1,18 @@
-"""``python -m vdm_jax.data check DIR``: check a folder of videos before training.
+"""Commands on data sets.
 
+``python -m vdm_jax.data check DIR``: check a folder of videos, or of latents.
+``python -m vdm_jax.data latents``: encode the clips of a data set once.
 ``python -m vdm_jax.data sprites``: draw the data source sprites.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vdm_jax import config_files, runtime, settings
-from vdm_jax.data import check, sprite_sheet
+from vdm_jax.data import check, check_latents, encode, sprite_sheet, stored_latents
 from vdm_jax.errors import UserError
 
 # Short names of fields of the config.
@@ -32,15 +35,18 @@ RETIRED_FLAGS = {
 def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     """Return the config of a command line, and its other flags. Raises UserError.
 
-    The config is that of `check`; `sprites` has none.
+    The config is that of `check` or `latents`; `sprites` has none.
     """
-    parser = argparse.ArgumentParser("python -m vdm_jax.data")
+    summary = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m vdm_jax.data", description=__doc__, formatter_class=summary
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     short = ", ".join(f"{flag} is {field}" for flag, field in FLAGS.items())
     add = commands.add_parser("check", help=check.__doc__, epilog=short).add_argument
     add(
         "dir", nargs="?", type=runtime.path_type,
-        help="the folder of videos (default: config.data.path)",
+        help="the folder of videos or latents (default: config.data.path)",
     )  # fmt: skip
     add(
         "--config", metavar="FILE[:VARIANT]",
@@ -54,8 +60,15 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     sprite_sheet.add_arguments(
         commands.add_parser("sprites", help=sprite_sheet.__doc__)
     )
+    encode.add_arguments(commands.add_parser("latents", help=encode.__doc__))
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(2)
     if arguments[:1] == ["sprites"]:
         return None, parser.parse_args(arguments)
+    if arguments[:1] == ["latents"]:
+        config, rest = config_files.take_config_flags(arguments)
+        return config, parser.parse_args(rest)
     default = settings.compose(check.SECTIONS)
     config, rest = config_files.take_config_flags(map(_long_flag, arguments), default)
     return config, parser.parse_args(rest)
@@ -67,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         config, flags = parse(sys.argv[1:] if arguments is None else arguments)
         if flags.command == "sprites":
             print(sprite_sheet.run(flags))
+        elif flags.command == "latents":
+            print(encode.run(config, flags))
+        elif stored_latents.is_stored(folder := str(flags.dir or config.data.path)):
+            check_latents.run(Path(folder), flags.json)
         else:
             check.set_folder(config, flags.dir)
             check.run(config, flags.sheet, flags.json)
@@ -84,5 +101,12 @@ def _long_flag(word: str) -> str:
     return f"{FLAGS.get(flag, flag)}{equals}{value}"
 
 
+def _command() -> int:
+    if sys.argv[1:2] == ["latents"]:
+        runtime.configure_jax()
+        runtime.start_devices()
+    return main()
+
+
 if __name__ == "__main__":
-    runtime.run(main)
+    runtime.run(_command)

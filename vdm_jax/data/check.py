@@ -1,4 +1,4 @@
-"""Check a folder of videos before training.
+"""Check a folder of videos, or of pictures, before training.
 
 ``python -m vdm_jax.data check DIR`` reports what training would use: every file is
 indexed as in training, and then decoded completely.
@@ -54,7 +54,8 @@ def run(config: Any, sheet: Path, as_json: bool = False) -> None:
     indexed, report = folder_index.scan(data.path, shape, data.cache_dir, decoder)
 
     def decode(file: VideoFile) -> tuple[np.ndarray, bool]:
-        return decoder.decode_previews(file.info, shape.size, PREVIEW_FRAMES)
+        previews = 1 if shape.frames == 1 else PREVIEW_FRAMES
+        return decoder.decode_previews(file.info, shape.size, previews)
 
     files = []
     previews = []
@@ -121,15 +122,20 @@ def _facts_of_file(file: VideoFile, shape: ClipShape, **more) -> dict[str, Any]:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    """Return the facts as text, a summary of the files first, without empty ones."""
+    """Return the facts as text, a summary of the files first."""
     rows = facts.pop("files")
-    lines = []
     summary = {
         name: _summary([row[name] for row in rows])
         for name in rows[0]
         if name != "file"
     }
-    for name, value in (summary | facts).items():
+    return as_text(summary | facts)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """Return facts as text, one a line, without empty ones."""
+    lines = []
+    for name, value in facts.items():
         items = value if isinstance(value, list) else []
         if isinstance(value, dict):
             value = ", ".join(f"{key}: {number}" for key, number in value.items())

@@ -1,4 +1,4 @@
-"""A folder of videos as a data set; docs/data.md describes its layout.
+"""A folder of videos, or of pictures, as a data set; docs/data.md describes its layout.
 
 Every file is indexed once; its clips are decoded as they are drawn. A long file has
 several items: ranges of first frames, each about one clip long, so that an epoch covers
@@ -112,8 +112,8 @@ def open_folder(config) -> Folder:
     skipped, total = report.skipped, report.num_videos
     if len(skipped) > data.max_bad_fraction * total:
         raise UserError(
-            f"{data.path}: {len(skipped)} of {total} videos cannot be used, more than "
-            f"config.data.max_bad_fraction={data.max_bad_fraction}; "
+            f"{data.path}: {len(skipped)} of {total} {report.noun} cannot be used, "
+            f"more than config.data.max_bad_fraction={data.max_bad_fraction}; "
             f"{folder_index.most_common_reason(skipped)}; "
             "`python -m vdm_jax.data check` names all"
         )

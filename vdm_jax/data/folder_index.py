@@ -55,11 +55,12 @@ def scan(
 ) -> tuple[tuple[VideoFile, ...], Listing]:
     """Index all videos of a folder; return the usable ones, and all with reasons.
 
-    A video is usable if it holds a clip. cache_dir: "" is the user's cache folder.
+    A video is usable if it holds a clip. For clips of one frame each image is a video.
+    cache_dir: "" is the user's cache folder.
 
     Raises UserError if none is.
     """
-    listing, captions = layout.find_videos(path)
+    listing, captions = layout.find_videos(path, pictures=clip.frames == 1)
     labels = layout.folder_labels(listing.videos)
     folder = cache_dir or cache_folder()
 
@@ -107,11 +108,12 @@ def no_usable_videos_message(report: Listing, skipped: Sequence[Skipped]) -> str
     """Return one line for a folder without usable videos: the most common reason."""
     if report.num_videos:
         return (
-            f"{report.root}: none of {report.num_videos} videos can be used; "
+            f"{report.root}: none of {report.num_videos} {report.noun} can be used; "
             f"{most_common_reason(skipped)}"
         )
     suffixes = " ".join(sorted(layout.MEDIA))
-    message = f"{report.root}: no videos found, nor folders of frames ({suffixes})"
+    message = f"{report.root}: no {report.noun} found, nor folders of frames "
+    message += f"({suffixes})"
     return "; ".join(filter(None, [message, report.ignored_files()]))
 
 

@@ -1,9 +1,10 @@
 """The layout of a folder of videos: which files are videos, their labels and captions.
 
 A folder is one video if it has images and no videos, and its subfolders have neither.
-Its images are the frames in natural order. Hidden files are ignored. A symbolic link to
-a video, frame or caption is followed if its target is a file inside the folder. Ignored
-files are counted.
+Its images are the frames in natural order. Clips of one frame are different: there each
+image is a video of one frame. Hidden files are ignored. A symbolic link to a video,
+frame or caption is followed if its target is a file inside the folder. Ignored files
+are counted.
 """
 
 import collections
@@ -43,6 +44,7 @@ class Listing:
       skipped: videos that cannot be used, with their reasons.
       ignored: suffix, or another kind -> number of files that were not read.
       unmatched: files of captions.jsonl that do not exist.
+      noun: what `videos` are.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Listing:
     skipped: tuple[Skipped, ...]
     ignored: Mapping[str, int]
     unmatched: tuple[str, ...]
+    noun: str = "videos"
 
     @property
     def num_videos(self) -> int:
@@ -64,7 +67,8 @@ class Listing:
         """Return lines of text that name at most ``most`` of the skipped videos."""
         total, skipped = self.num_videos, len(self.skipped)
         lines = [
-            f"{self.root}: {total} videos, {total - skipped} usable, {skipped} skipped",
+            f"{self.root}: {total} {self.noun}, {total - skipped} usable, "
+            f"{skipped} skipped",
             *(f"  {name}: {reason}" for name, reason in self.skipped[:most]),
         ]
         if skipped > most:
@@ -74,11 +78,16 @@ class Listing:
         return list(map(printable, lines))
 
 
-def find_videos(path: str | os.PathLike) -> tuple[Listing, Captions]:
+def find_videos(
+    path: str | os.PathLike, pictures: bool = False
+) -> tuple[Listing, Captions]:
     """List the videos below a folder; return the captions of those that can be used.
 
     Captions are read from ``a.txt`` next to ``a.mp4`` and from captions.jsonl. Raises
     UserError if the path is not a folder, and for an invalid line of captions.jsonl.
+
+    pictures: each image is a video of one frame. One without captions has those of the
+    folder of frames that it is in.
     """
     root = Path(path)
     if not root.is_dir():
@@ -100,24 +109,25 @@ def find_videos(path: str | os.PathLike) -> tuple[Listing, Captions]:
     for folder, files in files_by_folder.items():
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-        if images and not videos and folder not in media_above:
-            videos = [folder]  # its images are the frames of one video
-            used.update(images)
+        is_video = images and not videos and folder not in media_above
+        if is_video:  # its images are the frames of one video
+            used |= {folder, _text_path(folder, True), *images}
+        if pictures:
+            videos += images
+        elif is_video:
+            videos = [folder]
         for video in videos:
             name = str(video.relative_to(root))
-            text = folder / f"{video.stem}.txt"
-            if video == folder:
-                text = folder.parent / f"{folder.name}.txt"
-            used |= {video, text}
-            more = from_jsonl.pop(name, ())
+            used |= {video, _text_path(video, video == folder)}
             try:
                 _check_link(video, root)
-                # If the root is a video, the file next to it is outside of the data.
-                lines = [] if video == root else _read_lines(text, root)
+                texts = _read_captions(video, video == folder, root, from_jsonl)
+                if is_video and not texts:
+                    texts = _read_captions(folder, True, root, from_jsonl)
             except CorruptFile as error:
                 skipped.append((name, str(error)))
             else:
-                captions[name] = (*_stripped(lines), *more)
+                captions[name] = texts
     for file in itertools.chain(*files_by_folder.values()):
         ignored[file.suffix.lower() or "no suffix"] += file not in used
     return Listing(
@@ -125,8 +135,26 @@ def find_videos(path: str | os.PathLike) -> tuple[Listing, Captions]:
         videos=tuple(sorted(captions)),
         skipped=tuple(sorted(skipped)),
         ignored=dict((+ignored).most_common()),
-        unmatched=tuple(sorted(from_jsonl)),
+        unmatched=tuple(sorted(name for name in from_jsonl if root / name not in used)),
+        noun="pictures and videos" if pictures else "videos",
     ), captions
+
+
+def _text_path(video: Path, is_folder: bool) -> Path:
+    """Return the file of the captions of a video, which is a file or a folder."""
+    return video.with_name(f"{video.name if is_folder else video.stem}.txt")
+
+
+def _read_captions(
+    video: Path, is_folder: bool, root: Path, from_jsonl: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Return the captions of a video: next to it, then of captions.jsonl.
+
+    Raises CorruptFile as `_read_lines`.
+    """
+    # If the root is a video, the file next to it is outside of the data.
+    lines = [] if video == root else _read_lines(_text_path(video, is_folder), root)
+    return (*_stripped(lines), *from_jsonl.get(str(video.relative_to(root)), ()))
 
 
 def _walk(
@@ -188,8 +216,10 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skip
     skipped = ()
     rule = f"pass a folder of videos, a {CAPTIONS_FILE}, or a text file of captions"
     if path.is_dir():
-        listing, captions = find_videos(path)
-        skipped = listing.skipped
+        # With the folder's images as pictures, and as the frames of videos.
+        both = [find_videos(path, pictures) for pictures in (False, True)]
+        skipped = tuple(sorted({item for found, _ in both for item in found.skipped}))
+        captions = both[1][1] | both[0][1]
     elif path.suffix == ".jsonl":
         captions = _read_jsonl(path)
     else:
@@ -197,7 +227,7 @@ def read_all_captions(path: str | os.PathLike) -> tuple[list[str], Sequence[Skip
             captions = {"": _stripped(_read_lines(path, limit=MAX_JSONL_BYTES))}
         except CorruptFile as error:
             raise UserError(f"{error}: {rule}") from error
-    texts = [text for several in captions.values() for text in several]
+    texts = [*dict.fromkeys(itertools.chain.from_iterable(captions.values()))]
     if not texts:
         raise UserError(f"{path} has no captions: {rule}")
     return texts, skipped

@@ -21,6 +21,11 @@ from vdm_jax.errors import UserError
 
 Example = dict[str, Any]  # a Clip
 
+FRAMES = {
+    "video",
+    "latents",
+    "silhouette",
+}  # arrays of a clip whose first axis is its frames
 MAX_RETRIES = 100  # consecutive unusable items before loading fails
 READ_THREADS = 2  # that load batches ahead without worker processes
 MAX_EXAMPLES = 2**48  # Grain's own infinity overflows with batches of one
@@ -68,10 +73,11 @@ class _LoadBatch:
             return clip
         slots = range(1, self.joint_image_frames + 1)
         clips = [clip, *(self._clip(position, slot, None, 1) for slot in slots)]
-        video = np.concatenate([c["video"] for c in clips])
-        conditions = clip.keys() - {"video"}
-        stacked = {k: np.stack([c[k] for c in clips]) for k in conditions}
-        return {"video": video} | stacked
+        joined = {
+            k: np.concatenate([c[k] for c in clips]) for k in clip.keys() & FRAMES
+        }
+        conditions = clip.keys() - FRAMES
+        return joined | {k: np.stack([c[k] for c in clips]) for k in conditions}
 
     def _clip(
         self, position: int, slot: int, index: int | None, frames: int
@@ -93,7 +99,7 @@ class _LoadBatch:
                 index = None
                 last = error
                 continue
-            if self.flip and rng.random() < 0.5:
+            if self.flip and "video" in clip and rng.random() < 0.5:
                 clip["video"] = clip["video"][:, :, ::-1]
             return clip
         raise UserError(
@@ -169,7 +175,8 @@ def train_batches(
     Process p of n loads the rows p b/n .. (p+1) b/n - 1 of each global batch.
 
     A batch is a dict, with k = config.data.joint_image_frames:
-      video: uint8 [b, f + k, h, w, c]; the last k frames are independent images.
+      video: uint8 [b, f + k, h, w, c]; the last k frames are independent images. In
+        its place "latents" [b, f + k, h', w', 2 k'] of a source of stored latents.
       frame_mask: bool [b, f + k], False for the images; only if k > 0.
       label: int32 [b, attributes], only if the source has labels.
       caption: str [b].
@@ -182,11 +189,7 @@ def train_batches(
     """
     data = config.data
     source = source.split(False)
-    if data.flip and not source.flip:
-        raise UserError(
-            f"config.data.flip=True: labels or captions of {source.name} depend on "
-            "left and right; set it to False"
-        )
+    _check_flip(config, source)
     if len(source) < data.batch_size:
         raise UserError(
             f"{source.name} has {len(source)} clips for training, fewer than one batch "
@@ -202,6 +205,31 @@ def train_batches(
         data.joint_image_frames, data.flip, (process_index, process_count),
     )  # fmt: skip
     return Batches(_dataset(load, data.batch_size), data.workers)
+
+
+def clip_batches(config, part: Source, batch_size: int) -> Batches:
+    """Return an iterator of batches of one part, in the order of training.
+
+    There are no joint images. config.data.flip mirrors half of the clips.
+
+    Raises:
+      UserError: a flip that would make labels wrong, or (from `next`) too many unusable
+        clips.
+    """
+    data = config.data
+    _check_flip(config, part)
+    load = _LoadBatch(
+        part, config.seed, config.video.frames, data.max_bad_fraction, flip=data.flip
+    )
+    return Batches(_dataset(load, batch_size), data.workers)
+
+
+def _check_flip(config, source: Source) -> None:
+    if config.data.flip and not source.flip:
+        raise UserError(
+            f"config.data.flip=True: labels or captions of {source.name} depend on "
+            "left and right; set it to False"
+        )
 
 
 def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
@@ -231,12 +259,19 @@ def held_out_batch(config, source: Source, n: int, seed: int = 0) -> Batch:
     return {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
 
 
+def identity(source: Source) -> dict:
+    """Return what tells a part of a data set from others."""
+    digest = hashlib.sha256(repr((source.names, source.sizes)).encode())
+    return {
+        "source": source.name, "items": len(source), "digest": digest.hexdigest(),
+    }  # fmt: skip
+
+
 def fingerprint(config, source: Source) -> dict:
     """Return what must be equal for a resumed run to continue the same stream.
 
     The number of workers, threads and processes is not part of it.
     """
-    digest = hashlib.sha256(repr((source.names, source.sizes)).encode())
     data = (
         "batch_size", "joint_image_frames", "stride", "target_fps", "flip", "crop",
         "mean", "variance",
@@ -245,9 +280,7 @@ def fingerprint(config, source: Source) -> dict:
         "seed": config.seed,
         **{field: config.data[field] for field in data},
         **{field: config.video[field] for field in ("frames", "height", "width")},
-        "source": source.name,
-        "items": len(source),
-        "digest": digest.hexdigest(),
+        **identity(source),
         # In earlier versions images had the labels and captions of their video.
         **({"image_conditions": "their own"} if config.data.joint_image_frames else {}),
     }

@@ -8,17 +8,35 @@ import numpy as np
 from vdm_jax.errors import printable
 
 
-class Clip(TypedDict):
-    """One training example.
+class ClipConditions(TypedDict):
+    """What is known of a clip.
 
-    video: uint8 [frames, height, width, channels].
     caption: one of the item's captions, drawn with the rng; "" if it has none.
     label: int32 [attributes], -1 = unknown.
     """
 
-    video: np.ndarray
     caption: str
     label: NotRequired[np.ndarray]
+
+
+class Clip(ClipConditions):
+    """One training example.
+
+    video: uint8 [frames, height, width, channels].
+    silhouette: uint8 [frames, height, width, 1], 255 = the object.
+    """
+
+    video: np.ndarray
+    silhouette: NotRequired[np.ndarray]
+
+
+class LatentClip(ClipConditions):
+    """One training example of stored latents.
+
+    latents: mean and deviation of z, float16 or float32 [frames, h', w', 2 k].
+    """
+
+    latents: np.ndarray
 
 
 class BadClip(Exception):
@@ -67,7 +85,9 @@ class Source(Protocol):
         """Return the number of items. Indices are 0 .. len - 1."""
         ...
 
-    def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
+    def load(
+        self, index: int, rng: np.random.Generator, frames: int
+    ) -> Clip | LatentClip:
         """Load a random clip of `frames` frames from item `index`.
 
         All randomness comes from `rng`: the same index and the same generator state

@@ -11,7 +11,6 @@ import numpy as np
 from vdm_jax import runtime, settings, video_io
 from vdm_jax.data import sprites
 from vdm_jax.settings.sections import Data, TopLevel, Video
-from vdm_jax.video_io.picture_grid import write_picture_grid
 
 NUM_CLIPS = 24  # rows of a sheet of clips
 
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> str:
         getattr(arguments, name) for name in ("num_frames", "height", "width")
     )
     sections = {
-        "": TopLevel(),
+        "": TopLevel(seed=arguments.seed),
         "video": Video(frames=frames, height=height, width=width),
         "data": Data(source="sprites", path=arguments.path),
     }
@@ -55,10 +54,6 @@ def run(arguments: argparse.Namespace) -> str:
     clips = [source.load(int(i), rng, frames) for i in items]
     videos = [clip["video"] for clip in clips]
     captions = [clip["caption"] for clip in clips]
-    if frames > 1:
-        video_io.write_sheet(arguments.out, videos, labels=captions, overwrite=True)
-    else:
-        pictures = np.concatenate(videos)
-        write_picture_grid(arguments.out, pictures, captions, overwrite=True)
+    video_io.write_sheet(arguments.out, videos, labels=captions, overwrite=True)
     kind = "stills" if frames == 1 else f"clips of {frames} frames"
     return f"{len(videos)} {kind} of {width}x{height} -> {arguments.out}"

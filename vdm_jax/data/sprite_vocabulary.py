@@ -5,8 +5,9 @@ same number in all. The first 200 were chosen by looking at their pictures at 64
 48x48: none resembles another, and each is called what a child would call it.
 """
 
+import itertools
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -143,9 +144,28 @@ def background_words(value: str) -> list[str]:
 
 def caption(values: list[str], rng: np.random.Generator) -> str:
     """Draw a sentence for the names of object, background (, direction, speed)."""
-    noun, background, *motion = values
-    choices = [[with_article(noun)], background_words(background)]
-    choices += [SYNONYMS.get(word, (word,)) for word in motion]
-    templates = CLIP_TEMPLATES if motion else STILL_TEMPLATES
+    choices = _phrases([(value,) for value in values])
+    templates = CLIP_TEMPLATES if len(values) > 2 else STILL_TEMPLATES
     words = [options[int(rng.integers(len(options)))] for options in choices]
     return templates[int(rng.integers(len(templates)))].format(*words)
+
+
+def captions(vocabulary: Sequence[Sequence[str]]) -> list[str]:
+    """Return all sentences that `caption` may return, of stills and of clips.
+
+    vocabulary: the names of objects, of backgrounds (, of directions, of speeds).
+    """
+    phrases = _phrases(vocabulary)
+    stills = itertools.product(STILL_TEMPLATES, *phrases[:2])
+    clips = itertools.product(CLIP_TEMPLATES, *phrases) if phrases[2:] else ()
+    return [template.format(*words) for template, *words in (*stills, *clips)]
+
+
+def _phrases(vocabulary: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the phrases for the names of each attribute."""
+    nouns, backgrounds, *motion = vocabulary
+    phrases = [[with_article(noun) for noun in nouns]]
+    phrases.append([words for name in backgrounds for words in background_words(name)])
+    for names in motion:
+        phrases.append([word for name in names for word in SYNONYMS.get(name, (name,))])
+    return phrases

@@ -97,6 +97,7 @@ class Sprites:
       vocabulary: a name of VOCABULARIES.
       gradients: also backgrounds between two colours, from top to bottom.
       photographs: footage whose frames are backgrounds too.
+      silhouettes: clips come with the place of the object, pixel by pixel.
       seed: of the places in training; the next one is of the held-out places.
       cache_dir: of rendered pictures; "" is the user's cache folder.
     """
@@ -105,6 +106,7 @@ class Sprites:
     geometry: Geometry
     gradients: bool = False
     photographs: Clips | None = None
+    silhouettes: bool = False
     held_out: bool = False
     seed: int = 0
     cache_dir: str = ""
@@ -139,6 +141,11 @@ class Sprites:
         values = np.unravel_index(np.arange(math.prod(self.sizes)), self.sizes)
         labels = np.stack(values, axis=1).astype(np.int32)
         return labels if self.held_out else labels[~is_held_out(labels).any(1)]
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions of its clips and of single frames of them."""
+        return sprite_vocabulary.captions(self.label_vocabulary)
 
     def __len__(self) -> int:
         return 2**31 - 1
@@ -175,22 +182,41 @@ class Sprites:
         size, centres = self.draw_place(label, place_rng)
         start = int(rng.integers(self.geometry.frames - frames + 1))
         background = self.background(label[1], place_rng)
-        video = self.render(
-            int(label[0]), size, centres[start : start + frames], background
-        )
+        place = int(label[0]), size, centres[start : start + frames]
+        arrays = {"video": self.render(*place, background)}
+        if self.silhouettes:
+            arrays["silhouette"] = self.silhouette(*place)
         if frames == 1:
             label = np.concatenate([label[:2], np.full(len(label) - 2, -1, np.int32)])
         values = zip(self.label_vocabulary, label.tolist(), strict=True)
         words = [names[value] for names, value in values if value >= 0]
         caption = sprite_vocabulary.caption(words, rng)
-        return Clip(video=video, label=label, caption=caption)
+        return Clip(**arrays, label=label, caption=caption)
 
     def render(
         self, number: int, size: int, centres: np.ndarray, background: np.ndarray
     ) -> np.ndarray:
         """Return uint8 [frames, h, w, 3] of object `number` at centres [frames, 2]."""
         bank = sprite_pictures.pictures(self.vocabulary, size, self.cache_dir)
-        picture = bank[number].astype(np.float32)
+        return self._paste(bank[number], size, centres, background)
+
+    def silhouette(self, number: int, size: int, centres: np.ndarray) -> np.ndarray:
+        """Return uint8 [frames, h, w, 1], how much of each pixel the object covers."""
+        bank = sprite_pictures.pictures(self.vocabulary, size, self.cache_dir)
+        hole = bank[number] * np.array([0, 0, 0, 1], np.uint8)[:, None, None]
+        shape = (self.geometry.height, self.geometry.width, 3)
+        left = self._paste(hole, size, centres, np.full(shape, 255, np.float32))
+        return 255 - left[..., :1]
+
+    def _paste(
+        self,
+        picture: np.ndarray,
+        size: int,
+        centres: np.ndarray,
+        background: np.ndarray,
+    ) -> np.ndarray:
+        """Return uint8 [frames, h, w, 3] of a rendered picture at centres."""
+        picture = picture.astype(np.float32)
         video = np.repeat(background[None], len(centres), axis=0)
         # Rounding could bring an edge past the frame's.
         limit = np.array([self.geometry.width, self.geometry.height]) - size
@@ -246,8 +272,9 @@ def open_sprites(config) -> Sprites:
     sprite_pictures.svg_folder()
     geometry = Geometry(video.frames, video.height, video.width, data.stride)
     photographs = open_photographs(config) if "photographs" in extras else None
+    silhouettes = "control" in config and "silhouette" in config.control.kinds
     source = Sprites(
-        vocabulary, geometry, "gradients" in extras, photographs,
+        vocabulary, geometry, "gradients" in extras, photographs, silhouettes,
         cache_dir=data.cache_dir,
     )  # fmt: skip
     for size in geometry.sizes:  # rendered before the workers start

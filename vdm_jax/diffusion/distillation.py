@@ -33,19 +33,19 @@ class StudentStep(NamedTuple):
 def student_step(
     schedule: Schedule, i: Array, n: Array, double: bool = False
 ) -> StudentStep:
-    """Return the step from t = i / n of a student of n steps.
+    """Return the step of a student of n steps that starts where i steps are left.
 
-    i: int [b], 1..n; n: int [], may be traced. A plain step ends at (i - 1) / n. With
-    `double`, for the stochastic sampler, it ends at (i - 2) / n. From i = 1 a double
-    step has only the single length that is left to the data. There the teacher takes
-    one step instead of two, since it learned double steps of half the length. (Meng et
-    al. 2022, algorithm 3, halves the teacher's last step too.)
+    i: int [b], 1..n; n: int [], may be traced. On uniform times that is t = i / n. A
+    plain step ends where i - 1 steps are left. With `double`, for the stochastic
+    sampler, it ends where i - 2 are. From i = 1 a double step has only the single
+    length that is left to the data. There the teacher takes one step instead of two,
+    since it learned double steps of half the length. (Meng et al. 2022, algorithm 3,
+    halves the teacher's last step too.)
     """
     n = jnp.asarray(n, jnp.result_type(float))
 
     def angle(steps_ahead: float) -> Array:
-        numerator = jnp.maximum(i - steps_ahead, 0)
-        return jnp.where(numerator == 0, 0.0, schedule.angle(numerator / n))
+        return schedule.step_angle(2 * jnp.maximum(i - steps_ahead, 0), 2 * n)
 
     return StudentStep(*map(angle, (0.0, 1.0, 2.0) if double else (0.0, 0.5, 1.0)))
 

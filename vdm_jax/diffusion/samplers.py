@@ -105,13 +105,22 @@ def _inversion_table(schedule: Schedule, n: int) -> Table:
     return {key: value[::-1] for key, value in table.items()}
 
 
-def ddim_inversion() -> Sampler:
+def _inversion_at_end_table(schedule: Schedule, n: int) -> Table:
+    table = _inversion_table(schedule, n)
+    return {**table, "logsnr": grid(schedule, n)[0].logsnr[::-1]}
+
+
+def ddim_inversion(at_end: bool = False) -> Sampler:
     """Return DDIM from data to noise, the inverse of DDIM (Song et al. 2021, 4.3).
 
     Each step uses the prediction at its start in place of the one at its end, so
     inversion followed by DDIM errs by O(1 / n). Row i is step n - 1 - i of `ddim`.
+
+    at_end: tell the network the level at which the step ends, as the codes of
+      Tune-A-Video (arXiv:2212.11565) and diffusers do; z is of that at its start.
     """
-    return Sampler(_inversion_table, _ddim_step)
+    table = _inversion_at_end_table if at_end else _inversion_table
+    return Sampler(table, _ddim_step)
 
 
 def _ancestral_step(denoise, carry, level, coef, noise, cond):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.settings import discrete
 
 Array = Any  # np.ndarray on the host, jax.Array inside a jit
 
@@ -67,6 +68,15 @@ class Schedule(Protocol):
         from 1 down to 1/n, then phi = 0 and not the clipped angle at t = 0.
         """
         return np.append(self.angle(np.linspace(1.0, 0.0, n + 1)[:-1]), 0.0)
+
+    def step_angle(self, k: Array, n: Array) -> Array:
+        """Return the phi at which the last k of n steps start, 0 for k = 0.
+
+        Both may be traced. Steps that halve, as distillation needs them, are those of
+        `grid`: its entry n - k is this one, and 2 k of 2 n steps start where k of n do.
+        """
+        xp = array_namespace(k)
+        return xp.where(k == 0, 0.0, self.angle(k / n))
 
     def training_times(self, key: jax.Array, n: int, dtype: Any = None) -> jax.Array:
         """Draw the diffusion times [n] of a training batch; the default is uniform."""
@@ -226,11 +236,12 @@ class Karras(Schedule):
 
 
 # Name -> (training steps, n, offset) -> n timesteps, decreasing (Lin et al. 2023,
-# arXiv:2305.08891, table 2).
+# arXiv:2305.08891, table 2). Those of "fractional" are between two whole ones.
 TIMESTEP_SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "leading": lambda steps, n, offset: np.arange(n)[::-1] * (steps // n) + offset,
     "trailing": lambda steps, n, _: (steps - np.arange(n) * (steps / n)).round() - 1,
     "linspace": lambda steps, n, _: np.linspace(0, steps - 1, n).round()[::-1],
+    "fractional": lambda steps, n, _: np.linspace(0, steps - 1, n)[::-1],
 }
 BETA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "scaled_linear": lambda low, high, n: np.linspace(low**0.5, high**0.5, n) ** 2,
@@ -239,28 +250,13 @@ BETA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Discrete(Schedule):
+class Discrete(discrete.Discrete, Schedule):
     """A table of noise levels by timestep 0..train_steps - 1: alpha^2 = prod(1 - beta).
 
-    The defaults are Stable Diffusion's. Diffusion time t is timestep / (train_steps -
-    1). Between two timesteps sigma / alpha is linear, as in diffusers' Euler sampler.
-
-    beta_schedule      row of BETA_SCHEDULES
-    timestep_spacing   row of TIMESTEP_SPACINGS: the timesteps of a sampler
-    steps_offset       added to the timesteps of "leading"
-    set_alpha_to_one   whether a sampler ends at phi = 0; else at timestep 0
-    skip_last          whether a sampler of n steps has the first n of n + 1 timesteps,
-                       as DPM-Solver in diffusers; "trailing" has no timestep to skip
+    The fields are those of a config's section `discrete`. Diffusion time t is timestep
+    / (train_steps - 1). Between two timesteps sigma / alpha is linear, as in diffusers'
+    Euler sampler.
     """
-
-    train_steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-    skip_last: bool = False
 
     def edm_sigmas(self) -> np.ndarray:
         """Return sigma / alpha of all timesteps, float64 [train_steps], increasing."""
@@ -315,6 +311,15 @@ class Discrete(Schedule):
         """
         angles = self._angle_of_timestep(self.timesteps(n).astype(np.float64))
         return np.append(angles, 0.0 if self.set_alpha_to_one else self.angle(0.0))
+
+    def step_angle(self, k: Array, n: Array) -> Array:
+        """Return the phi of "trailing" timesteps, which alone halve; 0 for k = 0.
+
+        n is a power of two, which makes the division exact.
+        """
+        xp = array_namespace(k)
+        timestep = xp.round(k * self.train_steps / n) - 1
+        return xp.where(k == 0, 0.0, self._angle_of_timestep(timestep))
 
     def training_times(self, key: jax.Array, n: int, dtype: Any = None) -> jax.Array:
         """Draw the times [n] of whole timesteps, uniform over all and stratified."""

@@ -8,9 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax import agreement, build, data, runs, sampling, settings, sharding, text
+from vdm_jax import (
+    adapters,
+    agreement,
+    build,
+    data,
+    runs,
+    sampling,
+    settings,
+    sharding,
+    text,
+)
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.source import Source
+from vdm_jax.data.stored_latents import resolve_path
 from vdm_jax.distillation import rounds
 from vdm_jax.distillation.rounds import Round
 from vdm_jax.distillation.students import Distiller
@@ -35,6 +46,7 @@ def distill(
     teacher: str,
     workdir: Path,
     stop: PreemptionSignal | None = None,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> list[Row]:
     """Run the rounds that are not finished; return the rows of rounds.json.
 
@@ -43,6 +55,7 @@ def distill(
     Args:
       teacher: workdir of a trained model.
       stop: that of the command, where more than this distillation belongs to it.
+      loras: files and scales, applied to the teacher.
 
     Raises:
       UserError: the config is wrong, and nothing is written; with status 5 if the
@@ -54,7 +67,8 @@ def distill(
     agreement.check_command("distill", facts)
     settings.check_config(config, settings.DISTILLATION)
     mesh = sharding.mesh_from_config(config.mesh)
-    loaded = runs.load(teacher, mesh)
+    loaded = with_loras(runs.load(teacher, mesh), loras)
+    loaded = rounds.with_halving_steps(loaded)
     rounds.check(config.distill, loaded.config, loaded.model)
     plan = rounds.plan_rounds(config.distill)
     configs = rounds.student_configs(config, loaded.config, plan, teacher, workdir)
@@ -83,6 +97,21 @@ def distill(
             if student_round is not plan[-1]:
                 stop.exit_if_requested(f"saved {student_round.path}")
     return rows
+
+
+def with_loras(
+    loaded: runs.TrainedModel, files: Sequence[tuple[str, float]]
+) -> runs.TrainedModel:
+    """Return a teacher with LoRAs. Raises UserError as `adapters.read`."""
+    loras = adapters.read(files, loaded.model, loaded.config)
+    if loras.text_encoder:
+        raise UserError(
+            f"--lora={files[0][0]}: it changes the text encoder, and the captions were "
+            "embedded without it: give one of the U-Net alone"
+        )
+    loaded = loras.apply(loaded)
+    agreement.check({"checksum of the teacher with --lora": loaded.checksum})
+    return loaded
 
 
 def _run_round(
@@ -117,6 +146,7 @@ def _build_student(
     """
     for each in configs:
         check_config(each)
+        resolve_path(each.data)
     first = configs[0]
     student = build.build_model(first)
     source = data.open_source(first)

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vdm_jax import build
+from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
 from vdm_jax.model import DiffusionModel
+from vdm_jax.runs import TrainedModel
 
 # Pattern of config fields -> whether they may differ when a distillation is resumed.
 # The first that matches decides; the rest holds for rounds that have not started.
@@ -21,6 +24,8 @@ RESUME_RULES = (
 
 # Shortest step, in radians: in float32 the length of a shorter one is lost.
 MIN_ANGLE_STEP = 1e-5
+# Of t = 1. Above it an error of eps is at most 55 times as large in x.
+MIN_EPS_LOGSNR = -8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +91,20 @@ def check(distill: Any, config: Any, teacher: DiffusionModel) -> None:
 
 
 def _check_teacher(distill: Any, config: Any, teacher: DiffusionModel) -> None:
-    # The x and v of eps divide by alpha, which is near 0 at t = 1.
-    bounded = distill.loss_weighting in ("snr", "min_snr") and config.sample.clip_x > 0
+    # The x and v of eps divide by alpha, which is near 0 at t = 1 of most schedules.
+    schedule = teacher.schedule
+    has_signal = schedules.logsnr_range(schedule)[0] > MIN_EPS_LOGSNR
+    bounded = config.sample.clip_x > 0 or has_signal
+    bounded &= distill.loss_weighting in ("snr", "min_snr")
     if teacher.prediction_type == "eps" and not bounded:
         raise UserError(
             f"config.distill.loss_weighting={distill.loss_weighting!r}: this teacher "
             "predicts eps, and its v and x have no bound: set it to snr or min_snr, "
             "and sample.clip_x in the teacher's config.json to the range of its data"
         )
-    uniform = teacher.schedule.angle(np.array([1, 0.75, 0.5, 0.25]))
-    even = np.allclose(teacher.schedule.grid(4), [*uniform, 0.0])
-    angles = teacher.schedule.angle(np.linspace(0, 1, 2 * distill.start_steps + 1)[1:])
+    even = np.allclose(schedule.grid(4), schedule.step_angle(np.arange(4, -1, -1), 4))
+    halved = 2 * distill.start_steps
+    angles = schedule.step_angle(np.arange(1, halved + 1), halved)
     if not even or np.diff(angles).min() < MIN_ANGLE_STEP:
         raise UserError(
             f"config.distill.start_steps={distill.start_steps}: the teacher's schedule "
@@ -125,6 +133,23 @@ def _check_guidance(distill: Any, teacher: DiffusionModel) -> None:
         )
 
 
+def with_halving_steps(teacher: TrainedModel) -> TrainedModel:
+    """Return a teacher whose steps halve: one on a discrete schedule is changed.
+
+    It samples on "trailing" timesteps and ends at the data. With the others a student
+    would start at another noise level than its teacher (Lin et al. 2023, section 3.4).
+    The network knows all timesteps.
+    """
+    schedule = teacher.model.schedule
+    if not isinstance(schedule, schedules.Discrete):
+        return teacher
+    config: Any = ConfigDict(teacher.config.to_dict())
+    config.discrete = dataclasses.asdict(schedule) | {
+        "timestep_spacing": "trailing", "set_alpha_to_one": True, "skip_last": False,
+    }  # fmt: skip
+    return teacher._replace(config=config, model=build.build_model(config))
+
+
 def student_configs(
     config: Any, teacher: Any, plan: Sequence[Round], origin: str, workdir: Path
 ) -> list[Any]:
@@ -149,7 +174,7 @@ def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> An
     student: Any = ConfigDict(teacher.to_dict())
     # Every round has batches and noise of its own.
     student.seed = (config.seed + each.number) % 2**32
-    student.init_from = init_from
+    student.init_from, student.init_checksum = init_from, ""
     student.mesh = config.mesh.to_dict()
     for field, value in config.data.items():
         if value or field == "workers":

@@ -13,8 +13,7 @@ from vdm_jax.distillation import losses
 from vdm_jax.distillation.rounds import Round
 from vdm_jax.distillation.workdir import REFERENCE_FILE
 from vdm_jax.manifest import reading_files
-from vdm_jax.metrics import pixel_statistics
-from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
+from vdm_jax.metrics import attributes, pixel_statistics
 from vdm_jax.metrics.video_arrays import to_float64
 from vdm_jax.model import Params
 from vdm_jax.runs import TrainedModel
@@ -51,8 +50,7 @@ class Distiller:
         predicts_eps = self.student.prediction_type == "eps"
         self._clip_x = teacher.config.sample.clip_x if predicts_eps else 0.0
         self._updates: dict[bool, Update] = {}
-        self._attributes = ATTRIBUTE_METRICS.get(teacher.config.data.source)
-        self._stride = teacher.config.data.stride
+        self._teacher_config = teacher.config
         self._samples = FixedSamples(trainer, config.distill.num, "", config.seed)
 
     def train(
@@ -148,10 +146,10 @@ class Distiller:
     def _metric(self, videos: np.ndarray) -> float:
         if self.config.distill.metric == "r2_to_teacher":
             return pixel_statistics.r2(to_float64(videos), to_float64(self._reference))
-        assert self._attributes is not None  # rounds.check requires it
-        labels = self._samples.cond["label"]
-        scores = self._attributes.attribute_scores(videos, labels, self._stride)
-        return float(scores["all_attributes"])
+        metric = attributes.open_metric(self._teacher_config)
+        assert metric is not None  # rounds.check requires it
+        scores = metric.scores(videos, self._samples.cond["label"])
+        return float(scores[""]["all_attributes"])
 
     def evaluate_student(
         self, run: OpenRun, student_round: Round, params: Params
@@ -171,7 +169,8 @@ class Distiller:
             run.stop.exit_if_requested(f"saved {student_round.path}", known)
 
         videos = self._samples(self.student, params, settings, progress)
-        write_preview(run, student_round.updates, videos[:NUM_PREVIEWS])
+        captions = self._samples.captions[:NUM_PREVIEWS]
+        write_preview(run, student_round.updates, videos[:NUM_PREVIEWS], captions)
         to_teacher = self.config.distill.metric == "r2_to_teacher"
         if to_teacher and settings.sampler != "ddim":
             # Compared without the noise of its sampler, whose steps are double.

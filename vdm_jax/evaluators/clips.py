@@ -66,8 +66,19 @@ class RealClips(NamedTuple):
 
 
 def real_clips(config: Any, num: int) -> RealClips:
-    """Return `num` held-out clips, and TRAINING_CLIPS or 2 num training clips."""
-    source = data.open_source(config)
+    """Return `num` held-out clips, and TRAINING_CLIPS or 2 num training clips.
+
+    They are videos, also for a model that was trained on stored latents of them.
+
+    Raises:
+      UserError: the config names no data set.
+    """
+    if config.data.source == "folder" and not config.data.path:
+        raise UserError(
+            "this model names no data set to compare with, as folders of diffusers do "
+            "not: sample it, then evaluate.py --videos=OUT --reference=FOLDER"
+        )
+    source = data.open_videos(config)
     held_out = pipeline.held_out_batch(config, source, num)
     training = training_clips(config, source, max(TRAINING_CLIPS, 2 * num))
     return RealClips(held_out, training)
@@ -100,5 +111,6 @@ def conditions(cascade: Cascade, batch: Mapping[str, np.ndarray]) -> Conditions:
         cond |= cascades.encode_prompts(cascade, captions)[0]
     for name, condition in model.video_conditions:
         observe = jax.jit(condition.observation)
-        cond[name] = np.asarray(observe(model.normalize(batch["video"])))
+        read = {array: batch[array] for array in condition.reads}
+        cond[name] = np.asarray(observe(model.normalize(batch["video"]), **read))
     return cond

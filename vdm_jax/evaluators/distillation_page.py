@@ -17,7 +17,10 @@ from vdm_jax.sampling import Conditions
 COLUMNS = {
     "nfe": ("NFE", ",d"),
     "videos": ("videos", ",d"),
+    "object": ("object", ".3f"),
+    "background": ("background", ".3f"),
     "all_attributes": ("all attributes", ".3f"),
+    "all_attributes_interval": ("95%", ".3f"),
     "template_mse": ("template mse", ".3f"),
     "position_std": ("position std", ".3f"),
     "position_std_error": ("±", ".3f"),
@@ -45,6 +48,7 @@ CURVES = {
     "frame_fd_ratio": "Frame FD, ratio to the first row",
     "motion_fd_ratio": "Motion FD, ratio to the first row",
     "all_attributes": "Fraction with all attributes right",
+    "object": "Fraction with the right object",
 }
 
 

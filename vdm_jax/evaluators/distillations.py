@@ -19,13 +19,14 @@ import numpy as np
 
 from vdm_jax import build, data, files, migration, runs, sampling, video_io
 from vdm_jax.data import pipeline
+from vdm_jax.distillation.rounds import with_halving_steps
 from vdm_jax.errors import UserError
 from vdm_jax.evaluators import clips
 from vdm_jax.evaluators.distillation_page import Evaluation, SamplerSetting, write_page
 from vdm_jax.evaluators.reports import ReportOptions
 from vdm_jax.files import make_folder
 from vdm_jax.manifest import reading_files
-from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS, position_scores
+from vdm_jax.metrics import attributes
 from vdm_jax.metrics.frechet import frechet_of_features
 from vdm_jax.metrics.pixel_statistics import grouped_features, pixel_distances
 from vdm_jax.metrics.tables import Row
@@ -69,7 +70,7 @@ def evaluate(
         sampling.check_settings(model, row.num, seed, each)
     make_folder(report.out / "rows")
     most = max(row.num for row in plan)
-    source = data.open_source(config)
+    source = data.open_videos(config)
     held_out = pipeline.held_out_batch(config, source, most)
     cascade = clips.model_cascade(teacher.model, teacher.config, workdir)
     cond = clips.conditions(cascade, held_out)
@@ -82,7 +83,7 @@ def evaluate(
         rows.append(scores)
         print(f"{row.name}: {scores['seconds']:.3f} s a video", flush=True)
     training = clips.training_clips(config, source, most)
-    rows.append(_real_row(training, held_out["video"], teacher.config.data))
+    rows.append(_real_row(training, held_out["video"], teacher.config))
     write_page(evaluation, videos, rows, rounds)
     return rows
 
@@ -96,7 +97,7 @@ def _read_distillation(workdir: Path) -> tuple[TrainedModel, int, list[dict]]:
             rounds = runs.distillation_rounds(workdir)
         case _:
             raise UserError(f"{path} is not what distill.py wrote; put back a copy")
-    teacher = runs.load(stored["teacher"])
+    teacher = with_halving_steps(runs.load(stored["teacher"]))
     if teacher.checksum != stored["checksum"]:
         raise UserError(
             f"{stored['teacher']} is not, or not any more, the teacher of {workdir}: "
@@ -191,7 +192,7 @@ def _measure_row(
     scores: Row = {"row": row.name, "nfe": nfe, "seconds": seconds}
     if reference is None:
         reference = videos
-    scores |= row_scores(videos, reference, held_out, teacher.config.data)
+    scores |= row_scores(videos, reference, held_out, teacher.config)
     path.unlink(missing_ok=True)  # scores are never stored next to other videos
     video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)
     files.write_json(path, {"scores": scores, "origin": origin})
@@ -214,19 +215,21 @@ def row_scores(
     videos: np.ndarray,
     reference: np.ndarray,
     held_out: Mapping[str, np.ndarray],
-    data_config: Any,
+    config: Any,
 ) -> Row:
     """Return the scores of videos uint8 [n, f, h, w, c] of the clips held_out.
 
     Frechet distances are to as many of these clips, ratios to the distances of as many
     videos of the reference, which has the same conditions and noise.
+
+    config: of the teacher.
     """
     n = len(videos)
     scores = {}
-    metric = ATTRIBUTE_METRICS.get(data_config.source)
+    metric = attributes.open_metric(config)
     if metric and "label" in held_out:
-        labels = held_out["label"][:n]
-        scores |= metric.attribute_scores(videos, labels, data_config.stride)
+        scores |= metric.scores(videos, held_out["label"][:n])[""]
+        scores.pop("clips", None)  # "videos" says it
     reference = reference[:n]
     own, first, real = map(grouped_features, (videos, reference, held_out["video"][:n]))
     scores |= pixel_distances(own, real)
@@ -238,9 +241,9 @@ def row_scores(
     return {"videos": n, **scores, "rmse_to_teacher": rmse}
 
 
-def _real_row(videos: np.ndarray, real: np.ndarray, data_config: Any) -> Row:
+def _real_row(videos: np.ndarray, real: np.ndarray, config: Any) -> Row:
     """Return the row of training clips, the best that as many videos can reach."""
     row: Row = {"row": "real clips", "videos": len(videos)}
-    if metric := ATTRIBUTE_METRICS.get(data_config.source):
-        row |= position_scores(metric.measure(videos, data_config.stride))
+    if metric := attributes.open_metric(config):
+        row |= metric.unlabelled_scores(videos)
     return row | pixel_distances(*map(grouped_features, (videos, real)))

@@ -25,6 +25,7 @@ RESULTS = "results.json"
 
 # Columns that a report of another model must have; it may lack others.
 COLUMNS = {"pixels": pixel_statistics.COLUMNS, "networks": perceptual.COLUMNS}
+OF_MOTION = {"motion_fd", "motion", "fvd", "fvd_error", "inception_score_i3d"}
 
 
 def make_protocol(
@@ -76,8 +77,9 @@ def read_baseline_reports(folders: Sequence[Path], own: Protocol) -> dict[str, d
     reports = {str(folder): read_json(folder / RESULTS, dict) for folder in folders}
     for folder, report in reports.items():
         _check_protocol(own, report.get("protocol"), folder)
-        for kind in COLUMNS if "FVD" in own else ("pixels",):
-            if not _has_scores(report.get(kind), kind):
+        for kind in COLUMNS if "diversity" in own else ("pixels",):
+            lacks = OF_MOTION if own["frames"] == 1 else set()
+            if not _has_scores(report.get(kind), {*COLUMNS[kind]} - lacks):
                 raise UserError(f"{folder} holds no scores of {kind}: run it again")
     return reports
 
@@ -94,10 +96,10 @@ def _check_protocol(own: Protocol, other: Any, folder: str) -> None:
             )
 
 
-def _has_scores(rows: Any, kind: str) -> bool:
+def _has_scores(rows: Any, columns: set[str]) -> bool:
     """Return whether the first row has all columns, and numbers or null only."""
     match rows:
-        case [dict(row), *_] if COLUMNS[kind].keys() <= row.keys():
+        case [dict(row), *_] if columns <= row.keys():
             scores = [value for key, value in row.items() if key != "row"]
             return all(isinstance(score, float | int | None) for score in scores)
     return False

@@ -52,7 +52,7 @@ def sample_sections(folders: Sequence[Path]) -> list[page.Section]:
     return shown
 
 
-def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.PromptGrid:
+def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.Section:
     """Return the prompts of a cascade with the videos of every stage that is stored.
 
     Args:
@@ -74,8 +74,19 @@ def prompt_section(folder: Path, info: dict, videos: np.ndarray) -> page.PromptG
 
 def prompt_grid(
     prompts: Sequence[str], stages: Mapping[str, np.ndarray], seconds: float
-) -> page.PromptGrid:
-    """Return prompts with their videos of the stages, which last so many seconds."""
+) -> page.Section:
+    """Return prompts with their videos of the stages, which last so many seconds.
+
+    Pictures of one stage stand side by side, each above its prompt.
+    """
+    prompts = prompts[:NUM_SHOWN]
+    shown = [*stages.values()]
+    if len(shown) == 1 and shown[0].shape[1] == 1:
+        pictures = [
+            page.VideoGrid(prompt, shown[0][i : i + 1], 1.0, columns=1)
+            for i, prompt in enumerate(prompts)
+        ]
+        return page.VideoGrids("Prompts", pictures)
     grids = []
     for name, videos in stages.items():
         _, frames, height, width, _ = videos.shape
@@ -83,7 +94,7 @@ def prompt_grid(
         grids.append(page.VideoGrid(caption, videos, frames / seconds))
     note = "Frames, height and width are those of each stage's output."
     title = "Prompts, stage by stage"
-    return page.PromptGrid(title, prompts[:NUM_SHOWN], grids, note=note)
+    return page.PromptGrid(title, prompts, grids, note=note)
 
 
 def stage_sections(

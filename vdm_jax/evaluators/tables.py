@@ -1,12 +1,11 @@
-"""Tables of a report: scores by pixels, by networks, and by attributes of shapes."""
+"""Tables of a report: scores by pixels, by networks, and by attributes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vdm_jax.metrics import perceptual, pixel_statistics
-from vdm_jax.metrics.attributes import NOTE
+from vdm_jax.metrics import clip_score, perceptual, pixel_statistics
 from vdm_jax.metrics.perceptual import PerceptualNetworks
 from vdm_jax.metrics.reference_sets import ReferenceSets
 from vdm_jax.metrics.tables import BIAS_NOTE, Row, format_cells
@@ -22,6 +21,7 @@ PIXEL_NOTE = (
 )
 BIAS_TITLE = "Bias and error of the distances"
 TABLES = (
+    ("text", "Agreement with the text", clip_score.COLUMNS, clip_score.NOTE),
     ("pixels", "Pixel statistics", pixel_statistics.COLUMNS, PIXEL_NOTE),
     ("pixels", BIAS_TITLE, pixel_statistics.BIAS_COLUMNS, BIAS_NOTE),
     ("networks", "Network metrics", perceptual.COLUMNS, perceptual.NOTE),
@@ -53,29 +53,37 @@ def score_tables(
     results: Mapping[str, Any],
     baselines: Mapping[str, dict] | None = None,
     prefix: str = "",
+    attribute_note: str = "",
 ) -> list[page.Table]:
     """Return the tables of a results.json: attributes, those of TABLES.
 
     baselines: of `read_baseline_reports`; their first rows follow our first. prefix:
-    of the titles.
+    of the titles. attribute_note: of the measure of attributes.
     """
     tables = []
     if "attributes" in results:
-        tables.append(attribute_table(results["attributes"], prefix))
+        rows = results["attributes"]
+        tables.append(attribute_table(rows, prefix, attribute_note))
     for kind, title, columns, note in TABLES:
         if kind in results:
             own, *others = results[kind]
-            reports = (baselines or {}).items()
-            theirs = [report[kind][0] | {"row": folder} for folder, report in reports]
+            reports = [(k, v[kind]) for k, v in (baselines or {}).items() if kind in v]
+            theirs = [rows[0] | {"row": folder} for folder, rows in reports]
             cells = format_cells([own, *theirs, *others], columns)
             tables.append(page.Table(prefix + title, *cells, highlight=(0,), note=note))
     return tables
 
 
-def attribute_table(rows: Mapping[str, Row], prefix: str = "") -> page.Table:
-    """Return the table of attribute scores by row name."""
-    first, *_ = rows.values()
-    names = [name for name in first if name != "position_std_error"]
+def attribute_table(
+    rows: Mapping[str, Row], prefix: str = "", note: str = ""
+) -> page.Table:
+    """Return the table of attribute scores by row name, with all columns of a row."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    names.pop("position_std_error", None)
     columns = {name: (name.replace("_", " "), ".3f") for name in names}
+    columns |= {name: ("95%", ".3f") for name in names if name.endswith("_interval")}
+    if "clips" in names:
+        columns["clips"] = "n", "d"
     cells = format_cells([{"row": k, **row} for k, row in rows.items()], columns)
-    return page.Table(f"{prefix}Attribute accuracy", *cells, note=NOTE)
+    cells[0][0] = ""
+    return page.Table(f"{prefix}Attribute accuracy", *cells, note=note)

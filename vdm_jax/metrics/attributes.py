@@ -1,145 +1,123 @@
-"""Attributes of clips of shapes: accuracies and positions, measured from the pixels.
+"""Attributes of samples, measured without a network: one measure for each data source.
 
-No network is used. `ATTRIBUTE_METRICS` has a metric for each data source of shapes.
+`open_metric` makes the one of a config; ATTRIBUTE_METRICS has a row for each source
+whose samples can be measured.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
-from vdm_jax.data import bouncing, shapes
-from vdm_jax.metrics import bouncing_motion, shape_detection
+from vdm_jax.data.shapes import Geometry
+from vdm_jax.data.sprites import Sprites, open_sprites
+from vdm_jax.metrics import shape_scores, sprite_scores
+from vdm_jax.metrics.shape_scores import BOUNCING, SHAPES, ShapeMetric
 from vdm_jax.metrics.tables import Row
 
-NOTE = (
-    "Attributes are measured by template matching, without a network. Direction must "
-    "be right on every displacement; an axis is that of a fitted path. template mse is "
-    "in px^2 a frame; position std is the standard deviation of the clips' mean "
-    "position in pixels. guidance_scale is s of uncond + s (cond - uncond)."
-)
 
+class AttributeMetric(Protocol):
+    """The measure of one data source, at the size of its clips."""
 
-class AttributeMetric(NamedTuple):
-    """How the four attributes of a data source are measured.
+    @property
+    def note(self) -> str:
+        """What the columns mean, for the page."""
+        ...
 
-    names              of the attributes
-    measure_motion     from `detect_shapes` and a geometry to the last two [n, 2]
-    direction_classes  class of each of shapes.DIRECTIONS that is recognised
-    source             makes the data source: (geometry, held_out)
-    """
-
-    names: tuple[str, ...]
-    measure_motion: Callable[[dict[str, np.ndarray], shapes.Geometry], np.ndarray]
-    direction_classes: np.ndarray
-    source: Callable[[shapes.Geometry, bool], Any]
-
-    def chance(self) -> Row:
-        """Return the accuracies of a guess."""
-        directions = len(np.unique(self.direction_classes))
-        sizes = (*shapes.ATTRIBUTE_SIZES[:2], directions, shapes.ATTRIBUTE_SIZES[3])
-        chance: Row = {n: 1 / size for n, size in zip(self.names, sizes, strict=True)}
-        return chance | {"all_attributes": 1 / math.prod(sizes)}
-
-    def measure(self, videos: np.ndarray, stride: int = 1) -> dict[str, np.ndarray]:
-        """Measure the attributes of clips of one shape on black.
-
-        Args:
-          videos: [n, f, h, w, 3], uint8 or float in [-1, 1], f >= 2.
-          stride: of the clips, as in shapes.Geometry.
-
-        Returns:
-          attributes: int32 [n, 4], indices into shapes.ATTRIBUTES, -1 where
-            undecidable; all four are where a frame has no detection.
-          template_mse, centres: of `shape_detection.detect_shapes`.
-        """
-        detected = shape_detection.detect_shapes(videos)
-        _, frames, height, width, _ = videos.shape
-        geometry = shapes.Geometry(frames, height, width, stride)
-        appearance = np.stack([detected["shape"], detected["colour"]], -1)
-        appearance = np.where(detected["decidable"], appearance, -1)
-        motion = self.measure_motion(detected, geometry)
-        every = np.concatenate([appearance, motion], -1)
-        every = np.where(detected["detected"][:, None], every, -1).astype(np.int32)
-        measured = {key: detected[key] for key in ("template_mse", "centres")}
-        return {"attributes": every, **measured}
-
-    def attribute_scores(
-        self, videos: np.ndarray, labels: np.ndarray, stride: int = 1
-    ) -> Row:
-        """Return `accuracy` and `position_scores` of clips with labels int [n, 4]."""
-        direction = labels[:, 2]
-        labels = labels.copy()
-        labels[:, 2] = np.where(direction < 0, -1, self.direction_classes[direction])
-        measured = self.measure(videos, stride)
-        return accuracy(measured, labels, self.names) | position_scores(measured)
-
-    def reference_scores(
-        self, geometry: shapes.Geometry, n: int = 216, seed: int = 0
-    ) -> dict[str, Row]:
+    def reference_scores(self) -> dict[str, Row]:
         """Return scores of held-out clips, of distorted ones, and of chance, by name.
 
-        The distortions are Gaussian noise of deviation .2 (of a range of 2), random
-        order of frames, and uniform noise instead of the clips.
+        Real clips are measured as samples are, so their row is the best to reach.
         """
-        source = self.source(geometry, True)
-        rng = np.random.default_rng(seed)
-        clips = [source.load(i, rng, geometry.frames) for i in range(n)]
-        real = np.stack([clip["video"] for clip in clips])
-        labels = np.stack([clip["label"] for clip in clips])
-        sets = {
-            "real": real,
-            "real + noise .2": real / 127.5 - 1 + 0.2 * rng.standard_normal(real.shape),
-            "shuffled frames": np.stack([rng.permutation(clip) for clip in real]),
-            "noise": rng.uniform(-1, 1, real.shape),
-        }
-        rows = {
-            name: self.attribute_scores(videos, labels, geometry.stride)
-            for name, videos in sets.items()
-        }
-        return rows | {"chance": self.chance()}
+        ...
+
+    def scores(
+        self, videos: np.ndarray, labels: np.ndarray, real: np.ndarray | None = None
+    ) -> dict[str, Row]:
+        """Return scores of samples that were conditioned on labels, by part.
+
+        The part "" is all samples. A source that holds combinations out of training
+        has the parts "seen" and "unseen" too.
+
+        Args:
+          videos: [n, f, h, w, c], uint8 or float in [-1, 1].
+          labels: int [n, attributes]; -1, an open attribute, agrees with everything.
+          real: the clips that have the labels, as videos.
+        """
+        ...
+
+    def unlabelled_scores(self, videos: np.ndarray) -> Row:
+        """Return the scores that need no labels."""
+        ...
 
 
-SHAPES = AttributeMetric(
-    ("shape", "colour", "direction", "speed"),
-    shape_detection.measure_motion,
-    np.arange(len(shapes.DIRECTIONS)),
-    shapes.Shapes,
-)
-BOUNCING = AttributeMetric(
-    ("shape", "colour", "axis", "speed"),
-    bouncing_motion.measure_motion,
-    bouncing.AXES,
-    bouncing.bouncing_shapes,
-)
-ATTRIBUTE_METRICS = {"shapes": SHAPES, "bouncing": BOUNCING}
+@dataclasses.dataclass(frozen=True)
+class ShapeAttributes:
+    """The measure of moving shapes on black."""
+
+    metric: ShapeMetric
+    geometry: Geometry
+
+    note = shape_scores.NOTE
+
+    def reference_scores(self) -> dict[str, Row]:
+        """Return `ShapeMetric.reference_scores`."""
+        return self.metric.reference_scores(self.geometry)
+
+    def scores(
+        self, videos: np.ndarray, labels: np.ndarray, real: np.ndarray | None = None
+    ) -> dict[str, Row]:
+        """Return `ShapeMetric.attribute_scores` as the only part."""
+        stride = self.geometry.stride
+        return {"": self.metric.attribute_scores(videos, labels, stride)}
+
+    def unlabelled_scores(self, videos: np.ndarray) -> Row:
+        """Return `shape_scores.position_scores`."""
+        measured = self.metric.measure(videos, self.geometry.stride)
+        return shape_scores.position_scores(measured)
 
 
-def accuracy(
-    measured: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
-) -> Row:
-    """Return the fraction of clips that agree with their labels, per attribute.
+@dataclasses.dataclass(frozen=True)
+class SpriteAttributes:
+    """The measure of sprites, still or moving."""
 
-    labels: int [n, 4]; -1, an unspecified attribute, agrees with everything. The key
-    all_attributes is the fraction of clips in which all four agree.
+    source: Sprites
+
+    note = sprite_scores.NOTE
+
+    def reference_scores(self) -> dict[str, Row]:
+        """Return `sprite_scores.reference_scores`."""
+        return sprite_scores.reference_scores(self.source)
+
+    def scores(
+        self, videos: np.ndarray, labels: np.ndarray, real: np.ndarray | None = None
+    ) -> dict[str, Row]:
+        """Return `sprite_scores.split_scores`."""
+        return sprite_scores.split_scores(videos, labels, self.source, real)
+
+    def unlabelled_scores(self, videos: np.ndarray) -> Row:
+        """Return none: without an object to look for nothing is right or wrong."""
+        return {}
+
+
+def _shapes(metric: ShapeMetric, config: Any) -> ShapeAttributes:
+    video, stride = config.video, config.data.stride
+    geometry = Geometry(video.frames, video.height, video.width, stride)
+    return ShapeAttributes(metric, geometry)
+
+
+ATTRIBUTE_METRICS: dict[str, Callable[[Any], AttributeMetric]] = {
+    "shapes": lambda config: _shapes(SHAPES, config),
+    "bouncing": lambda config: _shapes(BOUNCING, config),
+    "sprites": lambda config: SpriteAttributes(open_sprites(config)),
+}
+
+
+def open_metric(config: Any) -> AttributeMetric | None:
+    """Return the measure of a config's source; None where it has none.
+
+    Raises the errors of opening the source.
     """
-    correct = (measured["attributes"] == labels) | (labels < 0)
-    fractions = dict(zip(names, correct.mean(0).tolist(), strict=True))
-    return fractions | {"all_attributes": float(correct.all(1).mean())}
-
-
-def position_scores(measured: dict[str, np.ndarray], draws: int = 500) -> Row:
-    """Return mean template_mse, position_std and its standard error of clips.
-
-    position_std is the standard deviation over clips of their mean position, in pixels;
-    its error is by a bootstrap over clips. measured: of `AttributeMetric.measure`.
-    """
-    positions = measured["centres"].mean(1)
-    n = len(positions)
-    drawn = positions[np.random.default_rng(0).integers(n, size=(draws, n))]
-    return {
-        "template_mse": float(measured["template_mse"].mean()),
-        "position_std": float(np.sqrt(positions.var(0).mean())),
-        "position_std_error": float(np.sqrt(drawn.var(1).mean(-1)).std()),
-    }
+    make = ATTRIBUTE_METRICS.get(config.data.source)
+    return make(config) if make else None

@@ -58,7 +58,10 @@ def _layers(params: Params, x: jax.Array) -> list[jax.Array]:
             precision=lax.Precision.HIGHEST,  # else scores depend on the device
         )  # fmt: skip
         x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
-        length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+        square = jnp.square(x).sum(-1, keepdims=True)
+        # The gradient of a root at 0, where no channel is active, is not finite.
+        active = square > 0
+        length = jnp.where(active, jnp.sqrt(jnp.where(active, square, 1)), 0)
         features.append(x / (length + 1e-10))
     return features
 

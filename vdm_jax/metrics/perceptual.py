@@ -1,8 +1,9 @@
 """Scores by pretrained networks: FVD and an inception score (I3D), frames, diversity.
 
-The Frechet distance of single frames is by EfficientNet, diversity by LPIPS. Features
-cost seconds a clip on a CPU, so they are cached by the content of the videos: an
-interrupted command resumes, and features of real clips are computed once.
+The Frechet distance of single frames is by EfficientNet, diversity by LPIPS. Pictures,
+videos of one frame, have no scores of I3D, a network of motion. Features cost seconds a
+clip on a CPU, so they are cached by the content of the videos: an interrupted command
+resumes, and features of real clips are computed once.
 """
 
 from pathlib import Path
@@ -76,7 +77,7 @@ class PerceptualNetworks:
         if frames < MIN_I3D_FRAMES:
             fvd += f", repeated forward and backward to {MIN_I3D_FRAMES} frames"
         return {
-            "FVD": fvd,
+            **({"FVD": fvd} if frames > 1 else {}),
             "frame_fd_efficientnet": efficientnet.PROTOCOL,
             "diversity": lpips.PROTOCOL,
         }
@@ -128,22 +129,20 @@ def network_rows(sets: ReferenceSets, networks: PerceptualNetworks) -> list[Row]
     """
     n = len(sets.reference)
     reference = to_uint8_rgb(sets.reference)
-    reference_logits = networks.i3d_logits("reference", reference)
+    moves = reference.shape[1] > 1
+    reference_logits = networks.i3d_logits("reference", reference) if moves else None
     reference_frames = networks.frame_features("reference", reference)
     rows = []
     for name, make in sets.named.items():
         print(f"{name}: {n} clips", flush=True)
         videos = to_uint8_rgb(make())
-        logits = networks.i3d_logits(name, videos)
+        row: Row = {"row": name, "clips": n}
+        if reference_logits is not None:
+            logits = networks.i3d_logits(name, videos)
+            row |= distance_scores("fvd", logits[:, None], reference_logits[:, None])
+            row["inception_score_i3d"] = i3d.inception_score(logits)
         frames = networks.frame_features(name, videos)
-        rows.append(
-            {
-                "row": name,
-                "clips": n,
-                **distance_scores("fvd", logits[:, None], reference_logits[:, None]),
-                **distance_scores("frame_fd_efficientnet", frames, reference_frames),
-                "inception_score_i3d": i3d.inception_score(logits),
-                "diversity": networks.diversity(name, videos),
-            }
-        )
+        row |= distance_scores("frame_fd_efficientnet", frames, reference_frames)
+        row["diversity"] = networks.diversity(name, videos)
+        rows.append(row)
     return rows

@@ -5,7 +5,8 @@ Each statistic is also measured on real clips and on distorted real clips
 test that has no term for motion. docs/evaluation.md says what each statistic detects.
 
 Videos are [n, f, h, w, c], uint8 0..255 or float in [-1, 1]; floats are clipped to
-that range. All pixel units are those of [-1, 1].
+that range. All pixel units are those of [-1, 1]. Pictures, videos of one frame, have no
+statistics of motion.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ def pixel_features(videos: np.ndarray) -> np.ndarray:
     The first 192 are the mean colours of 8x8 cells, the other 64 the mean lengths of
     the gradient there, averaged over the channels.
     """
-    return np.concatenate([_features(video) for video in _checked(videos)])
+    return np.concatenate([_features(video) for video in _checked(videos, frames=1)])
 
 
 def motion_features(videos: np.ndarray) -> np.ndarray:
@@ -52,9 +53,9 @@ def motion_features(videos: np.ndarray) -> np.ndarray:
     return np.concatenate([_features(difference) for difference in displaced])
 
 
-def _checked(videos: np.ndarray) -> Iterator[np.ndarray]:
-    """Return the videos, one by one in float64."""
-    check_videos(videos, "a statistic", clips=2, frames=2, channels="c")
+def _checked(videos: np.ndarray, frames: int = 2) -> Iterator[np.ndarray]:
+    """Return the videos, of so many frames at least, one by one in float64."""
+    check_videos(videos, "a statistic", clips=2, frames=frames, channels="c")
     return map(to_float64, videos)
 
 
@@ -140,6 +141,7 @@ def grouped_features(videos: np.ndarray) -> dict[str, np.ndarray]:
     return {
         name: group_by_video(extract(videos), len(videos))
         for name, extract in FEATURES.items()
+        if name == "frame_fd" or videos.shape[1] > 1
     }
 
 
@@ -148,7 +150,7 @@ def pixel_distances(
 ) -> Row:
     """Return `frechet.distance_scores` of two results of `grouped_features`."""
     scores: Row = {}
-    for name in FEATURES:
+    for name in own:
         scores |= distance_scores(name, own[name], reference[name])
     return scores
 
@@ -175,20 +177,19 @@ def pixel_rows(
     if held_out is not None:
         median = np.median(nearest_training(held_out(), training)[1])
     features = grouped_features(reference)
-    real_motion, real_sharpness = motion(reference), sharpness(reference)
+    real_sharpness = sharpness(reference)
+    real_motion = motion(reference) if reference.shape[1] > 1 else None
 
     def row(name: str, videos: np.ndarray) -> Row:
         closer = np.nan
         if held_out is not None:
             closer = float(np.mean(nearest_training(videos, training)[1] < median))
-        return {
-            "row": name,
-            "clips": n,
-            **pixel_distances(grouped_features(videos), features),
-            "motion": _ratio(motion(videos), real_motion),
-            "sharpness": _ratio(sharpness(videos), real_sharpness),
-            "closer_to_train": closer,
-        }
+        distances = pixel_distances(grouped_features(videos), features)
+        row: Row = {"row": name, "clips": n, **distances}
+        if real_motion is not None:
+            row["motion"] = _ratio(motion(videos), real_motion)
+        row["sharpness"] = _ratio(sharpness(videos), real_sharpness)
+        return row | {"closer_to_train": closer}
 
     rows = [row(name, videos()) for name, videos in named.items()]
     extra = (extra_samples or {}).items()

@@ -19,6 +19,7 @@ DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Distortions of real clips [n, f, h, w, c] in [-1, 1]. In order: the first frame
 repeated; the mean over a clip's frames repeated; the mean over windows of 4x4 pixels;
 the mean over all clips and frames repeated; uniform noise instead of the clip."""
+OF_MOTION = ("frozen frame", "per-video mean")  # these leave a picture as it is
 
 
 class ReferenceSets(NamedTuple):
@@ -40,6 +41,8 @@ def reference_sets(
     held_out is None) and one set per entry of DISTORTIONS. All sets have the same
     number n of clips: the smallest of the numbers of samples, of held-out clips and of
     half the training clips, duplicates not counted.
+
+    Pictures, clips of one frame, have no distortions of motion.
 
     n training clips are drawn with `seed` as the reference. n others are the set
     'training real': its score is the best that n clips can reach. The distorted sets
@@ -66,6 +69,9 @@ def reference_sets(
     named = {"samples": lambda: samples[:n], "training real": lambda: other}
     if held_out is not None:
         named["held-out real"] = lambda: held_out[:n]
-    for name, distort in DISTORTIONS.items():
+    distortions = {**DISTORTIONS}
+    for name in OF_MOTION if samples.shape[1] == 1 else ():
+        del distortions[name]
+    for name, distort in distortions.items():
         named[name] = lambda distort=distort: distort(to_float64(other))
     return ReferenceSets(drawn[:n], named)

@@ -156,11 +156,10 @@ def fit_background(
       The squared error; the background at the upper and lower edge, [2, 3]; the
       rendering [h, w, 3].
     """
-    sprite, visible = np.zeros_like(frame), np.ones_like(frame)
+    sprite = np.zeros_like(frame)
     sprite_pictures.paste(sprite, picture, x, y)
     sprite /= 255
-    hole = picture * np.array([0, 0, 0, 1], np.float32)[:, None, None]
-    sprite_pictures.paste(visible, hole, x, y)
+    visible = _visible_background(frame, picture, x, y)
     design = visible[..., 0] * basis[:, :, None]  # [k, h, w]
     normal = np.einsum("khw,lhw->kl", design, design)
     colours = np.linalg.solve(normal, np.einsum("khw,hwc->kc", design, frame - sprite))
@@ -169,6 +168,16 @@ def fit_background(
     slope = colours[1] if len(colours) > 1 else np.zeros(3)
     edges = np.stack([colours[0] - slope, colours[0] + slope])
     return float(np.square(frame - rendering).sum()), edges, rendering
+
+
+def _visible_background(
+    frame: np.ndarray, picture: np.ndarray, x: float, y: float
+) -> np.ndarray:
+    """Return how much of each pixel a picture leaves visible, shaped as the frame."""
+    visible = np.ones_like(frame)
+    hole = picture * np.array([0, 0, 0, 1], np.float32)[:, None, None]
+    sprite_pictures.paste(visible, hole, x, y)
+    return visible
 
 
 def _detect(frame: np.ndarray, vocabulary: str, gradients: bool) -> tuple:
@@ -198,6 +207,20 @@ def _detect(frame: np.ndarray, vocabulary: str, gradients: bool) -> tuple:
     explained = 1 - error / max(without, 1e-6)
     pixels = np.rint(255 * rendering).astype(np.uint8)
     return sprite, size, centre, edges, explained, pixels
+
+
+def silhouettes(videos: np.ndarray, source: Sprites) -> np.ndarray:
+    """Return how much of each pixel the detected objects cover, uint8 [n, f, h, w, 1].
+
+    The arguments are those of `detect_sprites`.
+    """
+    found = detect_sprites(videos, source)
+    places = zip(*(a.reshape(-1, *a.shape[2:]) for a in found[:3]), strict=True)
+    frames = [
+        source.silhouette(int(number), int(size), centre[None])
+        for number, size, centre in places
+    ]
+    return np.concatenate(frames).reshape(*videos.shape[:4], 1)
 
 
 def detect_sprites(videos: np.ndarray, source: Sprites) -> Detections:

@@ -63,6 +63,9 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headings), rule, *map(line, rows)])
 
 
-def _cell(value: str | int | float | None, form: str) -> str:
+def _cell(value: Any, form: str) -> str:
+    """Return a number, an interval (low, high) or words as text."""
+    if isinstance(value, list | tuple):
+        return " to ".join(format(end, form) for end in value)
     missing = value is None or (not isinstance(value, str) and np.isnan(value))
     return "–" if missing else format(value, form)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -63,6 +64,39 @@ def chunked_attention(q, k, v, *, mask=None, max_scores: int = MAX_SCORES):
     out = jax.lax.map(part, jnp.moveaxis(q, -4, 0))
     out = jnp.moveaxis(out, 0, -4).reshape(*lead, chunks * size, heads, v.shape[-1])
     return out[..., :n, :, :]
+
+
+# Name -> frames of a video -> int [f, m]: the frames whose keys and values each of the
+# f frames reads in the self-attention of an image network.
+FRAME_READS: dict[str, Callable[[int], np.ndarray]] = {
+    "own": lambda f: np.arange(f)[:, None],
+    # Text2Video-Zero, arXiv:2303.13439, section 3.3.
+    "first": lambda f: np.zeros((f, 1), int),
+    # Tune-A-Video, arXiv:2212.11565, section 3.2: sparse-causal.
+    "previous": lambda f: np.array([[0, max(i - 1, 0)] for i in range(f)]),
+    # ControlVideo, arXiv:2305.13077, section 3.2: fully cross-frame; between two key
+    # frames, section 3.4.
+    "every": lambda f: np.tile(np.arange(f), (f, 1)),
+    "ends": lambda f: np.tile([0, f - 1], (f, 1)),
+}
+
+
+def read_frames(
+    q: jax.Array, k: jax.Array, v: jax.Array, reads: np.ndarray
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arrange arrays [b, f, n, h, d] so that frames read others: [b, f', n', h, d].
+
+    Where all frames read the same ones, their queries become one sequence, so that keys
+    and values are not repeated. Attention of the result, reshaped to q's shape, is the
+    output in q's order.
+
+    reads: int [f, m], a row of FRAME_READS.
+    """
+    b, f, n, heads, d = q.shape
+    if (reads == reads[:1]).all():
+        q, reads = q.reshape(b, 1, f * n, heads, d), reads[:1]
+    k, v = (x[:, reads].reshape(b, len(reads), -1, heads, x.shape[-1]) for x in (k, v))
+    return q, k, v
 
 
 def frame_attention_mask(frame_mask: jax.Array) -> jax.Array:

@@ -5,16 +5,20 @@ every frame by itself. Padding and epsilons are those of its published weights.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.attention import chunked_attention
 from vdm_jax.networks.layers import GroupNorm, constrain, conv, dense, param_dtype
+from vdm_jax.settings import check as check_settings
+from vdm_jax.settings import settings_of
+from vdm_jax.settings.declaration import setting
 
 EPSILON = 1e-6  # of all norms
 
@@ -23,22 +27,26 @@ EPSILON = 1e-6  # of all norms
 class AutoencoderSpec:
     """Sizes of an autoencoder; the defaults are those of Stable Diffusion.
 
-    channels: of each level. Every level but the first has half the height and width of
-      the one before it.
-    blocks: residual blocks of a level of the encoder; the decoder has one more.
-    mid_attention: attention between the two blocks of the lowest resolution.
-    quant_conv, post_quant_conv: a product after the encoder, before the decoder.
+    They are the settings of a network section of kind "autoencoder", but for the
+    channels of a frame. Every level but the first has half the height and width of the
+    one before it.
     """
 
     in_channels: int = 3
     out_channels: int = 3
-    latent_channels: int = 4
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    blocks: int = 2
-    num_groups: int = 32
-    mid_attention: bool = True
-    quant_conv: bool = True
-    post_quant_conv: bool = True
+    latent_channels: int = setting(4, "channels of the latents", 1, 1024)
+    channels: tuple[int, ...] = setting(
+        (128, 256, 512, 512), "of each level, from the full resolution down", 1, 2**16
+    )
+    blocks: int = setting(
+        2, "residual blocks of a level of the encoder; the decoder has one more", 1, 20
+    )
+    num_groups: int = setting(32, "of the norms; it divides all channels", 1, 2**16)
+    mid_attention: bool = setting(
+        True, "attention between the two blocks of the lowest resolution"
+    )
+    quant_conv: bool = setting(True, "a product after the encoder")
+    post_quant_conv: bool = setting(True, "a product before the decoder")
 
     @property
     def factor(self) -> int:
@@ -209,3 +217,26 @@ class AutoencoderKL(nn.Module):
     def __call__(self, video: jax.Array) -> jax.Array:
         """Return the video of the mean latents."""
         return self.decode(self.encode(video).mean)
+
+
+def from_config(
+    section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
+) -> AutoencoderKL:
+    """Return the autoencoder of a config's network section, see `networks.NETWORKS`.
+
+    channels, sizes: of its frames.
+    """
+    section = {name: value for name, value in section.items() if name != "kind"}
+    settings = settings_of(AutoencoderSpec)
+    if unknown := section.keys() - settings.keys():
+        raise UserError(
+            f"config.network.{min(unknown)}: kind 'autoencoder' has no such setting"
+        )
+    check_settings(settings, section, "config.network.")
+    spec = AutoencoderSpec(channels, channels, **section)
+    spec = dataclasses.replace(spec, channels=tuple(spec.channels))
+    for width in spec.channels:
+        check_multiple("config.network.channels", width, spec.num_groups, "num_groups")
+    for height, width in sizes:
+        check(spec, height, width)
+    return AutoencoderKL(spec)

@@ -16,6 +16,8 @@ class Inputs:
     """Conditioning inputs of a network, in addition to z [b, f, h, w, c].
 
     vector      [b, d] or [b, f, d]: scale and shift after group norms
+    noise_level [b, d'] or [b, f, d']: features of the noise level, which vector is made
+                of: a ControlNet has layers of its own for them
     tokens      [b, l, d]: keys and values of cross-attention; [b, 1 + k, l, d] if the k
                 independent images behind a video's frames have tokens of their own
     token_mask  bool, the shape of tokens without d: True = attend; None = all
@@ -25,11 +27,17 @@ class Inputs:
                 None = all frames belong to one video
     residuals   one array per skip connection, in the order of the skips, then one for
                 the output of the middle (ControlNet, arXiv:2302.05543 section 3.2)
+    hints       one video [b, f, h', w', c] in [0, 1] per ControlNet, in pixels
+    control_scales  [k] or [b, k]: what the residuals of each ControlNet are multiplied
+                by; None = 1
     """
 
     vector: jax.Array | None = None
+    noise_level: jax.Array | None = None
     tokens: jax.Array | None = None
     token_mask: jax.Array | None = None
     concat: jax.Array | None = None
     frame_mask: jax.Array | None = None
     residuals: tuple[jax.Array, ...] | None = None
+    hints: tuple[jax.Array, ...] = ()
+    control_scales: jax.Array | None = None

@@ -1,13 +1,16 @@
 """Stable Diffusion's U-Net, versions 1 and 2 (Rombach et al. 2022, arXiv:2112.10752).
 
-The skeleton is that of unet3d.py, with these parts in its slots. Every part works on
-each frame alone, so a video [b, f, h, w, c] is f images. Layers that mix frames are
+The skeleton is that of unet3d.py, with these parts in its slots. By default every part
+works on each frame alone, so a video [b, f, h, w, c] is f images. Self-attention can
+read other frames (`frame_reads`) and norms can have statistics over all of them
+(`joint_norms`): no parameter is added. Layers that mix frames and have parameters are
 those of blocks.py, named in a level behind "spatial_transformer".
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +21,7 @@ from flax.core import FrozenDict
 
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks import unet3d
-from vdm_jax.networks.attention import chunked_attention
+from vdm_jax.networks.attention import FRAME_READS, chunked_attention, read_frames
 from vdm_jax.networks.blocks import LAYERS
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
@@ -30,6 +33,7 @@ from vdm_jax.networks.layers import (
     param_dtype,
     zeros_init,
 )
+from vdm_jax.networks.lora import WithLora
 from vdm_jax.networks.parts import Parts
 from vdm_jax.networks.spec import UNetSpec
 from vdm_jax.settings import check as check_settings
@@ -68,14 +72,45 @@ class SDSpec(UNetSpec):
         False, "transformers project by a matrix (2.x), not a 1x1 convolution (1.x)"
     )
 
+    frame_reads: str = setting(
+        "own",
+        "frames that a frame's self-attention reads",
+        choices="networks.attention.FRAME_READS",
+    )
+    joint_norms: bool = setting(
+        False, "norms outside of transformers have statistics over all frames"
+    )
+    temporal: str = setting(
+        "none",
+        "how time is put in, by paper",
+        choices="networks.temporal.BUNDLES",
+    )
+    lora_rank: int = setting(0, "of a LoRA, which alone trains; 0 is none", 0, 2**16)
+    lora_modules: str = setting(
+        r".*/(self|cross)_attention/(q|k|v|out)",
+        "pattern of the whole paths of the modules that the LoRA changes",
+    )
+
     def heads(self, channels: int) -> int:
         """Return the number of attention heads at the levels of this width."""
         widths = [level.channels for level in self.levels]
         return self.num_heads[widths.index(channels)]
 
     def norm(self, epsilon: float, name: str) -> GroupNorm:
-        """Return a group norm with the network's number of groups."""
+        """Return a group norm of each frame with the network's number of groups."""
         return GroupNorm(epsilon, self.norm_groups, name=name)
+
+
+def video_norm(x: jax.Array, spec: SDSpec, name: str) -> jax.Array:
+    """Apply the group norm of resnets and of the head to [b, f, h, w, c].
+
+    With joint_norms a video is one tall image, as where a published network was made
+    of 2-D layers on video tensors.
+    """
+    if not spec.joint_norms:
+        return spec.norm(1e-5, name)(x)
+    b, f, h, w, c = x.shape
+    return spec.norm(1e-5, name)(x.reshape(b, 1, f * h, w, c)).reshape(x.shape)
 
 
 class SDResBlock(nn.Module):
@@ -91,13 +126,13 @@ class SDResBlock(nn.Module):
     def __call__(self, x: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """[b, f, h, w, c] -> [b, f, h, w, channels]."""
         spec, channels = self.spec, self.channels
-        h = conv(nn.swish(spec.norm(1e-5, "norm_0")(x)), channels, "conv_0")
+        h = conv(nn.swish(video_norm(x, spec, "norm_0")), channels, "conv_0")
         if inputs.vector is not None:
             vector = nn.swish(inputs.vector.astype(param_dtype(x)))
             vector = dense(vector, channels, "vector").astype(x.dtype)
             vector = vector[:, None] if vector.ndim == 2 else vector  # [b, 1 or f, c]
             h = h + vector[:, :, None, None]
-        h = nn.swish(spec.norm(1e-5, "norm_1")(h))
+        h = nn.swish(video_norm(h, spec, "norm_1"))
         h = nn.Dropout(spec.dropout, deterministic=not train)(h)
         h = conv(h, channels, "conv_1", kernel_init=zeros_init)
         if x.shape[-1] != channels:
@@ -109,14 +144,22 @@ class Attention(nn.Module):
     """Multi-head attention of pixels to tokens; only the output has a bias."""
 
     num_heads: int
+    zero_output: bool = False  # the output starts at 0
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: jax.Array, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        reads: np.ndarray | None = None,
     ) -> jax.Array:
         """x [b, f, n, c], tokens [b, 1 or f, l, d], mask bool like [b, f, 1, l] -> x's.
 
         Where no token may be read, the attention contributes 0.
+
+        reads: int [f, m], whose tokens each frame reads; None for its own. It excludes
+          a mask.
         """
         c = x.shape[-1]
 
@@ -125,10 +168,13 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.num_heads, c // self.num_heads)
 
         q, k, v = heads(x, "q"), heads(tokens, "k"), heads(tokens, "v")
+        if reads is not None:
+            q, k, v = read_frames(q, k, v, reads)
         y = chunked_attention(q, k, v, mask=mask).reshape(x.shape)
         if mask is not None:  # the softmax of masked scores alone would read them all
             y = jnp.where(mask.any(-1, keepdims=True), y, 0)
-        return dense(y, c, "out")
+        start = {"kernel_init": zeros_init} if self.zero_output else {}
+        return dense(y, c, "out", **start)
 
 
 class TransformerBlock(nn.Module):
@@ -142,11 +188,13 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
         """[b, f, h w, c] -> the same shape."""
-        frames, c = x.shape[1], x.shape[-1]
-        num_heads = self.spec.heads(c)
+        spec, frames, c = self.spec, x.shape[1], x.shape[-1]
+        num_heads = spec.heads(c)
         tokens, mask = frame_tokens(inputs, frames)
+        own = spec.frame_reads == "own"
+        reads = None if own else FRAME_READS[spec.frame_reads](frames)
         y = layer_norm(x, "self_norm")
-        x = x + Attention(num_heads, name="self_attention")(y, y)
+        x = x + Attention(num_heads, name="self_attention")(y, y, reads=reads)
         y = layer_norm(x, "cross_norm")
         attend = Attention(num_heads, name="cross_attention")
         x = x + attend(y, tokens.astype(x.dtype), mask)
@@ -175,6 +223,7 @@ class SpatialTransformer(nn.Module):
     """x + out(transformer block(in(norm(x)))) over the pixels of each frame."""
 
     spec: SDSpec
+    block: Callable[..., nn.Module] = TransformerBlock
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
@@ -183,8 +232,8 @@ class SpatialTransformer(nn.Module):
         linear = self.spec.linear_projection
         project = dense if linear else functools.partial(conv, size=1)
         y = project(self.spec.norm(1e-6, "norm")(x), c, "proj_in")
-        y = TransformerBlock(self.spec, name="block")(y.reshape(b, f, h * w, c), inputs)
-        y = y.reshape(x.shape)
+        block: Any = self.block(self.spec, name="block")
+        y = block(y.reshape(b, f, h * w, c), inputs).reshape(x.shape)
         return x + project(y, c, "proj_out", kernel_init=zeros_init)
 
 
@@ -204,7 +253,7 @@ def nearest_conv(x: jax.Array, features: int, spec: SDSpec, name: str) -> jax.Ar
 
 def zero_head(x: jax.Array, inputs: Inputs, spec: SDSpec) -> jax.Array:
     """Norm, swish and a convolution that starts at 0; the vector is not read."""
-    x = nn.swish(spec.norm(1e-5, "norm_out")(x))
+    x = nn.swish(video_norm(x, spec, "norm_out"))
     features = spec.out_channels * spec.patch_size**2
     x = conv(x, features, "conv_out", kernel_init=zeros_init)
     return depth_to_space(x, spec.patch_size)
@@ -221,8 +270,11 @@ SD_PARTS = Parts(
 
 
 def from_config(
-    section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
-) -> unet3d.UNet3D:
+    section: dict[str, Any],
+    channels: int,
+    sizes: Sequence[tuple[int, int]],
+    parts: Parts = SD_PARTS,
+) -> nn.Module:
     """Return the U-Net of a config's network section, see `networks.NETWORKS`."""
     settings = settings_of(SDSpec)
     if unknown := section.keys() - settings.keys():
@@ -238,7 +290,10 @@ def from_config(
     spec = SDSpec(**fields)
     for height, width in sizes:
         check(spec, height, width)
-    return unet3d.UNet3D(spec, SD_PARTS)
+    network = unet3d.UNet3D(spec, parts)
+    if not spec.lora_rank:
+        return network
+    return WithLora(network, spec.lora_rank, spec.lora_modules)
 
 
 def check(spec: SDSpec, height: int, width: int) -> None:
@@ -247,6 +302,12 @@ def check(spec: SDSpec, height: int, width: int) -> None:
     The message names the field, its value, the rule and the nearest valid value.
     """
     unet3d.check(spec, height, width, SD_PARTS)
+    try:
+        re.compile(spec.lora_modules)
+    except re.error as error:
+        raise UserError(
+            f"network.lora_modules={spec.lora_modules!r} ({error}): a pattern of paths"
+        ) from error
     if len(spec.num_heads) != len(spec.levels):
         raise UserError(
             f"network.num_heads={spec.num_heads}: one number for each of the "

@@ -25,14 +25,23 @@ class Down(nn.Module):
     parts: Parts = VDM_PARTS
 
     @nn.compact
-    def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False):
-        """z [b, f, h, w, c] -> x [b, f, h', w', c'], skips in order of execution."""
+    def __call__(
+        self,
+        z: jax.Array,
+        inputs: Inputs,
+        train: bool = False,
+        added: jax.Array | None = None,
+    ):
+        """z [b, f, h, w, c] -> x [b, f, h', w', c'], skips in order of execution.
+
+        added: like the output of the first convolution, which it is added to.
+        """
         spec = self.spec
         make = block_type(self.spec, self.parts)
         if inputs.concat is not None:
             z = jnp.concatenate([z, inputs.concat.astype(z.dtype)], axis=-1)
         x = self.parts.stem(z, spec.levels[0].channels, spec, "conv_in")
-        x = constrain(x)
+        x = constrain(x if added is None else x + added)
         skips = [x] if spec.skip_downsamples else []
         for i, level in enumerate(spec.levels):
             if i:

@@ -1,6 +1,8 @@
 """Our parameters in one safetensors file, each named by its path a/b/c."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,10 +21,10 @@ def write(path: Path, params, dtype=np.float16) -> None:
     Raises:
       UserError: a value is not finite in that dtype.
     """
-    # Contiguous row-major copies: safetensors writes the buffer as it is.
+    # Row-major copies: safetensors writes the buffer as it is.
     with np.errstate(over="ignore"):  # an overflow raises below
         arrays = {
-            name: np.ascontiguousarray(jax.device_get(leaf), dtype)
+            name: np.array(jax.device_get(leaf), dtype, order="C")
             for name, leaf in named_leaves(params).items()
         }
     for name, array in arrays.items():
@@ -31,15 +33,21 @@ def write(path: Path, params, dtype=np.float16) -> None:
     write_bytes(path, save(arrays), overwrite=True)
 
 
-def read(path: Path, like):
+def read(path: Path, like, others: Mapping[str, Any] | None = None):
     """Return parameters shaped as the tree `like` of arrays or shapes, in its dtypes.
 
     Names of version 0.1 are translated (vdm_jax/migration.py).
+
+    others: arrays by path, of which those that the file lacks are taken.
 
     Raises:
       UserError: the file is missing or damaged, or its parameters do not fit `like`.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a .safetensors file")
-    params = read_renamed([path], like, migrate_path, np.asarray)
-    return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), params, like)
+    params = read_renamed([path], like, migrate_path, np.asarray, others)
+
+    def cast(array, leaf):
+        return array if array.dtype == leaf.dtype else array.astype(leaf.dtype)
+
+    return jax.tree.map(cast, params, like)

@@ -4,10 +4,13 @@ Tensors are read one at a time and copied to the device, so there are never two 
 of a network: one that fills most of the memory can be loaded.
 """
 
+import contextlib
 import functools
 import itertools
+import math
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path,
     """Return the safetensors files of a folder: one, or the shards of its index.
 
     Those of the variant where the folder has it, else the plain ones, which a line on
-    stderr says, else those of variant fp16.
+    stderr says, else those of variant fp16, else the only ones, as another line says.
 
     stem: of the files' names; "" is `MODEL`, else `DIFFUSERS`.
 
@@ -40,22 +43,38 @@ def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path,
       UserError: the folder has none, the index is not valid, or a shard is missing.
     """
     stems = (stem,) if stem else (MODEL, DIFFUSERS)
-    for stem, suffix in itertools.product(stems, dict.fromkeys((variant, "", "fp16"))):
+    named = [variant, "", "fp16", *_only_variant(folder, stems)]
+    for stem, suffix in itertools.product(stems, dict.fromkeys(named)):
         dot = f".{suffix}" if suffix else ""
         single = folder / f"{stem}{dot}.safetensors"
         index = folder / f"{stem}.safetensors.index{dot}.json"
         found = single if single.is_file() else index
         if not found.is_file():
             continue
-        if suffix != variant and variant:
-            reason = f"{folder} has no variant {variant}"
+        if suffix != variant and (variant or suffix != "fp16"):
+            reason = f"{folder} has no variant {variant}" if variant else str(folder)
             print(printable(f"{reason}: {found.name} is read"), file=sys.stderr)
         return (single,) if found == single else _shards(index)
     raise UserError(
         f"{folder} has neither {stems[0]}.safetensors nor "
         f"{stems[0]}.safetensors.index.json; pickled weights (.bin, .ckpt) are not "
-        "read: convert them with the safetensors package"
+        "read: convert them with the package that wrote them, as "
+        "StableDiffusionPipeline.from_pretrained(DIR).save_pretrained(OUT)"
     )
+
+
+def _only_variant(folder: Path, stems: Sequence[str]) -> list[str]:
+    """Return the variant of a folder that has one alone, else nothing."""
+    single = rf"({'|'.join(stems)})(\.(?P<one>\w+))?\.safetensors"
+    index = rf"({'|'.join(stems)})\.safetensors\.index(\.(?P<one>\w+))?\.json"
+    names = [path.name for path in folder.glob("*")]
+    found = {
+        match["one"]
+        for pattern in (single, index)
+        for match in (re.fullmatch(pattern, name) for name in names)
+        if match
+    }
+    return [*found] if len(found) == 1 and None not in found else []
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -72,6 +91,24 @@ def _shards(index: Path) -> tuple[Path, ...]:
         if not path.is_file():
             raise UserError(f"{index.parent} lacks {path.name}, which {index} names")
     return paths
+
+
+def count(paths: Sequence[Path]) -> int:
+    """Return how many numbers files hold, read from their heads.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    total = 0
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = list(file.keys())
+                total += sum(math.prod(file.get_slice(n).get_shape()) for n in names)
+        except SafetensorError as error:
+            reason = f"is not a whole safetensors file: {error}"
+            raise UserError(f"{path} {reason}") from error
+    return total
 
 
 def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
@@ -120,6 +157,7 @@ def read_renamed(
     like,
     rename: Callable[[str], str | None],
     convert: Callable[[np.ndarray], Any],
+    others: Mapping[str, Any] | None = None,
 ):
     """Return parameters shaped as the tree `like` of arrays or shapes.
 
@@ -127,6 +165,7 @@ def read_renamed(
       rename: our path of a tensor's name, after `KERNEL` if it is of torch's layout;
         None for a tensor that is not read.
       convert: called with each array before the next is read.
+      others: arrays by our path. One that the files lack is taken if its shape fits.
 
     Raises:
       UserError: a file is damaged, a tensor is unknown, missing, no float, not finite
@@ -137,24 +176,21 @@ def read_renamed(
     extra = []
     where = paths[0] if len(paths) == 1 else paths[0].parent
     for path in paths:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in list(file.keys()):
-                    target = rename(name)
-                    if target is None:
-                        continue
-                    if (own := target.removeprefix(KERNEL)) not in expected:
-                        extra.append(name)
-                        continue
-                    leaf = convert(_tensor(file, name, target, expected[own].shape))
-                    if own in leaves and not np.array_equal(leaves[own], leaf):
-                        raise UserError(f"{name} is a second, different {own}")
-                    leaves[own] = leaf
-        except SafetensorError as error:
-            reason = f"is not a whole safetensors file: {error}"
-            raise UserError(f"{path} {reason}") from error
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        with _errors_of(path), safe_open(path, framework="numpy") as file:
+            for name in list(file.keys()):
+                target = rename(name)
+                if target is None:
+                    continue
+                if (own := target.removeprefix(KERNEL)) not in expected:
+                    extra.append(name)
+                    continue
+                leaf = convert(_tensor(file, name, target, expected[own].shape))
+                if own in leaves and not np.array_equal(leaves[own], leaf):
+                    raise UserError(f"{name} is a second, different {own}")
+                leaves[own] = leaf
+    for name, leaf in (others or {}).items():
+        if name in expected and leaf.shape == expected[name].shape:
+            leaves.setdefault(name, leaf)
     for problem, names in (
         ("has tensors that the model does not have:", extra),
         ("lacks", [name for name in expected if name not in leaves]),
@@ -167,10 +203,7 @@ def read_renamed(
 
 def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return a tensor of an open file, checked, in our layout."""
-    dtype = file.get_slice(name).get_dtype()
-    if dtype not in FLOAT_DTYPES:  # eight bits and integers need scales
-        raise UserError(f"{name} is {dtype}: give weights in {', '.join(FLOAT_DTYPES)}")
-    array = file.get_tensor(name)
+    array = _finite_array(file, name)
     if target.startswith(KERNEL):
         array = np.moveaxis(array, (0, 1), (-1, -2))
     # A convolution of one pixel and a product are stored as either.
@@ -178,6 +211,40 @@ def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
         array = array.reshape(array.shape[2:])
     if array.shape != shape:
         raise UserError(f"{name} has shape {array.shape}, the model has {shape}")
+    return array
+
+
+def _finite_array(file, name: str) -> np.ndarray:
+    """Return a tensor of an open file, floats or one number, all finite."""
+    stored = file.get_slice(name)
+    dtype = stored.get_dtype()
+    if dtype not in FLOAT_DTYPES and math.prod(stored.get_shape()) != 1:
+        # Eight bits and integers need scales.
+        raise UserError(f"{name} is {dtype}: give weights in {', '.join(FLOAT_DTYPES)}")
+    array = file.get_tensor(name)
     if not np.isfinite(array).all():
         raise UserError(f"{name} is not finite")
     return array
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Name the file in errors; a damaged file is one of the user."""
+    try:
+        yield
+    except SafetensorError as error:
+        reason = f"is not a whole safetensors file: {error}"
+        raise UserError(f"{path} {reason}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors of a file by their names, and its metadata.
+
+    Raises:
+      UserError: the file is damaged, or a tensor is no float or not finite.
+    """
+    with _errors_of(path), safe_open(path, framework="numpy") as file:
+        arrays = {name: _finite_array(file, name) for name in list(file.keys())}
+        return arrays, dict(file.metadata() or {})

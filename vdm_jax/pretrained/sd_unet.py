@@ -5,7 +5,7 @@ here are plain fields of our config and a table of names; networks/sd.py makes t
 network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +79,76 @@ UNUSED = {
 }
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a folder unet/.
+def read_config(folder: Path, cls: str = CLASS) -> dict[str, Any]:
+    """Return config.json of a folder unet/, or of a network of another class.
 
     Raises:
       UserError: it is missing, no JSON object, or of another class.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json: give a folder of {CLASS}")
+        raise UserError(f"{folder} has no config.json: give a folder of {cls}")
     try:
         config = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("_class_name") != CLASS:
+    if not isinstance(config, dict) or config.get("_class_name") != cls:
         kind = config.get("_class_name") if isinstance(config, dict) else config
-        raise UserError(f"{path} is of {kind!r:.60}: {CLASS} is read")
+        raise UserError(f"{path} is of {kind!r:.60}: {cls} is read")
     return config
+
+
+def read_options(
+    cls: str,
+    config: dict[str, Any],
+    defaults: dict[str, Any],
+    fixed: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the options of `defaults`, as a config of a class has them.
+
+    fixed: other options, with the only value that is read.
+
+    Raises:
+      UserError: an option is not known, or its value is that of another network.
+    """
+    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    for name, value in options.items():
+        if name in fixed and value != fixed[name]:
+            raise UserError(f"{cls} with {name}={value!r:.60}: only {fixed[name]!r}")
+        if name not in fixed and name not in UNUSED and name not in defaults:
+            raise UserError(f"{cls} with {name}={value!r:.60}: not a known option")
+    given = {name: options.get(name, default) for name, default in defaults.items()}
+    for name, value in given.items():
+        if not _is_type_of(value, defaults[name], name in INTEGER_OR_LIST):
+            raise UserError(
+                f"{cls} with {name}={value!r:.60}: as {defaults[name]!r:.60}"
+            )
+    return given
+
+
+def network_fields(cls: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return our config's sections for a network with such options, see `unet_fields`.
+
+    given: options of `read_options`. Without up_block_types they are those of a U-Net's
+    first half.
+    """
+    levels = _levels(cls, given)
+    heads = given["attention_head_dim"]
+    heads = [heads] * len(levels) if isinstance(heads, int) else list(heads)
+    network = {
+        "kind": "sd",
+        "levels": levels,
+        "num_heads": tuple(heads),
+        "norm_groups": given["norm_num_groups"],
+        "linear_projection": given["use_linear_projection"],
+        "dropout": given.get("dropout", 0.0),
+    }
+    conditioning = {
+        "cond_dim": 4 * levels[0]["channels"],
+        "cond_mlp_layers": 1,
+        "text_dim": given["cross_attention_dim"],
+    }
+    return {"network": network, "conditioning": conditioning}
 
 
 def unet_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,47 +161,59 @@ def unet_fields(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: an option is not known, or its value is that of another network.
     """
-    options = {k: v for k, v in config.items() if not k.startswith("_")}
-    for name, value in options.items():
-        if name in FIXED and value != FIXED[name]:
-            raise UserError(f"{CLASS} with {name}={value!r:.60}: only {FIXED[name]!r}")
-        if name not in FIXED and name not in UNUSED and name not in DEFAULTS:
-            raise UserError(f"{CLASS} with {name}={value!r:.60}: not a known option")
-    given = {name: options.get(name, default) for name, default in DEFAULTS.items()}
-    for name, value in given.items():
-        if not _is_type_of(value, DEFAULTS[name], name in INTEGER_OR_LIST):
-            raise UserError(
-                f"{CLASS} with {name}={value!r:.60}: as {DEFAULTS[name]!r:.60}"
-            )
+    given = read_options(CLASS, config, DEFAULTS, FIXED)
     if given["in_channels"] != given["out_channels"]:
         raise UserError(
             f"{CLASS} with in_channels={given['in_channels']} and out_channels="
             f"{given['out_channels']}: inpainting and depth models are not read"
         )
-    levels = _levels(given)
-    heads = given["attention_head_dim"]
-    heads = [heads] * len(levels) if isinstance(heads, int) else list(heads)
-    network = {
-        "kind": "sd",
-        "levels": levels,
-        "num_heads": tuple(heads),
-        "norm_groups": given["norm_num_groups"],
-        "linear_projection": given["use_linear_projection"],
-        "dropout": given["dropout"],
-    }
-    conditioning = {
-        "cond_dim": 4 * levels[0]["channels"],
-        "cond_mlp_layers": 1,
-        "text_dim": given["cross_attention_dim"],
-    }
     size = given["sample_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     if len(size) != 2:
         raise UserError(
             f"{CLASS} with sample_size={size}: one size, or (height, width)"
         )
-    z_shape = 1, *size, given["in_channels"]
-    return {"network": network, "conditioning": conditioning, "z_shape": z_shape}
+    fields = network_fields(CLASS, given)
+    return {**fields, "z_shape": (1, *size, given["in_channels"])}
+
+
+def config_fields(spec: Any, text_dim: int, z_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the config.json that `unet_fields` reads as this network.
+
+    spec: an SDSpec of networks/sd.py. text_dim: width of the tokens.
+
+    Raises:
+      UserError: levels have different numbers of blocks.
+    """
+    has_transformer = [TRANSFORMER in level.layers for level in reversed(spec.levels)]
+    up = {has: kind for kind, has in UP.items()}
+    height, width = z_shape[1:3]
+    return {
+        "_class_name": CLASS,
+        "sample_size": height if height == width else [height, width],
+        "in_channels": z_shape[3],
+        "out_channels": z_shape[3],
+        "up_block_types": [up[has] for has in has_transformer],
+        "dropout": spec.dropout,
+        **encoder_options(CLASS, spec, text_dim),
+    }
+
+
+def encoder_options(cls: str, spec: Any, text_dim: int) -> dict[str, Any]:
+    """Return the options of the first half of a U-Net: inverts `network_fields`."""
+    levels = spec.levels
+    if len({level.blocks for level in levels}) > 1:
+        raise UserError(f"{cls} has one number of blocks for all levels")
+    down = {has: kind for kind, has in DOWN.items()}
+    return {
+        "down_block_types": [down[TRANSFORMER in level.layers] for level in levels],
+        "block_out_channels": [level.channels for level in levels],
+        "layers_per_block": levels[0].blocks,
+        "norm_num_groups": spec.norm_groups,
+        "cross_attention_dim": text_dim,
+        "attention_head_dim": list(spec.num_heads),
+        "use_linear_projection": spec.linear_projection,
+    }
 
 
 def _is_type_of(value: Any, default: Any, list_too: bool) -> bool:
@@ -162,17 +227,18 @@ def _is_type_of(value: Any, default: Any, list_too: bool) -> bool:
     return type(value) is type(default)
 
 
-def _levels(given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+def _levels(cls: str, given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Return the levels of a network section."""
     types, widths = given["down_block_types"], given["block_out_channels"]
-    for table, kinds in ((DOWN, types), (UP, given["up_block_types"])):
+    up = given.get("up_block_types")
+    for table, kinds in ((DOWN, types), (UP, up or ())):
         if unknown := [kind for kind in kinds if kind not in table]:
-            raise UserError(f"{CLASS} with {unknown[0]!r:.60}: {' or '.join(table)}")
+            raise UserError(f"{cls} with {unknown[0]!r:.60}: {' or '.join(table)}")
     has_transformer = [DOWN[kind] for kind in types]
-    mirrored = [UP[kind] for kind in reversed(given["up_block_types"])]
-    if has_transformer != mirrored or len(widths) != len(types):
+    mirrors = up is None or [UP[kind] for kind in reversed(up)] == has_transformer
+    if not mirrors or len(widths) != len(types):
         raise UserError(
-            f"{CLASS} whose up_block_types and block_out_channels do not mirror its "
+            f"{cls} whose up_block_types and block_out_channels do not mirror its "
             f"down_block_types {tuple(types)}"
         )
     return tuple(
@@ -226,8 +292,14 @@ def unet_names(network: dict[str, Any]) -> dict[str, str]:
     network: the section of `unet_fields`. The path starts with `KERNEL` where torch's
     layout is another. No two names have one path, so it is the table of both ways.
     """
+    levels = network["levels"]
+    return names_of([*encoder_modules(levels), *_decoder_modules(levels)])
+
+
+def names_of(modules: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the names of the tensors of modules, (theirs, ours), see `unet_names`."""
     names = {}
-    for theirs, ours in _modules(network["levels"]):
+    for theirs, ours in modules:
         is_norm = "norm" in theirs.rpartition(".")[2]
         scale = f"{ours}/scale" if is_norm else f"{KERNEL}{ours}/kernel"
         names[f"{theirs}.weight"] = scale
@@ -236,16 +308,15 @@ def unet_names(network: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _modules(levels: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, str]]:
-    """Yield (module of diffusers, ours) for every module that has parameters."""
-    last = len(levels) - 1
+Levels = tuple[dict[str, Any], ...]
+
+
+def encoder_modules(levels: Levels) -> Iterator[tuple[str, str]]:
+    """Yield (module of diffusers, ours) for the modules that a ControlNet has too."""
     yield "time_embedding.linear_1", "conditioning_encoder/noise_level"
     yield "time_embedding.linear_2", "conditioning_encoder/mlp_0"
     yield "conv_in", "network/down/conv_in"
-    yield "conv_norm_out", "network/norm_out"
-    yield "conv_out", "network/conv_out"
     for i, level in enumerate(levels):
-        up, transformer = f"up_blocks.{last - i}", TRANSFORMER in level["layers"]
         # A level of diffusers ends with its resampling; ours begins with that of the
         # level above.
         if i:
@@ -253,17 +324,28 @@ def _modules(levels: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, str]]:
                 f"down_blocks.{i - 1}.downsamplers.0.conv",
                 f"network/down/downsample_{i}",
             )
-            yield f"{up}.upsamplers.0.conv", f"network/up/upsample_{i}"
-        width_below = levels[max(i - 1, 0)]["channels"]
+        width_above = levels[max(i - 1, 0)]["channels"]
         for j in range(level["blocks"]):
-            has_skip = j == 0 and width_below != level["channels"]
-            ours = f"network/down/level_{i}_block_{j}"
-            yield from _block(f"down_blocks.{i}", j, ours, transformer, has_skip)
-        for j in range(level["blocks"] + 1):  # their inputs have a skip concatenated
-            ours = f"network/up/level_{i}_block_{j}"
-            yield from _block(up, j, ours, transformer, True)
+            has_skip = j == 0 and width_above != level["channels"]
+            ours, transformer = f"level_{i}_block_{j}", TRANSFORMER in level["layers"]
+            yield from _block(
+                f"down_blocks.{i}", j, f"network/down/{ours}", transformer, has_skip
+            )
     yield from _block("mid_block", 0, "network/middle/block_0", True, False)
     yield from _block("mid_block", 1, "network/middle/block_1", False, False)
+
+
+def _decoder_modules(levels: Levels) -> Iterator[tuple[str, str]]:
+    """Yield (module of diffusers, ours) for the others of a U-Net."""
+    yield "conv_norm_out", "network/norm_out"
+    yield "conv_out", "network/conv_out"
+    for i, level in enumerate(levels):
+        theirs = f"up_blocks.{len(levels) - 1 - i}"
+        if i:
+            yield f"{theirs}.upsamplers.0.conv", f"network/up/upsample_{i}"
+        for j in range(level["blocks"] + 1):  # their inputs have a skip concatenated
+            ours = f"network/up/level_{i}_block_{j}"
+            yield from _block(theirs, j, ours, TRANSFORMER in level["layers"], True)
 
 
 def _block(

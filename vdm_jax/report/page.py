@@ -40,7 +40,7 @@ MAX_WEBP_SIDE = 16_383  # pixels; larger images are PNG
 
 @dataclass(frozen=True, eq=False)
 class VideoGrid:
-    """Videos that play together in a grid, and a caption."""
+    """Videos that play together in a grid, or pictures (f = 1), and a caption."""
 
     caption: str
     videos: np.ndarray  # uint8 [n, f, h, w, c]; c = 1 or 3
@@ -206,9 +206,11 @@ def _figure(grid: VideoGrid) -> str:
     """Return the HTML of a grid and its caption."""
     frames, edge = _arrange(_downscaled(grid), grid.columns)
     count, height, width, _ = frames.shape
-    alt = html.escape(f"{grid.caption}: {len(grid.videos)} clips, {count} frames")
+    what = f"clips, {count} frames" if count > 1 else "pictures"
+    alt = html.escape(f"{grid.caption}: {len(grid.videos)} {what}")
+    kind = "video-grid" if count > 1 else "video-grid still"
     return (
-        f'<figure><img class="video-grid" alt="{alt}" src="{_strip(frames)}" '
+        f'<figure><img class="{kind}" alt="{alt}" src="{_strip(frames)}" '
         f'style="aspect-ratio:{width}/{height};--edge:{edge / width:.5f};'
         f'--frames:{count};--seconds:{count / grid.fps:.4f}s">'
         f"<figcaption>{html.escape(grid.caption)}</figcaption></figure>"

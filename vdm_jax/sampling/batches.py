@@ -19,6 +19,7 @@ from vdm_jax.conditions.low_resolution import time_from_snr
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.sampling.controls import check_controls, control_scales
 from vdm_jax.sampling.program import (
     SamplerProgram,
     augment_video,
@@ -57,7 +58,7 @@ def sample(
       UserError: settings, inputs or rows that are out of range or do not fit the model.
     """
     z = generate(model, params, num, settings, inputs, run)
-    videos = np.clip(_decode(model, params, z), -1.0, 1.0)
+    videos = decode(model, params, z)
     if (known := inputs.observation) is None:
         return videos
     return np.where(known.mask, known.video, videos).astype(videos.dtype)
@@ -82,6 +83,7 @@ def generate(
     _check_conditions(model, num, inputs.cond)
     _check_conditions(model, num, inputs.negative or {})
     _check_rows(run, settings.steps, inputs)
+    check_controls(model, inputs.controls)
     observation = inputs.observation
     size = run.size or model.video_shape[:3]
     _check_size(model, size, observation)
@@ -119,6 +121,7 @@ def sample_batches(
 ) -> np.ndarray:
     """Return z of `num` videos as the sampler leaves it, made batch by batch."""
     model, mesh = program.model, program.mesh
+    _check_required(model, inputs.cond)
     first, last = run.rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
@@ -126,6 +129,9 @@ def sample_batches(
     batch += -batch % mesh.size
     dtype = jnp.result_type(float)
     table, weights = _step_arrays(program, settings, first, dtype)
+    if inputs.controls:
+        scales = control_scales(inputs.controls, settings.steps, samplers.MAX_STEPS)
+        weights["control_scales"] = scales.astype(dtype)
     t = np.asarray(time_from_snr(settings.augmentation_snr))
     initial = inputs.initial_noise
     starts = range(0, num, batch)
@@ -141,7 +147,9 @@ def sample_batches(
                 np.uint32(run.seed), np.uint32(run.stage), np.uint32(run.block),
                 program=program,
             )  # fmt: skip
-            cond, uncond = _branch_conditions(program, inputs, keys, take, t, dtype)
+            cond, uncond = _branch_conditions(
+                program, inputs, keys, take, t, dtype, params.get("codec")
+            )
             known = jax.tree.map(take, inputs.observation)
             conditions = cond, uncond, _encode(model, params, known)
             for row in range(first, last, STEPS_PER_CALL):
@@ -196,8 +204,9 @@ def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _branch_conditions(
-    program: SamplerProgram, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype
-) -> tuple[Cond, Cond]:
+    program: SamplerProgram, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype,
+    codec_params: Any,
+) -> tuple[Cond, Cond]:  # fmt: skip
     """Return the conditions of a batch and those of its unconditional branch.
 
     t: time of the noise on the videos of the conditions, which both branches read.
@@ -207,28 +216,39 @@ def _branch_conditions(
     videos = {}
     for name, _ in model.video_conditions:
         video = take(inputs.cond[name]).astype(dtype)
-        videos |= augment_video(keys, video, t, name=name, program=program)
-    cond = _raw_conditions(model, inputs.cond, take, batch) | videos
+        videos |= augment_video(
+            keys, video, t, codec_params, name=name, program=program
+        )
+    null = model.null_conditions((batch,))
+    cond = _raw_conditions(model, inputs.cond, take, null) | videos
     if inputs.negative is None:
         return cond, model.unconditional(cond)
-    return cond, _raw_conditions(model, inputs.negative, take, batch) | videos
+    # Both branches have arrays of the same shapes.
+    return cond, _raw_conditions(model, inputs.negative, take, cond) | videos
 
 
-def _raw_conditions(model: DiffusionModel, cond: Conditions, take, batch: int) -> Cond:
-    """Return the model's conditions of a batch; those that are missing are dropped."""
+def _raw_conditions(
+    model: DiffusionModel, cond: Conditions, take, others: Cond
+) -> Cond:
+    """Return the model's conditions of a batch; those that are missing are dropped.
+
+    others: arrays of the missing ones, which are not read.
+    """
     arrays = {name: take(array) for name, array in cond.items()}
-    raw = model.raw_conditions(model.null_conditions((batch,)) | arrays)
+    raw = model.raw_conditions(others | arrays)
     for name, mask in raw["keep"].items():
-        if not model.condition(name).null((1,)).keys() & arrays.keys():
+        if next(iter(model.condition(name).null((1,)))) not in arrays:
             raw["keep"][name] = jnp.zeros_like(mask)
     return raw
 
 
-def _decode(model: DiffusionModel, params: Params, z: np.ndarray) -> np.ndarray:
-    """Return the videos of z, decoded in parts: a decoder takes memory."""
+def decode(model: DiffusionModel, params: Params, z: np.ndarray) -> np.ndarray:
+    """Return the videos of z in [-1, 1], decoded in parts: a decoder takes memory."""
     if model.shape == model.video_shape:
-        return np.asarray(model.codec.decode(z))
-    return model.codec.decode_on_host(z, params.get("codec"))
+        videos = np.asarray(model.codec.decode(z))
+    else:
+        videos = model.codec.decode_on_host(z, params.get("codec"))
+    return np.clip(videos, -1.0, 1.0)
 
 
 def _check_size(model: DiffusionModel, size, observation: Observation | None) -> None:
@@ -267,6 +287,16 @@ def _check_conditions(model: DiffusionModel, num: int, cond: Conditions) -> None
             raise UserError(f"{name} of shape {shape}: an array [{own}]")
         if shape[0] not in (1, num):
             raise UserError(f"{name} of {shape[0]} videos: {num} are sampled")
+
+
+def _check_required(model: DiffusionModel, cond: Conditions) -> None:
+    """Raise UserError for an array that a dropped condition needs and is not given."""
+    for name, condition in model.conditions:
+        if missing := [a for a in condition.required if a not in cond]:
+            raise UserError(
+                f"this model's {name} needs {', '.join(missing)}, the tokens of '' by "
+                "its encoder: cascade.encode_conditions returns them"
+            )
 
 
 def _check_videos(model: DiffusionModel, cond: Conditions) -> None:

@@ -4,6 +4,7 @@ A clip is resized to cover the output, its centre is cropped, and frames are tak
 the model's rate. The ClipInfo that is returned with an observation says how.
 """
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -123,7 +124,7 @@ def inpaint(
     frames = output.checked_num_frames(output.model.video_shape[0])
     indices = np.arange(frames)
     observation, info = _observe_frames(output, clip, frames, indices, indices)
-    white, size = _read_mask(mask, frames, output)
+    white, size = read_mask(mask, frames, output)
     if size[0] * info["height"] != size[1] * info["width"]:
         raise UserError(
             f"--mask={mask} is {size[0]}x{size[1]}, the clip "
@@ -170,6 +171,53 @@ def upscale(
     return output.empty_observation(frames)._replace(low_res=low_res), info
 
 
+def edit(
+    output: OutputSpec, clip: str, strength: float | None
+) -> tuple[Observation, ClipInfo]:
+    """Read the clip or picture that the output starts from; no pixel of it is kept.
+
+    The observation has its video, and nothing of it is known. A picture is every frame.
+    """
+    frames = output.checked_num_frames(output.model.video_shape[0])
+    indices = np.arange(frames) * (not _is_picture(clip))
+    video, info = _read_clip(clip, indices, output.fps, output.size)
+    observation = output.empty_observation(frames)
+    observation.video[0] = _encode(output.model, video)
+    height, width = output.size
+    return observation, info | {"output": f"{width}x{height}", "strength": strength}
+
+
+def read_control(output: OutputSpec, clip: str) -> tuple[np.ndarray, ClipInfo]:
+    """Read frames from a clip's start, uint8 [f, h, w, c] of the model's channels.
+
+    output: num_frames of 0 reads all frames of the clip, at the model's rate.
+    """
+    frames = output.num_frames or _longest(clip, output.fps)
+    shape = frames, *output.size, output.model.video_shape[3]
+    check_video_memory(output.num, shape, f"--control={clip} of {frames} frames")
+    video, info = _read_clip(clip, np.arange(frames), output.fps, output.size)
+    if shape[3] == 1 and video.shape[-1] == 3:
+        video = video_io.to_gray(video)
+    return video, info | {"output": f"{shape[2]}x{shape[1]}"}
+
+
+def _longest(path: str, fps: float) -> int:
+    """Return the number of frames of a clip at a rate."""
+    if Path(path).suffix.lower() == ".npz":
+        return len(_read_npz(path))
+    try:
+        return video_io.FrameSelection(2, fps=fps).longest(DECODER.probe(path))
+    except BadVideo as error:
+        raise UserError(str(error)) from error
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a file is a video of one frame; False for one that cannot be read."""
+    with contextlib.suppress(BadVideo):
+        return Path(path).suffix != ".npz" and DECODER.probe(path).frames == 1
+    return False
+
+
 def _check_num_cond_frames(number: int, frames: int, lowest: int, highest: int) -> None:
     if not lowest <= number <= highest:
         raise UserError(
@@ -209,12 +257,7 @@ def _read_clip(
     cropped at the centre; None keeps the clip's own.
     """
     if Path(path).suffix.lower() == ".npz":
-        try:
-            video = video_io.read_npz(path)[0]
-        except (OSError, CorruptFile) as error:
-            reason = getattr(error, "strerror", None) or error
-            line = f"{path} is no samples.npz of sample.py: {reason}"
-            raise UserError(line) from error
+        video = _read_npz(path)
         if len(video) <= indices[-1]:
             raise UserError(
                 f"{path}: too short: {len(video)} frames, {indices[-1] + 1} are needed"
@@ -244,7 +287,16 @@ def _read_clip(
     return (video_io.crop(video, size) if size else video), info
 
 
-def _read_mask(
+def _read_npz(path: str) -> np.ndarray:
+    """Return the first video of a samples.npz."""
+    try:
+        return video_io.read_npz(path)[0]
+    except (OSError, CorruptFile) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} is no samples.npz of sample.py: {reason}") from error
+
+
+def read_mask(
     path: str, frames: int, output: OutputSpec
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Read a mask: [1 or frames, h, w, 1] of 0..255 at the output's size.

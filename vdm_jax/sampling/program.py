@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ from vdm_jax.diffusion.process import Denoiser, Prediction
 from vdm_jax.diffusion.schedules import NoiseLevel
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling.reconstruction import observation_residual
-from vdm_jax.sampling.types import Observation
+from vdm_jax.sampling.types import Observation, Wrap
 
 # Numbers of the noise draws of a step; a sampler's own start at 0.
 AUGMENTATION_DRAW = 1  # noise on a given video, next to the initial noise, 0
 REPLACEMENT_DRAW = 8  # noise on known pixels, one draw per call
+BRANCHES = (lambda both: both[0], lambda both: both[1])  # of (cond, uncond)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SamplerProgram:
     clip_x: float = 0.0
     dynamic_threshold: float = 0.0
     uses_reconstruction: bool = False
-    wrap: Callable[[Denoiser], Denoiser] | None = None
+    wrap: Wrap | None = None
     shared_noise: bool = False
 
     def noise(self, keys: jax.Array, step, draw, dtype=None) -> jax.Array:
@@ -64,6 +64,15 @@ def _with_guidance_embedding(
     return guided
 
 
+def _with_control_scales(denoise: Denoiser, scales: jax.Array) -> Denoiser:
+    """Multiply the residuals of ControlNets by the step's scales [rows, controls]."""
+
+    def controlled(z: jax.Array, level: NoiseLevel, cond) -> Prediction:
+        return denoise(z, level, {**cond, "control_scales": scales[level.step_index]})
+
+    return controlled
+
+
 def _denoise_in_windows(program: SamplerProgram, denoise: Denoiser) -> Denoiser:
     """Denoise all of z in windows that overlap by half, each with its own videos."""
     window = program.window
@@ -78,22 +87,39 @@ def _denoise_in_windows(program: SamplerProgram, denoise: Denoiser) -> Denoiser:
     return average_windows(denoise, window, starts, crop_cond)
 
 
-def _guided_denoiser(
-    program: SamplerProgram, params, uncond, observation, weights, noise
+def _with_branches(
+    program: SamplerProgram, model: DiffusionModel, denoise: Denoiser, weights
 ) -> Denoiser:
-    """Wrap the network in every guidance, in the order that `guidance` says.
+    """Return a model's denoiser with classifier-free guidance.
 
-    observation: what is known of z, or None.
+    Its condition is that of both branches, (cond, uncond), which are evaluated in one
+    call of twice the batch.
     """
-    model = program.model
-    denoise = model.denoiser(params)
+    if "control_scales" in weights:
+        denoise = _with_control_scales(denoise, weights["control_scales"])
     if model.guidance_range:
         denoise = _with_guidance_embedding(model, denoise, weights["guidance_weight"])
     if program.window != program.shape[:3]:
         denoise = _denoise_in_windows(program, denoise)
     if program.cfg_mode:
         combine = guiding.CFG_MODES[program.cfg_mode](weights["guidance_scale"])
-        denoise = guiding.cfg(denoise, lambda cond: uncond, combine)
+        return guiding.branches(denoise, BRANCHES, combine)
+    return lambda z, level, both: denoise(z, level, both[0])
+
+
+def _guided_denoiser(
+    program: SamplerProgram, params, observation, weights, noise
+) -> Denoiser:
+    """Wrap the network in every guidance, in the order that `guidance` says.
+
+    observation: what is known of z, or None.
+    """
+    model = program.model
+
+    def branches(part: DiffusionModel) -> Denoiser:
+        return _with_branches(program, part, part.denoiser(params), weights)
+
+    denoise = model.in_calls(branches)
     if program.uses_reconstruction:
         assert observation is not None
         w_r = guiding.snr_dependent_weight(*weights["reconstruction"])
@@ -112,7 +138,7 @@ def _guided_denoiser(
         denoise = guiding.replace_known(
             denoise, observation.video, observation.mask, replacement_noise
         )
-    return program.wrap(denoise) if program.wrap else denoise
+    return program.wrap(denoise, params) if program.wrap else denoise
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="carry")
@@ -133,21 +159,21 @@ def run_steps(
     def noise(i, draw):
         return program.noise(keys, i + 1, draw, dtype)
 
-    denoise = _guided_denoiser(program, params, uncond, observation, weights, noise)
+    denoise = _guided_denoiser(program, params, observation, weights, noise)
     with sharding.activation_rules():
         return samplers.sample_loop(
-            program.sampler, denoise, carry, table, start, stop, noise, cond
+            program.sampler, denoise, carry, table, start, stop, noise, (cond, uncond)
         )
 
 
 @functools.partial(jax.jit, static_argnames=("program", "name"))
-def augment_video(keys, video, t, *, name: str, program: SamplerProgram):
+def augment_video(keys, video, t, codec_params, *, name: str, program: SamplerProgram):
     """Return the arrays of a video condition for given videos, with noise of time t."""
     condition = program.model.condition(name)
     eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, program.shape, video.dtype)
     times = jnp.broadcast_to(t.astype(video.dtype), video.shape[:1])
     return jax.lax.with_sharding_constraint(
-        condition.from_observation(video, times, eps),
+        condition.from_observation(video, times, eps, codec_params),
         sharding.batch_sharding(program.mesh),
     )
 

@@ -77,7 +77,7 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
 
 
 def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.ndarray:
-    """Return the scales [n, 1, frames] for a table whose n rows have these logsnr.
+    """Return the scales for a table of these logsnr, [n]: [n, 1, 1 or frames].
 
     settings.guidance_schedule: "constant"; "interval:LOW:HIGH", guided only where
     logsnr is between; "oscillating:LOW:FIRST", the full scale for the first fraction
@@ -107,7 +107,7 @@ def guidance_scales(settings: Settings, logsnr: np.ndarray, frames: int) -> np.n
             raise UserError(
                 f"guidance_schedule={settings.guidance_schedule!r}: {meaning}"
             )
-    return np.tile(scales[:, None, None], (1, 1, frames))
+    return scales[:, None, None]
 
 
 def reconstruction_base_slope(

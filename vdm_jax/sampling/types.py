@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,6 +12,7 @@ from vdm_jax.diffusion.process import Denoiser
 # Arrays [n, ...] of conditions, by their names in a batch; n may be 1 for all videos.
 Conditions = Mapping[str, np.ndarray]
 Progress = Callable[[int, int], None]  # called as progress(done, total)
+Wrap = Callable[[Denoiser, Any], Denoiser]  # called as wrap(denoise, params)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -36,25 +37,41 @@ class Observation(NamedTuple):
         return self.low_res is None and not self.mask.any()
 
 
+class Control(NamedTuple):
+    """The use of one ControlNet.
+
+    scale: its residuals are multiplied by it. start, end: fractions of the steps that
+    it is used in, counted from the most noise.
+    """
+
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingInputs:
     """The arrays that decide the videos, of which `num` are sampled.
 
     cond           arrays [num, ...] of the model's conditions by their names in a
-                   batch, as label, text and text_mask; of a condition that is made of
+                   batch, as label, text and text_mask (and null_text and its mask for
+                   a text without pooling); of a condition that is made of
                    a video, that video in [-1, 1] by the condition's name, as
-                   low_resolution. Noise of SNR settings.augmentation_snr is added to
-                   it. A condition that is missing is dropped
+                   low_resolution or, of controls, control_0. Noise of SNR
+                   settings.augmentation_snr is added to the former. A condition that is
+                   missing is dropped
     negative       the same for the unconditional branch, instead of dropping all.
                    Videos are those of cond
     observation    what is known of the videos; known pixels are returned unchanged
     initial_noise  z [num, f, h, w, c] to start from, as `invert` returns it
+    controls       one for each ControlNet of the model; () uses them at scale 1
     """
 
     cond: Conditions = dataclasses.field(default_factory=dict)
     negative: Conditions | None = None
     observation: Observation | None = None
     initial_noise: np.ndarray | None = None
+    controls: tuple[Control, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +88,9 @@ class Run:
     size          (frames, height, width), none smaller than the model's, which is the
                   default. Larger videos are sampled by MultiDiffusion: overlapping
                   windows, averaged at every call
-    wrap          from denoiser to denoiser, outside of every guidance. It must be
-                  hashable and equal by value: another one compiles another program
+    wrap          from denoiser and parameters to denoiser, outside of every guidance.
+                  It must be hashable and equal by value: another one compiles another
+                  program
     shared_noise  all frames of a video have the same noise: the initial one, a
                   sampler's own, and that of known pixels
     mesh          of the devices; the default is one of all
@@ -85,7 +103,7 @@ class Run:
     first_video: int = 0
     rows: tuple[int, int] | None = None
     size: tuple[int, int, int] | None = None
-    wrap: Callable[[Denoiser], Denoiser] | None = None
+    wrap: Wrap | None = None
     shared_noise: bool = False
     mesh: Mesh | None = None
     progress: Progress = no_progress

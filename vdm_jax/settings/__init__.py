@@ -7,4 +7,4 @@ from vdm_jax.settings.declaration import (
     section_dict,
     settings_of,
 )
-from vdm_jax.settings.sections import DISTILLATION, TRAINING
+from vdm_jax.settings.sections import DISTILLATION, OPTIONAL, TRAINING

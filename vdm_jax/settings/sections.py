@@ -6,7 +6,10 @@ a section where they need its fields, as `networks.spec.UNetSpec` from `UNet`.
 
 from dataclasses import MISSING, dataclass
 
+from vdm_jax.settings.autoencoder import Autoencoder
+from vdm_jax.settings.control import Control
 from vdm_jax.settings.declaration import setting
+from vdm_jax.settings.discrete import Discrete
 
 MANY = 2**31 - 1
 MAX_SCALE = 1000  # of guidance
@@ -32,6 +35,9 @@ class TopLevel(Seeded):
 
     task: str = setting("diffusion", "what is trained", choices="training.tasks.TASKS")
     init_from: str = setting("", "workdir whose EMA a new run starts from", path=True)
+    init_checksum: str = setting(
+        "", "of init_from, where a shipped model lacks its parameters; filled in"
+    )
     init_new: tuple[str, ...] = setting(
         (), "patterns of the parameters that start new where init_from lacks them"
     )
@@ -56,10 +62,15 @@ class Files:
     """Where the data are, and how they are loaded."""
 
     path: str = setting(
-        "", "folder of videos or of TFDS; which clips or sprites", path=True
+        "",
+        "folder of videos, latents or of TFDS; a clip; which clips or sprites",
+        path=True,
     )
     text_embeddings_dir: str = setting(
         "", "caption embeddings of vdm_jax.text", path=True
+    )
+    latents_dir: str = setting(
+        "", "latents to train from; path may name them, too", path=True
     )
     workers: int = setting(0, "loading processes; 0 loads in threads", 0, 1024)
 
@@ -69,6 +80,7 @@ class Data(Files):
     """The data set and its batches."""
 
     source: str = setting("folder", "kind of data set", choices="data.SOURCES")
+    caption: str = setting("", "what the clip of source one_clip shows")
     tfds_name: str = setting("", "NAME[/CONFIG][:VERSION][@FEATURE] of TFDS")
     batch_size: int = setting(128, "clips over all devices", 1, 2**20)
     joint_image_frames: int = setting(0, "independent images per video (VDM)", 0, 1024)
@@ -84,8 +96,8 @@ class Data(Files):
     label_vocabulary: tuple[tuple[str, ...], ...] | None = setting(
         None, "names of the values of each label attribute; None: those of the data"
     )
-    mean: float | None = setting(None, "mean of z; None measures it", -1, 1)
-    variance: float | None = setting(None, "variance of z; None measures it", 1e-6, 1)
+    mean: float | None = setting(None, "mean of z; None measures it", -1e6, 1e6)
+    variance: float | None = setting(None, "variance of z; None measures it", 1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,9 @@ class Conditioning:
     text_encoder: str = setting("", "filled in from the embeddings", path=True)
     text_encoder_sha256: str = setting("", "of its weights; filled in")
     text_dropout: float = setting(0.0, "probability of no text", 0, 0.999)
+    text_pooling: bool = setting(
+        True, "pool the text into the vector too; without it no text is the text ''"
+    )
     guidance_range: tuple[float, float] | tuple[()] = setting(
         (), "scales that a guided student was distilled for", 1, MAX_SCALE
     )
@@ -325,8 +340,11 @@ class Sample(Sampling):
 TRAINING = {
     "": TopLevel(), "video": Video(), "data": Data(), "codec": Codec(),
     "network": UNet(), "conditioning": Conditioning(), "stage": Stage(),
-    "diffusion": Diffusion(), "train": Train(), "mesh": Mesh(), "sample": Sample(),
+    "autoencoder": Autoencoder(), "control": Control(), "diffusion": Diffusion(),
+    "discrete": Discrete(), "train": Train(), "mesh": Mesh(), "sample": Sample(),
 }  # fmt: skip
+# Those that a config has only where something reads them.
+OPTIONAL = ("stage", "autoencoder", "control", "discrete")
 
 # --- distill.py ----------------------------------------------------------------------
 

@@ -10,13 +10,15 @@ Write the embeddings of all captions of a data set once, before training:
 """
 
 from vdm_jax.text.encoder import TextEmbedding, TextEncoder, same_text_encoder
-from vdm_jax.text.loading import load_encoder
+from vdm_jax.text.loading import clip_modules, load_encoder, tokenizer_folder
 from vdm_jax.text.writing import write_embeddings
 
 __all__ = [
     "TextEmbedding",
     "TextEncoder",
+    "clip_modules",
     "load_encoder",
     "same_text_encoder",
+    "tokenizer_folder",
     "write_embeddings",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,12 +90,17 @@ class TextEncoder:
         return TextEmbedding(tokens[:n], jnp.asarray(mask[:n]), pooled[:n])
 
     def sha256(self) -> str:
-        """Return the sha256 of the weights, of all files in sequence."""
-        digest = hashlib.sha256()
-        for path in self.weights:
-            with path.open("rb") as file:
-                hashlib.file_digest(file, lambda: digest)
-        return digest.hexdigest()
+        """Return the sha256 of the weights."""
+        return weights_sha256(self.weights)
+
+
+def weights_sha256(paths: Iterable[Path]) -> str:
+    """Return the sha256 of files of weights, all in sequence."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 @functools.partial(jax.jit, static_argnums=0)

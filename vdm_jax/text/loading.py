@@ -1,6 +1,7 @@
 """Load a text encoder from a folder in Hugging Face's format."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from vdm_jax.files import user_path
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.networks.clip import ACTIVATIONS, ClipText, ClipTextSpec
 from vdm_jax.networks.t5 import T5, T5Spec
-from vdm_jax.pretrained import config_json, name_maps, safetensors_io
+from vdm_jax.pretrained import config_json, lora_files, name_maps, safetensors_io
 from vdm_jax.pretrained.config_json import ConfigFile
 from vdm_jax.text.encoder import TextEncoder
 from vdm_jax.text.tokenization import load_clip_tokenizer, load_tokenizer
+from vdm_jax.trees import named_leaves
 
 DTYPES = ("float32", "bfloat16")
 # Limits for a config.json, which may declare any number. Layers are made one by one,
@@ -44,22 +46,11 @@ def load_encoder(
     if not {dtype, param_dtype} <= {*DTYPES}:
         dtypes = f"a text encoder with {dtype=} and {param_dtype=}"
         raise UserError(f"{dtypes}: {' or '.join(DTYPES)}")
-    if name == "minilm":
-        folder = [asset.verified_path() for asset in MINILM][0].parent
-    else:
-        folder = user_path(name, "text_encoder")
-    if not folder.is_dir():
-        raise UserError(
-            f"no text encoder {str(name)!r}: minilm, or the folder of a T5, BERT or "
-            "CLIP text encoder with config.json, model.safetensors and tokenizer.json"
-        )
-    config = config_json.read(folder / "config.json")
-    config.values.setdefault("model_type")  # which has no default
-    family = FAMILIES[config.one_of("model_type", tuple(FAMILIES))]
-    network, name_map, max_tokens = family(config, dtype)
+    folder = _encoder_folder(name)
+    network, name_map, max_tokens = _read_config(folder, dtype)
     paths = safetensors_io.tensor_files(folder)
-    if family is _clip_text:
-        tokenize, num_ids = load_clip_tokenizer(_clip_tokenizer(folder), max_tokens)
+    if isinstance(network, ClipText):
+        tokenize, num_ids = load_clip_tokenizer(tokenizer_folder(folder), max_tokens)
     else:
         tokenize, num_ids = load_tokenizer(folder / "tokenizer.json")
     if num_ids > network.spec.vocab_size:
@@ -67,15 +58,55 @@ def load_encoder(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "
             f"{network.spec.vocab_size}: they do not belong together"
         )
-    like = jax.eval_shape(
-        network.init, jax.random.key(0), *np.zeros((2, 1, 1), np.int32)
-    )["params"]
+    like = _shapes(network)
     params = safetensors_io.read(paths, like, name_map, jnp.dtype(param_dtype))
     width = network.spec.width
     return TextEncoder(str(name), max_tokens, width, tokenize, network, params, paths)
 
 
+def clip_modules(name: str | Path) -> dict[str, lora_files.Module]:
+    """Return the modules that a LoRA can change; none of an encoder that is not CLIP.
+
+    Their names are transformers', with the prefix of its versions before 5 and without.
+    Only the folder's config.json is read, with the errors of `load_encoder`.
+    """
+    if name == "minilm":
+        return {}
+    network, *_ = _read_config(_encoder_folder(name), "float32")
+    if not isinstance(network, ClipText):
+        return {}
+    leaves = named_leaves(_shapes(network))
+    names = name_maps.their_names(leaves, name_maps.CLIP_TEXT_WRITTEN)
+    modules = lora_files.modules_of(names, leaves)
+    return modules | {m.removeprefix("text_model."): own for m, own in modules.items()}
+
+
+def _encoder_folder(name: str | Path) -> Path:
+    """Return the folder of an encoder, that of the package for "minilm"."""
+    if name == "minilm":
+        return [asset.verified_path() for asset in MINILM][0].parent
+    folder = user_path(name, "text_encoder")
+    if not folder.is_dir():
+        raise UserError(
+            f"no text encoder {str(name)!r}: minilm, or the folder of a T5, BERT or "
+            "CLIP text encoder with config.json, model.safetensors and tokenizer.json"
+        )
+    return folder
+
+
+def _shapes(network: Bert | T5 | ClipText) -> Any:
+    """Return the shapes of an encoder's parameters."""
+    ids_and_mask = np.zeros((2, 1, 1), np.int32)
+    return jax.eval_shape(network.init, jax.random.key(0), *ids_and_mask)["params"]
+
+
 Family = tuple[Bert | T5 | ClipText, name_maps.NameMap, int]  # and a text's most tokens
+
+
+def _read_config(folder: Path, dtype: str) -> Family:
+    config = config_json.read(folder / "config.json")
+    config.values.setdefault("model_type")  # which has no default
+    return FAMILIES[config.one_of("model_type", tuple(FAMILIES))](config, dtype)
 
 
 def _bert(config: ConfigFile, dtype: str) -> Family:
@@ -145,7 +176,7 @@ def _divisible_width(config: ConfigFile) -> int:
     return width
 
 
-def _clip_tokenizer(folder: Path) -> Path:
-    """Return the folder of the tokenizer: the same, or its neighbour in diffusers'."""
+def tokenizer_folder(folder: Path) -> Path:
+    """Return the folder of CLIP's tokenizer: the same, or its neighbour."""
     here = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
     return folder if here else folder.parent / "tokenizer"

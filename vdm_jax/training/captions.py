@@ -5,38 +5,53 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax import text
+from vdm_jax import data, text
 from vdm_jax.checkpoint import on_first_process
+from vdm_jax.conditions.text import NULL_TEXT
 from vdm_jax.data import pipeline
 from vdm_jax.data.embeddings import INDEX, EmbeddingStore
 from vdm_jax.data.source import Source
+from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.errors import UserError
 
 
 class CaptionEmbeddings(EmbeddingStore):
-    """Embeddings of the captions of batches, padded to the longest of a folder."""
+    """Embeddings of the captions of batches, padded to the longest of a folder.
+
+    pooling: that of the text condition. Without it batches have the tokens of "" too.
+    """
+
+    def __init__(self, folder: str | Path, pooling: bool = True):
+        super().__init__(folder)
+        self.pooling = pooling
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple]:
         """Return (shape, dtype) of the arrays for captions of this shape, by name."""
-        return {
-            "text": ((*shape, self.max_tokens, self.dim), np.float32),
-            "text_mask": ((*shape, self.max_tokens), np.bool_),
-        }
+        text = (*shape, self.max_tokens, self.dim), np.float32
+        mask = (*shape, self.max_tokens), np.bool_
+        shapes = {"text": text, "text_mask": mask}
+        if not self.pooling:
+            shapes |= zip(NULL_TEXT, (text, mask), strict=True)
+        return shapes
 
     def __call__(self, captions: Any) -> dict[str, np.ndarray]:
         """Return text [..., max_tokens, dim] and text_mask [..., max_tokens].
 
-        captions: strings [...].
+        captions: strings [...]. null_text and null_text_mask have the same shapes.
         """
         captions = np.asarray(captions)
+        shapes = self.shapes(captions.shape)
         arrays = {
-            name: np.zeros(shape, dtype)
-            for name, (shape, dtype) in self.shapes(captions.shape).items()
+            name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()
         }
         for at, caption in np.ndenumerate(captions):
             tokens = self[str(caption)]
             arrays["text"][at][: len(tokens)] = tokens
             arrays["text_mask"][at][: len(tokens)] = True
+        if not self.pooling:
+            tokens, (null_text, null_text_mask) = self[""], NULL_TEXT
+            arrays[null_text][..., : len(tokens), :] = tokens
+            arrays[null_text_mask][..., : len(tokens)] = True
         return arrays
 
 
@@ -60,8 +75,9 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
         )
     if not folder:
         return None
-    on_first_process(lambda: _embed(source, folder))
-    captions = CaptionEmbeddings(folder)
+    encoder = config.conditioning.text_encoder or "minilm"
+    on_first_process(lambda: _embed(config, source, folder, encoder))
+    captions = CaptionEmbeddings(folder, config.conditioning.text_pooling)
     if dim != captions.dim:
         raise UserError(
             f"config.conditioning.text_dim={dim}: the embeddings in {folder} have "
@@ -72,13 +88,16 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
     return captions
 
 
-def _embed(source: Source, folder: str) -> None:
+def _embed(config: Any, source: Source, folder: str, encoder: str) -> None:
     """Write embeddings of the captions of a source that lists them, if none exist."""
-    captions = getattr(source, "captions", None)
-    if captions is None or (Path(folder) / INDEX).is_file():
+    if (Path(folder) / INDEX).is_file():
+        return
+    if isinstance(source, StoredLatents):
+        source = data.open_videos(config)
+    if (captions := getattr(source, "captions", None)) is None:
         return
     print(f"embedding {len(captions):,} captions in {folder}", flush=True)
-    text.write_embeddings(folder, captions, text.load_encoder())
+    text.write_embeddings(folder, captions, text.load_encoder(encoder))
 
 
 def add_text(

@@ -100,8 +100,8 @@ class Logger:
             files.append_bytes(self._rows, line.encode())
             self._add(Event(step=step, summary=Summary(value=tagged)))
 
-    def gif(self, step: int, name: str, path: Path) -> None:
-        """Log a GIF file; it plays in TensorBoard's image tab. Errors are raised."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Log a PNG or a GIF, which plays in TensorBoard's image tab. Raises errors."""
         with Image.open(path) as picture:
             width, height = picture.size
         image = Summary.Image(

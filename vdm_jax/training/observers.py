@@ -1,15 +1,18 @@
 """What is computed at intervals during training: previews and the validation loss."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import sampling, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.networks.control import Controlled
 from vdm_jax.sampling.types import Progress, no_progress
 from vdm_jax.training.captions import add_text
 from vdm_jax.training.run import OpenRun
@@ -44,7 +47,7 @@ def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     def preview(state: TrainState) -> None:
         with contextlib.suppress(PreviewInterrupted):
             videos = samples(model, state.eval_params, settings, progress)
-            write_preview(run, int(state.step), videos)
+            write_preview(run, int(state.step), videos, samples.captions)
 
     previews = config.train.sample_every, "sampling", preview
     if not len(source.split(True)):
@@ -53,10 +56,10 @@ def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % trainer.mesh.size
     batch = pipeline.held_out_batch(config, source, clips)
     batch = add_text(batch, trainer.captions)
-    batch = {name: batch[name] for name in {"video"} | model.batch_arrays}
+    batch = {name: batch[name] for name in trainer.batch_shapes.keys() & batch.keys()}
 
     def validation(state: TrainState) -> dict[str, jax.Array]:
-        return validate(trainer.with_codec(state.eval_params), batch)
+        return validate({**state.eval_params, **trainer.batch_codec}, batch)
 
     return previews, (config.train.eval_every, "validating", validation)
 
@@ -66,11 +69,12 @@ class FixedSamples:
 
     Attributes:
       cond: the conditions, as `preview_conditions` chooses them.
+      captions: what they say in words, of each video or of none.
     """
 
     def __init__(self, trainer: Trainer, num: int, label: str, seed: int):
         self.num, self.seed, self.trainer = num, seed, trainer
-        self.cond = preview_conditions(trainer, num, label, seed)
+        self.cond, self.captions = preview_conditions(trainer, num, label, seed)
 
     def __call__(
         self,
@@ -93,9 +97,10 @@ class FixedSamples:
 
 def preview_conditions(
     trainer: Trainer, num: int, label: str, seed: int
-) -> dict[str, Any]:
-    """Return the conditions of `num` previews, as sampling.sample takes them.
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the conditions of `num` previews as sampling.sample takes them, and words.
 
+    The words are the captions of a text model, or the names of the labels, or none.
     Labels are as `label` says where the model is conditioned on nothing else. Otherwise
     all conditions are of held-out clips, or of training clips where none are held out.
     """
@@ -104,24 +109,38 @@ def preview_conditions(
     labels = sampling.label_array(model, num, label, seed)
     cond = {} if labels is None else {"label": labels}
     if not (arrays - {"label"} or model.video_conditions):
-        return cond
+        return cond, _label_texts(model, cond)
     part = source.split(True)
     part = part if len(part) else source.split(False)
     clips = list(pipeline.fixed_clips(trainer.config, part, num, seed))
+    captions = [str(clip["caption"][0]) for clip in clips]
     if trainer.captions is not None:
-        cond |= trainer.captions([clip["caption"][0] for clip in clips])
-    video = np.concatenate([clip["video"] for clip in clips])
+        cond |= trainer.captions(captions)
     for name, condition in model.video_conditions:
+        video, *read = (
+            np.concatenate([clip[array] for clip in clips])
+            for array in ("video", *condition.reads)
+        )
         observe = jax.jit(condition.observation)
-        cond[name] = np.asarray(observe(model.normalize(video)))
+        read = dict(zip(condition.reads, read, strict=True))
+        cond[name] = np.asarray(observe(model.normalize(video), **read))
     # With a video alone labels may be of others: they are drawn as `label` says.
     for name in arrays & clips[0].keys() if arrays - {"label"} else ():
         cond[name] = np.concatenate([clip[name] for clip in clips])
-    return cond
+    has_text = trainer.captions is not None
+    return cond, captions if has_text else _label_texts(model, cond)
+
+
+def _label_texts(model: DiffusionModel, cond: dict[str, Any]) -> list[str]:
+    """Return the names of the labels of conditions, or none."""
+    return [sampling.label_text(model, row) for row in cond.get("label", ())]
 
 
 def make_validation(model: DiffusionModel):
     """Return (params, batch) -> the loss of each band of logsnr, by name.
+
+    Of a model with ControlNets also how much larger the mean of these losses is without
+    them, val/control_gain: 0 at the start, and it rises when the hint is understood.
 
     params: with params["codec"] where the codec has parameters.
     The noise is the same at every call. logsnr is spread evenly over each band, not as
@@ -134,6 +153,7 @@ def make_validation(model: DiffusionModel):
         x, cond = model.prepare_batch(batch, key, False, params.get("codec"))
         denoise = model.denoiser(params)
         out = {}
+        without = []
         for i, (low, high) in enumerate(LOGSNR_BANDS):
             time_key, noise_key = jax.random.split(samplers.key_from_seed(i))
             spread = schedules.stratified_times(time_key, x.shape[0], x.dtype)
@@ -142,28 +162,37 @@ def make_validation(model: DiffusionModel):
             eps = jax.random.normal(noise_key, x.shape, x.dtype)
             loss = losses.diffusion_loss(denoise, x, eps, level, cond)
             out[f"val/loss_{low}_{high}"] = loss.mean()
+            if isinstance(model.network, Controlled):
+                off = {**cond, "control_scales": jnp.zeros(len(model.network.controls))}
+                without.append(losses.diffusion_loss(denoise, x, eps, level, off))
+        if without:
+            with_control = jnp.stack(list(out.values())).mean()
+            out["val/control_gain"] = jnp.stack(without).mean() - with_control
         return out
 
     return validate
 
 
-def write_preview(run: OpenRun, step: int, videos: np.ndarray) -> None:
+def write_preview(
+    run: OpenRun, step: int, videos: np.ndarray, captions: Sequence[str] = ()
+) -> None:
     """Write samples as arrays, as a GIF and as a contact sheet, and log them.
 
-    Process 0 does so. The samples of this step are overwritten: a run that was resumed
-    from an older checkpoint makes some of them again.
+    Pictures have no GIF. Process 0 writes. The samples of this step are overwritten: a
+    run that was resumed from an older checkpoint makes some of them again.
 
-    videos: uint8 [n, f, h, w, c].
+    videos: uint8 [n, f, h, w, c]. captions: of each, or none.
     """
     if not run.logger.active:
         return
     path = run.workdir / "samples" / f"step-{step:07d}"
-    gif, sheet = path.with_suffix(".gif"), path.with_suffix(".png")
-    grid = video_io.video_grid(videos)
-    fps = run.config.video.fps
-    scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
+    shown = sheet = path.with_suffix(".png")
     with run.logger.recording_failure():
         video_io.write_npz(path.with_suffix(".npz"), videos, overwrite=True)
-        video_io.write_gif(gif, grid, fps, scale=scale, overwrite=True)
-        video_io.write_sheet(sheet, videos, overwrite=True)
-        run.logger.gif(step, "samples", gif)
+        if videos.shape[1] > 1:
+            shown = path.with_suffix(".gif")
+            grid = video_io.video_grid(videos)
+            scale = video_io.display_scale(*videos.shape[2:4], short_side=96)
+            video_io.write_gif(shown, grid, run.config.video.fps, scale, overwrite=True)
+        video_io.write_sheet(sheet, videos, labels=captions, overwrite=True)
+        run.logger.image(step, "samples", shown)

@@ -37,13 +37,15 @@ ResumeRule = bool | Callable[[Any, Any], bool]  # or (old, new) -> bool
 RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     (r"network\.(remat|dtype|dropout)", True),
     (r"video\.fps", True),  # of the files written
-    # The fingerprint covers the clips, and the embeddings with their encoder.
-    (r"data\.(path|text_embeddings_dir|mean|variance)", True),
+    # The fingerprint covers the clips, the embeddings with their encoder, and the
+    # autoencoder.
+    (r"data\.(path|\w+_dir|mean|variance)|codec\.path", True),
     (r"data\.(workers|cache_.*|max_bad_fraction)", True),
     (r"conditioning\.text_encoder.*", True),
     (r"diffusion\.loss_weighting", True),
     (r"stage\.(augmentation_time|train_crop)", True),
     (r"seed|task|train\.(trainable|optimizer)", False),
+    (r"autoencoder\.(\w+_weight|critic_start)", True),
     (r"(video|data|codec|network|conditioning|diffusion|stage)\..*", False),
     # An average may become longer, but it neither begins nor ends.
     (r"train\.ema_decay", lambda old, new: bool(old) == bool(new)),
@@ -248,6 +250,8 @@ def compare_configs(
 
 def _check_fingerprint(before: dict, after: dict, workdir: Path, advice: str) -> None:
     before = migration.migrate_fingerprint(before)
+    if "codec" in after:  # earlier runs did not record it
+        before = {"codec": after["codec"]} | before
     for name, a, b in agreement.differences(before, json.loads(json.dumps(after))):
         raise UserError(
             f"the data changed: {name} is {b!r}, but {workdir} was started with {a!r}: "

@@ -134,7 +134,8 @@ def make_step(
 ):
     """Return one update: (state, aux_params, batch, key) -> (state, metrics).
 
-    A loss or gradient that is not finite changes nothing but the two counters.
+    The loss reads aux_params["step"], the number of finished updates. A loss or
+    gradient that is not finite changes nothing but the two counters.
 
     Args:
       lr_fn: (step, aux_params) -> learning rate.
@@ -145,8 +146,9 @@ def make_step(
 
     def step(state: TrainState, aux_params, batch, key):
         key = jax.random.fold_in(key, state.step)
+        read = {**(aux_params or {}), "step": state.step}
         loss, metrics, grads = gradients(
-            loss_fn, state.params, aux_params, batch, key, grad_accum_steps
+            loss_fn, state.params, read, batch, key, grad_accum_steps
         )
         norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vdm_jax import agreement, build, data, runs, sampling, sharding
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.training import base_model, control_tuning, lora_tuning
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_config
 from vdm_jax.training.init import start_from
@@ -30,21 +33,29 @@ def train(
       UserError: the config is wrong; nothing is written then.
       SystemExit: as `train_loop` raises it.
     """
+    base_model.complete(config)
+    if config.data.source == "one_clip" and not config.data.text_embeddings_dir:
+        with config.unlocked():  # of one caption; another clip has another workdir
+            config.data.text_embeddings_dir = str(workdir / "text")
     _check(config, workdir)
     mesh = sharding.mesh_from_config(config.mesh)
     source, captions, model = build_from_config(config)
     task = TASKS[config.task](config, model)
     trainer = Trainer(config, model, source, captions, mesh, task.init_params)
+    aux_params = jax.device_put(task.load_aux_params(), sharding.replicated(mesh))
+    if lora_tuning.applies(config):
+        lora_tuning.check(config, trainer.abstract_state.params)
     with trainer.open_run(workdir, config, stop) as run:
         return trainer.train(
             run,
-            lambda: trainer.init_state(_start_params(trainer)),
-            lambda: trainer.compile_update(run, task.make_loss(), {}),
+            lambda: trainer.init_state(_start_params(trainer, task)),
+            lambda: trainer.compile_update(run, task.make_loss(), aux_params),
             lambda: task.make_observers(trainer, run),
+            aux_params,
         )
 
 
-def _start_params(trainer: Trainer) -> Params:
+def _start_params(trainer: Trainer, task: Any) -> Params:
     """Return new parameters, or those of config.init_from as far as it has them."""
     config = trainer.config
 
@@ -53,8 +64,11 @@ def _start_params(trainer: Trainer) -> Params:
 
     if not config.init_from:
         return init()
+    loaded = task.load_params(config.init_from, trainer.mesh)
+    if control_tuning.applies(config):
+        loaded = control_tuning.with_copy(loaded)
     return start_from(
-        runs.load(config.init_from, trainer.mesh).params,
+        loaded,
         trainer.abstract_state.params,
         init,
         f"config.init_from={config.init_from}",
@@ -87,12 +101,15 @@ def build_from_config(
             "only distill.py trains students; set them to () and 0"
         )
     source = data.open_source(config)
+    for tuning in (lora_tuning, control_tuning):
+        if tuning.applies(config):
+            tuning.prepare(config)
     data.resolve(config, source)
     captions = open_caption_embeddings(config, source)
     model = build.build_model(config)
     clip = next(data.pipeline.fixed_clips(config, source.split(False), 1))
     in_batch = clip.keys() | (captions.shapes((1,)) if captions else {})
-    if missing := model.batch_arrays - in_batch:
+    if missing := model.clip_arrays - in_batch:
         raise UserError(
             f"the model is conditioned on {', '.join(sorted(missing))}, which clips of "
             f"{source.name} do not have: their source must return it with each clip"

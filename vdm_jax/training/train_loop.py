@@ -159,7 +159,8 @@ class _PendingMetrics:
             self._log(step, clips=len(jax.tree.leaves(batch)[0]))
         if self._num_bad >= settings.max_nonfinite_updates:
             key = jax.random.fold_in(self._key, step - 1)
-            first = self._update.diagnose(params, self._aux_params, batch, key)
+            read = {**(self._aux_params or {}), "step": step - 1}
+            first = self._update.diagnose(params, read, batch, key)
             what = f"{self._num_bad} consecutive updates up to step {step}"
             _give_up(self._run, what, first)
 

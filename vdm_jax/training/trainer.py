@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from vdm_jax import agreement, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.data.source import Source
+from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.diffusion import samplers
+from vdm_jax.errors import UserError
 from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel, Params, run_unoptimised
 from vdm_jax.training import step
@@ -41,6 +43,8 @@ class Trainer:
       init_state: jitted; parameters -> state of step 0. The parameters are copied, so
         that the state can be donated while they stay valid.
       batch_shapes: name -> shape of the arrays of a batch, over all processes.
+      batch_codec: {"codec": the parameters that z of a batch needs}; {} where the codec
+        has none, and where batches are of stored latents.
 
     Raises:
       UserError: the state does not fit into memory, or no rule places a parameter.
@@ -61,21 +65,30 @@ class Trainer:
         self._init_params = init_params or model.init_params
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         state = jax.eval_shape(self._new_state, params)
-        self.batch_shapes = batch_shapes(config, model, mesh, captions)
+        self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
-        codec = {"codec": params} if (params := model.codec.load_params()) else {}
-        rules = config.mesh.param_rules
-        self._codec = jax.device_put(
-            codec, sharding.state_shardings(mesh, codec, rules)
-        )
+        stored = isinstance(source, StoredLatents)
+        self.batch_codec = {} if stored else self._load_codec()
 
     def with_codec(self, params: Params) -> Params:
-        """Return parameters to sample with: those of the codec too, if it has any."""
-        return {**params, **self._codec}
+        """Return parameters to sample with: those of the codec too, if it has any.
+
+        They are read here where batches are of stored latents.
+        """
+        return {**params, **(self.batch_codec or self._load_codec())}
+
+    def _load_codec(self) -> Params:
+        """Return {"codec": its parameters} on the devices, {} where it has none."""
+        params = self.model.codec.load_params()
+        codec = {"codec": params} if params else {}
+        shardings = sharding.state_shardings(
+            self.mesh, codec, self.config.mesh.param_rules
+        )
+        return jax.device_put(codec, shardings)
 
     def _new_state(self, params: Params) -> TrainState:
         params = jax.tree.map(jnp.copy, params)
@@ -101,6 +114,8 @@ class Trainer:
         if self.captions is not None:
             # It identifies the captions and the weights of their encoder.
             fingerprint["text"] = self.captions.metadata["keys"]
+        if codec := self.model.codec.fingerprint():
+            fingerprint["codec"] = codec
         state = self.abstract_state
         rules = config.mesh.activation_rules
         with (
@@ -141,7 +156,7 @@ class Trainer:
             return train_loop(
                 make_update(),
                 state,
-                {**self._codec, **(aux_params or {})},
+                {**self.batch_codec, **(aux_params or {})},
                 batches,
                 run=run,
                 key=samplers.key_from_seed(config.seed),
@@ -179,7 +194,7 @@ class Trainer:
         everywhere = sharding.replicated(self.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
         jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
-        aux_params = {**self._codec, **aux_params}
+        aux_params = {**self.batch_codec, **aux_params}
         started = time.perf_counter()
         key = samplers.key_from_seed(0)
         compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
@@ -215,14 +230,31 @@ class Trainer:
 
 
 def batch_shapes(
-    config: Any, model: DiffusionModel, mesh: Mesh, captions: CaptionEmbeddings | None
+    config: Any,
+    model: DiffusionModel,
+    source: Source,
+    mesh: Mesh,
+    captions: CaptionEmbeddings | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the arrays of a batch that go to the devices, over all processes."""
+    """Return the arrays of a batch that go to the devices, over all processes.
+
+    Raises:
+      UserError: a condition is made of videos, and the source has latents only.
+    """
     b, images = config.data.batch_size, config.data.joint_image_frames
     frames = model.video_shape[0] + images
     shapes: dict[str, tuple] = {
         "video": ((b, frames, *model.video_shape[1:]), np.uint8)
     }
+    if isinstance(source, StoredLatents):
+        if names := ", ".join(dict(model.video_conditions)):
+            raise UserError(
+                f"the model is conditioned on {names}, which is made of videos: set "
+                "config.data.path to the data set, and latents_dir to ''"
+            )
+        *size, channels = model.shape
+        latents = (b, frames, *size[1:], 2 * channels)
+        shapes = {"latents": (latents, source.dtype)}
     # Independent images behind a video have conditions of their own.
     n = (b, 1 + images) if images else (b,)
     if images:
@@ -230,6 +262,9 @@ def batch_shapes(
     for name, array in model.null_conditions(n).items():
         if name in model.batch_arrays:
             shapes[name] = array.shape, array.dtype
+    for _, condition in model.video_conditions:
+        for name, (shape, dtype) in condition.reads.items():
+            shapes[name] = (b, *shape), dtype
     if captions is not None:
         shapes |= captions.shapes(n)
     split = sharding.batch_sharding(mesh, config.mesh.activation_rules)

@@ -34,13 +34,15 @@ LUMA = np.array([0.299, 0.587, 0.114])  # grey from RGB (ITU-R BT.601)
 
 
 def probe(path: StrPath) -> VideoInfo:
-    """Index a video file or a folder of frames. Raises BadVideo with the reason."""
+    """Index a video file, an image or a folder of frames. Raises BadVideo."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return images.index_folder(path)
     head = read_head(path)
-    animated = head.startswith(b"GIF8") or head[8:12] == b"WEBP"
-    return images.index_animation(path) if animated else containers.index(path)
+    if images.ANIMATIONS.match(head):
+        return images.index_animation(path)
+    is_picture = images.PICTURES.match(head)
+    return images.index_picture(path) if is_picture else containers.index(path)
 
 
 def inspect(path: StrPath) -> VideoInfo:

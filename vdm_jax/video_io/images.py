@@ -1,4 +1,4 @@
-"""Read gif, animated webp and folders of images with Pillow.
+"""Read gif, animated webp, images and folders of images with Pillow.
 
 Every image is converted to RGB uint8: the EXIF rotation is applied, alpha is composited
 on black, 16 bits per channel are truncated to 8, grey is repeated, CMYK and palettes
@@ -32,8 +32,10 @@ PILLOW_ERRORS = (
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
-KINDS = {"gif", "webp", "frames"}
+KINDS = {"gif", "webp", "picture", "frames"}
 FORMATS = ["GIF", "WEBP", "PNG", "JPEG", "BMP", "TIFF"]
+ANIMATIONS = re.compile(rb"GIF8|RIFF....WEBP", re.DOTALL)  # how a file starts
+PICTURES = re.compile(rb"\x89PNG|\xff\xd8\xff|BM|II\*\0|MM\0\*")
 
 
 @contextlib.contextmanager
@@ -114,6 +116,15 @@ def index_animation(path: str) -> VideoInfo:
         check_length(path, frames, float(pts[-1]) / 1000)
         height, width = to_rgb(image).shape[:2]
     return VideoInfo(path, kind, kind, height, width, 0, pts, 1e-3, np.zeros(1, int))
+
+
+def index_picture(path: str) -> VideoInfo:
+    """Index an image as a video of one frame, its first. Raises BadVideo."""
+    with _open(path) as image:
+        height, width = to_rgb(image).shape[:2]
+        codec = (image.format or "").lower()
+    zero = np.zeros(1, int)
+    return VideoInfo(path, "picture", codec, height, width, 0, zero, None, zero)
 
 
 def _milliseconds(image: Image.Image, number: int) -> int:

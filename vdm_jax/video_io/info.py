@@ -22,8 +22,8 @@ class VideoInfo:
       height, width: as displayed, with rotation and pixel aspect applied.
       rotation: degrees counter-clockwise from the stored to the displayed frame.
       pts: int64 [frames], presentation times in units of ``time_base`` seconds.
-      kind: gif, webp, frames (a folder), or FFmpeg's name of the container.
-      time_base: None for a folder of frames, which has no frame rate.
+      kind: gif, webp, picture, frames (a folder), or FFmpeg's name of the container.
+      time_base: None for a picture and a folder of frames, which have no frame rate.
       keyframes: int64, the frames at which decoding can start. 0 is one of them.
       mirrored: frames are flipped left to right before they are rotated.
       counted: decoded frames have no reliable time stamps and are counted instead.
@@ -95,7 +95,8 @@ class FrameSelection:
       frames: number of frames of a clip.
       stride: every ``stride``-th frame is used.
       fps: 0 selects by ``stride``; else the frames nearest to the times start + k / fps
-        are used. A rate within 1% of the file's uses every frame.
+        are used. A rate within 1% of the file's uses every frame. A clip of one frame
+        has no rate.
     """
 
     frames: int
@@ -125,6 +126,16 @@ class FrameSelection:
         if number < 1:
             raise BadVideo(info.path, f"too short: {have}, a clip spans {need}")
         return number
+
+    def longest(self, info: VideoInfo) -> int:
+        """Return how many frames the longest clip has, whatever ``frames`` is.
+
+        Raises BadVideo if the rate of the file is below ``fps``.
+        """
+        if not (rate := self._time_rate(info)):
+            return (info.frames - 1) // self.stride + 1
+        seconds = info.times[-1] - info.times[0] + 0.5 / (info.fps or rate)
+        return 1 + int(seconds * rate)
 
     def span(self, info: VideoInfo) -> int:
         """Return the number of frames that a clip spans. Raises as `num_starts`."""
@@ -163,7 +174,7 @@ class FrameSelection:
 
     def _time_rate(self, info: VideoInfo) -> float:
         """Return ``fps``, or 0 if clips are not selected by time. Raises BadVideo."""
-        if not self.fps or info.fps is None:
+        if not self.fps or info.fps is None or self.frames == 1:
             return 0.0
         if info.fps < self.fps * (1 - RATE_TOLERANCE):
             reason = f"its {info.fps:.3g} frames per second are below the "

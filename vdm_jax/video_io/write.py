@@ -1,7 +1,8 @@
-"""Write videos as mp4, gif, contact sheet and npz.
+"""Write videos as mp4, gif, contact sheet and npz, and pictures as PNG.
 
 Every file is written atomically (files.atomic_write). A video is uint8 [f, h, w, c]
-with c = 1 or 3; several videos of one shape are [n, f, h, w, c].
+with c = 1 or 3; several videos of one shape are [n, f, h, w, c]. A video of one frame
+is a picture.
 """
 
 import io
@@ -19,6 +20,7 @@ from vdm_jax import files
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, StrPath
 from vdm_jax.npz import read_npz_arrays
+from vdm_jax.video_io.picture_grid import write_picture, write_picture_grid
 
 GUTTER = 2  # pixels between the frames of a sheet
 BACKGROUND, TEXT_COLOR = 245, (20, 20, 20)
@@ -121,10 +123,16 @@ def write_sheet(
 ) -> None:
     """Write a contact sheet PNG: one row per video, its frames from left to right.
 
+    Pictures, videos of one frame, are a sheet near a square instead, as
+    `write_picture_grid` writes it, with the labels below them.
+
     columns: number of evenly spaced frames per video (default: all, at most 16).
     labels: one line of text above each row, cut at the right border.
     """
     videos = [_rgb(video) for video in videos]
+    if all(len(video) == 1 for video in videos):
+        pictures = np.concatenate(videos)
+        return write_picture_grid(path, pictures, labels, scale, overwrite)
     columns = columns or min(16, max(len(video) for video in videos))
     scale = scale or display_scale(*videos[0].shape[1:3], short_side=64)
     text_height = 16 if labels else 0
@@ -202,9 +210,9 @@ def write_samples(
     """Write samples [n, f, h, w, c] uint8 in all formats; return the written files.
 
     STEM.npz      the array ``videos``, written first: the others can be made from it
-    STEM-000.mp4  one mp4 per video
-    STEM.mp4      all videos in a grid, also as STEM.gif
-    STEM.png      the contact sheet
+    STEM-000.mp4  one mp4 per video; of pictures (f = 1) STEM-000.png
+    STEM.mp4      all videos in a grid, also as STEM.gif; not of pictures
+    STEM.png      the contact sheet with the labels
     STEM.json     ``meta`` (seed, command), written last: it marks complete outputs
 
     With ``overwrite`` old outputs are removed, so that no videos of an earlier, larger
@@ -214,25 +222,48 @@ def write_samples(
     """
     folder = Path(folder)
     existing = check_output_folder(folder, stem, overwrite)
-    numbered = [folder / f"{stem}-{number:03d}.mp4" for number in range(len(videos))]
-    suffixes = ("mp4", "gif", "png", "npz", "json")
-    mp4, gif, png, npz, json = (folder / f"{stem}.{suffix}" for suffix in suffixes)
+    npz, json = (folder / f"{stem}.{suffix}" for suffix in ("npz", "json"))
     with files.explain_write_errors(folder):
         json.unlink(missing_ok=True)  # first: it marks complete outputs
         for path in {*existing} - {npz, json}:
             path.unlink()
     write_npz(npz, videos, overwrite)
     try:
-        for path, video in zip(numbered, videos, strict=True):
-            write_video(path, video, fps)
-        scale = display_scale(*videos.shape[2:4], short_side=96)
-        grid = video_grid(videos)
-        write_video(mp4, repeat_pixels(grid, scale), fps, scale=1)
-        write_gif(gif, grid, fps, scale)
-        write_sheet(png, videos, labels=labels or ())
+        if videos.shape[1] == 1:
+            shown = _write_pictures(folder, stem, videos[:, 0], labels or ())
+        else:
+            shown = _write_videos(folder, stem, videos, fps, labels or ())
         shape = list(videos.shape)
         names = {} if labels is None else {"labels": list(labels)}
         files.write_json(json, {**meta, "fps": fps, "shape": shape, **names})
     except UserError as error:
         raise UserError(f"{error}; {npz} holds all videos") from error
-    return [*numbered, mp4, gif, png, npz, json]
+    return [*shown, npz, json]
+
+
+def _write_pictures(
+    folder: Path, stem: str, pictures: np.ndarray, labels: Sequence[str]
+) -> list[Path]:
+    """Write a PNG of each picture [n, h, w, c], and their sheet; return the files."""
+    numbered = [folder / f"{stem}-{i:03d}.png" for i in range(len(pictures))]
+    sheet = folder / f"{stem}.png"
+    for path, picture in zip(numbered, pictures, strict=True):
+        write_picture(path, picture)
+    write_picture_grid(sheet, pictures, labels)
+    return [*numbered, sheet]
+
+
+def _write_videos(
+    folder: Path, stem: str, videos: np.ndarray, fps: float, labels: Sequence[str]
+) -> list[Path]:
+    """Write an mp4 of each video, their grid and their sheet; return the files."""
+    numbered = [folder / f"{stem}-{i:03d}.mp4" for i in range(len(videos))]
+    mp4, gif, sheet = (folder / f"{stem}.{kind}" for kind in ("mp4", "gif", "png"))
+    for path, video in zip(numbered, videos, strict=True):
+        write_video(path, video, fps)
+    scale = display_scale(*videos.shape[2:4], short_side=96)
+    grid = video_grid(videos)
+    write_video(mp4, repeat_pixels(grid, scale), fps, scale=1)
+    write_gif(gif, grid, fps, scale)
+    write_sheet(sheet, videos, labels=labels)
+    return [*numbered, mp4, gif, sheet]

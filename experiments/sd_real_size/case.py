@@ -1,0 +1,4 @@
+"""What both programs sample."""
+
+PROMPT = "a cat"
+STEPS = 2

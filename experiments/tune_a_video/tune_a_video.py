@@ -1,0 +1,160 @@
+"""Does Tune-A-Video change the object of a clip and keep its motion?
+
+    python -m experiments.tune_a_video.tune_a_video [--model=DIR] [--num=N]
+
+Each of N held-out clips of 8 frames of moving sprites is tuned on with its caption
+(configs/tune_a_video.py, --updates each), then edited by the sentence of another object
+on the same background. Variants lack a part of the method. Tuned runs are kept in
+--workdir. Writes OUT/tune_a_video.json row by row, and a sheet of each row.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from configs import tune_a_video
+from experiments.sprite_videos import (
+    COMMON,
+    Clips,
+    ImageModel,
+    Scores,
+    Table,
+    common_scores,
+    held_out_clips,
+    others,
+    parser,
+    prompts,
+)
+from vdm_jax import runs, runtime, sampling, video_io
+from vdm_jax.files import make_folder
+from vdm_jax.metrics.sprite_detection import detect_sprites
+from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.sampling import Run, SamplingInputs
+from vdm_jax.systems.image_model import with_frames
+from vdm_jax.training.cascade import finished_steps
+from vdm_jax.training.train import train
+
+VOCABULARY = "small"  # of the clips and of the edits
+FRAMES = 8
+AIM = 3.0  # pixels of trajectory error
+HEADINGS = COMMON | {"near": f"within {AIM:.0f} pixels"}
+
+
+def tuned(
+    flags: argparse.Namespace, checksum: str, clip: np.ndarray, caption: str,
+    number: int, reads: str,
+) -> tuple[DiffusionModel, Params]:  # fmt: skip
+    """Return the model tuned on a clip, and tune it unless that is done.
+
+    checksum: of the image model. number: of the clip. reads: row of FRAME_READS.
+    """
+    runs_of = f"{checksum}-{flags.seed}-{reads}-{flags.updates}"
+    run = (flags.workdir / runs_of / f"{number:02d}").absolute()
+    if finished_steps(run) < flags.updates:
+        path = make_folder(run.parent) / f"{number:02d}.mp4"
+        video_io.write_video(path, clip, fps=8, overwrite=True)
+        config = tune_a_video.get_config().unlock()
+        config.init_from = str(flags.model)
+        config.data.update(path=str(path), caption=caption)
+        config.network.frame_reads = reads
+        config.train.update(steps=flags.updates, checkpoint_every=flags.updates)
+        train(config.lock(), run)
+    loaded = runs.load(run)
+    return loaded.model, loaded.params
+
+
+class Edits:
+    """The clips and their edits, one by one."""
+
+    def __init__(self, flags: argparse.Namespace, image: ImageModel):
+        self.flags, self.image = flags, image
+        source = image.sprites(FRAMES, VOCABULARY)
+        self.clips: Clips = held_out_clips(source, flags.num, flags.seed)
+        pairs = self.clips.labels[:, :2]
+        edited = others(pairs[:, 0], source.sizes[0], flags.seed)
+        self.labels = np.stack([edited, pairs[:, 1]], axis=1)
+        self.captions, self.sentences = (
+            prompts(labels, source) for labels in (pairs, self.labels)
+        )
+        self.cond = image.encode(self.sentences)
+
+    def rendered(self) -> np.ndarray:
+        """Return the clips with the other objects, uint8 [n, f, h, w, 3]."""
+        source = self.image.sprites(FRAMES, VOCABULARY)
+        return self.clips.rendered(self.labels, source)
+
+    def tuned(self, number: int, reads: str) -> tuple[DiffusionModel, Params]:
+        """Return the model tuned on a clip."""
+        clip, caption = self.clips.videos[number], self.captions[number]
+        checksum = self.image.trained.checksum
+        return tuned(self.flags, checksum, clip, caption, number, reads)
+
+    def inflated(self, number: int) -> tuple[DiffusionModel, Params]:
+        """Return the model before it is tuned: that of pictures, on a video.
+
+        The new attention over the frames adds nothing at its start.
+        """
+        model, params = self.image.trained.model, self.image.trained.params
+        fields = {"frame_reads": "previous", "joint_norms": True}
+        return with_frames(model, FRAMES, **fields), params
+
+    def sample(
+        self,
+        model_of: Callable[[int], tuple[DiffusionModel, Params]],
+        inverts: bool = True,
+    ) -> np.ndarray:
+        """Return the edits of all clips, in [-1, 1].
+
+        model_of: from a clip's number. inverts: start from the clip's inversion.
+        """
+        edits = []
+        for number, clip in enumerate(self.clips.videos):
+            model, params = model_of(number)
+            rows = {name: a[number : number + 1] for name, a in self.cond.items()}
+            how = 1, self.image.settings, SamplingInputs(rows)
+            run = Run(self.flags.seed, first_video=number)
+            if inverts:
+                video = model.normalize(clip[None])
+                made = sampling.edit_by_inversion(model, params, video, *how, run)
+            else:
+                made = sampling.sample(model, params, *how, run)
+            edits.append(made)
+        return np.concatenate(edits)
+
+    def score(self, videos: np.ndarray) -> Scores:
+        """Return the scores; the object is detected among all that the model knows."""
+        source = self.image.sprites(FRAMES)
+        detected = detect_sprites(videos, source)
+        centres = self.clips.centres
+        scores = common_scores(videos, detected, source, self.labels, centres)
+        return scores | {"near": scores["trajectory_error"] <= AIM}
+
+
+def main() -> None:
+    """Tune, edit, measure, print, write."""
+    flags = parser("tune_a_video", 16, workdir="runs/tune_a_video")
+    flags.add_argument("--updates", type=int, default=300, help="of each clip")
+    flags = flags.parse_args()
+    image = ImageModel.read(flags)
+    edits = Edits(flags, image)
+    table = Table(
+        flags.out, "tune_a_video", HEADINGS, clips=flags.num, updates=flags.updates,
+        seed=flags.seed, steps=image.settings.steps, model=image.trained.checksum,
+    )  # fmt: skip
+    right = functools.partial(edits.tuned, reads="previous")
+    own = functools.partial(edits.tuned, reads="own")
+    rows = {
+        "real": edits.rendered,
+        "no tuning": lambda: edits.sample(edits.inflated),
+        "right": lambda: edits.sample(right),
+        "no inversion": lambda: edits.sample(right, inverts=False),
+        "reads own": lambda: edits.sample(own),
+    }
+    for name, sample in rows.items():
+        table.add(name, sample, edits.score, edits.sentences)
+
+
+if __name__ == "__main__":
+    runtime.run(main)

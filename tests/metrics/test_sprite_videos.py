@@ -1,0 +1,155 @@
+"""The scores and rows of the studies of videos of sprites."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+
+from experiments import sprite_videos
+from experiments.control_video import control_video as control_study
+from experiments.text2video_zero import text2video_zero as motion_study
+from tests.sprite_cases import needs_pictures, sprites
+from vdm_jax.errors import UserError
+from vdm_jax.metrics.sprite_detection import detect_sprites
+from vdm_jax.metrics.sprite_scores import wilson_interval
+from vdm_jax.systems import control_video, text2video_zero
+from vdm_jax.systems.text2video_zero import Options, warp
+
+DIRECTIONS = motion_study.DIRECTIONS
+
+
+@needs_pictures
+def test_the_places_of_held_out_clips_are_those_of_their_videos():
+    source = sprites()
+    clips = sprite_videos.held_out_clips(source, 3, seed=5)
+    rendered = clips.rendered(clips.labels[:, :2], source)
+    np.testing.assert_array_equal(rendered, clips.videos)
+    found = detect_sprites(clips.videos, source)
+    np.testing.assert_allclose(found.centre, clips.centres, atol=0.5)
+    scores = sprite_videos.common_scores(
+        clips.videos, found, source, clips.labels[:, :2], clips.centres[::-1]
+    )
+    assert all(scores[name].all() for name in ("object", "background", "identity"))
+    distance = np.linalg.norm(clips.centres - clips.centres[::-1], axis=-1).mean(1)
+    np.testing.assert_allclose(scores["trajectory_error"], distance, atol=0.5)
+
+
+def test_another_value_is_never_the_same():
+    values = np.arange(64) % 8
+    found = sprite_videos.others(values, 8, seed=0)
+    assert (found != values).all() and {*found.tolist()} == set(range(8))
+
+
+def moving(source, size, starts, displacements):
+    """Return clips of a frog on white, uint8 [n, 8, h, w, 3]."""
+    time = np.linspace(0, 1, 8)[:, None]
+    paths = [s + time * d for s, d in zip(starts, displacements, strict=True)]
+    white = np.full((64, 64, 3), 245, np.float32)
+    return np.stack([source.render(1, size, path, white) for path in paths])
+
+
+@needs_pictures
+def test_direction_and_displacement_are_those_of_the_motion_that_is_set():
+    """To the right as set, left half as far, down a fifth farther, up sideways."""
+    source, set_to = sprites(), 10.5
+    moves = set_to * DIRECTIONS * [[1], [0.5], [1.2], [0]]
+    moves[3] = 6, 0
+    starts = np.array([(32, 32), (32, 32), (32, 43), (32, 32)]) - moves / 2
+    videos = moving(source, 28, starts, moves)
+    found = motion_study.score(videos, source, np.array([[1, 0]]))
+    assert found["direction"].tolist() == [True, True, True, False]
+    assert found["displacement"].tolist() == [True, False, True, False]
+    np.testing.assert_allclose(found["along"], [10.5, 5.25, 12.6, 0], atol=0.5)
+    assert found["with_room"].all() and found["object"].all()
+
+
+@needs_pictures
+def test_a_video_without_room_is_not_counted_among_those_with():
+    source = sprites()
+    moves = 0 * DIRECTIONS
+    starts = np.array([(48, 32), (32, 32), (32, 32), (32, 16)])
+    videos = moving(source, 28, starts, moves)
+    found = motion_study.score(videos, source, np.array([[1, 0]]))
+    assert found["with_room"].tolist() == [False, True, True, False]
+    assert len(found["displacement_with_room"]) == 2
+    assert not found["direction"].any()
+
+
+def test_wrong_variants_of_the_motion_are_wrong():
+    z = np.zeros((1, 1, 64, 64, 1))
+    z[0, 0, 32, 32] = 1
+    places = [
+        np.argwhere(move(z, (12.0, 0.0), [4])[0, 0, ..., 0]).tolist()
+        for move in (warp, motion_study.swapped)
+    ]
+    assert places == [[[32, 38]], [[38, 32]]]
+    request = text2video_zero.Request(1, 5)
+    options = Options(motion=(1.0, 0.0))
+    eps = np.ones((1, 4, 64, 64, 1))
+    made = motion_study.copies(z, 0 * z, eps, 0.5, request, options)
+    assert made.shape == (1, 5, 64, 64, 1) and set(np.unique(made)) == {0, 1}
+    assert np.argwhere(made[0, 4, ..., 0]).tolist() == [[32, 38]]
+
+
+def test_other_reads_are_those_of_the_named_calls_alone(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        control_study,
+        "with_frames",
+        lambda model, frames, **fields: made.append(fields),
+    )
+    with control_study.reading(every="own"):
+        for reads in ("every", "ends"):
+            control_video.with_frames(None, 8, frame_reads=reads)
+        control_video.with_frames(None, 8, joint_norms=True)
+    assert made == [
+        {"frame_reads": "own"},
+        {"frame_reads": "ends"},
+        {"joint_norms": True},
+    ]
+
+
+def test_shares_have_wilsons_interval_and_means_standard_errors():
+    values = np.array([1.0, 2.0, 3.0, 6.0])
+    scores = {"share": values > 1, "mean": values, "none": values[:0] > 1}
+    half = 1.96 * values.std(ddof=1) / 2
+    assert sprite_videos.summary(scores) == {
+        "share": 0.75, "share_interval": wilson_interval(0.75, 4),
+        "mean": 3.0, "mean_interval": (3 - half, 3 + half),
+    }  # fmt: skip
+
+
+def test_rows_are_kept_and_those_of_another_setting_are_refused(tmp_path, capsys):
+    made, active = [], []
+
+    def sample():
+        made.append(active[-1])
+        return np.zeros((2, 3, 8, 8, 3), np.uint8)
+
+    @contextlib.contextmanager
+    def patch(name):
+        active.append(name)
+        yield
+
+    def table(seed):
+        return sprite_videos.Table(tmp_path, "study", {"right": "right"}, seed=seed)
+
+    def score(videos):
+        return {"right": np.array([True, False])}
+
+    for name in ("a", "b", "a", "b"):
+        table(0).add(name, sample, score, ["x", "y"], [patch(name)])
+    assert made == ["a", "b"]
+    assert "95%" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "study.json").read_text())
+    assert [(row["row"], row["n"], row["right"]) for row in stored["rows"]] == [
+        ("a", 2, 0.5), ("b", 2, 0.5),
+    ]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "study.json",
+        "a.png",
+        "b.png",
+    }
+    with pytest.raises(UserError, match="seed.: 0.*, not .*give another --out"):
+        table(1)

@@ -1,0 +1,142 @@
+"""An image model is tuned on one clip, and edits it: Tune-A-Video."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import tune_a_video
+from tests.parity.pipeline_cases import write_pipeline
+from tests.parity.recorded import FOLDER
+from tests.run_command import ROOT, call, refused
+from vdm_jax import data, runs, video_io
+from vdm_jax.commands.export import export_model
+from vdm_jax.errors import UserError
+from vdm_jax.training import base_model
+from vdm_jax.trees import named_leaves
+
+FRAMES = 5
+LEVELS = np.random.default_rng(0).integers(40, 216, (20, 1, 1, 3), np.uint8)
+VIDEO = LEVELS.repeat(24, 1).repeat(32, 2)  # frames of one colour each
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    video_io.write_video(path, VIDEO, 8)
+    return path
+
+
+def config_of(clip, **fields):
+    config = tune_a_video.get_config("smoke").unlock()
+    config.video.update(frames=FRAMES, height=16, width=16, channels=3)
+    config.data.update(path=str(clip), caption="a cat runs", **fields)
+    return config
+
+
+def test_frame_numbers_are_those_of_the_published_program():
+    """Where a clip is long enough; there a shorter one gives fewer frames."""
+    rows = json.loads((FOLDER / "tune_a_video_frames.json").read_text())
+    for row in rows:
+        chosen = video_io.FrameSelection(row["n"], row["rate"])
+        numbers = chosen.frame_numbers(None, row["start"])  # type: ignore[arg-type]
+        inside = numbers[numbers < row["video_frames"]]
+        assert inside.tolist() == row["indices"]
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_source_is_the_first_frames_of_the_clip(clip, stride):
+    source = data.open_source(config_of(clip, stride=stride))
+    assert (len(source), len(source.split(True))) == (1, 0) and not source.flip
+    loaded = source.load(0, np.random.default_rng(0), FRAMES)
+    assert loaded["caption"] == "a cat runs"
+    frames = VIDEO[::stride][:FRAMES]
+    means = loaded["video"].mean((1, 2)), frames.mean((1, 2))
+    np.testing.assert_allclose(*means, atol=12)  # through a codec
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"caption": ""}, "give a video and what it shows"),
+        ({"stride": 6}, "too short: 20 frames, a clip spans 25 frames"),
+        ({"path": "none.mp4"}, "none.mp4"),
+        ({"source": "folder"}, "caption goes with data.source='one_clip'"),
+    ],
+)
+def test_what_is_no_clip_is_one_line(clip, fields, message):
+    config = config_of(clip)
+    config.data.update(fields)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        data.open_source(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("init_from", "message"),
+    [
+        ("", "config.network.temporal tunes a model: --config.init_from=DIR"),
+        ("models/shapes", "for a network of kind 'sd'; models/shapes has 'unet'"),
+    ],
+)
+def test_a_model_that_cannot_be_tuned_is_named(init_from, message):
+    config = tune_a_video.get_config().unlock()
+    config.init_from = init_from and str(ROOT / init_from)
+    with pytest.raises(UserError, match=message.replace("models", ".*models")):
+        base_model.complete(config)
+
+
+@pytest.mark.slow
+def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
+    base, run = write_pipeline(tmp_path / "sd"), tmp_path / "run"
+    flags = (
+        "--config=configs/tune_a_video.py:smoke", f"--config.init_from={base}",
+        f"--config.data.path={clip}", f"--config.video.frames={FRAMES}",
+    )  # fmt: skip
+    caption = "--config.data.caption=a cat runs"
+    done = call("train", *flags, caption, f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    before = named_leaves(runs.load(base).params)
+    after = named_leaves(runs.load(run).params)
+    new = {name for name in after if name not in before}
+    assert new and all("/time_" in name for name in new)
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    queries = {n for n in before if re.search(r"/(self|cross)_attention/q/kernel", n)}
+    assert changed == queries
+    outputs = [leaf for name, leaf in after.items() if "time_attention/out" in name]
+    assert all(leaf.any() for leaf in outputs)
+    norms = [name for name in after if "/time_norm/" in name]
+    assert all((after[n] == n.endswith("scale")).all() for n in norms)
+
+    edit = f"--workdir={run}", f"--edit={clip}", "--steps=3", "--guidance_scale=1"
+    out = tmp_path / "out"
+    done = call("edit", *edit, "--prompt=", "--steps=50", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    made = np.load(out / "samples.npz")["videos"]
+    assert made.shape == (1, FRAMES, 16, 16, 3)
+    message = refused("edit", *edit, "--sampler=ancestral", f"--out={tmp_path / 'no'}")
+    assert "sampler='ancestral': an edit by inversion is sampled by ddim" in message
+    message = refused("edit", *edit, "--num_frames=9", f"--out={tmp_path / 'no'}")
+    assert "an edit by inversion has the model's 5 frames of 16x16" in message
+
+    export_model(run, tmp_path / "tuned")
+    stored = load_file(tmp_path / "tuned" / runs.PARAMS)
+    assert stored.keys() == queries | new
+    (tmp_path / "moved").mkdir()
+    base, tuned = (
+        (tmp_path / name).rename(tmp_path / "moved" / name) for name in ("sd", "tuned")
+    )
+    for name, leaf in named_leaves(runs.load(tuned).params).items():
+        kept = np.float16(after[name]) if name in stored else before[name]
+        np.testing.assert_array_equal(leaf, kept)
+    edit = f"--workdir={tuned}", f"--edit={clip}", "--guidance_scale=1", "--prompt="
+    done = call("edit", *edit, "--steps=3", f"--out={tmp_path / 'moved_out'}")
+    assert done.returncode == 0, done.stderr
+    shard = sorted((base / "unet").glob("*.safetensors"))[0]
+    tensors = load_file(shard)
+    next(iter(tensors.values())).flat[0] += 1
+    save_file(tensors, shard)
+    message = refused("edit", *edit, f"--out={tmp_path / 'no'}")
+    assert f"what was tuned of the model {base}, whose parameters had" in message

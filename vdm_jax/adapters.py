@@ -1,0 +1,163 @@
+"""LoRA files applied to a trained model and to the text encoder of its prompts.
+
+    trained = adapters.apply(trained, [("style.safetensors", 0.8)])
+
+`pretrained/lora_files.py` reads files, `networks/lora.py` adds to kernels.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax import text
+from vdm_jax.errors import UserError
+from vdm_jax.files import user_path
+from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.networks import lora
+from vdm_jax.pretrained import lora_files, sd_unet
+from vdm_jax.runs import TrainedModel
+from vdm_jax.text import TextEncoder
+from vdm_jax.trees import named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Loras:
+    """What files add to the kernels of a U-Net and of a text encoder.
+
+    A LoRA that is applied changes no array of what it is applied to.
+    """
+
+    unet: tuple[lora_files.Deltas, ...] = ()
+    text_encoder: tuple[lora_files.Deltas, ...] = ()
+
+    def apply(self, trained: TrainedModel, merged: bool = True) -> TrainedModel:
+        """Return a trained model with what the files add to its U-Net.
+
+        merged: add to the kernels; else keep the small matrices next to those of the
+          network, which computes the same. The checksum is that of the result.
+        """
+        if not self.unet:
+            return trained
+        params = functools.reduce(lora.attach, self.unet, trained.params)
+        model = trained.model
+        if merged:
+            params = lora.merge(params)
+        elif not isinstance(model.network, lora.WithLora):
+            network = lora.WithLora(model.network)
+            model = dataclasses.replace(model, network=network)
+        encoder = lora.merge(params["conditioning_encoder"])
+        checksum = zlib.crc32(trained.checksum.encode())
+        for array in jax.tree.leaves(self.unet):
+            checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
+        return trained._replace(
+            model=model,
+            params={**params, "conditioning_encoder": encoder},
+            checksum=f"{checksum:08x}",
+        )
+
+    def apply_to_text_encoder(self, encoder: TextEncoder) -> TextEncoder:
+        """Return a text encoder with what the files add to it."""
+        if not self.text_encoder:
+            return encoder
+        params = functools.reduce(lora.attach, self.text_encoder, encoder.params)
+        return dataclasses.replace(encoder, params=lora.merge(params))
+
+
+def apply(
+    trained: TrainedModel,
+    files: Sequence[tuple[str | Path, float]],
+    merged: bool = True,
+) -> TrainedModel:
+    """Return a trained model with LoRAs, files and their scales; `read`, then apply."""
+    return read(files, trained.model, trained.config).apply(trained, merged)
+
+
+def merged(trained: TrainedModel) -> TrainedModel:
+    """Return a model without LoRA leaves, which computes the same; others as they are.
+
+    Its network is the one that the LoRA tuned.
+    """
+    network = trained.model.network
+    if not isinstance(network, lora.WithLora):
+        return trained
+    model = dataclasses.replace(trained.model, network=network.network)
+    return trained._replace(model=model, params=lora.merge(trained.params))
+
+
+def parse(value: str) -> tuple[str, float]:
+    """Return file and scale of FILE[:SCALE]; the scale is 1 by default.
+
+    Raises:
+      UserError: no file, or a scale that is not finite.
+    """
+    file, colon, number = value.rpartition(":")
+    try:
+        scale = float(number) if colon else 1.0
+    except ValueError:  # a colon in the name of the file
+        file, scale, colon = value, 1.0, ""
+    if not math.isfinite(scale) or (colon and not file):
+        raise UserError(f"--lora={value}: FILE or FILE:SCALE, as style.safetensors:0.8")
+    return str(user_path(file if colon else value, "--lora")), scale
+
+
+def read(
+    files: Sequence[tuple[str | Path, float]],
+    model: DiffusionModel,
+    config: Any,
+    text_encoder: str = "",
+) -> Loras:
+    """Read LoRAs for a model: files and their scales.
+
+    config: of the model. text_encoder: of the prompts, if it is not the config's.
+
+    Raises:
+      UserError: the network is not Stable Diffusion's, or as `lora_files.read`.
+    """
+    if not files:
+        return Loras()
+    encoder = text_encoder or config.conditioning.text_encoder
+    parts = {
+        "unet": unet_modules(model, config),
+        "text_encoder": text.clip_modules(encoder) if encoder else {},
+    }
+    deltas = [
+        _scaled(lora_files.read(Path(file), parts), scale) for file, scale in files
+    ]
+    return Loras(*(tuple(filter(None, (d[part] for d in deltas))) for part in parts))
+
+
+def _scaled(deltas: dict, scale: float) -> dict:
+    return {
+        part: {path: (down, up * np.float32(scale)) for path, (down, up) in own.items()}
+        for part, own in deltas.items()
+    }
+
+
+def unet_modules(model: DiffusionModel, config: Any) -> lora_files.Modules:
+    """Return the modules of a model that a LoRA can change, by diffusers' names."""
+    if config.network.kind != "sd":
+        raise UserError(
+            f"a LoRA is for a network of kind 'sd', not {config.network.kind!r}"
+        )
+    leaves = named_leaves(jax.eval_shape(model.init_params, jax.random.key(0)))
+    names = sd_unet.unet_names(config.network.to_dict())
+    return lora_files.modules_of(names, leaves)
+
+
+def write(path: Path, params: Params, model: DiffusionModel, config: Any) -> None:
+    """Write the LoRA leaves of a model's parameters as diffusers does.
+
+    Raises:
+      UserError: there are none, or diffusers has no module for a path.
+    """
+    deltas = lora.deltas_of(params)
+    if not deltas:
+        raise UserError(f"{path}: the model has no LoRA: set config.network.lora_rank")
+    lora_files.write(path, deltas, unet_modules(model, config))

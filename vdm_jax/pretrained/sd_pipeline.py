@@ -1,0 +1,74 @@
+"""The folder of a whole pipeline of diffusers: which parts it has, and their classes.
+
+model_index.json names the class of the pipeline and of every part, which has a folder
+of its own. Stable Diffusion's parts are read by sd_unet.py and sd_scheduler.py here, by
+`latents` and by `text`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.errors import UserError
+from vdm_jax.pretrained import config_json
+
+INDEX = "model_index.json"
+CLASS = "StableDiffusionPipeline"
+# All of them have the same parts; the U-Net's channels tell inpainting networks.
+CLASSES = CLASS, "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
+PARTS = {  # and their classes; that of the scheduler is decided by its own config
+    "unet": ("UNet2DConditionModel",),
+    "scheduler": (),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+NOT_READ = "safety_checker", "feature_extractor", "image_encoder"
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder is that of a whole pipeline of diffusers."""
+    return (folder / INDEX).is_file()
+
+
+def check(folder: Path) -> tuple[str, ...]:
+    """Check that a folder has Stable Diffusion's parts; return those not read.
+
+    Raises:
+      UserError: it is another pipeline, it has another part, or a part is missing.
+    """
+    index = config_json.read(folder / INDEX)
+    kind = index.values.get("_class_name")
+    if kind not in CLASSES:
+        raise UserError(f"{index.path} is of {kind!r:.60}: one of {', '.join(CLASSES)}")
+    parts = {
+        name: value[1]
+        for name, value in index.values.items()
+        if isinstance(value, list) and len(value) == 2 and value[1] is not None
+    }
+    for name, classes in PARTS.items():
+        if name not in parts:
+            raise UserError(f"{index.path} has no {name}")
+        if classes and parts[name] not in classes:
+            raise UserError(
+                f"{index.path} has {name}={parts[name]!r:.60}: {' or '.join(classes)}"
+            )
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder} lacks the folder {name}, which {INDEX} names")
+    if unknown := [name for name in parts if name not in (*PARTS, *NOT_READ)]:
+        raise UserError(f"{index.path} has {unknown[0]}, a part that is not known")
+    return tuple(name for name in NOT_READ if name in parts)
+
+
+def index_fields(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return model_index.json of a pipeline that has these parts.
+
+    parts: name -> (library, class), for those that a folder is written of.
+    """
+    absent = {name: [None, None] for name in (*PARTS, "safety_checker")}
+    return {
+        "_class_name": CLASS,
+        **absent,
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        **{name: list(value) for name, value in parts.items()},
+    }
