@@ -24,6 +24,7 @@ from vdm_jax.training.optimizer import global_norm, make_optimizer
 from vdm_jax.trees import named_leaves
 
 ROOT = Path(__file__).parents[1]
+WRITTEN_SINCE = ("sprites", "clip_small", "control")  # by version 0.2
 SHIPPED = sorted(path.parent for path in ROOT.glob("[mc]*/**/params.safetensors"))
 
 
@@ -67,8 +68,10 @@ def test_only_whole_components_are_translated():
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_shipped_model_has_the_parameters_of_its_file(folder):
     stored = load_file(folder / "params.safetensors")
-    assert any(name.startswith("conditioner/") for name in stored)
+    is_former = any(name.startswith("conditioner/") for name in stored)
+    assert is_former == (folder.name not in WRITTEN_SINCE)
     params = named_leaves(runs.load(folder).params)
+    params = {k: v for k, v in params.items() if not k.startswith("codec/")}
     assert params.keys() == {migrate_path(name) for name in stored}
     for name, array in stored.items():
         loaded = params[migrate_path(name)]
