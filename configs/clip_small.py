@@ -42,10 +42,10 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.conditioning.update(cond_dim=4, text_dim=384)
     config.train.update(
-        steps=2500,
+        steps=800,
         optimizer="muon",
         learning_rate=2e-3,
-        warmup=100,
+        warmup=50,
         end_lr_fraction=0.05,
         weight_decay=0.01,
         ema_decay=0.998,
