@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from tests.parity import sprites_case
 from tests.parity.pipeline_cases import (
     ARRAYS,
     NEGATIVE,
@@ -23,11 +25,22 @@ from tests.parity.pipeline_cases import (
     write_pipeline,
 )
 from tests.run_command import call
-from vdm_jax import cascade, diffusers_export, runs, sampling
+from vdm_jax import (
+    adapters,
+    cascade,
+    diffusers_export,
+    diffusers_folder,
+    runs,
+    sampling,
+)
+from vdm_jax.conditions.text import NULL_TEXT
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
+from vdm_jax.pretrained import safetensors_io, sd_unet
+from vdm_jax.trees import named_leaves
 
 RECORDED = np.load(ARRAYS)
+SPRITES = Path(__file__).parents[1] / "models" / "sprites"
 
 
 def to_ours(array):
@@ -238,3 +251,33 @@ def test_a_folder_that_lacks_a_file_or_a_part_of_it(folder, tmp_path):
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(UserError, match=r"one file: .*from_single_file\(FILE\)"):
         runs.read_config(tmp_path / "model.ckpt")
+
+
+def test_the_shipped_model_of_sprites_is_sampled_alike_by_diffusers(tmp_path):
+    """Diffusers read the folder that is written of it; the embeddings are the same."""
+    trained = runs.load(SPRITES)
+    recorded = np.load(sprites_case.ARRAYS)
+    text, empty = sprites_case.embeddings()
+    mask = np.ones(text.shape[:2], bool)
+    null = dict(zip(NULL_TEXT, (empty, mask), strict=True))
+    cond = {"text": text, "text_mask": mask, **null}
+    settings = sampling.Settings(
+        sprites_case.STEPS, "ddim", guidance_scale=sprites_case.SCALE
+    )
+    inputs = sampling.SamplingInputs(cond, initial_noise=to_ours(sprites_case.noise()))
+    z = sampling.generate(trained.model, trained.params, 1, settings, inputs)
+    assert abs(z - to_ours(recorded["latents"])).max() < 1e-3
+    video = sampling.decode(trained.model, trained.params, z)
+    assert abs(video[:, 0] / 2 + 0.5 - recorded["image"]).max() < 1e-3
+    modules = adapters.unet_modules(trained.model, trained.config)
+    assert "down_blocks.1.attentions.0.proj_in" in modules  # for a LoRA
+    absent = diffusers_export.write(tmp_path / "sd", trained, SPRITES)
+    assert absent == ("text_encoder", "tokenizer")
+    names = sd_unet.unet_names(trained.config.network.to_dict())
+    files = diffusers_folder.unet_files(tmp_path / "sd")
+    written = safetensors_io.read_by_names(
+        files, {k: v for k, v in trained.params.items() if k != "codec"}, names, "f4"
+    )
+    for name, leaf in named_leaves(written).items():
+        stored = named_leaves(trained.params)[name]
+        np.testing.assert_array_equal(leaf, stored)  # it ships in half precision

@@ -101,8 +101,8 @@ def export_pipeline(workdir: Path, out: Path) -> None:
 
     trained = adapters.merged(runs.load(workdir))
     absent = diffusers_export.write(out, trained, workdir)
-    note = f", without {' and '.join(absent)}" if absent else ""
-    print(f"a StableDiffusionPipeline in {out}{note}")
+    note = f": from_pretrained(DIR, {', '.join(f'{part}=None' for part in absent)})"
+    print(f"a StableDiffusionPipeline in {out}{note if absent else ''}")
 
 
 def export_controlnet(workdir: Path, out: Path) -> None:

@@ -327,7 +327,7 @@ def encoder_modules(levels: Levels) -> Iterator[tuple[str, str]]:
         width_above = levels[max(i - 1, 0)]["channels"]
         for j in range(level["blocks"]):
             has_skip = j == 0 and width_above != level["channels"]
-            ours, transformer = f"level_{i}_block_{j}", TRANSFORMER in level["layers"]
+            ours, transformer = f"level_{i}_block_{j}", _has_transformer(level)
             yield from _block(
                 f"down_blocks.{i}", j, f"network/down/{ours}", transformer, has_skip
             )
@@ -345,7 +345,11 @@ def _decoder_modules(levels: Levels) -> Iterator[tuple[str, str]]:
             yield f"{theirs}.upsamplers.0.conv", f"network/up/upsample_{i}"
         for j in range(level["blocks"] + 1):  # their inputs have a skip concatenated
             ours = f"network/up/level_{i}_block_{j}"
-            yield from _block(theirs, j, ours, TRANSFORMER in level["layers"], True)
+            yield from _block(theirs, j, ours, _has_transformer(level), True)
+
+
+def _has_transformer(level: dict[str, Any]) -> bool:
+    return TRANSFORMER in level.get("layers", ())
 
 
 def _block(
