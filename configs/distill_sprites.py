@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start_steps=64,
         end_steps=4,
-        guidance_range=(1.0, 5.0),
+        guidance_range=(1.0, 7.0),
         guidance_updates=400,
         guidance_lr=2e-3,
         updates_per_round=200,

@@ -87,11 +87,23 @@ def test_chunks_change_nothing(tiny, frames):
 def test_a_stream_compiles_one_program(tiny):
     autoencoder, params = with_(tiny, chunk=2)
     z = np.zeros((7, 2, 2, 4), np.float32)
-    list(autoencoder.stream_decode(params, z[:1]))
+    list(autoencoder.stream_decode(params, z[:2]))
     before = latents._run._cache_size()
-    for frames in (1, 2, 3, 7):
+    for frames in (2, 3, 7):
         assert sum(map(len, autoencoder.stream_decode(params, z[:frames]))) == frames
     assert latents._run._cache_size() == before
+
+
+def test_a_picture_is_not_filled_up_to_a_chunk(tiny):
+    """Its program is that of one frame; large frames have fewer in a chunk."""
+    autoencoder, _ = tiny
+    assert not list(latents.stream(lambda frames: frames, np.zeros((0, 1)), 8, "x"))
+    seen = []
+    frames = np.zeros((1, 4, 4, 3))
+    list(latents.stream(lambda f: seen.append(len(f)) or f, frames, 8, "encoder"))
+    assert seen == [1]
+    sizes = (64, 64), (256, 256), (512, 512), (1024, 768)
+    assert [autoencoder._chunk(*size) for size in sizes] == [8, 4, 1, 1]
 
 
 @pytest.mark.parametrize("method", ["encode", "decode"])

@@ -31,6 +31,7 @@ from vdm_jax.pretrained.config_json import ConfigFile
 
 SCALE = 0.18215  # of Stable Diffusion 1, whose config does not have it
 TILE_OVERLAP = 0.25  # fraction of a tile
+MAX_CHUNK, CHUNK_PIXELS = 8, 512 * 512
 MAX_LEVELS, MAX_BLOCKS = 10, 20  # a config.json may declare any number
 
 Frames = Any  # array [n, h, w, c]
@@ -43,7 +44,8 @@ class Autoencoder:
     z = (latent - shift) * scale has a variance near 1.
 
     dtype: of the activations; z and videos are float32 or wider.
-    chunk: frames of each video that are in memory at a time.
+    chunk: frames of each video that are in memory at a time; 0 for MAX_CHUNK, or fewer
+      of large frames.
     tile: side in pixels of the squares in which a stream encodes and decodes larger
       frames; 0 for whole frames. Seams between tiles are blended, and norms have the
       statistics of a tile, so values differ from those of whole frames.
@@ -53,7 +55,7 @@ class Autoencoder:
     scale: float = SCALE
     shift: float = 0.0
     dtype: str = "float32"
-    chunk: int = 8
+    chunk: int = 0
     tile: int = 0
 
     def __post_init__(self):
@@ -80,7 +82,7 @@ class Autoencoder:
         """
         autoencoder.check(self.network.spec, *video.shape[2:4])
         encode = functools.partial(self._apply, params, "encode")
-        posterior = map_chunks(encode, video, self.chunk)
+        posterior = map_chunks(encode, video, self._chunk(*video.shape[2:4]))
         mean = (posterior.mean - self.shift) * self.scale
         deviation = jnp.exp(0.5 * posterior.log_variance) * self.scale
         return jnp.concatenate([mean, deviation], axis=-1)
@@ -92,7 +94,7 @@ class Autoencoder:
             latent = z / self.scale + self.shift
             return self._apply(params, "decode", latent)
 
-        return map_chunks(decode, z, self.chunk)
+        return map_chunks(decode, z, self._chunk_of_z(z))
 
     def stream_encode(self, params: Any, frames: Frames) -> Iterator[np.ndarray]:
         """Yield the mean z of chunks of frames [n, h, w, c], in order.
@@ -111,7 +113,7 @@ class Autoencoder:
         autoencoder.check(self.network.spec, *frames.shape[1:3])
         encode = functools.partial(_run, method, self, params)
         encode = in_tiles(encode, self.tile, self.tile // self.network.spec.factor)
-        return stream(encode, frames, self.chunk, "encoder")
+        return stream(encode, frames, self._chunk(*frames.shape[1:3]), "encoder")
 
     def stream_decode(self, params: Any, z: Frames) -> Iterator[np.ndarray]:
         """Yield chunks of frames, each [<= chunk, h, w, c], of z [n, h', w', k].
@@ -121,7 +123,16 @@ class Autoencoder:
         """
         decode = functools.partial(_run, "decode", self, params)
         decode = in_tiles(decode, self.tile // self.network.spec.factor, self.tile)
-        return stream(decode, z, self.chunk, "decoder")
+        return stream(decode, z, self._chunk_of_z(z), "decoder")
+
+    def _chunk(self, height: int, width: int) -> int:
+        """Return how many frames of a size in pixels are in memory at a time."""
+        most = CHUNK_PIXELS // (height * width)
+        return self.chunk or min(MAX_CHUNK, max(1, most))
+
+    def _chunk_of_z(self, z: Frames) -> int:
+        factor = self.network.spec.factor
+        return self._chunk(z.shape[-3] * factor, z.shape[-2] * factor)
 
     def _apply(self, params: Any, method: str, x: jax.Array) -> Any:
         """Call a method of the network in the dtype of activations, or wider."""
@@ -176,13 +187,15 @@ def map_chunks(fn: Callable, video: jax.Array, chunk: int) -> Any:
 def stream(fn: Callable, frames: Frames, chunk: int, part: str) -> Iterator[np.ndarray]:
     """Yield fn of chunks of frames as host arrays; the next one is computed meanwhile.
 
-    fn: called with `chunk` frames, of which the last may be copies that fill up.
+    fn: called with `chunk` frames, or all if they are fewer; the last may be copies
+      that fill up.
     part: its name, for messages.
 
     Raises:
       UserError: frames of the result are not finite; it names them.
     """
     n, pending = len(frames), None
+    chunk = max(1, min(chunk, n))
     for start in (*range(0, n, chunk), n):
         before, pending = pending, None
         if start < n:
