@@ -7,7 +7,7 @@
 The image tower is a residual network of 3.5 M parameters on 64x64 pixels; the text
 tower projects MiniLM's embedding of a sentence. A quarter of the pairs of object and
 background is never trained on. Variant: `:smoke` takes seconds.
-Result: not run.
+Result: models/clip_small.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import imagen_video, vdm
 from perf import rows
-from vdm_jax import build, latents, runs, settings
+from vdm_jax import build, image_text, latents, runs, settings
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m perf.sizes"
@@ -50,7 +50,10 @@ def shipped(folder: Path) -> dict[str, float]:
         counted = _counted({"network": latents.load(folder)[1]})
     else:
         file = folder / "params.safetensors"
-        params = runs.load(folder).params
+        if runs.read_config(folder).task == "contrastive":
+            params = {"network": image_text.load(folder).params}
+        else:
+            params = runs.load(folder).params
         counted = _counted({k: v for k, v in params.items() if k != "codec"})
     return counted | {
         "bytes": file.stat().st_size,

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from configs import folder, shapes, sprites
+from configs import clip_small, folder, shapes, sprites
 from vdm_jax import config_files, migration, runs, settings
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CHANGED_NAMES = [row for row in migration.RENAMED if row.old != row.new]
+NEW_CONFIGS = {"sd": sprites, "image_text": clip_small}  # by kind of network
 VALUES = {"metric": "joint", "guidance_range": [0.0, 2.0]}
 SHIPPED = sorted(
     path.parent
@@ -164,7 +165,7 @@ def test_a_flag_that_is_no_old_name_has_no_new_one():
 def test_a_shipped_config_has_the_fields_of_a_new_one(folder):
     """Each is stored with old names; after reading, no field is unknown."""
     config = runs.read_config(folder)
-    new = (sprites if config.network.get("kind") == "sd" else shapes).get_config()
+    new = NEW_CONFIGS.get(config.network.get("kind"), shapes).get_config()
     if "stage" in config:
         assert {*config.stage} == {*settings.settings_of(settings.TRAINING["stage"])}
     for section in ("data", "network", "conditioning", "diffusion", "train", "sample"):
