@@ -15,14 +15,14 @@ Variants: `:smoke` takes seconds with a small model.
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.base import tuning
 
 VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the locked config of a variant; its network is that of init_from."""
-    config = base()
+    config = tuning()
     config.video.frames = 8
     config.data.update(
         source="one_clip",

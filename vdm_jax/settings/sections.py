@@ -345,6 +345,8 @@ TRAINING = {
 }  # fmt: skip
 # Those that a config has only where something reads them.
 OPTIONAL = ("stage", "autoencoder", "control", "discrete")
+# Those that decide what a model is; `sample` has its default sampler.
+MODEL = ("video", "codec", "network", "conditioning", "diffusion", "discrete", "sample")
 
 # --- distill.py ----------------------------------------------------------------------
 
