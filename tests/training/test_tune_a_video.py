@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from configs import tune_a_video
@@ -15,7 +16,8 @@ from tests import small_model
 from tests.parity.pipeline_cases import write_pipeline
 from tests.parity.recorded import FOLDER
 from tests.run_command import ROOT, call, refused
-from vdm_jax import config_files, data, runs, video_io
+from vdm_jax import config_files, data, runs, scalars, video_io
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.commands.export import export_model
 from vdm_jax.data import one_clip
 from vdm_jax.errors import UserError
@@ -47,6 +49,7 @@ def image(tmp_path_factory):
     """Return the folder of an image model of 8x8 pixels; it has no parameters."""
     folder = tmp_path_factory.mktemp("image")
     config = small_model.controlled_config()
+    config.video.fps = 6.0
     (folder / "config.json").write_text(config.to_json_best_effort())
     return folder
 
@@ -102,6 +105,15 @@ def test_the_edit_reads_the_frames_of_the_tuning(image, tmp_path, rate, fields, 
     observation, _ = observations.edit(output, path, None)
     video = np.rint((observation.video[0] + 1) * 127.5)
     np.testing.assert_array_equal(video, clip["video"])
+
+
+def test_pictures_of_the_model_s_size_are_tuned_on_as_they_are(image, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{i:03d}.png")
+    config = completed(config_of(tmp_path), image)
+    np.testing.assert_array_equal(data.open_source(config).video, frames)
+    assert config.video.fps == 6.0  # that of the image model
 
 
 @pytest.mark.parametrize("rate", [5, 24])
@@ -180,9 +192,30 @@ def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
         "--config=configs/tune_a_video.py:smoke", f"--config.init_from={base}",
         f"--config.data.path={clip}", f"--config.video.frames={FRAMES}",
     )  # fmt: skip
-    caption = "--config.data.caption=a cat runs"
-    done = call("train", *flags, caption, f"--workdir={run}")
+    captions = (
+        "--config.data.caption=a cat runs", "--config.data.edited_caption=a red dog",
+    )  # fmt: skip
+    done = call("train", *flags, *captions, f"--workdir={run}")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"MiB per device at the peak of a step\n(.*\n)*step ", done.stdout)
+    steps, distances = scalars.read_scalars(run)["val/edit_distance"]
+    [preview] = (run / "samples").glob("*.npz")
+    source, edit = np.load(preview)["videos"] / 127.5
+    distance = np.sqrt(np.mean((edit - source) ** 2))
+    np.testing.assert_allclose(distances, [distance], rtol=1e-5)
+    assert steps.tolist() == [4] and distance > 0.01
+    for limit in (2, 4):  # the same, stopped half-way
+        steps = f"--config.train.steps={limit}"
+        resumed = f"--workdir={tmp_path / 'resumed'}"
+        done = call("train", *flags, *captions, steps, resumed)
+        assert done.returncode == 0, done.stderr
+    whole, resumed = (
+        Checkpoints(folder / "checkpoints", read_only=True).arrays(4)
+        for folder in (run, tmp_path / "resumed")
+    )
+    assert whole.keys() == resumed.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], name)
     before = named_leaves(runs.load(base).params)
     after = named_leaves(runs.load(run).params)
     new = {name for name in after if name not in before}

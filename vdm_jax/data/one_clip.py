@@ -25,6 +25,7 @@ class OneClip:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     caption: str
+    edited_caption: str  # of the edits that are previews
     video: np.ndarray  # uint8 [f, h, w, c]
     held_out: bool = False
 
@@ -35,7 +36,7 @@ class OneClip:
     @property
     def captions(self) -> list[str]:
         """All captions."""
-        return [self.caption]
+        return [self.caption, self.edited_caption]
 
     def __len__(self) -> int:
         return int(not self.held_out)
@@ -81,7 +82,8 @@ def open_one_clip(config) -> OneClip:
         video = video_io.to_gray(video)
     # The pixels, not the file's bytes: other settings take other frames of it.
     checksum = zlib.crc32(video.tobytes())
-    return OneClip((Path(data.path).name,), (checksum,), data.caption, video)
+    captions = data.caption, data.edited_caption or data.caption
+    return OneClip((Path(data.path).name,), (checksum,), *captions, video)
 
 
 def fill_in(config: Any, workdir: Path) -> None:
