@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import types
 from typing import Any
 
@@ -204,14 +205,13 @@ def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
     distance = np.sqrt(np.mean((edit - source) ** 2))
     np.testing.assert_allclose(distances, [distance], rtol=1e-5)
     assert steps.tolist() == [4] and distance > 0.01
-    for limit in (2, 4):  # the same, stopped half-way
-        steps = f"--config.train.steps={limit}"
-        resumed = f"--workdir={tmp_path / 'resumed'}"
-        done = call("train", *flags, *captions, steps, resumed)
-        assert done.returncode == 0, done.stderr
+    resumed = shutil.copytree(run, tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoints" / "4")  # half of the updates are left
+    done = call("train", *flags, *captions, f"--workdir={resumed}")
+    assert done.returncode == 0, done.stderr
     whole, resumed = (
         Checkpoints(folder / "checkpoints", read_only=True).arrays(4)
-        for folder in (run, tmp_path / "resumed")
+        for folder in (run, resumed)
     )
     assert whole.keys() == resumed.keys()
     for name, array in whole.items():
