@@ -7,12 +7,30 @@ field. An unknown field or a value of another type is an error.
 
 from ml_collections import ConfigDict
 
-from vdm_jax.settings import DISTILLATION, OPTIONAL, TRAINING, compose
+from vdm_jax.settings import (
+    DISTILLATION,
+    MODEL,
+    OPTIONAL,
+    TRAINING,
+    compose,
+    open_section,
+)
 
 
 def base() -> ConfigDict:
     """Return a config of a base model; each experiment sets its network.levels."""
     return compose({name: TRAINING[name] for name in TRAINING if name not in OPTIONAL})
+
+
+def tuning() -> ConfigDict:
+    """Return a config of the model of init_from: its fields are None until one is set.
+
+    train.py fills them in. One that is set wins, whatever its value is.
+    """
+    config = base()
+    for name in set(MODEL) - set(OPTIONAL):
+        config[name] = open_section(TRAINING[name])
+    return config
 
 
 def distillation() -> ConfigDict:

@@ -11,14 +11,14 @@ seconds, on a model of configs/sprites.py:smoke. Result: not run.
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.base import tuning
 
 VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the locked config of a variant; its network is that of init_from."""
-    config = base()
+    config = tuning()
     config.init_from = "models/sprites"
     config.video.frames = 1
     config.data.update(

@@ -16,14 +16,14 @@ Variants: the default fits one GPU of 40 GB; `:lora` trains a LoRA of rank 8 alo
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.base import tuning
 
 VARIANTS = ("", "lora", "smoke", "lora_smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the locked config of a variant; it has no network, which is DIR's."""
-    config = base()
+    config = tuning()
     config.video.frames = 1
     config.data.update(batch_size=4, validation_fraction=0.0)
     config.train.update(

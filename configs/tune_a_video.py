@@ -2,27 +2,28 @@
 
     python train.py --config=configs/tune_a_video.py --config.init_from=models/sprites \
         --config.data.path=clip.mp4 --config.data.caption="a cat moves left" \
-        --workdir=runs/tuned
+        --config.data.edited_caption="a dog moves left" --workdir=runs/tuned
     python edit.py --workdir=runs/tuned --edit=clip.mp4 --prompt="a dog moves left" \
         --out=out
 
 The model is that of init_from, a folder of diffusers or an image model of kind "sd",
 with the attention of Wu et al. 2022 (arXiv:2212.11565): to the first and the previous
 frame, and over the frames at each pixel. The queries and the new attention train.
+Previews are edits by data.edited_caption.
 Result: run with random weights only.
 Variants: `:smoke` takes seconds with a small model.
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.base import tuning
 
 VARIANTS = ("", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the locked config of a variant; its network is that of init_from."""
-    config = base()
+    config = tuning()
     config.video.frames = 8
     config.data.update(
         source="one_clip",
@@ -46,10 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
         ema_decay=0.0,
         checkpoint_every=100,
         log_every=20,
-        sample_every=0,
+        sample_every=100,
         eval_every=0,
     )
     if variant == "smoke":
-        config.train.update(steps=4, checkpoint_every=2, log_every=2)
+        config.train.update(steps=4, checkpoint_every=2, log_every=2, sample_every=4)
         config.sample.update(num=1, steps=2)
     return config.lock()

@@ -51,7 +51,8 @@ def parser(study: str, num: int, **paths: str) -> argparse.ArgumentParser:
     for name, default in {"model": "models/sprites", **paths, "out": folder}.items():
         flags.add_argument(f"--{name}", type=runtime.path_type, default=default)
     flags.add_argument("--num", type=int, default=num, help="at least 2")
-    flags.add_argument("--steps", type=int, help="default: the model's own")
+    for name, kind in (("steps", int), ("guidance_scale", float)):
+        flags.add_argument(f"--{name}", type=kind, help="default: the model's own")
     flags.add_argument("--seed", type=int, default=0)
     return flags
 
@@ -78,7 +79,8 @@ class ImageModel:
         stage = cascade.stages[0]
         if stage.config.data.source != "sprites":
             raise UserError(f"--model={flags.model}: a run of configs/sprites.py")
-        changes = {"steps": flags.steps} if flags.steps else {}
+        given = {"steps": flags.steps, "guidance_scale": flags.guidance_scale}
+        changes = {name: value for name, value in given.items() if value}
         stage = stage.with_settings(batch_size=BATCH, **changes)
         return cls(cascade, cascade.load_first(), stage.settings)
 
@@ -183,6 +185,7 @@ def summary(scores: Scores) -> dict[str, Any]:
             continue
         row[name] = mean = float(values.mean())
         if values.dtype == bool:
+            row[f"{name}_count"] = int(values.sum())
             interval = sprite_scores.wilson_interval(mean, n)
         else:
             half = 1.96 * float(values.std(ddof=1)) / n**0.5

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from tests import run_command
+from tests.parity.pipeline_cases import write_pipeline
 from tests.parity.recorded import write_autoencoder
+from vdm_jax import video_io
 from vdm_jax.data import embeddings, shapes
 
 ROOT = Path(__file__).parents[1]
@@ -290,3 +292,29 @@ def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
         states.append({n: a for n, a in arrays.items() if n.startswith("params/")})
     assert next(iter(states[0].values())).dtype == np.float64
     assert largest(*states) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "4x2"])
+def test_a_model_tuned_on_a_clip_is_the_same_on_eight_devices(mesh, tmp_path):
+    """And so is its preview: the clip and its edit."""
+    base, clip = write_pipeline(tmp_path / "sd"), tmp_path / "clip.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    video_io.write_video(clip, frames, 8)
+    flags = (
+        "--config=configs/tune_a_video.py:smoke", f"--config.init_from={base}",
+        f"--config.data.path={clip}", "--config.data.caption=a cat", *SIZES, *QUIET,
+        "--config.data.edited_caption=a dog", "--config.video.frames=3",
+    )  # fmt: skip
+    params, edits = [], []
+    for devices, own in ((1, ()), (8, MESHES[mesh])):
+        workdir = tmp_path / str(devices)
+        call(devices, True, "train.py", *flags, f"--workdir={workdir}", *own)
+        arrays = run_command.arrays(workdir / "checkpoints", STEPS, True)
+        params.append({n: a for n, a in arrays.items() if n.startswith("params/")})
+        [edited] = (workdir / "samples").glob("*.npz")
+        edits.append(np.load(edited)["videos"])
+    assert next(iter(params[0].values())).dtype == np.float64
+    assert largest(*params) < 1e-10
+    np.testing.assert_array_equal(*edits)
+    assert len(edits[0]) == 2

@@ -95,10 +95,12 @@ def as_stored_by_0_1(config) -> dict:
     return fields
 
 
-ALL_CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+# Those of tuning are stored with the fields of another model, and are younger.
+NOT_STORED = {"base", "control", "finetune_image", "tune_a_video"}
+ALL_CONFIGS = {path.stem for path in (ROOT / "configs").glob("*.py")}
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "base"])
+@pytest.mark.parametrize("name", sorted(ALL_CONFIGS - NOT_STORED))
 def test_a_config_stored_by_0_1_equals_the_present_one(name):
     """So a run that was started then resumes without a change of its config."""
     module = importlib.import_module(f"configs.{name}")

@@ -191,7 +191,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     },
     "data": {
         "held_out_combinations": 0, "text_embeddings_dir": "", "latents_dir": "",
-        "caption": "",
+        "caption": "", "edited_caption": "",
     },
     "diffusion": {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.parity import recorded
 from tests.parity.drawn import normal
@@ -66,3 +67,21 @@ def test_the_level_at_the_start_gives_another_trajectory():
     start = jnp.asarray(normal("tav/input/latent", (1, 4, 3, 8, 8)))
     up = trajectory(samplers.ddim_inversion(), denoise, start, NULL)
     assert np.abs(up - RECORDED["linear_inversion"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("steps", "lowest", "highest"),
+    [(25, 0.80, 0.87), (50, 0.90, 0.97), (100, 0.94, 0.97), (200, 0.97, 0.99)],
+)
+def test_a_gaussian_s_value_returns_the_nearer_the_more_steps(steps, lowest, highest):
+    """With the exact network of data of variance 1/4, 1 goes up and comes back."""
+
+    def exact(z, level, text):
+        eps = level.sigma * z / (level.alpha**2 / 4 + level.sigma**2)
+        return process.PREDICTION_TYPES["eps"](eps, z, level)
+
+    up = trajectory(
+        samplers.ddim_inversion(at_end=True), exact, jnp.ones(1), None, steps
+    )
+    back = trajectory(samplers.ddim(), exact, jnp.asarray(up[-1]), None, steps)
+    assert lowest < back[-1] < highest

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from experiments import sprite_videos
 from experiments.control_video import control_video as control_study
 from experiments.text2video_zero import text2video_zero as motion_study
+from experiments.tune_a_video import tune_a_video as tune_study
 from tests.sprite_cases import needs_pictures, sprites
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.sprite_detection import detect_sprites
@@ -110,12 +113,30 @@ def test_other_reads_are_those_of_the_named_calls_alone(monkeypatch):
     ]
 
 
+def test_every_edit_has_its_own_prompt_and_the_tokens_of_no_text(monkeypatch):
+    given = []
+
+    def sample(model, params, num, settings, inputs, run):
+        given.append({name: array.tolist() for name, array in inputs.cond.items()})
+        return np.zeros(num)
+
+    monkeypatch.setattr(tune_study.sampling, "sample", sample)
+    edits: Any = types.SimpleNamespace(
+        clips=types.SimpleNamespace(videos=np.zeros((3, 1))),
+        cond={"text": np.arange(3), "null_text": np.array([9])},
+        image=types.SimpleNamespace(settings=None),
+        flags=types.SimpleNamespace(seed=0),
+    )
+    tune_study.Edits.sample(edits, lambda number: (None, None), inverts=False)
+    assert given == [{"text": [i], "null_text": [9]} for i in range(3)]
+
+
 def test_shares_have_wilsons_interval_and_means_standard_errors():
     values = np.array([1.0, 2.0, 3.0, 6.0])
     scores = {"share": values > 1, "mean": values, "none": values[:0] > 1}
     half = 1.96 * values.std(ddof=1) / 2
     assert sprite_videos.summary(scores) == {
-        "share": 0.75, "share_interval": wilson_interval(0.75, 4),
+        "share": 0.75, "share_count": 3, "share_interval": wilson_interval(0.75, 4),
         "mean": 3.0, "mean_interval": (3 - half, 3 + half),
     }  # fmt: skip
 

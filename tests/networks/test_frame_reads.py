@@ -88,6 +88,22 @@ def test_attention_equals_the_published_program(
         assert np.abs(own - expected).max() > 0.1
 
 
+@pytest.mark.parametrize("reads", TABLES)
+def test_a_frame_changes_what_reads_it_and_no_other_video(reads):
+    table, frames = attention.FRAME_READS[reads](4), range(4)
+    x = np.array(normal("cv/input/attention", (2, 4, 9, 16)))
+    attended = attend("cv/attention", x, table, np.float32)
+    for changed in frames:
+        other = x.copy()
+        other[0, changed, 0] += 1
+        found = attend("cv/attention", other, table, np.float32)
+        same = [np.array_equal(found[0, i], attended[0, i]) for i in frames]
+        assert same == [
+            i != changed and changed not in TABLES[reads][i] for i in frames
+        ]
+        np.testing.assert_array_equal(found[1], attended[1])
+
+
 def unet_output(network, config, sample, text, timesteps, **section):
     """Return the drawn U-Net's output in torch's order for sample [b, c, f, h, w]."""
     config = config | {

@@ -1,12 +1,16 @@
 """Tune-A-Video's network, against the authors' program."""
 
+import gzip
 import json
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import tune_a_video
 from tests.networks import small_sd
 from tests.parity import recorded
 from tests.parity.drawn import normal, weight
@@ -101,17 +105,21 @@ def test_the_transformer_equals_the_published_one(kind):
     np.testing.assert_allclose(np.moveaxis(found, -1, 1), expected, atol=1e-5)
 
 
+def path_of(theirs):
+    """Return the path of our leaf for a name of the authors' U-Net."""
+    known = theirs.replace("attn_temp", "attn1").replace("norm_temp", "norm1")
+    path = small_sd.names(unet_config())[known].removeprefix(KERNEL)
+    if known != theirs:
+        path = path.replace("self_attention", "time_attention")
+        path = path.replace("self_norm", "time_norm")
+    return path
+
+
 def unet_params(params, **zero):
     """Return the U-Net's drawn parameters; zero: of the outputs over frames."""
-    config, table = unet_config(), {}
-    names = small_sd.names(config)
+    table = {}
     for theirs, shape in RECORDED["networks"][NETWORK].items():
-        known = theirs.replace("attn_temp", "attn1").replace("norm_temp", "norm1")
-        path = names[known].removeprefix(KERNEL)
-        if known != theirs:
-            path = path.replace("self_attention", "time_attention")
-            path = path.replace("self_norm", "time_norm")
-        _, table[path] = leaf(NETWORK, theirs, shape)
+        _, table[path_of(theirs)] = leaf(NETWORK, theirs, shape)
     for part, is_zero in zero.items():
         for path in table:
             if is_zero and path.endswith(f"time_attention/out/{part}"):
@@ -161,6 +169,58 @@ def test_the_unet_equals_the_published_one(array, zero):
         np.testing.assert_allclose(
             found, np.moveaxis(one, -1, 1).repeat(3, 2), atol=2e-5
         )
+
+
+def trained(params):
+    """Return the parameters that configs/tune_a_video.py trains, by path."""
+    config: Any = tune_a_video.get_config()
+    patterns = config.train.trainable
+    return {
+        path: leaf
+        for path, leaf in named_leaves(params).items()
+        if next(trains for pattern, trains in patterns if re.fullmatch(pattern, path))
+    }
+
+
+def test_the_published_program_trains_the_same_parameters():
+    params = small_sd.abstract_params(unet_config(), **SECTION)
+    assert trained(params).keys() == {*map(path_of, RECORDED["config"]["trained"])}
+
+
+def test_as_many_train_and_are_new_at_stable_diffusion_s_size():
+    shapes = gzip.decompress((recorded.FOLDER / "sd_unet_shapes.json.gz").read_bytes())
+    params = small_sd.abstract_params(
+        json.loads(shapes)["sd15_unet"]["config"], **SECTION
+    )
+    leaves, expected = named_leaves(params), RECORDED["config"]["sd1_size"]
+    new = {path: leaf for path, leaf in leaves.items() if "/time_" in path}
+    assert expected == {
+        name: sum(leaf.size for leaf in part.values())
+        for name, part in (
+            ("parameters", leaves), ("trained", trained(params)), ("new_temporal", new),
+        )
+    }  # fmt: skip
+
+
+def test_bfloat16_is_close_to_float32_and_videos_are_apart():
+    params = unet_params(small_sd.abstract_params(unet_config(), **SECTION))
+    z = np.moveaxis(normal("tav/input/sample", (2, 4, 3, 8, 8)), 1, -1)
+    logsnr = small_sd.logsnr_of((501, 21)).astype(np.float32)
+    tokens = normal("tav/input/text", (2, 5, 24))
+
+    def output(z, dtype):
+        model = small_sd.build(unet_config(), **SECTION, dtype=dtype)
+        return np.asarray(small_sd.run(model, params, z, logsnr, tokens=tokens))
+
+    exact, rounded = output(z, "float32"), output(z, "bfloat16")
+    assert rounded.dtype == np.float32
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 3e-2
+    other = z.copy()
+    other[1, 0] += 1
+    other = output(other, "float32")
+    np.testing.assert_array_equal(other[0], exact[0])
+    assert (np.abs(other[1] - exact[1]).max((1, 2, 3)) > 0.01).all()
 
 
 def test_inversion_with_the_unet_equals_the_published_program():

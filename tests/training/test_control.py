@@ -91,7 +91,7 @@ def base(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": ""}, "next to a trained model: set init_from"),
+        ({"init_from": ""}, "this config tunes a model: --config.init_from=DIR"),
         ({"diffusion.prediction_type": "eps"}, "which the ControlNet controls, has"),
     ],
 )
@@ -104,4 +104,7 @@ def test_a_base_with_a_controlnet_is_refused(base):
     own = control_config(base)
     (base / "config.json").write_text(own.to_json_best_effort())
     with pytest.raises(UserError, match="has a ControlNet: a ControlNet is trained"):
+        control_tuning.prepare(own)
+    own.init_from = ""
+    with pytest.raises(UserError, match="next to a trained model: set init_from"):
         control_tuning.prepare(own)

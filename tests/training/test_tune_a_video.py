@@ -1,19 +1,28 @@
 """An image model is tuned on one clip, and edits it: Tune-A-Video."""
 
+import dataclasses
 import json
 import re
+import shutil
+import types
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from configs import tune_a_video
+from tests import small_model
 from tests.parity.pipeline_cases import write_pipeline
 from tests.parity.recorded import FOLDER
 from tests.run_command import ROOT, call, refused
-from vdm_jax import data, runs, video_io
+from vdm_jax import config_files, data, runs, scalars, video_io
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.commands.export import export_model
+from vdm_jax.data import one_clip
 from vdm_jax.errors import UserError
+from vdm_jax.sampling import observations
 from vdm_jax.training import base_model
 from vdm_jax.trees import named_leaves
 
@@ -33,6 +42,23 @@ def config_of(clip, **fields):
     config = tune_a_video.get_config("smoke").unlock()
     config.video.update(frames=FRAMES, height=16, width=16, channels=3)
     config.data.update(path=str(clip), caption="a cat runs", **fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """Return the folder of an image model of 8x8 pixels; it has no parameters."""
+    folder = tmp_path_factory.mktemp("image")
+    config = small_model.controlled_config()
+    config.video.fps = 6.0
+    (folder / "config.json").write_text(config.to_json_best_effort())
+    return folder
+
+
+def completed(config, image):
+    config.init_from = str(image)
+    one_clip.fill_in(config, image)
+    base_model.complete(config)
     return config
 
 
@@ -58,6 +84,78 @@ def test_the_source_is_the_first_frames_of_the_clip(clip, stride):
 
 
 @pytest.mark.parametrize(
+    ("rate", "fields", "fps"),
+    [
+        (24, {}, 24),
+        (30, {"stride": 3}, 10),
+        (24, {"target_fps": 10.0}, 10),
+        (5, {}, 5),
+        (5, {"stride": 2}, 2.5),
+    ],
+)
+def test_the_edit_reads_the_frames_of_the_tuning(image, tmp_path, rate, fields, fps):
+    path = str(tmp_path / "clip.mp4")
+    video_io.write_video(path, VIDEO, rate)
+    config = completed(config_of(path, **fields), image)
+    assert config.video.fps == fps
+    clip = data.open_source(config).load(0, np.random.default_rng(0), FRAMES)
+    model: Any = types.SimpleNamespace(
+        video_shape=(FRAMES, 16, 16, 3), normalize=lambda video: video / 127.5 - 1
+    )
+    output = observations.OutputSpec.of(model, config)
+    observation, _ = observations.edit(output, path, None)
+    video = np.rint((observation.video[0] + 1) * 127.5)
+    np.testing.assert_array_equal(video, clip["video"])
+
+
+def test_pictures_of_the_model_s_size_are_tuned_on_as_they_are(image, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{i:03d}.png")
+    config = completed(config_of(tmp_path), image)
+    np.testing.assert_array_equal(data.open_source(config).video, frames)
+    assert config.video.fps == 6.0  # that of the image model
+
+
+@pytest.mark.parametrize("rate", [5, 24])
+def test_an_image_model_reads_a_clip_of_any_rate(tmp_path, rate):
+    path = str(tmp_path / "clip.mp4")
+    video_io.write_video(path, VIDEO, rate)
+    model: Any = types.SimpleNamespace(video_shape=(1, 16, 16, 3))
+    output = observations.OutputSpec.of(model, small_model.controlled_config())
+    assert output.fps == 8 and len(observations.read_control(output, path)[0]) == (
+        20 if rate == 5 else 7
+    )
+    three = dataclasses.replace(output, num_frames=3)
+    _, info = observations.read_control(three, path)
+    timing, frames = {
+        5: ("every frame (file: 5 fps)", [0, 1, 2]),
+        24: ("frames nearest to 8 fps (file: 24 fps)", [0, 3, 6]),
+    }[rate]
+    assert (info["timing"], info["clip_frames"]) == (timing, frames)
+    line = f"{path}: 3 of its 20 frames are used, the rest is ignored; {timing}"
+    assert observations.describe(info) == line
+
+
+def test_what_is_set_wins_whatever_the_defaults_are(clip, image):
+    """16 frames of 64x64, 8 per second, are defaults of the fields."""
+    config = config_of(clip)
+    config.video.update(frames=16, height=64, width=64, fps=8.0)
+    config.sample.update(steps=256, guidance_scale=1.0)
+    video = completed(config, image).video
+    assert (video.frames, video.height, video.fps) == (16, 64, 8.0)
+    assert (config.sample.steps, config.sample.guidance_scale) == (256, 1.0)
+    assert config.sample.clip_x == 0.0 and config.network.kind == "sd"  # the model's
+    flags, default = ["--config.video.frames=16"], tune_a_video.get_config()
+    config, _ = config_files.take_config_flags(flags, default)
+    assert completed(config, image).video.frames == 16
+    config = config_of(clip)
+    config.data.mean = 0.5
+    with pytest.raises(UserError, match=r"data.mean=0.5: the model .* has -0.3"):
+        completed(config, image)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"caption": ""}, "give a video and what it shows"),
@@ -77,7 +175,7 @@ def test_what_is_no_clip_is_one_line(clip, fields, message):
 @pytest.mark.parametrize(
     ("init_from", "message"),
     [
-        ("", "config.network.temporal tunes a model: --config.init_from=DIR"),
+        ("", "config.init_from='': this config tunes a model: --config.init_from=DIR"),
         ("models/shapes", "for a network of kind 'sd'; models/shapes has 'unet'"),
     ],
 )
@@ -95,9 +193,29 @@ def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
         "--config=configs/tune_a_video.py:smoke", f"--config.init_from={base}",
         f"--config.data.path={clip}", f"--config.video.frames={FRAMES}",
     )  # fmt: skip
-    caption = "--config.data.caption=a cat runs"
-    done = call("train", *flags, caption, f"--workdir={run}")
+    captions = (
+        "--config.data.caption=a cat runs", "--config.data.edited_caption=a red dog",
+    )  # fmt: skip
+    done = call("train", *flags, *captions, f"--workdir={run}")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"MiB per device at the peak of a step\n(.*\n)*step ", done.stdout)
+    steps, distances = scalars.read_scalars(run)["val/edit_distance"]
+    [preview] = (run / "samples").glob("*.npz")
+    source, edit = np.load(preview)["videos"] / 127.5
+    distance = np.sqrt(np.mean((edit - source) ** 2))
+    np.testing.assert_allclose(distances, [distance], rtol=1e-5)
+    assert steps.tolist() == [4] and distance > 0.01
+    resumed = shutil.copytree(run, tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoints" / "4")  # half of the updates are left
+    done = call("train", *flags, *captions, f"--workdir={resumed}")
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (
+        Checkpoints(folder / "checkpoints", read_only=True).arrays(4)
+        for folder in (run, resumed)
+    )
+    assert whole.keys() == resumed.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], name)
     before = named_leaves(runs.load(base).params)
     after = named_leaves(runs.load(run).params)
     new = {name for name in after if name not in before}

@@ -43,14 +43,13 @@ def add_controls(cascade: Cascade) -> tuple[Cascade, list[dict[str, Any]]]:
             f"{frames}; --system=control_video makes any number"
         )
     num = FLAGS.num or max(1, len(FLAGS.prompt))
-    output = observations.OutputSpec(
-        stage.model, stage.config.video.fps, frames, num=num
-    )
+    output = observations.OutputSpec.of(stage.model, stage.config, frames, (1, 1), num)
     networks, videos, about = [], [], []
     for folder, clip, kind, use in zip(folders, clips, kinds, uses, strict=True):
         network = controls.read(folder, stage.model, stage.config)
         controls.check_kind(kind, network)
         video, info = observations.read_control(output, clip)
+        print(observations.describe(info))
         vocabulary = _vocabulary(stage.config)
         videos.append(controls.control_video(video, kind, vocabulary)[None])
         networks.append(network)

@@ -225,13 +225,11 @@ def _observe(
     if overlap is not None and not 0 <= overlap < block:
         raise UserError(f"--overlap_frames={overlap}: from 0 to {block - 1} frames")
     tiles = parse_sides("tiles", "ROWSxCOLUMNS", 1, 64)
-    fps = base.config.video.fps
-    output = OutputSpec(base.model, fps, FLAGS.num_frames or 0, tiles, num)
+    frames = FLAGS.num_frames or 0
+    output = OutputSpec.of(base.model, base.config, frames, tiles, num)
     observation, info = observe(output)
     if info:
-        used, length = len(info["clip_frames"]), info["clip_length"]
-        ignored = ", the rest is ignored" if used < length else ""
-        print(f"{info['clip']}: {used} of its {length} frames are used{ignored}")
+        print(observations.describe(info))
     return observation, info
 
 

@@ -80,7 +80,7 @@ def read_system(cascade: Cascade, mask: str | None = None) -> ChosenSystem:
         is_sprites = base.config.data.source == "sprites"
         find = functools.partial(_find_sprites, base.config) if is_sprites else None
         return ChosenSystem(name, options, frames, find)
-    output = observations.OutputSpec(base.model, base.config.video.fps, frames)
+    output = observations.OutputSpec.of(base.model, base.config, frames)
     white, _ = observations.read_mask(mask, frames, output)
     return ChosenSystem(name, options, frames, np.asarray(white > 127)[None], mask)
 

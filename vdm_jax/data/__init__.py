@@ -35,7 +35,8 @@ def open_source(config) -> Source:
 
     Raises UserError.
     """
-    if config.data.caption and config.data.source != "one_clip":
+    captions = config.data.caption or config.data.edited_caption
+    if captions and config.data.source != "one_clip":
         raise UserError(
             "config.data.caption goes with data.source='one_clip', not with "
             f"{config.data.source!r}, whose clips have captions of their own"

@@ -1,8 +1,10 @@
 """One clip with a caption: the data of one-shot tuning (Tune-A-Video)."""
 
+import contextlib
 import dataclasses
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.video_io import BadVideo
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
+DECODER = SandboxedDecoder()
+
 
 @dataclasses.dataclass(frozen=True)
 class OneClip:
@@ -21,6 +25,7 @@ class OneClip:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     caption: str
+    edited_caption: str  # of the edits that are previews
     video: np.ndarray  # uint8 [f, h, w, c]
     held_out: bool = False
 
@@ -31,7 +36,7 @@ class OneClip:
     @property
     def captions(self) -> list[str]:
         """All captions."""
-        return [self.caption]
+        return [self.caption, self.edited_caption]
 
     def __len__(self) -> int:
         return int(not self.held_out)
@@ -51,8 +56,9 @@ class OneClip:
 def open_one_clip(config) -> OneClip:
     """Open the first frames of the video config.data.path.
 
-    They are taken at the stride or the rate of config.data, resized to cover
-    config.video and cropped at the centre.
+    They are taken at the stride or the rate of config.data, as edit.py takes those of
+    the clip that it edits (`sampling.observations`), resized to cover config.video and
+    cropped at the centre.
 
     Raises:
       UserError: no video, no caption, or one that is too short.
@@ -63,12 +69,12 @@ def open_one_clip(config) -> OneClip:
             f"config.data.path={data.path}, config.data.caption={data.caption!r:.60}: "
             "give a video and what it shows, as --config.data.caption='a cat runs'"
         )
-    shape, decoder = ClipShape.from_config(config), SandboxedDecoder()
+    shape = ClipShape.from_config(config)
     try:
-        info = decoder.probe(data.path)
+        info = DECODER.probe(data.path)
         shape.num_starts(info)  # raises if the clip is too short
         numbers = shape.frame_numbers(info, 0)
-        video = decoder.read_frames(info, numbers.tolist(), shape.size)
+        video = DECODER.read_frames(info, numbers.tolist(), shape.size)
     except BadVideo as error:
         raise UserError(str(error)) from error
     video = video_io.crop(video, shape.size)
@@ -76,4 +82,19 @@ def open_one_clip(config) -> OneClip:
         video = video_io.to_gray(video)
     # The pixels, not the file's bytes: other settings take other frames of it.
     checksum = zlib.crc32(video.tobytes())
-    return OneClip((Path(data.path).name,), (checksum,), data.caption, video)
+    captions = data.caption, data.edited_caption or data.caption
+    return OneClip((Path(data.path).name,), (checksum,), *captions, video)
+
+
+def fill_in(config: Any, workdir: Path) -> None:
+    """Fill in fields of a config that are those of its clip, where they are not set.
+
+    The rate of the files written is that of the frames that are taken. The caption's
+    text is in the workdir: another clip has another.
+    """
+    data, video = config.data, config.video
+    with config.unlocked(), contextlib.suppress(BadVideo):  # `open_one_clip` raises it
+        data.text_embeddings_dir = data.text_embeddings_dir or str(workdir / "text")
+        if video.fps is None and data.path:
+            rate = (DECODER.probe(data.path).fps or 0) / data.stride
+            video.fps = data.target_fps or round(rate, 3) or None

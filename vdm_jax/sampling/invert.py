@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from jax.sharding import Mesh
 
 from vdm_jax import sharding
 from vdm_jax.diffusion import samplers
@@ -22,6 +23,7 @@ def invert(
     *,
     cond: Conditions | None = None,
     at_end: bool = False,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
 
@@ -29,7 +31,7 @@ def invert(
     the settings: nothing is guided or clipped. A student with a guidance embedding
     gets settings.guidance_scale.
 
-    at_end: as for `samplers.ddim_inversion`.
+    at_end: as for `samplers.ddim_inversion`. mesh: as for `Run`.
 
     Raises:
       UserError: settings out of range, or a model conditioned on a video.
@@ -37,7 +39,7 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     shape = model.shape
     sampler = samplers.ddim_inversion(at_end)
     program = SamplerProgram(model, sampler, mesh, shape, shape[:3])
@@ -79,7 +81,9 @@ def edit_by_inversion(
         )
     needed = {name for _, c in model.conditions for name in c.required}
     cond = {name: inputs.cond[name][:1] for name in needed & inputs.cond.keys()}
-    noise = invert(model, params, videos, settings, cond=cond, at_end=True)
+    noise = invert(
+        model, params, videos, settings, cond=cond, at_end=True, mesh=run.mesh
+    )
     noise = np.broadcast_to(noise, (num, *noise.shape[1:]))
     inputs = dataclasses.replace(inputs, initial_noise=noise)
     return sample(model, params, num, settings, inputs, run)

@@ -1,7 +1,7 @@
 """Observations from a user's files: frames, masks and small clips.
 
-A clip is resized to cover the output, its centre is cropped, and frames are taken at
-the model's rate. The ClipInfo that is returned with an observation says how.
+A clip is resized to cover the output, its centre is cropped, and frames are taken by
+`OutputSpec.selection`. The ClipInfo that is returned with an observation says how.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from vdm_jax.files import CorruptFile
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling.settings import check_video_memory
 from vdm_jax.sampling.types import Observation
-from vdm_jax.video_io import BadVideo
+from vdm_jax.video_io import BadVideo, FrameSelection, VideoInfo
 from vdm_jax.video_io.file_types import IMAGE_SUFFIXES
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
@@ -33,7 +33,8 @@ class OutputSpec:
     """The videos to sample: their model, rate, length, size and number.
 
     num_frames: 0 for the default of the command. tiles: rows and columns, in sizes of
-    the model.
+    the model. stride: of the frames of a clip, for a model that was tuned on one; 0
+    takes them at the rate.
     """
 
     model: DiffusionModel
@@ -41,6 +42,30 @@ class OutputSpec:
     num_frames: int = 0
     tiles: tuple[int, int] = (1, 1)
     num: int = 1
+    stride: int = 0
+
+    @classmethod
+    def of(cls, model: DiffusionModel, config: Any, *fields: Any) -> "OutputSpec":
+        """Return that of a model's config; fields: num_frames, tiles and num.
+
+        A model that was tuned on a clip takes the frames that its tuning took.
+        """
+        data = config.data
+        is_strided = data.source == "one_clip" and not data.target_fps
+        stride = data.stride if is_strided else 0
+        return cls(model, config.video.fps, *fields, stride=stride)
+
+    def selection(self, frames: int, clip: VideoInfo) -> FrameSelection:
+        """Return which of a clip's frames are taken.
+
+        An image model has no rate of its own: it takes every frame of a clip that is
+        slower than the files written.
+        """
+        if self.stride:
+            return FrameSelection(frames, self.stride)
+        is_slow = clip.fps is not None and clip.fps < self.fps
+        any_rate = is_slow and self.model.video_shape[0] == 1
+        return FrameSelection(frames, fps=0.0 if any_rate else self.fps)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,7 +180,7 @@ def upscale(
     if factor is not None and not 2 <= factor <= largest:
         raise UserError(f"--downscale_factor={factor}: from 2 to {largest}")
     low = None if factor is None else (height // factor, width // factor)
-    video, info = _read_clip(clip, np.arange(frames), output.fps, low)
+    video, info = _read_clip(clip, np.arange(frames), output, low)
     scale = min(info["height"] / height, info["width"] / width)
     if low is None and scale < 1:
         low = max(1, round(height * scale)), max(1, round(width * scale))
@@ -180,7 +205,7 @@ def edit(
     """
     frames = output.checked_num_frames(output.model.video_shape[0])
     indices = np.arange(frames) * (not _is_picture(clip))
-    video, info = _read_clip(clip, indices, output.fps, output.size)
+    video, info = _read_clip(clip, indices, output, output.size)
     observation = output.empty_observation(frames)
     observation.video[0] = _encode(output.model, video)
     height, width = output.size
@@ -190,23 +215,32 @@ def edit(
 def read_control(output: OutputSpec, clip: str) -> tuple[np.ndarray, ClipInfo]:
     """Read frames from a clip's start, uint8 [f, h, w, c] of the model's channels.
 
-    output: num_frames of 0 reads all frames of the clip, at the model's rate.
+    output: num_frames of 0 reads as many as the clip has.
     """
-    frames = output.num_frames or _longest(clip, output.fps)
+    frames = output.num_frames or _longest(clip, output)
     shape = frames, *output.size, output.model.video_shape[3]
     check_video_memory(output.num, shape, f"--control={clip} of {frames} frames")
-    video, info = _read_clip(clip, np.arange(frames), output.fps, output.size)
+    video, info = _read_clip(clip, np.arange(frames), output, output.size)
     if shape[3] == 1 and video.shape[-1] == 3:
         video = video_io.to_gray(video)
     return video, info | {"output": f"{shape[2]}x{shape[1]}"}
 
 
-def _longest(path: str, fps: float) -> int:
-    """Return the number of frames of a clip at a rate."""
+def describe(info: ClipInfo) -> str:
+    """Return the line that says which frames of a clip are used."""
+    used, length = len(info["clip_frames"]), info["clip_length"]
+    ignored = ", the rest is ignored" if used < length else ""
+    frames = f"{used} of its {length} frames are used{ignored}"
+    return f"{info['clip']}: {frames}; {info['timing']}"
+
+
+def _longest(path: str, output: OutputSpec) -> int:
+    """Return the number of frames that can be taken of a clip."""
     if Path(path).suffix.lower() == ".npz":
         return len(_read_npz(path))
     try:
-        return video_io.FrameSelection(2, fps=fps).longest(DECODER.probe(path))
+        clip = DECODER.probe(path)
+        return output.selection(2, clip).longest(clip)
     except BadVideo as error:
         raise UserError(str(error)) from error
 
@@ -230,8 +264,8 @@ def _observe_frames(
     output: OutputSpec, clip: str, frames: int, clip_indices: np.ndarray,
     indices: np.ndarray,
 ) -> tuple[Observation, ClipInfo]:  # fmt: skip
-    """Observe frames of a clip, counted at the model's rate, as these output frames."""
-    video, info = _read_clip(clip, clip_indices, output.fps, output.size)
+    """Observe these of the frames taken of a clip, as these output frames."""
+    video, info = _read_clip(clip, clip_indices, output, output.size)
     observation = output.empty_observation(frames)
     observation.video[0, indices] = _encode(output.model, video)
     observation.mask[0, indices] = True
@@ -248,9 +282,9 @@ def _encode(model: DiffusionModel, video: np.ndarray) -> np.ndarray:
 
 
 def _read_clip(
-    path: str, indices: np.ndarray, fps: float, size: tuple[int, int] | None
+    path: str, indices: np.ndarray, output: OutputSpec, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, ClipInfo]:
-    """Read frames of a clip, counted at `fps`: uint8 [n, h, w, 3 or 1], and its info.
+    """Read some of the frames taken of a clip: uint8 [n, h, w, 3 or 1], and its info.
 
     path: a video file, a folder of frames, or the samples.npz of a run, of which the
     first video is read. size: (h, w) of the frames, which are resized to cover it and
@@ -272,7 +306,7 @@ def _read_clip(
     else:
         try:
             clip = DECODER.probe(path)
-            selection = video_io.FrameSelection(int(indices[-1]) + 1, fps=fps)
+            selection = output.selection(int(indices[-1]) + 1, clip)
             selection.num_starts(clip)  # raises if the clip is too short
             chosen = selection.frame_numbers(clip, 0)[indices]
             video = DECODER.read_frames(clip, chosen.tolist(), size)
@@ -314,5 +348,5 @@ def read_mask(
             return video.mean(-1, keepdims=True), (width, height)
     except BadVideo as error:
         raise UserError(str(error)) from error
-    video, info = _read_clip(path, np.arange(frames), output.fps, output.size)
+    video, info = _read_clip(path, np.arange(frames), output, output.size)
     return video.mean(-1, keepdims=True), (info["width"], info["height"])

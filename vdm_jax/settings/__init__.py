@@ -4,7 +4,8 @@ from vdm_jax.settings.declaration import (
     check,
     check_config,
     compose,
+    open_section,
     section_dict,
     settings_of,
 )
-from vdm_jax.settings.sections import DISTILLATION, OPTIONAL, TRAINING
+from vdm_jax.settings.sections import DISTILLATION, MODEL, OPTIONAL, TRAINING

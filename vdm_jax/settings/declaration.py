@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from vdm_jax.errors import UserError
@@ -65,10 +65,20 @@ def section_dict(section: Any) -> ConfigDict:
     part = ConfigDict()
     for name, field in settings_of(section).items():
         value = getattr(section, name)
-        kind = value_type(field)
-        empty = placeholder(typing.get_origin(kind) or kind)
-        part[name] = empty if value is None else value
+        part[name] = _empty(field) if value is None else value
     return part
+
+
+def open_section(section: Any) -> ConfigDict:
+    """Return a section whose fields are placeholders, filled in where none is set."""
+    fields = settings_of(section).items()
+    return ConfigDict({name: _empty(field) for name, field in fields})
+
+
+def _empty(field: Field) -> FieldReference:
+    """Return the placeholder of a field."""
+    kind = value_type(field)
+    return placeholder(typing.get_origin(kind) or kind)
 
 
 def compose(sections: Sections) -> ConfigDict:

@@ -81,6 +81,9 @@ class Data(Files):
 
     source: str = setting("folder", "kind of data set", choices="data.SOURCES")
     caption: str = setting("", "what the clip of source one_clip shows")
+    edited_caption: str = setting(
+        "", "what the edits of this clip show that are its previews; '' is caption"
+    )
     tfds_name: str = setting("", "NAME[/CONFIG][:VERSION][@FEATURE] of TFDS")
     batch_size: int = setting(128, "clips over all devices", 1, 2**20)
     joint_image_frames: int = setting(0, "independent images per video (VDM)", 0, 1024)
@@ -345,6 +348,8 @@ TRAINING = {
 }  # fmt: skip
 # Those that a config has only where something reads them.
 OPTIONAL = ("stage", "autoencoder", "control", "discrete")
+# Those that decide what a model is; `sample` has its default sampler.
+MODEL = ("video", "codec", "network", "conditioning", "diffusion", "discrete", "sample")
 
 # --- distill.py ----------------------------------------------------------------------
 

@@ -6,10 +6,8 @@ from ml_collections import ConfigDict
 
 from vdm_jax import runs
 from vdm_jax.errors import UserError
-from vdm_jax.settings import TRAINING, section_dict
+from vdm_jax.settings import MODEL
 
-# Sections that decide what a model is; `sample` has its default sampler.
-MODEL = ("video", "codec", "network", "conditioning", "diffusion", "discrete", "sample")
 OF_Z = ("mean", "variance")  # fields of `data` that belong to the model
 # Fields of a network of kind "sd" with which a model is tuned.
 OF_SD = ("lora_rank", "temporal", "frame_reads", "joint_norms")
@@ -42,25 +40,23 @@ def check_same(config: Any, base: Any, what: str) -> None:
 
 
 def complete(config: Any) -> None:
-    """Fill in the model of config.init_from where a config has network.levels=().
+    """Fill in the model of config.init_from where a config of configs.base.tuning is.
 
-    Fields that differ from their defaults are kept, as flags set them. Kinds of network
-    without levels are never left open.
+    Fields that are set, by its file or by a flag, are kept.
 
     Raises:
-      UserError: no model is given, or its kind of network lacks a field that is set.
+      UserError: no model is given, its kind of network lacks a field that is set, or
+        the data are to have another mean or variance.
     """
-    if config.network.get("levels") != ():
+    if config.network.get("levels", ()) is not None:
         return
-    own = [name for name in OF_SD if config.network.get(name)]
     if not config.init_from:
-        if own:
-            raise UserError(
-                f"config.network.{own[0]} tunes a model: --config.init_from=DIR, an "
-                "image model or a folder of diffusers"
-            )
-        return
+        raise UserError(
+            "config.init_from='': this config tunes a model: --config.init_from=DIR, "
+            "an image model or a folder of diffusers"
+        )
     base = runs.read_config(config.init_from)
+    own = [name for name in OF_SD if config.network.get(name)]
     if own and base.network.kind != "sd":
         raise UserError(
             f"config.network.{own[0]}={config.network[own[0]]}: for a network of kind "
@@ -68,14 +64,15 @@ def complete(config: Any) -> None:
         )
     with config.unlocked():
         for name in MODEL:
-            if name not in base:
-                continue
-            default = section_dict(TRAINING[name])
-            own = {
-                field: value
-                for field, value in config.get(name, {}).items()
-                if field not in default or value != default[field]
-            }
-            config[name] = ConfigDict(base[name].to_dict() | own)
+            if name in base:
+                fields = config.get(name, {}).items()
+                own = {field: value for field, value in fields if value is not None}
+                config[name] = ConfigDict(base[name].to_dict() | own)
         for field in OF_Z:
-            config.data[field] = base.data[field]
+            value = base.data[field]
+            if config.data[field] not in (None, value):
+                raise UserError(
+                    f"config.data.{field}={config.data[field]}: the model "
+                    f"{config.init_from} has {value}"
+                )
+            config.data[field] = value

@@ -1,6 +1,7 @@
 """What is computed at intervals during training: previews and the validation loss."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from vdm_jax import sampling, video_io
 from vdm_jax.data import pipeline
+from vdm_jax.data.one_clip import OneClip
 from vdm_jax.diffusion import losses, samplers, schedules
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.networks.control import Controlled
@@ -32,22 +34,26 @@ class PreviewInterrupted(Exception):
 def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     """Return the observers of a training run: previews, and the loss of held-out clips.
 
-    Previews are of the same noise and conditions each time. One returns early, without
-    samples, once the run is requested to stop. The loss is left out where no clips are
-    held out.
+    Previews are of the same noise and conditions each time, or edits of the clip that a
+    model is tuned on. One returns early, without samples, once the run is requested to
+    stop. The loss is left out where no clips are held out.
     """
     config, model, source = run.config, trainer.model, trainer.source
     settings = sampling.Settings.from_config(config.sample)
-    samples = FixedSamples(trainer, NUM_PREVIEWS, config.sample.label, config.seed)
+    if config.network.get("temporal") == "tune" and isinstance(source, OneClip):
+        samples = ClipEdit(trainer, source)
+    else:
+        samples = FixedSamples(trainer, NUM_PREVIEWS, config.sample.label, config.seed)
 
     def progress(done: int, total: int) -> None:
         if run.stop.requested():
             raise PreviewInterrupted
 
-    def preview(state: TrainState) -> None:
+    def preview(state: TrainState) -> dict[str, float] | None:
         with contextlib.suppress(PreviewInterrupted):
             videos = samples(model, state.eval_params, settings, progress)
             write_preview(run, int(state.step), videos, samples.captions)
+            return samples.scores(videos)
 
     previews = config.train.sample_every, "sampling", preview
     if not len(source.split(True)):
@@ -93,6 +99,52 @@ class FixedSamples:
             sampling.Run(self.seed, mesh=self.trainer.mesh, progress=progress),
         )
         return sampling.to_uint8(videos)
+
+    def scores(self, videos: np.ndarray) -> dict[str, float]:
+        """Return what is logged of the videos: nothing."""
+        return {}
+
+
+class ClipEdit:
+    """The clip that a model is tuned on and its edit by data.edited_caption.
+
+    Attributes:
+      captions: of both.
+    """
+
+    def __init__(self, trainer: Trainer, source: OneClip):
+        assert trainer.captions is not None
+        self.trainer, self.clip = trainer, source.video[None]
+        self.captions = source.captions
+        self.inputs = sampling.SamplingInputs(trainer.captions(self.captions[1:]))
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        params: Params,
+        settings: sampling.Settings,
+        progress: Progress = no_progress,
+    ) -> np.ndarray:
+        """Return both as uint8 videos [2, f, h, w, c]."""
+        trainer = self.trainer
+        edit = sampling.edit_by_inversion(
+            model,
+            trainer.with_codec(params),
+            model.normalize(self.clip),
+            1,
+            dataclasses.replace(settings, sampler="ddim"),
+            self.inputs,
+            sampling.Run(trainer.config.seed, mesh=trainer.mesh, progress=progress),
+        )
+        return np.concatenate([self.clip, sampling.to_uint8(edit)])
+
+    def scores(self, videos: np.ndarray) -> dict[str, float]:
+        """Return the root mean square distance of both, of pixels in [-1, 1].
+
+        Near 0 the edit is the clip whatever the caption.
+        """
+        clip, edit = videos / 127.5
+        return {"val/edit_distance": float(np.sqrt(np.mean((edit - clip) ** 2)))}
 
 
 def preview_conditions(

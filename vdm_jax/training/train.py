@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from vdm_jax import agreement, build, data, runs, sampling, sharding
+from vdm_jax.data import one_clip
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
@@ -33,10 +34,9 @@ def train(
       UserError: the config is wrong; nothing is written then.
       SystemExit: as `train_loop` raises it.
     """
+    if config.data.source == "one_clip":
+        one_clip.fill_in(config, workdir)
     base_model.complete(config)
-    if config.data.source == "one_clip" and not config.data.text_embeddings_dir:
-        with config.unlocked():  # of one caption; another clip has another workdir
-            config.data.text_embeddings_dir = str(workdir / "text")
     _check(config, workdir)
     mesh = sharding.mesh_from_config(config.mesh)
     source, captions, model = build_from_config(config)
