@@ -1,5 +1,6 @@
 """A folder of diffusers as a workdir: it samples what diffusers samples with it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -120,6 +121,14 @@ def test_what_is_written_back_is_the_folder(folder, tmp_path):
 
 def test_a_model_that_diffusers_has_not_is_refused(folder, tmp_path):
     loaded = runs.load(folder)
+    schedule = dataclasses.replace(loaded.model.schedule, steps_offset=0)
+    model = dataclasses.replace(loaded.model, schedule=schedule)
+    with pytest.raises(UserError, match="Pipeline has discrete.steps_offset=1"):
+        diffusers_export.write(tmp_path, loaded._replace(model=model), folder)
+    with loaded.config.network.unlocked():
+        loaded.config.network.patch_size = 2
+    with pytest.raises(UserError, match="diffusers: its network.patch_size is above 1"):
+        diffusers_export.write(tmp_path, loaded, folder)
     loaded.config.diffusion.precondition = True
     with pytest.raises(UserError, match="no discrete schedule, or it is precond"):
         diffusers_export.write(tmp_path, loaded, folder)
@@ -198,11 +207,36 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
     "latents of 4 channels, its vae makes 16": (
         "vae/config.json", {"latent_channels": 16},
     ),
-    "'FlowMatchEulerDiscreteScheduler': one of DDIM": (
+    "discrete.beta_start=0 and beta_end=0: one above 0": (
+        "scheduler/scheduler_config.json", {"beta_start": 0, "beta_end": 0},
+    ),
+    "'FlowMatchEulerDiscreteScheduler': DDIM": (
         "scheduler/scheduler_config.json",
         {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     ),
 }  # fmt: skip
+
+
+def test_what_the_pipeline_replaces_and_what_is_not_read_are_lines(tmp_path, capsys):
+    """StableDiffusionPipeline.__init__ of diffusers 0.42.1: the timesteps start at 1."""
+    own = write_pipeline(tmp_path, "dpm")
+    expected = runs.load(own).config
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (expected.discrete.steps_offset, expected.video.height) == (1, 16)
+    scheduler = own / "scheduler/scheduler_config.json"
+    edit_json(scheduler, steps_offset=0, use_karras_sigmas=True, solver_order=2)
+    assert runs.load(own).config == expected
+    line = f"{own}/scheduler has steps_offset=0: 1 is used, as by StableDiffusionPip"
+    err = capsys.readouterr().err
+    assert err.count(line) == 1 and err.count("\n") == 3
+    assert err.count(f"{scheduler}: use_karras_sigmas=True not read\n") == 1
+    for version, size in {"0.8.1": 64, "0.9.0": 8, "0.10.2": 8, "0.42.1": 8}.items():
+        edit_json(own / UNET, _diffusers_version=version)
+        assert runs.read_config(own).video.height == 2 * size
+    edit_json(own / UNET, _diffusers_version="0.8.1")
+    runs.load(own)
+    line = f"{own}/unet has sample_size=8: 64 is used, as by StableDiffusionPipeline"
+    assert capsys.readouterr().err.count(line) == 1
 
 
 @pytest.mark.parametrize("message", OTHERS)
