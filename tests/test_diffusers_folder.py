@@ -218,7 +218,7 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
 
 
 def test_what_the_pipeline_replaces_and_what_is_not_read_are_lines(tmp_path, capsys):
-    """StableDiffusionPipeline.__init__ of diffusers 0.42.1: the timesteps start at 1."""
+    """As StableDiffusionPipeline.__init__ of diffusers 0.42.1 does."""
     own = write_pipeline(tmp_path, "dpm")
     expected = runs.load(own).config
     assert capsys.readouterr().err.count("\n") == 1

@@ -42,12 +42,10 @@ FIELDS = {
 BETA_SCHEDULES = "linear", "scaled_linear"
 SPACINGS = "leading", "trailing", "linspace"
 FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False}
+LEVELS = dict.fromkeys(
+    ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False
+)
 # Class -> options that change pictures and are not read, with what our samplers do.
-LEVELS = {
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-}
 UNREAD: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"thresholding": False},
     "DDPMScheduler": {"thresholding": False, "variance_type": "fixed_small"},
