@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from tests.parity.pipeline_cases import (
     ARRAYS,
@@ -23,7 +24,7 @@ from tests.parity.pipeline_cases import (
     recorded_files,
     write_pipeline,
 )
-from tests.run_command import call
+from tests.run_command import call, refused
 from vdm_jax import cascade, diffusers_export, runs, sampling
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
@@ -170,6 +171,32 @@ def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     about = json.loads((out / "samples.json").read_text())
     assert about["observation"]["strength"] == 0.6
     assert about["sample"]["steps"] == 2 and about["labels"] == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    "part, name, message",
+    [
+        (
+            "unet", "conv_in.bias",
+            "the U-Net gives values that are not finite in 2 of 2 videos, first in "
+            "frames 0 of video 0: compute in float32",
+        ),
+        (
+            "vae", "decoder.mid_block.resnets.0.conv1.bias",
+            "decoder gives values that are not finite in frames 0, 1 of 2: compute",
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_is_written_of_what_is_not_finite(tmp_path, part, name, message):
+    own, out = write_pipeline(tmp_path / "sd"), tmp_path / "out"
+    for path in (own / part).glob("*.safetensors"):
+        tensors = {k: a.astype(np.float32) for k, a in load_file(path).items()}
+        if name in tensors:
+            tensors[name][:] = 3e38
+        save_file(tensors, path)
+    flags = [f"--workdir={own}", "--prompt=a cat", "--num=2", "--steps=1"]
+    assert message in refused("sample", *flags, f"--out={out}")
+    assert not list(out.glob("*"))
 
 
 def edit_json(path, **changes):

@@ -143,6 +143,21 @@ def test_frames_that_are_not_finite_are_named(tiny):
         next(chunks)
 
 
+@pytest.mark.parametrize("upcast", [True, False])
+def test_half_precision_that_overflows_is_named(tmp_path, upcast):
+    """The middle of SDXL's decoder does in float16, which force_upcast is for."""
+    folder = write_autoencoder(tmp_path, force_upcast=upcast)
+    autoencoder, params = latents.load(folder, dtype="float16")
+    conv = params["decoder"]["middle"]["block_0"]["conv_1"]
+    conv["kernel"] *= 1e5
+    chunks = autoencoder.stream_decode(params, normal("latents/z", (2, 4, 4, 4)))
+    if upcast:
+        assert np.isfinite(next(chunks)).all()
+        return
+    with pytest.raises(UserError, match="decoder gives .* frames 0, 1 of 2: compute"):
+        next(chunks)
+
+
 def test_a_wrong_size_is_answered_with_the_nearest(tiny):
     autoencoder, params = tiny
     with pytest.raises(UserError, match="9x8: .* multiples of 2"):
