@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.parity.drawn import normal
+from tests.parity.pipeline_cases import former_name
 from tests.parity.recorded import load, write_autoencoder
 from vdm_jax import latents
 from vdm_jax.errors import UserError
@@ -200,6 +202,23 @@ def test_variants_and_shards_are_read(loaded, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=f"lacks {shard.name}"):
         latents.load(tmp_path / "half")
+
+
+@pytest.mark.parametrize("window", [(), (1, 1)])
+def test_former_names_of_the_attention_are_read_bit_for_bit(loaded, tmp_path, window):
+    """query, key, value and proj_attn: products, or convolutions of one pixel."""
+    (path,) = write_autoencoder(tmp_path).glob("*.safetensors")
+    tensors = {}
+    for name, array in load_file(path).items():
+        former = former_name("vae", name)
+        if former != name and array.ndim == 2:
+            array = array.reshape(*array.shape, *window)
+        tensors[former] = array
+    names = {name.split(".")[-2] for name in tensors if ".attentions." in name}
+    assert names == {"query", "key", "value", "proj_attn", "group_norm"}
+    save_file(tensors, path)
+    _, params = latents.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, loaded[1])
 
 
 @pytest.mark.parametrize(
