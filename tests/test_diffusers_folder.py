@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from configs import finetune_image
 from tests.parity.pipeline_cases import (
     ARRAYS,
     NEGATIVE,
@@ -28,6 +29,7 @@ from tests.run_command import call, refused
 from vdm_jax import cascade, diffusers_export, runs, sampling
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
+from vdm_jax.training.train import train
 
 RECORDED = np.load(ARRAYS)
 
@@ -201,6 +203,17 @@ def test_nothing_is_written_of_what_is_not_finite(tmp_path, part, name, message)
 
 def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("own, given", [("ddim", "x"), ("ddim_v", "eps")])
+def test_a_folder_is_tuned_as_it_predicts(tmp_path, own, given):
+    config = finetune_image.get_config("smoke")
+    config.init_from = str(write_pipeline(tmp_path / "sd", own))
+    base = runs.read_config(config.init_from).diffusion.prediction_type
+    config.diffusion.prediction_type = given
+    message = f"prediction_type={given!r}: the model .*, which is tuned, has {base!r}$"
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
 
 
 INDEX, UNET = "model_index.json", "unet/config.json"
