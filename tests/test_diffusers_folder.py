@@ -175,6 +175,19 @@ def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     assert about["sample"]["steps"] == 2 and about["labels"] == ["a cat"]
 
 
+def test_the_last_layer_of_the_text_can_be_skipped(folder, tmp_path):
+    """It is a flag of sample.py; the whole folder is as it was."""
+    videos = []
+    for flags in ([], ["--clip_skip=0"], ["--clip_skip=1"]):
+        out = f"--out={tmp_path / str(len(videos))}"
+        flags += [f"--workdir={folder}", "--prompt=a cat", "--steps=2", out]
+        done = call("sample", *flags)
+        assert done.returncode == 0, done.stderr
+        videos.append(np.load(tmp_path / str(len(videos)) / "samples.npz")["videos"])
+    np.testing.assert_array_equal(videos[0], videos[1])
+    assert (videos[0] != videos[2]).any()
+
+
 @pytest.mark.parametrize(
     "part, name, message",
     [

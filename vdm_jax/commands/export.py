@@ -102,6 +102,8 @@ def export_pipeline(workdir: Path, out: Path) -> None:
     trained = adapters.merged(runs.load(workdir))
     absent = diffusers_export.write(out, trained, workdir)
     note = f", without {' and '.join(absent)}" if absent else ""
+    if clip_skip := trained.config.conditioning.clip_skip:
+        note += f"; call it with {clip_skip=}"
     print(f"a StableDiffusionPipeline in {out}{note}")
 
 
