@@ -42,7 +42,7 @@ FIELDS = {
 BETA_SCHEDULES = "linear", "scaled_linear"
 SPACINGS = "leading", "trailing", "linspace"
 FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False}
-LEVELS = dict.fromkeys(
+LEVELS: dict[str, Any] = dict.fromkeys(
     ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False
 )
 # Class -> options that change pictures and are not read, with what our samplers do.

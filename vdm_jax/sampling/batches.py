@@ -173,13 +173,14 @@ def sample_batches(
 
 def _check_finite(z: np.ndarray, first_video: int) -> None:
     """Raise UserError for z that is not finite: as pictures it would be black."""
-    finite = np.isfinite(z).all((2, 3, 4))
+    finite = np.isfinite(z).reshape(*z.shape[:2], -1).all(2)  # [videos, frames]
     if not finite.all():
-        bad = np.flatnonzero(~finite.all(1))
-        frames = ", ".join(map(str, np.flatnonzero(~finite[bad[0]])))
+        videos, frames = np.nonzero(~finite)
+        first = ", ".join(map(str, frames[videos == videos[0]]))
         raise UserError(
-            f"the U-Net gives values that are not finite in {len(bad)} of {len(z)} "
-            f"videos, first in frames {frames} of video {first_video + bad[0]}: "
+            f"the U-Net gives values that are not finite in {len({*videos})} of "
+            f"{len(z)} videos, first in frames {first} of video "
+            f"{first_video + videos[0]}: "
             "compute in float32, or check its weights, LoRAs and conditions"
         )
 
