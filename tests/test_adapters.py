@@ -126,9 +126,20 @@ def test_files_and_scales_of_flags():
     assert adapters.parse("a.safetensors") == ("a.safetensors", 1.0)
     assert adapters.parse("a.safetensors:-0.5") == ("a.safetensors", -0.5)
     assert adapters.parse("v1:2.safetensors") == ("v1:2.safetensors", 1.0)
-    for bad in (":1", "a:nan", "a:inf", ""):
-        with pytest.raises(UserError, match="--lora="):
-            adapters.parse(bad)
+    assert adapters.parse("12:30/a") == ("12:30/a", 1.0)
+    assert adapters.parse("a:b:1e-1") == ("a:b", 0.1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    (
+        *("", ":", ":1", "a:", "a:nan", "a:inf", "a:1e999", "a:0,8", "a:0x1"),
+        *("a:1_0", "a: 2", "a:\u0663", "a:1:x"),
+    ),
+)
+def test_a_scale_is_a_plain_number(value):
+    with pytest.raises(UserError, match="^--lora=.*: FILE or FILE:SCALE with a number"):
+        adapters.parse(value)
 
 
 # --- commands and training -----------------------------------------------------------

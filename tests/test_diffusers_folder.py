@@ -1,5 +1,6 @@
 """A folder of diffusers as a workdir: it samples what diffusers samples with it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
+from configs import finetune_image
 from tests.parity import sprites_case
 from tests.parity.pipeline_cases import (
     ARRAYS,
@@ -24,7 +27,7 @@ from tests.parity.pipeline_cases import (
     recorded_files,
     write_pipeline,
 )
-from tests.run_command import call
+from tests.run_command import call, refused
 from vdm_jax import (
     adapters,
     cascade,
@@ -37,6 +40,7 @@ from vdm_jax.conditions.text import NULL_TEXT
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import safetensors_io, sd_unet
+from vdm_jax.training.train import train
 from vdm_jax.trees import named_leaves
 
 RECORDED = np.load(ARRAYS)
@@ -133,6 +137,14 @@ def test_what_is_written_back_is_the_folder(folder, tmp_path):
 
 def test_a_model_that_diffusers_has_not_is_refused(folder, tmp_path):
     loaded = runs.load(folder)
+    schedule = dataclasses.replace(loaded.model.schedule, steps_offset=0)
+    model = dataclasses.replace(loaded.model, schedule=schedule)
+    with pytest.raises(UserError, match="Pipeline has discrete.steps_offset=1"):
+        diffusers_export.write(tmp_path, loaded._replace(model=model), folder)
+    with loaded.config.network.unlocked():
+        loaded.config.network.patch_size = 2
+    with pytest.raises(UserError, match="diffusers: its network.patch_size is above 1"):
+        diffusers_export.write(tmp_path, loaded, folder)
     loaded.config.diffusion.precondition = True
     with pytest.raises(UserError, match="no discrete schedule, or it is precond"):
         diffusers_export.write(tmp_path, loaded, folder)
@@ -176,8 +188,58 @@ def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     assert about["sample"]["steps"] == 2 and about["labels"] == ["a cat"]
 
 
+def test_the_last_layer_of_the_text_can_be_skipped(folder, tmp_path):
+    """It is a flag of sample.py; the whole folder is as it was."""
+    videos = []
+    for flags in ([], ["--clip_skip=0"], ["--clip_skip=1"]):
+        out = f"--out={tmp_path / str(len(videos))}"
+        flags += [f"--workdir={folder}", "--prompt=a cat", "--steps=2", out]
+        done = call("sample", *flags)
+        assert done.returncode == 0, done.stderr
+        videos.append(np.load(tmp_path / str(len(videos)) / "samples.npz")["videos"])
+    np.testing.assert_array_equal(videos[0], videos[1])
+    assert (videos[0] != videos[2]).any()
+
+
+@pytest.mark.parametrize(
+    "part, name, message",
+    [
+        (
+            "unet", "conv_in.bias",
+            "the U-Net gives values that are not finite in 2 of 2 videos, first in "
+            "frames 0 of video 0: compute in float32",
+        ),
+        (
+            "vae", "decoder.mid_block.resnets.0.conv1.bias",
+            "decoder gives values that are not finite in frames 0, 1 of 2: compute",
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_is_written_of_what_is_not_finite(tmp_path, part, name, message):
+    own, out = write_pipeline(tmp_path / "sd"), tmp_path / "out"
+    for path in (own / part).glob("*.safetensors"):
+        tensors = {k: a.astype(np.float32) for k, a in load_file(path).items()}
+        if name in tensors:
+            tensors[name][:] = 3e38
+        save_file(tensors, path)
+    flags = [f"--workdir={own}", "--prompt=a cat", "--num=2", "--steps=1"]
+    assert message in refused("sample", *flags, f"--out={out}")
+    assert not list(out.glob("*"))
+
+
 def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("own, given", [("ddim", "x"), ("ddim_v", "eps")])
+def test_a_folder_is_tuned_as_it_predicts(tmp_path, own, given):
+    config = finetune_image.get_config("smoke")
+    config.init_from = str(write_pipeline(tmp_path / "sd", own))
+    base = runs.read_config(config.init_from).diffusion.prediction_type
+    config.diffusion.prediction_type = given
+    message = f"prediction_type={given!r}: the model .*, which is tuned, has {base!r}$"
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
 
 
 INDEX, UNET = "model_index.json", "unet/config.json"
@@ -211,11 +273,36 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
     "latents of 4 channels, its vae makes 16": (
         "vae/config.json", {"latent_channels": 16},
     ),
-    "'FlowMatchEulerDiscreteScheduler': one of DDIM": (
+    "discrete.beta_start=0 and beta_end=0: one above 0": (
+        "scheduler/scheduler_config.json", {"beta_start": 0, "beta_end": 0},
+    ),
+    "'FlowMatchEulerDiscreteScheduler': DDIM": (
         "scheduler/scheduler_config.json",
         {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     ),
 }  # fmt: skip
+
+
+def test_what_the_pipeline_replaces_and_what_is_not_read_are_lines(tmp_path, capsys):
+    """As StableDiffusionPipeline.__init__ of diffusers 0.42.1 does."""
+    own = write_pipeline(tmp_path, "dpm")
+    expected = runs.load(own).config
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (expected.discrete.steps_offset, expected.video.height) == (1, 16)
+    scheduler = own / "scheduler/scheduler_config.json"
+    edit_json(scheduler, steps_offset=0, use_karras_sigmas=True, solver_order=2)
+    assert runs.load(own).config == expected
+    line = f"{own}/scheduler has steps_offset=0: 1 is used, as by StableDiffusionPip"
+    err = capsys.readouterr().err
+    assert err.count(line) == 1 and err.count("\n") == 3
+    assert err.count(f"{scheduler}: use_karras_sigmas=True not read\n") == 1
+    for version, size in {"0.8.1": 64, "0.9.0": 8, "0.10.2": 8, "0.42.1": 8}.items():
+        edit_json(own / UNET, _diffusers_version=version)
+        assert runs.read_config(own).video.height == 2 * size
+    edit_json(own / UNET, _diffusers_version="0.8.1")
+    runs.load(own)
+    line = f"{own}/unet has sample_size=8: 64 is used, as by StableDiffusionPipeline"
+    assert capsys.readouterr().err.count(line) == 1
 
 
 @pytest.mark.parametrize("message", OTHERS)

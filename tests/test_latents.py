@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.parity.drawn import normal
+from tests.parity.pipeline_cases import former_name
 from tests.parity.recorded import load, write_autoencoder
 from vdm_jax import latents
 from vdm_jax.errors import UserError
@@ -155,6 +157,21 @@ def test_frames_that_are_not_finite_are_named(tiny):
         next(chunks)
 
 
+@pytest.mark.parametrize("upcast", [True, False])
+def test_half_precision_that_overflows_is_named(tmp_path, upcast):
+    """The middle of SDXL's decoder does in float16, which force_upcast is for."""
+    folder = write_autoencoder(tmp_path, force_upcast=upcast)
+    autoencoder, params = latents.load(folder, dtype="float16")
+    conv = params["decoder"]["middle"]["block_0"]["conv_1"]
+    conv["kernel"] *= 1e5
+    chunks = autoencoder.stream_decode(params, normal("latents/z", (2, 4, 4, 4)))
+    if upcast:
+        assert np.isfinite(next(chunks)).all()
+        return
+    with pytest.raises(UserError, match="decoder gives .* frames 0, 1 of 2: compute"):
+        next(chunks)
+
+
 def test_a_wrong_size_is_answered_with_the_nearest(tiny):
     autoencoder, params = tiny
     with pytest.raises(UserError, match="9x8: .* multiples of 2"):
@@ -199,6 +216,23 @@ def test_variants_and_shards_are_read(loaded, tmp_path):
         latents.load(tmp_path / "half")
 
 
+@pytest.mark.parametrize("window", [(), (1, 1)])
+def test_former_names_of_the_attention_are_read_bit_for_bit(loaded, tmp_path, window):
+    """query, key, value and proj_attn: products, or convolutions of one pixel."""
+    (path,) = write_autoencoder(tmp_path).glob("*.safetensors")
+    tensors = {}
+    for name, array in load_file(path).items():
+        former = former_name("vae", name)
+        if former != name and array.ndim == 2:
+            array = array.reshape(*array.shape, *window)
+        tensors[former] = array
+    names = {name.split(".")[-2] for name in tensors if ".attentions." in name}
+    assert names == {"query", "key", "value", "proj_attn", "group_norm"}
+    save_file(tensors, path)
+    _, params = latents.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, loaded[1])
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -211,6 +245,10 @@ def test_variants_and_shards_are_read(loaded, tmp_path):
         ({"norm_num_groups": 3}, "norm_num_groups=3 does not divide"),
         ({"scaling_factor": 0.0}, "scaling_factor=0.0: a number from"),
         ({"shift_factor": "a"}, "shift_factor='a': a number from"),
+        ({"_class_name": None}, "_class_name=None: AutoencoderKL"),
+        ({"down_block_types": None}, "down_block_types must be DownEncoderBlock2D"),
+        ({"up_block_types": 3}, "up_block_types must be UpDecoderBlock2D"),
+        ({"out_channels": 1}, "out_channels=1: in_channels=3"),
         ({"layers_per_block": 2}, "lacks "),
         ({"latent_channels": 8}, "has shape "),
     ],

@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from vdm_jax.pretrained import lora_files, sd_unet
 from vdm_jax.runs import TrainedModel
 from vdm_jax.text import TextEncoder
 from vdm_jax.trees import named_leaves
+
+SCALE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +98,17 @@ def parse(value: str) -> tuple[str, float]:
     """Return file and scale of FILE[:SCALE]; the scale is 1 by default.
 
     Raises:
-      UserError: no file, or a scale that is not finite.
+      UserError: no file, or a scale that is no finite decimal number.
     """
     file, colon, number = value.rpartition(":")
-    try:
-        scale = float(number) if colon else 1.0
-    except ValueError:  # a colon in the name of the file
-        file, scale, colon = value, 1.0, ""
-    if not math.isfinite(scale) or (colon and not file):
-        raise UserError(f"--lora={value}: FILE or FILE:SCALE, as style.safetensors:0.8")
-    return str(user_path(file if colon else value, "--lora")), scale
+    if not colon or "/" in number or number.endswith(".safetensors"):
+        file, number = value, "1"  # any colon is in the name of the file
+    if not file or not SCALE.fullmatch(number) or not math.isfinite(float(number)):
+        raise UserError(
+            f"--lora={value}: FILE or FILE:SCALE with a number, as "
+            "style.safetensors:0.8"
+        )
+    return str(user_path(file, "--lora")), float(number)
 
 
 def read(
@@ -127,17 +131,8 @@ def read(
         "unet": unet_modules(model, config),
         "text_encoder": text.clip_modules(encoder) if encoder else {},
     }
-    deltas = [
-        _scaled(lora_files.read(Path(file), parts), scale) for file, scale in files
-    ]
+    deltas = [lora_files.read(Path(file), parts, scale) for file, scale in files]
     return Loras(*(tuple(filter(None, (d[part] for d in deltas))) for part in parts))
-
-
-def _scaled(deltas: dict, scale: float) -> dict:
-    return {
-        part: {path: (down, up * np.float32(scale)) for path, (down, up) in own.items()}
-        for part, own in deltas.items()
-    }
 
 
 def unet_modules(model: DiffusionModel, config: Any) -> lora_files.Modules:

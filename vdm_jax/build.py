@@ -39,6 +39,8 @@ def schedule_from_config(config: Any) -> schedules.Schedule:
             "no signal is left: -20 or more, or prediction_type='v'"
         )
     if name == "discrete" and "discrete" in config:
+        if not (config.discrete.beta_start or config.discrete.beta_end):
+            raise UserError("discrete.beta_start=0 and beta_end=0: one above 0")
         return schedules.Discrete(**config.discrete)
     return schedules.make_schedule(
         name,

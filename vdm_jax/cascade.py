@@ -169,7 +169,7 @@ def _join(path: Path, stages: Sequence[CascadeStage]) -> Cascade:
         names = {each.text_encoder or "none" for each in conditioning}
         raise UserError(
             f"{path}: the stages were trained with different text encoders, or with "
-            f"different weights of one: {', '.join(sorted(names))}"
+            f"different weights or layers of one: {', '.join(sorted(names))}"
         )
     if len({stage.model.label_vocabulary for stage in stages} - {()}) > 1:
         raise UserError(f"{path}: the stages were trained with different labels")
@@ -304,7 +304,8 @@ def encode_prompts(
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path} was trained without text")
         return {}, {}
-    encoder = text_encoders.load_encoder(cascade.text_encoder)
+    clip_skip = cascade.stages[0].config.conditioning.clip_skip
+    encoder = text_encoders.load_encoder(cascade.text_encoder, clip_skip=clip_skip)
     model = cascade.stages[0].model
     hashes = {stage.config.conditioning.text_encoder_sha256 for stage in cascade.stages}
     sha256 = max(hashes)  # "" for runs that did not record it

@@ -91,6 +91,7 @@ def _unet_names(trained: TrainedModel) -> dict[str, str]:
       UserError: diffusers has no such network.
     """
     model, config = trained.model, trained.config
+    schedule: Any = model.schedule
     others = [name for name, _ in model.conditions if name != "text"]
     condition = model.condition("text")
     reason = ""
@@ -102,6 +103,10 @@ def _unet_names(trained: TrainedModel) -> dict[str, str]:
         reason = "it does not diffuse the latents of an autoencoder"
     elif config.diffusion.schedule != "discrete" or config.diffusion.precondition:
         reason = "it has no discrete schedule, or it is preconditioned"
+    elif config.network.get("patch_size", 1) > 1:
+        reason = "its network.patch_size is above 1"
+    elif schedule.timestep_spacing == "leading" and schedule.steps_offset != 1:
+        reason = f"{sd_pipeline.CLASS} has discrete.steps_offset=1"
     if not reason:
         own = {name: p for name, p in trained.params.items() if name != "codec"}
         names = sd_unet.unet_names(config.network.to_dict())

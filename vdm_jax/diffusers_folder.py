@@ -42,9 +42,7 @@ def read_config(folder: Path) -> Any:
       UserError: a part is missing or damaged, or of another network.
     """
     sd_pipeline.check(folder)
-    unet = sd_unet.unet_fields(sd_unet.read_config(folder / "unet"))
-    scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
-    noise = sd_scheduler.schedule_fields(scheduler.values)
+    unet, noise, _ = _unet_and_noise(folder)
     spec = latents.read_config(folder / "vae").network.spec
     _, height, width, channels = unet["z_shape"]
     if channels != spec.latent_channels:
@@ -79,6 +77,24 @@ def read_config(folder: Path) -> Any:
     return config
 
 
+def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
+    """Return the fields of unet/ and scheduler/, and lines on what is not as there."""
+    unet = sd_unet.read_config(folder / "unet")
+    scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
+    noise = sd_scheduler.schedule_fields(scheduler)
+    lines = [
+        f"{scheduler.path}: {name}={value!r:.60} not read"
+        for name, value in sd_scheduler.unread(scheduler.values).items()
+    ]
+    new = sd_pipeline.replaced(unet, scheduler.values)
+    for part, values in (("unet", unet), ("scheduler", noise["schedule"])):
+        for name, value in new[part].items():
+            old = f"{folder / part} has {name}={values[name]}"
+            lines.append(f"{old}: {value} is used, as by {sd_pipeline.CLASS}")
+        values |= new[part]
+    return sd_unet.unet_fields(unet), noise, lines
+
+
 def default_dtype() -> str:
     """Return the dtype of activations: bfloat16 where the hardware is made for it."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -105,6 +121,8 @@ def read_params(folder: Path, config: Any, shapes: Params) -> Params:
     """
     if skipped := sd_pipeline.check(folder):
         _say(f"{folder}: {', '.join(skipped)} not read")
+    for line in _unet_and_noise(folder)[2]:
+        _say(line)
     paths = unet_files(folder)
     vae = safetensors_io.tensor_files(folder / "vae", DIFFUSERS)
     count = safetensors_io.count((*paths, *vae))

@@ -42,7 +42,9 @@ class ImageTextModel:
     def text_encoder(self) -> text_encoders.TextEncoder:
         """The frozen encoder whose tokens the text tower reads."""
         conditioning = self.config.conditioning
-        encoder = text_encoders.load_encoder(conditioning.text_encoder)
+        encoder = text_encoders.load_encoder(
+            conditioning.text_encoder, clip_skip=conditioning.clip_skip
+        )
         sha256 = conditioning.text_encoder_sha256
         if sha256 and sha256 != encoder.sha256():
             raise UserError(

@@ -319,6 +319,7 @@ def fingerprint(folder: Path) -> str:
 
 def spec_from_config(config: ConfigFile) -> AutoencoderSpec:
     """Return the sizes of diffusers' config. Raises UserError for another network."""
+    config.values.setdefault("_class_name")  # which has no default
     config.one_of("_class_name", ("AutoencoderKL",))
     config.one_of("act_fn", ("silu",))
     channels = config.numbers("block_out_channels", (64,))
@@ -328,7 +329,7 @@ def spec_from_config(config: ConfigFile) -> AutoencoderSpec:
         ("down_block_types", "DownEncoderBlock2D"),
         ("up_block_types", "UpDecoderBlock2D"),
     ):
-        if list(config.values.get(key, [block])) != [block] * len(channels):
+        if config.values.get(key, [block]) != [block] * len(channels):
             raise UserError(f"{config.path}: {key} must be {block}, one per level")
     groups = config.number("norm_num_groups", 32)
     if any(width % groups for width in channels):
@@ -336,12 +337,14 @@ def spec_from_config(config: ConfigFile) -> AutoencoderSpec:
             f"{config.path}: norm_num_groups={groups} does not divide "
             f"block_out_channels={list(channels)}"
         )
+    inputs = config.number("in_channels", 3)
+    if (outputs := config.number("out_channels", 3)) != inputs:
+        raise UserError(f"{config.path}: out_channels={outputs}: in_channels={inputs}")
     for key in ("latents_mean", "latents_std"):
         config.one_of(key, (None,))
     flags = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
     return AutoencoderSpec(
-        config.number("in_channels", 3), config.number("out_channels", 3),
-        config.number("latent_channels", 4), channels,
+        inputs, outputs, config.number("latent_channels", 4), channels,
         config.number("layers_per_block", 1, most=MAX_BLOCKS), groups,
         *(config.one_of(key, (True, False)) for key in flags),
     )  # fmt: skip

@@ -205,6 +205,18 @@ def test_what_is_not_a_whole_lora_of_this_model_is_refused(tmp_path, tensors, me
     assert "\n" not in str(refusal.value)
 
 
+def test_what_is_scaled_beyond_float32_is_refused(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert len(lora_files.read(path, parts(), -1e30)["unet"]) == len(UNET)
+    for scale in (1e39, -1e39, 1e300):
+        with pytest.raises(UserError, match=f" times {scale:g} is".replace("+", ".")):
+            lora_files.read(path, parts(), scale)
+    up = {f"{QUERY}.lora_up.weight": np.full((32, 2), 100, "f4")}
+    message = "to_q times 1.5e.38 is beyond float32: a smaller scale$"
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, GOOD | up | {f"{QUERY}.alpha": np.array(3e38, "f4")})
+
+
 def test_a_lora_of_another_base_names_both_widths(tmp_path):
     own = matrices("g", {m: s for m, s in UNET.items() if "attn2" in m}, 2)
     message = (

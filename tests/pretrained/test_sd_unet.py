@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,7 @@ from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
 from vdm_jax.pretrained import safetensors_io, sd_scheduler, sd_unet
+from vdm_jax.pretrained.config_json import ConfigFile
 from vdm_jax.pretrained.name_maps import KERNEL
 from vdm_jax.trees import named_leaves
 
@@ -166,6 +168,11 @@ OTHER_NETWORKS = {
     "norm_num_groups=True: as 32": {"norm_num_groups": True},
     "attention_head_dim=[8, None]: as 8": {"attention_head_dim": [8, None]},
     "block_out_channels='320': as (320, 640": {"block_out_channels": "320"},
+    "block_out_channels=(): one width or more": {
+        "block_out_channels": [],
+        "down_block_types": [],
+        "up_block_types": [],
+    },
 }
 
 
@@ -206,8 +213,13 @@ PUBLISHED = {  # of version 1.5, as it is published
 }  # fmt: skip
 
 
+def read_scheduler(values):
+    file = ConfigFile(Path("scheduler_config.json"), values)
+    return sd_scheduler.schedule_fields(file)
+
+
 def schedule_of(**changes):
-    fields = sd_scheduler.schedule_fields(PUBLISHED | changes)
+    fields = read_scheduler(PUBLISHED | changes)
     return schedules.Discrete(**fields["schedule"]), fields["prediction_type"]
 
 
@@ -215,9 +227,8 @@ def test_the_published_schedulers_are_the_defaults():
     assert schedule_of() == (small_sd.SCHEDULE, "eps")
     ddim = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
     assert schedule_of(**ddim) == (small_sd.SCHEDULE, "v")
-    schedule, _ = schedule_of(
-        _class_name="EulerDiscreteScheduler", set_alpha_to_one=True
-    )
+    # Its set_alpha_to_one=False is an option of others.
+    schedule, _ = schedule_of(_class_name="EulerDiscreteScheduler")
     assert schedule.timestep_spacing == "fractional" and schedule.grid(3)[-1] == 0
     assert schedule.timesteps(3).tolist() == [999, 499.5, 0] and not schedule.skip_last
 
@@ -240,7 +251,7 @@ def test_a_written_scheduler_is_read_as_it_was(sampler, fields, kind):
     sample = ConfigDict({"sampler": sampler, "sampling_schedule": "discrete"})
     written = sd_scheduler.config_fields(schedule, "v", sample)
     assert written["_class_name"] == f"{kind}Scheduler"
-    read = sd_scheduler.schedule_fields(written)
+    read = read_scheduler(written)
     assert schedules.Discrete(**read["schedule"]) == schedule
     assert read["prediction_type"] == "v"
     assert read["sample"]["sampler"] == sampler
@@ -277,11 +288,18 @@ def test_the_scheduler_decides_what_the_network_predicts(theirs, x64):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "one of DDIMScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ": DDIMScheduler or DD"),
+        ({"_class_name": ["x"]}, r"_class_name=\['x'\]: DDIMScheduler or"),
+        ({"num_train_timesteps": "1000"}, "='1000': a number from 2 to 1000000"),
+        ({"beta_start": "a"}, "beta_start='a': a number from 0.0 to 0.999"),
+        ({"beta_end": float("nan")}, "beta_end=nan: a number from 0.0 to 0.999"),
+        ({"steps_offset": 1000.0}, "steps_offset=1000.0: a number from 0 to"),
+        ({"set_alpha_to_one": "yes"}, "set_alpha_to_one='yes': False or True"),
+        ({"timestep_spacing": ["leading"]}, "'leading'.: leading or trailing or lin"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True: False"),
         ({"trained_betas": [0.1]}, r"trained_betas=\[0\.1\]: None"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "'linear' or 'scaled_linear'"),
-        ({"prediction_type": "flow"}, "prediction_type='flow': 'epsilon'"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, ": linear or scaled_linear"),
+        ({"prediction_type": "flow"}, "prediction_type='flow': epsilon or"),
     ],
 )
 def test_other_schedules_are_refused(change, message):

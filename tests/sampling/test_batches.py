@@ -63,6 +63,20 @@ def test_a_run_has_the_number_of_its_first_video(trained):
     np.testing.assert_allclose(second[0], both[1], atol=1e-4)
 
 
+def test_what_is_not_finite_is_named(trained):
+    """It would be a black video, written with status 0."""
+    model, params = trained
+    noise = np.zeros((3, *model.shape), np.float32)
+    noise[1, 0, 0, 0, 0] = np.nan
+    inputs = sampling.SamplingInputs(
+        {"label": np.zeros((3, 2), np.int32)}, initial_noise=noise
+    )
+    settings = sampling.Settings(sampler="ddim", steps=2, batch_size=3)
+    message = "U-Net gives .* not finite in 1 of 3 videos, .* frames 0, 1,.* of video 6"
+    with pytest.raises(UserError, match=message):
+        sampling.sample(model, params, 3, settings, inputs, sampling.Run(first_video=5))
+
+
 def test_one_program_serves_every_number_of_steps_and_every_scale(trained):
     draw(trained, steps=4, guidance_scale=2.0)
     before = program.run_steps._cache_size()

@@ -147,6 +147,43 @@ def test_bad_files_are_answered_in_one_line(small, name, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "first, message",
+    [
+        (-1, "ids of its tokens are no integers from 0"),
+        ("0", "ids of its tokens are no integers from 0"),
+        (0.5, "ids of its tokens are no integers from 0"),
+        (True, "ids of its tokens are no integers from 0"),
+        ([0], "ids of its tokens are no integers from 0"),
+        (1 << 33, "ids of its tokens are no integers from 0"),
+        (1, "several of its tokens have one id"),
+        (None, "ids of its tokens are no integers from 0"),
+    ],
+)
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_the_ids_of_a_vocabulary(small, first, message, file):
+    words = vocabulary(small)
+    words[next(iter(words))] = first
+    written = words
+    if file == "tokenizer.json":
+        written = {"model": {"vocab": words, "merges": FEW_MERGES}}
+        (small / "merges.txt").unlink()
+    (small / file).write_text(json.dumps(written))
+    own = "is not a tokenizer: |" if file == "vocab.json" else ""  # of the package
+    with pytest.raises(UserError, match=own + message) as caught:
+        load_clip_tokenizer(small, 8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("merges", [[[1, 2]], [["a"]], [1], None, ["a b c"]])
+def test_merges_are_of_two_tokens(small, merges):
+    model = {"vocab": vocabulary(small), "merges": merges}
+    (small / "tokenizer.json").write_text(json.dumps({"model": model}))
+    (small / "merges.txt").unlink()
+    with pytest.raises(UserError, match="json is not a tokenizer of byte pairs$"):
+        load_clip_tokenizer(small, 8)
+
+
 def test_every_byte_has_a_token(real):
     """Unknown characters are bytes, and no text has an unknown token."""
     write_padding(real, END)

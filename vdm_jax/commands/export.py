@@ -101,8 +101,12 @@ def export_pipeline(workdir: Path, out: Path) -> None:
 
     trained = adapters.merged(runs.load(workdir))
     absent = diffusers_export.write(out, trained, workdir)
-    note = f": from_pretrained(DIR, {', '.join(f'{part}=None' for part in absent)})"
-    print(f"a StableDiffusionPipeline in {out}{note if absent else ''}")
+    note = ""
+    if absent:
+        note = f": from_pretrained(DIR, {', '.join(f'{part}=None' for part in absent)})"
+    if clip_skip := trained.config.conditioning.clip_skip:
+        note += f"; call it with {clip_skip=}"
+    print(f"a StableDiffusionPipeline in {out}{note}")
 
 
 def export_controlnet(workdir: Path, out: Path) -> None:

@@ -148,6 +148,10 @@ def define_sampling(*settings: str) -> None:
     define_lora("the model")
     define_path("text_encoder", "its folder, if it is not where training had it")
     flags.DEFINE_integer(
+        "clip_skip", None, "last layers of CLIP's text encoder that are not read "
+        "(default: as in training)", 0,
+    )  # fmt: skip
+    flags.DEFINE_integer(
         "num_frames", None, "frames (default: one block, to extend two, of --control "
         "and --system 8; of --control 0 is all)", 0,
     )  # fmt: skip

@@ -43,6 +43,10 @@ def override(cascade: Cascade, **others) -> Cascade:
         if not cascade.text_encoder:
             raise UserError(f"--text_encoder: {cascade.path} was trained without text")
         cascade = dataclasses.replace(cascade, text_encoder=FLAGS.text_encoder)
+    if FLAGS.clip_skip is not None:
+        if not cascade.text_encoder:
+            raise UserError(f"--clip_skip: {cascade.path} was trained without text")
+        cascade.stages[0].config.conditioning.clip_skip = FLAGS.clip_skip
     if FLAGS.lora:
         files, base = map(adapters.parse, FLAGS.lora), cascade.stages[0]
         loras = adapters.read([*files], base.model, base.config, cascade.text_encoder)

@@ -2,7 +2,7 @@
 
 It is a video of controls in pixels, such as edges. Training makes it from the clip, by
 one of the kinds that the ControlNet learns, drawn for each example. Sampling is given
-one: `CONTROLS` and the silhouettes of metrics/sprite_silhouettes.py make it from any
+one: `CONTROLS` and the silhouettes of metrics/sprite_detection.py make it from any
 video.
 """
 

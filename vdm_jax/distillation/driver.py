@@ -156,12 +156,14 @@ def _build_student(
         raise UserError(
             f"the teacher is conditioned on text of {before.text_encoder}, and the "
             f"embeddings in {first.data.text_embeddings_dir} are by "
-            f"{now.text_encoder} or other weights of it: give those that the teacher "
-            "was trained with"
+            f"{now.text_encoder} or other weights or layers of it: give those that the "
+            "teacher was trained with"
         )
     for each in configs:
         each.conditioning.update(
-            text_encoder=now.text_encoder, text_encoder_sha256=now.text_encoder_sha256
+            text_encoder=now.text_encoder,
+            text_encoder_sha256=now.text_encoder_sha256,
+            clip_skip=now.clip_skip,
         )
         own = sampling.Settings.from_config(each.sample)
         sampling.check_settings(student, config.distill.num, config.seed, own)

@@ -104,14 +104,16 @@ def _split_attention(module: str) -> tuple[str, str]:
     return "", ""
 
 
-def read(path: Path, parts: Mapping[str, Modules]) -> dict[str, Deltas]:
-    """Return what a file adds to the kernels of each part.
+def read(
+    path: Path, parts: Mapping[str, Modules], scale: float = 1.0
+) -> dict[str, Deltas]:
+    """Return what a file adds to the kernels of each part, times a scale.
 
     path: of a .safetensors file, or of a folder that has it under diffusers' name.
 
     Raises:
-      UserError: the file is missing, damaged or not finite; a name is of no module, or
-        one of a pair is missing; a LoRA for another base.
+      UserError: the file is missing, damaged, not finite or not so when it is scaled; a
+        name is of no module, or one of a pair is missing; a LoRA for another base.
     """
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -138,13 +140,21 @@ def read(path: Path, parts: Mapping[str, Modules]) -> dict[str, Deltas]:
                 raise UserError(f"{where} is there under two names")
             down, up = _in_our_layout(where, roles, own.shape)
             alpha = roles.get("alpha", _alpha_of(module, alphas[part]))
-            scale = 1.0
-            if alpha is not None:
-                if np.size(alpha) != 1:
-                    raise UserError(f"{where}: its alpha is of shape {np.shape(alpha)}")
-                scale = np.asarray(alpha).item() / down.shape[-1]
-            deltas[part][own.path] = down, up * np.float32(scale)
+            deltas[part][own.path] = down, _scaled(where, down, up, alpha, scale)
     return deltas
+
+
+def _scaled(where: str, down: Any, up: Any, alpha: Any, scale: float) -> np.ndarray:
+    """Return lora_up times scale alpha / rank; alpha is the rank if it is None."""
+    rank = down.shape[-1]
+    if np.size(alpha) != 1:
+        raise UserError(f"{where}: its alpha is of shape {np.shape(alpha)}")
+    scale *= 1.0 if alpha is None else np.asarray(alpha).item() / rank
+    # The largest that an element of their product can be.
+    bound = max(1.0, rank * float(abs(down).max())) * float(abs(up).max()) * abs(scale)
+    if max(bound, abs(scale)) > float(np.finfo(np.float32).max):
+        raise UserError(f"{where} times {scale:g} is beyond float32: a smaller scale")
+    return up * np.float32(scale)
 
 
 def _by_module(

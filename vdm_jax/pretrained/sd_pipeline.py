@@ -5,6 +5,8 @@ of its own. Stable Diffusion's parts are read by sd_unet.py and sd_scheduler.py 
 `latents` and by `text`.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,22 @@ def check(folder: Path) -> tuple[str, ...]:
     if unknown := [name for name in parts if name not in (*PARTS, *NOT_READ)]:
         raise UserError(f"{index.path} has {unknown[0]}, a part that is not known")
     return tuple(name for name in NOT_READ if name in parts)
+
+
+def replaced(
+    unet: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the options of two parts that diffusers' pipeline replaces, by the part.
+
+    They are of folders that are older than the options. Arguments: their configs.
+    """
+    found: dict[str, dict[str, Any]] = {"unet": {}, "scheduler": {}}
+    size, version = unet.get("sample_size"), str(unet.get("_diffusers_version"))
+    if type(size) is int and size < 64 and re.match(r"0\.[0-8]\b", version):
+        found["unet"]["sample_size"] = 64
+    if scheduler.get("steps_offset", 0) != 1:
+        found["scheduler"]["steps_offset"] = 1
+    return found
 
 
 def index_fields(parts: dict[str, Any]) -> dict[str, Any]:

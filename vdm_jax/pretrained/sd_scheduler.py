@@ -1,8 +1,9 @@
 """The noise schedule in the folder scheduler/ of diffusers, as plain fields of ours."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from vdm_jax.errors import UserError
+from vdm_jax.pretrained.config_json import ConfigFile
 from vdm_jax.settings.discrete import Discrete
 
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
@@ -30,21 +31,41 @@ SAMPLERS = {
     "DPMSolverMultistepScheduler": {"sampler": "dpm", "sampling_schedule": "discrete"},
     "EulerAncestralDiscreteScheduler": ANCESTRAL,
 }
-# Their name -> (our field of a discrete schedule, diffusers' default in all classes).
+# Their name -> our field of a discrete schedule, diffusers' default in all classes, and
+# the bounds.
 FIELDS = {
-    "num_train_timesteps": ("train_steps", 1000),
-    "beta_start": ("beta_start", 0.0001),
-    "beta_end": ("beta_end", 0.02),
-    "beta_schedule": ("beta_schedule", "linear"),
-    "steps_offset": ("steps_offset", 0),
+    "num_train_timesteps": ("train_steps", 1000, 2, 10**6),
+    "beta_start": ("beta_start", 0.0001, 0.0, 0.999),
+    "beta_end": ("beta_end", 0.02, 0.0, 0.999),
+    "steps_offset": ("steps_offset", 0, 0, 10**6),
 }
-# Option -> the values that are read, the default first.
-ALLOWED: dict[str, tuple] = {
-    "trained_betas": (None,),
-    "rescale_betas_zero_snr": (False,),
-    "beta_schedule": ("linear", "scaled_linear"),
-    "timestep_spacing": ("leading", "trailing", "linspace"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
+BETA_SCHEDULES = "linear", "scaled_linear"
+SPACINGS = "leading", "trailing", "linspace"
+FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False}
+LEVELS: dict[str, Any] = dict.fromkeys(
+    ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False
+)
+# Class -> options that change pictures and are not read, with what our samplers do.
+UNREAD: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {"thresholding": False},
+    "DDPMScheduler": {"thresholding": False, "variance_type": "fixed_small"},
+    "DPMSolverMultistepScheduler": LEVELS
+    | {
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "final_sigmas_type": "zero",
+        "thresholding": False,
+    },
+    "EulerDiscreteScheduler": LEVELS
+    | {
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+        "final_sigmas_type": "zero",
+    },
+    "LMSDiscreteScheduler": LEVELS,
 }
 
 
@@ -57,7 +78,8 @@ def config_fields(
     """
     theirs = {own: name for name, own in PREDICTION_TYPES.items()}
     fields = {
-        **{name: getattr(schedule, own) for name, (own, _) in FIELDS.items()},
+        **{name: getattr(schedule, own) for name, (own, *_) in FIELDS.items()},
+        "beta_schedule": schedule.beta_schedule,
         "timestep_spacing": schedule.timestep_spacing,
         "prediction_type": theirs[prediction_type],
     }
@@ -70,7 +92,7 @@ def config_fields(
     return {"_class_name": "DDIMScheduler", **fields, **end}
 
 
-def schedule_fields(config: dict[str, Any]) -> dict[str, Any]:
+def schedule_fields(config: ConfigFile) -> dict[str, Any]:
     """Return {"schedule": fields of a discrete schedule, "prediction_type", "sample"}.
 
     config: scheduler_config.json. Its class decides the levels at which a sampler
@@ -79,26 +101,32 @@ def schedule_fields(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a class or a value that is not read.
     """
-    kind = config.get("_class_name")
-    if kind not in CLASSES:
-        known = ", ".join(CLASSES)
-        raise UserError(f"scheduler_config.json is of {kind!r:.60}: one of {known}")
-    for name, values in ALLOWED.items():
-        if (value := config.get(name, values[0])) not in values:
-            choices = " or ".join(map(repr, values))
-            raise UserError(
-                f"scheduler_config.json has {name}={value!r:.60}: {choices}"
-            )
+    config.values.setdefault("_class_name")  # which has no default
+    kind = config.one_of("_class_name", tuple(CLASSES))
+    for name, value in FIXED.items():
+        config.one_of(name, (value,))
     schedule = CLASSES[kind] | {
-        own: config.get(name, default) for name, (own, default) in FIELDS.items()
+        own: config.number(name, *bounds) for name, (own, *bounds) in FIELDS.items()
     }
-    own_options = ("timestep_spacing", "set_alpha_to_one")
-    schedule |= {name: config[name] for name in own_options if name in config}
+    schedule["beta_schedule"] = config.one_of("beta_schedule", BETA_SCHEDULES)
+    default = schedule["timestep_spacing"]
+    spacings = tuple(dict.fromkeys((default, *SPACINGS)))
+    schedule["timestep_spacing"] = config.one_of("timestep_spacing", spacings)
+    if kind in ("DDIMScheduler", "PNDMScheduler"):  # others have no such option
+        default = schedule["set_alpha_to_one"]
+        values = default, not default
+        schedule["set_alpha_to_one"] = bool(config.one_of("set_alpha_to_one", values))
     if kind in FRACTIONAL and schedule["timestep_spacing"] == "linspace":
         schedule["timestep_spacing"] = "fractional"
-    prediction_type = config.get("prediction_type", "epsilon")
+    prediction_type = config.one_of("prediction_type", tuple(PREDICTION_TYPES))
     return {
         "schedule": schedule,
         "prediction_type": PREDICTION_TYPES[prediction_type],
         "sample": SAMPLERS.get(kind, {"sampler": "ddim"}),
     }
+
+
+def unread(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a scheduler_config.json that would change pictures."""
+    neutral = UNREAD.get(config["_class_name"], {})
+    return {k: config[k] for k in neutral if config.get(k, neutral[k]) != neutral[k]}

@@ -230,6 +230,8 @@ def _is_type_of(value: Any, default: Any, list_too: bool) -> bool:
 def _levels(cls: str, given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Return the levels of a network section."""
     types, widths = given["down_block_types"], given["block_out_channels"]
+    if not widths:
+        raise UserError(f"{cls} with block_out_channels=(): one width or more")
     up = given.get("up_block_types")
     for table, kinds in ((DOWN, types), (UP, up or ())):
         if unknown := [kind for kind in kinds if kind not in table]:

@@ -55,7 +55,8 @@ def sample(
     For the z of a run that stops early use `generate`.
 
     Raises:
-      UserError: settings, inputs or rows that are out of range or do not fit the model.
+      UserError: settings, inputs or rows that are out of range or do not fit the model,
+        or what the network or the decoder makes is not finite.
     """
     z = generate(model, params, num, settings, inputs, run)
     videos = decode(model, params, z)
@@ -119,7 +120,10 @@ def sample_batches(
     inputs: SamplingInputs,
     run: Run = Run(),
 ) -> np.ndarray:
-    """Return z of `num` videos as the sampler leaves it, made batch by batch."""
+    """Return z of `num` videos as the sampler leaves it, made batch by batch.
+
+    Raises UserError for z that is not finite.
+    """
     model, mesh = program.model, program.mesh
     _check_required(model, inputs.cond)
     first, last = run.rows or (0, settings.steps)
@@ -162,7 +166,23 @@ def sample_batches(
                 steps = last - first
                 run.progress(k * steps + stop - first, len(starts) * steps)
             out.append(np.asarray(sharding.replicate(mesh, carry[0])))
-    return np.concatenate(out)[:num]
+    z = np.concatenate(out)[:num]
+    _check_finite(z, run.first_video)
+    return z
+
+
+def _check_finite(z: np.ndarray, first_video: int) -> None:
+    """Raise UserError for z that is not finite: as pictures it would be black."""
+    finite = np.isfinite(z).reshape(*z.shape[:2], -1).all(2)  # [videos, frames]
+    if not finite.all():
+        videos, frames = np.nonzero(~finite)
+        first = ", ".join(map(str, frames[videos == videos[0]]))
+        raise UserError(
+            f"the U-Net gives values that are not finite in {len({*videos})} of "
+            f"{len(z)} videos, first in frames {first} of video "
+            f"{first_video + videos[0]}: "
+            "compute in float32, or check its weights, LoRAs and conditions"
+        )
 
 
 def _encode(

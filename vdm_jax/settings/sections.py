@@ -170,6 +170,7 @@ class Conditioning:
     text_dim: int = setting(0, "width of token embeddings; 0 is no text", 0, 2**16)
     text_encoder: str = setting("", "filled in from the embeddings", path=True)
     text_encoder_sha256: str = setting("", "of its weights; filled in")
+    clip_skip: int = setting(0, "last layers of CLIP not read; filled in", 0, 100)
     text_dropout: float = setting(0.0, "probability of no text", 0, 0.999)
     text_pooling: bool = setting(
         True, "pool the text into the vector too; without it no text is the text ''"

@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--text_encoder", default="minilm", help="minilm, or a folder",
         type=lambda name: str(runtime.path_type(name)),
     )  # fmt: skip
+    parser.add_argument(
+        "--clip_skip", default=0, type=int, help="last layers of CLIP that are not read"
+    )
     for name in ("dtype", "param_dtype"):
         parser.add_argument(f"--{name}", default="float32", choices=DTYPES)
     words = sys.argv[1:] if arguments is None else arguments
@@ -38,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     captions, skipped = layout.read_all_captions(flags.captions)
     for name, reason in skipped:
         print(printable(f"skipped: {name}: {reason}"), file=sys.stderr)
-    encoder = load_encoder(flags.text_encoder, flags.dtype, flags.param_dtype)
     dtypes = {"dtype": flags.dtype, "param_dtype": flags.param_dtype}
+    encoder = load_encoder(flags.text_encoder, **dtypes, clip_skip=flags.clip_skip)
     store = write_embeddings(flags.out, captions, encoder, **dtypes)
     print(f"{len(store)} captions of up to {store.max_tokens} tokens in {flags.out}")
 

@@ -89,6 +89,11 @@ class TextEncoder:
         n = len(ids)
         return TextEmbedding(tokens[:n], jnp.asarray(mask[:n]), pooled[:n])
 
+    @property
+    def clip_skip(self) -> int:
+        """The number of CLIP's last layers that are not read."""
+        return getattr(self.network, "clip_skip", 0)
+
     def sha256(self) -> str:
         """Return the sha256 of the weights."""
         return weights_sha256(self.weights)
@@ -119,9 +124,12 @@ def _power_of_two(number: int, least: int = 1) -> int:
 def same_text_encoder(encoders: Sequence[Mapping[str, str]]) -> bool:
     """Return whether embeddings were made by one text encoder.
 
-    encoders: for each embedding "text_encoder", a name, and "text_encoder_sha256", of
-    the weights ("" if unknown). Weights are compared if they are known, else names.
+    encoders: for each embedding "text_encoder", a name, "text_encoder_sha256", of the
+    weights ("" if unknown), and "clip_skip". Weights are compared if they are known,
+    else names.
     """
+    if len({encoder.get("clip_skip", 0) for encoder in encoders}) > 1:
+        return False
     names, weights = (
         {encoder[key] for encoder in encoders}
         for key in ("text_encoder", "text_encoder_sha256")

@@ -29,7 +29,10 @@ SENTENCE_CONFIG = "sentence_bert_config.json"
 
 
 def load_encoder(
-    name: str | Path = "minilm", dtype: str = "float32", param_dtype: str = "float32"
+    name: str | Path = "minilm",
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    clip_skip: int = 0,
 ) -> TextEncoder:
     """Load a text encoder.
 
@@ -39,6 +42,7 @@ def load_encoder(
         with merges.txt, and in the folder `tokenizer` next to it.
       dtype: of the activations. Norms, softmax and the result are float32.
       param_dtype: of the parameters; bfloat16 halves their memory.
+      clip_skip: number of CLIP's last layers that are not read, as in diffusers.
 
     Raises:
       UserError: a file is missing or invalid, or files do not match.
@@ -48,6 +52,13 @@ def load_encoder(
         raise UserError(f"{dtypes}: {' or '.join(DTYPES)}")
     folder = _encoder_folder(name)
     network, name_map, max_tokens = _read_config(folder, dtype)
+    if clip_skip:
+        layers = network.spec.num_layers if isinstance(network, ClipText) else 1
+        if not 0 < clip_skip < layers:
+            raise UserError(
+                f"clip_skip={clip_skip}: {name} has no CLIP with more layers: 0"
+            )
+        network = network.clone(clip_skip=clip_skip)
     paths = safetensors_io.tensor_files(folder)
     if isinstance(network, ClipText):
         tokenize, num_ids = load_clip_tokenizer(tokenizer_folder(folder), max_tokens)

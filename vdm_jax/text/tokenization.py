@@ -14,6 +14,7 @@ from vdm_jax.pretrained import config_json
 from vdm_jax.text.encoder import Tokenize
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+MAX_IDS = 1 << 24  # of a vocabulary
 # A word is split into letters, single digits and other characters; spaces are dropped.
 CLIP_WORDS = (
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of OpenAI's program
@@ -52,6 +53,10 @@ def load_clip_tokenizer(folder: Path, length: int) -> tuple[Tokenize, int]:
     folder: with vocab.json and merges.txt, or with tokenizer.json.
     """
     vocabulary, merges = _read_bpe(folder)
+    if not all(type(n) is int and 0 <= n < MAX_IDS for n in vocabulary.values()):
+        raise UserError(f"{folder}: the ids of its tokens are no integers from 0 up")
+    if len({*vocabulary.values()}) < len(vocabulary):
+        raise UserError(f"{folder}: several of its tokens have one id")
     ids = {}
     for token in (CLIP_START, CLIP_END, pad := _padding_token(folder)):
         if token not in vocabulary:
@@ -91,13 +96,17 @@ def _read_bpe(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     paths = folder / "vocab.json", folder / "merges.txt"
     if all(path.is_file() for path in paths):
         with _convert_errors(folder):
-            return models.BPE.read_file(*map(str, paths))
+            _, merges = models.BPE.read_file(*map(str, paths))
+        # The package leaves out tokens whose id is no number.
+        return config_json.read(paths[0]).values, merges
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{folder} has no vocab.json with merges.txt, no {path.name}")
     try:
         model = config_json.read(path).values["model"]
         pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        if not all(type(part) is str for pair in pairs for part in pair):
+            raise ValueError("a merge is of two tokens")
         return dict(model["vocab"]), [(first, second) for first, second in pairs]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a tokenizer of byte pairs") from error

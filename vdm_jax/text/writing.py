@@ -20,6 +20,7 @@ def write_embeddings(
         "encoder": encoder.name,
         "weights": encoder.sha256(),
         "width": encoder.dim,
+        "clip_skip": encoder.clip_skip,
     }
 
     def encode(texts: list[str]) -> list[np.ndarray]:

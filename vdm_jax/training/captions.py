@@ -85,6 +85,7 @@ def open_caption_embeddings(config: Any, source: Source) -> CaptionEmbeddings | 
         )
     config.conditioning.text_encoder = captions.metadata["encoder"]
     config.conditioning.text_encoder_sha256 = captions.metadata.get("weights", "")
+    config.conditioning.clip_skip = captions.metadata.get("clip_skip", 0)
     return captions
 
 
@@ -97,7 +98,9 @@ def _embed(config: Any, source: Source, folder: str, encoder: str) -> None:
     if (captions := getattr(source, "captions", None)) is None:
         return
     print(f"embedding {len(captions):,} captions in {folder}", flush=True)
-    text.write_embeddings(folder, captions, text.load_encoder(encoder))
+    clip_skip = config.conditioning.clip_skip
+    loaded = text.load_encoder(encoder, clip_skip=clip_skip)
+    text.write_embeddings(folder, captions, loaded)
 
 
 def add_text(

@@ -10,6 +10,7 @@ from vdm_jax.data import one_clip
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
+from vdm_jax.pretrained import sd_pipeline
 from vdm_jax.training import base_model, control_tuning, lora_tuning
 from vdm_jax.training.captions import CaptionEmbeddings, open_caption_embeddings
 from vdm_jax.training.checks import check_config
@@ -85,6 +86,8 @@ def _check(config: Any, workdir: Path) -> None:
         raise UserError(
             f"{workdir} is the workdir of a distillation: give another --workdir"
         )
+    if config.init_from and sd_pipeline.is_pipeline(Path(config.init_from)):
+        base_model.check_same(config, runs.read_config(config.init_from), "is tuned")
 
 
 def build_from_config(
