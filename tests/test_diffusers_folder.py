@@ -188,7 +188,7 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
     ),
     "has no text_encoder": (INDEX, {"text_encoder": [None, None]}),
     "with in_channels=9 and out_channels=4: inpainting": (UNET, {"in_channels": 9}),
-    "is of 'UNetFlatConditionModel': UNet2DConditionModel is read": (
+    "is of 'UNetFlatConditionModel': give a folder of UNet2DConditionModel": (
         UNET, {"_class_name": "UNetFlatConditionModel"},
     ),
     "addition_embed_type='text_time': only None": (

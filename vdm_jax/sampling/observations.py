@@ -191,11 +191,23 @@ def read_control(output: OutputSpec, clip: str) -> tuple[np.ndarray, ClipInfo]:
     """Read frames from a clip's start, uint8 [f, h, w, c] of the model's channels.
 
     output: num_frames of 0 reads all frames of the clip, at the model's rate.
+    A picture is every frame.
+
+    Raises:
+      UserError: the clip cannot be read or is too short, or its frames need too much
+        memory.
     """
-    frames = output.num_frames or _longest(clip, output.fps)
+    longest = _longest(clip, output.fps)
+    frames, is_still = output.num_frames or longest, _is_picture(clip)
+    if frames > longest and not is_still:
+        raise UserError(
+            f"--control={clip} has {longest} of {frames} frames, at {output.fps:g} a "
+            "second: --num_frames=0 takes all"
+        )
     shape = frames, *output.size, output.model.video_shape[3]
     check_video_memory(output.num, shape, f"--control={clip} of {frames} frames")
-    video, info = _read_clip(clip, np.arange(frames), output.fps, output.size)
+    indices = np.arange(frames) * (not is_still)
+    video, info = _read_clip(clip, indices, output.fps, output.size)
     if shape[3] == 1 and video.shape[-1] == 3:
         video = video_io.to_gray(video)
     return video, info | {"output": f"{shape[2]}x{shape[1]}"}
