@@ -194,7 +194,7 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
     "addition_embed_type='text_time': only None": (
         UNET, {"addition_embed_type": "text_time"},
     ),
-    "=7 must be a multiple of 2": (UNET, {"sample_size": 7}),
+    "=14 must be a multiple of 4 (the codec's 2": (UNET, {"sample_size": 7}),
     "latents of 4 channels, its vae makes 16": (
         "vae/config.json", {"latent_channels": 16},
     ),
