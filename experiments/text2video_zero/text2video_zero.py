@@ -46,7 +46,7 @@ HEADINGS = {
     "direction": "direction", "displacement": f"within {TOLERANCE:.0%}",
     "along": "pixels along", "with_room": "with room",
     "displacement_with_room": f"with room, within {TOLERANCE:.0%}",
-    **{key: COMMON[key] for key in ("object", "background", "identity")},
+    **{key: COMMON[key] for key in ("object", "background", "identity", "warp_error")},
 }  # fmt: skip
 
 
@@ -65,6 +65,11 @@ def kept(z: np.ndarray, eps: np.ndarray, ratio: float) -> np.ndarray:
     return z
 
 
+def noise_alone(z: np.ndarray, eps: np.ndarray, ratio: float) -> np.ndarray:
+    """Return the noise, in place of `renoise`: nothing of the first frame is left."""
+    return eps.astype(z.dtype)
+
+
 # Name of a row -> options that differ, and functions of the system that are replaced.
 ROWS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
     "right": ({}, {}),
@@ -73,6 +78,7 @@ ROWS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
     "x and y swapped": ({}, {"warp": swapped}),
     "reads own": ({}, {"with_frames": read_own}),
     "no re-noising": ({}, {"renoise": kept}),
+    "noise alone": ({}, {"renoise": noise_alone}),
 }
 
 
