@@ -1,4 +1,4 @@
-"""Extend, interpolate, inpaint or upscale a clip with a trained model.
+"""Extend, interpolate, inpaint, upscale, change or control a clip by a trained model.
 
 python edit.py --workdir=models/bouncing --extend=clip.mp4 --out=samples
 """

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from tests import small_model
 from tests.small_model import smoke_config
 from vdm_jax import build
 from vdm_jax.diffusion import schedules
@@ -71,3 +72,17 @@ def test_values_that_do_not_fit_are_refused(changes, message):
         config[section].update(fields)
     with pytest.raises(UserError, match=message):
         build.build_model(config)
+
+
+def test_a_size_that_latents_cannot_halve_is_in_pixels():
+    """72x64 pixels are 36x32 latents, for four levels."""
+    config = small_model.sd_config()
+    config.codec.kind = "patch"
+    config.network["levels"] *= 4
+    config.network["num_heads"] *= 4
+    config.video.update(height=72, width=64)
+    message = r"video.height=72 must be a multiple of 16 \(.*: nearest 64 or 80"
+    with pytest.raises(UserError, match=message):
+        build.build_model(config)
+    config.video.height = 80
+    build.build_model(config)

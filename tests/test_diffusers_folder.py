@@ -263,13 +263,13 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
     ),
     "has no text_encoder": (INDEX, {"text_encoder": [None, None]}),
     "with in_channels=9 and out_channels=4: inpainting": (UNET, {"in_channels": 9}),
-    "is of 'UNetFlatConditionModel': UNet2DConditionModel is read": (
+    "is of 'UNetFlatConditionModel': give a folder of UNet2DConditionModel": (
         UNET, {"_class_name": "UNetFlatConditionModel"},
     ),
     "addition_embed_type='text_time': only None": (
         UNET, {"addition_embed_type": "text_time"},
     ),
-    "=7 must be a multiple of 2": (UNET, {"sample_size": 7}),
+    "=14 must be a multiple of 4 (the codec's 2": (UNET, {"sample_size": 7}),
     "latents of 4 channels, its vae makes 16": (
         "vae/config.json", {"latent_channels": 16},
     ),

@@ -9,7 +9,7 @@ from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS, control
 from vdm_jax.networks.layers import noise_level_embedding
@@ -75,6 +75,8 @@ def build_model(config: Any) -> DiffusionModel:
     codec = codecs.from_config(config)
     video_shape = video.frames, video.height, video.width, video.channels
     z_shape = codec.z_shape(video_shape)
+    if z_shape[1:3] != video_shape[1:3]:
+        _check_size(config, z_shape)
     schedule = schedule_from_config(config)
     shifted = tuple(
         dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
@@ -106,6 +108,16 @@ def build_model(config: Any) -> DiffusionModel:
         prediction_type=diffusion.prediction_type,
         **scaling,
     )
+
+
+def _check_size(config: Any, z_shape: codecs.Shape) -> None:
+    """Raise UserError for videos whose z does not halve at each level; in pixels."""
+    network, video = config.network, config.video
+    multiple = network.get("patch_size", 1) * 2 ** max(len(network.levels) - 1, 0)
+    for field, side in zip(("height", "width"), z_shape[1:3], strict=True):
+        factor = video[field] // side
+        why = f"the codec's {factor} * patch_size * 2^(levels - 1)"
+        check_multiple(f"video.{field}", video[field], factor * multiple, why)
 
 
 def _with_control(

@@ -4,15 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from PIL import Image
 
 from tests import small_model
 from tests.run_command import call, refused
+from vdm_jax import cascade as cascades
 from vdm_jax import runs
+from vdm_jax.commands import controls
 from vdm_jax.errors import UserError
+from vdm_jax.sampling import observations
 from vdm_jax.systems import SYSTEMS, parse_options, text2video_zero
 
-SYSTEM = "--system=text2video_zero"
+FLAGS = absl_flags.FLAGS
+SYSTEM, CV = "--system=text2video_zero", "--system=control_video"
 SIX_STEPS = ("--steps=6", "--set=t1=831", "--set=t0=665")
 
 
@@ -53,6 +58,7 @@ def test_text2video_zero_writes_a_video_of_a_prompt(image_model, tmp_path):
         (["--system=absent"], f"--system=absent: one of {', '.join(SYSTEMS)}"),
         (["--set=motion=0,-1"], "--set goes with --system, not with --workdir"),
         ([SYSTEM, "--tiles=2"], "--tiles goes with --workdir, not with --system"),
+        ([SYSTEM, "--num_frames=0"], "--num_frames=0: 1 or more; 0 is for edit.py"),
         ([SYSTEM, "--steps=2"], "that of t1 must be the higher one"),
         ([SYSTEM, *SIX_STEPS, "--set=smooth=1"], "above 0 it needs --mask=FILE"),
     ],
@@ -145,6 +151,19 @@ def test_text2video_zero_follows_controls(controlled, tmp_path):
     assert abs(video[1:3] - video[0]).max() <= 1 < abs(video[3] - video[0]).max()
 
 
+def test_a_picture_is_the_control_of_every_frame(controlled, tmp_path):
+    """Of as many as are wanted, by default of 8."""
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "picture.png")
+    flags = [controlled[0], f"--control={tmp_path}/picture.png", *controlled[2:]]
+    out = tmp_path / "out"
+    done = call("edit", *flags, CV, "--steps=2", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["videos"].shape == (1, 8, 8, 8, 3)
+    about = json.loads((out / "samples.json").read_text())
+    assert about["controls"][0]["clip_frames"] == [0] * 8
+
+
 def test_without_a_system_a_control_makes_a_picture(controlled, tmp_path):
     done = call("edit", *controlled, "--steps=2", f"--out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
@@ -152,9 +171,13 @@ def test_without_a_system_a_control_makes_a_picture(controlled, tmp_path):
         assert arrays["videos"].shape == (1, 1, 8, 8, 3)
 
 
-CV = "--system=control_video"
 REFUSED_CONTROLS = [
-    ([CV, "--num_frames=9"], "too short: 5 frames, 9 are needed"),
+    (
+        [CV, "--num_frames=9"],
+        "clip.npz has 5 of 9 frames, at 8 a second: --num_frames=0 takes all",
+    ),
+    (["--set=together=4"], "--set goes with --system, not with --control alone"),
+    ([SYSTEM, "--num_frames=5", "--set=motion=1,1"], "with controls has no --set"),
     ([CV, "--control_from=silhouette"], "2 of --control_from for 1 of --controlnet"),
     (
         [CV, "--num_frames=5", "--control_scale=20"],
@@ -173,6 +196,37 @@ def test_what_edit_py_refuses_with_a_control(controlled, tmp_path, flags, messag
     out = tmp_path / "out"
     assert message in refused("edit", *controlled, f"--out={out}", *flags)
     assert not list(out.glob("*"))
+
+
+def test_memory_is_counted_for_all_videos(controlled, tmp_path, flags_of, monkeypatch):
+    """Those of each line of a file, or without a text those of the model's config."""
+    flags_of("edit")
+    FLAGS.mark_as_parsed()
+    cascade = cascades.read_model(controlled[0].partition("=")[2])
+    for name in ("control", "control_from", "controlnet"):
+        flag = next(each for each in controlled if each.startswith(f"--{name}="))
+        FLAGS[name].parse(flag.partition("=")[2])
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na cow\n")
+    counted = []
+
+    def read_control(output, clip):
+        counted.append(output.num)
+        raise UserError("counted")
+
+    monkeypatch.setattr(observations, "read_control", read_control)
+    for flags in ({}, {"prompts": str(tmp_path / "prompts.txt")}, {"num": 2}):
+        for name, value in flags.items():
+            FLAGS[name].parse(value)
+        with pytest.raises(UserError, match="counted"):
+            controls.add_controls(cascade)
+    assert counted == [cascade.stages[0].config.sample.num, 3, 6]
+
+
+def test_a_model_s_folder_is_no_controlnet(controlled, tmp_path):
+    workdir = controlled[0].partition("=")[2]
+    flags = [each for each in controlled if not each.startswith("--controlnet=")]
+    line = refused("edit", *flags, f"--controlnet={workdir}", f"--out={tmp_path}/out")
+    assert "is of no class of diffusers: give a folder of ControlNetModel" in line
 
 
 def test_controls_that_were_not_trained_on_are_refused(controlled, tmp_path):

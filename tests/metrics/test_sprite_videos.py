@@ -16,8 +16,8 @@ from tests.sprite_cases import needs_pictures, sprites
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.sprite_detection import detect_sprites
 from vdm_jax.metrics.sprite_scores import wilson_interval
-from vdm_jax.systems import control_video, text2video_zero
-from vdm_jax.systems.text2video_zero import Options, warp
+from vdm_jax.systems import control_video
+from vdm_jax.systems.text2video_zero import warp
 
 DIRECTIONS = motion_study.DIRECTIONS
 
@@ -87,12 +87,18 @@ def test_wrong_variants_of_the_motion_are_wrong():
         for move in (warp, motion_study.swapped)
     ]
     assert places == [[[32, 38]], [[38, 32]]]
-    request = text2video_zero.Request(1, 5)
-    options = Options(motion=(1.0, 0.0))
-    eps = np.ones((1, 4, 64, 64, 1))
-    made = motion_study.copies(z, 0 * z, eps, 0.5, request, options)
-    assert made.shape == (1, 5, 64, 64, 1) and set(np.unique(made)) == {0, 1}
-    assert np.argwhere(made[0, 4, ..., 0]).tolist() == [[32, 38]]
+    assert motion_study.kept(z, z, 0.5) is z
+
+
+def test_means_of_the_wrong_parity_replace_the_frame_before_theirs():
+    for step in (0, 1):
+        right = control_video.neighbours(9, step)
+        wrong = control_study.misplaced(9, step)
+        inner = [i for i in range(1, 8) if right[i, 0] < i < right[i, 1]]
+        assert inner
+        for i in inner:
+            np.testing.assert_array_equal(wrong[i - 1], right[i])
+            np.testing.assert_array_equal(wrong[i], i)
 
 
 def test_other_reads_are_those_of_the_named_calls_alone(monkeypatch):

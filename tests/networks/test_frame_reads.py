@@ -32,19 +32,23 @@ def description(file):
     return json.loads((recorded.FOLDER / f"{file}.json").read_text())
 
 
-def attend(network, x, reads, dtype):
-    """Return the drawn attention of width 16 of x [b, f, n, 16], and its input's."""
+def attend(network, x, reads, dtype, tokens=None):
+    """Return the drawn attention of width 16 of x [b, f, n, 16] to tokens, or to x."""
+    tokens = x if tokens is None else tokens
     shapes = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-    params = {
-        ours: {"kernel": weight(network, f"{theirs}.weight", (16, 16)).T}
-        for theirs, ours in shapes.items()
-    }
+    params = {}
+    for theirs, ours in shapes.items():
+        width = tokens.shape[-1] if ours in "kv" else 16
+        kernel = weight(network, f"{theirs}.weight", (16, width)).T
+        params[ours] = {"kernel": kernel}
     params["out"]["bias"] = weight(network, "to_out.0.bias", (16,))
-    params, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, x))
-    apply = jax.jit(
-        lambda p, x: sd.Attention(2).apply({"params": p}, x, x, reads=reads)
+    params, x, tokens = jax.tree.map(
+        lambda a: jnp.asarray(a, dtype), (params, x, tokens)
     )
-    return apply(params, x)
+    apply = jax.jit(
+        lambda p, x, y: sd.Attention(2).apply({"params": p}, x, y, reads=reads)
+    )
+    return apply(params, x, tokens)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,17 @@ def test_a_frame_changes_what_reads_it_and_no_other_video(reads):
             i != changed and changed not in TABLES[reads][i] for i in frames
         ]
         np.testing.assert_array_equal(found[1], attended[1])
+
+
+def test_cross_attention_of_text2video_zero_is_each_frame_s_own():
+    """Its processor leaves cross-attention as it is."""
+    expected = recorded.load("text2video_zero_attention")["cross_unchanged"]
+    x = normal("t2vz/input/attention_2", (8, 9, 16))[None]
+    text = normal("t2vz/input/cross", (8, 5, 24))[None]
+    found = attend("t2vz/cross", x, None, np.float32, text)
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    first = attend("t2vz/cross", x, None, np.float32, text[:, [0] * 8])
+    assert np.abs(first[0] - expected).max() > 0.1
 
 
 def unet_output(network, config, sample, text, timesteps, **section):

@@ -16,7 +16,7 @@ from tests.parity import recorded
 from tests.parity.drawn import normal, weight
 from vdm_jax.diffusion import process, samplers
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.sd import SDLevel, SDSpec
+from vdm_jax.networks.sd import SDLevel, SDResBlock, SDSpec
 from vdm_jax.networks.temporal.tune import TRANSFORMER, TimedTransformerBlock
 from vdm_jax.pretrained.name_maps import KERNEL
 from vdm_jax.trees import named_leaves
@@ -94,6 +94,27 @@ def test_the_block_equals_the_published_one():
     np.testing.assert_allclose(found.reshape(6, 9, 16), expected, atol=1e-5)
 
 
+def test_the_residual_block_equals_the_published_one():
+    """Its norms are joint over the frames of a clip."""
+    names = {
+        "norm1": "norm_0", "conv1": "conv_0", "time_emb_proj": "vector",
+        "norm2": "norm_1", "conv2": "conv_1", "conv_shortcut": "skip",
+    }  # fmt: skip
+    file = json.loads((recorded.FOLDER / "tune_a_video_parts.json").read_text())
+    leaves = {}
+    for theirs, shape in file["networks"]["tav/resnet"].items():
+        name, array = leaf("tav/resnet", theirs, shape)
+        leaves[f"{names[theirs.rpartition('.')[0]]}/{name}"] = array
+    x = np.moveaxis(normal("tav/input/resnet", (2, 16, 3, 4, 4)), 1, -1)
+    inputs = Inputs(vector=jnp.asarray(normal("tav/input/temb", (2, 20))))
+    expected = recorded.load("tune_a_video_parts")["resnet"]
+    for joint in (True, False):
+        block = SDResBlock(spec(joint_norms=joint), 24)
+        found = jax.jit(block.apply)({"params": nested(leaves)}, x, inputs)
+        error = np.abs(np.moveaxis(found, -1, 1) - expected).max()
+        assert error < 1e-5 if joint else error > 0.1
+
+
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_the_transformer_equals_the_published_one(kind):
     name = f"transformer_{kind}"
@@ -144,6 +165,7 @@ def unet_config():
         ("all_drawn", {}),
         ("temporal_weight_zero", {"kernel": True}),
         ("temporal_weight_and_bias_zero", {"kernel": True, "bias": True}),
+        ("static_clip_temporal_weight_zero", {"kernel": True}),
         ("static_clip_temporal_weight_and_bias_zero", {"kernel": True, "bias": True}),
     ],
 )
@@ -162,7 +184,7 @@ def test_the_unet_equals_the_published_one(array, zero):
     tokens = normal("tav/input/text", (2, 5, 24))
     found = np.moveaxis(small_sd.run(model, params, z, logsnr, tokens=tokens), -1, 1)
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    if array.startswith("static"):  # every frame is the image network's output
+    if array == "static_clip_temporal_weight_and_bias_zero":  # the image network's
         image = small_sd.build(config)
         paths = {k: v for k, v in named_leaves(params).items() if "/time_" not in k}
         one = small_sd.run(image, nested(paths), z[:, :1], logsnr, tokens=tokens)

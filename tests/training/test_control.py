@@ -9,6 +9,7 @@ from configs import control
 from tests.sprite_cases import needs_pictures
 from tests.training.test_inflation import WordTokens, config, image_run  # noqa: F401
 from vdm_jax import runs
+from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.commands.export import export_model
 from vdm_jax.errors import UserError
 from vdm_jax.training import base_model, control_tuning, observers, train
@@ -77,6 +78,29 @@ def test_it_starts_as_the_image_model_and_trains_alone(
     assert ".png" in samples
     export_model(tmp_path / "control", tmp_path / "shipped")
     assert load_file(tmp_path / "shipped" / runs.PARAMS).keys() == own
+
+
+def arrays(workdir, step):
+    return Checkpoints(workdir / "checkpoints", read_only=True).arrays(step)
+
+
+@pytest.mark.slow
+@needs_pictures
+def test_a_resumed_run_is_the_same(image_run, tmp_path, monkeypatch):  # noqa: F811
+    """Bit for bit: the ControlNet, its average and its optimiser."""
+    monkeypatch.setattr(train, "open_caption_embeddings", lambda *args: WordTokens())
+    constant = {"train.end_lr_fraction": 1.0, "train.sample_every": 4}
+    constant |= {"train.eval_every": 4}
+    for folder, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        value = control_config(image_run, **constant, **{"train.steps": steps})
+        train.train(value, tmp_path / folder)
+    whole, resumed = (arrays(tmp_path / name, 4) for name in ("whole", "parts"))
+    assert whole.keys() == resumed.keys()
+    assert any("ema" in name and "control_0" in name for name in whole)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], name)
+    first, last = (arrays(tmp_path / "parts", step) for step in (2, 4))
+    assert any(not np.array_equal(first[name], last[name]) for name in first)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from absl import flags
 
 from vdm_jax import controls
 from vdm_jax.cascade import Cascade
+from vdm_jax.commands.sampling import texts_and_number
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import Control, observations
 from vdm_jax.systems import DEFAULT_FRAMES
@@ -42,7 +43,7 @@ def add_controls(cascade: Cascade) -> tuple[Cascade, list[dict[str, Any]]]:
             f"--num_frames={FLAGS.num_frames}: without --system this model makes "
             f"{frames}; --system=control_video makes any number"
         )
-    num = FLAGS.num or max(1, len(FLAGS.prompt))
+    _, num = texts_and_number(cascade)
     output = observations.OutputSpec.of(stage.model, stage.config, frames, (1, 1), num)
     networks, videos, about = [], [], []
     for folder, clip, kind, use in zip(folders, clips, kinds, uses, strict=True):

@@ -87,6 +87,8 @@ def _edit() -> None:
     check_mode(f"--{edit}", MODES)
     if FLAGS.num_frames == 0 and edit != "control":
         raise UserError("--num_frames=0, all frames of the clip, goes with --control")
+    if FLAGS["set"].present and not FLAGS.system:
+        raise UserError("--set goes with --system, not with --control alone")
     start_jax()
     from vdm_jax import cascade as cascades
     from vdm_jax import sampling

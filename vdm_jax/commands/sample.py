@@ -11,6 +11,7 @@ from vdm_jax.commands.flags import (
     require_one,
 )
 from vdm_jax.commands.main import run, start_jax
+from vdm_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -38,6 +39,8 @@ def _sample() -> None:
     if mode == "--workdir" and FLAGS.system is not None:
         mode = "--system"
     check_mode(mode, MODES)
+    if FLAGS.num_frames == 0:
+        raise UserError("--num_frames=0: 1 or more; 0 is for edit.py --control")
     start_jax()
     from vdm_jax import cascade as cascades
     from vdm_jax.commands.sampling import override, sample

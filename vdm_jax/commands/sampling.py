@@ -175,11 +175,11 @@ def _describe_stages(cascade: Cascade, stage: CascadeStage) -> dict:
     return {"cascade": str(cascade.path), "stages": made}
 
 
-def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
-    """Return the prompts, one per video or none, and the number of videos.
+def texts_and_number(cascade: Cascade) -> tuple[list[str], int]:
+    """Return the texts of the flags, and the number of videos, of all of them.
 
     Raises:
-      UserError: a file that holds no prompts, or too many videos for the memory.
+      UserError: a file that holds no prompts.
     """
     texts = list(FLAGS.prompt)
     if FLAGS.prompts is not None:
@@ -192,7 +192,16 @@ def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
         if not texts:
             raise UserError(f"--prompts={FLAGS.prompts} holds no prompt")
     each = FLAGS.num or (1 if texts else cascade.stages[0].config.sample.num)
-    num = each * max(1, len(texts))
+    return texts, each * max(1, len(texts))
+
+
+def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
+    """Return the prompts, one per video or none, and the number of videos.
+
+    Raises:
+      UserError: a file that holds no prompts, or too many videos for the memory.
+    """
+    texts, num = texts_and_number(cascade)
     for stage in cascade.stages:
         sampling.check_settings(stage.model, num, FLAGS.seed, stage.settings)
         distilled_steps = stage.config.diffusion.distilled_steps
@@ -200,7 +209,7 @@ def read_prompts(cascade: Cascade) -> tuple[list[str], int]:
             print(
                 f"{stage.name}: this student was distilled for {distilled_steps} steps"
             )
-    return [text for text in texts for _ in range(each)], num
+    return [text for text in texts for _ in range(num // len(texts))], num
 
 
 def _label(base: CascadeStage, is_edit: bool) -> str:

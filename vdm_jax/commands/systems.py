@@ -17,7 +17,13 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics.sprite_detection import silhouettes
 from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, SamplingInputs, observations
-from vdm_jax.systems import DEFAULT_FRAMES, SYSTEMS, Request, parse_options
+from vdm_jax.systems import (
+    DEFAULT_FRAMES,
+    SYSTEMS,
+    Request,
+    parse_options,
+    text2video_zero,
+)
 from vdm_jax.systems.request import FindForeground
 
 FLAGS = flags.FLAGS
@@ -66,15 +72,19 @@ def read_system(cascade: Cascade, mask: str | None = None) -> ChosenSystem:
     mask: a file that says where the foreground is, or None.
 
     Raises:
-      UserError: no such system or option, or a mask that cannot be read.
+      UserError: no such system or option, one that has no meaning with controls, or a
+        mask that cannot be read.
     """
     name = FLAGS.system
     if name not in SYSTEMS:
         raise UserError(f"--system={name}: one of {', '.join(SYSTEMS)}")
-    options = parse_options(SYSTEMS[name].Options, FLAGS["set"].value or [])
+    texts = FLAGS["set"].value or []
+    options = parse_options(SYSTEMS[name].Options, texts)
     base = cascade.stages[0]
-    if cascade.controls.videos:
-        return ChosenSystem(name, options, cascade.controls.videos[0].shape[1])
+    if videos := cascade.controls.videos:
+        if texts and name == text2video_zero.NAME:
+            raise UserError(text2video_zero.NO_OPTIONS)
+        return ChosenSystem(name, options, videos[0].shape[1])
     frames = FLAGS.num_frames or DEFAULT_FRAMES
     if not mask:
         is_sprites = base.config.data.source == "sprites"

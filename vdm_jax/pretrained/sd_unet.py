@@ -93,8 +93,9 @@ def read_config(folder: Path, cls: str = CLASS) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("_class_name") != cls:
-        kind = config.get("_class_name") if isinstance(config, dict) else config
-        raise UserError(f"{path} is of {kind!r:.60}: {cls} is read")
+        given = config.get("_class_name") if isinstance(config, dict) else config
+        kind = "no class of diffusers" if given is None else f"{given!r:.60}"
+        raise UserError(f"{path} is of {kind}: give a folder of {cls}")
     return config
 
 

@@ -215,12 +215,23 @@ def edit(
 def read_control(output: OutputSpec, clip: str) -> tuple[np.ndarray, ClipInfo]:
     """Read frames from a clip's start, uint8 [f, h, w, c] of the model's channels.
 
-    output: num_frames of 0 reads as many as the clip has.
+    output: num_frames of 0 reads as many as the clip has. A picture is every frame.
+
+    Raises:
+      UserError: the clip cannot be read or is too short, or its frames need too much
+        memory.
     """
-    frames = output.num_frames or _longest(clip, output)
+    longest = _longest(clip, output)
+    frames, is_still = output.num_frames or longest, _is_picture(clip)
+    if frames > longest and not is_still:
+        raise UserError(
+            f"--control={clip} has {longest} of {frames} frames, at {output.fps:g} a "
+            "second: --num_frames=0 takes all"
+        )
     shape = frames, *output.size, output.model.video_shape[3]
     check_video_memory(output.num, shape, f"--control={clip} of {frames} frames")
-    video, info = _read_clip(clip, np.arange(frames), output, output.size)
+    indices = np.arange(frames) * (not is_still)
+    video, info = _read_clip(clip, indices, output, output.size)
     if shape[3] == 1 and video.shape[-1] == 3:
         video = video_io.to_gray(video)
     return video, info | {"output": f"{shape[2]}x{shape[1]}"}

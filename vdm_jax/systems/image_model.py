@@ -63,17 +63,19 @@ def _spec(network: Any) -> Any:
     return _spec(network.network) if isinstance(network, WithLora) else network.spec
 
 
-def with_frames(model: DiffusionModel, frames: int, **network: Any) -> DiffusionModel:
+def with_frames(
+    model: DiffusionModel, frames: int, control_reads: str = "own", **network: Any
+) -> DiffusionModel:
     """Return an image model as one of so many frames; its parameters stay the same.
 
-    network: fields of its SDSpec that change, as frame_reads="first". Of those a
-      ControlNet has joint_norms alone: its frames read themselves.
+    network: fields of its SDSpec that change, as frame_reads="first". A ControlNet's
+      change, too, but for its frame_reads, which is control_reads.
     """
     conditions = tuple((name, _resized(own, frames)) for name, own in model.conditions)
     encoder = dataclasses.replace(model.conditioning_encoder, conditions=conditions)
     return dataclasses.replace(
         model,
-        network=_with_spec(model.network, network),
+        network=_with_spec(model.network, network, control_reads),
         conditioning_encoder=encoder,
         conditions=conditions,
         video_shape=(frames, *model.video_shape[1:]),
@@ -86,11 +88,14 @@ def _resized(condition: Condition, frames: int) -> Condition:
     return dataclasses.replace(condition, shape=(frames, *condition.shape[1:]))
 
 
-def _with_spec(network: Any, changes: dict[str, Any]) -> nn.Module:
+def _with_spec(network: Any, changes: dict[str, Any], control_reads: str) -> nn.Module:
     if isinstance(network, WithLora):
-        return network.clone(network=_with_spec(network.network, changes))
+        unet = _with_spec(network.network, changes, control_reads)
+        return network.clone(network=unet)
     if isinstance(network, Controlled):
-        own = {name: changes[name] for name in changes.keys() & {"joint_norms"}}
-        controls = tuple(_with_spec(control, own) for control in network.controls)
-        return network.clone(unet=_with_spec(network.unet, changes), controls=controls)
+        own = changes | {"frame_reads": control_reads}
+        return network.clone(
+            unet=_with_spec(network.unet, changes, control_reads),
+            controls=tuple(_with_spec(each, own, "") for each in network.controls),
+        )
     return network.clone(spec=dataclasses.replace(network.spec, **changes))

@@ -6,7 +6,7 @@ noise that takes them back to t1. From there all frames are denoised together, a
 self-attention reads the first one (section 3.3.2).
 
 With ControlNets all frames start from the same noise, and nothing is moved: their
-controls say where things are.
+controls say where things are. In a ControlNet, too, frames read the first one.
 
 Arrays are those of the host, z and masks [b, f, h, w, c].
 """
@@ -34,6 +34,7 @@ from vdm_jax.systems.image_model import (
 from vdm_jax.systems.request import Request
 
 NAME = "text2video_zero"
+NO_OPTIONS = f"{NAME} with controls has no --set: they say what moves"
 CANVAS = 512  # pixels of a picture's side, of which motion is measured
 CHUNK = 8  # frames that are denoised at a time, the first one among them
 # Number of the draw that takes a frame back to t1; the frame's stands for the step. The
@@ -186,7 +187,7 @@ def generate(
         first_0 = run(model, first_1, (row_1, row_0), [0])
         eps = frame_noise(model, request)
         z = start(first_1, first_0, eps, ratio, request, options)
-    video_model = with_frames(model, size, frame_reads="first")
+    video_model = with_frames(model, size, "first", frame_reads="first")
     made = np.empty_like(z)
     for begin in starts:
         # The last chunk is filled up with copies of the last frame: one program.
@@ -323,7 +324,7 @@ def check_request(
     if not model.video_conditions:
         phases(model, settings, options)
     elif options != Options():
-        raise UserError(f"{NAME} with controls has no --set: they say what moves")
+        raise UserError(NO_OPTIONS)
     if settings.guidance_schedule.startswith("frames"):
         raise UserError(
             f"guidance_schedule={settings.guidance_schedule!r}: {NAME} has one scale "
