@@ -32,6 +32,7 @@ from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, Settings
 
 BATCH = 8  # videos that are sampled at a time
+GUIDANCE_SCALE = 5.0  # the best one of models/sprites
 SHOWN = 4  # videos of a row's sheet
 Scores = Mapping[str, np.ndarray]  # of each video; bool where a share is meant
 COMMON = {  # key of a row -> heading; each has a 95% interval
@@ -51,8 +52,8 @@ def parser(study: str, num: int, **paths: str) -> argparse.ArgumentParser:
     for name, default in {"model": "models/sprites", **paths, "out": folder}.items():
         flags.add_argument(f"--{name}", type=runtime.path_type, default=default)
     flags.add_argument("--num", type=int, default=num, help="at least 2")
-    for name, kind in (("steps", int), ("guidance_scale", float)):
-        flags.add_argument(f"--{name}", type=kind, help="default: the model's own")
+    flags.add_argument("--steps", type=int, help="default: the model's own")
+    flags.add_argument("--guidance_scale", type=float, default=GUIDANCE_SCALE)
     flags.add_argument("--seed", type=int, default=0)
     return flags
 
@@ -79,9 +80,10 @@ class ImageModel:
         stage = cascade.stages[0]
         if stage.config.data.source != "sprites":
             raise UserError(f"--model={flags.model}: a run of configs/sprites.py")
-        given = {"steps": flags.steps, "guidance_scale": flags.guidance_scale}
-        changes = {name: value for name, value in given.items() if value}
-        stage = stage.with_settings(batch_size=BATCH, **changes)
+        changes = {"steps": flags.steps} if flags.steps else {}
+        stage = stage.with_settings(
+            batch_size=BATCH, guidance_scale=flags.guidance_scale, **changes
+        )
         return cls(cascade, cascade.load_first(), stage.settings)
 
     def sprites(self, frames: int, vocabulary: str = "") -> Sprites:

@@ -38,7 +38,6 @@ from vdm_jax.systems.control_video import Options, neighbours
 from vdm_jax.systems.image_model import with_frames
 
 VOCABULARY = "small"  # of the clips
-GUIDANCE_SCALE = 5.0  # the best one of models/sprites
 SHORT, LONG = 8, 33  # frames; 33 have nine key frames
 KINDS = ("silhouette", "edges")
 
@@ -161,8 +160,7 @@ def read_controlled(flags: Any) -> tuple[ImageModel, str]:
     for kind in KINDS:
         controls.check_kind(kind, loaded)
     trained = controls.apply(trained, [loaded])
-    settings = dataclasses.replace(image.settings, guidance_scale=GUIDANCE_SCALE)
-    image = dataclasses.replace(image, trained=trained, settings=settings)
+    image = dataclasses.replace(image, trained=trained)
     return image, trained.checksum
 
 
@@ -174,7 +172,8 @@ def main() -> None:
     image, checksum = read_controlled(flags)
     table = Table(
         flags.out, "control_video", COMMON, clips=flags.num, seed=flags.seed,
-        steps=image.settings.steps, guidance_scale=GUIDANCE_SCALE, models=checksum,
+        steps=image.settings.steps, guidance_scale=flags.guidance_scale,
+        models=checksum,
     )  # fmt: skip
     for frames, num in ((SHORT, flags.num), (LONG, flags.num // 4)):
         task = Task.make(image, frames, num, flags.seed)

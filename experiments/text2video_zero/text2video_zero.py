@@ -36,7 +36,6 @@ from vdm_jax.systems.text2video_zero import CANVAS, Options, warp
 
 FRAMES = 8
 DIRECTIONS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])  # right, left, down, up
-GUIDANCE_SCALE = 5.0  # the best one of models/sprites
 # Latents of 16x16 leave an object's place open at the paper's t0 and t1.
 OPTIONS = Options(t0=601, t1=681)
 STRENGTH = OPTIONS.strength  # 1.5 pixels a frame in 64x64
@@ -145,15 +144,13 @@ def main() -> None:
     """Measure, print, write."""
     flags = parser("text2video_zero", 64).parse_args()
     image = ImageModel.read(flags)
-    settings = dataclasses.replace(image.settings, guidance_scale=GUIDANCE_SCALE)
-    image = dataclasses.replace(image, settings=settings)
     source = image.sprites(FRAMES)
     labels = unseen_pairs(source, flags.num)
     sentences = prompts(labels, source)
     cond = image.encode(sentences)
     table = Table(
         flags.out, "text2video_zero", HEADINGS, prompts=flags.num, seed=flags.seed,
-        steps=image.settings.steps, guidance_scale=GUIDANCE_SCALE,
+        steps=image.settings.steps, guidance_scale=flags.guidance_scale,
         model=image.trained.checksum,
     )  # fmt: skip
     for name, (changes, replaced) in ROWS.items():

@@ -154,7 +154,7 @@ def main() -> None:
     table = Table(
         flags.out, "tune_a_video", HEADINGS, clips=flags.num, updates=flags.updates,
         seed=flags.seed, steps=image.settings.steps,
-        guidance=image.settings.guidance_scale, model=image.trained.checksum,
+        guidance_scale=flags.guidance_scale, model=image.trained.checksum,
     )  # fmt: skip
     table.columns = {"n": ("n", "d"), "joint_count": ("right", "d")} | table.columns
     right = functools.partial(edits.tuned, reads="previous")
