@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start_steps=64,
         end_steps=4,
-        guidance_range=(1.0, 7.0),
+        guidance_range=(1.0, 5.0),
         guidance_updates=400,
         guidance_lr=2e-3,
         updates_per_round=200,
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
         num=64,
         max_metric_drop=0.2,
     )
-    config.data.batch_size = 32
+    config.data.update(batch_size=32, text_embeddings_dir="runs/sprites_text")
     config.train.update(
         optimizer="muon",
         learning_rate=5e-4,

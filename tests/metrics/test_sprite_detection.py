@@ -104,6 +104,21 @@ def test_centres_sizes_and_renderings_are_those_of_the_data(clips):
     assert difference.mean() < 1.5  # of 255
 
 
+@needs_pictures
+@pytest.mark.parametrize("size", [27, 31, 33, 37])
+def test_an_object_of_a_size_that_the_data_lack_is_found(size):
+    """Samples have any size; the nearest one that is searched explains them."""
+    source = sprites(frames=1)
+    white = source.background(0, np.random.default_rng(0))
+    frames = [
+        source.render(k, size, np.array([[30.0, 33.0]]), white) for k in range(24)
+    ]
+    found = detect_sprites(np.stack(frames), source)
+    assert (found.object[:, 0] == np.arange(24)).all()
+    assert (abs(found.size - size) <= 2).all()
+    assert (found.explained > 0.5).all()
+
+
 def test_silhouettes_are_where_a_clip_differs_from_its_background(clips):
     """All but its soft edge and what has the background's colour."""
     source, videos, _, _, found = clips

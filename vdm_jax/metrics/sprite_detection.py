@@ -1,8 +1,9 @@
 """Objects in stills and clips of sprites, detected without a network.
 
-Every frame is compared with every object of the vocabulary in both sizes at every
-place, as the data set renders them, by least squares with the background's colours
-free: one colour, or a gradient from top to bottom. Photographs are outside the measure.
+Every frame is compared with every object of the vocabulary at every place, as the data
+set renders them, by least squares with the background's colours free: one colour, or a
+gradient from top to bottom. Photographs are outside the measure. Samples have objects
+of any size, so sizes between and around the two of the data set are searched, too.
 """
 
 import functools
@@ -17,6 +18,7 @@ from vdm_jax.data.sprites import Geometry, Sprites
 COARSE = 2  # pixels to a side of a pixel of the first search
 NUM_CANDIDATES = 8  # objects and sizes of a frame that are searched at full resolution
 NUM_FITTED = 3  # of them that are placed between pixels
+SIZE_STEP = 2  # pixels from one size that is searched to the next
 
 
 class Detections(NamedTuple):
@@ -105,13 +107,19 @@ class Matcher:
         return error
 
 
+def searched_sizes(height: int, width: int) -> range:
+    """Return the sizes in pixels in which objects are searched in frames."""
+    small, *_, large = sorted(Geometry(1, height, width).sizes)
+    return range(small - SIZE_STEP, large + SIZE_STEP + 1, SIZE_STEP)
+
+
 @functools.lru_cache(maxsize=4)
 def _coarse_matchers(
     vocabulary: str, height: int, width: int, gradients: bool
 ) -> list[Matcher]:
-    """Return a matcher of the whole vocabulary for each size of sprites."""
+    """Return a matcher of the whole vocabulary for each size that is searched."""
     basis = background_basis(-(-height // COARSE), gradients)
-    sizes = Geometry(1, height, width).sizes
+    sizes = searched_sizes(height, width)
     banks = (sprite_pictures.pictures(vocabulary, size) for size in sizes)
     return [Matcher(bank, basis, -(-width // COARSE), COARSE) for bank in banks]
 
@@ -184,7 +192,7 @@ def _detect(frame: np.ndarray, vocabulary: str, gradients: bool) -> tuple:
     """Return the fields of Detections for a frame [h, w, 3] in [0, 1]."""
     height, width, _ = frame.shape
     channels = np.ascontiguousarray(np.moveaxis(frame, -1, 0))
-    sizes = Geometry(1, height, width).sizes
+    sizes = searched_sizes(height, width)
     basis = background_basis(height, gradients)
     matchers = _coarse_matchers(vocabulary, height, width, gradients)
     shrunk = _shrink(channels)
