@@ -228,7 +228,7 @@ def test_another_text_encoder_is_refused(monkeypatch, dim, sha256, fits):
     read = cascade.read(ROOT / "cascades" / "shapes")
     text = np.zeros((2, 2, dim)), np.ones((2, 2), bool)
     monkeypatch.setattr(
-        cascade.text_encoders, "load_encoder", lambda _: Encoder(dim, text)
+        cascade.text_encoders, "load_encoder", lambda *_, **__: Encoder(dim, text)
     )
     read.stages[3].config.conditioning.text_encoder_sha256 = sha256
     if fits:

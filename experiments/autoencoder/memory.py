@@ -2,10 +2,10 @@
 
     python -m experiments.autoencoder.memory
 
-`temporaries`: bytes of the compiled programs for 32 and for 256 frames, of a whole
-video in one program. `processes`: the largest resident memory of a process that
-streams a video through models/autoencoder and stores what was decoded, less the video
-before and after. Writes memory.json.
+In megabytes. `temporaries`: those of the compiled programs for 32 and for 256 frames,
+of a whole video in one program. `processes`: the largest resident memory of a process
+that streams a video through models/autoencoder and stores what was decoded, less the
+video before and after. Writes memory.json.
 """
 
 import json
@@ -25,10 +25,11 @@ from vdm_jax.sampling import to_uint8
 FILE = Path(__file__).with_suffix(".json")
 FOLDER = Path("models/autoencoder")
 SIDE, LENGTHS = 256, (32, 256)
+MEGABYTE = 1e6  # bytes
 
 
-def temporaries() -> list[dict[str, int]]:
-    """Return the bytes of temporaries of programs that encode and decode."""
+def temporaries() -> list[dict[str, float]]:
+    """Return the temporaries of programs that encode and decode."""
     autoencoder, params = latents.load(FOLDER)
     spec = autoencoder.network.spec
     small = SIDE // spec.factor
@@ -41,7 +42,7 @@ def temporaries() -> list[dict[str, int]]:
             program = jax.jit(getattr(autoencoder, name)).lower(params, argument)
             memory = program.compile().memory_analysis()
             assert memory is not None
-            row[name] = memory.temp_size_in_bytes
+            row[name] = memory.temp_size_in_bytes / MEGABYTE
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -59,8 +60,8 @@ def stream(frames: int) -> dict[str, Any]:
         decoded[at : at + len(part)] = to_uint8(part)
         at += len(part)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    stored = video.nbytes + z.nbytes + decoded.nbytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
+    stored = (video.nbytes + z.nbytes + decoded.nbytes) / MEGABYTE
     return {"frames": frames, "peak": peak, "stored": stored, "above": peak - stored,
             "seconds": seconds}  # fmt: skip
 

@@ -46,8 +46,8 @@ def test_every_flag_that_is_a_path_refuses_an_object_store(flags_of, command):
 def test_every_field_of_a_config_that_is_a_path_refuses_an_object_store():
     """A field of text is one of some names, a path, or is listed here."""
     words = {
-        "caption", "guidance_schedule", "init_checksum", "label", "text_encoder_sha256",
-        "tfds_name",
+        "caption", "edited_caption", "guidance_schedule", "init_checksum", "label",
+        "text_encoder_sha256", "tfds_name",
     }  # fmt: skip
     for sections in (settings.TRAINING, settings.DISTILLATION):
         for section, declared in sections.items():

@@ -134,5 +134,5 @@ def test_a_folder_of_another_class_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json: .* ControlNetModel"):
         controlnet.read_config(tmp_path)
     write_folder(tmp_path, _class_name="UNet2DConditionModel")
-    with pytest.raises(UserError, match="ControlNetModel is read"):
+    with pytest.raises(UserError, match="give a folder of ControlNetModel"):
         controlnet.read_config(tmp_path)

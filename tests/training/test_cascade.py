@@ -175,7 +175,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
     encoder = FakeEncoder()
     loaded = []
     monkeypatch.setattr(
-        captions.text, "load_encoder", lambda name: loaded.append(0) or encoder
+        captions.text, "load_encoder", lambda *_, **__: loaded.append(0) or encoder
     )
     for _ in range(2):
         texts = captions.open_caption_embeddings(
@@ -187,7 +187,7 @@ def test_captions_that_a_source_lists_are_embedded_if_none_are(monkeypatch, tmp_
 
 
 class FakeEncoder:
-    name, dim = "fake", 384
+    name, dim, clip_skip = "fake", 384, 0
 
     def __init__(self):
         self.calls = []
