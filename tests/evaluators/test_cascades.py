@@ -137,7 +137,7 @@ def test_a_text_model_is_measured_by_the_captions_of_held_out_clips(
     assert 0 <= results["attributes"]["samples"]["all_attributes"] <= 1
     samples, real, others = results["text"]
     assert real["clip_score"] == pytest.approx(100) and others["clip_score"] < 99
-    assert 0 <= samples["clip_score"] < 99 and real["clip_score_error"] < 1e-9
+    assert 0 <= samples["clip_score"] < 99 and real["clip_score_error"] < 1e-4
     towers.config.video.height *= 2
     with pytest.raises(UserError, match="is a model of frames of"):
         models.evaluate(cascade, options, **ask)
@@ -152,7 +152,7 @@ class EqualTowers:
         self.clips = {str(caption): clip for caption, clip in pairs}
 
     def embed_videos(self, videos):
-        flat = videos.reshape(len(videos), -1) / 255
+        flat = videos.reshape(len(videos), -1) / np.float32(255)
         return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
     def embed_texts(self, texts):

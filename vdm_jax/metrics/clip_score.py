@@ -52,7 +52,7 @@ def score_rows(images: Mapping[str, np.ndarray], text: np.ndarray) -> list[Row]:
     rows = []
     for name, image in images.items():
         scores = clip_scores(image, text)
-        error = scores.std(ddof=1) / np.sqrt(len(scores))
-        row = {"row": name, "clips": len(scores)}
-        rows.append(row | {"clip_score": scores.mean(), "clip_score_error": error})
+        error = float(scores.std(ddof=1)) / len(scores) ** 0.5
+        row = {"row": name, "clips": len(scores), "clip_score": float(scores.mean())}
+        rows.append(row | {"clip_score_error": error})
     return rows
