@@ -32,7 +32,7 @@ from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, Settings
 
 BATCH = 8  # videos that are sampled at a time
-GUIDANCE_SCALE = 5.0  # the best one of models/sprites
+GUIDANCE_SCALE = 5.0  # with which models/sprites is right most often
 SHOWN = 4  # videos of a row's sheet
 Scores = Mapping[str, np.ndarray]  # of each video; bool where a share is meant
 COMMON = {  # key of a row -> heading; each has a 95% interval

@@ -8,12 +8,57 @@ each row; rows that are there are kept.
 """
 
 import argparse
+import dataclasses
+from typing import Any
 
-from experiments.sprite_accuracy.vocabularies import HEADINGS, Stills
-from experiments.sprite_videos import ImageModel, Table, parser
-from vdm_jax import runtime
+import numpy as np
+
+from experiments.sprite_videos import ImageModel, Scores, Table, parser
+from vdm_jax import runtime, sampling
+from vdm_jax.data.sprites import Sprites
+from vdm_jax.metrics import sprite_detection, sprite_scores
+from vdm_jax.sampling import Run, SamplingInputs
 
 TEACHER_STEPS, STEPS = 64, (8, 4)
+BATCH = 40
+HEADINGS = {"object": "object", "background": "background"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stills:
+    """Captions of held-out stills, and pictures of them by models."""
+
+    image: ImageModel
+    labels: np.ndarray
+    captions: list[str]
+
+    @classmethod
+    def draw(cls, image: ImageModel, num: int) -> "Stills":
+        """Draw stills of the model's vocabulary."""
+        part, rng = image.sprites(1).split(True), np.random.default_rng(0)
+        items = rng.integers(len(part), size=num).tolist()
+        stills: list[Any] = [part.load(item, rng, 1) for item in items]
+        labels = np.stack([still["label"] for still in stills])
+        return cls(image, labels, [still["caption"] for still in stills])
+
+    def sample(self, model: ImageModel, seed: int, **changes: Any) -> np.ndarray:
+        """Return pictures by a model, from the same noise for a seed.
+
+        model: one that reads the same text. changes: other settings of it.
+        """
+        settings = dataclasses.replace(model.settings, batch_size=BATCH, **changes)
+        inputs = SamplingInputs(self.image.encode(self.captions))
+        trained = model.trained
+        num = len(self.captions)
+        how = trained.model, trained.params, num, settings, inputs, Run(seed)
+        return sampling.sample(*how)
+
+    def score(self, videos: np.ndarray) -> Scores:
+        """Return whether object and background are the right ones."""
+        source: Sprites = self.image.sprites(1)
+        detected = sprite_detection.detect_sprites(videos, source)
+        right = sprite_scores.measure(detected, source) == self.labels
+        return dict(zip(HEADINGS, right.T, strict=True))
 
 
 def main() -> None:
@@ -21,7 +66,7 @@ def main() -> None:
     flags = parser("sprite_accuracy", 400, students="runs/sprites_distilled")
     flags = flags.parse_args()
     teacher = ImageModel.read(flags)
-    stills = Stills.draw(teacher, "", flags.num)
+    stills = Stills.draw(teacher, flags.num)
     table = Table(
         flags.out, "students", HEADINGS, num=flags.num, seed=flags.seed,
         guidance_scale=flags.guidance_scale, model=teacher.trained.checksum,
