@@ -8,9 +8,10 @@ import pytest
 from configs import cascade_small, shapes
 from tests.run_command import SMOKE, call
 from tests.small_model import area_mean_errors
-from vdm_jax import build, cascade, codec, data, runs, sampling
+from vdm_jax import build, codec, data, runs, sampling
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
+from vdm_jax.model import check_shapes_chain
 from vdm_jax.sampling import Observation, SamplingInputs
 from vdm_jax.training.checks import check_config
 
@@ -135,9 +136,7 @@ def test_a_stage_encodes_its_input_before_noise_is_added():
     inputs = SamplingInputs({"low_resolution": low})
     made = sampling.sample(model, params, 1, settings, inputs)
     assert made.shape[1:] == model.video_shape
-    cascade.check_shapes_chain(
-        [("base", build.build_model(base(config))), ("ssr", model)]
-    )
+    check_shapes_chain([("base", build.build_model(base(config))), ("ssr", model)])
     assert jnp.isfinite(made).all()
 
 

@@ -21,7 +21,7 @@ from vdm_jax.cascade_file import CASCADE_FILE
 from vdm_jax.controls import Controls, with_controls
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.model import DiffusionModel
+from vdm_jax.model import DiffusionModel, check_shapes_chain
 from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, SamplingInputs, Settings
 from vdm_jax.settings import check, settings_of
@@ -204,33 +204,6 @@ def _read_stage(path: Path, index: int, fields: Any) -> CascadeStage:
         if reason := sampling.why_unused(name, stage.model, stage.settings):
             raise UserError(f"{path}: {where}{name} {reason}")
     return stage
-
-
-def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
-    """Check that each stage's input has the shape of the previous stage's output.
-
-    stages: name and model, from the base on.
-
-    Raises:
-      UserError: shapes do not fit, two stages have one name, or the first is no base.
-    """
-    (name, first), *rest = stages
-    if first.low_resolution is not None:
-        raise UserError(
-            f"the first stage, {name}, is a super-resolution stage: name it in a "
-            "cascade's file after the stage that makes its input"
-        )
-    names = [name for name, _ in stages]
-    for (previous_name, previous), (name, model) in zip(stages, rest, strict=False):
-        if names.count(name) > 1:
-            raise UserError(f"two stages are called {name}")
-        if model.low_resolution is None:
-            raise UserError(f"stage {name} is a base model, which takes no video")
-        if model.low_resolution.input_shape != previous.video_shape:
-            raise UserError(
-                f"stage {name} takes videos of {model.low_resolution.input_shape}, and "
-                f"{previous_name} before it makes {previous.video_shape}"
-            )
 
 
 def sampling_overrides(stage: CascadeStage) -> dict[str, Any]:

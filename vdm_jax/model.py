@@ -5,7 +5,7 @@ Both return the frozen dataclass of this module, which knows no ConfigDict.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
+from vdm_jax.errors import UserError
 
 Params = Any
 
@@ -275,3 +276,30 @@ def run_unoptimised(function: Callable[[Array], Any], key: Array) -> Any:
     """
     options: Any = {"xla_backend_optimization_level": "0"}
     return jax.jit(function).lower(key).compile(options)(key)
+
+
+def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:
+    """Check that each stage's input has the shape of the previous stage's output.
+
+    stages: name and model, from the base on.
+
+    Raises:
+      UserError: shapes do not fit, two stages have one name, or the first is no base.
+    """
+    (name, first), *rest = stages
+    if first.low_resolution is not None:
+        raise UserError(
+            f"the first stage, {name}, is a super-resolution stage: name it in a "
+            "cascade's file after the stage that makes its input"
+        )
+    names = [name for name, _ in stages]
+    for (previous_name, previous), (name, model) in zip(stages, rest, strict=False):
+        if names.count(name) > 1:
+            raise UserError(f"two stages are called {name}")
+        if model.low_resolution is None:
+            raise UserError(f"stage {name} is a base model, which takes no video")
+        if model.low_resolution.input_shape != previous.video_shape:
+            raise UserError(
+                f"stage {name} takes videos of {model.low_resolution.input_shape}, and "
+                f"{previous_name} before it makes {previous.video_shape}"
+            )

@@ -8,4 +8,5 @@ from vdm_jax.settings.declaration import (
     section_dict,
     settings_of,
 )
-from vdm_jax.settings.sections import DISTILLATION, MODEL, OPTIONAL, TRAINING
+from vdm_jax.settings.distillation import DISTILLATION
+from vdm_jax.settings.sections import MODEL, OPTIONAL, TRAINING

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax import agreement, build, cascade, cascade_file, files, runs, text
+from vdm_jax import agreement, build, cascade_file, files, runs, text
 from vdm_jax.checkpoint import Checkpoints, on_first_process
 from vdm_jax.errors import UserError
+from vdm_jax.model import check_shapes_chain
 from vdm_jax.training.checks import check_config
 from vdm_jax.training.run import START_OVER, config_changes
 from vdm_jax.training.stop import PreemptionSignal
@@ -72,7 +73,7 @@ def _check(configs: dict[str, Any], workdir: Path) -> None:
     for name, config in configs.items():
         check_config(config)
         models.append((name, build.build_model(config)))
-    cascade.check_shapes_chain(models)
+    check_shapes_chain(models)
     for name, config in configs.items():
         if config.conditioning.text_dim and not config.data.text_embeddings_dir:
             config.data.text_embeddings_dir = str(workdir / "text")
