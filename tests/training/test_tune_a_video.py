@@ -91,12 +91,18 @@ def test_the_source_is_the_first_frames_of_the_clip(clip, stride):
         (24, {"target_fps": 10.0}, 10),
         (5, {}, 5),
         (5, {"stride": 2}, 2.5),
+        (24, {"written": 6.0}, 6),  # a rate of the files that was set
+        (24, {"target_fps": 12.0, "written": 6.0}, 6),
     ],
 )
 def test_the_edit_reads_the_frames_of_the_tuning(image, tmp_path, rate, fields, fps):
+    fields = dict(fields)
+    written = fields.pop("written", None)
     path = str(tmp_path / "clip.mp4")
     video_io.write_video(path, VIDEO, rate)
-    config = completed(config_of(path, **fields), image)
+    config = config_of(path, **fields)
+    config.video.fps = written
+    config = completed(config, image)
     assert config.video.fps == fps
     clip = data.open_source(config).load(0, np.random.default_rng(0), FRAMES)
     model: Any = types.SimpleNamespace(

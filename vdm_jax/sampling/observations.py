@@ -51,9 +51,11 @@ class OutputSpec:
         A model that was tuned on a clip takes the frames that its tuning took.
         """
         data = config.data
-        is_strided = data.source == "one_clip" and not data.target_fps
-        stride = data.stride if is_strided else 0
-        return cls(model, config.video.fps, *fields, stride=stride)
+        fps, stride = config.video.fps, 0
+        if data.source == "one_clip":
+            fps = data.target_fps or fps
+            stride = 0 if data.target_fps else data.stride
+        return cls(model, fps, *fields, stride=stride)
 
     def selection(self, frames: int, clip: VideoInfo) -> FrameSelection:
         """Return which of a clip's frames are taken.
