@@ -277,6 +277,9 @@ def test_a_lora_trains_alone_and_is_written(tuning, base, tmp_path):
     assert len([shape for shape in moments if len(shape) > 1]) == 2 * len(new)
 
     loaded = runs.load(tmp_path / "run")
+    with pytest.raises(UserError, match="has no LoRA: set config.network.lora_rank"):
+        adapters.write(tmp_path / "no" / "x", {}, loaded.model, tuning)
+    assert not (tmp_path / "no").exists()
     adapters.write(tmp_path / "x.safetensors", loaded.params, loaded.model, tuning)
     tuned = adapters.read([(tmp_path / "x.safetensors", 1.0)], base.model, base.config)
     merged = tuned.apply(base)

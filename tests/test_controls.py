@@ -151,14 +151,15 @@ def test_a_controlnet_of_another_base_is_refused(written, tmp_path, message):
     assert message in str(refusal.value)
 
 
-def test_a_model_without_timesteps_is_refused(written):
+def test_a_model_without_timesteps_is_refused(written, tmp_path):
     image, _, folder = written
     config = small_model.sd_config()
     model = build.build_model(config)
     with pytest.raises(UserError, match="with timesteps, as"):
         controls.read(folder, model, config)
     with pytest.raises(UserError, match="has no ControlNet: train one"):
-        controls.write(folder, image)
+        controls.write(tmp_path / "out", image)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_kind_of_control_is_refused(written, capsys):

@@ -19,7 +19,7 @@ import numpy as np
 
 from vdm_jax import text
 from vdm_jax.errors import UserError
-from vdm_jax.files import user_path
+from vdm_jax.files import make_folder, user_path
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.networks import lora
 from vdm_jax.pretrained import lora_files, sd_unet
@@ -155,4 +155,6 @@ def write(path: Path, params: Params, model: DiffusionModel, config: Any) -> Non
     deltas = lora.deltas_of(params)
     if not deltas:
         raise UserError(f"{path}: the model has no LoRA: set config.network.lora_rank")
-    lora_files.write(path, deltas, unet_modules(model, config))
+    modules = unet_modules(model, config)
+    make_folder(path.parent)
+    lora_files.write(path, deltas, modules)

@@ -258,6 +258,6 @@ def write(folder: Path, trained: TrainedModel) -> None:
     paths = {target.rpartition(" ")[2] for target in table.values()}
     if own.spec.patch_size > 1 or paths != named_leaves(params).keys():
         raise UserError("diffusers has no ControlNet of this network")
-    files.write_json(folder / "config.json", fields, indent=2)
+    files.write_json(files.make_folder(folder) / "config.json", fields, indent=2)
     path = folder / f"{safetensors_io.DIFFUSERS}.safetensors"
     safetensors_io.write(path, safetensors_io.to_names(params, table), np.float16)

@@ -71,17 +71,18 @@ def main() -> None:
         flags.out, "students", HEADINGS, num=flags.num, seed=flags.seed,
         guidance_scale=flags.guidance_scale, model=teacher.trained.checksum,
     )  # fmt: skip
-    models: dict[str, tuple[argparse.Namespace, dict[str, int]]] = {
-        f"teacher, {TEACHER_STEPS}": (flags, {"steps": TEACHER_STEPS})
+    models: dict[str, tuple[ImageModel, dict[str, int]]] = {
+        f"teacher, {TEACHER_STEPS}": (teacher, {"steps": TEACHER_STEPS})
     }
     for steps in STEPS:
         values = vars(flags) | {"model": flags.students / "rounds" / f"{steps:04d}"}
-        models[f"student, {steps}"] = argparse.Namespace(**values), {}
-        models[f"teacher, {steps}"] = flags, {"steps": steps}
-    for name, (given, changes) in models.items():
+        student = ImageModel.read(argparse.Namespace(**values))
+        models[f"student, {steps}"] = student, {}
+        models[f"teacher, {steps}"] = teacher, {"steps": steps}
+    for name, (model, changes) in models.items():
 
-        def sample(given=given, changes=changes):
-            return stills.sample(ImageModel.read(given), flags.seed, **changes)
+        def sample(model=model, changes=changes) -> np.ndarray:
+            return stills.sample(model, flags.seed, **changes)
 
         table.add(name, sample, stills.score, stills.captions)
 

@@ -90,7 +90,7 @@ def export_lora(workdir: Path, out: Path) -> None:
     from vdm_jax.pretrained import lora_files
 
     trained = runs.load(workdir)
-    file = make_folder(out) / lora_files.FILE
+    file = out / lora_files.FILE
     adapters.write(file, trained.params, trained.model, trained.config)
     print(f"step {trained.step}, {file.stat().st_size / 1e6:.2f} MB in {file}")
 
@@ -115,7 +115,7 @@ def export_controlnet(workdir: Path, out: Path) -> None:
     from vdm_jax.pretrained.safetensors_io import DIFFUSERS
 
     trained = runs.load(workdir)
-    controls.write(make_folder(out), trained)
+    controls.write(out, trained)
     size = (out / f"{DIFFUSERS}.safetensors").stat().st_size / 1e6
     print(f"step {trained.step}, a ControlNetModel of {size:.2f} MB in {out}")
 
