@@ -62,9 +62,11 @@ bench: setup .venv-baselines/ready
 demo: setup
 	$(BIN)/python -m vdm_jax.demo --out=runs/demo
 
-# Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; then a model
-# from scratch, trained, sampled and measured.
+# Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; videos by an
+# image model; then a model from scratch, trained, sampled and measured.
 TOUR := runs/tour
+ROCKET := $(TOUR)/text2video_zero/samples-000.mp4
+PENGUIN := --prompt="a penguin on a yellow background"
 tour: setup
 	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
 	  --out=$(TOUR)/prompts --overwrite
@@ -72,6 +74,17 @@ tour: setup
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=64 --out=$(TOUR)/teacher --overwrite
 	$(BIN)/python sample.py --workdir=models/shapes --num=16 --steps=8 --out=$(TOUR)/few_steps --overwrite
 	$(BIN)/python sample.py --workdir=models/clips --num=9 --steps=32 --sampler=ddim --out=$(TOUR)/clips --overwrite
+	$(BIN)/python sample.py --workdir=models/sprites --system=text2video_zero \
+	  --set=motion=0,-1 --set=t0=601 --set=t1=681 --prompt="a rocket on a yellow background" \
+	  --out=$(TOUR)/text2video_zero --overwrite
+	$(BIN)/python edit.py --workdir=models/sprites --system=control_video \
+	  --controlnet=models/control --control=$(ROCKET) --control_from=silhouette $(PENGUIN) \
+	  --out=$(TOUR)/control_video --overwrite
+	$(BIN)/python train.py --config=configs/tune_a_video.py --config.init_from=models/sprites \
+	  --config.data.path=$(ROCKET) --config.data.caption="a rocket on a yellow background" \
+	  --config.train.steps=100 --workdir=$(TOUR)/tuned
+	$(BIN)/python edit.py --workdir=$(TOUR)/tuned --edit=$(ROCKET) $(PENGUIN) \
+	  --out=$(TOUR)/tune_a_video --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(TOUR)
 	$(BIN)/python sample.py --workdir=$(TOUR) --num=16 --out=$(TOUR)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(TOUR) --num=96 --compare_steps=4,8,16 \

@@ -21,11 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.update(
         start_steps=64,
         end_steps=4,
-        guidance_range=(1.0, 5.0),
-        guidance_updates=400,
+        guidance_range=(3.0, 5.0),
+        guidance_updates=1200,
         guidance_lr=2e-3,
         updates_per_round=200,
-        time_power=2.0,
         num=64,
         max_metric_drop=0.2,
     )

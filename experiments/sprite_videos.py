@@ -33,6 +33,7 @@ from vdm_jax.sampling import Conditions, Settings
 
 BATCH = 8  # videos that are sampled at a time
 GUIDANCE_SCALE = 5.0  # with which models/sprites is right most often
+VOCABULARY = "small"  # of clips and prompts, and that objects are detected among
 SHOWN = 4  # videos of a row's sheet
 Scores = Mapping[str, np.ndarray]  # of each video; bool where a share is meant
 COMMON = {  # key of a row -> heading; each has a 95% interval

@@ -32,11 +32,11 @@ def test_the_page_has_all_parts(tmp_path, monkeypatch, capsys):
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
         "A student of eight steps", "Pictures from sentences",
-        "Prompts, stage by stage", "A model of natural videos", "Seconds",
-        "Next commands",
+        "A video of an image model: Text2Video-Zero", "Prompts, stage by stage",
+        "A model of natural videos", "Seconds", "Next commands",
     ]  # fmt: skip
     assert "<b>" not in page and page.count("sample.py") >= len(demo.PARTS)
-    assert page.count("<img") == 2 + 2 * len("ab")
+    assert page.count("<img") == 3 + 2 * len("ab")
 
 
 def test_the_next_commands_name_what_exists():
@@ -64,6 +64,6 @@ def test_an_installed_package_has_no_demo(tmp_path, monkeypatch):
 def test_a_run(tmp_path, capfd):
     demo.main([f"--out={tmp_path}"])
     assert (tmp_path / "report" / "index.html").is_file()
-    assert len([*tmp_path.rglob("samples-*.mp4")]) == 8 + 2 * 5
+    assert len([*tmp_path.rglob("samples-*.mp4")]) == 8 + 2 + 2 * 5
     assert len([*tmp_path.rglob("samples-*.png")]) == 6
     assert capfd.readouterr().out.endswith("index.html\n")

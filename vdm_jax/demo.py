@@ -70,6 +70,13 @@ PARTS = (  # the quickest first
         + " ".join(f"--prompt='{prompt}'" for prompt in PICTURES),
     ),
     Part(
+        "moving",
+        "A video of an image model: Text2Video-Zero",
+        "--workdir=models/sprites --system=text2video_zero --set=motion=0,-1 "
+        "--set=t0=601 --set=t1=681 --guidance_scale=5 "
+        + " ".join(f"--prompt='{prompt}'" for prompt in PICTURES[:2]),
+    ),
+    Part(
         "prompts",
         "Text to video with a cascade",
         "--cascade=cascades/shapes --prompt='a red circle moves left quickly' "

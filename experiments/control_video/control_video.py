@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.sprite_videos import (
     COMMON,
+    VOCABULARY,
     Clips,
     ImageModel,
     Scores,
@@ -37,7 +38,6 @@ from vdm_jax.systems import Request, control_video
 from vdm_jax.systems.control_video import Options, neighbours
 from vdm_jax.systems.image_model import with_frames
 
-VOCABULARY = "small"  # of the clips
 SHORT, LONG = 8, 33  # frames; 33 have nine key frames
 KINDS = ("silhouette", "edges")
 
@@ -141,8 +141,8 @@ class Task:
         return control_video.sample(self.image.trained, request, *how)
 
     def score(self, videos: np.ndarray) -> Scores:
-        """Return the scores; the object is detected among all that the model knows."""
-        source = self.image.sprites(videos.shape[1])
+        """Return the scores of videos."""
+        source = self.image.sprites(videos.shape[1], VOCABULARY)
         detected = detect_sprites(videos, source)
         centres = self.clips.centres
         return common_scores(videos, detected, source, self.labels, centres)

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.sprite_videos import (
     COMMON,
+    VOCABULARY,
     ImageModel,
     Table,
     common_scores,
@@ -82,7 +83,7 @@ ROWS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
 
 
 def unseen_pairs(source: Sprites, num: int) -> np.ndarray:
-    """Return labels [num, 2] of held-out pairs, the objects of `small` first.
+    """Return labels [num, 2] of held-out pairs in a random order.
 
     Raises:
       UserError: there are not so many.
@@ -90,8 +91,8 @@ def unseen_pairs(source: Sprites, num: int) -> np.ndarray:
     labels = np.argwhere(np.ones((source.sizes[0], len(COLOURS)), bool))
     pairs = labels[is_held_out(labels)[:, 0]]
     if num > len(pairs):
-        raise UserError(f"--num={num}: the model has {len(pairs)} held-out pairs")
-    return pairs[:num]
+        raise UserError(f"--num={num}: {VOCABULARY} has {len(pairs)} held-out pairs")
+    return np.random.default_rng(0).permutation(pairs)[:num]
 
 
 def sample(image: ImageModel, cond: Conditions, flags, options: Options) -> np.ndarray:
@@ -142,9 +143,9 @@ def score(videos: np.ndarray, source: Sprites, labels: np.ndarray):
 
 def main() -> None:
     """Measure, print, write."""
-    flags = parser("text2video_zero", 64).parse_args()
+    flags = parser("text2video_zero", 16).parse_args()
     image = ImageModel.read(flags)
-    source = image.sprites(FRAMES)
+    source = image.sprites(FRAMES, VOCABULARY)
     labels = unseen_pairs(source, flags.num)
     sentences = prompts(labels, source)
     cond = image.encode(sentences)

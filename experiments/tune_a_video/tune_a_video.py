@@ -19,6 +19,7 @@ from PIL import Image
 from configs import tune_a_video
 from experiments.sprite_videos import (
     COMMON,
+    VOCABULARY,
     Clips,
     ImageModel,
     Scores,
@@ -38,7 +39,6 @@ from vdm_jax.systems.image_model import with_frames
 from vdm_jax.training.cascade import finished_steps
 from vdm_jax.training.train import train
 
-VOCABULARY = "small"  # of the clips and of the edits
 FRAMES = 8
 AIM = 3.0  # pixels of trajectory error
 HEADINGS = {  # the first is what the method is for
@@ -135,8 +135,8 @@ class Edits:
         return np.concatenate(edits)
 
     def score(self, videos: np.ndarray) -> Scores:
-        """Return the scores; the object is detected among all that the model knows."""
-        source = self.image.sprites(FRAMES)
+        """Return the scores of videos."""
+        source = self.image.sprites(FRAMES, VOCABULARY)
         detected = detect_sprites(videos, source)
         centres = self.clips.centres
         scores = common_scores(videos, detected, source, self.labels, centres)
