@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.conditioning.text_dropout = 0.5
     config.train.update(
-        steps=4000,
+        steps=2000,
         learning_rate=3e-4,
         b2=0.999,
         weight_decay=0.01,

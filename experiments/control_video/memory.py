@@ -2,10 +2,10 @@
 
     python -m experiments.control_video.memory [FRAMES]
 
-In megabytes: the largest resident memory of a process that makes a video of 32 and one
-of 128 frames of 64x64 by models/sprites and models/control, less the clip, its controls,
-the latents and the video, whose size is that of the length. Four steps: more take no
-more memory. Writes memory.json.
+In megabytes: the largest resident memory of processes that make videos of 32 and of
+128 frames of 64x64 by models/sprites and models/control, less the clip, its controls,
+the latents and the video, which grow with the length. Four steps: more take no more
+memory. Writes memory.json.
 """
 
 import json
