@@ -109,6 +109,11 @@ def prompts(labels: np.ndarray, source: Sprites) -> list[str]:
     ]
 
 
+def rows_of(cond: Conditions, number: int) -> Conditions:
+    """Return the row of one video; one row is that of all, as of the tokens of ""."""
+    return {name: array[number % len(array) :][:1] for name, array in cond.items()}
+
+
 def others(values: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Return for each value [n] another one below `number`, drawn uniformly."""
     steps = np.random.default_rng(seed).integers(1, number, len(values))

@@ -29,6 +29,7 @@ from experiments.sprite_videos import (
     others,
     parser,
     prompts,
+    rows_of,
 )
 from vdm_jax import runs, runtime, sampling
 from vdm_jax.files import make_folder
@@ -122,9 +123,8 @@ class Edits:
         edits = []
         for number, clip in enumerate(self.clips.videos):
             model, params = model_of(number)
-            # One row is that of all, as of the tokens of "".
-            rows = {n: a[number % len(a) :][:1] for n, a in self.cond.items()}
-            how = 1, self.image.settings, SamplingInputs(rows)
+            inputs = SamplingInputs(rows_of(self.cond, number))
+            how = 1, self.image.settings, inputs
             run = Run(self.flags.seed, first_video=number)
             if inverts:
                 video = model.normalize(clip[None])

@@ -60,23 +60,23 @@ def test_direction_and_displacement_are_those_of_the_motion_that_is_set():
     moves[3] = 6, 0
     starts = np.array([(32, 32), (32, 32), (32, 43), (32, 32)]) - moves / 2
     videos = moving(source, 28, starts, moves)
-    found = motion_study.score(videos, source, np.array([[1, 0]]))
+    labels = np.array([[1, 0]] * 4)
+    found = motion_study.score(videos, source, labels, np.arange(4))
     assert found["direction"].tolist() == [True, True, True, False]
     assert found["displacement"].tolist() == [True, False, True, False]
     np.testing.assert_allclose(found["along"], [10.5, 5.25, 12.6, 0], atol=0.5)
-    assert found["with_room"].all() and found["object"].all()
+    assert found["object"].all()
 
 
 @needs_pictures
-def test_a_video_without_room_is_not_counted_among_those_with():
+def test_directions_have_room_and_are_balanced():
     source = sprites()
-    moves = 0 * DIRECTIONS
-    starts = np.array([(48, 32), (32, 32), (32, 32), (32, 16)])
-    videos = moving(source, 28, starts, moves)
-    found = motion_study.score(videos, source, np.array([[1, 0]]))
-    assert found["with_room"].tolist() == [False, True, True, False]
-    assert len(found["displacement_with_room"]) == 2
-    assert not found["direction"].any()
+    starts = np.array([(32, 32), (32, 32), (48, 16), (32, 32), (32, 32), (50, 50)])
+    videos = moving(source, 28, starts, 0 * starts)[:, :1]
+    videos[4] = np.random.default_rng(0).integers(0, 256, videos[4].shape)
+    first = detect_sprites(videos, source)
+    chosen = motion_study.directions_with_room(first, source).tolist()
+    assert chosen == [0, 1, 2, 3, -1, 1]
 
 
 def test_wrong_variants_of_the_motion_are_wrong():
