@@ -338,11 +338,8 @@ def sample(
     Raises:
       UserError: a negative label or text, and no stage uses classifier-free guidance.
     """
-    if negative is not None and not any(s.uses_cfg for s in cascade.stages):
-        raise UserError(
-            f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
-            "and a stage that is no guided student, which has one branch only"
-        )
+    if negative is not None:
+        check_guided(cascade)
     videos: dict[str, np.ndarray] = {}
     previous = base_videos
     for index, stage in enumerate(cascade.stages):
@@ -362,6 +359,15 @@ def sample(
         if on_stage:
             on_stage(stage, trained, previous)
     return videos
+
+
+def check_guided(cascade: Cascade) -> None:
+    """Raise UserError if no stage uses guidance, which a negative text needs."""
+    if not any(stage.uses_cfg for stage in cascade.stages):
+        raise UserError(
+            f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
+            "and a stage that is no guided student, which has one branch only"
+        )
 
 
 def _stage_inputs(
