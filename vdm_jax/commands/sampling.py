@@ -78,9 +78,15 @@ def sample(
     if not FLAGS.out:
         raise UserError("give --out=FOLDER for the videos")
     prompts, num = read_prompts(cascade)
+    if FLAGS.negative_label or FLAGS.negative_prompt:
+        cascades.check_guided(cascade)
     with _output_folders(cascade, by_stage) as folders:
         is_edit = observe is not observations.no_observation
-        cond, negative = _encode_conditions(cascade, num, prompts, is_edit)
+        cond, negative = cascades.encode_conditions(
+            cascade, num, label=_label(cascade.stages[0], is_edit), prompts=prompts,
+            negative_label=FLAGS.negative_label, negative_prompt=FLAGS.negative_prompt,
+            seed=FLAGS.seed,
+        )  # fmt: skip
         about = dict(about)
         if system:
             about["system"] = system.describe()
@@ -106,23 +112,6 @@ def sample(
                 cascade, num, cond, negative, seed=FLAGS.seed, sample_base=first,
                 progress=progress, on_stage=write,
             )  # fmt: skip
-
-
-def _encode_conditions(
-    cascade: Cascade, num: int, prompts: list[str], is_edit: bool
-) -> tuple[Conditions, Conditions | None]:
-    """Return `cascades.encode_conditions` of the flags."""
-    if FLAGS.negative_label or FLAGS.negative_prompt:
-        cascades.check_guided(cascade)
-    return cascades.encode_conditions(
-        cascade,
-        num,
-        label=_label(cascade.stages[0], is_edit),
-        prompts=prompts,
-        negative_label=FLAGS.negative_label,
-        negative_prompt=FLAGS.negative_prompt,
-        seed=FLAGS.seed,
-    )
 
 
 def _guided_by(
