@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdm_jax import build, cascade_file, migration, runs, sampling
+from vdm_jax import build, cascade_file, diffusers_folder, migration, runs, sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.adapters import Loras
 from vdm_jax.cascade_file import CASCADE_FILE
@@ -22,6 +22,7 @@ from vdm_jax.controls import Controls, with_controls
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel, check_shapes_chain
+from vdm_jax.pretrained import sd_pipeline
 from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, SamplingInputs, Settings
 from vdm_jax.settings import check, settings_of
@@ -277,6 +278,9 @@ def encode_prompts(
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path} was trained without text")
         return {}, {}
+    for stage in cascade.stages:
+        if sd_pipeline.is_pipeline(stage.workdir):
+            diffusers_folder.announce(stage.workdir)
     clip_skip = cascade.stages[0].config.conditioning.clip_skip
     encoder = text_encoders.load_encoder(cascade.text_encoder, clip_skip=clip_skip)
     model = cascade.stages[0].model
