@@ -137,6 +137,7 @@ OTHERS = {
     "wants text width 8, this U-Net has 24": {"cross_attention_dim": 8},
     "wants channels of z 4, this U-Net has 3": {"in_channels": 4},
     "wants levels": {"layers_per_block": 2},
+    "config.json: ControlNetModel with in_channels=None": {"in_channels": None},
     "hints of 8x8 become 1/2": {"conditioning_embedding_out_channels": [6, 6]},
 }
 

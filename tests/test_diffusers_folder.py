@@ -33,6 +33,8 @@ from vdm_jax import (
     cascade,
     diffusers_export,
     diffusers_folder,
+    latents,
+    memory,
     runs,
     sampling,
 )
@@ -154,6 +156,36 @@ def test_a_model_that_diffusers_has_not_is_refused(folder, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def count_of(folder):
+    """Return how many numbers the weights of a folder have."""
+    return sum(
+        array.size
+        for path in folder.glob("*/*.safetensors")
+        for array in load_file(path).values()
+    )
+
+
+def test_the_memory_for_all_parts_is_stated_before_one_is_read(
+    folder, tmp_path, monkeypatch, capsys
+):
+    own = shutil.copytree(folder, tmp_path / "sd")
+    read = cascade.read_model(own)
+
+    def refuse(*_, **__):
+        raise AssertionError("the text encoder was read")
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(cascade.text_encoders, "load_encoder", refuse)
+        cascade.encode_prompts(read, [PROMPT])
+    line = f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB\n"
+    assert capsys.readouterr().err == line
+    runs.load(own)
+    assert line not in capsys.readouterr().err
+    monkeypatch.setattr(memory, "memory_limit", lambda: 4 * count_of(own) - 1)
+    with pytest.raises(UserError, match=f"{own} in float32: .* GiB of memory needed"):
+        cascade.encode_prompts(read, [PROMPT])
+
+
 def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     """With one line for what is not read, and one for a text of more than 77 tokens."""
     own = tmp_path / "sd"
@@ -168,7 +200,7 @@ def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for line in (
         f"{own}: safety_checker not read",
-        f"{own}: 0.8 million parameters, 0.00 GiB",
+        f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB",
         "a text of 82 tokens is cut to 77: 'cat cat",
     ):
         assert done.stderr.count(line) == 1, line
@@ -270,6 +302,9 @@ OTHERS = {  # message -> the file of the folder, and what is changed there
         UNET, {"addition_embed_type": "text_time"},
     ),
     "=14 must be a multiple of 4 (the codec's 2": (UNET, {"sample_size": 7}),
+    "unet/config.json: UNet2DConditionModel with sample_size=None": (
+        UNET, {"sample_size": None},
+    ),
     "latents of 4 channels, its vae makes 16": (
         "vae/config.json", {"latent_channels": 16},
     ),
@@ -294,7 +329,7 @@ def test_what_the_pipeline_replaces_and_what_is_not_read_are_lines(tmp_path, cap
     assert runs.load(own).config == expected
     line = f"{own}/scheduler has steps_offset=0: 1 is used, as by StableDiffusionPip"
     err = capsys.readouterr().err
-    assert err.count(line) == 1 and err.count("\n") == 3
+    assert err.count(line) == 1 and err.count("\n") == 2
     assert err.count(f"{scheduler}: use_karras_sigmas=True not read\n") == 1
     for version, size in {"0.8.1": 64, "0.9.0": 8, "0.10.2": 8, "0.42.1": 8}.items():
         edit_json(own / UNET, _diffusers_version=version)
@@ -338,6 +373,39 @@ def test_a_folder_that_lacks_a_file_or_a_part_of_it(folder, tmp_path):
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(UserError, match=r"one file: .*from_single_file\(FILE\)"):
         runs.read_config(tmp_path / "model.ckpt")
+
+
+def test_what_is_no_whole_folder_is_refused_by_naming_the_whole(
+    folder, tmp_path, monkeypatch
+):
+    for path in (folder / part for part in ("unet", "vae", "tokenizer", INDEX, SHARD)):
+        message = f"{path} is a part of a model .*: give the whole, {folder}, which"
+        with pytest.raises(UserError, match=message):
+            runs.read_config(path)
+    monkeypatch.chdir(folder / "vae")
+    with pytest.raises(UserError, match=f"is a part .* {folder}, which has"):
+        runs.read_config(Path("."))
+    with pytest.raises(UserError, match=f"is a whole pipeline: give its {folder}/vae"):
+        latents.read_config(folder)
+
+
+def test_a_refusal_leaves_no_folder(folder, tmp_path):
+    """Also those that come when the conditions, a picture or the weights are read."""
+    own = shutil.copytree(folder, tmp_path / "sd")
+    tensors = load_file(own / SHARD)
+    name = next(iter(tensors))
+    save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, own / SHARD)
+    (tmp_path / "cut.png").write_bytes(b"")
+    out = tmp_path / "a" / "out"
+    flags = f"--workdir={own}", f"--out={out}", "--prompt=a cat"
+    for command, own_flags, message in (
+        ("sample", ["--clip_skip=5"], "clip_skip=5: of"),
+        ("edit", ["--interpolate=a.mp4"], "makes 1 frame at a time"),
+        ("edit", ["--strength=.5", f"--edit={tmp_path / 'cut.png'}"], "cut.png"),
+        ("sample", ["--steps=2"], f"{name} is not finite"),
+    ):
+        assert message in refused(command, *flags, *own_flags)
+        assert not out.parent.exists()
 
 
 def test_the_shipped_model_of_sprites_is_sampled_alike_by_diffusers(tmp_path):

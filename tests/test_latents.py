@@ -233,6 +233,16 @@ def test_former_names_of_the_attention_are_read_bit_for_bit(loaded, tmp_path, wi
     jax.tree.map(np.testing.assert_array_equal, params, loaded[1])
 
 
+def test_a_missing_tensor_has_the_name_of_the_file(tmp_path):
+    (path,) = write_autoencoder(tmp_path).glob("*.safetensors")
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.weight"], tensors["encoder.conv_norm_out.bias"]
+    save_file(tensors, path)
+    names = r"decoder\.conv_in\.weight, encoder\.conv_norm_out\.bias$"
+    with pytest.raises(UserError, match=f"lacks {names}"):
+        latents.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdm_jax import build, cascade_file, migration, runs, sampling
+from vdm_jax import build, cascade_file, diffusers_folder, migration, runs, sampling
 from vdm_jax import text as text_encoders
 from vdm_jax.adapters import Loras
 from vdm_jax.cascade_file import CASCADE_FILE
@@ -22,6 +22,7 @@ from vdm_jax.controls import Controls, with_controls
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
 from vdm_jax.model import DiffusionModel, check_shapes_chain
+from vdm_jax.pretrained import sd_pipeline
 from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling import Conditions, SamplingInputs, Settings
 from vdm_jax.settings import check, settings_of
@@ -277,6 +278,9 @@ def encode_prompts(
         if negative_prompt or any(prompts):
             raise UserError(f"{cascade.path} was trained without text")
         return {}, {}
+    for stage in cascade.stages:
+        if sd_pipeline.is_pipeline(stage.workdir):
+            diffusers_folder.announce(stage.workdir)
     clip_skip = cascade.stages[0].config.conditioning.clip_skip
     encoder = text_encoders.load_encoder(cascade.text_encoder, clip_skip=clip_skip)
     model = cascade.stages[0].model
@@ -338,11 +342,8 @@ def sample(
     Raises:
       UserError: a negative label or text, and no stage uses classifier-free guidance.
     """
-    if negative is not None and not any(s.uses_cfg for s in cascade.stages):
-        raise UserError(
-            f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
-            "and a stage that is no guided student, which has one branch only"
-        )
+    if negative is not None:
+        check_guided(cascade)
     videos: dict[str, np.ndarray] = {}
     previous = base_videos
     for index, stage in enumerate(cascade.stages):
@@ -362,6 +363,15 @@ def sample(
         if on_stage:
             on_stage(stage, trained, previous)
     return videos
+
+
+def check_guided(cascade: Cascade) -> None:
+    """Raise UserError if no stage uses guidance, which a negative text needs."""
+    if not any(stage.uses_cfg for stage in cascade.stages):
+        raise UserError(
+            f"{cascade.path}: a negative label or text needs a guidance_scale above 1, "
+            "and a stage that is no guided student, which has one branch only"
+        )
 
 
 def _stage_inputs(

@@ -55,7 +55,11 @@ def read(folder: str | Path, model: DiffusionModel, config: Any) -> LoadedContro
       UserError: the folder is of another network, damaged, or of another base model.
     """
     folder = user_path(folder, "the ControlNet")
-    fields = controlnet.fields(controlnet.read_config(folder))
+    config_file = controlnet.read_config(folder)
+    try:
+        fields = controlnet.fields(config_file)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
     _check_base(fields, model, config, folder)
     dtype = {"dtype": config.network.get("dtype", "float32")}
     unet = sd.from_config(fields["network"] | dtype, fields["channels"], ())

@@ -5,6 +5,7 @@
 What its files say becomes a config; nothing is written. It is a model of one frame.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
             old = f"{folder / part} has {name}={values[name]}"
             lines.append(f"{old}: {value} is used, as by {sd_pipeline.CLASS}")
         values |= new[part]
-    return sd_unet.unet_fields(unet), noise, lines
+    try:
+        return sd_unet.unet_fields(unet), noise, lines
+    except UserError as error:
+        raise UserError(f"{folder / 'unet' / 'config.json'}: {error}") from error
 
 
 def default_dtype() -> str:
@@ -110,28 +114,39 @@ def text_encoder_sha256(folder: Path) -> str:
     return weights_sha256(safetensors_io.tensor_files(folder / "text_encoder"))
 
 
-def read_params(folder: Path, config: Any, shapes: Params) -> Params:
-    """Return the U-Net's parameters, shaped as the tree `shapes`, in float32.
+def announce(folder: Path) -> None:
+    """Print lines on stderr: what is not read, and the memory for the whole model.
 
-    What is not read, and the memory that the whole model takes, are lines on stderr.
+    Only the heads of its files are read.
 
     Raises:
-      UserError: files are missing, damaged or of another network, or too large for the
-        memory of this machine.
+      UserError: files are missing or damaged, or too large for the memory of this
+        machine.
     """
     if skipped := sd_pipeline.check(folder):
         _say(f"{folder}: {', '.join(skipped)} not read")
     for line in _unet_and_noise(folder)[2]:
         _say(line)
-    paths = unet_files(folder)
+    text_encoder = safetensors_io.tensor_files(folder / "text_encoder")
     vae = safetensors_io.tensor_files(folder / "vae", DIFFUSERS)
-    count = safetensors_io.count((*paths, *vae))
+    count = safetensors_io.count((*text_encoder, *unet_files(folder), *vae))
     need = 4 * count
     _say(f"{folder}: {count / 1e6:,.1f} million parameters, {need / 2**30:,.2f} GiB")
     check_memory(need, f"{folder} in float32")
+
+
+def read_params(folder: Path, config: Any, shapes: Params) -> Params:
+    """Return the U-Net's parameters, shaped as the tree `shapes`, in float32.
+
+    Raises:
+      UserError: as `announce`, or files are of another network.
+    """
+    announce(folder)
+    paths = unet_files(folder)
     names = sd_unet.unet_names(config.network.to_dict())
     return safetensors_io.read_by_names(paths, shapes, names, jnp.float32)
 
 
+@functools.cache  # a folder is announced before its prompts are encoded, and again
 def _say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)

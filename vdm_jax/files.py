@@ -103,6 +103,18 @@ def make_folder(path: StrPath, advice: str = "") -> Path:
 
 
 @contextlib.contextmanager
+def removed_if_empty(path: StrPath) -> Iterator[None]:
+    """Remove a folder that the block made and left empty, and its new parents."""
+    absent = [p for p in (Path(path), *Path(path).parents) if not os.path.exists(p)]
+    try:
+        yield
+    finally:
+        for folder in absent:
+            with contextlib.suppress(OSError):  # it was not made, or it holds files
+                folder.rmdir()
+
+
+@contextlib.contextmanager
 def atomic_write(path: StrPath, overwrite=False, advice: str = "") -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends.
 

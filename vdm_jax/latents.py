@@ -26,7 +26,7 @@ import numpy as np
 from vdm_jax.errors import UserError, printable
 from vdm_jax.networks import autoencoder
 from vdm_jax.networks.autoencoder import AutoencoderKL, AutoencoderSpec
-from vdm_jax.pretrained import config_json, name_maps, safetensors_io
+from vdm_jax.pretrained import config_json, name_maps, safetensors_io, sd_pipeline
 from vdm_jax.pretrained.config_json import ConfigFile
 
 SCALE = 0.18215  # of Stable Diffusion 1, whose config does not have it
@@ -277,6 +277,8 @@ def load(
 
 def read_config(folder: Path, dtype: str = "float32") -> Autoencoder:
     """Return the autoencoder of a folder; arguments and errors are those of `load`."""
+    if sd_pipeline.is_pipeline(folder):
+        raise UserError(f"{folder} is a whole pipeline: give its {folder / 'vae'}")
     config = config_json.read(folder / "config.json")
     scale = config.number("scaling_factor", SCALE, 1e-6, 1e6)
     shift = config.values.get("shift_factor")  # may be null
@@ -299,7 +301,8 @@ def read_params(autoencoder: Autoencoder, folder: Path, variant: str = "") -> An
     frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
     like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
     paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
-    return safetensors_io.read(paths, like, name_maps.AUTOENCODER_KL, jnp.float32)
+    maps = name_maps.AUTOENCODER_KL, name_maps.AUTOENCODER_KL_WRITTEN
+    return safetensors_io.read(paths, like, maps[0], jnp.float32, maps[1])
 
 
 def fingerprint(folder: Path) -> str:

@@ -152,6 +152,13 @@ def _read_config(workdir: Path) -> Any:
     workdir = user_path(workdir, "workdir")
     if sd_pipeline.is_pipeline(workdir):
         return _read_pipeline(workdir)
+    for folder in workdir.absolute().parents[:2]:
+        is_part = workdir.is_file() or workdir.absolute().name in sd_pipeline.PARTS
+        if is_part and sd_pipeline.is_pipeline(folder):
+            raise UserError(
+                f"{workdir} is a part of a model of diffusers: give the whole, "
+                f"{folder}, which has {INDEX}"
+            )
     if workdir.is_file():
         raise UserError(
             f"{workdir} is one file: save it as a folder by diffusers, "

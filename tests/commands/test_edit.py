@@ -144,6 +144,7 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
         (["--inpaint=a.mp4", "--num_cond_frames=2"], "goes with --extend or --interpo"),
         (["--upscale=a.mp4", "--backward=true"], "--backward goes with --extend, not"),
         (["--extend=/absent.mp4"], "/absent.mp4"),
+        (["--interpolate=a.mp4", "--num_cond_frames=9"], "at least 2, at most 7"),
         (["--extend=a.mp4", "--num_frames=4"], "at least 8"),
         (["--extend=a.mp4", "--prompt=a cat"], "was trained without text"),
         (["--inpaint=a.mp4"], "needs --mask=FILE"),
@@ -160,6 +161,7 @@ def test_edit_refuses(run, tmp_path, flags, message):
     given = {"--workdir": run, "--out": tmp_path / "s"}
     given |= dict(flag.split("=", 1) for flag in flags)
     assert message in refused("edit", *(f"{k}={v}" for k, v in given.items()))
+    assert not (tmp_path / "s").exists()
 
 
 def test_an_edit_starts_from_its_clip(run, tmp_path):

@@ -47,6 +47,7 @@ def test_sample_writes_every_format_and_overwrites_only_with_the_flag(run, tmp_p
         (["--tiles=0x2"], "--tiles=0x2"),
         (["--negative_label=red", "--guidance_scale=1"], "needs a guidance_scale"),
         (["--negative_label=purple"], "--negative_label=purple"),
+        (["--steps=1024", "--sampling_schedule=discrete"], "use fewer steps"),
         (["--ancestral_gamma=0.5"], "ancestral_gamma goes with sampler=ancestral"),
         (["--s_churn=1", "--sampler=dpm"], "s_churn goes with sampler=heun"),
         (["--multidiffusion=true", "--overlap_frames=2"], "is for blocks"),
@@ -58,6 +59,7 @@ def test_sample_refuses(run, tmp_path, flags, message):
     given = {"--workdir": run, "--out": tmp_path / "s"}
     given |= dict(flag.split("=", 1) for flag in flags)
     assert message in refused("sample", *(f"{k}={v}" for k, v in given.items()))
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("text", [b"[]", b'{"video": {}}', b"\xff\xfe"])

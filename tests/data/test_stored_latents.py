@@ -317,6 +317,27 @@ def test_a_damaged_record_is_skipped_and_listed(root, copy, capsys):
     assert "damaged      1\n" in capsys.readouterr().out
 
 
+def test_a_shard_of_damaged_records_is_named_and_written_again(root, copy, capsys):
+    shard = copy / "training-00000-of-00001.array_record"
+    whole = shard.read_bytes()
+    stored = bytearray(whole)
+    source = data.open_source(config_of(root, copy))
+    for i in range(CLIPS):
+        clip = source.load(i, np.random.default_rng(0), 8)
+        stored[stored.index(clip["latents"].tobytes()[:64])] ^= 1
+    shard.write_bytes(stored)
+    for run in (lambda: command.main(["check", str(copy)]), lambda: write(root, copy)):
+        capsys.readouterr()
+        assert run() == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: no training clip that was read is whole: clip ")
+        assert f"of {shard}: damaged" in error and "delete the shards" in error
+        assert f"and {CLIPS - 3} more" in error
+    shard.unlink()
+    assert write(root, copy) == 0 and command.main(["check", str(copy)]) == 0
+    assert shard.read_bytes() == whole
+
+
 def test_training_reads_no_autoencoder(root, half, monkeypatch):
     config = config_of(root, half, batch_size=4)
     source = data.open_source(config)

@@ -1,8 +1,10 @@
-"""LoRA files: five spellings, scales, convolutions, and what is refused."""
+"""LoRA files: six spellings, scales, convolutions, and what is refused."""
 
 import functools
+import json
+import tempfile
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -13,12 +15,16 @@ from tests.parity.lora_cases import BLOCK, MORE, TEXT, UNET, dotted, kohya, matr
 from tests.parity.recorded import load
 from tests.parity.sd_cases import PUBLISHED, UNETS
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip import ClipText, ClipTextSpec
-from vdm_jax.pretrained import lora_files, name_maps, sd_unet
+from vdm_jax.pretrained import lora_files, sd_unet
 from vdm_jax.pretrained.name_maps import KERNEL
+from vdm_jax.text import clip_modules
 from vdm_jax.trees import named_leaves
 
-SPEC = ClipTextSpec(60, 16, 24, 40, 2, 3)
+CLIP = {
+    "model_type": "clip_text_model", "vocab_size": 60, "max_position_embeddings": 16,
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "hidden_act": "quick_gelu",
+}  # fmt: skip
 
 
 @functools.cache
@@ -26,15 +32,10 @@ def parts(unet="sd1"):
     """Return the modules of a small U-Net and of a small text encoder."""
     leaves = named_leaves(small_sd.abstract_params(UNETS[unet]))
     names = sd_unet.unet_names(sd_unet.unet_fields(UNETS[unet])["network"])
-    ids = np.zeros((2, 1, 1), np.int32)
-    text = named_leaves(
-        jax.eval_shape(ClipText(SPEC).init, jax.random.key(0), *ids)["params"]
-    )
-    text_names = name_maps.their_names(text, name_maps.CLIP_TEXT_WRITTEN)
-    return {
-        "unet": lora_files.modules_of(names, leaves),
-        "text_encoder": lora_files.modules_of(text_names, text),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(CLIP))
+        text = clip_modules(folder)
+    return {"unet": lora_files.modules_of(names, leaves), "text_encoder": text}
 
 
 def write(folder, tensors, metadata=None):
@@ -68,6 +69,12 @@ SPELLINGS = {
         | dotted({}, t, "lora_linear_layer.down", "lora_linear_layer.up")
     ),
     "peft": lambda u, t: dotted(u, t, "lora_A", "lora_B"),
+    "peft and transformers 5": lambda u, t: dotted(
+        u,
+        {name.removeprefix("text_model."): a for name, a in t.items()},
+        "lora_A",
+        "lora_B",
+    ),
     "kohya": lambda u, t: kohya(u, t, {}),
     "kohya of two text encoders": lambda u, t: kohya(u, t, {}, "lora_te1_"),
 }

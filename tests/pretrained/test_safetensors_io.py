@@ -118,6 +118,31 @@ def test_a_missing_shard_is_named(tmp_path):
         safetensors_io.tensor_files(tmp_path)
 
 
+def test_a_link_whose_file_is_gone_is_named(tmp_path):
+    write_folder(tmp_path, "bert", shards=3)
+    shard = tmp_path / "model-00002-of-00003.safetensors"
+    shard.unlink()
+    shard.symlink_to("../blobs/ab12")
+    message = f"{shard} is a link to ../blobs/ab12, which does not exist: put"
+    with pytest.raises(UserError, match=message):
+        safetensors_io.tensor_files(tmp_path)
+    (tmp_path / INDEX).unlink()
+    (tmp_path / "model.safetensors").symlink_to("../blobs/ab13")
+    with pytest.raises(UserError, match="is a link to ../blobs/ab1"):
+        safetensors_io.tensor_files(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    write_folder(tmp_path, "bert")
+    path = tmp_path / "model.safetensors"
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:ab12\nsize 9\n"
+    )
+    for run in (lambda: read(tmp_path), lambda: safetensors_io.count([path])):
+        with pytest.raises(UserError, match=f"{path} is a git-lfs pointer .*lfs pull"):
+            run()
+
+
 def test_half_precision_and_diffusers_names(tmp_path):
     def names(*files):
         for name in files:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import types
 import zipfile
 
 import numpy as np
@@ -166,6 +167,17 @@ def test_what_does_not_fit_is_one_line(output, clip, tmp_path, observe, message)
     with pytest.raises(UserError) as refusal:
         observe(output, clip, tmp_path)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [(1, "makes 1 frame at a time"), (2, "num_frames=2: --interpolate needs 3")],
+)
+def test_nothing_is_between_the_frames_of_a_shorter_output(block, message):
+    model = types.SimpleNamespace(video_shape=(block, 16, 16, 3))
+    output = observations.OutputSpec(model, RATE)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        observations.interpolate(output, "a.mp4")
 
 
 def test_an_npz_that_declares_a_terabyte_is_one_line(output, tmp_path):

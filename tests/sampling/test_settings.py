@@ -73,6 +73,7 @@ def test_reconstruction_weights():
         ({"guidance_schedule": "oscillating:1e99"}, "scale, 1 or more"),
         ({"steps": 10**400}, "from 1 to 1024"),
         ({"batch_size": 10**20}, "from 1 to"),
+        ({"steps": 1001, "sampling_schedule": "discrete"}, "0 to 999; use fewer"),
         ({"augmentation_snr": np.nan}, "augmentation_snr=nan"),
         ({"augmentation_snr": -1.0}, "augmentation_snr=-1.0"),
         ({"sampling_schedule": "sigmoid"}, "one of '', cosine"),

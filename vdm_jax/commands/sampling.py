@@ -3,9 +3,10 @@
 It is imported when JAX has started; the flags are those of `flags.define_sampling`.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +22,9 @@ from vdm_jax.commands.flags import SAMPLING_SETTINGS, parse_sides, present_value
 from vdm_jax.commands.main import command_line
 from vdm_jax.commands.systems import ChosenSystem
 from vdm_jax.errors import UserError
-from vdm_jax.files import CorruptFile, read_text, split_lines
+from vdm_jax.files import CorruptFile, read_text, removed_if_empty, split_lines
 from vdm_jax.runs import TrainedModel
-from vdm_jax.sampling import Observation, observations
+from vdm_jax.sampling import Conditions, Observation, observations
 from vdm_jax.sampling.observations import ClipInfo, OutputSpec
 
 FLAGS = flags.FLAGS
@@ -77,59 +78,75 @@ def sample(
     if not FLAGS.out:
         raise UserError("give --out=FOLDER for the videos")
     prompts, num = read_prompts(cascade)
-    folders = _output_folders(cascade, by_stage)
-    base = cascade.stages[0]
-    is_edit = observe is not observations.no_observation
-    cond, negative = cascades.encode_conditions(
-        cascade,
-        num,
-        label=_label(base, is_edit),
-        prompts=prompts,
-        negative_label=FLAGS.negative_label,
-        negative_prompt=FLAGS.negative_prompt,
-        seed=FLAGS.seed,
-    )
-    about = dict(about)
-    if system:
-        about["system"] = system.describe()
-    else:
-        observation, info = _observe(base, num, observe)
-        about |= {"observation": info} if info else {}
+    if FLAGS.negative_label or FLAGS.negative_prompt:
+        cascades.check_guided(cascade)
+    with _output_folders(cascade, by_stage) as folders:
+        is_edit = observe is not observations.no_observation
+        cond, negative = cascades.encode_conditions(
+            cascade, num, label=_label(cascade.stages[0], is_edit), prompts=prompts,
+            negative_label=FLAGS.negative_label, negative_prompt=FLAGS.negative_prompt,
+            seed=FLAGS.seed,
+        )  # fmt: skip
+        about = dict(about)
+        if system:
+            about["system"] = system.describe()
+        else:
+            observation, info = _observe(cascade.stages[0], num, observe)
+            about |= {"observation": info} if info else {}
+        cascade = _guided_by(cascade, cond, negative)
+        captions = prompts or _captions(cascade, cond)
+
+        def write(
+            stage: CascadeStage, trained: TrainedModel, videos: np.ndarray
+        ) -> None:
+            own = _describe(stage, trained) | about
+            own |= _describe_stages(cascade, stage) if by_stage else {}
+            _write(folders[stage.name], stage, videos, own, captions)
+
+        with sampling.progress_bar() as progress:
+            if system:
+                system.sample(cascade, num, cond, negative, progress, write)
+                return
+            first = _first_sampler(observation, backward, edit)
+            cascades.sample(
+                cascade, num, cond, negative, seed=FLAGS.seed, sample_base=first,
+                progress=progress, on_stage=write,
+            )  # fmt: skip
+
+
+def _guided_by(
+    cascade: Cascade, cond: Conditions, negative: Conditions | None
+) -> Cascade:
+    """Return the cascade, without guidance where the conditions say nothing."""
     is_open = "text" not in cond and np.all(cond.get("label", -1) < 0)
     if negative is None and is_open and any(s.uses_cfg for s in cascade.stages):
         print("no label or prompt is set: sampling without guidance", flush=True)
-        cascade = cascade.without_guidance()
-    captions = prompts
-    if "label" in cond and not prompts:
-        captions = [sampling.label_text(base.model, row) for row in cond["label"]]
-
-    def write(stage: CascadeStage, trained: TrainedModel, videos: np.ndarray) -> None:
-        own = _describe(stage, trained) | about
-        own |= _describe_stages(cascade, stage) if by_stage else {}
-        _write(folders[stage.name], stage, videos, own, captions)
-
-    with sampling.progress_bar() as progress:
-        if system:
-            system.sample(cascade, num, cond, negative, progress, write)
-            return
-        first = _first_sampler(observation, backward, edit)
-        cascades.sample(
-            cascade, num, cond, negative, seed=FLAGS.seed, sample_base=first,
-            progress=progress, on_stage=write,
-        )  # fmt: skip
+        return cascade.without_guidance()
+    return cascade
 
 
-def _output_folders(cascade: Cascade, by_stage: bool) -> dict[str, Path]:
-    """Return the folder of each stage's videos, where they may be written.
+def _captions(cascade: Cascade, cond: Conditions) -> list[str]:
+    """Return the labels of the videos as captions, [] of a model without labels."""
+    model = cascade.stages[0].model
+    return [sampling.label_text(model, row) for row in cond.get("label", ())]
+
+
+@contextlib.contextmanager
+def _output_folders(cascade: Cascade, by_stage: bool) -> Iterator[dict[str, Path]]:
+    """Yield the folder of each stage's videos, which is made.
+
+    Those that are left empty, as by a refusal, are removed at the end.
 
     Raises:
       UserError: one holds samples, without --overwrite.
     """
     out = Path(FLAGS.out)
     folders = {s.name: out / s.name if by_stage else out for s in cascade.stages}
-    for folder in folders.values():
-        video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
-    return folders
+    with contextlib.ExitStack() as stack:
+        for folder in folders.values():
+            stack.enter_context(removed_if_empty(folder))
+            video_io.check_output_folder(folder, "samples", FLAGS.overwrite)
+        yield folders
 
 
 def _write(

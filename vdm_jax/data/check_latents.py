@@ -10,6 +10,9 @@ from tqdm import tqdm
 from vdm_jax.data import check, stored_latents
 from vdm_jax.data.source import BadClip
 from vdm_jax.data.stored_latents import PARTS, StoredLatents
+from vdm_jax.errors import UserError
+
+MOST_NAMED = 3  # clips in a message
 
 
 def run(folder: Path, as_json: bool = False) -> None:
@@ -25,6 +28,9 @@ def facts(folder: Path, most: int = 0) -> dict[str, Any]:
     scaling factor of the autoencoder must be multiplied for a variance of 1.
 
     most: records of a part that are read, spread evenly; 0 reads all.
+
+    Raises:
+      UserError: as `StoredLatents`, or no training record that was read is whole.
     """
     manifest = stored_latents.read_complete_manifest(folder)
     stored = StoredLatents(folder, manifest)
@@ -46,6 +52,8 @@ def facts(folder: Path, most: int = 0) -> dict[str, Any]:
                 values = clip["latents"]
                 deviation = values[..., values.shape[-1] // 2 :].mean(dtype=np.float64)
                 sums.append([*stored_latents.statistics(values), deviation])
+    if not sums:
+        raise UserError(_all_damaged(damaged))
     means, squares, deviations = zip(*sums, strict=True)
     mean, square = np.mean(means, 0), np.mean(squares, 0)
     variance = square.mean() - mean.mean() ** 2
@@ -67,6 +75,16 @@ def facts(folder: Path, most: int = 0) -> dict[str, Any]:
         "posterior": round(float(np.mean(deviations)), 6),
         "scale": round(float(variance**-0.5), 6),
     }
+
+
+def _all_damaged(damaged: list[str]) -> str:
+    """Return the message for latents without a whole training record."""
+    more = f" and {len(damaged) - MOST_NAMED} more" if damaged[MOST_NAMED:] else ""
+    return (
+        f"no training clip that was read is whole: {'; '.join(damaged[:MOST_NAMED])}"
+        f"{more}: delete the shards that are named and repeat the command that wrote "
+        "them, python -m vdm_jax.data latents, which writes what is missing"
+    )
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -29,6 +29,7 @@ from vdm_jax.trees import named_leaves
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # weights are not scaled when read
 MODEL = "model"  # the stem of transformers' files
 DIFFUSERS = "diffusion_pytorch_model"
+LFS_POINTER = b"version https://git-lfs"  # how a file that git-lfs left out begins
 
 
 def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path, ...]:
@@ -55,12 +56,24 @@ def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path,
             reason = f"{folder} has no variant {variant}" if variant else str(folder)
             print(printable(f"{reason}: {found.name} is read"), file=sys.stderr)
         return (single,) if found == single else _shards(index)
+    for path in folder.glob("*"):
+        if path.name.startswith(stems):
+            _check_link(path)
     raise UserError(
         f"{folder} has neither {stems[0]}.safetensors nor "
         f"{stems[0]}.safetensors.index.json; pickled weights (.bin, .ckpt) are not "
         "read: convert them with the package that wrote them, as "
         "StableDiffusionPipeline.from_pretrained(DIR).save_pretrained(OUT)"
     )
+
+
+def _check_link(path: Path) -> None:
+    """Raise UserError for a link whose file is gone, as of a cache that was pruned."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(
+            f"{path} is a link to {path.readlink()}, which does not exist: put that "
+            "file back, or download the folder again"
+        )
 
 
 def _only_variant(folder: Path, stems: Sequence[str]) -> list[str]:
@@ -88,6 +101,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise UserError(f"{index} {reason}") from error
     paths = tuple(index.parent / name for name in sorted(names))
     for path in paths:
+        _check_link(path)
         if not path.is_file():
             raise UserError(f"{index.parent} lacks {path.name}, which {index} names")
     return paths
@@ -101,22 +115,24 @@ def count(paths: Sequence[Path]) -> int:
     """
     total = 0
     for path in paths:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names = list(file.keys())
-                total += sum(math.prod(file.get_slice(n).get_shape()) for n in names)
-        except SafetensorError as error:
-            reason = f"is not a whole safetensors file: {error}"
-            raise UserError(f"{path} {reason}") from error
+        with _errors_of(path), safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            total += sum(math.prod(file.get_slice(n).get_shape()) for n in names)
     return total
 
 
-def read(paths: Sequence[Path], like, name_map: NameMap, dtype):
-    """Return another library's parameters as `read_renamed` does, by a name map."""
+def read(paths: Sequence[Path], like, name_map: NameMap, dtype, written: NameMap = ()):
+    """Return another library's parameters as `read_renamed` does, by a name map.
+
+    written: the map of the other direction, for messages.
+    """
+
+    def their_name(path: str) -> str:
+        return (name_maps.rename(written, path) or path).removeprefix(KERNEL)
 
     rename = functools.partial(name_maps.rename, name_map)
     convert = functools.partial(jnp.asarray, dtype=dtype)
-    return read_renamed(paths, like, rename, convert)
+    return read_renamed(paths, like, rename, convert, their_name=their_name)
 
 
 def read_by_names(paths: Sequence[Path], like, names: Mapping[str, str], dtype):
@@ -125,7 +141,11 @@ def read_by_names(paths: Sequence[Path], like, names: Mapping[str, str], dtype):
     names: their name -> our path, after `KERNEL` if it is of torch's layout.
     """
     convert = functools.partial(jnp.asarray, dtype=dtype)
-    return read_renamed(paths, like, lambda name: names.get(name, name), convert)
+    theirs = {target.removeprefix(KERNEL): name for name, target in names.items()}
+    return read_renamed(
+        paths, like, lambda name: names.get(name, name), convert,
+        their_name=lambda path: theirs.get(path, path),
+    )  # fmt: skip
 
 
 def to_names(params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -158,6 +178,7 @@ def read_renamed(
     rename: Callable[[str], str | None],
     convert: Callable[[np.ndarray], Any],
     others: Mapping[str, Any] | None = None,
+    their_name: Callable[[str], str] = str,
 ):
     """Return parameters shaped as the tree `like` of arrays or shapes.
 
@@ -166,6 +187,7 @@ def read_renamed(
         None for a tensor that is not read.
       convert: called with each array before the next is read.
       others: arrays by our path. One that the files lack is taken if its shape fits.
+      their_name: name in the files of our path, for the message on one they lack.
 
     Raises:
       UserError: a file is damaged, a tensor is unknown, missing, no float, not finite
@@ -193,7 +215,7 @@ def read_renamed(
             leaves.setdefault(name, leaf)
     for problem, names in (
         ("has tensors that the model does not have:", extra),
-        ("lacks", [name for name in expected if name not in leaves]),
+        ("lacks", [their_name(name) for name in expected if name not in leaves]),
     ):
         if names:  # at most five in the message
             raise UserError(f"{where} {problem} {', '.join(names[:5])}")
@@ -234,6 +256,9 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         reason = f"is not a whole safetensors file: {error}"
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                reason = "is a git-lfs pointer to its content: run git lfs pull there"
         raise UserError(f"{path} {reason}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

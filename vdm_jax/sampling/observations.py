@@ -132,6 +132,16 @@ def interpolate(
     """
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(block)
+    if block == 1:
+        raise UserError(
+            "--interpolate: this model makes 1 frame at a time, so none is between "
+            "others: give a model of videos, or --edit to change a picture"
+        )
+    if frames < 3:
+        raise UserError(
+            f"--num_frames={frames}: --interpolate needs 3 or more, of which the first "
+            "and the last are the clip's"
+        )
     default = max(2, math.ceil((frames - 1) / max(1, block - 1)) + 1)
     number = num_cond_frames or default
     _check_num_cond_frames(number, frames, 2, frames - 1)

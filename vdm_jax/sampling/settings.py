@@ -246,9 +246,13 @@ def _check_augmentation_snr(stage: LowResolution, snr: float) -> None:
 
 
 def _check_start(model: DiffusionModel, settings: Settings) -> None:
-    """Raise UserError where an eps output starts without signal and without a bound."""
-    start = make_schedule(model, settings).angle(np.ones(1))
-    logsnr = float(schedules.logsnr_from_angle(start)[0])
+    """Raise UserError for more steps than a discrete schedule has.
+
+    An eps output may not start without signal and without a bound.
+    """
+    schedule = make_schedule(model, settings)
+    schedule.grid(settings.steps)
+    logsnr = float(schedules.logsnr_from_angle(schedule.angle(np.ones(1)))[0])
     bounded = settings.clip_x or settings.dynamic_threshold
     if model.prediction_type == "eps" and logsnr < NO_SIGNAL_LOGSNR and not bounded:
         raise UserError(

@@ -53,11 +53,11 @@ def load_encoder(
     folder = _encoder_folder(name)
     network, name_map, max_tokens = _read_config(folder, dtype)
     if clip_skip:
-        layers = network.spec.num_layers if isinstance(network, ClipText) else 1
-        if not 0 < clip_skip < layers:
-            raise UserError(
-                f"clip_skip={clip_skip}: {name} has no CLIP with more layers: 0"
-            )
+        if not isinstance(network, ClipText):
+            raise UserError(f"clip_skip={clip_skip}: {name} is no CLIP: 0")
+        last = network.spec.num_layers - 1
+        if not 0 < clip_skip <= last:
+            raise UserError(f"clip_skip={clip_skip}: of {name} from 0 to {last}")
         network = network.clone(clip_skip=clip_skip)
     paths = safetensors_io.tensor_files(folder)
     if isinstance(network, ClipText):
