@@ -27,6 +27,12 @@ from tests.parity.pipeline_cases import (
     recorded_files,
     write_pipeline,
 )
+from tests.parity.written_pipeline import (
+    WRITTEN,
+    WRITTEN_ARRAYS,
+    checksums,
+    write_back,
+)
 from tests.run_command import call, refused
 from vdm_jax import (
     adapters,
@@ -77,15 +83,37 @@ def test_it_samples_the_image_of_diffusers(tmp_path, run):
     One run has a negative prompt, and the names of older folders.
     """
     folder = write_pipeline(tmp_path, run, former_names=run == "ddim_v")
+    check_sample(folder, run, RECORDED, run)
+
+
+def check_sample(folder, run, recorded, name):
+    """Compare latents and image of a run with those that are recorded by a name."""
     model, params, settings, cond, negative = prepare(folder, run)
     assert (negative is None) == (RUNS[run][2] != NEGATIVE)
     inputs = sampling.SamplingInputs(cond, negative, initial_noise=to_ours(noise()))
     z = sampling.generate(model, params, 1, settings, inputs)
-    latents = to_ours(RECORDED[f"{run}/latents"])
+    latents = to_ours(recorded[f"{name}/latents"])
     np.testing.assert_allclose(z, latents, atol=1e-3 * latents.std())
     videos = model.codec.decode_on_host(z, params["codec"])
     image = np.clip(videos[:, 0] / 2 + 0.5, 0, 1)
-    np.testing.assert_allclose(image, RECORDED[f"{run}/image"], atol=1e-3)
+    np.testing.assert_allclose(image, recorded[f"{name}/image"], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("written")
+    write_back(root)
+    return root
+
+
+@pytest.mark.parametrize("name, run", WRITTEN.items())
+def test_what_is_written_back_is_sampled_alike_by_diffusers(written, name, run):
+    """It was read by diffusers and transformers, the text encoder and all."""
+    with np.load(WRITTEN_ARRAYS) as arrays:
+        recorded = dict(arrays)
+    # Another folder than the recorded one: record it again.
+    assert checksums(written) == recorded["checksums"].tolist()
+    check_sample(written / name, run, recorded, name)
 
 
 @pytest.mark.parametrize("run", [run for run, row in RUNS.items() if row[3]])

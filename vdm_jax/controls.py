@@ -241,13 +241,14 @@ def control_video(
     return np.broadcast_to(controls, video.shape)
 
 
-def write(folder: Path, trained: TrainedModel) -> None:
-    """Write the ControlNet of a trained model as a folder of diffusers, in float16.
+def write(folder: Path, trained: TrainedModel, dtype: str = "float16") -> None:
+    """Write the ControlNet of a trained model as a folder of diffusers.
 
-    Its config names the controls that it was trained on.
+    Its config names the controls that it was trained on. dtype: of the weights.
 
     Raises:
-      UserError: the model has none, or one that diffusers has not.
+      UserError: the model has none, or one that diffusers has not, or a weight is not
+        finite in that dtype.
     """
     network, config = trained.model.network, trained.config
     if not isinstance(network, control.Controlled):
@@ -262,6 +263,6 @@ def write(folder: Path, trained: TrainedModel) -> None:
     paths = {target.rpartition(" ")[2] for target in table.values()}
     if own.spec.patch_size > 1 or paths != named_leaves(params).keys():
         raise UserError("diffusers has no ControlNet of this network")
-    files.write_json(files.make_folder(folder) / "config.json", fields, indent=2)
     path = folder / f"{safetensors_io.DIFFUSERS}.safetensors"
-    safetensors_io.write(path, safetensors_io.to_names(params, table), np.float16)
+    safetensors_io.write(path, safetensors_io.to_names(params, table), dtype)
+    files.write_json(folder / "config.json", fields, indent=2)

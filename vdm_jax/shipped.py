@@ -12,29 +12,30 @@ import numpy as np
 
 from vdm_jax import runs, sharding
 from vdm_jax.errors import UserError
-from vdm_jax.files import make_folder, write_bytes
+from vdm_jax.files import write_bytes
 from vdm_jax.pretrained import params
 from vdm_jax.runs import PARAMS
 from vdm_jax.trees import named_leaves
 
 
-def write(out: Path, workdir: Path, trained: Any) -> str:
-    """Write a model in float16; return a line that says what was written.
+def write(out: Path, workdir: Path, trained: Any, dtype: str = "float16") -> str:
+    """Write a model; return a line that says what was written.
 
     Args:
       workdir: that the model was loaded from.
       trained: a TrainedModel, or a model of another task with the fields params, config
         and step. Its config is changed.
+      dtype: of the parameters in the file.
 
     Raises:
-      UserError: a value is not finite in float16; or the base is missing, has changed,
-        or would be overwritten. Nothing is written then.
+      UserError: a value is not finite in that dtype; or the base is missing, has
+        changed, or would be overwritten. Nothing is written then.
     """
     config = trained.config
     own = {part: leaves for part, leaves in trained.params.items() if part != "codec"}
     own, checksum = _without_base(named_leaves(own), workdir, config, out)
-    file = make_folder(out) / PARAMS
-    params.write(file, own)
+    file = out / PARAMS
+    params.write(file, own, dtype)
     with config.unlocked():  # paths of the machine that trained it
         config.data.update(text_embeddings_dir="", latents_dir="")
         if config.codec.path:

@@ -5,11 +5,18 @@
 
 Writes tests/parity/pipeline.json.gz, the texts of the folder with the names and shapes
 of its weights, and pipeline.npz: latents and images of every run, float32.
+
+    python -m tests.parity.written_pipeline DIR   # in the library's own environment
+    python -m tests.parity.record_pipeline DIR
+
+The second command writes pipeline_written.npz: what diffusers samples with the folders
+that the first one has written, by their own schedulers, and checksums of their files.
 """
 
 import gzip
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +42,7 @@ from tests.parity.pipeline_cases import (
     part_weight,
     picture,
 )
+from tests.parity.written_pipeline import WRITTEN, WRITTEN_ARRAYS, checksums
 
 BETAS = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
@@ -98,8 +106,7 @@ def build(folder: Path):
 
 def sample(pipeline, run: str) -> dict[str, np.ndarray]:
     """Return latents [1, 4, 8, 8] and an image [1, 16, 16, 3] in [0, 1] of a run."""
-    kind, prediction_type, negative, strength = RUNS[run]
-    pipeline.scheduler = scheduler(kind, prediction_type)
+    negative, strength = RUNS[run][2:]
     eps = torch.from_numpy(noise())
     options = dict(
         prompt=PROMPT, negative_prompt=negative, num_inference_steps=STEPS,
@@ -157,6 +164,7 @@ def main() -> None:
         )
         arrays = {}
         for run in RUNS:
+            pipeline.scheduler = scheduler(*RUNS[run][:2])
             arrays |= sample(pipeline, run)
             pipeline.scheduler.save_pretrained(folder / run)
         shutil.rmtree(folder / "scheduler")  # each run has its own
@@ -167,6 +175,24 @@ def main() -> None:
     print(FILES.stat().st_size, ARRAYS.stat().st_size, "bytes")
 
 
+def record_written(root: Path) -> None:
+    """Write what diffusers samples with each of the folders of `WRITTEN`."""
+    arrays = {"checksums": np.array(checksums(root))}
+    for name, run in WRITTEN.items():
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+            str(root / name), torch_dtype=torch.float32
+        )
+        print(name, type(pipeline.scheduler).__name__)
+        with torch.no_grad():
+            sampled = sample(pipeline, run)
+        arrays |= {f"{name}/{k.partition('/')[2]}": v for k, v in sampled.items()}
+    np.savez_compressed(WRITTEN_ARRAYS, **arrays)
+    print(WRITTEN_ARRAYS.stat().st_size, "bytes")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    if sys.argv[1:]:
+        record_written(Path(sys.argv[1]))
+    else:
+        main()

@@ -12,7 +12,6 @@ import numpy as np
 
 from vdm_jax import data
 from vdm_jax.data import pipeline
-from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes, write_json
 from vdm_jax.latents import Autoencoder
 from vdm_jax.pretrained import name_maps, safetensors_io
@@ -25,7 +24,9 @@ WEIGHTS = f"{safetensors_io.DIFFUSERS}.safetensors"
 FILES = WEIGHTS, TRAINING_CONFIG
 
 
-def export_autoencoder(workdir: Path, config: Any, out: Path) -> None:
+def export_autoencoder(
+    workdir: Path, config: Any, out: Path, dtype: str = "float16"
+) -> None:
     """Write the averaged autoencoder of a run, with the scale of its latents.
 
     Raises:
@@ -37,7 +38,7 @@ def export_autoencoder(workdir: Path, config: Any, out: Path) -> None:
     source = data.open_source(config).split(False)
     clips = pipeline.fixed_clips(config, source, min(NUM_CLIPS, len(source)))
     scale = measured_scale(Autoencoder(network, scale=1.0), params, clips)
-    file = write(out, Autoencoder(network, scale), params)
+    file = write(out, Autoencoder(network, scale), params, dtype)
     text = config.to_json_best_effort(indent=1) + "\n"
     write_bytes(out / TRAINING_CONFIG, text.encode(), overwrite=True)
     size = file.stat().st_size / 1e6
@@ -53,21 +54,21 @@ def measured_scale(
     return float(1 / np.concatenate(list(stream)).astype(np.float64).std())
 
 
-def write(folder: Path, autoencoder: Autoencoder, params: Any) -> Path:
-    """Write config.json and the weights, in half precision; return the weights' path.
+def write(
+    folder: Path, autoencoder: Autoencoder, params: Any, dtype: str = "float16"
+) -> Path:
+    """Write config.json and the weights; return the weights' path.
 
     Files of these names are overwritten.
 
     Raises:
-      UserError: a parameter is not finite in half precision.
+      UserError: a parameter is not finite in that dtype.
     """
-    paths = named_leaves(params)
-    names = name_maps.their_names(paths, name_maps.AUTOENCODER_KL_WRITTEN)
-    for path, array in paths.items():
-        if not np.abs(array).max() <= np.finfo(np.float16).max:
-            raise UserError(f"{path} is not finite as float16: not written")
+    names = name_maps.their_names(
+        named_leaves(params), name_maps.AUTOENCODER_KL_WRITTEN
+    )
     arrays = safetensors_io.to_names(params, names)
-    safetensors_io.write(folder / WEIGHTS, arrays, np.float16)
+    safetensors_io.write(folder / WEIGHTS, arrays, dtype)
     write_json(folder / "config.json", config_fields(autoencoder))
     return folder / WEIGHTS
 

@@ -11,25 +11,20 @@ from safetensors.numpy import save
 from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes
 from vdm_jax.migration import migrate_path
-from vdm_jax.pretrained.safetensors_io import read_renamed
+from vdm_jax.pretrained.safetensors_io import cast, read_renamed
 from vdm_jax.trees import named_leaves
 
 
-def write(path: Path, params, dtype=np.float16) -> None:
+def write(path: Path, params, dtype: Any = np.float16) -> None:
     """Write parameters as `dtype`, atomically.
 
     Raises:
       UserError: a value is not finite in that dtype.
     """
-    # Row-major copies: safetensors writes the buffer as it is.
-    with np.errstate(over="ignore"):  # an overflow raises below
-        arrays = {
-            name: np.array(jax.device_get(leaf), dtype, order="C")
-            for name, leaf in named_leaves(params).items()
-        }
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{name} is not finite as {np.dtype(dtype)}: not written")
+    arrays = {
+        name: cast(name, jax.device_get(leaf), dtype)
+        for name, leaf in named_leaves(params).items()
+    }
     write_bytes(path, save(arrays), overwrite=True)
 
 

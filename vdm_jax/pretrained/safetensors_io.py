@@ -166,10 +166,36 @@ def to_names(params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], dtype) -> None:
-    """Write arrays of `to_names` as one file, atomically."""
-    stored = {name: np.ascontiguousarray(a, dtype) for name, a in arrays.items()}
+    """Write arrays of `to_names` as one file, atomically; errors: of `to_bytes`."""
+    write_bytes(path, to_bytes(arrays, dtype), overwrite=True)
+
+
+def to_bytes(arrays: Mapping[str, np.ndarray], dtype) -> bytes:
+    """Return the bytes of a file with arrays of `to_names`.
+
+    Raises:
+      UserError: an array is not finite in that dtype.
+    """
+    stored = {name: cast(name, array, dtype) for name, array in arrays.items()}
     # Other programs refuse a file without this entry.
-    write_bytes(path, save(stored, {"format": "pt"}), overwrite=True)
+    return save(stored, {"format": "pt"})
+
+
+def cast(name: str, array: np.ndarray, dtype) -> np.ndarray:
+    """Return an array in a dtype, row-major: a file has the buffer as it is.
+
+    Raises:
+      UserError: it is not finite in that dtype.
+    """
+    with np.errstate(over="ignore"):  # an overflow raises below
+        stored = np.array(array, dtype, order="C")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} is not finite: give a model whose weights are")
+    if not np.isfinite(stored).all():
+        raise UserError(
+            f"{name} is not finite as {stored.dtype}: --dtype=float32 holds it"
+        )
+    return stored
 
 
 def read_renamed(

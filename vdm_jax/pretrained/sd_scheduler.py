@@ -85,9 +85,13 @@ def config_fields(
     }
     if sample.sampler == "dpm" and sample.sampling_schedule == "discrete":
         return {"_class_name": "DPMSolverMultistepScheduler", **fields}
+    is_ancestral = sample.sampler == "ancestral"
     if schedule.timestep_spacing == "fractional":
         fields["timestep_spacing"] = "linspace"
-        return {"_class_name": "EulerDiscreteScheduler", **fields}
+        kind = "Ancestral" if is_ancestral else ""
+        return {"_class_name": f"Euler{kind}DiscreteScheduler", **fields}
+    if is_ancestral and schedule.set_alpha_to_one:
+        return {"_class_name": "DDPMScheduler", **fields, "clip_sample": False}
     end = {"set_alpha_to_one": schedule.set_alpha_to_one, "clip_sample": False}
     return {"_class_name": "DDIMScheduler", **fields, **end}
 

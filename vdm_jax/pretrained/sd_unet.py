@@ -214,6 +214,7 @@ def encoder_options(cls: str, spec: Any, text_dim: int) -> dict[str, Any]:
         "cross_attention_dim": text_dim,
         "attention_head_dim": list(spec.num_heads),
         "use_linear_projection": spec.linear_projection,
+        "upcast_attention": True,  # scores are float32 here; see UNUSED
     }
 
 
