@@ -56,7 +56,7 @@ def swapped(z: np.ndarray, motion: tuple[float, float], frames: Any) -> np.ndarr
     return warp(z, (motion[1], motion[0]), frames)
 
 
-def read_own(model: Any, frames: int, **_) -> Any:
+def read_own(model: Any, frames: int, *_, **__) -> Any:
     """Return `with_frames` whose frames read themselves alone."""
     return with_frames(model, frames, frame_reads="own")
 

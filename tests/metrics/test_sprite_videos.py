@@ -1,6 +1,7 @@
 """The scores and rows of the studies of videos of sprites."""
 
 import contextlib
+import inspect
 import json
 import types
 from typing import Any
@@ -16,7 +17,7 @@ from tests.sprite_cases import needs_pictures, sprites
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.sprite_detection import detect_sprites
 from vdm_jax.metrics.sprite_scores import wilson_interval
-from vdm_jax.systems import control_video
+from vdm_jax.systems import control_video, text2video_zero
 from vdm_jax.systems.text2video_zero import warp
 
 DIRECTIONS = motion_study.DIRECTIONS
@@ -88,6 +89,15 @@ def test_wrong_variants_of_the_motion_are_wrong():
     ]
     assert places == [[[32, 38]], [[38, 32]]]
     assert motion_study.kept(z, z, 0.5) is z
+
+
+def test_the_variants_stand_in_for_what_they_replace():
+    """They take the arguments of the system's own functions."""
+    for _, replaced in motion_study.ROWS.values():
+        for name, variant in replaced.items():
+            own = inspect.signature(getattr(text2video_zero, name)).parameters
+            given = [each for each in own.values() if each.kind != each.VAR_KEYWORD]
+            inspect.signature(variant).bind(*given)
 
 
 def test_means_of_the_wrong_parity_replace_the_frame_before_theirs():
