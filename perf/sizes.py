@@ -16,13 +16,14 @@ import numpy as np
 
 from configs import imagen_video, vdm
 from perf import rows
-from vdm_jax import build, image_text, latents, runs, settings
+from vdm_jax import build, image_text, runs, settings
+from vdm_jax.pretrained import safetensors_io
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m perf.sizes"
 ROOT = FILE.parents[1]
 GAP = 300  # seconds
-AUTOENCODER = "diffusion_pytorch_model.safetensors"  # file of an autoencoder
+DIFFUSERS = "diffusion_pytorch_model.safetensors"  # of an autoencoder, a ControlNet
 MACHINE = "any: counted from shapes and files"
 
 
@@ -46,8 +47,8 @@ def shipped(folder: Path) -> dict[str, float]:
     log = (folder / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in log]
     between = np.diff([entry["time"] for entry in entries])
-    if (file := folder / AUTOENCODER).is_file():
-        counted = _counted({"network": latents.load(folder)[1]})
+    if (file := folder / DIFFUSERS).is_file():
+        counted = dict.fromkeys(("network", "all"), safetensors_io.count((file,)))
     else:
         file = folder / "params.safetensors"
         if runs.read_config(folder).task == "contrastive":
@@ -82,7 +83,7 @@ def main() -> None:
         "imagen_video": {v: of_config(imagen_video, v) for v in imagen_video.STAGES},
     }
     files = sorted(ROOT.glob("models/*/params.safetensors"))
-    files += sorted(ROOT.glob(f"models/*/{AUTOENCODER}"))
+    files += sorted(ROOT.glob(f"models/*/{DIFFUSERS}"))
     stages = sorted(ROOT.glob("cascades/*/*/params.safetensors"))
     sizes = {str(f.parent.relative_to(ROOT)): shipped(f.parent) for f in files + stages}
     for cascade in {f.parents[1] for f in stages}:

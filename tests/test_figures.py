@@ -99,7 +99,7 @@ def test_sizes_of_shipped_models_are_those_of_the_file():
     folder = sizes.ROOT / "models" / "shapes"
     assert sizes.shipped(folder) == written["models/shapes"]
     files = [*sizes.ROOT.glob("models/*/params.safetensors")]
-    files += sizes.ROOT.glob(f"models/*/{sizes.AUTOENCODER}")
+    files += sizes.ROOT.glob(f"models/*/{sizes.DIFFUSERS}")
     files += sizes.ROOT.glob("cascades/*/*/params.safetensors")
     names = {str(path.parent.relative_to(sizes.ROOT)) for path in files}
     assert names | {"cascades/shapes"} == {*written}
