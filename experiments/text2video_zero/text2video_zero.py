@@ -71,13 +71,15 @@ def noise_alone(z: np.ndarray, eps: np.ndarray, ratio: float) -> np.ndarray:
     return eps.astype(z.dtype)
 
 
+PAPER = {"t0": 881, "t1": 941}
 # Name of a row -> options that differ, and functions of the system that are replaced.
 ROWS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
     "right": ({}, {}),
-    "t0 = 881, t1 = 941": ({"t0": 881, "t1": 941}, {}),  # the paper's
+    "t0 = 881, t1 = 941": (PAPER, {}),
     "no motion": ({"strength": 0.0}, {}),
     "x and y swapped": ({}, {"warp": swapped}),
     "reads own": ({}, {"with_frames": read_own}),
+    "t0 = 881, t1 = 941, reads own": (PAPER, {"with_frames": read_own}),
     "no re-noising": ({}, {"renoise": kept}),
     "noise alone": ({}, {"renoise": noise_alone}),
 }
