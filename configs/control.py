@@ -6,7 +6,7 @@
 The model is frozen; a copy of its first half trains with a hint, of which one kind is
 drawn for each picture (Zhang et al. 2023, arXiv:2302.05543). Text is dropped for half
 of the pictures, as there, so that the hint is read without it. Variants: `:smoke` takes
-seconds, on a model of configs/sprites.py:smoke. Result: not run.
+seconds, on a model of configs/sprites.py:smoke. Result: models/control.
 """
 
 from ml_collections import ConfigDict
