@@ -15,7 +15,7 @@ WORDS = {  # text flags that are no paths
     "coordinator", "sampler", "sampling_schedule", "guidance_schedule", "cfg_mode",
     "label", "reconstruction_schedule", "tiles", "negative_label", "negative_prompt",
     "prompt", "last_stage", "size", "guidance_scale", "compare_steps",
-    "report_commands", "format", "lora", "system", "set", "control_from",
+    "report_commands", "format", "dtype", "lora", "system", "set", "control_from",
 }  # fmt: skip
 
 
