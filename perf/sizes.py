@@ -48,7 +48,8 @@ def shipped(folder: Path) -> dict[str, float]:
     entries = [json.loads(line) for line in log]
     between = np.diff([entry["time"] for entry in entries])
     if (file := folder / DIFFUSERS).is_file():
-        counted = dict.fromkeys(("network", "all"), safetensors_io.count((file,)))
+        count = safetensors_io.count((file,))
+        counted: dict[str, float] = {"network": count, "all": count}
     else:
         file = folder / "params.safetensors"
         if runs.read_config(folder).task == "contrastive":
