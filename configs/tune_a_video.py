@@ -10,7 +10,7 @@ The model is that of init_from, a folder of diffusers or an image model of kind 
 with the attention of Wu et al. 2022 (arXiv:2212.11565): to the first and the previous
 frame, and over the frames at each pixel. The queries and the new attention train.
 Previews are edits by data.edited_caption.
-Result: run with random weights only.
+Result: no figure yet; models/sprites needs a higher learning rate than 3e-5.
 Variants: `:smoke` takes seconds with a small model.
 """
 

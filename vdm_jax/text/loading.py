@@ -54,7 +54,7 @@ def load_encoder(
     network, name_map, max_tokens = _read_config(folder, dtype)
     if clip_skip:
         if not isinstance(network, ClipText):
-            raise UserError(f"clip_skip={clip_skip}: {name} is no CLIP: 0")
+            raise UserError(f"clip_skip={clip_skip}: {name} is no CLIP: give 0")
         last = network.spec.num_layers - 1
         if not 0 < clip_skip <= last:
             raise UserError(f"clip_skip={clip_skip}: of {name} from 0 to {last}")
