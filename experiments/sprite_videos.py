@@ -80,7 +80,7 @@ class ImageModel:
         cascade = cascades.read_model(flags.model)
         stage = cascade.stages[0]
         if stage.config.data.source != "sprites":
-            raise UserError(f"--model={flags.model}: a run of configs/sprites.py")
+            raise UserError(f"--model={flags.model}: give a run of configs/sprites.py")
         changes = {"steps": flags.steps} if flags.steps else {}
         stage = stage.with_settings(
             batch_size=BATCH, guidance_scale=flags.guidance_scale, **changes

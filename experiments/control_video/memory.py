@@ -1,6 +1,6 @@
 """Memory of a long ControlVideo.
 
-    python -m experiments.control_video.memory [FRAMES]
+    python -m experiments.control_video.memory
 
 In megabytes: the largest resident memory of processes that make videos of 32 and of
 128 frames of 64x64 by models/sprites and models/control, less the clip, its controls,
