@@ -79,11 +79,11 @@ class Case(NamedTuple):
     frames: int = SHORT
     kind: str = "silhouette"
     scale: float = 1.0  # of the ControlNet
-    options: Options = Options()
+    options: Options = Options(joint_norms=False)
     patch: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
-PLAIN = Options(smooth_steps=0)
+PLAIN = Options(smooth_steps=0, joint_norms=False)
 ROWS = {
     "no control": Case(scale=0.0, options=PLAIN),
     "reads own": Case(options=PLAIN, patch=lambda: reading(every="own")),
@@ -91,6 +91,7 @@ ROWS = {
     "reads every": Case(options=PLAIN),
     "reads every, smoothed": Case(),
     "edges, reads every, smoothed": Case(kind="edges"),
+    "joint norms": Case(options=Options()),
     "smoothed, wrong parity": Case(patch=lambda: interpolating(misplaced)),
     "smoothed, odd frames alone": Case(
         patch=lambda: interpolating(lambda frames, step: neighbours(frames, 0))

@@ -3,9 +3,9 @@
     python -m experiments.tune_a_video.tune_a_video [--model=DIR] [--num=N]
 
 Each of N held-out clips of 8 frames of moving sprites is tuned on with its caption
-(configs/tune_a_video.py, --updates each), then edited by the sentence of another object
-on the same background. Variants lack a part of the method. Tuned runs are kept in
---workdir. Writes OUT/tune_a_video.json row by row, and a sheet of each row.
+(configs/tune_a_video.py:sprites, --updates each), then edited by the sentence of
+another object on the same background. Variants lack a part of the method. Tuned runs
+are kept in --workdir. Writes OUT/tune_a_video.json row by row, and a sheet of each row.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def tuned(
         frames = make_folder(run.with_name(f"{number:02d}_frames"))
         for i, frame in enumerate(clip):  # a video would have lost some of the pixels
             Image.fromarray(frame).save(frames / f"{i:03d}.png")
-        config: Any = tune_a_video.get_config().unlock()
+        config: Any = tune_a_video.get_config("sprites").unlock()
         config.init_from = str(flags.model)
         caption, edited = captions
         config.data.update(path=str(frames), caption=caption, edited_caption=edited)
@@ -102,13 +102,15 @@ class Edits:
         captions = self.captions[number], self.sentences[number]
         return tuned(self.flags, checksum, clip, captions, number, reads)
 
-    def inflated(self, number: int) -> tuple[DiffusionModel, Params]:
+    def inflated(
+        self, number: int, joint_norms: bool = False
+    ) -> tuple[DiffusionModel, Params]:
         """Return the model before it is tuned: that of pictures, on a video.
 
         The new attention over the frames adds nothing at its start.
         """
         model, params = self.image.trained.model, self.image.trained.params
-        fields = {"frame_reads": "previous", "joint_norms": True}
+        fields = {"frame_reads": "previous", "joint_norms": joint_norms}
         return with_frames(model, FRAMES, **fields), params
 
     def sample(
@@ -159,9 +161,11 @@ def main() -> None:
     table.columns = {"n": ("n", "d"), "joint_count": ("right", "d")} | table.columns
     right = functools.partial(edits.tuned, reads="previous")
     own = functools.partial(edits.tuned, reads="own")
+    joint = functools.partial(edits.inflated, joint_norms=True)
     rows = {
         "real": edits.rendered,
         "no tuning": lambda: edits.sample(edits.inflated),
+        "no tuning, joint norms": lambda: edits.sample(joint),
         "no tuning, no inversion": lambda: edits.sample(edits.inflated, inverts=False),
         "right": lambda: edits.sample(right),
         "no inversion": lambda: edits.sample(right, inverts=False),

@@ -71,7 +71,11 @@ def test_a_background_between_pixels_is_recovered():
 
 @pytest.mark.parametrize(
     "vocabulary, side, gradients",
-    [("everyday", 64, False), ("everyday", 48, False), ("small", 57, True)],
+    [
+        ("everyday", 64, False),
+        pytest.param("everyday", 48, False, marks=pytest.mark.slow),
+        ("small", 57, True),
+    ],
 )
 def test_stills_are_recognised(vocabulary, side, gradients):
     source = sprites(vocabulary, 1, side, gradients=gradients)

@@ -54,6 +54,9 @@ class Options:
         2, "steps in which every other frame is interpolated; 0 is none", 0, 1024
     )
     smooth_start: float = setting(0.6, "fraction of the steps before them", 0, 1)
+    joint_norms: bool = setting(
+        True, "norms outside of transformers have statistics over all frames"
+    )
 
 
 def midpoint(left: Array, right: Array) -> Array:
@@ -145,11 +148,10 @@ class KeyFrameModel(DiffusionModel):
 
 
 def video_model(model: DiffusionModel, frames: int, options: Options) -> KeyFrameModel:
-    """Return an image model as one of videos; norms of resnets are over all frames."""
+    """Return an image model as one of videos, by key frames where they are many."""
     plan = make_plan(frames, options.together, options.window)
-    return KeyFrameModel(
-        **vars(with_frames(model, frames, joint_norms=True)), plan=plan
-    )
+    of_videos = with_frames(model, frames, joint_norms=options.joint_norms)
+    return KeyFrameModel(**vars(of_videos), plan=plan)
 
 
 def smoothed_steps(options: Options, steps: int) -> tuple[int, ...]:
