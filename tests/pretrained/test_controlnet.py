@@ -117,7 +117,7 @@ OTHER_NETWORKS = {
     "'AttnDownBlock2D': CrossAttnDownBlock2D or": {
         "down_block_types": ["AttnDownBlock2D"] * 4
     },
-    "out_channels='16': as (16": {"conditioning_embedding_out_channels": "16"},
+    "out_channels='16': give a list": {"conditioning_embedding_out_channels": "16"},
     "out_channels=(): widths": {"conditioning_embedding_out_channels": []},
     "_control_kinds='luma': a list": {"_control_kinds": "luma"},
 }

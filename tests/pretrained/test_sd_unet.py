@@ -162,12 +162,14 @@ OTHER_NETWORKS = {
         "down_block_types": ["AttnDownBlock2D"] * 4
     },
     "do not mirror": {"up_block_types": ["UpBlock2D"] * 4},
-    "layers_per_block=[2, 2]: as 2": {"layers_per_block": [2, 2]},
+    "layers_per_block=[2, 2]: give a whole number, as 2": {"layers_per_block": [2, 2]},
     "sample_size=(64,): one size, or (height, width)": {"sample_size": [64]},
-    "sample_size=None: as 64": {"sample_size": None},
-    "norm_num_groups=True: as 32": {"norm_num_groups": True},
-    "attention_head_dim=[8, None]: as 8": {"attention_head_dim": [8, None]},
-    "block_out_channels='320': as (320, 640": {"block_out_channels": "320"},
+    "sample_size=None: give a whole number, as 64": {"sample_size": None},
+    "norm_num_groups=True: give a whole number, as 32": {"norm_num_groups": True},
+    "attention_head_dim=[8, None]: give a whole number": {
+        "attention_head_dim": [8, None]
+    },
+    "block_out_channels='320': give a list, 640": {"block_out_channels": "320"},
     "block_out_channels=(): one width or more": {
         "block_out_channels": [],
         "down_block_types": [],

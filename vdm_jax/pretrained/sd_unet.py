@@ -34,6 +34,10 @@ DEFAULTS = {
     "dropout": 0.0,
 }
 INTEGER_OR_LIST = ("attention_head_dim", "sample_size")
+WANTED = {  # of a default, for messages
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    tuple: "a list",
+}  # fmt: skip
 # Options of other networks, and the only value that ours has.
 FIXED = {
     "act_fn": "silu",
@@ -121,8 +125,10 @@ def read_options(
     given = {name: options.get(name, default) for name, default in defaults.items()}
     for name, value in given.items():
         if not _is_type_of(value, defaults[name], name in INTEGER_OR_LIST):
+            kind = WANTED[type(defaults[name])]
             raise UserError(
-                f"{cls} with {name}={value!r:.60}: as {defaults[name]!r:.60}"
+                f"{cls} with {name}={value!r:.60}: give {kind}, as "
+                f"{defaults[name]!r:.60}"
             )
     return given
 
