@@ -169,7 +169,9 @@ OTHER_NETWORKS = {
     "attention_head_dim=[8, None]: give a whole number": {
         "attention_head_dim": [8, None]
     },
-    "block_out_channels='320': give a list, 640": {"block_out_channels": "320"},
+    "block_out_channels='320': give a list, as (320, 640": {
+        "block_out_channels": "320"
+    },
     "block_out_channels=(): one width or more": {
         "block_out_channels": [],
         "down_block_types": [],
