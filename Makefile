@@ -62,9 +62,11 @@ bench: setup .venv-baselines/ready
 demo: setup
 	$(BIN)/python -m vdm_jax.demo --out=runs/demo
 
-# Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; a video by an
-# image model; then a model from scratch, trained, sampled and measured.
+# Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; three videos of
+# an image model, the second and the third of the first; then a model from scratch, trained,
+# sampled and measured.
 TOUR := runs/tour
+ROCKET := $(TOUR)/text2video_zero/samples-000.mp4
 tour: setup
 	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
 	  --out=$(TOUR)/prompts --overwrite
@@ -75,7 +77,16 @@ tour: setup
 	$(BIN)/python sample.py --workdir=models/sprites --system=text2video_zero \
 	  --set=motion=0,-1 --set=t0=601 --set=t1=681 --prompt="a rocket on a yellow background" \
 	  --out=$(TOUR)/text2video_zero --overwrite
+	$(BIN)/python edit.py --workdir=models/sprites --system=control_video \
+	  --set=joint_norms=False --set=smooth_steps=0 --controlnet=models/control \
+	  --control=$(ROCKET) --control_from=silhouette --prompt="a rocket on a blue background" \
+	  --guidance_scale=5 --out=$(TOUR)/control_video --overwrite
+	$(BIN)/python train.py --config=configs/tune_a_video.py:sprites --config.init_from=models/sprites \
+	  --config.data.path=$(ROCKET) --config.data.caption="a rocket on a yellow background" \
+	  --config.train.steps=100 --workdir=$(TOUR)/tuned
+	$(BIN)/python edit.py --workdir=$(TOUR)/tuned --edit=$(ROCKET) \
+	  --prompt="a penguin on a yellow background" --out=$(TOUR)/tune_a_video --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(TOUR)
 	$(BIN)/python sample.py --workdir=$(TOUR) --num=16 --out=$(TOUR)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(TOUR) --num=96 --compare_steps=4,8,16 \
-	  --show_samples=$(TOUR)/prompts,$(TOUR)/student,$(TOUR)/teacher,$(TOUR)/few_steps,$(TOUR)/clips,$(TOUR)/text2video_zero --report_commands="make tour"
+	  --show_samples=$(TOUR)/prompts,$(TOUR)/student,$(TOUR)/teacher,$(TOUR)/few_steps,$(TOUR)/clips,$(TOUR)/text2video_zero,$(TOUR)/control_video,$(TOUR)/tune_a_video --report_commands="make tour"

@@ -90,14 +90,16 @@ ROWS = {
     "reads first": Case(options=PLAIN, patch=lambda: reading(every="first")),
     "reads every": Case(options=PLAIN),
     "reads every, smoothed": Case(),
-    "edges, reads every, smoothed": Case(kind="edges"),
-    "joint norms": Case(options=Options()),
+    "edges, reads every": Case(kind="edges", options=PLAIN),
+    "joint norms": Case(options=Options(smooth_steps=0)),
     "smoothed, wrong parity": Case(patch=lambda: interpolating(misplaced)),
     "smoothed, odd frames alone": Case(
         patch=lambda: interpolating(lambda frames, step: neighbours(frames, 0))
     ),
-    "key frames": Case(LONG),
-    "key frames read own": Case(LONG, patch=lambda: reading(every="own")),
+    "key frames": Case(LONG, options=PLAIN),
+    "key frames read own": Case(
+        LONG, options=PLAIN, patch=lambda: reading(every="own")
+    ),
 }
 
 
