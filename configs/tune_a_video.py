@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "sprites":
         config.network.joint_norms = False
-        config.train.learning_rate = 3e-3
+        config.train.learning_rate = 1e-3
         config.sample.guidance_scale = 2.0
     if variant == "smoke":
         config.train.update(steps=4, checkpoint_every=2, log_every=2, sample_every=4)
