@@ -34,6 +34,7 @@ from vdm_jax.runs import TrainedModel
 from vdm_jax.sampling.types import Control, SamplingInputs
 from vdm_jax.trees import named_leaves
 
+MAX_SILHOUETTE = 128  # pixels: every object is searched in every size
 VIDEO = "video"  # the kind of a video that is one of controls already
 KINDS = (*hint.KINDS, VIDEO)
 
@@ -228,10 +229,20 @@ def control_video(
 
     video: uint8 [f, h, w, c]. kind: of `KINDS`. vocabulary: of sprites, for
     silhouettes, which are of the best object of each frame, whatever it shows.
+
+    Raises:
+      UserError: silhouettes of a video that is grey or larger than sprites are.
     """
     if kind == VIDEO:
         return video.astype(np.float32) / 127.5 - 1
     if kind == hint.SILHOUETTE:
+        height, width, channels = video.shape[1:]
+        if channels != 3 or max(height, width) > MAX_SILHOUETTE:
+            raise UserError(
+                f"silhouettes are found of sprites, in colour and up to "
+                f"{MAX_SILHOUETTE}x{MAX_SILHOUETTE}, not in {channels} channels of "
+                f"{width}x{height}: give a video of silhouettes, or edges"
+            )
         source = Sprites(vocabulary, Geometry(*video.shape[:3]), gradients=True)
         made = sprite_detection.silhouettes(video[None], source)[0]
         controls = made.astype(np.float32) / 127.5 - 1

@@ -35,7 +35,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics.sprite_detection import detect_sprites
 from vdm_jax.sampling import Conditions, Control, SamplingInputs
 from vdm_jax.systems import Request, control_video
-from vdm_jax.systems.control_video import Options, neighbours
+from vdm_jax.systems.control_video import Options
 from vdm_jax.systems.image_model import with_frames
 
 SHORT, LONG = 8, 33  # frames; 33 have nine key frames
@@ -93,9 +93,6 @@ ROWS = {
     "edges, reads every": Case(kind="edges", options=PLAIN),
     "joint norms": Case(options=Options(smooth_steps=0)),
     "smoothed, wrong parity": Case(patch=lambda: interpolating(misplaced)),
-    "smoothed, odd frames alone": Case(
-        patch=lambda: interpolating(lambda frames, step: neighbours(frames, 0))
-    ),
     "key frames": Case(LONG, options=PLAIN),
     "key frames read own": Case(
         LONG, options=PLAIN, patch=lambda: reading(every="own")

@@ -174,7 +174,7 @@ def test_without_a_system_a_control_makes_a_picture(controlled, tmp_path):
 REFUSED_CONTROLS = [
     (
         [CV, "--num_frames=9"],
-        "clip.npz has 5 of 9 frames, at 8 a second: --num_frames=0 takes all",
+        "clip.npz gives 5 frames, not 9: --num_frames=0 takes all",
     ),
     (["--set=together=4"], "--set goes with --system, not with --control alone"),
     ([SYSTEM, "--num_frames=5", "--set=motion=1,1"], "with controls has no --set"),
@@ -184,6 +184,10 @@ REFUSED_CONTROLS = [
         "scale 20.0 of a control: from 0 to",
     ),
     ([CV, "--num_frames=5", "--set=window=2"], "window=2: 0, or 3 and more"),
+    (
+        [CV, "--num_frames=5", "--steps=4", "--control_start=.5", "--control_end=.6"],
+        "a control from 0.5 to 0.6 has no step of 4 within",
+    ),
     ([CV, "--tiles=2"], "--upscale or --edit, not with --control"),
     ([SYSTEM, "--num_frames=5", "--set=strength=3"], "with controls has no --set"),
     (["--num_frames=3"], "without --system this model makes 1"),

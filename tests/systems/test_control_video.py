@@ -324,7 +324,9 @@ def test_a_call_sees_the_controls_of_its_own_frames():
     ("options", "settings", "message"),
     [
         ({"window": 2}, {}, "window=2: 0, or 3 and more"),
-        ({}, {"guidance_schedule": "frames:1"}, "one scale for all frames"),
+        ({}, {"guidance_schedule": "frames:1"}, "frames:1' is of all frames"),
+        ({}, {"cfg_mode": "projected"}, "cfg_mode='projected' is of all frames"),
+        ({"smooth_start": 1.0}, {}, "smooth_start=1.0: no step of 4 is left"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, settings, message):

@@ -359,7 +359,9 @@ def test_other_models_are_refused():
         ({"t0": 941, "t1": 881}, None, {}, "that of t1 must be the higher"),
         ({}, None, {"steps": 10}, "steps=10 the nearest steps start at 901 and 901"),
         ({}, None, {"steps": 0}, "steps=0"),
-        ({}, None, {"guidance_schedule": "frames:2"}, "one scale for all frames"),
+        ({}, None, {"guidance_schedule": "frames:2"}, "frames:2' is of all frames"),
+        ({}, None, {"cfg_mode": "rescaled"}, "cfg_mode='rescaled' is of all frames"),
+        ({}, None, {"dynamic_threshold": 99.0}, "dynamic_threshold=99.0 is of all"),
     ],
 )
 def test_what_does_not_fit_is_one_line(options, foreground, changes, message):

@@ -242,6 +242,13 @@ def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
     assert made.shape == (1, FRAMES, 16, 16, 3)
     message = refused("edit", *edit, "--sampler=ancestral", f"--out={tmp_path / 'no'}")
     assert "sampler='ancestral': an edit by inversion is sampled by ddim" in message
+    fields = json.loads((run / "config.json").read_text())
+    fields["sample"]["sampler"] = "dpm"  # as of a folder whose scheduler has no inverse
+    (run / "config.json").write_text(json.dumps(fields))
+    done = call("edit", *edit, "--prompt=", "--overwrite", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    message = refused("edit", *edit, "--num=2", f"--out={tmp_path / 'no'}")
+    assert "--num=2: an edit by inversion draws no noise" in message
     message = refused("edit", *edit, "--num_frames=9", f"--out={tmp_path / 'no'}")
     assert "an edit by inversion has the model's 5 frames of 16x16" in message
 

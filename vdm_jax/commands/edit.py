@@ -1,6 +1,7 @@
 """edit.py: extend, interpolate, inpaint, upscale, change or control a clip."""
 
 import functools
+from typing import Any
 
 from absl import flags
 
@@ -103,24 +104,37 @@ def _edit() -> None:
         """Read the clip."""
         return getattr(observations, edit)(output, FLAGS[edit].value, **options)
 
-    others = {}
+    cascade, others, method = cascades.read_model(FLAGS.workdir), {}, None
     if edit == "upscale" and FLAGS.reconstruction_weight is None:
         others["reconstruction_weight"] = None  # the model's own is for known frames
-    model = override(cascades.read_model(FLAGS.workdir), **others)
-    method = None
-    if edit == "edit":
-        strength, first = options["strength"], model.stages[0]
-        is_tuned = first.config.network.get("temporal") == "tune"
-        if strength is None and not is_tuned:
-            raise UserError(
-                "--edit needs --strength, the fraction of the steps that run, as 0.6; "
-                "or a model that was tuned on the clip (configs/tune_a_video.py)"
-            )
+    if edit == "edit" and (strength := options["strength"]) is None:
+        _check_inverts(cascade.stages[0].config)
+        if FLAGS.sampler is None:
+            others["sampler"] = "ddim"  # the model's own may have no inverse
         method = sampling.edit_by_inversion
-        if strength is not None:
-            sampling.first_row(first.settings.steps, strength)  # checks it
-            method = functools.partial(sampling.edit, strength=strength)
+    model = override(cascade, **others)
+    if edit == "edit" and strength is not None:
+        sampling.first_row(model.stages[0].settings.steps, strength)  # checks it
+        method = functools.partial(sampling.edit, strength=strength)
     sample(model, observe=observe, backward=FLAGS.backward, edit=method)
+
+
+def _check_inverts(config: Any) -> None:
+    """Raise UserError unless --edit goes by inversion, which makes one video.
+
+    Its only noise is that of the clip, so more of a prompt would be equal.
+    """
+    if config.network.get("temporal") != "tune":
+        raise UserError(
+            "--edit needs --strength, the fraction of the steps that run, as 0.6; "
+            "or a model that was tuned on the clip (configs/tune_a_video.py)"
+        )
+    if (FLAGS.num or 1) > 1:
+        raise UserError(
+            f"--num={FLAGS.num}: an edit by inversion draws no noise, so all videos of "
+            "a prompt would be equal; give 1, or several of --prompt"
+        )
+    config.sample.num = 1
 
 
 def _control() -> None:

@@ -18,12 +18,21 @@ def control_scales(controls: Sequence[Control], steps: int, rows: int) -> np.nda
 
     The scale of a ControlNet in the steps that lie within its start and its end whole,
     as in diffusers; 0 in the others, and in the rows behind the last step.
+
+    Raises:
+      UserError: no step lies within.
     """
     scales = np.zeros((rows, len(controls)))
     for i in range(steps):
         for k, control in enumerate(controls):
             if control.start <= i / steps and (i + 1) / steps <= control.end:
                 scales[i, k] = control.scale
+    for k, control in enumerate(controls):
+        if control.scale and not scales[:, k].any():
+            raise UserError(
+                f"a control from {control.start} to {control.end} has no step of "
+                f"{steps} within: give more steps or a longer part"
+            )
     return scales
 
 

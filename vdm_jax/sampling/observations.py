@@ -237,8 +237,8 @@ def read_control(output: OutputSpec, clip: str) -> tuple[np.ndarray, ClipInfo]:
     frames, is_still = output.num_frames or longest, _is_picture(clip)
     if frames > longest and not is_still:
         raise UserError(
-            f"--control={clip} has {longest} of {frames} frames, at {output.fps:g} a "
-            "second: --num_frames=0 takes all"
+            f"--control={clip} gives {longest} frames, not {frames}: --num_frames=0 "
+            "takes all"
         )
     shape = frames, *output.size, output.model.video_shape[3]
     check_video_memory(output.num, shape, f"--control={clip} of {frames} frames")
@@ -270,8 +270,10 @@ def _longest(path: str, output: OutputSpec) -> int:
 
 def _is_picture(path: str) -> bool:
     """Whether a file is a video of one frame; False for one that cannot be read."""
+    if Path(path).suffix.lower() == ".npz":
+        return len(_read_npz(path)) == 1
     with contextlib.suppress(BadVideo):
-        return Path(path).suffix != ".npz" and DECODER.probe(path).frames == 1
+        return DECODER.probe(path).frames == 1
     return False
 
 

@@ -29,6 +29,7 @@ from vdm_jax.sampling.types import Progress, no_progress
 from vdm_jax.settings.declaration import setting
 from vdm_jax.systems.image_model import (
     check_controls,
+    check_guidance,
     check_image_model,
     take_controls,
     with_frames,
@@ -223,10 +224,11 @@ def check_request(
             "--control=CLIP --controlnet=FOLDER"
         )
     check_controls(model, request, NAME)
-    if settings.guidance_schedule.startswith("frames"):
+    check_guidance(settings, NAME)
+    if options.smooth_steps and not smoothed_steps(options, settings.steps):
         raise UserError(
-            f"guidance_schedule={settings.guidance_schedule!r}: {NAME} has one scale "
-            "for all frames, which it denoises in several calls"
+            f"smooth_start={options.smooth_start}: no step of {settings.steps} is left "
+            "to smooth in; give less, or smooth_steps=0"
         )
     if 0 < options.window < MIN_WINDOW:
         raise UserError(

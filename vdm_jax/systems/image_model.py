@@ -14,7 +14,7 @@ from vdm_jax.model import DiffusionModel
 from vdm_jax.networks.control import Controlled
 from vdm_jax.networks.lora import WithLora
 from vdm_jax.networks.sd import SDSpec
-from vdm_jax.sampling import Conditions
+from vdm_jax.sampling import Conditions, Settings
 from vdm_jax.systems.request import Request
 
 
@@ -48,6 +48,25 @@ def check_controls(model: DiffusionModel, request: Request, system: str) -> None
             raise UserError(
                 f"{system} makes {request.num_frames} frames: {name} is a video of "
                 f"controls of {wanted}, not {given or 'given'}"
+            )
+
+
+def check_guidance(settings: Settings, system: str) -> None:
+    """Raise UserError for guidance of a system that denoises frames in several calls.
+
+    What has a scale of each frame, or statistics over a whole video, would differ by
+    call.
+    """
+    whole = {
+        "guidance_schedule": not settings.guidance_schedule.startswith("frames"),
+        "cfg_mode": settings.cfg_mode == "linear",
+        "dynamic_threshold": not settings.dynamic_threshold,
+    }
+    for name, fits in whole.items():
+        if not fits:
+            raise UserError(
+                f"{name}={getattr(settings, name)!r} is of all frames of a video, "
+                f"which {system} denoises in several calls: leave it out"
             )
 
 

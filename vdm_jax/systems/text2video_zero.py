@@ -27,6 +27,7 @@ from vdm_jax.sampling.types import Progress, no_progress
 from vdm_jax.settings.declaration import setting
 from vdm_jax.systems.image_model import (
     check_controls,
+    check_guidance,
     check_image_model,
     take_controls,
     with_frames,
@@ -325,11 +326,7 @@ def check_request(
         phases(model, settings, options)
     elif options != Options():
         raise UserError(NO_OPTIONS)
-    if settings.guidance_schedule.startswith("frames"):
-        raise UserError(
-            f"guidance_schedule={settings.guidance_schedule!r}: {NAME} has one scale "
-            "for all frames, which it denoises in chunks"
-        )
+    check_guidance(settings, NAME)
     size = request.num_frames, *model.video_shape[1:3]
     shape = *size, model.video_shape[3]
     sampling.check_video_memory(request.num, shape, f"num_frames={size[0]}")
