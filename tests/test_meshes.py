@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from tests import run_command
-from tests.parity.pipeline_cases import write_pipeline
 from tests.parity.recorded import write_autoencoder
 from vdm_jax import video_io
 from vdm_jax.data import embeddings, shapes
@@ -259,12 +258,10 @@ def get_config():
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data=8", "4x2"])
-def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
-    """Pictures, an autoencoder, Stable Diffusion's U-Net and text."""
-    rng, captions = np.random.default_rng(0), []
-    pictures = tmp_path / "pictures"
+def latent_images(folder: Path) -> tuple[Path, Path]:
+    """Write a config of pictures, and what it reads; return it and the text."""
+    rng, captions = np.random.default_rng(0), ["a cat", "a dog"]
+    pictures = folder / "pictures"
     pictures.mkdir()
     for i in range(24):
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -275,12 +272,20 @@ def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
     def encode(texts):
         return [rng.normal(size=(len(c.split()) + 1, 6)).astype("f2") for c in texts]
 
-    text = tmp_path / "text"
+    text = folder / "text"
     embeddings.write(text, captions, encode, {"encoder": "/nowhere", "width": 6})
-    vae = write_autoencoder(tmp_path / "vae", part="tiles_", scaling_factor=0.5)
-    places = {"pictures": pictures, "text": text, "vae": vae, "cache": tmp_path / "c"}
-    config = tmp_path / "config.py"
+    vae = write_autoencoder(folder / "vae", part="tiles_", scaling_factor=0.5)
+    places = {"pictures": pictures, "text": text, "vae": vae, "cache": folder / "c"}
+    config = folder / "config.py"
     config.write_text(LATENT_IMAGES.format(**{n: str(p) for n, p in places.items()}))
+    return config, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "4x2"])
+def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
+    """Pictures, an autoencoder, Stable Diffusion's U-Net and text."""
+    config, _ = latent_images(tmp_path)
     states = []
     for devices, flags in ((1, ()), (8, MESHES[mesh])):
         workdir = tmp_path / str(devices)
@@ -298,13 +303,16 @@ def test_an_image_model_of_latents_is_the_same_on_eight_devices(mesh, tmp_path):
 @pytest.mark.parametrize("mesh", ["data=8", "4x2"])
 def test_a_model_tuned_on_a_clip_is_the_same_on_eight_devices(mesh, tmp_path):
     """And so is its preview: the clip and its edit."""
-    base, clip = write_pipeline(tmp_path / "sd"), tmp_path / "clip.mp4"
+    config, text = latent_images(tmp_path)
+    base, clip = tmp_path / "base", tmp_path / "clip.mp4"
+    call(1, True, "train.py", f"--config={config}", f"--workdir={base}", *SIZES)
     frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     video_io.write_video(clip, frames, 8)
     flags = (
         "--config=configs/tune_a_video.py:smoke", f"--config.init_from={base}",
         f"--config.data.path={clip}", "--config.data.caption=a cat", *SIZES, *QUIET,
         "--config.data.edited_caption=a dog", "--config.video.frames=3",
+        f"--config.data.text_embeddings_dir={text}",
     )  # fmt: skip
     params, edits = [], []
     for devices, own in ((1, ()), (8, MESHES[mesh])):

@@ -72,6 +72,16 @@ def test_frame_numbers_are_those_of_the_published_program():
         assert inside.tolist() == row["indices"]
 
 
+def test_a_batch_is_the_clip_over_and_over(clip):
+    """As on eight devices, which one example does not divide."""
+    source = data.open_source(config_of(clip, batch_size=3))
+    assert len(source) == 3
+    rng = np.random.default_rng(0)
+    first, *others = (source.load(i, rng, FRAMES)["video"] for i in range(3))
+    for each in others:
+        np.testing.assert_array_equal(each, first)
+
+
 @pytest.mark.parametrize("stride", [1, 3])
 def test_the_source_is_the_first_frames_of_the_clip(clip, stride):
     source = data.open_source(config_of(clip, stride=stride))

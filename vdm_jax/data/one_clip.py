@@ -20,13 +20,17 @@ DECODER = SandboxedDecoder()
 
 @dataclasses.dataclass(frozen=True)
 class OneClip:
-    """The source; data/source.py defines the protocol. No part of it is held out."""
+    """The source; data/source.py defines the protocol. No part of it is held out.
+
+    Each example of a batch is the clip, with noise of its own.
+    """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     caption: str
     edited_caption: str  # of the edits that are previews
     video: np.ndarray  # uint8 [f, h, w, c]
+    batch_size: int = 1
     held_out: bool = False
 
     name = "one_clip"
@@ -39,7 +43,7 @@ class OneClip:
         return [self.caption, self.edited_caption]
 
     def __len__(self) -> int:
-        return int(not self.held_out)
+        return 0 if self.held_out else self.batch_size
 
     def load(self, index: int, rng: np.random.Generator, frames: int) -> Clip:
         """Load the clip, or one of its frames."""
@@ -83,7 +87,8 @@ def open_one_clip(config) -> OneClip:
     # The pixels, not the file's bytes: other settings take other frames of it.
     checksum = zlib.crc32(video.tobytes())
     captions = data.caption, data.edited_caption or data.caption
-    return OneClip((Path(data.path).name,), (checksum,), *captions, video)
+    name = Path(data.path).name
+    return OneClip((name,), (checksum,), *captions, video, data.batch_size)
 
 
 def fill_in(config: Any, workdir: Path) -> None:
