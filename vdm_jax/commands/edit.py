@@ -109,6 +109,7 @@ def _edit() -> None:
         others["reconstruction_weight"] = None  # the model's own is for known frames
     if edit == "edit" and (strength := options["strength"]) is None:
         _check_inverts(cascade.stages[0].config)
+        cascade.stages[0].config.sample.num = 1  # where no prompt is given
         if FLAGS.sampler is None:
             others["sampler"] = "ddim"  # the model's own may have no inverse
         method = sampling.edit_by_inversion
@@ -134,7 +135,6 @@ def _check_inverts(config: Any) -> None:
             f"--num={FLAGS.num}: an edit by inversion draws no noise, so all videos of "
             "a prompt would be equal; give 1, or several of --prompt"
         )
-    config.sample.num = 1
 
 
 def _control() -> None:
