@@ -8,7 +8,7 @@ import pytest
 from tests import small_model
 from vdm_jax import build, sampling
 from vdm_jax.diffusion import schedules
-from vdm_jax.sampling import SamplingInputs, Settings
+from vdm_jax.sampling import Run, SamplingInputs, Settings
 
 SHAPE = (1, 3, 8, 8, 3)
 RNG = np.random.default_rng(0)
@@ -46,6 +46,15 @@ def test_the_same_prompt_gives_the_clip_with_an_error_like_one_over_n(tuned):
     errors = [change(tuned, EMPTY, steps) for steps in (25, 50, 100)]
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, atol=0.15)
     assert errors[-1] < 0.02 < 2 * errors[-1] < change(tuned, OTHER, 100)
+
+
+def test_progress_counts_the_inversion_then_the_sampling(tuned):
+    seen = []
+    run = Run(progress=lambda done, total: seen.append((done, total)))
+    settings = Settings(12, "ddim", guidance_scale=1.0, clip_x=0.0)
+    given = SamplingInputs(text(EMPTY))
+    sampling.edit_by_inversion(*tuned, VIDEO, 1, settings, given, run)
+    assert seen == [(8, 12), (12, 12)] * 2
 
 
 def test_a_dropped_text_is_the_empty_one(tuned):

@@ -1,15 +1,19 @@
-"""What holds for every system that has ControlNets, and for a ControlNet alone."""
+"""What holds for every system on an image model, and for a ControlNet alone."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import small_model
 from tests.test_meshes import call
-from vdm_jax import build, controls, runs, sampling
+from vdm_jax import build, controls, runs, sampling, trees
+from vdm_jax.diffusion import schedules
 from vdm_jax.sampling import SamplingInputs, Settings
-from vdm_jax.systems import Request, control_video, text2video_zero
+from vdm_jax.systems import Request, control_video, image_model, text2video_zero
 
 FRAMES = 4
 SETTINGS = Settings(6, "ddim", clip_x=0.0, guidance_scale=3.0)
@@ -17,11 +21,17 @@ OPTIONS = {
     "text2video_zero": text2video_zero.Options(t1=831, t0=665),
     "control_video": control_video.Options(together=3),
 }
+TUNED = dict(temporal="tune", frame_reads="previous", joint_norms=True)
 
 
-def loaded(folder, is_controlled, dtype="float32"):
-    """Return a small image model; with the ControlNet that it writes to a folder."""
+def loaded(folder, is_controlled, dtype="float32", frames=1, **network):
+    """Return a small image model; with the ControlNet that it writes to a folder.
+
+    frames, network: of a video model made from it, as TUNED.
+    """
     config = small_model.controlled_config()
+    config.network.update(network)
+    config.video.frames = frames
     params = small_model.random_params(build.build_model(config), 0)
     config.network["dtype"] = dtype
     image = runs.TrainedModel(build.build_model(config), params, config, 0, "0")
@@ -46,6 +56,10 @@ def inputs(frames=0, num=1, is_null=False):
 
 def sample(case, folder, dtype="float32", settings=SETTINGS, num=1, is_null=False):
     """Return z of the videos of a case of CASES."""
+    if case == "tune_a_video":
+        trained = loaded(folder, False, dtype, FRAMES, **TUNED)
+        given = inputs(num=num, is_null=is_null)
+        return sampling.generate(trained.model, trained.params, num, settings, given)
     trained = loaded(folder, case != "text2video_zero", dtype)
     if case == "controlnet":
         given = inputs(1, num, is_null)
@@ -60,7 +74,50 @@ def sample(case, folder, dtype="float32", settings=SETTINGS, num=1, is_null=Fals
 
 CASES = (
     "text2video_zero", "text2video_zero with controls", "control_video", "controlnet",
+    "tune_a_video",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["text2video_zero", "control_video", "tune_a_video"])
+def test_with_its_temporal_part_off_it_is_the_image_model(case, tmp_path, x64):
+    """Off: frames read themselves, norms are of each frame, new attention adds 0.
+
+    In float64, but for the order in which a product of another shape is summed.
+    """
+    frames, num = case == "control_video" and FRAMES or 0, 2
+    image = loaded(tmp_path, bool(frames))
+    model, params = image.model, image.params
+    own = dict(frame_reads="own", joint_norms=False)
+    video = image_model.with_frames(model, FRAMES, **own), params
+    if case == "tune_a_video":
+        tuned = loaded(None, False, frames=FRAMES, **TUNED | own)
+        leaves = trees.named_leaves(tuned.params)
+        off = [0 * x if "/time_attention/out/" in n else x for n, x in leaves.items()]
+        leaves = dict(zip(leaves, off, strict=True)) | trees.named_leaves(params)
+        structure = jax.tree.structure(tuned.params)
+        video = tuned.model, jax.tree.unflatten(structure, leaves.values())
+    conditions = inputs(frames, num).cond
+    z = np.random.default_rng(0).normal(size=(num, FRAMES, 8, 8, 3))
+    level = schedules.noise_level(model.schedule, np.array(0.5))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def denoise(model, params, z, conditions):
+        params = jax.tree.map(jnp.float64, params)
+        cond = conditions | model.raw_conditions(conditions)
+        return model.denoiser(params)(z, level, cond).x
+
+    def each(array):  # frames as videos of one
+        alone = array.shape[1:2] == (FRAMES,)
+        rows = array if alone else array[:, None].repeat(FRAMES, 1)
+        return rows.reshape(num * FRAMES, *([1] * alone), *rows.shape[2:])
+
+    found = denoise(*video, z, conditions)
+    pictures = {name: each(array) for name, array in conditions.items()}
+    expected = denoise(model, params, each(z), pictures)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(
+        found.reshape(expected.shape), expected, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

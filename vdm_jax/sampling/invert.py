@@ -12,7 +12,13 @@ from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.batches import sample, sample_batches
 from vdm_jax.sampling.program import SamplerProgram
 from vdm_jax.sampling.settings import Settings, check_settings
-from vdm_jax.sampling.types import Conditions, Run, SamplingInputs
+from vdm_jax.sampling.types import (
+    Conditions,
+    Progress,
+    Run,
+    SamplingInputs,
+    no_progress,
+)
 
 
 def invert(
@@ -24,6 +30,7 @@ def invert(
     cond: Conditions | None = None,
     at_end: bool = False,
     mesh: Mesh | None = None,
+    progress: Progress = no_progress,
 ) -> np.ndarray:
     """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
 
@@ -31,7 +38,7 @@ def invert(
     the settings: nothing is guided or clipped. A student with a guidance embedding
     gets settings.guidance_scale.
 
-    at_end: as for `samplers.ddim_inversion`. mesh: as for `Run`.
+    at_end: as for `samplers.ddim_inversion`. mesh, progress: as for `Run`.
 
     Raises:
       UserError: settings out of range, or a model conditioned on a video.
@@ -45,7 +52,8 @@ def invert(
     program = SamplerProgram(model, sampler, mesh, shape, shape[:3])
     z = model.codec.encode_on_host(videos, params.get("codec"))
     inputs = SamplingInputs(cond or {}, initial_noise=z)
-    return sample_batches(program, params, len(videos), settings, inputs)
+    run = Run(progress=progress)
+    return sample_batches(program, params, len(videos), settings, inputs, run)
 
 
 def edit_by_inversion(
@@ -61,6 +69,7 @@ def edit_by_inversion(
 
     The inversion has no text and no guidance (Tune-A-Video, Wu et al. 2022,
     arXiv:2212.11565, section 3.3), and keeps the motion and the composition.
+    run.progress counts the steps of the inversion, then those of the sampling.
 
     videos: [1, f, h, w, c] in [-1, 1], of the model's size.
 
@@ -82,8 +91,9 @@ def edit_by_inversion(
     needed = {name for _, c in model.conditions for name in c.required}
     cond = {name: inputs.cond[name][:1] for name in needed & inputs.cond.keys()}
     noise = invert(
-        model, params, videos, settings, cond=cond, at_end=True, mesh=run.mesh
-    )
+        model, params, videos, settings, cond=cond, at_end=True, mesh=run.mesh,
+        progress=run.progress,
+    )  # fmt: skip
     noise = np.broadcast_to(noise, (num, *noise.shape[1:]))
     inputs = dataclasses.replace(inputs, initial_noise=noise)
     return sample(model, params, num, settings, inputs, run)
