@@ -80,7 +80,7 @@ def get_config(variant: str = "") -> ConfigDict:
         sample_every=500,
         eval_every=500,
     )
-    config.sample.update(steps=32, sampler="ddim", guidance_scale=3.0, batch_size=64)
+    config.sample.update(steps=32, sampler="ddim", guidance_scale=5.0, batch_size=64)
     if "smoke" in variant:
         _smoke(config)
     if "clips" in variant:

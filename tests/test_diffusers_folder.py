@@ -47,7 +47,7 @@ from vdm_jax import (
 from vdm_jax.conditions.text import NULL_TEXT
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
-from vdm_jax.pretrained import safetensors_io, sd_unet
+from vdm_jax.pretrained import safetensors_io, sd_scheduler, sd_unet
 from vdm_jax.training.train import train
 from vdm_jax.trees import named_leaves
 
@@ -78,7 +78,7 @@ def prepare(folder, run):
 
 @pytest.mark.parametrize("run", [run for run, row in RUNS.items() if not row[3]])
 def test_it_samples_the_image_of_diffusers(tmp_path, run):
-    """Half precision, the U-Net in five shards, all schedulers; from the same noise.
+    """Half precision, the U-Net in five shards, three schedulers; from the same noise.
 
     One run has a negative prompt, and the names of older folders.
     """
@@ -205,7 +205,8 @@ def test_the_memory_for_all_parts_is_stated_before_one_is_read(
     with monkeypatch.context() as patch, pytest.raises(AssertionError):
         patch.setattr(cascade.text_encoders, "load_encoder", refuse)
         cascade.encode_prompts(read, [PROMPT])
-    line = f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB\n"
+    line = f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB, "
+    line += "and more while it samples\n"
     assert capsys.readouterr().err == line
     runs.load(own)
     assert line not in capsys.readouterr().err
@@ -228,7 +229,8 @@ def test_sample_py_and_edit_py_write_pictures(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for line in (
         f"{own}: safety_checker not read",
-        f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB",
+        f"{own}: {count_of(own) / 1e6:.1f} million parameters, 0.00 GiB, "
+        "and more while it samples",
         "a text of 82 tokens is cut to 77: 'cat cat",
     ):
         assert done.stderr.count(line) == 1, line
@@ -366,6 +368,33 @@ def test_what_the_pipeline_replaces_and_what_is_not_read_are_lines(tmp_path, cap
     runs.load(own)
     line = f"{own}/unet has sample_size=8: 64 is used, as by StableDiffusionPipeline"
     assert capsys.readouterr().err.count(line) == 1
+
+
+@pytest.mark.parametrize(("kind", "method"), sd_scheduler.OTHER_METHODS.items())
+def test_a_method_that_is_not_written_is_a_line(tmp_path, capsys, kind, method):
+    """PNDM is what the published folders of version 1 name."""
+    own = write_pipeline(tmp_path)
+    path = own / "scheduler/scheduler_config.json"
+    edit_json(path, _class_name=kind)
+    assert runs.load(own).config.sample.sampler == "ddim"
+    line = f"{path}: {kind} is sampled by ddim on its timesteps, not by {method}\n"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_on_an_accelerator_it_is_in_bfloat16(folder, monkeypatch):
+    """And its picture is nearly that of float32."""
+    images = []
+    for backend, dtype in (("cpu", "float32"), ("gpu", "bfloat16")):
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusers_folder.jax, "default_backend", lambda b=backend: b)
+            config = runs.read_config(folder)
+        assert config.network.dtype == dtype
+        monkeypatch.setattr(diffusers_folder, "default_dtype", lambda d=dtype: d)
+        model, params, settings, cond, _ = prepare(folder, "ddim")
+        inputs = sampling.SamplingInputs(cond, initial_noise=to_ours(noise()))
+        images.append(sampling.sample(model, params, 1, settings, inputs))
+    error = np.abs(images[1] - images[0]).mean() / images[0].std()
+    assert 1e-4 < error < 0.1
 
 
 @pytest.mark.parametrize("message", OTHERS)

@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 from tests.parity.drawn import normal
 from tests.parity.pipeline_cases import former_name
 from tests.parity.recorded import load, write_autoencoder
-from vdm_jax import latents
+from vdm_jax import codec, latents, settings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import AutoencoderKL, AutoencoderSpec
 from vdm_jax.pretrained import safetensors_io
+from vdm_jax.settings import sections
 from vdm_jax.trees import named_leaves
 
 
@@ -136,6 +137,16 @@ def test_tiles_equal_diffusers(tmp_path):
     (decoded,) = autoencoder.stream_decode(params, z)
     expected = np.moveaxis(recorded["tiled_decoded"], 1, -1)
     np.testing.assert_allclose(decoded, expected, atol=1e-4)
+
+
+def test_a_config_sets_the_tile(tmp_path):
+    config = settings.compose({"codec": sections.Codec()})
+    path = str(write_autoencoder(tmp_path))
+    config.codec.update(kind="autoencoder", path=path, tile=16)
+    assert codec.from_config(config).autoencoder.tile == 16
+    config.codec.tile = 20
+    with pytest.raises(UserError, match="config.codec.tile=20 must be a multiple of 8"):
+        codec.from_config(config)
 
 
 def test_small_frames_are_not_tiled(tiny):

@@ -17,7 +17,7 @@ import numpy as np
 
 from vdm_jax import latents
 from vdm_jax.diffusion.schedules import array_namespace
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.latents import Autoencoder
 from vdm_jax.networks.autoencoder import check as check_size
 
@@ -208,7 +208,13 @@ def _autoencoder_from_config(section: Any) -> Latents:
             f"config.codec.path={section.path}: no such folder: train an autoencoder "
             "(configs/autoencoder.py), or give the folder vae of diffusers"
         )
-    return Latents(path=section.path, autoencoder=latents.read_config(folder))
+    autoencoder = latents.read_config(folder)
+    check_multiple(
+        "config.codec.tile", section.tile, autoencoder.tile_unit,
+        "a quarter of it is the overlap of two tiles, in whole latents",
+    )  # fmt: skip
+    autoencoder = dataclasses.replace(autoencoder, tile=section.tile)
+    return Latents(path=section.path, autoencoder=autoencoder)
 
 
 # config.codec.kind -> the codec of that section.

@@ -83,7 +83,14 @@ def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
     unet = sd_unet.read_config(folder / "unet")
     scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
     noise = sd_scheduler.schedule_fields(scheduler)
+    kind = scheduler.values["_class_name"]
     lines = [
+        f"{scheduler.path}: {kind} is sampled by {noise['sample']['sampler']} on its "
+        f"timesteps, not by {method}"
+        for name, method in sd_scheduler.OTHER_METHODS.items()
+        if name == kind
+    ]
+    lines += [
         f"{scheduler.path}: {name}={value!r:.60} not read"
         for name, value in sd_scheduler.unread(scheduler.values).items()
     ]
@@ -131,7 +138,10 @@ def announce(folder: Path) -> None:
     vae = safetensors_io.tensor_files(folder / "vae", DIFFUSERS)
     count = safetensors_io.count((*text_encoder, *unet_files(folder), *vae))
     need = 4 * count
-    _say(f"{folder}: {count / 1e6:,.1f} million parameters, {need / 2**30:,.2f} GiB")
+    _say(
+        f"{folder}: {count / 1e6:,.1f} million parameters, {need / 2**30:,.2f} GiB, "
+        "and more while it samples"
+    )
     check_memory(need, f"{folder} in float32")
 
 

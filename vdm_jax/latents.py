@@ -60,9 +60,13 @@ class Autoencoder:
 
     def __post_init__(self):
         """Raise ValueError for a tile whose overlap is no whole number of latents."""
-        if self.tile % (4 * self.network.spec.factor):
-            multiple = 4 * self.network.spec.factor
-            raise ValueError(f"tile={self.tile} is no multiple of {multiple}")
+        if self.tile % self.tile_unit:
+            raise ValueError(f"tile={self.tile} is no multiple of {self.tile_unit}")
+
+    @property
+    def tile_unit(self) -> int:
+        """Return what a tile is a multiple of: its overlap is in whole latents."""
+        return int(self.network.spec.factor / TILE_OVERLAP)
 
     def encode(self, params: Any, video: jax.Array, key: Any = None) -> jax.Array:
         """Video [b, f, h, w, c] in [-1, 1] -> z [b, f, h', w', k].

@@ -112,7 +112,7 @@ def test_the_only_variant_is_read_and_of_several_none_is_guessed(
     assert len(paths) == shards and "bf16" in paths[0].name
     assert "bf16" in capsys.readouterr().err
     write_folder(tmp_path, "sd1", variant="non_ema", shards=shards)
-    with pytest.raises(UserError, match="has neither"):
+    with pytest.raises(UserError, match="variants bf16, non_ema and no other files"):
         safetensors_io.tensor_files(tmp_path, safetensors_io.DIFFUSERS)
 
 

@@ -59,6 +59,11 @@ def tensor_files(folder: Path, stem: str = "", variant: str = "") -> tuple[Path,
     for path in folder.glob("*"):
         if path.name.startswith(stems):
             _check_link(path)
+    if variants := ", ".join(sorted(filter(None, _variants(folder, stems)))):
+        raise UserError(
+            f"{folder} has the variants {variants} and no other files of parameters: "
+            "remove or rename the files of all but one, which is read then"
+        )
     raise UserError(
         f"{folder} has neither {stems[0]}.safetensors nor "
         f"{stems[0]}.safetensors.index.json; pickled weights (.bin, .ckpt) are not "
@@ -78,16 +83,21 @@ def _check_link(path: Path) -> None:
 
 def _only_variant(folder: Path, stems: Sequence[str]) -> list[str]:
     """Return the variant of a folder that has one alone, else nothing."""
+    found = _variants(folder, stems)
+    return [v for v in found if v] if len(found) == 1 else []
+
+
+def _variants(folder: Path, stems: Sequence[str]) -> set[str | None]:
+    """Return the variants of the files in a folder, None for those without one."""
     single = rf"({'|'.join(stems)})(\.(?P<one>\w+))?\.safetensors"
     index = rf"({'|'.join(stems)})\.safetensors\.index(\.(?P<one>\w+))?\.json"
     names = [path.name for path in folder.glob("*")]
-    found = {
+    return {
         match["one"]
         for pattern in (single, index)
         for match in (re.fullmatch(pattern, name) for name in names)
         if match
     }
-    return [*found] if len(found) == 1 and None not in found else []
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

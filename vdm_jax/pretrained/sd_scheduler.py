@@ -31,6 +31,8 @@ SAMPLERS = {
     "DPMSolverMultistepScheduler": {"sampler": "dpm", "sampling_schedule": "discrete"},
     "EulerAncestralDiscreteScheduler": ANCESTRAL,
 }
+# Class -> its method, where none of ours is it. Ours has its timesteps and levels.
+OTHER_METHODS = {"PNDMScheduler": "PLMS", "LMSDiscreteScheduler": "LMS"}
 # Their name -> our field of a discrete schedule, diffusers' default in all classes, and
 # the bounds.
 FIELDS = {

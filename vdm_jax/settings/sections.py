@@ -107,6 +107,12 @@ class Codec:
 
     kind: str = setting("identity", "from videos to z and back", choices="codec.CODECS")
     path: str = setting("", "folder of the autoencoder, if it is one", path=True)
+    tile: int = setting(
+        0,
+        "side of the squares of larger frames that it computes, pixels; 0: none",
+        0,
+        2**14,
+    )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ RESUME_RULES: tuple[tuple[str, ResumeRule], ...] = (
     (r"video\.fps", True),  # of the files written
     # The fingerprint covers the clips, the embeddings with their encoder, and the
     # autoencoder.
-    (r"data\.(path|\w+_dir|mean|variance)|codec\.path", True),
+    (r"data\.(path|\w+_dir|mean|variance)|codec\.(path|tile)", True),
     (r"data\.(workers|cache_.*|max_bad_fraction)", True),
     (r"conditioning\.text_encoder.*", True),
     (r"diffusion\.loss_weighting", True),
