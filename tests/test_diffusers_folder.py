@@ -389,8 +389,9 @@ def test_on_an_accelerator_it_is_in_bfloat16(folder, monkeypatch):
             patch.setattr(diffusers_folder.jax, "default_backend", lambda b=backend: b)
             config = runs.read_config(folder)
         assert config.network.dtype == dtype
-        monkeypatch.setattr(diffusers_folder, "default_dtype", lambda d=dtype: d)
-        model, params, settings, cond, _ = prepare(folder, "ddim")
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusers_folder, "default_dtype", lambda d=dtype: d)
+            model, params, settings, cond, _ = prepare(folder, "ddim")
         inputs = sampling.SamplingInputs(cond, initial_noise=to_ours(noise()))
         images.append(sampling.sample(model, params, 1, settings, inputs))
     error = np.abs(images[1] - images[0]).mean() / images[0].std()
