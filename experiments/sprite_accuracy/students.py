@@ -19,7 +19,7 @@ from vdm_jax.data.sprites import Sprites
 from vdm_jax.metrics import sprite_detection, sprite_scores
 from vdm_jax.sampling import Run, SamplingInputs
 
-TEACHER_STEPS, STEPS = 64, (8, 4)
+TEACHER_STEPS, STEPS = 64, (16, 8, 4)
 BATCH = 40
 HEADINGS = {"object": "object", "background": "background"}
 
