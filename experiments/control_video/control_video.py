@@ -92,6 +92,7 @@ ROWS = {
     "reads every, smoothed": Case(),
     "edges, reads every": Case(kind="edges", options=PLAIN),
     "joint norms": Case(options=Options(smooth_steps=0)),
+    "joint norms, smoothed": Case(options=Options()),  # as published
     "smoothed, wrong parity": Case(patch=lambda: interpolating(misplaced)),
     "key frames": Case(LONG, options=PLAIN),
     "key frames read own": Case(
@@ -166,7 +167,7 @@ def read_controlled(flags: Any) -> tuple[ImageModel, str]:
 
 def main() -> None:
     """Measure, print, write."""
-    flags = parser("control_video", 64, controlnet="models/control").parse_args()
+    flags = parser("control_video", 32, controlnet="models/control").parse_args()
     if flags.num < 8:
         raise UserError(f"--num={flags.num}: 8 or more, a fourth is of {LONG} frames")
     image, checksum = read_controlled(flags)

@@ -48,7 +48,7 @@ HEADINGS = {  # the first is what the method is for
 }  # fmt: skip
 
 
-def tuned(
+def tune(
     flags: argparse.Namespace, checksum: str, clip: np.ndarray,
     captions: tuple[str, str], number: int, reads: str,
 ) -> tuple[DiffusionModel, Params]:  # fmt: skip
@@ -100,7 +100,7 @@ class Edits:
         """Return the model tuned on a clip."""
         clip, checksum = self.clips.videos[number], self.image.trained.checksum
         captions = self.captions[number], self.sentences[number]
-        return tuned(self.flags, checksum, clip, captions, number, reads)
+        return tune(self.flags, checksum, clip, captions, number, reads)
 
     def inflated(
         self, number: int, joint_norms: bool = False
@@ -148,8 +148,9 @@ class Edits:
 
 def main() -> None:
     """Tune, edit, measure, print, write."""
-    flags = parser("tune_a_video", 16, workdir="runs/tune_a_video")
+    flags = parser("tune_a_video", 8, workdir="runs/tune_a_video")
     flags.add_argument("--updates", type=int, default=300, help="of each clip")
+    flags.set_defaults(guidance_scale=2.0)
     flags = flags.parse_args()
     image = ImageModel.read(flags)
     edits = Edits(flags, image)
@@ -159,7 +160,7 @@ def main() -> None:
         guidance_scale=flags.guidance_scale, model=image.trained.checksum,
     )  # fmt: skip
     table.columns = {"n": ("n", "d"), "joint_count": ("right", "d")} | table.columns
-    right = functools.partial(edits.tuned, reads="previous")
+    tuned = functools.partial(edits.tuned, reads="previous")
     own = functools.partial(edits.tuned, reads="own")
     joint = functools.partial(edits.inflated, joint_norms=True)
     rows = {
@@ -167,9 +168,9 @@ def main() -> None:
         "no tuning": lambda: edits.sample(edits.inflated),
         "no tuning, joint norms": lambda: edits.sample(joint),
         "no tuning, no inversion": lambda: edits.sample(edits.inflated, inverts=False),
-        "right": lambda: edits.sample(right),
-        "no inversion": lambda: edits.sample(right, inverts=False),
-        "reads own": lambda: edits.sample(own),
+        "tuned": lambda: edits.sample(tuned),
+        "tuned, no inversion": lambda: edits.sample(tuned, inverts=False),
+        "tuned, reads own": lambda: edits.sample(own),
     }
     for name, sample in rows.items():
         table.add(name, sample, edits.score, edits.sentences)

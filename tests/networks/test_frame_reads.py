@@ -92,6 +92,29 @@ def test_attention_equals_the_published_program(
         assert np.abs(own - expected).max() > 0.1
 
 
+def test_every_frame_in_chunks_of_the_queries_equals_the_published_program(monkeypatch):
+    """All frames are one sequence of 36 pixels of 2 heads, in chunks of three."""
+    expected = recorded.load("controlvideo_unet")["attention_full"]
+    x = normal("cv/input/attention", expected.shape)
+    x = x.reshape(2, -1, *expected.shape[1:])
+    dense, sizes = attention.attention, []
+
+    def chunked(q, k, v, mask=None):
+        scores = q.shape[0] * q.shape[-2] * k.shape[-3]  # of one query of each video
+        return attention.chunked_attention(q, k, v, mask=mask, max_scores=3 * scores)
+
+    def record(q, *others, **masks):
+        sizes.append(q.shape[-3])
+        return dense(q, *others, **masks)
+
+    monkeypatch.setattr(sd, "chunked_attention", chunked)
+    monkeypatch.setattr(attention, "attention", record)
+    table = attention.FRAME_READS["every"](x.shape[1])
+    found = attend("cv/attention", x, table, np.float32).reshape(expected.shape)
+    assert {*sizes} == {3}
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("reads", TABLES)
 def test_a_frame_changes_what_reads_it_and_no_other_video(reads):
     table, frames = attention.FRAME_READS[reads](4), range(4)

@@ -371,4 +371,5 @@ def test_temporaries_do_not_grow_with_the_length(monkeypatch):
         cond = {"text": text, "text_mask": mask, "control_0": controls}
         given = Request(1, frames, SamplingInputs(cond))
         cv.generate(trained, given, SETTINGS)
+    assert len(sizes) == 2  # a program of each length; the decoder's is of one chunk
     assert 1e6 < sizes[1] < 1.1 * sizes[0]

@@ -248,6 +248,7 @@ def test_it_is_tuned_and_edits_the_clip(clip, tmp_path):
     out = tmp_path / "out"
     done = call("edit", *edit, "--prompt=", "--steps=50", f"--out={out}")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^inversion \d+\.\d s, sampling \d+\.\d s$", done.stdout, re.M)
     made = np.load(out / "samples.npz")["videos"]
     assert made.shape == (1, FRAMES, 16, 16, 3)
     message = refused("edit", *edit, "--sampler=ancestral", f"--out={tmp_path / 'no'}")

@@ -1,6 +1,9 @@
 """edit.py: extend, interpolate, inpaint, upscale, change or control a clip."""
 
+import dataclasses
 import functools
+import itertools
+import time
 from typing import Any
 
 from absl import flags
@@ -112,12 +115,30 @@ def _edit() -> None:
         cascade.stages[0].config.sample.num = 1  # where no prompt is given
         if FLAGS.sampler is None:
             others["sampler"] = "ddim"  # the model's own may have no inverse
-        method = sampling.edit_by_inversion
+        method = _edit_by_inversion
     model = override(cascade, **others)
     if edit == "edit" and strength is not None:
         sampling.first_row(model.stages[0].settings.steps, strength)  # checks it
         method = functools.partial(sampling.edit, strength=strength)
     sample(model, observe=observe, backward=FLAGS.backward, edit=method)
+
+
+def _edit_by_inversion(*given: Any, run: Any, **others: Any) -> Any:
+    """As `sampling.edit_by_inversion`; print the seconds of both parts."""
+    from vdm_jax import sampling
+
+    ends = [time.perf_counter()]
+
+    def progress(done: int, total: int) -> None:
+        run.progress(done, total)
+        if done == total:
+            ends.append(time.perf_counter())
+
+    timed = dataclasses.replace(run, progress=progress)
+    made = sampling.edit_by_inversion(*given, run=timed, **others)
+    inversion, sampled = (b - a for a, b in itertools.pairwise(ends))
+    print(f"inversion {inversion:.1f} s, sampling {sampled:.1f} s")
+    return made
 
 
 def _check_inverts(config: Any) -> None:
