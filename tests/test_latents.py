@@ -140,12 +140,12 @@ def test_tiles_equal_diffusers(tmp_path):
 
 
 def test_a_config_sets_the_tile(tmp_path):
-    config = settings.compose({"codec": sections.Codec()})
+    config = settings.compose({"": sections.Seeded(), "codec": sections.Codec()})
     path = str(write_autoencoder(tmp_path))
     config.codec.update(kind="autoencoder", path=path, tile=16)
     assert codec.from_config(config).autoencoder.tile == 16
     config.codec.tile = 20
-    with pytest.raises(UserError, match="config.codec.tile=20 must be a multiple of 8"):
+    with pytest.raises(UserError, match="config.codec.tile=20 must be a multiple of 16"):
         codec.from_config(config)
 
 
