@@ -145,7 +145,7 @@ def test_a_config_sets_the_tile(tmp_path):
     config.codec.update(kind="autoencoder", path=path, tile=16)
     assert codec.from_config(config).autoencoder.tile == 16
     config.codec.tile = 20
-    with pytest.raises(UserError, match="config.codec.tile=20 must be a multiple of 16"):
+    with pytest.raises(UserError, match="codec.tile=20 must be a multiple of 16"):
         codec.from_config(config)
 
 
