@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import sprites as sprites_config
 from tests import small_model
+from tests.sprite_cases import needs_pictures, sprites
 from vdm_jax import build, controls, runs, sampling
+from vdm_jax.commands import systems
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import Control, SamplingInputs
 from vdm_jax.sampling.controls import control_scales
@@ -70,6 +73,34 @@ def test_a_written_folder_is_applied_to_the_image_model(written):
     assert applied.model.network == trained.model.network
     with pytest.raises(UserError, match="has a ControlNet already"):
         controls.apply(applied, [loaded])
+
+
+@needs_pictures
+def test_silhouettes_of_a_clip_are_those_of_its_objects():
+    """To a pixel's edge; in three channels, and for smoothing where an object is."""
+    source = sprites("small", frames=2, silhouettes=True)
+    clip = source.load(5, np.random.default_rng(0), 2)
+    found = controls.control_video(clip["video"], "silhouette", "small")
+    assert found.shape == clip["video"].shape and (found == found[..., :1]).all()
+    covered = clip["silhouette"].astype(np.float32) / 255
+    assert np.abs((found[..., :1] + 1) / 2 - covered).mean() < 0.01
+    config = sprites_config.get_config().unlock()
+    config.data.path = "small"
+    config.video.frames = 2
+    [where] = systems._find_sprites(config, clip["video"][None])
+    assert where.dtype == bool and (where != (covered > 0.5)).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 64, 64, 1), "not in 1 channels of 64x64: give a video of silhouettes"),
+        ((1, 64, 129, 3), "up to 128x128, not in 3 channels of 129x64"),
+    ],
+)
+def test_silhouettes_are_refused_of_what_is_no_sprite(shape, message):
+    with pytest.raises(UserError, match=message):
+        controls.control_video(np.zeros(shape, np.uint8), "silhouette", "small")
 
 
 def test_start_and_end_are_fractions_of_the_steps(written):

@@ -48,6 +48,24 @@ def test_the_same_prompt_gives_the_clip_with_an_error_like_one_over_n(tuned):
     assert errors[-1] < 0.02 < 2 * errors[-1] < change(tuned, OTHER, 100)
 
 
+def test_two_prompts_are_edits_of_one_inversion(tuned):
+    """Each is what it is alone."""
+    settings = Settings(6, "ddim", guidance_scale=2.0, clip_x=0.0)
+
+    def edit(*tokens):
+        rows = {
+            name: np.concatenate([text(own)[name] for own in tokens])
+            for name in text(EMPTY)
+        }
+        how = VIDEO, len(tokens), settings, SamplingInputs(rows)
+        return sampling.edit_by_inversion(*tuned, *how)
+
+    both = edit(EMPTY, OTHER)
+    alone = np.concatenate([edit(EMPTY), edit(OTHER)])
+    np.testing.assert_allclose(both, alone, atol=1e-4)
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+
+
 def test_progress_counts_the_inversion_then_the_sampling(tuned):
     seen = []
     run = Run(progress=lambda done, total: seen.append((done, total)))

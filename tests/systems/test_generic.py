@@ -120,6 +120,32 @@ def test_with_its_temporal_part_off_it_is_the_image_model(case, tmp_path, x64):
     )
 
 
+def test_controls_decide_the_frames_of_text2video_zero(tmp_path):
+    """In another order they give the video in that order, and equal ones a still."""
+    trained = loaded(tmp_path, True)
+    given, order = inputs(FRAMES), [0, 3, 1, 2]
+
+    def video(frames):
+        controls = given.cond["control_0"][:, frames]
+        new = dataclasses.replace(given, cond=given.cond | {"control_0": controls})
+        request = Request(1, FRAMES, new)
+        options = text2video_zero.Options()
+        return text2video_zero.generate(trained, request, SETTINGS, options)[0]
+
+    frames = video(slice(None))
+    scale = frames.std()
+    np.testing.assert_allclose(video(order), frames[order], atol=1e-4 * scale)
+    assert np.abs(frames[1] - frames[2]).max() > 0.1 * scale
+    still = video([0] * FRAMES)
+    np.testing.assert_allclose(still, still[:1].repeat(FRAMES, 0), atol=1e-4 * scale)
+    np.testing.assert_allclose(still[0], frames[0], atol=1e-4 * scale)
+    picture = inputs(1)
+    picture.cond["control_0"] = given.cond["control_0"][:, :1]
+    how = trained.model, trained.params, 1, SETTINGS, picture
+    alone = sampling.generate(*how)[0, 0]
+    np.testing.assert_allclose(still[0], alone, atol=1e-4 * scale)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_in_bfloat16_it_is_nearly_the_same(case, tmp_path):
     whole, half = (sample(case, tmp_path, dtype) for dtype in ("float32", "bfloat16"))
