@@ -66,7 +66,7 @@ PARTS = (  # the quickest first
     Part(
         "pictures",
         "Pictures from sentences",
-        "--workdir=models/sprites --seed=1 "
+        "--workdir=models/sprites "
         + " ".join(f"--prompt='{prompt}'" for prompt in PICTURES),
     ),
     Part(
