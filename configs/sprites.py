@@ -19,7 +19,7 @@ begins as pictures:
 
     python train.py --config=configs/sprites.py:clips --workdir=runs/sprites_clips
 
-Variants: `:clips`, not run; `:smoke` and `:clips_smoke` take seconds and have no
+Variants: `:clips`, run for forty updates; `:smoke` and `:clips_smoke` take seconds, no
 autoencoder. Result: models/sprites.
 """
 
