@@ -19,8 +19,8 @@ begins as pictures:
 
     python train.py --config=configs/sprites.py:clips --workdir=runs/sprites_clips
 
-Variants: `:clips`, run for forty updates; `:smoke` and `:clips_smoke` take seconds, no
-autoencoder. Result: models/sprites.
+Variants: `:clips`, of which forty updates were run; `:smoke` and `:clips_smoke`, which
+take seconds and have no autoencoder. Result: models/sprites.
 """
 
 from ml_collections import ConfigDict

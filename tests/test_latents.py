@@ -147,6 +147,9 @@ def test_a_config_sets_the_tile(tmp_path):
     config.codec.tile = 20
     with pytest.raises(UserError, match="codec.tile=20 must be a multiple of 16"):
         codec.from_config(config)
+    config.codec.kind = "patch"
+    with pytest.raises(UserError, match="tile=20: kind='patch' has no tiles; set it"):
+        codec.from_config(config)
 
 
 def test_small_frames_are_not_tiled(tiny):

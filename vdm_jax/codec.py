@@ -231,4 +231,12 @@ def from_config(config: Any) -> Codec:
     Raises:
       UserError: the folder of an autoencoder is missing or damaged.
     """
-    return CODECS[config.codec.kind](config.codec) if "codec" in config else Codec()
+    if "codec" not in config:
+        return Codec()
+    kind, tile = config.codec.kind, config.codec.tile
+    if tile and kind != "autoencoder":
+        raise UserError(
+            f"config.codec.tile={tile}: kind={kind!r} has no tiles; set it to 0, or "
+            "kind to 'autoencoder'"
+        )
+    return CODECS[kind](config.codec)

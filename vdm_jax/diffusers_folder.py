@@ -83,17 +83,17 @@ def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
     unet = sd_unet.read_config(folder / "unet")
     scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
     noise = sd_scheduler.schedule_fields(scheduler)
-    kind = scheduler.values["_class_name"]
     lines = [
-        f"{scheduler.path}: {kind} is sampled by {noise['sample']['sampler']} on its "
-        f"timesteps, not by {method}"
-        for name, method in sd_scheduler.OTHER_METHODS.items()
-        if name == kind
-    ]
-    lines += [
         f"{scheduler.path}: {name}={value!r:.60} not read"
         for name, value in sd_scheduler.unread(scheduler.values).items()
     ]
+    kind = scheduler.values["_class_name"]
+    if method := sd_scheduler.OTHER_METHODS.get(kind):
+        sampler = noise["sample"]["sampler"]
+        lines.append(
+            f"{scheduler.path}: {kind} is sampled by {sampler} on its timesteps, not "
+            f"by {method}"
+        )
     new = sd_pipeline.replaced(unet, scheduler.values)
     for part, values in (("unet", unet), ("scheduler", noise["schedule"])):
         for name, value in new[part].items():

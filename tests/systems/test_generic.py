@@ -84,7 +84,7 @@ def test_with_its_temporal_part_off_it_is_the_image_model(case, tmp_path, x64):
 
     In float64, but for the order in which a product of another shape is summed.
     """
-    frames, num = case == "control_video" and FRAMES or 0, 2
+    frames, num = FRAMES if case == "control_video" else 0, 2
     image = loaded(tmp_path, bool(frames))
     model, params = image.model, image.params
     own = dict(frame_reads="own", joint_norms=False)

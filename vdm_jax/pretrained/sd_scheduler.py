@@ -31,7 +31,7 @@ SAMPLERS = {
     "DPMSolverMultistepScheduler": {"sampler": "dpm", "sampling_schedule": "discrete"},
     "EulerAncestralDiscreteScheduler": ANCESTRAL,
 }
-# Class -> its method, where none of ours is it. Ours has its timesteps and levels.
+# Class -> its method, where it is none of ours. It is sampled on its timesteps by DDIM.
 OTHER_METHODS = {"PNDMScheduler": "PLMS", "LMSDiscreteScheduler": "LMS"}
 # Their name -> our field of a discrete schedule, diffusers' default in all classes, and
 # the bounds.
