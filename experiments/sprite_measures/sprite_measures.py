@@ -26,7 +26,7 @@ SETS = (
     ("stills", "everyday", 1, 64, False, 400),
     ("stills", "everyday", 1, 48, False, 400),
     ("stills with gradients", "everyday", 1, 64, True, 400),
-    ("clips", "everyday", 8, 64, False, 200),
+    ("clips", "everyday", 8, 64, False, 60),
     ("clips", "small", 8, 64, False, 200),
 )
 SHARES = (*sprite_scores.NAMES, "all_attributes", "identity")
