@@ -40,6 +40,8 @@ RULES = {"batch": DATA, "frames": ("context_0", *DATA), "height": ("context_0",)
         ((3, 6, 4, 4, 3), P(None, ("context_0", "data_0"), None, None, None)),
         # and rows are split where the frames are not.
         ((8, 4, 6, 4, 3), P(DATA, None, ("context_0",), None, None)),
+        # Rows are not, where some devices would hold copies of them.
+        ((4, 1, 6, 4, 3), P(DATA[:2], None, None, None, None)),
         ((1, 1, 1, 1, 1), P(None, None, None, None, None)),
     ],
 )

@@ -50,20 +50,23 @@ def split_activation(
     has taken and that divide what is left of it. So what a small batch leaves splits
     the frames, where their rule has these mesh axes too.
 
+    Rows and columns are split by all mesh axes that are left, or by none: where some
+    devices hold copies, XLA (jax 0.10.2) multiplies the gradient of a kernel by their
+    number.
+
     rules: logical axis -> factors of mesh axes. sizes: factor -> number of devices.
     """
-    taken: set[str] = set()
-    spec = []
+    left = {axis: n for axis, n in sizes.items() if n > 1}
+    spec: dict[str | None, tuple[str, ...]] = {}
     for size, name in zip(shape, logical_axes, strict=True):
-        own = []
+        spec[name] = ()
         for axis in rules.get(name) or ():
-            n = sizes[axis]
-            if n > 1 and axis not in taken and size % n == 0:
-                own.append(axis)
-                size //= n
-        taken |= {*own}
-        spec.append(tuple(own) or None)
-    return P(*spec)
+            if axis in left and size % left[axis] == 0:
+                spec[name] += (axis,)
+                size //= left.pop(axis)
+        if name == "width" and left:
+            spec["height"] = spec["width"] = ()
+    return P(*(spec[name] or None for name in logical_axes))
 
 
 def split_parameter(
