@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
-    ("area_means", "files", "memory", "migration", "trees"),
+    ("area_means", "files", "memory", "migration", "partition", "trees"),
     ("npz", "manifest", "cascade_file"),
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),

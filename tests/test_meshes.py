@@ -63,6 +63,19 @@ MESHES = {
     "fsdp=8": ("--config.mesh.data=1", "--config.mesh.fsdp=8"),
     "4x2": ("--config.mesh.data=4", "--config.mesh.fsdp=2"),
 }
+# What each axis splits, one axis at a time and mixed. 6 frames on four devices, and 8
+# devices of 12 channels: a part of the axis splits them.
+OTHER_MESHES = {
+    "tensor=8": ("--config.mesh.tensor=8",),
+    "context=4": ("--config.mesh.context=4",),
+    "slice=2 x fsdp=4": ("--config.mesh.slice=2", "--config.mesh.fsdp=4"),
+    "2x2x2": tuple(f"--config.mesh.{a}=2" for a in ("fsdp", "tensor", "context")),
+    "rows": (
+        "--config.mesh.context=8",
+        "--config.mesh.activation_rules="
+        '(("batch",("data",)),("frames",None),("height",("context",)))',
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,24 @@ def test_eight_devices_train_as_one(single, mesh, tmp_path):
     assert next(iter(single.values())).dtype == np.float64
     eight = trained(tmp_path / "run", 8, True, *MESHES[mesh])
     assert largest(single, eight) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", OTHER_MESHES)
+def test_every_axis_trains_as_one_device(single, mesh, tmp_path):
+    eight = trained(tmp_path / "run", 8, True, *OTHER_MESHES[mesh])
+    assert largest(single, eight) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "4x2", "context=4"])
+def test_a_batch_smaller_than_the_devices_trains_as_on_one(mesh, tmp_path):
+    """Two examples, with dropout: the mask is the same on every mesh."""
+    small = "--config.data.batch_size=2", "--config.network.dropout=0.3"
+    one = trained(tmp_path / "one", 1, True, *small)
+    flags = (MESHES | OTHER_MESHES)[mesh]
+    eight = trained(tmp_path / "eight", 8, True, *flags, *small)
+    assert largest(one, eight) < 1e-10
 
 
 @pytest.mark.slow

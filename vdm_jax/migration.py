@@ -197,13 +197,15 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
     },
     "train": {"lr_schedule": "cosine"},
-    "sample": {"augmentation_snr": 5.0, "tiled_sampling": False},
+    "sample": {"augmentation_snr": 5.0, "tiled_sampling": False, "mesh": ""},
     "mesh": {
+        "tensor": 1, "context": 1, "slice": 1,
         "activation_rules": [
-            ["batch", ["data", "fsdp"]], ["frames", None], ["height", None],
-            ["width", None], ["channel", None],
+            ["batch", ["slice", "data", "fsdp"]],
+            ["frames", ["context", "slice", "data", "fsdp"]],
+            ["height", "context"], ["width", None], ["channel", "tensor"],
         ],
-        "param_rules": [[".*(kernel|embedding)", "fsdp"], [".*", None]],
+        "param_rules": [[".*(kernel|embedding)", ["tensor", "fsdp"]], [".*", None]],
     },
 }  # fmt: skip
 

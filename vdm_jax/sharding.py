@@ -1,8 +1,9 @@
 """The device mesh and the sharding of each array, by the tables of config.mesh.
 
 pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. With the
-rules below the axis "data" replicates the parameters, "fsdp" splits them, and a batch
-is split over both. Sampling always uses these.
+rules below a batch is split over the axes slice, data and fsdp, the frames over
+context, channels over tensor; fsdp and tensor split the parameters. Sampling always
+uses these rules. `partition` says what becomes of an axis that does not divide.
 """
 
 import math
@@ -12,24 +13,26 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax import migration
+from vdm_jax import migration, partition
 from vdm_jax.errors import UserError
 from vdm_jax.settings.sections import Mesh as MeshSection
 from vdm_jax.trees import named_leaves
 
-MESH_AXES = ("data", "fsdp")
+MESH_AXES = ("slice", "data", "fsdp", "tensor", "context")  # the outermost first
 Rules = Sequence[tuple[str, Any]]  # (name, None, a mesh axis, or a tuple of them)
 
 # Logical axes of activations in the networks -> mesh axes. Without a constraint of the
 # batch axis in every block XLA shards convolutions over channels under fsdp.
 ACTIVATION_RULES: Rules = MeshSection.activation_rules
 
-# Pattern of parameter paths -> mesh axes that split the largest divisible axis of the
-# array, None to copy it. The first match counts. Optimizer moments and EMA have paths
-# with the same end.
+# Pattern of parameter paths -> mesh axes, each of which splits the largest array axis
+# that it divides; None to copy the array. The first match counts. Optimizer moments and
+# EMA have paths with the same end.
 PARAM_RULES: Rules = MeshSection.param_rules
 
 
@@ -40,11 +43,27 @@ def mesh_from_config(config: Any) -> Mesh:
       UserError: a rule that names no axis of the network or of the mesh, a pattern that
         is no regular expression, or a mesh that is not of all devices.
     """
-    logical = [name for name, _ in ACTIVATION_RULES]
+    logical = partition.LOGICAL_AXES
     names = ", ".join(logical)
     _check_rules(config, "activation_rules", logical.index, f"one of {names}")
     _check_rules(config, "param_rules", re.compile, "a regular expression")
-    return make_mesh(config.data, config.fsdp)
+    return make_mesh(**{axis: config[axis] for axis in MESH_AXES})
+
+
+def mesh_from_text(text: str) -> Mesh:
+    """Return the mesh of "fsdp=4,context=2" over all devices; data is the rest.
+
+    Raises UserError for another form, or a mesh that is not of all devices.
+    """
+    found = re.findall(r"(\w+)=(\d+)(?:,|$)", text)
+    whole = ",".join(f"{axis}={n}" for axis, n in found)
+    axes = {axis: int(n) for axis, n in found}
+    if whole != text or len(axes) < len(found) or not axes.keys() <= {*MESH_AXES}:
+        raise UserError(
+            f"mesh={text!r}: axes and their devices, such as fsdp=4,context=2, of "
+            f"{', '.join(MESH_AXES)}"
+        )
+    return make_mesh(**axes)
 
 
 def _check_rules(config: Any, field: str, parse: Callable, names: str) -> None:
@@ -68,25 +87,139 @@ def _axes(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """Return a mesh over all devices; data=-1 uses those that fsdp leaves.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    slice: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Return a mesh over all devices; data=-1 uses those that the others leave.
 
-    Raises UserError if the product of the axes is not the number of devices.
+    Its axes are the prime factors of these (`partition.factor_axes`). Neighbours in the
+    last axis are neighbours in the pod's network; the axis slice is the slices of a TPU
+    pod, which only the data centre's network joins.
+
+    devices: by default all of this run.
+
+    Raises UserError if the product of the axes is not the number of devices, or slice
+    not that of slices.
     """
-    devices = jax.device_count()
-    if data == -1 and fsdp > 0 and devices % fsdp == 0:
-        data = devices // fsdp
-    if data < 1 or fsdp < 1 or data * fsdp != devices:
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    others = slice * fsdp * tensor * context
+    if data == -1 and others > 0 and count % others == 0:
+        data = count // others
+    axes = dict(zip(MESH_AXES, (slice, data, fsdp, tensor, context), strict=True))
+    if min(axes.values()) < 1 or math.prod(axes.values()) != count:
+        named = [f"{name}={n}" for name, n in axes.items() if n != 1 or name == "data"]
         raise UserError(
-            f"mesh data={data} x fsdp={fsdp} does not cover the {devices} device(s): "
-            f"their product must be {devices} (data=-1 uses those that fsdp leaves)"
+            f"mesh {' x '.join(named)} does not cover the {count} device(s): their "
+            f"product must be {count} (data=-1 uses those that the others leave)"
         )
-    return jax.make_mesh((data, fsdp), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
+    placed = _place_devices(list(axes.values()), devices)
+    sizes: dict[str, int] = {}
+    for name, n in axes.items():
+        sizes |= partition.factor_axes(name, n)
+    placed = placed.reshape([*sizes.values()])
+    return Mesh(placed, [*sizes], axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def batch_sharding(mesh: Mesh, rules: Rules = ACTIVATION_RULES) -> NamedSharding:
-    """Return the sharding of a leading batch axis, by rules of activations."""
-    return NamedSharding(mesh, P(_axes(dict(rules).get("batch"))))
+def _place_devices(shape: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Return devices as an array of a shape whose first axis is the slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        # Axes of a v5e may share an axis of its network, as `jax.make_mesh` allows.
+        split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+        return mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=split
+        )
+    if shape[0] != slices:
+        raise UserError(
+            f"mesh slice={shape[0]}: these devices are of {slices} slices of a pod, "
+            f"which have an axis of their own: set slice={slices}"
+        )
+    ones = [1] * (len(shape) - 1)
+    return mesh_utils.create_hybrid_device_mesh(
+        [1, *shape[1:]], [slices, *ones], devices
+    )
+
+
+def axis_sizes(mesh: Mesh) -> dict[str, int]:
+    """Return the sizes of MESH_AXES in a mesh of `make_mesh`."""
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    for factor, n in mesh.shape.items():
+        sizes[str(factor).rpartition("_")[0]] *= n
+    return sizes
+
+
+def describe(mesh: Mesh) -> str:
+    """Return "data=4 x fsdp=2": the axes of a mesh that are not 1."""
+    sizes = {axis: n for axis, n in axis_sizes(mesh).items() if n > 1}
+    return " x ".join(f"{axis}={n}" for axis, n in sizes.items()) or "of one device"
+
+
+def batch_parts(mesh: Mesh, rules: Rules = ACTIVATION_RULES) -> int:
+    """Return the number of parts that a large enough batch is split into."""
+    sizes = axis_sizes(mesh)
+    return math.prod(sizes[axis] for axis in _axes(dict(rules).get("batch")))
+
+
+def whole_batch(mesh: Mesh, size: int) -> int:
+    """Return `size`, or the next size that fills every part of a split batch.
+
+    A batch that is smaller than the number of parts stays as it is: the rest of the
+    mesh splits its frames.
+    """
+    parts = batch_parts(mesh)
+    return size + -size % parts if size > parts else size
+
+
+def batch_sharding(
+    mesh: Mesh, shape: Sequence[int], rules: Rules = ACTIVATION_RULES
+) -> NamedSharding:
+    """Return the sharding of an array of a batch, by rules of activations.
+
+    Videos [b, f, h, w, c] are split by all rules, other arrays [b, ...] by that of the
+    batch.
+    """
+    names = partition.LOGICAL_AXES[: 5 if len(shape) == 5 else 1]
+    spec = partition.split_activation(
+        shape[: len(names)], names, factor_rules(mesh, rules), mesh.shape
+    )
+    return NamedSharding(mesh, spec)
+
+
+def constrain_batch(tree, mesh: Mesh, rules: Rules = ACTIVATION_RULES):
+    """Pin arrays of a batch, in a compiled program, to their `batch_sharding`."""
+
+    def one(x):
+        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape, rules))
+
+    return jax.tree.map(one, tree)
+
+
+def process_rows(sharding: NamedSharding, batch: int) -> list[int]:
+    """Return which rows of a batch this process holds, all or a part of each."""
+    first = NamedSharding(sharding.mesh, P(*sharding.spec[:1]))
+    rows = first.addressable_devices_indices_map((batch,)).values()
+    return sorted({i for index in rows if index for i in range(batch)[index[0]]})
+
+
+def place_rows(rows: np.ndarray, shape: jax.ShapeDtypeStruct, numbers: Sequence[int]):
+    """Return the array of a batch, of which each process has some rows.
+
+    rows: those of `numbers`, in this order, the `process_rows` of shape.sharding.
+    """
+    position = {number: i for i, number in enumerate(numbers)}
+
+    def part(index):
+        first, *others = index
+        take = [position[i] for i in range(shape.shape[0])[first]]
+        return rows[(take, *others)]
+
+    return jax.make_array_from_callback(shape.shape, shape.sharding, part)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -122,14 +255,10 @@ def state_shardings(mesh: Mesh, tree, rules: Rules = PARAM_RULES):
     Raises UserError if no rule matches a leaf.
     """
 
-    def one(split: P, leaf) -> NamedSharding:
-        axes: list[Any] = [None] * len(leaf.shape)
-        parts = math.prod(mesh.shape[axis] for axis in split)
-        divisible = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
-        if parts > 1 and divisible:
-            longest = max(divisible, key=lambda i: leaf.shape[i])
-            axes[longest] = tuple(split) if len(split) > 1 else split[0]
-        return NamedSharding(mesh, P(*axes))
+    def one(axes: P, leaf) -> NamedSharding:
+        groups = [partition.factors_of(axis, mesh.shape) for axis in axes]
+        spec = partition.split_parameter(leaf.shape, groups, mesh.shape)
+        return NamedSharding(mesh, spec)
 
     rules = [(pattern, P(*_axes(axes))) for pattern, axes in rules]  # P is a leaf
     return jax.tree.map(one, match_rules(tree, rules, "mesh.param_rules"), tree)
@@ -149,6 +278,14 @@ def replicate(mesh: Mesh, tree):
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
-def activation_rules(rules: Rules = ACTIVATION_RULES):
+def factor_rules(mesh: Mesh, rules: Rules) -> dict[str, tuple[str, ...]]:
+    """Return rules of activations as those of the mesh's own axes."""
+    return {
+        name: tuple(f for a in _axes(axes) for f in partition.factors_of(a, mesh.shape))
+        for name, axes in rules
+    }
+
+
+def activation_rules(mesh: Mesh, rules: Rules = ACTIVATION_RULES):
     """Return the context in which the networks' logical axes refer to the mesh."""
-    return nn.logical_axis_rules([(name, _axes(axes) or None) for name, axes in rules])
+    return nn.logical_axis_rules([*factor_rules(mesh, rules).items()])

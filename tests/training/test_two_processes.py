@@ -64,8 +64,8 @@ TOY = textwrap.dedent("""
         state = run.resume(
             sharding.with_shardings(jax.eval_shape(new), placed),
             jax.jit(new, out_shardings=placed), data)
-        split = sharding.batch_sharding(mesh)
         def put(batch):
+            split = sharding.batch_sharding(mesh, (16, 3))
             x = jax.make_array_from_process_local_data(split, batch["x"])
             return {"x": x}
         update = Update(step, put)

@@ -99,7 +99,7 @@ def check_text(name: str) -> None:
 SAMPLER_SETTINGS = (
     "steps", "sampler", "ancestral_gamma", "s_churn", "langevin_delta",
     "sampling_schedule", "guidance_schedule", "cfg_mode", "clip_x",
-    "dynamic_threshold", "batch_size",
+    "dynamic_threshold", "batch_size", "mesh",
 )  # fmt: skip
 SAMPLING_SETTINGS = (  # and of those that write videos
     *SAMPLER_SETTINGS, "guidance_scale", "reconstruction_weight",

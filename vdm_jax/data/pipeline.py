@@ -38,7 +38,7 @@ class _LoadBatch:
     Attributes:
       max_bad_fraction: of unusable items, above which loading fails.
       joint_image_frames: independent images per video.
-      process: index and number of the processes that share each global batch.
+      rows: those of each global batch that are loaded; None: all.
       bad: name -> error of the unusable items so far.
     """
 
@@ -48,14 +48,12 @@ class _LoadBatch:
     max_bad_fraction: float
     joint_image_frames: int = 0
     flip: bool = False
-    process: tuple[int, int] = (0, 1)
+    rows: Sequence[int] | None = None
     bad: dict[str, BadClip] = dataclasses.field(default_factory=dict)
 
     def __call__(self, number: int, indices: Sequence[int]) -> Batch:
-        process, count = self.process
-        local = len(indices) // count
         first = number * len(indices)
-        rows = range(process * local, (process + 1) * local)
+        rows = range(len(indices)) if self.rows is None else self.rows
         examples = [self._example(first + row, int(indices[row])) for row in rows]
         batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
         if self.joint_image_frames:
@@ -167,12 +165,10 @@ class Batches:
             self._iterator = None
 
 
-def train_batches(
-    config, source: Source, process_index: int = 0, process_count: int = 1
-) -> Batches:
+def train_batches(config, source: Source, rows: Sequence[int] | None = None) -> Batches:
     """Return an iterator of batches of the training part.
 
-    Process p of n loads the rows p b/n .. (p+1) b/n - 1 of each global batch.
+    rows: those of each global batch that this process loads; None: all.
 
     A batch is a dict, with k = config.data.joint_image_frames:
       video: uint8 [b, f + k, h, w, c]; the last k frames are independent images. In
@@ -183,9 +179,8 @@ def train_batches(
     If k > 0, label and caption are [b, 1 + k, ...]: of the video, then of each image.
 
     Raises:
-      UserError: fewer clips than a batch, a batch size that is no multiple of the
-        number of processes, a flip that would make labels wrong, or (from `next`) too
-        many unusable clips.
+      UserError: fewer clips than a batch, a flip that would make labels wrong, or (from
+        `next`) too many unusable clips.
     """
     data = config.data
     source = source.split(False)
@@ -195,14 +190,9 @@ def train_batches(
             f"{source.name} has {len(source)} clips for training, fewer than one batch "
             f"of config.data.batch_size={data.batch_size}: lower it or add clips"
         )
-    if data.batch_size % process_count:
-        raise UserError(
-            f"config.data.batch_size={data.batch_size} is not a multiple of the "
-            f"{process_count} processes"
-        )
     load = _LoadBatch(
         source, config.seed, config.video.frames, data.max_bad_fraction,
-        data.joint_image_frames, data.flip, (process_index, process_count),
+        data.joint_image_frames, data.flip, rows,
     )  # fmt: skip
     return Batches(_dataset(load, data.batch_size), data.workers)
 

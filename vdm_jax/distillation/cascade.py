@@ -22,7 +22,7 @@ from vdm_jax.training.stop import PreemptionSignal
 # Sampling settings of a stage that hold for its student too.
 STUDENT_SETTINGS = (
     "guidance_scale", "augmentation_snr", "clip_x", "dynamic_threshold",
-    "tiled_sampling", "batch_size",
+    "tiled_sampling", "batch_size", "mesh",
 )  # fmt: skip
 
 

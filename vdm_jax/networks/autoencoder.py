@@ -15,7 +15,8 @@ from einops import rearrange
 
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.attention import chunked_attention
-from vdm_jax.networks.layers import GroupNorm, constrain, conv, dense, param_dtype
+from vdm_jax.networks.layers import GroupNorm, conv, dense, param_dtype
+from vdm_jax.partition import constrain
 from vdm_jax.settings import check as check_settings
 from vdm_jax.settings import settings_of
 from vdm_jax.settings.declaration import setting

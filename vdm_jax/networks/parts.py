@@ -16,7 +16,6 @@ from vdm_jax.networks.blocks import LAYERS, ResBlock
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
     GroupNorm,
-    constrain,
     conv,
     dense,
     depth_to_space,
@@ -24,6 +23,7 @@ from vdm_jax.networks.layers import (
     zeros_init,
 )
 from vdm_jax.networks.spec import UNetSpec
+from vdm_jax.partition import constrain
 
 
 def nearest_upsample_init(key, shape, dtype=None):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import constrain, param_dtype
+from vdm_jax.networks.layers import param_dtype
 from vdm_jax.networks.parts import VDM_PARTS, Parts, block_type
 from vdm_jax.networks.spec import LevelSpec, UNetSpec
+from vdm_jax.partition import constrain
 
 
 class Down(nn.Module):

@@ -99,7 +99,7 @@ def generate(
     program = SamplerProgram(
         model,
         make_sampler(settings),
-        run.mesh or sharding.make_mesh(),
+        run.mesh or sharding.mesh_from_text(settings.mesh),
         model.codec.z_shape((*size, model.video_shape[3])),
         window_shape(model, settings),
         cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
@@ -129,8 +129,7 @@ def sample_batches(
     first, last = run.rows or (0, settings.steps)
     # A loaded model's parameters are on one device; those of a run are in place.
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
-    batch = min(settings.batch_size, num)
-    batch += -batch % mesh.size
+    batch = sharding.whole_batch(mesh, min(settings.batch_size, num))
     dtype = jnp.result_type(float)
     table, weights = _step_arrays(program, settings, first, dtype)
     if inputs.controls:

@@ -34,9 +34,9 @@ def invert(
 ) -> np.ndarray:
     """Return the noise [n, f, h, w, c] from which DDIM samples `videos`, in [-1, 1].
 
-    It reads steps, sampling_schedule (or the sampler that chooses it) and batch_size of
-    the settings: nothing is guided or clipped. A student with a guidance embedding
-    gets settings.guidance_scale.
+    It reads steps, sampling_schedule (or the sampler that chooses it), batch_size and
+    mesh of the settings: nothing is guided or clipped. A student with a guidance
+    embedding gets settings.guidance_scale.
 
     at_end: as for `samplers.ddim_inversion`. mesh, progress: as for `Run`.
 
@@ -46,7 +46,7 @@ def invert(
     if model.video_conditions:
         raise UserError("inversion is not for super-resolution stages")
     check_settings(model, len(videos), 0, settings)
-    mesh = mesh or sharding.make_mesh()
+    mesh = mesh or sharding.mesh_from_text(settings.mesh)
     shape = model.shape
     sampler = samplers.ddim_inversion(at_end)
     program = SamplerProgram(model, sampler, mesh, shape, shape[:3])

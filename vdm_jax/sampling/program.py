@@ -150,9 +150,8 @@ def run_steps(
 
     conditions: of the batch, those of its unconditional branch, and what is known.
     """
-    split = sharding.batch_sharding(program.mesh)
-    keys, carry, (cond, uncond, observation) = jax.lax.with_sharding_constraint(
-        (keys, carry, conditions), split
+    keys, carry, (cond, uncond, observation) = sharding.constrain_batch(
+        (keys, carry, conditions), program.mesh
     )
     dtype = carry[0].dtype
 
@@ -160,7 +159,7 @@ def run_steps(
         return program.noise(keys, i + 1, draw, dtype)
 
     denoise = _guided_denoiser(program, params, observation, weights, noise)
-    with sharding.activation_rules():
+    with sharding.activation_rules(program.mesh):
         return samplers.sample_loop(
             program.sampler, denoise, carry, table, start, stop, noise, (cond, uncond)
         )
@@ -172,9 +171,8 @@ def augment_video(keys, video, t, codec_params, *, name: str, program: SamplerPr
     condition = program.model.condition(name)
     eps = samplers.normal(keys, 0, AUGMENTATION_DRAW, program.shape, video.dtype)
     times = jnp.broadcast_to(t.astype(video.dtype), video.shape[:1])
-    return jax.lax.with_sharding_constraint(
-        condition.from_observation(video, times, eps, codec_params),
-        sharding.batch_sharding(program.mesh),
+    return sharding.constrain_batch(
+        condition.from_observation(video, times, eps, codec_params), program.mesh
     )
 
 
@@ -187,6 +185,4 @@ def init_carry(videos, initial_noise, seed, stage, block, *, program: SamplerPro
     """
     keys = samplers.video_keys(seed, stage, block, videos)
     z = program.noise(keys, 0, 0) if initial_noise is None else initial_noise
-    return jax.lax.with_sharding_constraint(
-        (keys, program.sampler.init(z)), sharding.batch_sharding(program.mesh)
-    )
+    return sharding.constrain_batch((keys, program.sampler.init(z)), program.mesh)

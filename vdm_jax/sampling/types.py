@@ -93,7 +93,7 @@ class Run:
                   program
     shared_noise  all frames of a video have the same noise: the initial one, a
                   sampler's own, and that of known pixels
-    mesh          of the devices; the default is one of all
+    mesh          of the devices; the default is that of the settings
     progress      called as progress(done, total) with steps of batches
     """
 

@@ -270,18 +270,21 @@ class Mesh:
 
     data: int = setting(-1, "copies of the parameters; -1: the rest", -1, 2**20)
     fsdp: int = setting(1, "devices that split a copy", 1, 2**20)
+    tensor: int = setting(1, "devices that split the channels of a copy", 1, 2**20)
+    context: int = setting(1, "devices that split the frames of a video", 1, 2**20)
+    slice: int = setting(1, "slices of a TPU pod, which hold copies", 1, 2**20)
     activation_rules: Rules = setting(
         (
-            ("batch", ("data", "fsdp")),
-            ("frames", None),
-            ("height", None),
+            ("batch", ("slice", "data", "fsdp")),
+            ("frames", ("context", "slice", "data", "fsdp")),
+            ("height", "context"),
             ("width", None),
-            ("channel", None),
+            ("channel", "tensor"),
         ),
-        "(logical axis of activations, mesh axes that split it)",
+        "(logical axis of activations, mesh axes that split it if none before it does)",
     )
     param_rules: Rules = setting(
-        ((".*(kernel|embedding)", "fsdp"), (".*", None)),
+        ((".*(kernel|embedding)", ("tensor", "fsdp")), (".*", None)),
         "(path pattern, mesh axes that split the largest axis): first match",
     )
 
@@ -335,6 +338,11 @@ class Sampling:
         False, "overlapping tiles of stage.train_crop's size"
     )
     batch_size: int = setting(16, "videos at a time", 1, 2**20)
+    mesh: str = setting(
+        "",
+        "axes of the mesh and their devices, such as fsdp=4,context=2; '' splits the "
+        "batch over all",
+    )
 
 
 @dataclass(frozen=True)

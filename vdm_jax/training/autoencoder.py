@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import build, latents, runs
+from vdm_jax import build, latents, runs, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import lpips
@@ -144,7 +144,7 @@ class AutoencoderTask:
         source = trainer.source
         if not len(source.split(True)):
             return ()
-        n = NUM_HELD_OUT + -NUM_HELD_OUT % trainer.mesh.size
+        n = sharding.whole_batch(trainer.mesh, NUM_HELD_OUT)
         video = pipeline.held_out_batch(run.config, source, n)["video"]
         aux_params = self.load_aux_params()
         reconstruct = make_reconstruct(self.network)

@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from vdm_jax import settings
+from vdm_jax import settings, sharding
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.memory import check_memory
 from vdm_jax.runs import resolve_paths
@@ -38,16 +38,26 @@ def check_config(config) -> None:
         )
     dim = config.conditioning.cond_dim
     check_multiple("config.conditioning.cond_dim", dim, 2, "sines and cosines")
-    unit = jax.device_count()
-    parts = config.train.grad_accum_steps
-    check_multiple(
-        "config.data.batch_size",
-        config.data.batch_size,
-        unit * parts,
-        f"{unit} device(s) x train.grad_accum_steps={parts}",
-    )
+    _check_batch_size(config)
     _check_rate(config)
     _check_batch_memory(config)
+
+
+def _check_batch_size(config) -> None:
+    """Check that a batch is divided evenly, or smaller than the mesh divides it.
+
+    What a small batch leaves of the mesh splits frames, see `partition`.
+    """
+    size, steps = config.data.batch_size, config.train.grad_accum_steps
+    mesh = sharding.mesh_from_config(config.mesh)
+    parts = sharding.batch_parts(mesh, config.mesh.activation_rules)
+    parts = parts if size > parts * steps else 1
+    check_multiple(
+        "config.data.batch_size",
+        size,
+        parts * steps,
+        f"{parts} device(s) that split a batch x train.grad_accum_steps={steps}",
+    )
 
 
 def _check_pattern(field: str, pattern: str) -> None:

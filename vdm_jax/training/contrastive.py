@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax import image_text
+from vdm_jax import image_text, sharding
 from vdm_jax.data import pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import clip_score
@@ -93,7 +93,7 @@ class ContrastiveTask:
         source = trainer.source
         if not len(source.split(True)):
             return ()
-        n = NUM_HELD_OUT + -NUM_HELD_OUT % trainer.mesh.size
+        n = sharding.whole_batch(trainer.mesh, NUM_HELD_OUT)
         clips = pipeline.held_out_batch(run.config, source, n)
         names = clips.get("label", clips["caption"][:, None])
         _, group = np.unique(names, axis=0, return_inverse=True)

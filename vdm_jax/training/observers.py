@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax import sampling, video_io
+from vdm_jax import sampling, sharding, video_io
 from vdm_jax.data import pipeline
 from vdm_jax.data.one_clip import OneClip
 from vdm_jax.diffusion import losses, samplers, schedules
@@ -59,7 +59,7 @@ def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     if not len(source.split(True)):
         return (previews,)
     validate = make_validation(model)
-    clips = NUM_VALIDATION_CLIPS + -NUM_VALIDATION_CLIPS % trainer.mesh.size
+    clips = sharding.whole_batch(trainer.mesh, NUM_VALIDATION_CLIPS)
     batch = pipeline.held_out_batch(config, source, clips)
     batch = add_text(batch, trainer.captions)
     batch = {name: batch[name] for name in trainer.batch_shapes.keys() & batch.keys()}

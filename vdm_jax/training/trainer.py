@@ -43,6 +43,7 @@ class Trainer:
       init_state: jitted; parameters -> state of step 0. The parameters are copied, so
         that the state can be donated while they stay valid.
       batch_shapes: name -> shape of the arrays of a batch, over all processes.
+      rows: those of a batch that this process loads.
       batch_codec: {"codec": the parameters that z of a batch needs}; {} where the codec
         has none, and where batches are of stored latents.
 
@@ -66,6 +67,8 @@ class Trainer:
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         state = jax.eval_shape(self._new_state, params)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
+        some = next(iter(self.batch_shapes.values()))
+        self.rows = sharding.process_rows(some.sharding, some.shape[0])
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
@@ -117,11 +120,10 @@ class Trainer:
         if codec := self.model.codec.fingerprint():
             fingerprint["codec"] = codec
         state = self.abstract_state
-        rules = config.mesh.activation_rules
         with (
             open_run(workdir, config, fingerprint, stop, state, advice) as run,
             jax.set_mesh(self.mesh),
-            sharding.activation_rules(rules),
+            sharding.activation_rules(self.mesh, self.config.mesh.activation_rules),
         ):
             yield run
 
@@ -145,8 +147,7 @@ class Trainer:
           As `train_loop` and `OpenRun.resume`.
         """
         config = run.config
-        position = (jax.process_index(), jax.process_count())
-        batches = pipeline.train_batches(config, self.source, *position)
+        batches = pipeline.train_batches(config, self.source, self.rows)
         with contextlib.closing(batches):
             state = run.resume(self.abstract_state, init, batches)
             done, num_steps = int(state.step), config.train.steps
@@ -167,7 +168,7 @@ class Trainer:
         """Add the text of the captions and place the arrays on the devices."""
         batch = add_text(batch, self.captions)
         return {
-            name: jax.make_array_from_process_local_data(shape.sharding, batch[name])
+            name: sharding.place_rows(batch[name], shape, self.rows)
             for name, shape in self.batch_shapes.items()
         }
 
@@ -214,7 +215,7 @@ class Trainer:
         clips, held_out = len(source.split(False)), len(source.split(True))
         log(
             f"{mesh.size} x {mesh.devices.flat[0].device_kind} in "
-            f"{jax.process_count()} process(es), mesh {dict(mesh.shape)}"
+            f"{jax.process_count()} process(es), mesh {sharding.describe(mesh)}"
         )
         count = sum(leaf.size for leaf in params)
         log(f"{count:,} parameters; videos of {self.model.video_shape}")
@@ -267,8 +268,10 @@ def batch_shapes(
             shapes[name] = (b, *shape), dtype
     if captions is not None:
         shapes |= captions.shapes(n)
-    split = sharding.batch_sharding(mesh, config.mesh.activation_rules)
+    rules = config.mesh.activation_rules
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        name: jax.ShapeDtypeStruct(
+            shape, dtype, sharding=sharding.batch_sharding(mesh, shape, rules)
+        )
         for name, (shape, dtype) in shapes.items()
     }
