@@ -31,9 +31,9 @@ LAYERS = (
     ("distillation",),
     ("report",),
     ("evaluators", "systems"),
+    ("planning",),
     ("commands", "demo", "doctor"),
     ("export",),
-    ("planning",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}
 

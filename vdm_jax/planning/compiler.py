@@ -1,0 +1,202 @@
+"""Compiling for chips that are not there, in a process that can be ended half-way.
+
+XLA's partitioner and the passes that join collectives end long before code generation
+does. The process writes the program at that point, and is ended once it has.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vdm_jax import files, sharding
+from vdm_jax.errors import UserError
+from vdm_jax.planning import hlo
+from vdm_jax.planning.programs import Work, make_programs
+from vdm_jax.planning.topology import Topology
+
+# The first pass after those that join collectives that is dumped always, and the next
+# one, before which the dump of the first is complete (libtpu 0.0.52).
+AFTER_COMBINERS = ("before_while-loop-async-post-fusion-scheduler", "host_collective")
+DUMPED_PASSES = "while-loop-async-post-fusion-scheduler|host_collective_rewriter"
+POLL = 0.5  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What is known of a compiled program, of one chip.
+
+    collectives: as `hlo.count_collectives` counts them; None where the program was
+      compiled whole only.
+    memory: bytes at the peak: arguments, results and temporaries; None where the
+      program was not compiled whole.
+    fits: whether the compiler found place for it.
+    """
+
+    collectives: hlo.Collectives
+    memory: int | None = None
+    fits: bool | None = None
+
+
+@contextlib.contextmanager
+def compiling(
+    work: Work, topology: Topology, index: int = 0, whole: bool = False
+) -> Iterator[Callable[..., Compilation | None]]:
+    """Compile a program of a work; yield a function that waits for what is known of it.
+
+    It takes a time limit in seconds, after which it returns None. The compiler ends
+    with the block. The same program is compiled once: what is known is kept in the
+    user's cache folder.
+
+    index: of the program in `make_programs`. whole: compile to the end, for memory.
+
+    The function raises:
+      UserError: as `make_programs`, or the compiler refuses the topology.
+      RuntimeError: the compiler failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="vdm_jax_plan_") as name:
+        folder = Path(name)
+        args = work, topology, index, whole, folder
+        process = context.Process(target=_compile, args=args, daemon=True)
+        process.start()
+        started = time.monotonic()
+        try:
+            yield lambda limit=float("inf"): _wait(
+                process, folder, whole, started + limit
+            )
+        finally:
+            process.kill()
+            process.join()
+
+
+def _wait(process: Any, folder: Path, whole: bool, end: float) -> Compilation | None:
+    """Return the result of a process, or of the program that it wrote half-way."""
+    while time.monotonic() < end:
+        process.join(POLL)
+        if (folder / RESULT).is_file():
+            return _from_json(json.loads((folder / RESULT).read_text()))
+        if not process.is_alive():
+            raise _failure(folder, process.exitcode)
+        if not whole and (text := _partitioned(folder / DUMPS)):
+            result = Compilation(hlo.count_collectives(text))
+            _write_cached((folder / KEY).read_text(), result)
+            return result
+    return None
+
+
+def _partitioned(dumps: Path) -> str | None:
+    """Return the text of the program after the passes, None before it is written."""
+    first, second = (
+        next(dumps.glob(f"*{part}*.txt"), None) for part in AFTER_COMBINERS
+    )
+    return first.read_text() if first and second else None
+
+
+def _failure(folder: Path, status: int | None) -> Exception:
+    """Return the error that ended a process."""
+    if (folder / USER_ERROR).is_file():
+        return UserError((folder / USER_ERROR).read_text())
+    log = (folder / LOG).read_text(errors="replace")[-2000:]
+    return RuntimeError(f"the compiler's process ended with status {status}:\n{log}")
+
+
+# Files of the folder that both processes have.
+KEY, RESULT, USER_ERROR, LOG, DUMPS = "key", "result", "user_error", "log", "dumps"
+
+
+def _compile(
+    work: Work, topology: Topology, index: int, whole: bool, folder: Path
+) -> None:
+    """Compile a program and write what is known of it; runs in a process of its own."""
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)  # libtpu writes there, too
+    os.dup2(log, 2)
+    jax.config.update("jax_enable_compilation_cache", False)  # of it nothing is dumped
+    try:
+        devices = topology.devices()
+        mesh = sharding.mesh_from_config(work.config.mesh, devices)
+        lowered = make_programs(work, mesh)[index].lower()
+    except UserError as error:
+        (folder / USER_ERROR).write_text(str(error))
+        sys.exit(2)
+    key = _key(lowered.as_text(), topology)
+    (folder / KEY).write_text(key)
+    result = _read_cached(key)
+    if result is None or (whole and result.fits is None):
+        dumps = {"xla_dump_to": str(folder / DUMPS)}
+        try:
+            compiled = lowered.compile(dumps | {"xla_dump_hlo_pass_re": DUMPED_PASSES})
+        except jax.errors.JaxRuntimeError as error:
+            if (used := used_memory(str(error))) is None:
+                traceback.print_exc()
+                sys.exit(1)
+            memory, fits, text = used, False, None
+        else:
+            memory, fits, text = _peak(compiled), True, compiled.as_text()
+        text = _partitioned(folder / DUMPS) or text
+        assert text is not None
+        result = Compilation(hlo.count_collectives(text), memory, fits)
+        _write_cached(key, result)
+    files.write_json(folder / RESULT, dataclasses.asdict(result))
+
+
+def _peak(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes of a chip's memory that a program takes at its peak."""
+    of: Any = compiled.memory_analysis()
+    size = of.argument_size_in_bytes + of.temp_size_in_bytes
+    return size + of.output_size_in_bytes - of.alias_size_in_bytes
+
+
+def used_memory(message: str) -> int | None:
+    """Return the bytes that a program needs by a compiler's error, None for another.
+
+    The error is "Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm."
+    """
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    if found is None:
+        return None
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+# --- what is known of programs that were compiled before ---------------------------
+
+
+def _key(text: str, topology: Topology) -> str:
+    """Return the name under which what is known of a lowered program is kept."""
+    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
+    parts = "\n".join([text, str(topology), *versions])
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def _cached(key: str) -> Path:
+    return files.cache_folder() / "plan" / f"{key}.json"
+
+
+def _read_cached(key: str) -> Compilation | None:
+    """Return what is known; a damaged file is one that is not there."""
+    with contextlib.suppress(files.CorruptFile, OSError, TypeError, KeyError):
+        return _from_json(files.read_json(_cached(key)))
+    return None
+
+
+def _write_cached(key: str, result: Compilation) -> None:
+    files.write_json(_cached(key), dataclasses.asdict(result))
+
+
+def _from_json(fields: Any) -> Compilation:
+    collectives = hlo.Collectives(**fields["collectives"])
+    return Compilation(collectives, fields["memory"], fields["fits"])

@@ -1,0 +1,90 @@
+"""The text of a plan: each figure, and how it was found."""
+
+from collections.abc import Iterator
+
+from vdm_jax.planning.plan import ASSUMED_UTILISATIONS, Plan
+from vdm_jax.planning.topology import GIB
+
+UNITS = {
+    "train": "a training step",
+    "sample": "a batch of videos",
+    "distill": "a step of progressive distillation",
+}
+
+
+def format_plan(plan: Plan) -> str:
+    """Return a plan as lines of text."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    chips, chip = plan.topology.num_chips, plan.topology.chip
+    unit = UNITS[plan.work.kind]
+    if plan.calls > 1:
+        unit += f", {plan.calls} steps of the sampler"
+    yield f"{plan.topology}: {chips} chip(s), mesh {_axes(plan.mesh)}"
+    yield f"{plan.parameters / 1e6:,.1f} million parameters"
+    yield f"global batch {plan.batch}, {plan.batch / chips:g} a chip"
+    yield f"A chip, {unit}:"
+    yield _row("state", _gib(plan.state_bytes), "exact, by the shardings")
+    yield from _memory(plan)
+    yield from _collectives(plan)
+    flops = f"{plan.flops / 1e12:.3g} TFLOP"
+    yield _row("FLOPs", flops, "of products and convolutions, nothing recomputed")
+    rates = " / ".join(
+        f"{plan.examples_a_second(each):.3g}" for each in ASSUMED_UTILISATIONS
+    )
+    assumed = " / ".join(f"{each:g}" for each in ASSUMED_UTILISATIONS)
+    what = "videos" if plan.work.kind == "sample" else "clips of data"
+    yield f"All chips, {what} a second: {rates}, if utilisation were {assumed}"
+    yield (
+        f"  utilisation is FLOPs over {chip.peak_flops / 1e12:g} TFLOP a second, "
+        "assumed here; --cycles estimates it"
+    )
+    yield "Other meshes, a chip; collectives are an estimate, as if each split"
+    yield "parameter were gathered whole once and each gradient reduced once:"
+    for mesh in plan.other_meshes:
+        own = " (this one)" if mesh.axes == plan.mesh else ""
+        moved = f"collectives {_gib(mesh.collective_bytes)}"
+        yield f"  {_axes(mesh.axes):28} state {_gib(mesh.state_bytes)}, {moved}{own}"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    compilation, size = plan.compilation, plan.topology.chip.memory / GIB
+    if compilation is None or compilation.memory is None:
+        yield _row("memory", "not computed", "--cycles compiles the whole program")
+        return
+    fits = "fits" if compilation.fits else "DOES NOT FIT"
+    note = f"{fits} into {size:g} GiB, by the compiler"
+    yield _row("memory", _gib(compilation.memory), note)
+
+
+def _collectives(plan: Plan) -> Iterator[str]:
+    if (collectives := plan.collectives) is None:
+        yield _row("collectives", "not computed", "no compiler of this chip")
+        return
+    calls = f"in {collectives.total_calls:,} calls"
+    yield _row("collectives", _gib(collectives.total_bytes), f"{calls}: their results")
+    seconds = collectives.link_bytes / plan.topology.chip.link_bandwidth
+    note = (
+        f"all-reduce twice: {seconds * 1e3:.3g} ms at the "
+        f"{plan.topology.chip.link_bandwidth / 1e9:g} GB/s of all links"
+    )
+    yield _row("on the links", _gib(collectives.link_bytes), note)
+    for kind, one in collectives.by_kind().items():
+        yield _row(f"  {kind}", _gib(one["bytes"]), f"in {one['calls']:,} calls")
+    open_loops = collectives.open_loops - (plan.calls > 1)  # that of the sampler
+    if open_loops > 0:
+        yield f"  {open_loops} loop(s) of unknown length are counted as one trip"
+
+
+def _row(name: str, value: str, note: str) -> str:
+    return f"  {name:20} {value:>14}  {note}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
+
+
+def _axes(axes: dict[str, int]) -> str:
+    return " x ".join(f"{name}={n}" for name, n in axes.items()) or "of one chip"
