@@ -49,7 +49,8 @@ def mesh_from_config(config: Any, devices: Sequence[jax.Device] | None = None) -
     names = ", ".join(logical)
     _check_rules(config, "activation_rules", logical.index, f"one of {names}")
     _check_rules(config, "param_rules", re.compile, "a regular expression")
-    return make_mesh(**{axis: config[axis] for axis in MESH_AXES}, devices=devices)
+    axes: Any = {axis: config[axis] for axis in MESH_AXES}
+    return make_mesh(**axes, devices=devices)
 
 
 def mesh_from_text(text: str) -> Mesh:

@@ -14,6 +14,7 @@ from vdm_jax import build, sampling, sharding
 from vdm_jax.errors import UserError
 from vdm_jax.planning import compiler, hlo, plan, programs, report
 from vdm_jax.planning.compiler import Compilation
+from vdm_jax.planning.pieces import PieceCycles
 from vdm_jax.planning.programs import Work
 from vdm_jax.planning.topology import Topology
 
@@ -28,7 +29,8 @@ def compiled(monkeypatch):
     @contextlib.contextmanager
     def compiling(work, topology, whole=False):
         memory = 2**34 + 1 if whole else None
-        yield lambda: Compilation(GATHERED, memory, False if whole else None)
+        fits = False if whole else None
+        yield lambda limit: Compilation(GATHERED, memory, fits)
 
     monkeypatch.setattr(plan, "compiling", compiling)
 
@@ -120,9 +122,38 @@ def test_collectives_of_sampling_are_those_of_all_steps():
 def test_the_figures_of_json_are_null_where_they_were_not_computed():
     fields = plan.make_plan(work_of(smoke_config()), CHIPS).to_json()
     assert fields["memory_bytes"] is None and fields["utilisation"] is None
-    whole = plan.make_plan(work_of(smoke_config()), CHIPS, whole=True)
-    assert whole.to_json()["memory_bytes"] == 2**34 + 1
-    assert "DOES NOT FIT into 16 GiB" in report.format_plan(whole)
+    assert fields["cycles"] is None and fields["examples_a_day"] is None
+
+
+def test_cycles_of_pieces_give_utilisation_and_time(monkeypatch):
+    """At half of the peak, a step of F FLOPs takes 2 F / peak seconds."""
+    seen = []
+    half = PieceCycles("half", 3, 2e6, 0.0, 1e6 * 4 * 2 * 128**2, 5)
+
+    def measure(program, work, topology, state):
+        seen.append((program.args[2]["video"].shape[0], bytes_of(state)))
+        return [half]
+
+    monkeypatch.setattr(plan, "measure_pieces", measure)
+    shown = []
+    work = work_of(smoke_config(), batch=32, mesh={"data": 1, "fsdp": 16})
+    made = plan.make_plan(work, CHIPS, True, shown.append)
+    assert shown == [half] and seen == [(2, made.state_bytes)]
+    assert made.utilisation == 0.5 and made.cycles == 2e6
+    fields = made.to_json()
+    assert fields["memory_bytes"] == 2**34 + 1 and not fields["memory_of_pieces"]
+    assert fields["step_seconds"] == pytest.approx(2 * made.flops / 197e12)
+    a_day = 86400 * 32 / fields["step_seconds"]
+    assert fields["examples_a_day"] == pytest.approx(a_day)
+    text = report.format_plan(made)
+    assert "DOES NOT FIT into 16 GiB" in text and "3 x half" in text
+
+
+def test_a_piece_is_of_whole_examples_on_a_chip():
+    with pytest.raises(UserError, match="not 0.5 examples a chip"):
+        plan.make_plan(work_of(smoke_config(), batch=8), CHIPS, True)
+    with pytest.raises(UserError, match="not context=2"):
+        plan.make_plan(work_of(smoke_config(), mesh={"context": 2}), CHIPS, True)
 
 
 def test_a_stage_of_a_cascade_and_its_text_are_planned():

@@ -1,6 +1,7 @@
 """plan.py: what training, sampling or distillation takes on a pod, without the pod."""
 
 import re
+import sys
 from typing import Any
 
 from absl import flags
@@ -36,7 +37,7 @@ def main() -> None:
     )  # fmt: skip
     flags.DEFINE_integer("num_frames", 8, "--system: frames of a video", 1)
     flags.DEFINE_bool(
-        "cycles", False, "compile to the end: memory, cycles, utilisation; long"
+        "cycles", False, "compile further: memory, cycles, utilisation; long"
     )
     define_path("json", "file for the figures")
     run(_plan, "Plan a run on TPUs or GPUs that are not there.")
@@ -65,10 +66,15 @@ def _plan() -> None:
     if FLAGS.system:
         config = programs.with_control(config)
     work = programs.Work(FLAGS.work, config, FLAGS.system or "", FLAGS.num_frames)
-    made = plan.make_plan(work, topology, whole=FLAGS.cycles)
+    made = plan.make_plan(work, topology, FLAGS.cycles, _print_piece)
     print(report.format_plan(made))
     if FLAGS.json:
         files.write_json(FLAGS.json, made.to_json())
+
+
+def _print_piece(piece: Any) -> None:
+    """Show that a piece is compiled."""
+    print(f"{piece.calls} x {piece.name}", file=sys.stderr, flush=True)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

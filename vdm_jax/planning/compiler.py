@@ -54,12 +54,12 @@ class Compilation:
 @contextlib.contextmanager
 def compiling(
     work: Work, topology: Topology, index: int = 0, whole: bool = False
-) -> Iterator[Callable[..., Compilation | None]]:
+) -> Iterator[Callable[..., Compilation]]:
     """Compile a program of a work; yield a function that waits for what is known of it.
 
-    It takes a time limit in seconds, after which it returns None. The compiler ends
-    with the block. The same program is compiled once: what is known is kept in the
-    user's cache folder.
+    It takes a time limit in seconds, after which what is known half-way is enough. The
+    compiler ends with the block. The same program is compiled once: what is known is
+    kept in the user's cache folder.
 
     index: of the program in `make_programs`. whole: compile to the end, for memory.
 
@@ -76,26 +76,25 @@ def compiling(
         started = time.monotonic()
         try:
             yield lambda limit=float("inf"): _wait(
-                process, folder, whole, started + limit
+                process, folder, started + limit if whole else started
             )
         finally:
             process.kill()
             process.join()
 
 
-def _wait(process: Any, folder: Path, whole: bool, end: float) -> Compilation | None:
-    """Return the result of a process, or of the program that it wrote half-way."""
-    while time.monotonic() < end:
+def _wait(process: Any, folder: Path, end: float) -> Compilation:
+    """Return the result of a process; after `end` that of the program half-way."""
+    while True:
         process.join(POLL)
         if (folder / RESULT).is_file():
             return _from_json(json.loads((folder / RESULT).read_text()))
         if not process.is_alive():
             raise _failure(folder, process.exitcode)
-        if not whole and (text := _partitioned(folder / DUMPS)):
+        if time.monotonic() > end and (text := _partitioned(folder / DUMPS)):
             result = Compilation(hlo.count_collectives(text))
-            _write_cached((folder / KEY).read_text(), result)
+            write_cached((folder / KEY).read_text(), dataclasses.asdict(result))
             return result
-    return None
 
 
 def _partitioned(dumps: Path) -> str | None:
@@ -133,9 +132,10 @@ def _compile(
     except UserError as error:
         (folder / USER_ERROR).write_text(str(error))
         sys.exit(2)
-    key = _key(lowered.as_text(), topology)
+    key = cache_key(lowered.as_text(), str(topology))
     (folder / KEY).write_text(key)
-    result = _read_cached(key)
+    known = read_cached(key)
+    result = _from_json(known) if known else None
     if result is None or (whole and result.fits is None):
         dumps = {"xla_dump_to": str(folder / DUMPS)}
         try:
@@ -150,7 +150,7 @@ def _compile(
         text = _partitioned(folder / DUMPS) or text
         assert text is not None
         result = Compilation(hlo.count_collectives(text), memory, fits)
-        _write_cached(key, result)
+        write_cached(key, dataclasses.asdict(result))
     files.write_json(folder / RESULT, dataclasses.asdict(result))
 
 
@@ -175,26 +175,25 @@ def used_memory(message: str) -> int | None:
 # --- what is known of programs that were compiled before ---------------------------
 
 
-def _key(text: str, topology: Topology) -> str:
-    """Return the name under which what is known of a lowered program is kept."""
+def cache_key(*parts: str) -> str:
+    """Return the name under which what is known of a program is kept.
+
+    parts: its text, and what else decides what the compiler makes of it.
+    """
     versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
-    parts = "\n".join([text, str(topology), *versions])
-    return hashlib.sha256(parts.encode()).hexdigest()
+    return hashlib.sha256("\n".join([*parts, *versions]).encode()).hexdigest()
 
 
-def _cached(key: str) -> Path:
-    return files.cache_folder() / "plan" / f"{key}.json"
-
-
-def _read_cached(key: str) -> Compilation | None:
-    """Return what is known; a damaged file is one that is not there."""
-    with contextlib.suppress(files.CorruptFile, OSError, TypeError, KeyError):
-        return _from_json(files.read_json(_cached(key)))
+def read_cached(key: str) -> Any:
+    """Return what is known, None where nothing is; a damaged file is ignored."""
+    with contextlib.suppress(files.CorruptFile, OSError):
+        return files.read_json(files.cache_folder() / "plan" / f"{key}.json")
     return None
 
 
-def _write_cached(key: str, result: Compilation) -> None:
-    files.write_json(_cached(key), dataclasses.asdict(result))
+def write_cached(key: str, value: Any) -> None:
+    """Keep a value as JSON."""
+    files.write_json(files.cache_folder() / "plan" / f"{key}.json", value)
 
 
 def _from_json(fields: Any) -> Compilation:

@@ -7,6 +7,7 @@ counted in the partitioned program. Where a figure is an estimate its name says 
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,11 +19,14 @@ from vdm_jax.errors import UserError
 from vdm_jax.planning import hlo
 from vdm_jax.planning.compiler import Compilation, compiling
 from vdm_jax.planning.flops import jaxpr_flops
+from vdm_jax.planning.pieces import PieceCycles, measure_pieces
 from vdm_jax.planning.programs import Program, Work, make_programs
 from vdm_jax.planning.topology import Topology
+from vdm_jax.training.step import TrainState
 
 ASSUMED_UTILISATIONS = (0.3, 0.4, 0.5)
 MAX_OTHER_MESHES = 8
+WHOLE_LIMIT = 600.0  # seconds from the start, in which a whole program may compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Plan:
 
     calls: of the main program, 1 in training, the steps of the sampler in sampling.
     flops: of products and convolutions, forward and backward, nothing recomputed.
-    compilation: of the main program; None where there is no compiler.
+    compilation: of the main program.
     other_meshes: the best of the same topology.
+    pieces: of the main program, () where cycles were not computed.
     """
 
     work: Work
@@ -54,8 +59,9 @@ class Plan:
     parameters: int
     state_bytes: int
     flops: float
-    compilation: Compilation | None
+    compilation: Compilation
     other_meshes: tuple[MeshEstimate, ...]
+    pieces: tuple[PieceCycles, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -63,23 +69,43 @@ class Plan:
         return self.work.batch
 
     @property
-    def collectives(self) -> hlo.Collectives | None:
+    def collectives(self) -> hlo.Collectives:
         """Those of all calls."""
-        if self.compilation is None:
-            return None
         return self.compilation.collectives.times(self.calls)
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory of the whole program, or the least of it that the pieces show."""
+        if self.compilation.memory is not None or not self.pieces:
+            return self.compilation.memory
+        return self.state_bytes + max(piece.memory for piece in self.pieces)
+
+    @property
+    def cycles(self) -> float | None:
+        """Estimated cycles of all calls, the sum of the pieces; None without them."""
+        total = sum(piece.cycles for piece in self.pieces)
+        return self.calls * total if self.pieces else None
+
+    @property
+    def utilisation(self) -> float | None:
+        """FLOPs of the pieces over those of the matrix units in their cycles."""
+        if not self.pieces:
+            return None
+        flops = sum(piece.flops for piece in self.pieces)
+        cycles = sum(piece.cycles for piece in self.pieces)
+        return flops / (cycles * self.topology.chip.flops_per_cycle)
+
     def seconds(self, utilisation: float) -> float:
-        """Return the time at an assumed utilisation, without waiting for links."""
+        """Return the time at a utilisation, without waiting for links."""
         return self.flops / (self.topology.chip.peak_flops * utilisation)
 
-    def examples_a_second(self, utilisation: float) -> float:
-        """Return the examples a second of all chips at an assumed utilisation."""
+    def rate(self, utilisation: float) -> float:
+        """Return the examples a second of all chips at a utilisation."""
         return self.batch / self.seconds(utilisation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures of a chip; None is what was not computed."""
-        collectives, compilation = self.collectives, self.compilation
+        collectives, used = self.collectives, self.utilisation
         return {
             "work": self.work.kind,
             "topology": str(self.topology),
@@ -88,39 +114,91 @@ class Plan:
             "batch": self.batch,
             "parameters": self.parameters,
             "state_bytes": self.state_bytes,
-            "memory_bytes": compilation.memory if compilation else None,
-            "collective_bytes": collectives.total_bytes if collectives else None,
-            "collective_link_bytes": collectives.link_bytes if collectives else None,
-            "collective_calls": collectives.total_calls if collectives else None,
-            "collectives": collectives.by_kind() if collectives else None,
+            "memory_bytes": self.memory_bytes,
+            "memory_of_pieces": self.compilation.memory is None and bool(self.pieces),
+            "fits": self.compilation.fits,
+            "collective_bytes": collectives.total_bytes,
+            "collective_link_bytes": collectives.link_bytes,
+            "collective_calls": collectives.total_calls,
+            "collectives": collectives.by_kind(),
             "flops": self.flops,
-            "utilisation": None,
+            "utilisation": used,
+            "cycles": self.cycles,
+            "step_seconds": None if used is None else self.seconds(used),
+            "examples_a_day": None if used is None else 86400 * self.rate(used),
+            "pieces": [dataclasses.asdict(piece) for piece in self.pieces],
             "other_meshes": [dataclasses.asdict(mesh) for mesh in self.other_meshes],
         }
 
 
-def make_plan(work: Work, topology: Topology, whole: bool = False) -> Plan:
+def make_plan(
+    work: Work,
+    topology: Topology,
+    cycles: bool = False,
+    progress: Callable[[PieceCycles], None] = lambda piece: None,
+) -> Plan:
     """Return the plan of a work on a topology, by the mesh section of its config.
 
-    whole: compile the main program to its end, for its memory. That takes long.
+    cycles: compile the pieces of the network, and the main program to its end if it
+      ends within WHOLE_LIMIT. progress: called with each piece.
 
     Raises:
       UserError: the mesh does not fit the topology, or the compiler refuses it.
     """
     axes = mesh_axes(work, topology)
-    with compiling(work, topology, whole=whole) as wait:
+    if cycles:
+        _check_pieces(work, topology, axes)
+    with compiling(work, topology, whole=cycles) as wait:
+        pieces = []
+        for piece in _pieces(work, topology, axes) if cycles else ():
+            pieces.append(piece)
+            progress(piece)
         main, *others = on_one_device(work)
         # What is not of all chips, as a decoder, runs on the first of them.
         flops = count_flops(main) / topology.num_chips + sum(map(count_flops, others))
-        rules = _param_rules(work)
         meshes = estimate_meshes(work, topology, main)
-        state_bytes = chip_bytes(abstract_mesh(axes), main.state, rules)
-        compilation = wait()
+        state_bytes = chip_bytes(abstract_mesh(axes), main.state, _param_rules(work))
+        compilation = wait(WHOLE_LIMIT)
     return Plan(
         work, topology, {name: n for name, n in axes.items() if n > 1}, main.calls,
         sum(leaf.size for leaf in jax.tree.leaves(main.params)), state_bytes, flops,
-        compilation, tuple(meshes[:MAX_OTHER_MESHES]),
+        compilation, tuple(meshes[:MAX_OTHER_MESHES]), tuple(pieces),
     )  # fmt: skip
+
+
+def _check_pieces(work: Work, topology: Topology, axes: dict[str, int]) -> None:
+    """Raise UserError where a piece on one chip is not a part of the program."""
+    if not topology.is_tpu:
+        raise UserError(f"--cycles: no compiler counts those of {topology.kind}")
+    split = [f"{name}={axes[name]}" for name in ("tensor", "context") if axes[name] > 1]
+    if split or work.batch % topology.num_chips:
+        what = (
+            ", ".join(split) or f"{work.batch / topology.num_chips:g} examples a chip"
+        )
+        raise UserError(
+            f"--cycles: pieces are compiled for whole examples on a chip, not {what}"
+        )
+
+
+def _pieces(
+    work: Work, topology: Topology, axes: dict[str, int]
+) -> Iterator[PieceCycles]:
+    """Yield the pieces of the main program, with the batch and state of one chip."""
+    config = copy.deepcopy(work.config)
+    section = config.sample if work.kind == "sample" else config.data
+    section.batch_size = work.batch // topology.num_chips
+    main = on_one_device(dataclasses.replace(work, config=config))[0]
+    state = None
+    if isinstance(main.args[0], TrainState):
+        mesh, rules = abstract_mesh(axes), _param_rules(work)
+        shardings: Any = sharding.state_shardings(mesh, main.args[0], rules)  # type: ignore
+        state = jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(s.shard_shape(leaf.shape), leaf.dtype),
+            main.args[0],
+            shardings,
+        )
+    # Rematerialisation is a part of a piece's backward pass, not of its trace.
+    yield from measure_pieces(main, work, topology, state)
 
 
 def mesh_axes(work: Work, topology: Topology) -> dict[str, int]:

@@ -18,7 +18,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    chips, chip = plan.topology.num_chips, plan.topology.chip
+    chips = plan.topology.num_chips
     unit = UNITS[plan.work.kind]
     if plan.calls > 1:
         unit += f", {plan.calls} steps of the sampler"
@@ -31,16 +31,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _collectives(plan)
     flops = f"{plan.flops / 1e12:.3g} TFLOP"
     yield _row("FLOPs", flops, "of products and convolutions, nothing recomputed")
-    rates = " / ".join(
-        f"{plan.examples_a_second(each):.3g}" for each in ASSUMED_UTILISATIONS
-    )
-    assumed = " / ".join(f"{each:g}" for each in ASSUMED_UTILISATIONS)
-    what = "videos" if plan.work.kind == "sample" else "clips of data"
-    yield f"All chips, {what} a second: {rates}, if utilisation were {assumed}"
-    yield (
-        f"  utilisation is FLOPs over {chip.peak_flops / 1e12:g} TFLOP a second, "
-        "assumed here; --cycles estimates it"
-    )
+    yield from _times(plan)
     yield "Other meshes, a chip; collectives are an estimate, as if each split"
     yield "parameter were gathered whole once and each gradient reduced once:"
     for mesh in plan.other_meshes:
@@ -49,20 +40,48 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"  {_axes(mesh.axes):28} state {_gib(mesh.state_bytes)}, {moved}{own}"
 
 
+def _times(plan: Plan) -> Iterator[str]:
+    what = "videos" if plan.work.kind == "sample" else "clips of data"
+    if (used := plan.utilisation) is None:
+        rates = " / ".join(f"{plan.rate(each):.3g}" for each in ASSUMED_UTILISATIONS)
+        assumed = " / ".join(f"{each:g}" for each in ASSUMED_UTILISATIONS)
+        yield f"All chips, {what} a second: {rates}, if utilisation were {assumed}"
+        yield (
+            f"  utilisation is FLOPs over {plan.topology.chip.peak_flops / 1e12:g} "
+            "TFLOP a second, assumed here; --cycles estimates it"
+        )
+        return
+    note = (
+        "estimate: FLOPs of the pieces over those of the matrix units in their cycles"
+    )
+    yield _row("utilisation", f"{used:.2f}", note)
+    note = "estimate: all FLOPs at that rate, links not waited for"
+    yield _row("time", f"{plan.seconds(used):.3g} s", note)
+    day = f"{86400 * plan.rate(used):,.0f} a day"
+    yield f"All chips, {what}: {plan.rate(used):.3g} a second, {day}, at that rate"
+    yield "Pieces, one chip, by the compiler's estimate; without what is between them:"
+    unit = plan.topology.chip.flops_per_cycle
+    for piece in plan.pieces:
+        share = piece.flops / piece.cycles / unit if piece.cycles else 0.0
+        calls = f"{piece.calls} x {piece.name}"
+        yield f"  {calls:52} {piece.cycles / 1e6:8.2f} Mcycles, utilisation {share:.2f}"
+
+
 def _memory(plan: Plan) -> Iterator[str]:
     compilation, size = plan.compilation, plan.topology.chip.memory / GIB
-    if compilation is None or compilation.memory is None:
+    if compilation.memory is not None:
+        fits = "fits" if compilation.fits else "DOES NOT FIT"
+        note = f"{fits} into {size:g} GiB, by the compiler"
+        yield _row("memory", _gib(compilation.memory), note)
+    elif plan.memory_bytes is not None:
+        note = "or more: state, and temporaries of the largest piece"
+        yield _row("memory", _gib(plan.memory_bytes), note)
+    else:
         yield _row("memory", "not computed", "--cycles compiles the whole program")
-        return
-    fits = "fits" if compilation.fits else "DOES NOT FIT"
-    note = f"{fits} into {size:g} GiB, by the compiler"
-    yield _row("memory", _gib(compilation.memory), note)
 
 
 def _collectives(plan: Plan) -> Iterator[str]:
-    if (collectives := plan.collectives) is None:
-        yield _row("collectives", "not computed", "no compiler of this chip")
-        return
+    collectives = plan.collectives
     calls = f"in {collectives.total_calls:,} calls"
     yield _row("collectives", _gib(collectives.total_bytes), f"{calls}: their results")
     seconds = collectives.link_bytes / plan.topology.chip.link_bandwidth
