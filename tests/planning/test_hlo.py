@@ -192,6 +192,32 @@ def test_bytes_of_a_shape(shape, size):
     assert hlo.shape_bytes(shape) == size
 
 
+KERNELS = """HloModule m
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %g = f32[8]{0} fusion(%p), kind=kLoop, calls=%other
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %a = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  %b = f32[8]{0} fusion(%a), kind=kCustom, calls=%fused, backend_config={"kind":"__triton_gemm"}
+  %c = (f32[8]{0}, u8[0]{0}) custom-call(%b), custom_call_target="__cudnn$convForward"
+  %d = (f32[8]{0}, u8[0]{0}) custom-call(%b), custom_call_target="__cudnn$convForward"
+  ROOT %e = f32[8]{0} get-tuple-element(%d), index=0
+}
+"""  # noqa: E501
+
+
+def test_kernels_are_calls_of_libraries_and_fusions_each_once():
+    assert hlo.count_kernels(KERNELS) == {
+        "fusion": 1,
+        "Triton fusion": 1,
+        "__cudnn$convForward": 2,
+    }
+
+
 def test_a_text_that_is_cut_off_is_refused():
     with pytest.raises(ValueError, match="no entry computation"):
         hlo.count_collectives(ASYNCHRONOUS[:-10])

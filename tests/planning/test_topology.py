@@ -36,9 +36,10 @@ def test_a_topology_that_is_none_is_refused_in_one_line(text, message):
 
 def test_without_the_compiler_one_line_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install libtpu") as caught:
-        topology.check_compiler(Topology.parse("v5e:4x4"))
-    assert caught.value.status == 2 and "\n" not in str(caught.value)
+    for text, package in (("v5e:4x4", "libtpu"), ("h100:8", "'jax.cuda13.'")):
+        with pytest.raises(UserError, match=f"pip install {package}") as caught:
+            topology.check_compiler(Topology.parse(text))
+        assert caught.value.status == 2 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

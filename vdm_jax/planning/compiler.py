@@ -15,7 +15,6 @@ import re
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,13 @@ class Compilation:
     memory: bytes at the peak: arguments, results and temporaries; None where the
       program was not compiled whole.
     fits: whether the compiler found place for it.
+    kernels: calls by kind, of a program for GPUs; {} for TPUs.
     """
 
     collectives: hlo.Collectives
     memory: int | None = None
     fits: bool | None = None
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -137,21 +138,36 @@ def _compile(
     known = read_cached(key)
     result = _from_json(known) if known else None
     if result is None or (whole and result.fits is None):
-        dumps = {"xla_dump_to": str(folder / DUMPS)}
-        try:
-            compiled = lowered.compile(dumps | {"xla_dump_hlo_pass_re": DUMPED_PASSES})
-        except jax.errors.JaxRuntimeError as error:
-            if (used := used_memory(str(error))) is None:
-                traceback.print_exc()
-                sys.exit(1)
-            memory, fits, text = used, False, None
-        else:
-            memory, fits, text = _peak(compiled), True, compiled.as_text()
-        text = _partitioned(folder / DUMPS) or text
-        assert text is not None
-        result = Compilation(hlo.count_collectives(text), memory, fits)
+        compile_whole = _compile_for_tpu if topology.is_tpu else _compile_for_gpu
+        result = compile_whole(lowered, topology, folder)
         write_cached(key, dataclasses.asdict(result))
     files.write_json(folder / RESULT, dataclasses.asdict(result))
+
+
+def _compile_for_tpu(lowered: Any, topology: Topology, folder: Path) -> Compilation:
+    """Compile a program, which writes itself half-way, to its end."""
+    options = {
+        "xla_dump_to": str(folder / DUMPS),
+        "xla_dump_hlo_pass_re": DUMPED_PASSES,
+    }
+    try:
+        compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        memory, text = used_memory(str(error)), _partitioned(folder / DUMPS)
+        if memory is None or text is None:
+            raise
+        return Compilation(hlo.count_collectives(text), memory, False)
+    text = _partitioned(folder / DUMPS) or compiled.as_text()
+    return Compilation(hlo.count_collectives(text), _peak(compiled), True)
+
+
+def _compile_for_gpu(lowered: Any, topology: Topology, folder: Path) -> Compilation:
+    """Compile a program; kernels are not timed, as there is no GPU to time them on."""
+    compiled = lowered.compile({"xla_gpu_autotune_level": "0"})
+    text, memory = compiled.as_text(), _peak(compiled)
+    fits = memory <= topology.chip.memory
+    kernels = hlo.count_kernels(text)
+    return Compilation(hlo.count_collectives(text), memory, fits, kernels)
 
 
 def _peak(compiled: jax.stages.Compiled) -> int:
@@ -180,7 +196,11 @@ def cache_key(*parts: str) -> str:
 
     parts: its text, and what else decides what the compiler makes of it.
     """
-    versions = [importlib.metadata.version(name) for name in ("jax", "libtpu")]
+    compilers = ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt")
+    known = (each for each in importlib.metadata.distributions(path=sys.path))
+    versions = sorted(
+        f"{each.name} {each.version}" for each in known if each.name in compilers
+    )
     return hashlib.sha256("\n".join([*parts, *versions]).encode()).hexdigest()
 
 
@@ -198,4 +218,4 @@ def write_cached(key: str, value: Any) -> None:
 
 def _from_json(fields: Any) -> Compilation:
     collectives = hlo.Collectives(**fields["collectives"])
-    return Compilation(collectives, fields["memory"], fields["fits"])
+    return Compilation(**fields | {"collectives": collectives})

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 KINDS = (
@@ -155,23 +155,50 @@ def count_collectives(text: str) -> Collectives:
     Raises:
       ValueError: the text is no module.
     """
+
+    def kind_of(one: Instruction) -> str:
+        kind = one.opcode.removesuffix("-done")
+        return kind if kind in KINDS else ""
+
+    return _count(text, kind_of)
+
+
+def count_kernels(text: str) -> dict[str, int]:
+    """Return how often a compiled module calls each kind of kernel.
+
+    They are calls of libraries, by their targets, and fusions, of which those by Triton
+    are named; loops count as in `count_collectives`. Copies are in none.
+    """
+
+    def kind_of(one: Instruction) -> str:
+        if one.opcode == "custom-call":
+            target = re.search(r'custom_call_target="([^"]+)"', one.attributes)
+            return target[1] if target else ""
+        if one.opcode != "fusion":
+            return ""
+        return "Triton fusion" if "__triton" in one.attributes else "fusion"
+
+    return _count(text, kind_of).calls
+
+
+def _count(text: str, kind_of: Callable[[Instruction], str]) -> Collectives:
+    """Return calls and bytes of the instructions that have a kind, "" for none."""
     computations, entry = parse(text)
     counted: dict[str, Collectives] = {}
 
     def of(name: str) -> Collectives:
         if name not in counted:
-            counted[name] = _add(_of_instructions(computations, name, of))
+            counted[name] = _add(_parts(computations, name, kind_of, of))
         return counted[name]
 
     return of(entry)
 
 
-def _of_instructions(computations, name: str, of) -> Iterator[tuple[Collectives, int]]:
-    """Yield collectives of a computation, and how often each of them runs."""
+def _parts(computations, name: str, kind_of, of) -> Iterator[tuple[Collectives, int]]:
+    """Yield what counts of a computation, and how often each of them runs."""
     computation = computations[name]
     for each in computation.instructions.values():
-        kind = each.opcode.removesuffix("-done")
-        if kind in KINDS:
+        if kind := kind_of(each):
             yield Collectives({kind: 1}, {kind: shape_bytes(each.shape)}), 1
         elif each.opcode == "while":
             body = of(each.called("body")[0])

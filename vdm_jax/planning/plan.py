@@ -121,6 +121,7 @@ class Plan:
             "collective_link_bytes": collectives.link_bytes,
             "collective_calls": collectives.total_calls,
             "collectives": collectives.by_kind(),
+            "kernels": self.compilation.kernels,
             "flops": self.flops,
             "utilisation": used,
             "cycles": self.cycles,
@@ -148,7 +149,8 @@ def make_plan(
     axes = mesh_axes(work, topology)
     if cycles:
         _check_pieces(work, topology, axes)
-    with compiling(work, topology, whole=cycles) as wait:
+    whole = cycles or not topology.is_tpu  # which compiles in seconds
+    with compiling(work, topology, whole=whole) as wait:
         pieces = []
         for piece in _pieces(work, topology, axes) if cycles else ():
             pieces.append(piece)

@@ -29,6 +29,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield _row("state", _gib(plan.state_bytes), "exact, by the shardings")
     yield from _memory(plan)
     yield from _collectives(plan)
+    if kernels := plan.compilation.kernels:
+        most = sorted(kernels.items(), key=lambda pair: -pair[1])
+        listed = ", ".join(f"{n} x {kind}" for kind, n in most)
+        yield _row("kernels", f"{sum(kernels.values()):,}", f"a call: {listed}")
     flops = f"{plan.flops / 1e12:.3g} TFLOP"
     yield _row("FLOPs", flops, "of products and convolutions, nothing recomputed")
     yield from _times(plan)
@@ -46,9 +50,10 @@ def _times(plan: Plan) -> Iterator[str]:
         rates = " / ".join(f"{plan.rate(each):.3g}" for each in ASSUMED_UTILISATIONS)
         assumed = " / ".join(f"{each:g}" for each in ASSUMED_UTILISATIONS)
         yield f"All chips, {what} a second: {rates}, if utilisation were {assumed}"
+        estimated = "; --cycles estimates it" if plan.topology.is_tpu else ""
         yield (
             f"  utilisation is FLOPs over {plan.topology.chip.peak_flops / 1e12:g} "
-            "TFLOP a second, assumed here; --cycles estimates it"
+            "TFLOP a second, assumed here" + estimated
         )
         return
     note = (

@@ -48,6 +48,43 @@ CHIPS = {
 }
 EXAMPLES = "v5e:4x4, v5p:8x8x8, v6e:16x16 or h100:8"
 
+# What XLA's compiler must know of an H100 SXM: NVIDIA's data sheet, and the CUDA
+# programming guide's table of compute capability 9.0.
+H100 = """
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3"
+  device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 # libtpu reads these when it starts. Without them it asks a metadata server for the
 # machine that it is on, and allows one process at a time.
 ENVIRONMENT = {
@@ -121,12 +158,19 @@ class Topology:
         from jax.errors import JaxRuntimeError
         from jax.experimental import topologies
 
-        name = f"{self.kind}:{'x'.join(map(str, self.sizes))}"
-        slices = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
-            described = topologies.get_topology_desc(
-                platform="tpu", topology_name=name, **slices
-            )
+            if self.is_tpu:
+                name = f"{self.kind}:{'x'.join(map(str, self.sizes))}"
+                slices = {"num_slices": self.slices} if self.slices > 1 else {}
+                described = topologies.get_topology_desc(
+                    platform="tpu", topology_name=name, **slices
+                )
+            else:
+                described = topologies.get_topology_desc(
+                    platform="cuda",
+                    target_config=H100,
+                    topology=f"1x1x{self.num_chips}",  # partitions, hosts, GPUs
+                )
         except JaxRuntimeError as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"--topology={self}: {reason}") from error
@@ -140,8 +184,21 @@ def set_environment() -> None:
 
 def check_compiler(topology: Topology) -> None:
     """Raise UserError where the compiler of a topology is not installed."""
-    if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
+    if topology.is_tpu and not _is_installed("libtpu"):
         raise UserError(
             "plan.py compiles for TPUs by libtpu, which is not installed: "
             "pip install libtpu, or make setup EXTRA=plan"
         )
+    if not topology.is_tpu and not _is_installed("jax_plugins.xla_cuda13"):
+        raise UserError(
+            f"plan.py compiles for {topology.kind} by JAX's CUDA compiler, which is "
+            "not installed: pip install 'jax[cuda13]', in an environment of its own"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the package that would hold it
+        return False
+    return found is not None and found.origin is not None
