@@ -1,5 +1,6 @@
 # Each target sets up .venv first; UV=no forces pip where uv is installed. PYTHON is the
-# interpreter of a new .venv; EXTRA=cuda13 or EXTRA=tpu installs JAX for that device.
+# interpreter of a new .venv; EXTRA=cuda13 or EXTRA=tpu installs JAX for that device,
+# EXTRA=plan what plan.py needs.
 PYTHON ?= python3
 EXTRA ?=
 BIN := .venv/bin
@@ -11,6 +12,11 @@ setup: .venv/ready$(if $(EXTRA),-$(EXTRA))
 
 .venv/ready-cuda13 .venv/ready-tpu: .venv/ready-%: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "jax[$*]"
+	@touch $@
+
+.venv/ready-plan: .venv/ready requirements-plan.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  -r requirements-plan.txt
 	@touch $@
 
 .venv/ready: requirements.txt requirements-dev.txt requirements-assets.txt constraints.txt pyproject.toml

@@ -31,6 +31,7 @@ LAYERS = (
     ("distillation",),
     ("report",),
     ("evaluators", "systems"),
+    ("planning",),
     ("commands", "demo", "doctor"),
     ("export",),
 )

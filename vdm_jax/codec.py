@@ -42,6 +42,10 @@ class Codec:
         """Return its parameters; empty where it has none."""
         return {}
 
+    def param_shapes(self) -> dict[str, Any]:
+        """Return the shapes of its parameters, without reading them."""
+        return {}
+
     def fingerprint(self) -> str:
         """Return a hash of its files; "" where it has none."""
         return ""
@@ -153,6 +157,10 @@ class Latents(Codec):
     def load_params(self) -> dict[str, Any]:
         """Return the parameters of the network, from its folder."""
         return latents.read_params(self.autoencoder, Path(self.path))
+
+    def param_shapes(self) -> dict[str, Any]:
+        """Return the shapes of the network's parameters."""
+        return latents.param_shapes(self.autoencoder)
 
     def fingerprint(self) -> str:
         """Return a hash of the config and the tensors in its folder."""

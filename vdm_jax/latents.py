@@ -98,7 +98,7 @@ class Autoencoder:
             latent = z / self.scale + self.shift
             return self._apply(params, "decode", latent)
 
-        return map_chunks(decode, z, self._chunk_of_z(z))
+        return map_chunks(decode, z, self.chunk_of_z(z))
 
     def stream_encode(self, params: Any, frames: Frames) -> Iterator[np.ndarray]:
         """Yield the mean z of chunks of frames [n, h, w, c], in order.
@@ -127,14 +127,15 @@ class Autoencoder:
         """
         decode = functools.partial(_run, "decode", self, params)
         decode = in_tiles(decode, self.tile // self.network.spec.factor, self.tile)
-        return stream(decode, z, self._chunk_of_z(z), "decoder")
+        return stream(decode, z, self.chunk_of_z(z), "decoder")
 
     def _chunk(self, height: int, width: int) -> int:
         """Return how many frames of a size in pixels are in memory at a time."""
         most = CHUNK_PIXELS // (height * width)
         return self.chunk or min(MAX_CHUNK, max(1, most))
 
-    def _chunk_of_z(self, z: Frames) -> int:
+    def chunk_of_z(self, z: Frames) -> int:
+        """Return how many frames of z [..., h, w, k] are decoded at a time."""
         factor = self.network.spec.factor
         return self._chunk(z.shape[-3] * factor, z.shape[-2] * factor)
 
@@ -297,16 +298,22 @@ def read_params(autoencoder: Autoencoder, folder: Path, variant: str = "") -> An
 
     A line on stderr says if the scale of the latents is not in the config.
     """
-    path, network = folder / "config.json", autoencoder.network
+    path = folder / "config.json"
     if "scaling_factor" not in config_json.read(path).values:
         reason = f"{path} has no scaling_factor: {SCALE} is used"
         print(printable(reason), file=sys.stderr)
-    size = network.spec.factor
-    frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
-    like = jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
+    like = param_shapes(autoencoder)
     paths = safetensors_io.tensor_files(folder, safetensors_io.DIFFUSERS, variant)
     maps = name_maps.AUTOENCODER_KL, name_maps.AUTOENCODER_KL_WRITTEN
     return safetensors_io.read(paths, like, maps[0], jnp.float32, maps[1])
+
+
+def param_shapes(autoencoder: Autoencoder) -> Any:
+    """Return the shapes of its parameters, in float32."""
+    network = autoencoder.network
+    size = network.spec.factor
+    frame = jax.ShapeDtypeStruct((1, 1, size, size, network.spec.in_channels), "f4")
+    return jax.eval_shape(network.init, jax.random.key(0), frame)["params"]
 
 
 def fingerprint(folder: Path) -> str:

@@ -36,8 +36,10 @@ ACTIVATION_RULES: Rules = MeshSection.activation_rules
 PARAM_RULES: Rules = MeshSection.param_rules
 
 
-def mesh_from_config(config: Any) -> Mesh:
+def mesh_from_config(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of a config's mesh section, whose rules are checked.
+
+    devices: as for `make_mesh`.
 
     Raises:
       UserError: a rule that names no axis of the network or of the mesh, a pattern that
@@ -47,7 +49,8 @@ def mesh_from_config(config: Any) -> Mesh:
     names = ", ".join(logical)
     _check_rules(config, "activation_rules", logical.index, f"one of {names}")
     _check_rules(config, "param_rules", re.compile, "a regular expression")
-    return make_mesh(**{axis: config[axis] for axis in MESH_AXES})
+    axes: Any = {axis: config[axis] for axis in MESH_AXES}
+    return make_mesh(**axes, devices=devices)
 
 
 def mesh_from_text(text: str) -> Mesh:

@@ -21,7 +21,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "edit", "distill", "evaluate", "export"]
+    "command", ["train", "sample", "edit", "distill", "evaluate", "export", "plan"]
 )
 def test_a_command_lists_all_its_flags(command, flags_of):
     defined = {

@@ -95,8 +95,20 @@ def generate(
         )
         inputs = dataclasses.replace(inputs, observation=observation)
         settings = with_reconstruction_weight(settings, observation)
+    program = make_program(model, settings, run, observation)
+    return sample_batches(program, params, num, settings, inputs, run)
+
+
+def make_program(
+    model: DiffusionModel,
+    settings: Settings,
+    run: Run = Run(),
+    observation: Observation | None = None,
+) -> SamplerProgram:
+    """Return what the program of `generate` is made for."""
+    size = run.size or model.video_shape[:3]
     limit = model.codec.limit or 0.0
-    program = SamplerProgram(
+    return SamplerProgram(
         model,
         make_sampler(settings),
         run.mesh or sharding.mesh_from_text(settings.mesh),
@@ -109,7 +121,6 @@ def generate(
         wrap=run.wrap,
         shared_noise=run.shared_noise,
     )
-    return sample_batches(program, params, num, settings, inputs, run)
 
 
 def sample_batches(
@@ -131,7 +142,7 @@ def sample_batches(
     params = jax.device_put(params, sharding.state_shardings(mesh, params))
     batch = sharding.whole_batch(mesh, min(settings.batch_size, num))
     dtype = jnp.result_type(float)
-    table, weights = _step_arrays(program, settings, first, dtype)
+    table, weights = step_arrays(program, settings, first, dtype)
     if inputs.controls:
         scales = control_scales(inputs.controls, settings.steps, samplers.MAX_STEPS)
         weights["control_scales"] = scales.astype(dtype)
@@ -150,7 +161,7 @@ def sample_batches(
                 np.uint32(run.seed), np.uint32(run.stage), np.uint32(run.block),
                 program=program,
             )  # fmt: skip
-            cond, uncond = _branch_conditions(
+            cond, uncond = branch_conditions(
                 program, inputs, keys, take, t, dtype, params.get("codec")
             )
             known = jax.tree.map(take, inputs.observation)
@@ -194,7 +205,7 @@ def _encode(
     return known._replace(video=z, mask=model.codec.encode_mask(known.mask))
 
 
-def _step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
+def step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
     """Return the sampler's table and the weights of its rows, padded to one shape.
 
     first: row at which the run starts.
@@ -222,7 +233,7 @@ def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:
     return a[rows] if len(a) > 1 else np.repeat(a, len(rows), 0)
 
 
-def _branch_conditions(
+def branch_conditions(
     program: SamplerProgram, inputs: SamplingInputs, keys, take, t: np.ndarray, dtype,
     codec_params: Any,
 ) -> tuple[Cond, Cond]:  # fmt: skip

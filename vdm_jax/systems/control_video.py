@@ -161,6 +161,17 @@ def smoothed_steps(options: Options, steps: int) -> tuple[int, ...]:
     return tuple(range(first, min(first + options.smooth_steps, steps)))
 
 
+def smoother(
+    model: DiffusionModel,
+    settings: sampling.Settings,
+    options: Options,
+    interpolate: Interpolate = midpoint,
+) -> Smoother | None:
+    """Return the wrap of the denoiser that smooths, None where no step is smoothed."""
+    steps = smoothed_steps(options, settings.steps)
+    return Smoother(model.codec, steps, interpolate) if steps else None
+
+
 def sample(
     loaded: TrainedModel,
     request: Request,
@@ -199,8 +210,7 @@ def generate(
     if (noise := inputs.initial_noise) is not None:
         noise = np.broadcast_to(noise, (len(noise), *model.shape))
         inputs = dataclasses.replace(inputs, initial_noise=noise)
-    steps = smoothed_steps(options, settings.steps)
-    wrap = Smoother(model.codec, steps, interpolate) if steps else None
+    wrap = smoother(model, settings, options, interpolate)
     how = sampling.Run(
         request.seed, first_video=request.first_video, wrap=wrap,
         shared_noise=True, progress=progress,

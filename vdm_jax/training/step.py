@@ -155,15 +155,7 @@ def make_step(
         lr = lr_fn(state.step, aux_params)
 
         def updated(state):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-            averaged = state.ema
-            if state.ema is not None:
-                decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-                averaged = jax.tree.map(
-                    lambda e, p: p + decay.astype(p.dtype) * (e - p), state.ema, params
-                )
-            return params, averaged, opt_state
+            return apply_gradients(state, grads, tx, lr, ema_decay)
 
         # With a select for each leaf, XLA would copy every donated buffer first.
         def unchanged(state):
@@ -175,6 +167,25 @@ def make_step(
         return state, {**scalars, **metrics, "finite": finite}
 
     return step
+
+
+def apply_gradients(
+    state: TrainState,
+    grads,
+    tx: optax.GradientTransformation,
+    lr: float | jax.Array,
+    ema_decay: float,
+):
+    """Return parameters, average and optimiser state after an update by gradients."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    averaged = state.ema
+    if state.ema is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        averaged = jax.tree.map(
+            lambda e, p: p + decay.astype(p.dtype) * (e - p), state.ema, params
+        )
+    return params, averaged, opt_state
 
 
 def diagnose(loss_fn: LossFn, params, aux_params, batch, key) -> str | None:

@@ -64,15 +64,14 @@ class Trainer:
         self.source, self.captions = source, captions
         self.optimizer = make_optimizer(config.train)
         self._init_params = init_params or model.init_params
-        params = jax.eval_shape(self._init_params, jax.random.key(0))
-        state = jax.eval_shape(self._new_state, params)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
         some = next(iter(self.batch_shapes.values()))
         self.rows = sharding.process_rows(some.sharding, some.shape[0])
+        state = abstract_state(config, self._init_params, mesh)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
-        shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
-        self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
+        self.abstract_state = state
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         self.init_state = jax.jit(self._new_state, out_shardings=shardings)
         stored = isinstance(source, StoredLatents)
         self.batch_codec = {} if stored else self._load_codec()
@@ -178,23 +177,10 @@ class Trainer:
         aux_params: of `train`. The learning rate decays over aux_params["updates"]
         steps, or those of the run's config.
         """
-        config = self.config.train
-        lr_schedule = learning_rate(run.config.train)
-
-        def lr_fn(step, aux_params) -> jax.Array:
-            return lr_schedule(step, aux_params.get("updates", run.config.train.steps))
-
-        update = step.make_step(
-            step.stop_frozen_gradients(loss_fn, config.trainable),
-            self.optimizer,
-            lr_fn,
-            config.ema_decay,
-            config.grad_accum_steps,
-        )
         state = self.abstract_state
-        everywhere = sharding.replicated(self.mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
+        jitted = jit_update(
+            self.config.train, run.config.train, loss_fn, state, self.mesh
+        )
         aux_params = {**self.batch_codec, **aux_params}
         started = time.perf_counter()
         key = samplers.key_from_seed(0)
@@ -230,14 +216,58 @@ class Trainer:
             log(f"{peak / 2**20:,.0f} MiB per device at the peak of a step")
 
 
+def abstract_state(
+    config: Any, init_params: Callable[[jax.Array], Params], mesh: Mesh
+) -> TrainState:
+    """Return the state of a run as shapes with shardings."""
+
+    def init(key: jax.Array) -> TrainState:
+        optimizer, ema = make_optimizer(config.train), config.train.ema_decay > 0
+        return step.init_state(init_params(key), optimizer, ema)
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
+    return sharding.with_shardings(state, shardings)
+
+
+def jit_update(
+    config: Any, schedule: Any, loss_fn: LossFn, state: TrainState, mesh: Mesh
+) -> Any:
+    """Return the jitted update (state, aux_params, batch, key) -> (state, metrics).
+
+    It donates the state.
+
+    config, schedule: sections train; of the latter the learning rate is read, which
+      decays over aux_params["updates"] steps, or its own.
+    state: of `abstract_state`.
+    """
+    lr_schedule = learning_rate(schedule)
+
+    def lr_fn(step, aux_params) -> jax.Array:
+        return lr_schedule(step, aux_params.get("updates", schedule.steps))
+
+    update = step.make_step(
+        step.stop_frozen_gradients(loss_fn, config.trainable),
+        make_optimizer(config),
+        lr_fn,
+        config.ema_decay,
+        config.grad_accum_steps,
+    )
+    everywhere = sharding.replicated(mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
+    return jax.jit(update, donate_argnums=0, out_shardings=shardings)
+
+
 def batch_shapes(
     config: Any,
     model: DiffusionModel,
-    source: Source,
+    source: Source | None,
     mesh: Mesh,
     captions: CaptionEmbeddings | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the arrays of a batch that go to the devices, over all processes.
+
+    source: None for videos of the model's size, wherever they come from.
 
     Raises:
       UserError: a condition is made of videos, and the source has latents only.

@@ -1,0 +1,138 @@
+"""Plans of the papers' models and of Stable Diffusion 1.5, for the tables of docs.
+
+    pip install -r requirements-plan.txt && python -m perf.scaling [--only=NAME,...]
+
+Each case is a run of plan.py, in a process of its own. Stable Diffusion's is a folder
+with the files config.json of version 1.5 and no weights. Writes perf/scaling.json, of
+which --only replaces the cases that it names.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from configs import imagen_video
+from perf import rows
+from tests.parity.sd_cases import PUBLISHED
+from vdm_jax import files
+
+FILE = Path(__file__).with_suffix(".json")
+COMMAND = "python -m perf.scaling"
+ROOT = FILE.parents[1]
+UCF101 = "--config=configs/vdm.py:ucf101"
+SD = "--workdir=stable-diffusion-v1-5", "--work=sample"
+CONTROL_VIDEO = *SD, "--system=control_video", "--num_frames=15"
+# Name -> flags of plan.py.
+CASES: dict[str, tuple[str, ...]] = {
+    "ucf101 on 16": (UCF101, "--topology=v5e:4x4", "--mesh=fsdp=16"),
+    "ucf101 on 256": (UCF101, "--topology=v5e:16x16", "--mesh=fsdp=256"),
+    "ucf101 on 512": (UCF101, "--topology=v5p:8x8x8", "--mesh=fsdp=512"),
+    "ucf101 on 2 x 16": (UCF101, "--topology=v5e:4x4", "--mesh=slice=2,fsdp=16"),
+    **{
+        f"imagen_video {stage}": (
+            f"--config=configs/imagen_video.py:{stage}",
+            "--topology=v5e:16x16",
+            "--mesh=fsdp=256",
+        )
+        for stage in imagen_video.STAGES
+    },
+    "sd15": (*SD, "--topology=v5e:1x1", "--cycles"),
+    "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8", "--cycles"),
+    "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1", "--cycles"),
+    "ucf101 distilled on 16": (
+        UCF101,
+        "--work=distill",
+        "--topology=v5e:4x4",
+        "--mesh=fsdp=16",
+    ),
+}
+FIGURES = {  # key -> (name, divisor)
+    "state_bytes": ("state, GiB a chip", 2**30),
+    "memory_bytes": ("memory, GiB a chip", 2**30),
+    "collective_bytes": ("collectives, GiB a chip", 2**30),
+    "collective_calls": ("calls of collectives", 1),
+    "flops": ("TFLOP a chip", 1e12),
+}
+
+
+def write_sd15(folder: Path) -> None:
+    """Write the config files of Stable Diffusion 1.5 as diffusers has them."""
+    parts = {
+        "unet": ("UNet2DConditionModel", PUBLISHED["sd15_unet"]),
+        "vae": (
+            "AutoencoderKL",
+            dict(
+                block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
+                latent_channels=4, scaling_factor=0.18215,
+            ),
+        ),
+        "scheduler": (
+            "PNDMScheduler",
+            dict(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                steps_offset=1, skip_prk_steps=True, num_train_timesteps=1000,
+            ),
+        ),
+        "text_encoder": ("CLIPTextModel", {}),
+        "tokenizer": ("CLIPTokenizer", {}),
+    }  # fmt: skip
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+    for name, (kind, fields) in parts.items():
+        library = "transformers" if name.startswith("t") else "diffusers"
+        index[name] = [library, kind]
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (folder / name).mkdir(parents=True)
+        files.write_json(folder / name / file, {"_class_name": kind} | fields)
+    files.write_json(folder / "model_index.json", index)
+
+
+def run(flags: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Return the figures of a run of plan.py, and its seconds."""
+    out = folder / "plan.json"
+    command = [sys.executable, str(ROOT / "plan.py"), *flags, f"--json={out}"]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, cwd=folder)
+    seconds = time.perf_counter() - started
+    return json.loads(out.read_text()) | {"flags": flags, "seconds": seconds}
+
+
+def make_rows(cases: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of perf/: the figures of each case that were computed."""
+    return [
+        rows.make_row(
+            f"{what}, {name}",
+            case[key] / divisor,
+            better="lower",
+            machine=f"{case['topology']}, compiled only",
+            command=COMMAND,
+        )
+        for name, case in cases.items()
+        for key, (what, divisor) in FIGURES.items()
+        if case[key] is not None
+    ]
+
+
+def main() -> None:
+    """Plan, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(CASES))
+    cases = json.loads(FILE.read_text())["cases"] if FILE.is_file() else {}
+    for name in parser.parse_args().only.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_sd15(folder / "stable-diffusion-v1-5")
+            (folder / "configs").symlink_to(ROOT / "configs")
+            cases[name] = run(CASES[name], folder)
+        cases = {name: cases[name] for name in CASES if name in cases}
+        rows.write(FILE, make_rows(cases), cases=cases)
+
+
+if __name__ == "__main__":
+    main()
