@@ -87,13 +87,14 @@ for data, fsdp, tensor, context in itertools.product((1, 2, 4, 8), repeat=4):
         shape = jax.ShapeDtypeStruct(want.shape, want.dtype, sharding=split)
         placed = sharding.place_rows(want, shape, rows)
         np.testing.assert_array_equal(placed, want)
-        parts = want.size // placed.addressable_shards[0].data.size
-        assert parts == 8 // tensor, (mesh, batch)
+        shard = placed.addressable_shards[0].data
+        assert want.size // shard.size == 8 // tensor, (mesh, batch)
         whole = sharding.whole_batch(mesh, batch)
-        if batch < data * fsdp:
+        parts = 8 // tensor
+        if batch < parts:
             assert whole == batch
         else:
-            assert whole % (data * fsdp) == 0 and 0 <= whole - batch < data * fsdp
+            assert whole % parts == 0 and 0 <= whole - batch < parts
 """
 
 

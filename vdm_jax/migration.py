@@ -201,7 +201,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "mesh": {
         "tensor": 1, "context": 1, "slice": 1,
         "activation_rules": [
-            ["batch", ["slice", "data", "fsdp"]],
+            ["batch", ["slice", "data", "fsdp", "context"]],
             ["frames", ["context", "slice", "data", "fsdp"]],
             ["height", "context"], ["width", None], ["channel", "tensor"],
         ],

@@ -1,9 +1,9 @@
 """The device mesh and the sharding of each array, by the tables of config.mesh.
 
 pjit is `jax.jit` with shardings over a mesh; one device is a mesh of size one. With the
-rules below a batch is split over the axes slice, data and fsdp, the frames over
-context, channels over tensor; fsdp and tensor split the parameters. Sampling always
-uses these rules. `partition` says what becomes of an axis that does not divide.
+rules below all axes but tensor split a batch, and what is left of them its frames;
+tensor splits channels; fsdp and tensor split the parameters. Sampling always uses these
+rules. `partition` says what becomes of an axis that does not divide.
 """
 
 import math

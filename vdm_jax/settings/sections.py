@@ -275,7 +275,7 @@ class Mesh:
     slice: int = setting(1, "slices of a TPU pod, which hold copies", 1, 2**20)
     activation_rules: Rules = setting(
         (
-            ("batch", ("slice", "data", "fsdp")),
+            ("batch", ("slice", "data", "fsdp", "context")),
             ("frames", ("context", "slice", "data", "fsdp")),
             ("height", "context"),
             ("width", None),
