@@ -86,7 +86,7 @@ def test_a_step_that_is_not_there(tmp_path):
 
 def test_keeps_the_newest(tmp_path):
     assert saved(tmp_path, 1, 2, 10, keep=2).steps() == [2, 10]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [storage.OWNER, "10", "2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "2"]
     with pytest.raises(UserError, match="gs://bucket"):
         Checkpoints("gs://bucket/run")
     with pytest.raises(ValueError, match="already saved"):
@@ -156,7 +156,7 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         renamed = (directory / "3").exists()
         assert_good(directory, 3 if renamed else 2)
         # Only a step has the name of a step.
-        assert {p.name for p in directory.iterdir()} <= {storage.OWNER, "1", "2", "3"}
+        assert {p.name for p in directory.iterdir()} <= {"1", "2", "3"}
         for step in reversed(Checkpoints(directory).steps()):
             assert_good(directory, step)
             shutil.rmtree(directory / str(step))

@@ -145,7 +145,7 @@ class BucketSteps(Steps):
                 found.setdefault(folder, set()).add(rest)
         return found
 
-    def prepare(self, owner: str) -> None:
+    def prepare(self, owner: str, alone: bool) -> None:
         for folder, names in self._listing().items():
             if COMMIT in names or BAD in names:
                 continue

@@ -57,7 +57,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         if not read_only:
             owner = on_first_process(self._prepare)
-            agreement.together(lambda: self._who_is_blind(owner), self._check_all_see)
+            if jax.process_count() > 1:
+                self._check_all_see(owner)
 
     def __str__(self) -> str:
         return str(self._steps)
@@ -268,23 +269,28 @@ class Checkpoints:
         """Take possession of the directory; return the name of this process."""
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         with files.explain_write_errors(str(self)):
-            self._steps.prepare(owner)
+            self._steps.prepare(owner, alone=jax.process_count() == 1)
         return owner
 
-    def _who_is_blind(self, owner: str) -> str:
-        """Return the name of this process if it sees another directory, else ""."""
-        with reading_files(self):
-            if self._steps.owner() == owner:
-                return ""
-        return f"process {jax.process_index()} on {socket.gethostname()}"
+    def _check_all_see(self, owner: str) -> None:
+        """Raise UserError unless all processes see what process 0 wrote."""
+        host = socket.gethostname()
 
-    def _check_all_see(self, blind: list[str]) -> None:
-        if missing := [name for name in blind if name]:
-            raise UserError(
-                f"{self} is not one directory: {', '.join(missing)} do not see what "
-                f"process 0 on {socket.gethostname()} wrote there: give a --workdir "
-                "that all hosts mount, or one in a bucket, gs:// or s3://"
-            )
+        def look() -> str:
+            with reading_files(self):
+                if self._steps.owner() == owner:
+                    return ""
+            return f"process {jax.process_index()} on {host}"
+
+        def check(blind: list[str]) -> None:
+            if missing := ", ".join(filter(None, blind)):
+                raise UserError(
+                    f"{self} is not one directory: what process 0 on {host} wrote "
+                    f"there is not seen by {missing}: give a --workdir that all hosts "
+                    "mount, or one in a bucket, gs:// or s3://"
+                )
+
+        agreement.together(look, check)
 
     def _reject(self, step: int, damage: str) -> None:
         if self.read_only:

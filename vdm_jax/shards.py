@@ -47,15 +47,18 @@ def file_name(rank: int, count: int) -> str:
     return f"state-{rank:05}-of-{count:05}.safetensors"
 
 
-def own_pieces(named: Mapping[str, jax.Array], rank: int) -> dict[str, np.ndarray]:
+def own_pieces(named: Mapping[str, Any], rank: int) -> dict[str, np.ndarray]:
     """Return the pieces that a process writes, copied to the host, by their names.
 
     Of the processes that hold a piece, the one with the fewest bytes so far writes it;
-    every process computes the same.
+    every process computes the same. Arrays of numpy are written by process 0.
     """
     sizes: Counter[int] = Counter()
-    owned: dict[str, jax.Array] = {}
+    owned: dict[str, Any] = {}
     for name, array in named.items():
+        if not isinstance(array, jax.Array):
+            owned |= {} if rank else {name: array}
+            continue
         shards = {_corner(s.index): s.data for s in array.addressable_shards}
         for corner, shape, holders in _layout(array.sharding, array.shape):
             writer = min(holders, key=lambda process: (sizes[process], process))
@@ -64,7 +67,8 @@ def own_pieces(named: Mapping[str, jax.Array], rank: int) -> dict[str, np.ndarra
                 whole = shape == array.shape
                 owned[name if whole else piece_name(name, corner)] = shards[corner]
     for data in owned.values():
-        data.copy_to_host_async()
+        if isinstance(data, jax.Array):
+            data.copy_to_host_async()
     return {name: _host_copy(data) for name, data in owned.items()}
 
 
@@ -92,11 +96,12 @@ def _corner(index: tuple[slice, ...]) -> Position:
     return tuple(part.start or 0 for part in index)
 
 
-def _host_copy(data: jax.Array) -> np.ndarray:
-    """Return the values of an array that may be donated right after."""
-    # On a CPU numpy would see the memory of the array itself.
-    is_host = next(iter(data.devices())).platform == "cpu"
-    return np.array(data, copy=True if is_host else None)
+def _host_copy(data: Any) -> np.ndarray:
+    """Return the values of an array that may be donated or changed right after."""
+    # In the memory of the host numpy would see the array itself.
+    devices = data.devices() if isinstance(data, jax.Array) else ()
+    is_elsewhere = any(device.platform != "cpu" for device in devices)
+    return np.array(data, copy=None if is_elsewhere else True)
 
 
 def encode(arrays: Mapping[str, np.ndarray]) -> Iterator[Any]:
@@ -109,7 +114,7 @@ def encode(arrays: Mapping[str, np.ndarray]) -> Iterator[Any]:
         dtype = NAMES[array.dtype]
         shape = list(array.shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for _, array in ordered:

@@ -33,10 +33,11 @@ class Steps(ABC):
     """The folders of the steps of one run, by their names."""
 
     @abstractmethod
-    def prepare(self, owner: str) -> None:
+    def prepare(self, owner: str, alone: bool) -> None:
         """Take possession of the place, and remove what a kill has left in it.
 
         owner: the process that writes from now on.
+        alone: no other process of the run looks for this name.
         """
 
     @abstractmethod
@@ -128,7 +129,7 @@ class LocalSteps(Steps):
     def place(self, folder: str) -> str:
         return str(self.directory / folder)
 
-    def prepare(self, owner: str) -> None:
+    def prepare(self, owner: str, alone: bool) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self._names("(saving|deleting)-.*"):
             folder = self.directory / left
@@ -136,7 +137,8 @@ class LocalSteps(Steps):
                 folder.unlink()
             else:
                 shutil.rmtree(folder)
-        files.write_json(self.directory / OWNER, {"owner": owner})
+        if not alone:
+            files.write_json(self.directory / OWNER, {"owner": owner})
 
     def owner(self) -> str:
         try:
