@@ -22,6 +22,9 @@ from pathlib import Path
 
 from moto.server import ThreadedMotoServer
 
+from vdm_jax.buckets import Bucket
+from vdm_jax.storage import COMMIT
+
 BUCKET = "bucket"
 CREDENTIALS = (  # moto compares no signature
     "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request, "
@@ -122,3 +125,11 @@ def served(folder: Path) -> Iterator[tuple[Proxy, dict[str, str]]]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+def step_names(address: str) -> set[str]:
+    """Return the steps of a run in a bucket, saving-STEP if not committed."""
+    files = [n.split("/")[1:] for n in Bucket(address).names("checkpoints/")]
+    folders = {parts[0] for parts in files if len(parts) > 1}
+    committed = {parts[0] for parts in files if parts[-1] == COMMIT}
+    return committed | {f"saving-{name}" for name in folders - committed}
