@@ -1,13 +1,15 @@
 """Kill one of two processes of a run repeatedly; its final state must be equal.
 
     python -m reliability.kill9_processes --kills=20
-    python -m reliability.kill9_processes --kills=20 --store=s3 \
-        --out=reliability/kill9_bucket.json
+    python -m reliability.kill9_processes --kills=20 --model=loop --steps=800 \
+        --out=reliability/kill9_saving.json
+    python -m reliability.kill9_processes --kills=20 --model=loop --steps=800 \
+        --store=s3 --out=reliability/kill9_bucket.json
 
-Trains the smallest shapes model on two processes, which meet on loopback, once without
-interruption, then again while one of them, drawn each time, is killed with SIGKILL at a
-random moment: while they start, train or save. The other must exit with status 134;
-then both are started again. Writes kill9_processes.json.
+Trains the smallest shapes model, or only arrays (loop.py), on two processes, which meet
+on loopback, once without interruption, then again while one of them, drawn each time,
+is killed with SIGKILL at a random moment: while they start, train or save. The other
+must exit with status 134; then both are started again. Writes kill9_processes.json.
 
 With --store the run is in a bucket of a server on this machine (object_stores.py), and
 each process has a disk of its own.
@@ -36,15 +38,37 @@ ABORTED = 134  # the shell's status for SIGABRT, with which JAX ends the others
 TIMEOUT = 180  # seconds that the other may take to exit
 
 
+def shapes(workdir: str, steps: int, every: int, address: str, rank: int) -> list[str]:
+    """Return the command of the smallest shapes model."""
+    return [
+        "train.py", f"--workdir={workdir}", "--config=configs/shapes.py:smoke",
+        f"--config.train.steps={steps}", f"--config.train.checkpoint_every={every}",
+        "--config.train.keep_checkpoints=2", "--config.train.log_every=5",
+        "--config.train.sample_every=0", "--config.train.eval_every=0",
+        f"--coordinator={address}", "--num_processes=2", f"--process_id={rank}",
+    ]  # fmt: skip
+
+
+def loop(workdir: str, steps: int, every: int, address: str, rank: int) -> list[str]:
+    """Return the command of reliability/loop.py."""
+    words = (workdir, steps, every, address, 2, rank)
+    return ["-m", "reliability.loop", *map(str, words)]
+
+
+MODELS = {"shapes": shapes, "loop": loop}
+
+
 class Place(NamedTuple):
     """Where a run is.
 
+    command: one of MODELS.
     workdir: the flag.
     folder: the directory that Checkpoints takes, without the last part.
     names: -> the steps, and "saving-..." for one that is being written.
     environment: of each process.
     """
 
+    command: Callable[..., list[str]]
     workdir: str
     folder: Path
     names: Callable[[], set[str]]
@@ -56,11 +80,16 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def places(folder: Path, store: str | None) -> Iterator[tuple[Place, Place]]:
+def places(
+    folder: Path, model: str | None, store: str | None
+) -> Iterator[tuple[Place, Place]]:
     """Yield a place for each of two runs."""
+    command = MODELS[model or "shapes"]
     if store is None:
         paths = [folder / "whole", folder / "killed"]
-        first, second = (Place(str(p), p, functools.partial(names, p)) for p in paths)
+        first, second = (
+            Place(command, str(p), p, functools.partial(names, p)) for p in paths
+        )
         yield first, second
         return
     from reliability.object_stores import BUCKET, served, step_names
@@ -73,7 +102,9 @@ def places(folder: Path, store: str | None) -> Iterator[tuple[Place, Place]]:
             address = f"{store}://{BUCKET}/{name}"
             listing = functools.partial(step_names, address)
             mirrored = buckets.mirror(address)
-            pair.append(Place(address, mirrored, listing, (disks[0], disks[1])))
+            pair.append(
+                Place(command, address, mirrored, listing, (disks[0], disks[1]))
+            )
         yield pair[0], pair[1]
 
 
@@ -89,14 +120,8 @@ def start(place: Place, steps: int, every: int = 5) -> list[subprocess.Popen]:
             processes.append(
                 subprocess.Popen(
                     [
-                        sys.executable, "train.py", f"--workdir={place.workdir}",
-                        "--config=configs/shapes.py:smoke",
-                        f"--config.train.steps={steps}",
-                        f"--config.train.checkpoint_every={every}",
-                        "--config.train.keep_checkpoints=2",
-                        "--config.train.log_every=5", "--config.train.sample_every=0",
-                        "--config.train.eval_every=0", f"--coordinator={address}",
-                        "--num_processes=2", f"--process_id={rank}",
+                        sys.executable,
+                        *place.command(place.workdir, steps, every, address, rank),
                     ],
                     cwd=ROOT, stdout=log, stderr=log,
                     env={**os.environ, **environment},
@@ -158,12 +183,12 @@ def kill_once(place: Place, steps: int, moment: str, rng: random.Random) -> dict
 
 def main() -> None:
     """Kill, compare, print and write."""
-    args = arguments(steps=600, store=None)
+    args = arguments(steps=600, model=None, store=None)
     rng, kills, started = random.Random(args.seed), [], time.monotonic()
     print("  #  moment    killed  other's status  after s  newest", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        places(Path(folder), args.store) as (whole, killed),
+        places(Path(folder), args.model, args.store) as (whole, killed),
     ):
         for number in range(args.kills):
             row = kill_once(killed, args.steps, MOMENTS[number % len(MOMENTS)], rng)

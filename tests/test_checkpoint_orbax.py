@@ -1,4 +1,4 @@
-"""Steps that Orbax wrote, as versions before 0.3 did."""
+"""Steps that Orbax wrote, as earlier versions did."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from vdm_jax.trees import named_leaves
 
 
 def saved_by_orbax(directory: Path, step: int) -> Path:
-    """Save a step as version 0.2 did: state/, leaves, extra and a manifest."""
+    """Save a step as earlier versions did: state/, leaves, extra and a manifest."""
     folder = directory / str(step)
     named = named_leaves(make(step))
     ocp.save(str(folder / "state"), named)

@@ -150,7 +150,7 @@ class BucketSteps(Steps):
             if COMMIT in names or BAD in names:
                 continue
             if BEGUN in names and self._begun_here(folder):
-                self.discard(folder)
+                self._remove(folder)
             else:
                 print(
                     f"{self.place(folder)} is not committed and not of this run (a "
@@ -210,6 +210,9 @@ class BucketSteps(Steps):
         self._bucket.put(self._name(folder, COMMIT), marker)
 
     def discard(self, folder: str) -> None:
+        pass  # the bucket may be failing; the next start removes it
+
+    def _remove(self, folder: str) -> None:
         names = self._bucket.names(self._name(folder))
         begun = self._name(folder, BEGUN)  # last: what is left is known as ours
         self._bucket.remove([name for name in names if name != begun])
@@ -219,7 +222,7 @@ class BucketSteps(Steps):
         for folder in self._folders()[step]:
             self._put_json(self._name(folder, BEGUN), {"address": self.place(folder)})
             self._bucket.remove([self._name(folder, COMMIT)])
-            self.discard(folder)
+            self._remove(folder)
 
     def set_aside(self, step: int, damage: str) -> None:
         folder = self.committed()[step]

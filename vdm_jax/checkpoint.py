@@ -327,7 +327,7 @@ def _reading_contents(place: str) -> Iterator[None]:
 
 
 def _load_orbax(place: str, targets: dict[str, Any]) -> dict[str, jax.Array]:
-    """Read the arrays of a step that was saved by Orbax, before version 0.3."""
+    """Read the arrays of a step that Orbax saved, as earlier versions did."""
     import logging
 
     from orbax.checkpoint import v1 as ocp

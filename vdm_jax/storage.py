@@ -66,7 +66,7 @@ class Steps(ABC):
 
     @abstractmethod
     def discard(self, folder: str) -> None:
-        """Remove a folder that is not committed, as far as that is possible."""
+        """Give up a folder that is not committed; errors do not matter."""
 
     @abstractmethod
     def delete(self, step: int) -> None:
