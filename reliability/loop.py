@@ -49,7 +49,7 @@ def loss_fn(params, aux_params, batch, key):
     noise = jax.random.normal(key, batch["x"].shape)
     goal = jnp.mean(batch["x"] + noise)
     squares = [jnp.mean((leaf - goal) ** 2) for leaf in params.values()]
-    return sum(squares), {}
+    return jnp.stack(squares).sum(), {}
 
 
 def main(workdir: str, steps: str, every: str, *processes: str) -> None:
