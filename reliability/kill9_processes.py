@@ -155,7 +155,8 @@ def kill_once(place: Place, steps: int, moment: str, rng: random.Random) -> dict
                 raise SystemExit(f"ended before its kill:\n{read_logs(place)}")
             time.sleep(0.005)
 
-    if moment == "starting":
+    if moment == "starting":  # they have met: before, a process waits for half an hour
+        wait_for(lambda: " of 2 (" in place.log(rank).read_text())
         time.sleep(rng.uniform(0, 12))
     else:  # resumed, and one checkpoint further
         wait_for(lambda: newest(place.names()) > before)
