@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from reliability import faults_files, faults_processes  # noqa: F401
+from reliability import faults_files, faults_processes, faults_stores  # noqa: F401
 from reliability.harness import FAULTS, Skipped, Wrong
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import resource
 from pathlib import Path
 
@@ -151,17 +150,6 @@ def full_report(folder: Path) -> str:
 
 
 @fault
-def path_of_patterns(folder: Path) -> str:
-    """A workdir from whose path Orbax cannot restore checkpoints."""
-    for name in "a[b]", "a\\b", os.fsdecode(b"caf\xe9"):
-        command = smoke(folder / name)
-        answer = expect(run(*command), 2, "checkpoints cannot be kept in")
-        if os.listdir(folder):
-            raise Wrong(f"written: {os.listdir(folder)}")
-    return answer
-
-
-@fault
 def damaged_files(folder: Path) -> str:
     """Damaged metrics.jsonl, manifest of the newest checkpoint, and config.json."""
     command = smoke(folder)
@@ -191,7 +179,6 @@ def average_begins(folder: Path) -> str:
 @fault
 def object_store(folder: Path) -> str:
     """A path is the address of an object store."""
-    expect(run(*smoke(Path("gs://b/run"))), 2, "--workdir=")
     expect(run(*SHIPPED, "--out=s3://b"), 2, "--out=s3://b")
     field = "--config.data.cache_dir=hdfs://h/c"
     return expect(run(*smoke(folder / "run", field)), 2, "config.data.cache_dir=hdfs:")

@@ -146,12 +146,13 @@ def write(path: Path, target: str, result: dict, kills: list, seconds: float) ->
         raise SystemExit("the runs differ")
 
 
-def arguments(**defaults: int) -> argparse.Namespace:
-    """Return --kills, --seed, --out and the flags in `defaults`."""
+def arguments(**defaults: int | None) -> argparse.Namespace:
+    """Return --kills, --seed, --out and the flags in `defaults`; None is of text."""
     name = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser()
     for flag, default in {"kills": 20, "seed": 0, **defaults}.items():
-        parser.add_argument(f"--{flag}", type=int, default=default)
+        kind = str if default is None else int
+        parser.add_argument(f"--{flag}", type=kind, default=default)
     out = ROOT / "reliability" / f"{name}.json"
     parser.add_argument("--out", type=path_type, default=out)
     return parser.parse_args()

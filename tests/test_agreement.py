@@ -151,10 +151,10 @@ def test_init_from_is_compared_by_its_content_not_its_path(monkeypatch):
     trained = runs.load("models/shapes", mesh)
     monkeypatch.undo()
     [read] = facts
-    assert read["checksum of params.safetensors"]
+    assert read["checksum of the parameters"]
     assert read["config"] == runs.config_without_paths(trained.config)["config"]
-    raised = outcomes(monkeypatch, read, read | {"checksum of params.safetensors": "0"})
+    raised = outcomes(monkeypatch, read, read | {"checksum of the parameters": "0"})
     assert len(set(raised)) == 1
-    assert "checksum of params.safetensors is" in raised[0]
+    assert "checksum of the parameters is" in raised[0]
     raised = outcomes(monkeypatch, {"new parameters": "1"}, read)
     assert len(set(raised)) == 1 and "new parameters is '1' in process 0" in raised[0]

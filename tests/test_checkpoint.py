@@ -23,9 +23,10 @@ from tests.checkpoint_cases import (
     make,
     saved,
 )
-from vdm_jax import checkpoint, manifest
+from vdm_jax import storage
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
+from vdm_jax.storage import LocalSteps
 
 
 def test_restores_every_bit(tmp_path):
@@ -111,6 +112,16 @@ class Clock:
 
         return call
 
+    def half_written(self, write):
+        def call(steps, folder, name, content):
+            if not self.left:
+                whole = content if isinstance(content, bytes) else b"".join(content)
+                write(steps, folder, name, whole[: len(whole) // 2])
+                raise Kill
+            return write(steps, folder, name, content)
+
+        return call
+
     def halfway(self, remove):
         def call(directory):
             files(directory)[0].unlink()
@@ -131,9 +142,9 @@ def test_a_kill_at_any_moment_costs_at_most_that_step(tmp_path, monkeypatch):
         checkpoints = Checkpoints(directory)
         with monkeypatch.context() as patch:
             clock = Clock(moments)
-            patch.setattr(manifest, "write_json", clock.ticking(manifest.write_json))
-            for module in checkpoint, manifest:
-                patch.setattr(module, "fsync", clock.ticking(module.fsync))
+            write = clock.ticking(clock.half_written(LocalSteps.write))
+            patch.setattr(LocalSteps, "write", write)
+            patch.setattr(storage, "fsync", clock.ticking(storage.fsync))
             patch.setattr(Path, "rename", clock.ticking(Path.rename))
             patch.setattr(shutil, "rmtree", clock.ticking(clock.halfway(shutil.rmtree)))
             try:
@@ -210,8 +221,6 @@ def test_disk_full_leaves_the_old_steps_and_one_line(tmp_path, caplog):
     message = str(caught.value)
     assert "saving-3" in message and "4.0 MB needed" in message and "[1, 2]" in message
     assert not caplog.records  # no pages of traceback around the line
-    # A thread of Orbax that fails later than the others may leave a file behind.
-    (tmp_path / "saving-3" / "state").mkdir(parents=True)
     checkpoints.close()
     assert not (tmp_path / "saving-3").exists()
     assert_good(tmp_path, 2)
@@ -260,29 +269,19 @@ def test_the_requested_sharding_is_used(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
+        "a {b}]%41 #:\n'\"&$~@|\t!",
+        "-r/é/.x",
+        "n" * 255,
+        "link/../up",
+        "l/",
         "a[b]",
-        "*",
         "**",
         "a?b",
         "a\\b",
         os.fsdecode(b"caf\xe9"),
-        "x/" * 2000 + "x",
-        "gs:",
-        "gs:/x",
     ],
 )
-def test_a_path_that_orbax_cannot_restore_from_is_refused_at_once(tmp_path, name):
-    """It finds its files with a pattern made of the whole path."""
-    for read_only in (False, True):
-        with pytest.raises(UserError, match="checkpoints cannot be kept in"):
-            Checkpoints(tmp_path / name, read_only=read_only)
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["a {b}]%41 #:\n'\"&$~@|\t!", "-r/é/.x", "n" * 255, "link/../up", "l/"]
-)
-def test_any_other_path_restores(tmp_path, name):
+def test_any_path_restores(tmp_path, name):
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     (tmp_path / "l").symlink_to(tmp_path / "elsewhere")
@@ -293,8 +292,8 @@ def test_any_other_path_restores(tmp_path, name):
         assert (tmp_path / "elsewhere" / "up" / "1").is_dir()
 
 
-def test_a_path_of_every_other_character_restores(tmp_path):
-    names = [chr(c) for c in range(1, 127) if chr(c) not in "/*?[\\"]
+def test_a_path_of_every_character_restores(tmp_path):
+    names = [chr(c) for c in range(1, 127) if chr(c) != "/"]
     place = tmp_path / "".join(names)
     saved(place, 1).close()
     assert_good(place, 1)

@@ -1,7 +1,6 @@
 """Checkpoints that are damaged, or that cannot be read."""
 
 import errno
-import gc
 import os
 import random
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint_cases import (
-    abstract,
     assert_good,
     files,
     flip,
@@ -123,7 +121,7 @@ def test_a_manifest_that_is_not_what_was_written_is_damage(tmp_path, content):
     [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE],
     ids=os.strerror,
 )
-@pytest.mark.parametrize("what", ["manifest.json", "leaves.json", "ocdbt", "/2"])
+@pytest.mark.parametrize("what", ["manifest.json", "leaves.json", "state-", "/2"])
 def test_what_cannot_be_read_for_a_moment_is_not_damaged(
     tmp_path, monkeypatch, code, what
 ):
@@ -159,20 +157,6 @@ def test_a_directory_that_cannot_be_listed_is_never_a_fresh_start(
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(UserError, match="cannot be read .permission denied"):
         checkpoints.newest_intact()
-
-
-# Other readers of Orbax find their event loop closed; nothing waits for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_error_of_tensorstore_in_reading_is_one_line(tmp_path, caplog):
-    checkpoints = saved(tmp_path, 1)
-    for path in files(tmp_path / "1"):
-        if path.parent.name == "d":  # the data
-            path.unlink()
-            path.mkdir()
-    with pytest.raises(UserError, match="1/state cannot be read .*NOT_FOUND"):
-        checkpoints.restore(1, abstract(make(0)))
-    gc.collect()
-    assert not caplog.records
 
 
 def test_what_a_kill_has_left_may_be_a_link(tmp_path):

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("area_means", "files", "memory", "migration", "partition", "trees"),
-    ("npz", "manifest", "cascade_file"),
+    ("npz", "storage", "cascade_file"),
+    ("buckets", "manifest", "shards"),
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

@@ -11,10 +11,11 @@ import itertools
 import json
 import os
 import platform
+import socket
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,12 +24,16 @@ from jax._src import distributed
 from vdm_jax.errors import UserError
 from vdm_jax.runtime import PINNED_JAX_SETTINGS, jax_setting
 
+T = TypeVar("T")
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "grain")
 ENVIRONMENT_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 TIMEOUT = 1800  # seconds to wait for the slowest, which may still read its data
 ERROR = "error"  # key under which a process reports an error instead of facts
 ERROR_TIMEOUT = 300  # seconds that a process with an error waits for the others
+EXCHANGE_TIMEOUT = 3600  # seconds: some compile, or verify a checkpoint, much longer
 _comparison_numbers = itertools.count()
+_exchange_numbers = itertools.count()
 _comparing = True
 
 
@@ -82,6 +87,66 @@ def check_command(command: str, facts: Mapping[str, Any]) -> None:
       ProcessMismatch: they differ.
     """
     check({"command": command} | environment() | dict(facts))
+
+
+def together(
+    part: Callable[[], Any], whole: Callable[[list[Any]], T], number: int | None = None
+) -> T:
+    """Call `part` on every process, then `whole` with the results on process 0.
+
+    Returns the result of `whole` on every process. All processes call this together; it
+    goes through the service that connects them, so it may run in a thread.
+
+    Args:
+      part: returns JSON.
+      whole: of the results in the order of the processes; returns JSON.
+      number: of `next_exchange`, in a thread. Without it the order of calls counts.
+
+    Raises:
+      UserError: that of `part` of any process, or of `whole`; raised on all processes.
+    """
+    state = distributed.global_state
+    client, count = state.client, jax.process_count()
+    if client is None or count == 1:
+        return whole([part()])
+    name = f"vdm_jax/together/{next_exchange() if number is None else number}"
+    rank = jax.process_index()
+
+    def put(key: str | int, value: Any) -> None:
+        client.key_value_set(f"{name}/{key}", json.dumps(value))
+
+    def get(key: str | int) -> Any:
+        milliseconds = round(EXCHANGE_TIMEOUT * 1000)
+        return json.loads(client.blocking_key_value_get(f"{name}/{key}", milliseconds))
+
+    own = _outcome(part)
+    if rank:
+        put(rank, own)
+        answer = get("answer")
+    else:
+        outcomes = [own, *(get(other) for other in range(1, count))]
+        failed = next((o for o in outcomes if "error" in o), None)
+        values = [outcome.get("value") for outcome in outcomes]
+        answer = failed or _outcome(lambda: whole(values))
+        put("answer", answer)
+    if "error" in answer:
+        raise UserError(answer["error"], answer["status"])
+    return answer["value"]
+
+
+def next_exchange() -> int:
+    """Return a new number for `together`; all processes draw them in the same order."""
+    return next(_exchange_numbers)
+
+
+def _outcome(decide: Callable[[], Any]) -> dict[str, Any]:
+    """Return the value of a call, or its UserError with the process that has it."""
+    try:
+        return {"value": decide()}
+    except UserError as error:
+        rank = jax.process_index()
+        where = f"process {rank} on {socket.gethostname()}: " if rank else ""
+        return {"error": f"{where}{error}", "status": error.status}
 
 
 def stop_comparing() -> None:

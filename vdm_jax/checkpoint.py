@@ -1,25 +1,21 @@
-"""Checkpoints that survive kill -9, a full disk and bit rot: the one wrapper of Orbax.
+"""Checkpoints that survive kill -9, a full disk, bit rot and a bucket that fails.
 
     checkpoints/
-      1200/             a step: complete, since one rename gave it this name
-        state/            the arrays (Orbax)
+      1200/             a step (vdm_jax/storage.py says what makes it one)
+        state-*           the arrays, a file of each process (vdm_jax/shards.py)
         leaves.json       name -> [shape, dtype] of each array
         extra.json        position and fingerprint of the data
         manifest.json     file -> [bytes, crc32] of all of the above
-      saving-1400/      being written, or left by a kill: removed at the next start
-      deleting-1000/    being deleted, likewise
-      bad-1100/         damaged: set aside, named on stderr, never used
+        commit.json       hash of the manifest; written last
 
-The file system needs atomic renames within one directory, as local disks and NFS have
-them.
+Every process writes and checksums its own file. Process 0 merges what they report into
+the manifest when all are done, and commits. A kill at any moment leaves a step that is
+whole, or one that does not count.
 """
 
 import functools
-import json
-import logging
 import os
-import re
-import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,50 +25,15 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
-from vdm_jax import agreement, files, manifest
+from vdm_jax import agreement, buckets, files, manifest, shards
 from vdm_jax.errors import UserError
-from vdm_jax.files import CorruptFile, fsync
-from vdm_jax.manifest import EXTRA, LEAVES, STATE, reading_files
+from vdm_jax.files import CorruptFile
+from vdm_jax.manifest import EXTRA, LEAVES, MANIFEST, STATE, reading_files
 from vdm_jax.migration import migrate_path
 from vdm_jax.trees import named_leaves
 
 T = TypeVar("T")
-
-FORBIDDEN = r"[*?\[\\]|[\ud800-\udfff]|(?<=/)gs:/"  # in a path that Orbax restores from
-MAX_INNER_PATH = 256  # bytes that Orbax's own names add to the path of a checkpoint
-
-
-# Tracebacks of threads: of several with one error, of which `result()` raises one.
-for _logger, _words in (("absl", "_SignalingThread"), ("asyncio", "never retrieved")):
-    logging.getLogger(_logger).addFilter(
-        lambda record, words=_words: words not in str(record.msg)
-    )
-
-
-def check_directory(directory: str | os.PathLike) -> Path:
-    """Return the absolute path of a directory that can hold checkpoints.
-
-    Orbax finds its files with a pattern made of the whole path. TensorStore takes a
-    path as UTF-8, reads a backslash as a slash and removes .. without following links.
-    Under such a path everything would seem well, and nothing could be restored.
-
-    Raises:
-      UserError: such a path, or one that is too long for Orbax's own names.
-    """
-    path = files.user_path(directory, "checkpoints").absolute()
-    if ".." in path.parts:
-        path = Path(os.path.realpath(path))
-    if found := re.search(FORBIDDEN, f"{path}/"):
-        raise UserError(
-            f"checkpoints cannot be kept in {path}, for {found[0]!r}: give a directory "
-            "whose path holds none of * ? [ \\ gs:/ and is UTF-8"
-        )
-    if len(os.fsencode(path)) > os.pathconf("/", "PC_PATH_MAX") - MAX_INNER_PATH:
-        raise UserError(f"checkpoints cannot be kept in {path}: give a shorter path")
-    return path
 
 
 class Checkpoints:
@@ -81,42 +42,67 @@ class Checkpoints:
     Every process of a run makes one with the same arguments, and calls its methods in
     the same order; process 0 does the bookkeeping. With `read_only` nothing in the
     directory is changed: commands read a run while it trains.
+
+    directory: of a workdir, whose checkpoints may be in a bucket (`buckets.mirror`).
+
+    Raises:
+      UserError (2): it cannot be written, or not all processes see the same directory.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
-        self.directory = check_directory(directory)
+        self._steps = buckets.open_steps(directory)
         self.keep = keep
         self.read_only = read_only
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         if not read_only:
-            on_first_process(self._prepare)
+            owner = on_first_process(self._prepare)
+            if jax.process_count() > 1:
+                self._check_all_see(owner)
+
+    def __str__(self) -> str:
+        return str(self._steps)
 
     def steps(self) -> list[int]:
         """Return the committed steps in order, verified or not."""
-        return sorted(map(int, self._names(r"0|[1-9][0-9]*")))
+        return sorted(self._committed())
 
-    def _names(self, pattern: str) -> list[str]:
-        """Return the subdirectories whose names match."""
-        with reading_files(self.directory):
-            try:
-                entries = list(os.scandir(self.directory))
-            except FileNotFoundError:
-                return []
-            matching = [e for e in entries if re.fullmatch(pattern, e.name)]
-            return [entry.name for entry in matching if entry.is_dir()]
+    def _committed(self) -> dict[int, str]:
+        with reading_files(self):
+            return self._steps.committed()
 
     def newest_intact(self) -> int | None:
         """Verify the newest steps; return the first that is intact, None without steps.
 
-        Damaged ones are set aside as bad-STEP (not with `read_only`) and named on
-        stderr.
+        Each process verifies a part of the files. Damaged steps are set aside (not with
+        `read_only`) and named on stderr.
 
         Raises:
           UserError (2): a step cannot be read at this moment. Nothing is changed.
           UserError (4): steps were committed and none of them is intact.
         """
-        return on_first_process(self._verify)
+        steps = on_first_process(self.steps)
+        for step in reversed(steps):
+            if (damage := self._damage(step)) is None:
+                return step
+            on_first_process(functools.partial(self._reject, step, damage))
+        on_first_process(lambda: self._check_never_started(steps))
+        return None
+
+    def _damage(self, step: int) -> str | None:
+        """Return what is wrong with a step; each process reads a part of its files."""
+        share = jax.process_index(), jax.process_count()
+        folder = on_first_process(lambda: self._folder(step))
+        return agreement.together(
+            lambda: manifest.find_damage(self._steps, folder, *share),
+            lambda damages: next(filter(None, damages), None),
+        )
+
+    def checksum(self, step: int) -> str:
+        """Return the CRC-32 of a step's manifest, in hexadecimal: it covers all."""
+        folder = self._folder(step)
+        with reading_files(self._steps.place(folder)):
+            return f"{self._steps.size_and_crc(folder, MANIFEST)[1]:08x}"
 
     def leaves(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return shape and dtype of every array of a step, by today's name."""
@@ -134,7 +120,7 @@ class Checkpoints:
 
         It returns when the arrays are copied to the host; the state may then be donated
         or overwritten. A later error is raised by the next call of `save`, `check`,
-        `wait` or `close`. It leaves the older steps unchanged.
+        `wait` or `close`, on every process. It leaves the older steps unchanged.
 
         Args:
           step: number of finished steps; not yet among `steps()`.
@@ -145,32 +131,57 @@ class Checkpoints:
           UserError (2): the disk is full, or cannot be written for another reason.
         """
         self.wait()
-        if step in self.steps():
-            raise ValueError(f"step {step} is already saved in {self.directory}")
-        folder = self.directory / f"saving-{step}"
+        if step in (before := self.steps()):
+            raise ValueError(f"step {step} is already saved in {self}")
         # Saved flat, a state does not depend on the classes that it is made of.
         named = named_leaves(state)
         leaves = {n: (x.shape, np.dtype(x.dtype).name) for n, x in named.items()}
         size = sum(x.nbytes for x in named.values())
-        writing = functools.partial(self._writing, folder, size)
+        kept = f"steps {before} are unchanged" if before else "none was saved"
+        advice = f"up to {size / 1e6:.1f} MB needed; {kept}; "
+        rank, number = jax.process_index(), agreement.next_exchange()
+        place = self._steps.place(f"saving-{step}")
 
-        def begin() -> None:
-            with writing():
-                folder.mkdir()  # new, so that no link is followed
-                manifest.write_json(folder / LEAVES, leaves)
-                manifest.write_json(folder / EXTRA, extra)
+        def begin() -> str:
+            with files.explain_write_errors(place, advice):
+                return self._steps.begin(step)
 
-        on_first_process(begin)
-        with writing():
-            response = ocp.save_async(str(folder / STATE), named)
+        folder = on_first_process(begin)
+        place = self._steps.place(folder)
+        pieces = shards.own_pieces(named, rank)
+        own = shards.file_name(rank, jax.process_count())
 
-        def commit() -> None:
-            with writing():
-                response.result()  # on all processes: it contains a barrier
-                if jax.process_index() == 0:
-                    self._commit(folder, step)
+        def write() -> dict[str, list[int]]:
+            with files.explain_write_errors(place, advice):
+                return {own: self._steps.write(folder, own, shards.encode(pieces))}
 
-        self._pending = self._writer.submit(commit)
+        def commit(written: list[dict[str, list[int]]]) -> None:
+            with files.explain_write_errors(place, advice):
+                self._commit(folder, step, written, {LEAVES: leaves, EXTRA: extra})
+
+        def run() -> None:
+            try:
+                agreement.together(write, commit, number)
+            except UserError:
+                if rank == 0:
+                    self._steps.discard(folder)
+                raise
+
+        self._pending = self._writer.submit(run)
+
+    def _commit(
+        self, folder: str, step: int, written: list[dict], small: dict[str, Any]
+    ) -> None:
+        """Merge what the processes have written, commit it, delete the oldest steps."""
+        contents = {name: manifest.to_json(value) for name, value in small.items()}
+        listed = {n: self._steps.write(folder, n, c) for n, c in contents.items()}
+        for part in written:
+            listed |= part
+        content = manifest.to_json(listed)
+        self._steps.write(folder, MANIFEST, content)
+        self._steps.commit(folder, step, manifest.marker(content))
+        for old in sorted(self._steps.committed())[: -self.keep]:
+            self._steps.delete(old)
 
     def check(self) -> None:
         """Raise the error of the save in the background, if it has failed by now."""
@@ -183,14 +194,11 @@ class Checkpoints:
         on_first_process(lambda: None)
 
     def close(self) -> None:
-        """Finish the save in the background, without waiting for other processes."""
+        """Finish the save in the background, and free its thread."""
         try:
             self._settle()
         finally:
             self._writer.shutdown()
-            if not self.read_only and jax.process_index() == 0:
-                for left in self._names("saving-.*"):  # of a save that failed
-                    shutil.rmtree(self.directory / left, ignore_errors=True)
 
     def restore(self, step: int, abstract_state) -> tuple[Any, dict[str, Any]]:
         """Return the state as it was saved, with the given shardings, and its extra.
@@ -211,7 +219,7 @@ class Checkpoints:
             parts = {str(key) for key in abstract_state}
             saved = {n: x for n, x in saved.items() if n.split("/")[0] in parts}
         wanted = named_leaves(abstract_state)
-        check_same_arrays(saved, wanted, f"checkpoint {self.directory / str(step)}")
+        check_same_arrays(saved, wanted, f"checkpoint {step} of {self}")
         arrays = self._load(step, wanted)
         treedef = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(treedef, [arrays[name] for name in wanted])
@@ -223,91 +231,118 @@ class Checkpoints:
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, jax.Array]:
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        stored = {migrate_path(name): name for name in self._read(step, LEAVES)}
+        leaves = self._read(step, LEAVES)
+        stored = {migrate_path(name): name for name in leaves}
         targets = {
             stored[name]: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first
             )
             for name, x in wanted.items()
         }
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        place = self.directory / str(step) / STATE
-        with reading_files(place), context:
-            arrays = ocp.load(str(place), targets)
+        folder = self._folder(step)
+        place = self._steps.place(folder)
+        names = [n for n in self._read(step, MANIFEST) if n.startswith(STATE)]
+        if any(name.startswith(f"{STATE}/") for name in names):
+            arrays = _load_orbax(f"{place}/{STATE}", targets)
+        else:
+            with _reading_contents(place), reading_files(place):
+                content = shards.StoredState(self._steps, folder, leaves, names)
+                arrays = content.read(targets)
         return {name: arrays[stored[name]] for name in wanted}
 
+    def _folder(self, step: int) -> str:
+        folders = self._committed()
+        if step not in folders:
+            raise UserError(
+                f"there is no checkpoint of step {step} in {self}; there are "
+                f"{sorted(folders) or 'none'}"
+            )
+        return folders[step]
+
     def _read(self, step: int, name: str) -> Any:
-        if step not in self.steps():
-            raise UserError(
-                f"there is no checkpoint of step {step} in {self.directory}; there are "
-                f"{self.steps() or 'none'}"
-            )
-        path = self.directory / str(step) / name
-        try:
-            with reading_files(path):
-                return files.read_json(path)
-        except CorruptFile as error:  # it was not verified, or has changed since
-            raise UserError(f"{path} is {error}: put back a copy") from error
+        folder = self._folder(step)
+        place = f"{self._steps.place(folder)}/{name}"
+        with _reading_contents(place), reading_files(place):
+            return files.parse_json(self._steps.read(folder, name))
 
-    def _prepare(self) -> None:
-        """Make the directory, and remove what a kill has left in it."""
-        with files.explain_write_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for left in self._names("(saving|deleting)-.*"):
-                folder = self.directory / left
-                if folder.is_symlink():
-                    folder.unlink()
-                else:
-                    shutil.rmtree(folder)
+    def _prepare(self) -> str:
+        """Take possession of the directory; return the name of this process."""
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        with files.explain_write_errors(str(self)):
+            self._steps.prepare(owner, alone=jax.process_count() == 1)
+        return owner
 
-    def _verify(self) -> int | None:
-        steps = self.steps()
-        for step in reversed(steps):
-            folder = self.directory / str(step)
-            damage = manifest.find_damage(folder)
-            if damage is None:
-                return step
-            if self.read_only:
-                print(f"checkpoint {folder}: {damage}", file=sys.stderr)
-            else:
-                files.set_aside(folder, damage)
-        if steps or self._names("bad-.*"):
-            raise UserError(
-                f"{self.directory} held checkpoints but no usable one is left: put "
-                "back a copy of one, or remove the directory to start over",
-                status=4,
-            )
-        return None
+    def _check_all_see(self, owner: str) -> None:
+        """Raise UserError unless all processes see what process 0 wrote."""
+        host = socket.gethostname()
 
-    def _commit(self, folder: Path, step: int) -> None:
-        """Write the manifest, give the step its name, and delete the oldest steps."""
-        manifest.write_manifest(folder)
-        folder.rename(self.directory / str(step))
-        fsync(self.directory)
-        for old in self.steps()[: -self.keep]:
-            # Renamed first: a kill in between leaves nothing with the name of a step.
-            doomed = self.directory / f"deleting-{old}"
-            (self.directory / str(old)).rename(doomed)
-            shutil.rmtree(doomed)
+        def look() -> str:
+            with reading_files(self):
+                if self._steps.owner() == owner:
+                    return ""
+            return f"process {jax.process_index()} on {host}"
+
+        def check(blind: list[str]) -> None:
+            if missing := ", ".join(filter(None, blind)):
+                raise UserError(
+                    f"{self} is not one directory: what process 0 on {host} wrote "
+                    f"there is not seen by {missing}: give a --workdir that all hosts "
+                    "mount, or one in a bucket, gs:// or s3://"
+                )
+
+        agreement.together(look, check)
+
+    def _reject(self, step: int, damage: str) -> None:
+        if self.read_only:
+            place = self._steps.place(self._folder(step))
+            print(f"checkpoint {place}: {damage}", file=sys.stderr)
+        else:
+            with files.explain_write_errors(str(self)):
+                self._steps.set_aside(step, damage)
+
+    def _check_never_started(self, steps: list[int]) -> None:
+        """Raise UserError if there were checkpoints."""
+        with reading_files(self):
+            if not steps and not self._steps.has_set_aside():
+                return
+        raise UserError(
+            f"{self} held checkpoints but no usable one is left: put back a copy of "
+            "one, or remove the directory to start over",
+            status=4,
+        )
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
-    @contextmanager
-    def _writing(self, folder: Path, size: int) -> Iterator[None]:
-        """Report a save of `size` bytes that fails inside of the block; remove it."""
-        before = self.steps()
-        kept = f"steps {before} are unchanged" if before else "none was saved"
-        advice = f"up to {size / 1e6:.1f} MB needed; {kept}; "
-        try:
-            with files.explain_write_errors(folder, advice):
-                yield
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+
+@contextmanager
+def _reading_contents(place: str) -> Iterator[None]:
+    """Turn a CorruptFile of the block into a UserError."""
+    try:
+        yield
+    except CorruptFile as error:  # it was not verified, or has changed since
+        raise UserError(f"{place} is {error}: put back a copy") from error
+
+
+def _load_orbax(place: str, targets: dict[str, Any]) -> dict[str, jax.Array]:
+    """Read the arrays of a step that Orbax saved, as earlier versions did."""
+    import logging
+
+    from orbax.checkpoint import v1 as ocp
+
+    if "://" in place:
+        raise UserError(f"{place} is of an earlier version: copy the run to a disk")
+    # Tracebacks of threads: of several with one error, of which only one is raised.
+    for logger, words in (("absl", "_SignalingThread"), ("asyncio", "never retrieved")):
+        logging.getLogger(logger).addFilter(
+            lambda record, words=words: words not in str(record.msg)
+        )
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with reading_files(place), context:
+        return ocp.load(place, targets)
 
 
 def on_first_process(decide: Callable[[], T]) -> T:
@@ -316,22 +351,7 @@ def on_first_process(decide: Callable[[], T]) -> T:
     The result must be JSON. All processes call this together, and all raise a UserError
     of `decide`.
     """
-    if jax.process_count() == 1:
-        return decide()
-    answer = b""
-    if jax.process_index() == 0:
-        try:
-            outcome: dict[str, Any] = {"value": decide()}
-        except UserError as error:
-            outcome = {"error": str(error), "status": error.status}
-        answer = json.dumps(outcome).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(answer))))
-    text = np.frombuffer(answer.ljust(size), np.uint8)
-    text = np.asarray(multihost_utils.broadcast_one_to_all(text), np.uint8)
-    outcome = json.loads(text.tobytes())
-    if "error" in outcome:
-        raise UserError(outcome["error"], outcome["status"])
-    return outcome["value"]
+    return agreement.together(lambda: None, lambda _: decide())
 
 
 def check_same_arrays(saved, wanted, what: str) -> None:

@@ -15,7 +15,6 @@ from vdm_jax.build import build_model
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
-from vdm_jax.manifest import MANIFEST
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.pretrained import params as params_file
 from vdm_jax.pretrained import sd_pipeline
@@ -244,8 +243,8 @@ def is_trained(workdir: Path) -> bool:
     if sd_pipeline.is_pipeline(workdir):
         return True
     workdir = model_dir(workdir)
-    checkpoints = (workdir / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
-    return (workdir / PARAMS).is_file() or any(checkpoints)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    return (workdir / PARAMS).is_file() or bool(checkpoints.steps())
 
 
 class TrainedModel(NamedTuple):
@@ -285,8 +284,8 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
     step = _newest_step(workdir)
     stored = _stored_checksum(workdir, config, step)
     if mesh is not None:  # all of its processes must read the same
-        name = _stored_files(workdir, step)[0].name
-        agreement.check({f"checksum of {name}": stored} | config_without_paths(config))
+        facts = {"checksum of the parameters": stored}
+        agreement.check(facts | config_without_paths(config))
     if sd_pipeline.is_pipeline(workdir):
         text_encoder = diffusers_folder.text_encoder_sha256(workdir)
         config.conditioning.text_encoder_sha256 = text_encoder
@@ -305,18 +304,14 @@ def _newest_step(workdir: Path) -> int:
     return step
 
 
-def _stored_files(workdir: Path, step: int) -> tuple[Path, ...]:
-    """Return the files whose checksum is that of the parameters."""
-    if sd_pipeline.is_pipeline(workdir):
-        return diffusers_folder.unet_files(workdir)
-    if step < 0:
-        return (workdir / PARAMS,)
-    return (workdir / "checkpoints" / str(step) / MANIFEST,)
-
-
 def _stored_checksum(workdir: Path, config: Any, step: int) -> str:
     """Return the checksum of a TrainedModel."""
-    own = files.checksum(_stored_files(workdir, step))
+    if sd_pipeline.is_pipeline(workdir):
+        own = files.checksum(diffusers_folder.unet_files(workdir))
+    elif step < 0:
+        own = files.checksum([workdir / PARAMS])
+    else:
+        own = Checkpoints(workdir / "checkpoints", read_only=True).checksum(step)
     if base_of(workdir, config) is None:
         return own
     return f"{zlib.crc32((own + config.init_checksum).encode()):08x}"

@@ -9,6 +9,7 @@ from vdm_jax.commands.flags import (
     define_launch,
     define_lora,
     define_path,
+    define_run,
     launch,
     require_one,
 )
@@ -22,10 +23,10 @@ def main() -> None:
     """Parse the command line and distil."""
     config_files.define_config_flag()
     flags.mark_flag_as_required("config")
-    define_path("teacher", "a run, or a folder of models/")
+    define_run("teacher", "a run, or a folder of models/")
     define_path("cascade", "or: a cascade, whose stages are distilled")
     define_lora("the teacher")
-    define_launch("folder of the students; the same command again resumes")
+    define_launch("folder of the students; the same command again resumes", define_path)
     run(_distill, "Distil a teacher into a student of a few steps, round by round.")
 
 

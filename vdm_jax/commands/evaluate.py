@@ -9,6 +9,7 @@ from vdm_jax.commands.flags import (
     check_mode,
     define_path,
     define_paths,
+    define_run,
     define_settings,
     parse_numbers,
     parse_sides,
@@ -39,7 +40,7 @@ MODES = {
 
 def main() -> None:
     """Parse the command line and evaluate."""
-    define_path("workdir", "a run, or a folder of models/")
+    define_run("workdir", "a run, or a folder of models/")
     define_path("cascade", "or: a cascade's TOML file, or its folder")
     define_path("videos", "or: a folder of any videos")
     define_path("reference", "a folder of real ones, for --videos")

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from absl import flags
 
-from vdm_jax.commands.flags import check_mode, define_out, define_path, require_one
+from vdm_jax.commands.flags import (
+    check_mode,
+    define_out,
+    define_path,
+    define_run,
+    require_one,
+)
 from vdm_jax.commands.main import run
 from vdm_jax.errors import UserError
 from vdm_jax.files import write_bytes
@@ -16,7 +22,7 @@ FILES = "params.safetensors", "config.json", "metrics.jsonl"
 
 def main() -> None:
     """Parse the command line and export."""
-    define_path("workdir", "a run, or a shipped model")
+    define_run("workdir", "a run, or a shipped model")
     define_path("cascade", "or: a cascade of them")
     define_out("folder to write, as models/NAME")
     flags.DEFINE_enum(

@@ -1,11 +1,11 @@
 """Kinds of flags, flags that several commands have, and checks of combinations."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from absl import flags
 
-from vdm_jax import runtime
+from vdm_jax import buckets, runtime
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path, why_invalid_text
 from vdm_jax.settings import check, settings_of
@@ -26,6 +26,19 @@ class _Path(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         """Return the path; UserError for what is no path of a file system."""
         return str(user_path(argument, f"--{self.name}"))
+
+
+class _Run(_Path):
+    """The parser of a flag that names a run, which may be in a bucket."""
+
+    def parse(self, argument: str) -> str:
+        """Return the folder of this machine that stands for the run."""
+        if not re.match("(gs|s3)://", argument):
+            return super().parse(argument)
+        try:
+            return str(buckets.mirror(argument))
+        except UserError as error:
+            raise UserError(f"--{self.name}={error}") from error
 
 
 class _Paths(flags.ListParser):
@@ -54,6 +67,11 @@ class _Float(flags.FloatParser):
 def define_path(name: str, meaning: str) -> None:
     """Define a flag that is a path."""
     flags.DEFINE(_Path(name), name, None, meaning)
+
+
+def define_run(name: str, meaning: str) -> None:
+    """Define a flag that is the folder of a run, or gs:// or s3:// and its address."""
+    flags.DEFINE(_Run(name), name, None, f"{meaning}; gs://, s3:// too")
 
 
 def define_multi_path(name: str, meaning: str) -> None:
@@ -132,7 +150,7 @@ def present_values(names: Iterable[str]) -> dict:
 
 def define_sampling(*settings: str) -> None:
     """Define the flags that sample.py and edit.py share, and these settings."""
-    define_path("workdir", "a run, or a folder of models/")
+    define_run("workdir", "a run, or a folder of models/")
     flags.DEFINE_integer(
         "num", None, "how many videos, of each prompt if there are any "
         "(default: of each prompt 1, else the model's own)", 1,
@@ -191,12 +209,13 @@ def define_out(meaning: str) -> None:
     flags.DEFINE_bool("overwrite", False, "replace the files in --out")
 
 
-def define_launch(workdir: str) -> None:
+def define_launch(workdir: str, define: Callable = define_run) -> None:
     """Define the flags of commands that train: processes, time limit and --workdir.
 
     workdir: the meaning of --workdir, which must be there.
+    define: of that flag; `define_path` where it cannot be in a bucket.
     """
-    define_path("workdir", workdir)
+    define("workdir", workdir)
     flags.mark_flag_as_required("workdir")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several")
     flags.DEFINE_integer("num_processes", None, "number of processes")

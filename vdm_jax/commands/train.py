@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vdm_jax import config_files
+from vdm_jax import buckets, config_files
 from vdm_jax.commands.flags import (
     define_launch,
     define_path,
@@ -31,6 +31,8 @@ def _train() -> None:
         module = config_files.load_module(FLAGS.cascade, "cascade")
         if "STAGES" not in module:
             raise UserError(f"{FLAGS.cascade} is of one model: it names no STAGES")
+        if buckets.address_of(workdir):
+            raise UserError("--cascade: give a --workdir that is a folder")
         stop = launch()
         from vdm_jax.training.cascade import train_cascade
 

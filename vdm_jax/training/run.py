@@ -14,12 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
-from vdm_jax import agreement, files, migration
+from vdm_jax import agreement, buckets, files, migration
 from vdm_jax.checkpoint import (
     Checkpoints,
-    check_directory,
     check_same_arrays,
     on_first_process,
 )
@@ -132,7 +129,7 @@ def open_run(
     agreement.check({"data": fingerprint} | config_without_paths(config))
     with ExitStack() as stack:
         on_first_process(lambda: stack.enter_context(lock_workdir(workdir)))
-        agreement.check({"the owner that the workdir names": _owner(workdir)})
+        agreement.check({"bucket of the run": buckets.address_of(workdir)})
         folder = workdir / "checkpoints"
         checkpoints = Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
@@ -148,8 +145,10 @@ def open_run(
         if changes or step is None:
             path = workdir / "config.json"
             fields = config.to_dict()
-            on_first_process(lambda: files.write_json(path, fields, indent=2))
+            on_first_process(lambda: _write_config(path, fields))
         logger = Logger(workdir, step or 0)
+        if buckets.address_of(workdir):
+            logger.info(f"checkpoints and config: {checkpoints}; logs: {workdir}")
         for change in changes:
             logger.info(f"changed since the run was started: {change}")
         stop = stop or PreemptionSignal()
@@ -165,7 +164,6 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: it cannot be made, written or locked, or another process has the lock.
     """
-    workdir = check_directory(workdir)
     lock = workdir / ".lock"
     with ExitStack() as stack:
         try:
@@ -190,22 +188,13 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         with files.explain_write_errors(lock):
             file.truncate(0)
             file.write(f"{_own_name()}\n".encode())
-            os.fsync(file)  # processes on other machines read it
+            os.fsync(file)
         yield
 
 
-def _owner(workdir: Path) -> str:
-    """Return what the lock file says: the same on all processes of a shared folder.
-
-    The first process, which wrote it, does not read it: when a process closes a file,
-    the system releases all locks that the process has on it.
-    """
-    if jax.process_index() == 0:
-        return _own_name()
-    try:
-        return (workdir / ".lock").read_text(errors="replace").strip()
-    except OSError as error:
-        return f"nobody ({error.strerror})"
+def _write_config(path: Path, fields: dict[str, Any]) -> None:
+    files.write_json(path, fields, indent=2)
+    buckets.publish(path)
 
 
 def _own_name() -> str:
