@@ -5,6 +5,7 @@ no longer read, it continues without. (Training saves first: `training.stop`.)
 """
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -20,6 +21,7 @@ from vdm_jax.errors import UserError, printable
 from vdm_jax.files import cache_folder, make_folder, user_path
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+RESTART = 42  # exit status that requests a restart
 # Settings of JAX that change numbers: a seed's video and a run must not depend on the
 # user's environment. (XLA_FLAGS and settings for debugging are kept.)
 PINNED_JAX_SETTINGS = {
@@ -194,6 +196,15 @@ def protect_streams() -> None:
             line_buffering=old.line_buffering or old.write_through or number == 2,
         )
         setattr(sys, name, stream)
+
+
+def write_stderr(text: str) -> None:
+    """Write a line to standard error.
+
+    Not by print, which may be what a signal interrupted, or another thread holds.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 # --- JAX ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Kinds of flags, flags that several commands have, and checks of combinations."""
 
 import re
+import signal
 from collections.abc import Collection, Iterable, Mapping
 
 from absl import flags
@@ -204,6 +205,15 @@ def define_launch(workdir: str) -> None:
     define_float(
         "time_limit", None, "seconds after which to save and exit with status 42", 1.0
     )
+    define_float(
+        "stall_timeout", 600.0, "seconds that others wait for a process that is stuck "
+        "before all exit with status 42; 0: for ever", 0.0,
+    )  # fmt: skip
+    define_path("heartbeat", "file for a supervisor: when and where this process was")
+    flags.DEFINE_string(
+        "profile", None, "START:STEPS traces so many steps after the first START ones, "
+        "into the workdir; SIGUSR2 traces the next ones",
+    )  # fmt: skip
 
 
 def launch():
@@ -213,11 +223,16 @@ def launch():
     """
     runtime.configure_jax()
     from vdm_jax.training import launch, stop
+    from vdm_jax.training.profiler import Profiler
+    from vdm_jax.training.watchdog import Watchdog
 
     launch.exit_on_signals()
+    profiler = Profiler.from_flag(FLAGS.profile)
+    signal.signal(signal.SIGUSR2, profiler.request)
     launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     runtime.start_devices()
-    return stop.PreemptionSignal(FLAGS.time_limit)
+    watchdog = Watchdog(FLAGS.stall_timeout, FLAGS.heartbeat)
+    return stop.PreemptionSignal(FLAGS.time_limit, watchdog, profiler)
 
 
 # --- combinations of flags -----------------------------------------------------------

@@ -16,7 +16,8 @@ import jax
 
 from vdm_jax import agreement
 from vdm_jax.errors import UserError
-from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS, write_stderr
+from vdm_jax.runtime import write_stderr
+from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS
 
 # Where JAX finds the other processes by itself. It does so only where one of these
 # holds: on a single machine it would search for clusters, and wait in vain.
