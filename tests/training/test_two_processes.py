@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -264,6 +265,33 @@ def test_train_py_on_two_processes(tmp_path, x64):
         ]  # fmt: skip
 
     check_pair(tmp_path, command, at=3, extra=3, x64=x64)
+
+
+@pytest.mark.slow
+def test_both_processes_read_the_compilation_cache(tmp_path, monkeypatch):
+    """Process 0 alone writes it. The second start compiles nothing of half a second."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+    def counts(run: str) -> list[tuple[int, int]]:
+        def command(where, count, rank):
+            return [
+                "train.py", "--config=configs/shapes.py:smoke",
+                f"--workdir={tmp_path / run}", "--config.train.steps=1",
+                "--config.train.sample_every=0", "--config.train.eval_every=0",
+                "--config.data.batch_size=8", f"--coordinator={where}",
+                f"--num_processes={count}", f"--process_id={rank}",
+            ]  # fmt: skip
+
+        found = []
+        for rank, output in enumerate(finish(start(command, 2, False))):
+            line = rf"process {rank}: compilation cache .*: (\d+) hits, (\d+) misses"
+            hits, misses = re.findall(line, output)[0]
+            found.append((int(hits), int(misses)))
+        return found
+
+    first, second = counts("first"), counts("second")
+    assert first[0][1] > 0
+    assert all(hits > 0 and misses == 0 for hits, misses in second)
 
 
 @pytest.mark.slow

@@ -70,6 +70,15 @@ def test_the_heartbeat_is_rewritten_at_points_only(tmp_path, monkeypatch):
 
 
 def test_a_heartbeat_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    """Later it is reported, and the run continues."""
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="heartbeat.json"):
+    with pytest.raises(UserError, match="file cannot be"):
         Watchdog(heartbeat=tmp_path / "file" / "heartbeat.json")
+
+
+def test_a_heartbeat_that_fails_later_is_reported(tmp_path, monkeypatch, capfd):
+    dog = Watchdog(heartbeat=tmp_path / "heartbeat.json")
+    monkeypatch.setattr(watchdog, "HEARTBEAT_INTERVAL", 0.0)
+    monkeypatch.setattr(dog, "_heartbeat", tmp_path / "heartbeat.json" / "x")
+    dog.reach(1, "training")
+    assert "heartbeat.json" in capfd.readouterr().err

@@ -206,6 +206,9 @@ def define_launch(workdir: str) -> None:
         "time_limit", None, "seconds after which to save and exit with status 42", 1.0
     )
     define_float(
+        "start_timeout", 300.0, "seconds to wait for all processes to start", 1.0
+    )
+    define_float(
         "stall_timeout", 600.0, "seconds that others wait for a process that is stuck "
         "before all exit with status 42; 0: for ever", 0.0,
     )  # fmt: skip
@@ -229,7 +232,9 @@ def launch():
     launch.exit_on_signals()
     profiler = Profiler.from_flag(FLAGS.profile)
     signal.signal(signal.SIGUSR2, profiler.request)
-    launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    launch.start(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.start_timeout
+    )
     runtime.start_devices()
     watchdog = Watchdog(FLAGS.stall_timeout, FLAGS.heartbeat)
     return stop.PreemptionSignal(FLAGS.time_limit, watchdog, profiler)

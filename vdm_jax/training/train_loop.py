@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vdm_jax import agreement
+from vdm_jax import agreement, runtime
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.pipeline import Batches
 from vdm_jax.errors import UserError
@@ -71,6 +71,7 @@ def train_loop(
     _check_state(run, state, done)  # compiled now: a signal leaves little time for it
     run.checkpoints.wait()  # for processes that were slower to compile
     agreement.stop_comparing()
+    _print_cache_hits()
     metrics = _PendingMetrics(run, update, aux_params, key)
     request, reach, profiler = CONTINUE, run.stop.watchdog.reach, run.stop.profiler
 
@@ -113,6 +114,21 @@ def train_loop(
     if done < num_steps:
         run.stop.exit_if_requested(f"saved step {done}")
     return state
+
+
+def _print_cache_hits() -> None:
+    """Print whether this process has compiled its programs or read them.
+
+    Only process 0 writes them. Another one that cannot read its folder compiles at
+    every start.
+    """
+    counts, folder = runtime.programs, runtime.jax_setting("jax_compilation_cache_dir")
+    if counts.hits or counts.misses:
+        print(
+            f"process {jax.process_index()}: compilation cache {folder or 'off'}: "
+            f"{counts.hits} hits, {counts.misses} misses",
+            flush=True,
+        )
 
 
 def _poll(run: OpenRun) -> int:

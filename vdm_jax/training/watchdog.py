@@ -16,6 +16,7 @@ import jax
 from jax._src import distributed
 
 from vdm_jax import files, runtime
+from vdm_jax.errors import UserError
 
 STALL_TIMEOUT = 600.0  # seconds
 HEARTBEAT_INTERVAL = 10.0  # seconds between two writes of the heartbeat file
@@ -66,15 +67,15 @@ class Watchdog:
 
         Args:
           step, doing: what follows; by default what came before continues.
-
-        Raises:
-          UserError: the heartbeat cannot be written.
         """
         last = self._point
         step = last.step if step is None else step
         self._point = Point(last.count + 1, step, doing or last.doing, last.host)
         if time.monotonic() - self._written > HEARTBEAT_INTERVAL:
-            self._write_heartbeat()
+            try:
+                self._write_heartbeat()
+            except UserError as error:  # no reason to lose the run
+                runtime.write_stderr(str(error))
 
     def _write_heartbeat(self) -> None:
         if self._heartbeat is None:
