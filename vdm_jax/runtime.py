@@ -262,7 +262,7 @@ def configure_jax() -> None:
 
 
 class Programs:
-    """Counts the programs of this process that the compilation cache is worth for.
+    """Counts the programs of this process that the compilation cache keeps.
 
     hits: read from the cache. misses: compiled for MIN_COMPILE_SECONDS or longer.
     """
@@ -277,11 +277,11 @@ class Programs:
             self.hits += 1
             self._is_hit.value = True
 
-    def on_duration(self, event: str, seconds: float, **_: Any) -> None:
+    def on_duration(self, event: str, duration_secs: float, **_: Any) -> None:
         """Count a miss at the end of a compilation; a listener of jax.monitoring."""
         if event == "/jax/core/compile/backend_compile_duration":
             is_hit = getattr(self._is_hit, "value", False)
-            self.misses += not is_hit and seconds >= MIN_COMPILE_SECONDS
+            self.misses += not is_hit and duration_secs >= MIN_COMPILE_SECONDS
             self._is_hit.value = False
 
 
