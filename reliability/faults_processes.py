@@ -24,6 +24,13 @@ from reliability.harness import (
 )
 
 
+def children_of(parent: subprocess.Popen, word: bytes) -> list[int]:
+    """Return the children of a process whose command has a word."""
+    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in map(int, listed)}
+    return [p for p, words in commands.items() if word in words]
+
+
 def with_loaders(folder: Path):
     """Start a run with two loader processes; return both after its first steps."""
     endless = [
@@ -35,9 +42,7 @@ def with_loaders(folder: Path):
     for line in child.stdout:
         if line.startswith("step "):
             break
-    listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in map(int, listed)}
-    loaders = [p for p, words in commands.items() if b"spawn_main" in words]
+    loaders = children_of(child, b"spawn_main")
     if len(loaders) != 2:
         child.kill()
         raise Wrong(f"{len(loaders)} loaders instead of 2, line {line!r}")
@@ -182,6 +187,61 @@ def pair(*differing: str, workdir: Path) -> list[Done]:
     ]  # fmt: skip
     outputs = [child.communicate(timeout=300) for child in children]
     return [Done(c.returncode, *o) for c, o in zip(children, outputs, strict=True)]
+
+
+def long_pair(workdir: Path, *flags: str) -> list[subprocess.Popen]:
+    """Start two processes of one long run; return both after some steps."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    endless = ["steps=1000000", "log_every=1", "checkpoint_every=1000000"]
+    fields = [f"--config.train.{field}" for field in endless]
+    children = [
+        start(
+            *smoke(workdir, *fields, *flags), f"--coordinator={address}",
+            "--num_processes=2", f"--process_id={rank}", env={"JAX_PLATFORMS": "cpu"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    reach(children[0], "step 2/")
+    return children
+
+
+def noticed(pair: list[subprocess.Popen], status: int, word: str) -> str:
+    """Return how process 0 ends by itself, and when; end process 1, which may not."""
+    began = time.monotonic()
+    try:
+        out, err = pair[0].communicate(timeout=200)
+    except subprocess.TimeoutExpired as error:
+        raise Wrong("process 0 still runs after 200 s") from error
+    finally:
+        for child in pair:
+            child.kill()
+            child.communicate()
+    seconds = time.monotonic() - began
+    code = pair[0].returncode
+    done = Done(128 - code if code < 0 else code, out, err)
+    lines = [line for line in err.splitlines() if word in line]
+    expect(done._replace(err="\n".join(lines)), status, word)
+    return f"status {status} after {seconds:.0f} s: {lines[0]}"
+
+
+@fault
+def process_asleep(folder: Path) -> str:
+    """The loader of one of two processes is stopped: that process waits in its data."""
+    flags = "--config.data.workers=1", "--stall_timeout=10"
+    pair = long_pair(folder / "run", *flags)
+    for loader in children_of(pair[1], b"spawn_main"):
+        os.kill(loader, signal.SIGSTOP)
+    return noticed(pair, 42, "process 1 on ")
+
+
+@fault
+def process_stopped(folder: Path) -> str:
+    """SIGSTOP to one of two processes."""
+    pair = long_pair(folder / "run")
+    pair[1].send_signal(signal.SIGSTOP)
+    return noticed(pair, 134, "unhealthy (stopped sending heartbeats)")
 
 
 @fault

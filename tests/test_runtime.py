@@ -218,3 +218,16 @@ def test_every_path_of_an_argparse_command_refuses_an_object_store(capsys):
             if path.name == "gate.py":  # it runs other checkouts, without this library
                 continue
             assert "type=Path" not in path.read_text("utf-8"), path
+
+
+def test_hits_and_misses_of_the_compilation_cache_are_counted():
+    programs = runtime.Programs()
+    compiled = "/jax/core/compile/backend_compile_duration"
+    programs.on_event("/jax/compilation_cache/compile_requests_use_cache")
+    programs.on_event("/jax/compilation_cache/cache_hits")
+    programs.on_duration(compiled, 3.0)  # of reading it
+    assert (programs.hits, programs.misses) == (1, 0)
+    programs.on_duration(compiled, 3.0)
+    programs.on_duration(compiled, 0.1)  # too short to be kept
+    programs.on_duration("/jax/core/compile/other", 3.0)
+    assert (programs.hits, programs.misses) == (1, 1)

@@ -5,13 +5,16 @@ no longer read, it continues without. (Training saves first: `training.stop`.)
 """
 
 import argparse
+import contextlib
 import errno
+import functools
 import io
 import os
 import resource
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +23,8 @@ from vdm_jax.errors import UserError, printable
 from vdm_jax.files import cache_folder, make_folder, user_path
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+MIN_COMPILE_SECONDS = 0.5  # of a program that is kept in the compilation cache
+RESTART = 42  # exit status that requests a restart
 # Settings of JAX that change numbers: a seed's video and a run must not depend on the
 # user's environment. (XLA_FLAGS and settings for debugging are kept.)
 PINNED_JAX_SETTINGS = {
@@ -196,6 +201,15 @@ def protect_streams() -> None:
         setattr(sys, name, stream)
 
 
+def write_stderr(text: str) -> None:
+    """Write a line to standard error.
+
+    Not by print, which may be what a signal interrupted, or another thread holds.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
 # --- JAX ---------------------------------------------------------------------------
 
 
@@ -243,7 +257,44 @@ def configure_jax() -> None:
             )
             folder = ""
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    _count_programs()
+
+
+class Programs:
+    """Counts the programs of this process that the compilation cache keeps.
+
+    hits: read from the cache. misses: compiled for MIN_COMPILE_SECONDS or longer.
+    """
+
+    def __init__(self):
+        self.hits = self.misses = 0
+        self._is_hit = threading.local()
+
+    def on_event(self, event: str, **_: Any) -> None:
+        """Count a hit; a listener of jax.monitoring."""
+        if event == "/jax/compilation_cache/cache_hits":
+            self.hits += 1
+            self._is_hit.value = True
+
+    def on_duration(self, event: str, duration_secs: float, **_: Any) -> None:
+        """Count a miss at the end of a compilation; a listener of jax.monitoring."""
+        if event == "/jax/core/compile/backend_compile_duration":
+            is_hit = getattr(self._is_hit, "value", False)
+            self.misses += not is_hit and duration_secs >= MIN_COMPILE_SECONDS
+            self._is_hit.value = False
+
+
+programs = Programs()
+
+
+@functools.cache
+def _count_programs() -> None:
+    """Count in `programs` from now on."""
+    import jax
+
+    jax.monitoring.register_event_listener(programs.on_event)
+    jax.monitoring.register_event_duration_secs_listener(programs.on_duration)
 
 
 def start_devices() -> None:

@@ -16,7 +16,7 @@ WORDS = {  # text flags that are no paths
     "label", "reconstruction_schedule", "tiles", "negative_label", "negative_prompt",
     "prompt", "last_stage", "size", "guidance_scale", "compare_steps",
     "report_commands", "format", "dtype", "lora", "system", "set", "control_from",
-    "mesh",
+    "mesh", "profile",
 }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def test_flags_come_before_variables(calls, monkeypatch, capsys):
     assert second["coordinator_address"] == "b:2"
     assert (second["num_processes"], second["process_id"]) == (8, 0)
     assert second["heartbeat_timeout_seconds"] == 60
-    assert "waiting 1800 s at most" in capsys.readouterr().out
+    assert "waiting 300 s at most" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -260,3 +260,40 @@ def test_a_second_process_0_is_refused(calls):
             launch.start(f"localhost:{port}", 2, 0)
     launch.start(f"localhost:{port}", 2, 0)
     assert len(calls) == 1
+
+
+ALONE = """
+import sys
+from vdm_jax.training import launch
+launch.REPORT_INTERVAL = 2.0
+launch.start(sys.argv[1], 4, int(sys.argv[2]), timeout=5.0)
+"""
+
+
+def start_alone(address: str, rank: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", ALONE, address, str(rank)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def test_processes_that_are_missing_are_counted_before_the_exit():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    two = [start_alone(address, rank) for rank in (0, 2)]
+    errors = [process.communicate(timeout=100)[1] for process in two]
+    assert [process.returncode for process in two] == [2, 2]
+    advice = f"waiting at {address} for others: start the same command on all 4"
+    assert f"2 of 4 processes, {advice}" in errors[0]
+    assert "error: 5 s have passed: " in errors[0]
+    assert f"process 2 of 4, {advice}" in errors[1]
+
+
+def test_a_coordinator_that_does_not_answer_is_named():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    line = launch.waiting_line(address, 4, 3)
+    assert f"process 3 of 4, waiting for process 0 at {address}" in line
+    assert "firewall" in line

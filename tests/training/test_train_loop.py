@@ -269,6 +269,7 @@ def test_too_many_bad_updates_stop_the_run_and_name_the_first(tmp_path):
 
 
 def test_a_bad_state_is_never_saved(tmp_path):
+    @jax.jit
     def blow_up(state, aux_params, batch, key):
         state, metrics = STEP(state, aux_params, batch, key)
         bad = state.step > 2  # the gradient was fine, the update was not
@@ -307,12 +308,12 @@ def test_metrics_are_read_while_the_next_step_runs(tmp_path):
     events = []
 
     def step(state, aux_params, batch, key):
-        number = int(state.step) + 1
+        number = int(jax.device_get(state.step)) + 1
         events.append(f"step {number}")
         metrics = {
             "loss": Scalar(events, number, 0.0), "learning_rate": 0.0, "finite": True
         }  # fmt: skip
-        return state.replace(step=state.step + 1), metrics
+        return state.replace(step=jax.device_put(np.int32(number))), metrics
 
     train(tmp_path, until=3, step=step)
     # Step 2 is saved, and so read before; else reading is one behind.
@@ -337,3 +338,17 @@ def test_scalars_have_the_promised_names(tmp_path):
     rows = (tmp_path / "metrics.jsonl").read_text()
     for name in ("loss", "grad_norm", "learning_rate", "clips_per_second", "step_time"):
         assert rows.count(f'"train/{name}"') == 4
+
+
+def test_an_implicit_transfer_in_a_step_is_an_error(tmp_path):
+    """One of a number that the step would wait for, unseen."""
+
+    def step(state, aux_params, batch, key):
+        return STEP(state, {"offset": np.float32(0.1)}, batch, key)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        train(tmp_path, step=step)
+
+
+def test_observers_may_transfer(tmp_path):
+    train(tmp_path, observers=((1, "noting", lambda state: {"x": state.step + 1}),))

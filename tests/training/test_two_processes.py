@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,23 +22,33 @@ LIMIT = 550  # seconds after which processes that wait for each other are ended
 
 # The loop alone: a model of three numbers, whose batches are rows of one stream.
 TOY = textwrap.dedent("""
-    import sys, time
+    import os, signal, sys, time
     import jax, jax.numpy as jnp, numpy as np, optax
     from ml_collections import ConfigDict
     from vdm_jax.training import launch
-    workdir, until, pause, address, count, rank = sys.argv[1:]
+    workdir, until, pause, address, count, rank = sys.argv[1:7]
+    fault, timeout = (sys.argv[7:] or ("none", "600"))
     if address:
         launch.start(address, int(count), int(rank))
     from vdm_jax import sharding
     from vdm_jax.training.train_loop import Update, train_loop
     from vdm_jax.training.run import open_run
     from vdm_jax.training.step import init_state, make_step
+    from vdm_jax.training.stop import PreemptionSignal
+    from vdm_jax.training.watchdog import Watchdog
 
     class Data:
         number = 0
         def __next__(self):
             time.sleep(float(pause))
             self.number += 1
+            late = rank == "1" and self.number == 4
+            if fault == "loading" and late:
+                time.sleep(600)
+            if fault == "stopped" and late:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if fault == "slow" and self.number > 2:
+                time.sleep(2 * float(timeout))
             x = np.random.default_rng(self.number).normal(size=(16, 3))
             n, i = jax.process_count(), jax.process_index()
             return {"x": np.split(x.astype(np.float32), n)[i]}
@@ -60,16 +71,24 @@ TOY = textwrap.dedent("""
     step = jax.jit(make_step(loss_fn, tx, lambda step, aux: jnp.float32(0.01), 0.9),
                    donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     data = Data()
-    with open_run(workdir, config, {}) as run, jax.set_mesh(mesh):
+    stop = PreemptionSignal(watchdog=Watchdog(float(timeout)))
+    with open_run(workdir, config, {}, stop) as run, jax.set_mesh(mesh):
         state = run.resume(
             sharding.with_shardings(jax.eval_shape(new), placed),
             jax.jit(new, out_shardings=placed), data)
         def put(batch):
             split = sharding.batch_sharding(mesh, (16, 3))
+            if fault == "placing" and rank == "1" and data.number == 4:
+                time.sleep(600)
             x = jax.make_array_from_process_local_data(split, batch["x"])
             return {"x": x}
         update = Update(step, put)
-        observe = lambda state: {"requested": run.stop.requested()}
+        ids = np.split(np.arange(16.0, dtype=np.float32), jax.process_count())
+        ids = jax.make_array_from_process_local_data(split, ids[jax.process_index()])
+        def observe(state):
+            while not run.stop.requested() and fault == "evaluating":
+                time.sleep(0.1)
+            return {"mean": jnp.mean(ids)}
         train_loop(update, state, {}, data, run=run, key=jax.random.key(0),
                    observers=((1, "noting", observe),))
 """)
@@ -176,6 +195,55 @@ def test_the_loop_on_two_processes(tmp_path):
         return ["-W", "error", "-c", TOY, *map(str, (workdir, until, pause, *where))]
 
     check_pair(tmp_path, command, at=3, extra=3)
+    # A mean over arrays that no process holds whole.
+    means = [row["mean"] for row in logged(tmp_path / "pair") if "mean" in row]
+    assert means and set(means) == {7.5}
+
+
+def start_toys(workdir, fault: str, timeout: float, until: int = 10**6):
+    def command(*where):
+        arguments = workdir, until, 0.0, *where, fault, timeout
+        return ["-W", "error", "-c", TOY, *map(str, arguments)]
+
+    return start(command, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "doing"),
+    [
+        ("loading", "reading a batch"),
+        pytest.param("placing", "placing a batch", marks=pytest.mark.slow),
+        # What it does is not known: it was stopped before it could publish that.
+        pytest.param("stopped", "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_stuck_is_named(tmp_path, fault, doing):
+    pair = start_toys(tmp_path, fault, timeout=3)
+    if fault == "stopped":  # by SIGSTOP: only a supervisor can end it
+        outputs = finish(pair[:1], status=42)
+        pair[1].kill()
+        pair[1].communicate()
+    else:
+        outputs = finish(pair, status=42)
+        assert "in __next__" in outputs[1] or "in put" in outputs[1]  # where it sleeps
+    for output in outputs:
+        assert "process 1 on " in output and "is stuck, last seen at step" in output
+        assert not doing or f"at step 4, {doing}" in output
+
+
+def test_a_slow_step_is_not_stuck(tmp_path):
+    finish(start_toys(tmp_path, "slow", timeout=2, until=4))
+
+
+def test_a_signal_to_one_process_in_an_evaluation_stops_all(tmp_path):
+    """The evaluation would last for ever; both save the same step."""
+    pair = start_toys(tmp_path, "evaluating", timeout=600)
+    reach(tmp_path, 1, pair)  # its step is logged before it is evaluated
+    pair[1].send_signal(signal.SIGTERM)
+    outputs = finish(pair, status=42)
+    step = last(tmp_path, False)[0]
+    assert step <= 3 and f"saved step {step}" in outputs[0]
+    assert "SIGTERM: saving" in outputs[1]
 
 
 @pytest.mark.slow
@@ -197,6 +265,34 @@ def test_train_py_on_two_processes(tmp_path, x64):
         ]  # fmt: skip
 
     check_pair(tmp_path, command, at=3, extra=3, x64=x64)
+
+
+@pytest.mark.slow
+def test_each_process_says_its_hits_of_the_compilation_cache(tmp_path, monkeypatch):
+    """Process 0 alone writes it. On CPUs, JAX's keys differ between processes."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+    def counts(run: str) -> list[tuple[int, int]]:
+        def command(where, count, rank):
+            return [
+                "train.py", "--config=configs/shapes.py:smoke",
+                f"--workdir={tmp_path / run}", "--config.train.steps=1",
+                "--config.train.sample_every=0", "--config.train.eval_every=0",
+                "--config.data.batch_size=8", f"--coordinator={where}",
+                f"--num_processes={count}", f"--process_id={rank}",
+            ]  # fmt: skip
+
+        found = []
+        for rank, output in enumerate(finish(start(command, 2, False))):
+            line = rf"process {rank}: compilation cache .*: (\d+) hits, (\d+) misses"
+            hits, misses = re.findall(line, output)[0]
+            found.append((int(hits), int(misses)))
+        return found
+
+    first, second = counts("first"), counts("second")
+    assert first[0][1] > 0
+    # A program that compiles for about half a second may be a miss at one of the two.
+    assert second[0][0] > 0 and second[0][1] < first[0][1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Kinds of flags, flags that several commands have, and checks of combinations."""
 
 import re
+import signal
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from absl import flags
@@ -223,6 +224,18 @@ def define_launch(workdir: str, define: Callable = define_run) -> None:
     define_float(
         "time_limit", None, "seconds after which to save and exit with status 42", 1.0
     )
+    define_float(
+        "start_timeout", 300.0, "seconds to wait for all processes to start", 1.0
+    )
+    define_float(
+        "stall_timeout", 600.0, "seconds that others wait for a process that is stuck "
+        "before all exit with status 42; 0: for ever", 0.0,
+    )  # fmt: skip
+    define_path("heartbeat", "file for a supervisor: when and where this process was")
+    flags.DEFINE_string(
+        "profile", None, "START:STEPS traces so many steps after the first START ones, "
+        "into the workdir; SIGUSR2 traces the next ones",
+    )  # fmt: skip
 
 
 def launch():
@@ -232,11 +245,18 @@ def launch():
     """
     runtime.configure_jax()
     from vdm_jax.training import launch, stop
+    from vdm_jax.training.profiler import Profiler
+    from vdm_jax.training.watchdog import Watchdog
 
     launch.exit_on_signals()
-    launch.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    profiler = Profiler.from_flag(FLAGS.profile)
+    signal.signal(signal.SIGUSR2, profiler.request)
+    launch.start(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.start_timeout
+    )
     runtime.start_devices()
-    return stop.PreemptionSignal(FLAGS.time_limit)
+    watchdog = Watchdog(FLAGS.stall_timeout, FLAGS.heartbeat)
+    return stop.PreemptionSignal(FLAGS.time_limit, watchdog, profiler)
 
 
 # --- combinations of flags -----------------------------------------------------------

@@ -10,13 +10,16 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import distributed
 
 from vdm_jax import agreement
 from vdm_jax.errors import UserError
-from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS, write_stderr
+from vdm_jax.runtime import write_stderr
+from vdm_jax.training.stop import EXIT_STATUS, RESTART, SIGNAL_REQUESTS
 
 # Where JAX finds the other processes by itself. It does so only where one of these
 # holds: on a single machine it would search for clusters, and wait in vain.
@@ -38,11 +41,12 @@ CLUSTERS: dict[str, Callable[[Env], bool]] = {
     ),
 }
 
-# Seconds to wait for all processes to start; for a sign of life of each, without which
-# it counts as dead and all others abort (status 134); for the others at the end.
+START_TIMEOUT = 300.0  # seconds to wait for all processes to start
+REPORT_INTERVAL = 30.0  # seconds between two lines about processes that are waited for
+# Seconds to wait for a sign of life of each process, without which it counts as dead
+# and all others abort (status 134); for the others at the end.
 TIMEOUTS: dict[str, Any] = {
-    "initialization_timeout": 1800, "heartbeat_timeout_seconds": 60,
-    "shutdown_timeout_seconds": 60,
+    "heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 60,
 }  # fmt: skip
 COORDINATOR_EXIT_DELAY = 2.0  # seconds
 MAX_PROCESSES = 2**16
@@ -62,6 +66,7 @@ def start(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    timeout: float = START_TIMEOUT,
 ) -> None:
     """Join the other processes of the run, if there are any; before any JAX call.
 
@@ -73,6 +78,8 @@ def start(
       coordinator: host:port of process 0, the same for all.
       num_processes: of the whole run.
       process_id: of this one, 0 .. num_processes - 1.
+      timeout: seconds after which this process exits with status 2 if others are
+        missing. What it waits for is written to standard error until then.
 
     Raises:
       UserError (2): the three do not fit together, or the processes do not meet.
@@ -86,10 +93,13 @@ def start(
         return
     # `train_loop` handles signals; outside of it JAX's own handler would ignore them.
     jax.config.update("jax_enable_preemption_service", False)
-    seconds = TIMEOUTS["initialization_timeout"]
-    print(f"waiting {seconds} s at most for all ({by})", flush=True)
+    print(f"waiting {timeout:.0f} s at most for all ({by})", flush=True)
+    # JAX would abort without a word of who is missing: this process exits before.
+    later = {"initialization_timeout": round(timeout + 2 * REPORT_INTERVAL)}
+    met = threading.Event()
+    threading.Thread(target=_report_missing, args=(met, timeout), daemon=True).start()
     try:
-        jax.distributed.initialize(**where, **TIMEOUTS)
+        jax.distributed.initialize(**where, **later, **TIMEOUTS)
     except (LookupError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes of this run do not come together ({by}): "
@@ -97,8 +107,60 @@ def start(
             "--coordinator, --num_processes and --process_id, or --num_processes=1 "
             "for a single process"
         ) from error
+    finally:
+        met.set()
     sys.excepthook = _exit_with_traceback
     print(f"process {jax.process_index()} of {jax.process_count()} ({by})", flush=True)
+
+
+def _report_missing(met: threading.Event, timeout: float) -> None:
+    """Write which processes are waited for until all have met; exit after the timeout.
+
+    JAX's main thread waits in C++ meanwhile.
+    """
+    deadline = time.monotonic() + timeout
+    while not met.wait(min(REPORT_INTERVAL, max(deadline - time.monotonic(), 0))):
+        state = distributed.global_state
+        address, count = state.coordinator_address, state.num_processes
+        line = "the cluster does not say yet which processes there are"
+        if address:
+            line = waiting_line(address, count, state.process_id)
+        if late := time.monotonic() >= deadline:
+            line = f"error: {timeout:.0f} s have passed: {line}"
+        write_stderr(line)
+        if late:
+            os._exit(2)
+
+
+def waiting_line(address: str, count: int, process: int) -> str:
+    """Return which processes of a run are missing, as far as this process knows.
+
+    address: host:port of process 0. count: of the processes. process: this one.
+    """
+    host, _, port = address.rpartition(":")
+    advice = f"start the same command on all {count}"
+    if process == 0:
+        here = _connections(int(port))
+        return f"{here} of {count} processes, waiting at {address} for others: {advice}"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        return (
+            f"process {process} of {count}, waiting for process 0 at {address}, which "
+            f"does not answer ({error}): {advice}, and open the port in the firewall"
+        )
+    return f"process {process} of {count}, waiting at {address} for others: {advice}"
+
+
+def _connections(port: int) -> int:
+    """Return the number of connections to a port of this machine, on Linux."""
+    remotes = set()
+    for table in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")):
+        for row in table.read_text().splitlines()[1:] if table.exists() else ():
+            _, local, remote, state, *_ = row.split()
+            if state == "01" and int(local.rpartition(":")[2], 16) == port:
+                remotes.add(remote)  # 01: established
+    return len(remotes)
 
 
 def _find_processes(

@@ -1,6 +1,5 @@
 """When to stop: signals and a time limit, on which all processes agree at one step."""
 
-import contextlib
 import functools
 import math
 import os
@@ -16,9 +15,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax import runtime
+from vdm_jax.runtime import write_stderr
+from vdm_jax.training.profiler import Profiler
+from vdm_jax.training.watchdog import Watchdog
 
 CONTINUE, RESTART, INTERRUPT = 0, 1, 2  # requests; the largest of several counts
-EXIT_STATUS = {RESTART: 42, INTERRUPT: 130}
+EXIT_STATUS = {RESTART: runtime.RESTART, INTERRUPT: runtime.INTERRUPTED}
 SIGNAL_REQUESTS = {
     signal.SIGTERM: RESTART,  # a scheduler takes the machine back
     signal.SIGUSR1: RESTART,  # or will soon: Slurm's --signal=USR1@600
@@ -39,9 +41,18 @@ class PreemptionSignal:
 
     Args:
       time_limit: seconds from now after which a restart is requested.
+      watchdog: that of the command; every call of `requested` is a point of it.
+      profiler: that of the command, for `train_loop`.
     """
 
-    def __init__(self, time_limit: float | None = None):
+    def __init__(
+        self,
+        time_limit: float | None = None,
+        watchdog: Watchdog | None = None,
+        profiler: Profiler | None = None,
+    ):
+        self.watchdog = watchdog or Watchdog()
+        self.profiler = profiler or Profiler()
         self.reason = ""  # for the request on this process, as text
         self._request = CONTINUE
         self._signalled = False
@@ -73,15 +84,18 @@ class PreemptionSignal:
         if jax.process_count() == 1:
             return self._own()
         sent, self._sent = self._sent, self._largest(self._own())
-        return CONTINUE if sent is None else int(sent)
+        return CONTINUE if sent is None else int(jax.device_get(sent))
 
     def requested(self) -> int:
         """Return the present request of all processes, which this waits for.
 
         All processes call this together, during long work between steps.
         """
+        self.watchdog.reach()
         own = self._own()
-        return own if jax.process_count() == 1 else int(self._largest(own))
+        if jax.process_count() == 1:
+            return own
+        return int(jax.device_get(self._largest(own)))
 
     def exit_if_requested(self, saved: str, known: int = CONTINUE) -> None:
         """Exit where everything is saved, if more than `known` is requested.
@@ -126,15 +140,8 @@ class PreemptionSignal:
 
         def of_all(own: int) -> jax.Array:
             numbers = np.full(jax.local_device_count(), own, np.int32)
-            return largest(jax.make_array_from_process_local_data(split, numbers))
+            with jax.transfer_guard("allow"):
+                numbers = jax.make_array_from_process_local_data(split, numbers)
+            return largest(numbers)
 
         return of_all
-
-
-def write_stderr(text: str) -> None:
-    """Write a line to standard error.
-
-    Not by print, which may be what the signal interrupted.
-    """
-    with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())

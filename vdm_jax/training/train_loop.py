@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vdm_jax import agreement
+from vdm_jax import agreement, runtime
 from vdm_jax.checkpoint import on_first_process
 from vdm_jax.data.pipeline import Batches
 from vdm_jax.errors import UserError
@@ -49,7 +49,9 @@ def train_loop(
     """Train from `state.step` to the last step of the run's config, which is saved.
 
     Every process of the run calls this together. The host waits for the devices only to
-    save or observe: the metrics of a step are read while the next one runs.
+    save or observe: the metrics of a step are read while the next one runs. An implicit
+    transfer in a step, which would make it wait, is an error; saving and observing may
+    transfer as they like.
 
     Args:
       aux_params: what the loss reads apart from params, such as a teacher's.
@@ -69,32 +71,64 @@ def train_loop(
     _check_state(run, state, done)  # compiled now: a signal leaves little time for it
     run.checkpoints.wait()  # for processes that were slower to compile
     agreement.stop_comparing()
+    _print_cache_hits()
     metrics = _PendingMetrics(run, update, aux_params, key)
-    request = CONTINUE
+    request, reach, profiler = CONTINUE, run.stop.watchdog.reach, run.stop.profiler
 
-    with run.stop.handling_signals(), run.logger.progress(done, num_steps):
+    with (
+        run.stop.handling_signals(),
+        run.logger.progress(done, num_steps),
+        run.stop.watchdog.watching(),
+    ):
         while done < num_steps and not request:
-            batch = update.put_batch(next(data))
-            done += 1
-            state, scalars = update.step(state, aux_params, batch, key)
-            metrics.replace(done, scalars, batch, state.params)
-            request = _poll(run)
+            with jax.transfer_guard("disallow"):
+                reach(done + 1, "reading a batch")
+                batch = next(data)
+                reach(done + 1, "placing a batch on the devices")
+                with jax.transfer_guard("allow"):
+                    batch = update.put_batch(batch)
+                done += 1
+                reach(done, "training")
+                profiler.begin_step(run.workdir, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, scalars = update.step(state, aux_params, batch, key)
+                metrics.replace(done, scalars, batch, state.params)
+                request = _poll(run)
 
             last = done == num_steps
+            with metrics.paused():
+                profiler.end_step(done, state, last or bool(request))
             due = [o for o in observers if last or (o[0] and done % o[0] == 0)]
             save = last or request or done % run.config.train.checkpoint_every == 0
             if save or due:
                 metrics.read(state.params)  # before the step is saved
                 with metrics.paused():
                     if save:
+                        reach(done, "saving")
                         _check_state(run, state, done)
                         run.save(done, state, data)
                     _observe(run, state, done, () if request and not last else due)
+        reach(done, "saving")
         run.checkpoints.wait()
     on_first_process(run.logger.check)
     if done < num_steps:
         run.stop.exit_if_requested(f"saved step {done}")
     return state
+
+
+def _print_cache_hits() -> None:
+    """Print whether this process has compiled its programs or read them.
+
+    Only process 0 writes them. Another one that cannot read its folder compiles at
+    every start.
+    """
+    counts, folder = runtime.programs, runtime.jax_setting("jax_compilation_cache_dir")
+    if counts.hits or counts.misses:
+        print(
+            f"process {jax.process_index()}: compilation cache {folder or 'off'}: "
+            f"{counts.hits} hits, {counts.misses} misses",
+            flush=True,
+        )
 
 
 def _poll(run: OpenRun) -> int:
@@ -108,6 +142,7 @@ def _poll(run: OpenRun) -> int:
 
 def _observe(run: OpenRun, state, done: int, observers: Sequence[Observer]) -> None:
     for _, name, observe in observers:
+        run.stop.watchdog.reach(done, name)
         run.logger.phase(name)
         run.logger.scalars(done, observe(state) or {})
     run.logger.phase("")
@@ -158,9 +193,10 @@ class _PendingMetrics:
         if step % settings.log_every == 0 or step == settings.steps:
             self._log(step, clips=len(jax.tree.leaves(batch)[0]))
         if self._num_bad >= settings.max_nonfinite_updates:
-            key = jax.random.fold_in(self._key, step - 1)
-            read = {**(self._aux_params or {}), "step": step - 1}
-            first = self._update.diagnose(params, read, batch, key)
+            with jax.transfer_guard("allow"):
+                key = jax.random.fold_in(self._key, step - 1)
+                read = {**(self._aux_params or {}), "step": step - 1}
+                first = self._update.diagnose(params, read, batch, key)
             what = f"{self._num_bad} consecutive updates up to step {step}"
             _give_up(self._run, what, first)
 
