@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("area_means", "files", "memory", "migration", "trees"),
-    ("npz", "manifest", "cascade_file"),
+    ("npz", "manifest", "cascade_file", "initialization"),
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),

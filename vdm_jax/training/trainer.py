@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from vdm_jax import agreement, sharding
 from vdm_jax.data import pipeline
@@ -18,8 +17,9 @@ from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
+from vdm_jax.initialization import Initializer, evaluate
 from vdm_jax.memory import check_memory
-from vdm_jax.model import DiffusionModel, Params, run_unoptimised
+from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training import step
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
@@ -40,8 +40,6 @@ class Trainer:
 
     Attributes:
       abstract_state: a TrainState of shapes with shardings.
-      init_state: jitted; parameters -> state of step 0. The parameters are copied, so
-        that the state can be donated while they stay valid.
       batch_shapes: name -> shape of the arrays of a batch, over all processes.
       batch_codec: {"codec": the parameters that z of a batch needs}; {} where the codec
         has none, and where batches are of stored latents.
@@ -62,15 +60,13 @@ class Trainer:
         self.config, self.model, self.mesh = config, model, mesh
         self.source, self.captions = source, captions
         self.optimizer = make_optimizer(config.train)
-        self._init_params = init_params or model.init_params
-        params = jax.eval_shape(self._init_params, jax.random.key(0))
-        state = jax.eval_shape(self._new_state, params)
+        self._initializer = Initializer(init_params or model.init_params)
+        state = jax.eval_shape(self._new_state, self._initializer.shapes)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
         shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
         self.abstract_state: TrainState = sharding.with_shardings(state, shardings)
-        self.init_state = jax.jit(self._new_state, out_shardings=shardings)
         stored = isinstance(source, StoredLatents)
         self.batch_codec = {} if stored else self._load_codec()
 
@@ -91,13 +87,23 @@ class Trainer:
         return jax.device_put(codec, shardings)
 
     def _new_state(self, params: Params) -> TrainState:
-        params = jax.tree.map(jnp.copy, params)
         return step.init_state(params, self.optimizer, self.config.train.ema_decay > 0)
+
+    def init_state(self, params: Params) -> TrainState:
+        """Return the state of step 0.
+
+        The parameters are copied, so that it can be donated while they stay valid.
+        """
+        state = evaluate(self._new_state, params)
+        return jax.tree.map(
+            lambda leaf, shape: _copy_to(leaf, shape.sharding),
+            state,
+            self.abstract_state,
+        )
 
     def new_params(self, seed: int) -> Params:
         """Return new parameters on the host, which all processes have in common."""
-        key = samplers.key_from_seed(seed)
-        params = jax.device_get(run_unoptimised(self._init_params, key))
+        params = self._initializer.draw(samplers.key_from_seed(seed))
         agreement.check({"new parameters": agreement.arrays_checksum(params)})
         return params
 
@@ -227,6 +233,16 @@ class Trainer:
             peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
             peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
             log(f"{peak / 2**20:,.0f} MiB per device at the peak of a step")
+
+
+def _copy_to(array: Any, placement: Sharding) -> jax.Array:
+    """Return a copy of an array on the devices.
+
+    array: of NumPy, the same in all processes, or on devices already.
+    """
+    if isinstance(array, jax.Array):
+        return jax.device_put(array, placement, may_alias=False)
+    return jax.make_array_from_callback(array.shape, placement, lambda i: array[i])
 
 
 def batch_shapes(
