@@ -144,6 +144,8 @@ def make_step(
       grad_accum_steps: see `gradients`.
     """
 
+    extended = optax.with_extra_args_support(tx)
+
     def step(state: TrainState, aux_params, batch, key):
         key = jax.random.fold_in(key, state.step)
         read = {**(aux_params or {}), "step": state.step}
@@ -155,7 +157,10 @@ def make_step(
         lr = lr_fn(state.step, aux_params)
 
         def updated(state):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            # The norm of all gradients is that of the trained ones: others are zero.
+            updates, opt_state = extended.update(
+                grads, state.opt_state, state.params, norm=norm
+            )
             params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
             averaged = state.ema
             if state.ema is not None:

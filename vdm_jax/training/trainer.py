@@ -22,6 +22,7 @@ from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training import step
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
+from vdm_jax.training.exported import compile_step
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
 from vdm_jax.training.run import CONTINUE_ELSEWHERE, OpenRun, open_run
 from vdm_jax.training.step import LossFn, TrainState
@@ -177,11 +178,15 @@ class Trainer:
             for name, shape in self.batch_shapes.items()
         }
 
-    def compile_update(self, run: OpenRun, loss_fn: LossFn, aux_params: Any) -> Update:
+    def compile_update(
+        self, run: OpenRun, loss_fn: LossFn, aux_params: Any, identity: Any = None
+    ) -> Update:
         """Compile an update that donates its state, and log what it takes.
 
-        aux_params: of `train`. The learning rate decays over aux_params["updates"]
-        steps, or those of the run's config.
+        Args:
+          aux_params: of `train`. The learning rate decays over aux_params["updates"]
+            steps, or those of the run's config.
+          identity: of the loss, for `compile_step`.
         """
         config = self.config.train
         lr_schedule = learning_rate(run.config.train)
@@ -199,14 +204,15 @@ class Trainer:
         state = self.abstract_state
         everywhere = sharding.replicated(self.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=shardings)
         aux_params = {**self.batch_codec, **aux_params}
         started = time.perf_counter()
-        key = samplers.key_from_seed(0)
-        compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
+        others = aux_params, self.batch_shapes, samplers.key_from_seed(0)
+        compiled = compile_step(
+            update, state, *others, out_shardings=shardings, identity=identity
+        )
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")
-        self._log_sizes(run, compiled)
+        self._log_sizes(run, compiled.compiled)
         return Update(
             compiled, self.put_batch, functools.partial(step.diagnose, loss_fn)
         )
