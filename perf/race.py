@@ -74,11 +74,14 @@ def measure_ours(layout: str, size: dict[str, int]) -> dict:
 
     from perf import steps
     from perf.measure import measure_steps
+    from vdm_jax import runtime
+    from vdm_jax.training.exported import compile_step
 
+    runtime.configure_jax()  # as a command does
     steps.SIZE.update(size)
     update, one_step, train_args, sample_args = steps.programs(layout)
-    state = train_args[0]
-    compiled = update.lower(*train_args).compile()
+    state, identity = train_args[0], [layout, size]
+    compiled = compile_step(update.__wrapped__, *train_args, identity=identity)
 
     def train() -> None:
         nonlocal state

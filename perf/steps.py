@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from configs.base import base
 from vdm_jax import build
 from vdm_jax.diffusion import samplers
+from vdm_jax.initialization import Initializer, evaluate
 from vdm_jax.training import optimizer, step
 
 # Of the network and a batch; perf/race.py changes them by its flags.
@@ -66,7 +67,8 @@ def programs(
     """
     b = SIZE["batch"]
     config, model = setting(layout, options)
-    params = model.init(jax.random.key(0)) if params is None else params
+    if params is None:
+        params = Initializer(model.init_params).draw(jax.random.key(0))
     tx = optimizer.make_optimizer(config.train)
     update = step.make_step(
         step.make_loss(model, "snr_plus_one"),
@@ -75,7 +77,9 @@ def programs(
         config.train.ema_decay,
         config.train.grad_accum_steps,
     )
-    state = step.init_state(params, tx, ema=config.train.ema_decay > 0)
+    ema = config.train.ema_decay > 0
+    state = evaluate(lambda params: step.init_state(params, tx, ema), params)
+    state = jax.device_put(state, may_alias=False)
     batch = {"video": np.zeros((b, *model.shape), np.uint8)}
     sampler = samplers.ancestral(0.1)
     table = samplers.pad_table(sampler.table(model.schedule, 1000), np.float32)
@@ -93,7 +97,7 @@ def programs(
         )  # fmt: skip
         return carry[0]
 
-    z = jnp.zeros((b, *model.shape))
+    z = np.zeros((b, *model.shape), np.float32)
     train = jax.jit(update, donate_argnums=0)
     train_args = state, {}, batch, jax.random.key(0)
     return train, jax.jit(one_step), train_args, (params, z, 500)

@@ -20,6 +20,7 @@ from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
 from vdm_jax.errors import UserError
+from vdm_jax.initialization import Initializer
 
 Params = Any
 
@@ -204,7 +205,7 @@ class DiffusionModel:
         return arrays
 
     def init_params(self, key: Array) -> Params:
-        """Return new parameters; traceable, for `jax.eval_shape` and `init`."""
+        """Return new parameters; traceable, for `jax.eval_shape` and `Initializer`."""
         dtype = jnp.result_type(float)
         arrays = self.null_conditions((1,))
         cond = arrays | self.raw_conditions(arrays)
@@ -218,8 +219,8 @@ class DiffusionModel:
         return {"conditioning_encoder": encoder, "network": network}
 
     def init(self, key: Array) -> Params:
-        """Return new parameters."""
-        return run_unoptimised(self.init_params, key)
+        """Return new parameters; `Initializer` has the numbers of a key."""
+        return jax.device_put(Initializer(self.init_params).draw(key))
 
     def denoiser(self, params: Params, dropout_key: Array | None = None) -> Denoiser:
         """Return `denoise(z, level, cond)` with these parameters.
@@ -267,15 +268,6 @@ class DiffusionModel:
         those of several models; the conditions are then of both branches.
         """
         return denoiser_of(self)
-
-
-def run_unoptimised(function: Callable[[Array], Any], key: Array) -> Any:
-    """Run a function once, as a program that is compiled without optimisation.
-
-    Optimising it takes longer than running it.
-    """
-    options: Any = {"xla_backend_optimization_level": "0"}
-    return jax.jit(function).lower(key).compile(options)(key)
 
 
 def check_shapes_chain(stages: Sequence[tuple[str, DiffusionModel]]) -> None:

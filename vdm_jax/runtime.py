@@ -221,6 +221,18 @@ def compilation_cache_dir() -> str:
     return folder and str(user_path(folder, "JAX_COMPILATION_CACHE_DIR"))
 
 
+_exported_dir: Path | None = None
+
+
+def exported_dir() -> Path | None:
+    """Return the folder of exported training steps, next to the compiled programs.
+
+    None for none, and in a process that `configure_jax` has not configured: what runs
+    there may not be what the source files say.
+    """
+    return _exported_dir
+
+
 def jax_setting(name: str) -> Any:
     """Return the value of a JAX setting; some of them are no attributes."""
     import jax
@@ -233,6 +245,7 @@ def configure_jax() -> None:
 
     Settings of the environment that change numbers are reset, with a warning.
     """
+    global _exported_dir
     import jax
 
     for name, value in PINNED_JAX_SETTINGS.items():
@@ -256,6 +269,7 @@ def configure_jax() -> None:
                 file=sys.stderr,
             )
             folder = ""
+    _exported_dir = Path(folder) / "exported" if folder else None
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     _count_programs()

@@ -102,7 +102,8 @@ def test_new_layers_start_as_the_image_model_and_train_alone(
     loss, frames = loss_and_frames(model, before, z)
     # A frame of the image model is a video of its own.
     picture_loss, last = loss_and_frames(image.model, image.params, z[:, 7:])
-    assert loss == picture_loss > 0 and np.abs(last).max() > 0
+    np.testing.assert_allclose(loss, picture_loss, rtol=1e-6)  # of two programs
+    assert picture_loss > 0 and np.abs(last).max() > 0
     np.testing.assert_allclose(frames[:, 7:], last, atol=1e-5)
 
     before, after = named_leaves(before), named_leaves(jax.device_get(state.params))

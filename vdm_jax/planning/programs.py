@@ -171,8 +171,13 @@ def _update(
     """Return an update of the parameters. train: its section, aux: its aux_params."""
     config = copy.copy(config)
     config.train = train
-    state = trainer.abstract_state(config, model.init_params, mesh)
-    function = trainer.jit_update(train, train, loss_fn, state, mesh)
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    state = trainer.abstract_state(config, params, mesh)
+    function = jax.jit(
+        trainer.make_update(train, train, loss_fn),
+        donate_argnums=0,
+        out_shardings=trainer.update_shardings(state, mesh),
+    )
     if codec := model.codec.param_shapes():
         aux = aux | {"codec": _placed(codec, mesh, config.mesh.param_rules)}
     shapes = trainer.batch_shapes(config, model, None, mesh, None)

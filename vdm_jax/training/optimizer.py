@@ -38,7 +38,7 @@ def learning_rate(config) -> Callable[..., jax.Array]:
     return rate
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config) -> optax.GradientTransformationExtraArgs:
     """Return clipping, Adam or Muon, and decoupled weight decay, without learning rate.
 
     `make_step` applies the learning rate. config: the train section. Its `trainable` is
@@ -58,17 +58,21 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Return optax.clip_by_global_norm with the order of sums of `global_norm`."""
+    """Return optax.clip_by_global_norm with the order of sums of `global_norm`.
 
-    def clip(updates, params=None):
-        norm = global_norm(updates)
+    Its update takes `norm`, that of the updates, where the caller knows it.
+    """
+
+    def update(updates, state, params=None, *, norm=None, **_):
+        norm = global_norm(updates) if norm is None else norm
         below = jnp.squeeze(norm < max_norm)
-        return jax.tree.map(
+        clipped = jax.tree.map(
             lambda u: jax.lax.select(below, u, (u / norm.astype(u.dtype)) * max_norm),
             updates,
         )
+        return clipped, state
 
-    return optax.stateless(clip)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def global_norm(tree) -> jax.Array:

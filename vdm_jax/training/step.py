@@ -155,7 +155,8 @@ def make_step(
         lr = lr_fn(state.step, aux_params)
 
         def updated(state):
-            return apply_gradients(state, grads, tx, lr, ema_decay)
+            # The norm of all gradients is that of the trained ones: others are zero.
+            return apply_gradients(state, grads, tx, lr, ema_decay, norm)
 
         # With a select for each leaf, XLA would copy every donated buffer first.
         def unchanged(state):
@@ -175,9 +176,14 @@ def apply_gradients(
     tx: optax.GradientTransformation,
     lr: float | jax.Array,
     ema_decay: float,
+    norm: jax.Array | None = None,
 ):
-    """Return parameters, average and optimiser state after an update by gradients."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    """Return parameters, average and optimiser state after an update by gradients.
+
+    norm: of the gradients, where it is known.
+    """
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, norm=norm)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
     averaged = state.ema
     if state.ema is not None:

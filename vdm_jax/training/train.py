@@ -1,5 +1,6 @@
 """Training, from a config to a finished run: reads downwards."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,18 @@ def train(
         return trainer.train(
             run,
             lambda: trainer.init_state(_start_params(trainer, task)),
-            lambda: trainer.compile_update(run, task.make_loss(), aux_params),
+            lambda: trainer.compile_update(
+                run, task.make_loss(), aux_params, _identity(config, model)
+            ),
             lambda: task.make_observers(trainer, run),
             aux_params,
         )
+
+
+def _identity(config: Any, model: DiffusionModel) -> Any:
+    """Return what decides the program of a training step, as plain data."""
+    parts = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # addresses of functions
+    return [config.to_dict(), parts, model.codec.fingerprint()]
 
 
 def _start_params(trainer: Trainer, task: Any) -> Params:

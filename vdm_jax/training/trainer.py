@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from vdm_jax import agreement, sharding
 from vdm_jax.data import pipeline
@@ -18,10 +17,12 @@ from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
+from vdm_jax.initialization import Initializer, evaluate
 from vdm_jax.memory import check_memory
-from vdm_jax.model import DiffusionModel, Params, run_unoptimised
+from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.training import step
 from vdm_jax.training.captions import CaptionEmbeddings, add_text
+from vdm_jax.training.exported import compile_step
 from vdm_jax.training.optimizer import learning_rate, make_optimizer
 from vdm_jax.training.run import CONTINUE_ELSEWHERE, OpenRun, open_run
 from vdm_jax.training.step import LossFn, TrainState
@@ -40,8 +41,6 @@ class Trainer:
 
     Attributes:
       abstract_state: a TrainState of shapes with shardings.
-      init_state: jitted; parameters -> state of step 0. The parameters are copied, so
-        that the state can be donated while they stay valid.
       batch_shapes: name -> shape of the arrays of a batch, over all processes.
       rows: those of a batch that this process loads.
       batch_codec: {"codec": the parameters that z of a batch needs}; {} where the codec
@@ -62,17 +61,14 @@ class Trainer:
     ):
         self.config, self.model, self.mesh = config, model, mesh
         self.source, self.captions = source, captions
-        self.optimizer = make_optimizer(config.train)
-        self._init_params = init_params or model.init_params
+        self._initializer = Initializer(init_params or model.init_params)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
         some = next(iter(self.batch_shapes.values()))
         self.rows = sharding.process_rows(some.sharding, some.shape[0])
-        state = abstract_state(config, self._init_params, mesh)
+        state = abstract_state(config, self._initializer.shapes, mesh)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
         self.abstract_state = state
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        self.init_state = jax.jit(self._new_state, out_shardings=shardings)
         stored = isinstance(source, StoredLatents)
         self.batch_codec = {} if stored else self._load_codec()
 
@@ -92,14 +88,21 @@ class Trainer:
         )
         return jax.device_put(codec, shardings)
 
-    def _new_state(self, params: Params) -> TrainState:
-        params = jax.tree.map(jnp.copy, params)
-        return step.init_state(params, self.optimizer, self.config.train.ema_decay > 0)
+    def init_state(self, params: Params) -> TrainState:
+        """Return the state of step 0.
+
+        The parameters are copied, so that it can be donated while they stay valid.
+        """
+        state = evaluate(functools.partial(new_state, self.config), params)
+        return jax.tree.map(
+            lambda leaf, shape: _copy_to(leaf, shape.sharding),
+            state,
+            self.abstract_state,
+        )
 
     def new_params(self, seed: int) -> Params:
         """Return new parameters on the host, which all processes have in common."""
-        key = samplers.key_from_seed(seed)
-        params = jax.device_get(run_unoptimised(self._init_params, key))
+        params = self._initializer.draw(samplers.key_from_seed(seed))
         agreement.check({"new parameters": agreement.arrays_checksum(params)})
         return params
 
@@ -171,23 +174,28 @@ class Trainer:
             for name, shape in self.batch_shapes.items()
         }
 
-    def compile_update(self, run: OpenRun, loss_fn: LossFn, aux_params: Any) -> Update:
+    def compile_update(
+        self, run: OpenRun, loss_fn: LossFn, aux_params: Any, identity: Any = None
+    ) -> Update:
         """Compile an update that donates its state, and log what it takes.
 
-        aux_params: of `train`. The learning rate decays over aux_params["updates"]
-        steps, or those of the run's config.
+        Args:
+          aux_params: of `train`. The learning rate decays over aux_params["updates"]
+            steps, or those of the run's config.
+          identity: of the loss, for `compile_step`.
         """
         state = self.abstract_state
-        jitted = jit_update(
-            self.config.train, run.config.train, loss_fn, state, self.mesh
-        )
+        update = make_update(self.config.train, run.config.train, loss_fn)
+        shardings = update_shardings(state, self.mesh)
         aux_params = {**self.batch_codec, **aux_params}
         started = time.perf_counter()
-        key = samplers.key_from_seed(0)
-        compiled = jitted.lower(state, aux_params, self.batch_shapes, key).compile()
+        others = aux_params, self.batch_shapes, samplers.key_from_seed(0)
+        compiled = compile_step(
+            update, state, *others, out_shardings=shardings, identity=identity
+        )
         seconds = time.perf_counter() - started
         run.logger.info(f"compiled the training step in {seconds:.1f} s")
-        self._log_sizes(run, compiled)
+        self._log_sizes(run, compiled.compiled)
         return Update(
             compiled, self.put_batch, functools.partial(step.diagnose, loss_fn)
         )
@@ -216,46 +224,56 @@ class Trainer:
             log(f"{peak / 2**20:,.0f} MiB per device at the peak of a step")
 
 
-def abstract_state(
-    config: Any, init_params: Callable[[jax.Array], Params], mesh: Mesh
-) -> TrainState:
-    """Return the state of a run as shapes with shardings."""
+def new_state(config: Any, params: Params) -> TrainState:
+    """Return the state of step 0."""
+    ema = config.train.ema_decay > 0
+    return step.init_state(params, make_optimizer(config.train), ema)
 
-    def init(key: jax.Array) -> TrainState:
-        optimizer, ema = make_optimizer(config.train), config.train.ema_decay > 0
-        return step.init_state(init_params(key), optimizer, ema)
 
-    state = jax.eval_shape(init, jax.random.key(0))
+def abstract_state(config: Any, params: Params, mesh: Mesh) -> TrainState:
+    """Return the state of a run as shapes with shardings. params: their shapes."""
+    state = jax.eval_shape(functools.partial(new_state, config), params)
     shardings = sharding.state_shardings(mesh, state, config.mesh.param_rules)
     return sharding.with_shardings(state, shardings)
 
 
-def jit_update(
-    config: Any, schedule: Any, loss_fn: LossFn, state: TrainState, mesh: Mesh
-) -> Any:
-    """Return the jitted update (state, aux_params, batch, key) -> (state, metrics).
+def update_shardings(state: TrainState, mesh: Mesh) -> tuple[Any, NamedSharding]:
+    """Return the shardings of an update's results: its state, and its metrics.
 
-    It donates the state.
+    state: of `abstract_state`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return shardings, sharding.replicated(mesh)
+
+
+def make_update(config: Any, schedule: Any, loss_fn: LossFn) -> Callable:
+    """Return the update of a run: (state, aux_params, batch, key) -> (state, metrics).
 
     config, schedule: sections train; of the latter the learning rate is read, which
       decays over aux_params["updates"] steps, or its own.
-    state: of `abstract_state`.
     """
     lr_schedule = learning_rate(schedule)
 
     def lr_fn(step, aux_params) -> jax.Array:
         return lr_schedule(step, aux_params.get("updates", schedule.steps))
 
-    update = step.make_step(
+    return step.make_step(
         step.stop_frozen_gradients(loss_fn, config.trainable),
         make_optimizer(config),
         lr_fn,
         config.ema_decay,
         config.grad_accum_steps,
     )
-    everywhere = sharding.replicated(mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
-    return jax.jit(update, donate_argnums=0, out_shardings=shardings)
+
+
+def _copy_to(array: Any, placement: Sharding) -> jax.Array:
+    """Return a copy of an array on the devices.
+
+    array: of NumPy, the same in all processes, or on devices already.
+    """
+    if isinstance(array, jax.Array):
+        return jax.device_put(array, placement, may_alias=False)
+    return jax.make_array_from_callback(array.shape, placement, lambda i: array[i])
 
 
 def batch_shapes(
