@@ -33,6 +33,7 @@ LAYERS = (
     ("evaluators", "systems"),
     ("commands", "demo", "doctor"),
     ("export",),
+    ("planning",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}
 

@@ -1,0 +1,84 @@
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from vdm_jax.planning import cycles
+
+HLO = """HloModule jit_f, is_scheduled=true
+
+%fused (x: f32[8]) -> f32[8] {
+  ROOT %inner = f32[8] add(%x, %x), backend_config={"estimated_cycles":"9999"}
+}
+
+%body (x: f32[8]) -> f32[8] {
+  %a = f32[8] fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
+}
+
+%condition (x: f32[8]) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %a.1 = f32[8] fusion(%x), calls=%fused, backend_config={"estimated_cycles":"7"}
+  %loop = (f32[8]) while(%a.1), condition=%condition, body=%body, metadata={op_name=""}
+  ROOT %k.1 = f32[64]{0} custom-call(%a.1), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[545,128]{1,0}}, metadata={op_name=""}
+}
+"""
+
+SCHEDULE = """
+     0   :  { %7 = vsyncpa [#allocation5], 0 }
+   0x1   :  {}
+   0x2 LB: > { %s1 = sadd.s32 1, %s0 /* iteration index, stage = 0 */ }
+   0x3 LB: >> { %p6 = scmp.ge.s32.totalorder %s29, 8 /* loop exit test */ }
+element_size_in_bytes: 2048
+   0x4   : >> { %226 = sbr.rel (!%p6) target = $region95 }
+   0x5   :  {}
+   0x6   : > { %p9 = scmp.ge.s32.totalorder %s22, 12 /* loop exit test */ }
+   0x7   : > { %20 = sbr.rel (!%p9) target = $region106 }
+   0x8   :  { %21 = vsyncpa [#allocation5], 1 }
+"""
+# Outside 3 bundles; a grid of 10, which turns twice more; inside of it a loop of 8.
+BUNDLES = 3 + 10 * (3 + 8 * 3)
+
+
+def test_bundles_of_nested_loops():
+    assert cycles.schedule_bundles(SCHEDULE) == BUNDLES
+
+
+def test_a_loop_without_known_trips_is_refused():
+    with pytest.raises(ValueError, match="constant trips"):
+        cycles.schedule_bundles(SCHEDULE.replace(", 8 /*", ", %s3 /*"))
+
+
+def test_a_program_is_summed_by_its_loops_and_kernels():
+    memory = (545 * 128 * 2 + 64 * 4) / 545  # more than 1 bundle
+    assert cycles.program_cycles(HLO, {"k.1": "     0   :  {}"}) == (507, memory)
+    assert cycles.program_cycles(HLO, {"k.1": SCHEDULE}) == (507, max(BUNDLES, memory))
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="without libtpu no TPU's compiler"
+)
+def test_a_product_on_one_chip():
+    """In a process of its own: libtpu reads its environment once."""
+    program = """
+        import jax, jax.numpy as jnp
+        from vdm_jax.planning.cycles import piece_cycles
+        shape = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16)
+        one = piece_cycles(jnp.matmul, shape, shape)
+        print(one.flops, one.pallas, one.utilisation)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    output = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, check=True
+    )
+    flops, pallas, utilisation = map(float, output.stdout.split())
+    assert flops == 2 * 2048**3
+    assert pallas == 0
+    assert 0.5 < utilisation < 1
