@@ -19,10 +19,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
-HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the score of a pair that is masked
+from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
+
 MAX_SCORES = 2**19  # numbers, 2 MiB in float32: one head's scores of a block
-VMEM = 100 * 2**20  # bytes that a kernel may use
 Table = tuple[tuple[int, ...], ...]
 MAX_KEY_BYTES = 20 * 2**20  # of all keys that a frame reads
 
@@ -66,19 +65,12 @@ def _head(x, h: int, d: int):
     return x[:, h * d : (h + 1) * d]
 
 
-def _dot(a, b, contract: tuple[int, int], precision=None):
-    """Return the product over axis contract[0] of a and contract[1] of b, in float32."""
-    dims = ((contract[:1], contract[1:]), ((), ()))
-    wide = {"preferred_element_type": jnp.float32, "precision": precision}
-    return jax.lax.dot_general(a, b, dims, **wide)
-
-
 def _scores(q_ref, k_refs, mask_refs, h: int, d: int):
     """Return one head's scores [keys of all k_refs, queries] in float32, masked."""
     q = _head(q_ref[0], h, d)
     parts = []
     for i, k_ref in enumerate(k_refs):
-        scores = _dot(_head(k_ref[0], h, d), q, (1, 1)) * (1 / math.sqrt(d))
+        scores = dot(_head(k_ref[0], h, d), q, (1, 1)) * (1 / math.sqrt(d))
         if mask_refs:  # [s, 1]: 0 or HIDDEN
             scores = scores + mask_refs[i][0]
         parts.append(scores)
@@ -100,13 +92,13 @@ def _forward_kernel(table_ref, q_ref, *refs, heads: int, reads: int, masked: boo
         exps = [jnp.exp(s - highest) for s in parts]
         total = sum(e.sum(axis=0, keepdims=True) for e in exps)
         out = sum(
-            _dot(_head(v_ref[0], h, d), e.astype(v_ref.dtype), (0, 0))
+            dot(_head(v_ref[0], h, d), e.astype(v_ref.dtype), (0, 0))
             for v_ref, e in zip(v_refs, exps, strict=True)
         )
         outs.append(out / total)  # [d, queries]
         lses.append(highest + jnp.log(total))
     o_ref[0] = jnp.concatenate(outs, axis=0).T.astype(o_ref.dtype)
-    lse_ref[0] = jnp.concatenate(lses, axis=0)
+    lse_ref[0, 0] = jnp.concatenate(lses, axis=0)
 
 
 def _backward_kernel(table_ref, q_ref, *refs, heads: int, reads: int, masked: bool):
@@ -117,7 +109,7 @@ def _backward_kernel(table_ref, q_ref, *refs, heads: int, reads: int, masked: bo
     d = q_ref.shape[-1] // heads
     dtype, scale = q_ref.dtype, 1 / math.sqrt(d)
 
-    @pl.when(pl.program_id(1) == 0)
+    @pl.when(pl.program_id(2) == 0)
     def _():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
@@ -128,30 +120,30 @@ def _backward_kernel(table_ref, q_ref, *refs, heads: int, reads: int, masked: bo
     for h in range(heads):
         lanes = slice(h * d, (h + 1) * d)
         q, do = _head(q_ref[0], h, d), _head(do_ref[0], h, d)
-        delta = _dot(ones, _head(weighted, h, d), (1, 1), "highest")[:1]
-        lse = lse_ref[0][h : h + 1]
+        delta = dot(ones, _head(weighted, h, d), (1, 1), "highest")[:1]
+        lse = lse_ref[0, 0, h : h + 1]
         dq = 0
         for i, scores in enumerate(_scores(q_ref, k_refs, mask_refs, h, d)):
             p = jnp.exp(scores - lse)  # [keys, queries]
-            dp = _dot(_head(v_refs[i][0], h, d), do, (1, 1))
+            dp = dot(_head(v_refs[i][0], h, d), do, (1, 1))
             ds = (p * (dp - delta)).astype(dtype)
-            dv_sum[i, :, lanes] += _dot(p.astype(dtype), do, (1, 0))
-            dk_sum[i, :, lanes] += _dot(ds, q, (1, 0)) * scale
-            dq += _dot(_head(k_refs[i][0], h, d), ds, (0, 0))
+            dv_sum[i, :, lanes] += dot(p.astype(dtype), do, (1, 0))
+            dk_sum[i, :, lanes] += dot(ds, q, (1, 0)) * scale
+            dq += dot(_head(k_refs[i][0], h, d), ds, (0, 0))
         dqs.append(dq * scale)
     dq_ref[0] = jnp.concatenate(dqs, axis=0).T.astype(dtype)
 
-    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         dk_ref[0] = dk_sum[...].astype(dtype)
         dv_ref[0] = dv_sum[...].astype(dtype)
 
 
 def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **options):
-    """Run a kernel on a grid of (query frames, blocks of queries).
+    """Run a kernel on a grid of (query frames, blocks of heads, blocks of queries).
 
     more     further operands, as pairs of array and "queries" [n, t, c] or "rows"
-             [n, heads, t]
+             [n, blocks of heads, heads of a block, t]
     outputs  pairs of shape and, as well, "keys" [n, r, s, c]
     """
     n, t, c = q.shape
@@ -160,15 +152,17 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
     size = block_size(t, s * reads)
     heads, products = options.pop("heads"), options.pop("products")
     interpret = options.pop("interpret")
+    block = head_block(heads, c // heads)
+    width = block * (c // heads)
     specs = {
-        "queries": pl.BlockSpec((1, size, c), lambda i, j, table: (i, j, 0)),
-        "rows": pl.BlockSpec((1, heads, size), lambda i, j, table: (i, 0, j)),
-        "keys": pl.BlockSpec((1, reads, s, c), lambda i, j, table: (i, 0, 0, 0)),
+        "queries": pl.BlockSpec((1, size, width), lambda i, h, j, table: (i, j, h)),
+        "rows": pl.BlockSpec((1, 1, block, size), lambda i, h, j, table: (i, h, 0, j)),
+        "keys": pl.BlockSpec((1, reads, s, width), lambda i, h, j, table: (i, 0, 0, h)),
     }
 
-    def read(which, width):
-        def index(i, j, table):
-            return table[i * reads + which], 0, 0
+    def read(which, width, by_head):
+        def index(i, h, j, table):
+            return table[i * reads + which], 0, h if by_head else 0
 
         return pl.BlockSpec((1, s, width), index)
 
@@ -176,11 +170,11 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
     operands, in_specs = [q], [specs["queries"]]
     for array in (k, v):
         operands += [array] * reads
-        in_specs += [read(i, c) for i in each]
+        in_specs += [read(i, width, True) for i in each]
     if key_mask is not None:
         column = jnp.where(key_mask, 0, HIDDEN).astype(jnp.float32)[..., None]
         operands += [column] * reads
-        in_specs += [read(i, 1) for i in each]
+        in_specs += [read(i, 1, False) for i in each]
     operands += [array for array, _ in more]
     in_specs += [specs[kind] for _, kind in more]
     item = q.dtype.itemsize
@@ -190,18 +184,19 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
         bytes_accessed=item * n * c * (2 * t + 2 * s * reads) * products // 2,
     )
     return pl.pallas_call(
-        functools.partial(kernel, heads=heads, reads=reads, masked=key_mask is not None),
+        functools.partial(kernel, heads=block, reads=reads, masked=key_mask is not None),
         name=name,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(n, t // size),
+            grid=(n, heads // block, t // size),
             in_specs=in_specs,
             out_specs=[specs[kind] for _, kind in outputs],
             scratch_shapes=scratch,
         ),
         out_shape=[shape for shape, _ in outputs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=VMEM,
         ),
         cost_estimate=cost,
         interpret=interpret,
@@ -209,8 +204,9 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
 
 
 def _forward(q, k, v, key_mask, table, heads, interpret):
-    n, t, _ = q.shape
-    lse = jax.ShapeDtypeStruct((n, heads, t), jnp.float32)
+    n, t, c = q.shape
+    block = head_block(heads, c // heads)
+    lse = jax.ShapeDtypeStruct((n, heads // block, block, t), jnp.float32)
     outputs = (jax.ShapeDtypeStruct(q.shape, q.dtype), "queries"), (lse, "rows")
     options = {"heads": heads, "products": 2, "interpret": interpret}
     o, lse = _call(
@@ -226,7 +222,8 @@ def _backward(table, heads, interpret, residuals, do):
     more = (o, "queries"), (lse, "rows"), (do, "queries")
     per_read = jax.ShapeDtypeStruct((n, reads, s, c), k.dtype), "keys"
     outputs = (jax.ShapeDtypeStruct(q.shape, q.dtype), "queries"), per_read, per_read
-    scratch = [pltpu.VMEM((reads, s, c), jnp.float32)] * 2
+    width = c // heads * head_block(heads, c // heads)
+    scratch = [pltpu.VMEM((reads, s, width), jnp.float32)] * 2
     options = {"heads": heads, "products": 4, "interpret": interpret}
     dq, dk, dv = _call(
         _backward_kernel, "spatial_attention_backward", q, k, v, key_mask, table, more,
