@@ -6,8 +6,8 @@ products have 8 f columns, of which those of the same pixel count: a matrix unit
 wide, so f alone would leave it empty, and nothing is transposed.
 
 Vectors of relative positions (arXiv:1803.02155) are tables by offset. Their products
-with the queries have a column for each offset; row i of frames is rotated so that the
-columns become frames, and a product with zeros and ones repeats them for the pixels.
+with the queries have a column for each offset. The rows of frame i are rotated so that
+columns become key frames, and each key has a one at the column of its own frame.
 The backward pass recomputes the scores.
 """
 
@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
 
 SITES = 8  # pixels of a matrix, the rows of a register
-MAX_FRAMES = LANES // 2
+MAX_FRAMES = 32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
@@ -31,7 +31,7 @@ def temporal_attention(
 ):
     """Return softmax((q k' + q a_k') / sqrt(d) + bias) (v + a_v), [b, f, n, c].
 
-    q, k, v      [b, f, n, c], heads side by side in c = heads d; n % 8 == 0, f <= 64
+    q, k, v      [b, f, n, c], heads side by side in c = heads d; n % 8 == 0, f <= 32
     mask         bool [b or 1, f, f]: True where query frame i may read key frame j
     bias         [heads, f, f] or None
     key_table, value_table  [2 f - 1, d] or None: a_k and a_v by j - i + f - 1
@@ -133,18 +133,22 @@ def _call(kernel, name, args, outputs, heads, products, interpret):
 
 
 class _Offsets:
-    """Columns by offset of two frames <-> columns of a matrix of 8 f rows."""
+    """Columns by offset of two frames, in products that have columns by frame.
+
+    A head narrower than 128 leaves a part of the matrix units empty, so that these
+    columns next to those of a head cost little: keys and values get a one at the
+    column of their frame.
+    """
 
     def __init__(self, frames: int, dtype):
         self.frames, self.dtype = frames, dtype
-        shape = LANES, SITES * frames
-        offset = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        frame = jax.lax.broadcasted_iota(jnp.int32, shape, 1) >> 3  # of SITES rows
-        self.select = (offset == frame).astype(dtype)  # [128, 8 f]
-        self.select_twice = (offset & (MAX_FRAMES - 1) == frame).astype(dtype)
+        shape = SITES * frames, 2 * MAX_FRAMES
+        frame = jax.lax.broadcasted_iota(jnp.int32, shape, 0) >> 3  # of SITES rows
+        lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1) & (MAX_FRAMES - 1)
+        self.is_frame = (lane == frame).astype(dtype)  # [8 f, 64], twice
 
     def _rotate(self, x, sign: int):
-        """Shift the 8 rows of frame i by sign (f - 1 - i) columns."""
+        """Shift the 8 rows of frame i by sign (f - 1 - i) of 128 columns."""
         last = self.frames - 1
         rows = x.reshape(self.frames, SITES, LANES)
         turned = [
@@ -152,23 +156,23 @@ class _Offsets:
         ]
         return jnp.concatenate(turned, axis=0)
 
-    def to_pairs(self, x):
-        """x [8 f, 128], float32, by offset -> [8 f, 8 f], the same for all pixels."""
-        x = self._rotate(x, -1)  # column j is key frame j
-        if self.dtype == jnp.float32:
-            return dot(x, self.select, (1, 0), "highest")
-        # In two parts of the narrow dtype, side by side, so that nothing is rounded.
-        high = x.astype(self.dtype).astype(jnp.float32)
-        low = pltpu.roll(x - high, MAX_FRAMES, 1)
-        lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        both = jnp.where(lane < MAX_FRAMES, high, low).astype(self.dtype)
-        return dot(both, self.select_twice, (1, 0))
+    def extend_keys(self, x):
+        """[8 f, d] -> [8 f, d + 64]."""
+        return jnp.concatenate([x, self.is_frame], axis=1)
 
-    def from_pairs(self, x):
-        """x [8 f, 8 f] -> [8 f, 128]: the sums over pixels, by offset."""
-        precision = "highest" if self.dtype == jnp.float32 else None
-        sums = dot(x.astype(self.dtype), self.select, (1, 1), precision)
-        return self._rotate(sums, 1)
+    def extend_queries(self, x, table):
+        """[8 f, d] -> [8 f, d + 64]: behind x its product with the table, by frame."""
+        by_frame = self._rotate(dot(x, table, (1, 1)), -1)[:, :MAX_FRAMES]
+        # In two parts of the narrow dtype, side by side, so that nothing is rounded.
+        high = by_frame.astype(self.dtype)
+        low = (by_frame - high.astype(jnp.float32)).astype(self.dtype)
+        return jnp.concatenate([x, high, low], axis=1)
+
+    def by_offset(self, x):
+        """[8 f, 64] by frame, from `extend_keys`, -> [8 f, 128] by offset."""
+        rest = jnp.zeros((x.shape[0], LANES - MAX_FRAMES), jnp.float32)
+        x = jnp.concatenate([x[:, :MAX_FRAMES], rest], axis=1)
+        return self._rotate(x, 1).astype(self.dtype)
 
 
 def _matrices(ref, start: int):
@@ -182,17 +186,17 @@ def _pixels(x, frames: int):
     return x.reshape(frames, SITES, x.shape[-1])
 
 
-def _weights(q, k, h, offsets, hidden, bias_ref, key_table):
-    """Return the softmax of one head, [8 f, 8 f] in float32."""
-    scores = dot(q, k, (1, 1))
+def _exps(q, k, h, offsets, hidden, bias_ref, key_table):
+    """Return exp(scores - maximum) of one head, [8 f, 8 f], and its sums [8 f, 1]."""
+    scale = 1 / math.sqrt(q.shape[-1])
     if key_table is not None:
-        scores += offsets.to_pairs(dot(q, key_table, (1, 1)))
-    scores *= 1 / math.sqrt(q.shape[-1])
+        q, k = offsets.extend_queries(q, key_table), offsets.extend_keys(k)
+    scores = dot(q, k, (1, 1)) * scale
     if bias_ref is not None:
         scores += bias_ref[h]
     scores += hidden
     exps = jnp.exp(scores - scores.max(axis=1, keepdims=True))
-    return exps / exps.sum(axis=1, keepdims=True)
+    return exps, exps.sum(axis=1, keepdims=True)
 
 
 def _split(refs, has):
@@ -215,11 +219,14 @@ def _forward_kernel(q_ref, k_ref, v_ref, hidden_ref, *refs, heads: int, has: tup
         for h in range(heads):
             lanes = slice(h * d, (h + 1) * d)
             q_h, k_h = q[:, lanes], k[:, lanes]
-            p = _weights(q_h, k_h, h, offsets, hidden, bias_ref, key_table)
-            out = dot(p.astype(dtype), v[:, lanes], (1, 0))
+            p, total = _exps(q_h, k_h, h, offsets, hidden, bias_ref, key_table)
+            v_h = v[:, lanes]
             if value_table is not None:
-                by_offset = offsets.from_pairs(p).astype(dtype)
-                out += dot(by_offset, value_table, (1, 0))
+                v_h = offsets.extend_keys(v_h)
+            out = dot(p.astype(dtype), v_h, (1, 0)) / total
+            if value_table is not None:
+                by_offset = offsets.by_offset(out[:, d:])
+                out = out[:, :d] + dot(by_offset, value_table, (1, 0))
             outs.append(out)
         groups.append(_pixels(jnp.concatenate(outs, axis=1), f))
     o_ref[0] = jnp.concatenate(groups, axis=1).astype(dtype)
@@ -249,20 +256,25 @@ def _backward_kernel(q_ref, k_ref, v_ref, hidden_ref, *refs, heads: int, has: tu
         for h in range(heads):
             lanes = slice(h * d, (h + 1) * d)
             q_h, k_h, v_h, do_h = (x[:, lanes] for x in (q, k, v, do))
-            p = _weights(q_h, k_h, h, offsets, hidden, bias_ref, key_table)
-            dp = dot(do_h, v_h, (1, 1))
-            if value_table is not None:
-                dp += offsets.to_pairs(dot(do_h, value_table, (1, 1)))
-                by_offset = offsets.from_pairs(p).astype(dtype)
-                dvalues_ref[0, 0] += dot(by_offset, do_h, (0, 0))
+            p, total = _exps(q_h, k_h, h, offsets, hidden, bias_ref, key_table)
+            p = p / total
+            if value_table is None:
+                dp = dot(do_h, v_h, (1, 1))
+            else:
+                queries = offsets.extend_queries(do_h, value_table)
+                dp = dot(queries, offsets.extend_keys(v_h), (1, 1))
+                sums = dot(p.astype(dtype), offsets.is_frame, (1, 0))
+                dvalues_ref[0, 0] += dot(offsets.by_offset(sums), do_h, (0, 0))
             ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))
             if dbias_ref is not None:
                 dbias_ref[0, h] += ds
             ds = (ds * scale).astype(dtype)
-            dq = dot(ds, k_h, (1, 0))
-            if key_table is not None:
-                by_offset = offsets.from_pairs(ds).astype(dtype)
-                dq += dot(by_offset, key_table, (1, 0))
+            if key_table is None:
+                dq = dot(ds, k_h, (1, 0))
+            else:
+                dq = dot(ds, offsets.extend_keys(k_h), (1, 0))
+                by_offset = offsets.by_offset(dq[:, d:])
+                dq = dq[:, :d] + dot(by_offset, key_table, (1, 0))
                 dkeys_ref[0, 0] += dot(by_offset, q_h, (0, 0))
             grads.append(
                 (dq, dot(ds, q_h, (0, 0)), dot(p.astype(dtype), do_h, (0, 0)))
