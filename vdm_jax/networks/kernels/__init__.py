@@ -1,4 +1,4 @@
-"""Pallas kernels for TPUs: what XLA leaves in memory between products stays on the chip.
+"""Pallas kernels for TPUs: what XLA writes to memory stays on the chip.
 
 Each has a backward pass of its own and equals the dense form in attention.py.
 """

@@ -22,7 +22,7 @@ def head_block(heads: int, d: int) -> int:
 
 
 def dot(a, b, contract: tuple[int, int], precision=None):
-    """Return the product over axis contract[0] of a and contract[1] of b, in float32."""
+    """Return the product over one axis of a and one of b, in float32."""
     dims = ((contract[:1], contract[1:]), ((), ()))
     wide = {"preferred_element_type": jnp.float32, "precision": precision}
     return jax.lax.dot_general(a, b, dims, **wide)

@@ -23,15 +23,12 @@ from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
 
 MAX_SCORES = 2**19  # numbers, 2 MiB in float32: one head's scores of a block
 Table = tuple[tuple[int, ...], ...]
-MAX_KEY_BYTES = 20 * 2**20  # of all keys that a frame reads
+MAX_KEYS = 2**21  # numbers of the keys of a block of heads, as those of the values
 
 
-def fits(keys: int, width: int, itemsize: int) -> bool:
-    """Return whether the keys that a frame reads fit in the chip's vector memory.
-
-    keys: their number; width: of all heads together.
-    """
-    return keys * width * itemsize <= MAX_KEY_BYTES
+def fits(keys: int, heads: int, d: int) -> bool:
+    """Return whether the keys that a frame reads fit in the chip's vector memory."""
+    return keys * head_block(heads, d) * d <= MAX_KEYS
 
 
 def block_size(queries: int, keys: int) -> int:
@@ -184,7 +181,9 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
         bytes_accessed=item * n * c * (2 * t + 2 * s * reads) * products // 2,
     )
     return pl.pallas_call(
-        functools.partial(kernel, heads=block, reads=reads, masked=key_mask is not None),
+        functools.partial(
+            kernel, heads=block, reads=reads, masked=key_mask is not None
+        ),
         name=name,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,

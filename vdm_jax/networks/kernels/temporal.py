@@ -13,6 +13,7 @@ The backward pass recomputes the scores.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,10 @@ def temporal_attention(
 
 def _forward(q, k, v, mask, bias, key_table, value_table, heads, interpret):
     args = q, k, v, mask, bias, key_table, value_table
-    outputs = (jax.ShapeDtypeStruct(q.shape, q.dtype), "pixels"),
-    (o,) = _call(_forward_kernel, "temporal_attention", args, outputs, heads, 2, interpret)
+    outputs = ((jax.ShapeDtypeStruct(q.shape, q.dtype), "pixels"),)
+    (o,) = _call(
+        _forward_kernel, "temporal_attention", args, outputs, heads, 2, interpret
+    )
     return o, args
 
 
@@ -238,9 +241,9 @@ def _backward_kernel(q_ref, k_ref, v_ref, hidden_ref, *refs, heads: int, has: tu
     _, f, sites, c = q_ref.shape
     d, dtype = c // heads, q_ref.dtype
     scale = 1 / math.sqrt(d)
-    dbias_ref = refs.pop(0) if has[0] else None
-    dkeys_ref = refs.pop(0) if has[1] else None
-    dvalues_ref = refs.pop(0) if has[2] else None
+    dbias_ref: Any = refs.pop(0) if has[0] else None
+    dkeys_ref: Any = refs.pop(0) if has[1] else None
+    dvalues_ref: Any = refs.pop(0) if has[2] else None
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -276,9 +279,7 @@ def _backward_kernel(q_ref, k_ref, v_ref, hidden_ref, *refs, heads: int, has: tu
                 by_offset = offsets.by_offset(dq[:, d:])
                 dq = dq[:, :d] + dot(by_offset, key_table, (1, 0))
                 dkeys_ref[0, 0] += dot(by_offset, q_h, (0, 0))
-            grads.append(
-                (dq, dot(ds, q_h, (0, 0)), dot(p.astype(dtype), do_h, (0, 0)))
-            )
+            grads.append((dq, dot(ds, q_h, (0, 0)), dot(p.astype(dtype), do_h, (0, 0))))
         groups.append(
             [_pixels(jnp.concatenate(g, axis=1), f) for g in zip(*grads, strict=True)]
         )
