@@ -16,7 +16,14 @@ from flax.core import FrozenDict
 from vdm_jax.networks import backends
 from vdm_jax.networks.attention import RELATIVE_POSITIONS, frame_attention_mask
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import GroupNorm, conv, dense, param_dtype, zeros_init
+from vdm_jax.networks.layers import (
+    GroupNorm,
+    conv,
+    dense,
+    dropout,
+    param_dtype,
+    zeros_init,
+)
 from vdm_jax.networks.spec import UNetSpec
 
 
@@ -34,7 +41,8 @@ class ResBlock(nn.Module):
         """[b, f, h, w, c] -> [b, f, h, w, channels]."""
         h = conv(nn.swish(GroupNorm(name="norm_0")(x)), self.channels, "conv_0")
         h = nn.swish(GroupNorm(name="norm_1")(h, inputs.vector))
-        h = nn.Dropout(self.spec.dropout, deterministic=not train)(h)
+        if train and self.spec.dropout:
+            h = dropout(h, self.spec.dropout, self.make_rng("dropout"))
         h = conv(h, self.channels, "conv_1", kernel_init=zeros_init)
         if x.shape[-1] != self.channels:
             x = dense(x, self.channels, "skip")

@@ -29,6 +29,7 @@ from vdm_jax.networks.layers import (
     conv,
     dense,
     depth_to_space,
+    dropout,
     layer_norm,
     param_dtype,
     zeros_init,
@@ -133,7 +134,8 @@ class SDResBlock(nn.Module):
             vector = vector[:, None] if vector.ndim == 2 else vector  # [b, 1 or f, c]
             h = h + vector[:, :, None, None]
         h = nn.swish(video_norm(h, spec, "norm_1"))
-        h = nn.Dropout(spec.dropout, deterministic=not train)(h)
+        if train and spec.dropout:
+            h = dropout(h, spec.dropout, self.make_rng("dropout"))
         h = conv(h, channels, "conv_1", kernel_init=zeros_init)
         if x.shape[-1] != channels:
             x = conv(x, channels, "skip", size=1)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdm_jax.errors import UserError
 from vdm_jax.planning.flops import product_flops
@@ -98,7 +98,8 @@ def chip_sharding(topology: str = "v5e") -> NamedSharding:
             f"no compiler for {topology}: `pip install libtpu`, and a chip that it "
             f"knows ({str(error).splitlines()[0][:120]})"
         ) from error
-    return NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+    mesh = Mesh(np.array(chips[:1]), ("chip",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def piece_cycles(
@@ -125,9 +126,9 @@ def piece_cycles(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes
     )
     former = set(folder.iterdir())
-    lowered = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed)
-    with _no_compilation_cache():  # a cached program has no schedules
-        compiled = lowered.compile()
+    # The mesh in context says for which device kernels are chosen.
+    with jax.set_mesh(sharding.mesh), _no_compilation_cache():
+        compiled = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed).compile()
     schedules = {}
     for path in set(folder.iterdir()) - former:
         if named := re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name):
