@@ -191,12 +191,15 @@ def _pixels_by_pallas(q, k, v, mask, reads):
     def local(q, k, v, mask):
         b, f, n, heads, d = q.shape
         frames, keys = k.shape[1:3]
-        q = _pad(q.reshape(b * f, n, heads * d), LANES)
-        if keys % LANES and mask is None:
+        more = spatial.padding(n, keys)
+        q = _append(q.reshape(b * f, n, heads * d), more[0])
+        if more[1] and mask is None:
             mask = jnp.ones((b, frames, keys), bool)
-        k, v = (_pad(x.reshape(b * frames, keys, heads * d), LANES) for x in (k, v))
+        k, v = (
+            _append(x.reshape(b * frames, keys, heads * d), more[1]) for x in (k, v)
+        )
         if mask is not None:
-            mask = _pad(mask.reshape(b * frames, keys), LANES)
+            mask = _append(mask.reshape(b * frames, keys), more[1])
         table = None
         if not own:
             each = np.zeros((f, 1), int) if reads is None else reads
@@ -222,7 +225,8 @@ def _frames_by_pallas(q, k, v, mask, bias, shaw):
 
     def local(q, k, v, mask, bias, *tables):
         b, f, n, heads, d = q.shape
-        q, k, v = (_pad(x.reshape(b, f, n, heads * d), 8, axis=2) for x in (q, k, v))
+        more = -n % temporal.SITES
+        q, k, v = (_append(x.reshape(b, f, n, heads * d), more, 2) for x in (q, k, v))
         interpret = platform() == "cpu"
         out: jax.Array = temporal.temporal_attention(
             q, k, v, mask, bias, *tables, heads, interpret
@@ -236,11 +240,11 @@ def _frames_by_pallas(q, k, v, mask, bias, shaw):
     return _sharded(local, axes, q, k, v, mask, bias, *tables)
 
 
-def _pad(x: jax.Array, multiple: int, axis: int = 1) -> jax.Array:
-    """Append zeros until the axis is a multiple."""
+def _append(x: jax.Array, count: int, axis: int = 1) -> jax.Array:
+    """Append zeros to an axis."""
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, widths) if widths[axis][1] else x
+    widths[axis] = (0, count)
+    return jnp.pad(x, widths) if count else x
 
 
 def _by_offset(a: jax.Array) -> jax.Array:

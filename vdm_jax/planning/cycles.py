@@ -231,8 +231,9 @@ def schedule_bundles(schedule: str) -> float:
             loops.append(nest[-1])
         nest[-1].bundles += 1
         end = re.search(r"sbr\.rel \(!(%p\w+)\)", text)
-        if end and end[1] in exits:
-            nest[-1].trips = int(exits[end[1]])
+        if end and end[1] in exits:  # of the innermost loop that is still open
+            ended = [loop for loop in loops if loop.trips is None][-1]
+            ended.trips = int(exits[end[1]])
         if "iteration index, stage = " in text and len(nest) == 2:
             nest[-1].is_grid = True
     return float(sum(loop.bundles * loop.runs() for loop in loops))

@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
 
+MAX_BLOCK = 512  # queries
 MAX_SCORES = 2**19  # numbers, 2 MiB in float32: one head's scores of a block
 Table = tuple[tuple[int, ...], ...]
 MAX_KEYS = 2**21  # numbers of the keys of a block of heads, as those of the values
@@ -31,15 +32,21 @@ def fits(keys: int, heads: int, d: int) -> bool:
     return keys * head_block(heads, d) * d <= MAX_KEYS
 
 
+def padding(queries: int, keys: int) -> tuple[int, int]:
+    """Return how many queries and keys to append so that the kernel can take them."""
+    return -queries % (LANES if queries > MAX_BLOCK else 16), -keys % 16
+
+
 def block_size(queries: int, keys: int) -> int:
     """Return the queries of a block: a multiple of 128 that divides `queries`, or all.
 
-    It is the largest one up to 512 whose scores of one head are at most MAX_SCORES.
+    It is the largest one up to MAX_BLOCK whose scores of one head are at most
+    MAX_SCORES.
     """
-    for size in (512, 256, LANES):
-        if queries % size == 0 and (size * keys <= MAX_SCORES or size == LANES):
-            return size
-    return queries
+    if queries <= MAX_BLOCK and (queries % LANES or queries * keys <= MAX_SCORES):
+        return queries
+    sizes = [n for n in (MAX_BLOCK, MAX_BLOCK // 2) if queries % n == 0]
+    return next((n for n in sizes if n * keys <= MAX_SCORES), LANES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -48,8 +55,8 @@ def spatial_attention(
 ):
     """Return softmax(q k' / sqrt(d)) v of each frame, [n, t, c].
 
-    q         [n, t, c], heads side by side in c = heads d; t % 128 == 0
-    k, v      [m, s, c]; s % 128 == 0
+    q         [n, t, c], heads side by side in c = heads d
+    k, v      [m, s, c]; of t and s `padding` is 0
     key_mask  bool [m, s]: False where no query may read the key; None for all
     table     [n][r]: the r of the m key frames that each query frame reads; None where
               each frame reads itself alone
