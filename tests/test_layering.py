@@ -35,6 +35,7 @@ LAYERS = (
     ("planning",),
     ("commands", "demo", "doctor"),
     ("export",),
+    ("planning",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}
 

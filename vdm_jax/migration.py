@@ -184,7 +184,7 @@ MOVED_FLAGS = (
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "identity", "path": "", "tile": 0},
-    "network": {"kind": "unet"},
+    "network": {"kind": "unet", "attention_backend": "auto"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
         "text_pooling": True, "clip_skip": 0,

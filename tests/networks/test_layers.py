@@ -1,5 +1,10 @@
 """Laws of the shared layers."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -139,3 +144,81 @@ def test_upsample_starts_as_nearest_neighbour(draw):
     nearest = jnp.repeat(jnp.repeat(x @ kernel[:, :3], 2, axis=2), 2, axis=3)
     np.testing.assert_allclose(upsampled, nearest, rtol=1e-5, atol=1e-6)
     assert abs(float(jnp.var(kernel)) * 4 - 1) < 1  # variance of a Dense kernel
+
+
+@pytest.mark.parametrize("mean", [0, 1, 30, 100])
+def test_group_norm_of_bfloat16_reads_once_and_loses_nothing(mean):
+    """Its error is at most that of rounding its result, at 100 times the deviation."""
+    values = np.random.default_rng(0).normal(mean, 1, (1, 2, 16, 16, 128))
+    x = jnp.asarray(values, jnp.bfloat16)
+    norm = layers.GroupNorm()
+    got = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x), np.float64)
+    groups = np.asarray(x, np.float64).reshape(1, 2, 16 * 16, 32, 4)
+    centred = groups - groups.mean((2, 4), keepdims=True)
+    exact = centred / np.sqrt(np.square(centred).mean((2, 4), keepdims=True) + 1e-6)
+    exact = exact.reshape(x.shape)
+    assert np.abs(got - exact).max() <= 2**-8 * np.abs(exact).max()
+
+
+class TestDropout:
+    """Statistics of the mask: what independent coin flips have."""
+
+    N = 2 * 3 * 16 * 16 * 64
+
+    def mask(self, seed, rate=0.3):
+        x = jnp.ones((2, 3, 16, 16, 64))
+        return np.asarray(layers.dropout(x, rate, jax.random.key(seed))) > 0
+
+    def close(self, fraction, p, n):
+        """Whether a fraction of n flips is within 5 standard deviations of p."""
+        return abs(fraction - p) < 5 * np.sqrt(p * (1 - p) / n)
+
+    @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+    def test_the_rate(self, rate):
+        kept = self.mask(0, rate)
+        assert self.close(kept.mean(), 1 - rate, self.N)
+        for axis in range(5):  # of every frame, row, column and channel
+            others = tuple(a for a in range(5) if a != axis)
+            fractions = kept.mean(others)
+            n = self.N // kept.shape[axis]
+            assert all(self.close(f, 1 - rate, n) for f in fractions)
+
+    def test_positions_keys_and_frames_are_independent(self):
+        kept, other = self.mask(0), self.mask(1)
+        pairs = {
+            "keys": (kept, other),
+            "examples": (kept[:1], kept[1:]),
+            "frames": (kept[:, :-1], kept[:, 1:]),
+            "rows": (kept[:, :, :-1], kept[:, :, 1:]),
+            "columns": (kept[..., :-1, :], kept[..., 1:, :]),
+            "channels": (kept[..., :-1], kept[..., 1:]),
+            "two channels": (kept[..., :-2], kept[..., 2:]),
+        }
+        for name, (a, b) in pairs.items():
+            assert self.close((a & b).mean(), 0.7**2, a.size), name
+
+    def test_the_rest_is_scaled_and_nothing_is_drawn_at_rate_0(self):
+        x = jnp.arange(1.0, 49).reshape(1, 2, 4, 2, 3)
+        y = layers.dropout(x, 0.25, jax.random.key(0))
+        np.testing.assert_allclose(y, np.where(np.asarray(y) > 0, x / 0.75, 0))
+        assert layers.dropout(x, 0.0, jax.random.key(0)) is x
+
+    def test_a_part_of_the_batch_has_its_part_of_the_mask(self):
+        """So it is the same on every mesh: a position decides, not the shape split."""
+        program = """
+            import jax, jax.numpy as jnp, numpy as np
+            from jax.sharding import NamedSharding, PartitionSpec as P
+            from vdm_jax.networks.layers import dropout
+            x, key = jnp.ones((4, 4, 8, 8, 16)), jax.random.key(3)
+            whole, drop = dropout(x, 0.5, key), jax.jit(lambda x: dropout(x, 0.5, key))
+            for spec in (P("a", "b"), P("a", None, "b"), P(None, None, None, "a", "b")):
+                mesh = jax.make_mesh((2, 2), ("a", "b"))
+                split = jax.device_put(x, NamedSharding(mesh, spec))
+                compiled = drop.lower(split).compile()
+                assert "all-" not in compiled.as_text(), spec
+                np.testing.assert_array_equal(compiled(split), whole)
+        """
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -39,11 +39,13 @@ element_size_in_bytes: 2048
    0x4   : >> { %226 = sbr.rel (!%p6) target = $region95 }
    0x5   :  {}
    0x6   : > { %p9 = scmp.ge.s32.totalorder %s22, 12 /* loop exit test */ }
-   0x7   : > { %20 = sbr.rel (!%p9) target = $region106 }
-   0x8   :  { %21 = vsyncpa [#allocation5], 1 }
+   0x7   : > { %21 = sadd.s32 1, %s22 }
+   0x8   :  { %20 = sbr.rel (!%p9) target = $region106 }
+   0x9   :  { %21 = vsyncpa [#allocation5], 1 }
 """
-# Outside 3 bundles; a grid of 10, which turns twice more; inside of it a loop of 8.
-BUNDLES = 3 + 10 * (3 + 8 * 3)
+# Outside 4 bundles, as a branch alone has no mark; a grid of 10, which turns twice
+# more; inside of it a loop of 8.
+BUNDLES = 4 + 10 * (3 + 8 * 3)
 
 
 def test_bundles_of_nested_loops():

@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from vdm_jax.networks.attention import (
-    RELATIVE_POSITIONS,
-    attention,
-    frame_attention_mask,
-)
+from vdm_jax.networks import backends
+from vdm_jax.networks.attention import RELATIVE_POSITIONS, frame_attention_mask
 from vdm_jax.networks.inputs import Inputs
-from vdm_jax.networks.layers import GroupNorm, conv, dense, param_dtype, zeros_init
+from vdm_jax.networks.layers import (
+    GroupNorm,
+    conv,
+    dense,
+    dropout,
+    param_dtype,
+    zeros_init,
+)
 from vdm_jax.networks.spec import UNetSpec
 
 
@@ -37,7 +41,8 @@ class ResBlock(nn.Module):
         """[b, f, h, w, c] -> [b, f, h, w, channels]."""
         h = conv(nn.swish(GroupNorm(name="norm_0")(x)), self.channels, "conv_0")
         h = nn.swish(GroupNorm(name="norm_1")(h, inputs.vector))
-        h = nn.Dropout(self.spec.dropout, deterministic=not train)(h)
+        if train and self.spec.dropout:
+            h = dropout(h, self.spec.dropout, self.make_rng("dropout"))
         h = conv(h, self.channels, "conv_1", kernel_init=zeros_init)
         if x.shape[-1] != self.channels:
             x = dense(x, self.channels, "skip")
@@ -74,7 +79,7 @@ class SpatialAttention(SelfAttention):
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: Inputs):
         """Over the pixels."""
-        return attention(q, k, v)
+        return backends.over_pixels(q, k, v, backend=self.spec.attention_backend)
 
 
 class LinearAttention(SelfAttention):
@@ -106,10 +111,12 @@ class TemporalAttention(SelfAttention):
         """Over the frames."""
         mask = None
         if inputs.frame_mask is not None:
-            mask = frame_attention_mask(inputs.frame_mask)[:, None]
-        q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, v))  # [b, hw, f, heads, d]
-        position = RELATIVE_POSITIONS[self.spec.relative_position](name="position")(q)
-        return jnp.swapaxes(attention(q, k, v, mask=mask, **position), 1, 2)
+            mask = frame_attention_mask(inputs.frame_mask)
+        by_pixel = jnp.swapaxes(q, 1, 2)  # [b, hw, f, heads, d]
+        kind = RELATIVE_POSITIONS[self.spec.relative_position]
+        position = kind(name="position")(by_pixel)
+        backend = self.spec.attention_backend
+        return backends.over_frames(q, k, v, mask=mask, **position, backend=backend)
 
 
 class CrossAttention(nn.Module):
@@ -140,22 +147,32 @@ class CrossAttention(nn.Module):
         null = jnp.broadcast_to(null.astype(x.dtype), shape)
         if mask is not None:
             null_first = ((0, 0),) * (mask.ndim - 1) + ((1, 0),)
-            mask = jnp.pad(mask, null_first, constant_values=True)[..., None, :]
-        y = GroupNorm(name="norm")(x).reshape(b, f * h * w, c)
+            mask = jnp.pad(mask, null_first, constant_values=True)
+            mask = mask.reshape(b, -1, 1, mask.shape[-1])
+        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
         tokens = jnp.concatenate([null, tokens], axis=-2)
+        tokens = tokens.reshape(b, -1, *tokens.shape[-2:])
         (q,) = split_heads(dense(y, c, "q", use_bias=False), self.spec, 1)
         k, v = split_heads(dense(tokens, 2 * c, "kv", use_bias=False), self.spec, 2)
-        if tokens.ndim == 3:
-            y = attention(q, k, v, mask=mask)
-        else:  # tokens of the video, then of each independent image
-            images = tokens.shape[1] - 1
-            start = (f - images) * h * w
-            both = (None, None) if mask is None else (mask[:, 0], mask[:, 1:])
-            video = attention(q[:, :start], k[:, 0], v[:, 0], mask=both[0])
-            q = q[:, start:].reshape(b, images, h * w, *q.shape[2:])
-            y = attention(q, k[:, 1:], v[:, 1:], mask=both[1])
-            y = y.reshape(b, images * h * w, *video.shape[2:])
-            y = jnp.concatenate([video, y], axis=1)
+        # Tokens of the video, then of each independent image, if they have their own.
+        start = f - (tokens.shape[1] - 1)
+        y = []
+        for frames, own in (
+            (slice(start), slice(1)),
+            (slice(start, f), slice(1, None)),
+        ):
+            if frames.start != frames.stop:
+                own_mask = None if mask is None else mask[:, own]
+                y.append(
+                    backends.over_pixels(
+                        q[:, frames],
+                        k[:, own],
+                        v[:, own],
+                        mask=own_mask,
+                        backend=self.spec.attention_backend,
+                    )  # fmt: skip
+                )
+        y = jnp.concatenate(y, axis=1)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)
 
 
@@ -190,8 +207,10 @@ class TemporalConv(nn.Module):
 
 def split_heads(x: jax.Array, spec: UNetSpec, copies: int) -> list[jax.Array]:
     """Split [..., copies c] into `copies` arrays [..., c / head_dim, head_dim]."""
-    x = x.reshape(*x.shape[:-1], -1, spec.head_dim)
-    return jnp.split(x, copies, axis=-2)
+    return [
+        part.reshape(*x.shape[:-1], -1, spec.head_dim)
+        for part in jnp.split(x, copies, axis=-1)
+    ]
 
 
 LAYERS: Mapping[str, Callable] = FrozenDict(

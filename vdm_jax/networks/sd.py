@@ -20,8 +20,8 @@ import numpy as np
 from flax.core import FrozenDict
 
 from vdm_jax.errors import UserError, check_multiple
-from vdm_jax.networks import unet3d
-from vdm_jax.networks.attention import FRAME_READS, chunked_attention, read_frames
+from vdm_jax.networks import backends, unet3d
+from vdm_jax.networks.attention import FRAME_READS
 from vdm_jax.networks.blocks import LAYERS
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
@@ -29,6 +29,7 @@ from vdm_jax.networks.layers import (
     conv,
     dense,
     depth_to_space,
+    dropout,
     layer_norm,
     param_dtype,
     zeros_init,
@@ -133,7 +134,8 @@ class SDResBlock(nn.Module):
             vector = vector[:, None] if vector.ndim == 2 else vector  # [b, 1 or f, c]
             h = h + vector[:, :, None, None]
         h = nn.swish(video_norm(h, spec, "norm_1"))
-        h = nn.Dropout(spec.dropout, deterministic=not train)(h)
+        if train and spec.dropout:
+            h = dropout(h, spec.dropout, self.make_rng("dropout"))
         h = conv(h, channels, "conv_1", kernel_init=zeros_init)
         if x.shape[-1] != channels:
             x = conv(x, channels, "skip", size=1)
@@ -145,6 +147,7 @@ class Attention(nn.Module):
 
     num_heads: int
     zero_output: bool = False  # the output starts at 0
+    backend: str = "auto"  # of backends.BACKENDS
 
     @nn.compact
     def __call__(
@@ -168,9 +171,9 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.num_heads, c // self.num_heads)
 
         q, k, v = heads(x, "q"), heads(tokens, "k"), heads(tokens, "v")
-        if reads is not None:
-            q, k, v = read_frames(q, k, v, reads)
-        y = chunked_attention(q, k, v, mask=mask).reshape(x.shape)
+        y = backends.over_pixels(
+            q, k, v, mask=mask, reads=reads, backend=self.backend
+        ).reshape(x.shape)
         if mask is not None:  # the softmax of masked scores alone would read them all
             y = jnp.where(mask.any(-1, keepdims=True), y, 0)
         start = {"kernel_init": zeros_init} if self.zero_output else {}
@@ -194,9 +197,10 @@ class TransformerBlock(nn.Module):
         own = spec.frame_reads == "own"
         reads = None if own else FRAME_READS[spec.frame_reads](frames)
         y = layer_norm(x, "self_norm")
-        x = x + Attention(num_heads, name="self_attention")(y, y, reads=reads)
+        make = functools.partial(Attention, num_heads, backend=spec.attention_backend)
+        x = x + make(name="self_attention")(y, y, reads=reads)
         y = layer_norm(x, "cross_norm")
-        attend = Attention(num_heads, name="cross_attention")
+        attend = make(name="cross_attention")
         x = x + attend(y, tokens.astype(x.dtype), mask)
         y = dense(layer_norm(x, "mlp_norm"), 8 * c, "mlp_in")
         h, gate = jnp.split(y, 2, axis=-1)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdm_jax.errors import UserError
 from vdm_jax.planning.flops import product_flops
@@ -98,7 +98,8 @@ def chip_sharding(topology: str = "v5e") -> NamedSharding:
             f"no compiler for {topology}: `pip install libtpu`, and a chip that it "
             f"knows ({str(error).splitlines()[0][:120]})"
         ) from error
-    return NamedSharding(Mesh(np.array(chips[:1]), ("chip",)), PartitionSpec())
+    mesh = Mesh(np.array(chips[:1]), ("chip",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def piece_cycles(
@@ -125,9 +126,10 @@ def piece_cycles(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes
     )
     former = set(folder.iterdir())
-    lowered = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed)
-    with _no_compilation_cache():  # a cached program has no schedules
-        compiled = lowered.compile()
+    # The mesh in context says for which device kernels are chosen.
+    with jax.set_mesh(sharding.mesh), _no_compilation_cache():
+        lowered = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed)
+        compiled = lowered.compile()  # a cached program has no schedules
     schedules = {}
     for path in set(folder.iterdir()) - former:
         if named := re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name):
@@ -230,8 +232,9 @@ def schedule_bundles(schedule: str) -> float:
             loops.append(nest[-1])
         nest[-1].bundles += 1
         end = re.search(r"sbr\.rel \(!(%p\w+)\)", text)
-        if end and end[1] in exits:
-            nest[-1].trips = int(exits[end[1]])
+        if end and end[1] in exits:  # of the innermost loop that is still open
+            ended = [loop for loop in loops if loop.trips is None][-1]
+            ended.trips = int(exits[end[1]])
         if "iteration index, stage = " in text and len(nest) == 2:
             nest[-1].is_grid = True
     return float(sum(loop.bundles * loop.runs() for loop in loops))

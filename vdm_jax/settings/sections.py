@@ -153,6 +153,11 @@ class UNet:
         "embedding of the distance of frames",
         choices="networks.attention.RELATIVE_POSITIONS",
     )
+    attention_backend: str = setting(
+        "auto",
+        "who computes attention; auto chooses by device and shape",
+        choices="networks.backends.BACKENDS",
+    )
     dropout: float = setting(0.0, "rate in residual blocks", 0, 0.999)
     remat: str = setting(
         "none",
