@@ -35,7 +35,6 @@ LAYERS = (
     ("planning",),
     ("commands", "demo", "doctor"),
     ("export",),
-    ("planning",),
 )
 LAYER = {package: i for i, packages in enumerate(LAYERS) for package in packages}
 
