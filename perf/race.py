@@ -49,7 +49,7 @@ TORCH_SIDES = ("vdp", "diffusers")
 FLAGS = {"dim": "dim", "batch": "batch", "frames": "num_frames", "side": "side"}
 # Of the vdp layout, relative to video-diffusion-pytorch: seconds, seconds, peak memory.
 TARGETS = {"train": 0.35, "sample": 0.20, "memory": 0.9}
-COLD, WARM = 25, 12  # seconds to the end of the first training step
+COLD, WARM = 20, 8  # seconds to the end of the first training step
 NAMES = {
     "train": "training step, s",
     "sample": "sampling step, s",

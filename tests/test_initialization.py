@@ -123,6 +123,7 @@ def test_a_parameter_depends_on_key_and_path_alone():
 
 
 def test_a_draw_that_two_parameters_share_is_made_once():
+    @jax.jit
     def init(key):
         value = jax.random.normal(key, (5,))
         return {"a": value, "b": 2 * value}

@@ -1,11 +1,14 @@
 """Starting from another model: what is absent starts new, wider kernels read zeros."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vdm_jax.errors import UserError
+from vdm_jax.training import trainer
 from vdm_jax.training.init import start_from
 
 LOADED = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"bias": jnp.full(3, 2.0)}}
@@ -46,3 +49,15 @@ def test_absent_leaves_keep_their_start_and_wider_kernels_read_zeros():
 def test_what_no_pattern_allows_is_named(wanted, new, widen, message):
     with pytest.raises(UserError, match=f"other holds another model .*{message}"):
         start(wanted, new, widen)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_state_is_a_copy_of_its_parameters(on_device):
+    """It is donated, and updated in place, while the parameters stay valid."""
+    expected = np.arange(64.0 * 1024, dtype=np.float32)
+    params: Any = jax.device_put(expected) if on_device else expected.copy()
+    placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    add = jax.jit(lambda a: a + 1, donate_argnums=0)
+    state = add(trainer._copy_to(params, placement))
+    np.testing.assert_array_equal(state, expected + 1)
+    np.testing.assert_array_equal(params, expected)
