@@ -27,7 +27,7 @@ def compiled(monkeypatch):
     """Replace the compiler of TPUs by one that says GATHERED of every program."""
 
     @contextlib.contextmanager
-    def compiling(work, topology, whole=False):
+    def compiling(work, topology, index=0, whole=False):
         memory = 2**34 + 1 if whole else None
         fits = False if whole else None
         yield lambda limit: Compilation(GATHERED, memory, fits)

@@ -50,6 +50,8 @@ class Plan:
     compilation: of the main program.
     other_meshes: the best of the same topology.
     pieces: of the main program, () where cycles were not computed.
+    decoder_memory: bytes of the chip that decodes, its state included; None without a
+      decoder, and where it was not compiled.
     """
 
     work: Work
@@ -62,6 +64,7 @@ class Plan:
     compilation: Compilation
     other_meshes: tuple[MeshEstimate, ...]
     pieces: tuple[PieceCycles, ...] = ()
+    decoder_memory: int | None = None
 
     @property
     def batch(self) -> int:
@@ -75,10 +78,11 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory of the whole program, or the least of it that the pieces show."""
-        if self.compilation.memory is not None or not self.pieces:
-            return self.compilation.memory
-        return self.state_bytes + max(piece.memory for piece in self.pieces)
+        """Memory at the peak of all programs, or the least of it that pieces show."""
+        known = [self.compilation.memory, self.decoder_memory]
+        if self.compilation.memory is None and self.pieces:
+            known += [self.state_bytes + piece.memory for piece in self.pieces]
+        return max((size for size in known if size is not None), default=None)
 
     @property
     def cycles(self) -> float | None:
@@ -115,6 +119,7 @@ class Plan:
             "parameters": self.parameters,
             "state_bytes": self.state_bytes,
             "memory_bytes": self.memory_bytes,
+            "decoder_memory_bytes": self.decoder_memory,
             "memory_of_pieces": self.compilation.memory is None and bool(self.pieces),
             "fits": self.compilation.fits,
             "collective_bytes": collectives.total_bytes,
@@ -161,10 +166,18 @@ def make_plan(
         meshes = estimate_meshes(work, topology, main)
         state_bytes = chip_bytes(abstract_mesh(axes), main.state, _param_rules(work))
         compilation = wait(WHOLE_LIMIT)
+    decoder_memory = None
+    if whole and others:
+        [decoder] = others
+        with compiling(work, topology, index=1, whole=True) as wait:
+            if (size := wait(WHOLE_LIMIT).memory) is not None:
+                own = chip_bytes(abstract_mesh({}), decoder.state, _param_rules(work))
+                decoder_memory = state_bytes - own + size
     return Plan(
         work, topology, {name: n for name, n in axes.items() if n > 1}, main.calls,
         sum(leaf.size for leaf in jax.tree.leaves(main.params)), state_bytes, flops,
         compilation, tuple(meshes[:MAX_OTHER_MESHES]), tuple(pieces),
+        decoder_memory,
     )  # fmt: skip
 
 
