@@ -200,6 +200,19 @@ def test_a_program_of_a_plan_is_that_of_the_command():
     assert form(planned) == form(seen[0])
 
 
+def test_videos_larger_than_this_machine_are_planned():
+    """A batch of the largest stage has 360 GiB of low-resolution channels alone."""
+    config = imagen_video.get_config("smoke").unlock()
+    config.video.update(frames=128, height=768, width=1280)
+    config.network.levels = config.network.levels[:1]
+    config.network.mid_layers = ()
+    for kind in ("train", "sample"):
+        work = work_of(config, kind, batch=256)
+        [program] = programs.make_programs(work, sharding.make_mesh())
+        largest = max(map(bytes_of, jax.tree.leaves(program.args)))
+        assert largest >= 256 * 128 * 768 * 1280 * 3
+
+
 def test_control_video_is_planned_by_an_image_model():
     config = controlled_config()
     config.control = {"kinds": ("edges",), "hint_channels": (6,)}

@@ -191,7 +191,9 @@ def max_tokens(config: Any) -> int:
     return MAX_TOKENS.get(config.network.kind, DEFAULT_MAX_TOKENS)
 
 
-def _with_tokens(shape: Any, tokens: int, is_mask: bool) -> jax.ShapeDtypeStruct:
+def _with_tokens(
+    shape: jax.ShapeDtypeStruct, tokens: int, is_mask: bool
+) -> jax.ShapeDtypeStruct:
     """Return the shape of text [..., tokens, dim], or of its mask, of so many."""
     axis = len(shape.shape) - (1 if is_mask else 2)
     sizes = (*shape.shape[:axis], tokens, *shape.shape[axis + 1 :])
@@ -257,8 +259,11 @@ def _inputs(
     model: DiffusionModel, batch: int, tokens: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the conditions of a batch that sampling is given, as shapes."""
-    null = jax.eval_shape(lambda: model.null_conditions((batch,)))
-    shapes = {name: null[name] for name in model.batch_arrays}
+    null = model.null_conditions((1,))
+    shapes = {
+        name: jax.ShapeDtypeStruct((batch, *null[name].shape[1:]), null[name].dtype)
+        for name in model.batch_arrays
+    }
     for name in {"text", "text_mask", *NULL_TEXT} & shapes.keys():
         shapes[name] = _with_tokens(shapes[name], tokens, name.endswith("mask"))
     for name, condition in model.video_conditions:
