@@ -225,6 +225,19 @@ def test_control_video_is_planned_by_an_image_model():
     assert video.flops > 4 * image.flops  # attention reads all frames
 
 
+def test_frames_are_interpolated_in_the_steps_of_the_options_alone():
+    config = controlled_config()
+    config.control = {"kinds": ("edges",), "hint_channels": (6,)}
+    config.sample.update(steps=8, batch_size=1)
+    work = work_of(config, "sample", batch=1, system="control_video", num_frames=4)
+    plain, smoothed = plan.on_one_device(work)
+    assert (plain.calls, smoothed.calls) == (6, 2)  # smooth_steps=2
+    made = plan.make_plan(work, Topology.parse("v5e:1x1"))
+    assert made.calls == 8
+    total = plan.count_flops(plain) + plan.count_flops(smoothed)
+    assert made.flops == total
+
+
 def test_a_control_net_is_for_an_image_model_only():
     with pytest.raises(UserError, match="kind 'sd'"):
         programs.with_control(smoke_config())

@@ -45,13 +45,14 @@ class MeshEstimate:
 class Plan:
     """What a chip does in a step of training, or in sampling a batch of videos.
 
-    calls: of the main program, 1 in training, the steps of the sampler in sampling.
+    calls: of the main program, 1 in training, the steps of the sampler in sampling;
+      steps that are a program of their own count as those of the main one.
     flops: of products and convolutions, forward and backward, nothing recomputed.
     compilation: of the main program.
     other_meshes: the best of the same topology.
     pieces: of the main program, () where cycles were not computed.
-    decoder_memory: bytes of the chip that decodes, its state included; None without a
-      decoder, and where it was not compiled.
+    memories: (name, bytes of a chip at the peak) of programs next to the main one, with
+      the state that they do not read; () where they were not compiled.
     """
 
     work: Work
@@ -64,7 +65,7 @@ class Plan:
     compilation: Compilation
     other_meshes: tuple[MeshEstimate, ...]
     pieces: tuple[PieceCycles, ...] = ()
-    decoder_memory: int | None = None
+    memories: tuple[tuple[str, int], ...] = ()
 
     @property
     def batch(self) -> int:
@@ -79,7 +80,7 @@ class Plan:
     @property
     def memory_bytes(self) -> int | None:
         """Memory at the peak of all programs, or the least of it that pieces show."""
-        known = [self.compilation.memory, self.decoder_memory]
+        known = [self.compilation.memory, *(size for _, size in self.memories)]
         if self.compilation.memory is None and self.pieces:
             known += [self.state_bytes + piece.memory for piece in self.pieces]
         return max((size for size in known if size is not None), default=None)
@@ -119,7 +120,7 @@ class Plan:
             "parameters": self.parameters,
             "state_bytes": self.state_bytes,
             "memory_bytes": self.memory_bytes,
-            "decoder_memory_bytes": self.decoder_memory,
+            "memories": dict(self.memories),
             "memory_of_pieces": self.compilation.memory is None and bool(self.pieces),
             "fits": self.compilation.fits,
             "collective_bytes": collectives.total_bytes,
@@ -161,23 +162,27 @@ def make_plan(
             pieces.append(piece)
             progress(piece)
         main, *others = on_one_device(work)
-        # What is not of all chips, as a decoder, runs on the first of them.
-        flops = count_flops(main) / topology.num_chips + sum(map(count_flops, others))
+        flops = sum(
+            count_flops(each) / (1 if each.on_one_chip else topology.num_chips)
+            for each in (main, *others)
+        )
         meshes = estimate_meshes(work, topology, main)
         state_bytes = chip_bytes(abstract_mesh(axes), main.state, _param_rules(work))
         compilation = wait(WHOLE_LIMIT)
-    decoder_memory = None
-    if whole and others:
-        [decoder] = others
-        with compiling(work, topology, index=1, whole=True) as wait:
-            if (size := wait(WHOLE_LIMIT).memory) is not None:
-                own = chip_bytes(abstract_mesh({}), decoder.state, _param_rules(work))
-                decoder_memory = state_bytes - own + size
+    memories = []
+    for index, other in enumerate(others if whole else (), 1):
+        with compiling(work, topology, index=index, whole=True) as wait:
+            size = wait(WHOLE_LIMIT).memory
+        if size is not None:
+            one = abstract_mesh({} if other.on_one_chip else axes)
+            own = chip_bytes(one, other.state, _param_rules(work))
+            memories.append((other.name, state_bytes - own + size))
+    steps = sum(each.calls for each in (main, *others) if not each.on_one_chip)
     return Plan(
-        work, topology, {name: n for name, n in axes.items() if n > 1}, main.calls,
+        work, topology, {name: n for name, n in axes.items() if n > 1}, steps,
         sum(leaf.size for leaf in jax.tree.leaves(main.params)), state_bytes, flops,
         compilation, tuple(meshes[:MAX_OTHER_MESHES]), tuple(pieces),
-        decoder_memory,
+        tuple(memories),
     )  # fmt: skip
 
 

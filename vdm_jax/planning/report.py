@@ -85,9 +85,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row("memory", _gib(plan.memory_bytes), note)
     else:
         yield _row("memory", "not computed", "--cycles compiles the whole program")
-    if plan.decoder_memory is not None:
-        note = "on the chip that decodes, by the compiler"
-        yield _row("decoder's memory", _gib(plan.decoder_memory), note)
+    for name, size in plan.memories:
+        yield _row("", _gib(size), f"{name}, by the compiler")
 
 
 def _collectives(plan: Plan) -> Iterator[str]:
