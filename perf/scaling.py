@@ -44,9 +44,9 @@ CASES: dict[str, tuple[str, ...]] = {
         )
         for stage in imagen_video.STAGES
     },
-    "sd15": (*SD, "--topology=v5e:1x1", "--cycles"),
-    "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8", "--cycles"),
-    "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1", "--cycles"),
+    "sd15": (*SD, "--topology=v5e:1x1"),
+    "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8"),
+    "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1"),
     "ucf101 distilled on 16": (
         UCF101,
         "--work=distill",

@@ -249,6 +249,23 @@ def test_other_meshes_are_all_of_the_chips_and_the_first_fits():
     assert {mesh.axes.get("fsdp", 1) for mesh in made.other_meshes} == {1, 2, 4, 8, 16}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", imagen_video.STAGES)
+def test_more_chips_hold_no_more_of_a_state(stage):
+    """Also where the widths of a stage do not divide by the number of chips."""
+    config = programs.complete(imagen_video.get_config(stage), 512, "train", {})
+    model = build.build_model(config)
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    rules = config.mesh.param_rules
+    sizes = [
+        plan.chip_bytes(plan.abstract_mesh({"fsdp": chips}), params, rules)
+        for chips in (16, 256, 512)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    whole = bytes_of(params)
+    assert sizes[1] < 1.5 * whole / 256 + 2**24
+
+
 def test_a_state_that_does_not_fit_is_ranked_behind():
     """The state of 1.15 B parameters is 17 GiB: no copy on each chip of 16 GiB."""
     config = sd_config()
