@@ -3,8 +3,9 @@
     pip install -r requirements-plan.txt && python -m perf.scaling [--only=NAME,...]
 
 Each case is a run of plan.py, in a process of its own. Stable Diffusion's is a folder
-with the files config.json of version 1.5 and no weights. Writes perf/scaling.json, of
-which --only replaces the cases that it names.
+with the files config.json of version 1.5 and no weights. Cases of an H100 run where
+jax[cuda13] is installed, the others where libtpu is. Writes perf/scaling.json, of which
+the cases that did not run stay.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from configs import imagen_video
 from perf import rows
 from tests.parity.sd_cases import PUBLISHED
 from vdm_jax import files
+from vdm_jax.errors import UserError
+from vdm_jax.planning import topology
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m perf.scaling"
@@ -41,15 +44,19 @@ CASES: dict[str, tuple[str, ...]] = {
         )
         for stage in imagen_video.STAGES
     },
-    "sd15": (*SD, "--topology=v5e:1x1", "--cycles"),
-    "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8", "--cycles"),
-    "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1", "--cycles"),
+    "sd15": (*SD, "--topology=v5e:1x1"),
+    "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8"),
+    "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1"),
     "ucf101 distilled on 16": (
         UCF101,
         "--work=distill",
         "--topology=v5e:4x4",
         "--mesh=fsdp=16",
     ),
+    "ucf101 on h100": (UCF101, "--topology=h100:8", "--mesh=fsdp=8"),
+    "sd15 on h100": (*SD, "--topology=h100:1"),
+    "sd15 batch 8 on h100": (*SD, "--topology=h100:1", "--batch_per_chip=8"),
+    "control_video on h100": (*CONTROL_VIDEO, "--topology=h100:1"),
 }
 FIGURES = {  # key -> (name, divisor)
     "state_bytes": ("state, GiB a chip", 2**30),
@@ -93,6 +100,16 @@ def write_sd15(folder: Path) -> None:
     files.write_json(folder / "model_index.json", index)
 
 
+def can_run(name: str) -> bool:
+    """Return whether the compiler of a case is installed here."""
+    text = next(flag for flag in CASES[name] if flag.startswith("--topology="))
+    try:
+        topology.check_compiler(topology.Topology.parse(text.partition("=")[2]))
+    except UserError:
+        return False
+    return True
+
+
 def run(flags: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """Return the figures of a run of plan.py, and its seconds."""
     out = folder / "plan.json"
@@ -119,10 +136,28 @@ def make_rows(cases: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def table(cases: dict[str, dict[str, Any]]) -> str:
+    """Return the cases as the table of docs/scaling.md."""
+    head = ["", "chips", "mesh", "batch", "state", "memory", "collectives", "calls"]
+    lines = [[*head, "FLOPs"], ["---"] * (len(head) + 1)]
+    for name, case in cases.items():
+        mesh = ", ".join(f"{axis}={n}" for axis, n in case["mesh"].items())
+        sizes = (case[key] for key in ("state_bytes", "memory_bytes"))
+        moved = case["collective_bytes"]
+        lines.append(
+            [
+                name, case["topology"], mesh, f"{case['batch']:,}",
+                *(f"{n / 2**30:.2f} GiB" if n else "" for n in (*sizes, moved)),
+                f"{case['collective_calls']:,}", f"{case['flops'] / 1e12:.1f} TFLOP",
+            ]
+        )  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     """Plan, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--only", default=",".join(filter(can_run, CASES)))
     cases = json.loads(FILE.read_text())["cases"] if FILE.is_file() else {}
     for name in parser.parse_args().only.split(","):
         with tempfile.TemporaryDirectory() as temporary:
@@ -132,6 +167,7 @@ def main() -> None:
             cases[name] = run(CASES[name], folder)
         cases = {name: cases[name] for name in CASES if name in cases}
         rows.write(FILE, make_rows(cases), cases=cases)
+    print(table(cases))
 
 
 if __name__ == "__main__":

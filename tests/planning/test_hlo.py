@@ -47,10 +47,16 @@ def scattered(x):
 def exchanged(x):
     return jax.lax.all_to_all(x.reshape(8, 8), "d", 0, 0).reshape(4, 16)
 
+def twice(x):
+    return gathered(gathered(x))
+
 @functools.partial(shard, out_specs=P("d"))
-def branch(x):
-    once, twice = gathered, lambda x: gathered(gathered(x))
-    return jax.lax.cond(x.sum() > 0, once, twice, x)
+def second_branch(x):
+    return jax.lax.cond(x.sum() > 0, twice, gathered, x)
+
+@functools.partial(shard, out_specs=P("d"))
+def first_branch(x):
+    return jax.lax.cond(x.sum() > 0, gathered, twice, x)
 
 @functools.partial(shard, out_specs=P("d"))
 def until(x):
@@ -61,7 +67,8 @@ def counted(function):
     found = hlo.count_collectives(text)
     return found.by_kind(), found.open_loops, found.link_bytes
 
-names = "loop", "nested", "reduced", "scattered", "exchanged", "branch", "until"
+names = "loop", "nested", "reduced", "scattered", "exchanged", "until"
+names += "first_branch", "second_branch"
 print(json.dumps({name: counted(globals()[name]) for name in names}))
 """
 EXPECTED = {
@@ -70,7 +77,8 @@ EXPECTED = {
     "reduced": ("all-reduce", 1, 256, 0),
     "scattered": ("reduce-scatter", 1, 256, 0),
     "exchanged": ("all-to-all", 1, 256, 0),
-    "branch": ("all-gather", 2, 2 * 8 * 256, 0),
+    "first_branch": ("all-gather", 2, 2 * 8 * 256, 0),
+    "second_branch": ("all-gather", 2, 2 * 8 * 256, 0),
     "until": ("all-gather", 1, 8 * 256, 1),
 }
 

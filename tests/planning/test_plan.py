@@ -27,7 +27,7 @@ def compiled(monkeypatch):
     """Replace the compiler of TPUs by one that says GATHERED of every program."""
 
     @contextlib.contextmanager
-    def compiling(work, topology, whole=False):
+    def compiling(work, topology, index=0, whole=False):
         memory = 2**34 + 1 if whole else None
         fits = False if whole else None
         yield lambda limit: Compilation(GATHERED, memory, fits)
@@ -200,6 +200,19 @@ def test_a_program_of_a_plan_is_that_of_the_command():
     assert form(planned) == form(seen[0])
 
 
+def test_videos_larger_than_this_machine_are_planned():
+    """A batch of the largest stage has 360 GiB of low-resolution channels alone."""
+    config = imagen_video.get_config("smoke").unlock()
+    config.video.update(frames=128, height=768, width=1280)
+    config.network.levels = config.network.levels[:1]
+    config.network.mid_layers = ()
+    for kind in ("train", "sample"):
+        work = work_of(config, kind, batch=256)
+        [program] = programs.make_programs(work, sharding.make_mesh())
+        largest = max(map(bytes_of, jax.tree.leaves(program.args)))
+        assert largest >= 256 * 128 * 768 * 1280 * 3
+
+
 def test_control_video_is_planned_by_an_image_model():
     config = controlled_config()
     config.control = {"kinds": ("edges",), "hint_channels": (6,)}
@@ -212,6 +225,19 @@ def test_control_video_is_planned_by_an_image_model():
     assert video.flops > 4 * image.flops  # attention reads all frames
 
 
+def test_frames_are_interpolated_in_the_steps_of_the_options_alone():
+    config = controlled_config()
+    config.control = {"kinds": ("edges",), "hint_channels": (6,)}
+    config.sample.update(steps=8, batch_size=1)
+    work = work_of(config, "sample", batch=1, system="control_video", num_frames=4)
+    plain, smoothed = plan.on_one_device(work)
+    assert (plain.calls, smoothed.calls) == (6, 2)  # smooth_steps=2
+    made = plan.make_plan(work, Topology.parse("v5e:1x1"))
+    assert made.calls == 8
+    total = plan.count_flops(plain) + plan.count_flops(smoothed)
+    assert made.flops == total
+
+
 def test_a_control_net_is_for_an_image_model_only():
     with pytest.raises(UserError, match="kind 'sd'"):
         programs.with_control(smoke_config())
@@ -221,6 +247,23 @@ def test_other_meshes_are_all_of_the_chips_and_the_first_fits():
     made = plan.make_plan(work_of(smoke_config()), CHIPS)
     assert [math.prod(mesh.axes.values()) for mesh in made.other_meshes] == [16] * 5
     assert {mesh.axes.get("fsdp", 1) for mesh in made.other_meshes} == {1, 2, 4, 8, 16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", imagen_video.STAGES)
+def test_more_chips_hold_no_more_of_a_state(stage):
+    """Also where the widths of a stage do not divide by the number of chips."""
+    config = programs.complete(imagen_video.get_config(stage), 512, "train", {})
+    model = build.build_model(config)
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    rules = config.mesh.param_rules
+    sizes = [
+        plan.chip_bytes(plan.abstract_mesh({"fsdp": chips}), params, rules)
+        for chips in (16, 256, 512)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    whole = bytes_of(params)
+    assert sizes[1] < 1.5 * whole / 256 + 2**24
 
 
 def test_a_state_that_does_not_fit_is_ranked_behind():

@@ -14,7 +14,8 @@ from vdm_jax.planning.topology import CHIPS, Topology
 def test_a_topology_has_the_product_of_its_sizes(text, chips):
     one = Topology.parse(text)
     assert one.num_chips == chips and str(one) == text
-    assert Topology.parse(text, slices=2).num_chips == 2 * chips
+    if one.is_tpu:
+        assert Topology.parse(text, slices=2).num_chips == 2 * chips
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,10 @@ def main() -> None:
 
 def _plan() -> None:
     require_one(config="a model", workdir="a trained one")
+    _check_flags()
     from vdm_jax.planning import topology as topologies
 
     topologies.set_environment()
-    axes = parse_mesh(FLAGS.mesh)
-    topology = topologies.Topology.parse(FLAGS.topology, axes.get("slice", 1))
-    topologies.check_compiler(topology)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # JAX was imported before the flags
@@ -58,11 +56,11 @@ def _plan() -> None:
     from vdm_jax.planning import plan, programs, report
 
     runtime.configure_jax()
-    if FLAGS.system and FLAGS.work != "sample":
-        raise UserError("--system goes with --work=sample")
-    config = programs.complete(
-        _read_config(), _batch(topology.num_chips), FLAGS.work, axes
-    )
+    config, axes = _read_config(), parse_mesh(FLAGS.mesh)
+    slices = axes["slice"] if axes else config.mesh.slice
+    topology = topologies.Topology.parse(FLAGS.topology, slices)
+    topologies.check_compiler(topology)
+    config = programs.complete(config, _batch(topology.num_chips), FLAGS.work, axes)
     if FLAGS.system:
         config = programs.with_control(config)
     work = programs.Work(FLAGS.work, config, FLAGS.system or "", FLAGS.num_frames)
@@ -70,6 +68,14 @@ def _plan() -> None:
     print(report.format_plan(made))
     if FLAGS.json:
         files.write_json(FLAGS.json, made.to_json())
+
+
+def _check_flags() -> None:
+    """Raise UserError for flags that do not go with the others."""
+    if FLAGS.system and FLAGS.work != "sample":
+        raise UserError("--system goes with --work=sample")
+    if FLAGS["num_frames"].present and not FLAGS.system:
+        raise UserError("--num_frames goes with --system: a model has its own frames")
 
 
 def _print_piece(piece: Any) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,6 +126,7 @@ def _compile(
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)  # libtpu writes there, too
     os.dup2(log, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     jax.config.update("jax_enable_compilation_cache", False)  # of it nothing is dumped
     try:
         devices = topology.devices()
@@ -142,6 +144,14 @@ def _compile(
         result = compile_whole(lowered, topology, folder)
         write_cached(key, dataclasses.asdict(result))
     files.write_json(folder / RESULT, dataclasses.asdict(result))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, however it did."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _compile_for_tpu(lowered: Any, topology: Topology, folder: Path) -> Compilation:

@@ -45,11 +45,14 @@ class MeshEstimate:
 class Plan:
     """What a chip does in a step of training, or in sampling a batch of videos.
 
-    calls: of the main program, 1 in training, the steps of the sampler in sampling.
+    calls: of the main program, 1 in training, the steps of the sampler in sampling;
+      steps that are a program of their own count as those of the main one.
     flops: of products and convolutions, forward and backward, nothing recomputed.
     compilation: of the main program.
     other_meshes: the best of the same topology.
     pieces: of the main program, () where cycles were not computed.
+    memories: (name, bytes of a chip at the peak) of programs next to the main one, with
+      the state that they do not read; () where they were not compiled.
     """
 
     work: Work
@@ -62,6 +65,7 @@ class Plan:
     compilation: Compilation
     other_meshes: tuple[MeshEstimate, ...]
     pieces: tuple[PieceCycles, ...] = ()
+    memories: tuple[tuple[str, int], ...] = ()
 
     @property
     def batch(self) -> int:
@@ -75,10 +79,11 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory of the whole program, or the least of it that the pieces show."""
-        if self.compilation.memory is not None or not self.pieces:
-            return self.compilation.memory
-        return self.state_bytes + max(piece.memory for piece in self.pieces)
+        """Memory at the peak of all programs, or the least of it that pieces show."""
+        known = [self.compilation.memory, *(size for _, size in self.memories)]
+        if self.compilation.memory is None and self.pieces:
+            known += [self.state_bytes + piece.memory for piece in self.pieces]
+        return max((size for size in known if size is not None), default=None)
 
     @property
     def cycles(self) -> float | None:
@@ -115,6 +120,7 @@ class Plan:
             "parameters": self.parameters,
             "state_bytes": self.state_bytes,
             "memory_bytes": self.memory_bytes,
+            "memories": dict(self.memories),
             "memory_of_pieces": self.compilation.memory is None and bool(self.pieces),
             "fits": self.compilation.fits,
             "collective_bytes": collectives.total_bytes,
@@ -156,15 +162,27 @@ def make_plan(
             pieces.append(piece)
             progress(piece)
         main, *others = on_one_device(work)
-        # What is not of all chips, as a decoder, runs on the first of them.
-        flops = count_flops(main) / topology.num_chips + sum(map(count_flops, others))
+        flops = sum(
+            count_flops(each) / (1 if each.on_one_chip else topology.num_chips)
+            for each in (main, *others)
+        )
         meshes = estimate_meshes(work, topology, main)
         state_bytes = chip_bytes(abstract_mesh(axes), main.state, _param_rules(work))
         compilation = wait(WHOLE_LIMIT)
+    memories = []
+    for index, other in enumerate(others if whole else (), 1):
+        with compiling(work, topology, index=index, whole=True) as wait:
+            size = wait(WHOLE_LIMIT).memory
+        if size is not None:
+            one = abstract_mesh({} if other.on_one_chip else axes)
+            own = chip_bytes(one, other.state, _param_rules(work))
+            memories.append((other.name, state_bytes - own + size))
+    steps = sum(each.calls for each in (main, *others) if not each.on_one_chip)
     return Plan(
-        work, topology, {name: n for name, n in axes.items() if n > 1}, main.calls,
+        work, topology, {name: n for name, n in axes.items() if n > 1}, steps,
         sum(leaf.size for leaf in jax.tree.leaves(main.params)), state_bytes, flops,
         compilation, tuple(meshes[:MAX_OTHER_MESHES]), tuple(pieces),
+        tuple(memories),
     )  # fmt: skip
 
 

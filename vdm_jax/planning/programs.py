@@ -60,6 +60,7 @@ class Program:
       those of the model.
     calls: how often it is called for the unit of the plan, which is a step of training,
       or all steps of sampling.
+    on_one_chip: whether only the first chip runs it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Program:
     activation_rules: Any
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     calls: int = 1
+    on_one_chip: bool = False
 
     def trace(self) -> Any:
         """Return the traced program."""
@@ -196,7 +198,9 @@ def max_tokens(config: Any) -> int:
     return MAX_TOKENS.get(config.network.kind, DEFAULT_MAX_TOKENS)
 
 
-def _with_tokens(shape: Any, tokens: int, is_mask: bool) -> jax.ShapeDtypeStruct:
+def _with_tokens(
+    shape: jax.ShapeDtypeStruct, tokens: int, is_mask: bool
+) -> jax.ShapeDtypeStruct:
     """Return the shape of text [..., tokens, dim], or of its mask, of so many."""
     axis = len(shape.shape) - (1 if is_mask else 2)
     sizes = (*shape.shape[:axis], tokens, *shape.shape[axis + 1 :])
@@ -209,15 +213,17 @@ def _placed(tree: Any, mesh: Mesh, *rules: Any) -> Any:
 
 
 def _sampling(work: Work, mesh: Mesh) -> list[Program]:
-    """Return a step of the sampler, and the decoder of a model of latents."""
+    """Return a step of the sampler, and the decoder of a model of latents.
+
+    Steps of ControlVideo in which it interpolates frames are a program of their own.
+    """
     config = work.config
     image_model = model = build.build_model(config)
     own = sampling.Settings.from_config(config.sample)
-    run = sampling.Run(mesh=mesh)
+    run, wrap = sampling.Run(mesh=mesh, shared_noise=bool(work.system)), None
     if work.system:
         options = control_video.Options()
         wrap = control_video.smoother(model, own, options)
-        run = dataclasses.replace(run, wrap=wrap, shared_noise=True)
         model = control_video.video_model(model, work.num_frames, options)
     params = jax.eval_shape(image_model.init_params, jax.random.key(0))
     if codec := model.codec.param_shapes():
@@ -251,19 +257,30 @@ def _sampling(work: Work, mesh: Mesh) -> list[Program]:
     )
     zero = np.int32(0)
     args = params, (cond, uncond, None), keys, carry, table, zero, zero, weights
-    step_program = Program(
+    smoothed = len(wrap.steps) if wrap else 0
+    main = Program(
         "sampling step", run_steps, args, params, params, mesh,
-        sharding.ACTIVATION_RULES, {"program": program}, calls=own.steps,
+        sharding.ACTIVATION_RULES, {"program": program}, own.steps - smoothed,
     )  # fmt: skip
-    return [step_program, *_decoder(model, params, work.batch, mesh)]
+    others = _decoder(model, params, work.batch, mesh)
+    if wrap:
+        wrapped = {"program": dataclasses.replace(program, wrap=wrap)}
+        name = "step with interpolation"
+        others.insert(
+            0, dataclasses.replace(main, name=name, options=wrapped, calls=smoothed)
+        )
+    return [main, *others]
 
 
 def _inputs(
     model: DiffusionModel, batch: int, tokens: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the conditions of a batch that sampling is given, as shapes."""
-    null = jax.eval_shape(lambda: model.null_conditions((batch,)))
-    shapes = {name: null[name] for name in model.batch_arrays}
+    null = model.null_conditions((1,))
+    shapes = {
+        name: jax.ShapeDtypeStruct((batch, *null[name].shape[1:]), null[name].dtype)
+        for name in model.batch_arrays
+    }
     for name in {"text", "text_mask", *NULL_TEXT} & shapes.keys():
         shapes[name] = _with_tokens(shapes[name], tokens, name.endswith("mask"))
     for name, condition in model.video_conditions:
@@ -290,7 +307,7 @@ def _decoder(
     function = jax.jit(model.codec.decode)
     calls = batch * -(-model.shape[0] // chunk)
     return [
-        Program("decoder", function, (z, codec), codec, codec, one, (), calls=calls)
+        Program("decoder", function, (z, codec), codec, codec, one, (), {}, calls, True)
     ]
 
 

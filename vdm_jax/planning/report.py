@@ -36,6 +36,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     flops = f"{plan.flops / 1e12:.3g} TFLOP"
     yield _row("FLOPs", flops, "of products and convolutions, nothing recomputed")
     yield from _times(plan)
+    if len(plan.other_meshes) < 2:
+        return
     yield "Other meshes, a chip; collectives are an estimate, as if each split"
     yield "parameter were gathered whole once and each gradient reduced once:"
     for mesh in plan.other_meshes:
@@ -83,6 +85,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield _row("memory", _gib(plan.memory_bytes), note)
     else:
         yield _row("memory", "not computed", "--cycles compiles the whole program")
+    for name, size in plan.memories:
+        yield _row("", _gib(size), f"{name}, by the compiler")
 
 
 def _collectives(plan: Plan) -> Iterator[str]:

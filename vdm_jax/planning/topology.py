@@ -127,7 +127,10 @@ class Topology:
                 f"--topology={text}: {found[1]} has {dimensions} dimension(s), as "
                 f"{EXAMPLES}"
             )
-        return cls(found[1], sizes, slices)
+        topology = cls(found[1], sizes, slices)
+        if slices > 1 and not topology.is_tpu:
+            raise UserError(f"--mesh: slice={slices} is of TPUs; {text} has none")
+        return topology
 
     def __str__(self) -> str:
         """As a flag has it, with the number of slices."""

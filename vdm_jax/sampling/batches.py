@@ -249,7 +249,10 @@ def branch_conditions(
         videos |= augment_video(
             keys, video, t, codec_params, name=name, program=program
         )
-    null = model.null_conditions((batch,))
+    null = {
+        name: jnp.broadcast_to(array, (batch, *array.shape[1:]))
+        for name, array in model.null_conditions((1,)).items()
+    }
     cond = _raw_conditions(model, inputs.cond, take, null) | videos
     if inputs.negative is None:
         return cond, model.unconditional(cond)

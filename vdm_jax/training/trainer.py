@@ -308,9 +308,9 @@ def batch_shapes(
     n = (b, 1 + images) if images else (b,)
     if images:
         shapes["frame_mask"] = ((b, frames), np.bool_)
-    for name, array in model.null_conditions(n).items():
+    for name, array in model.null_conditions((1, *n[1:])).items():
         if name in model.batch_arrays:
-            shapes[name] = array.shape, array.dtype
+            shapes[name] = (b, *array.shape[1:]), array.dtype
     for _, condition in model.video_conditions:
         for name, (shape, dtype) in condition.reads.items():
             shapes[name] = (b, *shape), dtype
