@@ -212,13 +212,13 @@ def noticed(pair: list[subprocess.Popen], status: int, word: str) -> str:
     began = time.monotonic()
     try:
         out, err = pair[0].communicate(timeout=200)
+        seconds = time.monotonic() - began
     except subprocess.TimeoutExpired as error:
         raise Wrong("process 0 still runs after 200 s") from error
     finally:
         for child in pair:
             child.kill()
-            child.communicate()
-    seconds = time.monotonic() - began
+            child.wait()
     code = pair[0].returncode
     done = Done(128 - code if code < 0 else code, out, err)
     lines = [line for line in err.splitlines() if word in line]
@@ -231,9 +231,14 @@ def process_asleep(folder: Path) -> str:
     """The loader of one of two processes is stopped: that process waits in its data."""
     flags = "--config.data.workers=1", "--stall_timeout=10"
     pair = long_pair(folder / "run", *flags)
-    for loader in children_of(pair[1], b"spawn_main"):
+    loaders = children_of(pair[1], b"spawn_main")
+    for loader in loaders:
         os.kill(loader, signal.SIGSTOP)
-    return noticed(pair, 42, "process 1 on ")
+    try:
+        return noticed(pair, 42, "process 1 on ")
+    finally:
+        for loader in loaders:
+            os.kill(loader, signal.SIGKILL)
 
 
 @fault

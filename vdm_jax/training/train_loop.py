@@ -81,7 +81,7 @@ def train_loop(
         run.stop.watchdog.watching(),
     ):
         while done < num_steps and not request:
-            with jax.transfer_guard("disallow"):
+            with _no_implicit_transfer():
                 reach(done + 1, "reading a batch")
                 batch = next(data)
                 reach(done + 1, "placing a batch on the devices")
@@ -114,6 +114,16 @@ def train_loop(
     if done < num_steps:
         run.stop.exit_if_requested(f"saved step {done}")
     return state
+
+
+@contextlib.contextmanager
+def _no_implicit_transfer() -> Iterator[None]:
+    """Make transfers between host and devices errors, unless they are explicit."""
+    with (
+        jax.transfer_guard_host_to_device("disallow"),
+        jax.transfer_guard_device_to_host("disallow"),
+    ):
+        yield
 
 
 def _print_cache_hits() -> None:
