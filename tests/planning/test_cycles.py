@@ -43,7 +43,8 @@ element_size_in_bytes: 2048
    0x8   :  { %20 = sbr.rel (!%p9) target = $region106 }
    0x9   :  { %21 = vsyncpa [#allocation5], 1 }
 """
-# Outside 4 bundles, as a branch alone has no mark; a grid of 10, which turns twice more; inside of it a loop of 8.
+# Outside 4 bundles, as a branch alone has no mark; a grid of 10, which turns twice
+# more; inside of it a loop of 8.
 BUNDLES = 4 + 10 * (3 + 8 * 3)
 
 
