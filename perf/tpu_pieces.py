@@ -49,13 +49,16 @@ def piece(kind: str, width: int, size: int, changes: dict[str, Any]):
     layer: Any = ResBlock(spec, width) if kind == "residual" else LAYERS[kind](spec)
     train = {"train": True} if kind == "residual" else {}
 
-    def apply(params, x, vector, mask, seed):
+    def apply(params, x, vector, mask, seed) -> Any:
         rngs = {"dropout": jax.random.fold_in(jax.random.key(0), seed)}
         inputs = Inputs(vector=vector, frame_mask=mask)
         return layer.apply(params, x, inputs, rngs=rngs, **train)
 
     def both(params, x, vector, mask, seed, cotangent):
-        y, vjp = jax.vjp(lambda *a: apply(*a, mask, seed), params, x, vector)
+        def of(params, x, vector):
+            return apply(params, x, vector, mask, seed)
+
+        y, vjp = jax.vjp(of, params, x, vector)
         return y, vjp(cotangent)
 
     x = jax.ShapeDtypeStruct((1, FRAMES, size, size, width), jnp.bfloat16)
