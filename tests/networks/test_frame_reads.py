@@ -97,17 +97,17 @@ def test_every_frame_in_chunks_of_the_queries_equals_the_published_program(monke
     expected = recorded.load("controlvideo_unet")["attention_full"]
     x = normal("cv/input/attention", expected.shape)
     x = x.reshape(2, -1, *expected.shape[1:])
-    dense, sizes = attention.attention, []
+    dense, in_chunks, sizes = attention.attention, attention.chunked_attention, []
 
     def chunked(q, k, v, mask=None):
         scores = q.shape[0] * q.shape[-2] * k.shape[-3]  # of one query of each video
-        return attention.chunked_attention(q, k, v, mask=mask, max_scores=3 * scores)
+        return in_chunks(q, k, v, mask=mask, max_scores=3 * scores)
 
     def record(q, *others, **masks):
         sizes.append(q.shape[-3])
         return dense(q, *others, **masks)
 
-    monkeypatch.setattr(sd, "chunked_attention", chunked)
+    monkeypatch.setattr(attention, "chunked_attention", chunked)
     monkeypatch.setattr(attention, "attention", record)
     table = attention.FRAME_READS["every"](x.shape[1])
     found = attend("cv/attention", x, table, np.float32).reshape(expected.shape)

@@ -127,7 +127,8 @@ def piece_cycles(
     )
     former = set(folder.iterdir())
     # The mesh in context says for which device kernels are chosen.
-    with jax.set_mesh(sharding.mesh), _no_compilation_cache():
+    mesh: Any = sharding.mesh
+    with jax.set_mesh(mesh), _no_compilation_cache():
         lowered = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed)
         compiled = lowered.compile()  # a cached program has no schedules
     schedules = {}

@@ -165,10 +165,10 @@ class _Offsets:
 
     def extend_queries(self, x, table):
         """[8 f, d] -> [8 f, d + 64]: behind x its product with the table, by frame."""
-        per_frame = self._rotate(dot(x, table, (1, 1)), -1)[:, :MAX_FRAMES]
+        by_key = self._rotate(dot(x, table, (1, 1)), -1)[:, :MAX_FRAMES]
         # In two parts of the narrow dtype, side by side, so that nothing is rounded.
-        high = per_frame.astype(self.dtype)
-        low = (per_frame - high.astype(jnp.float32)).astype(self.dtype)
+        high = by_key.astype(self.dtype)
+        low = (by_key - high.astype(jnp.float32)).astype(self.dtype)
         return jnp.concatenate([x, high, low], axis=1)
 
     def by_offset(self, x):
