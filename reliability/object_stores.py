@@ -12,6 +12,7 @@ is a double of Google's store.
 import contextlib
 import http.client
 import json
+import logging
 import random
 import threading
 import urllib.parse
@@ -85,7 +86,8 @@ class _Passing(BaseHTTPRequestHandler):
         size = headers.get("Content-Length") if self.command == "HEAD" else len(body)
         self.send_header("Content-Length", str(size or 0))
         self.end_headers()
-        self.wfile.write(body if self.command != "HEAD" else b"")
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            self.wfile.write(body if self.command != "HEAD" else b"")
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
 
@@ -96,6 +98,7 @@ class _Passing(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[tuple[Proxy, dict[str, str]]]:
     """Serve an empty bucket; yield the proxy before it, and the environment for it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()

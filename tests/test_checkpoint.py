@@ -46,6 +46,15 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     np.testing.assert_array_equal(state["x"], np.arange(4_000_000, dtype=np.float32))
 
 
+def test_an_array_of_numpy_may_be_changed_as_soon_as_save_returns(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    x = np.ones(4_000_000, np.float32)
+    checkpoints.save(1, {"x": x}, {})
+    x[:] = 2
+    checkpoints.wait()
+    assert (np.asarray(checkpoints.arrays(1)["x"]) == 1).all()
+
+
 def test_parts_of_a_state_can_be_restored(tmp_path):
     checkpoints = saved(tmp_path, 1)
     part, _ = checkpoints.restore(1, {"ema": abstract(make(0).ema)})
@@ -227,22 +236,26 @@ def test_disk_full_leaves_the_old_steps_and_one_line(tmp_path, caplog):
 
 
 MESHES = """
-import sys
+import itertools, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from vdm_jax.checkpoint import Checkpoints
-def shaped(data, fsdp):
+def shaped(data, fsdp, spec):
     mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2,
                          devices=jax.devices()[: data * fsdp])
-    return NamedSharding(mesh, P("fsdp"))
-x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
-checkpoints = Checkpoints(sys.argv[1])
-checkpoints.save(1, {"x": jax.device_put(x, shaped(1, 8))}, {})
+    return NamedSharding(mesh, spec)
+layouts = [shaped(1, 8, P("fsdp")), shaped(8, 1, P("fsdp")), shaped(4, 2, P("fsdp")),
+           shaped(1, 4, P(None, "fsdp")), shaped(2, 4, P("fsdp", "data")),
+           shaped(1, 1, P())]
+x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+checkpoints = Checkpoints(sys.argv[1], keep=len(layouts))
+for step, layout in enumerate(layouts):
+    checkpoints.save(step, {"x": jax.device_put(x, layout)}, {})
 checkpoints.wait()
-for mesh in (8, 1), (4, 2), (1, 4), (1, 1):
-    spec = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shaped(*mesh))
-    y = checkpoints.restore(1, {"x": spec})[0]["x"]
-    assert y.sharding == spec.sharding and (np.asarray(y) == x).all(), mesh
+for step, layout in itertools.product(range(len(layouts)), layouts):
+    spec = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+    y = checkpoints.restore(step, {"x": spec})[0]["x"]
+    assert y.sharding == layout and (np.asarray(y) == x).all(), (step, layout)
 """
 
 
