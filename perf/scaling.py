@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ucf101 on 16": (UCF101, "--topology=v5e:4x4", "--mesh=fsdp=16"),
     "ucf101 on 256": (UCF101, "--topology=v5e:16x16", "--mesh=fsdp=256"),
     "ucf101 on 512": (UCF101, "--topology=v5p:8x8x8", "--mesh=fsdp=512"),
-    "ucf101 on 2 x 16": (UCF101, "--topology=v5e:4x4", "--mesh=slice=2,fsdp=16"),
+    "ucf101 on 32": (UCF101, "--topology=v5e:4x4", "--mesh=slice=2,fsdp=16"),
     **{
         f"imagen_video {stage}": (
             f"--config=configs/imagen_video.py:{stage}",
@@ -141,7 +141,7 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
     head = ["", "chips", "mesh", "batch", "state", "memory", "collectives", "calls"]
     lines = [[*head, "FLOPs"], ["---"] * (len(head) + 1)]
     for name, case in cases.items():
-        mesh = ", ".join(f"{axis}={n}" for axis, n in case["mesh"].items())
+        mesh = ",".join(f"{axis}={n}" for axis, n in case["mesh"].items())
         sizes = (case[key] for key in ("state_bytes", "memory_bytes"))
         moved = case["collective_bytes"]
         lines.append(
