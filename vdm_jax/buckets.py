@@ -32,7 +32,7 @@ from vdm_jax.storage import (
 
 BUCKET_FILE = "bucket.json"  # of a workdir: {"address": of its run in a bucket}
 PART = 1 << 24  # bytes of one request to a bucket; S3 takes 10,000 for an object
-RETRY = {"max_retries": 1000, "retry_timeout": timedelta(minutes=3)}
+RETRY: Any = {"max_retries": 1000, "retry_timeout": timedelta(minutes=3)}
 ADDRESS = re.compile(r"(gs|s3)://[^/\s?#]+(/[^/\s?#]+)+/?")
 
 

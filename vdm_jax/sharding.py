@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax import migration, partition
@@ -36,7 +36,7 @@ ACTIVATION_RULES: Rules = MeshSection.activation_rules
 PARAM_RULES: Rules = MeshSection.param_rules
 
 
-def mesh_from_config(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh_from_config(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a config's mesh section, whose rules are checked.
 
     devices: as for `make_mesh`.
@@ -53,19 +53,27 @@ def mesh_from_config(config: Any, devices: Sequence[jax.Device] | None = None) -
     return make_mesh(**axes, devices=devices)
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """Return the axes of "fsdp=4,context=2"; {} for "". data is the rest.
+
+    Raises UserError for another form, or an axis that there is not.
+    """
+    axes = dict(re.findall(r"(\w+)=([1-9]\d{0,5})(?:,|$)", text))
+    whole = ",".join(f"{axis}={n}" for axis, n in axes.items())
+    if whole != text or not axes.keys() <= {*MESH_AXES}:
+        raise UserError(
+            f"mesh={text}: axes and their devices, such as fsdp=4,context=2, of "
+            f"{', '.join(MESH_AXES)}"
+        )
+    return {axis: int(n) for axis, n in axes.items()}
+
+
 def mesh_from_text(text: str) -> Mesh:
-    """Return the mesh of "fsdp=4,context=2" over all devices; data is the rest.
+    """Return the mesh of `parse_mesh` over all devices.
 
     Raises UserError for another form, or a mesh that is not of all devices.
     """
-    found = re.findall(r"(\w+)=(\d+)(?:,|$)", text)
-    whole = ",".join(f"{axis}={n}" for axis, n in found)
-    axes = {axis: int(n) for axis, n in found}
-    if whole != text or len(axes) < len(found) or not axes.keys() <= {*MESH_AXES}:
-        raise UserError(
-            f"mesh={text!r}: axes and their devices, such as fsdp=4,context=2, of "
-            f"{', '.join(MESH_AXES)}"
-        )
+    axes: dict[str, Any] = parse_mesh(text)
     return make_mesh(**axes)
 
 
@@ -96,7 +104,7 @@ def make_mesh(
     tensor: int = 1,
     context: int = 1,
     slice: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Return a mesh over all devices; data=-1 uses those that the others leave.
 
@@ -129,7 +137,7 @@ def make_mesh(
     return Mesh(placed, [*sizes], axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _place_devices(shape: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _place_devices(shape: list[int], devices: Sequence[Any]) -> np.ndarray:
     """Return devices as an array of a shape whose first axis is the slices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -149,9 +157,9 @@ def _place_devices(shape: list[int], devices: Sequence[jax.Device]) -> np.ndarra
     )
 
 
-def axis_sizes(mesh: Mesh) -> dict[str, int]:
+def axis_sizes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
     """Return the sizes of MESH_AXES in a mesh of `make_mesh`."""
-    sizes = dict.fromkeys(MESH_AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     for factor, n in mesh.shape.items():
         sizes[str(factor).rpartition("_")[0]] *= n
     return sizes
@@ -163,7 +171,7 @@ def describe(mesh: Mesh) -> str:
     return " x ".join(f"{axis}={n}" for axis, n in sizes.items()) or "of one device"
 
 
-def batch_parts(mesh: Mesh, rules: Rules = ACTIVATION_RULES) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh, rules: Rules = ACTIVATION_RULES) -> int:
     """Return the number of parts that a large enough batch is split into."""
     sizes = axis_sizes(mesh)
     return math.prod(sizes[axis] for axis in _axes(dict(rules).get("batch")))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.run_command import ROOT, SMOKE, call
-from vdm_jax.commands.plan import parse_mesh
+from vdm_jax.commands.plan import mesh_axes
 from vdm_jax.errors import UserError
 from vdm_jax.planning import topology
 from vdm_jax.planning.topology import Topology
@@ -16,15 +16,15 @@ from vdm_jax.planning.topology import Topology
 
 def test_a_mesh_of_a_flag_is_all_axes_and_data_the_rest():
     ones = {"slice": 1, "fsdp": 1, "tensor": 1, "context": 1}
-    assert parse_mesh("fsdp=16") == ones | {"data": -1, "fsdp": 16}
-    assert parse_mesh("slice=2,data=4") == ones | {"slice": 2, "data": 4}
-    assert parse_mesh("") == {}
+    assert mesh_axes("fsdp=16") == ones | {"data": -1, "fsdp": 16}
+    assert mesh_axes("slice=2,data=4") == ones | {"slice": 2, "data": 4}
+    assert mesh_axes("") == {}
 
 
 @pytest.mark.parametrize("text", ["fsdp", "fsdp=0", "model=2", "fsdp=2,", "a=1;b=2"])
 def test_a_mesh_of_another_form_is_refused(text):
-    with pytest.raises(UserError, match="such as data=2,fsdp=8") as caught:
-        parse_mesh(text)
+    with pytest.raises(UserError, match="such as fsdp=4,context=2") as caught:
+        mesh_axes(text)
     assert text in str(caught.value)
 
 

@@ -1,6 +1,5 @@
 """plan.py: what training, sampling or distillation takes on a pod, without the pod."""
 
-import re
 import sys
 from typing import Any
 
@@ -56,7 +55,7 @@ def _plan() -> None:
     from vdm_jax.planning import plan, programs, report
 
     runtime.configure_jax()
-    config, axes = _read_config(), parse_mesh(FLAGS.mesh)
+    config, axes = _read_config(), mesh_axes(FLAGS.mesh)
     slices = axes["slice"] if axes else config.mesh.slice
     topology = topologies.Topology.parse(FLAGS.topology, slices)
     topologies.check_compiler(topology)
@@ -83,7 +82,7 @@ def _print_piece(piece: Any) -> None:
     print(f"{piece.calls} x {piece.name}", file=sys.stderr, flush=True)
 
 
-def parse_mesh(text: str) -> dict[str, int]:
+def mesh_axes(text: str) -> dict[str, int]:
     """Return the sizes of all mesh axes of a text such as data=2,fsdp=8; {} for "".
 
     Axes that it does not name are 1, and data is the rest, -1.
@@ -91,19 +90,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     Raises:
       UserError: it has another form, or an axis that there is not.
     """
-    from vdm_jax.sharding import MESH_AXES
+    from vdm_jax import sharding
 
-    axes = dict(re.findall(r"(\w+)=(\d{1,6})(?:,|$)", text))
-    whole = ",".join(f"{name}={n}" for name, n in axes.items())
-    if whole != text or not axes.keys() <= {*MESH_AXES} or "0" in axes.values():
-        raise UserError(
-            f"--mesh={text}: axes and their chips, such as data=2,fsdp=8, of "
-            f"{', '.join(MESH_AXES)}"
-        )
-    if not axes:
-        return {}
-    others = dict.fromkeys(MESH_AXES, 1) | {"data": -1}
-    return others | {name: int(n) for name, n in axes.items()}
+    axes = sharding.parse_mesh(text)
+    others = dict.fromkeys(sharding.MESH_AXES, 1) | {"data": -1}
+    return others | axes if axes else {}
 
 
 def _batch(chips: int) -> int:

@@ -239,11 +239,11 @@ def mesh_axes(work: Work, topology: Topology) -> dict[str, int]:
             f"--mesh: {named or 'data=1'} is not of the {chips} chip(s) of {topology}: "
             "their product must be that (data is the rest where it is not named)"
         )
-    parts = axes["slice"] * axes["data"] * axes["fsdp"]
+    parts = sharding.batch_parts(abstract_mesh(axes), work.config.mesh.activation_rules)
     if work.batch > parts and work.batch % parts:
         raise UserError(
             f"--batch_per_chip: {work.batch} examples are not divided evenly by "
-            f"slice x data x fsdp={parts}"
+            f"the {parts} parts of the mesh that split a batch"
         )
     return axes
 
