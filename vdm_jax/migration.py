@@ -184,7 +184,7 @@ MOVED_FLAGS = (
 # Fields younger than some files, with what those did before there was a choice.
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "identity", "path": "", "tile": 0},
-    "network": {"kind": "unet", "attention_backend": "auto"},
+    "network": {"kind": "unet"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
         "text_pooling": True, "clip_skip": 0,
@@ -291,6 +291,9 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
             fields[section] = added | fields[section]
             for name in REMOVED_FIELDS.get(section, ()):
                 fields[section].pop(name, None)
+    network = fields.get("network")
+    if isinstance(network, dict) and network["kind"] == "unet":  # it has all fields
+        fields["network"] = {"attention_backend": "auto"} | network
     return fields
 
 

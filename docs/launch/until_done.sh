@@ -3,15 +3,16 @@
 # A SIGTERM or Ctrl-C is passed on as SIGTERM; the command then saves, and is not started again.
 set -u
 
-child='' stop=''
-trap 'stop=1; kill -TERM "$child" 2>/dev/null' TERM INT
+child='' stop='' interrupted=''
+trap 'stop=1 interrupted=1; kill -TERM "$child" 2>/dev/null' TERM INT
 for ((restarts = 0; ; restarts++)); do
   "$@" &
   child=$!
-  while true; do # a signal interrupts a wait
+  while true; do
+    interrupted=''
     wait "$child"
     status=$?
-    kill -0 "$child" 2>/dev/null || break
+    [[ -n $interrupted ]] || break # a signal ends a wait, with a status of its own
   done
   case $status in
     42 | 134 | 137 | 138 | 143) ;;

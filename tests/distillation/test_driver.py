@@ -152,7 +152,8 @@ def test_a_damaged_last_checkpoint_resumes_its_round(done, teacher, tmp_path):
     kept = json.loads((workdir / "rounds.json").read_text())[:3]  # 8, 4 and 2 steps
     (workdir / "rounds.json").write_text(json.dumps(kept))
     shutil.rmtree(workdir / "rounds/0001")
-    victim = next((workdir / f"rounds/0002/checkpoints/{UPDATES}").rglob("d/*"))
+    folder = workdir / f"rounds/0002/checkpoints/{UPDATES}"
+    victim = max(folder.iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)

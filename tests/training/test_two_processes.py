@@ -76,8 +76,8 @@ TOY = textwrap.dedent("""
         state = run.resume(
             sharding.with_shardings(jax.eval_shape(new), placed),
             jax.jit(new, out_shardings=placed), data)
+        split = sharding.batch_sharding(mesh, (16, 3))
         def put(batch):
-            split = sharding.batch_sharding(mesh, (16, 3))
             if fault == "placing" and rank == "1" and data.number == 4:
                 time.sleep(600)
             x = jax.make_array_from_process_local_data(split, batch["x"])
