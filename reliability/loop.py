@@ -77,7 +77,7 @@ def main(workdir: str, steps: str, every: str, *processes: str) -> None:
         donate_argnums=0,
         out_shardings=(placed, sharding.replicated(mesh)),
     )
-    split = sharding.batch_sharding(mesh)
+    split = sharding.batch_sharding(mesh, (16, 3))
 
     def put(batch):
         return {"x": jax.make_array_from_process_local_data(split, batch["x"])}
