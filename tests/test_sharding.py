@@ -221,14 +221,16 @@ class Chip:
     id: int
     slice_index: int
     process_index: int
-    device_kind: str = "cpu"
-    platform: str = "cpu"
+    coords: tuple[int, int, int]
+    device_kind: str = "TPU v5 lite"
+    platform: str = "tpu"
+    core_on_chip: int = 0
 
 
 def test_the_slices_of_a_pod_are_an_axis_of_their_own():
     """Chips of one slice are never apart in the axis slice, whatever their order."""
     rng = np.random.default_rng(0)
-    chips = [Chip(i, i // 4, i // 4) for i in range(8)]
+    chips = [Chip(i, i // 4, i // 4, (i % 2, i // 2 % 2, 0)) for i in range(8)]
     mixed = [chips[i] for i in rng.permutation(8)]
     shape = [2, 1, 4, 1, 1]
     placed = sharding._place_devices(shape, mixed)
@@ -236,3 +238,7 @@ def test_the_slices_of_a_pod_are_an_axis_of_their_own():
     assert [{c.slice_index for c in part.flat} for part in placed] == [{0}, {1}]
     with pytest.raises(UserError, match="of 2 slices of a pod.*set slice=2"):
         sharding._place_devices([1, 1, 8, 1, 1], mixed)
+    # Two mesh axes share an axis of the network.
+    assert sharding._place_devices([2, 2, 1, 2, 1], mixed).shape == (2, 2, 1, 2, 1)
+    gpus = [dataclasses.replace(chip, platform="gpu") for chip in chips]
+    assert sharding.num_slices(chips) == 2 and sharding.num_slices(gpus) == 1

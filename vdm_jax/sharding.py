@@ -69,11 +69,11 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def mesh_from_text(text: str) -> Mesh:
-    """Return the mesh of `parse_mesh` over all devices.
+    """Return the mesh of `parse_mesh` over all devices, by default of all slices.
 
     Raises UserError for another form, or a mesh that is not of all devices.
     """
-    axes: dict[str, Any] = parse_mesh(text)
+    axes: dict[str, Any] = {"slice": num_slices()} | parse_mesh(text)
     return make_mesh(**axes)
 
 
@@ -139,10 +139,9 @@ def make_mesh(
 
 def _place_devices(shape: list[int], devices: Sequence[Any]) -> np.ndarray:
     """Return devices as an array of a shape whose first axis is the slices."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = num_slices(devices)
+    split = devices[0].platform == "tpu"  # mesh axes may share one of the network
     if slices == 1:
-        # Axes of a v5e may share an axis of its network, as `jax.make_mesh` allows.
-        split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
         return mesh_utils.create_device_mesh(
             shape, devices, allow_split_physical_axes=split
         )
@@ -152,9 +151,18 @@ def _place_devices(shape: list[int], devices: Sequence[Any]) -> np.ndarray:
             f"which have an axis of their own: set slice={slices}"
         )
     ones = [1] * (len(shape) - 1)
+    within, across = [1, *shape[1:]], [slices, *ones]
     return mesh_utils.create_hybrid_device_mesh(
-        [1, *shape[1:]], [slices, *ones], devices
+        within, across, devices, allow_split_physical_axes=split
     )
+
+
+def num_slices(devices: Sequence[Any] | None = None) -> int:
+    """Return the number of slices of a TPU pod that the devices are of, else 1."""
+    devices = jax.devices() if devices is None else devices
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def axis_sizes(mesh: Mesh | AbstractMesh) -> dict[str, int]:

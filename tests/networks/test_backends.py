@@ -73,6 +73,7 @@ def test_frames_read_frames(backend, position):
     [
         ("cudnn", (1, 1, 8, 1, 64), jnp.float32, "dtype=bfloat16"),
         ("cudnn", (1, 1, 8, 1, 160), jnp.bfloat16, "multiple of 8 up to 128"),
+        ("cudnn", (1, 1, 7, 1, 64), jnp.bfloat16, "7 queries and 7 keys"),
         ("cudnn", (1, 1, 8, 1, 64), jnp.bfloat16, "for GPUs"),
         ("pallas", (1, 1, 8, 1, 12), jnp.float32, "multiple of 8"),
         ("pallas", (1, 1, 2**16, 8, 64), jnp.bfloat16, "vector memory"),

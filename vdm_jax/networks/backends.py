@@ -56,7 +56,7 @@ def over_pixels(
         reads = None
     refusals = {
         "pallas": _refuse_pallas(q) or _refuse_keys(k, reads),
-        "cudnn": _refuse_cudnn(q),
+        "cudnn": _refuse_cudnn(q, q.shape[2], _keys(k, reads)),
     }
     chosen = _choose(backend, refusals, worthwhile=q.shape[2] >= LANES)
     if chosen == "pallas":
@@ -95,7 +95,7 @@ def over_frames(
     vectors = "relative_position=shaw adds vectors to keys" if shaw is not None else ""
     refusals = {
         "pallas": _refuse_pallas(q) or _refuse_frames(q),
-        "cudnn": vectors or _refuse_cudnn(q),
+        "cudnn": vectors or _refuse_cudnn(q, q.shape[1], k.shape[1]),
     }
     chosen = _choose(backend, refusals, worthwhile=q.shape[2] >= temporal.SITES)
     if chosen == "pallas":
@@ -113,10 +113,19 @@ def platform() -> str:
     """Return the platform that is compiled for: "tpu", "gpu" or "cpu".
 
     It is that of the mesh in context, which may be of devices that are not here.
+    "gpu" is one of NVIDIA that cuDNN's attention is for, of Ampere or later: on others
+    XLA's products are computed, as on a "cpu".
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+    if device is not None and device.platform in ("tpu", "cpu"):
+        return device.platform
+    if device is None and jax.default_backend() != "gpu":
+        return jax.default_backend()
+    here = jax.local_devices()[0]
+    if here.platform != "gpu":  # compiled for a GPU that is not here
+        return "gpu"
+    is_nvidia = "rocm" not in here.client.platform_version.lower()
+    return "gpu" if is_nvidia and float(here.compute_capability) >= 8 else "cpu"
 
 
 def _choose(backend: str, refusals: dict[str, str], worthwhile: bool) -> str:
@@ -152,8 +161,13 @@ def _refuse_pallas(q: jax.Array) -> str:
     return ""
 
 
+def _keys(k: jax.Array, reads: np.ndarray | None) -> int:
+    """Return the number of keys of a query."""
+    return k.shape[2] * (1 if reads is None else reads.shape[1])
+
+
 def _refuse_keys(k: jax.Array, reads: np.ndarray | None) -> str:
-    keys = k.shape[2] * (1 if reads is None else reads.shape[1])
+    keys = _keys(k, reads)
     if spatial.fits(keys, *k.shape[-2:]):
         return ""
     return f"{keys} keys of {k.shape[-2]} heads do not fit in a TPU's vector memory"
@@ -164,7 +178,9 @@ def _refuse_frames(q: jax.Array) -> str:
     return f"{f} frames, and its kernel has {most} at most" if f > most else ""
 
 
-def _refuse_cudnn(q: jax.Array) -> str:
+def _refuse_cudnn(q: jax.Array, queries: int, keys: int) -> str:
+    if queries % 2 or keys % 2:  # its gradient by JAX 0.10 needs even ones
+        return f"{queries} queries and {keys} keys, and cuDNN's must be even"
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         return f"cuDNN's attention has no {q.dtype}: network.dtype=bfloat16"
     if q.shape[-1] % 8 or q.shape[-1] > LANES:

@@ -29,7 +29,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.planning.flops import product_flops
 
 V5E_FLOPS_PER_CYCLE = 4 * 128 * 128 * 2  # of its four matrix units, bfloat16
-V5E_BYTES_PER_CYCLE = 545  # between a chip and its memory: 819 GB/s at 1.5 GHz
+# Between a chip and its memory: 819 GB/s at 1.5 GHz, 2765 and 1640 GB/s at 1.75 GHz.
+BYTES_PER_CYCLE = {"v5e": 545, "v5p": 1580, "v6e": 937}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Cycles:
 
     xla     cycles of XLA's instructions
     pallas  cycles of Pallas kernels: of each the larger of its bundles and its bytes
-            over V5E_BYTES_PER_CYCLE
+            over BYTES_PER_CYCLE
     flops   FLOPs of products and convolutions, as `product_flops` counts them
     memory  bytes of temporaries that the program allocates
     """
@@ -136,7 +137,8 @@ def piece_cycles(
         if named := re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name):
             schedules[named[1]] = path.read_text()
         path.unlink()
-    xla, pallas = program_cycles(str(compiled.as_text()), schedules)
+    bytes_per_cycle = BYTES_PER_CYCLE[topology]
+    xla, pallas = program_cycles(str(compiled.as_text()), schedules, bytes_per_cycle)
     analysis: Any = compiled.memory_analysis()
     flops = product_flops(fn, *shapes) if flops is None else flops
     return Cycles(xla, pallas, flops, analysis.temp_size_in_bytes)
@@ -156,12 +158,15 @@ def _no_compilation_cache() -> Iterator[None]:
         jax.config.update(name, former)
 
 
-def program_cycles(hlo: str, schedules: dict[str, str]) -> tuple[float, float]:
+def program_cycles(
+    hlo: str, schedules: dict[str, str], bytes_per_cycle: float = 545
+) -> tuple[float, float]:
     """Return the cycles of a program's own instructions, and of its Pallas kernels.
 
     Args:
       hlo: the text of the scheduled program.
       schedules: name of an instruction -> text of its final bundles.
+      bytes_per_cycle: of the chip's memory.
     """
     computations, entry = _computations(hlo)
     constants = {
@@ -187,7 +192,7 @@ def program_cycles(hlo: str, schedules: dict[str, str]) -> tuple[float, float]:
                 pending += [(name[1:], times) for name in branches[1].split(", ")[:1]]
             elif 'custom_call_target="tpu_custom_call"' in line:
                 name = line.split(" = ")[0].split("%")[-1].strip()
-                pallas += times * _kernel_cycles(line, schedules[name])
+                pallas += times * _kernel_cycles(line, schedules[name], bytes_per_cycle)
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
                 xla += times * int(cycles[1])
     return xla, pallas
@@ -206,9 +211,9 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _kernel_cycles(line: str, schedule: str) -> float:
+def _kernel_cycles(line: str, schedule: str, bytes_per_cycle: float) -> float:
     """Return the larger of a kernel's bundles and its bytes over those of a cycle."""
-    return max(schedule_bundles(schedule), _bytes(line) / V5E_BYTES_PER_CYCLE)
+    return max(schedule_bundles(schedule), _bytes(line) / bytes_per_cycle)
 
 
 def schedule_bundles(schedule: str) -> float:

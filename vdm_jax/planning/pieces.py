@@ -6,14 +6,17 @@ noise level, the noise, the loss, skips) is in no piece.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.networks import backends
 from vdm_jax.networks.control import Controlled, ControlNet
 from vdm_jax.networks.parts import REMAT_POLICIES, Block
 from vdm_jax.networks.unet3d import Down, Middle, UNet3D, Up
@@ -188,7 +191,7 @@ def _measure(
 ) -> PieceCycles:  # fmt: skip
     """Compile a function for one chip, or read what is known of it."""
     text = str(jax.make_jaxpr(function)(*shapes))
-    key = cache_key(text, topology.kind, "piece")
+    key = cache_key(text, topology.kind, "piece", _kernel_sources())
     if (known := read_cached(key)) is None:
         found = piece_cycles(function, *shapes, topology=topology.kind, flops=flops)
         known = [found.xla, found.pallas, found.memory]
@@ -197,6 +200,14 @@ def _measure(
     return PieceCycles(
         name, calls, calls * (xla + pallas), calls * pallas, calls * flops, memory
     )
+
+
+@functools.cache
+def _kernel_sources() -> str:
+    """Return the source of the kernels, which the text of a piece on a CPU lacks."""
+    networks = Path(backends.__file__).parent
+    files = [networks / "backends.py", *sorted((networks / "kernels").glob("*.py"))]
+    return "".join(path.read_text() for path in files)
 
 
 def optimiser_function(state: TrainState, train: Any) -> tuple[Callable, tuple]:

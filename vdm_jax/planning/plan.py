@@ -161,7 +161,7 @@ def make_plan(
         for piece in _pieces(work, topology, axes) if cycles else ():
             pieces.append(piece)
             progress(piece)
-        main, *others = on_one_device(work)
+        main, *others = on_one_device(work, attention_backend="xla")
         flops = sum(
             count_flops(each) / (1 if each.on_one_chip else topology.num_chips)
             for each in (main, *others)
@@ -248,12 +248,16 @@ def mesh_axes(work: Work, topology: Topology) -> dict[str, int]:
     return axes
 
 
-def on_one_device(work: Work) -> list[Program]:
+def on_one_device(work: Work, **network: Any) -> list[Program]:
     """Return the programs on a device of this machine, without rematerialisation.
 
     They have the FLOPs and the state of all chips together.
+
+    network: other settings of the network: by chunks, as a CPU computes the attention
+      of a large batch, its backward pass would compute the scores again.
     """
     config = copy.deepcopy(work.config)
+    config.network.update(network)
     if "remat" in config.network:
         config.network.remat = "none"
     config.mesh.update(dict.fromkeys(sharding.MESH_AXES, 1))

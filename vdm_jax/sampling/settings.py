@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax import sharding
 from vdm_jax.conditions.low_resolution import LowResolution, time_from_snr
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import multidiffusion, samplers, schedules
@@ -182,6 +183,7 @@ def check_settings(
     fields = settings_of(Sample) | {"seed": settings_of(TopLevel)["seed"]}
     check(fields, vars(settings) | {"num": num, "seed": seed}, "")
     check_video_memory(num, model.video_shape, f"num={num}")
+    sharding.parse_mesh(settings.mesh)
     stage = model.low_resolution
     if stage is not None:
         _check_augmentation_snr(stage, settings.augmentation_snr)

@@ -346,7 +346,7 @@ class Sampling:
     mesh: str = setting(
         "",
         "axes of the mesh and their devices, such as fsdp=4,context=2; '' splits the "
-        "batch over all",
+        "batch over all; training's previews are on its own mesh",
     )
 
 

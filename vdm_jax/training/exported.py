@@ -56,7 +56,8 @@ def compile_step(
       state, others: arrays or shapes. The others are built of dicts and lists.
       out_shardings: (a tree like the state, of the scalars); None lets XLA choose.
       identity: plain data that decides what is traced, apart from code, versions,
-        devices and the arguments. None: the step is neither read nor stored.
+        devices and the arguments. None: the step is neither read nor stored, nor is
+        that of several processes.
     """
     structure = jax.tree.structure(state)
 
@@ -72,7 +73,9 @@ def compile_step(
     function: Callable = flat
     folder = runtime.exported_dir()
     with _garbage_kept():
-        if identity is not None and folder is not None and find_spec("flatbuffers"):
+        # Of several processes, each would decide alone whether the file is there.
+        alone = jax.process_count() == 1 and find_spec("flatbuffers")
+        if identity is not None and folder is not None and alone:
             path = folder / f"{_digest(identity, structure, args)}.step"
             function = _read(path) or _export(jit(flat), args, path) or flat
         lowered = jit(function).lower(*args)
@@ -110,9 +113,9 @@ def _export(jitted: Any, args: Any, path: Path) -> Callable | None:
     """
     try:
         exported = export.export(jitted)(*args)
-    except (NotImplementedError, ValueError):  # callbacks, some custom calls
+        program = bytes(exported.serialize())
+    except (NotImplementedError, ValueError):  # callbacks, types of one's own
         return None
-    program = bytes(exported.serialize())
     try:
         files.make_folder(path.parent)
         with files.atomic_write(path, overwrite=True) as temporary:
@@ -154,11 +157,12 @@ def _digest(identity: Any, structure: Any, args: Any) -> str:
 def _sources() -> list[Path]:
     """Return the source files of this library and of what is no installed package."""
     paths = {*Path(vdm_jax.__file__).parent.rglob("*.py")}
-    installed = tuple({str(Path(p).resolve()) for p in sysconfig.get_paths().values()})
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in kinds]
     for module in [*sys.modules.values()]:
         file = getattr(module, "__file__", None)
         if file and file.endswith(".py"):
             path = Path(file).resolve()
-            if not str(path).startswith(installed):
+            if not any(path.is_relative_to(folder) for folder in installed):
                 paths.add(path)
     return sorted(paths)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax import runtime
@@ -134,7 +134,8 @@ class PreemptionSignal:
     @functools.cached_property
     def _largest(self):
         """Reduce the numbers of all processes to the largest, on the devices."""
-        mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
+        # Not by jax.make_mesh, which refuses the slices of a pod.
+        mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
         split, everywhere = NamedSharding(mesh, P("all")), NamedSharding(mesh, P())
         largest = jax.jit(jnp.max, out_shardings=everywhere)
 
