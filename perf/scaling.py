@@ -47,6 +47,13 @@ CASES: dict[str, tuple[str, ...]] = {
     "sd15": (*SD, "--topology=v5e:1x1"),
     "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8"),
     "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1"),
+    "imagen_video ssr3 sampled": (
+        "--config=configs/imagen_video.py:ssr3",
+        "--work=sample",
+        "--topology=v5e:4x4",
+        "--mesh=context=16",
+        "--batch_per_chip=0.0625",
+    ),
     "ucf101 distilled on 16": (
         UCF101,
         "--work=distill",
