@@ -135,6 +135,21 @@ def test_a_sigterm_is_passed_on_and_ends_the_restarts(tmp_path):
         assert process.stdout.read() == ""  # no second start
 
 
+def test_a_sigterm_during_the_delay_ends_the_restarts(tmp_path):
+    log = tmp_path / "starts"
+    with subprocess.Popen(
+        [FOLDER / "until_done.sh", "bash", "-c", f"echo >> {log}; exit 42"],
+        env={**os.environ, "RESTART_DELAY": "5", "MAX_RESTARTS": "1"},
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert process.stderr.readline() == "status 42: starting again\n"
+        time.sleep(0.5)  # in the delay
+        process.terminate()
+        assert process.wait(30) == 42
+    assert log.read_text() == "\n"  # one start
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """One run for all files: the first that is tested trains it, the others resume."""
