@@ -211,6 +211,32 @@ def test_slurm_requeues_on_the_documented_statuses_only(tmp_path, workdir):
         assert text == ("requeue 7\n" if status in documented() else "")
 
 
+@pytest.mark.parametrize(
+    ("statuses", "restarts", "requeued", "status"),
+    [
+        ((2, 42), 0, False, 2), ((134, 1), 0, False, 1), ((42, 134), 0, True, 134),
+        ((42, 42), 3, False, 42),
+    ],
+)  # fmt: skip
+def test_slurm_stops_if_one_task_is_final_or_after_max_restarts(
+    tmp_path, monkeypatch, statuses, restarts, requeued, status
+):
+    """srun prints each task's status, and returns the largest."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    monkeypatch.setenv("MAX_RESTARTS", "3")
+    lines = [
+        f'echo "srun: error: node{i}: task {i}: Exited with exit code {each}" >&2'
+        for i, each in enumerate(statuses)
+    ]
+    srun = "\n".join(["echo training", *lines, f"exit {max(statuses)}"])
+    command = ["bash", FOLDER / "slurm.sh"]
+    scontrol = f"touch {tmp_path}/requeued"
+    done = run_file(command, tmp_path, tmp_path, srun=srun, scontrol=scontrol)
+    assert done.returncode == status
+    assert (tmp_path / "requeued").exists() == requeued
+    assert "training\nsrun: error" in done.stdout
+
+
 def test_tpu_vm(tmp_path, workdir):
     gcloud = (
         'for last; do :; done; echo "$@" > "$HOME/called"; [[ $last == --command=* ]]'
