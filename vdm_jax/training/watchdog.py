@@ -111,16 +111,19 @@ class Watchdog:
     def _watch(self, exchange: "_Exchange", ended: threading.Event) -> None:
         interval = min(EXCHANGE_INTERVAL, self._timeout / 4)
         due = 0.0
-        try:
-            while not ended.is_set():
+        while not ended.is_set():
+            try:
                 if time.monotonic() >= due:
                     due = time.monotonic() + interval
                     exchange.publish(self._point)
                 if stuck := exchange.verdict(min(interval, VERDICT_WAIT)):
                     break
-            else:
-                return
-        except jax.errors.JaxRuntimeError:  # another process is gone: JAX ends this one
+            except jax.errors.JaxRuntimeError as error:
+                # If another process is gone, JAX ends this one.
+                reason = " ".join(str(error).split())[:200]
+                runtime.write_stderr(f"watchdog, again in {interval:g} s: {reason}")
+                ended.wait(interval)
+        else:
             return
         process, line = stuck
         runtime.write_stderr(line)
@@ -153,7 +156,8 @@ class _Exchange:
             int(key.rpartition("/")[2]): Point(*json.loads(text)) for key, text in rows
         }
         if stuck := self._late.find(points, time.monotonic()):
-            self._client.key_value_set(f"{self._name}/stuck", json.dumps(stuck))
+            key = f"{self._name}/stuck"
+            self._client.key_value_set(key, json.dumps(stuck), allow_overwrite=True)
 
     def verdict(self, seconds: float) -> tuple[int, str] | None:
         """Return what process 0 decides within so many seconds: process and line."""
