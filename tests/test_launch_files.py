@@ -66,6 +66,13 @@ def test_the_jobset_restarts_on_the_documented_statuses_and_on_no_other():
     assert worker()["backoffLimit"] == 0
 
 
+def test_each_job_of_the_jobset_is_a_node_pool():
+    """Which is a slice; two jobs in one node pool would share it."""
+    [(name, key)] = jobset()["metadata"]["annotations"].items()
+    assert name == "alpha.jobset.sigs.k8s.io/exclusive-topology"
+    assert key == "cloud.google.com/gke-nodepool"
+
+
 def test_the_probe_is_of_the_heartbeat_that_the_command_writes(tmp_path):
     [container] = worker()["template"]["spec"]["containers"]
     [path] = [

@@ -45,7 +45,8 @@ class Watchdog:
 
     A process is stuck if it has passed no point since another one went ahead of it
     `timeout` seconds ago. While all processes are at the same point none is stuck,
-    however long it lasts: a slow step, an evaluation and a save do not end a run.
+    however long it lasts: a step, an evaluation or a save that is slow on all of them
+    does not end a run.
 
     Args:
       timeout: in seconds; 0 compares nothing.
@@ -91,6 +92,7 @@ class Watchdog:
     def watching(self) -> Iterator[None]:
         """End all processes with status 42 if one is stuck inside of the block.
 
+        One that has not read the decision before process 0 ends has status 134.
         Process 0 decides; the exchange goes through JAX's coordination service and no
         device. All processes enter and leave the block together.
         """
