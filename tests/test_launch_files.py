@@ -66,6 +66,13 @@ def test_the_jobset_restarts_on_the_documented_statuses_and_on_no_other():
     assert worker()["backoffLimit"] == 0
 
 
+def test_each_job_of_the_jobset_is_a_node_pool():
+    """Which is a slice; two jobs in one node pool would share it."""
+    [(name, key)] = jobset()["metadata"]["annotations"].items()
+    assert name == "alpha.jobset.sigs.k8s.io/exclusive-topology"
+    assert key == "cloud.google.com/gke-nodepool"
+
+
 def test_the_probe_is_of_the_heartbeat_that_the_command_writes(tmp_path):
     [container] = worker()["template"]["spec"]["containers"]
     [path] = [
@@ -135,6 +142,21 @@ def test_a_sigterm_is_passed_on_and_ends_the_restarts(tmp_path):
         assert process.stdout.read() == ""  # no second start
 
 
+def test_a_sigterm_during_the_delay_ends_the_restarts(tmp_path):
+    log = tmp_path / "starts"
+    with subprocess.Popen(
+        [FOLDER / "until_done.sh", "bash", "-c", f"echo >> {log}; exit 42"],
+        env={**os.environ, "RESTART_DELAY": "5", "MAX_RESTARTS": "1"},
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert process.stderr.readline() == "status 42: starting again\n"
+        time.sleep(0.5)  # in the delay
+        process.terminate()
+        assert process.wait(30) == 42
+    assert log.read_text() == "\n"  # one start
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """One run for all files: the first that is tested trains it, the others resume."""
@@ -194,6 +216,32 @@ def test_slurm_requeues_on_the_documented_statuses_only(tmp_path, workdir):
         requeued = folder / "requeued"
         text = requeued.read_text() if requeued.exists() else ""
         assert text == ("requeue 7\n" if status in documented() else "")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "restarts", "requeued", "status"),
+    [
+        ((2, 42), 0, False, 2), ((134, 1), 0, False, 1), ((42, 134), 0, True, 134),
+        ((42, 42), 3, False, 42),
+    ],
+)  # fmt: skip
+def test_slurm_stops_if_one_task_is_final_or_after_max_restarts(
+    tmp_path, monkeypatch, statuses, restarts, requeued, status
+):
+    """srun prints each task's status, and returns the largest."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    monkeypatch.setenv("MAX_RESTARTS", "3")
+    lines = [
+        f'echo "srun: error: node{i}: task {i}: Exited with exit code {each}" >&2'
+        for i, each in enumerate(statuses)
+    ]
+    srun = "\n".join(["echo training", *lines, f"exit {max(statuses)}"])
+    command = ["bash", FOLDER / "slurm.sh"]
+    scontrol = f"touch {tmp_path}/requeued"
+    done = run_file(command, tmp_path, tmp_path, srun=srun, scontrol=scontrol)
+    assert done.returncode == status
+    assert (tmp_path / "requeued").exists() == requeued
+    assert "training\nsrun: error" in done.stdout
 
 
 def test_tpu_vm(tmp_path, workdir):

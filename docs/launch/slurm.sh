@@ -12,15 +12,25 @@
 #SBATCH --open-mode=append
 set -u
 
-status=0
+# srun returns the largest status of all tasks, which hides a final one: it names the
+# tasks that exit with another status than 0, with their statuses, on standard error.
+statuses=$(mktemp)
 srun --kill-on-bad-exit=1 \
   "${PYTHON:-.venv/bin/python}" -u train.py \
   --config="${CONFIG:-configs/vdm.py:ucf101}" \
   --workdir="${WORKDIR:-runs/ucf101}" \
   --config.data.path="${DATA-/data/tfds}" \
   --config.mesh.fsdp=16 \
-  "$@" || status=$?
-case $status in
-  42 | 134 | 137 | 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
-esac
+  "$@" 2>&1 | tee -a /dev/stderr |
+  sed -nE 's/^srun: error: .* task.*: Exited with exit code ([0-9]+)$/\1/p' >"$statuses"
+status=${PIPESTATUS[0]}
+for each in "$status" $(sort -u "$statuses"); do
+  case $each in
+    42 | 134 | 137 | 138 | 143) ;;
+    *) exit "$each" ;; # final, whatever the others return
+  esac
+done
+if [[ ${SLURM_RESTART_COUNT:-0} -lt ${MAX_RESTARTS:-100} ]]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$status"

@@ -4,16 +4,18 @@
 set -u
 
 child='' stop='' interrupted=''
-trap 'stop=1 interrupted=1; kill -TERM "$child" 2>/dev/null' TERM INT
+trap 'stop=${child:-early} interrupted=1; [[ -z $child ]] || kill -TERM "$child"' TERM INT
 for ((restarts = 0; ; restarts++)); do
   "$@" &
   child=$!
+  [[ $stop != early ]] || kill -TERM "$child" # it came before the process was known
   while true; do
     interrupted=''
     wait "$child"
     status=$?
     [[ -n $interrupted ]] || break # a signal ends a wait, with a status of its own
   done
+  child=''
   case $status in
     42 | 134 | 137 | 138 | 143) ;;
     *) exit "$status" ;;
@@ -22,5 +24,9 @@ for ((restarts = 0; ; restarts++)); do
     exit "$status"
   fi
   echo "status $status: starting again" >&2
-  sleep "${RESTART_DELAY:-10}"
+  sleep "${RESTART_DELAY:-10}" &
+  child=$! # a signal ends the delay
+  wait "$child"
+  child=''
+  [[ -z $stop ]] || exit "$status"
 done

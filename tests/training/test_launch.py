@@ -211,12 +211,33 @@ def test_a_signal_outside_of_the_loop_exits_at_once(monkeypatch, capfd, number):
     try:
         launch.exit_on_signals()
         signal.raise_signal(number)
-        assert left.get(timeout=10) == 42
+        for _ in ("the handler", "the thread"):
+            assert left.get(timeout=10) == 42
         assert f"{number.name}: exiting" in capfd.readouterr().err
         with PreemptionSignal().handling_signals():
             signal.raise_signal(number)
             time.sleep(0.1)
         assert left.empty()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def test_a_signal_does_not_change_the_status_of_an_error(monkeypatch):
+    """Slurm ends process 0 by SIGTERM as soon as another one has failed."""
+    left = []
+    before = {n: signal.getsignal(n) for n in SIGNAL_REQUESTS}
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.os, "_exit", left.append)
+    monkeypatch.setattr(
+        launch.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM)
+    )
+    try:
+        launch.exit_on_signals()
+        with pytest.raises(SystemExit):  # since os._exit returns here
+            launch.exit_process(2)
+        assert left == [2]
     finally:
         signal.set_wakeup_fd(-1)
         for n, handler in before.items():

@@ -14,7 +14,7 @@ from vdm_jax.training.stop import PreemptionSignal
 
 
 def traces(workdir):
-    return sorted((workdir / "profile").glob("plugins/profile/*/*.xplane.pb"))
+    return sorted((workdir / "profile").glob("process0/plugins/profile/*/*.xplane.pb"))
 
 
 def traced_steps(path) -> list[int]:
@@ -64,6 +64,23 @@ def test_a_trace_without_device_events_says_so(tmp_path, capsys):
         profiler.end_step(step, np.zeros(3), last=False)
     assert count_device_events(traces(tmp_path)[0]) == 0
     assert "traced up to step 2: no event of a device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", ["start_trace", "stop_trace", "nothing written"])
+def test_a_trace_that_fails_is_one_line(tmp_path, monkeypatch, capfd, failing):
+    def fail(*_):
+        raise RuntimeError("UNAVAILABLE:\nno trace today")
+
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(
+            jax.profiler, name, fail if name == failing else lambda *_: None
+        )
+    profiler = Profiler(1, 1)
+    for step in (1, 2, 3):
+        profiler.begin_step(tmp_path, np.zeros(3))
+        profiler.end_step(step, np.zeros(3), last=False)
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("no trace: ")
 
 
 @pytest.mark.parametrize("text", ["0:2", "3", "a:b", "3:0", "3:2:1", "-1:2", ""])

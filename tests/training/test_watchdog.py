@@ -1,8 +1,10 @@
 """Which process is stuck, and what a supervisor reads."""
 
 import json
+import threading
 import time
 
+import jax
 import pytest
 
 from vdm_jax.errors import UserError
@@ -82,3 +84,29 @@ def test_a_heartbeat_that_fails_later_is_reported(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(dog, "_heartbeat", tmp_path / "heartbeat.json" / "x")
     dog.reach(1, "training")
     assert "heartbeat.json" in capfd.readouterr().err
+
+
+class FailingExchange:
+    """An exchange whose first request fails, and that then names a process."""
+
+    requests = 0
+
+    def publish(self, point: Point) -> None:
+        self.requests += 1
+        if self.requests == 1:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE:\nbusy")
+
+    def verdict(self, seconds: float) -> tuple[int, str]:
+        return 1, "process 1 is stuck"
+
+
+def test_a_request_that_fails_is_reported_and_repeated(monkeypatch, capfd):
+    left = []
+    monkeypatch.setattr(watchdog.os, "_exit", left.append)
+    monkeypatch.setattr(watchdog, "COORDINATOR_EXIT_DELAY", 0.0)
+    Watchdog(timeout=0.04)._watch(FailingExchange(), threading.Event())  # pyright: ignore[reportArgumentType]
+    assert left == [42]
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "watchdog, again in 0.01 s: UNAVAILABLE: busy", "process 1 is stuck",
+    ]  # fmt: skip

@@ -220,18 +220,19 @@ def exit_on_signals() -> None:
 
 
 def _exit_at_once(number: int, frame: object) -> None:
-    """Mark a signal as one that `_watch_signals` handles. It does nothing itself."""
+    """Exit on a signal; it also marks one on which `_watch_signals` exits."""
+    write_stderr(
+        f"{signal.Signals(number).name}: exiting; the same command resumes from what "
+        "is saved"
+    )
+    os._exit(EXIT_STATUS[RESTART])
 
 
 def _watch_signals(reader: int) -> None:
     """Exit on the first signal that is marked."""
     while number := os.read(reader, 1):
-        name = signal.Signals(number[0])
-        if signal.getsignal(name) is _exit_at_once:
-            write_stderr(
-                f"{name.name}: exiting; the same command resumes from what is saved"
-            )
-            os._exit(EXIT_STATUS[RESTART])
+        if signal.getsignal(number[0]) is _exit_at_once:
+            _exit_at_once(number[0], None)
 
 
 def wait_for_all() -> None:
@@ -247,9 +248,12 @@ def exit_process(status: int) -> None:
     """End this process with a status, after an error that the others may not have.
 
     A normal exit and the other processes would wait for each other. The coordinator
-    exits last: its end aborts the others, with a status of their own.
+    exits last: its end aborts the others, with a status of their own. A scheduler may
+    send it a signal before that: the status stays that of the error.
     """
     if jax.distributed.is_initialized():
+        for number in SIGNAL_REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         if jax.process_index() == 0:

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 
 from vdm_jax.errors import UserError
+from vdm_jax.runtime import write_stderr
 
 NUM_STEPS = 3  # that a signal traces
+ERRORS = (OSError, RuntimeError, ValueError)  # of a trace: no reason to lose the run
 
 
 class Profiler:
@@ -51,7 +53,9 @@ class Profiler:
         self._requested = True
 
     def begin_step(self, workdir: Path, state: Any) -> None:
-        """Begin a trace in WORKDIR/profile if one is due.
+        """Begin a trace in WORKDIR/profile/processNUMBER if one is due.
+
+        A trace that fails is a line on standard error, here and in `end_step`.
 
         state: arrays of the step before, which are waited for.
         """
@@ -59,10 +63,15 @@ class Profiler:
             self._begun == self._start and jax.process_index() == 0
         )
         if self._begun and due and not self._left:
-            self._requested, self._left = False, self._num_steps
-            self._folder = workdir / "profile"
+            self._requested = False
+            # Processes of one machine would write the same file of a second.
+            self._folder = workdir / "profile" / f"process{jax.process_index()}"
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
+            try:
+                jax.profiler.start_trace(self._folder)
+                self._left = self._num_steps
+            except ERRORS as error:
+                _write_failure(error)
         self._begun += 1
 
     def end_step(self, step: int, state: Any, last: bool) -> None:
@@ -80,9 +89,15 @@ class Profiler:
             return
         self._left = 0
         jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-        traces = self._folder.glob("plugins/profile/*/*.xplane.pb")
-        count = count_device_events(max(traces, key=lambda path: path.stat().st_mtime))
+        try:
+            jax.profiler.stop_trace()
+            traces = [*self._folder.glob("plugins/profile/*/*.xplane.pb")]
+            if not traces:
+                raise FileNotFoundError(f"JAX wrote none in {self._folder}")
+            newest = max(traces, key=lambda path: path.stat().st_mtime)
+            count = count_device_events(newest)
+        except ERRORS as error:
+            return _write_failure(error)
         events = (
             f"{count:,} events of devices"
             if count
@@ -95,6 +110,10 @@ class Profiler:
             f"traced up to step {step}: {events}; tensorboard --logdir={self._folder}",
             flush=True,
         )
+
+
+def _write_failure(error: Exception) -> None:
+    write_stderr(f"no trace: {' '.join(str(error).split())[:200]}")
 
 
 def count_device_events(path: Path) -> int:

@@ -45,7 +45,8 @@ class Watchdog:
 
     A process is stuck if it has passed no point since another one went ahead of it
     `timeout` seconds ago. While all processes are at the same point none is stuck,
-    however long it lasts: a slow step, an evaluation and a save do not end a run.
+    however long it lasts: a step, an evaluation or a save that is slow on all of them
+    does not end a run.
 
     Args:
       timeout: in seconds; 0 compares nothing.
@@ -91,6 +92,7 @@ class Watchdog:
     def watching(self) -> Iterator[None]:
         """End all processes with status 42 if one is stuck inside of the block.
 
+        One that has not read the decision before process 0 ends has status 134.
         Process 0 decides; the exchange goes through JAX's coordination service and no
         device. All processes enter and leave the block together.
         """
@@ -111,16 +113,19 @@ class Watchdog:
     def _watch(self, exchange: "_Exchange", ended: threading.Event) -> None:
         interval = min(EXCHANGE_INTERVAL, self._timeout / 4)
         due = 0.0
-        try:
-            while not ended.is_set():
+        while not ended.is_set():
+            try:
                 if time.monotonic() >= due:
                     due = time.monotonic() + interval
                     exchange.publish(self._point)
                 if stuck := exchange.verdict(min(interval, VERDICT_WAIT)):
                     break
-            else:
-                return
-        except jax.errors.JaxRuntimeError:  # another process is gone: JAX ends this one
+            except jax.errors.JaxRuntimeError as error:
+                # If another process is gone, JAX ends this one.
+                reason = " ".join(str(error).split())[:200]
+                runtime.write_stderr(f"watchdog, again in {interval:g} s: {reason}")
+                ended.wait(interval)
+        else:
             return
         process, line = stuck
         runtime.write_stderr(line)
@@ -153,7 +158,8 @@ class _Exchange:
             int(key.rpartition("/")[2]): Point(*json.loads(text)) for key, text in rows
         }
         if stuck := self._late.find(points, time.monotonic()):
-            self._client.key_value_set(f"{self._name}/stuck", json.dumps(stuck))
+            key = f"{self._name}/stuck"
+            self._client.key_value_set(key, json.dumps(stuck), allow_overwrite=True)
 
     def verdict(self, seconds: float) -> tuple[int, str] | None:
         """Return what process 0 decides within so many seconds: process and line."""
