@@ -244,7 +244,7 @@ def test_a_store_that_cannot_be_read_is_no_damage_and_no_fresh_start(
 
 def test_a_second_run_in_a_bucket_ends_the_first_at_its_next_commit(address):
     first = saved(directory(address), 1)
-    first._steps._owner = "process 1 on another machine"
+    # Also one with the same process number and hostname, as in a restarted pod.
     Checkpoints(directory(address))
     first.save(2, make(2), {})
     with pytest.raises(UserError, match="has taken the run over"):

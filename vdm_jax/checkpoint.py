@@ -15,6 +15,7 @@ whole, or one that does not count.
 
 import functools
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -267,7 +268,9 @@ class Checkpoints:
 
     def _prepare(self) -> str:
         """Take possession of the directory; return the name of this process."""
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        # A restarted pod has the number and the hostname of the one before.
+        token = secrets.token_hex(8)
+        owner = f"process {os.getpid()} on {socket.gethostname()} ({token})"
         with files.explain_write_errors(str(self)):
             self._steps.prepare(owner, alone=jax.process_count() == 1)
         return owner
