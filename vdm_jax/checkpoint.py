@@ -132,7 +132,7 @@ class Checkpoints:
           UserError (2): the disk is full, or cannot be written for another reason.
         """
         self.wait()
-        if step in (before := self.steps()):
+        if step in (before := on_first_process(self.steps)):
             raise ValueError(f"step {step} is already saved in {self}")
         # Saved flat, a state does not depend on the classes that it is made of.
         named = named_leaves(state)
