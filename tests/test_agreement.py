@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -28,6 +29,41 @@ class Service:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         return self.values[key]
+
+
+class SlowService(Service):
+    """Values come after two waits in vain."""
+
+    def __init__(self, values, error="DEADLINE_EXCEEDED: GetKeyValue() timed out"):
+        self.values, self.error, self.waits = values, error, []
+
+    def blocking_key_value_get(self, key, milliseconds):
+        self.waits.append(milliseconds)
+        if len(self.waits) < 3:
+            raise jax.errors.JaxRuntimeError(self.error)
+        return self.values[key.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize(
+    ("rank", "values"), [(0, {"1": '{"value": 7}'}), (1, {"answer": '{"value": 7}'})]
+)
+def test_what_takes_hours_is_waited_for_and_named(monkeypatch, capfd, rank, values):
+    service = SlowService(values)
+    state = SimpleNamespace(client=service)
+    monkeypatch.setattr(agreement.distributed, "global_state", state)
+    monkeypatch.setattr(agreement.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement.jax, "process_index", lambda: rank)
+    assert agreement.together(lambda: 1, lambda results: results[1]) == 7
+    assert service.waits == [1000 * agreement.WAITING_INTERVAL] * 3
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        f"process {rank} has waited for process {1 - rank} for {minutes} minutes"
+        for minutes in (5, 10)
+    ]
+    service = SlowService(values, "UNAVAILABLE: the coordinator is gone")
+    state.client = service
+    with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
+        agreement.together(lambda: 1, lambda results: results[1])
 
 
 def outcomes(monkeypatch, *facts):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoint_cases import abstract, assert_good, assert_same, make, saved
 from vdm_jax import buckets
-from vdm_jax.buckets import Bucket, mirror
+from vdm_jax.buckets import Bucket, BucketSteps, mirror
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.storage import BAD, BEGUN, COMMIT, OWNER
@@ -244,12 +244,66 @@ def test_a_store_that_cannot_be_read_is_no_damage_and_no_fresh_start(
 
 def test_a_second_run_in_a_bucket_ends_the_first_at_its_next_commit(address):
     first = saved(directory(address), 1)
-    first._steps._owner = "process 1 on another machine"
+    # Also one with the same process number and hostname, as in a restarted pod.
     Checkpoints(directory(address))
     first.save(2, make(2), {})
     with pytest.raises(UserError, match="has taken the run over"):
         first.wait()
     assert_good(directory(address), 1)
+
+
+def test_a_second_run_takes_over_before_it_removes_anything(address, monkeypatch):
+    first, second = BucketSteps(Bucket(address)), BucketSteps(Bucket(address))
+    first.prepare("first", alone=True)
+    folder = first.begin(1)
+    first.write(folder, "manifest.json", b"{}")
+    remove = second._remove
+
+    def commits_in_between(folder):
+        remove(folder)
+        with pytest.raises(OSError, match="second has taken the run over"):
+            first.commit(folder, 1, b"{}")
+
+    monkeypatch.setattr(second, "_remove", commits_in_between)
+    second.prepare("second", alone=True)
+    assert objects(address) == {OWNER}
+
+
+def test_a_takeover_during_a_commit_costs_no_older_step(address, monkeypatch):
+    first, put = saved(directory(address), 1, 2), Bucket.put
+
+    def put_late(bucket, name, content):
+        if name.endswith(COMMIT):
+            Checkpoints(directory(address))  # removes what is not committed
+        put(bucket, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", put_late)
+        first.save(3, make(3), {})
+        with pytest.raises(UserError, match="has taken the run over"):
+            first.wait()
+    assert_good(directory(address), 2)
+    assert Checkpoints(directory(address)).steps() == [1, 2]
+
+
+def test_a_copy_that_does_not_count_is_never_a_fresh_start(address):
+    """Also a run whose steps Orbax wrote: they have no commit.json."""
+    bucket = Bucket(address)
+    bucket.put("checkpoints/1000/manifest.json", b"{}")
+    bucket.put("checkpoints/1200/state/d/0", b"half")
+    before = objects(address)
+    for read_only in False, True:
+        checkpoints = Checkpoints(directory(address), read_only=read_only)
+        with pytest.raises(UserError, match="1000, 1200.*commit.json") as caught:
+            checkpoints.newest_intact()
+        assert caught.value.status == 2 and "\n" not in str(caught.value)
+    assert objects(address) == before | {OWNER}
+    bucket.remove([f"checkpoints/{name}" for name in before])
+    assert Checkpoints(directory(address)).newest_intact() is None
+    # What this run itself has begun, and writes at this moment, is no copy.
+    Checkpoints(directory(address))._steps.begin(1)
+    reader = Checkpoints(directory(address), read_only=True)
+    assert reader.newest_intact() is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 from jax._src import distributed
 
 from vdm_jax.errors import UserError
-from vdm_jax.runtime import PINNED_JAX_SETTINGS, jax_setting
+from vdm_jax.runtime import PINNED_JAX_SETTINGS, jax_setting, write_stderr
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ ENVIRONMENT_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"
 TIMEOUT = 1800  # seconds to wait for the slowest, which may still read its data
 ERROR = "error"  # key under which a process reports an error instead of facts
 ERROR_TIMEOUT = 300  # seconds that a process with an error waits for the others
-EXCHANGE_TIMEOUT = 3600  # seconds: some compile, or verify a checkpoint, much longer
+WAITING_INTERVAL = 300  # seconds after which a process says for whom it waits
 _comparison_numbers = itertools.count()
 _exchange_numbers = itertools.count()
 _comparing = True
@@ -95,7 +95,9 @@ def together(
     """Call `part` on every process, then `whole` with the results on process 0.
 
     Returns the result of `whole` on every process. All processes call this together; it
-    goes through the service that connects them, so it may run in a thread.
+    goes through the service that connects them, so it may run in a thread. A process
+    waits for the others without a limit, and says so every 5 minutes: some embed all
+    captions, or verify a checkpoint, for hours. JAX ends it if another has ended.
 
     Args:
       part: returns JSON.
@@ -116,8 +118,21 @@ def together(
         client.key_value_set(f"{name}/{key}", json.dumps(value))
 
     def get(key: str | int) -> Any:
-        milliseconds = round(EXCHANGE_TIMEOUT * 1000)
-        return json.loads(client.blocking_key_value_get(f"{name}/{key}", milliseconds))
+        other = 0 if key == "answer" else key
+        for waits in itertools.count(1):
+            try:
+                return json.loads(
+                    client.blocking_key_value_get(
+                        f"{name}/{key}", WAITING_INTERVAL * 1000
+                    )
+                )
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            minutes = waits * WAITING_INTERVAL // 60
+            write_stderr(
+                f"process {rank} has waited for process {other} for {minutes} minutes"
+            )
 
     own = _outcome(part)
     if rank:

@@ -146,10 +146,11 @@ class BucketSteps(Steps):
         return found
 
     def prepare(self, owner: str, alone: bool) -> None:
-        for folder, names in self._listing().items():
-            if COMMIT in names or BAD in names:
-                continue
-            if BEGUN in names and self._begun_here(folder):
+        # The name comes first: until it is there, another run may still commit.
+        self._owner = owner
+        self._put_json(f"{self._folder}/{OWNER}", {"owner": owner})
+        for folder, is_ours in self._uncommitted().items():
+            if is_ours:
                 self._remove(folder)
             else:
                 print(
@@ -157,8 +158,17 @@ class BucketSteps(Steps):
                     "copy that is not finished?): it is left as it is",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-        self._owner = owner
-        self._put_json(f"{self._folder}/{OWNER}", {"owner": owner})
+
+    def foreign(self) -> list[str]:
+        return [folder for folder, ours in self._uncommitted().items() if not ours]
+
+    def _uncommitted(self) -> dict[str, bool]:
+        """Return the folders that do not count, and whether each was begun here."""
+        return {
+            folder: BEGUN in names and self._begun_here(folder)
+            for folder, names in self._listing().items()
+            if COMMIT not in names and BAD not in names
+        }
 
     def _begun_here(self, folder: str) -> bool:
         begun = files.parse_json(self._bucket.get(self._name(folder, BEGUN)))
@@ -205,9 +215,15 @@ class BucketSteps(Steps):
         return [counted.size, counted.crc]
 
     def commit(self, folder: str, step: int, marker: bytes) -> None:
+        self._check_owner()
+        self._bucket.put(self._name(folder, COMMIT), marker)
+        # Who took the run over in between may have removed files of this step. Then it
+        # is damaged, and no older one may be deleted for it.
+        self._check_owner()
+
+    def _check_owner(self) -> None:
         if (owner := self.owner()) != self._owner:
             raise OSError(f"{owner} has taken the run over: stop one of the two")
-        self._bucket.put(self._name(folder, COMMIT), marker)
 
     def discard(self, folder: str) -> None:
         pass  # the bucket may be failing; the next start removes it

@@ -15,6 +15,7 @@ whole, or one that does not count.
 
 import functools
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -78,7 +79,8 @@ class Checkpoints:
         `read_only`) and named on stderr.
 
         Raises:
-          UserError (2): a step cannot be read at this moment. Nothing is changed.
+          UserError (2): a step cannot be read at this moment, or there are only folders
+            of a bucket that do not count, as of a copy. Nothing is changed.
           UserError (4): steps were committed and none of them is intact.
         """
         steps = on_first_process(self.steps)
@@ -131,7 +133,7 @@ class Checkpoints:
           UserError (2): the disk is full, or cannot be written for another reason.
         """
         self.wait()
-        if step in (before := self.steps()):
+        if step in (before := on_first_process(self.steps)):
             raise ValueError(f"step {step} is already saved in {self}")
         # Saved flat, a state does not depend on the classes that it is made of.
         named = named_leaves(state)
@@ -267,7 +269,9 @@ class Checkpoints:
 
     def _prepare(self) -> str:
         """Take possession of the directory; return the name of this process."""
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        # A restarted pod has the number and the hostname of the one before.
+        token = secrets.token_hex(8)
+        owner = f"process {os.getpid()} on {socket.gethostname()} ({token})"
         with files.explain_write_errors(str(self)):
             self._steps.prepare(owner, alone=jax.process_count() == 1)
         return owner
@@ -301,9 +305,16 @@ class Checkpoints:
                 self._steps.set_aside(step, damage)
 
     def _check_never_started(self, steps: list[int]) -> None:
-        """Raise UserError if there were checkpoints."""
+        """Raise UserError if there were checkpoints, or are some that do not count."""
         with reading_files(self):
             if not steps and not self._steps.has_set_aside():
+                if copies := self._steps.foreign():
+                    raise UserError(
+                        f"{self} has no committed step, but folders that this run did "
+                        f"not begin: {', '.join(copies)}: finish the copy (commit.json "
+                        "comes last), or remove them to start over; a run of an "
+                        "earlier version has no commit.json: copy it to a disk"
+                    )
                 return
         raise UserError(
             f"{self} held checkpoints but no usable one is left: put back a copy of "
@@ -332,8 +343,6 @@ def _load_orbax(place: str, targets: dict[str, Any]) -> dict[str, jax.Array]:
 
     from orbax.checkpoint import v1 as ocp
 
-    if "://" in place:
-        raise UserError(f"{place} is of an earlier version: copy the run to a disk")
     # Tracebacks of threads: of several with one error, of which only one is raised.
     for logger, words in (("absl", "_SignalingThread"), ("asyncio", "never retrieved")):
         logging.getLogger(logger).addFilter(

@@ -53,6 +53,10 @@ class Steps(ABC):
         """Return whether a damaged step was set aside here."""
 
     @abstractmethod
+    def foreign(self) -> list[str]:
+        """Return the folders of steps that do not count and were begun elsewhere."""
+
+    @abstractmethod
     def begin(self, step: int) -> str:
         """Make a new folder for a step that is to be written; return its name."""
 
@@ -62,7 +66,10 @@ class Steps(ABC):
 
     @abstractmethod
     def commit(self, folder: str, step: int, marker: bytes) -> None:
-        """Write commit.json; from then on the folder is that of the step."""
+        """Write commit.json; from then on the folder is that of the step.
+
+        Raises OSError if another run has taken the place over (in a bucket).
+        """
 
     @abstractmethod
     def discard(self, folder: str) -> None:
@@ -151,6 +158,9 @@ class LocalSteps(Steps):
 
     def has_set_aside(self) -> bool:
         return bool(self._names("bad-.*"))
+
+    def foreign(self) -> list[str]:
+        return []  # a folder with a number for a name counts
 
     def _names(self, pattern: str) -> list[str]:
         """Return the subdirectories whose names match."""
