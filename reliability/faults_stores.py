@@ -14,7 +14,7 @@ def server(folder: Path):
     try:
         from reliability.object_stores import served
     except ImportError as error:
-        raise Skipped(f"pip install 'moto[server]' obstore ({error.name})") from error
+        raise Skipped(f"pip install -r requirements-dev.txt ({error.name})") from error
     return served(folder)
 
 

@@ -15,7 +15,7 @@ from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.storage import BAD, BEGUN, COMMIT, OWNER
 
-pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+pytest.importorskip("moto.server", reason="pip install -r requirements-dev.txt")
 pytest.importorskip("obstore", reason="pip install obstore")
 from obstore.store import MemoryStore  # noqa: E402
 

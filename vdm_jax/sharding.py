@@ -268,7 +268,7 @@ def match_rules(tree, rules: Sequence[tuple[str, Any]], table: str):
     return jax.tree.unflatten(jax.tree.structure(tree), [value for [value] in found])
 
 
-def state_shardings(mesh: Mesh, tree, rules: Rules = PARAM_RULES):
+def state_shardings(mesh: Mesh | AbstractMesh, tree, rules: Rules = PARAM_RULES):
     """Return a NamedSharding for every leaf of a tree of arrays or shapes.
 
     Raises UserError if no rule matches a leaf.

@@ -286,7 +286,7 @@ def _sharded(fn: Callable, axes: tuple, *args: jax.Array | None) -> jax.Array:
     for size, names in zip(first.shape, axes[0], strict=True):
         for name in names:
             own = []
-            for axis in _mesh_axes(rules.get(name)):
+            for axis in rules.get(name) or ():
                 if axis not in taken and size % sizes[axis] == 0:
                     own.append(axis)
                     size //= sizes[axis]
@@ -311,7 +311,3 @@ def _sharded(fn: Callable, axes: tuple, *args: jax.Array | None) -> jax.Array:
         out_specs=spec(axes[0]),
         check_vma=False,  # a kernel does not say over what its results vary
     )(*(args[i] for i in present))
-
-
-def _mesh_axes(axes) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())

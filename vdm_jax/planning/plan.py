@@ -211,7 +211,7 @@ def _pieces(
     state = None
     if isinstance(main.args[0], TrainState):
         mesh, rules = abstract_mesh(axes), _param_rules(work)
-        shardings: Any = sharding.state_shardings(mesh, main.args[0], rules)  # type: ignore
+        shardings = sharding.state_shardings(mesh, main.args[0], rules)
         state = jax.tree.map(
             lambda leaf, s: jax.ShapeDtypeStruct(s.shard_shape(leaf.shape), leaf.dtype),
             main.args[0],
@@ -287,7 +287,7 @@ def _param_rules(work: Work) -> Any:
 
 def chip_bytes(mesh: AbstractMesh, tree: Any, rules: Any) -> int:
     """Return the bytes of a tree of shapes on each chip of a mesh."""
-    shardings = sharding.state_shardings(mesh, tree, rules)  # type: ignore[arg-type]
+    shardings = sharding.state_shardings(mesh, tree, rules)
     sizes = jax.tree.map(
         lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         tree,
@@ -319,7 +319,7 @@ def estimate_meshes(
     for fsdp in (n for n in range(1, count + 1) if count % n == 0):
         axes = fixed | {"data": count // fsdp, "fsdp": fsdp}
         mesh = abstract_mesh(axes)
-        shardings = sharding.state_shardings(mesh, program.params, rules)  # type: ignore
+        shardings = sharding.state_shardings(mesh, program.params, rules)
         gathered = sum(
             leaf.size
             for leaf, own in zip(leaves, jax.tree.leaves(shardings), strict=True)

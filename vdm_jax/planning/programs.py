@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax import build, sampling, settings, sharding
+from vdm_jax.codec import Latents
 from vdm_jax.conditions.low_resolution import time_from_snr
 from vdm_jax.conditions.text import NULL_TEXT
 from vdm_jax.diffusion import samplers
@@ -298,7 +299,8 @@ def _decoder(
     one = Mesh(mesh.devices.reshape(-1)[:1], ("chip",))
     placed = sharding.replicated(one)
     z = jax.ShapeDtypeStruct((1, *model.shape), np.float32)
-    chunk = min(model.shape[0], model.codec.autoencoder.chunk_of_z(z))  # type: ignore
+    assert isinstance(model.codec, Latents)  # the codec with parameters
+    chunk = min(model.shape[0], model.codec.autoencoder.chunk_of_z(z))
     z = jax.ShapeDtypeStruct((1, chunk, *model.shape[1:]), np.float32, sharding=placed)
     codec = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),

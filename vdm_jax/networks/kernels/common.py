@@ -5,10 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the score of a pair that is masked
-VMEM = 100 * 2**20  # bytes of the chip's vector memory that a kernel may use
+COMPILER_PARAMS = pltpu.CompilerParams(
+    # The last axis of a grid runs in order: its steps add to the same results.
+    dimension_semantics=("parallel", "parallel", "arbitrary"),
+    vmem_limit_bytes=100 * 2**20,  # of the chip's vector memory
+)
 
 
 def head_block(heads: int, d: int) -> int:

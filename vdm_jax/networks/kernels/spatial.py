@@ -19,7 +19,13 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
+from vdm_jax.networks.kernels.common import (
+    COMPILER_PARAMS,
+    HIDDEN,
+    LANES,
+    dot,
+    head_block,
+)
 
 MAX_BLOCK = 512  # queries
 MAX_SCORES = 2**19  # numbers, 2 MiB in float32: one head's scores of a block
@@ -200,10 +206,7 @@ def _call(kernel, name, q, k, v, key_mask, table, more, outputs, scratch, **opti
             scratch_shapes=scratch,
         ),
         out_shape=[shape for shape, _ in outputs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=VMEM,
-        ),
+        compiler_params=COMPILER_PARAMS,
         cost_estimate=cost,
         interpret=interpret,
     )(jnp.asarray(table.reshape(-1), jnp.int32), *operands)

@@ -20,7 +20,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vdm_jax.networks.kernels.common import HIDDEN, LANES, VMEM, dot, head_block
+from vdm_jax.networks.kernels.common import (
+    COMPILER_PARAMS,
+    HIDDEN,
+    LANES,
+    dot,
+    head_block,
+)
 
 SITES = 8  # pixels of a matrix, the rows of a register
 MAX_FRAMES = 32
@@ -126,10 +132,7 @@ def _call(kernel, name, args, outputs, heads, products, interpret):
         in_specs=[specs[kind] for _, kind in operands],
         out_specs=[specs[kind] for _, kind in outputs],
         out_shape=[shape for shape, _ in outputs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=VMEM,
-        ),
+        compiler_params=COMPILER_PARAMS,
         cost_estimate=cost,
         interpret=interpret,
     )(*(array for array, _ in operands))
