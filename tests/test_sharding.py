@@ -98,8 +98,35 @@ for data, fsdp, tensor, context in itertools.product((1, 2, 4, 8), repeat=4):
 """
 
 
+# A batch that would leave devices without work, in numbers and before it compiles.
+BATCHES = """
+from configs import shapes
+from vdm_jax.errors import UserError
+from vdm_jax.training.checks import check_config
+
+def refusal(batch, steps=1, **mesh):
+    config = shapes.get_config("smoke").unlock()
+    config.data.batch_size, config.train.grad_accum_steps = batch, steps
+    config.mesh.update(mesh)
+    try:
+        check_config(config)
+    except UserError as error:
+        return str(error)
+
+assert "batch_size=12 must be a multiple of 8 (8 device(s)" in refusal(12)
+assert "nearest 8 or 16" in refusal(12)
+assert "batch_size=18 must be a multiple of 4" in refusal(18, tensor=2)
+assert "batch_size=24 must be a multiple of 16" in refusal(24, steps=2)
+assert "batch_size=3 must be a multiple of 2" in refusal(3, steps=2)
+for batch, steps in (1, 1), (2, 1), (3, 1), (8, 1), (16, 1), (2, 2), (16, 2):
+    assert refusal(batch, steps) is None, (batch, steps)
+"""
+
+
 @pytest.mark.parametrize(
-    "program", [DEFAULT_SHARDINGS, OTHER_RULES, ROWS], ids=["default", "others", "rows"]
+    "program",
+    [DEFAULT_SHARDINGS, OTHER_RULES, ROWS, BATCHES],
+    ids=["default", "others", "rows", "batches"],
 )
 def test_shardings_on_eight_devices(program):
     run_on_devices(program, 8)

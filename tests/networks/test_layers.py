@@ -1,6 +1,7 @@
 """Laws of the shared layers."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from vdm_jax.networks import layers
 from vdm_jax.networks.parts import nearest_upsample_init
@@ -222,3 +224,30 @@ class TestDropout:
         command = [sys.executable, "-c", textwrap.dedent(program)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_kernel_is_cast_and_then_gathered_whole():
+    """On a mesh that splits it, the narrow kernel is pinned whole, or by outputs."""
+
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.dense(layers.conv(x, 6, "conv"), 8, "dense")
+
+    x = jnp.zeros((2, 1, 4, 4, 4), jnp.bfloat16)
+    params = Layers().init(jax.random.key(0), x)
+    sizes = {"fsdp_0": 2, "tensor_0": 2}
+    axes = (AxisType.Auto,) * 2
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axes)
+    for rules, spec in (
+        ((("batch", ("fsdp_0",)),), "None"),
+        ((("batch", ("fsdp_0",)), ("channel", ("tensor_0",))), "'tensor_0'"),
+    ):
+        with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules):
+            text = str(jax.make_jaxpr(Layers().apply)(params, x))
+        pins = re.findall(r":(\w+\[[\d,]+\]) = sharding_constraint\[.*?P\(([^)]*)\)",
+                          text, re.DOTALL)  # fmt: skip
+        assert [kernel for kernel, _ in pins] == ["bf16[3,3,4,6]", "bf16[6,8]"]
+        for _, pinned in pins:
+            *whole, outputs = pinned.split(", ")
+            assert set(whole) == {"None"} and outputs == spec
