@@ -45,10 +45,11 @@ class Conv(nn.Conv):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, h, w, c] -> [n, h', w', features]."""
-        shape = *self.kernel_size, x.shape[-1], self.features
+        window: Any = self.kernel_size
+        shape = *window, x.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         x, kernel, bias = cast_and_gather(self, x, kernel)
-        padding = self.padding
+        padding: Any = self.padding
         if isinstance(padding, int):
             padding = [(padding, padding)] * 2
         strides = self.strides or 1
@@ -85,7 +86,8 @@ def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
         return y
     if y.dtype != jnp.bfloat16:
         return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-    return y + _repeat(bias, y.shape)
+    repeated: jax.Array = _repeat(bias, y.shape)
+    return y + repeated
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
