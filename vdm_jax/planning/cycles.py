@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdm_jax.errors import UserError
+from vdm_jax.planning import hlo
 from vdm_jax.planning.flops import product_flops
 
 V5E_FLOPS_PER_CYCLE = 4 * 128 * 128 * 2  # of its four matrix units, bfloat16
@@ -159,61 +159,40 @@ def _no_compilation_cache() -> Iterator[None]:
 
 
 def program_cycles(
-    hlo: str, schedules: dict[str, str], bytes_per_cycle: float = 545
+    text: str, schedules: dict[str, str], bytes_per_cycle: float = 545
 ) -> tuple[float, float]:
     """Return the cycles of a program's own instructions, and of its Pallas kernels.
 
+    Loops and branches count as in `hlo.count`.
+
     Args:
-      hlo: the text of the scheduled program.
+      text: HLO of the scheduled program.
       schedules: name of an instruction -> text of its final bundles.
       bytes_per_cycle: of the chip's memory.
     """
-    computations, entry = _computations(hlo)
-    constants = {
-        name: [int(n) for n in re.findall(r" constant\((\d+)\)", "\n".join(lines))]
-        for name, lines in computations.items()
-    }
-    xla = pallas = 0.0
-    pending = [(entry, 1)]
-    while pending:
-        computation, times = pending.pop()
-        for line in computations[computation]:
-            if loop := re.search(
-                r" while\(.*condition=%([^,]+), body=%([^,\s]+)", line
-            ):
-                # The counter starts at 0: the bound is the condition's constant.
-                trips = max(constants[loop[1]], default=1)
-                pending += [(loop[2], times * trips)]
-            elif called := re.search(
-                r" (?:call|async-start)\(.*to_apply=%([^,]+)", line
-            ):
-                pending += [(called[1], times)]
-            elif branches := re.search(r" conditional\(.*computations={([^}]*)}", line):
-                pending += [(name[1:], times) for name in branches[1].split(", ")[:1]]
-            elif 'custom_call_target="tpu_custom_call"' in line:
-                name = line.split(" = ")[0].split("%")[-1].strip()
-                pallas += times * _kernel_cycles(line, schedules[name], bytes_per_cycle)
-            elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
-                xla += times * int(cycles[1])
-    return xla, pallas
+
+    def cycles_of(one: hlo.Instruction) -> tuple[str, float] | None:
+        if one.opcode in CONTROL_FLOW:
+            return None
+        if 'custom_call_target="tpu_custom_call"' in one.attributes:
+            bundles = schedule_bundles(schedules[one.name])
+            return "pallas", max(bundles, _kernel_bytes(one) / bytes_per_cycle)
+        estimate = ESTIMATE.search(one.attributes)
+        return ("xla", float(estimate[1])) if estimate else None
+
+    cycles = hlo.count(text, cycles_of).sizes
+    return cycles.get("xla", 0.0), cycles.get("pallas", 0.0)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Return the lines of each computation of an HLO text, and the entry's name."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            lines = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif line.startswith("  "):
-            lines.append(line)
-    return computations, entry
+ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+CONTROL_FLOW = ("while", "conditional", "call", "async-start")  # counted by their parts
 
 
-def _kernel_cycles(line: str, schedule: str, bytes_per_cycle: float) -> float:
-    """Return the larger of a kernel's bundles and its bytes over those of a cycle."""
-    return max(schedule_bundles(schedule), _bytes(line) / bytes_per_cycle)
+def _kernel_bytes(kernel: hlo.Instruction) -> int:
+    """Return the bytes of a kernel's operands and results, each once."""
+    layouts = r"operand_layout_constraints=\{(.*?)\}, \w+="
+    operands = re.search(layouts, kernel.attributes)
+    return hlo.shape_bytes(f"{kernel.shape} {operands[1] if operands else ''}")
 
 
 def schedule_bundles(schedule: str) -> float:
@@ -265,19 +244,3 @@ class _Loop:
         # last: two more turns, without the kernel's body.
         own = self.trips - 2 if self.is_grid else self.trips
         return own * (self.outer.runs() if self.outer else 1)
-
-
-def _bytes(line: str) -> float:
-    """Return the bytes of a kernel's operands and results, each once."""
-    result = line.split(" custom-call(")[0]
-    operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", line)
-    text = result + (operands[1] if operands else "")
-    arrays = re.findall(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]", text)
-    return sum(
-        math.prod(map(int, filter(None, shape.split(",")))) * _item_bytes(dtype)
-        for dtype, shape in arrays
-    )
-
-
-def _item_bytes(dtype: str) -> float:
-    return 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) / 8
