@@ -30,6 +30,8 @@ ROOT = FILE.parents[1]
 UCF101 = "--config=configs/vdm.py:ucf101"
 SD = "--workdir=stable-diffusion-v1-5", "--work=sample"
 CONTROL_VIDEO = *SD, "--system=control_video", "--num_frames=15"
+SSR3 = "--config=configs/imagen_video.py:ssr3"
+SSR3_SAMPLED = SSR3, "--work=sample", "--batch_per_chip=0.0625"  # 16 chips a video
 # Name -> flags of plan.py.
 CASES: dict[str, tuple[str, ...]] = {
     "ucf101 on 16": (UCF101, "--topology=v5e:4x4", "--mesh=fsdp=16"),
@@ -47,12 +49,27 @@ CASES: dict[str, tuple[str, ...]] = {
     "sd15": (*SD, "--topology=v5e:1x1"),
     "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8"),
     "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1"),
+    "imagen_video ssr3 half a clip": (
+        SSR3,
+        "--topology=v5e:16x16",
+        "--mesh=fsdp=256",
+        "--batch_per_chip=0.5",
+    ),
     "imagen_video ssr3 sampled": (
-        "--config=configs/imagen_video.py:ssr3",
-        "--work=sample",
+        *SSR3_SAMPLED,
         "--topology=v5e:4x4",
         "--mesh=context=16",
-        "--batch_per_chip=0.0625",
+    ),
+    "imagen_video ssr3 sampled unguided": (
+        *SSR3_SAMPLED,
+        "--topology=v5e:4x4",
+        "--mesh=context=16",
+        "--config.sample.guidance_scale=1",
+    ),
+    "imagen_video ssr3 sampled on 256": (
+        *SSR3_SAMPLED,
+        "--topology=v5e:16x16",
+        "--mesh=data=16,context=16",
     ),
     "ucf101 distilled on 16": (
         UCF101,
