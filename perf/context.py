@@ -39,8 +39,8 @@ CHIPS = {1: "v5e:1x1", 16: "v5e:4x4"}
 
 def find() -> dict[str, pieces.Piece]:
     """Return the pieces of a step that samples one video, without guidance, by path."""
-    config = imagen_video.get_config("ssr3").unlock()
-    config.sample.guidance_scale = 1.0
+    config: Any = imagen_video.get_config("ssr3").unlock()
+    config.sample.update(guidance_scale=1.0)
     work = programs.Work("sample", programs.complete(config, 1, "sample", {}))
     main, *_ = plan.on_one_device(work)
     return {piece.path: piece for piece in pieces.find_pieces(main)}

@@ -95,7 +95,7 @@ def _wait(process: Any, folder: Path) -> Compilation:
             raise _failure(folder, process.exitcode)
 
 
-def dump_options(dumps: Path) -> dict[str, str]:
+def dump_options(dumps: Path) -> dict[str, str | bool]:
     """Return the options of a compilation for TPUs that let `read_dumps` read it."""
     return {"xla_dump_to": str(dumps), "xla_dump_hlo_pass_re": DUMPED_PASS}
 
