@@ -100,7 +100,7 @@ def _collectives(plan: Plan) -> Iterator[str]:
 
 
 def _row(name: str, value: str, note: str) -> str:
-    return f"  {name:20} {value:>14}  {note}"
+    return f"  {name:25} {value:>14}  {note}"
 
 
 def _gib(size: float) -> str:
