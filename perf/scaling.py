@@ -172,15 +172,18 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
     lines = [[*head, "FLOPs"], ["---"] * (len(head) + 1)]
     for name, case in cases.items():
         mesh = ",".join(f"{axis}={n}" for axis, n in case["mesh"].items())
-        sizes = (case[key] for key in ("state_bytes", "memory_bytes"))
-        moved = case["collective_bytes"]
+        state, memory, moved = (
+            f"{case[key] / 2**30:.2f} GiB" if case[key] else ""
+            for key in ("state_bytes", "memory_bytes", "collective_bytes")
+        )
+        if case["fits"] is False:
+            memory += ", too much"
+        calls, flops = case["collective_calls"], case["flops"]
+        numbers = f"{calls:,}", f"{flops / 1e12:.1f} TFLOP"
+        batch = f"{case['batch']:,}"
         lines.append(
-            [
-                name, case["topology"], mesh, f"{case['batch']:,}",
-                *(f"{n / 2**30:.2f} GiB" if n else "" for n in (*sizes, moved)),
-                f"{case['collective_calls']:,}", f"{case['flops'] / 1e12:.1f} TFLOP",
-            ]
-        )  # fmt: skip
+            [name, case["topology"], mesh, batch, state, memory, moved, *numbers]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
