@@ -3,13 +3,14 @@
     python -m experiments.head_size.head_size
 
 The data and the recipe are those of configs/shapes.py:demo. The network is smaller: one
-level of 96 channels on 4x4 patches of 4x4 pixels, so that 96 channels are one, two or
-four heads. Each of the three has temporal and spatial attention in each of its three
-places. The bias is left out of conv_0 of the residual blocks, which a norm follows, or
-of both convolutions. A seed decides initial parameters, clips and noise. Prints, for
-each variant and seed, the loss on held-out clips by band of logsnr, and the attributes
-of samples with the labels of these clips. Runs are in --workdir, and the same command
-resumes. Writes head_size.json, row by row; rows that are there are kept.
+level of 96 channels on 4x4 patches of 4x4 pixels, so that 96 channels are two heads or
+four. Temporal and spatial attention stand in each of three places. In one variant the
+convolution conv_0 of the residual blocks, which a norm follows, has no bias. A seed
+decides initial parameters, clips and noise. Prints, for each variant and seed, the loss
+on held-out clips by band of logsnr and its geometric mean, then, once all are trained,
+the attributes of samples with the labels of held-out clips. Runs are in --workdir, and
+the same command resumes. Writes head_size.json, row by row; rows that are there are
+kept.
 """
 
 import argparse
