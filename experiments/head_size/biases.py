@@ -41,7 +41,7 @@ def measure(name: str) -> dict[str, Any]:
     config, model = loaded.config, loaded.model
     batch = pipeline.held_out_batch(config, data.open_videos(config), NUM)
     batch = {name: batch[name] for name in model.batch_arrays | {"video"}}
-    flat = flax.traverse_util.flatten_dict(loaded.params, sep="/")
+    flat: Any = flax.traverse_util.flatten_dict(loaded.params, sep="/")
     biases = [path for path in flat if path.endswith("conv_0/bias")]
     zeros = {path: jnp.zeros_like(flat[path]) for path in biases}
     without = flax.traverse_util.unflatten_dict(flat | zeros, sep="/")
