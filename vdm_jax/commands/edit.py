@@ -38,7 +38,7 @@ CONTROL = {
     "control_end", "system", "set",
 }  # fmt: skip
 BLOCKS = {
-    "overlap_frames", "tiles", "multidiffusion", "reconstruction_weight",
+    "overlap_frames", "tiles", "size", "multidiffusion", "reconstruction_weight",
     "reconstruction_schedule",
 }  # fmt: skip
 MODES = {f"--{name}": {name, *own, *BLOCKS} for name, (_, own) in EDITS.items()}
@@ -97,9 +97,8 @@ def _edit() -> None:
     if FLAGS["set"].present and not FLAGS.system:
         raise UserError("--set goes with --system, not with --control alone")
     start_jax()
-    from vdm_jax import cascade as cascades
     from vdm_jax import sampling
-    from vdm_jax.commands.sampling import override, sample
+    from vdm_jax.commands.sampling import override, read_model, sample
     from vdm_jax.sampling import observations
 
     if edit == "control":
@@ -112,7 +111,7 @@ def _edit() -> None:
         """Read the clip."""
         return getattr(observations, edit)(output, FLAGS[edit].value, **options)
 
-    cascade, others, method = cascades.read_model(FLAGS.workdir), {}, None
+    cascade, others, method = read_model(), {}, None
     if edit == "upscale" and FLAGS.reconstruction_weight is None:
         others["reconstruction_weight"] = None  # the model's own is for known frames
     if edit == "edit" and (strength := options["strength"]) is None:
