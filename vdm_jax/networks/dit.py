@@ -352,7 +352,9 @@ def from_config(
     """Return the transformer of a config's section, see `networks.NETWORKS`."""
     settings = settings_of(DiTSpec)
     if unknown := section.keys() - settings.keys():
-        raise UserError(f"config.network.{min(unknown)}: kind 'dit' has no such one")
+        raise UserError(
+            f"config.network.{min(unknown)}: kind 'dit' has no such setting"
+        )
     check_settings(settings, section, "config.network.")
     spec = DiTSpec(**section, out_channels=channels)
     check(spec, sizes)
