@@ -305,7 +305,9 @@ for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attend", [*ATTEND, "packed full"])
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"context": 4, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize(
+    "axes", [{"fsdp": 8}, {"context": 4, "fsdp": 2}, {"tensor": 2, "fsdp": 4}], ids=str
+)
 def test_eight_devices_equal_one(attend, axes):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
