@@ -187,7 +187,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "network": {"kind": "unet"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
-        "text_pooling": True, "clip_skip": 0, "kind": "vdm",
+        "text_pooling": True, "clip_skip": 0, "kind": "vdm", "clean_frames": [],
     },
     "data": {
         "held_out_combinations": 0, "text_embeddings_dir": "", "latents_dir": "",
@@ -195,6 +195,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     },
     "diffusion": {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
+        "resolution_base": 0, "train_lognormal": [],
     },
     "train": {"lr_schedule": "cosine"},
     "sample": {"augmentation_snr": 5.0, "tiled_sampling": False, "mesh": ""},

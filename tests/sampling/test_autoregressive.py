@@ -75,12 +75,12 @@ def test_every_block_continues_known_frames(trained, monkeypatch, backward):
     model, params = trained
     seen = []
 
-    def sample(model, params, num, settings, inputs, run):
+    def generate(model, params, num, settings, inputs, run):
         known = inputs.observation
         seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
         return np.zeros((num, *model.shape))
 
-    monkeypatch.setattr(autoregressive, "sample", sample)
+    monkeypatch.setattr(autoregressive, "generate", generate)
     known, _ = observe(model, 16, [14, 15] if backward else [0, 1])
     extend(model, params, 2, QUICK, known, overlap_frames=3, backward=backward)
     first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))
@@ -219,7 +219,7 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
         plain(steps=steps, seed=steps)
     assert programs() == (steps_programs + 1, init_programs + 1)
     for steps, scale, schedule in (
-        (2, 1.5, "constant"), (9, 4.0, "oscillating:2"), (4, 8.0, "frames:2"),
+        (2, 1.5, "constant"), (9, 4.0, "oscillating:2"), (4, 8.0, "interval:-1:1"),
     ):  # fmt: skip
         plain(steps=steps, guidance_scale=scale, guidance_schedule=schedule)
     assert programs() == (steps_programs + 2, init_programs + 2)

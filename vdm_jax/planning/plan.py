@@ -156,7 +156,7 @@ def make_plan(
         _check_pieces(work, topology, axes)
     with compiling(work, topology) as wait:
         pieces = []
-        for piece in _pieces(work, topology, axes) if cycles else ():
+        for piece in step_pieces(work, topology, axes) if cycles else ():
             pieces.append(piece)
             progress(piece)
         main, *others = on_one_device(work, attention_backend="xla")
@@ -197,7 +197,7 @@ def _check_pieces(work: Work, topology: Topology, axes: dict[str, int]) -> None:
         )
 
 
-def _pieces(
+def step_pieces(
     work: Work, topology: Topology, axes: dict[str, int]
 ) -> Iterator[PieceCycles]:
     """Yield the pieces of the main program, with the batch and state of one chip."""

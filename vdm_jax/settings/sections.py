@@ -189,6 +189,14 @@ class Conditioning:
     text_pooling: bool = setting(
         True, "pool the text into the vector too; without it no text is the text ''"
     )
+    clean_frames: tuple[tuple[str, float], ...] = setting(
+        (),
+        "(which frames training gives clean, probability), none for the rest of 1; () "
+        "is a model that is not given frames",
+        0,
+        1,
+        choices="conditions.clean_frames.MASKS",
+    )
     guidance_range: tuple[float, float] | tuple[()] = setting(
         (), "scales that a guided student was distilled for", 1, MAX_SCALE
     )
@@ -224,6 +232,20 @@ class Diffusion:
     )
     train_logsnr_shifts: tuple[float, ...] = setting(
         (), "shifts that alternate over the batch in training; () is one", -30, 30
+    )
+    resolution_base: int = setting(
+        0,
+        "pixels a side at which one frame of z has no shift; flow's time is shifted by "
+        "sqrt(height width) / base sqrt(frames of z); 0 is off",
+        0,
+        16384,
+    )
+    train_lognormal: tuple[float, float] | tuple[()] = setting(
+        (),
+        "mean and deviation of log(sigma / alpha) in training, as (0, 1) for flow's "
+        "logit-normal times; () is uniform times",
+        -30,
+        30,
     )
     prediction_type: str = setting(
         "v", "what the network predicts", choices="diffusion.process.PREDICTION_TYPES"
