@@ -14,6 +14,7 @@ would gather what they read.
 """
 
 import math
+import sys
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax import partition
 from vdm_jax.errors import UserError
 from vdm_jax.networks import attention as dense
-from vdm_jax.networks.kernels import spatial, temporal
+from vdm_jax.networks.kernels import segments, spatial, temporal
 from vdm_jax.networks.kernels.common import LANES
 
 BACKENDS = ("auto", "xla", "chunked", "cudnn", "pallas")
@@ -108,6 +109,34 @@ def over_frames(
     else:  # few scores: there are as many as frames for each query
         out = dense.attention(q, k, v, mask=mask, bias=bias, shaw=shaw)
     return jnp.swapaxes(out, 1, 2)
+
+
+def over_segments(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    ids: jax.Array,
+    key_ids: jax.Array,
+    *,
+    backend: str = "auto",
+) -> jax.Array:
+    """Return attention of each query to the keys with its id, [b, n, h, d].
+
+    q [b, n, h, d]; k, v [b, m, h, d]; ids int [b, n]; key_ids int [b, m]
+    A query without such a key contributes 0.
+
+    Raises:
+      UserError: a backend that cannot compute it.
+    """
+    refusals = {
+        "pallas": _refuse_pallas(q),
+        "cudnn": "cuDNN's has no packed buffers here",
+    }
+    chosen = _choose(backend, refusals, worthwhile=q.shape[1] >= LANES)
+    if chosen == "pallas":
+        return _segments_by_pallas(q, k, v, ids, key_ids)
+    most = sys.maxsize if chosen == "xla" else dense.MAX_SCORES
+    return dense.segment_attention(q, k, v, ids, key_ids, max_scores=most)
 
 
 def platform() -> str:
@@ -255,6 +284,23 @@ def _frames_by_pallas(q, k, v, mask, bias, shaw):
     masks = (("batch",) if mask.shape[0] > 1 else (), (), ())
     axes = (pixels, pixels, pixels, masks, (("channel",), (), ()), ((), ()), ((), ()))
     return _sharded(local, axes, q, k, v, mask, bias, *tables)
+
+
+def _segments_by_pallas(q, k, v, ids, key_ids):
+    def local(q, k, v, ids, key_ids):
+        n, more, more_keys = q.shape[1], -q.shape[1] % LANES, -k.shape[1] % LANES
+        known = (ids[:, :, None] == key_ids[:, None]).any(-1)
+        # -2 and -3 are no ids: what is appended reads nothing and is not read.
+        ids = jnp.pad(ids, ((0, 0), (0, more)), constant_values=-2)
+        key_ids = jnp.pad(key_ids, ((0, 0), (0, more_keys)), constant_values=-3)
+        q, k, v = _append(q, more), _append(k, more_keys), _append(v, more_keys)
+        interpret = platform() == "cpu"
+        out = segments.segment_attention(q, k, v, ids, key_ids, interpret)
+        return jnp.where(known[:, :, None, None], out[:, :n], 0)
+
+    tokens = (("batch",), (), ("channel",), ())
+    axes = (tokens, tokens, tokens, tokens[:2], tokens[:2])
+    return _sharded(local, axes, q, k, v, ids, key_ids)
 
 
 def _append(x: jax.Array, count: int, axis: int = 1) -> jax.Array:

@@ -39,7 +39,7 @@ def load_encoder(
     Args:
       name: "minilm", or a folder with config.json, model.safetensors (or its shards and
         their index) and tokenizer.json. CLIP's tokenizer may be vocab.json
-        with merges.txt, and in the folder `tokenizer` next to it.
+        with merges.txt. A tokenizer may be in the folder `tokenizer` next to it.
       dtype: of the activations. Norms, softmax and the result are float32.
       param_dtype: of the parameters; bfloat16 halves their memory.
       clip_skip: number of CLIP's last layers that are not read, as in diffusers.
@@ -63,7 +63,8 @@ def load_encoder(
     if isinstance(network, ClipText):
         tokenize, num_ids = load_clip_tokenizer(tokenizer_folder(folder), max_tokens)
     else:
-        tokenize, num_ids = load_tokenizer(folder / "tokenizer.json")
+        path = tokenizer_folder(folder) / "tokenizer.json"
+        tokenize, num_ids = load_tokenizer(path)
     if num_ids > network.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "
@@ -188,6 +189,7 @@ def _divisible_width(config: ConfigFile) -> int:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Return the folder of CLIP's tokenizer: the same, or its neighbour."""
+    """Return the folder of an encoder's tokenizer: the same, or its neighbour."""
     here = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
-    return folder if here else folder.parent / "tokenizer"
+    neighbour = folder.parent / "tokenizer"
+    return folder if here or not neighbour.is_dir() else neighbour
