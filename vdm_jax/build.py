@@ -1,6 +1,7 @@
 """Build a model from a config; what it returns holds no ConfigDict."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,21 +9,58 @@ from vdm_jax import codec as codecs
 from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.timestep import TimestepEmbedding
-from vdm_jax.diffusion import schedules
+from vdm_jax.diffusion import schedules, time_sampling
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS, control
 from vdm_jax.networks.layers import noise_level_embedding
 
 
-def schedule_from_config(config: Any) -> schedules.Schedule:
-    """Return the noise schedule of a config."""
-    diffusion = config.diffusion
+def schedules_from_config(
+    config: Any, z_shape: codecs.Shape
+) -> tuple[schedules.Schedule, schedules.Schedule]:
+    """Return the noise schedules of a config: that of sampling, and that of training.
+
+    Both have the shift of the resolution, once.
+    """
+    diffusion, name = config.diffusion, config.diffusion.schedule
+    _check_schedule(diffusion)
+    resolution = 0.0
+    if diffusion.resolution_base:
+        size, frames = (config.video.height, config.video.width), z_shape[0]
+        r = time_sampling.resolution_shift(*size, frames, diffusion.resolution_base)
+        resolution = -2 * math.log(r)
+    ends = diffusion.logsnr_min, diffusion.logsnr_max
+    if name == "discrete" and "discrete" in config:
+        if not (config.discrete.beta_start or config.discrete.beta_end):
+            raise UserError("discrete.beta_start=0 and beta_end=0: one above 0")
+        schedule = schedules.Discrete(**config.discrete)
+    else:
+        schedule = schedules.make_schedule(
+            name,
+            *ends,
+            logsnr_shift=diffusion.logsnr_shift + resolution,
+            noise_logsnr_shift=diffusion.noise_logsnr_shift + resolution,
+        )
+    training = schedule
+    if diffusion.train_lognormal:
+        shift = getattr(schedule, "logsnr_shift", 0.0)
+        training = time_sampling.LogNormal(*diffusion.train_lognormal, *ends, shift)
+    shifted = tuple(
+        dataclasses.replace(training, logsnr_shift=shift + resolution)  # type: ignore[call-arg]
+        for shift in diffusion.train_logsnr_shifts
+    )
+    return schedule, schedules.AlternatingSchedules(shifted) if shifted else training
+
+
+def _check_schedule(diffusion: Any) -> None:
+    """Raise UserError for fields that the schedule lacks, or that do not fit it."""
     name = diffusion.schedule
     accepted = {field.name for field in dataclasses.fields(schedules.SCHEDULES[name])}
-    shifts = ("logsnr_shift", "noise_logsnr_shift")
-    for field in shifts:
-        if diffusion[field] and field not in accepted:
+    fields = {"resolution_base": "logsnr_shift"}
+    fields |= {field: field for field in ("logsnr_shift", "noise_logsnr_shift")}
+    for field, moved in fields.items():
+        if diffusion[field] and moved not in accepted:
             raise UserError(
                 f"diffusion.{field}={diffusion[field]}: schedule {name!r} has none; "
                 "set it to 0"
@@ -38,16 +76,12 @@ def schedule_from_config(config: Any) -> schedules.Schedule:
             "diffusion.prediction_type='eps', which does not determine the video where "
             "no signal is left: -20 or more, or prediction_type='v'"
         )
-    if name == "discrete" and "discrete" in config:
-        if not (config.discrete.beta_start or config.discrete.beta_end):
-            raise UserError("discrete.beta_start=0 and beta_end=0: one above 0")
-        return schedules.Discrete(**config.discrete)
-    return schedules.make_schedule(
-        name,
-        diffusion.logsnr_min,
-        diffusion.logsnr_max,
-        **{field: diffusion[field] for field in shifts},
-    )
+    _, std = diffusion.train_lognormal or (0, 1)
+    if std <= 0 or (diffusion.train_lognormal and name == "discrete"):
+        raise UserError(
+            f"diffusion.train_lognormal={diffusion.train_lognormal}: a mean and a "
+            "deviation above 0, for any schedule but 'discrete', which is a table"
+        )
 
 
 def noise_embedding(schedule: schedules.Schedule) -> Callable[..., Any]:
@@ -77,12 +111,7 @@ def build_model(config: Any) -> DiffusionModel:
     z_shape = codec.z_shape(video_shape)
     if z_shape[1:3] != video_shape[1:3]:
         _check_size(config, z_shape)
-    schedule = schedule_from_config(config)
-    shifted = tuple(
-        dataclasses.replace(schedule, logsnr_shift=shift)  # type: ignore[call-arg]
-        for shift in diffusion.train_logsnr_shifts
-    )
-    training_schedule = schedules.AlternatingSchedules(shifted) if shifted else schedule
+    schedule, training_schedule = schedules_from_config(config, z_shape)
     rows = conditions.from_config(config)
     crop = getattr(dict(rows).get("low_resolution"), "train_crop", ())
     sizes = [z_shape[1:3]]

@@ -195,6 +195,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     },
     "diffusion": {
         "schedule": "cosine", "noise_logsnr_shift": 0.0, "distilled_steps": 0,
+        "resolution_base": 0, "train_lognormal": [],
     },
     "train": {"lr_schedule": "cosine"},
     "sample": {"augmentation_snr": 5.0, "tiled_sampling": False, "mesh": ""},

@@ -62,10 +62,12 @@ def from_x(x: Array, z: Array, level: NoiseLevel) -> Prediction:
     """Convert x to a prediction: eps is computed such that alpha x + sigma eps = z.
 
     Divides by sigma; the sampler multiplies the result by the next, smaller sigma. A
-    clipped or guided x becomes a prediction by this function alone.
+    clipped or guided x becomes a prediction by this function alone. At sigma = 0, of a
+    given frame, eps has no meaning and is finite.
     """
     alpha, sigma = alpha_sigma(level, z)
-    return Prediction(x=x, eps=(z - alpha * x) / sigma)
+    divisor = array_namespace(sigma).where(sigma > 0, sigma, 1.0)
+    return Prediction(x=x, eps=(z - alpha * x) / divisor)
 
 
 def from_flow(u: Array, z: Array, level: NoiseLevel) -> Prediction:
@@ -84,6 +86,14 @@ PREDICTION_TYPES: dict[str, Callable[[Array, Array, NoiseLevel], Prediction]] = 
     "x": from_x,
     "flow": from_flow,
 }
+
+
+def flow_time(level: NoiseLevel) -> Array:
+    """Return flow matching's time sigma / (alpha + sigma), 0 at the data, 1 at noise.
+
+    Its state is z / (alpha + sigma).
+    """
+    return level.sigma / (level.alpha + level.sigma)
 
 
 def edm_sigma(level: NoiseLevel) -> Array:

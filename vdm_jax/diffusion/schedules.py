@@ -144,7 +144,7 @@ class Cosine(Schedule):
         return logsnr_from_angle(self.angle(t))
 
 
-def _clip_angle(angle: Array, logsnr_min: float, logsnr_max: float) -> Array:
+def clip_angle(angle: Array, logsnr_min: float, logsnr_max: float) -> Array:
     """Clip phi to a range of logsnr: the range in which networks are trained."""
     low, high = (math.atan(math.exp(-end / 2)) for end in (logsnr_max, logsnr_min))
     return array_namespace(angle).clip(angle, low, high)
@@ -191,7 +191,7 @@ class Linear(Schedule):
         xp = array_namespace(t)
         integral = self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
         angle = xp.arctan(xp.sqrt(xp.expm1(integral)))
-        return _clip_angle(angle, self.logsnr_min, self.logsnr_max)
+        return clip_angle(angle, self.logsnr_min, self.logsnr_max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Flow(Schedule):
         """Map diffusion time in [0, 1] to phi."""
         xp = array_namespace(t)
         angle = xp.arctan2(math.exp(-self.logsnr_shift / 2) * t, 1 - t)
-        return _clip_angle(angle, self.logsnr_min, self.logsnr_max)
+        return clip_angle(angle, self.logsnr_min, self.logsnr_max)
 
 
 @dataclasses.dataclass(frozen=True)

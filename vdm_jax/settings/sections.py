@@ -220,6 +220,20 @@ class Diffusion:
     train_logsnr_shifts: tuple[float, ...] = setting(
         (), "shifts that alternate over the batch in training; () is one", -30, 30
     )
+    resolution_base: int = setting(
+        0,
+        "pixels a side at which one frame of z has no shift; flow's time is shifted by "
+        "sqrt(height width) / base sqrt(frames of z); 0 is off",
+        0,
+        16384,
+    )
+    train_lognormal: tuple[float, float] | tuple[()] = setting(
+        (),
+        "mean and deviation of log(sigma / alpha) in training, as (0, 1) for flow's "
+        "logit-normal times; () is uniform times",
+        -30,
+        30,
+    )
     prediction_type: str = setting(
         "v", "what the network predicts", choices="diffusion.process.PREDICTION_TYPES"
     )
