@@ -157,9 +157,7 @@ class Wan(nn.Module):
     spec: WanSpec
 
     @nn.compact
-    def __call__(
-        self, z: jax.Array, inputs: Inputs, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, z: jax.Array, inputs: Inputs, train: bool = False) -> jax.Array:
         """z [b, f, h, w, c] -> [b, f, h, w, spec.out_channels] in float32 or wider.
 
         Height and width are multiples of the patch. The vector has spec.width features
