@@ -10,6 +10,7 @@ from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules, time_sampling
+from vdm_jax.diffusion.flow_timesteps import FlowTimesteps
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS, control
@@ -35,6 +36,9 @@ def schedules_from_config(
         if not (config.discrete.beta_start or config.discrete.beta_end):
             raise UserError("discrete.beta_start=0 and beta_end=0: one above 0")
         schedule = schedules.Discrete(**config.discrete)
+    elif name == "flow" and "flow" in config:
+        shift = diffusion.logsnr_shift + resolution
+        schedule = FlowTimesteps(*ends, shift, **config.flow)
     else:
         schedule = schedules.make_schedule(
             name,
@@ -91,6 +95,8 @@ def noise_embedding(schedule: schedules.Schedule) -> Callable[..., Any]:
     """
     if isinstance(schedule, schedules.Discrete):
         return TimestepEmbedding(schedule)
+    if isinstance(schedule, FlowTimesteps):
+        return TimestepEmbedding(schedule, schedule.timestep_dim)
     return noise_level_embedding
 
 
@@ -135,6 +141,7 @@ def build_model(config: Any) -> DiffusionModel:
         codec=codec,
         conditions=rows,
         prediction_type=diffusion.prediction_type,
+        reads_flow_state=isinstance(schedule, FlowTimesteps),
         **scaling,
     )
 
@@ -142,7 +149,8 @@ def build_model(config: Any) -> DiffusionModel:
 def _check_size(config: Any, z_shape: codecs.Shape) -> None:
     """Raise UserError for videos whose z does not halve at each level; in pixels."""
     network, video = config.network, config.video
-    multiple = network.get("patch_size", 1) * 2 ** max(len(network.levels) - 1, 0)
+    halvings = max(len(network.get("levels", ())) - 1, 0)
+    multiple = network.get("patch_size", 1) * 2**halvings
     for field, side in zip(("height", "width"), z_shape[1:3], strict=True):
         factor = video[field] // side
         why = f"the codec's {factor} * patch_size * 2^(levels - 1)"

@@ -30,7 +30,7 @@ MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "samp
 READ_SECTIONS = {
     name: section
     for name, section in TRAINING.items()
-    if name in MODEL_SECTIONS | {"codec", "stage", "control", "discrete"}
+    if name in MODEL_SECTIONS | {"codec", "stage", "control", "discrete", "flow"}
 }
 
 # Fields of a config that are paths of this machine, "" for none.

@@ -127,10 +127,42 @@ def umt5() -> dict:
     return recorded | {"text/ids": ids.astype(np.int32), "text/mask": mask}
 
 
+def scheduler(kind: str, shift: float):
+    """Return a scheduler of flow matching, as Wan's folders have it."""
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+
+
+def set_timesteps(scheduler, steps: int) -> None:
+    """Choose the levels; Euler's own would have the shift of the last one twice."""
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+    else:
+        scheduler.set_timesteps(steps)
+
+
+def samplers() -> dict:
+    """Return timesteps and results of runs with a linear stand-in for the network."""
+    recorded = {}
+    for name, (kind, shift, steps) in cases.RUNS.items():
+        own = scheduler(kind, shift)
+        set_timesteps(own, steps)
+        z = double(cases.latents(cases.FEW))
+        for t in own.timesteps:
+            v = cases.stand_in(z, t.double(), lambda z: z.roll(1, -1))
+            z = own.step(v, t, z, return_dict=False)[0].double()
+        recorded[f"samplers/{name}"] = z
+        recorded[f"samplers/{name}/timesteps"] = own.timesteps.double()
+    return recorded
+
+
 def main() -> None:
     """Write the file."""
     with torch.no_grad():
-        recorded = transformer() | autoencoder() | umt5()
+        recorded = samplers() | transformer() | autoencoder() | umt5()
     arrays = {}
     for name, value in recorded.items():
         if isinstance(value, torch.Tensor):

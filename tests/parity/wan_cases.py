@@ -29,6 +29,19 @@ FRAME_TIMESTEPS = ((0.0, 501.0, 501.0), (21.5, 21.5, 999.0))
 GRID = (3, 2, 3)  # tokens of the transformer's video
 FEW, MANY = (1, 4, 3, 2, 3), (1, 4, 17, 1, 1)  # shapes of latents
 MANY_FRAMES = [0, 1, 4, 5, 33, 64]  # those of the 65 that are recorded
+# Name -> (class of the scheduler, shift, steps).
+RUNS = {
+    f"{name}_{shift:g}_{steps}": (kind, shift, steps)
+    for name, kind, shift, steps in (
+        ("unipc", "UniPCMultistepScheduler", 3.0, 1),
+        ("unipc", "UniPCMultistepScheduler", 3.0, 2),
+        ("unipc", "UniPCMultistepScheduler", 3.0, 3),
+        ("unipc", "UniPCMultistepScheduler", 3.0, 20),
+        ("unipc", "UniPCMultistepScheduler", 5.0, 8),
+        ("euler", "FlowMatchEulerDiscreteScheduler", 3.0, 4),
+        ("euler", "FlowMatchEulerDiscreteScheduler", 5.0, 20),
+    )
+}
 LENGTHS = (16, 3)  # tokens of the two texts
 
 
@@ -51,6 +64,11 @@ def text():
 def frames():
     """Return the autoencoder's input of 9 frames."""
     return normal("wan/input/frames", (1, 3, 9, 16, 24)) / 2
+
+
+def stand_in(z, timestep, roll):
+    """Return the velocity of a stand-in for a network; roll: by 1 along a row."""
+    return (0.3 + timestep / 2000) * z + 0.25 * roll(z)
 
 
 def latents(shape):

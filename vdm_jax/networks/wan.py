@@ -17,9 +17,9 @@ from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks import backends
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
+    conv_3d,
     dense,
     depth_to_space,
-    gather_kernel,
     param_dtype,
     zeros_init,
 )
@@ -170,10 +170,7 @@ class Wan(nn.Module):
             z = jnp.concatenate([z, inputs.concat.astype(z.dtype)], axis=-1)
         z = z.astype(jnp.bfloat16 if spec.dtype == "bfloat16" else wide)
         b, f, h, w = z.shape[0], z.shape[1], z.shape[2] // p, z.shape[3] // p
-        x = nn.Conv(
-            spec.width, (1, p, p), (1, p, p), dtype=z.dtype, param_dtype=wide,
-            promote_dtype=gather_kernel, name="patch",
-        )(z)  # fmt: skip
+        x = conv_3d(z, spec.width, "patch", (1, p, p), strides=(1, p, p))
         x = constrain(x.reshape(b, f, h * w, spec.width), TOKEN_AXES)
         angles = rope_angles((f, h, w), rope_splits(spec.head_dim))
         angles = angles.reshape(f, h * w, -1)

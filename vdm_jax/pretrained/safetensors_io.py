@@ -264,12 +264,17 @@ def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
     array = _finite_array(file, name)
     if target.startswith(KERNEL):
         array = np.moveaxis(array, (0, 1), (-1, -2))
-    # A convolution of one pixel and a product are stored as either.
-    if array.ndim > len(shape) and array.shape[:-2] == (1, 1):
-        array = array.reshape(array.shape[2:])
+    # Axes of size 1 are stored or not: of a convolution of one pixel, which is a
+    # product, and of the scale of a norm.
+    if array.ndim > len(shape) and _longer_axes(array.shape) == _longer_axes(shape):
+        array = array.reshape(shape)
     if array.shape != shape:
         raise UserError(f"{name} has shape {array.shape}, the model has {shape}")
     return array
+
+
+def _longer_axes(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size > 1]
 
 
 def _finite_array(file, name: str) -> np.ndarray:
