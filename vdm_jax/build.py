@@ -48,8 +48,9 @@ def schedules_from_config(
         )
     training = schedule
     if diffusion.train_lognormal:
+        mean, std = diffusion.train_lognormal
         shift = getattr(schedule, "logsnr_shift", 0.0)
-        training = time_sampling.LogNormal(*diffusion.train_lognormal, *ends, shift)
+        training = time_sampling.LogNormal(mean, std, *ends, shift)
     shifted = tuple(
         dataclasses.replace(training, logsnr_shift=shift + resolution)  # type: ignore[call-arg]
         for shift in diffusion.train_logsnr_shifts

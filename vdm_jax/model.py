@@ -17,7 +17,7 @@ from vdm_jax.codec import Codec, Shape
 from vdm_jax.conditions.base import Cond, Condition, VideoCondition, condition_key
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.low_resolution import LowResolution
-from vdm_jax.diffusion import process, schedules
+from vdm_jax.diffusion import guidance, process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
 from vdm_jax.errors import UserError
 from vdm_jax.initialization import Initializer
@@ -139,7 +139,7 @@ class DiffusionModel:
           which need no codec_params.
         key: of the draw of z, of the low-resolution condition's crops and noise and of
           the dropout.
-        drop_conditions: apply `condition_dropout`, as training does.
+        drop_conditions: apply `condition_dropout` and give frames, as training does.
         codec_params: of the codec, if it has parameters.
         """
         cond = self.raw_conditions(batch)
@@ -159,6 +159,9 @@ class DiffusionModel:
             z = self.codec.encode(x, codec_params, z_key)
         if drop_conditions:
             cond = self.condition_dropout(cond, key)
+            if (clean := self.condition("clean_frames")) is not None:
+                own_key = condition_key(key, "clean_frames")
+                cond["clean"] = clean.draw(own_key, z, cond.get("frame_mask"))
         return z, cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
@@ -231,12 +234,17 @@ class DiffusionModel:
         of Gaussian data with this mean and variance, plus the standard deviation of the
         residual times the network's output. The network reads z standardised.
 
+        Frames that cond["clean"] gives are read clean, see `guidance.clean`.
+
         dropout_key: of the network's dropout; None switches it off.
         """
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         train = dropout_key is not None
 
         def denoise(z: Array, level: schedules.NoiseLevel, cond: Cond) -> Prediction:
+            if "clean" in cond:
+                own = {name: a for name, a in cond.items() if name != "clean"}
+                return guidance.clean(denoise, *cond["clean"])(z, level, own)
             batch, frames = z.shape[:2]
             logsnr = jnp.asarray(level.logsnr, z.dtype)
             if logsnr.ndim == 0:

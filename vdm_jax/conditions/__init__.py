@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vdm_jax.conditions.base import Condition
+from vdm_jax.conditions.clean_frames import CleanFrames
 from vdm_jax.conditions.frame_index import FrameIndex
 from vdm_jax.conditions.guidance_weight import GuidanceWeight
 from vdm_jax.conditions.hint import Hint
@@ -20,6 +21,7 @@ CONDITIONS: dict[str, Callable[[Any], Condition | None]] = {
     "guidance_weight": GuidanceWeight.from_config,
     "frame_index": FrameIndex.from_config,
     "control_0": Hint.from_config,
+    "clean_frames": CleanFrames.from_config,
 }
 
 

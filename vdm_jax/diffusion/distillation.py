@@ -97,15 +97,17 @@ def student_loss(
     angle: Array,
     cond,
     weighting: str = "snr_plus_one",
+    frame_weight: Array | None = None,
 ) -> Array:
     """Return the weighted squared error [b] of a student's v at z, at `angle` [b].
 
     weighting: one of losses.WEIGHTINGS, all of them weights on |x - x_hat|^2 (PD,
-    section 4). In v they differ by bounded factors.
+    section 4). In v they differ by bounded factors. frame_weight: as for
+    `losses.weighted_v_loss`.
     """
     level = schedules.noise_level_from_angle(angle)
     error = velocity(student(z, level, cond), level) - jax.lax.stop_gradient(target)
-    return losses.weighted_v_loss(error, level, weighting)
+    return losses.weighted_v_loss(error, level, weighting, frame_weight)
 
 
 def sample_step_index(

@@ -255,6 +255,37 @@ def replace_known(
     return replaced
 
 
+def clean(denoise: Denoiser, known: Array, strength: Array) -> Denoiser:
+    """Return a denoiser that reads given frames clean, at noise level 0.
+
+    Frame-mask conditioning (Open-Sora 1.2, report 3). A frame is given while flow's
+    time is above its strength: the denoiser sees `known` there, and the prediction is
+    `known` and the eps that z implies. So z goes from its own noise to `known`, and is
+    a draw of q(z_t | known) when the frame becomes active. At strength 0 a frame is
+    given always, and the last step of any sampler returns it bit for bit; at 1 never.
+
+    known: like z. strength: [b, f] in [0, 1]. The level has shape [] or [b].
+    """
+
+    def conditioned(z: Array, level: NoiseLevel, cond) -> Prediction:
+        logsnr, alpha, sigma = (
+            a[:, None] if jnp.ndim(a) == 1 else a for a in level[1:4]
+        )
+        given = sigma / (alpha + sigma) > strength
+        frames = level._replace(
+            logsnr=jnp.where(given, jnp.inf, logsnr),
+            alpha=jnp.where(given, 1.0, alpha),
+            sigma=jnp.where(given, 0.0, sigma),
+        )
+        mask = append_dims(given, z)
+        p = denoise(jnp.where(mask, known, z), frames, cond)
+        kept = process.from_x(known, z, level)
+        x, eps = (jnp.where(mask, a, b) for a, b in zip(kept, p, strict=True))
+        return Prediction(x, eps)
+
+    return conditioned
+
+
 def area_downsample(x: Array, height: int, width: int) -> Array:
     """Downsample [b, f, h, w, c] to [b, f, height, width, c] by means over areas.
 

@@ -36,21 +36,34 @@ def diffusion_loss(
     level: NoiseLevel,
     cond,
     weighting: str = "snr_plus_one",
+    frame_weight: Array | None = None,
 ) -> Array:
     """Return the weighted squared error [b] of a denoiser.
 
     x, eps: [b, f, h, w, c], the clean video in [-1, 1] and standard normal noise.
     level: one per example [b], or per frame [b, f]. It is a mean over frames
     (the independent images of joint training included, VDM section 3), pixels and
-    channels.
+    channels. frame_weight: see `weighted_v_loss`.
     """
     prediction = denoise(diffuse(x, eps, level), level, cond)
     target = process.velocity(Prediction(x, eps), level)
     error = process.velocity(prediction, level) - target
-    return weighted_v_loss(error, level, weighting)
+    return weighted_v_loss(error, level, weighting, frame_weight)
 
 
-def weighted_v_loss(error: Array, level: NoiseLevel, weighting: str) -> Array:
-    """Square, weight and average a v error [b, f, h, w, c]; returns [b]."""
+def weighted_v_loss(
+    error: Array,
+    level: NoiseLevel,
+    weighting: str,
+    frame_weight: Array | None = None,
+) -> Array:
+    """Square, weight and average a v error [b, f, h, w, c]; returns [b].
+
+    frame_weight: [b, f] of the mean over frames, 0 for given ones; None is 1 each. The
+      loss of a clip without any weight is 0.
+    """
     square = append_dims(WEIGHTINGS[weighting](level), error) * error**2
-    return square.reshape(square.shape[0], -1).mean(axis=1)
+    if frame_weight is None:
+        return square.reshape(square.shape[0], -1).mean(axis=1)
+    of_frame = square.reshape(*square.shape[:2], -1).mean(axis=2)
+    return (frame_weight * of_frame).sum(axis=1) / frame_weight.sum(axis=1).clip(1)

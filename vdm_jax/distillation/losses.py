@@ -2,6 +2,7 @@
 
 import jax
 
+from vdm_jax.conditions.clean_frames import frame_weight
 from vdm_jax.diffusion import distillation, guidance, process, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.training.step import LossFn
@@ -33,8 +34,9 @@ def guidance_distillation_loss(
         target = process.velocity(guided(z, level, cond), level)
         cond = student.with_guidance_weight(cond, weight)
         loss = distillation.student_loss(
-            student.denoiser(params), target, z, angle, cond, weighting
-        )
+            student.denoiser(params), target, z, angle, cond, weighting,
+            frame_weight(cond),
+        )  # fmt: skip
         return loss.mean(), {}
 
     return loss_fn
@@ -77,8 +79,9 @@ def progressive_distillation_loss(
             teacher, model.schedule, z, interval, cond
         )
         loss = distillation.student_loss(
-            model.denoiser(params), target, z, interval.start, cond, weighting
-        )
+            model.denoiser(params), target, z, interval.start, cond, weighting,
+            frame_weight(cond),
+        )  # fmt: skip
         return loss.mean(), {}
 
     return loss_fn

@@ -185,6 +185,14 @@ class Conditioning:
     text_pooling: bool = setting(
         True, "pool the text into the vector too; without it no text is the text ''"
     )
+    clean_frames: tuple[tuple[str, float], ...] = setting(
+        (),
+        "(which frames training gives clean, probability), none for the rest of 1; () "
+        "is a model that is not given frames",
+        0,
+        1,
+        choices="conditions.clean_frames.MASKS",
+    )
     guidance_range: tuple[float, float] | tuple[()] = setting(
         (), "scales that a guided student was distilled for", 1, MAX_SCALE
     )

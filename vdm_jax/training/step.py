@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vdm_jax import sharding
+from vdm_jax.conditions.clean_frames import frame_weight
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
 from vdm_jax.training.optimizer import global_norm
@@ -53,7 +54,9 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         level = schedules.noise_level(schedule, t)
         denoise = model.denoiser(params, dropout_key)
-        loss = losses.diffusion_loss(denoise, x, eps, level, cond, weighting)
+        loss = losses.diffusion_loss(
+            denoise, x, eps, level, cond, weighting, frame_weight(cond)
+        )
         return loss.mean(), {}
 
     return loss_fn

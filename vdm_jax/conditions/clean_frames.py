@@ -1,0 +1,145 @@
+"""Frames of a clip that the network reads clean (frame-mask conditioning).
+
+A model that was trained so continues, precedes, interpolates and loops given frames,
+and animates a picture: they differ in which frames are given. Given frames are at noise
+level 0, generated ones at the level of the step (Open-Sora 1.1 and 1.2, reports 2 and
+3). Training draws which are given, and has no loss there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.conditions.base import Cond, Condition, Contribution
+from vdm_jax.diffusion.process import Array
+from vdm_jax.errors import UserError
+
+
+class Clean(NamedTuple):
+    """Given frames, as `guidance.clean` takes them: cond["clean"] of a training batch.
+
+    known: like z. strength: [b, f], 0 where a frame is given, 1 where it is generated.
+    """
+
+    known: Array
+    strength: Array
+
+
+def frame_weight(cond: Cond) -> Array | None:
+    """Return the weights [b, f] of frames in the loss, None for 1 each."""
+    return cond["clean"].strength if "clean" in cond else None
+
+
+def _run(frames: int, start: Array | int, length: Array | int) -> Array:
+    """Return bool [frames], true from `start` on for `length` frames."""
+    index = jnp.arange(frames)
+    return (index >= start) & (index < start + length)
+
+
+def _length(key: Array, frames: int) -> Array:
+    """Draw a number of frames, from 1 to a quarter of them."""
+    return jax.random.randint(key, (), 1, max(1, frames // 4) + 1)
+
+
+def _tail(frames: int, length: Array | int) -> Array:
+    return _run(frames, frames - length, length)
+
+
+def _head_and_tail(key: Array, frames: int) -> Array:
+    length = _length(key, frames)
+    return _run(frames, 0, length) | _tail(frames, length)
+
+
+def _block(key: Array, frames: int, length: Array | int) -> Array:
+    """Draw a run of that length anywhere."""
+    start = jax.random.randint(key, (), 0, frames - length + 1)
+    return _run(frames, start, length)
+
+
+def _random_block(key: Array, frames: int) -> Array:
+    length_key, start_key = jax.random.split(key)
+    return _block(start_key, frames, _length(length_key, frames))
+
+
+def _random(key: Array, frames: int) -> Array:
+    """Draw each frame with one probability of .1 to .9; one or more are generated."""
+    probability_key, key = jax.random.split(key)
+    probability = jax.random.uniform(probability_key, (), minval=0.1, maxval=0.9)
+    u = jax.random.uniform(key, (frames,))
+    return (u < probability) & (u < u.max())
+
+
+def _every_second(key: Array, frames: int) -> Array:
+    return (jnp.arange(frames) + jax.random.randint(key, (), 0, 2)) % 2 == 0
+
+
+# Name -> (key, frames) -> bool [frames], true where a frame is given.
+MASKS: dict[str, Callable[[Array, int], Array]] = {
+    "first": lambda key, frames: _run(frames, 0, 1),
+    "last": lambda key, frames: _tail(frames, 1),
+    "first_and_last": lambda key, frames: _run(frames, 0, 1) | _tail(frames, 1),
+    "one": lambda key, frames: _block(key, frames, 1),
+    "head": lambda key, frames: _run(frames, 0, _length(key, frames)),
+    "tail": lambda key, frames: _tail(frames, _length(key, frames)),
+    "head_and_tail": _head_and_tail,
+    "block": _random_block,
+    "random": _random,
+    "every_second": _every_second,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanFrames(Condition):
+    """Which frames training gives; the network sees them by their noise level alone.
+
+    masks: a row of MASKS and its probability; with the rest of 1 no frame is given.
+    """
+
+    masks: tuple[tuple[str, float], ...]
+    in_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: Any) -> "CleanFrames | None":
+        """Return the condition of a config, None where training gives no frames.
+
+        Raises:
+          UserError: the probabilities are more than 1 together.
+        """
+        masks = tuple((name, float(p)) for name, p in config.conditioning.clean_frames)
+        if sum(p for _, p in masks) > 1 + 1e-9:
+            raise UserError(
+                f"conditioning.clean_frames={masks}: probabilities, at most 1 together"
+            )
+        return cls(masks) if masks else None
+
+    def null(self, n: tuple[int, ...]) -> dict[str, Any]:
+        """No arrays of the data set."""
+        return {}
+
+    def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
+        """Nothing: the noise level says which frames are clean."""
+        return Contribution()
+
+    def draw(self, key: Array, z: Array, frame_mask: Array | None = None) -> Clean:
+        """Draw which frames of clips z [b, f, h, w, c] are given.
+
+        A single frame is always generated, and so are independent images, where
+        frame_mask [b, f] is false.
+        """
+        batch, frames = z.shape[:2]
+        ends = jnp.cumsum(jnp.asarray([p for _, p in self.masks]))
+
+        def draw_one(key: Array) -> Array:
+            choice_key, key = jax.random.split(key)
+            none = jnp.zeros(frames, bool)
+            masks = [*(MASKS[name](key, frames) for name, _ in self.masks), none]
+            chosen = jnp.sum(jax.random.uniform(choice_key) >= ends)
+            return jnp.stack(masks)[chosen]
+
+        given = jax.vmap(draw_one)(jax.random.split(key, batch)) & (frames > 1)
+        if frame_mask is not None:
+            given &= frame_mask
+        return Clean(z, 1.0 - given.astype(z.dtype))
