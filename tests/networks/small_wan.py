@@ -2,18 +2,20 @@
 
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.drawn import weight
+from tests.parity.recorded import write_weights
 from tests.parity.wan_cases import ARRAYS
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.networks import NETWORKS
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import timestep_embedding
-from vdm_jax.pretrained import wan_transformer
+from vdm_jax.pretrained import safetensors_io, wan_transformer, wan_vae
 from vdm_jax.pretrained.name_maps import KERNEL
 from vdm_jax.trees import named_leaves
 
@@ -91,3 +93,12 @@ def run(model, params, z, timesteps, **inputs) -> jax.Array:
         return network.apply(own, z, Inputs(vector=vector, **inputs))
 
     return jax.jit(apply)(params, z, timesteps, inputs)
+
+
+def write_vae(folder: Path, **changes) -> Path:
+    """Write vae/ as diffusers does. changes: of its config.json."""
+    config, shapes = described("vae")
+    write_weights(folder, torch_weights("wan/vae", shapes), safetensors_io.DIFFUSERS)
+    config = {"_class_name": wan_vae.CLASS, **config, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

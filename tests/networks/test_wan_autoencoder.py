@@ -1,7 +1,6 @@
 """Wan's causal autoencoder: parity with diffusers, chunks, causality, wrong sizes."""
 
 import dataclasses
-import json
 import math
 
 import jax
@@ -9,33 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.networks.small_wan import RECORDED, described, to_ours, torch_weights
+from tests.networks.small_wan import RECORDED, described, to_ours, write_vae
 from tests.parity import wan_cases
 from tests.parity.drawn import normal
-from tests.parity.recorded import real_network, write_weights
+from tests.parity.recorded import real_network
 from vdm_jax import causal_latents
 from vdm_jax.causal_latents import CausalAutoencoder
 from vdm_jax.errors import UserError
 from vdm_jax.networks import wan_autoencoder
 from vdm_jax.networks.wan_autoencoder import WanAutoencoder, WanAutoencoderSpec
-from vdm_jax.pretrained import safetensors_io, wan_vae
+from vdm_jax.pretrained import wan_vae
 from vdm_jax.pretrained.name_maps import KERNEL
 from vdm_jax.trees import named_leaves
 
 CONFIG, SHAPES = described("vae")
 
 
-def write_folder(folder):
-    """Write vae/ as diffusers does."""
-    write_weights(folder, torch_weights("wan/vae", SHAPES), safetensors_io.DIFFUSERS)
-    config = CONFIG | {"_class_name": wan_vae.CLASS}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("vae"))
+    folder = write_vae(tmp_path_factory.mktemp("vae"))
     autoencoder = causal_latents.read_config(folder)
     return autoencoder, causal_latents.read_params(autoencoder, folder)
 

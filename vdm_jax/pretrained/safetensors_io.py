@@ -131,6 +131,19 @@ def count(paths: Sequence[Path]) -> int:
     return total
 
 
+def stored_dtypes(paths: Sequence[Path]) -> set[str]:
+    """Return the dtypes of the tensors in files, of their heads, such as "BF16".
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    dtypes = set()
+    for path in paths:
+        with _errors_of(path), safe_open(path, framework="numpy") as file:
+            dtypes |= {file.get_slice(name).get_dtype() for name in list(file.keys())}
+    return dtypes
+
+
 def read(paths: Sequence[Path], like, name_map: NameMap, dtype, written: NameMap = ()):
     """Return another library's parameters as `read_renamed` does, by a name map.
 
