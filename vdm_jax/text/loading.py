@@ -207,4 +207,5 @@ def _divisible_width(config: ConfigFile) -> int:
 def tokenizer_folder(folder: Path) -> Path:
     """Return the folder of an encoder's tokenizer: the same, or its neighbour."""
     here = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
-    return folder if here else folder.parent / "tokenizer"
+    neighbour = folder.parent / "tokenizer"
+    return folder if here or not neighbour.is_dir() else neighbour

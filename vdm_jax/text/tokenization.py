@@ -53,7 +53,7 @@ def clean_prompt(text: str) -> str:
     characters where it is installed, as it does there.
     """
     with contextlib.suppress(ModuleNotFoundError):
-        import ftfy
+        import ftfy  # pyright: ignore[reportMissingImports]
 
         text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text)).strip()
