@@ -487,7 +487,7 @@ def test_the_shipped_model_of_sprites_is_sampled_alike_by_diffusers(tmp_path):
     absent = diffusers_export.write(tmp_path / "sd", trained, SPRITES)
     assert absent == ("text_encoder", "tokenizer")
     names = sd_unet.unet_names(trained.config.network.to_dict())
-    files = diffusers_folder.unet_files(tmp_path / "sd")
+    files = diffusers_folder.network_files(tmp_path / "sd")
     written = safetensors_io.read_by_names(
         files, {k: v for k, v in trained.params.items() if k != "codec"}, names, "f4"
     )

@@ -89,13 +89,17 @@ def _check_schedule(diffusion: Any) -> None:
         )
 
 
-def noise_embedding(schedule: schedules.Schedule) -> Callable[..., Any]:
+def noise_embedding(
+    schedule: schedules.Schedule, num_features: int = 0
+) -> Callable[..., Any]:
     """Return the embedding of a schedule's noise levels: of the timestep or the angle.
 
     A network that knows a table of levels was trained on their numbers.
+
+    num_features: of a timestep, see `TimestepEmbedding`.
     """
     if isinstance(schedule, schedules.Discrete):
-        return TimestepEmbedding(schedule)
+        return TimestepEmbedding(schedule, num_features)
     if isinstance(schedule, FlowTimesteps):
         return TimestepEmbedding(schedule, schedule.timestep_dim)
     return noise_level_embedding
@@ -125,7 +129,9 @@ def build_model(config: Any) -> DiffusionModel:
     if crop:
         sizes.append(codec.z_shape((video.frames, *crop, video.channels))[1:3])
     width, layers = config.conditioning.cond_dim, config.conditioning.cond_mlp_layers
-    encoder = ConditioningEncoder(width, layers, rows, noise_embedding(schedule))
+    is_dit = config.conditioning.kind == "dit"
+    embedding = noise_embedding(schedule, 256 if is_dit else 0)
+    encoder = ConditioningEncoder(width, layers, rows, embedding, is_dit)
     make_network = NETWORKS[config.network.kind]
     network = make_network(config.network.to_dict(), z_shape[3], sizes)
     if "control" in config:

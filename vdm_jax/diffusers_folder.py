@@ -1,8 +1,9 @@
-"""A folder of diffusers as a workdir, read in place: Stable Diffusion 1 and 2.
+"""A folder of diffusers as a workdir, read in place.
 
     python sample.py --workdir=stable-diffusion-v1-5 --prompt="a cat" --out=OUT
 
-What its files say becomes a config; nothing is written. It is a model of one frame.
+What its files say becomes a config; nothing is written. Stable Diffusion 1 and 2 and
+DiT are models of one frame, Latte is one of videos.
 """
 
 import functools
@@ -20,6 +21,7 @@ from vdm_jax.memory import check_memory
 from vdm_jax.model import Params
 from vdm_jax.pretrained import (
     config_json,
+    dit,
     safetensors_io,
     sd_pipeline,
     sd_scheduler,
@@ -32,7 +34,16 @@ from vdm_jax.text.encoder import weights_sha256
 # How it is sampled where no flag says else; diffusers' defaults but for the numbers of
 # pictures. x has no known range.
 SAMPLE = {"steps": 50, "guidance_scale": 7.5, "clip_x": 0.0, "num": 4, "batch_size": 4}
-TEXT_DROPOUT = 0.1  # of the original's training (arXiv:2112.10752, "v1-5" model card)
+OWN_SAMPLE = {
+    "DiTPipeline": {"guidance_scale": 4.0},
+    "LattePipeline": {"num": 1, "batch_size": 1},
+}
+# Part that is a network -> its fields of a config.json, its table of names.
+READERS = {
+    "unet": (sd_unet.unet_fields, sd_unet.unet_names),
+    "transformer": (dit.fields, dit.names),
+}
+DROPOUT = 0.1  # of text or label in training: "v1-5" model card, arXiv:2212.09748
 ABSENT = {*OPTIONAL} - {"discrete"}  # sections that its config has not
 
 
@@ -43,44 +54,75 @@ def read_config(folder: Path) -> Any:
       UserError: a part is missing or damaged, or of another network.
     """
     sd_pipeline.check(folder)
-    unet, noise, _ = _unet_and_noise(folder)
+    network, noise, _ = _network_and_noise(folder)
     spec = latents.read_config(folder / "vae").network.spec
-    _, height, width, channels = unet["z_shape"]
+    frames, height, width, channels = network["z_shape"]
     if channels != spec.latent_channels:
         raise UserError(
-            f"{folder}: its unet is for latents of {channels} channels, its vae makes "
-            f"{spec.latent_channels}: they do not belong together"
+            f"{folder}: its {network_part(folder)[0]} is for latents of {channels} "
+            f"channels, its vae makes {spec.latent_channels}: they do not belong "
+            "together"
         )
     config: Any = compose({k: v for k, v in TRAINING.items() if k not in ABSENT})
     config.video.update(
-        frames=1,
+        frames=frames,
         height=height * spec.factor,
         width=width * spec.factor,
         channels=spec.in_channels,
     )
-    config.data.label_vocabulary = ()
+    config.data.label_vocabulary = _label_vocabulary(folder, network)
     config.codec.update(kind="autoencoder", path=str(folder / "vae"))
     del config.network
-    config.network = ConfigDict(unet["network"] | {"dtype": default_dtype()})
-    config.conditioning.update(
-        **unet["conditioning"],
-        text_encoder=str(folder / "text_encoder"),
-        text_dropout=TEXT_DROPOUT,
-        text_pooling=False,
-    )
+    config.network = ConfigDict(network["network"] | {"dtype": default_dtype()})
+    config.conditioning.update(**network["conditioning"], text_pooling=False)
+    if config.conditioning.text_dim:
+        text_encoder = str(folder / "text_encoder")
+        config.conditioning.update(text_encoder=text_encoder, text_dropout=DROPOUT)
+    else:
+        config.conditioning.label_dropout = DROPOUT
     prediction_type = noise["prediction_type"]
     weighting = "snr" if prediction_type == "eps" else "snr_plus_one"
     config.diffusion.update(
         schedule="discrete", prediction_type=prediction_type, loss_weighting=weighting
     )
     config.discrete.update(noise["schedule"])
-    config.sample.update(SAMPLE | noise["sample"])
+    own = OWN_SAMPLE.get(_pipeline(folder).values["_class_name"], {})
+    config.sample.update(SAMPLE | own | noise["sample"])
     return config
 
 
-def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
-    """Return the fields of unet/ and scheduler/, and lines on what is not as there."""
-    unet = sd_unet.read_config(folder / "unet")
+def _pipeline(folder: Path) -> config_json.ConfigFile:
+    """Return model_index.json."""
+    return config_json.read(folder / sd_pipeline.INDEX)
+
+
+def network_part(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the part that is the network, a row of READERS; its classes.
+
+    The folder has been checked.
+    """
+    parts = sd_pipeline.PIPELINES[_pipeline(folder).values["_class_name"]]
+    return next((part, classes) for part, classes in parts.items() if part in READERS)
+
+
+def _label_vocabulary(folder: Path, network: dict) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the classes, as one attribute; () without labels."""
+    index, count = _pipeline(folder), network.get("num_classes", 0)
+    if not count:
+        return ()
+    names = index.values.get("id2label")
+    if names is None:
+        return (tuple(map(str, range(count))),)
+    try:
+        return (dit.labels(names, count),)
+    except UserError as error:
+        raise UserError(f"{index.path}: {error}") from error
+
+
+def _network_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
+    """Return the fields of network and scheduler, and lines on what is not as there."""
+    part, classes = network_part(folder)
+    config = sd_unet.read_config(folder / part, *classes)
     scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
     noise = sd_scheduler.schedule_fields(scheduler)
     lines = [
@@ -94,16 +136,19 @@ def _unet_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
             f"{scheduler.path}: {kind} is sampled by {sampler} on its timesteps, not "
             f"by {method}"
         )
-    new = sd_pipeline.replaced(unet, scheduler.values)
-    for part, values in (("unet", unet), ("scheduler", noise["schedule"])):
-        for name, value in new[part].items():
-            old = f"{folder / part} has {name}={values[name]}"
-            lines.append(f"{old}: {value} is used, as by {sd_pipeline.CLASS}")
-        values |= new[part]
+    if part != "unet":
+        noise["sample"] |= {"clip_x": sd_scheduler.clip_x(scheduler)}
+    else:
+        new = sd_pipeline.replaced(config, scheduler.values)
+        for name, values in (("unet", config), ("scheduler", noise["schedule"])):
+            for option, value in new[name].items():
+                old = f"{folder / name} has {option}={values[option]}"
+                lines.append(f"{old}: {value} is used, as by {sd_pipeline.CLASS}")
+            values |= new[name]
     try:
-        return sd_unet.unet_fields(unet), noise, lines
+        return READERS[part][0](config), noise, lines
     except UserError as error:
-        raise UserError(f"{folder / 'unet' / 'config.json'}: {error}") from error
+        raise UserError(f"{folder / part / 'config.json'}: {error}") from error
 
 
 def default_dtype() -> str:
@@ -111,14 +156,26 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def unet_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of the U-Net's parameters, of which there may be several."""
-    return safetensors_io.tensor_files(folder / "unet", DIFFUSERS)
+def network_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of the network's parameters, of which there may be several."""
+    part, _ = network_part(folder)
+    return safetensors_io.tensor_files(folder / part, DIFFUSERS)
 
 
 def text_encoder_sha256(folder: Path) -> str:
-    """Return the hash of the text encoder, by which embeddings of it are known."""
-    return weights_sha256(safetensors_io.tensor_files(folder / "text_encoder"))
+    """Return the hash of the text encoder, by which embeddings of it are known.
+
+    "" for a model of labels, which has none.
+    """
+    files = _text_encoder_files(folder)
+    return weights_sha256(files) if files else ""
+
+
+def _text_encoder_files(folder: Path) -> tuple[Path, ...]:
+    parts = sd_pipeline.PIPELINES[_pipeline(folder).values["_class_name"]]
+    if "text_encoder" not in parts:
+        return ()
+    return safetensors_io.tensor_files(folder / "text_encoder")
 
 
 def announce(folder: Path) -> None:
@@ -132,11 +189,11 @@ def announce(folder: Path) -> None:
     """
     if skipped := sd_pipeline.check(folder):
         _say(f"{folder}: {', '.join(skipped)} not read")
-    for line in _unet_and_noise(folder)[2]:
+    for line in _network_and_noise(folder)[2]:
         _say(line)
-    text_encoder = safetensors_io.tensor_files(folder / "text_encoder")
     vae = safetensors_io.tensor_files(folder / "vae", DIFFUSERS)
-    count = safetensors_io.count((*text_encoder, *unet_files(folder), *vae))
+    others = *_text_encoder_files(folder), *vae
+    count = safetensors_io.count((*network_files(folder), *others))
     need = 4 * count
     _say(
         f"{folder}: {count / 1e6:,.1f} million parameters, {need / 2**30:,.2f} GiB, "
@@ -146,14 +203,15 @@ def announce(folder: Path) -> None:
 
 
 def read_params(folder: Path, config: Any, shapes: Params) -> Params:
-    """Return the U-Net's parameters, shaped as the tree `shapes`, in float32.
+    """Return the network's parameters, shaped as the tree `shapes`, in float32.
 
     Raises:
       UserError: as `announce`, or files are of another network.
     """
     announce(folder)
-    paths = unet_files(folder)
-    names = sd_unet.unet_names(config.network.to_dict())
+    part, _ = network_part(folder)
+    names = READERS[part][1](config.network.to_dict())
+    paths = network_files(folder)
     return safetensors_io.read_by_names(paths, shapes, names, jnp.float32)
 
 

@@ -152,7 +152,7 @@ def _read_config(workdir: Path) -> Any:
     if sd_pipeline.is_pipeline(workdir):
         return _read_pipeline(workdir)
     for folder in workdir.absolute().parents[:2]:
-        is_part = workdir.is_file() or workdir.absolute().name in sd_pipeline.PARTS
+        is_part = workdir.is_file() or workdir.absolute().name in sd_pipeline.ALL_PARTS
         if is_part and sd_pipeline.is_pipeline(folder):
             raise UserError(
                 f"{workdir} is a part of a model of diffusers: give the whole, "
@@ -307,7 +307,7 @@ def _newest_step(workdir: Path) -> int:
 def _stored_checksum(workdir: Path, config: Any, step: int) -> str:
     """Return the checksum of a TrainedModel."""
     if sd_pipeline.is_pipeline(workdir):
-        own = files.checksum(diffusers_folder.unet_files(workdir))
+        own = files.checksum(diffusers_folder.network_files(workdir))
     elif step < 0:
         own = files.checksum([workdir / PARAMS])
     else:

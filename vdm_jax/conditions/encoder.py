@@ -1,5 +1,6 @@
 """From raw conditions and keep masks to the conditioning inputs of a network."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -18,12 +19,14 @@ class ConditioningEncoder(nn.Module):
     Tokens of several conditions follow each other, and so do channels next to z.
 
     noise_embedding: (logsnr, dim) -> features of the noise level, of any width.
+    mlp_of_noise_alone: the MLP comes before the sum, as in DiT (arXiv:2212.09748).
     """
 
     dim: int
     mlp_layers: int
     conditions: tuple[tuple[str, Condition], ...] = ()
     noise_embedding: Callable[[jax.Array, int], jax.Array] = noise_level_embedding
+    mlp_of_noise_alone: bool = False
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
@@ -34,11 +37,13 @@ class ConditioningEncoder(nn.Module):
             condition.embed(name, cond, frames, self.dim)
             for name, condition in self.conditions
         ]
-        for entry in entries:
-            if entry.features is not None:
-                vector = add_features(vector, entry.features)
+        added = [entry.features for entry in entries if entry.features is not None]
+        if not self.mlp_of_noise_alone:
+            vector = functools.reduce(add_features, added, vector)
         for i in range(self.mlp_layers):
             vector = dense(nn.swish(vector), self.dim, f"mlp_{i}")
+        if self.mlp_of_noise_alone:
+            vector = functools.reduce(add_features, added, vector)
         return Inputs(
             vector=vector,
             noise_level=features,

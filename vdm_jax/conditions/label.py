@@ -18,11 +18,14 @@ class Label(Condition):
 
     vocabulary: for each attribute the names of its values.
     attribute_dropout: probability with which training makes one attribute unknown.
+    null_embedding: an unknown value has an embedding, the last one of its table (DiT,
+      arXiv:2212.09748); without it that is 0.
     """
 
     vocabulary: tuple[tuple[str, ...], ...]
     dropout: float = 0.0
     attribute_dropout: float = 0.0
+    null_embedding: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> "Label | None":
@@ -31,7 +34,8 @@ class Label(Condition):
         if not vocabulary:
             return None
         section = config.conditioning
-        return cls(vocabulary, section.label_dropout, section.attribute_dropout)
+        dropouts = section.label_dropout, section.attribute_dropout
+        return cls(vocabulary, *dropouts, null_embedding=section.kind == "dit")
 
     def null(self, n: tuple[int, ...]) -> dict[str, Any]:
         """All attributes unknown."""
@@ -40,7 +44,7 @@ class Label(Condition):
     def embed(self, name: str, cond: Cond, frames: int, dim: int) -> Contribution:
         """The sum of the values' embeddings."""
         cardinalities = tuple(len(names) for names in self.vocabulary)
-        encode = LabelEncoder(cardinalities, dim, name=name)
+        encode = LabelEncoder(cardinalities, dim, self.null_embedding, name=name)
         total = encode(cond["label"], cond["keep"][name])
         return Contribution(per_frame(total, frames))
 
@@ -55,10 +59,12 @@ class LabelEncoder(nn.Module):
     """Sum over attributes of the embedding of each value; 0 if unknown or dropped.
 
     labels: int [..., attributes], -1 for unknown. keep: bool [...]. -> [..., dim]
+    null_embedding: as in `Label`.
     """
 
     cardinalities: tuple[int, ...]
     dim: int
+    null_embedding: bool = False
 
     @nn.compact
     def __call__(self, labels: jax.Array, keep: jax.Array) -> jax.Array:
@@ -66,8 +72,12 @@ class LabelEncoder(nn.Module):
         total = jnp.zeros((*labels.shape[:-1], self.dim), dtype)
         init = {"param_dtype": dtype, "embedding_init": nn.initializers.normal(1.0)}
         for i, size in enumerate(self.cardinalities):
-            table = nn.Embed(size, self.dim, name=f"attribute_{i}", **init)
+            rows = size + self.null_embedding
+            table = nn.Embed(rows, self.dim, name=f"attribute_{i}", **init)
             value = labels[..., i]
-            known = (keep & (value >= 0))[..., None]
-            total += jnp.where(known, table(jnp.maximum(value, 0)), 0)
+            known = keep & (value >= 0)
+            if self.null_embedding:
+                total += table(jnp.where(known, value, size))
+            else:
+                total += jnp.where(known[..., None], table(jnp.maximum(value, 0)), 0)
         return total

@@ -180,11 +180,12 @@ def to_names(params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     leaves = named_leaves(params)
     arrays = {}
     for name, target in names.items():
-        array = np.asarray(leaves.pop(target.removeprefix(KERNEL)))
+        array = np.asarray(leaves[target.removeprefix(KERNEL)])
         is_kernel = target.startswith(KERNEL)
         arrays[name] = np.moveaxis(array, (-1, -2), (0, 1)) if is_kernel else array
-    if leaves:
-        raise KeyError(f"no name for {', '.join(list(leaves)[:5])}")
+    named = {target.removeprefix(KERNEL) for target in names.values()}
+    if unnamed := [path for path in leaves if path not in named]:
+        raise KeyError(f"no name for {', '.join(unnamed[:5])}")
     return arrays
 
 

@@ -1,7 +1,7 @@
 """The folder of a whole pipeline of diffusers: which parts it has, and their classes.
 
 model_index.json names the class of the pipeline and of every part, which has a folder
-of its own. Stable Diffusion's parts are read by sd_unet.py and sd_scheduler.py here, by
+of its own. The parts are read by sd_unet.py, dit.py and sd_scheduler.py here, by
 `latents` and by `text`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import config_json
+from vdm_jax.pretrained.dit import DIT, FORMER_DIT, LATTE
 
 INDEX = "model_index.json"
 CLASS = "StableDiffusionPipeline"
@@ -24,6 +25,24 @@ PARTS = {  # and their classes; that of the scheduler is decided by its own conf
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
+DIT_PARTS = {
+    "transformer": (DIT, FORMER_DIT),
+    "scheduler": (),
+    "vae": ("AutoencoderKL",),
+}
+LATTE_PARTS = {
+    "transformer": (LATTE,),
+    "scheduler": (),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("T5EncoderModel",),
+    "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
+}
+PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(CLASSES, PARTS),
+    "DiTPipeline": DIT_PARTS,
+    "LattePipeline": LATTE_PARTS,
+}
+ALL_PARTS = {part for parts in PIPELINES.values() for part in parts}
 NOT_READ = "safety_checker", "feature_extractor", "image_encoder"
 
 
@@ -33,21 +52,22 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def check(folder: Path) -> tuple[str, ...]:
-    """Check that a folder has Stable Diffusion's parts; return those not read.
+    """Check that a folder has the parts of its pipeline; return those not read.
 
     Raises:
       UserError: it is another pipeline, it has another part, or a part is missing.
     """
     index = config_json.read(folder / INDEX)
     kind = index.values.get("_class_name")
-    if kind not in CLASSES:
-        raise UserError(f"{index.path} is of {kind!r:.60}: one of {', '.join(CLASSES)}")
+    if kind not in PIPELINES:
+        known = ", ".join(PIPELINES)
+        raise UserError(f"{index.path} is of {kind!r:.60}: one of {known}")
     parts = {
         name: value[1]
         for name, value in index.values.items()
         if isinstance(value, list) and len(value) == 2 and value[1] is not None
     }
-    for name, classes in PARTS.items():
+    for name, classes in PIPELINES[kind].items():
         if name not in parts:
             raise UserError(f"{index.path} has no {name}")
         if classes and parts[name] not in classes:
@@ -56,7 +76,8 @@ def check(folder: Path) -> tuple[str, ...]:
             )
         if not (folder / name).is_dir():
             raise UserError(f"{folder} lacks the folder {name}, which {INDEX} names")
-    if unknown := [name for name in parts if name not in (*PARTS, *NOT_READ)]:
+    known = (*PIPELINES[kind], *NOT_READ)
+    if unknown := [name for name in parts if name not in known]:
         raise UserError(f"{index.path} has {unknown[0]}, a part that is not known")
     return tuple(name for name in NOT_READ if name in parts)
 

@@ -128,8 +128,20 @@ def schedule_fields(config: ConfigFile) -> dict[str, Any]:
     return {
         "schedule": schedule,
         "prediction_type": PREDICTION_TYPES[prediction_type],
-        "sample": SAMPLERS.get(kind, {"sampler": "ddim"}),
+        "sample": {**SAMPLERS.get(kind, {"sampler": "ddim"})},
     }
+
+
+def clip_x(config: ConfigFile) -> float:
+    """Return the bound of |x| at every step, 0 for none.
+
+    Stable Diffusion's pipelines have none, whatever the file says.
+    """
+    if config.values["_class_name"] not in ("DDIMScheduler", "DDPMScheduler"):
+        return 0.0
+    if not config.one_of("clip_sample", (True, False)):
+        return 0.0
+    return config.number("clip_sample_range", 1.0, 0.0, 1000.0)
 
 
 def unread(config: Mapping[str, Any]) -> dict[str, Any]:

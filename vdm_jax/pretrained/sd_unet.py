@@ -83,12 +83,14 @@ UNUSED = {
 }
 
 
-def read_config(folder: Path, cls: str = CLASS) -> dict[str, Any]:
-    """Return config.json of a folder unet/, or of a network of another class.
+def read_config(folder: Path, *classes: str) -> dict[str, Any]:
+    """Return config.json of a folder unet/, or of a network of one of other classes.
 
     Raises:
       UserError: it is missing, no JSON object, or of another class.
     """
+    classes = classes or (CLASS,)
+    cls = " or ".join(classes)
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give a folder of {cls}")
@@ -96,7 +98,7 @@ def read_config(folder: Path, cls: str = CLASS) -> dict[str, Any]:
         config = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("_class_name") != cls:
+    if not isinstance(config, dict) or config.get("_class_name") not in classes:
         given = config.get("_class_name") if isinstance(config, dict) else config
         kind = "no class of diffusers" if given is None else f"{given!r:.60}"
         raise UserError(f"{path} is of {kind}: give a folder of {cls}")

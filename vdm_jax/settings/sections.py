@@ -172,6 +172,11 @@ class UNet:
 class Conditioning:
     """What the network is conditioned on. Guidance needs a dropout above 0."""
 
+    kind: str = setting(
+        "vdm",
+        "dit: the layers read the noise level alone, an unknown label has an embedding",
+        choices=("vdm", "dit"),
+    )
     cond_dim: int = setting(1024, "width of the conditioning vector, even", 4, 2**16)
     cond_mlp_layers: int = setting(2, "layers that mix the conditions", 0, 64)
     label_dropout: float = setting(0.0, "probability of no label", 0, 0.999)

@@ -68,7 +68,8 @@ def load_encoder(
     if isinstance(network, ClipText):
         tokenize, num_ids = load_clip_tokenizer(tokenizer_folder(folder), max_tokens)
     else:
-        tokenize, num_ids = load_tokenizer(tokenizer_folder(folder) / "tokenizer.json")
+        path = tokenizer_folder(folder) / "tokenizer.json"
+        tokenize, num_ids = load_tokenizer(path)
         if name_map is name_maps.UMT5:
             tokenize = _clean_first(tokenize)
     if num_ids > network.spec.vocab_size:
