@@ -1,4 +1,4 @@
-"""Extend, interpolate, inpaint, upscale, change or control a clip by a trained model.
+"""Animate a picture; extend, inpaint, upscale, change or control a clip, by a model.
 
 python edit.py --workdir=models/bouncing --extend=clip.mp4 --out=samples
 """

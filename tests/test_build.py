@@ -1,11 +1,14 @@
 """From a config to a model: schedules by name, values that do not fit."""
 
+import math
+
 import jax
 import pytest
 
 from tests import small_model
+from tests.seams import transformer
 from tests.small_model import smoke_config
-from vdm_jax import build
+from vdm_jax import build, networks
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 
@@ -86,3 +89,27 @@ def test_a_size_that_latents_cannot_halve_is_in_pixels():
         build.build_model(config)
     config.video.height = 80
     build.build_model(config)
+
+
+def test_a_model_of_another_size_has_its_shift():
+    """Twice the sides, so twice the shift of flow's time; the config is unchanged."""
+    config = smoke_config()
+    config.diffusion.update(
+        schedule="flow", logsnr_shift=0.0, train_logsnr_shifts=(), resolution_base=64
+    )
+    small = build.build_model(config)
+    large = build.build_model(build.at_size(config, (32, 32)))
+    assert large.video_shape == (8, 32, 32, 3) and config.video.height == 16
+    shifts = [model.schedule.logsnr_shift for model in (small, large)]
+    assert shifts[0] - shifts[1] == pytest.approx(2 * math.log(2))
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(monkeypatch):
+    config = smoke_config()
+    with pytest.raises(UserError, match="size 18x16: video.height=18 must be a multi"):
+        build.at_size(config, (18, 16))
+    monkeypatch.setitem(networks.NETWORKS, "transformer", transformer.from_config)
+    config.unlock().network = {"kind": "transformer", "width": 8}
+    assert build.at_size(config, (16, 16)) == config
+    with pytest.raises(UserError, match="are for videos of 16x16 alone"):
+        build.at_size(config, (16, 32))

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vdm_jax import codec as codecs
 from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
@@ -151,6 +153,28 @@ def build_model(config: Any) -> DiffusionModel:
         reads_flow_state=isinstance(schedule, FlowTimesteps),
         **scaling,
     )
+
+
+def at_size(config: Any, size: tuple[int, int]) -> Any:
+    """Return the config of the same model for videos of another (height, width).
+
+    Raises:
+      UserError: the network does not take the size, or its parameters depend on it.
+    """
+    resized = config.copy_and_resolve_references()
+    resized.video.update(height=size[0], width=size[1])
+    text = f"size {size[0]}x{size[1]}"
+    try:
+        models = build_model(config), build_model(resized)
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from error
+    own, other = (jax.eval_shape(m.init_params, jax.random.key(0)) for m in models)
+    if own != other:
+        raise UserError(
+            f"{text}: the parameters of this model are for videos of "
+            f"{config.video.height}x{config.video.width} alone"
+        )
+    return resized
 
 
 def _check_size(config: Any, z_shape: codecs.Shape) -> None:

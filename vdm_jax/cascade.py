@@ -63,7 +63,8 @@ class Cascade:
 
     text_encoder: name or folder of the encoder that all stages were trained with, ""
     for a cascade without text. loras: applied to the first stage and to that encoder.
-    controls: of the first stage, whose model has them.
+    controls: of the first stage, whose model has them. size: (height, width) of its
+    videos where it is not that of training.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Cascade:
     text_encoder: str
     loras: Loras = Loras()
     controls: Controls = Controls()
+    size: tuple[int, int] | None = None
 
     def truncate(self, last_stage: str) -> "Cascade":
         """Return the cascade up to the stage of that name; "" keeps all of it.
@@ -96,7 +98,7 @@ class Cascade:
 
     def load_first(self) -> TrainedModel:
         """Load the first stage's model, with its LoRAs and ControlNets."""
-        trained = runs.load(self.stages[0].workdir)
+        trained = runs.load(self.stages[0].workdir, size=self.size)
         return self.controls.apply(self.loras.apply(trained))
 
     def with_sampling(self, settings: dict[str, Any]) -> "Cascade":
@@ -139,16 +141,17 @@ def read(path: str | Path) -> Cascade:
     return _join(path, [_read_stage(path, i, table) for i, table in enumerate(tables)])
 
 
-def read_model(workdir: str | Path) -> Cascade:
+def read_model(workdir: str | Path, size: tuple[int, int] | None = None) -> Cascade:
     """Read a base model, a run or a shipped one, as a cascade of one stage.
 
     Raises:
-      UserError: no such model, or one that needs a video as input.
+      UserError: no such model, or one that needs a video as input, or not for the size.
     """
     workdir = user_path(workdir, "workdir")
     name = re.sub(r"[^\w.-]|^[.-]", "_", workdir.resolve().name) or "model"
-    config = runs.read_config(workdir)
-    return _join(workdir, [as_stage(build.build_model(config), config, name, workdir)])
+    config = runs.read_config(workdir, size)
+    stage = as_stage(build.build_model(config), config, name, workdir)
+    return dataclasses.replace(_join(workdir, [stage]), size=size)
 
 
 def as_stage(

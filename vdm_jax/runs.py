@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdm_jax import agreement, diffusers_folder, files, migration, sharding
-from vdm_jax.build import build_model
+from vdm_jax.build import at_size, build_model
 from vdm_jax.checkpoint import Checkpoints
 from vdm_jax.errors import UserError
 from vdm_jax.files import user_path
@@ -132,18 +132,20 @@ def read_config_fields(
     return fields
 
 
-def read_config(workdir: Path) -> Any:
+def read_config(workdir: Path, size: tuple[int, int] | None = None) -> Any:
     """Read the complete config of a run or of a shipped model, as a ConfigDict.
+
+    size: (height, width) of the videos; None is that of training.
 
     Paths that a shipped model has relative to its own folder are joined with it.
 
     Raises:
       UserError: there is no config, or it is damaged; or the model lacks parameters of
-        another one, which is missing or has changed.
+        another one, which is missing or has changed; or it is not for the size.
     """
     config = _read_config(workdir)
     _check_base(model_dir(user_path(workdir, "workdir")), config)
-    return config
+    return at_size(config, size) if size else config
 
 
 def _read_config(workdir: Path) -> Any:
@@ -264,18 +266,24 @@ class TrainedModel(NamedTuple):
     checksum: str
 
 
-def load(workdir: str | Path, mesh: Mesh | None = None) -> TrainedModel:
+def load(
+    workdir: str | Path,
+    mesh: Mesh | None = None,
+    size: tuple[int, int] | None = None,
+) -> TrainedModel:
     """Load a run's newest undamaged checkpoint, or a shipped model.
 
     Every command that needs a trained model calls it. Half-precision parameters are
     cast to the model's own precision here. With a mesh the parameters are sharded as in
     a run on it; without one they are on the first device, or on the host.
 
+    size: as for `read_config`.
+
     Raises:
       UserError: the workdir holds no trained model, or what it holds is damaged.
     """
     workdir = model_dir(user_path(workdir, "workdir"))
-    config = read_config(workdir)
+    config = read_config(workdir, size)
     if config.task != "diffusion":
         raise UserError(
             f"{workdir} trains the task {config.task!r}, no diffusion model"

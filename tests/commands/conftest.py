@@ -27,6 +27,16 @@ def text_model(tmp_path_factory):
     return small_model.write_text_model(tmp_path_factory.mktemp("text"))
 
 
+@pytest.fixture(scope="session")
+def given_model(tmp_path_factory):
+    """Return the workdir of the smallest model of given frames, random parameters."""
+    folder = tmp_path_factory.mktemp("given") / "model"
+    config = small_model.smoke_config()
+    config.conditioning.clean_frames = (("random", 1.0),)
+    small_model.write_model(folder, config)
+    return folder
+
+
 @pytest.fixture
 def flags_of(monkeypatch):
     """Return a function from a command to its flags, which replace those defined."""

@@ -1,4 +1,4 @@
-"""edit.py: a clip is extended, interpolated, inpainted, upscaled, by label or text."""
+"""edit.py: a picture is animated, a clip extended, inpainted, upscaled, changed."""
 
 import json
 
@@ -75,12 +75,13 @@ TEXT_EDITS = {  # flags, and where the output is the clip's
 }
 
 
-SLOW_EDITS = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("interpolate", "upscale")
-]
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("edit", ["extend", "inpaint", *SLOW_EDITS])
+@pytest.mark.parametrize(
+    "edit", ["extend", "inpaint", slow("interpolate"), slow("upscale")]
+)
 def test_a_text_model_edits_a_clip_by_its_prompt(text_model, tmp_path, edit):
     """Known pixels are the clip's; the prompt decides the others, and only of its own.
 
@@ -103,6 +104,50 @@ def test_a_text_model_edits_a_clip_by_its_prompt(text_model, tmp_path, edit):
     assert made[0].shape == (2, length, 8, 8, 3)
     assert abs(made[0][0] - made[1][0]).mean() > 1
     np.testing.assert_array_equal(made[0][1], made[1][1])
+
+
+GIVEN_EDITS = {  # flags, and which frames of the output are which of the clip's
+    "animate": (["--animate={picture}"], {0: 0}),
+    "loop": (["--animate={clip}", "--loop", "--num_frames=12"], {0: 0, 11: 0}),
+    "extend": (
+        ["--extend={clip}", "--num_cond_frames=2", "--backward"], {14: 0, 15: 1},
+    ),
+    "interpolate": (
+        ["--interpolate={clip}", "--num_cond_frames=3"], {0: 0, 4: 4, 7: 7},
+    ),
+    "edit": (
+        ["--edit={clip}", "--strength=0,.2,.2,.3,.5,.7,.9,1", "--steps=16"], {0: 0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "edit", ["edit", *map(slow, ("animate", "loop", "extend", "interpolate"))]
+)
+def test_a_model_of_given_frames_makes_the_others(given_model, tmp_path, edit):
+    """Without a prompt or label; given frames are the file's, others are sampled."""
+    clip, files = write_clip(tmp_path, 16, 16)
+    files["picture"] = tmp_path / "picture.png"
+    Image.fromarray(clip[0]).save(files["picture"])
+    flags, given = GIVEN_EDITS[edit]
+    flags = [flag.format(**files) for flag in flags]
+    out = f"--out={tmp_path}/s"
+    done = call("edit", f"--workdir={given_model}", out, "--num=2", *flags)
+    assert done.returncode == 0, done.stderr
+    made, described = read(tmp_path / "s")
+    frames = list(given)
+    assert described["observation"]["clip"] in map(str, files.values())
+    for video in made:
+        np.testing.assert_array_equal(video[frames], clip[list(given.values())])
+    others = np.delete(made, frames, axis=1).astype(int)
+    assert (others[0] != others[1]).any((1, 2, 3)).all()
+
+
+def test_a_strength_for_each_frame_needs_a_model_of_given_frames(run, tmp_path):
+    _, files = write_clip(tmp_path, 8, 16)
+    flags = f"--edit={files['clip']}", "--strength=0,1,1,1,1,1,1,1"
+    message = refused("edit", f"--workdir={run}", f"--out={tmp_path}/s", *flags)
+    assert "needs a model that was trained with conditioning.clean_frames" in message
 
 
 def test_a_text_model_samples_twice_its_length_by_its_prompt(text_model, tmp_path):
@@ -154,6 +199,10 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
         (["--edit=a.mp4", "--strength=1.5"], "strength"),
         (["--edit=a.mp4", "--strength=0"], "strength=0: above 0, at most 1, and at"),
         (["--edit=/absent.png", "--strength=.5"], "/absent.png"),
+        (["--edit=a.mp4", "--strength=.5,x"], "numbers (float), as"),
+        (["--edit=a.mp4", "--strength=.5,2"], "--strength=.5,2: numbers from 0 to 1"),
+        (["--inpaint=a.mp4", "--loop=true"], "--loop goes with --animate or --extend"),
+        (["--animate=/absent.png"], "/absent.png"),
         (["--edit=a.mp4", "--overlap_frames=1"], "--overlap_frames goes with --extend"),
     ],
 )

@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 WORDS = {  # text flags that are no paths
     "coordinator", "sampler", "sampling_schedule", "guidance_schedule", "cfg_mode",
     "label", "reconstruction_schedule", "tiles", "negative_label", "negative_prompt",
-    "prompt", "last_stage", "size", "guidance_scale", "compare_steps",
+    "prompt", "last_stage", "size", "guidance_scale", "compare_steps", "strength",
     "report_commands", "format", "dtype", "lora", "system", "set", "control_from",
     "mesh", "profile",
 }  # fmt: skip

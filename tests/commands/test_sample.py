@@ -45,6 +45,8 @@ def test_sample_writes_every_format_and_overwrites_only_with_the_flag(run, tmp_p
         (["--num_frames=4"], "at least 8"),
         (["--overlap_frames=8"], "from 0 to 7"),
         (["--tiles=0x2"], "--tiles=0x2"),
+        (["--size=18x16"], "size 18x16: video.height=18 must be a multiple of 4"),
+        (["--size=16x"], "--size=16x: HEIGHTxWIDTH in pixels or one number for both"),
         (["--negative_label=red", "--guidance_scale=1"], "needs a guidance_scale"),
         (["--negative_label=purple"], "--negative_label=purple"),
         (["--steps=1024", "--sampling_schedule=discrete"], "use fewer steps"),
@@ -60,6 +62,15 @@ def test_sample_refuses(run, tmp_path, flags, message):
     given |= dict(flag.split("=", 1) for flag in flags)
     assert message in refused("sample", *(f"{k}={v}" for k, v in given.items()))
     assert not (tmp_path / "s").exists()
+
+
+def test_sample_makes_videos_of_another_size(run, tmp_path):
+    out = f"--out={tmp_path}/s"
+    done = call("sample", f"--workdir={run}", out, "--num=1", "--size=12x24")
+    assert done.returncode == 0, done.stderr
+    assert "12x24: the model was trained at 16x16" in done.stdout
+    videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
+    assert videos.shape == (1, 8, 12, 24, 3) and videos.std() > 0
 
 
 @pytest.mark.parametrize("text", [b"[]", b'{"video": {}}', b"\xff\xfe"])

@@ -75,12 +75,12 @@ def test_every_block_continues_known_frames(trained, monkeypatch, backward):
     model, params = trained
     seen = []
 
-    def sample(model, params, num, settings, inputs, run):
+    def generate(model, params, num, settings, inputs, run):
         known = inputs.observation
         seen.append(None if known is None else known.mask[0, :, 0, 0, 0].tolist())
         return np.zeros((num, *model.shape))
 
-    monkeypatch.setattr(autoregressive, "sample", sample)
+    monkeypatch.setattr(autoregressive, "generate", generate)
     known, _ = observe(model, 16, [14, 15] if backward else [0, 1])
     extend(model, params, 2, QUICK, known, overlap_frames=3, backward=backward)
     first, *others = ([True] * n + [False] * (8 - n) for n in (2, 3, 5))

@@ -62,6 +62,46 @@ def test_extend_backward_puts_them_at_the_end(output, clip):
     np.testing.assert_allclose(grey, [0, 20, 40], atol=2)
 
 
+def test_a_loop_ends_with_the_frames_that_it_begins_with(output, clip):
+    known, info = observations.extend(longer(output, 20), clip, 3, loop=True)
+    grey, indices = greys(known)
+    assert indices == [0, 1, 2, 17, 18, 19] == info["output_frames"]
+    np.testing.assert_allclose(grey, [0, 20, 40] * 2, atol=2)
+    with pytest.raises(UserError, match="num_cond_frames=4 .* at most 3"):
+        observations.extend(longer(output, 8), clip, 4, loop=True)
+
+
+def test_animate_begins_with_the_picture(output, clip, tmp_path):
+    """Resized to cover the output; a clip is animated from its first frame."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:, 32:] = 200
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    known, info = observations.animate(output, str(tmp_path / "a.png"))
+    assert known.video.shape == (1, 8, 16, 16, 3) and greys(known)[1] == [0]
+    first = sampling.to_uint8(known.video[0, 0])
+    assert (first[:, :6] < 20).all() and (first[:, 10:] > 180).all()
+    assert info["clip_frames"] == [0] and info["output"] == "16x16"
+    grey, indices = greys(observations.animate(output, clip, loop=True)[0])
+    assert indices == [0, 7]
+    np.testing.assert_allclose(grey, [0, 0], atol=2)
+
+
+def test_a_picture_is_no_video(output, clip):
+    model = dataclasses.replace(output.model, video_shape=(1, 16, 16, 3))
+    with pytest.raises(UserError, match="a video has at least 2"):
+        observations.animate(observations.OutputSpec(model, RATE), clip)
+
+
+def test_an_edit_has_a_strength_for_each_frame(output, clip):
+    """Frames of strength 0 are known."""
+    strength = [0.0, 0.5, 1.0, 0.0, 0.2, 0.2, 0.2, 0.2]
+    known, info = observations.edit(output, clip, strength)
+    np.testing.assert_array_equal(known.strength, [strength])
+    assert greys(known)[1] == [0, 3] and info["strength"] == strength
+    with pytest.raises(UserError, match="has 2 numbers: one, or one for each of 8 fr"):
+        observations.edit(output, clip, [0.1, 0.2])
+
+
 def test_interpolate_spreads_frames_and_keeps_their_distance_in_time(output, clip):
     known, info = observations.interpolate(output, clip)
     assert greys(known)[1] == [0, 7]

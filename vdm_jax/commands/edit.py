@@ -1,4 +1,4 @@
-"""edit.py: extend, interpolate, inpaint, upscale, change or control a clip."""
+"""edit.py: animate a picture, extend, interpolate, inpaint, change, control a clip."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from absl import flags
 
 from vdm_jax.commands.flags import (
     check_mode,
-    define_float,
     define_multi_float,
     define_multi_path,
     define_path,
     define_sampling,
     define_system,
+    parse_numbers,
     require_one,
 )
 from vdm_jax.commands.main import run, start_jax
@@ -25,7 +25,8 @@ FLAGS = flags.FLAGS
 # Flag of an edit -> (the meaning of its value, other flags that may be given with it).
 # The function of the same name in `observations` takes their values as arguments.
 EDITS = {
-    "extend": ("a clip to continue", {"num_cond_frames", "backward"}),
+    "animate": ("a picture to begin with", {"loop"}),
+    "extend": ("a clip to continue", {"num_cond_frames", "backward", "loop"}),
     "interpolate": ("a clip between whose frames to sample", {"num_cond_frames"}),
     "inpaint": ("a clip to inpaint where --mask is white", {"mask"}),
     "upscale": ("a small clip whose large version to sample", {"downscale_factor"}),
@@ -37,7 +38,7 @@ CONTROL = {
     "control_end", "system", "set",
 }  # fmt: skip
 BLOCKS = {
-    "overlap_frames", "tiles", "multidiffusion", "reconstruction_weight",
+    "overlap_frames", "tiles", "size", "multidiffusion", "reconstruction_weight",
     "reconstruction_schedule",
 }  # fmt: skip
 MODES = {f"--{name}": {name, *own, *BLOCKS} for name, (_, own) in EDITS.items()}
@@ -51,6 +52,7 @@ def main() -> None:
     for name, (meaning, _) in EDITS.items():
         define_path(name, meaning)
     flags.DEFINE_bool("backward", False, "--extend: sample what precedes the clip")
+    flags.DEFINE_bool("loop", False, "end with the frames that it begins with")
     flags.DEFINE_integer(
         "num_cond_frames", None, "frames of the clip to condition on "
         "(default: half a block, to interpolate no gap above a block)", 1,
@@ -59,12 +61,13 @@ def main() -> None:
     flags.DEFINE_integer(
         "downscale_factor", None, "--upscale: shrink the clip by this first", 2
     )
-    define_float(
+    flags.DEFINE_list(
         "strength", None, "--edit: fraction of the steps that run, above 0; 1 keeps "
-        "nothing (default: inversion, for a model that was tuned on the clip)", 0, 1,
+        "nothing (default: inversion, for a model that was tuned on the clip); or one "
+        "for each frame, 0 keeps it, for a model that was trained with given frames",
     )  # fmt: skip
     _define_control()
-    run(_edit, "Extend, interpolate, inpaint, upscale, change or control a clip.")
+    run(_edit, "Animate a picture; extend, inpaint, upscale, change, control a clip.")
 
 
 def _define_control() -> None:
@@ -94,20 +97,21 @@ def _edit() -> None:
     if FLAGS["set"].present and not FLAGS.system:
         raise UserError("--set goes with --system, not with --control alone")
     start_jax()
-    from vdm_jax import cascade as cascades
     from vdm_jax import sampling
-    from vdm_jax.commands.sampling import override, sample
+    from vdm_jax.commands.sampling import override, read_model, sample
     from vdm_jax.sampling import observations
 
     if edit == "control":
         return _control()
     options = {name: FLAGS[name].value for name in EDITS[edit][1]}
+    if edit == "edit":
+        options["strength"] = _strength()
 
     def observe(output: observations.OutputSpec):
         """Read the clip."""
         return getattr(observations, edit)(output, FLAGS[edit].value, **options)
 
-    cascade, others, method = cascades.read_model(FLAGS.workdir), {}, None
+    cascade, others, method = read_model(), {}, None
     if edit == "upscale" and FLAGS.reconstruction_weight is None:
         others["reconstruction_weight"] = None  # the model's own is for known frames
     if edit == "edit" and (strength := options["strength"]) is None:
@@ -117,10 +121,20 @@ def _edit() -> None:
             others["sampler"] = "ddim"  # the model's own may have no inverse
         method = _edit_by_inversion
     model = override(cascade, **others)
-    if edit == "edit" and strength is not None:
+    if edit == "edit" and isinstance(strength, float):
         sampling.first_row(model.stages[0].settings.steps, strength)  # checks it
         method = functools.partial(sampling.edit, strength=strength)
     sample(model, observe=observe, backward=FLAGS.backward, edit=method)
+
+
+def _strength() -> float | list[float] | None:
+    """Return the value of --strength: one number, one for each frame, or none."""
+    strength = parse_numbers("strength", float)
+    if not all(0 <= each <= 1 for each in strength):
+        raise UserError(f"--strength={','.join(FLAGS.strength)}: numbers from 0 to 1")
+    if len(strength) > 1:
+        return strength
+    return strength[0] if strength else None
 
 
 def _edit_by_inversion(*given: Any, run: Any, **others: Any) -> Any:

@@ -177,6 +177,10 @@ def define_sampling(*settings: str) -> None:
     flags.DEFINE_integer(
         "overlap_frames", None, "frames that blocks share (default: half a block)"
     )
+    flags.DEFINE_string(
+        "size", None, "HEIGHTxWIDTH in pixels, or one number for both (default: the "
+        "model's own)",
+    )  # fmt: skip
     flags.DEFINE_string("tiles", "1", "ROWSxCOLUMNS of the model's size, or one number")
     flags.DEFINE_bool(
         "multidiffusion", False, "all frames at once, averaged over windows"

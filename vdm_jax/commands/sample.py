@@ -17,8 +17,8 @@ FLAGS = flags.FLAGS
 
 # The flags that only one way to call the command uses.
 MODES = {
-    "--workdir": {"workdir", "num_frames", "overlap_frames", "tiles", "multidiffusion"}
-    | {"reconstruction_weight", "reconstruction_schedule", "lora"},
+    "--workdir": {"workdir", "num_frames", "overlap_frames", "tiles", "size", "lora"}
+    | {"multidiffusion", "reconstruction_weight", "reconstruction_schedule"},
     "--cascade": {"cascade", "last_stage", "augmentation_snr"},
     "--system": {"workdir", "num_frames", "lora", "system", "set", "mask"},
 }
@@ -43,10 +43,10 @@ def _sample() -> None:
         raise UserError("--num_frames=0: 1 or more; 0 is for edit.py --control")
     start_jax()
     from vdm_jax import cascade as cascades
-    from vdm_jax.commands.sampling import override, sample
+    from vdm_jax.commands.sampling import override, read_model, sample
 
     if mode == "--workdir":
-        return sample(override(cascades.read_model(FLAGS.workdir)))
+        return sample(override(read_model()))
     if mode == "--system":
         from vdm_jax.commands.systems import read_system
 

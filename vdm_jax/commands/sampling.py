@@ -31,6 +31,22 @@ FLAGS = flags.FLAGS
 Observe = Callable[[OutputSpec], tuple[Observation, ClipInfo]]
 
 
+def read_model() -> Cascade:
+    """Return the base model of --workdir, for videos of --size.
+
+    Raises:
+      UserError: no such model, or it is not for the size.
+    """
+    if FLAGS.size is None:
+        return cascades.read_model(FLAGS.workdir)
+    size = parse_sides("size", "HEIGHTxWIDTH in pixels", 1, 9999)
+    trained = cascades.read_model(FLAGS.workdir).stages[0].model.video_shape[1:3]
+    if size != trained:
+        texts = ("x".join(map(str, sides)) for sides in (size, trained))
+        print("{}: the model was trained at {}".format(*texts))
+    return cascades.read_model(FLAGS.workdir, size)
+
+
 def override(cascade: Cascade, **others) -> Cascade:
     """Return the cascade with settings, text encoder and LoRAs of the command line.
 

@@ -49,7 +49,7 @@ def average_windows(
     starts: `window_starts`. Predictions are averaged where windows overlap: each
     satisfies alpha x + sigma eps = z, and so does their mean. crop_cond(cond, start)
     returns the condition of the window at `start`, int [5], a start index into z; by
-    default all windows share one condition. The level has shape [] or [b].
+    default all windows share one condition.
     """
 
     def windowed(z: Array, level: NoiseLevel, cond) -> Prediction:
@@ -62,7 +62,13 @@ def average_windows(
         @jax.checkpoint  # a gradient runs the windows again, one after the other
         def denoise_window(start):
             z_window = jax.lax.dynamic_slice(z, start, size)
-            return denoise(z_window, level, crop_cond(cond, start))
+            frames = (
+                jax.lax.dynamic_slice(a, start[:2], (a.shape[0], window[0]))
+                if jnp.ndim(a) == 2
+                else a
+                for a in level
+            )
+            return denoise(z_window, NoiseLevel(*frames), crop_cond(cond, start))
 
         def add(total, start):
             start = (0, *start, 0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm_jax.diffusion.multidiffusion import axis_starts
 from vdm_jax.model import DiffusionModel, Params
-from vdm_jax.sampling.batches import sample
+from vdm_jax.sampling.batches import decode, generate
 from vdm_jax.sampling.settings import Settings
 from vdm_jax.sampling.types import Observation, Run, SamplingInputs
 
@@ -47,29 +47,52 @@ def extend_in_blocks(
     starts = axis_starts(frames, block, overlap)
     if backward:
         starts = [frames - block - start for start in starts]
-    video, mask = (
-        np.broadcast_to(a, (num, *a.shape[1:])).copy() for a in observation[:2]
+    z = _encode_known(model, params, observation)
+    whole = Observation(
+        *(
+            None if a is None else np.broadcast_to(a, (num, *a.shape[1:])).copy()
+            for a in observation._replace(z=z)
+        )  # type: ignore[arg-type]
     )
     for number, start in enumerate(starts):
         span = slice(start, start + block)
-        low_res = observation.low_res
-        low_res = None if low_res is None else low_res[:, span]
-        known = Observation(video[:, span], mask[:, span], low_res)
+        known = Observation(*(None if a is None else a[:, span] for a in whole))  # type: ignore[arg-type]
         if known.mask.all():
             continue
 
         def progress(done: int, total: int, number: int = number) -> None:
             run.progress(number * total + done, len(starts) * total)
 
-        video[:, span] = sample(
+        known = None if known.empty else known
+        made = generate(
             model,
             params,
             num,
             settings,
-            dataclasses.replace(inputs, observation=None if known.empty else known),
+            dataclasses.replace(inputs, observation=known),
             dataclasses.replace(
                 run, block=number, size=(block, height, width), progress=progress
             ),
         )
-        mask[:, span] = True
-    return video
+        whole.video[:, span] = decode(model, params, made, known)
+        whole.mask[:, span] = True
+        if whole.strength is not None:
+            whole.strength[:, span] = 0
+        if whole.z is not None:
+            whole.z[:, span] = made
+    return whole.video
+
+
+def _encode_known(
+    model: DiffusionModel, params: Params, observation: Observation
+) -> np.ndarray | None:
+    """Return z of what is observed, to which that of each block is added.
+
+    A block that was decoded and encoded again would differ a little, and colours would
+    drift from block to block. None where z is the video, or where a frame of z is made
+    of several frames.
+    """
+    is_video = model.shape == model.video_shape
+    if is_video or model.shape[0] != model.video_shape[0]:
+        return None
+    return model.codec.encode_on_host(observation.video, params.get("codec"))

@@ -20,6 +20,7 @@ from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.controls import check_controls, control_scales
+from vdm_jax.sampling.given_frames import encode_strength, frame_strength
 from vdm_jax.sampling.program import (
     SamplerProgram,
     augment_video,
@@ -59,10 +60,7 @@ def sample(
         or what the network or the decoder makes is not finite.
     """
     z = generate(model, params, num, settings, inputs, run)
-    videos = decode(model, params, z)
-    if (known := inputs.observation) is None:
-        return videos
-    return np.where(known.mask, known.video, videos).astype(videos.dtype)
+    return decode(model, params, z, inputs.observation)
 
 
 def generate(
@@ -93,8 +91,11 @@ def generate(
         observation = observation._replace(
             mask=np.broadcast_to(observation.mask, shape)
         )
+        strength = frame_strength(model, observation, settings)
+        observation = observation._replace(strength=strength)
         inputs = dataclasses.replace(inputs, observation=observation)
-        settings = with_reconstruction_weight(settings, observation)
+        if strength is None:
+            settings = with_reconstruction_weight(settings, observation)
     program = make_program(model, settings, run, observation)
     return sample_batches(program, params, num, settings, inputs, run)
 
@@ -117,7 +118,11 @@ def make_program(
         cfg_mode=settings.cfg_mode if uses_cfg(model, settings) else "",
         clip_x=settings.clip_x * limit,
         dynamic_threshold=settings.dynamic_threshold if limit else 0.0,
-        uses_reconstruction=bool(observation and settings.reconstruction_weight),
+        uses_reconstruction=bool(
+            observation
+            and observation.strength is None
+            and settings.reconstruction_weight
+        ),
         wrap=run.wrap,
         shared_noise=run.shared_noise,
     )
@@ -201,8 +206,14 @@ def _encode(
     """Return what is known of z, given what is known of the videos."""
     if known is None:
         return None
-    z = model.codec.encode_on_host(known.video, params.get("codec"))
-    return known._replace(video=z, mask=model.codec.encode_mask(known.mask))
+    z = known.z
+    if z is None:
+        z = model.codec.encode_on_host(known.video, params.get("codec"))
+    strength = encode_strength(model.codec, known)
+    if strength is not None:
+        strength = strength.astype(z.dtype)
+    mask = model.codec.encode_mask(known.mask)
+    return known._replace(video=z, mask=mask, strength=strength, z=None)
 
 
 def step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
@@ -275,13 +286,24 @@ def _raw_conditions(
     return raw
 
 
-def decode(model: DiffusionModel, params: Params, z: np.ndarray) -> np.ndarray:
-    """Return the videos of z in [-1, 1], decoded in parts: a decoder takes memory."""
+def decode(
+    model: DiffusionModel,
+    params: Params,
+    z: np.ndarray,
+    known: Observation | None = None,
+) -> np.ndarray:
+    """Return the videos of z in [-1, 1], decoded in parts: a decoder takes memory.
+
+    known: its known pixels are returned unchanged.
+    """
     if model.shape == model.video_shape:
         videos = np.asarray(model.codec.decode(z))
     else:
         videos = model.codec.decode_on_host(z, params.get("codec"))
-    return np.clip(videos, -1.0, 1.0)
+    videos = np.clip(videos, -1.0, 1.0)
+    if known is None:
+        return videos
+    return np.where(known.mask, known.video, videos).astype(videos.dtype)
 
 
 def _check_size(model: DiffusionModel, size, observation: Observation | None) -> None:

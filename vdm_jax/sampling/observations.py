@@ -5,8 +5,8 @@ A clip is resized to cover the output, its centre is cropped, and frames are tak
 """
 
 import contextlib
-import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,82 +17,16 @@ from vdm_jax import video_io
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile
 from vdm_jax.model import DiffusionModel
+from vdm_jax.sampling.output import OutputSpec
 from vdm_jax.sampling.settings import check_video_memory
 from vdm_jax.sampling.types import Observation
-from vdm_jax.video_io import BadVideo, FrameSelection, VideoInfo
+from vdm_jax.video_io import BadVideo
 from vdm_jax.video_io.file_types import IMAGE_SUFFIXES
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 DECODER = SandboxedDecoder()  # a clip that crashes it, or fills memory, is one message
 
 ClipInfo = dict[str, Any]  # which frames of which clip were read; goes to samples.json
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputSpec:
-    """The videos to sample: their model, rate, length, size and number.
-
-    num_frames: 0 for the default of the command. tiles: rows and columns, in sizes of
-    the model. stride: of the frames of a clip, for a model that was tuned on one; 0
-    takes them at the rate.
-    """
-
-    model: DiffusionModel
-    fps: float
-    num_frames: int = 0
-    tiles: tuple[int, int] = (1, 1)
-    num: int = 1
-    stride: int = 0
-
-    @classmethod
-    def of(cls, model: DiffusionModel, config: Any, *fields: Any) -> "OutputSpec":
-        """Return that of a model's config; fields: num_frames, tiles and num.
-
-        A model that was tuned on a clip takes the frames that its tuning took.
-        """
-        data = config.data
-        fps, stride = config.video.fps, 0
-        if data.source == "one_clip":
-            fps = data.target_fps or fps
-            stride = 0 if data.target_fps else data.stride
-        return cls(model, fps, *fields, stride=stride)
-
-    def selection(self, frames: int, clip: VideoInfo) -> FrameSelection:
-        """Return which of a clip's frames are taken.
-
-        An image model has no rate of its own: it takes every frame of a clip that is
-        slower than the files written.
-        """
-        if self.stride:
-            return FrameSelection(frames, self.stride)
-        is_slow = clip.fps is not None and clip.fps < self.fps
-        any_rate = is_slow and self.model.video_shape[0] == 1
-        return FrameSelection(frames, fps=0.0 if any_rate else self.fps)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        rows, columns = self.tiles
-        return rows * self.model.video_shape[1], columns * self.model.video_shape[2]
-
-    def checked_num_frames(self, default: int) -> int:
-        """Return the number of frames, checked to be a block of the model or more."""
-        frames = self.num_frames or default
-        block = self.model.video_shape[0]
-        shape = (frames, *self.size, self.model.video_shape[3])
-        check_video_memory(self.num, shape, f"--num_frames={frames}")
-        if frames < block:
-            raise UserError(
-                f"--num_frames={frames}: this model makes {block} frames at a time; "
-                f"at least {block}"
-            )
-        return frames
-
-    def empty_observation(self, frames: int) -> Observation:
-        """Return an observation of that many frames in which nothing is known."""
-        shape = (1, frames, *self.size)
-        video = np.zeros((*shape, self.model.video_shape[3]), jnp.result_type(float))
-        return Observation(video, np.zeros((*shape, 1), bool))
 
 
 def no_observation(output: OutputSpec) -> tuple[Observation, ClipInfo]:
@@ -106,8 +40,11 @@ def extend(
     clip: str,
     num_cond_frames: int | None = None,
     backward: bool = False,
+    loop: bool = False,
 ) -> tuple[Observation, ClipInfo]:
     """Observe a clip's first frames at the output's start, or at its end if `backward`.
+
+    With `loop` they are at both, so that the output without its last ones is a loop.
 
     num_cond_frames: how many; the default is half a block. The output's default length
     is two blocks.
@@ -115,10 +52,29 @@ def extend(
     block = output.model.video_shape[0]
     frames = output.checked_num_frames(2 * block)
     number = num_cond_frames or max(1, block // 2)
-    _check_num_cond_frames(number, frames, 1, min(block, frames - 1))
+    _check_num_cond_frames(number, frames, 1, min(block, (frames - 1) // (1 + loop)))
     first = np.arange(number)
-    indices = first + (frames - number) * backward
-    return _observe_frames(output, clip, frames, first, indices)
+    last = first + frames - number
+    indices = np.concatenate([first, last]) if loop else last if backward else first
+    clip_indices = np.tile(first, 1 + loop)
+    return _observe_frames(output, clip, frames, clip_indices, indices)
+
+
+def animate(
+    output: OutputSpec, picture: str, loop: bool = False
+) -> tuple[Observation, ClipInfo]:
+    """Observe a picture, or a clip's first frame, as the output's first frame.
+
+    With `loop` it is the last frame, too.
+    """
+    frames = output.checked_num_frames(output.model.video_shape[0])
+    if frames < 2 + loop:
+        raise UserError(
+            f"--animate: {frames} frames, a video has at least {2 + loop}: give a "
+            "model of videos, or --edit to change a picture"
+        )
+    indices = np.array([0, frames - 1] if loop else [0])
+    return _observe_frames(output, picture, frames, 0 * indices, indices)
 
 
 def interpolate(
@@ -209,17 +165,26 @@ def upscale(
 
 
 def edit(
-    output: OutputSpec, clip: str, strength: float | None
+    output: OutputSpec, clip: str, strength: float | Sequence[float] | None
 ) -> tuple[Observation, ClipInfo]:
-    """Read the clip or picture that the output starts from; no pixel of it is kept.
+    """Read the clip or picture that the output starts from. A picture is every frame.
 
-    The observation has its video, and nothing of it is known. A picture is every frame.
+    The observation has its video, and nothing of it is known, but the frames of
+    strength 0 where each frame has its own.
     """
     frames = output.checked_num_frames(output.model.video_shape[0])
     indices = np.arange(frames) * (not _is_picture(clip))
     video, info = _read_clip(clip, indices, output, output.size)
     observation = output.empty_observation(frames)
     observation.video[0] = _encode(output.model, video)
+    if isinstance(strength, Sequence):
+        if len(strength) != frames:
+            raise UserError(
+                f"--strength has {len(strength)} numbers: one, or one for each of "
+                f"{frames} frames"
+            )
+        observation.mask[0, np.equal(strength, 0)] = True
+        observation = observation._replace(strength=np.array([strength]))
     height, width = output.size
     return observation, info | {"output": f"{width}x{height}", "strength": strength}
 

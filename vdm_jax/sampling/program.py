@@ -130,7 +130,9 @@ def _guided_denoiser(
         denoise = guiding.dynamic_threshold(denoise, program.dynamic_threshold)
     elif program.clip_x:
         denoise = guiding.clip_x(denoise, program.clip_x)
-    if observation is not None:
+    if observation is not None and observation.strength is not None:
+        denoise = guiding.clean(denoise, observation.video, observation.strength)
+    elif observation is not None:
 
         def replacement_noise(level: NoiseLevel) -> jax.Array:
             return noise(level.step_index, REPLACEMENT_DRAW + level.call)

@@ -25,16 +25,24 @@ class Observation(NamedTuple):
     video: [n, f, h, w, c] in [-1, 1]; mask: bool [n, f, h, w, 1], true where `video` is
     known; low_res: [n, f, h', w', c], area means of the video, or None. n is the number
     of videos, or 1 where all have the same observation.
+
+    strength: [n, f] in [0, 1], how far each frame may go from `video`: 0 keeps it, 1
+      samples it from noise. None is 0 for known frames, 1 for others. Only a model that
+      was trained with given frames takes another one.
+    z: of `video`, where it need not be encoded; None encodes it.
     """
 
     video: np.ndarray
     mask: np.ndarray
     low_res: np.ndarray | None = None
+    strength: np.ndarray | None = None
+    z: np.ndarray | None = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing is known."""
-        return self.low_res is None and not self.mask.any()
+        starts_from_noise = self.strength is None or (self.strength == 1).all()
+        return self.low_res is None and starts_from_noise and not self.mask.any()
 
 
 class Control(NamedTuple):

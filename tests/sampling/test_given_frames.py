@@ -1,0 +1,219 @@
+"""Laws of sampling with given frames, by a model that was trained with some."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.sampling.test_noise import PARAMS, SHAPE, gaussian
+from tests.small_model import random_params, smoke_config
+from vdm_jax import build, sampling
+from vdm_jax.codec import Codec, Patch
+from vdm_jax.conditions.clean_frames import CleanFrames
+from vdm_jax.errors import UserError
+from vdm_jax.sampling import Observation, Run, SamplingInputs, Settings, autoregressive
+from vdm_jax.sampling.given_frames import encode_strength
+
+FRAMES, SETTINGS = SHAPE[0], Settings(sampler="ddim", steps=3, batch_size=4)
+CONDITION = ("clean_frames", CleanFrames((("first", 1.0),)))
+
+
+def given_model(**fields):
+    return dataclasses.replace(gaussian(), conditions=(CONDITION,), **fields)
+
+
+def observe(frames=FRAMES, indices=(), strength=None):
+    """Return an observation of the frames `indices` of a video of noise."""
+    rng = np.random.default_rng(0)
+    video = rng.uniform(-1, 1, (1, frames, *SHAPE[1:])).astype(np.float32)
+    mask = np.zeros((1, frames, *SHAPE[1:3], 1), bool)
+    mask[:, list(indices)] = True
+    strength = None if strength is None else np.array([strength])
+    return Observation(video, mask, None, strength)
+
+
+def generate(model, known, settings=SETTINGS, num=2, **run):
+    inputs = SamplingInputs(observation=known)
+    return sampling.generate(model, PARAMS, num, settings, inputs, Run(**run))
+
+
+@pytest.mark.parametrize("indices", [[0], [3], [0, 3], [1, 2], [0, 2]])
+def test_given_frames_come_back_bit_for_bit(indices):
+    """As z too, where nothing is put back."""
+    known = observe(indices=indices)
+    z = generate(given_model(), known)
+    expected = np.broadcast_to(known.video[:, indices], z[:, indices].shape)
+    np.testing.assert_array_equal(z[:, indices], expected)
+    others = [i for i in range(FRAMES) if i not in indices]
+    assert (z[0, others] != z[1, others]).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dataclasses.replace(SETTINGS, sampler="ancestral", langevin_delta=0.1),
+        dataclasses.replace(SETTINGS, sampler="dpm", dynamic_threshold=50.0),
+        dataclasses.replace(SETTINGS, sampler="heun", s_churn=5.0, clip_x=0.1),
+    ],
+    ids=lambda settings: settings.sampler,
+)
+def test_whatever_the_sampler_and_the_threshold_they_are_kept(settings):
+    known = observe(indices=[1])
+    z = generate(given_model(), known, settings)
+    np.testing.assert_array_equal(z[:, 1], known.video[[0, 0], 1])
+    assert np.isfinite(z).all()
+
+
+def test_all_frames_given_is_the_video_itself():
+    known = observe(indices=range(FRAMES))
+    z = generate(given_model(), known)
+    np.testing.assert_array_equal(z, known.video[[0, 0]])
+
+
+def test_no_frame_given_is_plain_sampling_bit_for_bit():
+    model = given_model()
+    plain = sampling.sample(model, PARAMS, 2, SETTINGS)
+    inputs = SamplingInputs(observation=observe())
+    same = sampling.extend_in_blocks(model, PARAMS, 2, SETTINGS, inputs)
+    np.testing.assert_array_equal(same, plain)
+
+
+def test_a_frame_goes_as_far_as_its_strength():
+    """For data N(0, 1) the flow leaves z as it is: alpha known + sigma eps of s."""
+    model = given_model(mean=0.0, variance=1.0)
+    settings = dataclasses.replace(SETTINGS, steps=512, clip_x=0.0)
+    strength = np.linspace(0, 1, FRAMES)
+    known = observe(strength=strength)
+    z = generate(model, known, settings)
+    eps = generate(model, None, settings)
+    size = np.hypot(1 - strength, strength)
+    alpha, sigma = (a.reshape(1, -1, 1, 1, 1) for a in (1 - strength, strength) / size)
+    expected = alpha * known.video + sigma * eps
+    np.testing.assert_allclose(z, expected, rtol=0, atol=0.03)
+    np.testing.assert_array_equal(z[:, 0], known.video[[0, 0], 0])
+    distance = np.abs(z - known.video).mean((0, 2, 3, 4))
+    assert (np.diff(distance) > 0.05).all()
+
+
+def test_the_model_chooses_between_given_frames_and_guidance():
+    """Others are guided, and so is this one by parts of frames, or with a weight."""
+    known, weighted = observe(indices=[0]), Settings(reconstruction_weight=1.0)
+    part = known.mask.copy()
+    part[:, 1, 0] = True
+    cases = {
+        "given": (given_model(), known, Settings()),
+        "another model": (gaussian(), known, Settings()),
+        "parts": (given_model(), known._replace(mask=part), Settings()),
+        "a weight": (given_model(), known, weighted),
+    }
+    for name, (model, observation, settings) in cases.items():
+        strength = sampling.given_frames.frame_strength(model, observation, settings)
+        assert (strength is not None) == (name == "given"), name
+    strong = known._replace(strength=np.zeros((1, FRAMES)))
+    for (model, observation, settings), message in (
+        ((gaussian(), strong, Settings()), "conditioning.clean_frames"),
+        ((given_model(), strong, weighted), "no reconstruction_weight"),
+        ((given_model(), strong._replace(mask=part), Settings()), "whole frames"),
+        (
+            (given_model(), known._replace(strength=np.ones((1, 3))), Settings()),
+            "frame",
+        ),
+        ((given_model(), observe(strength=[0, 1, 2, 1]), Settings()), "from 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampling.given_frames.frame_strength(model, observation, settings)
+
+
+def test_longer_videos_are_given_the_frames_of_the_block_before():
+    """In blocks, forward and backward, and all at once in windows."""
+    model = given_model()
+    known = observe(10, [0, 9])
+    inputs = SamplingInputs(observation=known)
+    for backward in (False, True):
+        videos = sampling.extend_in_blocks(
+            model, PARAMS, 2, SETTINGS, inputs, backward=backward
+        )
+        np.testing.assert_array_equal(videos[:, [0, 9]], known.video[[0, 0]][:, [0, 9]])
+        assert np.abs(videos).max((0, 2, 3, 4)).min() > 0
+    z = generate(model, known, size=(10, *SHAPE[1:3]))
+    np.testing.assert_array_equal(z[:, [0, 9]], known.video[[0, 0]][:, [0, 9]])
+
+
+class Lossy(Patch):
+    """A codec whose round trip changes the colours."""
+
+    def decode(self, z, params=None):
+        return super().decode(z, params) * 0.9 + 0.05
+
+
+def test_no_colour_drifts_from_block_to_block(monkeypatch):
+    """z of the frames that blocks share is carried, not decoded and encoded again."""
+    model, made = given_model(codec=Lossy()), []
+
+    def generate(*arguments):
+        made.append(sampling.generate(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(autoregressive, "generate", generate)
+    known = observe(12, [0])
+    inputs = SamplingInputs(observation=known)
+    videos = sampling.extend_in_blocks(model, PARAMS, 2, SETTINGS, inputs)
+    assert len(made) == 5
+    for first, second in zip(made, made[1:], strict=False):
+        np.testing.assert_array_equal(second[:, : FRAMES // 2], first[:, FRAMES // 2 :])
+    np.testing.assert_array_equal(videos[:, 0], known.video[[0, 0], 0])
+
+
+class Pairs(Codec):
+    """A codec whose frames of z are made of two frames of the video."""
+
+    def encode_mask(self, mask):
+        return mask.reshape(len(mask), -1, 2, *mask.shape[2:]).all(2)
+
+
+def test_a_frame_of_z_has_the_largest_strength_of_its_frames():
+    known = observe(8, [0, 1, 2], [0, 0, 0, 1, 0.2, 0.7, 0.3, 0.3])
+    expected = [[0, 1, 0.7, 0.3]]
+    np.testing.assert_array_equal(encode_strength(Pairs(), known), expected)
+    np.testing.assert_array_equal(encode_strength(Codec(), known), known.strength)
+
+
+# One video, one key: a network that mixes frames, whatever the batch and the devices.
+
+
+def write_samples(path):
+    """Write three videos of a U-Net with given frames, of a batch size of their own."""
+    config = smoke_config()
+    config.conditioning.clean_frames = (("first", 1.0),)
+    model = build.build_model(config)
+    shape = (1, *model.video_shape)
+    mask = np.zeros((*shape[:-1], 1), bool)
+    mask[:, [0, 7]] = True
+    video = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    inputs = SamplingInputs(observation=Observation(video, mask))
+    settings = Settings(sampler="ddim", steps=3, batch_size=8, guidance_scale=2.0)
+    made = sampling.sample(model, random_params(model, 0), 3, settings, inputs)
+    np.testing.assert_array_equal(made[:, [0, 7]], video[[0, 0, 0]][:, [0, 7]])
+    np.save(path, made)
+
+
+@pytest.mark.slow
+def test_eight_devices_sample_the_videos_of_one(tmp_path):
+    made = []
+    for devices in (1, 8):
+        path = tmp_path / f"{devices}.npy"
+        program = "import sys; from tests.sampling import test_given_frames as t; "
+        program += "t.write_samples(sys.argv[1])"
+        subprocess.run(
+            [sys.executable, "-c", program, path],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            check=True,
+        )
+        made.append(np.load(path))
+    np.testing.assert_allclose(made[1], made[0], rtol=0, atol=1e-5)
+    assert np.abs(made[0][0] - made[0][1]).max() > 1e-2
