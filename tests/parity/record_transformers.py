@@ -81,10 +81,7 @@ def build(pipeline: str):
     """Return a pipeline of small networks."""
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     if pipeline == "dit":
-        labels = {i: f"class {i}, the class of {i}" for i in range(1000)}
-        return diffusers.DiTPipeline(
-            **parts(pipeline), scheduler=scheduler, id2label=labels
-        )
+        return diffusers.DiTPipeline(**parts(pipeline), scheduler=scheduler)
     words = transformers.T5Tokenizer(
         vocab=[(piece, -float(i)) for i, piece in enumerate(PIECES)], extra_ids=0
     )
