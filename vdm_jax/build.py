@@ -155,15 +155,18 @@ def build_model(config: Any) -> DiffusionModel:
     )
 
 
-def at_size(config: Any, size: tuple[int, int]) -> Any:
-    """Return the config of the same model for videos of another (height, width).
+def at_size(config: Any, size: tuple[int, ...]) -> Any:
+    """Return the config of the same model for videos of another size.
+
+    size: (height, width), or (frames, height, width).
 
     Raises:
       UserError: the network does not take the size, or its parameters depend on it.
     """
     resized = config.copy_and_resolve_references()
-    resized.video.update(height=size[0], width=size[1])
-    text = f"size {size[0]}x{size[1]}"
+    sides = ("frames", "height", "width")[-len(size) :]
+    resized.video.update(dict(zip(sides, size, strict=True)))
+    text = f"size {'x'.join(map(str, size))}"
     try:
         models = build_model(config), build_model(resized)
     except UserError as error:

@@ -10,6 +10,7 @@ shapes of its weights, and wan_pipeline.npz: latents and videos of every run, fl
 import functools
 import gzip
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -108,9 +109,7 @@ def main() -> None:
         for run in cases.RUNS:
             arrays |= sample(pipeline, run)
             pipeline.scheduler.save_pretrained(folder / run)
-        (
-            folder / "scheduler" / "scheduler_config.json"
-        ).unlink()  # each run has its own
+        shutil.rmtree(folder / "scheduler")  # each run has its own
         recorded = {"texts": texts(folder), "weights": weights(folder)}
     print(*recorded["texts"], *recorded["weights"], sep="\n")
     data = json.dumps(recorded).encode()
