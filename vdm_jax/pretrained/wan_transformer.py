@@ -5,6 +5,7 @@ shards. What is returned here are plain fields of our config and a table of name
 networks/wan.py makes the network.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +111,31 @@ PROJECTIONS = {
     "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out",
     "norm_q": "q_norm", "norm_k": "k_norm",
 }  # fmt: skip
+
+
+# Modules of image to video, in both spellings.
+IMAGE_MODULES = re.compile(r"\b(k_img|v_img|add_[kv]_proj|img_emb|image_embedder)\b")
+# Of the names in diffusers, the parts that the original program has otherwise.
+ORIGINAL = {
+    "attn1.to_out.0": "self_attn.o", "attn2.to_out.0": "cross_attn.o",
+    **{f"attn1.to_{name}": f"self_attn.{name}" for name in "qkv"},
+    **{f"attn2.to_{name}": f"cross_attn.{name}" for name in "qkv"},
+    "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "proj_out": "head.head",
+}  # fmt: skip
+
+
+def original_name(module: str) -> str:
+    """Return the name of a module in Wan's own program, which LoRA files have."""
+    for theirs, original in ORIGINAL.items():
+        if module == theirs or module.endswith(f".{theirs}"):
+            return module.removesuffix(theirs) + original
+    return module  # patch_embedding
 
 
 def _modules(network: dict[str, Any]) -> Iterator[tuple[str, str]]:
