@@ -41,7 +41,7 @@ def output(model, times=wan_cases.TIMESTEPS, z=VIDEO, text=TEXT, **inputs):
     "name, times",
     [
         ("output", wan_cases.TIMESTEPS),
-        ("output_by_frame", wan_cases.FRAME_TIMESTEPS),
+        ("output_with_frame_levels", wan_cases.FRAME_TIMESTEPS),
     ],
 )
 def test_output_equals_diffusers(model, name, times):

@@ -68,7 +68,7 @@ def transformer() -> dict:
     f, h, w = cases.GRID
     each = torch.tensor(cases.FRAME_TIMESTEPS, dtype=torch.float64)
     each = each[:, :, None].expand(2, f, h * w).reshape(2, -1)
-    recorded["transformer/output_by_frame"] = network(video, each, text).sample
+    recorded["transformer/output_with_frame_levels"] = network(video, each, text).sample
     cos, sin = network.rope(video)
     vector = double(normal("wan/input/vector", (2, 6, 36)))
     context = double(normal("wan/input/context", (2, 7, 36)))
