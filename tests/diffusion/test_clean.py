@@ -64,7 +64,8 @@ def test_given_frames_change_the_others():
         run(ddim, guidance.clean(mixing, scale * videos(1)[0], jnp.asarray(GIVEN)))
         for scale in (0.1, 1)
     ]
-    assert (abs(made[0] - made[1]).mean((2, 3, 4)) > 1e-3).all()
+    change = np.asarray(abs(made[0] - made[1]).mean((2, 3, 4)))
+    assert change[0, 1] > 0.01 and change[1, 0] > 0.01  # a frame reads the one before
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, 0.0, 20.0])

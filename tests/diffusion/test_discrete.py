@@ -128,6 +128,11 @@ def test_a_float32_level_gives_its_timestep_exactly():
     assert np.abs(error).max() < 3e-4
 
 
+def test_the_level_of_data_is_timestep_0():
+    """logsnr is infinite there, as of a frame that is given."""
+    assert SD.timestep(np.array(np.inf)) == SD.timestep(jnp.inf * jnp.ones(())) == 0
+
+
 def test_training_draws_whole_timesteps_evenly():
     """In 100 batches of 1000 each timestep comes once a batch, up to rounding."""
     draw = jax.jit(SD.training_times, static_argnums=1)

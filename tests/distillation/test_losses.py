@@ -10,6 +10,7 @@ import pytest
 from tests.distillation.cases import config, equal, noisy, teacher_config
 from vdm_jax import build, runs
 from vdm_jax import model as models
+from vdm_jax.conditions import clean_frames
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.distillation import losses, rounds
 from vdm_jax.distillation.students import GUIDANCE_PARAMS
@@ -187,3 +188,27 @@ def test_an_eps_teacher_is_clipped_where_alpha_is_near_zero(monkeypatch):
         loss_fn = losses.progressive_distillation_loss(model, "snr", False, limit)
         loss_fn(params, aux_params, batch, jax.random.key(1))
     assert furthest[0] > 1000 and furthest[1] == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_given_frames_have_no_loss_of_distillation(monkeypatch, given):
+    """Where all frames are given there is none, and no gradient."""
+    mask = {"all": lambda key, frames: jnp.full(frames, given)}
+    monkeypatch.setattr(clean_frames, "MASKS", mask)
+    value = teacher_config()
+    value.conditioning.clean_frames = (("all", 1.0),)
+    model = build.build_model(value)
+    params = noisy(model.init(jax.random.key(0)))
+    loss_fn = losses.progressive_distillation_loss(model, "snr_plus_one", False)
+    video = jax.random.randint(jax.random.key(0), (2, *model.video_shape), 0, 256)
+    batch = {"video": video.astype(jnp.uint8), "label": jnp.zeros((2, 4), jnp.int32)}
+    aux_params = {"teacher": noisy(params), "steps": jnp.int32(4), "time_power": 1.0}
+
+    @jax.jit
+    def gradient(params):
+        loss = lambda p: loss_fn(p, aux_params, batch, jax.random.key(2))[0]  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    loss, grads = gradient(params)
+    largest = max(float(abs(g).max()) for g in jax.tree.leaves(grads))
+    assert (loss == largest == 0) if given else min(loss, largest) > 1e-5

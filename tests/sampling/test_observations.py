@@ -1,6 +1,7 @@
 """Observations read from clips and masks of a user."""
 
 import dataclasses
+import json
 import os
 import shutil
 import types
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.parity import recorded
 from vdm_jax import sampling, video_io
+from vdm_jax.conditions.clean_frames import CleanFrames
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import observations
+from vdm_jax.sampling.given_frames import frame_strength
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
 RATE = 8.0
@@ -100,6 +104,29 @@ def test_an_edit_has_a_strength_for_each_frame(output, clip):
     assert greys(known)[1] == [0, 3] and info["strength"] == strength
     with pytest.raises(UserError, match="has 2 numbers: one, or one for each of 8 fr"):
         observations.edit(output, clip, [0.1, 0.2])
+
+
+VERBS = {  # a strategy of Open-Sora 1.2 -> the verb and arguments that do the same
+    "0": (observations.animate, ()),
+    "0,0,0,-1,1": (observations.extend, (1, True)),
+    "0,0,0,0,1,0.3": (observations.edit, ([0.3] + [1.0] * 5,)),
+    "0,0,0,0,1;0,1,0,-1,1": (observations.animate, (True,)),
+}
+
+
+@pytest.mark.parametrize("strategy", list(VERBS))
+def test_recorded_strategies_of_open_sora_are_verbs(output, clip, strategy):
+    """The strength of each frame is the recorded mask."""
+    text = (recorded.FOLDER / "open_sora_masks.json").read_text()
+    rows = {row["strategy"]: row for row in json.loads(text)["sampling"]}
+    condition = ("clean_frames", CleanFrames((("first", 1.0),)))
+    model = dataclasses.replace(
+        output.model, video_shape=(6, 16, 16, 3), conditions=(condition,)
+    )
+    verb, arguments = VERBS[strategy]
+    known, _ = verb(observations.OutputSpec(model, RATE, 6), clip, *arguments)
+    strength = frame_strength(model, known, sampling.Settings())
+    np.testing.assert_array_equal(strength, [rows[strategy]["mask"]])
 
 
 def test_interpolate_spreads_frames_and_keeps_their_distance_in_time(output, clip):

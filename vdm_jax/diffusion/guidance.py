@@ -1,7 +1,8 @@
 """Guidance: functions from a denoiser to a denoiser.
 
 They nest in the order
-replace_known(clip_x(reconstruction_guidance(cfg(average_windows(denoise))))).
+replace_known(clip_x(reconstruction_guidance(cfg(average_windows(denoise))))), or for a
+model that is given frames clean(clip_x(cfg(average_windows(denoise)))).
 Each returns a prediction with alpha x + sigma eps = z; after `replace_known` z is the
 one with replaced pixels.
 """
