@@ -1,5 +1,7 @@
 """A folder of Wan is distilled as any teacher is, and its student samples."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_a_folder_of_wan_is_a_teacher(tmp_path, monkeypatch):
         (clips / f"{i}.txt").write_text(caption)
     flags = f"--captions={clips}", f"--text_encoder={teacher / 'text_encoder'}"
     text_command.main([*flags, f"--out={tmp_path / 'text'}"])
-    config = distill_shapes.get_config("smoke").unlock()
+    config: Any = distill_shapes.get_config("smoke").unlock()
     config.distill.update(end_steps=2, metric="r2_to_teacher", loss_weighting="flow")
     config.data.update(path=str(clips), text_embeddings_dir=str(tmp_path / "text"))
     config.train.optimizer = "adam"

@@ -393,10 +393,8 @@ TRAINING = {
     "discrete": Discrete(), "flow": FlowTimesteps(), "train": Train(), "mesh": Mesh(),
     "sample": Sample(),
 }  # fmt: skip
+LEVELS = ("discrete", "flow")  # what networks of other programs read of a noise level
 # Those that a config has only where something reads them.
-OPTIONAL = ("stage", "autoencoder", "control", "discrete", "flow")
+OPTIONAL = ("stage", "autoencoder", "control", *LEVELS)
 # Those that decide what a model is; `sample` has its default sampler.
-MODEL = (
-    "video", "codec", "network", "conditioning", "diffusion", "discrete", "flow",
-    "sample",
-)  # fmt: skip
+MODEL = ("video", "codec", "network", "conditioning", "diffusion", *LEVELS, "sample")
