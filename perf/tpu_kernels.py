@@ -109,7 +109,6 @@ def main() -> None:
     if not importlib.util.find_spec("libtpu"):
         print("skipped: no TPU's compiler here, which `pip install libtpu` brings")
         return
-    cycles.set_compiler_environment()
     cases = [("spatial", n, spatial(*a)) for n, a in SPATIAL.items()]
     cases += [("temporal", n, temporal(*a)) for n, a in TEMPORAL.items()]
     compiled = json.loads(FILE.read_text())["kernels"] if FILE.exists() else {}

@@ -93,7 +93,6 @@ def main() -> None:
     parser.add_argument("--pieces", default=",".join(PIECES))
     args = parser.parse_args()
     pieces = json.loads(FILE.read_text())["pieces"] if FILE.exists() else {}
-    cycles.set_compiler_environment()
     for name in args.pieces.split(","):
         if name not in pieces:
             fn, shapes = piece(*PIECES[name])

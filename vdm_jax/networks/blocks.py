@@ -21,6 +21,7 @@ from vdm_jax.networks.layers import (
     conv,
     dense,
     dropout,
+    norm_dense,
     param_dtype,
     zeros_init,
 )
@@ -64,8 +65,7 @@ class SelfAttention(nn.Module):
         """[b, f, h, w, c] -> [b, f, h, w, c]."""
         b, f, h, w, c = x.shape
         vector = inputs.vector if self.reads_vector else None
-        y = GroupNorm(name="norm")(x, vector).reshape(b, f, h * w, c)
-        q, k, v = split_heads(dense(y, 3 * c, "qkv", use_bias=False), self.spec, 3)
+        q, k, v = split_heads(norm_dense(x, vector, 3 * c, "qkv"), self.spec, 3)
         y = self.mix(q, k, v, inputs)
         return x + dense(y.reshape(x.shape), c, "out", kernel_init=zeros_init)
 
@@ -149,10 +149,9 @@ class CrossAttention(nn.Module):
             null_first = ((0, 0),) * (mask.ndim - 1) + ((1, 0),)
             mask = jnp.pad(mask, null_first, constant_values=True)
             mask = mask.reshape(b, -1, 1, mask.shape[-1])
-        y = GroupNorm(name="norm")(x).reshape(b, f, h * w, c)
         tokens = jnp.concatenate([null, tokens], axis=-2)
         tokens = tokens.reshape(b, -1, *tokens.shape[-2:])
-        (q,) = split_heads(dense(y, c, "q", use_bias=False), self.spec, 1)
+        (q,) = split_heads(norm_dense(x, None, c, "q"), self.spec, 1)
         k, v = split_heads(dense(tokens, 2 * c, "kv", use_bias=False), self.spec, 2)
         # Tokens of the video, then of each independent image, if they have their own.
         start = f - (tokens.shape[1] - 1)

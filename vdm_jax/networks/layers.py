@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax.linen.dtypes import promote_dtype
 
-from vdm_jax.partition import constrain
+from vdm_jax.networks.linear import Conv, Dense
 
 zeros_init = nn.initializers.zeros_init()
 
@@ -27,24 +26,10 @@ def param_dtype(x: jax.Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def gather_kernel(x, kernel, bias, *, dtype):
-    """Cast the arguments of a layer, then gather a kernel that a mesh has split.
-
-    Without this XLA shards the products themselves, over channels, and passes the parts
-    of kernels round in rings: three times the bytes, and fifty times the calls. Only a
-    mesh axis that splits channels keeps a part of the kernel's outputs.
-    """
-    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=dtype)
-    assert kernel is not None
-    axes = (None,) * (kernel.ndim - 1) + ("channel",)
-    return x, constrain(kernel, axes), bias
-
-
 def dense(x: jax.Array, features: int, name: str, **kwargs) -> jax.Array:
     """Linear map of the last axis, in x's dtype; parameters are float32 or wider."""
     dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    kwargs["promote_dtype"] = gather_kernel
-    return nn.Dense(features, name=name, **dtypes, **kwargs)(x)
+    return Dense(features, name=name, **dtypes, **kwargs)(x)
 
 
 def embed(
@@ -63,8 +48,7 @@ def conv(x: jax.Array, features: int, name: str, size: int = 3, **kwargs) -> jax
     3), and every backend has tuned 2-D convolutions.
     """
     dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    kwargs["promote_dtype"] = gather_kernel
-    layer = nn.Conv(features, (size, size), name=name, **dtypes, **kwargs)
+    layer = Conv(features, (size, size), name=name, **dtypes, **kwargs)
     y = layer(rearrange(x, "b f h w c -> (b f) h w c"))
     return rearrange(y, "(b f) h w c -> b f h w c", f=x.shape[1])
 
@@ -103,8 +87,14 @@ class GroupNorm(nn.Module):
     groups: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, vector: jax.Array | None = None) -> jax.Array:
-        """x [b, f, h, w, c], vector [b, d] or [b, f, d] -> [b, f, h, w, c]."""
+    def __call__(
+        self, x: jax.Array, vector: jax.Array | None = None, apply: bool = True
+    ) -> Any:
+        """x [b, f, h, w, c], vector [b, d] or [b, f, d] -> [b, f, h, w, c].
+
+        apply: False is for what computes the result x scale + shift itself, as a part
+          of a product: scale and shift, [b, f, 1, c] in float32 or wider, are returned.
+        """
         b, f, h, w, c = x.shape
         g = self.groups or num_groups(c)
         dtype = param_dtype(x)
@@ -122,22 +112,39 @@ class GroupNorm(nn.Module):
             return product(m, member.T)
 
         y = x.astype(dtype).reshape(b, f, h * w, c)
+        first = mean(y)
         if x.dtype == dtype:
-            y = y - mean(y)
-            variance = mean(jnp.square(y))
+            variance = mean(jnp.square(y - first))
         else:
             # Both moments in one read of x. Their difference loses digits where the
             # mean is large, yet fewer than x lost when it was rounded to bfloat16.
-            first, second = mean(y), mean(jnp.square(y))
-            y = y - first
-            variance = jnp.maximum(second - jnp.square(first), 0)
+            variance = jnp.maximum(mean(jnp.square(y)) - jnp.square(first), 0)
         scale = scale * jax.lax.rsqrt(variance + self.epsilon)
         if vector is not None:
             m = dense(nn.swish(vector.astype(dtype)), 2 * c, "vector")
             m = m[:, None] if m.ndim == 2 else m  # [b, 1 or f, 2 c]
             ada_scale, ada_shift = jnp.split(m[:, :, None], 2, axis=-1)
             scale, shift = scale * (1 + ada_scale), shift * (1 + ada_scale) + ada_shift
-        return (y * scale + shift).astype(x.dtype).reshape(x.shape)
+        if not apply:
+            return scale, shift - first * scale
+        return ((y - first) * scale + shift).astype(x.dtype).reshape(x.shape)
+
+
+def norm_dense(
+    x: jax.Array, vector: jax.Array | None, features: int, name: str
+) -> jax.Array:
+    """Group norm, called "norm", of x [b, f, h, w, c], then a linear map without bias.
+
+    vector: of the norm. Returns [b, f, h w, features].
+    """
+    b, f, h, w, c = x.shape
+    norm, pixels = GroupNorm(name="norm"), x.reshape(b, f, h * w, c)
+    if x.dtype != jnp.bfloat16 or h * w < c:
+        y = norm(x, vector).reshape(pixels.shape)
+        return dense(y, features, name, use_bias=False)
+    scale, shift = norm(x, vector, apply=False)
+    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
+    return Dense(features, use_bias=False, name=name, **dtypes)(pixels, scale, shift)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

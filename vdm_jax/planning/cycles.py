@@ -2,35 +2,24 @@
 
 libtpu from PyPI holds the TPU's compiler. Its scheduled program has an estimate for
 nearly every instruction of XLA, which sees no overlap of one with the next. A Pallas
-kernel has none: the bundles of its final schedule are counted instead, a bundle being
-what one cycle issues.
+kernel has none, see `kernels`.
 """
 
-import atexit
 import contextlib
 import dataclasses
-import functools
-import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vdm_jax.errors import UserError
-from vdm_jax.planning.flops import product_flops
+from vdm_jax.planning.flops import jaxpr_flops
+from vdm_jax.planning.kernels import kernel_cycles
+from vdm_jax.planning.topology import chip_sharding
 
+KERNEL = 'custom_call_target="tpu_custom_call"'
 V5E_FLOPS_PER_CYCLE = 4 * 128 * 128 * 2  # of its four matrix units, bfloat16
-# Between a chip and its memory: 819 GB/s at 1.5 GHz, 2765 and 1640 GB/s at 1.75 GHz.
-BYTES_PER_CYCLE = {"v5e": 545, "v5p": 1580, "v6e": 937}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +27,7 @@ class Cycles:
     """Estimated cycles of a program on one chip.
 
     xla     cycles of XLA's instructions
-    pallas  cycles of Pallas kernels: of each the larger of its bundles and its bytes
-            over BYTES_PER_CYCLE
+    pallas  cycles of Pallas kernels
     flops   FLOPs of products and convolutions, as `product_flops` counts them
     memory  bytes of temporaries that the program allocates
     """
@@ -58,49 +46,6 @@ class Cycles:
     def utilisation(self) -> float:
         """Return FLOPs over those that a v5e's matrix units do in these cycles."""
         return self.flops / (self.total * V5E_FLOPS_PER_CYCLE)
-
-
-@functools.cache
-def set_compiler_environment() -> Path:
-    """Set what libtpu reads when it is loaded; return the folder of its schedules.
-
-    To be called before anything of this process loads libtpu.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="vdm_jax_schedules_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no machine with metadata
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    os.environ.pop("XLA_FLAGS", None)  # libtpu aborts at a flag of another backend
-    arguments = (
-        f"--xla_jf_dump_to={folder}",
-        "--xla_jf_dump_llo_text=true",
-        "--xla_jf_dump_llo_pass_label_regex=^final_bundles$",
-    )
-    former = os.environ.get("LIBTPU_INIT_ARGS", "")
-    os.environ["LIBTPU_INIT_ARGS"] = " ".join((former, *arguments)).strip()
-    return folder
-
-
-def chip_sharding(topology: str = "v5e") -> NamedSharding:
-    """Return the sharding of an array on one chip, "v5e", "v5p", "v6e" or "v4".
-
-    Raises:
-      UserError: libtpu is not installed, or the compiler knows no such chip.
-    """
-    set_compiler_environment()
-    # The smallest topology that libtpu has of each: one host of some has four chips.
-    size = {"v5e": "1x1", "v6e": "1x1"}.get(topology, "2x2x1")
-    try:
-        chips = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{topology}:{size}"
-        ).devices
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no compiler for {topology}: `pip install libtpu`, and a chip that it "
-            f"knows ({str(error).splitlines()[0][:120]})"
-        ) from error
-    mesh = Mesh(np.array(chips[:1]), ("chip",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def piece_cycles(
@@ -122,26 +67,21 @@ def piece_cycles(
       UserError: as `chip_sharding`.
     """
     sharding = chip_sharding(topology)
-    folder = set_compiler_environment()
     placed = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes
     )
-    former = set(folder.iterdir())
     # The mesh in context says for which device kernels are chosen.
     mesh: Any = sharding.mesh
     with jax.set_mesh(mesh), _no_compilation_cache():
-        lowered = jax.jit(fn, donate_argnums=donate_argnums).lower(*placed)
-        compiled = lowered.compile()  # a cached program has no schedules
-    schedules = {}
-    for path in set(folder.iterdir()) - former:
-        if named := re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name):
-            schedules[named[1]] = path.read_text()
-        path.unlink()
-    bytes_per_cycle = BYTES_PER_CYCLE[topology]
-    xla, pallas = program_cycles(str(compiled.as_text()), schedules, bytes_per_cycle)
+        traced = jax.jit(fn, donate_argnums=donate_argnums).trace(*placed)
+        compiled = traced.lower().compile()
+    jaxpr, hlo = traced.jaxpr.jaxpr, str(compiled.as_text())
+    pallas, count = kernel_cycles(jaxpr, topology)
+    if hlo.count(KERNEL) != count:
+        raise RuntimeError(f"{hlo.count(KERNEL)} kernels were compiled, not {count}")
     analysis: Any = compiled.memory_analysis()
-    flops = product_flops(fn, *shapes) if flops is None else flops
-    return Cycles(xla, pallas, flops, analysis.temp_size_in_bytes)
+    flops = jaxpr_flops(jaxpr) if flops is None else flops
+    return Cycles(xla_cycles(hlo), pallas, flops, analysis.temp_size_in_bytes)
 
 
 @contextlib.contextmanager
@@ -158,22 +98,14 @@ def _no_compilation_cache() -> Iterator[None]:
         jax.config.update(name, former)
 
 
-def program_cycles(
-    hlo: str, schedules: dict[str, str], bytes_per_cycle: float = 545
-) -> tuple[float, float]:
-    """Return the cycles of a program's own instructions, and of its Pallas kernels.
-
-    Args:
-      hlo: the text of the scheduled program.
-      schedules: name of an instruction -> text of its final bundles.
-      bytes_per_cycle: of the chip's memory.
-    """
+def xla_cycles(hlo: str) -> float:
+    """Return the cycles of the instructions of a scheduled program's text."""
     computations, entry = _computations(hlo)
     constants = {
         name: [int(n) for n in re.findall(r" constant\((\d+)\)", "\n".join(lines))]
         for name, lines in computations.items()
     }
-    xla = pallas = 0.0
+    total = 0.0
     pending = [(entry, 1)]
     while pending:
         computation, times = pending.pop()
@@ -190,12 +122,9 @@ def program_cycles(
                 pending += [(called[1], times)]
             elif branches := re.search(r" conditional\(.*computations={([^}]*)}", line):
                 pending += [(name[1:], times) for name in branches[1].split(", ")[:1]]
-            elif 'custom_call_target="tpu_custom_call"' in line:
-                name = line.split(" = ")[0].split("%")[-1].strip()
-                pallas += times * _kernel_cycles(line, schedules[name], bytes_per_cycle)
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
-                xla += times * int(cycles[1])
-    return xla, pallas
+                total += times * int(cycles[1])
+    return total
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -209,75 +138,3 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
         elif line.startswith("  "):
             lines.append(line)
     return computations, entry
-
-
-def _kernel_cycles(line: str, schedule: str, bytes_per_cycle: float) -> float:
-    """Return the larger of a kernel's bundles and its bytes over those of a cycle."""
-    return max(schedule_bundles(schedule), _bytes(line) / bytes_per_cycle)
-
-
-def schedule_bundles(schedule: str) -> float:
-    """Return the bundles that a kernel's final schedule issues, loops by their trips.
-
-    A bundle inside of n loops is marked by n ">". The branch that ends a loop reads the
-    comparison of the loop's counter, which starts at 0, with a constant. A predicated
-    region counts as if it always ran, and waits for a memory or a matrix unit do not
-    count.
-    """
-    exits = dict(re.findall(_EXIT_TEST, schedule))
-    loops = [_Loop(None, 1)]  # all of them; the first is the kernel itself
-    nest = loops[:]  # those that the current bundle is in
-    for marker, depth, text in re.findall(_BUNDLE, schedule):
-        if (
-            text[:1] != "}"
-        ):  # an empty bundle has no mark: it is where the former one is
-            del nest[len(depth) + 1 :]
-        if marker == "LB":
-            del nest[len(depth) :]
-            nest.append(_Loop(nest[-1], None))
-            loops.append(nest[-1])
-        nest[-1].bundles += 1
-        end = re.search(r"sbr\.rel \(!(%p\w+)\)", text)
-        if end and end[1] in exits:  # of the innermost loop that is still open
-            ended = [loop for loop in loops if loop.trips is None][-1]
-            ended.trips = int(exits[end[1]])
-        if "iteration index, stage = " in text and len(nest) == 2:
-            nest[-1].is_grid = True
-    return float(sum(loop.bundles * loop.runs() for loop in loops))
-
-
-_EXIT_TEST = r"(%p\w+) = scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test"
-_BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2})?: (>*) *\{(.*)", re.M)
-
-
-@dataclasses.dataclass
-class _Loop:
-    outer: "_Loop | None"
-    trips: int | None
-    bundles: int = 0
-    is_grid: bool = False
-
-    def runs(self) -> int:
-        """Return how often the loop's body runs."""
-        if self.trips is None:
-            raise ValueError("a loop of a kernel's schedule has no constant trips")
-        # The grid's loop starts a copy before its first step and ends one after the
-        # last: two more turns, without the kernel's body.
-        own = self.trips - 2 if self.is_grid else self.trips
-        return own * (self.outer.runs() if self.outer else 1)
-
-
-def _bytes(line: str) -> float:
-    """Return the bytes of a kernel's operands and results, each once."""
-    result = line.split(" custom-call(")[0]
-    operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", line)
-    text = result + (operands[1] if operands else "")
-    arrays = re.findall(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]", text)
-    return sum(
-        math.prod(map(int, filter(None, shape.split(",")))) * _item_bytes(dtype)
-        for dtype, shape in arrays
-    )
-
-
-def _item_bytes(dtype: str) -> float:
-    return 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) / 8

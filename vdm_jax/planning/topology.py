@@ -11,6 +11,9 @@ import os
 import re
 from typing import Any
 
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
 from vdm_jax.errors import UserError
 
 GIB = 2**30
@@ -180,9 +183,25 @@ class Topology:
         return list(described.devices)
 
 
+def chip_sharding(kind: str) -> NamedSharding:
+    """Return the sharding of an array on one chip of a kind of TPU.
+
+    Raises:
+      UserError: libtpu is not installed.
+    """
+    set_environment()
+    # The smallest topology that libtpu has of each: a host of some has four chips.
+    size = {"v5p": (2, 2, 1)}.get(kind, (1, 1))
+    topology = Topology(kind, size)
+    check_compiler(topology)
+    chips = np.array(topology.devices()[:1])
+    return NamedSharding(Mesh(chips, ("chip",), (AxisType.Auto,)), PartitionSpec())
+
+
 def set_environment() -> None:
     """Set what libtpu and JAX read at their start, for the processes of this one."""
     os.environ.update(ENVIRONMENT)
+    os.environ.pop("XLA_FLAGS", None)  # libtpu aborts at a flag of another backend
 
 
 def check_compiler(topology: Topology) -> None:
