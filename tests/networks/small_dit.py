@@ -13,7 +13,8 @@ from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules
-from vdm_jax.networks.dit import DiT, DiTSpec
+from vdm_jax.networks.dit import DiT
+from vdm_jax.networks.dit_blocks import DiTSpec
 from vdm_jax.trees import named_leaves
 
 SCHEDULE = schedules.Discrete()

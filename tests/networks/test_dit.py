@@ -13,7 +13,8 @@ import pytest
 
 from vdm_jax.errors import UserError
 from vdm_jax.networks import NETWORKS
-from vdm_jax.networks.dit import ATTEND, DiT, DiTSpec, SelfAttention
+from vdm_jax.networks.dit import DiT
+from vdm_jax.networks.dit_blocks import ATTEND, DiTSpec, SelfAttention
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.positions import rope_angles, rope_splits
 from vdm_jax.trees import named_leaves
@@ -138,8 +139,9 @@ def test_full_attention_equals_a_sum_over_all_tokens(draw, random_params):
     splits = rope_splits(c // heads)
     angles = rope_angles((f, h, w), splits).reshape(f, h * w, -1)
     mask = np.array([[True, True, False], [True, True, True]])
-    params = random_params(layer, x, jnp.asarray(mask), angles)
-    ours = layer.apply(params, x, jnp.asarray(mask), angles)
+    inputs = Inputs(frame_mask=jnp.asarray(mask))
+    params = random_params(layer, x, inputs, angles)
+    ours = layer.apply(params, x, inputs, angles)
     own = jax.tree.map(np.float64, params["params"])
     tokens = np.float64(x).reshape(2, f * h * w, c)
     project = lambda name: (  # noqa: E731
@@ -265,7 +267,8 @@ EIGHT = """
 import dataclasses, sys
 import jax, jax.numpy as jnp, numpy as np
 from vdm_jax import sharding
-from vdm_jax.networks.dit import DiT, DiTSpec
+from vdm_jax.networks.dit import DiT
+from vdm_jax.networks.dit_blocks import DiTSpec
 from vdm_jax.networks.inputs import Inputs
 jax.config.update("jax_enable_x64", True)
 attend, axes = sys.argv[1], eval(sys.argv[2])

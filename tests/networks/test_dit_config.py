@@ -1,5 +1,7 @@
 """configs/dit.py: the size of its variants, and updates of the smallest."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from vdm_jax import build
 
 @pytest.mark.parametrize("variant", ["", "v1", "v3"])
 def test_variants_have_three_million_parameters(variant):
-    config = config_file.get_config(variant).unlock()
+    config: Any = config_file.get_config(variant).unlock()
     config.data.update(mean=0.0, variance=1.0)
     model = build.build_model(config)
     assert model.shape == (8, 16, 16, 4)

@@ -10,7 +10,8 @@ import pytest
 from tests.networks import small_dit
 from tests.parity.drawn import normal
 from tests.parity.recorded import load
-from vdm_jax.networks.dit import Block, Head
+from vdm_jax.networks.dit import Head
+from vdm_jax.networks.dit_blocks import Block
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import depth_to_space, timestep_embedding
 

@@ -1,5 +1,7 @@
 """The smallest variant of configs/dit.py trains, with a picture behind each clip."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ class PooledTokens(WordTokens):
 )
 def test_it_trains(tmp_path, monkeypatch, attend):
     """All parameters move in a few updates, and previews are made of them."""
-    config = dit.get_config("smoke").unlock()
+    config: Any = dit.get_config("smoke").unlock()
     config.network.attend = attend
     config.conditioning.text_dim = DIM
     config.train.update(steps=4, eval_every=0, learning_rate=0.01, optimizer="adam")

@@ -66,6 +66,35 @@ def chunked_attention(q, k, v, *, mask=None, max_scores: int = MAX_SCORES):
     return out[..., :n, :, :]
 
 
+def segment_attention(q, k, v, ids, key_ids, *, max_scores: int = MAX_SCORES):
+    """Return `attention` of each query to the keys with its id.
+
+    q [b, n, h, d]; k, v [b, m, h, d]; ids int [b, n]; key_ids int [b, m]
+    A query without such a key contributes 0. Where all scores are too many, it is
+    computed by chunks of the queries.
+    """
+    b, n, heads, d = q.shape
+
+    def part(chunk):
+        q, ids = chunk
+        mask = ids[:, :, None] == key_ids[:, None]
+        out = attention(q, k, v, mask=mask)
+        # The softmax of masked scores alone would read all keys.
+        return jnp.where(mask.any(-1)[..., None, None], out, 0)
+
+    chunks = -(-math.prod((b, n, heads, k.shape[1])) // max_scores)
+    size = -(-n // chunks)
+    if size == n:
+        return part((q, ids))
+    padding = ((0, 0), (0, -n % size), (0, 0), (0, 0))
+    chunked = [
+        jnp.moveaxis(x.reshape(b, -1, size, *x.shape[2:]), 1, 0)
+        for x in (jnp.pad(q, padding), jnp.pad(ids, padding[:2]))
+    ]
+    out = jax.lax.map(jax.checkpoint(part), tuple(chunked))
+    return jnp.moveaxis(out, 0, 1).reshape(b, -1, heads, v.shape[-1])[:, :n]
+
+
 # Name -> frames of a video -> int [f, m]: the frames whose keys and values each of the
 # f frames reads in the self-attention of an image network.
 FRAME_READS: dict[str, Callable[[int], np.ndarray]] = {

@@ -14,6 +14,7 @@ would gather what they read.
 """
 
 import math
+import sys
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -107,6 +108,30 @@ def over_frames(
     else:  # few scores: there are as many as frames for each query
         out = dense.attention(q, k, v, mask=mask, bias=bias, shaw=shaw)
     return jnp.swapaxes(out, 1, 2)
+
+
+def over_segments(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    ids: jax.Array,
+    key_ids: jax.Array,
+    *,
+    backend: str = "auto",
+) -> jax.Array:
+    """Return attention of each query to the keys with its id, [b, n, h, d].
+
+    q [b, n, h, d]; k, v [b, m, h, d]; ids int [b, n]; key_ids int [b, m]
+    A query without such a key contributes 0.
+
+    Raises:
+      UserError: a backend that cannot compute it.
+    """
+    no_segments = "it has no attention within the videos of a packed buffer"
+    refusals = {"pallas": no_segments, "cudnn": no_segments}
+    if _choose(backend, refusals, worthwhile=False) == "xla":
+        return dense.segment_attention(q, k, v, ids, key_ids, max_scores=sys.maxsize)
+    return dense.segment_attention(q, k, v, ids, key_ids)
 
 
 def platform() -> str:

@@ -12,6 +12,18 @@ from flax import struct
 
 
 @struct.dataclass
+class Packing:
+    """Where the tokens of a packed buffer belong; each token is a frame of z.
+
+    segments   int [b, n]: the video of each token, from 1; 0 is padding
+    positions  int [b, n, 3]: its frame, row and column in that video
+    """
+
+    segments: jax.Array
+    positions: jax.Array
+
+
+@struct.dataclass
 class Inputs:
     """Conditioning inputs of a network, in addition to z [b, f, h, w, c].
 
@@ -28,6 +40,8 @@ class Inputs:
     residuals   one array per skip connection, in the order of the skips, then one for
                 the output of the middle (ControlNet, arXiv:2302.05543 section 3.2)
     hints       one video [b, f, h', w', c] in [0, 1] per ControlNet, in pixels
+    packing     of a buffer with the tokens of s videos; then vector is [b, s, d] or
+                [b, s, f, d], tokens [b, s, l, d], token_mask [b, s, l]
     control_scales  [k] or [b, k]: what the residuals of each ControlNet are multiplied
                 by; None = 1
     """
@@ -40,4 +54,5 @@ class Inputs:
     frame_mask: jax.Array | None = None
     residuals: tuple[jax.Array, ...] | None = None
     hints: tuple[jax.Array, ...] = ()
+    packing: Packing | None = None
     control_scales: jax.Array | None = None
