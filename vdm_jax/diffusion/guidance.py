@@ -265,7 +265,7 @@ def clean(denoise: Denoiser, known: Array, strength: Array) -> Denoiser:
     a draw of q(z_t | known) when the frame becomes active. At strength 0 a frame is
     given always, and the last step of any sampler returns it bit for bit; at 1 never.
 
-    known: like z. strength: [b, f] in [0, 1]. The level has shape [] or [b].
+    known: like z. strength: [b, f] in [0, 1]. level: of shape [], [b] or [b, f].
     """
 
     def conditioned(z: Array, level: NoiseLevel, cond) -> Prediction:
