@@ -26,6 +26,7 @@ from tests.parity.wan_pipeline_cases import (
 )
 from tests.run_command import call, refused
 from tests.test_diffusers_folder import count_of
+from tests.test_meshes import call as call_on
 from vdm_jax import build, cascade, diffusers_folder, memory, runs, sampling
 from vdm_jax.diffusion import process, schedules
 from vdm_jax.errors import UserError
@@ -187,3 +188,18 @@ def test_the_text_encoder_and_the_others_are_not_in_memory_together(
     monkeypatch.setattr(memory, "memory_limit", lambda: most - 1)
     with pytest.raises(UserError, match=f"{folder}: .* GiB of memory needed"):
         cascade.encode_prompts(read, ["a cat"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["context=2,fsdp=2", "tensor=2"])
+def test_eight_devices_sample_as_one(folder, tmp_path, mesh):
+    """Frames of tokens, parameters and channels are split; in float64."""
+    videos = []
+    for devices, own in ((1, ""), (8, mesh)):
+        out = tmp_path / str(devices)
+        size = "--size=16x32", "--num_frames=5", "--steps=2", "--prompt=a red cat"
+        flags = f"--workdir={folder}", f"--out={out}", f"--mesh={own}", *size
+        call_on(devices, True, "sample.py", *flags, "--num=2")
+        with np.load(out / "samples.npz") as arrays:
+            videos.append(arrays["videos"].astype(int))
+    assert videos[0].std() > 1 and np.abs(videos[0] - videos[1]).max() <= 1

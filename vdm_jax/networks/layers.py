@@ -58,8 +58,7 @@ def conv_3d(
 ) -> jax.Array:
     """Convolution over frames, rows and columns: [b, f, h, w, c] -> [..., features]."""
     dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
-    kwargs["promote_dtype"] = gather_kernel
-    return nn.Conv(features, window, name=name, **dtypes, **kwargs)(x)
+    return Conv(features, window, name=name, **dtypes, **kwargs)(x)
 
 
 def num_groups(channels: int) -> int:
