@@ -38,7 +38,7 @@ SPATIAL = {
     "stable diffusion 32x32": (2, 1024, 1024, 640, 8, 1),
     "stable diffusion 16x16": (2, 256, 256, 1280, 8, 1),
     "stable diffusion tokens 64x64": (2, 4096, 77, 320, 8, 1),
-    "tune-a-video 64x64": (8, 4096, 4096, 320, 8, 2),
+    "tune-a-video 32x32": (8, 1024, 1024, 640, 8, 2),
 }
 # Name -> frames, pixels, channels, heads, relative positions.
 TEMPORAL = {

@@ -59,14 +59,25 @@ def split_activation(
     left = {axis: n for axis, n in sizes.items() if n > 1}
     spec: dict[str | None, tuple[str, ...]] = {}
     for size, name in zip(shape, logical_axes, strict=True):
-        spec[name] = ()
-        for axis in rules.get(name) or ():
-            if axis in left and size % left[axis] == 0:
-                spec[name] += (axis,)
-                size //= left.pop(axis)
+        spec[name] = take_axes(size, rules.get(name) or (), left)
         if name == "width" and left:
             spec["height"] = spec["width"] = ()
     return P(*(spec[name] or None for name in logical_axes))
+
+
+def take_axes(size: int, axes: Iterable[str], left: dict[str, int]) -> tuple[str, ...]:
+    """Return those of mesh axes that split an array axis, taken out of `left`.
+
+    Each divides what those before it leave of the size.
+
+    left: mesh axis -> number of devices, of those that split nothing yet; changed.
+    """
+    taken = []
+    for axis in axes:
+        if axis in left and size % left[axis] == 0:
+            taken.append(axis)
+            size //= left.pop(axis)
+    return tuple(taken)
 
 
 def split_parameter(

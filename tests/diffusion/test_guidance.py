@@ -394,6 +394,28 @@ def test_dynamic_threshold_vector(frames, x64):
     np.testing.assert_allclose(z_again, z, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("percentile", [1, 37.5, 60, 99.5, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dynamic_threshold_is_by_the_quantile(percentile, dtype, x64):
+    """Also among equal values, zeros and values of very different size."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2, 5, 5, 1)) * np.array([1, 1e-30, 1e30]).reshape(
+        3, 1, 1, 1, 1
+    )
+    x[0, 0] = 0
+    x[1, :, 0] = x[1, 0, 0, 0]
+    x = (2 * x).astype(dtype)
+    z, level = jnp.zeros_like(x), level_at(0.0, dtype=dtype)
+    actual = guidance.dynamic_threshold(fixed(jnp.asarray(x)), percentile)(
+        z, level, None
+    ).x
+    sizes = np.abs(x.astype(np.float64)).reshape(3, -1)
+    s = np.maximum(np.quantile(sizes, percentile / 100, axis=1), 1)
+    s = s.reshape(3, 1, 1, 1, 1)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, np.clip(x, -s, s) / s, rtol=1e-6)
+
+
 def test_dynamic_threshold_stays_in_range_by_default():
     x = 3 * noise(np.float32)
     actual = guidance.dynamic_threshold(fixed(x))(

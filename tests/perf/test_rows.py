@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import length, options, race, remat, rows, scaling, sizes
+from perf import context, length, options, race, remat, rows, scaling, sizes
 
 PERF = Path(__file__).parents[2] / "perf"
 FILES = sorted(PERF.glob("*.json"))
@@ -67,6 +67,8 @@ def test_results_are_those_of_the_figures():
     assert sizes.make_rows(content["configs"], content["shipped"]) == content["rows"]
     content = load("scaling")
     assert scaling.make_rows(content["cases"]) == content["rows"]
+    content = load("context")
+    assert context.make_rows(content["pieces"]) == content["rows"]
     content = load("length")
     (row,) = content["rows"]
     assert length.make_row(content["lengths"], row["machine"], row["command"]) == row

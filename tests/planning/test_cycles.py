@@ -14,17 +14,39 @@ HLO = """HloModule jit_f, is_scheduled=true
   ROOT %inner = f32[8] add(%x, %x), backend_config={"estimated_cycles":"9999"}
 }
 
-%body (x: f32[8]) -> f32[8] {
+%body (p: (f32[8], s32[])) -> (f32[8], s32[]) {
+  %p = (f32[8], s32[]) parameter(0)
+  %x = f32[8] get-tuple-element(%p), index=0
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=1
   %a = f32[8] fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  ROOT %r = (f32[8], s32[]) tuple(%a, %next)
 }
 
-%condition (x: f32[8]) -> pred[] {
-  %limit = s32[]{:T(128)} constant(5)
+%condition (q: (f32[8], s32[])) -> pred[] {
+  %q = (f32[8], s32[]) parameter(0)
+  %unused = s32[]{:T(128)} constant(99)
+  %limit = s32[]{:T(128)} constant(10)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=1
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+%cheap (y: f32[8]) -> f32[8] {
+  ROOT %c = f32[8] copy(%y), backend_config={"estimated_cycles":"1"}
+}
+
+%dear (z: f32[8]) -> f32[8] {
+  ROOT %d = f32[8] copy(%z), backend_config={"estimated_cycles":"40"}
 }
 
 ENTRY %main (x: f32[8]) -> f32[8] {
   %a.1 = f32[8] fusion(%x), calls=%fused, backend_config={"estimated_cycles":"7"}
-  %loop = (f32[8]) while(%a.1), condition=%condition, body=%body, metadata={op_name=""}
+  %zero = s32[]{:T(128)} constant(0)
+  %t = (f32[8], s32[]) tuple(%a.1, %zero)
+  %loop = (f32[8], s32[]) while(%t), condition=%condition, body=%body, metadata={}
+  %i.1 = s32[] parameter(1)
+  %b = f32[8] conditional(%i.1, %a.1, %a.1), branch_computations={%cheap, %dear}
   ROOT %k.1 = f32[64]{0} custom-call(%a.1), custom_call_target="tpu_custom_call"
 }
 """
@@ -56,8 +78,8 @@ def test_a_loop_without_known_trips_is_refused():
         kernels.schedule_bundles(SCHEDULE.replace(", 8 /*", ", %s3 /*"))
 
 
-def test_a_program_is_summed_by_its_loops():
-    assert cycles.xla_cycles(HLO) == 507
+def test_a_program_is_summed_by_its_loops_and_dearest_branches():
+    assert cycles.xla_cycles(HLO) == 7 + 5 * 100 + 40
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -12,25 +12,24 @@ from tests import small_model
 from tests.small_model import controlled_config, sd_config
 from vdm_jax import build, sampling, sharding
 from vdm_jax.errors import UserError
-from vdm_jax.planning import compiler, hlo, plan, programs, report
+from vdm_jax.planning import hlo, plan, programs, report
 from vdm_jax.planning.compiler import Compilation
 from vdm_jax.planning.pieces import PieceCycles
 from vdm_jax.planning.programs import Work
 from vdm_jax.planning.topology import Topology
 
 CHIPS = Topology.parse("v5e:4x4")
+MEMORY = 2**34 + 1
 GATHERED = hlo.Collectives({"all-gather": 2}, {"all-gather": 2**30})
 
 
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch):
-    """Replace the compiler of TPUs by one that says GATHERED of every program."""
+    """Replace the compiler of TPUs by one that says the same of every program."""
 
     @contextlib.contextmanager
-    def compiling(work, topology, index=0, whole=False):
-        memory = 2**34 + 1 if whole else None
-        fits = False if whole else None
-        yield lambda limit: Compilation(GATHERED, memory, fits)
+    def compiling(work, topology, index=0):
+        yield lambda: Compilation(GATHERED, MEMORY + index, fits=False)
 
     monkeypatch.setattr(plan, "compiling", compiling)
 
@@ -121,8 +120,8 @@ def test_collectives_of_sampling_are_those_of_all_steps():
 
 def test_the_figures_of_json_are_null_where_they_were_not_computed():
     fields = plan.make_plan(work_of(smoke_config()), CHIPS).to_json()
-    assert fields["memory_bytes"] is None and fields["utilisation"] is None
-    assert fields["cycles"] is None and fields["examples_a_day"] is None
+    assert fields["utilisation"] is None and fields["cycles"] is None
+    assert fields["step_seconds"] is None and fields["examples_a_day"] is None
 
 
 def test_cycles_of_pieces_give_utilisation_and_time(monkeypatch):
@@ -141,7 +140,7 @@ def test_cycles_of_pieces_give_utilisation_and_time(monkeypatch):
     assert shown == [half] and seen == [(2, made.state_bytes)]
     assert made.utilisation == 0.5 and made.cycles == 2e6
     fields = made.to_json()
-    assert fields["memory_bytes"] == 2**34 + 1 and not fields["memory_of_pieces"]
+    assert fields["memory_bytes"] == MEMORY and not fields["fits"]
     assert fields["step_seconds"] == pytest.approx(2 * made.flops / 197e12)
     a_day = 86400 * 32 / fields["step_seconds"]
     assert fields["examples_a_day"] == pytest.approx(a_day)
@@ -236,6 +235,8 @@ def test_frames_are_interpolated_in_the_steps_of_the_options_alone():
     assert made.calls == 8
     total = plan.count_flops(plain) + plan.count_flops(smoothed)
     assert made.flops == total
+    assert made.memories == (("step with interpolation", MEMORY + 1),)
+    assert made.memory_bytes == MEMORY + 1
 
 
 def test_a_control_net_is_for_an_image_model_only():
@@ -295,19 +296,3 @@ def test_what_cannot_be_planned_is_refused():
     config.task = "autoencoder"
     with pytest.raises(UserError, match="plans diffusion models"):
         programs.complete(config, 16, "train", {})
-
-
-@pytest.mark.parametrize(
-    ("message", "size"),
-    [
-        ("Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm.", 20.1),
-        (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 2T of 1T hbm",
-            2048,
-        ),
-        ("INTERNAL: Mosaic failed", None),
-    ],
-)
-def test_the_memory_of_a_program_that_does_not_fit(message, size):
-    used = compiler.used_memory(message)
-    assert used is None if size is None else used == pytest.approx(size * 2**30)

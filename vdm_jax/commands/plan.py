@@ -36,7 +36,7 @@ def main() -> None:
     )  # fmt: skip
     flags.DEFINE_integer("num_frames", 8, "--system: frames of a video", 1)
     flags.DEFINE_bool(
-        "cycles", False, "compile further: memory, cycles, utilisation; long"
+        "cycles", False, "compile pieces: cycles, utilisation, time of a step; long"
     )
     define_path("json", "file for the figures")
     run(_plan, "Plan a run on TPUs or GPUs that are not there.")

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from vdm_jax import partition
 from vdm_jax.errors import UserError
 from vdm_jax.networks import attention as dense
 from vdm_jax.networks.kernels import spatial, temporal
@@ -307,16 +308,11 @@ def _sharded(fn: Callable, axes: tuple, *args: jax.Array | None) -> jax.Array:
     first = args[0]
     assert first is not None
     split: dict[str, tuple[str, ...]] = {}  # logical axis -> mesh axes
-    taken: set[str] = set()
+    left = dict(sizes)
     for size, names in zip(first.shape, axes[0], strict=True):
         for name in names:
-            own = []
-            for axis in rules.get(name) or ():
-                if axis not in taken and size % sizes[axis] == 0:
-                    own.append(axis)
-                    size //= sizes[axis]
-            split[name] = tuple(own)
-            taken |= {*own}
+            split[name] = partition.take_axes(size, rules.get(name) or (), left)
+            size //= math.prod(sizes[axis] for axis in split[name])
 
     def spec(names):
         each = (sum((split.get(n, ()) for n in axis), ()) or None for axis in names)

@@ -1,7 +1,8 @@
 """Compiling for chips that are not there, in a process that can be ended half-way.
 
-XLA's partitioner and the passes that join collectives end long before code generation
-does. The process writes the program at that point, and is ended once it has.
+XLA's partitioner, the passes that join collectives and the assignment of memory end
+long before code generation does. The process writes what they made of the program, and
+is ended once it has.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ import re
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from vdm_jax.planning import hlo
 from vdm_jax.planning.programs import Work, make_programs
 from vdm_jax.planning.topology import Topology
 
-# The first pass after those that join collectives that is dumped always, and the next
-# one, before which the dump of the first is complete (libtpu 0.0.52).
-AFTER_COMBINERS = ("before_while-loop-async-post-fusion-scheduler", "host_collective")
-DUMPED_PASSES = "while-loop-async-post-fusion-scheduler|host_collective_rewriter"
+# Of the files that libtpu 0.0.52 writes: the program after the passes that join
+# collectives, the bytes of each kind of memory, and what is written next where they are
+# there, or where they are not.
+DUMPED_PASS = "while-loop-async-post-fusion-scheduler"
+PROGRAM, MEMORY = f"*before_{DUMPED_PASS}*", "*memory-usage-report*"
+FITS, DOES_NOT_FIT = "*after_buffer_assignment*", "*oom_intermediate_module*"
 POLL = 0.5  # seconds
 
 
@@ -39,31 +41,28 @@ POLL = 0.5  # seconds
 class Compilation:
     """What is known of a compiled program, of one chip.
 
-    collectives: as `hlo.count_collectives` counts them; None where the program was
-      compiled whole only.
-    memory: bytes at the peak: arguments, results and temporaries; None where the
-      program was not compiled whole.
+    collectives: as `hlo.count_collectives` counts them.
+    memory: bytes at the peak: arguments, results and temporaries.
     fits: whether the compiler found place for it.
     kernels: calls by kind, of a program for GPUs; {} for TPUs.
     """
 
     collectives: hlo.Collectives
-    memory: int | None = None
-    fits: bool | None = None
+    memory: int
+    fits: bool
     kernels: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
 def compiling(
-    work: Work, topology: Topology, index: int = 0, whole: bool = False
-) -> Iterator[Callable[..., Compilation]]:
+    work: Work, topology: Topology, index: int = 0
+) -> Iterator[Callable[[], Compilation]]:
     """Compile a program of a work; yield a function that waits for what is known of it.
 
-    It takes a time limit in seconds, after which what is known half-way is enough. The
-    compiler ends with the block. The same program is compiled once: what is known is
-    kept in the user's cache folder.
+    The compiler ends with the block. The same program is compiled once: what is known
+    is kept in the user's cache folder.
 
-    index: of the program in `make_programs`. whole: compile to the end, for memory.
+    index: of the program in `make_programs`.
 
     The function raises:
       UserError: as `make_programs`, or the compiler refuses the topology.
@@ -72,39 +71,50 @@ def compiling(
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="vdm_jax_plan_") as name:
         folder = Path(name)
-        args = work, topology, index, whole, folder
+        args = work, topology, index, folder
         process = context.Process(target=_compile, args=args, daemon=True)
         process.start()
-        started = time.monotonic()
         try:
-            yield lambda limit=float("inf"): _wait(
-                process, folder, started + limit if whole else started
-            )
+            yield lambda: _wait(process, folder)
         finally:
             process.kill()
             process.join()
 
 
-def _wait(process: Any, folder: Path, end: float) -> Compilation:
-    """Return the result of a process; after `end` that of the program half-way."""
+def _wait(process: Any, folder: Path) -> Compilation:
+    """Return what a process has found, or what its compiler has written half-way."""
     while True:
         process.join(POLL)
+        has_ended = not process.is_alive()
         if (folder / RESULT).is_file():
             return _from_json(json.loads((folder / RESULT).read_text()))
-        if not process.is_alive():
-            raise _failure(folder, process.exitcode)
-        if time.monotonic() > end and (text := _partitioned(folder / DUMPS)):
-            result = Compilation(hlo.count_collectives(text))
+        if result := read_dumps(folder / DUMPS):
             write_cached((folder / KEY).read_text(), dataclasses.asdict(result))
             return result
+        if has_ended:
+            raise _failure(folder, process.exitcode)
 
 
-def _partitioned(dumps: Path) -> str | None:
-    """Return the text of the program after the passes, None before it is written."""
-    first, second = (
-        next(dumps.glob(f"*{part}*.txt"), None) for part in AFTER_COMBINERS
-    )
-    return first.read_text() if first and second else None
+def dump_options(dumps: Path) -> dict[str, str | bool]:
+    """Return the options of a compilation for TPUs that let `read_dumps` read it."""
+    return {"xla_dump_to": str(dumps), "xla_dump_hlo_pass_re": DUMPED_PASS}
+
+
+def read_dumps(dumps: Path) -> Compilation | None:
+    """Return what libtpu has written of a program, None before it is complete.
+
+    That is long before the compilation ends, or where it fails for lack of memory.
+
+    dumps: the folder of `dump_options`.
+    """
+    fits = any(dumps.glob(FITS))
+    if not fits and not any(dumps.glob(DOES_NOT_FIT)):
+        return None
+    program, memory = (next(dumps.glob(name)).read_text() for name in (PROGRAM, MEMORY))
+    size = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", memory)
+    if size is None:
+        raise ValueError(f"libtpu's report has no total: {memory[:200]!r}")
+    return Compilation(hlo.count_collectives(program), int(size[1]), fits)
 
 
 def _failure(folder: Path, status: int | None) -> Exception:
@@ -119,9 +129,7 @@ def _failure(folder: Path, status: int | None) -> Exception:
 KEY, RESULT, USER_ERROR, LOG, DUMPS = "key", "result", "user_error", "log", "dumps"
 
 
-def _compile(
-    work: Work, topology: Topology, index: int, whole: bool, folder: Path
-) -> None:
+def _compile(work: Work, topology: Topology, index: int, folder: Path) -> None:
     """Compile a program and write what is known of it; runs in a process of its own."""
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)  # libtpu writes there, too
@@ -135,15 +143,20 @@ def _compile(
     except UserError as error:
         (folder / USER_ERROR).write_text(str(error))
         sys.exit(2)
-    key = cache_key(lowered.as_text(), str(topology))
+    key = cache_key(lowered.as_text(), str(topology), "program")
     (folder / KEY).write_text(key)
-    known = read_cached(key)
-    result = _from_json(known) if known else None
-    if result is None or (whole and result.fits is None):
-        compile_whole = _compile_for_tpu if topology.is_tpu else _compile_for_gpu
-        result = compile_whole(lowered, topology, folder)
-        write_cached(key, dataclasses.asdict(result))
-    files.write_json(folder / RESULT, dataclasses.asdict(result))
+    if known := read_cached(key):
+        files.write_json(folder / RESULT, known)
+    elif topology.is_tpu:
+        dumps = {
+            "xla_dump_to": str(folder / DUMPS),
+            "xla_dump_hlo_pass_re": DUMPED_PASS,
+        }
+        lowered.compile(dumps)
+    else:
+        known = dataclasses.asdict(_compile_for_gpu(lowered, topology))
+        write_cached(key, known)
+        files.write_json(folder / RESULT, known)
 
 
 def _end_with_parent() -> None:
@@ -154,48 +167,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _compile_for_tpu(lowered: Any, topology: Topology, folder: Path) -> Compilation:
-    """Compile a program, which writes itself half-way, to its end."""
-    options = {
-        "xla_dump_to": str(folder / DUMPS),
-        "xla_dump_hlo_pass_re": DUMPED_PASSES,
-    }
-    try:
-        compiled = lowered.compile(options)
-    except jax.errors.JaxRuntimeError as error:
-        memory, text = used_memory(str(error)), _partitioned(folder / DUMPS)
-        if memory is None or text is None:
-            raise
-        return Compilation(hlo.count_collectives(text), memory, False)
-    text = _partitioned(folder / DUMPS) or compiled.as_text()
-    return Compilation(hlo.count_collectives(text), _peak(compiled), True)
-
-
-def _compile_for_gpu(lowered: Any, topology: Topology, folder: Path) -> Compilation:
+def _compile_for_gpu(lowered: Any, topology: Topology) -> Compilation:
     """Compile a program; kernels are not timed, as there is no GPU to time them on."""
     compiled = lowered.compile({"xla_gpu_autotune_level": "0"})
-    text, memory = compiled.as_text(), _peak(compiled)
+    of: Any = compiled.memory_analysis()
+    memory = of.argument_size_in_bytes + of.temp_size_in_bytes
+    memory += of.output_size_in_bytes - of.alias_size_in_bytes
+    text = compiled.as_text()
     fits = memory <= topology.chip.memory
     kernels = hlo.count_kernels(text)
     return Compilation(hlo.count_collectives(text), memory, fits, kernels)
-
-
-def _peak(compiled: jax.stages.Compiled) -> int:
-    """Return the bytes of a chip's memory that a program takes at its peak."""
-    of: Any = compiled.memory_analysis()
-    size = of.argument_size_in_bytes + of.temp_size_in_bytes
-    return size + of.output_size_in_bytes - of.alias_size_in_bytes
-
-
-def used_memory(message: str) -> int | None:
-    """Return the bytes that a program needs by a compiler's error, None for another.
-
-    The error is "Ran out of memory in memory space hbm. Used 20.1G of 15.75G hbm."
-    """
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    if found is None:
-        return None
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 # --- what is known of programs that were compiled before ---------------------------

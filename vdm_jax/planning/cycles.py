@@ -14,11 +14,13 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from vdm_jax.planning import hlo
 from vdm_jax.planning.flops import jaxpr_flops
 from vdm_jax.planning.kernels import kernel_cycles
 from vdm_jax.planning.topology import chip_sharding
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
+CONTROL_FLOW = ("while", "conditional", "call", "async-start")  # counted by their parts
 V5E_FLOPS_PER_CYCLE = 4 * 128 * 128 * 2  # of its four matrix units, bfloat16
 
 
@@ -75,13 +77,13 @@ def piece_cycles(
     with jax.set_mesh(mesh), _no_compilation_cache():
         traced = jax.jit(fn, donate_argnums=donate_argnums).trace(*placed)
         compiled = traced.lower().compile()
-    jaxpr, hlo = traced.jaxpr.jaxpr, str(compiled.as_text())
+    jaxpr, text = traced.jaxpr.jaxpr, str(compiled.as_text())
     pallas, count = kernel_cycles(jaxpr, topology)
-    if hlo.count(KERNEL) != count:
-        raise RuntimeError(f"{hlo.count(KERNEL)} kernels were compiled, not {count}")
+    if text.count(KERNEL) != count:
+        raise RuntimeError(f"{text.count(KERNEL)} kernels were compiled, not {count}")
     analysis: Any = compiled.memory_analysis()
     flops = jaxpr_flops(jaxpr) if flops is None else flops
-    return Cycles(xla_cycles(hlo), pallas, flops, analysis.temp_size_in_bytes)
+    return Cycles(xla_cycles(text), pallas, flops, analysis.temp_size_in_bytes)
 
 
 @contextlib.contextmanager
@@ -98,43 +100,13 @@ def _no_compilation_cache() -> Iterator[None]:
         jax.config.update(name, former)
 
 
-def xla_cycles(hlo: str) -> float:
-    """Return the cycles of the instructions of a scheduled program's text."""
-    computations, entry = _computations(hlo)
-    constants = {
-        name: [int(n) for n in re.findall(r" constant\((\d+)\)", "\n".join(lines))]
-        for name, lines in computations.items()
-    }
-    total = 0.0
-    pending = [(entry, 1)]
-    while pending:
-        computation, times = pending.pop()
-        for line in computations[computation]:
-            if loop := re.search(
-                r" while\(.*condition=%([^,]+), body=%([^,\s]+)", line
-            ):
-                # The counter starts at 0: the bound is the condition's constant.
-                trips = max(constants[loop[1]], default=1)
-                pending += [(loop[2], times * trips)]
-            elif called := re.search(
-                r" (?:call|async-start)\(.*to_apply=%([^,]+)", line
-            ):
-                pending += [(called[1], times)]
-            elif branches := re.search(r" conditional\(.*computations={([^}]*)}", line):
-                pending += [(name[1:], times) for name in branches[1].split(", ")[:1]]
-            elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += times * int(cycles[1])
-    return total
+def xla_cycles(text: str) -> float:
+    """Return the cycles of the instructions of a scheduled program, by `hlo.count`."""
 
+    def estimate(one: hlo.Instruction) -> tuple[str, float] | None:
+        if one.opcode in CONTROL_FLOW:
+            return None
+        found = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
+        return ("cycles", float(found[1])) if found else None
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Return the lines of each computation of an HLO text, and the entry's name."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            lines = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif line.startswith("  "):
-            lines.append(line)
-    return computations, entry
+    return hlo.count(text, estimate).sizes.get("cycles", 0.0)

@@ -1,11 +1,13 @@
-"""Collectives of a partitioned program, counted in the text of its HLO.
+"""What a program does in a call, counted in the text of its HLO.
 
 HLO is XLA's intermediate language (openxla.org/xla/operation_semantics). Once the
-partitioner has run, its text has every collective with the shape of one device.
+partitioner has run, its text has every collective with the shape of one device. A
+scheduled program's has the compiler's estimates of cycles, too.
 """
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -156,11 +158,13 @@ def count_collectives(text: str) -> Collectives:
       ValueError: the text is no module.
     """
 
-    def kind_of(one: Instruction) -> str:
+    def collective(one: Instruction) -> tuple[str, float] | None:
         kind = one.opcode.removesuffix("-done")
-        return kind if kind in KINDS else ""
+        return (kind, shape_bytes(one.shape)) if kind in KINDS else None
 
-    return _count(text, kind_of)
+    counts = count(text, collective)
+    sizes = {kind: int(size) for kind, size in counts.sizes.items()}
+    return Collectives(counts.calls, sizes, counts.open_loops)
 
 
 def count_kernels(text: str) -> dict[str, int]:
@@ -170,63 +174,77 @@ def count_kernels(text: str) -> dict[str, int]:
     are named; loops count as in `count_collectives`. Copies are in none.
     """
 
-    def kind_of(one: Instruction) -> str:
+    def kernel(one: Instruction) -> tuple[str, float] | None:
+        kind = ""
         if one.opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]+)"', one.attributes)
-            return target[1] if target else ""
-        if one.opcode != "fusion":
-            return ""
-        return "Triton fusion" if "__triton" in one.attributes else "fusion"
+            kind = target[1] if target else ""
+        elif one.opcode == "fusion":
+            kind = "Triton fusion" if "__triton" in one.attributes else "fusion"
+        return (kind, 1) if kind else None
 
-    return _count(text, kind_of).calls
+    return count(text, kernel).calls
 
 
-def _count(text: str, kind_of: Callable[[Instruction], str]) -> Collectives:
-    """Return calls and bytes of the instructions that have a kind, "" for none."""
+class Counts(NamedTuple):
+    """Calls and sizes by kind, and loops of unknown length, counted as one trip."""
+
+    calls: dict[str, int]
+    sizes: dict[str, float]
+    open_loops: int = 0
+
+
+def count(
+    text: str, measure: Callable[[Instruction], tuple[str, float] | None]
+) -> Counts:
+    """Return how often a call of a module runs instructions, and their sizes.
+
+    Those of a loop count as often as it runs. Of the branches of a conditional the one
+    with the largest sum of sizes counts.
+
+    measure: returns the kind and the size of an instruction, None for one that does
+      not count. What an instruction with a kind calls is a part of it.
+
+    Raises:
+      ValueError: the text is no module.
+    """
     computations, entry = parse(text)
-    counted: dict[str, Collectives] = {}
 
-    def of(name: str) -> Collectives:
-        if name not in counted:
-            counted[name] = _add(_parts(computations, name, kind_of, of))
-        return counted[name]
+    @functools.cache
+    def of(name: str) -> Counts:
+        calls: dict[str, int] = collections.defaultdict(int)
+        sizes: dict[str, float] = collections.defaultdict(float)
+        open_loops = 0
+        for part, times in parts(computations[name]):
+            for kind, n in part.calls.items():
+                calls[kind] += n * times
+                sizes[kind] += part.sizes[kind] * times
+            open_loops += part.open_loops
+        return Counts(dict(calls), dict(sizes), open_loops)
+
+    def parts(computation: Computation) -> Iterator[tuple[Counts, int]]:
+        """Yield what counts of a computation, and how often each of them runs."""
+        for each in computation.instructions.values():
+            if measured := measure(each):
+                kind, size = measured
+                yield Counts({kind: 1}, {kind: size}), 1
+            elif each.opcode == "while":
+                body = of(each.called("body")[0])
+                if body.calls or body.open_loops:
+                    trips = loop_trips(computations, computation, each)
+                    if trips is None:
+                        body = body._replace(open_loops=body.open_loops + 1)
+                    yield body, 1 if trips is None else trips
+            elif each.opcode == "conditional":
+                names = each.called("branch_computations")
+                names += each.called("true_computation")
+                names += each.called("false_computation")
+                yield max(map(of, names), key=lambda one: sum(one.sizes.values())), 1
+            elif each.opcode in ("call", "fusion", "async-start", "custom-call"):
+                for inner in each.called("calls") + each.called("to_apply"):
+                    yield of(inner), 1
 
     return of(entry)
-
-
-def _parts(computations, name: str, kind_of, of) -> Iterator[tuple[Collectives, int]]:
-    """Yield what counts of a computation, and how often each of them runs."""
-    computation = computations[name]
-    for each in computation.instructions.values():
-        if kind := kind_of(each):
-            yield Collectives({kind: 1}, {kind: shape_bytes(each.shape)}), 1
-        elif each.opcode == "while":
-            body = of(each.called("body")[0])
-            if body.total_calls or body.open_loops:
-                trips = loop_trips(computations, computation, each)
-                if trips is None:
-                    body = dataclasses.replace(body, open_loops=body.open_loops + 1)
-                yield body, 1 if trips is None else trips
-        elif each.opcode == "conditional":
-            names = each.called("branch_computations")
-            names += each.called("true_computation") + each.called("false_computation")
-            yield max(map(of, names), key=lambda one: one.total_bytes), 1
-        elif each.opcode in ("call", "fusion", "async-start", "custom-call"):
-            for inner in each.called("calls") + each.called("to_apply"):
-                yield of(inner), 1
-
-
-def _add(parts: Iterator[tuple[Collectives, int]]) -> Collectives:
-    """Return the sum of collectives, each with the number of times it runs."""
-    calls: collections.Counter = collections.Counter()
-    sizes: collections.Counter = collections.Counter()
-    open_loops = 0
-    for part, times in parts:
-        for kind, n in part.calls.items():
-            calls[kind] += n * times
-            sizes[kind] += part.bytes[kind] * times
-        open_loops += part.open_loops
-    return Collectives(dict(calls), dict(sizes), open_loops)
 
 
 def loop_trips(

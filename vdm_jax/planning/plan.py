@@ -26,7 +26,6 @@ from vdm_jax.training.step import TrainState
 
 ASSUMED_UTILISATIONS = (0.3, 0.4, 0.5)
 MAX_OTHER_MESHES = 8
-WHOLE_LIMIT = 600.0  # seconds from the start, in which a whole program may compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Plan:
     other_meshes: the best of the same topology.
     pieces: of the main program, () where cycles were not computed.
     memories: (name, bytes of a chip at the peak) of programs next to the main one, with
-      the state that they do not read; () where they were not compiled.
+      the state that they do not read.
     """
 
     work: Work
@@ -78,12 +77,14 @@ class Plan:
         return self.compilation.collectives.times(self.calls)
 
     @property
-    def memory_bytes(self) -> int | None:
-        """Memory at the peak of all programs, or the least of it that pieces show."""
-        known = [self.compilation.memory, *(size for _, size in self.memories)]
-        if self.compilation.memory is None and self.pieces:
-            known += [self.state_bytes + piece.memory for piece in self.pieces]
-        return max((size for size in known if size is not None), default=None)
+    def memory_bytes(self) -> int:
+        """Memory at the peak of all programs."""
+        return max([self.compilation.memory, *(size for _, size in self.memories)])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of a chip is enough for all programs."""
+        return self.compilation.fits and self.memory_bytes <= self.topology.chip.memory
 
     @property
     def cycles(self) -> float | None:
@@ -121,8 +122,7 @@ class Plan:
             "state_bytes": self.state_bytes,
             "memory_bytes": self.memory_bytes,
             "memories": dict(self.memories),
-            "memory_of_pieces": self.compilation.memory is None and bool(self.pieces),
-            "fits": self.compilation.fits,
+            "fits": self.fits,
             "collective_bytes": collectives.total_bytes,
             "collective_link_bytes": collectives.link_bytes,
             "collective_calls": collectives.total_calls,
@@ -146,8 +146,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a work on a topology, by the mesh section of its config.
 
-    cycles: compile the pieces of the network, and the main program to its end if it
-      ends within WHOLE_LIMIT. progress: called with each piece.
+    cycles: compile the pieces of the network. progress: called with each piece.
 
     Raises:
       UserError: the mesh does not fit the topology, or the compiler refuses it.
@@ -155,10 +154,9 @@ def make_plan(
     axes = mesh_axes(work, topology)
     if cycles:
         _check_pieces(work, topology, axes)
-    whole = cycles or not topology.is_tpu  # which compiles in seconds
-    with compiling(work, topology, whole=whole) as wait:
+    with compiling(work, topology) as wait:
         pieces = []
-        for piece in _pieces(work, topology, axes) if cycles else ():
+        for piece in step_pieces(work, topology, axes) if cycles else ():
             pieces.append(piece)
             progress(piece)
         main, *others = on_one_device(work, attention_backend="xla")
@@ -168,15 +166,14 @@ def make_plan(
         )
         meshes = estimate_meshes(work, topology, main)
         state_bytes = chip_bytes(abstract_mesh(axes), main.state, _param_rules(work))
-        compilation = wait(WHOLE_LIMIT)
+        compilation = wait()
     memories = []
-    for index, other in enumerate(others if whole else (), 1):
-        with compiling(work, topology, index=index, whole=True) as wait:
-            size = wait(WHOLE_LIMIT).memory
-        if size is not None:
-            one = abstract_mesh({} if other.on_one_chip else axes)
-            own = chip_bytes(one, other.state, _param_rules(work))
-            memories.append((other.name, state_bytes - own + size))
+    for index, other in enumerate(others, 1):
+        with compiling(work, topology, index) as wait:
+            size = wait().memory
+        one = abstract_mesh({} if other.on_one_chip else axes)
+        own = chip_bytes(one, other.state, _param_rules(work))
+        memories.append((other.name, state_bytes - own + size))
     steps = sum(each.calls for each in (main, *others) if not each.on_one_chip)
     return Plan(
         work, topology, {name: n for name, n in axes.items() if n > 1}, steps,
@@ -200,7 +197,7 @@ def _check_pieces(work: Work, topology: Topology, axes: dict[str, int]) -> None:
         )
 
 
-def _pieces(
+def step_pieces(
     work: Work, topology: Topology, axes: dict[str, int]
 ) -> Iterator[PieceCycles]:
     """Yield the pieces of the main program, with the batch and state of one chip."""

@@ -75,18 +75,11 @@ def _times(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    compilation, size = plan.compilation, plan.topology.chip.memory / GIB
-    if compilation.memory is not None:
-        fits = "fits" if compilation.fits else "DOES NOT FIT"
-        note = f"{fits} into {size:g} GiB, by the compiler"
-        yield _row("memory", _gib(compilation.memory), note)
-    elif plan.memory_bytes is not None:
-        note = "or more: state, and temporaries of the largest piece"
-        yield _row("memory", _gib(plan.memory_bytes), note)
-    else:
-        yield _row("memory", "not computed", "--cycles compiles the whole program")
+    fits = "fits" if plan.fits else "DOES NOT FIT"
+    note = f"{fits} into {plan.topology.chip.memory / GIB:g} GiB, by the compiler"
+    yield _row("memory", _gib(plan.memory_bytes), note)
     for name, size in plan.memories:
-        yield _row("", _gib(size), f"{name}, by the compiler")
+        yield _row(f"  {name}", _gib(size), "of this program, with all of the state")
 
 
 def _collectives(plan: Plan) -> Iterator[str]:
@@ -107,7 +100,7 @@ def _collectives(plan: Plan) -> Iterator[str]:
 
 
 def _row(name: str, value: str, note: str) -> str:
-    return f"  {name:20} {value:>14}  {note}"
+    return f"  {name:25} {value:>14}  {note}"
 
 
 def _gib(size: float) -> str:
