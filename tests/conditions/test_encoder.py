@@ -102,3 +102,23 @@ def test_the_key_of_a_condition_is_its_own_and_that_of_version_0_1():
         former = jax.random.fold_in(key, number)
         assert data[name] == jax.random.key_data(former).tolist()
     assert len(set(map(tuple, data.values()))) == len(data)
+
+
+def test_a_null_embedding_is_the_last_of_its_table():
+    """As of DiT: the sum of the MLP of the noise level and of the labels' rows."""
+    label = Label((("a", "b"), ("x", "y", "z")), null_embedding=True)
+    encoder = ConditioningEncoder(8, 1, (("label", label),), mlp_of_noise_alone=True)
+    logsnr = jnp.array([-3.0, 2.0])
+    cond = {
+        "label": jnp.array([[0, -1], [1, 2]]),
+        "keep": {"label": jnp.array([True, False])},
+    }
+    params = encoder.init(jax.random.key(0), logsnr, 3, cond)
+    tables = params["params"]["label"]
+    rows = [tables[f"attribute_{i}"]["embedding"] for i in range(2)]
+    assert [len(row) for row in rows] == [3, 4]
+    alone = {k: v for k, v in params["params"].items() if k != "label"}
+    noise = encoder.clone(conditions=()).apply({"params": alone}, logsnr, 3, {})
+    added = [rows[0][0] + rows[1][3], rows[0][2] + rows[1][3]]
+    vector = encoder.apply(params, logsnr, 3, cond).vector
+    np.testing.assert_allclose(vector, noise.vector + np.stack(added), atol=1e-6)

@@ -264,22 +264,27 @@ def test_recomputation_has_the_same_gradient(example, random_params):
 
 
 EIGHT = """
-import dataclasses, sys
+import sys
 import jax, jax.numpy as jnp, numpy as np
 from vdm_jax import sharding
+from vdm_jax.networks import packing
 from vdm_jax.networks.dit import DiT
 from vdm_jax.networks.dit_blocks import DiTSpec
 from vdm_jax.networks.inputs import Inputs
 jax.config.update("jax_enable_x64", True)
 attend, axes = sys.argv[1], eval(sys.argv[2])
-net = DiT(DiTSpec(width=16, depth=1, num_heads=2, positions="rope", attend=attend,
-                  cross_attention=True, out_channels=4))
+net = DiT(DiTSpec(width=16, depth=1, num_heads=2, positions="rope", out_channels=4,
+                  attend=attend.removeprefix("packed "), cross_attention=True))
 rng = np.random.default_rng(0)
-shapes = (2, 4, 4, 8, 4), (2, 8), (2, 3, 6)
-z, vector, tokens = map(rng.standard_normal, shapes)
-mask = np.array([[True, True, True, False]] * 2)
-inputs = Inputs(vector=jnp.asarray(vector), tokens=jnp.asarray(tokens),
-                frame_mask=jnp.asarray(mask))
+z, vector, tokens = map(rng.standard_normal, ((2, 4, 4, 8, 4), (2, 2, 8), (2, 2, 3, 6)))
+if attend.startswith("packed"):
+    buffers = [packing.pack([video, video[:2, :, :4]], 2, 40) for video in z]
+    z, where = jax.tree.map(lambda *a: np.stack(a), *buffers)
+    inputs = Inputs(jnp.asarray(vector), tokens=jnp.asarray(tokens), packing=where)
+else:
+    is_video = np.array([[True, True, True, False]] * 2)
+    inputs = Inputs(jnp.asarray(vector[:, 0]), tokens=jnp.asarray(tokens),
+                    frame_mask=jnp.asarray(is_video))
 abstract = jax.eval_shape(net.init, jax.random.key(0), z, inputs)
 params = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape), abstract)
 
@@ -299,8 +304,10 @@ for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True):
 
 
 @pytest.mark.slow
-@each_attend
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"context": 4, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize("attend", [*ATTEND, "packed full"])
+@pytest.mark.parametrize(
+    "axes", [{"fsdp": 8}, {"context": 4, "fsdp": 2}, {"tensor": 2, "fsdp": 4}], ids=str
+)
 def test_eight_devices_equal_one(attend, axes):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks import attention, packing
+from vdm_jax.networks import attention, backends, packing
 from vdm_jax.networks.dit import DiT
 from vdm_jax.networks.dit_blocks import ATTEND, DiTSpec
 from vdm_jax.networks.inputs import Inputs
@@ -89,6 +90,26 @@ def test_attention_by_chunks_is_the_same(draw):
     p = p / np.maximum(p.sum(-1, keepdims=True), 1e-30)
     expected = np.einsum("bhnm,bmhd->bnhd", p, v)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+def test_the_kernel_equals_the_products(draw):
+    """Interpreted here; keys of texts, which are not as many as queries, too."""
+    q, k, v = draw(1, 150, 2, 8), draw(1, 40, 2, 8, seed=1), draw(1, 40, 2, 8, seed=2)
+    ids = jnp.asarray(np.repeat([1, 2, 3, 0], [60, 50, 20, 20])[None])
+    keys = jnp.asarray(np.repeat([1, 2, -1], [15, 15, 10])[None])
+
+    def value_and_gradients(backend):
+        def loss(q, k, v):
+            out = backends.over_segments(q, k, v, ids, keys, backend=backend)
+            return jnp.sin(out).sum(), out
+
+        with pltpu.force_tpu_interpret_mode():  # the gradient's kernels, too
+            return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    own, expected = map(value_and_gradients, ("pallas", "xla"))
+    for a, b in zip(*map(jax.tree.leaves, (own, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.asarray(own[0][1][0, 110:]).any()  # no keys of these
 
 
 def test_absolute_positions_are_refused(videos, draw):

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax import partition
 from vdm_jax.errors import UserError
 from vdm_jax.networks import attention as dense
-from vdm_jax.networks.kernels import spatial, temporal
+from vdm_jax.networks.kernels import segments, spatial, temporal
 from vdm_jax.networks.kernels.common import LANES
 
 BACKENDS = ("auto", "xla", "chunked", "cudnn", "pallas")
@@ -128,11 +128,15 @@ def over_segments(
     Raises:
       UserError: a backend that cannot compute it.
     """
-    no_segments = "it has no attention within the videos of a packed buffer"
-    refusals = {"pallas": no_segments, "cudnn": no_segments}
-    if _choose(backend, refusals, worthwhile=False) == "xla":
-        return dense.segment_attention(q, k, v, ids, key_ids, max_scores=sys.maxsize)
-    return dense.segment_attention(q, k, v, ids, key_ids)
+    refusals = {
+        "pallas": _refuse_pallas(q),
+        "cudnn": "cuDNN's has no packed buffers here",
+    }
+    chosen = _choose(backend, refusals, worthwhile=q.shape[1] >= LANES)
+    if chosen == "pallas":
+        return _segments_by_pallas(q, k, v, ids, key_ids)
+    most = sys.maxsize if chosen == "xla" else dense.MAX_SCORES
+    return dense.segment_attention(q, k, v, ids, key_ids, max_scores=most)
 
 
 def platform() -> str:
@@ -280,6 +284,23 @@ def _frames_by_pallas(q, k, v, mask, bias, shaw):
     masks = (("batch",) if mask.shape[0] > 1 else (), (), ())
     axes = (pixels, pixels, pixels, masks, (("channel",), (), ()), ((), ()), ((), ()))
     return _sharded(local, axes, q, k, v, mask, bias, *tables)
+
+
+def _segments_by_pallas(q, k, v, ids, key_ids):
+    def local(q, k, v, ids, key_ids):
+        n, more, more_keys = q.shape[1], -q.shape[1] % LANES, -k.shape[1] % LANES
+        known = (ids[:, :, None] == key_ids[:, None]).any(-1)
+        # -2 and -3 are no ids: what is appended reads nothing and is not read.
+        ids = jnp.pad(ids, ((0, 0), (0, more)), constant_values=-2)
+        key_ids = jnp.pad(key_ids, ((0, 0), (0, more_keys)), constant_values=-3)
+        q, k, v = _append(q, more), _append(k, more_keys), _append(v, more_keys)
+        interpret = platform() == "cpu"
+        out = segments.segment_attention(q, k, v, ids, key_ids, interpret)
+        return jnp.where(known[:, :, None, None], out[:, :n], 0)
+
+    tokens = (("batch",), (), ("channel",), ())
+    axes = (tokens, tokens, tokens, tokens[:2], tokens[:2])
+    return _sharded(local, axes, q, k, v, ids, key_ids)
 
 
 def _append(x: jax.Array, count: int, axis: int = 1) -> jax.Array:
