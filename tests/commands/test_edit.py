@@ -178,11 +178,8 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --extend (a clip to continue) or --interpolate"),
-        (
-            ["--extend=a.mp4", "--inpaint=a.mp4"],
-            "give --extend (a clip to continue) or",
-        ),
+        ([], "give --animate (a picture to begin with) or --extend"),
+        (["--extend=a.mp4", "--inpaint=a.mp4"], "(a clip to continue) or --interpol"),
         (["--workdir="], "--workdir= is empty"),
         (["--extend="], "--extend= is empty"),
         (["--extend=a.mp4", "--mask=a.png"], "--mask goes with --inpaint, not with"),
@@ -203,7 +200,7 @@ def test_without_a_prompt_the_text_is_open(text_model, tmp_path):
         (["--edit=a.mp4", "--strength=.5,2"], "--strength=.5,2: numbers from 0 to 1"),
         (["--inpaint=a.mp4", "--loop=true"], "--loop goes with --animate or --extend"),
         (["--animate=/absent.png"], "/absent.png"),
-        (["--edit=a.mp4", "--overlap_frames=1"], "--overlap_frames goes with --extend"),
+        (["--edit=a.mp4", "--overlap_frames=1"], "overlap_frames goes with --animate"),
     ],
 )
 def test_edit_refuses(run, tmp_path, flags, message):
