@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.parity import wan_cases
-from vdm_jax.diffusion import process, samplers, schedules
+from vdm_jax.diffusion import process, samplers, schedules, unipc
 from vdm_jax.diffusion.flow_timesteps import FlowTimesteps
 
 RECORDED = np.load(wan_cases.ARRAYS)
@@ -99,3 +99,14 @@ def test_the_steps_of_distillation_are_those_of_the_grid():
     schedule = FlowTimesteps(logsnr_shift=-2 * math.log(3))
     k = np.arange(8, -1, -1)
     np.testing.assert_allclose(schedule.grid(8), schedule.step_angle(k, 8), atol=1e-9)
+
+
+@pytest.mark.parametrize("row", [0, 1, 5, 6, 7])
+def test_a_run_of_unipc_that_starts_later_is_one_of_fewer_steps(row):
+    """As SDEdit's: without predictions before it, on the levels that are left."""
+    t, s = samplers.grid(schedule_of("unipc_5_8"), 8)
+    rest = (schedules.NoiseLevel(*(c[row:] for c in level[:4])) for level in (t, s))
+    expected = unipc.columns(*rest)
+    table = unipc.first_row(unipc.columns(t, s), row)
+    for name, column in table.items():
+        np.testing.assert_allclose(column[row:], expected[name], atol=1e-12)
