@@ -219,7 +219,7 @@ def test_programs_are_compiled_once_for_all_numbers(trained):
         plain(steps=steps, seed=steps)
     assert programs() == (steps_programs + 1, init_programs + 1)
     for steps, scale, schedule in (
-        (2, 1.5, "constant"), (9, 4.0, "oscillating:2"), (4, 8.0, "frames:2"),
+        (2, 1.5, "constant"), (9, 4.0, "oscillating:2"), (4, 8.0, "interval:-1:1"),
     ):  # fmt: skip
         plain(steps=steps, guidance_scale=scale, guidance_schedule=schedule)
     assert programs() == (steps_programs + 2, init_programs + 2)
