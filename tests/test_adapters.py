@@ -209,7 +209,7 @@ def test_what_is_refused_in_one_line(workdir, file, base, tmp_path):
     message = refused(
         "sample", f"--workdir={ROOT}/models/shapes", f"--lora={file}", out
     )
-    assert "a LoRA is for a network of kind 'sd', not 'unet'" in message
+    assert "a LoRA is for a network of kind 'sd' or 'wan', not 'unet'" in message
     with pytest.raises(UserError, match="unknown are text_encoder"):
         adapters.read([(file, 1.0)], base.model, base.config, "minilm")
 

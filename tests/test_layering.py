@@ -15,6 +15,7 @@ LAYERS = (
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
     ("latents",),
+    ("causal_latents",),
     ("codec",),
     ("data", "conditions"),
     ("text",),

@@ -22,7 +22,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.files import make_folder, user_path
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.networks import lora
-from vdm_jax.pretrained import lora_files, sd_unet
+from vdm_jax.pretrained import lora_files, sd_unet, wan_transformer
 from vdm_jax.runs import TrainedModel
 from vdm_jax.text import TextEncoder
 from vdm_jax.trees import named_leaves
@@ -122,7 +122,8 @@ def read(
     config: of the model. text_encoder: of the prompts, if it is not the config's.
 
     Raises:
-      UserError: the network is not Stable Diffusion's, or as `lora_files.read`.
+      UserError: the network is neither Stable Diffusion's nor Wan's, or as
+        `lora_files.read`.
     """
     if not files:
         return Loras()
@@ -131,19 +132,26 @@ def read(
         "unet": unet_modules(model, config),
         "text_encoder": text.clip_modules(encoder) if encoder else {},
     }
-    deltas = [lora_files.read(Path(file), parts, scale) for file, scale in files]
+    absent = wan_transformer.IMAGE_MODULES if config.network.kind == "wan" else None
+    deltas = [lora_files.read(Path(f), parts, scale, absent) for f, scale in files]
     return Loras(*(tuple(filter(None, (d[part] for d in deltas))) for part in parts))
 
 
 def unet_modules(model: DiffusionModel, config: Any) -> lora_files.Modules:
-    """Return the modules of a model that a LoRA can change, by diffusers' names."""
-    if config.network.kind != "sd":
-        raise UserError(
-            f"a LoRA is for a network of kind 'sd', not {config.network.kind!r}"
-        )
+    """Return the modules of a model that a LoRA can change, by diffusers' names.
+
+    Those of Wan have their names in the original program, too.
+    """
+    kind = config.network.kind
+    if kind not in ("sd", "wan"):
+        raise UserError(f"a LoRA is for a network of kind 'sd' or 'wan', not {kind!r}")
     leaves = named_leaves(jax.eval_shape(model.init_params, jax.random.key(0)))
-    names = sd_unet.unet_names(config.network.to_dict())
-    return lora_files.modules_of(names, leaves)
+    network = config.network.to_dict()
+    if kind == "sd":
+        return lora_files.modules_of(sd_unet.unet_names(network), leaves)
+    modules = lora_files.modules_of(wan_transformer.names(network), leaves)
+    former = {wan_transformer.original_name(name): own for name, own in modules.items()}
+    return modules | former
 
 
 def write(path: Path, params: Params, model: DiffusionModel, config: Any) -> None:

@@ -12,6 +12,7 @@ from vdm_jax import conditions
 from vdm_jax.conditions.encoder import ConditioningEncoder
 from vdm_jax.conditions.timestep import TimestepEmbedding
 from vdm_jax.diffusion import schedules, time_sampling
+from vdm_jax.diffusion.flow_timesteps import FlowTimesteps
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS, control
@@ -37,6 +38,9 @@ def schedules_from_config(
         if not (config.discrete.beta_start or config.discrete.beta_end):
             raise UserError("discrete.beta_start=0 and beta_end=0: one above 0")
         schedule = schedules.Discrete(**config.discrete)
+    elif name == "flow" and "flow" in config:
+        shift = diffusion.logsnr_shift + resolution
+        schedule = FlowTimesteps(*ends, shift, **config.flow)
     else:
         schedule = schedules.make_schedule(
             name,
@@ -98,6 +102,8 @@ def noise_embedding(
     """
     if isinstance(schedule, schedules.Discrete):
         return TimestepEmbedding(schedule, num_features)
+    if isinstance(schedule, FlowTimesteps):
+        return TimestepEmbedding(schedule, schedule.timestep_dim)
     return noise_level_embedding
 
 
@@ -144,19 +150,23 @@ def build_model(config: Any) -> DiffusionModel:
         codec=codec,
         conditions=rows,
         prediction_type=diffusion.prediction_type,
+        reads_flow_state=isinstance(schedule, FlowTimesteps),
         **scaling,
     )
 
 
-def at_size(config: Any, size: tuple[int, int]) -> Any:
-    """Return the config of the same model for videos of another (height, width).
+def at_size(config: Any, size: tuple[int, ...]) -> Any:
+    """Return the config of the same model for videos of another size.
+
+    size: (height, width), or (frames, height, width).
 
     Raises:
       UserError: the network does not take the size, or its parameters depend on it.
     """
     resized = config.copy_and_resolve_references()
-    resized.video.update(height=size[0], width=size[1])
-    text = f"size {size[0]}x{size[1]}"
+    sides = ("frames", "height", "width")[-len(size) :]
+    resized.video.update(dict(zip(sides, size, strict=True)))
+    text = f"size {'x'.join(map(str, size))}"
     try:
         models = build_model(config), build_model(resized)
     except UserError as error:

@@ -63,8 +63,8 @@ class Cascade:
 
     text_encoder: name or folder of the encoder that all stages were trained with, ""
     for a cascade without text. loras: applied to the first stage and to that encoder.
-    controls: of the first stage, whose model has them. size: (height, width) of its
-    videos where it is not that of training.
+    controls: of the first stage, whose model has them. size: of its videos, as
+    for `build.at_size`, where it is not that of training.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Cascade:
     text_encoder: str
     loras: Loras = Loras()
     controls: Controls = Controls()
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
 
     def truncate(self, last_stage: str) -> "Cascade":
         """Return the cascade up to the stage of that name; "" keeps all of it.
@@ -141,7 +141,7 @@ def read(path: str | Path) -> Cascade:
     return _join(path, [_read_stage(path, i, table) for i, table in enumerate(tables)])
 
 
-def read_model(workdir: str | Path, size: tuple[int, int] | None = None) -> Cascade:
+def read_model(workdir: str | Path, size: tuple[int, ...] | None = None) -> Cascade:
     """Read a base model, a run or a shipped one, as a cascade of one stage.
 
     Raises:

@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax import latents
+from vdm_jax import causal_latents, latents
+from vdm_jax.causal_latents import CausalAutoencoder
 from vdm_jax.diffusion.schedules import array_namespace
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.latents import Autoencoder
 from vdm_jax.networks.autoencoder import check as check_size
+from vdm_jax.networks.wan_autoencoder import check as check_video
 
 Shape = tuple[int, int, int, int]  # (frames, height, width, channels)
 
@@ -198,17 +200,95 @@ class Latents(Codec):
         return mask.reshape(b, f, h // n, n, w // n, n, c).all((3, 5))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalLatents(Codec):
+    """Latents of a causal autoencoder: 1 + 4 n frames are 1 + n of z, as Wan's.
+
+    path: folder of the autoencoder, with its parameters.
+    """
+
+    limit: float | None = None
+    path: str
+    autoencoder: CausalAutoencoder
+
+    def z_shape(self, video_shape: Shape) -> Shape:
+        """Return the frames, height and width over their factors, and the channels."""
+        spec = self.autoencoder.network.spec
+        frames, height, width, channels = video_shape
+        check_video(spec, frames, height, width)
+        if channels != spec.in_channels:
+            raise UserError(
+                f"the autoencoder {self.path} is for videos of {spec.in_channels} "
+                f"channels, not {channels}"
+            )
+        frames = 1 + (frames - 1) // spec.frame_factor
+        size = height // spec.factor, width // spec.factor
+        return frames, *size, spec.latent_channels
+
+    def load_params(self) -> dict[str, Any]:
+        """Return the parameters of the network, from its folder."""
+        return causal_latents.read_params(self.autoencoder, Path(self.path))
+
+    def param_shapes(self) -> dict[str, Any]:
+        """Return the shapes of the network's parameters."""
+        return causal_latents.param_shapes(self.autoencoder)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the config and the tensors in its folder."""
+        return latents.fingerprint(Path(self.path))
+
+    def encode(self, video: Any, params: Any = None, key: Any = None) -> Any:
+        """Return means or draws, of mean 0 and deviation 1; a few frames at a time."""
+        return self.autoencoder.encode(params, video, key)
+
+    def decode(self, z: Any, params: Any = None) -> Any:
+        """Return the videos; the frames of one latent are computed at a time."""
+        return self.autoencoder.decode(params, z)
+
+    def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Encode videos one by one, by one compiled program."""
+        return np.split(self.moments_on_host(videos, params), 2, axis=-1)[0]
+
+    def moments_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
+        """Return mean and deviation of z of videos, one by one."""
+        moments = jax.jit(self.autoencoder.moments)
+        return _by_videos(moments, params, videos, "encoder")
+
+    def decode_on_host(self, z: np.ndarray, params: Any = None) -> np.ndarray:
+        """Decode videos one by one, by one compiled program."""
+        return _by_videos(jax.jit(self.autoencoder.decode), params, z, "decoder")
+
+    def encode_mask(self, mask: Any) -> Any:
+        """Whether all pixels of all frames of a latent are known."""
+        b, _, h, w, c = mask.shape
+        spec = self.autoencoder.network.spec
+        n, m = spec.factor, spec.frame_factor
+        known = mask.reshape(b, -1, h // n, n, w // n, n, c).all((3, 5))
+        later = known[:, 1:].reshape(b, -1, m, *known.shape[2:]).all(2)
+        return array_namespace(mask).concatenate([known[:, :1], later], 1)
+
+
+def _by_videos(fn: Callable, params: Any, videos: np.ndarray, part: str) -> np.ndarray:
+    """Return fn(params, video) of each video as host arrays, checked to be finite."""
+    results = []
+    for video in videos:
+        results.append(np.asarray(fn(params, video[None])))
+        latents.check_finite(results[-1][0], part)
+    return np.concatenate(results)
+
+
 def _by_frames(stream: Callable, params: Any, videos: np.ndarray) -> np.ndarray:
     """Return videos [b, f, ...] whose frames went through a stream."""
     frames = np.concatenate(list(stream(params, videos.reshape(-1, *videos.shape[2:]))))
     return frames.reshape(*videos.shape[:2], *frames.shape[1:])
 
 
-def _autoencoder_from_config(section: Any) -> Latents:
+def _folder_of(section: Any) -> Path:
+    """Return the folder that a section names; UserError if there is none."""
     if not section.path:
         raise UserError(
-            "config.codec.kind='autoencoder' needs config.codec.path, the folder of an "
-            "autoencoder"
+            f"config.codec.kind={section.kind!r} needs config.codec.path, the folder "
+            "of an autoencoder"
         )
     folder = Path(section.path)
     if not folder.is_dir():
@@ -216,6 +296,11 @@ def _autoencoder_from_config(section: Any) -> Latents:
             f"config.codec.path={section.path}: no such folder: train an autoencoder "
             "(configs/autoencoder.py), or give the folder vae of diffusers"
         )
+    return folder
+
+
+def _autoencoder_from_config(section: Any) -> Latents:
+    folder = _folder_of(section)
     autoencoder = latents.read_config(folder)
     check_multiple(
         "config.codec.tile", section.tile, autoencoder.tile_unit,
@@ -225,11 +310,17 @@ def _autoencoder_from_config(section: Any) -> Latents:
     return Latents(path=section.path, autoencoder=autoencoder)
 
 
+def _causal_from_config(section: Any) -> CausalLatents:
+    autoencoder = causal_latents.read_config(_folder_of(section))
+    return CausalLatents(path=section.path, autoencoder=autoencoder)
+
+
 # config.codec.kind -> the codec of that section.
 CODECS: dict[str, Callable[[Any], Codec]] = {
     "identity": lambda section: Codec(),
     "patch": lambda section: Patch(),
     "autoencoder": _autoencoder_from_config,
+    "causal_autoencoder": _causal_from_config,
 }
 
 

@@ -3,10 +3,11 @@
     python sample.py --workdir=stable-diffusion-v1-5 --prompt="a cat" --out=OUT
 
 What its files say becomes a config; nothing is written. Stable Diffusion 1 and 2 and
-DiT are models of one frame, Latte is one of videos.
+DiT are models of one frame, Latte and Wan 2.1 are of videos.
 """
 
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vdm_jax import latents
+from vdm_jax import causal_latents, latents
 from vdm_jax.errors import UserError, printable
 from vdm_jax.memory import check_memory
 from vdm_jax.model import Params
 from vdm_jax.pretrained import (
     config_json,
     dit,
+    flow_scheduler,
     safetensors_io,
     sd_pipeline,
     sd_scheduler,
     sd_unet,
+    wan_transformer,
 )
 from vdm_jax.pretrained.safetensors_io import DIFFUSERS
 from vdm_jax.settings import OPTIONAL, TRAINING, compose
@@ -37,14 +40,19 @@ SAMPLE = {"steps": 50, "guidance_scale": 7.5, "clip_x": 0.0, "num": 4, "batch_si
 OWN_SAMPLE = {
     "DiTPipeline": {"guidance_scale": 4.0},
     "LattePipeline": {"num": 1, "batch_size": 1},
+    sd_pipeline.WAN: {"guidance_scale": 5.0, "num": 1, "batch_size": 1},
 }
-# Part that is a network -> its fields of a config.json, its table of names.
+WAN_VIDEO = {"frames": 81, "height": 480, "width": 832, "fps": 16.0}
+WAN_LOGSNR = 30.0  # highest and, negated, lowest: flow's time is 1 to 3e-7 at the noise
+# Class of a network, the first of its part -> its fields of a config.json, its table of
+# names.
 READERS = {
-    "unet": (sd_unet.unet_fields, sd_unet.unet_names),
-    "transformer": (dit.fields, dit.names),
+    sd_pipeline.PARTS["unet"][0]: (sd_unet.unet_fields, sd_unet.unet_names),
+    dit.DIT: (dit.fields, dit.names),
+    dit.LATTE: (dit.fields, dit.names),
+    wan_transformer.CLASS: (wan_transformer.fields, wan_transformer.names),
 }
 DROPOUT = 0.1  # of text or label in training: "v1-5" model card, arXiv:2212.09748
-ABSENT = {*OPTIONAL} - {"discrete"}  # sections that its config has not
 
 
 def read_config(folder: Path) -> Any:
@@ -54,16 +62,13 @@ def read_config(folder: Path) -> Any:
       UserError: a part is missing or damaged, or of another network.
     """
     sd_pipeline.check(folder)
+    if _pipeline(folder).values["_class_name"] == sd_pipeline.WAN:
+        return _wan_config(folder)
     network, noise, _ = _network_and_noise(folder)
     spec = latents.read_config(folder / "vae").network.spec
     frames, height, width, channels = network["z_shape"]
-    if channels != spec.latent_channels:
-        raise UserError(
-            f"{folder}: its {network_part(folder)[0]} is for latents of {channels} "
-            f"channels, its vae makes {spec.latent_channels}: they do not belong "
-            "together"
-        )
-    config: Any = compose({k: v for k, v in TRAINING.items() if k not in ABSENT})
+    _check_channels(folder, channels, spec.latent_channels)
+    config = _compose("discrete")
     config.video.update(
         frames=frames,
         height=height * spec.factor,
@@ -91,18 +96,63 @@ def read_config(folder: Path) -> Any:
     return config
 
 
+def _compose(section: str) -> Any:
+    """Return all sections of a config, and of the optional ones that one."""
+    absent = {*OPTIONAL} - {section}
+    return compose({k: v for k, v in TRAINING.items() if k not in absent})
+
+
+def _check_channels(folder: Path, channels: int, latent_channels: int) -> None:
+    if channels != latent_channels:
+        raise UserError(
+            f"{folder}: its {network_part(folder)[0]} is for latents of {channels} "
+            f"channels, its vae makes {latent_channels}: they do not belong together"
+        )
+
+
+def _wan_config(folder: Path) -> Any:
+    """Return the config of a folder of Wan 2.1; errors are those of `read_config`."""
+    network, noise, _ = _network_and_noise(folder)
+    spec = causal_latents.read_config(folder / "vae").network.spec
+    _check_channels(folder, network["channels"], spec.latent_channels)
+    config = _compose("flow")
+    config.video.update(WAN_VIDEO | {"channels": spec.in_channels})
+    config.data.label_vocabulary = ()
+    config.codec.update(kind="causal_autoencoder", path=str(folder / "vae"))
+    del config.network
+    config.network = ConfigDict(network["network"] | {"dtype": default_dtype()})
+    config.conditioning.update(
+        **network["conditioning"],
+        text_encoder=str(folder / "text_encoder"),
+        text_dropout=DROPOUT,
+        text_pooling=False,
+    )
+    config.diffusion.update(
+        schedule="flow",
+        prediction_type="flow",
+        loss_weighting="flow",
+        logsnr_min=-WAN_LOGSNR,
+        logsnr_max=WAN_LOGSNR,
+        logsnr_shift=-2 * math.log(noise["shift"]),
+    )
+    config.flow.update(noise["flow"] | {"timestep_dim": network["timestep_dim"]})
+    config.sample.update(SAMPLE | OWN_SAMPLE[sd_pipeline.WAN] | noise["sample"])
+    return config
+
+
 def _pipeline(folder: Path) -> config_json.ConfigFile:
     """Return model_index.json."""
     return config_json.read(folder / sd_pipeline.INDEX)
 
 
 def network_part(folder: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the part that is the network, a row of READERS; its classes.
+    """Return the name of the part that is the network, and its classes.
 
-    The folder has been checked.
+    The first of them is a row of READERS. The folder has been checked.
     """
     parts = sd_pipeline.PIPELINES[_pipeline(folder).values["_class_name"]]
-    return next((part, classes) for part, classes in parts.items() if part in READERS)
+    networks = (p for p in parts.items() if p[1] and p[1][0] in READERS)
+    return next(networks)
 
 
 def _label_vocabulary(folder: Path, network: dict) -> tuple[tuple[str, ...], ...]:
@@ -124,6 +174,9 @@ def _network_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
     part, classes = network_part(folder)
     config = sd_unet.read_config(folder / part, *classes)
     scheduler = config_json.read(folder / "scheduler" / "scheduler_config.json")
+    if classes[0] == wan_transformer.CLASS:
+        noise = flow_scheduler.fields(scheduler)
+        return _network_fields(folder, part, classes[0], config), noise, []
     noise = sd_scheduler.schedule_fields(scheduler)
     lines = [
         f"{scheduler.path}: {name}={value!r:.60} not read"
@@ -145,8 +198,12 @@ def _network_and_noise(folder: Path) -> tuple[dict, dict, list[str]]:
                 old = f"{folder / name} has {option}={values[option]}"
                 lines.append(f"{old}: {value} is used, as by {sd_pipeline.CLASS}")
             values |= new[name]
+    return _network_fields(folder, part, classes[0], config), noise, lines
+
+
+def _network_fields(folder: Path, part: str, cls: str, config: dict) -> dict[str, Any]:
     try:
-        return READERS[part][0](config), noise, lines
+        return READERS[cls][0](config)
     except UserError as error:
         raise UserError(f"{folder / part / 'config.json'}: {error}") from error
 
@@ -192,14 +249,17 @@ def announce(folder: Path) -> None:
     for line in _network_and_noise(folder)[2]:
         _say(line)
     vae = safetensors_io.tensor_files(folder / "vae", DIFFUSERS)
-    others = *_text_encoder_files(folder), *vae
-    count = safetensors_io.count((*network_files(folder), *others))
-    need = 4 * count
+    text = _text_encoder_files(folder)
+    text_count = safetensors_io.count(text)
+    count = text_count + safetensors_io.count((*network_files(folder), *vae))
+    is_half = bool(text) and safetensors_io.stored_dtypes(text) == {"BF16"}
+    # The texts are encoded, and their encoder is gone, before the others are read.
+    need = max((2 if is_half else 4) * text_count, 4 * (count - text_count))
     _say(
         f"{folder}: {count / 1e6:,.1f} million parameters, {need / 2**30:,.2f} GiB, "
         "and more while it samples"
     )
-    check_memory(need, f"{folder} in float32")
+    check_memory(need, str(folder))
 
 
 def read_params(folder: Path, config: Any, shapes: Params) -> Params:
@@ -209,8 +269,8 @@ def read_params(folder: Path, config: Any, shapes: Params) -> Params:
       UserError: as `announce`, or files are of another network.
     """
     announce(folder)
-    part, _ = network_part(folder)
-    names = READERS[part][1](config.network.to_dict())
+    _, classes = network_part(folder)
+    names = READERS[classes[0]][1](config.network.to_dict())
     paths = network_files(folder)
     return safetensors_io.read_by_names(paths, shapes, names, jnp.float32)
 

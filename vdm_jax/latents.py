@@ -208,14 +208,24 @@ def stream(fn: Callable, frames: Frames, chunk: int, part: str) -> Iterator[np.n
             pending = start, fn(frames[index])
         if before is not None:
             first, result = before[0], np.asarray(before[1])[: n - before[0]]
-            finite = np.isfinite(result).reshape(len(result), -1).all(1)
-            if not finite.all():
-                bad = ", ".join(map(str, first + np.flatnonzero(~finite)))
-                raise UserError(
-                    f"the autoencoder's {part} gives values that are not finite in "
-                    f"frames {bad} of {n}: compute in float32, or check its input"
-                )
+            check_finite(result, part, first, n)
             yield result
+
+
+def check_finite(frames: np.ndarray, part: str, first: int = 0, total: int = 0) -> None:
+    """Raise UserError for frames that are not finite; it names them.
+
+    part: of the autoencoder. first, total: the number of frames before these and of
+      all, which are these by default.
+    """
+    finite = np.isfinite(frames).reshape(len(frames), -1).all(1)
+    if not finite.all():
+        bad = ", ".join(map(str, first + np.flatnonzero(~finite)))
+        raise UserError(
+            f"the autoencoder's {part} gives values that are not finite in "
+            f"frames {bad} of {total or len(frames)}: compute in float32, or check its "
+            "input"
+        )
 
 
 def in_tiles(fn: Callable, size: int, size_out: int) -> Callable:

@@ -187,7 +187,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "network": {"kind": "unet"},
     "conditioning": {
         "guidance_range": [], "text_encoder": "", "text_encoder_sha256": "",
-        "text_pooling": True, "clip_skip": 0, "kind": "vdm", "clean_frames": [],
+        "text_pooling": True, "clip_skip": 0, "clean_frames": [], "kind": "vdm",
     },
     "data": {
         "held_out_combinations": 0, "text_embeddings_dir": "", "latents_dir": "",

@@ -33,6 +33,7 @@ class DiffusionModel:
     codec              from videos to z, which is diffused, and back
     conditions         what the network is conditioned on, by name
     prediction_type    output of the network: v, eps, x or flow
+    reads_flow_state   the network reads flow matching's z / (alpha + sigma), not z
     mean, variance     of the data in [-1, 1], for the preconditioning; 0 and 1 make it
                        the plain network of the papers
     """
@@ -45,6 +46,7 @@ class DiffusionModel:
     codec: Codec = Codec()
     conditions: tuple[tuple[str, Condition], ...] = ()
     prediction_type: str = "v"
+    reads_flow_state: bool = False
     mean: float = 0.0
     variance: float = 1.0
 
@@ -256,7 +258,8 @@ class DiffusionModel:
             )
             z_variance = alpha**2 * self.variance + sigma**2
             centred = z - alpha * self.mean
-            standardised = centred / jnp.sqrt(z_variance)
+            size = alpha + sigma if self.reads_flow_state else jnp.sqrt(z_variance)
+            standardised = centred / size
             output: Any = self.network.apply(
                 {"params": params["network"]}, standardised, inputs, train, rngs=rngs
             )

@@ -30,7 +30,7 @@ MODEL_SECTIONS = {"video", "data", "network", "conditioning", "diffusion", "samp
 READ_SECTIONS = {
     name: section
     for name, section in TRAINING.items()
-    if name in MODEL_SECTIONS | {"codec", "stage", "control", "discrete"}
+    if name in MODEL_SECTIONS | {"codec", "stage", "control", "discrete", "flow"}
 }
 
 # Fields of a config that are paths of this machine, "" for none.
@@ -132,10 +132,10 @@ def read_config_fields(
     return fields
 
 
-def read_config(workdir: Path, size: tuple[int, int] | None = None) -> Any:
+def read_config(workdir: Path, size: tuple[int, ...] | None = None) -> Any:
     """Read the complete config of a run or of a shipped model, as a ConfigDict.
 
-    size: (height, width) of the videos; None is that of training.
+    size: of the videos, as for `build.at_size`; None is that of training.
 
     Paths that a shipped model has relative to its own folder are joined with it.
 
@@ -269,7 +269,7 @@ class TrainedModel(NamedTuple):
 def load(
     workdir: str | Path,
     mesh: Mesh | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
 ) -> TrainedModel:
     """Load a run's newest undamaged checkpoint, or a shipped model.
 

@@ -29,9 +29,11 @@ SAMPLERS["corrected"] = samplers.with_langevin_corrector(
     samplers.ancestral(0.0), delta=0.1
 )
 DDIM, DPM, HEUN = SAMPLERS["ddim"], samplers.dpm(), samplers.heun()
+UNIPC = samplers.unipc()
 CHURNED = samplers.heun(s_churn=10.0)
 OTHERS = {
     "dpm": DPM,
+    "unipc": UNIPC,
     "heun": HEUN,
     "churned": CHURNED,
     "restart_ddim": samplers.restart_ddim(),

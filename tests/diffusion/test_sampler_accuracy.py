@@ -16,6 +16,7 @@ from tests.diffusion.sampler_cases import (
     HEUN,
     SAMPLERS,
     SHIFTS,
+    UNIPC,
     affine,
     mixture,
     padded,
@@ -155,7 +156,8 @@ def slope(sampler, table, n):
 
 
 @pytest.mark.parametrize(
-    "sampler, order, within", [(DDIM, 1, 0.05), (DPM, 2, 0.15), (HEUN, 2, 0.15)]
+    "sampler, order, within",
+    [(DDIM, 1, 0.05), (DPM, 2, 0.15), (HEUN, 2, 0.15), (UNIPC, 3, 0.15)],
 )
 def test_order_of_convergence(sampler, order, within, x64):
     """Measure errors against the exact probability flow, sqrt(V_s / V_t)."""

@@ -212,7 +212,7 @@ def test_ddim_draws_nothing():
 
 
 def test_the_table_has_these_samplers():
-    names = {"ddim", "ancestral", "dpm", "heun", "stochastic"}
+    names = {"ddim", "ancestral", "dpm", "unipc", "heun", "stochastic"}
     assert names <= set(samplers.SAMPLERS)
 
 

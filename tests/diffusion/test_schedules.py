@@ -348,6 +348,7 @@ SAMPLERS = {
     "ddim": samplers.ddim(),
     "ancestral": samplers.ancestral(),
     "dpm": samplers.dpm(),
+    "unipc": samplers.unipc(),
     "heun": samplers.heun(),
     "stochastic": samplers.restart_ddim(),
     "corrector": samplers.with_langevin_corrector(samplers.ddim()),
@@ -374,7 +375,7 @@ def test_every_sampler_calls_a_new_schedule_at_its_own_levels(name, x64):
     assert {round(phi, 9) for phi in calls} <= set(schedule.angles)
     assert {1.4, 0.9, 0.5} <= {round(phi, 9) for phi in calls}
     assert (0.1 in {round(phi, 9) for phi in calls}) == (name in ("heun", "corrector"))
-    if name in ("ddim", "dpm"):
+    if name in ("ddim", "dpm", "unipc"):
         eps = exact(z, schedules.noise_level_from_angle(np.float64(1.4)), None).eps
         expected = np.cos(0.1) * point + np.sin(0.1) * eps
         np.testing.assert_allclose(made, expected, rtol=0, atol=1e-12)

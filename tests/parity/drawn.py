@@ -27,6 +27,8 @@ def weight(network: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     n = normal(f"{network}/{name}", shape)
     if name.endswith("bias"):
         return np.float32(0.1) * n
+    if name.endswith("gamma"):  # scales of norms that have axes of size 1
+        return 1 + np.float32(0.1) * n
     if len(shape) == 1:
         is_scale = name.split(".")[-1] == "weight"
         return 1 + np.float32(0.1) * n if is_scale else n

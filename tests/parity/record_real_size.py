@@ -22,7 +22,10 @@ def build(kind: str, config: dict) -> torch.nn.Module:
     with torch.device("meta"):
         if hasattr(diffusers, kind):
             return getattr(diffusers, kind)(**config)
-        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+        own = kind.removesuffix("Model").removesuffix("Encoder")
+        return getattr(transformers, kind)(
+            getattr(transformers, f"{own}Config")(**config)
+        )
 
 
 if __name__ == "__main__":
@@ -32,7 +35,10 @@ if __name__ == "__main__":
         parameters = dict(network.named_parameters())
         made = listed | {
             "parameters": sum(tensor.numel() for tensor in parameters.values()),
-            "shapes": {name: list(t.shape) for name, t in parameters.items()},
+            "shapes": {  # of one that has two names, both
+                name: list(tensor.shape)
+                for name, tensor in network.named_parameters(remove_duplicate=False)
+            },
         }
         print(path.name, "unchanged" if made == listed else "changed")
         path.write_bytes(

@@ -205,7 +205,7 @@ def test_values_of_json_and_of_numpy_are_allowed():
 def test_a_row_that_is_added_to_a_table_counts_at_once(monkeypatch):
     config = config_of("train")
     config.codec.kind = "mine"
-    assert "patch, autoencoder (" in refuse("train", config)
+    assert "causal_autoencoder (" in refuse("train", config)
     monkeypatch.setitem(codec.CODECS, "mine", codec.Codec)
     settings.check_config(config, settings.TRAINING)
 

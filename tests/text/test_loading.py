@@ -100,14 +100,14 @@ def test_a_missing_file_is_reported(t5, missing, message):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2': bert or t5"),
-        ({"model_type": None}, "model_type=None: bert or t5"),
+        ({"model_type": "gpt2"}, "model_type='gpt2': bert or t5 or umt5"),
+        ({"model_type": None}, "model_type=None: bert or t5 or umt5"),
         ({"num_heads": None}, "num_heads=None: a number from 1"),
         ({"num_layers": "two"}, "num_layers='two': a number from 1"),
         ({"num_layers": 101}, "num_layers=101: a number from 1 to 100$"),
         ({"num_layers": 10**12}, "num_layers=1000000000000: a number from 1 to 100$"),
         ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon='1': a number from"),
-        ({"model_type": [1]}, "model_type=.1.: bert or t5"),
+        ({"model_type": [1]}, "model_type=.1.: bert or t5 or umt5"),
         ({"num_layers": 3}, "t5 lacks layer_2/"),
         ({"num_layers": 1}, "the model does not have: encoder.block.1"),
         ({"feed_forward_proj": "relu"}, "the model does not have: .*wi_0"),

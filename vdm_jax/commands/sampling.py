@@ -31,19 +31,28 @@ FLAGS = flags.FLAGS
 Observe = Callable[[OutputSpec], tuple[Observation, ClipInfo]]
 
 
+ANY_LENGTH = ("wan",)  # kinds of networks that make all frames at once, however many
+
+
 def read_model() -> Cascade:
     """Return the base model of --workdir, for videos of --size.
+
+    They have --num_frames where the network makes any number at once.
 
     Raises:
       UserError: no such model, or it is not for the size.
     """
-    if FLAGS.size is None:
-        return cascades.read_model(FLAGS.workdir)
-    size = parse_sides("size", "HEIGHTxWIDTH in pixels", 1, 9999)
-    trained = cascades.read_model(FLAGS.workdir).stages[0].model.video_shape[1:3]
-    if size != trained:
-        texts = ("x".join(map(str, sides)) for sides in (size, trained))
-        print("{}: the model was trained at {}".format(*texts))
+    model = cascades.read_model(FLAGS.workdir)
+    base = model.stages[0]
+    trained = size = base.model.video_shape[1:3]
+    if FLAGS.size is not None:
+        size = parse_sides("size", "HEIGHTxWIDTH in pixels", 1, 9999)
+    if FLAGS.num_frames and base.config.network.kind in ANY_LENGTH:
+        trained, size = base.model.video_shape[:3], (FLAGS.num_frames, *size)
+    if size == trained:
+        return model
+    texts = ("x".join(map(str, sides)) for sides in (size, trained))
+    print("{}: the model was trained at {}".format(*texts))
     return cascades.read_model(FLAGS.workdir, size)
 
 

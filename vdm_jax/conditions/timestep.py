@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from vdm_jax.diffusion.flow_timesteps import FlowTimesteps
 from vdm_jax.diffusion.schedules import Discrete
 from vdm_jax.networks.layers import timestep_embedding
 
@@ -18,7 +19,7 @@ class TimestepEmbedding:
     num_features: 0 is dim / 4; DiT has 256 at any width.
     """
 
-    schedule: Discrete
+    schedule: Discrete | FlowTimesteps
     num_features: int = 0
 
     def __call__(self, logsnr: jax.Array, dim: int) -> jax.Array:

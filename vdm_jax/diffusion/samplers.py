@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion import process, schedules
+from vdm_jax.diffusion import unipc as unipc_table
 from vdm_jax.diffusion.process import Array, Denoiser
 from vdm_jax.diffusion.schedules import NoiseLevel, Schedule
 
@@ -187,6 +188,32 @@ def dpm() -> Sampler:
     )
 
 
+def _unipc_step(denoise, carry, level, coef, noise, cond):
+    z, (last_z, old_x, older_x) = carry
+    x = denoise(z, level, cond).x
+    z = coef["keep"] * z + coef["last_z_coef"] * last_z + coef["new_coef"] * x
+    z = z + coef["old_coef"] * old_x + coef["older_coef"] * older_x
+    predicted = coef["z_coef"] * z + coef["x_coef"] * x
+    return predicted + coef["previous_x_coef"] * old_x, (z, x, old_x)
+
+
+def unipc() -> Sampler:
+    """Return UniPC: each prediction also corrects z (Zhao et al. 2023, algorithm 5).
+
+    One call a step. Its predictor is that of `dpm` and needs levels as that does; with
+    the correction it is of third order.
+    """
+
+    def table(schedule: Schedule, n: int) -> Table:
+        t, s = grid(schedule, n)
+        return {**_level_columns(t), **unipc_table.columns(t, s)}
+
+    def init(z: Array) -> tuple[Array, Any]:
+        return z, (jnp.zeros_like(z),) * 3
+
+    return Sampler(table, _unipc_step, init, unipc_table.first_row)
+
+
 def _heun_step(denoise, carry, level, coef, noise, cond):
     z, memory = carry
     z = coef["scale"] * z + coef["churn_std"] * noise(0)
@@ -288,6 +315,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": ddim,
     "ancestral": ancestral,
     "dpm": dpm,
+    "unipc": unipc,
     "heun": heun,
     "stochastic": restart_ddim,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from vdm_jax.networks import autoencoder, dit, image_text, temporal, unet3d
+from vdm_jax.networks import autoencoder, dit, image_text, temporal, unet3d, wan
 
 # Kind -> from_config(section, channels, sizes), of the config's network section, the
 # channels of z, and the (height, width) of all z that it must accept. It raises
@@ -17,6 +17,7 @@ NETWORKS: dict[str, Callable[[dict, int, Sequence[tuple[int, int]]], nn.Module]]
     "unet": unet3d.from_config,
     "sd": temporal.from_config,
     "dit": dit.from_config,
+    "wan": wan.from_config,
     "autoencoder": autoencoder.from_config,  # of config.task="autoencoder" alone
     "image_text": image_text.from_config,  # of config.task="contrastive" alone
 }

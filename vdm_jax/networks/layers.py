@@ -53,6 +53,14 @@ def conv(x: jax.Array, features: int, name: str, size: int = 3, **kwargs) -> jax
     return rearrange(y, "(b f) h w c -> b f h w c", f=x.shape[1])
 
 
+def conv_3d(
+    x: jax.Array, features: int, name: str, window: tuple[int, int, int], **kwargs
+) -> jax.Array:
+    """Convolution over frames, rows and columns: [b, f, h, w, c] -> [..., features]."""
+    dtypes = {"dtype": x.dtype, "param_dtype": param_dtype(x)}
+    return Conv(features, window, name=name, **dtypes, **kwargs)(x)
+
+
 def num_groups(channels: int) -> int:
     """Return the largest divisor of `channels` up to min(32, channels / 4).
 

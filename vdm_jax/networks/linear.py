@@ -39,26 +39,29 @@ class Dense(nn.Dense):
         return add_bias(y, bias)
 
 
+AXES = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
 class Conv(nn.Conv):
-    """A 2-D convolution of images."""
+    """A convolution of images or, with a window of three, of videos."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, h, w, c] -> [n, h', w', features]."""
+        """[n, h, w, c] -> [n, h', w', features], or with frames behind n."""
         window: Any = self.kernel_size
         shape = *window, x.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         x, kernel, bias = cast_and_gather(self, x, kernel)
         padding: Any = self.padding
         if isinstance(padding, int):
-            padding = [(padding, padding)] * 2
+            padding = [(padding, padding)] * len(window)
         strides = self.strides or 1
         y = jax.lax.conv_general_dilated(
             x,
             kernel,
-            (strides, strides) if isinstance(strides, int) else strides,
+            (strides,) * len(window) if isinstance(strides, int) else strides,
             padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=AXES[len(window)],
         )
         return add_bias(y, bias)
 

@@ -299,8 +299,9 @@ def _decoder(
     one = Mesh(mesh.devices.reshape(-1)[:1], ("chip",))
     placed = sharding.replicated(one)
     z = jax.ShapeDtypeStruct((1, *model.shape), np.float32)
-    assert isinstance(model.codec, Latents)  # the codec with parameters
-    chunk = min(model.shape[0], model.codec.autoencoder.chunk_of_z(z))
+    chunk = model.shape[0]  # a causal autoencoder has a loop over them
+    if isinstance(model.codec, Latents):
+        chunk = min(chunk, model.codec.autoencoder.chunk_of_z(z))
     z = jax.ShapeDtypeStruct((1, chunk, *model.shape[1:]), np.float32, sharding=placed)
     codec = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),

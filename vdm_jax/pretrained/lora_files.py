@@ -1,23 +1,25 @@
-"""LoRA files for Stable Diffusion, as diffusers and kohya-ss write them.
+"""LoRA files for Stable Diffusion and Wan, as diffusers and kohya-ss write them.
 
 A file has two matrices for each module that it changes, `down` and `up`, and perhaps an
 `alpha`; alpha / rank times up down is added to the module's weight. One module has many
 names, depending on the program and its version. The table of them is made of the
 model's own names: to replace "_" by "." would break conv_in and to_out_0.
 
-A module that it changes is part of a network, "unet" or "text_encoder".
+A module that it changes is part of a network, "unet" or "text_encoder". The first is
+Wan's transformer, too.
 """
 
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, printable
 from vdm_jax.pretrained import safetensors_io
 from vdm_jax.pretrained.name_maps import KERNEL
 
@@ -26,9 +28,13 @@ METADATA = "lora_adapter_metadata"  # peft's config, written by diffusers
 
 # Part -> prefixes of names with dots, and of names with underscores.
 PREFIXES = {
-    "unet": (("unet.", "", "base_model.model."), ("lora_unet_",)),
+    "unet": (
+        ("unet.", "transformer.", "diffusion_model.", "", "base_model.model."),
+        ("lora_unet_",),
+    ),
     "text_encoder": (("text_encoder.",), ("lora_te_", "lora_te1_")),
 }
+CONFIGS = {"unet": ("unet", "transformer"), "text_encoder": ("text_encoder",)}  # peft's
 # What follows a module's name. Those of `down` and `up` end with ".weight".
 ROLES = {
     "down": ("lora.down", "lora_down", "lora_A", "lora_linear_layer.down"),
@@ -50,7 +56,8 @@ class Module(NamedTuple):
 
 
 Arrays = dict[str, np.ndarray]
-Modules = Mapping[str, Module]  # by the module's name in diffusers or transformers
+# By the module's name in diffusers or transformers; one module may have several.
+Modules = Mapping[str, Module]
 # By the path of a module: lora_down [*window, in, rank] and lora_up [rank, out], whose
 # product is added to its kernel.
 Deltas = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -105,11 +112,16 @@ def _split_attention(module: str) -> tuple[str, str]:
 
 
 def read(
-    path: Path, parts: Mapping[str, Modules], scale: float = 1.0
+    path: Path,
+    parts: Mapping[str, Modules],
+    scale: float = 1.0,
+    absent: re.Pattern | None = None,
 ) -> dict[str, Deltas]:
     """Return what a file adds to the kernels of each part, times a scale.
 
     path: of a .safetensors file, or of a folder that has it under diffusers' name.
+    absent: what is in the names of modules that only a related model has. They are not
+      read, and a line on stderr names them.
 
     Raises:
       UserError: the file is missing, damaged, not finite or not so when it is scaled; a
@@ -124,6 +136,9 @@ def read(
             "convert them with the safetensors package"
         )
     arrays, metadata = safetensors_io.read_arrays(path)
+    if absent and (unread := [name for name in arrays if absent.search(name)]):
+        _say_unread(path, unread)
+        arrays = {name: a for name, a in arrays.items() if name not in unread}
     table = {
         name: (part, module, role)
         for part, modules in parts.items()
@@ -142,6 +157,12 @@ def read(
             alpha = roles.get("alpha", _alpha_of(module, alphas[part]))
             deltas[part][own.path] = down, _scaled(where, down, up, alpha, scale)
     return deltas
+
+
+def _say_unread(path: Path, names: list[str]) -> None:
+    some = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    line = f"{path}: {len(names)} tensors of modules that this model has not: {some}"
+    print(printable(line), file=sys.stderr)
 
 
 def _scaled(where: str, down: Any, up: Any, alpha: Any, scale: float) -> np.ndarray:
@@ -222,10 +243,12 @@ def _peft_alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, Alphas]:
     try:
         config = dict(json.loads(metadata.get(METADATA, "{}")))
         alphas = {}
-        for part in PREFIXES:
-            patterns = dict(config.get(f"{part}.alpha_pattern") or {})
-            if (alpha := config.get(f"{part}.lora_alpha")) is not None:
-                patterns[".*"] = alpha
+        for part, keys in CONFIGS.items():
+            patterns = {}
+            for key in keys:
+                patterns |= dict(config.get(f"{key}.alpha_pattern") or {})
+                if (alpha := config.get(f"{key}.lora_alpha")) is not None:
+                    patterns[".*"] = alpha
             alphas[part] = tuple(
                 (re.compile(rf"(.*\.)?({pattern})"), float(alpha))
                 for pattern, alpha in patterns.items()
@@ -234,7 +257,8 @@ def _peft_alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, Alphas]:
                 raise ValueError("an alpha is not finite")
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(f"{path}: its {METADATA} is not peft's config") from error
-    if any(config.get(f"{part}.use_rslora") for part in PREFIXES):
+    keys = (key for keys in CONFIGS.values() for key in keys)
+    if any(config.get(f"{key}.use_rslora") for key in keys):
         raise UserError(f"{path}: rank-stabilised LoRA is not read")
     return alphas
 

@@ -128,6 +128,14 @@ T5: NameMap = (
     (r"decoder\..*|lm_head\..*", None),
 )
 
+UMT5: NameMap = (
+    (
+        _T5_LAYER + r"0\.SelfAttention\.relative_attention_bias\.weight",
+        KERNEL + r"layer_\1/position/table",
+    ),
+    *T5,
+)
+
 # Of transformers' CLIPTextModel. Its names had the prefix `text_model.` before version
 # 5 of transformers, and public files have it.
 _CLIP_MODULES: Modules = (

@@ -131,6 +131,19 @@ def count(paths: Sequence[Path]) -> int:
     return total
 
 
+def stored_dtypes(paths: Sequence[Path]) -> set[str]:
+    """Return the dtypes of the tensors in files, of their heads, such as "BF16".
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    dtypes = set()
+    for path in paths:
+        with _errors_of(path), safe_open(path, framework="numpy") as file:
+            dtypes |= {file.get_slice(name).get_dtype() for name in list(file.keys())}
+    return dtypes
+
+
 def read(paths: Sequence[Path], like, name_map: NameMap, dtype, written: NameMap = ()):
     """Return another library's parameters as `read_renamed` does, by a name map.
 
@@ -265,12 +278,17 @@ def _tensor(file, name: str, target: str, shape: tuple[int, ...]) -> np.ndarray:
     array = _finite_array(file, name)
     if target.startswith(KERNEL):
         array = np.moveaxis(array, (0, 1), (-1, -2))
-    # A convolution of one pixel and a product are stored as either.
-    if array.ndim > len(shape) and array.shape[:-2] == (1, 1):
-        array = array.reshape(array.shape[2:])
+    # Axes of size 1 are stored or not: of a convolution of one pixel, which is a
+    # product, and of the scale of a norm.
+    if array.ndim > len(shape) and _longer_axes(array.shape) == _longer_axes(shape):
+        array = array.reshape(shape)
     if array.shape != shape:
         raise UserError(f"{name} has shape {array.shape}, the model has {shape}")
     return array
+
+
+def _longer_axes(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size > 1]
 
 
 def _finite_array(file, name: str) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The folder of a whole pipeline of diffusers: which parts it has, and their classes.
 
 model_index.json names the class of the pipeline and of every part, which has a folder
-of its own. The parts are read by sd_unet.py, dit.py and sd_scheduler.py here, by
-`latents` and by `text`.
+of its own. The parts are read by sd_unet.py, dit.py, wan_transformer.py and the files
+of schedulers here, by `latents`, `causal_latents` and `text`.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.errors import UserError
-from vdm_jax.pretrained import config_json
+from vdm_jax.pretrained import config_json, wan_transformer, wan_vae
 from vdm_jax.pretrained.dit import DIT, FORMER_DIT, LATTE
 
 INDEX = "model_index.json"
@@ -37,10 +37,19 @@ LATTE_PARTS = {
     "text_encoder": ("T5EncoderModel",),
     "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
 }
+WAN_PARTS = {
+    "transformer": (wan_transformer.CLASS,),
+    "scheduler": (),
+    "vae": (wan_vae.CLASS,),
+    "text_encoder": ("UMT5EncoderModel",),
+    "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
+}
+WAN = "WanPipeline"
 PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(CLASSES, PARTS),
     "DiTPipeline": DIT_PARTS,
     "LattePipeline": LATTE_PARTS,
+    WAN: WAN_PARTS,
 }
 ALL_PARTS = {part for parts in PIPELINES.values() for part in parts}
 NOT_READ = "safety_checker", "feature_extractor", "image_encoder"

@@ -12,6 +12,7 @@ from vdm_jax import sharding
 from vdm_jax.conditions.low_resolution import LowResolution, time_from_snr
 from vdm_jax.diffusion import guidance as guiding
 from vdm_jax.diffusion import multidiffusion, samplers, schedules
+from vdm_jax.diffusion.flow_timesteps import FlowTimesteps
 from vdm_jax.errors import UserError
 from vdm_jax.memory import check_memory
 from vdm_jax.model import DiffusionModel
@@ -58,13 +59,16 @@ def make_schedule(model: DiffusionModel, settings: Settings) -> schedules.Schedu
 
     A named schedule has the range of the model's own, and its shifts where it has any.
     "discrete" is the model's own table where it has one.
+    UniPC has its own steps between a published flow model's timesteps.
     The default of the second-order samplers is "karras": they lose their order on the
     last levels of a cosine, where log SNR changes by ever longer steps.
     """
     name = settings.sampling_schedule
-    if not name and settings.sampler in ("dpm", "heun"):
-        name = "karras"
     own = model.schedule
+    if settings.sampler == "unipc" and isinstance(own, FlowTimesteps) and not name:
+        return dataclasses.replace(own, skip_last=True)
+    if not name and settings.sampler in ("dpm", "heun", "unipc"):
+        name = "karras"
     if name == "discrete" and isinstance(own, schedules.Discrete):
         # As DPM-Solver in diffusers, whose last step ends at the clean video.
         ends = {"set_alpha_to_one": True, "skip_last": True}

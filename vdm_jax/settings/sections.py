@@ -10,6 +10,7 @@ from vdm_jax.settings.autoencoder import Autoencoder
 from vdm_jax.settings.control import Control
 from vdm_jax.settings.declaration import setting
 from vdm_jax.settings.discrete import Discrete
+from vdm_jax.settings.flow import FlowTimesteps
 
 MANY = 2**31 - 1
 MAX_SCALE = 1000  # of guidance
@@ -334,7 +335,7 @@ class Sampling:
     )
     sampling_schedule: str = setting(
         "",
-        "noise levels of the steps; '' is the model's own, karras for dpm and heun",
+        "noise levels of the steps; '' is the model's own, karras for dpm, unipc, heun",
         choices=SCHEDULES,
     )
     guidance_scale: float = setting(
@@ -389,9 +390,11 @@ TRAINING = {
     "": TopLevel(), "video": Video(), "data": Data(), "codec": Codec(),
     "network": UNet(), "conditioning": Conditioning(), "stage": Stage(),
     "autoencoder": Autoencoder(), "control": Control(), "diffusion": Diffusion(),
-    "discrete": Discrete(), "train": Train(), "mesh": Mesh(), "sample": Sample(),
+    "discrete": Discrete(), "flow": FlowTimesteps(), "train": Train(), "mesh": Mesh(),
+    "sample": Sample(),
 }  # fmt: skip
+LEVELS = ("discrete", "flow")  # what networks of other programs read of a noise level
 # Those that a config has only where something reads them.
-OPTIONAL = ("stage", "autoencoder", "control", "discrete")
+OPTIONAL = ("stage", "autoencoder", "control", *LEVELS)
 # Those that decide what a model is; `sample` has its default sampler.
-MODEL = ("video", "codec", "network", "conditioning", "diffusion", "discrete", "sample")
+MODEL = ("video", "codec", "network", "conditioning", "diffusion", *LEVELS, "sample")

@@ -15,8 +15,12 @@ from vdm_jax.networks.clip import ACTIVATIONS, ClipText, ClipTextSpec
 from vdm_jax.networks.t5 import T5, T5Spec
 from vdm_jax.pretrained import config_json, lora_files, name_maps, safetensors_io
 from vdm_jax.pretrained.config_json import ConfigFile
-from vdm_jax.text.encoder import TextEncoder
-from vdm_jax.text.tokenization import load_clip_tokenizer, load_tokenizer
+from vdm_jax.text.encoder import TextEncoder, Tokenize
+from vdm_jax.text.tokenization import (
+    clean_prompt,
+    load_clip_tokenizer,
+    load_tokenizer,
+)
 from vdm_jax.trees import named_leaves
 
 DTYPES = ("float32", "bfloat16")
@@ -31,23 +35,24 @@ SENTENCE_CONFIG = "sentence_bert_config.json"
 def load_encoder(
     name: str | Path = "minilm",
     dtype: str = "float32",
-    param_dtype: str = "float32",
+    param_dtype: str = "",
     clip_skip: int = 0,
 ) -> TextEncoder:
     """Load a text encoder.
 
     Args:
       name: "minilm", or a folder with config.json, model.safetensors (or its shards and
-        their index) and tokenizer.json. CLIP's tokenizer may be vocab.json
-        with merges.txt. A tokenizer may be in the folder `tokenizer` next to it.
+        their index) and tokenizer.json, which may be in the folder `tokenizer` next
+        to it. CLIP's tokenizer may be vocab.json with merges.txt.
       dtype: of the activations. Norms, softmax and the result are float32.
-      param_dtype: of the parameters; bfloat16 halves their memory.
+      param_dtype: of the parameters; bfloat16 halves their memory. "" is bfloat16
+        where the files have no other, which loses nothing, else float32.
       clip_skip: number of CLIP's last layers that are not read, as in diffusers.
 
     Raises:
       UserError: a file is missing or invalid, or files do not match.
     """
-    if not {dtype, param_dtype} <= {*DTYPES}:
+    if not {dtype, param_dtype or dtype} <= {*DTYPES}:
         dtypes = f"a text encoder with {dtype=} and {param_dtype=}"
         raise UserError(f"{dtypes}: {' or '.join(DTYPES)}")
     folder = _encoder_folder(name)
@@ -65,11 +70,16 @@ def load_encoder(
     else:
         path = tokenizer_folder(folder) / "tokenizer.json"
         tokenize, num_ids = load_tokenizer(path)
+        if name_map is name_maps.UMT5:
+            tokenize = _clean_first(tokenize)
     if num_ids > network.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "
             f"{network.spec.vocab_size}: they do not belong together"
         )
+    if not param_dtype:
+        is_half = safetensors_io.stored_dtypes(paths) == {"BF16"}
+        param_dtype = "bfloat16" if is_half else "float32"
     like = _shapes(network)
     params = safetensors_io.read(paths, like, name_map, jnp.dtype(param_dtype))
     width = network.spec.width
@@ -143,7 +153,12 @@ def _bert(config: ConfigFile, dtype: str) -> Family:
     return Bert(spec, dtype), name_maps.BERT, max_tokens
 
 
+def _clean_first(tokenize: Tokenize) -> Tokenize:
+    return lambda texts: tokenize([clean_prompt(text) for text in texts])
+
+
 def _t5(config: ConfigFile, dtype: str) -> Family:
+    is_umt5 = config.values["model_type"] == "umt5"
     activation = config.one_of("feed_forward_proj", ("relu", "gated-gelu"))
     spec = T5Spec(
         vocab_size=config.number("vocab_size"),
@@ -156,8 +171,10 @@ def _t5(config: ConfigFile, dtype: str) -> Family:
         num_buckets=config.number("relative_attention_num_buckets", 32),
         max_distance=config.number("relative_attention_max_distance", 128),
         epsilon=config.number("layer_norm_epsilon", 1e-6, *EPSILONS),
+        position_in_layers=is_umt5,
     )
-    return T5(spec, dtype), name_maps.T5, config.number("n_positions", T5_MAX_TOKENS)
+    name_map = name_maps.UMT5 if is_umt5 else name_maps.T5
+    return T5(spec, dtype), name_map, config.number("n_positions", T5_MAX_TOKENS)
 
 
 def _clip_text(config: ConfigFile, dtype: str) -> Family:
@@ -174,7 +191,7 @@ def _clip_text(config: ConfigFile, dtype: str) -> Family:
     return ClipText(spec, dtype), name_maps.CLIP_TEXT, spec.max_positions
 
 
-FAMILIES = {"bert": _bert, "t5": _t5, "clip_text_model": _clip_text}
+FAMILIES = {"bert": _bert, "t5": _t5, "umt5": _t5, "clip_text_model": _clip_text}
 
 
 def _divisible_width(config: ConfigFile) -> int:

@@ -1,7 +1,9 @@
 """Tokenizers of text encoders: tokenizer.json, and vocab.json with merges.txt."""
 
 import contextlib
+import html
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +44,20 @@ def load_tokenizer(path: Path) -> tuple[Tokenize, int]:
     special = tokenize(["", "a \ufdfa\u1242 \U0001f9ff"])
     # The largest id plus one: ids may have gaps.
     return tokenize, 1 + max(*vocabulary.values(), *itertools.chain(*special))
+
+
+def clean_prompt(text: str) -> str:
+    """Return a text as diffusers' pipelines of Wan clean it.
+
+    Entities of HTML are characters, and white space is one space. ftfy repairs
+    characters where it is installed, as it does there.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        import ftfy  # pyright: ignore[reportMissingImports]
+
+        text = ftfy.fix_text(text)
+    text = html.unescape(html.unescape(text)).strip()
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def load_clip_tokenizer(folder: Path, length: int) -> tuple[Tokenize, int]:
