@@ -44,9 +44,9 @@ NUMBER = re.compile(
     rf"(?<![\w.,/])(?<![A-Za-z]-)({DIGITS}(?:e-?\d\d?)?)(?![,.]?\w)(?:\s?({'|'.join(UNITS)})(?!\w))?"
 )
 CELL = re.compile(rf"[-+±]?{DIGITS}")
-# Names of papers' parts, of packages and of licences are no figures.
+# Names of papers' parts, of packages, models and licences are no figures.
 NAME = re.compile(
-    r"arXiv:[\d.]+|CC-BY [\d.]+|\d+(?:\.\d+){2,}|Python [\d.]+(?: to [\d.]+)?"
+    r"arXiv:[\d.]+|CC-BY [\d.]+|Open-Sora [\d.]+|Wan [\d.]+|\d+(?:\.\d+){2,}|Python [\d.]+(?: to [\d.]+)?"
     r"|(?:[Ss]ections?|[Aa]ppendix|[Ee]quations?|[Tt]ables?)\s"
     r"[\d.]+\d(?:(?:, | and | to )[\d.]+\d)*"
 )
