@@ -7,12 +7,14 @@ one example of 16 frames and 8 images in bfloat16. The last one is the optimiser
 the average, on the state of a chip of fsdp=16. Attention is compiled as it is chosen on
 a TPU, by XLA, and with heads of 128. Compiling a model takes ten minutes on two cores;
 a piece that was compiled before is read from the user's cache folder. Writes
-perf/tpu_pieces.json, of which the models that did not run stay.
+perf/tpu_pieces.json, of which the models that did not run stay, and prints the table of
+docs/performance.md.
 """
 
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,18 @@ MODELS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "ucf101": ("ucf101", {}, 0.55),
 }
 LEVEL_TARGET = 0.4
+KINDS = {
+    "ResBlock": "residual blocks",
+    "SpatialAttention": "attention over the frame",
+    "TemporalAttention": "attention over time",
+}
 
 
 def measure(variant: str, network: dict[str, Any]) -> list[PieceCycles]:
     """Return the pieces of a training step of a model on 16 chips, an example each."""
     chips = topology.Topology.parse("v5e:4x4")
     axes = dict.fromkeys(sharding.MESH_AXES, 1) | {"fsdp": chips.num_chips}
-    config = vdm.get_config(variant)
+    config: Any = vdm.get_config(variant)
     with config.unlocked():
         config.network.update(network)
     config = programs.complete(config, chips.num_chips, "train", axes)
@@ -67,12 +74,36 @@ def summarise(pieces: list[dict[str, Any]]) -> dict[str, float]:
 
 def level(pieces: list[dict[str, Any]], size: int = 32) -> list[dict[str, Any]]:
     """Return the residual blocks and attention layers of a size."""
-    kinds = ("ResBlock", "SpatialAttention", "TemporalAttention")
-    return [
-        piece
-        for piece in pieces
-        if piece["name"].startswith(kinds) and f"[{size},{size}," in piece["name"]
-    ]
+    return [piece for piece in pieces if group(piece).endswith(f" {size}x{size}")]
+
+
+def group(piece: dict[str, Any]) -> str:
+    """Return the row of the table that a piece is in."""
+    kind, size = piece["name"].split()[0], re.search(r"\[(\d+),", piece["name"])
+    if kind in KINDS and size:
+        return f"{KINDS[kind]}, {size[1]}x{size[1]}"
+    return piece["name"] if kind == "optimiser" else "ends, and changes of size"
+
+
+def make_groups(pieces: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return `summarise` of each row of the table, and of all."""
+    names = sorted({group(piece) for piece in pieces})
+    groups = {
+        name: summarise([piece for piece in pieces if group(piece) == name])
+        for name in names
+    }
+    return groups | {"all": summarise(pieces)}
+
+
+def table(groups: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return the table of docs/performance.md: Mcycles, and utilisation."""
+    lines = [["Mcycles (utilisation)", *groups], ["---"] * (len(groups) + 1)]
+    for name in next(iter(groups.values())):
+        cells = (each[name] for each in groups.values())
+        lines.append(
+            [name, *(f"{c['mcycles']:.1f} ({c['utilisation']:.3f})" for c in cells)]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def make_rows(models: dict[str, list[dict[str, Any]]]) -> list[dict]:
@@ -107,11 +138,9 @@ def main() -> None:
     for name in args.only.split(";"):
         variant, network, _ = MODELS[name]
         models[name] = [dataclasses.asdict(p) for p in measure(variant, network)]
-        made = make_rows(models)
-        rows.write(FILE, made, models=models)
-        for row in made:
-            if row["name"].startswith(name):
-                print(rows.format_row(row), flush=True)
+        groups = {name: make_groups(pieces) for name, pieces in models.items()}
+        rows.write(FILE, make_rows(models), groups=groups, models=models)
+        print(table(groups), flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ NUMBER = re.compile(
 CELL = re.compile(rf"[-+±]?{DIGITS}")
 # Names of papers' parts, of packages, models and licences are no figures.
 NAME = re.compile(
-    r"arXiv:[\d.]+|CC-BY [\d.]+|Open-Sora [\d.]+|Wan [\d.]+|\d+(?:\.\d+){2,}|Python [\d.]+(?: to [\d.]+)?"
+    r"arXiv:[\d.]+|CC-BY [\d.]+|(?:Open-Sora|Wan) [\d.]+"
+    r"|\d+(?:\.\d+){2,}|Python [\d.]+(?: to [\d.]+)?"
     r"|(?:[Ss]ections?|[Aa]ppendix|[Ee]quations?|[Tt]ables?)\s"
     r"[\d.]+\d(?:(?:, | and | to )[\d.]+\d)*"
 )

@@ -3,8 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from vdm_jax.networks import layers, linear
+from vdm_jax.networks.parts import save_products
 
 B, F, N, C, K = 2, 3, 16, 4, 12
 
@@ -96,3 +98,14 @@ def test_norm_and_product_in_bfloat16_are_those_in_float32(size):
         np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max())
 
     jax.tree.map(compare, run("bfloat16"), run("float32"))
+
+
+def test_rematerialisation_keeps_the_products(capsys):
+    x, vector = normal(0, B, F, 4, 4, C, dtype=jnp.bfloat16), normal(1, B, 7)
+    params = Normed().init(jax.random.key(2), x, vector)
+
+    def squared(params):
+        return jnp.square(Normed().apply(params, x, vector))
+
+    print_saved_residuals(jax.checkpoint(squared, policy=save_products), params)
+    assert f"bf16[{B},{F},16,{C}] output of dot_general" in capsys.readouterr().out

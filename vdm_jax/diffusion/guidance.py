@@ -202,7 +202,8 @@ def _quantile(x: Array, q: float) -> Array:
     """Return the quantile [b] of each example of x [b, ...] >= 0, as jnp.quantile's.
 
     Values are counted instead of sorted, by bisection of the bits, which have the order
-    of the values. So devices that share an example exchange counts, not its values.
+    of the values. So devices that share an example exchange counts, not its values. It
+    has no gradient.
     """
     axes = tuple(range(1, x.ndim))
     position = q * (math.prod(x.shape[1:]) - 1)

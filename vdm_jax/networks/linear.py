@@ -1,7 +1,8 @@
 """Dense layers and convolutions, with what a chip and a mesh want of them.
 
 Their parameters and names are Flax's, and so are the results. Kernels and biases have
-the layer's param_dtype and are computed with in its dtype.
+the layer's param_dtype and are computed with in its dtype. Of Flax's fields those count
+that are read here.
 """
 
 import functools
@@ -120,8 +121,7 @@ def sum_positions(x: jax.Array, kept: int, dtype: Any) -> jax.Array:
     return jax.lax.dot_general(ones, x, dims, **wide)[..., 0, :]
 
 
-@jax.custom_vjp
-def product(
+def _product(
     x: jax.Array, scale: jax.Array, shift: jax.Array, kernels: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """Return (x scale + shift) kernel for each of the kernels, in the dtype of x.
@@ -131,7 +131,8 @@ def product(
 
     The backward pass has no array of x's size but x and its gradient: a product x' dy
     of each frame, [c, k], gives the gradients of both the scale and the kernel. That
-    costs more than it saves where n < c.
+    costs more than it saves where n < c. Where a mesh splits the pixels of a frame, its
+    devices add up these products.
     """
     y = (x.astype(scale.dtype) * scale + shift).astype(x.dtype)
     return tuple(y @ kernel for kernel in kernels)
@@ -151,7 +152,7 @@ def _product_backward(residuals: tuple, grads: tuple[jax.Array, ...]) -> tuple:
         sums = sum_positions(grad, 2, dtype)[:, :, None]
         dscale += (frames * wide_kernel).sum(axis=-1)[:, :, None]
         dshift += jnp.matmul(sums, wide_kernel.mT, precision="highest")
-        dkernel = (frames * scales).sum((0, 1)) + (shifts * sums).sum((0, 1))
+        dkernel = (frames * scales + shifts * sums).sum((0, 1))
         dkernels.append(dkernel.astype(kernel.dtype))
         dx += jnp.einsum("bfnk,ck->bfnc", grad, kernel, **wide)
     dx = (dx * scale).astype(x.dtype)
@@ -164,4 +165,6 @@ def _unbroadcast(grad: jax.Array, like: jax.Array) -> jax.Array:
     return grad.sum(axes, keepdims=True)
 
 
-product.defvjp(lambda *args: (product(*args), args), _product_backward)
+product = jax.custom_vjp(_product)
+# Not `product` itself: a policy of jax.checkpoint does not look into that.
+product.defvjp(lambda *args: (_product(*args), args), _product_backward)

@@ -110,7 +110,10 @@ def read_dumps(dumps: Path) -> Compilation | None:
     fits = any(dumps.glob(FITS))
     if not fits and not any(dumps.glob(DOES_NOT_FIT)):
         return None
-    program, memory = (next(dumps.glob(name)).read_text() for name in (PROGRAM, MEMORY))
+    program, memory = (
+        "".join(path.read_text() for path in dumps.glob(name))
+        for name in (PROGRAM, MEMORY)
+    )
     size = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", memory)
     if size is None:
         raise ValueError(f"libtpu's report has no total: {memory[:200]!r}")
@@ -121,6 +124,8 @@ def _failure(folder: Path, status: int | None) -> Exception:
     """Return the error that ended a process."""
     if (folder / USER_ERROR).is_file():
         return UserError((folder / USER_ERROR).read_text())
+    if status == 0:
+        return RuntimeError("libtpu wrote no reports of the program: 0.0.52 does")
     log = (folder / LOG).read_text(errors="replace")[-2000:]
     return RuntimeError(f"the compiler's process ended with status {status}:\n{log}")
 
@@ -148,11 +153,7 @@ def _compile(work: Work, topology: Topology, index: int, folder: Path) -> None:
     if known := read_cached(key):
         files.write_json(folder / RESULT, known)
     elif topology.is_tpu:
-        dumps = {
-            "xla_dump_to": str(folder / DUMPS),
-            "xla_dump_hlo_pass_re": DUMPED_PASS,
-        }
-        lowered.compile(dumps)
+        lowered.compile(dump_options(folder / DUMPS))
     else:
         known = dataclasses.asdict(_compile_for_gpu(lowered, topology))
         write_cached(key, known)

@@ -45,7 +45,10 @@ def kernel_cycles(jaxpr: Any, chip: str) -> tuple[float, int]:
 
 
 def _kernels(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
-    """Yield the calls of kernels and how often each runs."""
+    """Yield the calls of kernels and how often each runs.
+
+    All branches of a conditional count, and a `while` once.
+    """
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation, times
@@ -105,6 +108,8 @@ def _compile(exported: bytes, chip: str, folder: Path) -> str:
         if re.fullmatch(rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt", path.name):
             text = path.read_text()
         path.unlink()
+    if not text:
+        raise RuntimeError(f"libtpu wrote no schedule of {name}: 0.0.52 does")
     return text
 
 

@@ -170,7 +170,8 @@ def make_plan(
     memories = []
     for index, other in enumerate(others, 1):
         with compiling(work, topology, index) as wait:
-            size = wait().memory
+            size, fits = (found := wait()).memory, found.fits
+        compilation = dataclasses.replace(compilation, fits=compilation.fits and fits)
         one = abstract_mesh({} if other.on_one_chip else axes)
         own = chip_bytes(one, other.state, _param_rules(work))
         memories.append((other.name, state_bytes - own + size))
