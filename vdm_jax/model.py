@@ -161,7 +161,7 @@ class DiffusionModel:
             cond = self.condition_dropout(cond, key)
             if (clean := self.condition("clean_frames")) is not None:
                 own_key = condition_key(key, "clean_frames")
-                cond["clean"] = clean.draw(own_key, z, cond.get("frame_mask"))
+                cond["clean"] = clean.draw(own_key, z, self.shape[0])
         return z, cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:

@@ -29,10 +29,11 @@ STRATEGIES = {
 SOME = (("first", 0.25), ("last", 0.5))
 
 
-def draw(masks, z, frame_mask=None):
+def draw(masks, z):
     """Return the strength of frames of clips z, as training draws it."""
-    clean = jax.jit(CleanFrames(masks).draw)(jax.random.key(0), z, frame_mask)
-    return np.asarray(clean.strength)
+    return np.asarray(
+        CleanFrames(masks).draw(jax.random.key(0), z, z.shape[1]).strength
+    )
 
 
 @functools.cache
@@ -102,14 +103,16 @@ def test_strategies_are_drawn_by_their_probability():
         assert abs(share - expected) < 0.03  # four standard deviations
 
 
-def test_independent_images_are_generated():
-    frame_mask = jnp.asarray([[True, True, False]] * 64)
-    condition = CleanFrames((("last", 0.5), ("random", 0.5)))
-    drawn_frames = condition.draw(
-        jax.random.key(0), jnp.zeros((64, 3, 1, 1, 1)), frame_mask
-    )
-    assert (drawn_frames.strength[:, 2] == 1).all()
-    assert (drawn_frames.strength[:, :2] == 0).any()
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("last", [1, 0, 1]), ("first_and_last", [0, 0, 1]), ("first", [0, 1, 1])],
+)
+def test_independent_images_behind_the_frames_are_generated(name, expected):
+    condition = CleanFrames(((name, 1.0),))
+    drawn = condition.draw(jax.random.key(0), jnp.zeros((4, 3, 1, 1, 1)), frames=2)
+    assert (drawn.strength == jnp.asarray(expected)[None]).all()
+    one = condition.draw(jax.random.key(0), jnp.zeros((4, 3, 1, 1, 1)), frames=1)
+    assert (one.strength == 1).all()
 
 
 # The loss.

@@ -38,6 +38,20 @@ def test_a_buffer_is_unpacked(videos):
         packing.pack(videos, 2, 24)
 
 
+def test_what_the_numbers_of_attention_do_not_hold_is_refused():
+    one = np.zeros((1, 2, 2, 1), np.float32)
+    with pytest.raises(UserError, match="128 videos in a buffer: at most 127"):
+        packing.pack([one] * 128, 2, 128)
+    with pytest.raises(UserError, match="4097 frames of 2x2 in patches of 2"):
+        packing.pack([np.zeros((4097, 2, 2, 1), np.float32)], 2, 5000)
+
+
+def test_heads_that_the_kernel_does_not_take_are_refused(draw):
+    q, ids = draw(1, 128, 1, 136), jnp.ones((1, 128), int)
+    with pytest.raises(UserError, match="heads of 136"):
+        backends.over_segments(q, q, q, ids, ids, backend="pallas")
+
+
 def test_videos_fill_buffers():
     """Each where it first fits, the longest first; none is lost or split."""
     lengths = [3, 9, 5, 5, 1, 7, 2]

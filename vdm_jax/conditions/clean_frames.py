@@ -123,13 +123,13 @@ class CleanFrames(Condition):
         """Nothing: the noise level says which frames are clean."""
         return Contribution()
 
-    def draw(self, key: Array, z: Array, frame_mask: Array | None = None) -> Clean:
+    def draw(self, key: Array, z: Array, frames: int) -> Clean:
         """Draw which frames of clips z [b, f, h, w, c] are given.
 
-        A single frame is always generated, and so are independent images, where
-        frame_mask [b, f] is false.
+        A single frame is always generated, and so are the independent images behind the
+        first `frames` frames.
         """
-        batch, frames = z.shape[:2]
+        batch, images = z.shape[0], z.shape[1] - frames
         ends = jnp.cumsum(jnp.asarray([p for _, p in self.masks]))
 
         def draw_one(key: Array) -> Array:
@@ -140,6 +140,5 @@ class CleanFrames(Condition):
             return jnp.stack(masks)[chosen]
 
         given = jax.vmap(draw_one)(jax.random.split(key, batch)) & (frames > 1)
-        if frame_mask is not None:
-            given &= frame_mask
+        given = jnp.pad(given, ((0, 0), (0, images)))
         return Clean(z, 1.0 - given.astype(z.dtype))

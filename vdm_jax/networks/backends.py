@@ -1,4 +1,4 @@
-"""The entry point of attention in the U-Nets, and who computes it.
+"""The entry point of attention, and who computes it.
 
 `over_pixels` and `over_frames` have the arrays as the projections write them, [b, f,
 pixels, heads, d]. A backend is chosen by device and shape, unless
@@ -129,7 +129,7 @@ def over_segments(
       UserError: a backend that cannot compute it.
     """
     refusals = {
-        "pallas": _refuse_pallas(q),
+        "pallas": _refuse_pallas(q) or _refuse_flash(q),
         "cudnn": "cuDNN's has no packed buffers here",
     }
     chosen = _choose(backend, refusals, worthwhile=q.shape[1] >= LANES)
@@ -188,6 +188,13 @@ def _refuse_pallas(q: jax.Array) -> str:
     d = q.shape[-1]
     if d % 8 or d > MAX_HEAD_DIM:
         return f"heads of {d}, and they must be a multiple of 8 up to {MAX_HEAD_DIM}"
+    return ""
+
+
+def _refuse_flash(q: jax.Array) -> str:
+    d = q.shape[-1]
+    if d > LANES and d % LANES:
+        return f"heads of {d}, and JAX's flash attention wants multiples of {LANES}"
     return ""
 
 

@@ -12,6 +12,9 @@ import numpy as np
 from vdm_jax.errors import UserError
 from vdm_jax.networks.inputs import Packing
 
+# `dit_blocks.attention_ids` has 7 bits for the video and 12 for each position.
+MAX_VIDEOS, MAX_SIDE = 127, 2**12
+
 
 def num_tokens(size: Sequence[int], patch_size: int) -> int:
     """Return the tokens of a video of (frames, height, width)."""
@@ -54,12 +57,20 @@ def pack(
     needs but the videos' sizes.
 
     Raises:
-      UserError: the videos have more tokens than the buffer.
+      UserError: the videos have more tokens than the buffer, there are more than
+        MAX_VIDEOS, or one has more than MAX_SIDE frames, rows or columns.
     """
+    if len(videos) > MAX_VIDEOS:
+        raise UserError(f"{len(videos)} videos in a buffer: at most {MAX_VIDEOS}")
     tokens, segments, positions = [], [], []
     for i, video in enumerate(videos):
         f, h, w, c = video.shape
         p = patch_size
+        if max(f, h // p, w // p) > MAX_SIDE:
+            raise UserError(
+                f"a video of {f} frames of {h}x{w} in patches of {p}: at most "
+                f"{MAX_SIDE} frames, rows and columns"
+            )
         patches = video.reshape(f, h // p, p, w // p, p, c).swapaxes(2, 3)
         tokens.append(patches.reshape(-1, p * p * c))
         grid = np.indices((f, h // p, w // p)).reshape(3, -1).T
