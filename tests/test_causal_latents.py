@@ -13,6 +13,7 @@ from tests.networks.small_wan import RECORDED, to_ours, write_vae
 from tests.parity import wan_cases
 from vdm_jax import codec, latents
 from vdm_jax.errors import UserError
+from vdm_jax.sampling import batches
 from vdm_jax.settings import section_dict
 from vdm_jax.settings.sections import Codec
 
@@ -65,6 +66,20 @@ def test_a_latent_is_known_where_all_of_its_pixels_are(own):
     assert own.encode_mask(mask)[0, :, 0, :, 0].tolist() == [
         [True, False], [True, True], [False, True]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "lost"), [((0,), None), (range(5), None), (range(5, 9), None),
+    (range(4), 1), ((0, 4), 4), ((8,), 8)],
+)  # fmt: skip
+def test_frames_that_do_not_fill_a_latent_are_refused(own, given, lost):
+    mask = np.zeros((1, 9, 8, 16, 1), bool)
+    mask[:, list(given)] = True
+    if lost is None:
+        batches._check_frames(mask, own.encode_mask(mask))
+        return
+    with pytest.raises(UserError, match=rf"frame {lost} is given .* 4k \+ 1 frames"):
+        batches._check_frames(mask, own.encode_mask(mask))
 
 
 def test_a_known_mean_and_deviation_are_taken_off(own, tmp_path):

@@ -270,7 +270,7 @@ def test_the_last_layer_of_the_text_can_be_skipped(folder, tmp_path):
     [
         (
             "unet", "conv_in.bias",
-            "the U-Net gives values that are not finite in 2 of 2 videos, first in "
+            "the network gives values that are not finite in 2 of 2 videos, first in "
             "frames 0 of video 0: compute in float32",
         ),
         (

@@ -392,7 +392,7 @@ def test_the_loss_of_a_model_draws_the_times_of_its_training_schedule():
         )
 
         def prepare_batch(self, batch, key, codec_params):
-            return batch["video"], None
+            return batch["video"], {}
 
         def denoiser(self, params, key):
             def denoise(z, level, cond):

@@ -118,7 +118,7 @@ def test_a_text_model_is_measured_by_the_captions_of_held_out_clips(
     trained = runs.TrainedModel(
         model, model.init(jax.random.key(0)), config, 0, "checksum"
     )
-    monkeypatch.setattr(runs, "load", lambda workdir: trained)
+    monkeypatch.setattr(runs, "load", lambda workdir, size=None: trained)
     inputs, original = [], models.sampling.sample
 
     def sample(model, params, num, settings, given, run):

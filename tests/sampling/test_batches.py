@@ -72,7 +72,9 @@ def test_what_is_not_finite_is_named(trained):
         {"label": np.zeros((3, 2), np.int32)}, initial_noise=noise
     )
     settings = sampling.Settings(sampler="ddim", steps=2, batch_size=3)
-    message = "U-Net gives .* not finite in 1 of 3 videos, .* frames 0, 1,.* of video 6"
+    message = (
+        "network gives .* not finite in 1 of 3 videos, .* frames 0, 1,.* of video 6"
+    )
     with pytest.raises(UserError, match=message):
         sampling.sample(model, params, 3, settings, inputs, sampling.Run(first_video=5))
 

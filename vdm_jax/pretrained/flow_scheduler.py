@@ -53,6 +53,8 @@ def fields(config: ConfigFile) -> dict[str, Any]:
     kind = config.one_of("_class_name", tuple(CLASSES))
     sampler, shift, options = CLASSES[kind]
     for name, values in options.items():
+        if name in ("prediction_type", "use_flow_sigmas"):  # diffusers' are of no flow
+            config.values.setdefault(name)
         config.one_of(name, values)
     return {
         "shift": config.number(shift, 1.0, 1e-3, 1e3),

@@ -193,7 +193,7 @@ def _check_finite(z: np.ndarray, first_video: int) -> None:
         videos, frames = np.nonzero(~finite)
         first = ", ".join(map(str, frames[videos == videos[0]]))
         raise UserError(
-            f"the U-Net gives values that are not finite in {len({*videos})} of "
+            f"the network gives values that are not finite in {len({*videos})} of "
             f"{len(z)} videos, first in frames {first} of video "
             f"{first_video + videos[0]}: "
             "compute in float32, or check its weights, LoRAs and conditions"
@@ -213,7 +213,27 @@ def _encode(
     if strength is not None:
         strength = strength.astype(z.dtype)
     mask = model.codec.encode_mask(known.mask)
+    _check_frames(np.asarray(known.mask), np.asarray(mask))
     return known._replace(video=z, mask=mask, strength=strength, z=None)
+
+
+def _check_frames(mask: np.ndarray, z_mask: np.ndarray) -> None:
+    """Raise UserError for known frames in a frame of z that is not wholly known.
+
+    It could not be conditioned on them, and they would stand out from the video.
+    mask, z_mask: bool [b, f, h, w, c], of the video and of z.
+    """
+    frames, z_frames = mask.shape[1], z_mask.shape[1]
+    if frames == z_frames:
+        return
+    known, z_known = (m.all((2, 3, 4)).any(0) for m in (mask, z_mask))
+    factor = (frames - 1) // (z_frames - 1)
+    lost = [i for i in np.flatnonzero(known) if not z_known[-(-i // factor)]]
+    if lost:
+        raise UserError(
+            f"frame {lost[0]} is given without the others of its latent, of {factor} "
+            f"frames: give {factor}k + 1 frames at the start and {factor}k at the end"
+        )
 
 
 def step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
