@@ -226,7 +226,7 @@ def _check_frames(mask: np.ndarray, z_mask: np.ndarray) -> None:
     frames, z_frames = mask.shape[1], z_mask.shape[1]
     if frames == z_frames:
         return
-    known, z_known = (m.all((2, 3, 4)).any(0) for m in (mask, z_mask))
+    known, z_known = (np.any(np.all(m, axis=(2, 3, 4)), axis=0) for m in (mask, z_mask))
     factor = (frames - 1) // (z_frames - 1)
     lost = [i for i in np.flatnonzero(known) if not z_known[-(-i // factor)]]
     if lost:
