@@ -113,3 +113,25 @@ def test_a_size_that_the_network_does_not_take_is_refused(monkeypatch):
     assert build.at_size(config, (16, 16)) == config
     with pytest.raises(UserError, match="are for videos of 16x16 alone"):
         build.at_size(config, (16, 32))
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        ({"kind": "dit", "cross_attention": True}, {}, "conditioning.text_dim=0"),
+        ({"kind": "wan"}, {}, "conditioning.text_dim=0"),
+        ({"kind": "wan"}, {"text_dim": 8}, "data.joint_image_frames=2: 0 with"),
+        (
+            {"kind": "wan", "num_heads": 5, "head_dim": 8},
+            {"text_dim": 8, "images": 0},
+            r"conditioning.cond_dim=\d+: num_heads \* head_dim=40",
+        ),
+    ],
+)
+def test_what_a_transformer_cannot_read_is_refused(network, changes, message):
+    config = smoke_config().unlock()
+    config.network = network
+    config.data.joint_image_frames = changes.pop("images", 2)
+    config.conditioning.update(changes)
+    with pytest.raises(UserError, match=message):
+        build.build_model(config)

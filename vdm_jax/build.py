@@ -17,6 +17,7 @@ from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.model import DiffusionModel
 from vdm_jax.networks import NETWORKS, control
 from vdm_jax.networks.layers import noise_level_embedding
+from vdm_jax.networks.wan import WanSpec
 
 
 def schedules_from_config(
@@ -126,6 +127,7 @@ def build_model(config: Any) -> DiffusionModel:
         _check_size(config, z_shape)
     schedule, training_schedule = schedules_from_config(config, z_shape)
     rows = conditions.from_config(config)
+    _check_conditions(config)
     crop = getattr(dict(rows).get("low_resolution"), "train_crop", ())
     sizes = [z_shape[1:3]]
     if crop:
@@ -178,6 +180,31 @@ def at_size(config: Any, size: tuple[int, ...]) -> Any:
             f"{config.video.height}x{config.video.width} alone"
         )
     return resized
+
+
+def _check_conditions(config: Any) -> None:
+    """Raise UserError for conditions that a transformer cannot read, or lacks."""
+    network, conditioning = config.network, config.conditioning
+    kind, text = network.kind, conditioning.text_dim
+    reads_text = kind == "wan" or (kind == "dit" and network.get("cross_attention"))
+    if reads_text and not text:
+        raise UserError(
+            f"conditioning.text_dim=0: a network of kind {kind!r} that reads a text "
+            "wants the width of its embeddings"
+        )
+    if kind != "wan":
+        return
+    if config.data.joint_image_frames:
+        raise UserError(
+            f"data.joint_image_frames={config.data.joint_image_frames}: 0 with a "
+            "network of kind 'wan', which has no images behind a video"
+        )
+    width = WanSpec(**network.to_dict()).width
+    if conditioning.cond_dim != width:
+        raise UserError(
+            f"conditioning.cond_dim={conditioning.cond_dim}: num_heads * head_dim="
+            f"{width} with a network of kind 'wan'"
+        )
 
 
 def _check_size(config: Any, z_shape: codecs.Shape) -> None:

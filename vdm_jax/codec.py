@@ -133,36 +133,23 @@ def _einsum(rule: str, x: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Latents(Codec):
-    """Latents of a trained autoencoder, shifted and scaled as its config says.
+class AutoencoderCodec(Codec):
+    """Latents of an autoencoder in a folder, shifted and scaled as its config says.
 
-    path: folder of the autoencoder, with its parameters.
+    path: of the folder, which has the parameters.
     """
 
     limit: float | None = None
     path: str
-    autoencoder: Autoencoder
+    autoencoder: Any
 
-    def z_shape(self, video_shape: Shape) -> Shape:
-        """The height and width over the factor; the channels of the latents."""
-        spec = self.autoencoder.network.spec
-        frames, height, width, channels = video_shape
-        check_size(spec, height, width)
-        if channels != spec.in_channels:
+    def check_channels(self, channels: int) -> None:
+        """Raise UserError for videos of other channels than the autoencoder's."""
+        if channels != (own := self.autoencoder.network.spec.in_channels):
             raise UserError(
-                f"the autoencoder {self.path} is for videos of {spec.in_channels} "
-                f"channels, not {channels}"
+                f"the autoencoder {self.path} is for videos of {own} channels, not "
+                f"{channels}"
             )
-        size = height // spec.factor, width // spec.factor
-        return frames, *size, spec.latent_channels
-
-    def load_params(self) -> dict[str, Any]:
-        """Return the parameters of the network, from its folder."""
-        return latents.read_params(self.autoencoder, Path(self.path))
-
-    def param_shapes(self) -> dict[str, Any]:
-        """Return the shapes of the network's parameters."""
-        return latents.param_shapes(self.autoencoder)
 
     def fingerprint(self) -> str:
         """Return a hash of the config and the tensors in its folder."""
@@ -175,6 +162,30 @@ class Latents(Codec):
     def decode(self, z: Any, params: Any = None) -> Any:
         """Return the videos; a few frames are in memory at a time."""
         return self.autoencoder.decode(params, z)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(AutoencoderCodec):
+    """Latents of each frame."""
+
+    autoencoder: Autoencoder
+
+    def z_shape(self, video_shape: Shape) -> Shape:
+        """The height and width over the factor; the channels of the latents."""
+        spec = self.autoencoder.network.spec
+        frames, height, width, channels = video_shape
+        check_size(spec, height, width)
+        self.check_channels(channels)
+        size = height // spec.factor, width // spec.factor
+        return frames, *size, spec.latent_channels
+
+    def load_params(self) -> dict[str, Any]:
+        """Return the parameters of the network, from its folder."""
+        return latents.read_params(self.autoencoder, Path(self.path))
+
+    def param_shapes(self) -> dict[str, Any]:
+        """Return the shapes of the network's parameters."""
+        return latents.param_shapes(self.autoencoder)
 
     def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
         """Encode chunks of frames by one compiled program."""
@@ -201,14 +212,9 @@ class Latents(Codec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLatents(Codec):
-    """Latents of a causal autoencoder: 1 + 4 n frames are 1 + n of z, as Wan's.
+class CausalLatents(AutoencoderCodec):
+    """Latents of a causal autoencoder: 1 + 4 n frames are 1 + n of z, as Wan's."""
 
-    path: folder of the autoencoder, with its parameters.
-    """
-
-    limit: float | None = None
-    path: str
     autoencoder: CausalAutoencoder
 
     def z_shape(self, video_shape: Shape) -> Shape:
@@ -216,11 +222,7 @@ class CausalLatents(Codec):
         spec = self.autoencoder.network.spec
         frames, height, width, channels = video_shape
         check_video(spec, frames, height, width)
-        if channels != spec.in_channels:
-            raise UserError(
-                f"the autoencoder {self.path} is for videos of {spec.in_channels} "
-                f"channels, not {channels}"
-            )
+        self.check_channels(channels)
         frames = 1 + (frames - 1) // spec.frame_factor
         size = height // spec.factor, width // spec.factor
         return frames, *size, spec.latent_channels
@@ -232,18 +234,6 @@ class CausalLatents(Codec):
     def param_shapes(self) -> dict[str, Any]:
         """Return the shapes of the network's parameters."""
         return causal_latents.param_shapes(self.autoencoder)
-
-    def fingerprint(self) -> str:
-        """Return a hash of the config and the tensors in its folder."""
-        return latents.fingerprint(Path(self.path))
-
-    def encode(self, video: Any, params: Any = None, key: Any = None) -> Any:
-        """Return means or draws, of mean 0 and deviation 1; a few frames at a time."""
-        return self.autoencoder.encode(params, video, key)
-
-    def decode(self, z: Any, params: Any = None) -> Any:
-        """Return the videos; the frames of one latent are computed at a time."""
-        return self.autoencoder.decode(params, z)
 
     def encode_on_host(self, videos: np.ndarray, params: Any = None) -> np.ndarray:
         """Encode videos one by one, by one compiled program."""

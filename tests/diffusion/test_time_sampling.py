@@ -106,9 +106,9 @@ def test_recorded_shifts_of_open_sora(x64):
     *rows, short = recorded.load("open_sora_flow")["transform_rows"]
     for height, width, frames, *shifted in rows:
         latents = 1 if frames == 1 else frames // 17 * 5
-        r = time_sampling.resolution_shift(height, width, latents)
+        r = time_sampling.resolution_shift(height, width, latents, 512)
         schedule = schedules.Flow(-30, 30, -2 * math.log(r))
         actual = 1000 * flow_time(schedule, times)
         np.testing.assert_allclose(actual, shifted, rtol=1e-6)
     assert short[2] == 16 and not np.any(short[4:])
-    assert time_sampling.resolution_shift(256, 256, 4) == 1
+    assert time_sampling.resolution_shift(256, 256, 4, 512) == 1

@@ -35,7 +35,7 @@ class LogNormal(Schedule):
         return clip_angle(angle, self.logsnr_min, self.logsnr_max)
 
 
-def resolution_shift(height: int, width: int, frames: int, base: int = 512) -> float:
+def resolution_shift(height: int, width: int, frames: int, base: int) -> float:
     """Return the shift r = sqrt(height width) / base sqrt(frames) of flow's time.
 
     t' = r t / (1 + (r - 1) t), after Open-Sora 1.2 (report 3): in more pixels and

@@ -16,9 +16,8 @@ from einops import rearrange
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.networks.attention import chunked_attention
 from vdm_jax.networks.layers import GroupNorm, conv, dense, param_dtype
+from vdm_jax.networks.spec import check_section
 from vdm_jax.partition import constrain
-from vdm_jax.settings import check as check_settings
-from vdm_jax.settings import settings_of
 from vdm_jax.settings.declaration import setting
 
 EPSILON = 1e-6  # of all norms
@@ -228,12 +227,7 @@ def from_config(
     channels, sizes: of its frames.
     """
     section = {name: value for name, value in section.items() if name != "kind"}
-    settings = settings_of(AutoencoderSpec)
-    if unknown := section.keys() - settings.keys():
-        raise UserError(
-            f"config.network.{min(unknown)}: kind 'autoencoder' has no such setting"
-        )
-    check_settings(settings, section, "config.network.")
+    check_section(AutoencoderSpec, section, "autoencoder")
     spec = AutoencoderSpec(channels, channels, **section)
     spec = dataclasses.replace(spec, channels=tuple(spec.channels))
     for width in spec.channels:

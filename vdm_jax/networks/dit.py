@@ -37,9 +37,8 @@ from vdm_jax.networks.positions import (
     sincos_2d,
     token_angles,
 )
+from vdm_jax.networks.spec import check_section
 from vdm_jax.partition import constrain
-from vdm_jax.settings import check as check_settings
-from vdm_jax.settings import settings_of
 
 
 class Head(nn.Module):
@@ -161,12 +160,7 @@ def from_config(
     section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
 ) -> DiT:
     """Return the transformer of a config's section, see `networks.NETWORKS`."""
-    settings = settings_of(DiTSpec)
-    if unknown := section.keys() - settings.keys():
-        raise UserError(
-            f"config.network.{min(unknown)}: kind 'dit' has no such setting"
-        )
-    check_settings(settings, section, "config.network.")
+    check_section(DiTSpec, section, "dit")
     spec = DiTSpec(**section, out_channels=channels)
     check(spec, sizes)
     return DiT(spec)

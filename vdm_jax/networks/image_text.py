@@ -13,13 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.errors import UserError
 from vdm_jax.networks import unet3d
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import GroupNorm, dense, param_dtype
-from vdm_jax.networks.spec import LevelSpec, UNetSpec
-from vdm_jax.settings import check as check_settings
-from vdm_jax.settings import settings_of
+from vdm_jax.networks.spec import LevelSpec, UNetSpec, check_section
 from vdm_jax.settings.declaration import setting
 
 START_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of the logits (section 2.5)
@@ -100,12 +97,7 @@ def from_config(
     section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
 ) -> ImageText:
     """Return the towers of a config's network section, see `networks.NETWORKS`."""
-    settings = settings_of(ImageTextSpec)
-    if unknown := section.keys() - settings.keys():
-        raise UserError(
-            f"config.network.{min(unknown)}: kind 'image_text' has no such setting"
-        )
-    check_settings(settings, section, "config.network.")
+    check_section(ImageTextSpec, section, "image_text")
     levels = tuple(
         LevelSpec(**{**level, "layers": tuple(level.get("layers", ()))})
         for level in section["levels"]

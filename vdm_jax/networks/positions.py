@@ -44,29 +44,24 @@ def rope_splits(dim: int) -> tuple[int, int, int]:
     return dim - 2 * side, side, side
 
 
-def rope_angles(
-    sizes: Sequence[int], splits: Sequence[int], theta: float = 1e4
-) -> jax.Array:
+def rope_angles(sizes: Sequence[int], splits: Sequence[int]) -> jax.Array:
     """Return the angles of a grid of tokens: float32 [*sizes, sum(splits) / 2].
 
     sizes: tokens of each axis, as (frames, height, width).
     splits: even numbers of channels that turn by each axis, as `rope_splits`.
-    theta: the base of the frequencies.
     """
     axes = [jnp.arange(size, dtype=jnp.float32) for size in sizes]
     positions = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-    return token_angles(positions, splits, theta)
+    return token_angles(positions, splits)
 
 
-def token_angles(
-    positions: jax.Array, splits: Sequence[int], theta: float = 1e4
-) -> jax.Array:
+def token_angles(positions: jax.Array, splits: Sequence[int]) -> jax.Array:
     """Return the angles of tokens at positions [..., axes]: [..., sum(splits) / 2].
 
-    The i-th pair of the n channels of an axis turns by p / theta^(2 i / n)
+    The i-th pair of the n channels of an axis turns by p / 10^(8 i / n)
     (arXiv:2104.09864, section 3.4.2), in float32.
     """
-    frequencies = [theta ** (-np.arange(0, n, 2) / max(n, 1)) for n in splits]
+    frequencies = [1e4 ** (-np.arange(0, n, 2) / max(n, 1)) for n in splits]
     axis = np.repeat(np.arange(len(splits)), [len(each) for each in frequencies])
     rates = np.concatenate(frequencies).astype(np.float32)
     p = positions[..., axis].astype(jnp.float32)

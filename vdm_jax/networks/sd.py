@@ -36,9 +36,7 @@ from vdm_jax.networks.layers import (
 )
 from vdm_jax.networks.lora import WithLora
 from vdm_jax.networks.parts import Parts
-from vdm_jax.networks.spec import UNetSpec
-from vdm_jax.settings import check as check_settings
-from vdm_jax.settings import settings_of
+from vdm_jax.networks.spec import UNetSpec, check_section
 from vdm_jax.settings.declaration import setting
 from vdm_jax.settings.sections import Level
 
@@ -280,10 +278,7 @@ def from_config(
     parts: Parts = SD_PARTS,
 ) -> nn.Module:
     """Return the U-Net of a config's network section, see `networks.NETWORKS`."""
-    settings = settings_of(SDSpec)
-    if unknown := section.keys() - settings.keys():
-        raise UserError(f"config.network.{min(unknown)}: kind 'sd' has no such setting")
-    check_settings(settings, section, "config.network.")
+    check_section(SDSpec, section, "sd")
     fields: dict[str, Any] = {**section, "out_channels": channels}
     for name in section.keys() & {"mid_layers", "num_heads"}:
         fields[name] = tuple(section[name])

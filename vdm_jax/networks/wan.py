@@ -25,9 +25,8 @@ from vdm_jax.networks.layers import (
 )
 from vdm_jax.networks.parts import REMAT_POLICIES
 from vdm_jax.networks.positions import apply_rope, rope_angles, rope_splits
+from vdm_jax.networks.spec import check_section
 from vdm_jax.partition import constrain
-from vdm_jax.settings import check as check_settings
-from vdm_jax.settings import settings_of
 from vdm_jax.settings.declaration import setting
 
 TOKEN_AXES = ("batch", "frames", "height", "channel")  # of [b, f, tokens, width]
@@ -218,12 +217,7 @@ def from_config(
     section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
 ) -> Wan:
     """Return the transformer of a config's network section, see `networks.NETWORKS`."""
-    settings = settings_of(WanSpec)
-    if unknown := section.keys() - settings.keys():
-        raise UserError(
-            f"config.network.{min(unknown)}: kind 'wan' has no such setting"
-        )
-    check_settings(settings, section, "config.network.")
+    check_section(WanSpec, section, "wan")
     spec = WanSpec(**{**section, "out_channels": channels})
     if spec.head_dim % 2:
         raise UserError(f"config.network.head_dim={spec.head_dim}: an even number")

@@ -125,9 +125,8 @@ def schedule_bundles(schedule: str) -> float:
     loops = [_Loop(None, 1)]  # all of them; the first is the kernel itself
     nest = loops[:]  # those that the current bundle is in
     for marker, depth, text in re.findall(_BUNDLE, schedule):
-        if (
-            text[:1] != "}"
-        ):  # an empty bundle has no mark: it is where the former one is
+        if text[:1] != "}":
+            # An empty bundle has no mark: it is where the former one is.
             del nest[len(depth) + 1 :]
         if marker == "LB":
             del nest[len(depth) :]

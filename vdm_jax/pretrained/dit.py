@@ -206,4 +206,6 @@ def labels(id2label: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
         own = [name.strip() for name in str(text).split(",")]
         free = [name for name in own if name not in chosen]
         chosen[free[0] if free else f"{own[0]} {i}"] = None
+    if len(chosen) != num_classes:
+        raise UserError("id2label: a class has the name and number of another one")
     return tuple(chosen)
