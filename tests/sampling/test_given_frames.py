@@ -14,6 +14,7 @@ from tests.small_model import random_params, smoke_config
 from vdm_jax import build, sampling
 from vdm_jax.codec import Codec, Patch
 from vdm_jax.conditions.clean_frames import CleanFrames
+from vdm_jax.diffusion import process, samplers
 from vdm_jax.errors import UserError
 from vdm_jax.sampling import Observation, Run, SamplingInputs, Settings, autoregressive
 from vdm_jax.sampling.given_frames import encode_strength
@@ -82,21 +83,44 @@ def test_no_frame_given_is_plain_sampling_bit_for_bit():
     np.testing.assert_array_equal(same, plain)
 
 
+LONG = dataclasses.replace(SETTINGS, steps=512, clip_x=0.0)
+
+
+def noised(known, eps):
+    """Return known frames at the level of their strength: N(0, 1) stays as it is."""
+    s = known.strength.reshape(1, -1, 1, 1, 1)
+    return ((1 - s) * known.video + s * eps) / np.hypot(1 - s, s)
+
+
 def test_a_frame_goes_as_far_as_its_strength():
     """For data N(0, 1) the flow leaves z as it is: alpha known + sigma eps of s."""
     model = given_model(mean=0.0, variance=1.0)
-    settings = dataclasses.replace(SETTINGS, steps=512, clip_x=0.0)
     strength = np.linspace(0, 1, FRAMES)
     known = observe(strength=strength)
-    z = generate(model, known, settings)
-    eps = generate(model, None, settings)
-    size = np.hypot(1 - strength, strength)
-    alpha, sigma = (a.reshape(1, -1, 1, 1, 1) for a in (1 - strength, strength) / size)
-    expected = alpha * known.video + sigma * eps
+    z = generate(model, known, LONG)
+    expected = noised(known, generate(model, None, LONG))
     np.testing.assert_allclose(z, expected, rtol=0, atol=0.03)
     np.testing.assert_array_equal(z[:, 0], known.video[[0, 0], 0])
     distance = np.abs(z - known.video).mean((0, 2, 3, 4))
     assert (np.diff(distance) > 0.05).all()
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "unipc"])
+def test_a_frame_that_becomes_active_does_not_overshoot(sampler):
+    """In 16 steps, one of which starts where the frame becomes active.
+
+    Extrapolated from the given frame to the model's prediction it would err by 0.3.
+    """
+    model = given_model(mean=0.0, variance=1.0)
+    settings = dataclasses.replace(LONG, sampler=sampler, steps=16)
+    schedule = sampling.settings.make_schedule(model, settings)
+    start = samplers.grid(schedule, 16)[0]
+    strength = np.ones(FRAMES)
+    strength[1] = process.flow_time(start)[11] + 1e-6
+    known = observe(strength=strength)
+    z = generate(model, known, settings)
+    expected = noised(known, generate(model, None, LONG))
+    np.testing.assert_allclose(z[:, 1], expected[:, 1], rtol=0, atol=0.02)
 
 
 def test_the_model_chooses_between_given_frames_and_guidance():
