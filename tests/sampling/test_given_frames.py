@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from vdm_jax.codec import Codec, Patch
 from vdm_jax.conditions.clean_frames import CleanFrames
 from vdm_jax.diffusion import process, samplers
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation, Run, SamplingInputs, Settings, autoregressive
+from vdm_jax.sampling import Observation, Run, SamplingInputs, Settings
 from vdm_jax.sampling.given_frames import encode_strength
 
 FRAMES, SETTINGS = SHAPE[0], Settings(sampler="ddim", steps=3, batch_size=4)
@@ -174,22 +176,69 @@ class Lossy(Patch):
         return super().decode(z, params) * 0.9 + 0.05
 
 
-def test_no_colour_drifts_from_block_to_block(monkeypatch):
-    """z of the frames that blocks share is carried, not decoded and encoded again."""
-    model, made = given_model(codec=Lossy()), []
+class CausalLossy(Codec):
+    """One more, of 1 + 2 n frames: z has the first, and the mean of each two others."""
 
-    def generate(*arguments):
-        made.append(sampling.generate(*arguments))
-        return made[-1]
+    frame_factor = 2
 
-    monkeypatch.setattr(autoregressive, "generate", generate)
-    known = observe(12, [0])
-    inputs = SamplingInputs(observation=known)
-    videos = sampling.extend_in_blocks(model, PARAMS, 2, SETTINGS, inputs)
-    assert len(made) == 5
-    for first, second in zip(made, made[1:], strict=False):
-        np.testing.assert_array_equal(second[:, : FRAMES // 2], first[:, FRAMES // 2 :])
+    def z_shape(self, video_shape):
+        return 1 + (video_shape[0] - 1) // 2, *video_shape[1:]
+
+    def encode(self, video, params=None, key=None):
+        b, f, *size = video.shape
+        pairs = video[:, 1:].reshape(b, f // 2, 2, *size).mean(2)
+        return np.concatenate([video[:, :1], pairs], 1)
+
+    def decode(self, z, params=None):
+        return jnp.concatenate([z[:, :1], z[:, 1:].repeat(2, 1)], 1) * 0.9 + 0.05
+
+    def encode_mask(self, mask):
+        return self.encode(mask) == 1
+
+
+class Levels:
+    """A conditioning encoder: the network's inputs are the levels of the frames."""
+
+    def apply(self, params, logsnr, frames, cond):
+        return logsnr
+
+
+class Still:
+    """A network that predicts the last of the given frames for all others."""
+
+    def apply(self, params, z, logsnr, *more, **how):
+        place = jnp.where(jnp.isinf(logsnr), jnp.arange(z.shape[1])[None], 0).max(1)
+        return jnp.broadcast_to(jax.vmap(lambda a, i: a[i][None])(z, place), z.shape)
+
+
+@pytest.mark.parametrize("codec", [Lossy(), CausalLossy()], ids=["frames", "causal"])
+def test_no_colour_drifts_from_block_to_block(codec):
+    """z of the frames that blocks share is carried, not decoded and encoded again.
+
+    So a video that stands still has one picture in all of 5 blocks.
+    """
+    model = given_model(
+        network=Still(), conditioning_encoder=Levels(), prediction_type="x",
+        mean=0.0, variance=1.0, codec=codec, video_shape=(5, *SHAPE[1:]),
+    )  # fmt: skip
+    known = observe(13, [0])
+    inputs, calls = SamplingInputs(observation=known), set()
+    run = Run(progress=lambda done, total: calls.add(total))
+    settings = dataclasses.replace(SETTINGS, clip_x=0.0)
+    videos = sampling.extend_in_blocks(
+        model, PARAMS, 2, settings, inputs, run, overlap_frames=3
+    )
+    assert calls == {5 * settings.steps}
     np.testing.assert_array_equal(videos[:, 0], known.video[[0, 0], 0])
+    expected = np.clip(codec.decode(codec.encode(known.video[:, :1])), -1, 1)
+    np.testing.assert_allclose(videos[:, 1:], expected.repeat(12, 1)[[0, 0]], atol=1e-5)
+
+
+def test_blocks_do_not_divide_a_frame_of_z():
+    model = given_model(codec=CausalLossy(), video_shape=(5, *SHAPE[1:]))
+    inputs = SamplingInputs(observation=observe(13, [0]))
+    with pytest.raises(UserError, match="overlap_frames=2: 2k [+] 1 frames .*, as 1$"):
+        sampling.extend_in_blocks(model, PARAMS, 1, SETTINGS, inputs, overlap_frames=2)
 
 
 class Pairs(Codec):
