@@ -203,7 +203,7 @@ def test_levels_of_frames(example, random_params, attend):
 
 
 def test_masked_tokens_are_not_read(example, draw, random_params):
-    """Nor is any of a text that is dropped, of any length."""
+    """Nor is the other video of the batch, or any of a text that is dropped."""
     z, inputs = example()
     net = network()
     params = random_params(net, z, inputs)
@@ -211,6 +211,9 @@ def test_masked_tokens_are_not_read(example, draw, random_params):
     output = apply(net, params, z, inputs)
     other = apply(net, params, z, dataclasses.replace(inputs, tokens=other))
     np.testing.assert_array_equal(other, output)
+    first = dataclasses.replace(inputs, tokens=inputs.tokens.at[0].set(7.0))
+    neighbour = apply(net, params, z.at[0].set(0), first)
+    np.testing.assert_array_equal(neighbour[1], output[1])
     empty, short = (
         dataclasses.replace(
             inputs, tokens=draw(2, n, 6, seed=n), token_mask=jnp.zeros((2, n), bool)
