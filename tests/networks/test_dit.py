@@ -20,7 +20,7 @@ from vdm_jax.networks.positions import rope_angles, rope_splits
 from vdm_jax.trees import named_leaves
 
 SPEC = DiTSpec(
-    width=16, depth=2, num_heads=2, positions="rope", cross_attention=True,
+    width=16, depth=1, num_heads=2, positions="rope", cross_attention=True,
     out_channels=4,
 )  # fmt: skip
 each_attend = pytest.mark.parametrize("attend", ATTEND)
@@ -61,7 +61,7 @@ def close(a, b, atol=1e-5):
 )
 def test_output_is_zero_at_initialisation(example, attend, adaln_single):
     z, inputs = example()
-    net = network(attend, adaln_single=adaln_single, learn_sigma=True, depth=1)
+    net = network(attend, adaln_single=adaln_single, learn_sigma=True)
     inputs = dataclasses.replace(inputs, vector=jnp.tile(inputs.vector, 2))
     variables = jax.jit(net.init)(jax.random.key(0), z, inputs)
     output = apply(net, variables, z, inputs)
