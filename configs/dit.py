@@ -57,9 +57,9 @@ def get_config(variant: str = "") -> ConfigDict:
         schedule="flow", prediction_type="flow", loss_weighting="flow"
     )
     config.train.update(
-        steps=4000,
+        steps=4200,
         optimizer="muon",
-        learning_rate=2e-3,
+        learning_rate=6e-3,
         warmup=100,
         end_lr_fraction=0.05,
         weight_decay=0.01,
@@ -81,7 +81,7 @@ def _packed(config: ConfigDict) -> None:
     """Set the sizes of a batch: 15 clips and 12 pictures in four buffers."""
     clips = (8, 64, 64, 5), (8, 48, 80, 5), (8, 80, 48, 5)
     pictures = (1, 64, 64, 4), (1, 48, 80, 4), (1, 80, 48, 4)
-    config.packing = dict(sizes=clips + pictures, tokens=512)
+    config.mixed_sizes = dict(rows=clips + pictures, buffer_tokens=512)
     config.data.update(latents_dir="runs/dit_latents", batch_size=4)
     config.data.joint_image_frames = 0
     config.conditioning.clean_frames = (

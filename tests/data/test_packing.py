@@ -48,7 +48,7 @@ def config(**changes) -> Any:
             "network": {"kind": "dit", "positions": "rope", "patch_size": 2},
             "conditioning": {"frame_index_embedding": False},
             "diffusion": {"resolution_base": 0},
-            "packing": {"sizes": SIZES, "tokens": 28},
+            "mixed_sizes": {"rows": SIZES, "buffer_tokens": 28},
         }
     )  # fmt: skip
     for path, change in changes.items():
@@ -124,7 +124,7 @@ def test_the_stream_is_resumed_and_shared():
 
 
 def test_sizes_have_orders_of_their_own():
-    value = config(packing__sizes=SIZES[:1] * 2, data__batch_size=4)
+    value = config(mixed_sizes__rows=SIZES[:1] * 2, data__batch_size=4)
     batch = take(packing.train_batches(value, [Sized(SIZES[0])] * 2), 1)[0]
     assert len({caption for *_, caption in clips_of(batch)}) > 2
 
@@ -132,12 +132,12 @@ def test_sizes_have_orders_of_their_own():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("packing__sizes", (), "rows of .frames, height, width, clips"),
-        ("packing__sizes", ((3, 4, 6),), "rows of .frames, height, width, clips"),
-        ("packing__sizes", ((3, 4, 5, 1),), "the first is .3, 4, 5., not the size of"),
-        ("packing__sizes", (*SIZES, (1, 4, 5, 1)), "5 must be a multiple of 2"),
-        ("packing__sizes", (*SIZES, (4, 4, 6, 1)), "4 frames, more than .*frames=3"),
-        ("packing__tokens", 17, "a video of 18 tokens in a buffer of 17"),
+        ("mixed_sizes__rows", (), "rows of .frames, height, width, clips"),
+        ("mixed_sizes__rows", ((3, 4, 6),), "rows of .frames, height, width, clips"),
+        ("mixed_sizes__rows", ((3, 4, 5, 1),), "the first is .3, 4, 5., not the"),
+        ("mixed_sizes__rows", (*SIZES, (1, 4, 5, 1)), "5 must be a multiple of 2"),
+        ("mixed_sizes__rows", (*SIZES, (4, 4, 6, 1)), "4 frames, more than .*frames=3"),
+        ("mixed_sizes__buffer_tokens", 17, "a video of 18 tokens in a buffer of 17"),
         ("data__batch_size", 3, "6 clips fills 2 buffers of 28 tokens: set"),
         ("data__joint_image_frames", 1, "pictures are a size of one frame"),
         ("network__kind", "unet", "'unet'.*for 'dit' with 'rope'"),

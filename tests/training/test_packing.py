@@ -32,7 +32,7 @@ def packed_config(**conditioning) -> Any:
     config.data.update(joint_image_frames=0, batch_size=2, mean=0.0, variance=1.0)
     config.network.patch_size = 2
     config.conditioning.update(text_dim=DIM, **conditioning)
-    config.packing = dict(sizes=SIZES, tokens=TOKENS)
+    config.mixed_sizes = dict(rows=SIZES, buffer_tokens=TOKENS)
     return config
 
 
@@ -137,7 +137,7 @@ def test_times_of_a_place_cover_the_schedule(batch):
 def test_parameters_do_not_depend_on_the_packing():
     config = packed_config()
     packed = jax.eval_shape(build.build_model(config).init_params, jax.random.key(0))
-    del config["packing"]
+    del config["mixed_sizes"]
     assert packed == jax.eval_shape(
         build.build_model(config).init_params, jax.random.key(0)
     )
@@ -150,7 +150,7 @@ def test_a_run_trains_resumes_and_samples_another_size(tmp_path, monkeypatch):
     config.conditioning.text_dim = DIM
     config.data.joint_image_frames = 0
     sizes = (4, 32, 32, 2), (2, 32, 48, 1), (1, 48, 32, 1)
-    config.packing = dict(sizes=sizes, tokens=128)
+    config.mixed_sizes = dict(rows=sizes, buffer_tokens=128)
     config.train.update(steps=2, checkpoint_every=1, eval_every=2)
     train.train(config, tmp_path / "run")
     config.train.steps = 4

@@ -43,8 +43,8 @@ def open_source(config) -> Source:
         )
     stored_latents.resolve_path(config.data)
     path = config.data.path
-    if "packing" in config:
-        return open_source(packing.at_size(config, config.packing.sizes[0]))
+    if "mixed_sizes" in config:
+        return open_source(packing.at_size(config, config.mixed_sizes.rows[0]))
     if config.data.latents_dir:
         return stored_latents.open_latents(config)
     if path and config.data.source in COMPUTED:
@@ -57,11 +57,13 @@ def open_source(config) -> Source:
 
 
 def open_sizes(config) -> list[Source]:
-    """Open the data set once for each size of config.packing.sizes.
+    """Open the data set once for each size of config.mixed_sizes.rows.
 
     Raises UserError.
     """
-    return [open_source(packing.at_size(config, row)) for row in config.packing.sizes]
+    return [
+        open_source(packing.at_size(config, row)) for row in config.mixed_sizes.rows
+    ]
 
 
 def train_batches(
@@ -73,7 +75,7 @@ def train_batches(
 
     Raises the errors of `pipeline.train_batches`, or of `packing.train_batches`.
     """
-    if "packing" in config:
+    if "mixed_sizes" in config:
         return packing.train_batches(config, open_sizes(config), rows)
     return pipeline.train_batches(config, source, rows)
 

@@ -1,6 +1,6 @@
 """Batches of packed buffers: clips of several sizes, their tokens one after the other.
 
-Every batch has the same number of clips of each size (config.packing.sizes), so that
+Every batch has the same number of clips of each size (config.mixed_sizes.rows), so that
 one layout of the buffers holds for all, and a position in the stream is a number of
 batches, as in data/pipeline.py.
 """
@@ -8,6 +8,7 @@ batches, as in data/pipeline.py.
 import copy
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -29,8 +30,8 @@ class Layout:
     """Which clips of a batch are in which buffer.
 
     Attributes:
-      sizes: of each clip's z, in the order of config.packing.sizes.
-      row: of config.packing.sizes that each clip is of.
+      sizes: of each clip's z, in the order of config.mixed_sizes.rows.
+      row: of config.mixed_sizes.rows that each clip is of.
       buffers: clips of each buffer, by number.
       patch_size: of the network.
       tokens: of a buffer.
@@ -69,97 +70,101 @@ def layout(config: Any) -> Layout:
         buffers of a batch, or a network that reads no packed buffers.
     """
     _check(config)
-    section, codec = config.packing, codecs.from_config(config)
+    section, codec = config.mixed_sizes, codecs.from_config(config)
     p, sizes, rows = config.network.patch_size, [], []
-    for row, (*size, count) in enumerate(section.sizes):
+    for row, (*size, count) in enumerate(section.rows):
         frames, height, width, _ = codec.z_shape((*size, config.video.channels))
         for pixels, side in zip(size[1:], (height, width), strict=True):
             factor = pixels // side
             why = f"the codec's {factor} * patch_size"
-            check_multiple("packing.sizes: a side", pixels, factor * p, why)
+            check_multiple("mixed_sizes.rows: a side", pixels, factor * p, why)
         sizes += [(frames, height, width)] * count
         rows += [row] * count
     lengths = [packing.num_tokens(size, p) for size in sizes]
-    buffers = packing.first_fit(lengths, section.tokens)
+    buffers = packing.first_fit(lengths, section.buffer_tokens)
     number = config.data.batch_size
     if len(buffers) != number:
         raise UserError(
-            f"config.packing.sizes: a batch of {len(sizes)} clips fills {len(buffers)} "
-            f"buffers of {section.tokens} tokens: set config.data.batch_size to that, "
-            f"not {number}, or give other clips or buffers"
+            f"config.mixed_sizes.rows: a batch of {len(sizes)} clips fills "
+            f"{len(buffers)} buffers of {section.buffer_tokens} tokens: set "
+            f"config.data.batch_size to that, not {number}, or give other clips or "
+            "buffers"
         )
     return Layout(
-        tuple(sizes), tuple(rows), tuple(map(tuple, buffers)), p, section.tokens
+        tuple(sizes), tuple(rows), tuple(map(tuple, buffers)), p, section.buffer_tokens
     )
 
 
 def _check(config: Any) -> None:
     """Raise UserError for fields that packed buffers need otherwise."""
-    data, video, section = config.data, config.video, config.packing
+    data, video, section = config.data, config.video, config.mixed_sizes
     kind, positions = config.network.kind, config.network.get("positions")
     if kind != "dit" or positions != "rope":
         raise UserError(
-            f"config.packing with network.kind={kind!r}, positions={positions!r}: "
+            f"config.mixed_sizes with network.kind={kind!r}, positions={positions!r}: "
             "packed buffers are for 'dit' with 'rope'"
         )
-    if not section.sizes or any(len(row) != 4 for row in section.sizes):
+    if not section.rows or any(len(row) != 4 for row in section.rows):
         raise UserError(
-            f"config.packing.sizes={section.sizes}: rows of (frames, height, width, "
+            f"config.mixed_sizes.rows={section.rows}: rows of (frames, height, width, "
             "clips in a batch), one or more"
         )
     own = (video.frames, video.height, video.width)
-    if tuple(section.sizes[0][:3]) != own:
+    if tuple(section.rows[0][:3]) != own:
         raise UserError(
-            f"config.packing.sizes: the first is {section.sizes[0][:3]}, not the size "
-            f"of config.video, {own}: it is the model's default"
+            f"config.mixed_sizes.rows: the first is {section.rows[0][:3]}, not the "
+            f"size of config.video, {own}: it is the model's default"
         )
-    longest = max(row[0] for row in section.sizes)
+    longest = max(row[0] for row in section.rows)
     if longest > video.frames:
         raise UserError(
-            f"config.packing.sizes: {longest} frames, more than config.video.frames="
+            f"config.mixed_sizes.rows: {longest} frames, more than config.video.frames="
             f"{video.frames}: no size has more"
         )
     for section in ("stage", "control"):
         if section in config:
             raise UserError(
-                f"config.{section} with config.packing: packed buffers train no model "
-                "that is conditioned on videos"
+                f"config.{section} with config.mixed_sizes: packed buffers train no "
+                "model that is conditioned on videos"
             )
     if config.conditioning.frame_index_embedding:
         raise UserError(
-            "config.conditioning.frame_index_embedding with config.packing: positions "
-            "are rotations there; set it to False"
+            "config.conditioning.frame_index_embedding with config.mixed_sizes: "
+            "positions are rotations there; set it to False"
         )
     if data.joint_image_frames:
         raise UserError(
             f"config.data.joint_image_frames={data.joint_image_frames} with "
-            "config.packing: pictures are a size of one frame there; set it to 0"
+            "config.mixed_sizes: pictures are a size of one frame there; set it to 0"
         )
     if config.diffusion.resolution_base:
         raise UserError(
             f"config.diffusion.resolution_base={config.diffusion.resolution_base} with "
-            "config.packing, where all sizes have one noise schedule: set it to 0"
+            "config.mixed_sizes, where all sizes have one noise schedule: set it to 0"
         )
     if config.codec.kind != "identity" and not data.latents_dir:
         raise UserError(
-            f"config.codec.kind={config.codec.kind!r} with config.packing: packed "
+            f"config.codec.kind={config.codec.kind!r} with config.mixed_sizes: packed "
             "buffers are of pixels or of stored latents: set config.data.latents_dir"
         )
 
 
 def at_size(config: Any, row: Sequence[int]) -> Any:
-    """Return the config of the data set of a row of config.packing.sizes.
-
-    Its stored latents are in a folder named as '8x64x64', of frames, height and width.
-    """
+    """Return the config of the data set of a row of config.mixed_sizes.rows."""
     config = copy.deepcopy(config)
     frames, height, width = row[:3]
     with config.unlocked():
         config.video.update(frames=frames, height=height, width=width)
         if config.data.latents_dir:
-            config.data.latents_dir += f"/{frames}x{height}x{width}"
-        del config["packing"]
+            folder = latents_folder(Path(config.data.latents_dir), row)
+            config.data.latents_dir = str(folder)
+        del config["mixed_sizes"]
     return config
+
+
+def latents_folder(folder: Path, row: Sequence[int]) -> Path:
+    """Return where the latents of a row of config.mixed_sizes.rows are: 8x64x64."""
+    return folder / "x".join(map(str, row[:3]))
 
 
 def shapes(plan: Layout, name: str, channels: int, dtype: Any) -> dict[str, tuple]:
@@ -180,7 +185,7 @@ def shapes(plan: Layout, name: str, channels: int, dtype: Any) -> dict[str, tupl
 class LoadBuffers:
     """Loads a batch by its number: the buffers of this process.
 
-    loads, items: of each row of config.packing.sizes, its clips and their order.
+    loads, items: of each row of config.mixed_sizes.rows, its clips and their order.
     conditions: names of the arrays of a clip that are kept, apart from its frames.
     """
 
@@ -232,8 +237,8 @@ def train_batches(
 ) -> Batches:
     """Return an iterator of packed batches of the training parts.
 
-    sources: of each row of config.packing.sizes. rows: buffers that this process loads;
-      None: all.
+    sources: of each row of config.mixed_sizes.rows.
+    rows: buffers that this process loads; None: all.
 
     A batch is a dict, for b buffers of n tokens with s places for videos:
       video: uint8 [b, n, 1, 1, p p c], or "latents" [b, n, 1, 1, 2 p p c].
@@ -248,7 +253,7 @@ def train_batches(
     loads, items = [], []
     for row, source in enumerate(source.split(False) for source in sources):
         pipeline.check_flip(config, source)
-        frames = config.packing.sizes[row][0]
+        frames = config.mixed_sizes.rows[row][0]
         loads.append(
             LoadBatch(
                 source, config.seed, frames, data.max_bad_fraction, flip=data.flip
@@ -258,8 +263,8 @@ def train_batches(
     vocabularies = {source.label_vocabulary for source in sources}
     if data.label_vocabulary and len(vocabularies) > 1:
         raise UserError(
-            f"config.packing with labels: clips of {sources[0].name} have other labels "
-            "than its pictures: train on texts, or on clips alone"
+            f"config.mixed_sizes with labels: clips of {sources[0].name} have other "
+            "labels than its pictures: train on texts, or on clips alone"
         )
     conditions = ["caption", "label"] if data.label_vocabulary else ["caption"]
     load = LoadBuffers(plan, loads, items, conditions, rows)

@@ -260,9 +260,9 @@ def identity(source: Source) -> dict:
     }  # fmt: skip
 
 
-def _packing(config) -> str:
-    sizes = "; ".join("x".join(map(str, row)) for row in config.packing.sizes)
-    return f"{sizes} in {config.packing.tokens} tokens"
+def _mixed_sizes(config) -> str:
+    sizes = "; ".join("x".join(map(str, row)) for row in config.mixed_sizes.rows)
+    return f"{sizes} in {config.mixed_sizes.buffer_tokens} tokens"
 
 
 def fingerprint(config, source: Source) -> dict:
@@ -278,7 +278,7 @@ def fingerprint(config, source: Source) -> dict:
         "seed": config.seed,
         **{field: config.data[field] for field in data},
         **{field: config.video[field] for field in ("frames", "height", "width")},
-        **({"packing": _packing(config)} if "packing" in config else {}),
+        **({"mixed_sizes": _mixed_sizes(config)} if "mixed_sizes" in config else {}),
         **identity(source),
         # In earlier versions images had the labels and captions of their video.
         **({"image_conditions": "their own"} if config.data.joint_image_frames else {}),

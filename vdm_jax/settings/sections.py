@@ -11,7 +11,7 @@ from vdm_jax.settings.control import Control
 from vdm_jax.settings.declaration import setting
 from vdm_jax.settings.discrete import Discrete
 from vdm_jax.settings.flow import FlowTimesteps
-from vdm_jax.settings.packing import Packing
+from vdm_jax.settings.mixed_sizes import MixedSizes
 
 MANY = 2**31 - 1
 MAX_SCALE = 1000  # of guidance
@@ -387,12 +387,12 @@ class Sample(Sampling):
 TRAINING = {
     "": TopLevel(), "video": Video(), "data": Data(), "codec": Codec(),
     "network": UNet(), "conditioning": Conditioning(), "stage": Stage(),
-    "autoencoder": Autoencoder(), "control": Control(), "packing": Packing(),
+    "autoencoder": Autoencoder(), "control": Control(), "mixed_sizes": MixedSizes(),
     "diffusion": Diffusion(), "discrete": Discrete(), "flow": FlowTimesteps(),
     "train": Train(), "mesh": Mesh(), "sample": Sample(),
 }  # fmt: skip
 LEVELS = ("discrete", "flow")  # what networks of other programs read of a noise level
 # Those that a config has only where something reads them.
-OPTIONAL = ("stage", "autoencoder", "control", "packing", *LEVELS)
+OPTIONAL = ("stage", "autoencoder", "control", "mixed_sizes", *LEVELS)
 # Those that decide what a model is; `sample` has its default sampler.
 MODEL = ("video", "codec", "network", "conditioning", "diffusion", *LEVELS, "sample")

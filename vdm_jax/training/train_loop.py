@@ -202,8 +202,8 @@ class _PendingMetrics:
             self._run.logger.info(f"step {step}: not finite, the update is left out")
         if step % settings.log_every == 0 or step == settings.steps:
             clips = len(jax.tree.leaves(batch)[0])
-            if "packing" in self._run.config:
-                clips = sum(count for *_, count in self._run.config.packing.sizes)
+            if "mixed_sizes" in self._run.config:
+                clips = sum(count for *_, count in self._run.config.mixed_sizes.rows)
             self._log(step, clips)
         if self._num_bad >= settings.max_nonfinite_updates:
             with jax.transfer_guard("allow"):

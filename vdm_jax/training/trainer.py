@@ -214,7 +214,7 @@ class Trainer:
         count = sum(leaf.size for leaf in params)
         log(f"{count:,} parameters; videos of {self.model.video_shape}")
         log(f"{source.name}: {clips:,} clips for training, {held_out:,} held out")
-        if "packing" in self.config:
+        if "mixed_sizes" in self.config:
             log(packing.layout(self.config).describe())
         report = getattr(source, "report", None)  # of a folder: files kept and skipped
         for line in report.summary_lines() if report else ():
@@ -305,7 +305,7 @@ def batch_shapes(
         _, *size, channels = model.shape
         clips = {"name": "latents", "channels": 2 * channels, "dtype": source.dtype}
     shapes: dict[str, tuple]
-    if "packing" in config:
+    if "mixed_sizes" in config:
         layout = packing.layout(config)
         shapes, n = packing.shapes(layout, **clips), (b, layout.places)
     else:
