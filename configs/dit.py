@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
         schedule="flow", prediction_type="flow", loss_weighting="flow"
     )
     config.train.update(
-        steps=4200,
+        steps=5400,
         optimizer="muon",
         learning_rate=6e-3,
         warmup=100,
