@@ -92,7 +92,7 @@ def _packed(config: ConfigDict, variant: str) -> None:
     if variant == "pictures":
         config.video.frames = 1
         rows, tokens = ((1, 64, 64, 10), (1, 48, 80, 10), (1, 80, 48, 10)), 512
-        config.train.steps = 1600
+        config.train.steps = 6000
     else:
         clips = (8, 64, 64, 2), (8, 48, 80, 1), (8, 80, 48, 1)
         rows = *clips, (1, 64, 64, 2), (1, 48, 80, 1), (1, 80, 48, 1)
