@@ -21,6 +21,7 @@ from vdm_jax.diffusion import guidance, process, schedules
 from vdm_jax.diffusion.process import Array, Denoiser, Prediction, append_dims
 from vdm_jax.errors import UserError
 from vdm_jax.initialization import Initializer
+from vdm_jax.networks.inputs import Packing
 
 Params = Any
 
@@ -115,9 +116,12 @@ class DiffusionModel:
         """Return the raw conditions of a batch, none of them dropped.
 
         "keep" holds a mask per condition: bool [b], or [b, 1 + k] where a batch has k
-        independent images.
+        independent images, or [b, s] of buffers of s packed videos.
         """
         cond: Cond = {"keep": {}}
+        if "segments" in batch:
+            names = (field.name for field in dataclasses.fields(Packing))
+            cond["packing"] = Packing(*(batch[name] for name in names))
         if "frame_mask" in batch:
             cond["frame_mask"] = batch["frame_mask"]
         for name, condition in self.conditions:
@@ -136,7 +140,7 @@ class DiffusionModel:
         """Return z [b, f, h, w, c] of a batch of videos, and its conditions.
 
         batch: with videos, or as "latents" the stored mean and deviation of their z,
-          which need no codec_params.
+          which need no codec_params. Packed buffers are z [b, n, 1, 1, p p c].
         key: of the draw of z, of the low-resolution condition's crops and noise and of
           the dropout.
         drop_conditions: apply `condition_dropout` and give frames, as training does.
@@ -161,7 +165,8 @@ class DiffusionModel:
             cond = self.condition_dropout(cond, key)
             if (clean := self.condition("clean_frames")) is not None:
                 own_key = condition_key(key, "clean_frames")
-                cond["clean"] = clean.draw(own_key, z, self.shape[0])
+                packing = cond.get("packing")
+                cond["clean"] = clean.draw(own_key, z, self.shape[0], packing)
         return z, cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:
@@ -249,6 +254,11 @@ class DiffusionModel:
             logsnr = jnp.asarray(level.logsnr, z.dtype)
             if logsnr.ndim == 0:
                 logsnr = jnp.broadcast_to(logsnr, (batch,))
+            if (packing := cond.get("packing")) is not None:
+                # Levels of tokens; the network has a vector for each video or frame.
+                by_frames = self.condition("clean_frames") is not None
+                logsnr = packing.to_videos(logsnr, self.shape[0] * by_frames)
+                frames = packing.frames.shape[1]
             inputs = self.conditioning_encoder.apply(
                 {"params": params["conditioning_encoder"]}, logsnr, frames, cond
             )

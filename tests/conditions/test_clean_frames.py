@@ -43,12 +43,14 @@ def drawn_masks(frames, draws=300):
     @jax.jit
     def draw(keys):
         return {
-            name: jax.vmap(lambda key, mask=mask: mask(key, frames))(keys)
+            name: jax.vmap(lambda key, mask=mask: mask(key, frames + 2, frames))(keys)
             for name, mask in MASKS.items()
         }
 
     masks = draw(jax.random.split(jax.random.key(0), draws))
-    return {name: {*map(tuple, np.asarray(m).tolist())} for name, m in masks.items()}
+    # Frames that are not there may have any value.
+    masks = {name: np.asarray(m)[:, :frames] for name, m in masks.items()}
+    return {name: {*map(tuple, m.tolist())} for name, m in masks.items()}
 
 
 def by_definition(name, frames):

@@ -193,7 +193,7 @@ def test_an_eps_teacher_is_clipped_where_alpha_is_near_zero(monkeypatch):
 @pytest.mark.parametrize("given", [True, False])
 def test_given_frames_have_no_loss_of_distillation(monkeypatch, given):
     """Where all frames are given there is none, and no gradient."""
-    mask = {"all": lambda key, frames: jnp.full(frames, given)}
+    mask = {"all": lambda key, frames, count: jnp.full(frames, given)}
     monkeypatch.setattr(clean_frames, "MASKS", mask)
     value = teacher_config()
     value.conditioning.clean_frames = (("all", 1.0),)

@@ -4,8 +4,9 @@ A condition is one frozen dataclass in a file of its own, and a row of CONDITION
 says which arrays it reads from a batch, what they are where nothing is known, and which
 of the network's inputs it contributes to. Arrays are [n, ...] with n = (b,), one per
 video, or in joint training (b, 1 + k): one for the video, then one for each of the k
-independent images behind its frames. Dropping a condition for classifier-free guidance
-flips its keep mask, bool [n], so the pytree never changes and nothing recompiles.
+independent images behind its frames, or (b, s) in a buffer of s packed videos. Dropping
+a condition for classifier-free guidance flips its keep mask, bool [n], so the pytree
+never changes and nothing recompiles.
 """
 
 import zlib
@@ -21,7 +22,8 @@ from vdm_jax.diffusion.process import Array
 # keep, so that runs of that time resume bit for bit.
 KEY_NUMBERS = {"label": 0, "text": 1, "low_resolution": 2}
 
-Cond = dict[str, Any]  # arrays by name, "keep": masks by condition, "frame_mask"
+# Arrays by name; "keep": masks by condition; "frame_mask"; "packing" of packed buffers.
+Cond = dict[str, Any]
 
 
 class Contribution(NamedTuple):
@@ -145,10 +147,9 @@ def per_frame(emb: Array, frames: int) -> Array:
 
 
 def add_features(vector: Array, features: Array) -> Array:
-    """Sum of two embeddings, each [b, d] or [b, f, d]."""
-    if vector.ndim == features.ndim:
-        return vector + features
-    a, b = (x[:, None] if x.ndim == 2 else x for x in (vector, features))
+    """Sum of two embeddings, each [..., d] or [..., f, d]."""
+    axes = max(vector.ndim, features.ndim)
+    a, b = (x if x.ndim == axes else x[..., None, :] for x in (vector, features))
     return a + b
 
 

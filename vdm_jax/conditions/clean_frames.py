@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vdm_jax.conditions.base import Cond, Condition, Contribution
 from vdm_jax.diffusion.process import Array
 from vdm_jax.errors import UserError
+from vdm_jax.networks.inputs import Packing
 
 
 class Clean(NamedTuple):
@@ -29,8 +30,15 @@ class Clean(NamedTuple):
 
 
 def frame_weight(cond: Cond) -> Array | None:
-    """Return the weights [b, f] of frames in the loss, None for 1 each."""
-    return cond["clean"].strength if "clean" in cond else None
+    """Return the weights [b, f] of frames in the loss, None for 1 each.
+
+    Given frames and the padding of packed buffers have 0.
+    """
+    weight = cond["clean"].strength if "clean" in cond else None
+    if (packing := cond.get("packing")) is None:
+        return weight
+    real = packing.segments > 0
+    return real.astype(jnp.result_type(float)) if weight is None else weight * real
 
 
 def _run(frames: int, start: Array | int, length: Array | int) -> Array:
@@ -39,51 +47,56 @@ def _run(frames: int, start: Array | int, length: Array | int) -> Array:
     return (index >= start) & (index < start + length)
 
 
-def _length(key: Array, frames: int) -> Array:
+def _quarter(key: Array, count: Array) -> Array:
     """Draw a number of frames, from 1 to a quarter of them."""
-    return jax.random.randint(key, (), 1, max(1, frames // 4) + 1)
+    return jax.random.randint(key, (), 1, jnp.maximum(1, count // 4) + 1)
 
 
-def _tail(frames: int, length: Array | int) -> Array:
-    return _run(frames, frames - length, length)
+def _head_and_tail(key: Array, frames: int, count: Array) -> Array:
+    length = _quarter(key, count)
+    return _run(frames, 0, length) | _run(frames, count - length, length)
 
 
-def _head_and_tail(key: Array, frames: int) -> Array:
-    length = _length(key, frames)
-    return _run(frames, 0, length) | _tail(frames, length)
+def _tail(key: Array, frames: int, count: Array) -> Array:
+    length = _quarter(key, count)
+    return _run(frames, count - length, length)
 
 
-def _block(key: Array, frames: int, length: Array | int) -> Array:
+def _block(key: Array, frames: int, count: Array, length: Array | int) -> Array:
     """Draw a run of that length anywhere."""
-    start = jax.random.randint(key, (), 0, frames - length + 1)
+    start = jax.random.randint(key, (), 0, count - length + 1)
     return _run(frames, start, length)
 
 
-def _random_block(key: Array, frames: int) -> Array:
+def _random_block(key: Array, frames: int, count: Array) -> Array:
     length_key, start_key = jax.random.split(key)
-    return _block(start_key, frames, _length(length_key, frames))
+    return _block(start_key, frames, count, _quarter(length_key, count))
 
 
-def _random(key: Array, frames: int) -> Array:
+def _random(key: Array, frames: int, count: Array) -> Array:
     """Draw each frame with one probability of .1 to .9; one or more are generated."""
     probability_key, key = jax.random.split(key)
     probability = jax.random.uniform(probability_key, (), minval=0.1, maxval=0.9)
     u = jax.random.uniform(key, (frames,))
-    return (u < probability) & (u < u.max())
+    largest = jnp.where(_run(frames, 0, count), u, 0).max()
+    return (u < probability) & (u < largest)
 
 
-def _every_second(key: Array, frames: int) -> Array:
+def _every_second(key: Array, frames: int, count: Array) -> Array:
     return (jnp.arange(frames) + jax.random.randint(key, (), 0, 2)) % 2 == 0
 
 
-# Name -> (key, frames) -> bool [frames], true where a frame is given.
-MASKS: dict[str, Callable[[Array, int], Array]] = {
-    "first": lambda key, frames: _run(frames, 0, 1),
-    "last": lambda key, frames: _tail(frames, 1),
-    "first_and_last": lambda key, frames: _run(frames, 0, 1) | _tail(frames, 1),
-    "one": lambda key, frames: _block(key, frames, 1),
-    "head": lambda key, frames: _run(frames, 0, _length(key, frames)),
-    "tail": lambda key, frames: _tail(frames, _length(key, frames)),
+# Name -> (key, frames, count) -> bool [frames], true where one of the first `count`
+# frames is given; the others are not there.
+MASKS: dict[str, Callable[[Array, int, Array], Array]] = {
+    "first": lambda key, frames, count: _run(frames, 0, 1),
+    "last": lambda key, frames, count: _run(frames, count - 1, 1),
+    "first_and_last": lambda key, frames, count: (
+        _run(frames, 0, 1) | _run(frames, count - 1, 1)
+    ),
+    "one": lambda key, frames, count: _block(key, frames, count, 1),
+    "head": lambda key, frames, count: _run(frames, 0, _quarter(key, count)),
+    "tail": _tail,
     "head_and_tail": _head_and_tail,
     "block": _random_block,
     "random": _random,
@@ -123,22 +136,31 @@ class CleanFrames(Condition):
         """Nothing: the noise level says which frames are clean."""
         return Contribution()
 
-    def draw(self, key: Array, z: Array, frames: int) -> Clean:
+    def draw(
+        self, key: Array, z: Array, frames: int, packing: Packing | None = None
+    ) -> Clean:
         """Draw which frames of clips z [b, f, h, w, c] are given.
 
         A single frame is always generated, and so are the independent images behind the
         first `frames` frames.
-        """
-        batch, images = z.shape[0], z.shape[1] - frames
-        ends = jnp.cumsum(jnp.asarray([p for _, p in self.masks]))
 
-        def draw_one(key: Array) -> Array:
+        packing: of packed buffers z, whose videos have at most `frames` frames.
+        """
+        ends = jnp.cumsum(jnp.asarray([p for _, p in self.masks]))
+        counts = jnp.full(len(z), frames) if packing is None else packing.frames
+
+        def draw_one(key: Array, count: Array) -> Array:
             choice_key, key = jax.random.split(key)
             none = jnp.zeros(frames, bool)
-            masks = [*(MASKS[name](key, frames) for name, _ in self.masks), none]
+            masks = [*(MASKS[name](key, frames, count) for name, _ in self.masks), none]
             chosen = jnp.sum(jax.random.uniform(choice_key) >= ends)
-            return jnp.stack(masks)[chosen]
+            return jnp.stack(masks)[chosen] & (count > 1)
 
-        given = jax.vmap(draw_one)(jax.random.split(key, batch)) & (frames > 1)
-        given = jnp.pad(given, ((0, 0), (0, images)))
+        keys = jax.random.split(key, counts.size)
+        given = jax.vmap(draw_one)(keys, counts.ravel())
+        if packing is None:
+            given = jnp.pad(given, ((0, 0), (0, z.shape[1] - frames)))
+        else:
+            given = given.reshape(*counts.shape, frames)
+            given = packing.to_tokens(given, per_frame=True)
         return Clean(z, 1.0 - given.astype(z.dtype))

@@ -30,7 +30,11 @@ class ConditioningEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, logsnr: jax.Array, frames: int, cond: Cond) -> Inputs:
-        """logsnr: [b] or [b, f]. -> Inputs with vector [b, dim] or [b, f, dim]."""
+        """logsnr: [b] or [b, f]. -> Inputs with vector [b, dim] or [b, f, dim].
+
+        Of a packed buffer logsnr is [b, s] or [b, s, f], `frames` is s, and so is the
+        vector.
+        """
         features = self.noise_embedding(logsnr, self.dim)
         vector = dense(features, self.dim, "noise_level")
         entries = [
@@ -52,6 +56,7 @@ class ConditioningEncoder(nn.Module):
             concat=_joined([entry.concat for entry in entries], axis=-1),
             frame_mask=cond.get("frame_mask"),
             hints=tuple(entry.hint for entry in entries if entry.hint is not None),
+            packing=cond.get("packing"),
             control_scales=cond.get("control_scales"),
         )
 

@@ -2,13 +2,13 @@
 
 import copy
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Codec
-from vdm_jax.data import pipeline, stored_latents
+from vdm_jax.data import packing, pipeline, stored_latents
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
@@ -43,6 +43,8 @@ def open_source(config) -> Source:
         )
     stored_latents.resolve_path(config.data)
     path = config.data.path
+    if "mixed_sizes" in config:
+        return open_source(packing.at_size(config, config.mixed_sizes.rows[0]))
     if config.data.latents_dir:
         return stored_latents.open_latents(config)
     if path and config.data.source in COMPUTED:
@@ -52,6 +54,30 @@ def open_source(config) -> Source:
         )
     module, function = SOURCES[config.data.source].split(".")
     return getattr(importlib.import_module(f"vdm_jax.data.{module}"), function)(config)
+
+
+def open_sizes(config) -> list[Source]:
+    """Open the data set once for each size of config.mixed_sizes.rows.
+
+    Raises UserError.
+    """
+    return [
+        open_source(packing.at_size(config, row)) for row in config.mixed_sizes.rows
+    ]
+
+
+def train_batches(
+    config, source: Source, rows: Sequence[int] | None = None
+) -> pipeline.Batches:
+    """Return an iterator of batches: of `source`, or packed of all sizes of a config.
+
+    rows: those of each global batch that this process loads; None: all.
+
+    Raises the errors of `pipeline.train_batches`, or of `packing.train_batches`.
+    """
+    if "mixed_sizes" in config:
+        return packing.train_batches(config, open_sizes(config), rows)
+    return pipeline.train_batches(config, source, rows)
 
 
 def open_videos(config) -> Source:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vdm_jax import agreement, data, runtime, settings
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Latents
-from vdm_jax.data import check, check_latents, pipeline, stored_latents
+from vdm_jax.data import check, check_latents, packing, pipeline, stored_latents
 from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import CLIP_FIELDS, DTYPES, MANIFEST, PARTS, Format
 from vdm_jax.errors import UserError
@@ -56,11 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Any, flags: argparse.Namespace) -> str:
     """Write the latents of a config's data set; return the text to print.
 
+    With config.mixed_sizes they are those of each of its sizes, in a folder of its own.
+
     Raises:
       UserError: the config or the folders are wrong, or they do not fit what the folder
         holds already; a clip's z is not finite.
     """
     check_config(config, flags.autoencoder)
+    if "mixed_sizes" not in config:
+        return _run(config, flags)
+    texts = []
+    for row in config.mixed_sizes.rows:
+        out = packing.latents_folder(flags.out, row)
+        own = argparse.Namespace(**{**vars(flags), "out": out})
+        texts.append(_run(packing.at_size(config, row), own))
+    return "\n".join(texts)
+
+
+def _run(config: Any, flags: argparse.Namespace) -> str:
+    """Write the latents of clips of one size; as `run`."""
     codec = codecs.from_config(config)
     assert isinstance(codec, Latents)
     video = config.video
@@ -93,6 +107,8 @@ def check_config(config: Any, autoencoder: Path | None) -> None:
     settings.check_config(config, settings.TRAINING)
     if config.codec.kind != "autoencoder":
         raise UserError("--autoencoder=DIR: the autoencoder that encodes the clips")
+    if "mixed_sizes" in config:  # of the latents that are written now
+        config.data.latents_dir = ""
     for section, name in (("data", "path"), ("data", "cache_dir"), ("codec", "path")):
         if text := config[section][name]:
             path = user_path(text, f"config.{section}.{name}")

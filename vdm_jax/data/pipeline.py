@@ -32,7 +32,7 @@ MAX_EXAMPLES = 2**48  # Grain's own infinity overflows with batches of one
 
 
 @dataclasses.dataclass
-class _LoadBatch:
+class LoadBatch:
     """Loads a batch: (batch number, global item indices) -> the rows of this process.
 
     Attributes:
@@ -66,20 +66,18 @@ class _LoadBatch:
 
         Labels and captions are stacked: of the video, then of each image.
         """
-        clip = self._clip(position, 0, index, self.frames)
+        clip = self.clip(position, 0, index, self.frames)
         if not self.joint_image_frames:
             return clip
         slots = range(1, self.joint_image_frames + 1)
-        clips = [clip, *(self._clip(position, slot, None, 1) for slot in slots)]
+        clips = [clip, *(self.clip(position, slot, None, 1) for slot in slots)]
         joined = {
             k: np.concatenate([c[k] for c in clips]) for k in clip.keys() & FRAMES
         }
         conditions = clip.keys() - FRAMES
         return joined | {k: np.stack([c[k] for c in clips]) for k in conditions}
 
-    def _clip(
-        self, position: int, slot: int, index: int | None, frames: int
-    ) -> Example:
+    def clip(self, position: int, slot: int, index: int | None, frames: int) -> Example:
         """Load item `index` (None: a random one); replace unusable items at random.
 
         Every attempt has its own generator, so that the stream does not depend on how
@@ -119,12 +117,16 @@ class _LoadBatch:
             )
 
 
-def _dataset(load: _LoadBatch, batch_size: int) -> grain.MapDataset[Batch]:
+def _dataset(load: LoadBatch, batch_size: int) -> grain.MapDataset[Batch]:
     """Return the infinite sequence of batches, by number."""
-    length = len(load.source)
-    items = grain.MapDataset.range(length).shuffle(load.seed)
-    items = items.repeat(MAX_EXAMPLES // length)
+    items = shuffled(len(load.source), load.seed)
     return items.batch(batch_size, batch_fn=list).map_with_index(load)
+
+
+def shuffled(length: int, seed: int) -> grain.MapDataset[int]:
+    """Return the items of endless epochs, each in an order of its own."""
+    items = grain.MapDataset.range(length).shuffle(seed)
+    return items.repeat(MAX_EXAMPLES // length)
 
 
 class Batches:
@@ -184,13 +186,13 @@ def train_batches(config, source: Source, rows: Sequence[int] | None = None) -> 
     """
     data = config.data
     source = source.split(False)
-    _check_flip(config, source)
+    check_flip(config, source)
     if len(source) < data.batch_size:
         raise UserError(
             f"{source.name} has {len(source)} clips for training, fewer than one batch "
             f"of config.data.batch_size={data.batch_size}: lower it or add clips"
         )
-    load = _LoadBatch(
+    load = LoadBatch(
         source, config.seed, config.video.frames, data.max_bad_fraction,
         data.joint_image_frames, data.flip, rows,
     )  # fmt: skip
@@ -207,14 +209,15 @@ def clip_batches(config, part: Source, batch_size: int) -> Batches:
         clips.
     """
     data = config.data
-    _check_flip(config, part)
-    load = _LoadBatch(
+    check_flip(config, part)
+    load = LoadBatch(
         part, config.seed, config.video.frames, data.max_bad_fraction, flip=data.flip
     )
     return Batches(_dataset(load, batch_size), data.workers)
 
 
-def _check_flip(config, source: Source) -> None:
+def check_flip(config, source: Source) -> None:
+    """Raise UserError for mirrored clips whose labels or captions would be wrong."""
     if config.data.flip and not source.flip:
         raise UserError(
             f"config.data.flip=True: labels or captions of {source.name} depend on "
@@ -229,7 +232,7 @@ def fixed_clips(config, part: Source, n: int, seed: int = 0) -> Iterator[Batch]:
     """
     frames = config.video.frames
     max_bad = config.data.max_bad_fraction
-    dataset: Any = _dataset(_LoadBatch(part, seed, frames, max_bad), batch_size=1)
+    dataset: Any = _dataset(LoadBatch(part, seed, frames, max_bad), batch_size=1)
     return map(dataset.__getitem__, range(n))
 
 
@@ -257,6 +260,11 @@ def identity(source: Source) -> dict:
     }  # fmt: skip
 
 
+def _mixed_sizes(config) -> str:
+    sizes = "; ".join("x".join(map(str, row)) for row in config.mixed_sizes.rows)
+    return f"{sizes} in {config.mixed_sizes.buffer_tokens} tokens"
+
+
 def fingerprint(config, source: Source) -> dict:
     """Return what must be equal for a resumed run to continue the same stream.
 
@@ -270,6 +278,7 @@ def fingerprint(config, source: Source) -> dict:
         "seed": config.seed,
         **{field: config.data[field] for field in data},
         **{field: config.video[field] for field in ("frames", "height", "width")},
+        **({"mixed_sizes": _mixed_sizes(config)} if "mixed_sizes" in config else {}),
         **identity(source),
         # In earlier versions images had the labels and captions of their video.
         **({"image_conditions": "their own"} if config.data.joint_image_frames else {}),

@@ -85,11 +85,7 @@ def split(rows: jax.Array, count: int, packing: Packing | None) -> list[jax.Arra
     videos, and of a token that of its video.
     """
     if packing is not None:
-        index = jnp.maximum(packing.segments - 1, 0)
-        if rows.ndim == 4:
-            index = index * rows.shape[2] + packing.positions[..., 0]
-            rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        rows = jnp.take_along_axis(rows, index[..., None], axis=1)
+        rows = packing.to_tokens(rows, per_frame=rows.ndim == 4)
     elif rows.ndim == 2:
         rows = rows[:, None]
     return jnp.split(rows[:, :, None, None], count, axis=-1)

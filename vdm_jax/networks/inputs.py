@@ -8,19 +8,51 @@ array, never a None.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 
 @struct.dataclass
 class Packing:
-    """Where the tokens of a packed buffer belong; each token is a frame of z.
+    """Where the tokens of packed buffers belong; each token is a frame of z.
 
     segments   int [b, n]: the video of each token, from 1; 0 is padding
     positions  int [b, n, 3]: its frame, row and column in that video
+    frames     int [b, s]: of each video, 0 for none
     """
 
     segments: jax.Array
     positions: jax.Array
+    frames: jax.Array
+
+    def to_tokens(self, values: jax.Array, per_frame: bool = False) -> jax.Array:
+        """Return the value of each token's video: [b, s, ...] -> [b, n, ...].
+
+        per_frame: values are [b, s, f, ...], and each token has that of its frame. The
+        padding has some video's.
+        """
+        index = jnp.maximum(self.segments - 1, 0)
+        if per_frame:
+            index = index * values.shape[2] + self.positions[..., 0]
+            values = values.reshape(len(values), -1, *values.shape[3:])
+        return jax.vmap(lambda rows, i: rows[i])(values, index)
+
+    def to_videos(self, values: jax.Array, frames: int = 0) -> jax.Array:
+        """Return the value of each video's first token: [b, n] -> [b, s].
+
+        frames: where it is not 0, that of each frame's first token: [b, s, frames].
+        Videos and frames that are not there have some token's.
+        """
+        videos = jnp.arange(1, self.frames.shape[1] + 1)[None, :, None]
+        is_own = self.segments[:, None] == videos
+        if frames:
+            is_frame = (
+                self.positions[:, None, :, 0] == jnp.arange(frames)[None, :, None]
+            )
+            is_own = is_own[:, :, None] & is_frame[:, None]
+        first = jnp.argmax(is_own, axis=-1)
+        own = jnp.take_along_axis(values, first.reshape(len(values), -1), axis=1)
+        return own.reshape(first.shape)
 
 
 @struct.dataclass

@@ -49,12 +49,13 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(
-    videos: Sequence[np.ndarray], patch_size: int, capacity: int
+    videos: Sequence[np.ndarray], patch_size: int, capacity: int, places: int = 0
 ) -> tuple[np.ndarray, Packing]:
     """Return one buffer [n, 1, 1, p p c] of videos [f, h, w, c], n = capacity.
 
-    The arrays of the packing have no batch axis. They say everything that `unpack`
-    needs but the videos' sizes.
+    The arrays of the packing have no batch axis.
+
+    places: for videos, of which the last may have none; 0 is as many as videos.
 
     Raises:
       UserError: the videos have more tokens than the buffer, there are more than
@@ -84,8 +85,10 @@ def pack(
         for parts, axes in ((tokens, 1), (segments, 0), (positions, 1))
     ]
     z, segment, position = whole
-    packing = Packing(segment.astype(np.int32), position.astype(np.int32))  # type: ignore[arg-type]
-    return z[:, None, None], packing
+    frames = np.zeros(places or len(videos))
+    frames[: len(videos)] = [len(video) for video in videos]
+    arrays = (array.astype(np.int32) for array in (segment, position, frames))
+    return z[:, None, None], Packing(*arrays)  # type: ignore[arg-type]
 
 
 def unpack(

@@ -11,6 +11,7 @@ from vdm_jax.settings.control import Control
 from vdm_jax.settings.declaration import setting
 from vdm_jax.settings.discrete import Discrete
 from vdm_jax.settings.flow import FlowTimesteps
+from vdm_jax.settings.mixed_sizes import MixedSizes
 
 MANY = 2**31 - 1
 MAX_SCALE = 1000  # of guidance
@@ -84,7 +85,9 @@ class Data(Files):
         "", "what the edits of this clip show that are its previews; '' is caption"
     )
     tfds_name: str = setting("", "NAME[/CONFIG][:VERSION][@FEATURE] of TFDS")
-    batch_size: int = setting(128, "clips over all devices", 1, 2**20)
+    batch_size: int = setting(
+        128, "clips, or packed buffers, over all devices", 1, 2**20
+    )
     joint_image_frames: int = setting(0, "independent images per video (VDM)", 0, 1024)
     stride: int = setting(1, "source frames from one frame to the next", 1, 4096)
     target_fps: float = setting(0.0, "rate to resample to; 0 keeps a file's", 0, 240)
@@ -108,12 +111,7 @@ class Codec:
 
     kind: str = setting("identity", "from videos to z and back", choices="codec.CODECS")
     path: str = setting("", "folder of the autoencoder, if it is one", path=True)
-    tile: int = setting(
-        0,
-        "side of the squares of larger frames that it computes, pixels; 0: none",
-        0,
-        2**14,
-    )
+    tile: int = setting(0, "pixels of tiles of larger frames; 0: whole", 0, 2**14)
 
 
 @dataclass(frozen=True)
@@ -389,12 +387,12 @@ class Sample(Sampling):
 TRAINING = {
     "": TopLevel(), "video": Video(), "data": Data(), "codec": Codec(),
     "network": UNet(), "conditioning": Conditioning(), "stage": Stage(),
-    "autoencoder": Autoencoder(), "control": Control(), "diffusion": Diffusion(),
-    "discrete": Discrete(), "flow": FlowTimesteps(), "train": Train(), "mesh": Mesh(),
-    "sample": Sample(),
+    "autoencoder": Autoencoder(), "control": Control(), "mixed_sizes": MixedSizes(),
+    "diffusion": Diffusion(), "discrete": Discrete(), "flow": FlowTimesteps(),
+    "train": Train(), "mesh": Mesh(), "sample": Sample(),
 }  # fmt: skip
 LEVELS = ("discrete", "flow")  # what networks of other programs read of a noise level
 # Those that a config has only where something reads them.
-OPTIONAL = ("stage", "autoencoder", "control", *LEVELS)
+OPTIONAL = ("stage", "autoencoder", "control", "mixed_sizes", *LEVELS)
 # Those that decide what a model is; `sample` has its default sampler.
 MODEL = ("video", "codec", "network", "conditioning", "diffusion", *LEVELS, "sample")

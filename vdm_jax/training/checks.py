@@ -1,5 +1,6 @@
 """Checks of a training config: its declared settings, and values that fit others."""
 
+import math
 import re
 
 import jax
@@ -84,6 +85,9 @@ def _check_batch_memory(config) -> None:
     video, data = config.video, config.data
     frames = video.frames + data.joint_image_frames
     pixels = frames * video.height * video.width * video.channels
+    if "mixed_sizes" in config:  # smaller than all clips in frames of their own
+        each = (math.prod(row) for row in config.mixed_sizes.rows)
+        pixels = sum(each) * video.channels / data.batch_size
     # uint8 as it is loaded; float32 as it is diffused, the noise, and the output
     bytes_per_value = 1 + 3 * 4
     check_memory(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vdm_jax import sharding
+from vdm_jax.conditions.base import Cond
 from vdm_jax.conditions.clean_frames import frame_weight
 from vdm_jax.diffusion import losses, schedules
 from vdm_jax.model import DiffusionModel
@@ -42,7 +43,8 @@ class TrainState:
 def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
     """Return the diffusion loss of a batch, with one noise level per video (VDM, 2).
 
-    The loss reads aux_params["codec"] where the codec has parameters.
+    Of packed buffers it is the mean over tokens. The loss reads aux_params["codec"]
+    where the codec has parameters.
     """
 
     def loss_fn(params, aux_params, batch, key):
@@ -50,7 +52,7 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         codec_params = aux_params.get("codec")
         x, cond = model.prepare_batch(batch, drop_key, codec_params=codec_params)
         schedule = model.training_schedule
-        t = schedule.training_times(time_key, x.shape[0], x.dtype)
+        t = draw_times(schedule, time_key, x, cond)
         eps = jax.random.normal(noise_key, x.shape, x.dtype)
         level = schedules.noise_level(schedule, t)
         denoise = model.denoiser(params, dropout_key)
@@ -60,6 +62,19 @@ def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
         return loss.mean(), {}
 
     return loss_fn
+
+
+def draw_times(
+    schedule: schedules.Schedule, key: jax.Array, x: jax.Array, cond: Cond
+) -> jax.Array:
+    """Draw the time of each clip [b], or in packed buffers of each token [b, n]."""
+    if (packing := cond.get("packing")) is None:
+        return schedule.training_times(key, x.shape[0], x.dtype)
+    order_key, key = jax.random.split(key)
+    t = schedule.training_times(key, packing.frames.size, x.dtype)
+    # They are stratified, and each place has videos of one size in all batches.
+    t = jax.random.permutation(order_key, t)
+    return packing.to_tokens(t.reshape(packing.frames.shape))
 
 
 def stop_frozen_gradients(

@@ -201,7 +201,10 @@ class _PendingMetrics:
         if self._num_bad:
             self._run.logger.info(f"step {step}: not finite, the update is left out")
         if step % settings.log_every == 0 or step == settings.steps:
-            self._log(step, clips=len(jax.tree.leaves(batch)[0]))
+            clips = len(jax.tree.leaves(batch)[0])
+            if "mixed_sizes" in self._run.config:
+                clips = sum(count for *_, count in self._run.config.mixed_sizes.rows)
+            self._log(step, clips)
         if self._num_bad >= settings.max_nonfinite_updates:
             with jax.transfer_guard("allow"):
                 key = jax.random.fold_in(self._key, step - 1)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from vdm_jax import agreement, sharding
-from vdm_jax.data import pipeline
+from vdm_jax import agreement, data, sharding
+from vdm_jax.data import packing, pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.diffusion import samplers
@@ -149,7 +149,7 @@ class Trainer:
           As `train_loop` and `OpenRun.resume`.
         """
         config = run.config
-        batches = pipeline.train_batches(config, self.source, self.rows)
+        batches = data.train_batches(config, self.source, self.rows)
         with contextlib.closing(batches):
             state = run.resume(self.abstract_state, init, batches)
             done, num_steps = int(state.step), config.train.steps
@@ -214,6 +214,8 @@ class Trainer:
         count = sum(leaf.size for leaf in params)
         log(f"{count:,} parameters; videos of {self.model.video_shape}")
         log(f"{source.name}: {clips:,} clips for training, {held_out:,} held out")
+        if "mixed_sizes" in self.config:
+            log(packing.layout(self.config).describe())
         report = getattr(source, "report", None)  # of a folder: files kept and skipped
         for line in report.summary_lines() if report else ():
             log(line)
@@ -292,20 +294,24 @@ def batch_shapes(
     """
     b, images = config.data.batch_size, config.data.joint_image_frames
     frames = model.video_shape[0] + images
-    shapes: dict[str, tuple] = {
-        "video": ((b, frames, *model.video_shape[1:]), np.uint8)
-    }
+    clips = {"name": "video", "channels": model.video_shape[3], "dtype": np.uint8}
+    size = model.video_shape[1:3]
     if isinstance(source, StoredLatents):
         if names := ", ".join(dict(model.video_conditions)):
             raise UserError(
                 f"the model is conditioned on {names}, which is made of videos: set "
                 "config.data.path to the data set, and latents_dir to ''"
             )
-        *size, channels = model.shape
-        latents = (b, frames, *size[1:], 2 * channels)
-        shapes = {"latents": (latents, source.dtype)}
-    # Independent images behind a video have conditions of their own.
-    n = (b, 1 + images) if images else (b,)
+        _, *size, channels = model.shape
+        clips = {"name": "latents", "channels": 2 * channels, "dtype": source.dtype}
+    shapes: dict[str, tuple]
+    if "mixed_sizes" in config:
+        layout = packing.layout(config)
+        shapes, n = packing.shapes(layout, **clips), (b, layout.places)
+    else:
+        array = (b, frames, *size, clips["channels"]), clips["dtype"]
+        # Independent images behind a video have conditions of their own.
+        shapes, n = {clips["name"]: array}, (b, 1 + images) if images else (b,)
     if images:
         shapes["frame_mask"] = ((b, frames), np.bool_)
     for name, array in model.null_conditions((1, *n[1:])).items():

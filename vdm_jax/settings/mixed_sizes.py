@@ -1,0 +1,23 @@
+"""The section of training on clips of several sizes, which few configs have."""
+
+from dataclasses import dataclass
+
+from vdm_jax.settings.declaration import setting
+
+
+@dataclass(frozen=True)
+class MixedSizes:
+    """Training on clips of several sizes, packed into buffers of tokens (NaViT).
+
+    Few configs have this section.
+    """
+
+    rows: tuple[tuple[int, ...], ...] = setting(
+        (),
+        "(frames, height, width, clips in a batch) of each size; the first is video's",
+        1,
+        2**20,
+    )
+    buffer_tokens: int = setting(
+        1024, "of a packed buffer, of which a batch has data.batch_size", 1, 2**24
+    )
