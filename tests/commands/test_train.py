@@ -136,7 +136,7 @@ def test_an_older_checkpoint_resumes_past_its_later_previews(run, tmp_path):
 ONE_LEVEL = """
 from configs import shapes
 
-def get_config(variant):
+def get_config(variant=""):
     config = shapes.get_config("smoke").unlock()
     level = dict(channels=8, blocks=1, layers=("temporal_conv",))
     config.network.update(levels=(level,), mid_layers=())
