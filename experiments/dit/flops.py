@@ -2,10 +2,10 @@
 
     python -m experiments.dit.flops
 
-Of the updates of configs/dit.py:packed and :unet, optimiser included: products and
-convolutions in their jaxprs, see `planning.flops`. Texts have as many tokens as in
-perf/packing.py. The U-Net's is the mean of its batches, which take turns. Writes
-experiments/dit/flops.json.
+Of the updates of configs/dit.py, optimiser included: products and convolutions in their
+jaxprs, see `planning.flops`. Texts have as many tokens as in perf/packing.py. An update
+of the U-Net is the mean of its batches, which take turns, and it has as many updates as
+equal the transformer's FLOPs of the same stage. Writes experiments/dit/flops.json.
 """
 
 import functools
@@ -24,11 +24,16 @@ from vdm_jax.planning.flops import product_flops
 from vdm_jax.training import trainer
 
 FILE = Path(__file__).with_suffix(".json")
-VARIANTS = {"DiT": "packed", "U-Net": "unet"}
+# Variants of the transformer and of the U-Net, of each stage of training.
+STAGES = (("pictures", "unet_pictures"), ("packed", "unet"))
+HEADS = {
+    "parameters": "parameters", "clip": "FLOPs a clip", "update": "FLOPs an update",
+    "updates": "updates",
+}  # fmt: skip
 
 
 def measure(variant: str) -> dict[str, Any]:
-    """Return the parameters of a variant, and its FLOPs."""
+    """Return the parameters of a variant, and its FLOPs: of each batch, on average."""
     config = dit.get_config(variant)
     model, key = build.build_model(config), jax.random.key(0)
     update, params = update_of(config, model), jax.eval_shape(model.init_params, key)
@@ -37,28 +42,26 @@ def measure(variant: str) -> dict[str, Any]:
     each = [product_flops(update, state, {}, batch, key) for batch in batches]
     mean = sum(each) / len(each)
     return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "update": mean,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "clip": mean / mixed_sizes.clips_per_batch(config.mixed_sizes),
+        "update": mean,
+        "updates": config.train.steps,
         "batches": each,
     }
 
 
 def main() -> None:
     """Count, print, write."""
-    found = {name: measure(variant) for name, variant in VARIANTS.items()}
-    updates = dit.get_config("packed").train.steps
-    total = updates * found["DiT"]["update"]
-    for network in found.values():
-        network["updates"] = round(total / network["update"])
-    columns = ("parameters", "clip", "update", "updates")
+    found = {variant: measure(variant) for stage in STAGES for variant in stage}
+    for transformer, unet in STAGES:
+        total = found[transformer]["update"] * found[transformer]["updates"]
+        found[unet]["updates"] = round(total / found[unet]["update"])
     table = [
-        [name, *(f"{network[column]:,.0f}" for column in columns)]
-        for name, network in found.items()
+        [f":{variant}", *(f"{row[key]:,.0f}" for key in HEADS)]
+        for variant, row in found.items()
     ]
-    heads = ["", "parameters", "FLOPs a clip", "FLOPs an update", "updates"]
-    print(format_table(heads, table))
-    write_json(FILE, {"networks": found, "total": total})
+    print(format_table(["", *HEADS.values()], table))
+    write_json(FILE, found)
 
 
 if __name__ == "__main__":
