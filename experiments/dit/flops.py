@@ -27,19 +27,19 @@ FILE = Path(__file__).with_suffix(".json")
 # Variants of the transformer and of the U-Net, of each stage of training.
 STAGES = (("pictures", "unet_pictures"), ("packed", "unet"))
 HEADS = {
-    "parameters": "parameters", "clip": "FLOPs a clip", "update": "FLOPs an update",
+    "parameters": "parameters", "clip": "GFLOP a clip", "update": "GFLOP an update",
     "updates": "updates",
 }  # fmt: skip
 
 
 def measure(variant: str) -> dict[str, Any]:
-    """Return the parameters of a variant, and its FLOPs: of each batch, on average."""
+    """Return the parameters of a variant, and its GFLOP: of each batch, on average."""
     config = dit.get_config(variant)
     model, key = build.build_model(config), jax.random.key(0)
     update, params = update_of(config, model), jax.eval_shape(model.init_params, key)
     state = jax.eval_shape(functools.partial(trainer.new_state, config), params)
     batches = map(random_batch, mixed_sizes.in_turn(config))
-    each = [product_flops(update, state, {}, batch, key) for batch in batches]
+    each = [product_flops(update, state, {}, batch, key) / 1e9 for batch in batches]
     mean = sum(each) / len(each)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -57,7 +57,7 @@ def main() -> None:
         total = found[transformer]["update"] * found[transformer]["updates"]
         found[unet]["updates"] = round(total / found[unet]["update"])
     table = [
-        [f":{variant}", *(f"{row[key]:,.0f}" for key in HEADS)]
+        [f":{variant}", *(f"{row[key]:,.6g}" for key in HEADS)]
         for variant, row in found.items()
     ]
     print(format_table(["", *HEADS.values()], table))
