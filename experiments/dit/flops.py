@@ -19,16 +19,16 @@ from perf.packing import random_batch, update_of
 from vdm_jax import build
 from vdm_jax.data import mixed_sizes
 from vdm_jax.files import write_json
-from vdm_jax.metrics.tables import format_table
+from vdm_jax.metrics.tables import format_cells, format_table
 from vdm_jax.planning.flops import product_flops
 from vdm_jax.training import trainer
 
 FILE = Path(__file__).with_suffix(".json")
 # Variants of the transformer and of the U-Net, of each stage of training.
 STAGES = (("pictures", "unet_pictures"), ("packed", "unet"))
-HEADS = {
-    "parameters": "parameters", "clip": "GFLOP a clip", "update": "GFLOP an update",
-    "updates": "updates",
+COLUMNS = {
+    "parameters": ("parameters", ",d"), "clip": ("GFLOP a clip", ".3g"),
+    "update": ("GFLOP an update", ".3g"), "updates": ("updates", ",d"),
 }  # fmt: skip
 
 
@@ -56,11 +56,8 @@ def main() -> None:
     for transformer, unet in STAGES:
         total = found[transformer]["update"] * found[transformer]["updates"]
         found[unet]["updates"] = round(total / found[unet]["update"])
-    table = [
-        [f":{variant}", *(f"{row[key]:,.6g}" for key in HEADS)]
-        for variant, row in found.items()
-    ]
-    print(format_table(["", *HEADS.values()], table))
+    table = [{"row": variant, **row} for variant, row in found.items()]
+    print(format_table(*format_cells(table, COLUMNS)))
     write_json(FILE, found)
 
 
