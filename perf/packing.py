@@ -72,7 +72,7 @@ def configs_of(way: str) -> list[Any]:
     config: Any = dit.get_config("packed").unlock()
     sizes = config.mixed_sizes.rows
     if way == "buckets":
-        buckets = dit.get_config("unet")
+        buckets: Any = dit.get_config("unet")
         config.mixed_sizes = buckets.mixed_sizes
         config.data.batch_size = buckets.data.batch_size
         return mixed_sizes.in_turn(config)

@@ -34,7 +34,7 @@ COLUMNS = {
 
 def measure(variant: str) -> dict[str, Any]:
     """Return the parameters of a variant, and its GFLOP: of each batch, on average."""
-    config = dit.get_config(variant)
+    config: Any = dit.get_config(variant)
     model, key = build.build_model(config), jax.random.key(0)
     update, params = update_of(config, model), jax.eval_shape(model.init_params, key)
     state = jax.eval_shape(functools.partial(trainer.new_state, config), params)

@@ -76,7 +76,7 @@ def train_batches(
 
     Raises the errors of `train_batches` of pipeline, of packing or of mixed_sizes.
     """
-    own = rows and rows[0]
+    own = rows[0] if rows else None
     if "mixed_sizes" not in config:
         return pipeline.train_batches(config, source, own)
     if config.mixed_sizes.buffer_tokens:

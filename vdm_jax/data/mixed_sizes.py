@@ -127,7 +127,7 @@ def check_labels(config: Any, sources: Sequence[Source]) -> None:
 class InTurn:
     """Loads a batch by its number. batches: those of each size, by number."""
 
-    batches: Sequence[grain.MapDataset[Batch]]
+    batches: Sequence[Any]
 
     def __call__(self, number: int) -> Batch:
         turn, size = divmod(number, len(self.batches))
