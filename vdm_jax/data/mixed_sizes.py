@@ -56,8 +56,8 @@ def in_turn(config: Any) -> list[Any]:
         )
     if (most := max(row[3] for row in rows)) != batch_size:
         raise UserError(
-            f"config.data.batch_size={batch_size}: the most clips of a row, {most}, "
-            "with mixed_sizes.buffer_tokens=0"
+            f"config.data.batch_size={batch_size}: with mixed_sizes.buffer_tokens=0 "
+            f"it is the most clips of a row, {most}"
         )
     configs = [at_size(config, row) for row in rows]
     for number, own in enumerate(configs):
