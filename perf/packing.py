@@ -5,14 +5,15 @@
 The transformer and the mix of clips and pictures of configs/dit.py:packed, of random
 latents and texts of as many tokens as captions have:
 
-- packed: five clips and four pictures of each size in buffers of 512 tokens, four times
-  those of the longest clip;
-- buckets: batches of 15 clips or of 12 pictures of one size, the sizes in turn;
+- packed: its buffers;
+- buckets: batches of one size, those of configs/dit.py:unet, the sizes in turn;
 - padded: as many clips and pictures as a packed batch has, all of the largest size.
 
-The three take turns with blocks of updates. Figures are medians of the blocks in CPU
-seconds of the process, which other processes change less than those of a clock.
-Tokens are those of clips, without padding. Writes perf/packing.json.
+The three take turns with blocks of updates, in which each trains on as many clips and
+pictures of each size: one turn of the buckets, as many batches of the others. Figures
+are medians of the blocks in CPU seconds of the process, which other processes change
+less than those of a clock. Tokens are those of clips, without padding. Writes
+perf/packing.json.
 """
 
 import argparse
@@ -42,7 +43,6 @@ FILE = Path(__file__).with_suffix(".json")
 WAYS = ("packed", "buckets", "padded")
 MAX_PADDING = 0.05
 TEXT_TOKENS = 19  # of the longest caption of its clips
-CLIPS = 81  # of a block: those of three packed batches, and of six buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RandomLatents:
     flip = False
 
     def __len__(self) -> int:
-        return CLIPS
+        return 2**20
 
     def split(self, held_out: bool) -> "RandomLatents":
         """Both parts are the same."""
@@ -106,12 +106,6 @@ def update_of(config: Any, model: DiffusionModel) -> Callable:
     return trainer.make_update(config.train, config.train, loss_fn)
 
 
-def tokens_of(config: Any) -> int:
-    """Return the tokens of clips in three packed batches."""
-    p, plan = config.network.patch_size, packing.layout(config)
-    return 3 * sum(num_tokens(size, p) for size in plan.sizes)
-
-
 def measure(turns: int) -> dict[str, dict[str, Any]]:
     """Return of each way the CPU seconds of blocks, their clips, tokens and padding."""
     (packed,) = configs_of("packed")
@@ -127,22 +121,18 @@ def measure(turns: int) -> dict[str, dict[str, Any]]:
             (update.lower(state, {}, batch, key).compile(), batch) for batch in batches
         ]
         print(f"{way}: {len(programs[way])} compiled", flush=True)
-    tokens = tokens_of(packed)
-    (padded,) = configs_of("padded")
-    frames, *size, _ = build.build_model(padded).shape
-    length = num_tokens((frames, *size), padded.network.patch_size)
-    padding = {
-        "packed": packing.layout(packed).padding,
-        "buckets": 0.0,
-        "padded": 1 - tokens / (CLIPS * length),
-    }
+    batches_of = {way: len(programs["buckets"]) for way in WAYS} | {"buckets": 1}
+    plan, (padded,) = packing.layout(packed), configs_of("padded")
+    tokens = [num_tokens(size, plan.patch_size) for size in plan.sizes]
+    longest = num_tokens(build.build_model(padded).shape[:3], plan.patch_size)
+    unused = 1 - sum(tokens) / (len(tokens) * longest)
+    padding = {"packed": plan.padding, "buckets": 0.0, "padded": unused}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     loads = []
     for turn in range(turns + 1):
         for way in WAYS:
-            repeats = 1 if way == "buckets" else 3
             started = time.process_time()
-            for program, batch in programs[way] * repeats:
+            for program, batch in programs[way] * batches_of[way]:
                 state, _ = program(state, {}, batch, key)
             jax.block_until_ready(state)
             if turn:  # the first one allocates
@@ -151,8 +141,9 @@ def measure(turns: int) -> dict[str, dict[str, Any]]:
         print(f"turn {turn}: {seconds}, load {loads[-1]:.1f}", flush=True)
     return {
         way: {
-            "seconds": seconds[way], "clips": CLIPS, "tokens": tokens,
-            "padding": padding[way], "programs": len(programs[way]), "loads": loads,
+            "seconds": seconds[way], "clips": batches_of["packed"] * len(tokens),
+            "tokens": batches_of["packed"] * sum(tokens), "padding": padding[way],
+            "programs": len(programs[way]), "loads": loads,
         }
         for way in WAYS
     }  # fmt: skip
