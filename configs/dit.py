@@ -132,7 +132,7 @@ def _unet(config: ConfigDict) -> None:
         relative_position="bias",
     )
     # The FLOPs of the packed updates (python -m experiments.dit.flops).
-    config.train.steps = 2043 if config.init_from else 1276
+    config.train.steps = 1968 if config.init_from else 3781
 
 
 def _smoke(config: ConfigDict) -> None:
