@@ -20,17 +20,20 @@ Every variant has about three million parameters. "" attends to all tokens; `:v1
 blocks of a frame's tokens and of a pixel's in turn, `:v3` has both attentions in each
 block (Latte, arXiv:2401.03048). `:pictures` and `:packed` read stored latents, in
 buffers of 512 tokens of 4x4 latents (NaViT, arXiv:2307.06304). A picture has an eighth
-of a clip's tokens: objects are learned from pictures, and then how they move. `:smoke`
-takes seconds and has no autoencoder. An update of 16 clips takes 4 seconds of one core,
-half of that with `:v1` and a seventh with `--config.network.patch_size=4`. Result: not
-run.
+of a clip's tokens: objects are learned from pictures, and then how they move.
+`:unet_pictures` and `:unet` train the space-time U-Net on the same latents for as many
+FLOPs, in batches of one size. `:smoke` takes seconds and has no autoencoder. An update
+of 16 clips takes 4 seconds of one core, half of that with `:v1` and a seventh with
+`--config.network.patch_size=4`. Result: not run.
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import base
 
-VARIANTS = ("", "v1", "v3", "pictures", "packed", "smoke")
+VARIANTS = (
+    "", "v1", "v3", "pictures", "packed", "unet_pictures", "unet", "smoke",
+)  # fmt: skip
 DEPTH = {"full": 4, "v1": 2, "v3": 3}
 
 
@@ -78,18 +81,20 @@ def get_config(variant: str = "") -> ConfigDict:
         eval_every=500,
     )
     config.sample.update(steps=32, sampler="ddim", guidance_scale=4.0, num=16)
-    if variant in ("pictures", "packed"):
-        _packed(config, variant)
+    if variant.endswith(("packed", "pictures", "unet")):
+        _packed(config, "pictures" in variant)
+    if variant.startswith("unet"):
+        _unet(config)
     if variant == "smoke":
         _smoke(config)
     return config.lock()
 
 
-def _packed(config: ConfigDict, variant: str) -> None:
+def _packed(config: ConfigDict, pictures: bool) -> None:
     """Set four buffers of clips and pictures, or of pictures alone."""
     config.data.update(latents_dir="runs/dit_latents", batch_size=4)
     config.data.joint_image_frames = 0
-    if variant == "pictures":
+    if pictures:
         config.video.frames = 1
         rows, tokens = ((1, 64, 64, 10), (1, 48, 80, 10), (1, 80, 48, 10)), 512
         config.train.steps = 6000
@@ -103,6 +108,31 @@ def _packed(config: ConfigDict, variant: str) -> None:
         )  # fmt: skip
         config.train.update(steps=3400, learning_rate=3e-3)
     config.mixed_sizes = dict(rows=rows, buffer_tokens=tokens)
+
+
+def _unet(config: ConfigDict) -> None:
+    """Set the U-Net, and batches of one size: on average as large as the packed."""
+    section = config.mixed_sizes
+    turns = len(section.rows)
+    section.rows = tuple((*size, turns * count) for *size, count in section.rows)
+    section.buffer_tokens = 0
+    config.data.batch_size = max(count for *_, count in section.rows)
+    if config.init_from:
+        config.init_from = "runs/dit_unet_pictures"
+    attention = "spatial_attention", "cross_attention", "temporal_attention"
+    config.network = base().network
+    config.network.update(
+        levels=(
+            dict(channels=64, blocks=1, layers=("temporal_conv",)),
+            dict(channels=128, blocks=1, layers=attention),
+        ),
+        mid_layers=attention,
+        head_dim=32,
+        skip_downsamples=False,
+        relative_position="bias",
+    )
+    # The FLOPs of the packed updates (python -m experiments.dit.flops).
+    config.train.steps = 1968 if config.init_from else 3781
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -47,7 +47,7 @@ for sizes in (8, 1), (4, 2), (1, 8):
         want = expected(name, leaf.shape, sizes[1])
         assert want is None or parts == want, (name, parts, want)
         split.add(leaf.sharding.spec)
-    for name, array in trainer.batch_shapes.items():
+    for name, array in trainer.batch_shapes[0].items():
         assert array.sharding.shard_shape(array.shape)[0] == 1, name
 assert len(split) > 4
 '''

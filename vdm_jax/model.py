@@ -166,7 +166,8 @@ class DiffusionModel:
             if (clean := self.condition("clean_frames")) is not None:
                 own_key = condition_key(key, "clean_frames")
                 packing = cond.get("packing")
-                cond["clean"] = clean.draw(own_key, z, self.shape[0], packing)
+                frames = min(self.shape[0], z.shape[1])  # clips may have fewer
+                cond["clean"] = clean.draw(own_key, z, frames, packing)
         return z, cond
 
     def condition_dropout(self, cond: Cond, key: Array) -> Cond:

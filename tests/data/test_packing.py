@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import dit
 from tests.data.numbered import Numbered, assert_same, take
 from vdm_jax.data import packing
 from vdm_jax.errors import UserError
-from vdm_jax.networks.packing import unpack
+from vdm_jax.networks.packing import num_tokens, unpack
 
 # (frames, height, width, clips): 18 x 2, 6, 4 x 3 tokens of 2x2 pixels.
 SIZES = ((3, 4, 6, 2), (1, 6, 4, 1), (2, 2, 4, 3))
@@ -95,6 +96,14 @@ def test_a_batch_has_the_clips_of_each_size():
         assert (video[..., 1] == np.arange(frames)[:, None, None]).all()
     assert not batch["video"][batch["segments"] == 0].any()
     assert (batch["label"][..., 0] >= 0).all()
+
+
+def test_the_mix_of_the_config_has_little_padding():
+    """Below 5%, in buffers of at most four times the tokens of the longest clip."""
+    config: Any = dit.get_config("packed")
+    layout = packing.layout(config)
+    longest = max(num_tokens(size, layout.patch_size) for size in layout.sizes)
+    assert layout.padding < 0.05 and layout.tokens <= 4 * longest
 
 
 def test_every_epoch_of_a_size_has_every_clip_once():

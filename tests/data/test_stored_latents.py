@@ -349,7 +349,7 @@ def test_training_reads_no_autoencoder(root, half, monkeypatch):
 
     monkeypatch.setattr(codec.Latents, "load_params", refuse)
     trainer = Trainer(config, model, source, None, sharding.make_mesh())
-    assert trainer.batch_codec == {} and "latents" in trainer.batch_shapes
+    assert trainer.batch_codec == {} and "latents" in trainer.batch_shapes[0]
     batch = trainer.put_batch(next(pipeline.train_batches(config, source)))
     assert batch["latents"].shape == (4, 8, 8, 8, 8)
     with pytest.raises(AssertionError, match="was read"):

@@ -66,7 +66,7 @@ def test_previews_and_validation_use_the_average_if_there_is_one(monkeypatch):
     trainer = SimpleNamespace(
         model=model, source=source, captions=None, mesh=sharding.make_mesh(),
         with_codec=lambda params: params, batch_codec={},
-        batch_shapes={"video": None, "label": None},
+        batch_shapes=[{"video": None, "label": None}],
     )  # fmt: skip
     (sample_every, _, preview), (eval_every, _, validate) = observers.make_observers(
         trainer, run

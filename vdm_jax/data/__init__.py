@@ -8,7 +8,7 @@ import numpy as np
 
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Codec
-from vdm_jax.data import packing, pipeline, stored_latents
+from vdm_jax.data import mixed_sizes, packing, pipeline, stored_latents
 from vdm_jax.data.source import Source
 from vdm_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def open_source(config) -> Source:
     stored_latents.resolve_path(config.data)
     path = config.data.path
     if "mixed_sizes" in config:
-        return open_source(packing.at_size(config, config.mixed_sizes.rows[0]))
+        return open_source(mixed_sizes.at_size(config, config.mixed_sizes.rows[0]))
     if config.data.latents_dir:
         return stored_latents.open_latents(config)
     if path and config.data.source in COMPUTED:
@@ -62,22 +62,26 @@ def open_sizes(config) -> list[Source]:
     Raises UserError.
     """
     return [
-        open_source(packing.at_size(config, row)) for row in config.mixed_sizes.rows
+        open_source(mixed_sizes.at_size(config, row)) for row in config.mixed_sizes.rows
     ]
 
 
 def train_batches(
-    config, source: Source, rows: Sequence[int] | None = None
+    config, source: Source, rows: Sequence[Sequence[int]] | None = None
 ) -> pipeline.Batches:
-    """Return an iterator of batches: of `source`, or packed of all sizes of a config.
+    """Return an iterator of batches: of `source`, or of all sizes of a config.
 
-    rows: those of each global batch that this process loads; None: all.
+    rows: of each batch that takes turns (`mixed_sizes.in_turn`), those that this
+      process loads; None: all.
 
-    Raises the errors of `pipeline.train_batches`, or of `packing.train_batches`.
+    Raises the errors of `train_batches` of pipeline, of packing or of mixed_sizes.
     """
-    if "mixed_sizes" in config:
-        return packing.train_batches(config, open_sizes(config), rows)
-    return pipeline.train_batches(config, source, rows)
+    own = rows[0] if rows else None
+    if "mixed_sizes" not in config:
+        return pipeline.train_batches(config, source, own)
+    if config.mixed_sizes.buffer_tokens:
+        return packing.train_batches(config, open_sizes(config), own)
+    return mixed_sizes.train_batches(config, open_sizes(config), rows)
 
 
 def open_videos(config) -> Source:

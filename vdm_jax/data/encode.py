@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vdm_jax import agreement, data, runtime, settings
 from vdm_jax import codec as codecs
 from vdm_jax.codec import Latents
-from vdm_jax.data import check, check_latents, packing, pipeline, stored_latents
+from vdm_jax.data import check, check_latents, mixed_sizes, pipeline, stored_latents
 from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import CLIP_FIELDS, DTYPES, MANIFEST, PARTS, Format
 from vdm_jax.errors import UserError
@@ -67,9 +67,9 @@ def run(config: Any, flags: argparse.Namespace) -> str:
         return _run(config, flags)
     texts = []
     for row in config.mixed_sizes.rows:
-        out = packing.latents_folder(flags.out, row)
+        out = mixed_sizes.latents_folder(flags.out, row)
         own = argparse.Namespace(**{**vars(flags), "out": out})
-        texts.append(_run(packing.at_size(config, row), own))
+        texts.append(_run(mixed_sizes.at_size(config, row), own))
     return "\n".join(texts)
 
 

@@ -5,17 +5,15 @@ one layout of the buffers holds for all, and a position in the stream is a numbe
 batches, as in data/pipeline.py.
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
 from vdm_jax import codec as codecs
-from vdm_jax.data import pipeline
+from vdm_jax.data import mixed_sizes, pipeline
 from vdm_jax.data.pipeline import Batches, LoadBatch
 from vdm_jax.data.source import Source
 from vdm_jax.data.workers import Batch
@@ -97,74 +95,24 @@ def layout(config: Any) -> Layout:
 
 def _check(config: Any) -> None:
     """Raise UserError for fields that packed buffers need otherwise."""
-    data, video, section = config.data, config.video, config.mixed_sizes
+    mixed_sizes.check(config)
     kind, positions = config.network.kind, config.network.get("positions")
     if kind != "dit" or positions != "rope":
         raise UserError(
             f"config.mixed_sizes with network.kind={kind!r}, positions={positions!r}: "
-            "packed buffers are for 'dit' with 'rope'"
+            "packed buffers are for 'dit' with 'rope'; buffer_tokens=0 makes batches "
+            "of one size"
         )
-    if not section.rows or any(len(row) != 4 for row in section.rows):
-        raise UserError(
-            f"config.mixed_sizes.rows={section.rows}: rows of (frames, height, width, "
-            "clips in a batch), one or more"
-        )
-    own = (video.frames, video.height, video.width)
-    if tuple(section.rows[0][:3]) != own:
-        raise UserError(
-            f"config.mixed_sizes.rows: the first is {section.rows[0][:3]}, not the "
-            f"size of config.video, {own}: it is the model's default"
-        )
-    longest = max(row[0] for row in section.rows)
-    if longest > video.frames:
-        raise UserError(
-            f"config.mixed_sizes.rows: {longest} frames, more than config.video.frames="
-            f"{video.frames}: no size has more"
-        )
-    for section in ("stage", "control"):
-        if section in config:
-            raise UserError(
-                f"config.{section} with config.mixed_sizes: packed buffers train no "
-                "model that is conditioned on videos"
-            )
     if config.conditioning.frame_index_embedding:
         raise UserError(
             "config.conditioning.frame_index_embedding with config.mixed_sizes: "
             "positions are rotations there; set it to False"
         )
-    if data.joint_image_frames:
-        raise UserError(
-            f"config.data.joint_image_frames={data.joint_image_frames} with "
-            "config.mixed_sizes: pictures are a size of one frame there; set it to 0"
-        )
-    if config.diffusion.resolution_base:
-        raise UserError(
-            f"config.diffusion.resolution_base={config.diffusion.resolution_base} with "
-            "config.mixed_sizes, where all sizes have one noise schedule: set it to 0"
-        )
-    if config.codec.kind != "identity" and not data.latents_dir:
+    if config.codec.kind != "identity" and not config.data.latents_dir:
         raise UserError(
             f"config.codec.kind={config.codec.kind!r} with config.mixed_sizes: packed "
             "buffers are of pixels or of stored latents: set config.data.latents_dir"
         )
-
-
-def at_size(config: Any, row: Sequence[int]) -> Any:
-    """Return the config of the data set of a row of config.mixed_sizes.rows."""
-    config = copy.deepcopy(config)
-    frames, height, width = row[:3]
-    with config.unlocked():
-        config.video.update(frames=frames, height=height, width=width)
-        if config.data.latents_dir:
-            folder = latents_folder(Path(config.data.latents_dir), row)
-            config.data.latents_dir = str(folder)
-        del config["mixed_sizes"]
-    return config
-
-
-def latents_folder(folder: Path, row: Sequence[int]) -> Path:
-    """Return where the latents of a row of config.mixed_sizes.rows are: 8x64x64."""
-    return folder / "x".join(map(str, row[:3]))
 
 
 def shapes(plan: Layout, name: str, channels: int, dtype: Any) -> dict[str, tuple]:
@@ -250,6 +198,7 @@ def train_batches(
         too many unusable clips.
     """
     plan, data = layout(config), config.data
+    mixed_sizes.check_labels(config, sources)
     loads, items = [], []
     for row, source in enumerate(source.split(False) for source in sources):
         pipeline.check_flip(config, source)
@@ -260,12 +209,6 @@ def train_batches(
             )
         )
         items.append(pipeline.shuffled(len(source), config.seed + row))
-    vocabularies = {source.label_vocabulary for source in sources}
-    if data.label_vocabulary and len(vocabularies) > 1:
-        raise UserError(
-            f"config.mixed_sizes with labels: clips of {sources[0].name} have other "
-            "labels than its pictures: train on texts, or on clips alone"
-        )
     conditions = ["caption", "label"] if data.label_vocabulary else ["caption"]
     load = LoadBuffers(plan, loads, items, conditions, rows)
     return Batches(

@@ -184,6 +184,13 @@ def train_batches(config, source: Source, rows: Sequence[int] | None = None) -> 
       UserError: fewer clips than a batch, a flip that would make labels wrong, or (from
         `next`) too many unusable clips.
     """
+    return Batches(train_dataset(config, source, rows), config.data.workers)
+
+
+def train_dataset(
+    config, source: Source, rows: Sequence[int] | None = None
+) -> grain.MapDataset[Batch]:
+    """Return the infinite sequence of `train_batches`, by number."""
     data = config.data
     source = source.split(False)
     check_flip(config, source)
@@ -196,7 +203,7 @@ def train_batches(config, source: Source, rows: Sequence[int] | None = None) -> 
         source, config.seed, config.video.frames, data.max_bad_fraction,
         data.joint_image_frames, data.flip, rows,
     )  # fmt: skip
-    return Batches(_dataset(load, data.batch_size), data.workers)
+    return _dataset(load, data.batch_size)
 
 
 def clip_batches(config, part: Source, batch_size: int) -> Batches:

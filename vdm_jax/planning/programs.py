@@ -183,7 +183,8 @@ def _update(
     )
     if codec := model.codec.param_shapes():
         aux = aux | {"codec": _placed(codec, mesh, config.mesh.param_rules)}
-    shapes = trainer.batch_shapes(config, model, None, mesh, None)
+    batches = trainer.batch_shapes(config, model, None, mesh, None)
+    shapes = max(batches, key=lambda s: sum(a.size for a in s.values()))
     tokens = max_tokens(config)
     for name in {"text", "text_mask", *NULL_TEXT} & shapes.keys():
         shapes[name] = _with_tokens(shapes[name], tokens, name.endswith("mask"))

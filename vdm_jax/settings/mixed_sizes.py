@@ -7,7 +7,9 @@ from vdm_jax.settings.declaration import setting
 
 @dataclass(frozen=True)
 class MixedSizes:
-    """Training on clips of several sizes, packed into buffers of tokens (NaViT).
+    """Training on clips of several sizes.
+
+    They are packed into buffers of tokens (NaViT), or each batch has one of the sizes.
 
     Few configs have this section.
     """
@@ -19,5 +21,9 @@ class MixedSizes:
         2**20,
     )
     buffer_tokens: int = setting(
-        1024, "of a packed buffer, of which a batch has data.batch_size", 1, 2**24
+        1024,
+        "of a packed buffer, of which a batch has data.batch_size; 0: batches of one "
+        "row each, in turn, the largest of data.batch_size clips",
+        0,
+        2**24,
     )

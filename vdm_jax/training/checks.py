@@ -6,6 +6,7 @@ import re
 import jax
 
 from vdm_jax import settings, sharding
+from vdm_jax.data import mixed_sizes
 from vdm_jax.errors import UserError, check_multiple
 from vdm_jax.memory import check_memory
 from vdm_jax.runs import resolve_paths
@@ -39,9 +40,10 @@ def check_config(config) -> None:
         )
     dim = config.conditioning.cond_dim
     check_multiple("config.conditioning.cond_dim", dim, 2, "sines and cosines")
-    _check_batch_size(config)
     _check_rate(config)
-    _check_batch_memory(config)
+    for own in mixed_sizes.in_turn(config):
+        _check_batch_size(own)
+        _check_batch_memory(own)
 
 
 def _check_batch_size(config) -> None:

@@ -62,7 +62,8 @@ def make_observers(trainer: Trainer, run: OpenRun) -> tuple[Observer, ...]:
     clips = sharding.whole_batch(trainer.mesh, NUM_VALIDATION_CLIPS)
     batch = pipeline.held_out_batch(config, source, clips)
     batch = add_text(batch, trainer.captions)
-    batch = {name: batch[name] for name in trainer.batch_shapes.keys() & batch.keys()}
+    names = trainer.batch_shapes[0].keys() & batch.keys()
+    batch = {name: batch[name] for name in names}
 
     def validation(state: TrainState) -> dict[str, jax.Array]:
         return validate({**state.eval_params, **trainer.batch_codec}, batch)

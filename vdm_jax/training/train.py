@@ -119,6 +119,9 @@ def build_from_config(
     data.resolve(config, source)
     captions = open_caption_embeddings(config, source)
     model = build.build_model(config)
+    if "mixed_sizes" in config:
+        for row in config.mixed_sizes.rows:
+            build.at_size(config, row[:3])
     clip = next(data.pipeline.fixed_clips(config, source.split(False), 1))
     in_batch = clip.keys() | (captions.shapes((1,)) if captions else {})
     if missing := model.clip_arrays - in_batch:

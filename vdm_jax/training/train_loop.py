@@ -10,6 +10,7 @@ import numpy as np
 
 from vdm_jax import agreement, runtime
 from vdm_jax.checkpoint import on_first_process
+from vdm_jax.data import mixed_sizes
 from vdm_jax.data.pipeline import Batches
 from vdm_jax.errors import UserError
 from vdm_jax.training.run import OpenRun
@@ -203,7 +204,7 @@ class _PendingMetrics:
         if step % settings.log_every == 0 or step == settings.steps:
             clips = len(jax.tree.leaves(batch)[0])
             if "mixed_sizes" in self._run.config:
-                clips = sum(count for *_, count in self._run.config.mixed_sizes.rows)
+                clips = mixed_sizes.clips_per_batch(self._run.config.mixed_sizes)
             self._log(step, clips)
         if self._num_bad >= settings.max_nonfinite_updates:
             with jax.transfer_guard("allow"):
@@ -213,7 +214,7 @@ class _PendingMetrics:
             what = f"{self._num_bad} consecutive updates up to step {step}"
             _give_up(self._run, what, first)
 
-    def _log(self, step: int, clips: int) -> None:
+    def _log(self, step: int, clips: float) -> None:
         now = time.perf_counter()
         step_time = (now - self._since) / len(self._rows)
         good = [row for row in self._rows if row["finite"]]

@@ -1,9 +1,10 @@
 """What training and distillation share: a state on a mesh, its update, and its run."""
 
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from vdm_jax import agreement, data, sharding
-from vdm_jax.data import packing, pipeline
+from vdm_jax.data import mixed_sizes, packing, pipeline
 from vdm_jax.data.source import Source
 from vdm_jax.data.stored_latents import StoredLatents
 from vdm_jax.diffusion import samplers
@@ -41,8 +42,9 @@ class Trainer:
 
     Attributes:
       abstract_state: a TrainState of shapes with shardings.
-      batch_shapes: name -> shape of the arrays of a batch, over all processes.
-      rows: those of a batch that this process loads.
+      batch_shapes: of each size of batches that take turns (one but with
+        mixed_sizes.buffer_tokens=0), name -> shape of the arrays over all processes.
+      rows: of each of them, those that this process loads.
       batch_codec: {"codec": the parameters that z of a batch needs}; {} where the codec
         has none, and where batches are of stored latents.
 
@@ -63,8 +65,8 @@ class Trainer:
         self.source, self.captions = source, captions
         self._initializer = Initializer(init_params or model.init_params)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
-        some = next(iter(self.batch_shapes.values()))
-        self.rows = sharding.process_rows(some.sharding, some.shape[0])
+        clips = [next(iter(shapes.values())) for shapes in self.batch_shapes]
+        self.rows = [sharding.process_rows(a.sharding, a.shape[0]) for a in clips]
         state = abstract_state(config, self._initializer.shapes, mesh)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(size / jax.process_count(), "parameters and optimiser")
@@ -168,16 +170,24 @@ class Trainer:
 
     def put_batch(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
         """Add the text of the captions and place the arrays on the devices."""
-        batch = add_text(batch, self.captions)
+        batch, size = add_text(batch, self.captions), self._size_of(batch)
         return {
-            name: sharding.place_rows(batch[name], shape, self.rows)
-            for name, shape in self.batch_shapes.items()
+            name: sharding.place_rows(batch[name], shape, self.rows[size])
+            for name, shape in self.batch_shapes[size].items()
         }
+
+    def _size_of(self, batch: Mapping[str, Any]) -> int:
+        """Return which of the sizes that take turns a batch has."""
+        clips = next(iter(self.batch_shapes[0]))
+        sizes = [shapes[clips].shape[1:] for shapes in self.batch_shapes]
+        return sizes.index(batch[clips].shape[1:])
 
     def compile_update(
         self, run: OpenRun, loss_fn: LossFn, aux_params: Any, identity: Any = None
     ) -> Update:
         """Compile an update that donates its state, and log what it takes.
+
+        It is one program for each size of batches.
 
         Args:
           aux_params: of `train`. The learning rate decays over aux_params["updates"]
@@ -189,18 +199,27 @@ class Trainer:
         shardings = update_shardings(state, self.mesh)
         aux_params = {**self.batch_codec, **aux_params}
         started = time.perf_counter()
-        others = aux_params, self.batch_shapes, samplers.key_from_seed(0)
-        compiled = compile_step(
-            update, state, *others, out_shardings=shardings, identity=identity
-        )
+        key = samplers.key_from_seed(0)
+        programs = [
+            compile_step(
+                update, state, aux_params, shapes, key, out_shardings=shardings,
+                identity=identity,
+            )
+            for shapes in self.batch_shapes
+        ]  # fmt: skip
         seconds = time.perf_counter() - started
-        run.logger.info(f"compiled the training step in {seconds:.1f} s")
-        self._log_sizes(run, compiled.compiled)
+        sizes = f" for {n} sizes" if (n := len(programs)) > 1 else ""
+        run.logger.info(f"compiled the training step{sizes} in {seconds:.1f} s")
+        self._log_sizes(run, [program.compiled for program in programs])
+
+        def run_step(state, aux_params, batch, key):
+            return programs[self._size_of(batch)](state, aux_params, batch, key)
+
         return Update(
-            compiled, self.put_batch, functools.partial(step.diagnose, loss_fn)
+            run_step, self.put_batch, functools.partial(step.diagnose, loss_fn)
         )
 
-    def _log_sizes(self, run: OpenRun, compiled: jax.stages.Compiled) -> None:
+    def _log_sizes(self, run: OpenRun, programs: list[jax.stages.Compiled]) -> None:
         """Log devices, parameters, clips and memory before the first step."""
         params = jax.tree.leaves(self.abstract_state.params)
         mesh = self.mesh
@@ -214,16 +233,20 @@ class Trainer:
         count = sum(leaf.size for leaf in params)
         log(f"{count:,} parameters; videos of {self.model.video_shape}")
         log(f"{source.name}: {clips:,} clips for training, {held_out:,} held out")
-        if "mixed_sizes" in self.config:
+        if "mixed_sizes" in self.config and self.config.mixed_sizes.buffer_tokens:
             log(packing.layout(self.config).describe())
         report = getattr(source, "report", None)  # of a folder: files kept and skipped
         for line in report.summary_lines() if report else ():
             log(line)
-        memory = compiled.memory_analysis()
-        if memory is not None:
-            peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-            log(f"{peak / 2**20:,.0f} MiB per device at the peak of a step")
+        peaks = [_peak(memory) for p in programs if (memory := p.memory_analysis())]
+        if peaks:
+            log(f"{max(peaks) / 2**20:,.0f} MiB per device at the peak of a step")
+
+
+def _peak(memory: Any) -> int:
+    """Return the bytes of a program's memory analysis that are in use at once."""
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return peak + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def new_state(config: Any, params: Params) -> TrainState:
@@ -284,14 +307,33 @@ def batch_shapes(
     source: Source | None,
     mesh: Mesh,
     captions: CaptionEmbeddings | None,
-) -> dict[str, jax.ShapeDtypeStruct]:
+) -> list[dict[str, jax.ShapeDtypeStruct]]:
     """Return the arrays of a batch that go to the devices, over all processes.
+
+    They are of each size of batches that take turns, one if all have one size.
 
     source: None for videos of the model's size, wherever they come from.
 
     Raises:
       UserError: a condition is made of videos, and the source has latents only.
     """
+    return [
+        _shapes_at_size(own, model, source, mesh, captions)
+        for own in mixed_sizes.in_turn(config)
+    ]
+
+
+def _shapes_at_size(
+    config: Any,
+    model: DiffusionModel,
+    source: Source | None,
+    mesh: Mesh,
+    captions: CaptionEmbeddings | None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return `batch_shapes` of one size, that of the config."""
+    video = config.video
+    shape = video.frames, video.height, video.width, video.channels
+    model = dataclasses.replace(model, video_shape=shape)
     b, images = config.data.batch_size, config.data.joint_image_frames
     frames = model.video_shape[0] + images
     clips = {"name": "video", "channels": model.video_shape[3], "dtype": np.uint8}
