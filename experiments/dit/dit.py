@@ -6,9 +6,10 @@ N captions of held-out clips, "a rocket on a dark blue background moves up slowl
 noise of their own; of some the combination was never trained on. The same captions are
 sampled at each size that the model was trained on, from noise, and from the first frame
 of the clip. Objects are detected without a network. Wrong variants replace functions of
-the library. Each --student is a distillation, of which every student is measured at the
-first size, next to the model in as many steps. Writes OUT/dit.json row by row, a sheet
-of each row, and OUT/packed.json.
+the library; they and given frames are measured on half as many videos. Each --student
+is a distillation, of which every student is measured at the first size, next to the
+model in as many steps. Writes OUT/real.json and OUT/dit.json row by row, and a sheet of
+each row.
 """
 
 import argparse
@@ -196,21 +197,31 @@ class Task:
         scores = score(videos, self.clips.labels, source, first)
         return {name: scores[name] for name in names}
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows of the size: what is known first, then samples."""
+    def take(self, num: int) -> "Task":
+        """Return the task of the first clips."""
+        clips = Clips(*(array[:num] for array in self.clips))
+        cond = {name: array[:num] for name, array in self.cond.items()}
+        return dataclasses.replace(
+            self, clips=clips, captions=self.captions[:num], cond=cond
+        )
+
+    def references(self) -> Iterator[Row]:
+        """Yield the rows of real clips and of chance."""
         clips = self.clips.videos
         noise = np.random.default_rng(0).integers(0, 256, clips.shape, np.uint8)
         yield Row("real", lambda: clips)
         if clips.shape[2] != clips.shape[3]:
             yield Row("real, square crops", lambda: square(clips))
         yield Row("noise", lambda: noise)
-        yield Row("samples", self.sample)
+
+    def animations(self) -> Iterator[Row]:
+        """Yield the rows whose videos begin with a given frame."""
         yield Row("animated", lambda: self.animate(True), ANIMATED)
         yield Row("animated, no prompt", lambda: self.animate(False), UNPROMPTED)
 
     def rows_of_steps(self) -> Iterator[Row]:
-        """Yield a row for each number of steps."""
-        for steps in STEPS:
+        """Yield a row for each number of steps but that of the samples."""
+        for steps in sorted({*STEPS} - {self.settings.steps}, reverse=True):
             yield Row(f"{steps} steps", lambda n=steps: self.sample(steps=n))
 
     def wrong_rows(self) -> Iterator[Row]:
@@ -269,20 +280,27 @@ def main() -> None:
     )  # fmt: skip
     flags = parsed.parse_args()
     tasks = read_tasks(flags)
-    first = tasks[0]
-    table = Table(
-        flags.out, "dit", HEADINGS, seed=flags.seed, steps=first.settings.steps,
-        guidance_scale=flags.guidance_scale, model=first.trained.checksum,
-    )  # fmt: skip
-
-    rows = [(task, row) for task in tasks for row in task.rows()]
+    first, fewer = tasks[0], [task.take(max(2, flags.num // 2)) for task in tasks]
+    rows = [(task, row) for task in tasks for row in task.references()]
+    measure(Table(flags.out, "real", HEADINGS, seed=flags.seed), rows)
+    rows = [(task, Row("samples", task.sample)) for task in tasks]
+    rows += [(task, row) for task in fewer for row in task.animations()]
+    rows += [(task, row) for task in fewer for row in task.wrong_rows()]
     rows += [(first, row) for row in first.rows_of_steps()]
     for workdir in flags.student:
         for folder in students_of(workdir):
             student = Task.make(cascades.read_model(folder), flags)
             steps = f"{student.settings.steps} steps"
             rows.append((student, Row(f"{workdir.name}, {steps}", student.sample)))
-    rows += [(task, row) for task in tasks for row in task.wrong_rows()]
+    table = Table(
+        flags.out, "dit", HEADINGS, seed=flags.seed, steps=first.settings.steps,
+        guidance_scale=flags.guidance_scale, model=first.trained.checksum,
+    )  # fmt: skip
+    measure(table, rows)
+
+
+def measure(table: Table, rows: list[tuple[Task, Row]]) -> None:
+    """Add rows to a table."""
     for task, row in rows:
         table.add(
             f"{task.size}, {row.name}",
