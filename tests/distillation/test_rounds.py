@@ -1,6 +1,7 @@
 """Rounds and configs of students; distillations that are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,9 +121,9 @@ def test_an_eps_teacher_needs_a_weighting_and_clip_x():
 
 def test_students_of_a_model_of_several_sizes_learn_from_clips_of_the_first():
     """Stored latents are those of that size; given frames are the teacher's."""
-    own = dit.get_config("packed").unlock()
+    own: Any = dit.get_config("packed").unlock()
     own.data.latents_dir = "/latents"
-    given = distill_dit.get_config()
+    given: Any = distill_dit.get_config()
     plan = rounds.plan_rounds(given.distill)
     configs = rounds.student_configs(given, own, plan, "teacher", Path("/students"))
     assert [c.sample.steps for c in configs] == [64, 32, 16, 8, 4]

@@ -69,8 +69,8 @@ def test_swapped_positions_are_those_of_the_transposed_grid():
 
 
 def test_frames_are_given_clean_at_the_level_of_the_step():
-    known = np.full((1, 3, 1, 1, 1), 5.0, np.float32)
-    strength = np.array([[0.0, 1.0, 1.0]], np.float32)
+    known = jnp.full((1, 3, 1, 1, 1), 5.0)
+    strength = jnp.array([[0.0, 1.0, 1.0]])
     level = schedules.noise_level_from_angle(jnp.float32(1.0))
     read = []
 
@@ -116,7 +116,7 @@ def test_sizes_are_those_of_the_clips(tmp_path):
 @pytest.fixture(scope="module")
 def transformer():
     """Return a task with a small transformer, and clips of two sizes for it."""
-    config = dit_config.get_config("smoke").unlock()
+    config: Any = dit_config.get_config("smoke").unlock()
     config.conditioning.clean_frames = (("first", 0.5),)
     model = build.build_model(config)
     params = jax.tree.map(
