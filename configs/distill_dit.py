@@ -24,17 +24,17 @@ def get_config(variant: str = "") -> ConfigDict:
         start_steps=64,
         end_steps=4,
         guidance_range=(3.0, 5.0),
-        guidance_updates=1200,
+        guidance_updates=1000,
         guidance_lr=2e-3,
-        updates_per_round=300,
-        num=64,
+        updates_per_round=250,
+        num=16,
         max_metric_drop=0.2,
     )
-    config.data.update(batch_size=16, text_embeddings_dir="runs/dit_text")
+    config.data.update(batch_size=8, text_embeddings_dir="runs/dit_text")
     config.train.update(
         optimizer="muon",
         learning_rate=5e-4,
-        checkpoint_every=100,
+        checkpoint_every=125,
         keep_checkpoints=2,
         log_every=20,
     )
