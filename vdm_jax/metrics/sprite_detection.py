@@ -245,8 +245,8 @@ def detect_sprites(videos: np.ndarray, source: Sprites, margin: int = 0) -> Dete
       videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
       source: the data, for its vocabulary and whether backgrounds are gradients.
       margin: pixels around a frame in which objects are searched, too, so that one that
-        the border cuts off is found. The frame goes on there in its median colour, so
-        backgrounds must be flat. Renderings have the margin.
+        the border cuts off is found. It has the frame's median colour, so backgrounds
+        must be flat. Renderings have the margin.
     """
     sizes = searched_sizes(*videos.shape[2:4])
     if videos.dtype == np.uint8:
