@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from configs.base import base
 
 VARIANTS = ("", "v1", "v3", "pictures", "packed", "smoke")
-DEPTH = {"full": 5, "v1": 3, "v3": 4}
+DEPTH = {"full": 4, "v1": 2, "v3": 3}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     attend = variant if variant in DEPTH else "full"
     config.network = dict(
         kind="dit",
-        width=160,
+        width=128,
         depth=DEPTH[attend],
         num_heads=4,
         patch_size=2,
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
         cross_attention=True,
     )
     config.conditioning.update(
-        cond_dim=160, cond_mlp_layers=1, text_dim=384, text_dropout=0.1
+        cond_dim=128, cond_mlp_layers=1, text_dim=384, text_dropout=0.1
     )
     config.diffusion.update(
         schedule="flow", prediction_type="flow", loss_weighting="flow"
@@ -89,20 +89,20 @@ def _packed(config: ConfigDict, variant: str) -> None:
     """Set four buffers of clips and pictures, or of pictures alone."""
     config.data.update(latents_dir="runs/dit_latents", batch_size=4)
     config.data.joint_image_frames = 0
-    config.network.patch_size = 4
     if variant == "pictures":
         config.video.frames = 1
-        rows = (1, 64, 64, 44), (1, 48, 80, 44), (1, 80, 48, 44)
-        config.train.steps = 1600
+        rows, tokens = ((1, 64, 64, 10), (1, 48, 80, 10), (1, 80, 48, 10)), 512
+        config.train.steps = 6000
     else:
-        clips = (8, 64, 64, 5), (8, 48, 80, 5), (8, 80, 48, 5)
-        rows = *clips, (1, 64, 64, 4), (1, 48, 80, 4), (1, 80, 48, 4)
+        clips = (8, 64, 64, 2), (8, 48, 80, 1), (8, 80, 48, 1)
+        rows = *clips, (1, 64, 64, 2), (1, 48, 80, 1), (1, 80, 48, 1)
+        tokens = 576
         config.init_from = "runs/dit_pictures"
         config.conditioning.clean_frames = (
             ("first", 0.1), ("last", 0.05), ("first_and_last", 0.05), ("head", 0.05),
         )  # fmt: skip
-        config.train.steps = 3000
-    config.mixed_sizes = dict(rows=rows, buffer_tokens=512)
+        config.train.update(steps=3400, learning_rate=3e-3)
+    config.mixed_sizes = dict(rows=rows, buffer_tokens=tokens)
 
 
 def _smoke(config: ConfigDict) -> None:

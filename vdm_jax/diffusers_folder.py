@@ -39,7 +39,7 @@ from vdm_jax.text.encoder import weights_sha256
 SAMPLE = {"steps": 50, "guidance_scale": 7.5, "clip_x": 0.0, "num": 4, "batch_size": 4}
 OWN_SAMPLE = {
     "DiTPipeline": {"guidance_scale": 4.0},
-    "LattePipeline": {"num": 1, "batch_size": 1},
+    sd_pipeline.LATTE: {"num": 1, "batch_size": 1},
     sd_pipeline.WAN: {"guidance_scale": 5.0, "num": 1, "batch_size": 1},
 }
 WAN_VIDEO = {"frames": 81, "height": 480, "width": 832, "fps": 16.0}

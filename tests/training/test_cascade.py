@@ -30,6 +30,7 @@ def get_config(variant):
     config.data.text_embeddings_dir = {embeddings!r}
     config.conditioning.update(text_dim=6, text_dropout=0.1)
     config.sample.update(steps=2, guidance_scale=2.0)
+    config.train.update(eval_every=0, sample_every=2 if variant == "base" else 0)
     config.video.frames = 4 if variant == "base" else 8
     config.data.stride = 2 if variant == "base" else 1
     config.stage.update(kind="tsr")
