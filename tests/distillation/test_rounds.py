@@ -1,7 +1,11 @@
 """Rounds and configs of students; distillations that are refused."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from configs import distill_dit, dit
 from tests.distillation.cases import config, teacher_config
 from vdm_jax import build
 from vdm_jax.distillation import rounds
@@ -113,3 +117,21 @@ def test_an_eps_teacher_needs_a_weighting_and_clip_x():
     own.sample.clip_x = 0.0
     with pytest.raises(UserError, match="sample.clip_x in the teacher's config.json"):
         rounds.check(distill_config, own, build.build_model(own))
+
+
+def test_students_of_a_model_of_several_sizes_learn_from_clips_of_the_first():
+    """Stored latents are those of that size; given frames are the teacher's."""
+    own: Any = dit.get_config("packed").unlock()
+    own.data.latents_dir = "/latents"
+    given: Any = distill_dit.get_config()
+    plan = rounds.plan_rounds(given.distill)
+    configs = rounds.student_configs(given, own, plan, "teacher", Path("/students"))
+    assert [c.sample.steps for c in configs] == [64, 32, 16, 8, 4]
+    for each in configs:
+        assert "mixed_sizes" not in each
+        assert each.data.latents_dir == "/latents/8x64x64"
+        assert each.data.batch_size == given.data.batch_size
+        assert each.conditioning.clean_frames == own.conditioning.clean_frames
+    own.data.latents_dir = ""
+    (first, *_) = rounds.student_configs(given, own, plan, "teacher", Path("/students"))
+    assert first.data.latents_dir == ""

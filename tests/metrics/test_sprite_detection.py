@@ -123,6 +123,31 @@ def test_an_object_of_a_size_that_the_data_lack_is_found(size):
     assert (found.explained > 0.5).all()
 
 
+def test_an_object_that_the_border_cuts_off_is_found_beyond_it():
+    """By 8 pixels at each edge, by 2 or less, and inside of the frame."""
+    source, side, half = sprites(frames=1), 64, 14
+    places = [(half - 8, 30), (side - half + 8, 30), (30, half - 8), (30, side - 6)]
+    places += [(half - 1, 30), (30, side - half), (24, 24)]
+    large = sprites(frames=1, side=side + 40)
+    white = large.background(0, np.random.default_rng(0))
+    clips = [
+        large.render(k, 2 * half, np.array([place], np.float32) + 20, white)
+        for k, place in enumerate(places)
+    ]
+    videos = np.stack(clips)[:, :, 20:-20, 20:-20]
+    found = detect_sprites(videos, source, margin=half)
+    assert (found.object[:, 0] == np.arange(len(places))).all()
+    np.testing.assert_allclose(found.centre[:, 0], places, atol=1.5)
+    cut = sprite_scores.cut_off(videos, source)
+    assert cut.tolist() == [True] * 4 + [False] * 3
+
+
+def test_real_clips_and_noise_are_not_cut_off(clips):
+    source, videos, _, _, _ = clips
+    noise = np.random.default_rng(0).integers(0, 256, videos[:2].shape, np.uint8)
+    assert not sprite_scores.cut_off(np.concatenate([videos[:6], noise]), source).any()
+
+
 def test_silhouettes_are_where_a_clip_differs_from_its_background(clips):
     """All but its soft edge and what has the background's colour."""
     source, videos, _, _, found = clips

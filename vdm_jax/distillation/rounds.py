@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdm_jax import build
+from vdm_jax.data import packing
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
@@ -172,6 +173,8 @@ def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> An
     """
     distill = config.distill
     student: Any = ConfigDict(teacher.to_dict())
+    if "mixed_sizes" in student:  # packed buffers are for training alone
+        student = packing.at_size(student, student.mixed_sizes.rows[0])
     # Every round has batches and noise of its own.
     student.seed = (config.seed + each.number) % 2**32
     student.init_from, student.init_checksum = init_from, ""

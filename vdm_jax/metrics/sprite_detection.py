@@ -115,11 +115,10 @@ def searched_sizes(height: int, width: int) -> range:
 
 @functools.lru_cache(maxsize=4)
 def _coarse_matchers(
-    vocabulary: str, height: int, width: int, gradients: bool
+    vocabulary: str, sizes: range, height: int, width: int, gradients: bool
 ) -> list[Matcher]:
     """Return a matcher of the whole vocabulary for each size that is searched."""
     basis = background_basis(-(-height // COARSE), gradients)
-    sizes = searched_sizes(height, width)
     banks = (sprite_pictures.pictures(vocabulary, size) for size in sizes)
     return [Matcher(bank, basis, -(-width // COARSE), COARSE) for bank in banks]
 
@@ -188,13 +187,21 @@ def _visible_background(
     return visible
 
 
-def _detect(frame: np.ndarray, vocabulary: str, gradients: bool) -> tuple:
+def _continue(frame: np.ndarray, margin: int) -> np.ndarray:
+    """Return a frame [h, w, 3] with a margin of the median of its pixels."""
+    height, width, _ = frame.shape
+    out = np.tile(np.median(frame, axis=(0, 1)), (height + 2 * margin, 1, 1))
+    out = np.repeat(out, width + 2 * margin, axis=1)
+    out[margin : margin + height, margin : margin + width] = frame
+    return out
+
+
+def _detect(frame: np.ndarray, vocabulary: str, gradients: bool, sizes: range) -> tuple:
     """Return the fields of Detections for a frame [h, w, 3] in [0, 1]."""
     height, width, _ = frame.shape
     channels = np.ascontiguousarray(np.moveaxis(frame, -1, 0))
-    sizes = searched_sizes(height, width)
     basis = background_basis(height, gradients)
-    matchers = _coarse_matchers(vocabulary, height, width, gradients)
+    matchers = _coarse_matchers(vocabulary, sizes, height, width, gradients)
     shrunk = _shrink(channels)
     least = np.stack([m.errors(shrunk).min((1, 2)) for m in matchers])
     candidates = []
@@ -231,22 +238,27 @@ def silhouettes(videos: np.ndarray, source: Sprites) -> np.ndarray:
     return np.concatenate(frames).reshape(*videos.shape[:4], 1)
 
 
-def detect_sprites(videos: np.ndarray, source: Sprites) -> Detections:
+def detect_sprites(videos: np.ndarray, source: Sprites, margin: int = 0) -> Detections:
     """Detect the object, its size and place, and the background, of every frame.
 
     Args:
       videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
       source: the data, for its vocabulary and whether backgrounds are gradients.
+      margin: pixels around a frame in which objects are searched, too, so that one that
+        the border cuts off is found. It has the frame's median colour, so backgrounds
+        must be flat. Renderings have the margin.
     """
+    sizes = searched_sizes(*videos.shape[2:4])
     if videos.dtype == np.uint8:
         frames = videos.astype(np.float32) / 255
     else:
         frames = (videos.astype(np.float32) + 1) / 2
-    found = [
-        [_detect(frame, source.vocabulary, source.gradients) for frame in clip]
-        for clip in frames
-    ]
+    if margin:
+        frames = np.stack([[_continue(f, margin) for f in clip] for clip in frames])
+    how = source.vocabulary, source.gradients, sizes
+    found = [[_detect(frame, *how) for frame in clip] for clip in frames]
     fields = range(len(Detections._fields))
-    return Detections(
+    detected = Detections(
         *(np.array([[frame[k] for frame in clip] for clip in found]) for k in fields)
     )
+    return detected._replace(centre=detected.centre - margin)

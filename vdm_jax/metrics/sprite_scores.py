@@ -15,6 +15,7 @@ from vdm_jax.metrics.tables import Row
 NAMES = ("object", "background", "direction", "speed")
 MIN_EXPLAINED = 0.1  # of every frame's variance; of noise nothing is explained
 MAX_COLOUR_ERROR = 40 / 255  # largest distance to a named colour, values in [0, 1]
+MAX_OUTSIDE = 2  # pixels of an object past the border; sizes are searched in such steps
 MIN_DISPLACEMENT = 1 / 4  # smaller ones, relative to the slow speed, are no movement
 NOTE = (
     "Object and background are found by least squares over objects and places, without "
@@ -81,6 +82,24 @@ def identity(detected: Detections) -> np.ndarray:
     """Return whether all frames of a clip show one object: bool [n]."""
     shown = (detected.explained > MIN_EXPLAINED).all(1)
     return shown & (detected.object == detected.object[:, :1]).all(1)
+
+
+def cut_off(videos: np.ndarray, source: Sprites) -> np.ndarray:
+    """Return whether the border cuts off a clip's object: bool [n].
+
+    It is measured in the first and the last frame, the ends of a straight path, of
+    which either shows an object more than MAX_OUTSIDE pixels past the border. Objects
+    are searched as far outside as half of the larger one. Backgrounds are flat.
+
+    videos: [n, f, h, w, 3], uint8 or float in [-1, 1].
+    """
+    height, width = videos.shape[2:4]
+    margin = max(Geometry(1, height, width).sizes) // 2
+    found = detect_sprites(videos[:, [0, -1]], source, margin)
+    half = found.size[..., None] / 2
+    inside = np.minimum(found.centre, (width, height) - found.centre) - half
+    shown = found.explained > MIN_EXPLAINED
+    return (shown & (inside.min(-1) < -MAX_OUTSIDE)).any(1)
 
 
 def trajectory_error(detected: Detections, centres: np.ndarray) -> np.ndarray:
