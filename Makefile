@@ -69,11 +69,9 @@ demo: setup
 	$(BIN)/python -m vdm_jax.demo --out=runs/demo
 
 # Prompts through a cascade; a student of 8 steps, its teacher in 64 and in 8; three videos of
-# an image model, the second and the third of the first; videos of three shapes by one
-# transformer, and a picture that it animates; then a model from scratch, trained, sampled and
-# measured.
+# an image model, the second and the third of the first; then a model from scratch, trained,
+# sampled and measured.
 TOUR := runs/tour
-SHAPES := 64x64 48x80 80x48
 ROCKET := $(TOUR)/text2video_zero/samples-000.mp4
 tour: setup
 	$(BIN)/python sample.py --cascade=cascades/shapes --prompts=cascades/shapes/prompts.txt \
@@ -94,16 +92,7 @@ tour: setup
 	  --config.train.steps=100 --workdir=$(TOUR)/tuned
 	$(BIN)/python edit.py --workdir=$(TOUR)/tuned --edit=$(ROCKET) \
 	  --prompt="a penguin on a yellow background" --out=$(TOUR)/tune_a_video --overwrite
-	set -e; for size in $(SHAPES); do \
-	  $(BIN)/python sample.py --workdir=models/dit --size=$$size --num=2 \
-	    --prompt="a penguin on a yellow background moves up slowly" \
-	    --prompt="a car on a dark blue background moves left quickly" \
-	    --out=$(TOUR)/dit_$$size --overwrite; \
-	done
-	$(BIN)/python edit.py --workdir=models/dit --animate=$(ROCKET) --num=4 \
-	  --prompt="a rocket on a yellow background moves up slowly" \
-	  --out=$(TOUR)/dit_animated --overwrite
 	$(BIN)/python train.py --config=configs/shapes.py:demo --workdir=$(TOUR)
 	$(BIN)/python sample.py --workdir=$(TOUR) --num=16 --out=$(TOUR)/final --overwrite
 	$(BIN)/python evaluate.py --workdir=$(TOUR) --num=96 --compare_steps=4,8,16 \
-	  --show_samples=$(TOUR)/prompts,$(TOUR)/student,$(TOUR)/teacher,$(TOUR)/few_steps,$(TOUR)/clips,$(TOUR)/text2video_zero,$(TOUR)/control_video,$(TOUR)/tune_a_video,$(TOUR)/dit_64x64,$(TOUR)/dit_48x80,$(TOUR)/dit_80x48,$(TOUR)/dit_animated --report_commands="make tour"
+	  --show_samples=$(TOUR)/prompts,$(TOUR)/student,$(TOUR)/teacher,$(TOUR)/few_steps,$(TOUR)/clips,$(TOUR)/text2video_zero,$(TOUR)/control_video,$(TOUR)/tune_a_video --report_commands="make tour"

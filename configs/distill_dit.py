@@ -1,6 +1,6 @@
-"""Distil the shipped diffusion transformer, with guidance, from 64 steps to 4.
+"""Distil the transformer of configs/dit.py:packed, with guidance, from 64 steps to 4.
 
-    python distill.py --config=configs/distill_dit.py --teacher=models/dit \\
+    python distill.py --config=configs/distill_dit.py --teacher=runs/dit \\
         --workdir=runs/dit_distilled --config.data.path=runs/dit_latents/8x64x64
 
 The last argument is optional: without stored latents (configs/dit.py:packed) every

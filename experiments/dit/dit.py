@@ -265,7 +265,7 @@ def read_tasks(flags: argparse.Namespace) -> list[Task]:
 
 def flags_of(study: str) -> argparse.ArgumentParser:
     """Return the flags of a study of this folder."""
-    flags = parser("dit", 96, model="models/dit")
+    flags = parser("dit", 96, model="runs/dit")
     flags.prog = f"python -m experiments.dit.{study}"
     flags.set_defaults(guidance_scale=GUIDANCE_SCALE)
     return flags
