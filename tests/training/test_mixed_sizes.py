@@ -18,6 +18,7 @@ from vdm_jax.training import train
 def unet_config() -> Any:
     """Return a tiny `:unet` of pixels: clips, and pictures of another size."""
     config: Any = dit.get_config("unet").unlock()
+    config.init_from = ""
     config.video.update(frames=4, height=32, width=32)
     config.data.update(batch_size=3, latents_dir="")
     config.codec.update(kind="identity", path="")

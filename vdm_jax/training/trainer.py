@@ -118,6 +118,10 @@ class Trainer:
     ) -> Iterator[OpenRun]:
         """Open a run of this model; `training.run.open_run` has the arguments."""
         fingerprint = pipeline.fingerprint(config, self.source)
+        if "mixed_sizes" in config:
+            sources = data.open_sizes(config)
+            digests = (pipeline.identity(source)["digest"] for source in sources)
+            fingerprint["sizes"] = ", ".join(digests)
         if self.captions is not None:
             # It identifies the captions and the weights of their encoder.
             fingerprint["text"] = self.captions.metadata["keys"]
