@@ -3,10 +3,10 @@
     python distill.py --config=configs/distill_dit.py --teacher=runs/dit \\
         --workdir=runs/dit_distilled --config.data.path=runs/dit_latents/8x64x64
 
-The last argument is optional: without stored latents (configs/dit.py:packed) every
-batch is encoded. The clips are of the teacher's first size, 64x64; a student makes
-videos of the other sizes, too, and takes given frames, as its teacher does. Runs on two
-cores. Result: not run.
+The last argument says where the latents of the teacher's first size are; a teacher in
+runs/ names those that it was trained from, and it may be left out. The clips are of
+that size, 64x64; a student makes videos of the other sizes, too, and takes given
+frames, as its teacher does. Runs on two cores. Result: not run.
 Variants: none.
 """
 

@@ -98,6 +98,7 @@ def _packed(config: ConfigDict, pictures: bool) -> None:
     config.data.joint_image_frames = 0
     if pictures:
         config.video.frames = 1
+        config.data.text_embeddings_dir = "runs/dit_pictures_text"
         rows, tokens = ((1, 64, 64, 10), (1, 48, 80, 10), (1, 80, 48, 10)), 512
         config.train.steps = 6000
     else:

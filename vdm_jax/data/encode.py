@@ -108,6 +108,7 @@ def check_config(config: Any, autoencoder: Path | None) -> None:
     if config.codec.kind != "autoencoder":
         raise UserError("--autoencoder=DIR: the autoencoder that encodes the clips")
     if "mixed_sizes" in config:  # of the latents that are written now
+        mixed_sizes.check(config)
         config.data.latents_dir = ""
     for section, name in (("data", "path"), ("data", "cache_dir"), ("codec", "path")):
         if text := config[section][name]:

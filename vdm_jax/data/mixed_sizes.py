@@ -45,9 +45,11 @@ def in_turn(config: Any) -> list[Any]:
     Raises:
       UserError: as `check`; a size twice; or another batch_size than the largest.
     """
-    if "mixed_sizes" not in config or config.mixed_sizes.buffer_tokens:
+    if "mixed_sizes" not in config:
         return [config]
     check(config)
+    if config.mixed_sizes.buffer_tokens:
+        return [config]
     rows, batch_size = config.mixed_sizes.rows, config.data.batch_size
     if len({tuple(row[:3]) for row in rows}) < len(rows):
         raise UserError(
@@ -61,7 +63,7 @@ def in_turn(config: Any) -> list[Any]:
         )
     configs = [at_size(config, row) for row in rows]
     for number, own in enumerate(configs):
-        own.seed += number
+        own.seed = (own.seed + number) % 2**32
         own.data.batch_size = rows[number][3]
     return configs
 

@@ -194,21 +194,22 @@ def train_batches(
       caption: str [b, s]; label: int32 [b, s, attributes], if data.label_vocabulary.
 
     Raises:
-      UserError: as `layout`; a flip that would make labels wrong; and (from `next`)
-        too many unusable clips.
+      UserError: as `layout`; fewer clips of a size than a batch has; a flip that would
+        make labels wrong; and (from `next`) too many unusable clips.
     """
     plan, data = layout(config), config.data
     mixed_sizes.check_labels(config, sources)
     loads, items = [], []
     for row, source in enumerate(source.split(False) for source in sources):
         pipeline.check_flip(config, source)
-        frames = config.mixed_sizes.rows[row][0]
+        frames, *_, count = config.mixed_sizes.rows[row]
+        pipeline.check_length(source, count, "mixed_sizes.rows")
         loads.append(
             LoadBatch(
                 source, config.seed, frames, data.max_bad_fraction, flip=data.flip
             )
         )
-        items.append(pipeline.shuffled(len(source), config.seed + row))
+        items.append(pipeline.shuffled(len(source), (config.seed + row) % 2**32))
     conditions = ["caption", "label"] if data.label_vocabulary else ["caption"]
     load = LoadBuffers(plan, loads, items, conditions, rows)
     return Batches(

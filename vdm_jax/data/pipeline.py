@@ -194,11 +194,7 @@ def train_dataset(
     data = config.data
     source = source.split(False)
     check_flip(config, source)
-    if len(source) < data.batch_size:
-        raise UserError(
-            f"{source.name} has {len(source)} clips for training, fewer than one batch "
-            f"of config.data.batch_size={data.batch_size}: lower it or add clips"
-        )
+    check_length(source, data.batch_size)
     load = LoadBatch(
         source, config.seed, config.video.frames, data.max_bad_fraction,
         data.joint_image_frames, data.flip, rows,
@@ -221,6 +217,17 @@ def clip_batches(config, part: Source, batch_size: int) -> Batches:
         part, config.seed, config.video.frames, data.max_bad_fraction, flip=data.flip
     )
     return Batches(_dataset(load, batch_size), data.workers)
+
+
+def check_length(
+    part: Source, number: int, field: str = "config.data.batch_size"
+) -> None:
+    """Raise UserError for fewer clips than the `number` of a batch, set by `field`."""
+    if len(part) < number:
+        raise UserError(
+            f"{part.name} has {len(part)} clips for training, fewer than one batch of "
+            f"{field}={number}: lower it or add clips"
+        )
 
 
 def check_flip(config, source: Source) -> None:

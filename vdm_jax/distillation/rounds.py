@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdm_jax import build
-from vdm_jax.data import packing
+from vdm_jax.data import mixed_sizes
 from vdm_jax.diffusion import schedules
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.attributes import ATTRIBUTE_METRICS
@@ -173,8 +173,8 @@ def student_config(config: Any, teacher: Any, each: Round, init_from: str) -> An
     """
     distill = config.distill
     student: Any = ConfigDict(teacher.to_dict())
-    if "mixed_sizes" in student:  # packed buffers are for training alone
-        student = packing.at_size(student, student.mixed_sizes.rows[0])
+    if "mixed_sizes" in student:  # clips of the first size are distilled on
+        student = mixed_sizes.at_size(student, student.mixed_sizes.rows[0])
     # Every round has batches and noise of its own.
     student.seed = (config.seed + each.number) % 2**32
     student.init_from, student.init_checksum = init_from, ""

@@ -54,7 +54,7 @@ def extend_in_blocks(
     if (block - overlap) % factor:
         raise UserError(
             f"overlap_frames={overlap}: {factor}k + 1 frames for latents of {factor}, "
-            f"as {codec.whole_frames(overlap)}"
+            f"as {max(1, codec.whole_frames(overlap))}"
         )
     starts = axis_starts(frames, block, overlap)
     if backward:
@@ -66,11 +66,16 @@ def extend_in_blocks(
         )  # type: ignore[arg-type]
     )
     z, codec_params = None, params.get("codec")
-    if model.shape != model.video_shape:
+    if model.shape != model.video_shape and len(starts) > 1:
         # That of each block is added. Decoded and encoded again it would differ a
         # little, and colours would drift from block to block.
-        z = codec.encode_on_host(observation.video, codec_params)
-        z = np.broadcast_to(z, (num, *z.shape[1:])).copy()
+        shape = codec.z_shape((frames, height, width, channels))
+        z = np.zeros((num, *shape), whole.video.dtype)
+        if len(observed := np.flatnonzero(whole.mask.any((0, 2, 3, 4)))):
+            end = observed[-1] + 1
+            end += -(end - 1) % factor  # whole frames of z
+            own = codec.encode_on_host(observation.video[:, :end], codec_params)
+            z[:, : own.shape[1]] = own
     for number, start in enumerate(starts):
         span = slice(start, start + block)
         known = Observation(*(None if a is None else a[:, span] for a in whole))  # type: ignore[arg-type]

@@ -48,8 +48,16 @@ def extend(
 
     num_cond_frames: how many; the default is half a block. The output's default length
     is two blocks. Both are as many as make whole frames of z.
+
+    Raises:
+      UserError: frames at the end, of a model whose z is that of a causal autoencoder.
     """
     block, whole = output.model.video_shape[0], output.model.codec.whole_frames
+    if output.model.codec.frame_factor > 1 and (backward or loop):
+        raise UserError(
+            "--backward and --loop: a causal autoencoder makes no whole latents of a "
+            "clip's first frames at the end of a video; leave them out"
+        )
     frames = output.checked_num_frames(whole(2 * block))
     number = num_cond_frames or max(1, whole(block // 2))
     _check_num_cond_frames(number, frames, 1, min(block, (frames - 1) // (1 + loop)))

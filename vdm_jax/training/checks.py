@@ -41,22 +41,25 @@ def check_config(config) -> None:
     dim = config.conditioning.cond_dim
     check_multiple("config.conditioning.cond_dim", dim, 2, "sines and cosines")
     _check_rate(config)
-    for own in mixed_sizes.in_turn(config):
-        _check_batch_size(own)
+    configs = mixed_sizes.in_turn(config)
+    field = "data.batch_size" if len(configs) == 1 else "mixed_sizes.rows: clips"
+    for own in configs:
+        _check_batch_size(own, f"config.{field}")
         _check_batch_memory(own)
 
 
-def _check_batch_size(config) -> None:
+def _check_batch_size(config, field: str) -> None:
     """Check that a batch is divided evenly, or smaller than the mesh divides it.
 
-    What a small batch leaves of the mesh splits frames, see `partition`.
+    What a small batch leaves of the mesh splits frames, see `partition`. field: the
+    setting that has its size.
     """
     size, steps = config.data.batch_size, config.train.grad_accum_steps
     mesh = sharding.mesh_from_config(config.mesh)
     parts = sharding.batch_parts(mesh, config.mesh.activation_rules)
     parts = parts if size > parts * steps else 1
     check_multiple(
-        "config.data.batch_size",
+        field,
         size,
         parts * steps,
         f"{parts} device(s) that split a batch x train.grad_accum_steps={steps}",

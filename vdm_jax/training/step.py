@@ -43,8 +43,8 @@ class TrainState:
 def make_loss(model: DiffusionModel, weighting: str) -> LossFn:
     """Return the diffusion loss of a batch, with one noise level per video (VDM, 2).
 
-    Of packed buffers it is the mean over tokens. The loss reads aux_params["codec"]
-    where the codec has parameters.
+    Of packed buffers it is the mean over the tokens of each. The loss reads
+    aux_params["codec"] where the codec has parameters.
     """
 
     def loss_fn(params, aux_params, batch, key):

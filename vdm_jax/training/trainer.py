@@ -342,16 +342,20 @@ def _shapes_at_size(
     frames = model.video_shape[0] + images
     clips = {"name": "video", "channels": model.video_shape[3], "dtype": np.uint8}
     size = model.video_shape[1:3]
-    if isinstance(source, StoredLatents):
+    is_packed = "mixed_sizes" in config
+    # A plan has no source: what is packed of an autoencoder are stored latents.
+    planned = is_packed and source is None and config.codec.kind != "identity"
+    if isinstance(source, StoredLatents) or planned:
         if names := ", ".join(dict(model.video_conditions)):
             raise UserError(
                 f"the model is conditioned on {names}, which is made of videos: set "
                 "config.data.path to the data set, and latents_dir to ''"
             )
         _, *size, channels = model.shape
-        clips = {"name": "latents", "channels": 2 * channels, "dtype": source.dtype}
+        dtype = getattr(source, "dtype", np.float16)
+        clips = {"name": "latents", "channels": 2 * channels, "dtype": dtype}
     shapes: dict[str, tuple]
-    if "mixed_sizes" in config:
+    if is_packed:
         layout = packing.layout(config)
         shapes, n = packing.shapes(layout, **clips), (b, layout.places)
     else:
