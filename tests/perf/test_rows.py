@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import context, length, options, race, remat, rows, scaling, sizes
+from perf import context, length, options, packing, race, remat, rows, scaling, sizes
 
 PERF = Path(__file__).parents[2] / "perf"
 FILES = sorted(PERF.glob("*.json"))
@@ -67,6 +67,10 @@ def test_results_are_those_of_the_figures():
     assert sizes.make_rows(content["configs"], content["shipped"]) == content["rows"]
     content = load("scaling")
     assert scaling.make_rows(content["cases"]) == content["rows"]
+    content = load("packing")
+    first = content["rows"][0]
+    made = packing.make_rows(content["ways"], first["machine"], first["command"])
+    assert made == content["rows"]
     content = load("context")
     assert context.make_rows(content["pieces"]) == content["rows"]
     content = load("length")
