@@ -100,7 +100,7 @@ def h264(keyframes: int, crf: int) -> Encoding:
 
     def decode(parts: list[bytes], numbers: Sequence[int]) -> np.ndarray:
         frames = []
-        with av.open(io.BytesIO(parts[0])) as container:
+        with av.open(io.BytesIO(parts[0]), "r") as container:
             container.streams.video[0].thread_type = "NONE"
             for i, frame in enumerate(container.decode(video=0)):
                 if i in numbers:

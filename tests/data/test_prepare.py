@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -253,6 +254,48 @@ def smooth():
     at = np.arange(12)[:, None, None, None] * 4
     y, x = np.mgrid[:24, :32]
     return (60 + 3 * np.stack([y, x, (x + y) // 2], -1) + at).astype(np.uint8)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_data_set_of_tfds_is_prepared_again(
+    tfds_folder, prepare, by_name, monkeypatch
+):
+    from tests.data.tfds_datasets import CLIPS
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+    source = "images" if by_name else tfds_folder / "images" / "1.0.0"
+    out = prepare(source, "out", "--height=8", "--width=12", "--shards=2")
+    made = config(out, size=8, width=12)
+    opened = data.open_source(made)
+    assert opened.label_vocabulary == (("ape", "bee", "cat"),) and not opened.flip
+    found = set()
+    for held_out in (False, True):
+        part = opened.split(held_out)
+        for index in range(len(part)):
+            clip = part.load(index, np.random.default_rng(0), 1)
+            number = int(clip["caption"].removeprefix("clip "))
+            assert clip["label"].tolist() == [number % 3]
+            assert any((frame == clip["video"][0]).all() for frame in CLIPS[number])
+            found.add(number)
+    assert found == set(range(9))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(
+    tmp_path, prepare, capsys
+):
+    for i in range(4):
+        make_mp4(tmp_path / "videos" / f"{i}.mp4", i, 40)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        out = prepare(tmp_path / "videos", status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not be written (file too large" in line and "run again" in line
+    assert not list(out.glob("clips-*"))
+    again = prepare(tmp_path / "videos")
+    assert tree(again) == tree(prepare(tmp_path / "videos", "whole"))
 
 
 # --- stops, damage, bad input --------------------------------------------------------

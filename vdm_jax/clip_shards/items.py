@@ -16,6 +16,7 @@ import numpy as np
 
 from vdm_jax import video_io
 from vdm_jax.clip_shards.records import Record
+from vdm_jax.errors import printable
 from vdm_jax.video_io import BadVideo, FrameSelection, VideoInfo, cache
 from vdm_jax.video_io.sandbox import SandboxedDecoder
 
@@ -110,8 +111,9 @@ class ItemReader:
                 yield BadVideo(item.name, f"constant: frames {own[0]} to {own[-1]}")
                 continue
             yield Record(
-                video, times, own, item.captions, item.name, item.label, item.scores
-            )
+                video, times, own, item.captions, printable(item.name), item.label,
+                item.scores,
+            )  # fmt: skip
 
 
 def passes(

@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -29,6 +29,14 @@ SUMMARIES = "shards"
 BLOCK = 1 << 20  # bytes that are hashed at once
 
 
+class Reader(Protocol):
+    """Reads the records of items; `ItemReader` is one."""
+
+    def records(self, item: Item) -> Iterator[Record | BadVideo]:
+        """Yield them, and what is wrong with clips that have none. Raises BadVideo."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Writes one shard.
@@ -37,6 +45,7 @@ class Task:
       number, count: of the shards of the split.
       items: with their numbers in the order of the data set.
       encoding, label_vocabulary, scores: as of `Format`.
+      reader: (shape, cache_folder) -> what yields the records of an item.
     """
 
     folder: str
@@ -49,6 +58,7 @@ class Task:
     label_vocabulary: Sequence[str]
     scores: Sequence[str]
     cache_folder: str
+    reader: Callable[[ClipFormat, str], Reader] = ItemReader
 
     @property
     def path(self) -> Path:
@@ -71,7 +81,7 @@ def write(task: Task) -> dict[str, Any]:
     """Write a shard unless it is there; return its summary.
 
     A summary has:
-      split, number: of the shard.
+      name, split, number: of the shard.
       items: number of the item of each record.
       bytes, sha256: of the shard.
       pixels: how often each of 0 .. 255 is a value of a pixel.
@@ -92,7 +102,7 @@ def write(task: Task) -> dict[str, Any]:
 
 def stored_summary(task: Task) -> dict[str, Any] | None:
     """Return the summary of a task that is done, None if it is not."""
-    with contextlib.suppress(FileNotFoundError, CorruptFile, LookupError):
+    with contextlib.suppress(FileNotFoundError, CorruptFile, LookupError, TypeError):
         summary = read_json(task.summary)
         found = digest(task.path)
         if found == {name: summary[name] for name in found}:
@@ -112,8 +122,10 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(1)  # its decoder starts once in a process
-def _reader(shape: ClipFormat, cache_folder: str) -> ItemReader:
-    return ItemReader(shape, cache_folder)
+def _reader(
+    reader: Callable[[ClipFormat, str], Reader], shape: ClipFormat, cache_folder: str
+) -> Reader:
+    return reader(shape, cache_folder)
 
 
 class _Writer:
@@ -122,7 +134,7 @@ class _Writer:
     def __init__(self, task: Task):
         self._task = task
         self._format = Format(task.encoding, task.label_vocabulary, task.scores)
-        self._reader = _reader(task.shape, task.cache_folder)
+        self._reader = _reader(task.reader, task.shape, task.cache_folder)
         self._pixels = np.zeros(256, np.int64)
         self._items: list[int] = []
         self._dropped: list[tuple[str, str]] = []
@@ -131,7 +143,8 @@ class _Writer:
     @property
     def summary(self) -> dict[str, Any]:
         return {
-            "split": self._task.split, "number": self._task.number,
+            "name": self._task.path.name, "split": self._task.split,
+            "number": self._task.number,
             "items": self._items, "pixels": self._pixels.tolist(),
             "dropped": self._dropped, "bad": self._bad,
         }  # fmt: skip

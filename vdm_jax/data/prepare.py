@@ -9,42 +9,31 @@ import argparse
 import contextlib
 import copy
 import fcntl
-import hashlib
-import itertools
-import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vdm_jax import agreement, runtime, settings, video_io
 from vdm_jax.clip_shards import shard
 from vdm_jax.clip_shards.engines import ENGINES
 from vdm_jax.clip_shards.items import ClipFormat, Item
-from vdm_jax.clip_shards.records import ENCODINGS, Format
+from vdm_jax.clip_shards.records import ENCODINGS
 from vdm_jax.clip_shards.shard import Task
-from vdm_jax.data import prepare_items, prepared
+from vdm_jax.data import prepare_items, prepare_result, prepare_tfds, prepared, tars
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.prepare_items import Items
+from vdm_jax.data.prepare_result import DROPPED, SHEET
 from vdm_jax.data.prepared import CLIP_FIELDS, MANIFEST, SPLITS
-from vdm_jax.errors import UserError, printable
-from vdm_jax.files import (
-    atomic_write,
-    cache_folder,
-    make_folder,
-    user_path,
-    write_bytes,
-    write_json,
-)
+from vdm_jax.errors import UserError
+from vdm_jax.files import cache_folder, make_folder, user_path, write_json
 
 SHARD_BYTES = 256 << 20  # of the files of SRC
 MIN_SHARDS, MAX_SHARDS = 16, 512  # so that processes share the work; open files
-SHEET_ROWS = 20  # clips in the contact sheet
-DROPPED, CHECKSUMS, SHEET = "dropped.jsonl", "SHA256SUMS", "contact_sheet.png"
 LATER = ("path", "result")  # entries of the manifest that say not what to prepare
 
 
@@ -54,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "src", type=runtime.path_type,
         help="a folder of videos or pictures, a JSONL file of them, a tar of "
-        "WebDataset or a folder of such tars",
+        "WebDataset, a folder of such tars, or a name or a folder of TFDS",
     )  # fmt: skip
     add("--out", required=True, type=runtime.path_type, help="folder for the shards")
     add(
@@ -88,7 +77,7 @@ def run(config: Any, flags: argparse.Namespace) -> str:
     """
     check_config(config, flags)
     shape = clip_format(config, flags.short_side)
-    items = prepare_items.find(config, flags.src, shape)
+    items = find_items(config, flags.src, shape)
     prepare_items.check_dropped(
         flags.src, items.dropped, len(items.dropped), len(items),
         config.data.max_bad_fraction,
@@ -99,10 +88,10 @@ def run(config: Any, flags: argparse.Namespace) -> str:
         start(out, manifest)
         tasks = make_tasks(config, flags, items, manifest, shape)
         summaries = write_shards(config, flags, items, tasks)
-        finish(out, manifest, items, tasks, summaries)
+        prepare_result.write_result(out, manifest, items.dropped, summaries)
     opened = copy.deepcopy(config)
     opened.data.update(source="tfds", path=str(out), tfds_name="")
-    write_sheet(out / SHEET, prepared.open_prepared(opened))
+    prepare_result.write_sheet(out / SHEET, prepared.open_prepared(opened))
     return describe(out, items, summaries)
 
 
@@ -119,6 +108,22 @@ def check_config(config: Any, flags: argparse.Namespace) -> None:
     settings.check_config(
         config, {name: settings.TRAINING[name] for name in ("video", "data")}
     )
+
+
+def find_items(config: Any, source: Path, shape: ClipFormat) -> Items:
+    """Return the items of SRC.
+
+    Raises:
+      UserError: it is not what can be prepared, or nothing in it can be used.
+    """
+    fraction = config.data.validation_fraction
+    if source.suffix == ".jsonl":
+        return prepare_items.jsonl_items(source, fraction)
+    if prepare_tfds.is_data_set(source):
+        return prepare_tfds.tfds_items(config, source)
+    if paths := tars.find(source):
+        return prepare_items.tar_items(source, paths, fraction)
+    return prepare_items.folder_items(config, source, shape)
 
 
 def clip_format(config: Any, short_side: int) -> ClipFormat:
@@ -183,14 +188,16 @@ def locked(out: Path) -> Iterator[None]:
     """
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = f"another command is writing {out}: wait for its end"
+            raise UserError(reason) from error
+        except OSError:  # a file system without locks
+            print(f"{out} cannot be locked: write it by one command", file=sys.stderr)
         for left in (*out.glob(".*.tmp"), *(out / shard.SUMMARIES).glob(".*.tmp")):
             left.unlink()
         yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"another command is writing {out}: wait for its end"
-        ) from error
     finally:
         os.close(folder)
 
@@ -251,6 +258,7 @@ def make_tasks(
                         items.label_vocabulary,
                         items.scores,
                         config.data.cache_dir or str(cache_folder()),
+                        items.reader,
                     )  # fmt: skip
                 )
     return tasks
@@ -285,90 +293,6 @@ def write_shards(
     if not clips:
         raise UserError(f"{flags.src} has no clip that can be used")
     return [summaries[key] for key in sorted(summaries)]
-
-
-def finish(
-    out: Path,
-    manifest: dict[str, Any],
-    items: Items,
-    tasks: list[Task],
-    summaries: list[dict[str, Any]],
-) -> None:
-    """Write what describes the shards, the manifest last."""
-    names = [task.path.name for task in tasks]
-    sums = [
-        f"{each['sha256']}  {n}\n" for n, each in zip(names, summaries, strict=True)
-    ]
-    sums = "".join(sums).encode()
-    write_bytes(out / CHECKSUMS, sums, overwrite=True)
-    dropped = [*items.dropped, *(row for each in summaries for row in each["dropped"])]
-    rows = [json.dumps({"file": name, "reason": why}) + "\n" for name, why in dropped]
-    write_bytes(out / DROPPED, "".join(rows).encode(), overwrite=True)
-    clips = {}
-    for split in SPLITS:
-        own = [each["items"] for each in summaries if each["split"] == split]
-        numbers = np.array([*itertools.chain(*own)], np.int64)
-        order = np.argsort(numbers, kind="stable")
-        clips[split] = len(order)
-        with (
-            atomic_write(out / prepared.order_file(split), overwrite=True) as path,
-            path.open("wb") as file,
-        ):
-            np.save(file, order.astype(np.uint32))
-    write_tfds_metadata(out, manifest, summaries)
-    values = np.arange(256) / 127.5 - 1
-    pixels = np.sum([each["pixels"] for each in summaries], axis=0)
-    mean = np.average(values, weights=pixels)
-    variance = np.average((values - mean) ** 2, weights=pixels)
-    result = {
-        "clips": clips,
-        "bytes": sum(each["bytes"] for each in summaries),
-        "dropped": len(dropped),
-        "mean": float(mean),
-        "variance": float(variance),
-        "content": hashlib.sha256(sums).hexdigest(),
-    }
-    write_json(out / MANIFEST, manifest | {"result": result})
-
-
-def write_tfds_metadata(
-    out: Path, manifest: dict[str, Any], summaries: list[dict[str, Any]]
-) -> None:
-    """Write the files by which TFDS reads the folder."""
-    splits = []
-    data_dir: Any = out
-    for name in SPLITS:
-        own = [each for each in summaries if each["split"] == name]
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=data_dir, dataset_name=shard.NAME, split=name,
-            filetype_suffix="array_record",
-            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        )  # fmt: skip
-        if own:
-            splits.append(
-                tfds.core.SplitInfo(
-                    name=name,
-                    shard_lengths=[len(each["items"]) for each in own],
-                    num_bytes=sum(each["bytes"] for each in own),
-                    filename_template=template,
-                )  # fmt: skip
-            )
-    record = Format(*(manifest[n] for n in ("encoding", "label_vocabulary", "scores")))
-    tfds.folder_dataset.write_metadata(
-        data_dir=out, features=record.features, split_infos=splits, check_data=False
-    )
-
-
-def write_sheet(path: Path, source: prepared.Prepared) -> None:
-    """Write a contact sheet of clips at equal distances."""
-    number = min(SHEET_ROWS, len(source))
-    videos, labels = [], []
-    for index in np.linspace(0, len(source) - 1, number).astype(int).tolist():
-        clip = source.load(index, np.random.default_rng(0), source.shape.frames)
-        names = [source.label_vocabulary[0][i] for i in clip.get("label", ()) if i >= 0]
-        videos.append(clip["video"])
-        labels.append(printable(" ".join([*names, clip["caption"]])))
-    video_io.write_sheet(path, videos, labels=labels, overwrite=True)
 
 
 def describe(out: Path, items: Items, summaries: list[dict[str, Any]]) -> str:

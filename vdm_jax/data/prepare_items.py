@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.clip_shards.items import ClipFormat, Item, passes
+from vdm_jax.clip_shards.items import ClipFormat, Item, ItemReader, passes
+from vdm_jax.clip_shards.shard import Reader
 from vdm_jax.data import folder_index, tars
 from vdm_jax.data.clip_shape import ClipShape
 from vdm_jax.data.folder_index import VideoFile
@@ -31,6 +32,8 @@ class Items:
       kind: of the data set.
       dropped: files that cannot be used, with their reasons.
       num_bytes: of all files.
+      flip: whether clips may be mirrored, as of `Source`.
+      reader: what reads them, as of `Task`.
     """
 
     kind: str
@@ -38,17 +41,13 @@ class Items:
     validation: Sequence[Item]
     dropped: Sequence[Skipped]
     num_bytes: int
+    flip: bool
     label_vocabulary: Sequence[str] = ()
     scores: Sequence[str] = ()
+    reader: Callable[[ClipFormat, str], Reader] = ItemReader
 
     def __len__(self) -> int:
         return len(self.train) + len(self.validation) + len(self.dropped)
-
-    @property
-    def flip(self) -> bool:
-        """Whether clips may be mirrored, as of `Source`."""
-        texts = {text for item in self._usable() for text in item.captions}
-        return not mentions_left_or_right(" ".join([*self.label_vocabulary, *texts]))
 
     def _usable(self) -> list[Item]:
         return [*self.train, *self.validation]
@@ -62,17 +61,10 @@ class Items:
         return found.hexdigest()
 
 
-def find(config: Any, source: Path, shape: ClipFormat) -> Items:
-    """Return the items of SRC.
-
-    Raises:
-      UserError: it is not what can be prepared, or nothing in it can be used.
-    """
-    if source.suffix == ".jsonl":
-        return jsonl_items(source, config.data.validation_fraction)
-    if paths := tars.find(source):
-        return tar_items(source, paths, config.data.validation_fraction)
-    return folder_items(config, source, shape)
+def may_flip(labels: Iterable[str], items: Iterable[Item]) -> bool:
+    """Return whether clips with these labels and captions may be mirrored."""
+    texts = {text for item in items for text in item.captions}
+    return not mentions_left_or_right(" ".join([*labels, *texts]))
 
 
 def folder_items(config: Any, path: Path, shape: ClipFormat) -> Items:
@@ -101,7 +93,8 @@ def folder_items(config: Any, path: Path, shape: ClipFormat) -> Items:
 
     train, validation = ([i for file in part for i in items(file)] for part in parts)
     num_bytes = sum(file.num_bytes for file in files)
-    return Items("folder", train, validation, report.skipped, num_bytes, values)
+    flip = may_flip(values, [*train, *validation])
+    return Items("folder", train, validation, report.skipped, num_bytes, flip, values)
 
 
 def jsonl_items(path: Path, fraction: float) -> Items:
@@ -200,9 +193,10 @@ def _with_fields(
     parts = collections.defaultdict(list)
     for item in items:
         parts[item.name in held_out].append(item)
+    flip = may_flip(vocabulary, items)
     return Items(
-        kind, parts[False], parts[True], dropped, num_bytes, vocabulary, scores
-    )  # fmt: skip
+        kind, parts[False], parts[True], dropped, num_bytes, flip, vocabulary, scores
+    )
 
 
 def check_dropped(

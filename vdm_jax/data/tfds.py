@@ -100,14 +100,24 @@ def open_tfds(config) -> Tfds | Prepared:
     data = config.data
     if not data.tfds_name and prepared.is_prepared(data.path):
         return prepared.open_prepared(config)
+    directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
     shape = ClipShape.from_config(config)
+    return open_directory(directory, chosen, data.validation_fraction, shape)
+
+
+def open_directory(
+    directory: Path, chosen: str, fraction: float, shape: ClipShape
+) -> Tfds:
+    """Open the directory of a data set. Raises UserError as `open_tfds`.
+
+    chosen: the feature of the video; "" if there is one. fraction: that is held out.
+    """
     if shape.fps:
         raise UserError(
             "config.data.target_fps: examples of TFDS have no frame rate: set it to 0"
         )
-    directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
     try:
-        return _open(directory, chosen, data.validation_fraction, shape)
+        return _open(directory, chosen, fraction, shape)
     except (
         ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
         ValueError,

@@ -48,8 +48,7 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
             f"config.data.tfds_name={name!r}: NAME[/CONFIG][:VERSION][@FEATURE]"
         )
     name, version, feature = match.groups(default="")
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = user_path(data_dir or default, "TFDS_DATA_DIR")
+    root = data_dir_path(data_dir)
     prepared = [path.parent for path in (root / name).glob("**/dataset_info.json")]
     versions = {
         tuple(map(int, path.name.split("."))): path
@@ -70,6 +69,12 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
     )
 
 
+def data_dir_path(data_dir: str) -> Path:
+    """Return the folder of all data sets; "" is $TFDS_DATA_DIR or the one of TFDS."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return user_path(data_dir or default, "TFDS_DATA_DIR")
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """The training or the held-out records, in the files of one split.
@@ -84,17 +89,25 @@ class Records:
     files: tuple[str, ...]
     ends: np.ndarray
 
+    def place(self, item: int) -> tuple[str, str, int]:
+        """Return the name of a record, its file, and its number in it."""
+        key = int(self.index[item])
+        file = int(np.searchsorted(self.ends, key, side="right"))
+        number = key - int(self.ends[file - 1] if file else 0)
+        return (
+            f"{Path(self.files[file]).name} record {number}",
+            self.files[file],
+            number,
+        )
+
     def read(self, item: int) -> tuple[str, bytes]:
         """Return the name and the bytes of a record.
 
         Raises BadClip if its checksum is wrong.
         """
-        key = int(self.index[item])
-        file = int(np.searchsorted(self.ends, key, side="right"))
-        first = self.ends[file - 1] if file else 0
-        name = f"{Path(self.files[file]).name} record {key - first}"
+        name, *_ = self.place(item)
         try:
-            return name, self.records[key]
+            return name, self.records[int(self.index[item])]
         except RuntimeError as error:  # from the array_record reader
             raise BadClip(name, str(error).split(";")[0].split(" (")[0]) from error
 
