@@ -219,6 +219,18 @@ def test_what_was_dropped_and_the_statistics_are_recorded(videos, prepare):
     assert (out / "contact_sheet.png").stat().st_size
 
 
+def test_the_bytes_of_a_record_do_not_depend_on_the_process(videos, prepare):
+    """A map of protobuf is in the order of its keys, or in that of a process."""
+    part = data.open_source(config(prepare(videos))).parts[0]
+    for index in range(len(part.index)):
+        _, record = part.read(index)
+        example = tfds_files.messages.Example.FromString(record)
+        assert example.SerializeToString(deterministic=True) == record
+        names = sorted(example.features.feature)
+        places = [record.index(b"\n" + bytes([len(n)]) + n.encode()) for n in names]
+        assert places == sorted(places)
+
+
 def test_the_source_can_be_pickled_and_nothing_may_be_held_out(videos, prepare):
     out = prepare(videos, "out", "--validation_fraction=0")
     made = config(out)

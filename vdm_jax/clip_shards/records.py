@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 F = tfds.features
+messages: Any = tf_example_pb2  # its classes are made at import
 
 
 class Record(NamedTuple):
@@ -110,4 +112,6 @@ class Format:
             example["label"] = label
         if self._scores:
             example["scores"] = dict(zip(self._scores, scores, strict=True))
-        return self.features.serialize_example(example)
+        stored = self.features.serialize_example(example)
+        # The order of a map differs between processes, and a shard's bytes must not.
+        return messages.Example.FromString(stored).SerializeToString(deterministic=True)
