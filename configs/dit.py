@@ -4,6 +4,13 @@
     python sample.py --workdir=runs/dit --out=out \
         --prompt="a rocket on a dark blue background moves up slowly"
 
+One model of 64x64, 48x80 and 80x48, of pictures first and then of clips too:
+
+    python -m vdm_jax.data latents --config=configs/dit.py:packed \
+        --out=runs/dit_latents --num_clips=6000
+    python train.py --config=configs/dit.py:pictures --workdir=runs/dit_pictures
+    python train.py --config=configs/dit.py:packed --workdir=runs/dit
+
 Clips of 8 frames of 64x64 of 24 objects that move over a background, as latents of
 16x16x4 by models/autoencoder: 512 tokens of 2x2 latents. Two pictures behind each clip
 are trained on with it. Positions are rotations, the text encoder is MiniLM, and the
@@ -11,19 +18,20 @@ noise is flow matching's. A quarter of the captions is never trained on.
 
 Every variant has about three million parameters. "" attends to all tokens; `:v1` has
 blocks of a frame's tokens and of a pixel's in turn, `:v3` has both attentions in each
-block (Latte, arXiv:2401.03048). `:packed` trains on clips and pictures of 64x64, 48x80
-and 80x48 in buffers of 512 tokens of 4x4 latents (NaViT, arXiv:2307.06304), which are
-stored first. `:smoke` takes seconds and has no autoencoder. An
-update of 16 clips takes 4 seconds of one core, half of that with `:v1` and a seventh
-with `--config.network.patch_size=4`. Result: not run.
+block (Latte, arXiv:2401.03048). `:pictures` and `:packed` read stored latents, in
+buffers of 512 tokens of 4x4 latents (NaViT, arXiv:2307.06304). A picture has an eighth
+of a clip's tokens: objects are learned from pictures, and then how they move. `:smoke`
+takes seconds and has no autoencoder. An update of 16 clips takes 4 seconds of one core,
+half of that with `:v1` and a seventh with `--config.network.patch_size=4`. Result: not
+run.
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import base
 
-VARIANTS = ("", "v1", "v3", "packed", "smoke")
-DEPTH = {"full": 5, "v1": 3, "v3": 4}
+VARIANTS = ("", "v1", "v3", "pictures", "packed", "smoke")
+DEPTH = {"full": 4, "v1": 2, "v3": 3}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -42,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     attend = variant if variant in DEPTH else "full"
     config.network = dict(
         kind="dit",
-        width=160,
+        width=128,
         depth=DEPTH[attend],
         num_heads=4,
         patch_size=2,
@@ -51,13 +59,13 @@ def get_config(variant: str = "") -> ConfigDict:
         cross_attention=True,
     )
     config.conditioning.update(
-        cond_dim=160, cond_mlp_layers=1, text_dim=384, text_dropout=0.1
+        cond_dim=128, cond_mlp_layers=1, text_dim=384, text_dropout=0.1
     )
     config.diffusion.update(
         schedule="flow", prediction_type="flow", loss_weighting="flow"
     )
     config.train.update(
-        steps=4200,
+        steps=5400,
         optimizer="muon",
         learning_rate=6e-3,
         warmup=100,
@@ -70,24 +78,31 @@ def get_config(variant: str = "") -> ConfigDict:
         eval_every=500,
     )
     config.sample.update(steps=32, sampler="ddim", guidance_scale=4.0, num=16)
-    if variant == "packed":
-        _packed(config)
+    if variant in ("pictures", "packed"):
+        _packed(config, variant)
     if variant == "smoke":
         _smoke(config)
     return config.lock()
 
 
-def _packed(config: ConfigDict) -> None:
-    """Set the sizes of a batch: 15 clips and 12 pictures in four buffers."""
-    clips = (8, 64, 64, 5), (8, 48, 80, 5), (8, 80, 48, 5)
-    pictures = (1, 64, 64, 4), (1, 48, 80, 4), (1, 80, 48, 4)
-    config.mixed_sizes = dict(rows=clips + pictures, buffer_tokens=512)
+def _packed(config: ConfigDict, variant: str) -> None:
+    """Set four buffers of clips and pictures, or of pictures alone."""
     config.data.update(latents_dir="runs/dit_latents", batch_size=4)
     config.data.joint_image_frames = 0
-    config.conditioning.clean_frames = (
-        ("first", 0.1), ("last", 0.05), ("first_and_last", 0.05), ("head", 0.05),
-    )  # fmt: skip
-    config.network.patch_size = 4
+    if variant == "pictures":
+        config.video.frames = 1
+        rows, tokens = ((1, 64, 64, 10), (1, 48, 80, 10), (1, 80, 48, 10)), 512
+        config.train.steps = 6000
+    else:
+        clips = (8, 64, 64, 2), (8, 48, 80, 1), (8, 80, 48, 1)
+        rows = *clips, (1, 64, 64, 2), (1, 48, 80, 1), (1, 80, 48, 1)
+        tokens = 576
+        config.init_from = "runs/dit_pictures"
+        config.conditioning.clean_frames = (
+            ("first", 0.1), ("last", 0.05), ("first_and_last", 0.05), ("head", 0.05),
+        )  # fmt: skip
+        config.train.update(steps=3400, learning_rate=3e-3)
+    config.mixed_sizes = dict(rows=rows, buffer_tokens=tokens)
 
 
 def _smoke(config: ConfigDict) -> None:

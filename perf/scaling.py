@@ -1,9 +1,9 @@
-"""Plans of the papers' models and of Stable Diffusion 1.5, for the tables of docs.
+"""Plans of the papers' models, Stable Diffusion 1.5 and Wan 2.1, for tables of docs.
 
     pip install -r requirements-plan.txt && python -m perf.scaling [--only=NAME,...]
 
-Each case is a run of plan.py, in a process of its own. Stable Diffusion's is a folder
-with the files config.json of version 1.5 and no weights. Cases of an H100 run where
+Each case is a run of plan.py, in a process of its own. Published models are folders of
+diffusers with their files config.json and no weights. Cases of an H100 run where
 jax[cuda13] is installed, the others where libtpu is. Writes perf/scaling.json, of which
 the cases that did not run stay.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 from configs import imagen_video
 from perf import rows
+from tests.parity.recorded import real_network
 from tests.parity.sd_cases import PUBLISHED
 from vdm_jax import files
 from vdm_jax.errors import UserError
@@ -29,6 +30,7 @@ COMMAND = "python -m perf.scaling"
 ROOT = FILE.parents[1]
 UCF101 = "--config=configs/vdm.py:ucf101"
 SD = "--workdir=stable-diffusion-v1-5", "--work=sample"
+WAN = "--workdir=Wan2.1-T2V-1.3B"
 CONTROL_VIDEO = *SD, "--system=control_video", "--num_frames=15"
 SSR3 = "--config=configs/imagen_video.py:ssr3"
 SSR3_SAMPLED = SSR3, "--work=sample", "--batch_per_chip=0.0625"  # 16 chips a video
@@ -49,6 +51,19 @@ CASES: dict[str, tuple[str, ...]] = {
     "sd15": (*SD, "--topology=v5e:1x1"),
     "sd15 batch 8": (*SD, "--topology=v5e:1x1", "--batch_per_chip=8"),
     "control_video": (*CONTROL_VIDEO, "--topology=v5e:1x1"),
+    **{
+        f"wan 1.3b {what} on {topology[:3]}": (
+            WAN,
+            f"--work={work}",
+            f"--topology={topology}",
+            f"--mesh={mesh}",
+        )
+        for what, work, mesh in (
+            ("sampled", "sample", "data=16"),
+            ("distilled", "distill", "fsdp=16"),
+        )
+        for topology in ("v5e:4x4", "v5p:2x2x4")
+    },
     "imagen_video ssr3 half a clip": (
         SSR3,
         "--topology=v5e:16x16",
@@ -96,37 +111,67 @@ TARGETS = {  # (case, key) -> what was aimed at, in the unit of FIGURES
 }
 
 
-def write_sd15(folder: Path) -> None:
-    """Write the config files of Stable Diffusion 1.5 as diffusers has them."""
-    parts = {
-        "unet": ("UNet2DConditionModel", PUBLISHED["sd15_unet"]),
-        "vae": (
-            "AutoencoderKL",
-            dict(
-                block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
-                latent_channels=4, scaling_factor=0.18215,
+# Name of a folder -> class of its pipeline, and class and fields of each part.
+FOLDERS: dict[str, tuple[str, dict[str, tuple[str, dict[str, Any]]]]] = {
+    "stable-diffusion-v1-5": (
+        "StableDiffusionPipeline",
+        {
+            "unet": ("UNet2DConditionModel", PUBLISHED["sd15_unet"]),
+            "vae": (
+                "AutoencoderKL",
+                dict(
+                    block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+                    down_block_types=("DownEncoderBlock2D",) * 4,
+                    up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
+                    latent_channels=4, scaling_factor=0.18215,
+                ),
             ),
-        ),
-        "scheduler": (
-            "PNDMScheduler",
-            dict(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                steps_offset=1, skip_prk_steps=True, num_train_timesteps=1000,
+            "scheduler": (
+                "PNDMScheduler",
+                dict(
+                    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                    steps_offset=1, skip_prk_steps=True, num_train_timesteps=1000,
+                ),
             ),
-        ),
-        "text_encoder": ("CLIPTextModel", {}),
-        "tokenizer": ("CLIPTokenizer", {}),
-    }  # fmt: skip
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
-    for name, (kind, fields) in parts.items():
-        library = "transformers" if name.startswith("t") else "diffusers"
-        index[name] = [library, kind]
-        file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        (folder / name).mkdir(parents=True)
-        files.write_json(folder / name / file, {"_class_name": kind} | fields)
-    files.write_json(folder / "model_index.json", index)
+            "text_encoder": ("CLIPTextModel", {}),
+            "tokenizer": ("CLIPTokenizer", {}),
+        },
+    ),
+    "Wan2.1-T2V-1.3B": (
+        "WanPipeline",
+        {
+            "transformer": (
+                "WanTransformer3DModel",
+                real_network("wan21_t2v_1_3b_transformer")["config"],
+            ),
+            "vae": ("AutoencoderKLWan", real_network("wan21_vae")["config"]),
+            "scheduler": (
+                "UniPCMultistepScheduler",
+                dict(
+                    prediction_type="flow_prediction", use_flow_sigmas=True,
+                    flow_shift=3.0, num_train_timesteps=1000,
+                ),
+            ),
+            "text_encoder": ("UMT5EncoderModel", {}),
+            "tokenizer": ("T5Tokenizer", {}),
+        },
+    ),
+}  # fmt: skip
+
+
+def write_folders(root: Path) -> None:
+    """Write the folders of FOLDERS, without weights."""
+    for folder, (pipeline, parts) in FOLDERS.items():
+        index: dict[str, Any] = {"_class_name": pipeline}
+        for name, (kind, fields) in parts.items():
+            is_text = name in ("text_encoder", "tokenizer")
+            index[name] = ["transformers" if is_text else "diffusers", kind]
+            file = "scheduler_config.json" if name == "scheduler" else "config.json"
+            (root / folder / name).mkdir(parents=True)
+            files.write_json(
+                root / folder / name / file, {"_class_name": kind} | fields
+            )
+        files.write_json(root / folder / "model_index.json", index)
 
 
 def can_run(name: str) -> bool:
@@ -195,7 +240,7 @@ def main() -> None:
     for name in parser.parse_args().only.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            write_sd15(folder / "stable-diffusion-v1-5")
+            write_folders(folder)
             (folder / "configs").symlink_to(ROOT / "configs")
             cases[name] = run(CASES[name], folder)
         cases = {name: cases[name] for name in CASES if name in cases}

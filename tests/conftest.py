@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.run_command import collect_seldom
+
 ROOT = Path(__file__).parents[1]
 # One for each worker: the other would read files that JAX has half written.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -23,6 +25,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # commands then ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish():
+    """Keep what all test modules have imported."""
+    collect_seldom()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Processes are forked from a server that has imported JAX but not started it.
 """
 
 import dataclasses
+import gc
 import importlib
 import multiprocessing
 import os
@@ -50,9 +51,20 @@ class Done:
     stderr: str
 
 
+def collect_seldom() -> None:
+    """Collect cyclic garbage seldom, and nothing of what is there now.
+
+    A trace makes very many objects that stay, and going through them again and again
+    was a seventh of the time of tests.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 def _child(command: str, flags: list[str], out: str, err: str, cache: str) -> None:
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    collect_seldom()
     os.chdir(ROOT)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     sys.path.insert(0, str(ROOT))

@@ -1,6 +1,8 @@
 """The codec of a causal autoencoder: shapes, masks, and videos on the host."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from tests.networks.small_wan import RECORDED, to_ours, write_vae
 from tests.parity import wan_cases
 from vdm_jax import codec, latents
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import batches
+from vdm_jax.sampling import Observation, batches
 from vdm_jax.settings import section_dict
 from vdm_jax.settings.sections import Codec
 
@@ -92,6 +94,13 @@ def test_a_known_mean_and_deviation_are_taken_off(own, tmp_path):
     latent = to_ours(RECORDED["vae/image_mean"])
     expected = (latent - np.array(z_mean)) / np.array(z_std)
     np.testing.assert_allclose(z, expected, atol=1e-4)
+    # A given frame takes the same way.
+    mask = np.ones((*video.shape[:4], 1), bool)
+    known = Observation(video, mask, strength=np.zeros((1, 1)))
+    model: Any = SimpleNamespace(codec=other)
+    given = batches._encode(model, {"codec": params}, known)
+    assert given is not None and given.strength == 0 and given.mask.all()
+    np.testing.assert_array_equal(given.video, z)
     assert other.fingerprint() != own.fingerprint()
 
 

@@ -398,3 +398,48 @@ def test_a_model_tuned_on_a_clip_is_the_same_on_eight_devices(mesh, tmp_path):
     assert largest(*params) < 1e-10
     np.testing.assert_array_equal(*edits)
     assert len(edits[0]) == 2
+
+
+PACKED = """
+from configs import shapes
+
+def get_config():
+    config = shapes.get_config("smoke").unlock()
+    config.video.update(frames=4, height=16, width=16)
+    config.network = {
+        "kind": "dit", "width": 24, "depth": 2, "num_heads": 2, "patch_size": 4,
+        "positions": "rope",
+    }
+    config.conditioning.update(
+        frame_index_embedding=False, clean_frames=(("first", 0.3), ("head", 0.2))
+    )
+    config.mixed_sizes = {
+        "rows": ((4, 16, 16, 8), (4, 16, 24, 4), (3, 24, 16, 4)), "buffer_tokens": 170
+    }
+    config.train.update(
+        sample_every=0, eval_every=0, optimizer="adam", learning_rate=1e-3
+    )
+    return config.lock()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_packed_buffers_train_as_on_one_device(tmp_path):
+    """Three sizes in eight buffers, with labels and given frames."""
+    config = tmp_path / "config.py"
+    config.write_text(PACKED)
+    states, meshes = {}, {"one": ()} | MESHES | OTHER_MESHES
+    for name in ("one", "4x2", "context=4", "2x2x2"):
+        workdir = tmp_path / name
+        call(
+            1 if name == "one" else 8, True, "train.py", f"--config={config}",
+            f"--workdir={workdir}", *SIZES, f"--config.train.checkpoint_every={STEPS}",
+            *meshes[name],
+        )  # fmt: skip
+        arrays = run_command.arrays(workdir / "checkpoints", STEPS, True)
+        states[name] = {n: a for n, a in arrays.items() if n.startswith("params/")}
+    one = states.pop("one")
+    assert next(iter(one.values())).dtype == np.float64
+    for name, other in states.items():
+        assert largest(one, other) < 1e-10, name

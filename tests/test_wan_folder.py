@@ -76,6 +76,7 @@ def test_the_folder_is_a_model_of_videos(folder):
     }  # fmt: skip
     assert config.sample.sampler == "unipc" and config.sample.steps == 50
     assert config.network.kind == "wan" and config.conditioning.text_dim == 20
+    assert config.network.remat == "full"  # of so many tokens
     model = build.build_model(config)
     assert model.shape == (21, 60, 104, 4) and model.reads_flow_state
     level = schedules.noise_level(model.schedule, np.float64(0.5))

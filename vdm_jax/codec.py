@@ -36,6 +36,15 @@ class Codec:
 
     limit: float | None = 1.0
 
+    @property
+    def frame_factor(self) -> int:
+        """Frames of the video that a frame of z is made of; the first is of one."""
+        return 1
+
+    def whole_frames(self, frames: int) -> int:
+        """Return the most frames, of so many, that whole frames of z are made of."""
+        return frames - (frames - 1) % self.frame_factor
+
     def z_shape(self, video_shape: Shape) -> Shape:
         """Return the shape of z for a video of this shape."""
         return video_shape
@@ -216,6 +225,11 @@ class CausalLatents(AutoencoderCodec):
     """Latents of a causal autoencoder: 1 + 4 n frames are 1 + n of z, as Wan's."""
 
     autoencoder: CausalAutoencoder
+
+    @property
+    def frame_factor(self) -> int:
+        """Frames of a latent behind the first."""
+        return self.autoencoder.network.spec.frame_factor
 
     def z_shape(self, video_shape: Shape) -> Shape:
         """Return the frames, height and width over their factors, and the channels."""

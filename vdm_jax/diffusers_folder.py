@@ -39,7 +39,7 @@ from vdm_jax.text.encoder import weights_sha256
 SAMPLE = {"steps": 50, "guidance_scale": 7.5, "clip_x": 0.0, "num": 4, "batch_size": 4}
 OWN_SAMPLE = {
     "DiTPipeline": {"guidance_scale": 4.0},
-    "LattePipeline": {"num": 1, "batch_size": 1},
+    sd_pipeline.LATTE: {"num": 1, "batch_size": 1},
     sd_pipeline.WAN: {"guidance_scale": 5.0, "num": 1, "batch_size": 1},
 }
 WAN_VIDEO = {"frames": 81, "height": 480, "width": 832, "fps": 16.0}
@@ -120,7 +120,9 @@ def _wan_config(folder: Path) -> Any:
     config.data.label_vocabulary = ()
     config.codec.update(kind="causal_autoencoder", path=str(folder / "vae"))
     del config.network
-    config.network = ConfigDict(network["network"] | {"dtype": default_dtype()})
+    # Else JAX keeps 8.4 GiB of each block for the backward pass of such a video.
+    own = {"dtype": default_dtype(), "remat": "full"}
+    config.network = ConfigDict(network["network"] | own)
     config.conditioning.update(
         **network["conditioning"],
         text_encoder=str(folder / "text_encoder"),

@@ -1,8 +1,11 @@
 """sample.py: what it refuses before any compile, and what it writes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from tests.run_command import ROOT, call, refused
 from vdm_jax import cascade
@@ -71,6 +74,33 @@ def test_sample_makes_videos_of_another_size(run, tmp_path):
     assert "12x24: the model was trained at 16x16" in done.stdout
     videos = np.load(tmp_path / "s" / "samples.npz")["videos"]
     assert videos.shape == (1, 8, 12, 24, 3) and videos.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        ("20x16", "20x16: the model was trained at 16x16, 16x32, 8x8\n"),
+        ("16x32", ""),
+        ("16", ""),
+    ],
+)
+def test_sizes_of_training_are_listed(flags_of, monkeypatch, capsys, size, line):
+    flags_of("sample")
+    FLAGS.mark_as_parsed()
+    FLAGS["size"].parse(size)
+    rows = [(8, 16, 16, 2), (4, 16, 32, 1), (1, 16, 32, 1), (8, 8, 8, 4)]
+    config = ConfigDict({"mixed_sizes": {"rows": rows}, "network": {"kind": "dit"}})
+    model = SimpleNamespace(video_shape=(8, 16, 16, 3))
+    stage, read = SimpleNamespace(model=model, config=config), []
+
+    def read_model(workdir, *size):
+        read.extend(size)
+        return SimpleNamespace(stages=(stage,))
+
+    monkeypatch.setattr(sampling.cascades, "read_model", read_model)
+    sampling.read_model()
+    assert capsys.readouterr().out == line
+    assert read == {"20x16": [(20, 16)], "16x32": [(16, 32)], "16": []}[size]
 
 
 @pytest.mark.parametrize("text", [b"[]", b'{"video": {}}', b"\xff\xfe"])

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from tests import small_model
 from tests.run_command import SMOKE, call, refused
 from vdm_jax import runs, video_io
-from vdm_jax.data import sprite_pictures
+from vdm_jax.data import shapes, sprite_pictures
 from vdm_jax.data.assets import MINILM
 from vdm_jax.trees import named_leaves
 
@@ -103,7 +104,7 @@ def test_a_run_leaves_what_the_readme_says(run):
 
 def test_the_same_command_resumes(run, tmp_path):
     run = shutil.copytree(run, tmp_path / "copy")
-    done = call("train", SMOKE, f"--workdir={run}", "--config.train.steps=6")
+    done = call("train", SMOKE, f"--workdir={run}", "--config.train.steps=6", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "resuming from step 4" in done.stdout
     assert "train.steps 4 -> 6" in done.stdout
@@ -132,23 +133,40 @@ def test_an_older_checkpoint_resumes_past_its_later_previews(run, tmp_path):
     assert before == {path.name for path in (copy / "samples").iterdir()}
 
 
-def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(
-    run, tmp_path
-):
+ONE_LEVEL = """
+from configs import shapes
+
+def get_config(variant=""):
+    config = shapes.get_config("smoke").unlock()
+    level = dict(channels=8, blocks=1, layers=("temporal_conv",))
+    config.network.update(levels=(level,), mid_layers=())
+    return config.lock()
+"""
+
+
+def test_a_run_starts_from_another_s_parameters_or_says_what_does_not_fit(tmp_path):
+    path, model = tmp_path / "one_level.py", tmp_path / "model"
+    path.write_text(ONE_LEVEL)
+    config = small_model.smoke_config()
+    level = dict(channels=8, blocks=1, layers=("temporal_conv",))
+    config.network.update(levels=(level,), mid_layers=())
+    config.data.label_vocabulary = shapes.ATTRIBUTES
+    small_model.write_model(model, config)
     # With another seed, which would draw other new ones, and a rate of 0.
-    flags = [SMOKE, f"--config.init_from={run}", "--config.train.steps=1", *QUICK]
+    flags = [f"--config={path}", f"--config.init_from={model}", *QUICK]
+    flags.append("--config.train.steps=1")
     still = ["--config.seed=7", "--config.train.learning_rate=0"]
     done = call("train", *flags, *still, f"--workdir={tmp_path}/a")
     assert done.returncode == 0, done.stderr
-    assert f"the parameters of {run}" in done.stdout
+    assert f"the parameters of {model}" in done.stdout
     given, taken = (
-        named_leaves(runs.load(path).params) for path in (run, tmp_path / "a")
+        named_leaves(runs.load(path).params) for path in (model, tmp_path / "a")
     )
     for name in given:
         np.testing.assert_allclose(taken[name], given[name], rtol=1e-6, err_msg=name)
     wider = "--config.conditioning.cond_dim=32"
     refusal = refused("train", *flags, wider, f"--workdir={tmp_path}/b")
-    assert f"init_from={run}" in refusal and "arrays differ" in refusal
+    assert f"init_from={model}" in refusal and "arrays differ" in refusal
 
 
 SLOW_CONFIGS = [

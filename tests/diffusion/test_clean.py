@@ -9,6 +9,7 @@ from tests.diffusion.analytic import append_axes, final_z, gaussian, level_at
 from tests.diffusion.sampler_cases import EVERY
 from tests.parity import drawn, recorded
 from vdm_jax.diffusion import guidance, process, samplers, schedules
+from vdm_jax.sampling.given_frames import rows_of_frames
 
 SHAPE = (2, 4, 2, 2, 1)
 GIVEN = np.array([[0.0, 1, 1, 1], [1.0, 1, 0, 0]])
@@ -121,6 +122,85 @@ def test_the_strength_of_a_frame_is_how_far_it_goes_to_the_model(x64):
     np.testing.assert_allclose(z.ravel(), expected, rtol=0, atol=2e-3)
     distance = np.abs(np.asarray(z).ravel() - -0.8)
     assert distance[0] == 0 and (np.diff(distance) > 0.01).all()
+
+
+def two_steps_method(z, lam, predict):
+    """Return z of DPM-Solver++(2M) from log(alpha / sigma)'s levels `lam` to the data.
+
+    Algorithm 2 of arXiv:2211.01095, for a prediction predict(z, i) of the data; the
+    first and the last step, to no noise, are of first order.
+    """
+    sigma = 1 / np.sqrt(1 + np.exp(2 * lam))
+    alpha = np.sqrt(1 - sigma**2)
+    older = None
+    for i in range(len(lam)):
+        x = predict(z, alpha[i], sigma[i])
+        if i + 1 == len(lam):
+            return x
+        h, d = lam[i + 1] - lam[i], x
+        if older is not None:
+            r = (lam[i] - lam[i - 1]) / h
+            d = (1 + 1 / (2 * r)) * x - older / (2 * r)
+        z = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * np.expm1(-h) * d
+        older = x
+    raise AssertionError
+
+
+def test_a_frame_that_becomes_active_does_not_overshoot(x64):
+    """A run of the frame alone that starts there, in numpy: its start has no memory.
+
+    Data of N(m, s^2) far from the given frame, so that its prediction jumps.
+    """
+    mean, spread, known, start, n = 0.4, 0.3, -5.0, 0.7, 12
+    strength = np.array([[0.0, 0.3, 0.62, 1.0], [0.5, 0.5, 0.0, 0.9]])
+    schedule = schedules.Flow(-12, 12)
+    plain = samplers.dpm().table(schedule, n)
+    table = rows_of_frames(samplers.dpm(), plain, strength)
+    shape = (*strength.shape, 1, 1, 1)
+    assert table["x_coef"].shape == (n, *shape) and table["z_coef"].shape == (n,)
+    denoise = guidance.clean(
+        gaussian(mean, spread), jnp.full(shape, known), jnp.asarray(strength)
+    )
+    z = jnp.full(shape, start)
+    made = final_z(samplers.dpm(), denoise, z, table, 0, n, None, None)[..., 0, 0, 0]
+    tau = plain["sigma"] / (plain["alpha"] + plain["sigma"])
+    lam = np.log(plain["alpha"] / plain["sigma"])
+
+    def predict(z, alpha, sigma):
+        variance = alpha**2 * spread**2 + sigma**2
+        return mean + alpha * spread**2 * (z - alpha * mean) / variance
+
+    for place, own in np.ndenumerate(strength):
+        first = int((tau > own).sum())
+        expected = known
+        if first < n:
+            alpha, sigma = plain["alpha"], plain["sigma"]
+            eps = (start - alpha[0] * known) / sigma[0]
+            noisy = alpha[first] * known + sigma[first] * eps
+            expected = two_steps_method(noisy, lam[first:], predict)
+        np.testing.assert_allclose(made[place], expected, rtol=0, atol=1e-9)
+    other = final_z(samplers.dpm(), denoise, z, plain, 0, n, None, None)[..., 0, 0, 0]
+    assert np.abs(other - made)[strength == 0.5].min() > 0.05
+
+
+@pytest.mark.parametrize("sampler", list(EVERY.values()), ids=list(EVERY))
+def test_frames_given_always_or_never_have_the_table_of_all(sampler):
+    table = sampler.table(schedules.Cosine(), 5)
+    for strength in (GIVEN, np.float32(GIVEN)):
+        own = rows_of_frames(sampler, table, strength)
+        assert all(own[name] is table[name] for name in table)
+
+
+def test_every_column_of_a_frame_is_padded():
+    strength = np.array([[0.5, 1.0]])
+    table = samplers.unipc().table(schedules.Cosine(), 5)
+    own = rows_of_frames(samplers.unipc(), table, strength)
+    padded = samplers.pad_table(own, np.float32)
+    assert {a.shape[1:] for a in padded.values()} == {(), (1, 2, 1, 1, 1)}
+    assert {len(a) for a in padded.values()} == {samplers.MAX_STEPS}
+    for name in table:  # the second frame is active from the start
+        column = own[name] if own[name].ndim == 1 else own[name][:, 0, 1, 0, 0, 0]
+        np.testing.assert_array_equal(column, table[name])
 
 
 # Open-Sora's sampler.

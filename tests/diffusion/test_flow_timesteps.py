@@ -80,8 +80,15 @@ def test_a_run_is_continued_bit_for_bit():
 
 
 def test_the_shift_is_used_once():
-    """Shift 3 moves a half to 3/4; twice it would be .9. So it is in training."""
+    """Shift 3 moves a half to 3/4; twice it would be .9. So it is in training.
+
+    And so it is for every sampler.
+    """
     schedule = FlowTimesteps(logsnr_shift=-2 * math.log(3), whole_timesteps=False)
+    for name, sampler in samplers.SAMPLERS.items():
+        table = sampler().table(schedule, 2)
+        tau = table["sigma"] / (table["alpha"] + table["sigma"])
+        assert tau[1] == pytest.approx(0.75, abs=1e-6), name
     for levels in (
         samplers.grid(schedule, 2)[0],
         schedules.noise_level(schedule, np.array([1, 0.5])),

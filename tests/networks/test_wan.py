@@ -169,6 +169,6 @@ def test_wrong_fields_are_named():
     ):
         with pytest.raises(UserError, match=message):
             wan.from_config(section | changes, 4, [])
-    with pytest.raises(UserError, match="z=5 must be a multiple of 2"):
+    with pytest.raises(UserError, match="video.width=5 must be a multiple of 2"):
         wan.from_config(section, 4, [(4, 5)])
     assert json.dumps(section)  # plain fields

@@ -33,10 +33,8 @@ Total bytes: 117440512 (112.00MiB)
 class Process:
     """A process that has ended, or has not."""
 
-    exitcode = 1
-
-    def __init__(self, alive: bool):
-        self.alive = alive
+    def __init__(self, alive: bool, exitcode: int = 1):
+        self.alive, self.exitcode = alive, exitcode
 
     def join(self, seconds):
         pass
@@ -92,6 +90,13 @@ def test_a_process_that_fails_says_why(folder):
     (folder / compiler.USER_ERROR).write_text("no such topology")
     with pytest.raises(UserError, match="no such topology"):
         compiler._wait(Process(False), folder)
+
+
+def test_a_compiler_that_writes_no_reports_is_an_error(folder):
+    """It ended well, and no memory was assigned: it is another libtpu."""
+    (folder / compiler.DUMPS / f"{PASS}.txt").write_text(MODULE)
+    with pytest.raises(RuntimeError, match="libtpu wrote no reports of the program"):
+        compiler._wait(Process(False, 0), folder)
 
 
 def test_what_is_kept_is_known_by_its_text_and_ignored_where_it_is_damaged(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -76,6 +77,22 @@ def test_bundles_of_nested_loops():
 def test_a_loop_without_known_trips_is_refused():
     with pytest.raises(ValueError, match="constant trips"):
         kernels.schedule_bundles(SCHEDULE.replace(", 8 /*", ", %s3 /*"))
+
+
+OWN = "1-add.1-23-final_bundles.txt"
+OTHERS = "2-add-1-23-final_bundles.txt", "1-add.1-22-first_bundles.txt"
+
+
+@pytest.mark.parametrize("found", [SCHEDULE, "", None])
+def test_a_kernel_without_a_schedule_is_an_error(found, tmp_path):
+    """Those of another kernel and of another pass are none."""
+    texts = dict.fromkeys(OTHERS, "another") | ({} if found is None else {OWN: found})
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    wrong = pytest.raises(RuntimeError, match="no schedule of add.1: 0.0.52 does")
+    with contextlib.nullcontext() if found else wrong:
+        assert kernels.take_schedule(tmp_path.iterdir(), "add.1") == found
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_program_is_summed_by_its_loops_and_dearest_branches():

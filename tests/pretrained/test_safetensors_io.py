@@ -1,7 +1,10 @@
 """Safetensors of other libraries by a name map: shards, and files that do not fit."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.pretrained import name_maps, safetensors_io
 
+ROOT = Path(__file__).parents[2]
 BERT = Bert(BertSpec(48, 32, 2, 24, 40, 2, 3))
 INDEX = "model.safetensors.index.json"
 NAME_MAP = (
@@ -208,3 +212,53 @@ def test_two_copies_are_never_in_memory(tmp_path):
         tracemalloc.stop()
     print(peak / size)
     assert peak < (count / 2 + 3) * size
+
+
+PEAK = r"""
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from vdm_jax.pretrained import safetensors_io
+
+NAME_MAP = ((r"old\.(\d+)", r"new_\1"),)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def read(folder):
+    paths = safetensors_io.tensor_files(folder)
+    shape = jax.ShapeDtypeStruct((1 << 20,), np.float32)
+    like = {f"new_{i}": shape for i in range(2 * len(paths))}
+    params = safetensors_io.read(paths, like, NAME_MAP, jnp.bfloat16)
+    return jax.block_until_ready(params)
+
+few, many = map(Path, sys.argv[1:])
+read(few)
+before = peak()
+params = read(many)
+print(peak() - before)
+"""
+
+
+def test_shards_are_read_straight_to_the_wanted_type(tmp_path):
+    """128 MB of float32 as 64 MB: at the peak a shard and two tensors are there, too.
+
+    Tensors of 4 MB, two in a shard, as UMT5-XXL has some of 8 GB.
+    """
+    bias = np.ones(1 << 20, np.float32)
+    for folder, shards in (("few", 1), ("many", 16)):
+        (tmp_path / folder).mkdir()
+        files = {}
+        for i in range(shards):
+            names = [f"old.{2 * i + k}" for k in range(2)]
+            files |= dict.fromkeys(names, f"model-{i}.safetensors")
+            save_file(dict.fromkeys(names, bias), tmp_path / folder / files[names[0]])
+        index = {"weight_map": files}
+        (tmp_path / folder / INDEX).write_text(json.dumps(index))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "few", tmp_path / "many"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    more = int(done.stdout) / 2**20
+    print(more)
+    assert 50 < more < 64 + 8 + 2 * 4 + 16

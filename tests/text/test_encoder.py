@@ -1,5 +1,7 @@
 """Embeddings of texts: vdm_jax/text/encoder.py."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,17 @@ def test_minilm_takes_256_tokens(minilm):
 
 def test_sha256_is_that_of_the_weights(minilm):
     assert minilm.sha256().startswith(assets.MINILM[0].sha256)
+
+
+def test_an_embedding_that_is_not_finite_is_refused(t5):
+    encoder = text.load_encoder(t5)
+    table = encoder.params["token"]["embedding"]
+    red = encoder.tokenize(["red"])[0][0]
+    params = {**encoder.params, "token": {"embedding": table.at[red].set(np.inf)}}
+    broken = dataclasses.replace(encoder, params=params)
+    assert np.isfinite(broken(["a"]).tokens).all()
+    with pytest.raises(UserError, match="not finite for the text 'a red': compute in"):
+        broken(["a", "a red"])
 
 
 def test_mask_and_mean_cover_the_tokens(bert):

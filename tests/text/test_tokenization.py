@@ -25,6 +25,25 @@ def test_t5_ends_a_text_with_a_special_token(t5):
     np.testing.assert_array_equal(found.mask.sum(1), [2, 1])
 
 
+def test_texts_of_latte_are_read_as_its_pipeline_reads_them(t5, capsys):
+    """In lower case, stripped, and of 120 tokens at most, the last of them the end."""
+    plain = text.load_encoder(t5)
+    index = t5.parent / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "LattePipeline"}))
+    latte = text.load_encoder(t5)
+    texts = ["  A Red rose\n", "red " * 119, "Red " * 130]
+    own = [text.strip().lower() for text in texts]
+    ids = plain.tokenize(own)
+    assert plain.tokenize(texts[:1]) != ids[:1]
+    assert len(ids[1]) == 120 and len(ids[2]) == 131
+    assert latte.tokenize(texts) == [*ids[:2], [*ids[2][:119], 1]]
+    assert "a text of 131 tokens is cut to 120: 'Red Red" in capsys.readouterr().err
+    assert latte.max_tokens == 120
+    assert latte(texts).mask.sum(1).tolist() == [len(ids[0]), 120, 120]
+    index.write_text(json.dumps({"_class_name": "WanPipeline"}))
+    assert text.load_encoder(t5).tokenize(texts[:1]) == plain.tokenize(texts[:1])
+
+
 def test_an_id_beyond_the_network_is_reported(bert):
     path = bert / "tokenizer.json"
     fields = json.loads(path.read_text())

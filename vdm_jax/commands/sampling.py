@@ -44,15 +44,19 @@ def read_model() -> Cascade:
     """
     model = cascades.read_model(FLAGS.workdir)
     base = model.stages[0]
-    trained = size = base.model.video_shape[1:3]
+    own, config = base.model.video_shape[:3], base.config
+    size = own[1:]
     if FLAGS.size is not None:
         size = parse_sides("size", "HEIGHTxWIDTH in pixels", 1, 9999)
-    if FLAGS.num_frames and base.config.network.kind in ANY_LENGTH:
-        trained, size = base.model.video_shape[:3], (FLAGS.num_frames, *size)
-    if size == trained:
+    if FLAGS.num_frames and config.network.kind in ANY_LENGTH:
+        size = (FLAGS.num_frames, *size)
+    rows = config.mixed_sizes.rows if "mixed_sizes" in config else [own]
+    trained = dict.fromkeys(tuple(row[:3])[-len(size) :] for row in rows)
+    if size not in trained:
+        text, *others = ("x".join(map(str, sides)) for sides in (size, *trained))
+        print(f"{text}: the model was trained at {', '.join(others)}")
+    if size == own[-len(size) :]:
         return model
-    texts = ("x".join(map(str, sides)) for sides in (size, trained))
-    print("{}: the model was trained at {}".format(*texts))
     return cascades.read_model(FLAGS.workdir, size)
 
 

@@ -325,7 +325,10 @@ def pad_table(table: Table, dtype) -> dict[str, Array]:
     """Pad the table to `MAX_STEPS` rows: jit arguments of one shape for every n."""
     rows = len(table["logsnr"])
     pad = max(MAX_STEPS, rows) - rows
-    return {k: np.pad(v, (0, pad)).astype(dtype) for k, v in table.items()}
+    return {
+        name: np.pad(column, [(0, pad)] + [(0, 0)] * (column.ndim - 1)).astype(dtype)
+        for name, column in table.items()
+    }
 
 
 def sample_loop(

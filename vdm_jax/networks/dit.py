@@ -19,7 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError, check_multiple
-from vdm_jax.networks.dit_blocks import ATTEND, Block, DiTSpec, modulate, split
+from vdm_jax.networks.dit_blocks import (
+    ATTEND,
+    Block,
+    DiTSpec,
+    adaptive_norm,
+    split,
+)
 from vdm_jax.networks.inputs import Inputs, Packing
 from vdm_jax.networks.layers import (
     conv,
@@ -37,7 +43,7 @@ from vdm_jax.networks.positions import (
     sincos_2d,
     token_angles,
 )
-from vdm_jax.networks.spec import check_section
+from vdm_jax.networks.spec import transformer_spec
 from vdm_jax.partition import constrain
 
 
@@ -65,7 +71,7 @@ class Head(nn.Module):
             rows = dense(nn.swish(vector), 2 * spec.width, "modulation", **start)
         shift, scale = split(rows, 2, packing)
         channels = spec.out_channels * (1 + spec.learn_sigma)
-        y = modulate(x, shift, scale)
+        y = adaptive_norm(x, shift, scale)
         y = dense(y, spec.patch_size**2 * channels, "out", **start)
         return depth_to_space(y, spec.patch_size)[..., : spec.out_channels]
 
@@ -160,23 +166,11 @@ def from_config(
     section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
 ) -> DiT:
     """Return the transformer of a config's section, see `networks.NETWORKS`."""
-    check_section(DiTSpec, section, "dit")
-    spec = DiTSpec(**section, out_channels=channels)
-    check(spec, sizes)
-    return DiT(spec)
-
-
-def check(spec: DiTSpec, sizes: Sequence[tuple[int, int]] = ()) -> None:
-    """Raise UserError if fields of `spec` do not fit each other or z of these sizes.
-
-    The message names the field, its value, the rule and the nearest valid value.
-    """
+    spec = transformer_spec(DiTSpec, section, "dit", channels, sizes)
     check_multiple("network.width", spec.width, spec.num_heads, "num_heads")
     if spec.positions == "rope":
         pairs = 2 * spec.num_heads
         check_multiple("network.width", spec.width, pairs, "2 * num_heads with rope")
     else:
         check_multiple("network.width", spec.width, 4, "4 with positions=sincos")
-    for size in sizes:
-        for field, pixels in zip(("height", "width"), size, strict=True):
-            check_multiple(f"video.{field}", pixels, spec.patch_size, "patch_size")
+    return DiT(spec)

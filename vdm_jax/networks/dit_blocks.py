@@ -67,7 +67,7 @@ class DiTSpec:
     out_channels: int = 3
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def adaptive_norm(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """Return norm(x) (1 + scale) + shift, with a layer norm without parameters.
 
     x [b, f, h, w, c]; shift, scale [b, 1 or f, 1, 1, c] in float32 or wider.
@@ -223,7 +223,7 @@ class Block(nn.Module):
                 shift, scale, gate = split(rows, 3, packing)
             name = "time_attention" if i else "attention"
             attend = SelfAttention(spec, over, name=name)
-            y = attend(modulate(x, shift, scale), inputs, angles)
+            y = attend(adaptive_norm(x, shift, scale), inputs, angles)
             y = x + gate.astype(x.dtype) * y
             if i and is_video is not None:
                 y = jnp.where(is_video, y, x)
@@ -231,7 +231,7 @@ class Block(nn.Module):
         if spec.cross_attention and self.over != ("frames",):
             x = x + CrossAttention(spec, name="cross_attention")(x, inputs)
         shift, scale, gate = mlp
-        y = dense(modulate(x, shift, scale), MLP_RATIO * c, "mlp_in")
+        y = dense(adaptive_norm(x, shift, scale), MLP_RATIO * c, "mlp_in")
         y = dense(nn.gelu(y, approximate=True), c, "mlp_out")
         x = x + gate.astype(x.dtype) * y
         if self.over == ("frames",) and is_video is not None:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.errors import UserError, check_multiple
+from vdm_jax.errors import UserError
 from vdm_jax.networks import backends
 from vdm_jax.networks.inputs import Inputs
 from vdm_jax.networks.layers import (
@@ -25,7 +25,7 @@ from vdm_jax.networks.layers import (
 )
 from vdm_jax.networks.parts import REMAT_POLICIES
 from vdm_jax.networks.positions import apply_rope, rope_angles, rope_splits
-from vdm_jax.networks.spec import check_section
+from vdm_jax.networks.spec import transformer_spec
 from vdm_jax.partition import constrain
 from vdm_jax.settings.declaration import setting
 
@@ -217,11 +217,7 @@ def from_config(
     section: dict[str, Any], channels: int, sizes: Sequence[tuple[int, int]]
 ) -> Wan:
     """Return the transformer of a config's network section, see `networks.NETWORKS`."""
-    check_section(WanSpec, section, "wan")
-    spec = WanSpec(**{**section, "out_channels": channels})
+    spec = transformer_spec(WanSpec, section, "wan", channels, sizes)
     if spec.head_dim % 2:
         raise UserError(f"config.network.head_dim={spec.head_dim}: an even number")
-    for height, width in sizes:
-        for side in (height, width):
-            check_multiple("config.network's z", side, spec.patch_size, "patch_size")
     return Wan(spec)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,19 @@ def _compile(exported: bytes, chip: str, folder: Path) -> str:
     former = set(folder.iterdir())
     hlo = str(jax.jit(kernel.call).lower(*placed).compile().as_text())
     (name,) = re.findall(r"%(\S+) = .*custom_call_target=\"tpu_custom_call\"", hlo)
+    return take_schedule(set(folder.iterdir()) - former, name)
+
+
+def take_schedule(paths: Iterable[Path], name: str) -> str:
+    """Return the final schedule of a kernel; all files are deleted.
+
+    paths: what libtpu wrote as it compiled the kernel.
+
+    Raises:
+      RuntimeError: the schedule is not among them, or is empty.
+    """
     text = ""
-    for path in set(folder.iterdir()) - former:
+    for path in paths:
         if re.fullmatch(rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt", path.name):
             text = path.read_text()
         path.unlink()

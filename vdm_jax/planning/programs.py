@@ -257,7 +257,8 @@ def _sampling(work: Work, mesh: Mesh) -> list[Program]:
         prepared,
     )
     zero = np.int32(0)
-    args = params, (cond, uncond, None), keys, carry, table, zero, zero, weights
+    columns = samplers.pad_table(table, dtype)
+    args = params, (cond, uncond, None), keys, carry, columns, zero, zero, weights
     smoothed = len(wrap.steps) if wrap else 0
     main = Program(
         "sampling step", run_steps, args, params, params, mesh,

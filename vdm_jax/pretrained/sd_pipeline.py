@@ -12,7 +12,8 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.pretrained import config_json, wan_transformer, wan_vae
-from vdm_jax.pretrained.dit import DIT, FORMER_DIT, LATTE
+from vdm_jax.pretrained.dit import DIT, FORMER_DIT
+from vdm_jax.pretrained.dit import LATTE as LATTE_TRANSFORMER
 
 INDEX = "model_index.json"
 CLASS = "StableDiffusionPipeline"
@@ -31,7 +32,7 @@ DIT_PARTS = {
     "vae": ("AutoencoderKL",),
 }
 LATTE_PARTS = {
-    "transformer": (LATTE,),
+    "transformer": (LATTE_TRANSFORMER,),
     "scheduler": (),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("T5EncoderModel",),
@@ -44,11 +45,11 @@ WAN_PARTS = {
     "text_encoder": ("UMT5EncoderModel",),
     "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
 }
-WAN = "WanPipeline"
+LATTE, WAN = "LattePipeline", "WanPipeline"
 PIPELINES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(CLASSES, PARTS),
     "DiTPipeline": DIT_PARTS,
-    "LattePipeline": LATTE_PARTS,
+    LATTE: LATTE_PARTS,
     WAN: WAN_PARTS,
 }
 ALL_PARTS = {part for parts in PIPELINES.values() for part in parts}
@@ -58,6 +59,13 @@ NOT_READ = "safety_checker", "feature_extractor", "image_encoder"
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder is that of a whole pipeline of diffusers."""
     return (folder / INDEX).is_file()
+
+
+def class_of(folder: Path) -> str:
+    """Return the class of the pipeline in a folder, "" where there is none."""
+    if not is_pipeline(folder):
+        return ""
+    return str(config_json.read(folder / INDEX).values.get("_class_name"))
 
 
 def check(folder: Path) -> tuple[str, ...]:

@@ -20,7 +20,11 @@ from vdm_jax.diffusion import samplers
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel, Params
 from vdm_jax.sampling.controls import check_controls, control_scales
-from vdm_jax.sampling.given_frames import encode_strength, frame_strength
+from vdm_jax.sampling.given_frames import (
+    encode_strength,
+    frame_strength,
+    rows_of_frames,
+)
 from vdm_jax.sampling.program import (
     SamplerProgram,
     augment_video,
@@ -148,6 +152,7 @@ def sample_batches(
     batch = sharding.whole_batch(mesh, min(settings.batch_size, num))
     dtype = jnp.result_type(float)
     table, weights = step_arrays(program, settings, first, dtype)
+    columns = samplers.pad_table(table, dtype)
     if inputs.controls:
         scales = control_scales(inputs.controls, settings.steps, samplers.MAX_STEPS)
         weights["control_scales"] = scales.astype(dtype)
@@ -170,11 +175,15 @@ def sample_batches(
                 program, inputs, keys, take, t, dtype, params.get("codec")
             )
             known = jax.tree.map(take, inputs.observation)
-            conditions = cond, uncond, _encode(model, params, known)
+            known = _encode(model, params, known)
+            conditions = cond, uncond, known
+            if known is not None and known.strength is not None:
+                own = rows_of_frames(program.sampler, table, known.strength)
+                columns = samplers.pad_table(own, dtype)
             for row in range(first, last, STEPS_PER_CALL):
                 stop = min(row + STEPS_PER_CALL, last)
                 carry = run_steps(
-                    params, conditions, keys, carry, table, row, stop, weights,
+                    params, conditions, keys, carry, columns, row, stop, weights,
                     program=program,
                 )  # fmt: skip
                 jax.block_until_ready(carry)
@@ -237,7 +246,7 @@ def _check_frames(mask: np.ndarray, z_mask: np.ndarray) -> None:
 
 
 def step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
-    """Return the sampler's table and the weights of its rows, padded to one shape.
+    """Return the sampler's table, and the weights of its rows padded to one shape.
 
     first: row at which the run starts.
     """
@@ -255,7 +264,7 @@ def step_arrays(program: SamplerProgram, settings: Settings, first: int, dtype):
         "guidance_weight": (scales - 1).astype(dtype),
         "reconstruction": np.array(reconstruction, dtype),
     }
-    return samplers.pad_table(table, dtype), weights
+    return table, weights
 
 
 def _take_rows(a: Any, rows: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vdm_jax.codec import Codec
+from vdm_jax.diffusion.samplers import Sampler, Table
 from vdm_jax.errors import UserError
 from vdm_jax.model import DiffusionModel
 from vdm_jax.sampling.settings import Settings
@@ -57,3 +58,25 @@ def encode_strength(codec: Codec, observation: Observation) -> np.ndarray | None
         mask = np.broadcast_to(frames <= value, observation.mask.shape)
         out = np.where(codec.encode_mask(mask).all((2, 3, 4)), value, out)
     return out
+
+
+def rows_of_frames(sampler: Sampler, table: Table, strength: np.ndarray) -> Table:
+    """Return the table of a run in which frames are given until they become active.
+
+    strength: [b, f], as of `guidance.clean`. Where a frame becomes active the memory of
+    a multistep sampler has what it was given: its step there would extrapolate from a
+    picture to the model's prediction, and overshoot. So it reads the columns of a run
+    that starts there, [n, b, f, 1, 1, 1]; a column that is that of `table` for all
+    frames stays [n].
+    """
+    # As the program compares them, which has the dtype of strength.
+    alpha, sigma = (table[name].astype(strength.dtype) for name in ("alpha", "sigma"))
+    tau = sigma / (alpha + sigma)
+    active = (tau[:, None, None] > strength).sum(0)  # the row, of [b, f]
+    starts = {row: sampler.first_row(table, row) for row in {*active.flat} - {len(tau)}}
+    changed = {}
+    for name, column in table.items():
+        each = [starts.get(row, table)[name] for row in active.flat]
+        if any((own != column).any() for own in each):
+            changed[name] = np.stack(each, 1).reshape(-1, *active.shape, 1, 1, 1)
+    return table | changed

@@ -47,11 +47,11 @@ def extend(
     With `loop` they are at both, so that the output without its last ones is a loop.
 
     num_cond_frames: how many; the default is half a block. The output's default length
-    is two blocks.
+    is two blocks. Both are as many as make whole frames of z.
     """
-    block = output.model.video_shape[0]
-    frames = output.checked_num_frames(2 * block)
-    number = num_cond_frames or max(1, block // 2)
+    block, whole = output.model.video_shape[0], output.model.codec.whole_frames
+    frames = output.checked_num_frames(whole(2 * block))
+    number = num_cond_frames or max(1, whole(block // 2))
     _check_num_cond_frames(number, frames, 1, min(block, (frames - 1) // (1 + loop)))
     first = np.arange(number)
     last = first + frames - number

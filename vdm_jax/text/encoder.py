@@ -60,7 +60,11 @@ class TextEncoder:
     weights: tuple[Path, ...] = ()
 
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
-        """Embed n texts; "" is valid. Raises UserError for an invalid text."""
+        """Embed n texts; "" is valid.
+
+        Raises:
+          UserError: an invalid text, or an embedding that is not finite.
+        """
         if isinstance(texts, str) or not len(texts):
             raise ValueError("pass a list of one text or more")
         for text in texts:
@@ -77,7 +81,15 @@ class TextEncoder:
         length = min(_power_of_two(longest, MIN_PADDED_TOKENS), self.max_tokens)
         batches = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
         parts = [self._encode(batch, length) for batch in batches]
-        return TextEmbedding(*map(jnp.concatenate, zip(*parts, strict=True)))
+        embedding = TextEmbedding(*map(jnp.concatenate, zip(*parts, strict=True)))
+        finite = np.asarray(jnp.isfinite(embedding.tokens).all((1, 2)))
+        if not finite.all():
+            raise UserError(
+                f"{self.name} gives values that are not finite for the text "
+                f"{texts[int(finite.argmin())][:40]!r}: compute in float32, or check "
+                "its weights and LoRAs"
+            )
+        return embedding
 
     def _encode(self, ids: list[list[int]], length: int) -> TextEmbedding:
         shape = _power_of_two(len(ids)), length

@@ -13,10 +13,18 @@ from vdm_jax.files import user_path
 from vdm_jax.networks.bert import Bert, BertSpec
 from vdm_jax.networks.clip import ACTIVATIONS, ClipText, ClipTextSpec
 from vdm_jax.networks.t5 import T5, T5Spec
-from vdm_jax.pretrained import config_json, lora_files, name_maps, safetensors_io
+from vdm_jax.pretrained import (
+    config_json,
+    lora_files,
+    name_maps,
+    safetensors_io,
+    sd_pipeline,
+)
 from vdm_jax.pretrained.config_json import ConfigFile
 from vdm_jax.text.encoder import TextEncoder, Tokenize
 from vdm_jax.text.tokenization import (
+    LATTE_TOKENS,
+    as_latte,
     clean_prompt,
     load_clip_tokenizer,
     load_tokenizer,
@@ -72,6 +80,8 @@ def load_encoder(
         tokenize, num_ids = load_tokenizer(path)
         if name_map is name_maps.UMT5:
             tokenize = _clean_first(tokenize)
+        elif sd_pipeline.class_of(folder.parent) == sd_pipeline.LATTE:
+            tokenize, max_tokens = as_latte(tokenize), LATTE_TOKENS
     if num_ids > network.spec.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {num_ids} tokens, its network "

@@ -17,6 +17,7 @@ from vdm_jax.text.encoder import Tokenize
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 MAX_IDS = 1 << 24  # of a vocabulary
+LATTE_TOKENS = 120  # of a text in the training of Latte
 # A word is split into letters, single digits and other characters; spaces are dropped.
 CLIP_WORDS = (
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of OpenAI's program
@@ -60,6 +61,31 @@ def clean_prompt(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def as_latte(tokenize: Tokenize) -> Tokenize:
+    """Return a function that reads texts as diffusers' pipeline of Latte does.
+
+    They are in lower case, without space around them, and cut to `LATTE_TOKENS` ids,
+    of which the last stays, with a line on stderr.
+    """
+
+    def cut(text: str, ids: list[int]) -> list[int]:
+        if len(ids) <= LATTE_TOKENS:
+            return ids
+        _say_cut(text, len(ids), LATTE_TOKENS)
+        return [*ids[: LATTE_TOKENS - 1], ids[-1]]
+
+    def tokenize_latte(texts: Sequence[str]) -> list[list[int]]:
+        rows = tokenize([text.lower().strip() for text in texts])
+        return list(map(cut, texts, rows))
+
+    return tokenize_latte
+
+
+def _say_cut(text: str, count: int, length: int) -> None:
+    whole = f"a text of {count} tokens is cut to {length}"
+    print(printable(f"{whole}: {text[:40]!r}..."), file=sys.stderr)
+
+
 def load_clip_tokenizer(folder: Path, length: int) -> tuple[Tokenize, int]:
     """Return CLIP's function from texts to token ids, and the number of ids.
 
@@ -98,8 +124,7 @@ def load_clip_tokenizer(folder: Path, length: int) -> tuple[Tokenize, int]:
         encodings = tokenizer.encode_batch(list(texts))
         for text, encoding in zip(texts, encodings, strict=True):
             if len(encoding.ids) > length - 2:
-                whole = f"a text of {len(encoding.ids) + 2} tokens is cut to {length}"
-                print(printable(f"{whole}: {text[:40]!r}..."), file=sys.stderr)
+                _say_cut(text, len(encoding.ids) + 2, length)
             row = [ids[CLIP_START], *encoding.ids[: length - 2], ids[CLIP_END]]
             rows.append(row + [ids[pad]] * (length - len(row)))
         return rows
