@@ -14,7 +14,7 @@ LAYERS = (
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),
     ("diffusion", "networks", "video_io", "checkpoint", "sharding", "pretrained"),
-    ("latents",),
+    ("clip_shards", "latents"),
     ("causal_latents",),
     ("codec",),
     ("data", "conditions"),

@@ -1,6 +1,7 @@
 """Commands on data sets.
 
 ``python -m vdm_jax.data check DIR``: check a folder of videos, or of latents.
+``python -m vdm_jax.data prepare SRC --out=DIR``: decode and resize its clips once.
 ``python -m vdm_jax.data latents``: encode the clips of a data set once.
 ``python -m vdm_jax.data sprites``: draw the data source sprites.
 """
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax import config_files, runtime, settings
-from vdm_jax.data import check, check_latents, encode, sprite_sheet, stored_latents
+from vdm_jax.data import (
+    check,
+    check_latents,
+    encode,
+    prepare,
+    sprite_sheet,
+    stored_latents,
+)
 from vdm_jax.errors import UserError
 
 # Short names of fields of the config.
@@ -35,7 +43,7 @@ RETIRED_FLAGS = {
 def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     """Return the config of a command line, and its other flags. Raises UserError.
 
-    The config is that of `check` or `latents`; `sprites` has none.
+    The config is that of `check`, `prepare` or `latents`; `sprites` has none.
     """
     summary = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -57,6 +65,9 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         help="contact sheet to write (an existing file is replaced)",
     )  # fmt: skip
     add("--json", action="store_true", help="print JSON instead")
+    prepare.add_arguments(
+        commands.add_parser("prepare", help=prepare.__doc__, epilog=short)
+    )
     sprite_sheet.add_arguments(
         commands.add_parser("sprites", help=sprite_sheet.__doc__)
     )
@@ -80,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         config, flags = parse(sys.argv[1:] if arguments is None else arguments)
         if flags.command == "sprites":
             print(sprite_sheet.run(flags))
+        elif flags.command == "prepare":
+            print(prepare.run(config, flags))
         elif flags.command == "latents":
             print(encode.run(config, flags))
         elif stored_latents.is_stored(folder := str(flags.dir or config.data.path)):

@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -147,12 +146,18 @@ def split_files(
         return tuple(files), ()
     if len(files) == 1:
         return _split_in_time(files[0], fraction, clip)
-    hashes = sorted(_hash(file.name) for file in files)
+    names = held_out_names([file.name for file in files], fraction)
+    train = tuple(file for file in files if file.name not in names)
+    return train, tuple(file for file in files if file.name in names)
+
+
+def held_out_names(names: Sequence[str], fraction: float) -> frozenset[str]:
+    """Return those of two or more different names that `split_files` holds out."""
+    hashes = sorted(map(_hash, names))
     number = sum(value < fraction for value in hashes)
-    most = min(math.ceil(2 * fraction * len(files)), len(files) - 1)
+    most = min(math.ceil(2 * fraction * len(names)), len(names) - 1)
     highest = hashes[min(max(number, 1), most) - 1]
-    train = tuple(file for file in files if _hash(file.name) > highest)
-    return train, tuple(file for file in files if _hash(file.name) <= highest)
+    return frozenset(name for name in names if _hash(name) <= highest)
 
 
 def _hash(name: str) -> float:
@@ -179,7 +184,5 @@ def clip_ranges(file: VideoFile, clip: FrameSelection) -> list[tuple[int, int]]:
 
     Each range is about one clip long. It is one item of the data set.
     """
-    num_starts = clip.num_starts(file.segment)
-    number = -(-num_starts // clip.span(file.segment))
-    edges = [file.start + num_starts * i // number for i in range(number + 1)]
-    return list(itertools.pairwise(edges))
+    ranges = clip.start_ranges(file.segment)
+    return [(file.start + low, file.start + high) for low, high in ranges]

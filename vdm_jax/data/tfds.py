@@ -7,21 +7,19 @@ Most data sets need tensorflow to be prepared, once, on any machine:
 """
 
 import dataclasses
-import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vdm_jax import video_io
-from vdm_jax.data import tfds_files
+from vdm_jax.data import prepared, tfds_files
 from vdm_jax.data.clip_shape import ClipShape
+from vdm_jax.data.prepared import Prepared
 from vdm_jax.data.source import BadClip, Clip, mentions_left_or_right
 from vdm_jax.data.tfds_files import ExampleLayout, Records
 from vdm_jax.errors import UserError
 from vdm_jax.files import read_json
-from vdm_jax.video_io import images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,44 +82,42 @@ class Tfds:
         numbers += int(rng.integers(number - span + 1))
         if frames == 1:
             numbers = numbers[[rng.integers(len(numbers))]]
-        video = _select_frames(name, stored, numbers)
+        video = tfds_files.select_frames(name, stored, numbers)
         if video_io.is_flat(video):
             raise BadClip(name, "constant")
         video = shape.crop_frames(video_io.resize(video, shape.size), rng)
         return shape.make_clip(video, captions, label, rng)
 
 
-def _select_frames(name: str, stored: Any, numbers: np.ndarray) -> np.ndarray:
-    """Return frames of a stored video, uint8 [f, h, w, 3], at their original size."""
-    if isinstance(stored, np.ndarray):
-        video = stored[numbers]
-        if video.shape[-1] not in (1, 3, 4) or not video.size:
-            raise BadClip(name, f"a tensor {stored.shape}: 1, 3 or 4 channels")
-        return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
-    try:
-        frames = [images.read_image(io.BytesIO(stored[i])) for i in numbers]
-    except video_io.BadVideo as error:
-        raise BadClip(name, error.reason) from error
-    if len({frame.shape for frame in frames}) > 1:
-        raise BadClip(name, "its frames differ in size")
-    return np.stack(frames)
-
-
-def open_tfds(config) -> Tfds:
+def open_tfds(config) -> Tfds | Prepared:
     """Open the data set config.data.tfds_name in the folder config.data.path.
+
+    Without a name the path may be a folder of `data.prepared`.
 
     Raises:
       UserError: not prepared, corrupt, in another file format, or without a video.
     """
     data = config.data
+    if not data.tfds_name and prepared.is_prepared(data.path):
+        return prepared.open_prepared(config)
+    directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
     shape = ClipShape.from_config(config)
+    return open_directory(directory, chosen, data.validation_fraction, shape)
+
+
+def open_directory(
+    directory: Path, chosen: str, fraction: float, shape: ClipShape
+) -> Tfds:
+    """Open the directory of a data set. Raises UserError as `open_tfds`.
+
+    chosen: the feature of the video; "" if there is one. fraction: that is held out.
+    """
     if shape.fps:
         raise UserError(
             "config.data.target_fps: examples of TFDS have no frame rate: set it to 0"
         )
-    directory, chosen = tfds_files.find_dataset(data.tfds_name, data.path)
     try:
-        return _open(directory, chosen, data.validation_fraction, shape)
+        return _open(directory, chosen, fraction, shape)
     except (
         ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError,
         ValueError,

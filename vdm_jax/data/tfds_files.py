@@ -7,6 +7,7 @@ TensorFlow: lists of numbers or bytes under the path of each feature.
 """
 
 import dataclasses
+import io
 import os
 import re
 import zlib
@@ -18,9 +19,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vdm_jax import video_io
 from vdm_jax.data.source import BadClip
 from vdm_jax.errors import UserError
 from vdm_jax.files import CorruptFile, read_text, user_path
+from vdm_jax.video_io import images
 
 NAME = re.compile(r"(\w+(?:/\w+)?)(?::(\d+\.\d+\.\d+))?(?:@([\w/]+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -45,8 +48,7 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
             f"config.data.tfds_name={name!r}: NAME[/CONFIG][:VERSION][@FEATURE]"
         )
     name, version, feature = match.groups(default="")
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = user_path(data_dir or default, "TFDS_DATA_DIR")
+    root = data_dir_path(data_dir)
     prepared = [path.parent for path in (root / name).glob("**/dataset_info.json")]
     versions = {
         tuple(map(int, path.name.split("."))): path
@@ -67,6 +69,12 @@ def find_dataset(name: str, data_dir: str) -> tuple[Path, str]:
     )
 
 
+def data_dir_path(data_dir: str) -> Path:
+    """Return the folder of all data sets; "" is $TFDS_DATA_DIR or the one of TFDS."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return user_path(data_dir or default, "TFDS_DATA_DIR")
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """The training or the held-out records, in the files of one split.
@@ -81,28 +89,39 @@ class Records:
     files: tuple[str, ...]
     ends: np.ndarray
 
+    def place(self, item: int) -> tuple[str, str, int]:
+        """Return the name of a record, its file, and its number in it."""
+        key = int(self.index[item])
+        file = int(np.searchsorted(self.ends, key, side="right"))
+        number = key - int(self.ends[file - 1] if file else 0)
+        return (
+            f"{Path(self.files[file]).name} record {number}",
+            self.files[file],
+            number,
+        )
+
     def read(self, item: int) -> tuple[str, bytes]:
         """Return the name and the bytes of a record.
 
         Raises BadClip if its checksum is wrong.
         """
-        key = int(self.index[item])
-        file = int(np.searchsorted(self.ends, key, side="right"))
-        first = self.ends[file - 1] if file else 0
-        name = f"{Path(self.files[file]).name} record {key - first}"
+        name, *_ = self.place(item)
         try:
-            return name, self.records[key]
+            return name, self.records[int(self.index[item])]
         except RuntimeError as error:  # from the array_record reader
             raise BadClip(name, str(error).split(";")[0].split(" (")[0]) from error
 
 
-def _open_split(info: dict, split: dict, directory: Path) -> Records:
-    """Return all records of a split, whose files have the names that TFDS gives."""
+def open_split(info: dict, split: dict, directory: Path) -> Records:
+    """Return all records of a split, whose files have the names that TFDS gives.
+
+    Raises CorruptFile, or an error of the files, if they are not as info says.
+    """
     lengths = list(map(int, split["shardLengths"]))
     stem = f"{info['name']}-{split['name']}.array_record"
     names = (f"{stem}-{i:05}-of-{len(lengths):05}" for i in range(len(lengths)))
     paths = tuple(str(directory / name) for name in names)
-    records = ArrayRecordDataSource(paths)
+    records: Any = ArrayRecordDataSource(paths) if paths else ()
     if len(records) != sum(lengths):
         raise CorruptFile(f"{sum(lengths)} records in {stem}, not {len(records)}")
     return Records(records, np.arange(len(records)), paths, np.cumsum(lengths))
@@ -118,10 +137,10 @@ def split_records(
     """
     splits = {split["name"]: split for split in info["splits"]}
     train = "train" if "train" in splits else list(splits)[0]
-    part = _open_split(info, splits[train], directory)
+    part = open_split(info, splits[train], directory)
     for name in ("validation", "test"):
         if name in splits and name != train:
-            return part, _open_split(info, splits[name], directory)
+            return part, open_split(info, splits[name], directory)
     period = max(round(1 / fraction), 2) if fraction else len(part.index) + 1
     mask = part.index % period == period - 1
     replace = dataclasses.replace
@@ -234,3 +253,22 @@ def _decode_tensor(features: dict, path: str, tensor: dict) -> np.ndarray:
     (content,) = features[path].bytes_list.value
     content = zlib.decompress(content) if encoding == "zlib" else content
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def select_frames(name: str, stored: Any, numbers: np.ndarray) -> np.ndarray:
+    """Return frames of a stored video, uint8 [f, h, w, 3], at their original size.
+
+    Raises BadClip.
+    """
+    if isinstance(stored, np.ndarray):
+        video = stored[numbers]
+        if video.shape[-1] not in (1, 3, 4) or not video.size:
+            raise BadClip(name, f"a tensor {stored.shape}: 1, 3 or 4 channels")
+        return np.broadcast_to(video[..., :3], (*video.shape[:3], 3))
+    try:
+        frames = [images.read_image(io.BytesIO(stored[i])) for i in numbers]
+    except video_io.BadVideo as error:
+        raise BadClip(name, error.reason) from error
+    if len({frame.shape for frame in frames}) > 1:
+        raise BadClip(name, "its frames differ in size")
+    return np.stack(frames)

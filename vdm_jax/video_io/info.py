@@ -5,6 +5,7 @@ every ``stride``-th frame, or the frames nearest in time to a target rate.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,32 @@ class FrameSelection:
         after = np.searchsorted(times, targets).clip(1, info.frames - 1)
         closer_before = targets - times[after - 1] <= times[after] - targets
         return after - closer_before
+
+    def start_ranges(self, info: VideoInfo) -> list[tuple[int, int]]:
+        """Return ranges [low, high) of first frames that cover all starts once.
+
+        Each range is about one clip long. Raises as `num_starts`.
+        """
+        num_starts = self.num_starts(info)
+        number = -(-num_starts // self.span(info))
+        edges = [num_starts * i // number for i in range(number + 1)]
+        return list(itertools.pairwise(edges))
+
+    def range_numbers(self, info: VideoInfo, low: int, high: int) -> np.ndarray:
+        """Return frame numbers int64 [n] of the clips that start in low .. high - 1.
+
+        They are selected as those of one clip that starts at ``low``; n is at least
+        ``frames``. If a clip uses every frame, each of its starts is among them.
+        """
+        end = int(self.frame_numbers(info, high - 1)[-1])
+        if rate := self._time_rate(info):
+            # As in `num_starts`, half a frame more.
+            seconds = info.times[end] - info.times[low] + 0.5 / (info.fps or rate)
+            number = 1 + int(seconds * rate)
+        else:
+            number = 1 + (end - low) // self.stride
+        longer = dataclasses.replace(self, frames=max(number, self.frames))
+        return longer.frame_numbers(info, low)
 
     def describe(self, info: VideoInfo) -> str:
         """Describe in words which frames of a video make a clip."""
