@@ -64,12 +64,6 @@ CASES: dict[str, tuple[str, ...]] = {
         )
         for topology in ("v5e:4x4", "v5p:2x2x4")
     },
-    "imagen_video ssr3 half a clip": (
-        SSR3,
-        "--topology=v5e:16x16",
-        "--mesh=fsdp=256",
-        "--batch_per_chip=0.5",
-    ),
     "imagen_video ssr3 sampled": (
         *SSR3_SAMPLED,
         "--topology=v5e:4x4",
