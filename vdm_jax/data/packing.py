@@ -155,7 +155,8 @@ class LoadBuffers:
             first, count = plan.row.index(row), plan.row.count(row)
             position = number * count + i - first
             load = self.loads[row]
-            index = int(self.items[row][position])
+            index = self.items[row][position]
+            assert index is not None  # none is left out
             clips.append(load.clip(position, row, index, load.frames))
         # A place without a video repeats the conditions of another.
         filled = [*clips, *[clips[0]] * (plan.places - len(clips))]
