@@ -42,6 +42,7 @@ def captions(monkeypatch):
     monkeypatch.setattr(train, "open_caption_embeddings", lambda *args: PooledTokens())
 
 
+@pytest.mark.slow  # two programs; the streams are in tests/data/test_mixed_sizes.py
 @needs_pictures
 def test_a_run_trains_and_resumes(tmp_path, captions, capsys):
     """The resumed run has the parameters of one that was not stopped, bit for bit."""
