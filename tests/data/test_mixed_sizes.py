@@ -62,10 +62,11 @@ def test_the_stream_is_resumed_and_shared():
 
 
 def test_a_stream_of_one_size_or_of_buffers_has_one_config():
-    for value in (packed_config(), packed_config()):
-        assert mixed_sizes.in_turn(value) == [value]
-        del value["mixed_sizes"]
-        assert mixed_sizes.in_turn(value) == [value]
+    packed, plain = packed_config(), packed_config()
+    del plain["mixed_sizes"]
+    for value in (packed, plain):
+        assert len(mixed_sizes.in_turn(value)) == 1
+    assert len(mixed_sizes.in_turn(config())) == 3
 
 
 def test_clips_of_a_batch():
@@ -94,4 +95,4 @@ def test_pictures_with_fewer_labels_are_refused():
     sources = [Sized(row) for row in SIZES]
     object.__setattr__(sources[1], "label_vocabulary", ())
     with pytest.raises(UserError, match="other labels than its pictures"):
-        mixed_sizes.train_batches(config(), sources)
+        mixed_sizes.check_sources(config(), sources)

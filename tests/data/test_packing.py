@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import dit
 from tests.data.numbered import Numbered, assert_same, take
-from vdm_jax.data import packing
+from vdm_jax.data import mixed_sizes, packing
 from vdm_jax.errors import UserError
 from vdm_jax.networks.packing import num_tokens, unpack
 
@@ -165,7 +165,28 @@ def test_pictures_with_fewer_labels_are_refused():
     sources = [Sized(row) for row in SIZES]
     object.__setattr__(sources[1], "label_vocabulary", ())
     with pytest.raises(UserError, match="other labels than its pictures"):
-        packing.train_batches(config(), sources)
+        mixed_sizes.check_sources(config(), sources)
     open_labels = config(data__label_vocabulary=())
     batch = take(packing.train_batches(open_labels, sources), 1)[0]
     assert "label" not in batch and batch["caption"].shape == (2, 3)
+
+
+def test_latents_of_two_dtypes_are_refused():
+    sources = [Sized(row) for row in SIZES]
+    object.__setattr__(sources[0], "dtype", np.dtype("float32"))
+    object.__setattr__(sources[1], "dtype", np.dtype("float16"))
+    with pytest.raises(UserError, match="latents in float16 and float32"):
+        mixed_sizes.check_sources(config(), sources[:2])
+
+
+def test_fewer_clips_than_a_batch_has_are_refused():
+    """The same clip would be in a batch twice."""
+    sources = [Sized(row, items=2) for row in SIZES]
+    with pytest.raises(UserError, match="2 clips for training.*mixed_sizes.rows=3"):
+        packing.train_batches(config(), sources)
+
+
+def test_large_seeds_are_seeds():
+    value = config()
+    value.seed = 2**32 - 1
+    assert len(take(batches(value), 1)) == 1

@@ -152,10 +152,13 @@ def test_a_run_trains_resumes_and_samples_another_size(tmp_path, monkeypatch):
     sizes = (4, 32, 32, 2), (2, 32, 48, 1), (1, 48, 32, 1)
     config.mixed_sizes = dict(rows=sizes, buffer_tokens=128)
     config.train.update(steps=2, checkpoint_every=1, eval_every=2)
+    config.train.update(end_lr_fraction=1.0, optimizer="adam")
     train.train(config, tmp_path / "run")
     config.train.steps = 4
+    whole = train.train(config, tmp_path / "whole")
     state = train.train(config, tmp_path / "run")
     assert int(state.step) == 4 and int(state.skipped) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
     wide = build.build_model(build.at_size(config, (32, 48)))
     videos = sampling.sample(wide, state.eval_params, 1, sampling.Settings(steps=2))
     assert videos.shape == (1, 4, 32, 48, 3) and np.isfinite(videos).all()

@@ -56,21 +56,28 @@ def open_source(config) -> Source:
     return getattr(importlib.import_module(f"vdm_jax.data.{module}"), function)(config)
 
 
-def open_sizes(config) -> list[Source]:
-    """Open the data set once for each size of config.mixed_sizes.rows.
+def open_sizes(config, source: Source) -> list[Source]:
+    """Return the data set at each size of config.mixed_sizes.rows, or at its only one.
 
-    Raises UserError.
+    source: the data set at the first of them.
+
+    Raises:
+      UserError: one cannot be opened, or they do not fit each other.
     """
-    return [
-        open_source(mixed_sizes.at_size(config, row)) for row in config.mixed_sizes.rows
-    ]
+    if "mixed_sizes" not in config:
+        return [source]
+    _, *others = config.mixed_sizes.rows
+    opened = [open_source(mixed_sizes.at_size(config, row)) for row in others]
+    mixed_sizes.check_sources(config, [source, *opened])
+    return [source, *opened]
 
 
 def train_batches(
-    config, source: Source, rows: Sequence[Sequence[int]] | None = None
+    config, sources: Sequence[Source], rows: Sequence[Sequence[int]] | None = None
 ) -> pipeline.Batches:
-    """Return an iterator of batches: of `source`, or of all sizes of a config.
+    """Return an iterator of batches of a data set.
 
+    sources: of `open_sizes`.
     rows: of each batch that takes turns (`mixed_sizes.in_turn`), those that this
       process loads; None: all.
 
@@ -78,10 +85,10 @@ def train_batches(
     """
     own = rows[0] if rows else None
     if "mixed_sizes" not in config:
-        return pipeline.train_batches(config, source, own)
+        return pipeline.train_batches(config, sources[0], own)
     if config.mixed_sizes.buffer_tokens:
-        return packing.train_batches(config, open_sizes(config), own)
-    return mixed_sizes.train_batches(config, open_sizes(config), rows)
+        return packing.train_batches(config, sources, own)
+    return mixed_sizes.train_batches(config, sources, rows)
 
 
 def open_videos(config) -> Source:

@@ -115,13 +115,19 @@ def check(config: Any) -> None:
         )
 
 
-def check_labels(config: Any, sources: Sequence[Source]) -> None:
-    """Raise UserError for labels that differ among the sources of the sizes."""
+def check_sources(config: Any, sources: Sequence[Source]) -> None:
+    """Raise UserError for sources of the sizes that differ in labels or in dtype."""
     vocabularies = {source.split(False).label_vocabulary for source in sources}
     if config.data.label_vocabulary and len(vocabularies) > 1:
         raise UserError(
             f"config.mixed_sizes with labels: clips of {sources[0].name} have other "
             "labels than its pictures: train on texts, or on clips alone"
+        )
+    dtypes = {str(getattr(source, "dtype", "")) for source in sources}
+    if len(dtypes) > 1:
+        raise UserError(
+            f"{config.data.latents_dir} has latents in {' and '.join(sorted(dtypes))}: "
+            "write those of all sizes with one --dtype"
         )
 
 
@@ -149,9 +155,8 @@ def train_batches(
     rows: of the batches of each size, those that this process loads; None: all.
 
     Raises:
-      UserError: as `in_turn`, `check_labels` and `pipeline.train_batches`.
+      UserError: as `in_turn` and `pipeline.train_batches`.
     """
-    check_labels(config, sources)
     configs = in_turn(config)
     rows = rows or [None] * len(configs)
     batches = [

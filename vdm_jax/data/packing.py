@@ -199,7 +199,6 @@ def train_batches(
         make labels wrong; and (from `next`) too many unusable clips.
     """
     plan, data = layout(config), config.data
-    mixed_sizes.check_labels(config, sources)
     loads, items = [], []
     for row, source in enumerate(source.split(False) for source in sources):
         pipeline.check_flip(config, source)

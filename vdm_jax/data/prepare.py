@@ -34,7 +34,7 @@ from vdm_jax.files import cache_folder, make_folder, user_path, write_json
 
 SHARD_BYTES = 256 << 20  # of the files of SRC
 MIN_SHARDS, MAX_SHARDS = 16, 512  # so that processes share the work; open files
-RESULTS = ("path", "result")  # entries of the manifest that say not what to prepare
+NOT_COMPARED = ("path", "result")  # entries of the manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -217,7 +217,9 @@ def start(out: Path, manifest: dict[str, Any]) -> None:
         return
     stored = prepared.read_manifest(out)
     before, now = (
-        dict(agreement.flatten({n: v for n, v in each.items() if n not in RESULTS}))
+        dict(
+            agreement.flatten({n: v for n, v in each.items() if n not in NOT_COMPARED})
+        )
         for each in (stored, manifest)
     )
     for name, a, b in agreement.differences(before, now):

@@ -7,6 +7,8 @@ is dropped for classifier-free guidance is therefore a null value or a false mas
 array, never a None.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -38,21 +40,19 @@ class Packing:
         return jax.vmap(lambda rows, i: rows[i])(values, index)
 
     def to_videos(self, values: jax.Array, frames: int = 0) -> jax.Array:
-        """Return the value of each video's first token: [b, n] -> [b, s].
+        """Return the value that the tokens of each video have: [b, n] -> [b, s].
 
-        frames: where it is not 0, that of each frame's first token: [b, s, frames].
-        Videos and frames that are not there have some token's.
+        frames: where it is not 0, that of each frame's tokens: [b, s, frames]. Videos
+        and frames that are not there have 0.
         """
-        videos = jnp.arange(1, self.frames.shape[1] + 1)[None, :, None]
-        is_own = self.segments[:, None] == videos
+        shape = (*self.frames.shape, frames) if frames else self.frames.shape
+        places, index = math.prod(shape[1:]), self.segments - 1
         if frames:
-            is_frame = (
-                self.positions[:, None, :, 0] == jnp.arange(frames)[None, :, None]
-            )
-            is_own = is_own[:, :, None] & is_frame[:, None]
-        first = jnp.argmax(is_own, axis=-1)
-        own = jnp.take_along_axis(values, first.reshape(len(values), -1), axis=1)
-        return own.reshape(first.shape)
+            index = index * frames + self.positions[..., 0]
+        index = jnp.where(self.segments > 0, index, places)  # that is dropped
+        empty = jnp.zeros((len(values), places), values.dtype)
+        fill = jax.vmap(lambda row, i, own: row.at[i].set(own, mode="drop"))
+        return fill(empty, index, values).reshape(shape)
 
 
 @struct.dataclass

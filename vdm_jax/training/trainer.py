@@ -41,6 +41,7 @@ class Trainer:
       init_params: key -> new parameters; by default those of the model.
 
     Attributes:
+      sources: the data set at each size that is trained on; the first is `source`.
       abstract_state: a TrainState of shapes with shardings.
       batch_shapes: of each size of batches that take turns (one but with
         mixed_sizes.buffer_tokens=0), name -> shape of the arrays over all processes.
@@ -63,6 +64,7 @@ class Trainer:
     ):
         self.config, self.model, self.mesh = config, model, mesh
         self.source, self.captions = source, captions
+        self.sources = data.open_sizes(config, source)
         self._initializer = Initializer(init_params or model.init_params)
         self.batch_shapes = batch_shapes(config, model, source, mesh, captions)
         clips = [next(iter(shapes.values())) for shapes in self.batch_shapes]
@@ -119,8 +121,7 @@ class Trainer:
         """Open a run of this model; `training.run.open_run` has the arguments."""
         fingerprint = pipeline.fingerprint(config, self.source)
         if "mixed_sizes" in config:
-            sources = data.open_sizes(config)
-            digests = (pipeline.identity(source)["digest"] for source in sources)
+            digests = (pipeline.identity(source)["digest"] for source in self.sources)
             fingerprint["sizes"] = ", ".join(digests)
         if self.captions is not None:
             # It identifies the captions and the weights of their encoder.
@@ -155,7 +156,7 @@ class Trainer:
           As `train_loop` and `OpenRun.resume`.
         """
         config = run.config
-        batches = data.train_batches(config, self.source, self.rows)
+        batches = data.train_batches(config, self.sources, self.rows)
         with contextlib.closing(batches):
             state = run.resume(self.abstract_state, init, batches)
             done, num_steps = int(state.step), config.train.steps
