@@ -4,7 +4,9 @@ import dataclasses
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,13 @@ from vdm_jax.codec import Codec, Patch
 from vdm_jax.conditions.clean_frames import CleanFrames
 from vdm_jax.diffusion import process, samplers
 from vdm_jax.errors import UserError
-from vdm_jax.sampling import Observation, Run, SamplingInputs, Settings
+from vdm_jax.sampling import (
+    Observation,
+    Run,
+    SamplingInputs,
+    Settings,
+    observations,
+)
 from vdm_jax.sampling.given_frames import encode_strength
 
 FRAMES, SETTINGS = SHAPE[0], Settings(sampler="ddim", steps=3, batch_size=4)
@@ -239,6 +247,32 @@ def test_blocks_do_not_divide_a_frame_of_z():
     inputs = SamplingInputs(observation=observe(13, [0]))
     with pytest.raises(UserError, match="overlap_frames=2: 2k [+] 1 frames .*, as 1$"):
         sampling.extend_in_blocks(model, PARAMS, 1, SETTINGS, inputs, overlap_frames=2)
+
+
+def test_a_part_of_a_frame_of_z_is_refused_in_blocks_too():
+    model = given_model(codec=CausalLossy(), video_shape=(5, *SHAPE[1:]))
+    inputs = SamplingInputs(observation=observe(13, [0, 1]))
+    with pytest.raises(UserError, match="frame 1 is given without the others"):
+        sampling.extend_in_blocks(model, PARAMS, 1, SETTINGS, inputs)
+
+
+@pytest.mark.parametrize("end", ["backward", "loop"])
+def test_a_causal_codec_is_not_given_frames_of_a_clip_at_the_end(end):
+    model = given_model(codec=CausalLossy(), video_shape=(5, *SHAPE[1:]))
+    output: Any = types.SimpleNamespace(model=model)
+    with pytest.raises(UserError, match="no whole latents .* at the end"):
+        observations.extend(output, "clip.mp4", **{end: True})
+
+
+def test_nothing_is_encoded_where_nothing_is_given():
+    class NoEncoder(CausalLossy):
+        def encode(self, video, params=None, key=None):
+            raise AssertionError("encoded")
+
+    model = given_model(codec=NoEncoder(), video_shape=(5, *SHAPE[1:]))
+    inputs = SamplingInputs(observation=observe(5))
+    videos = sampling.extend_in_blocks(model, PARAMS, 1, SETTINGS, inputs)
+    assert np.isfinite(videos).all()
 
 
 class Pairs(Codec):

@@ -130,7 +130,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except CorruptFile as error:
         raise UserError(f"{path} is {error}: {RULE}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): python -m vdm_jax.data latents "
+            "writes it"
+        ) from error
     return manifest
 
 

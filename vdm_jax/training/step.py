@@ -70,10 +70,7 @@ def draw_times(
     """Draw the time of each clip [b], or in packed buffers of each token [b, n]."""
     if (packing := cond.get("packing")) is None:
         return schedule.training_times(key, x.shape[0], x.dtype)
-    order_key, key = jax.random.split(key)
     t = schedule.training_times(key, packing.frames.size, x.dtype)
-    # They are stratified, and each place has videos of one size in all batches.
-    t = jax.random.permutation(order_key, t)
     return packing.to_tokens(t.reshape(packing.frames.shape))
 
 
