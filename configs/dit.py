@@ -22,11 +22,8 @@ attentions in each block (Latte, arXiv:2401.03048). `:pictures` and `:packed` re
 stored latents, in packed buffers (NaViT, arXiv:2307.06304). A picture has an eighth of
 a clip's tokens: objects are learned from pictures, and then how they move.
 `:unet_pictures` and `:unet` train the space-time U-Net on the same latents for as many
-FLOPs, in batches of one size. `:smoke` takes seconds and has no autoencoder.
-
-An update of `:pictures` and of `:packed` takes .6 seconds of one core. Patches of 4x4
-latents and 3.1 million parameters saw four times as many pictures in the same time, and
-had learned less of them. Result: not run to the end.
+FLOPs, in batches of one size. `:smoke` takes seconds and has no autoencoder. Result:
+not run to the end.
 """
 
 from ml_collections import ConfigDict

@@ -33,7 +33,10 @@ SPATIAL = {
     "text_small tokens 32x32": (24, 1024, 257, 256, 4, 1),
     "ucf101 32x32": (24, 1024, 1024, 512, 8, 1),
     "ucf101 8x8": (24, 64, 64, 2048, 32, 1),
-    "imagen video base 12x24": (16, 288, 288, 1536, 24, 1),
+    "ucf101 16x16": (24, 256, 256, 1024, 16, 1),
+    "imagen video base 24x40": (24, 960, 960, 768, 12, 1),
+    "imagen video base 12x20": (24, 240, 240, 1536, 24, 1),
+    "imagen video base tokens 24x40": (24, 960, 128, 768, 12, 1),
     "stable diffusion 64x64": (2, 4096, 4096, 320, 8, 1),
     "stable diffusion 32x32": (2, 1024, 1024, 640, 8, 1),
     "stable diffusion 16x16": (2, 256, 256, 1280, 8, 1),
@@ -46,7 +49,12 @@ TEMPORAL = {
     "text_small 8x8": (24, 64, 1024, 16, "shaw"),
     "ucf101 32x32": (24, 1024, 512, 8, "shaw"),
     "ucf101 8x8": (24, 64, 2048, 32, "shaw"),
-    "imagen video base 24x48": (16, 1152, 768, 12, "shaw"),
+    "text_small 16x16": (24, 256, 512, 8, "shaw"),
+    "ucf101 16x16": (24, 256, 1024, 16, "shaw"),
+    "imagen video base 24x40": (24, 960, 768, 12, "bias"),
+    "imagen video base 12x20": (24, 240, 1536, 24, "bias"),
+    "imagen video base 6x10": (24, 60, 2304, 36, "bias"),
+    "imagen video base 3x5": (24, 15, 3072, 48, "bias"),
     "t5's bias 32x32": (24, 1024, 256, 4, "bias"),
     "heads of 128": (24, 1024, 256, 2, "shaw"),
     "tune-a-video 64x64": (8, 4096, 320, 8, ""),
@@ -111,7 +119,9 @@ def main() -> None:
         return
     cases = [("spatial", n, spatial(*a)) for n, a in SPATIAL.items()]
     cases += [("temporal", n, temporal(*a)) for n, a in TEMPORAL.items()]
-    compiled = json.loads(FILE.read_text())["kernels"] if FILE.exists() else {}
+    known = {f"{kind} attention, {n}, {c}" for kind, n, _ in cases for c in CHIPS}
+    before = json.loads(FILE.read_text())["kernels"] if FILE.exists() else {}
+    compiled = {what: row for what, row in before.items() if what in known}
     for chip in args.chips.split(","):
         for kind, name, (fn, shapes) in cases:
             what = f"{kind} attention, {name}, {chip}"
