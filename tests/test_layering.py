@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("area_means", "files", "memory", "migration", "partition", "trees"),
-    ("npz", "storage", "cascade_file", "initialization"),
+    ("npz", "storage", "cascade_file", "child_process", "initialization"),
     ("buckets", "manifest", "shards"),
     ("runtime", "config_files", "scalars"),
     ("agreement", "settings"),

@@ -7,13 +7,12 @@ The function and the tasks can be pickled.
 import concurrent.futures
 import multiprocessing
 import multiprocessing.process
-import os
 import signal
-import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
+from vdm_jax.child_process import end_with_parent
 from vdm_jax.errors import UserError
 
 Task = TypeVar("Task")
@@ -77,12 +76,4 @@ ENGINES: dict[str, Callable[[int], Engine]] = {"local": LocalProcesses}
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait for the end of the parent process, then end this one with all threads."""
-    parent = multiprocessing.process.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()

@@ -5,15 +5,14 @@ import itertools
 import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
-import os
 import signal
-import threading
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 import grain
 import numpy as np
 
+from vdm_jax.child_process import end_with_parent
 from vdm_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -104,17 +103,10 @@ def _worker_main(
     dataset: grain.MapDataset[Batch], buffer: int, pipe: Connection
 ) -> None:
     """Send the batches of an infinite data set: the main function of a worker."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(ConnectionError):  # the parent closes the pipe to stop
         try:
             for batch in prefetch(dataset, 1, buffer):
                 pipe.send(batch)
         except UserError as error:
             pipe.send(error)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # also ends the other threads

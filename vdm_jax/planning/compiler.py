@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 
 from vdm_jax import files, sharding
+from vdm_jax.child_process import end_with_parent
 from vdm_jax.errors import UserError
 from vdm_jax.planning import hlo
 from vdm_jax.planning.programs import Work, make_programs
@@ -139,7 +139,7 @@ def _compile(work: Work, topology: Topology, index: int, folder: Path) -> None:
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)  # libtpu writes there, too
     os.dup2(log, 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     jax.config.update("jax_enable_compilation_cache", False)  # of it nothing is dumped
     try:
         devices = topology.devices()
@@ -158,14 +158,6 @@ def _compile(work: Work, topology: Topology, index: int, folder: Path) -> None:
         known = dataclasses.asdict(_compile_for_gpu(lowered, topology))
         write_cached(key, known)
         files.write_json(folder / RESULT, known)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however it did."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _compile_for_gpu(lowered: Any, topology: Topology) -> Compilation:
